@@ -1,0 +1,1 @@
+"""Content-addressed file store and transfer service for model weights."""

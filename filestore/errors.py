@@ -1,0 +1,303 @@
+"""Every error that this library raises on purpose.
+
+FilestoreError
+├── InvalidInput              what the caller gave cannot be right
+│   ├── InvalidDigest
+│   ├── InvalidName
+│   ├── InvalidReference
+│   ├── InvalidRange
+│   └── InvalidUrl
+├── InvalidContent            bytes that are not what they say
+│   ├── InvalidFrame
+│   ├── InvalidBatch
+│   ├── InvalidManifest
+│   └── DamagedChunk
+├── NotFound
+├── ChunksMissing
+├── LimitExceeded
+├── UnknownFormat
+├── Unauthorized
+├── SourceError               what is pushed
+│   ├── SourceUnreadable
+│   ├── SourceChanged
+│   └── SourceIsDirectory
+├── TargetError               where a fetch writes
+├── StorageError              the disk under a repository, a cache or a target
+│   └── StorageFull
+├── Busy
+└── TransferError          the way to a server
+    ├── Unreachable
+    ├── Stalled
+    ├── Interrupted
+    └── ServerError
+
+The arguments are the facts, in the order of the constructor; the message is built from them, and is one sentence:
+what happened, why, and what to do. `retryable` is decided where an error is born: the two rooms that retry (the HTTP
+client, an object store) ask nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+Fact = str | int | float
+
+
+class FilestoreError(Exception):
+    """The root of the tree. `args` hold the facts as JSON values, so that an error can cross the wire."""
+
+    retryable: ClassVar[bool] = False
+    sentence: ClassVar[str] = "{0}"
+
+    def __init__(self, *facts: Fact) -> None:
+        super().__init__(*facts)
+
+    def __str__(self) -> str:
+        return self.sentence.format(*self.args)
+
+
+class InvalidInput(FilestoreError):
+    """What the caller gave cannot be right."""
+
+
+class InvalidDigest(InvalidInput):
+    """A text or a byte string is no digest."""
+
+    sentence = "{0!r} is no digest: 64 lower-case hexadecimal digits are expected"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+
+
+class InvalidName(InvalidInput):
+    """A file's name cannot be kept."""
+
+    sentence = "the name {0!r} cannot be kept: {1}"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+
+
+class InvalidReference(InvalidInput):
+    """What should name a file names none."""
+
+    sentence = "{0!r} names no file: {1}"
+
+    def __init__(self, reference: str, reason: str) -> None:
+        super().__init__(reference, reason)
+
+
+class InvalidRange(InvalidInput):
+    """A range of bytes does not lie in the file."""
+
+    sentence = "the range {0!r} lies outside the file, which has {1} bytes"
+
+    def __init__(self, asked: str, size: int) -> None:
+        super().__init__(asked, size)
+        self.size = size
+
+
+class InvalidUrl(InvalidInput):
+    """A URL that names no repository."""
+
+    sentence = "{0!r} names no repository: {1}"
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+
+
+class InvalidContent(FilestoreError):
+    """Bytes that are not what they say."""
+
+
+class InvalidFrame(InvalidContent):
+    """A frame does not decode to the chunk that it is given for."""
+
+    sentence = "the frame of chunk {0} was refused: {1}"
+
+    def __init__(self, digest: str, reason: str) -> None:
+        super().__init__(digest, reason)
+        self.digest = digest
+        self.reason = reason
+
+
+class InvalidBatch(InvalidContent):
+    """A batch of frames whose own structure is broken."""
+
+    sentence = "the batch of frames was refused: {0}"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+class InvalidManifest(InvalidContent):
+    """Bytes that are no canonical manifest."""
+
+    sentence = "the manifest was refused: {0}"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+class DamagedChunk(InvalidContent):
+    """A kept frame no longer decodes to its digest."""
+
+    sentence = "chunk {0} is damaged in the repository: {1}; push the file that holds it again"
+
+    def __init__(self, digest: str, reason: str) -> None:
+        super().__init__(digest, reason)
+
+
+class NotFound(FilestoreError):
+    """Nothing is stored under a reference."""
+
+    sentence = "nothing is stored under {0!r}; `filestore ls` shows what is"
+
+    def __init__(self, reference: str) -> None:
+        super().__init__(reference)
+
+
+class ChunksMissing(FilestoreError):
+    """Chunks that a manifest names are not in the repository. `digests` holds them, 64 hex digits each."""
+
+    def __init__(self, *digests: str) -> None:
+        super().__init__(*digests)
+        self.digests = digests
+
+    def __str__(self) -> str:
+        return f"{len(self.digests)} chunks are not in the repository, the first is {self.digests[0]}; push the file again"
+
+
+class LimitExceeded(FilestoreError):
+    """Something is larger than a limit allows."""
+
+    sentence = "{0} is {1}, more than the limit of {2}"
+
+    def __init__(self, what: str, found: int, limit: int) -> None:
+        super().__init__(what, found, limit)
+
+
+class UnknownFormat(FilestoreError):
+    """A repository or a cache of a version that this program does not know."""
+
+    sentence = "{0} has format {1}, this program knows {2}; use the version of filestore that made it, or a newer one"
+
+    def __init__(self, where: str, found: str, known: str) -> None:
+        super().__init__(where, found, known)
+
+
+class Unauthorized(FilestoreError):
+    """No token, or one that the server does not know."""
+
+    sentence = "{0} refused the token; give the one that `filestore serve` printed, by --token or FILESTORE_TOKEN"
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+
+
+class SourceError(FilestoreError):
+    """What is pushed."""
+
+
+class SourceUnreadable(SourceError):
+    """A file that is pushed cannot be read."""
+
+    sentence = "{0} cannot be read: {1}"
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+
+
+class SourceChanged(SourceError):
+    """A file was written to while it was pushed."""
+
+    sentence = "{0} changed while it was pushed ({1}); nothing was recorded, push it again when nobody writes to it"
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+
+
+class SourceIsDirectory(SourceError):
+    """A directory was given where a file is expected."""
+
+    sentence = "{0} is a directory, and this version pushes single files only; push the files in it one by one"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+
+
+class TargetError(FilestoreError):
+    """A fetch cannot write where it was told to."""
+
+    sentence = "{0} cannot be written: {1}"
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+
+
+class StorageError(FilestoreError):
+    """The disk under a repository, a cache or a target failed."""
+
+    sentence = "{0} failed: {1}"
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+
+
+class StorageFull(StorageError):
+    """No space is left."""
+
+    sentence = "{0} is full: {1}; free some space and run the same command again, what is there already is not sent again"
+
+
+class Busy(FilestoreError):
+    """Another process holds what this one needs for longer than it waits."""
+
+    retryable = True
+    sentence = "{0} is busy: {1}; try again"
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+
+
+class TransferError(FilestoreError):
+    """The way to a server failed."""
+
+    retryable = True
+
+
+class Unreachable(TransferError):
+    """No connection could be made."""
+
+    sentence = "{0} cannot be reached: {1}; is `filestore serve` running there?"
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+
+
+class Stalled(TransferError):
+    """A peer moved no byte for too long."""
+
+    sentence = "{0} moved no byte for {1:g} seconds; run the same command again, what is there already is not sent again"
+
+    def __init__(self, url: str, seconds: float) -> None:
+        super().__init__(url, seconds)
+
+
+class Interrupted(TransferError):
+    """A connection was cut in the middle of an answer or a request."""
+
+    sentence = "{0} cut the connection: {1}; run the same command again, what is there already is not sent again"
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+
+
+class ServerError(TransferError):
+    """A server answered with a status that no other error stands for."""
+
+    sentence = "{0} answered {1}: {2}"
+
+    def __init__(self, url: str, status: int, detail: str) -> None:
+        super().__init__(url, status, detail)
+        self.status = status

@@ -1,0 +1,1 @@
+"""The way across a network: `server` and `client` meet only in `wire`."""

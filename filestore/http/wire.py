@@ -1,0 +1,133 @@
+"""Shapes that server and client share, without I/O. Normative text: `docs/http-api.md`.
+
+A *batch* is how frames travel in both directions, little-endian:
+
+    u32                          count
+    count x (32 bytes digest, u32 stored size)      stored size 0: the chunk is absent (answers only)
+    the frames, back to back, in the same order
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from filestore import errors
+from filestore.digest import DIGEST_SIZE, Buffer, Digest
+from filestore.manifest import CHUNK_LIMIT
+
+API = "/native/v1"
+BATCH_COUNT_LIMIT = 4096
+BATCH_LIMIT = 64 << 20
+"""Bytes of one batch, its header included."""
+DIGESTS_LIMIT = 65536
+"""Digests in one question."""
+FRAME_LIMIT = CHUNK_LIMIT + 8
+NAME_HEADER = "filestore-name"
+OCTETS = "application/octet-stream"
+PROBLEM = "application/problem+json"
+
+_COUNT = struct.Struct("<I")
+_ENTRY = struct.Struct(f"<{DIGEST_SIZE}sI")
+
+
+class BatchEntry(NamedTuple):
+    """One frame of a batch; `stored_size` is 0 where the chunk is absent."""
+
+    digest: Digest
+    stored_size: int
+
+
+def batch_header_size(count: int) -> int:
+    """Bytes of the header of a batch of `count` frames."""
+    return _COUNT.size + count * _ENTRY.size
+
+
+def encode_batch_header(entries: Sequence[BatchEntry]) -> bytes:
+    """The header; the frames follow it."""
+    return _COUNT.pack(len(entries)) + b"".join(_ENTRY.pack(*entry) for entry in entries)
+
+
+def decode_batch_count(raw: Buffer) -> int:
+    """How many frames a batch holds, from its first 4 bytes. Raises InvalidBatch."""
+    (count,) = _COUNT.unpack_from(raw)
+    if not count <= BATCH_COUNT_LIMIT:
+        raise errors.InvalidBatch(f"it says to hold {count} frames, allowed are {BATCH_COUNT_LIMIT}")
+    return int(count)
+
+
+def decode_batch_entries(raw: Buffer, *, absent_allowed: bool) -> list[BatchEntry]:
+    """The entries that follow the count. Raises InvalidBatch for an impossible size."""
+    entries = [BatchEntry(Digest(digest), size) for digest, size in _ENTRY.iter_unpack(raw)]
+    for entry in entries:
+        if entry.stored_size > FRAME_LIMIT or (entry.stored_size == 0 and not absent_allowed):
+            raise errors.InvalidBatch(f"the frame of chunk {entry.digest} says to have {entry.stored_size} bytes")
+    return entries
+
+
+class Problem(NamedTuple):
+    """An error on the wire: a status, and a problem document (RFC 9457)."""
+
+    status: int
+    document: dict[str, object]
+
+
+_STATUS: dict[type[errors.FilestoreError], int] = {
+    errors.InvalidInput: 400,
+    errors.InvalidRange: 416,
+    errors.InvalidContent: 422,
+    errors.DamagedChunk: 500,
+    errors.NotFound: 404,
+    errors.ChunksMissing: 409,
+    errors.LimitExceeded: 413,
+    errors.Unauthorized: 401,
+    errors.StorageFull: 507,
+    errors.Busy: 503,
+}
+
+
+def _slug(kind: type[errors.FilestoreError]) -> str:
+    return "urn:filestore:error:" + kind.__name__
+
+
+def _all_below(kind: type[errors.FilestoreError]) -> Iterable[type[errors.FilestoreError]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _all_below(below)
+
+
+_BY_SLUG = {_slug(kind): kind for kind in _all_below(errors.FilestoreError)}
+
+
+def encode_problem(error: errors.FilestoreError) -> Problem:
+    """Status and document of `error`; `detail` is the sentence that the SDK reads, `facts` what `decode_problem` needs."""
+    kind = type(error)
+    status = next((_STATUS[parent] for parent in kind.__mro__ if parent in _STATUS), 500)
+    return Problem(
+        status,
+        {
+            "type": _slug(kind),
+            "title": kind.__name__,
+            "status": status,
+            "detail": str(error),
+            "facts": list(error.args),
+        },
+    )
+
+
+def decode_problem(url: str, status: int, document: object) -> errors.FilestoreError:
+    """The error that a server's answer stands for; ServerError for what no error of ours made."""
+    if isinstance(document, dict):
+        kind = _BY_SLUG.get(str(document.get("type")))
+        facts = document.get("facts")
+        if kind is not None and isinstance(facts, list) and all(isinstance(fact, str | int | float) for fact in facts):
+            try:
+                error = kind(*facts)
+                str(error)
+            except (TypeError, IndexError, ValueError):
+                pass
+            else:
+                return error
+        return errors.ServerError(url, status, str(document.get("detail", "")))
+    return errors.ServerError(url, status, "no explanation")

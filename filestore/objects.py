@@ -1,0 +1,176 @@
+"""The values that go between rooms and that pipelines pass around: frozen, without I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+from filestore.digest import Buffer, Digest
+from filestore.errors import InvalidDigest, InvalidName, InvalidReference
+from filestore.layout import file_path, parse_file_path
+
+DEFAULT_NAMESPACE = "default"
+NAME_LIMIT = 255
+
+_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
+_FILE_ID = re.compile(r"file_[0-9a-f]{32}\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Kind(StrEnum):
+    """What a record stands for. The bytes of both are a file; a directory's are a zip."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+
+
+class Frame(NamedTuple):
+    """An encoded chunk on its way. `data` is a whole frame, its header included; who made it owns its memory."""
+
+    digest: Digest
+    data: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A file under a name. Times are microseconds since 1970 in UTC; `updated_at` orders records of one name."""
+
+    id: str
+    name: str
+    digest: Digest
+    size: int
+    kind: Kind
+    namespace: str
+    created_at: int
+    updated_at: int
+
+    @property
+    def path(self) -> str:
+        """`pipeline_files/ab/cd/<64 hex>/<name>`."""
+        return file_path(self.digest, self.name)
+
+    def as_json(self) -> dict[str, str | int]:
+        """The form in which records cross the wire and are printed; `record_from_json` is the inverse."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "digest": str(self.digest),
+            "path": self.path,
+            "size": self.size,
+            "kind": self.kind.value,
+            "namespace": self.namespace,
+            "created_at": _timestamp(self.created_at),
+            "updated_at": _timestamp(self.updated_at),
+        }
+
+
+def record_from_json(values: dict[str, str | int]) -> Record:
+    """The inverse of `Record.as_json`. Raises KeyError, TypeError or ValueError for anything else."""
+    return Record(
+        id=str(values["id"]),
+        name=checked_name(str(values["name"])),
+        digest=Digest.parse(str(values["digest"])),
+        size=int(values["size"]),
+        kind=Kind(str(values["kind"])),
+        namespace=checked_namespace(str(values["namespace"])),
+        created_at=_microseconds(str(values["created_at"])),
+        updated_at=_microseconds(str(values["updated_at"])),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """How a user names a stored file: exactly one of the four is given, or `digest` and `name` together (a path)."""
+
+    id: str | None = None
+    digest: Digest | None = None
+    name: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """An id, a digest, a path or a name, tried in this order. Raises InvalidReference."""
+        if _FILE_ID.match(text):
+            return cls(id=text)
+        try:
+            return cls(digest=Digest.parse(text))
+        except InvalidDigest:
+            pass
+        if "/" in text:
+            digest, name = parse_file_path(text)
+            return cls(digest=digest, name=name)
+        try:
+            return cls(name=checked_name(text))
+        except InvalidName as error:
+            raise InvalidReference(text, str(error)) from None
+
+    def __str__(self) -> str:
+        if self.digest is not None and self.name is not None:
+            return file_path(self.digest, self.name)
+        return str(self.id or self.digest or self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A stored file as pipelines pass it around, named by `path`, `id` or `digest`: exactly one of them.
+
+    >>> File("pipeline_files/ab/cd/<digest>/model.safetensors")
+    >>> File(id="file_0123...")
+
+    Raises InvalidReference when none or several are given, or what is given is malformed. Does no I/O.
+    """
+
+    path: str | None = None
+    id: str | None = None
+    digest: str | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.reference
+
+    @property
+    def reference(self) -> Reference:
+        """What a repository is asked for."""
+        given = [value for value in (self.path, self.id, self.digest) if value is not None]
+        if len(given) != 1:
+            raise InvalidReference(repr(given), "give exactly one of path, id and digest")
+        if self.path is not None:
+            digest, name = parse_file_path(str(self.path))
+            return Reference(digest=digest, name=checked_name(name))
+        reference = Reference.parse(given[0])
+        if (self.id is None) != (reference.id is None) or (self.digest is None) != (reference.digest is None):
+            raise InvalidReference(given[0], "an id is file_ and 32 hexadecimal digits, a digest 64 of them")
+        return reference
+
+
+def checked_name(name: str) -> str:
+    """`name`, if a file can be kept under it on any machine. Raises InvalidName."""
+    if not name or name in (".", ".."):
+        raise InvalidName(name, "it is empty, or stands for a folder")
+    if "/" in name or _CONTROL.search(name):
+        raise InvalidName(name, "it holds a slash or a control character")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidName(ascii(name), "it is not valid UTF-8") from None
+    if length > NAME_LIMIT:
+        raise InvalidName(name, f"it has {length} bytes, allowed are {NAME_LIMIT}")
+    return name
+
+
+def checked_namespace(namespace: str) -> str:
+    """`namespace`, if it is one. Raises InvalidName."""
+    if not _NAMESPACE.match(namespace):
+        raise InvalidName(namespace, "a namespace is 1 to 63 lower-case letters, digits, '-' and '_'")
+    return namespace
+
+
+def _timestamp(microseconds: int) -> str:
+    moment = datetime.fromtimestamp(microseconds // 1_000_000, UTC).replace(microsecond=microseconds % 1_000_000)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _microseconds(timestamp: str) -> int:
+    moment = datetime.fromisoformat(timestamp)
+    return int(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond
