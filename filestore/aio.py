@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +54,18 @@ async def _in_thread(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
             except asyncio.CancelledError:
                 continue
         raise
+
+
+def per_thread(make: Callable[[], T]) -> Callable[[], T]:
+    """A function that gives each thread an instance of its own: zstd contexts and scratch memory are not thread-safe."""
+    local = threading.local()
+
+    def instance() -> T:
+        if not hasattr(local, "instance"):
+            local.instance = make()
+        return cast("T", local.instance)
+
+    return instance
 
 
 class BufferPool:

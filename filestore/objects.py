@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -32,6 +33,22 @@ class Frame(NamedTuple):
 
     digest: Digest
     data: Buffer
+
+
+class Progress(NamedTuple):
+    """How far a push or a fetch is, in bytes."""
+
+    total: int
+    """Decoded bytes in all."""
+    done: int
+    """Decoded bytes that are dealt with."""
+    moved: int
+    """Encoded bytes of frames that went over the wire."""
+    shared: int
+    """Decoded bytes of `done` that did not have to move."""
+
+
+Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
