@@ -7,11 +7,11 @@ import mmap
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,26 +34,47 @@ async def in_cpu_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
     A cancelled call first waits for its thread, so that buffers are never reused under it.
     """
-    return await _in_thread(_cpu_pool(), lambda: function(*args, **kwargs))
+    return await in_thread(_cpu_pool(), function, *args, **kwargs)
 
 
 async def in_disk_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run calls that wait for a disk (open, write, fsync) in one of 16 threads; cancelled as `in_cpu_thread`."""
-    return await _in_thread(_disk_pool(), lambda: function(*args, **kwargs))
+    return await in_thread(_disk_pool(), function, *args, **kwargs)
 
 
-async def _in_thread(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-    future = pool.submit(call)
+async def in_thread(pool: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a call in a thread of `pool`; cancelled as `in_cpu_thread`."""
+    future = pool.submit(function, *args, **kwargs)
     waiting = asyncio.wrap_future(future)
     try:
         return await asyncio.shield(waiting)
     except asyncio.CancelledError:
+        # Seen, so that the loop does not report it as lost: the cancel is what counts.
+        waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         while not (future.cancel() or future.done()):
             try:
                 await asyncio.wait([waiting])
             except asyncio.CancelledError:
                 continue
         raise
+
+
+async def uninterrupted(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await the end of something even when cancelled meanwhile; the cancel is raised afterwards.
+
+    For what must not be left half done, such as a rollback, and takes no longer than a disk needs.
+    """
+    task = asyncio.get_running_loop().create_task(coroutine)
+    cancel = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancel = error
+    if cancel is not None:
+        task.exception()  # seen, so that the loop does not report it as lost
+        raise cancel
+    return task.result()
 
 
 def per_thread(make: Callable[[], T]) -> Callable[[], T]:
@@ -68,24 +89,45 @@ def per_thread(make: Callable[[], T]) -> Callable[[], T]:
     return instance
 
 
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """An `asyncio.TaskGroup` that raises the first failure itself, not a group that holds it."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as failures:
+        failure: BaseException = failures
+        while isinstance(failure, BaseExceptionGroup):
+            failure = failure.exceptions[0]
+        raise failure from failure.__cause__
+
+
 class BufferPool:
     """`count` page-aligned buffers of `size` bytes, made on first need and reused: fresh pages cost more than a copy."""
 
     def __init__(self, *, count: int, size: int) -> None:
-        self._free: deque[memoryview] = deque()
-        self._unmade = count
+        self._free: list[memoryview] = []
         self._size = size
         self._places = asyncio.Semaphore(count)
 
+    async def acquire(self) -> memoryview:
+        """A buffer, waiting for one where all are taken. Its content is what the last owner left."""
+        await self._places.acquire()
+        return self._free.pop() if self._free else memoryview(mmap.mmap(-1, self._size))
+
+    def release(self, buffer: memoryview) -> None:
+        """Give a buffer back; nobody may use it any more."""
+        self._free.append(buffer)
+        self._places.release()
+
     @asynccontextmanager
     async def take(self) -> AsyncIterator[memoryview]:
-        """A buffer, waiting for one where all are taken. Its content is what the last owner left."""
-        async with self._places:
-            buffer = self._free.pop() if self._free else memoryview(mmap.mmap(-1, self._size))
-            try:
-                yield buffer
-            finally:
-                self._free.append(buffer)
+        """`acquire`, then `release` at the end of the block."""
+        buffer = await self.acquire()
+        try:
+            yield buffer
+        finally:
+            self.release(buffer)
 
 
 class Budget:
@@ -122,7 +164,8 @@ class Budget:
             if turn.done() and not turn.cancelled():
                 self._release(size)
             else:
-                self._waiting.remove(place)
+                with suppress(ValueError):  # `_wake` has dropped it already if room was made in the same moment
+                    self._waiting.remove(place)
                 self._wake()
             raise
 

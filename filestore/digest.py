@@ -61,7 +61,8 @@ def manifest_digest(manifest: Buffer) -> Digest:
 
 def token_digest(token: str) -> Digest:
     """The form in which a token is kept; the token itself never is."""
-    return Digest(blake3(token.encode(), derive_key_context=_TOKEN_CONTEXT).digest())
+    # A header may hold any bytes: those that are no UTF-8 arrive as lone surrogates, and make an unknown token, not a failure.
+    return Digest(blake3(token.encode("utf-8", "surrogatepass"), derive_key_context=_TOKEN_CONTEXT).digest())
 
 
 def parse_digests(raw: Buffer) -> list[Digest]:

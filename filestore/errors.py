@@ -6,16 +6,19 @@ FilestoreError
 │   ├── InvalidName
 │   ├── InvalidReference
 │   ├── InvalidRange
-│   └── InvalidUrl
+│   ├── InvalidUrl
+│   └── InvalidSetting
 ├── InvalidContent            bytes that are not what they say
 │   ├── InvalidFrame
 │   ├── InvalidBatch
 │   ├── InvalidManifest
+│   ├── InvalidArchive
 │   └── DamagedChunk
 ├── NotFound
 ├── ChunksMissing
 ├── LimitExceeded
 ├── UnknownFormat
+├── MissingCompiledPart
 ├── Unauthorized
 ├── SourceError               what is pushed
 │   ├── SourceUnreadable
@@ -25,6 +28,8 @@ FilestoreError
 ├── StorageError              the disk under a repository, a cache or a target
 │   └── StorageFull
 ├── Busy
+├── AddressError              where a server listens
+│   └── AddressInUse
 └── TransferError          the way to a server
     ├── Unreachable
     ├── Stalled
@@ -38,15 +43,19 @@ client, an object store) ask nothing else.
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 Fact = str | int | float
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_RETRYABLE_STATUSES = (408, 429, 502, 503, 504)
 
 
 class FilestoreError(Exception):
     """The root of the tree. `args` hold the facts as JSON values, so that an error can cross the wire."""
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     sentence: ClassVar[str] = "{0}"
 
     def __init__(self, *facts: Fact) -> None:
@@ -106,6 +115,17 @@ class InvalidUrl(InvalidInput):
         super().__init__(url, reason)
 
 
+class InvalidSetting(InvalidInput):
+    """A setting has a value that cannot be used; `source` names where it stands. The value may be a secret."""
+
+    sentence = "{0} cannot be used: {1}"
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(source, reason)
+        self.source = source
+        self.reason = reason
+
+
 class InvalidContent(FilestoreError):
     """Bytes that are not what they say."""
 
@@ -139,6 +159,20 @@ class InvalidManifest(InvalidContent):
         super().__init__(reason)
 
 
+class InvalidArchive(InvalidContent):
+    """A zip file, or one entry of it, that is not unpacked. `entry` is empty where the file as a whole is at fault."""
+
+    sentence = "the entry {0!r} of the archive was refused: {1}"
+
+    def __init__(self, entry: str, reason: str) -> None:
+        super().__init__(entry, reason)
+        self.entry = entry
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return super().__str__() if self.entry else f"the archive was refused: {self.reason}"
+
+
 class DamagedChunk(InvalidContent):
     """A kept frame no longer decodes to its digest."""
 
@@ -165,7 +199,8 @@ class ChunksMissing(FilestoreError):
         self.digests = digests
 
     def __str__(self) -> str:
-        return f"{len(self.digests)} chunks are not in the repository, the first is {self.digests[0]}; push the file again"
+        count = len(self.digests)
+        return f"chunks are missing in the repository, {count} in all, the first is {self.digests[0]}; push the file again"
 
 
 class LimitExceeded(FilestoreError):
@@ -184,6 +219,15 @@ class UnknownFormat(FilestoreError):
 
     def __init__(self, where: str, found: str, known: str) -> None:
         super().__init__(where, found, known)
+
+
+class MissingCompiledPart(FilestoreError):
+    """A package that we depend on was installed without its compiled part."""
+
+    sentence = "{0} was installed without its compiled part and would be a hundred times slower; reinstall it from a wheel"
+
+    def __init__(self, package: str) -> None:
+        super().__init__(package)
 
 
 class Unauthorized(FilestoreError):
@@ -260,6 +304,21 @@ class Busy(FilestoreError):
         super().__init__(where, reason)
 
 
+class AddressError(FilestoreError):
+    """A server cannot listen where it was told to."""
+
+    sentence = "nothing can listen at {0}: {1}; give another address by --host and --port"
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+
+
+class AddressInUse(AddressError):
+    """Another process listens there."""
+
+    sentence = "{0} is taken: {1}; stop the server that listens there, or give another --port (0: any free one)"
+
+
 class TransferError(FilestoreError):
     """The way to a server failed."""
 
@@ -301,3 +360,10 @@ class ServerError(TransferError):
     def __init__(self, url: str, status: int, detail: str) -> None:
         super().__init__(url, status, detail)
         self.status = status
+        self.retryable = status in _RETRYABLE_STATUSES
+
+
+def storage_error(where: str, error: OSError) -> StorageError:
+    """What an operating system's error means for who stores something in `where`."""
+    reason = error.strerror or str(error)
+    return StorageFull(where, reason) if error.errno in _FULL else StorageError(where, reason)

@@ -46,6 +46,8 @@ class Progress(NamedTuple):
     """Encoded bytes of frames that went over the wire."""
     shared: int
     """Decoded bytes of `done` that did not have to move."""
+    read: int
+    """Decoded bytes read so far from the source of a push, or from what a fetch found here already."""
 
 
 Report = Callable[[Progress], None]

@@ -5,13 +5,40 @@ Invariants I1 to I9 are stated in `ARCHITECTURE.md` and cited here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+import asyncio
+import json
+import mmap
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple, Protocol
 
-from filestore.digest import Digest
-from filestore.objects import Frame, Kind, Record, Reference
+from blake3 import blake3
+
+from filestore.aio import Budget, in_cpu_thread, in_disk_thread, per_thread, task_group, uninterrupted
+from filestore.chunking import CUTTING_VERSION
+from filestore.codec import HEADER_SIZE, Decoder, decoded_size, frame_limit
+from filestore.digest import Buffer, Digest, manifest_digest
+from filestore.errors import ChunksMissing, InvalidFrame, InvalidManifest, NotFound, UnknownFormat
+from filestore.index.protocol import ChunkRow, Index, Transaction
+from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
+from filestore.objects import DEFAULT_NAMESPACE, Frame, Kind, Record, Reference, checked_name, checked_namespace
+from filestore.stores.protocol import ChunkStore, Staging
 
 REPOSITORY_VERSION = 1
+IN_FLIGHT_LIMIT = 64 << 20
+"""Bytes that a repository decodes at the same time where it is given no budget."""
+
+_GATHER_LIMIT = 256 << 10
+_BUNDLE_SIZE = 1 << 20
+_COMMIT_SLICE = 8192
+_FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
+_REPOSITORY_ID = re.compile(r"[0-9a-f]{32}\Z")
+
+Moved = Callable[[int], None]
+"""The one upward signal of a transfer: encoded bytes that moved just now."""
 
 
 class Identity(NamedTuple):
@@ -35,19 +62,25 @@ class Repository(Protocol):
     def location(self) -> str:
         """What a user calls it: a URL, or the path of a folder."""
 
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits that stand for location and token, known without asking anyone; no secret can be had from them."""
+
     async def identity(self) -> Identity:
         """Asked once, then remembered. Raises UnknownFormat for a repository of another version."""
 
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
         """Those of `digests` that must be sent, once each, in order. What is reported present stays for the grace period (I9)."""
 
-    async def put(self, frames: Sequence[Frame]) -> None:
+    async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
         """Keep frames, durably; each is verified first (I4). The caller may reuse their memory afterwards.
+
+        `moved` is called with the number of encoded bytes of every step forward; a retry takes back with a negative one.
 
         Raises InvalidFrame for the first that does not decode to its digest; the whole ones before and after it may be kept.
         """
 
-    async def get(self, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
+    async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
         """Read frames into `buffer`, one after the other; give each one's part of it, None where a chunk is absent.
 
         `buffer` must hold decoded sizes and 8 bytes a frame. Frames are not verified: whoever decodes them does that.
@@ -73,3 +106,404 @@ class Repository(Protocol):
 
     async def close(self) -> None:
         """Free connections and files. No verb may be called afterwards."""
+
+
+class LocalRepository:
+    """A chunk store and an index in this process, for one namespace. Several may share a store, an index and a budget."""
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        index: Index,
+        *,
+        location: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        budget: Budget | None = None,
+    ) -> None:
+        """`budget`: bytes in flight (I6), none of which the caller may hold while it waits for a verb. Raises InvalidName."""
+        self.location = location
+        self.fingerprint = blake3(f"{location}\0{namespace}".encode(errors="surrogateescape")).hexdigest()
+        self._store = store
+        self._index = index
+        self._namespace = checked_namespace(namespace)
+        self._budget = Budget(IN_FLIGHT_LIMIT) if budget is None else budget
+        self._identity: Identity | None = None
+
+    async def identity(self) -> Identity:
+        if self._identity is None:
+            repository_id, cutting = await read_format(self._store, location=self.location)
+            self._identity = Identity(repository_id, self._namespace, cutting)
+        return self._identity
+
+    async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        return await self._index.missing(self._namespace, digests)
+
+    async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
+        async with self.delivery() as delivery:
+            for frame in frames:
+                delivery.add(frame)
+            await delivery.keep()
+        if moved is not None:
+            moved(sum(len(frame.data) for frame in frames))
+
+    @asynccontextmanager
+    async def delivery(self) -> AsyncIterator[Delivery]:
+        """The door for frames that arrive one after the other. What is not kept when the block ends is discarded."""
+        staged: set[Staging] = set()
+        try:
+            async with task_group() as group:
+                delivery = Delivery(self._store, self._index, self._namespace, budget=self._budget, group=group, staged=staged)
+                try:
+                    yield delivery
+                finally:
+                    delivery.stop()
+        finally:
+            if staged:
+                await uninterrupted(in_disk_thread(_discard, staged))
+
+    async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
+        """A live row whose frame is gone from the store is forgotten, so that the next push heals it."""
+        frames = await self._store.read_into(self._namespace, digests, buffer)
+        await self._forget_lost(digest for digest, frame in zip(digests, frames, strict=True) if frame is None)
+        if moved is not None:
+            moved(sum(len(frame) for frame in frames if frame is not None))
+        return frames
+
+    async def open(self, digests: Sequence[Digest]) -> list[BinaryIO | None]:
+        """`get` for `sendfile`: frames open for reading, in the order asked; None where one is absent. The caller closes each."""
+        files = await self._store.open(self._namespace, digests)
+        try:
+            await self._forget_lost(digest for digest, file in zip(digests, files, strict=True) if file is None)
+        except BaseException:
+            _close(files)
+            raise
+        return files
+
+    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
+        checked_name(name)
+        parsed = await in_cpu_thread(Manifest.parse, manifest)
+        identity = await self.identity()
+        if parsed.cutting != identity.cutting:
+            raise InvalidManifest(f"its cutting version is {parsed.cutting}, this repository's is {identity.cutting}")
+        async with self._index.transaction() as transaction:
+            await self._check_chunks(transaction, parsed.chunks)
+            # I2: durable before its record, and in the same transaction, so that no collection takes it in between.
+            await self._store.put_manifest(self._namespace, parsed.digest, parsed.encoded)
+            return await transaction.add_record(self._namespace, name=name, digest=parsed.digest, size=parsed.size, kind=kind)
+
+    async def manifest(self, digest: Digest) -> bytes:
+        encoded = await self._store.manifest(self._namespace, digest)
+        if encoded is None:
+            raise NotFound(str(digest))
+        if await in_cpu_thread(manifest_digest, encoded) != digest:
+            raise InvalidManifest(f"what is kept as {digest} is damaged; push the file again")
+        return encoded
+
+    async def record(self, reference: Reference) -> Record:
+        record = await self._index.record(self._namespace, reference)
+        if record is None:
+            raise NotFound(str(reference))
+        return record
+
+    async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
+        return await self._index.records(self._namespace, limit=limit, before=before)
+
+    async def remove(self, file_id: str) -> Record:
+        async with self._index.transaction() as transaction:
+            record = await transaction.remove_record(self._namespace, file_id)
+        if record is None:
+            raise NotFound(file_id)
+        return record
+
+    async def close(self) -> None:
+        """Close the store and the index, also for others that share them. Does nothing a second time."""
+        try:
+            await self._store.close()
+        finally:
+            await self._index.close()
+
+    async def _check_chunks(self, transaction: Transaction, chunks: Sequence[Chunk]) -> None:
+        """I9: all are live, and are seen now. Raises ChunksMissing, InvalidManifest."""
+        absent: dict[Digest, None] = {}
+        for start in range(0, len(chunks), _COMMIT_SLICE):
+            part = chunks[start : start + _COMMIT_SLICE]
+            sizes = await transaction.sizes(self._namespace, [chunk.digest for chunk in part])
+            for digest, size in part:
+                found = sizes.get(digest)
+                if found is None:
+                    absent[digest] = None
+                elif found != size:
+                    raise InvalidManifest(f"chunk {digest} has {found} bytes, it says {size}")
+            await transaction.refresh(self._namespace, list(sizes))
+        if absent:
+            raise ChunksMissing(*map(str, absent))
+
+    async def _forget_lost(self, absent: Iterable[Digest]) -> None:
+        """Forget the rows of frames that were not in the store."""
+        asked = list(dict.fromkeys(absent))
+        if not asked:
+            return
+        without_row = set(await self._index.missing(self._namespace, asked))
+        lost = [digest for digest in asked if digest not in without_row]
+        if not lost:
+            return
+        async with self._index.transaction() as transaction:
+            # A frame may have been put since. Inside a write transaction none is, so that what is absent now stays so.
+            live = await transaction.sizes(self._namespace, lost)
+            still_lost = [digest for digest in live if not await self._has_frame(digest)]
+            await transaction.forget_chunks(self._namespace, still_lost)
+
+    async def _has_frame(self, digest: Digest) -> bool:
+        files = await self._store.open(self._namespace, [digest])
+        _close(files)
+        return files != [None]
+
+
+@dataclass(slots=True, eq=False)
+class _Arrival:
+    """A frame at the door."""
+
+    digest: Digest
+    stored_size: int
+    staging: Staging
+    header: bytes = b""
+    """Its first 8 bytes, as far as they are here."""
+    received: int = 0
+    data: Buffer | None = None
+    """All of it, where it did not come piece by piece."""
+    row: ChunkRow | None = None
+    """Known once it was verified."""
+    refusal: InvalidFrame | None = None
+
+    @property
+    def weight(self) -> int:
+        """Bytes of memory that it takes to verify it, by what it says of itself; a lie is refused before it costs any."""
+        try:
+            return self.stored_size + decoded_size(self.header, digest=self.digest)
+        except InvalidFrame:
+            return self.stored_size
+
+
+class Delivery:
+    """Frames on their way in from one connection, verified (I4) and synced in the background while more arrive.
+
+    One frame is received at a time: `begin`, then `write` until it is whole; or `add` for one that is in memory. `keep`
+    makes visible what was verified. Use it in one task. A failing disk cancels the block that it was made for, which
+    then raises StorageError or StorageFull.
+    """
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        index: Index,
+        namespace: str,
+        *,
+        budget: Budget,
+        group: asyncio.TaskGroup,
+        staged: set[Staging],
+    ) -> None:
+        """`staged`: what is to be discarded in the end stands in this set of the caller's."""
+        self._store = store
+        self._index = index
+        self._namespace = namespace
+        self._budget = budget
+        self._group = group
+        self._staged = staged
+        self._arrivals: list[_Arrival] = []
+        self._arriving: _Arrival | None = None
+        self._gathered = _Gathered()
+        self._whole: list[_Arrival] = []
+        self._bundle: list[_Arrival] = []
+        self._bundle_weight = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def begin(self, digest: Digest, stored_size: int) -> None:
+        """The next frame. One that is not whole by now is discarded."""
+        arrival = self._arrive(digest, stored_size)
+        if stored_size > _FRAME_LIMIT:
+            arrival.refusal = InvalidFrame(str(digest), f"it has {stored_size} bytes, allowed are {_FRAME_LIMIT}")
+        self._arriving = arrival
+
+    async def write(self, piece: Buffer) -> None:
+        """The next bytes of the frame that was begun, in any split. The caller may reuse `piece` afterwards.
+
+        They wait in memory, 256 KiB at most for the whole delivery, then go to their files in a thread (I6).
+        """
+        arrival = self._arriving
+        if arrival is None or arrival.received + len(piece) > arrival.stored_size:
+            raise ValueError("no frame was begun that these bytes belong to")
+        view = memoryview(piece)
+        arrival.received += len(view)
+        if len(arrival.header) < HEADER_SIZE:
+            arrival.header += bytes(view[: HEADER_SIZE - len(arrival.header)])
+        while view and arrival.refusal is None:
+            view = self._gathered.append(arrival.staging, view)
+            if view:
+                await self._flush()
+        if arrival.received == arrival.stored_size:
+            self._arriving = None
+            self._whole.append(arrival)
+
+    def add(self, frame: Frame) -> None:
+        """A frame that is in memory as a whole, and stays there until `keep` returns or the block ends."""
+        arrival = self._arrive(frame.digest, len(frame.data))
+        arrival.header = bytes(frame.data[:HEADER_SIZE])
+        arrival.data = frame.data
+        self._take_in(arrival)
+
+    async def keep(self) -> int:
+        """Make the frames visible, durably, that are whole and were verified; returns how many.
+
+        Raises InvalidFrame for the first that was refused, after the others were kept.
+        """
+        await self._flush()
+        self._start_bundle()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        arrivals, self._arrivals = self._arrivals, []
+        verified = {arrival: arrival.row for arrival in arrivals if arrival.row is not None}
+        if verified:
+            await self._publish(verified)
+        for arrival in arrivals:
+            if arrival.refusal is not None:
+                raise arrival.refusal
+        return len(verified)
+
+    def stop(self) -> None:
+        """Cancel what runs in the background."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _arrive(self, digest: Digest, stored_size: int) -> _Arrival:
+        arrival = _Arrival(digest, stored_size, self._store.stage())
+        self._arrivals.append(arrival)
+        self._staged.add(arrival.staging)
+        return arrival
+
+    async def _flush(self) -> None:
+        """Write what was gathered; frames that are whole with it can be verified."""
+        whole, self._whole = self._whole, []
+        if self._gathered.parts:
+            await in_disk_thread(self._gathered.flush)
+        for arrival in whole:
+            if arrival.refusal is None:
+                self._take_in(arrival)
+
+    def _take_in(self, arrival: _Arrival) -> None:
+        # Small frames wait for others: a hop to a thread costs as much as hashing 100 KiB.
+        self._bundle.append(arrival)
+        self._bundle_weight += arrival.weight
+        if self._bundle_weight >= _BUNDLE_SIZE:
+            self._start_bundle()
+
+    def _start_bundle(self) -> None:
+        bundle, self._bundle = self._bundle, []
+        weight, self._bundle_weight = self._bundle_weight, 0
+        if bundle:
+            self._tasks.append(self._group.create_task(self._check(bundle, weight)))
+
+    async def _check(self, bundle: list[_Arrival], weight: int) -> None:
+        # I6: taken when the frames are whole, so that a slow peer never holds any of it.
+        async with self._budget.take(weight):
+            rows = await in_cpu_thread(_verify, bundle)
+        async with task_group() as group:
+            for arrival in rows:
+                group.create_task(in_disk_thread(_settle, arrival))
+        for arrival, row in rows.items():
+            arrival.row = row
+
+    async def _publish(self, verified: dict[_Arrival, ChunkRow]) -> None:
+        async with self._index.transaction() as transaction:
+            live = await transaction.sizes(self._namespace, [row.digest for row in verified.values()])
+            # I1: the frame of a live row stays as it is. I2: of any other row it is renamed into place, whatever is there.
+            new = {arrival: row for arrival, row in verified.items() if row.digest not in live}
+            await self._store.publish(self._namespace, [(row.digest, arrival.staging) for arrival, row in new.items()])
+            await transaction.add_chunks(self._namespace, list(new.values()))
+            await transaction.refresh(self._namespace, list(live))
+        self._staged.difference_update(arrival.staging for arrival in new)
+
+
+class _Gathered:
+    """Bytes of small frames, or of parts of large ones, on their way to their files: one hop to a thread for 256 KiB."""
+
+    def __init__(self) -> None:
+        self._buffer = memoryview(bytearray(_GATHER_LIMIT))
+        self._size = 0
+        self.parts: list[tuple[Staging, memoryview]] = []
+
+    def append(self, staging: Staging, view: memoryview) -> memoryview:
+        """Take as much of `view` as there is room for; returns the rest."""
+        start = self._size
+        self._size = min(len(self._buffer), start + len(view))
+        taken = self._size - start
+        self._buffer[start : self._size] = view[:taken]
+        if self.parts and self.parts[-1][0] is staging:
+            _, before = self.parts.pop()
+            start -= len(before)
+        self.parts.append((staging, self._buffer[start : self._size]))
+        return view[taken:]
+
+    def flush(self) -> None:
+        """Write all to the staging files. Blocks."""
+        for staging, part in self.parts:
+            staging.write(part)
+        self.parts.clear()
+        self._size = 0
+
+
+async def read_format(store: ChunkStore, *, location: str) -> tuple[str, int]:
+    """The id and the cutting version of the repository in `store`, which is made one where it is none yet.
+
+    Raises UnknownFormat.
+    """
+    proposed = {"format": REPOSITORY_VERSION, "cutting": CUTTING_VERSION, "id": secrets.token_hex(16)}
+    kept = await store.initialise(json.dumps(proposed).encode() + b"\n")
+    try:
+        values = json.loads(kept)
+        version, cutting, repository_id = values["format"], values["cutting"], str(values["id"])
+    except (ValueError, KeyError, TypeError):
+        raise UnknownFormat(location, "that cannot be read", str(REPOSITORY_VERSION)) from None
+    if version != REPOSITORY_VERSION or not _REPOSITORY_ID.match(repository_id):
+        raise UnknownFormat(location, str(version), str(REPOSITORY_VERSION))
+    if cutting != CUTTING_VERSION:
+        raise UnknownFormat(f"the cutting of {location}", str(cutting), str(CUTTING_VERSION))
+    return repository_id, CUTTING_VERSION
+
+
+_decoder = per_thread(Decoder)
+_content_buffer = per_thread(lambda: memoryview(mmap.mmap(-1, CHUNK_LIMIT)))
+_frame_buffer = per_thread(lambda: memoryview(mmap.mmap(-1, _FRAME_LIMIT)))
+
+
+def _verify(bundle: list[_Arrival]) -> dict[_Arrival, ChunkRow]:
+    """The rows of those frames that decode to their digests; the others are marked as refused."""
+    rows = {}
+    for arrival in bundle:
+        data = arrival.data
+        if data is None:
+            data = _frame_buffer()[: arrival.stored_size]
+            arrival.staging.read_into(data)
+        try:
+            content = _decoder().decode(Frame(arrival.digest, data), _content_buffer())
+        except InvalidFrame as refusal:
+            arrival.refusal = refusal
+        else:
+            rows[arrival] = ChunkRow(arrival.digest, len(content), arrival.stored_size)
+    return rows
+
+
+def _settle(arrival: _Arrival) -> None:
+    if arrival.data is not None:
+        arrival.staging.write(arrival.data)
+    arrival.staging.sync()
+
+
+def _discard(staged: Iterable[Staging]) -> None:
+    for staging in staged:
+        staging.discard()
+
+
+def _close(files: Iterable[BinaryIO | None]) -> None:
+    for file in files:
+        if file is not None:
+            file.close()

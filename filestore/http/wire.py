@@ -10,7 +10,8 @@ A *batch* is how frames travel in both directions, little-endian:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from filestore import errors
@@ -66,6 +67,66 @@ def decode_batch_entries(raw: Buffer, *, absent_allowed: bool) -> list[BatchEntr
     return entries
 
 
+class BatchParser:
+    """Takes a batch apart as it arrives, in any split; keeps no more of it than its header.
+
+    `size` is the length that was announced for the whole batch.
+    """
+
+    def __init__(self, *, size: int) -> None:
+        self._size = size
+        self._header = bytearray()
+        self._count: int | None = None
+        self._to_come: deque[BatchEntry] | None = None
+        self._left = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether every byte of the batch was fed."""
+        return self._to_come is not None and not self._to_come and not self._left
+
+    def feed(self, piece: Buffer) -> Iterator[BatchEntry | memoryview]:
+        """What `piece` adds: an entry where its frame begins, then that frame's bytes, as views of `piece`.
+
+        Raises InvalidBatch once something cannot be right; frames that were whole before that stand.
+        """
+        rest = self._feed_header(memoryview(piece))
+        while rest:
+            if not self._left:
+                if not self._to_come:
+                    raise errors.InvalidBatch("bytes follow its last frame")
+                entry = self._to_come.popleft()
+                self._left = entry.stored_size
+                yield entry
+            part, rest = rest[: self._left], rest[self._left :]
+            self._left -= len(part)
+            yield part
+
+    def _feed_header(self, view: memoryview) -> memoryview:
+        """Take what belongs to the header; the rest of `view`, empty while the header is not whole."""
+        if self._count is None:
+            view = self._fill_header(view, _COUNT.size)
+            if len(self._header) < _COUNT.size:
+                return view
+            self._count = decode_batch_count(self._header)
+        if self._to_come is None:
+            size = batch_header_size(self._count)
+            view = self._fill_header(view, size)
+            if len(self._header) < size:
+                return view
+            entries = decode_batch_entries(bytes(self._header[_COUNT.size :]), absent_allowed=False)
+            total = size + sum(entry.stored_size for entry in entries)
+            if total != self._size:
+                raise errors.InvalidBatch(f"its header adds up to {total} bytes, {self._size} were announced")
+            self._to_come = deque(entries)
+        return view
+
+    def _fill_header(self, view: memoryview, size: int) -> memoryview:
+        wanted = size - len(self._header)
+        self._header += view[:wanted]
+        return view[wanted:]
+
+
 class Problem(NamedTuple):
     """An error on the wire: a status, and a problem document (RFC 9457)."""
 
@@ -100,10 +161,15 @@ def _all_below(kind: type[errors.FilestoreError]) -> Iterable[type[errors.Filest
 _BY_SLUG = {_slug(kind): kind for kind in _all_below(errors.FilestoreError)}
 
 
+def status_of(kind: type[errors.FilestoreError]) -> int:
+    """The status of an answer that stands for an error: that of its nearest parent that has one, else 500."""
+    return next((_STATUS[parent] for parent in kind.__mro__ if parent in _STATUS), 500)
+
+
 def encode_problem(error: errors.FilestoreError) -> Problem:
     """Status and document of `error`; `detail` is the sentence that the SDK reads, `facts` what `decode_problem` needs."""
     kind = type(error)
-    status = next((_STATUS[parent] for parent in kind.__mro__ if parent in _STATUS), 500)
+    status = status_of(kind)
     return Problem(
         status,
         {

@@ -31,7 +31,7 @@ class Transaction(Protocol):
         """Make rows live, whether absent, going or live before; last seen is now."""
 
     async def refresh(self, namespace: str, digests: Sequence[Digest]) -> None:
-        """Set last seen of live rows to now."""
+        """Set last seen of live rows to now, where it is older than an hour."""
 
     async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
         """Remove rows, live or going."""

@@ -1,0 +1,61 @@
+"""Files to measure with: made on the spot, from fixed seeds, in pieces, so that size costs no memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+TENSOR_SIZE = 32 << 20
+"""Bytes of each tensor, a middle-sized matrix of a language model."""
+
+
+def bf16(seed: int, size: int) -> bytes:
+    """`size` bytes of normally distributed bfloat16, the hardest weights to compress."""
+    values = np.random.default_rng(seed).standard_normal(size // 2, dtype=np.float32) * np.float32(0.02)
+    return (values.view(np.uint32) >> np.uint32(16)).astype("<u2").tobytes()
+
+
+def write_safetensors(
+    path: Path, *, size: int, seed: int = 0, changed: float = 0, changed_seed: int = 1, header_padding: int = 0
+) -> int:
+    """Write about `size` bytes of bf16 tensors; returns the bytes of tensors drawn from `changed_seed`.
+
+    A share of `changed` of the tensors, spread evenly, comes from the other seed, as a fine-tune leaves them, and the header
+    is `header_padding` bytes longer, which shifts everything behind it.
+    """
+    count = max(1, size // TENSOR_SIZE)
+    tensors = {
+        f"layers.{place}.weight": {
+            "dtype": "BF16",
+            "shape": [TENSOR_SIZE // 8192, 4096],
+            "data_offsets": [place * TENSOR_SIZE, (place + 1) * TENSOR_SIZE],
+        }
+        for place in range(count)
+    }
+    header = json.dumps({"__metadata__": {"note": "x" * header_padding}} | tensors).encode()
+    header += b" " * (-len(header) % 8)
+    fresh = 0
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for place in range(count):
+            is_changed = int((place + 1) * changed) > int(place * changed)
+            file.write(bf16((changed_seed if is_changed else seed) * 1_000_003 + place, TENSOR_SIZE))
+            fresh += TENSOR_SIZE * is_changed
+    return fresh
+
+
+def write_random(path: Path, *, size: int, seed: int = 0) -> None:
+    """Write `size` bytes that no codec makes smaller."""
+    generator = np.random.default_rng(seed)
+    with path.open("wb") as file:
+        _fill(file, generator, size)
+
+
+def _fill(file: BinaryIO, generator: np.random.Generator, size: int) -> None:
+    while size:
+        piece = min(size, 16 << 20)
+        file.write(generator.bytes(piece))
+        size -= piece

@@ -1,0 +1,213 @@
+"""Progress on standard error: a bar that redraws itself in a terminal, plain lines now and then anywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple, Protocol, Self, TextIO
+
+from filestore.objects import Progress, Report
+from filestore_cli.text import duration, in_units, printable
+
+TICK_SECONDS = 0.125
+RATE_SECONDS = 10.0
+"""The rate is that of this much time: long enough to be steady, short enough to be true."""
+STILL_SECONDS = 3.0
+"""After this much time without a byte, that is said."""
+LINE_SECONDS = 5.0
+SHORT_SECONDS = 1.0
+"""What is over sooner gets no plain line."""
+_NAME_WIDTH = 32
+_BAR_WIDTH = 32
+
+
+class Activity(NamedTuple):
+    """What is going on, and what its bytes are called."""
+
+    verb: str
+    moved: str | None
+    shared: str | None
+
+
+PUSH = Activity("push", "sent", "shared")
+FETCH = Activity("fetch", "received", "reused")
+HASH = Activity("hash", None, None)
+
+
+class Meter:
+    """Turns reports, which come when they come, into rates, whenever one looks."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.started = clock()
+        self.latest: Progress | None = None
+        self._seen: Progress | None = None
+        self._moved_at = self.started
+        self._samples = deque([(self.started, 0)])
+
+    def report(self, progress: Progress) -> None:
+        """Take a report; costs nothing."""
+        self.latest = progress
+
+    def look(self) -> None:
+        """Take a sample: the rate is as fresh as the last one."""
+        now = self._clock()
+        if self.latest != self._seen:
+            self._seen = self.latest
+            self._moved_at = now
+        self._samples.append((now, 0 if self.latest is None else self.latest.done))
+        while self._samples[1][0] <= now - RATE_SECONDS:
+            self._samples.popleft()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self._samples[-1][0] - self.started
+
+    @property
+    def rate(self) -> float:
+        """Decoded bytes a second that were dealt with lately."""
+        (first, before), (last, done) = self._samples[0], self._samples[-1]
+        return max(0.0, (done - before) / (last - first)) if last > first else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At this rate; None where nothing moves."""
+        if self.latest is None or not self.rate:
+            return None
+        return (self.latest.total - self.latest.done) / self.rate
+
+    @property
+    def still_seconds(self) -> float:
+        """How long nothing has moved at all."""
+        return self._samples[-1][0] - self._moved_at
+
+
+def sentence(activity: Activity, meter: Meter) -> str:
+    """`45 %, 1.20 GB of 2.70 GB, 0.90 GB sent, ...`: what a line and a bar both say."""
+    parts = [] if meter.latest is None else _amounts(activity, meter.latest)
+    if meter.still_seconds >= STILL_SECONDS:
+        parts.append(f"nothing moved for {duration(meter.still_seconds, digits=0)}")
+    elif meter.latest is None:
+        parts.append("starting")
+    else:
+        parts.append(f"{in_units(meter.rate)}/s")
+        left = meter.seconds_left
+        parts.append("time left unknown" if left is None else f"{duration(left, digits=0)} left")
+    return ", ".join(parts)
+
+
+def _amounts(activity: Activity, progress: Progress) -> list[str]:
+    amounts = [f"{100 * progress.done // progress.total} %"] if progress.total else []
+    amounts.append(f"{in_units(progress.done)} of {in_units(progress.total)}")
+    if activity is PUSH:
+        amounts.append(f"{in_units(progress.read)} read")
+    if activity.moved:
+        amounts.append(f"{in_units(progress.moved)} {activity.moved}")
+    if activity.shared:
+        amounts.append(f"{in_units(progress.shared)} {activity.shared}")
+    return amounts
+
+
+class _Display(Protocol):
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self) -> None: ...
+
+
+class PlainLines:
+    """A line when the work has lasted a second, and one every few seconds from then on."""
+
+    def __init__(self, activity: Activity, name: str, meter: Meter, stream: TextIO) -> None:
+        self._activity = activity
+        self._label = f"{activity.verb} {name}"
+        self._meter = meter
+        self._stream = stream
+        self._next = SHORT_SECONDS
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self) -> None:
+        """Print, if it is time to."""
+        if self._meter.elapsed >= self._next:
+            self._next = self._meter.elapsed + LINE_SECONDS
+            self._stream.write(f"{self._label}: {sentence(self._activity, self._meter)}\n")
+            self._stream.flush()
+
+
+class Bar:
+    """Two lines of a terminal, gone when the work is done."""
+
+    def __init__(self, activity: Activity, name: str, meter: Meter, stream: TextIO) -> None:
+        from rich.console import Console  # heavy
+        from rich.live import Live  # heavy
+
+        self._activity = activity
+        self._label = f"{activity.verb} {name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + '…'}"
+        self._meter = meter
+        # Redrawn by `show` alone, without a thread of its own.
+        self._live = Live(
+            console=Console(file=stream, force_terminal=True),
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        self.show()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self) -> None:
+        """Redraw."""
+        from rich.console import Group  # heavy
+        from rich.progress_bar import ProgressBar  # heavy
+        from rich.table import Table  # heavy
+        from rich.text import Text  # heavy
+
+        progress = self._meter.latest
+        total, done = (progress.total, progress.done) if progress is not None and progress.total else (1, 0)
+        line = Table.grid(padding=(0, 1))
+        line.add_row(Text(self._label), ProgressBar(total=total, completed=done, width=_BAR_WIDTH))
+        self._live.update(Group(line, Text(sentence(self._activity, self._meter))), refresh=True)
+
+
+@asynccontextmanager
+async def shown(activity: Activity, name: str, *, enabled: bool) -> AsyncIterator[Report | None]:
+    """A place to report to, whose progress is shown on standard error until the end of the block."""
+    if not enabled:
+        yield None
+        return
+    meter = Meter()
+    make = Bar if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else PlainLines
+    with make(activity, printable(name), meter, sys.stderr) as display:
+        showing = asyncio.create_task(_keep_showing(meter, display))
+        try:
+            yield meter.report
+        finally:
+            showing.cancel()
+            await asyncio.wait([showing])
+
+
+async def _keep_showing(meter: Meter, display: _Display) -> None:
+    # Standard error may be gone before the work is done; the work is worth more than its display.
+    with suppress(OSError):
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            meter.look()
+            display.show()

@@ -1,0 +1,128 @@
+"""ls, info, rm: what is stored; and verify: what a cache keeps."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from filestore.errors import InvalidReference
+from filestore.objects import Record, Reference
+from filestore.repository import Repository
+from filestore_cli.session import Session, takes
+from filestore_cli.text import exactly, in_units, printable, table
+
+_PAGE = 1000
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(min=1), metavar="COUNT", help="Only so many, the newest.  [default: all]")
+@takes("url", "token")
+def ls(session: Session, limit: int | None) -> None:
+    """List the stored files, the newest first."""
+
+    async def run() -> None:
+        async with session.repository() as repository:
+            records = await _newest(repository, limit)
+            session.show(
+                {"files": [record.as_json() for record in records], "repository": repository.location},
+                *(_line(record) for record in records),
+                f"{_count(records)} in {session.place(repository)}",
+            )
+
+    asyncio.run(run())
+
+
+@click.command()
+@click.argument("reference", metavar="ID|DIGEST|PATH|NAME")
+@takes("url", "token")
+def info(session: Session, reference: str) -> None:
+    """Show what is known of a stored file; a name means its newest."""
+
+    async def run() -> None:
+        async with session.repository() as repository:
+            _show_record(session, repository, await repository.record(Reference.parse(reference)))
+
+    asyncio.run(run())
+
+
+@click.command()
+@click.argument("file_id", metavar="ID")
+@takes("url", "token")
+def rm(session: Session, file_id: str) -> None:
+    """Remove a stored file's record; other records of the same content stay."""
+    if Reference.parse(file_id).id is None:
+        raise InvalidReference(file_id, "rm takes an id, file_ and 32 hexadecimal digits, as `filestore ls` shows it")
+
+    async def run() -> None:
+        async with session.repository() as repository:
+            _show_record(session, repository, await repository.remove(file_id), removed=True)
+
+    asyncio.run(run())
+
+
+@click.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@takes("cache")
+def verify(session: Session, folder: Path | None) -> None:
+    """Check every file of the cache FOLDER and remove the damaged ones, to be fetched anew when they are needed.
+
+    Exit status 1 says that some were damaged.
+    """
+    from filestore.cache import verify_cache  # heavy
+
+    root = folder or session.settings.cache
+    removed = asyncio.run(verify_cache(root))
+    session.show(
+        {"cache": str(root), "removed": [str(path) for path in removed]},
+        *(f"removed {printable(path)}" for path in removed),
+        f"{printable(root)}: {len(removed)} damaged",
+    )
+    if removed:
+        were, are = ("file was", "it is") if len(removed) == 1 else ("files were", "they are")
+        raise click.ClickException(f"{len(removed)} damaged {were} removed from the cache; {are} fetched anew when needed")
+
+
+async def _newest(repository: Repository, limit: int | None) -> list[Record]:
+    records: list[Record] = []
+    while limit is None or len(records) < limit:
+        wanted = _PAGE if limit is None else min(_PAGE, limit - len(records))
+        page = await repository.records(limit=wanted, before=records[-1].updated_at if records else None)
+        records += page
+        if len(page) < wanted:
+            break
+    return records
+
+
+def _show_record(session: Session, repository: Repository, record: Record, *, removed: bool = False) -> None:
+    session.show(
+        {**record.as_json(), "repository": repository.location},
+        *(["removed"] if removed else []),
+        *table(
+            id=record.id,
+            digest=record.digest,
+            path=printable(record.path),
+            name=printable(record.name),
+            size=exactly(record.size),
+            kind=record.kind.value,
+            namespace=record.namespace,
+            created=_minute(record.created_at),
+            updated=_minute(record.updated_at),
+            repository=session.place(repository),
+        ),
+    )
+
+
+def _line(record: Record) -> str:
+    return f"{record.id}  {in_units(record.size):>8}  {_minute(record.updated_at)}  {printable(record.name)}"
+
+
+def _count(records: list[Record]) -> str:
+    size = in_units(sum(record.size for record in records))
+    return f"{len(records)} file{'' if len(records) == 1 else 's'}, {size}"
+
+
+def _minute(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 1e6, UTC).strftime("%Y-%m-%d %H:%M UTC")

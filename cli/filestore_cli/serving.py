@@ -1,0 +1,251 @@
+"""serve, and the tokens that a folder lets in."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import multiprocessing
+import re
+import secrets
+import shlex
+import socket
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import click
+
+from filestore.config import parse_setting
+from filestore.digest import token_digest
+from filestore.objects import DEFAULT_NAMESPACE, checked_namespace
+from filestore_cli.session import Session, takes
+from filestore_cli.text import printable, table
+
+if TYPE_CHECKING:
+    # Heavy: the commands import it when they run.
+    from filestore.index.protocol import Index, TokenRow
+
+T = TypeVar("T")
+
+TOKEN_BYTES = 32
+_BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
+
+
+@click.command()
+@takes(
+    "root", "host", "port", "workers", "token", "stall_seconds", "memory_limit", "spool_folder", "upload_limit", "drain_seconds"
+)
+def serve(session: Session) -> None:
+    """Serve a folder over HTTP until stopped by Ctrl-C or SIGTERM; transfers under way may finish.
+
+    The first start makes the folder and a token, and prints both. With --token, that token is let in for this run, and
+    none is made.
+    """
+    from filestore.backends import open_backend  # heavy
+    from filestore.http.server import serve as serve_forever  # heavy
+
+    settings = session.settings
+    root = settings.root.absolute()
+    made = None
+    if settings.token is None:
+        made = in_child(lambda: asyncio.run(_first_token(root)))
+    if not _is_loopback(settings.host):
+        click.echo(
+            f"Warning: {printable(settings.host)} can be reached from other machines, and traffic is not encrypted: "
+            "whoever listens reads the token and the files.",
+            err=True,
+        )
+    if not session.json:
+        # Before anything can go wrong: a token that was just made is not kept, and never said again.
+        click.echo("\n".join(table(folder=printable(root), token=_token_words(settings.token, made, root))))
+
+    def announce(url: str) -> None:
+        session.show(
+            {"url": url, "root": str(root), "token": made},
+            f"URL     {url}",
+            "",
+            "To push a file, type in another terminal:",
+            f"  export FILESTORE_URL={_reachable(url)}",
+            f"  export FILESTORE_TOKEN={made or 'TOKEN'}",
+            "  filestore push model.safetensors",
+            "",
+            f"listening on {url}",
+        )
+
+    serve_forever(
+        lambda: open_backend(root),
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        tokens={} if settings.token is None else {token_digest(settings.token): DEFAULT_NAMESPACE},
+        announce=announce,
+        stall_seconds=settings.stall_seconds,
+        memory_limit=settings.memory_limit,
+        # By default on the disk that the file will be on: a temporary folder may be small, or in memory.
+        spool_folder=settings.spool_folder or root,
+        upload_limit=settings.upload_limit,
+        drain_seconds=settings.drain_seconds,
+    )
+
+
+@click.group()
+def token() -> None:
+    """Make, list and remove the tokens that a served folder lets in."""
+
+
+@token.command("new")
+@click.option(
+    "--namespace",
+    default=DEFAULT_NAMESPACE,
+    show_default=True,
+    help="What the token may see: files and chunks are shared inside it only.",
+)
+@click.option("--label", default="", help="What the token is for, in your own words.")
+@takes("root")
+def new_token(session: Session, namespace: str, label: str) -> None:
+    """Make a token and print it, this once."""
+    checked_namespace(namespace)
+    if not label.isprintable():
+        raise click.BadParameter("a label is one line of printable text", param_hint="--label")
+    root = session.settings.root.absolute()
+    made = asyncio.run(_with_index(root, lambda index: _add_token(index, namespace=namespace, label=label)))
+    session.show(
+        {"token": made, "digest": str(token_digest(made)), "namespace": namespace, "label": label, "root": str(root)},
+        made,
+    )
+    session.note(
+        f"It is let in to the namespace {namespace} of {printable(root)}; only its digest is kept, so it is not shown again."
+    )
+
+
+@token.command("ls")
+@takes("root")
+def list_tokens(session: Session) -> None:
+    """List the tokens that are let in, the oldest first, by the beginnings of their digests."""
+    root = session.settings.root.absolute()
+    rows = asyncio.run(_with_index(root, lambda index: index.tokens()))
+    session.show(
+        {"tokens": [_row_result(row) for row in rows], "root": str(root)},
+        *(f"{str(row.digest)[:16]}  {_created(row)}  {row.namespace}  {printable(row.label)}".rstrip() for row in rows),
+        f"{len(rows)} token{'' if len(rows) == 1 else 's'} in {printable(root)}",
+    )
+
+
+@token.command("rm")
+@click.argument("which", metavar="TOKEN|DIGEST")
+@takes("root")
+def remove_token(session: Session, which: str) -> None:
+    """Let a token in no more: the token itself, its digest, or the first 8 or more digits of that."""
+    root = session.settings.root.absolute()
+    row = asyncio.run(_with_index(root, lambda index: _remove_token(index, which)))
+    session.show({**_row_result(row), "root": str(root)}, f"{row.digest} is let in no more")
+
+
+def in_child(function: Callable[[], T]) -> T:
+    """What `function` gives, or raises, in a process of its own that ends with it.
+
+    The server forks its workers: threads and open databases that this process had would be in them, half alive.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(function, sender))
+    child.start()
+    sender.close()
+    try:
+        succeeded, result = receiver.recv()
+    except EOFError:
+        raise click.ClickException("a process that was to open the folder died; see what the system's log says of it") from None
+    finally:
+        receiver.close()
+        child.join()
+    if not succeeded:
+        raise result
+    return result  # type: ignore[no-any-return]  # what came through the pipe is what `function` returned
+
+
+def _answer(function: Callable[[], object], sender: Connection) -> None:
+    try:
+        answer: tuple[bool, object] = (True, function())
+    except KeyboardInterrupt:
+        return  # the parent was interrupted by the same key, and says so
+    except Exception as error:  # noqa: BLE001  # raised again in the parent
+        answer = (False, error)
+    sender.send(answer)
+
+
+async def _with_index(root: Path, use: Callable[[Index], Awaitable[T]]) -> T:
+    from filestore.backends import open_backend  # heavy
+
+    store, index = await open_backend(root)
+    try:
+        return await use(index)
+    finally:
+        await index.close()
+        await store.close()
+
+
+async def _first_token(root: Path) -> str | None:
+    async def make(index: Index) -> str | None:
+        if await index.tokens():
+            return None
+        return await _add_token(index, namespace=DEFAULT_NAMESPACE, label="made by the first start of serve")
+
+    return await _with_index(root, make)
+
+
+async def _add_token(index: Index, *, namespace: str, label: str) -> str:
+    made = secrets.token_urlsafe(TOKEN_BYTES)
+    while made.startswith("-"):
+        # Where a token is an argument, this one would be taken for an option.
+        made = secrets.token_urlsafe(TOKEN_BYTES)
+    async with index.transaction() as transaction:
+        await transaction.add_token(token_digest(made), namespace=namespace, label=label)
+    return made
+
+
+async def _remove_token(index: Index, which: str) -> TokenRow:
+    digest = token_digest(parse_setting("token", which, source="what was given"))
+    is_beginning = _BEGINNING.match(which) is not None
+    found = [row for row in await index.tokens() if row.digest == digest or (is_beginning and str(row.digest).startswith(which))]
+    if len(found) != 1:
+        # What was typed may be the token itself: it is not repeated.
+        raise click.ClickException(
+            f"that means {len(found)} tokens; `filestore token ls` shows which there are, and `rm` removes one"
+        )
+    async with index.transaction() as transaction:
+        await transaction.remove_token(found[0].digest)
+    return found[0]
+
+
+def _row_result(row: TokenRow) -> dict[str, object]:
+    return {"digest": str(row.digest), "namespace": row.namespace, "label": row.label, "created_at": _created(row)}
+
+
+def _created(row: TokenRow) -> str:
+    return datetime.fromtimestamp(row.created_at // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _token_words(given: str | None, made: str | None, root: Path) -> str:
+    if made is not None:
+        return f"{made}  (shown this once, as only its digest is kept)"
+    if given is not None:
+        return "the one given by --token, FILESTORE_TOKEN or the configuration file, for this run; others are let in as before"
+    return f"printed at the first start; `filestore token new --root {shlex.quote(printable(root))}` makes another"
+
+
+def _reachable(url: str) -> str:
+    """`url` as another machine would write it: an address that stands for all of them is no destination."""
+    parts = urlsplit(url)
+    if parts.hostname not in {"0.0.0.0", "::"}:  # noqa: S104  # compared, not bound
+        return url
+    return urlunsplit(parts._replace(netloc=f"{socket.gethostname()}:{parts.port}"))

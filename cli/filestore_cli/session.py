@@ -1,0 +1,145 @@
+"""What every command shares: its settings, where they come from, and how its result is printed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import stat
+import sys
+import tomllib
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import click
+
+from filestore.config import Folders, Settings, knobs, option_of, parse_setting, settings_from
+from filestore.errors import InvalidSetting
+from filestore.repository import Repository
+from filestore_cli.text import printable
+
+Command: TypeAlias = Callable[..., None]
+Result: TypeAlias = Mapping[str, object]
+
+_CONFIG_FILE = "config.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One run of one command."""
+
+    settings: Settings
+    json: bool
+    quiet: bool
+
+    @property
+    def shows_progress(self) -> bool:
+        """With --json, only to a person: what reads JSON has no use for it."""
+        return not self.quiet and (not self.json or sys.stderr.isatty())
+
+    @asynccontextmanager
+    async def repository(self) -> AsyncIterator[Repository]:
+        """The repository that the settings name, or else the local folder, closed at the end of the block."""
+        from filestore.backends import connect  # heavy: aiohttp
+
+        settings = self.settings
+        async with connect(
+            settings.url or str(settings.root.absolute()),
+            token=settings.token,
+            connections=settings.connections,
+            stall_seconds=settings.stall_seconds,
+        ) as repository:
+            yield repository
+
+    def place(self, repository: Repository) -> str:
+        """Where a result comes from, for a person: a local folder that nobody chose is called one."""
+        chosen = (
+            ""
+            if self.settings.url
+            else " (local folder, as neither --url, FILESTORE_URL nor a configuration file names a server)"
+        )
+        return printable(repository.location) + chosen
+
+    def show(self, result: Result, *lines: str) -> None:
+        """Print a result: as one JSON object, or as `lines` for a person."""
+        try:
+            click.echo(json.dumps(result) if self.json else "\n".join(lines))
+        except OSError as error:
+            # What is still buffered must not be tried again on the way out.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            reason = error.strerror or str(error)
+            raise click.ClickException(f"the work is done, but standard output does not take its result: {reason}") from None
+
+    def note(self, sentence: str) -> None:
+        """Say something to a person beside the result, on standard error."""
+        if not self.quiet and not self.json:
+            click.echo(sentence, err=True)
+
+
+def takes(*names: str) -> Callable[[Command], Command]:
+    """Give a command the options of these settings, --json and --quiet, and a Session as its first argument."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def call(*, json: bool, quiet: bool, **arguments: Any) -> None:
+            options = {name: arguments.pop(name) for name in names}
+            command(Session(_load(options), json, quiet), **arguments)
+
+        decorated: Command = click.option("--quiet", is_flag=True, help="No progress and no notes.")(call)
+        decorated = click.option("--json", is_flag=True, help="Print one JSON object, and nothing else on standard output.")(
+            decorated
+        )
+        for name in reversed(names):
+            decorated = _setting_option(name)(decorated)
+        return decorated
+
+    return decorate
+
+
+def _setting_option(name: str) -> Callable[[Command], Command]:
+    def check(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+        # A bad value of an option is wrong usage; one from elsewhere is a failure.
+        try:
+            return None if value is None else parse_setting(name, value, source=option_of(name))
+        except InvalidSetting as error:
+            raise click.BadParameter(error.reason, ctx, param) from error
+
+    knob = knobs()[name]
+    environment = f"; {knob.environment}" if knob.environment else ""
+    return click.option(
+        option_of(name),
+        callback=check,
+        metavar=name.upper(),
+        help=f"{knob.meaning}.  [default: {knob.default}{environment}]",
+    )
+
+
+def _load(options: Mapping[str, object]) -> Settings:
+    import platformdirs  # 20 ms, which --help need not wait for
+
+    folders = Folders(
+        platformdirs.user_data_path("filestore"),
+        platformdirs.user_cache_path("filestore"),
+        platformdirs.user_state_path("filestore"),
+    )
+    path = platformdirs.user_config_path("filestore") / _CONFIG_FILE
+    return settings_from(folders=folders, options=options, environ=os.environ, file=_read(path), file_path=str(path))
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    try:
+        with path.open("rb") as opened:
+            mode = os.fstat(opened.fileno()).st_mode
+            values = tomllib.load(opened)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InvalidSetting(str(path), error.strerror or str(error)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSetting(str(path), f"it is no TOML ({error})") from None
+    if "token" in values and mode & (stat.S_IRGRP | stat.S_IROTH):
+        click.echo(f"Warning: other users of this machine can read the token in {printable(path)}; `chmod 600` it.", err=True)
+    return values

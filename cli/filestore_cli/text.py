@@ -1,0 +1,44 @@
+"""Words and numbers for a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def printable(text: str | Path) -> str:
+    """`text` in one line that does nothing to a terminal: what is not printable is escaped as in Python."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
+
+
+def in_units(size: float) -> str:
+    """A number of bytes with three digits and a decimal unit: `90.9 MB`."""
+    for unit in _UNITS:
+        if size < 999.5 or unit == _UNITS[-1]:
+            break
+        size /= 1000
+    digits = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{size:.{digits}f} {unit}"
+
+
+def exactly(size: int) -> str:
+    """A number of bytes, rounded and exact: `90.9 MB (90868376 bytes)`."""
+    return f"{size} bytes" if size < 1000 else f"{in_units(size)} ({size} bytes)"
+
+
+def duration(seconds: float, *, digits: int = 2) -> str:
+    """`0.42 s`, `12 s`, `3 min 20 s`, `2 h 5 min`; `digits` are those of less than 10 seconds."""
+    if seconds < 10:
+        return f"{seconds:.{digits}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def table(**rows: object) -> list[str]:
+    """Lines of a name and a value, the values below one another; an underscore in a name stands for a space."""
+    width = max(map(len, rows))
+    return [f"{name.replace('_', ' '):<{width}}  {value}" for name, value in rows.items()]

@@ -1,0 +1,341 @@
+"""Settings: every knob with its meaning, unit, default and environment variable.
+
+Pure: the command line reads the environment and the configuration file, and passes what they say. All settings are
+described in `docs/settings.md`, which a test compares with this module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filestore.errors import InvalidSetting
+
+CODEC_CHOICES = ("auto", "raw", "zstd", "planes2+zstd", "planes4+zstd")
+
+_SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB)?\Z")
+_SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_TOKEN = re.compile(r"[\x21-\x7e]+\Z")
+
+
+class Knob(NamedTuple):
+    """What there is to know of a setting beside its value."""
+
+    meaning: str
+    unit: str
+    default: str
+    """As one writes it, or in words where it is no constant."""
+    environment: str | None
+    """The environment variable, or None for a setting that only an option may change."""
+    parse: Callable[[object], object]
+    """The value that a text, or a TOML value, stands for; its own results stand for themselves. Raises ValueError."""
+
+
+class Folders(NamedTuple):
+    """Where this machine's user keeps things; the command line asks the platform."""
+
+    data: Path
+    cache: Path
+    state: Path
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError("one line of printable text is expected")
+    return value
+
+
+def _host(value: object) -> str:
+    host = _text(value)
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{host!r} is no host name or address") from None
+    return host
+
+
+def _token(value: object) -> str:
+    # The value is a secret: it must not stand in the error.
+    if not isinstance(value, str) or not _TOKEN.match(value):
+        raise ValueError("a token has printable ASCII characters only, and no spaces")
+    return value
+
+
+def _path(value: object) -> Path:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("a path is expected")
+    return Path(value)
+
+
+def _choice(*choices: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in choices:
+            raise ValueError(f"{value!r} is none of {', '.join(choices)}")
+        return str(value)
+
+    return parse
+
+
+def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        text = str(value)
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", text) or not minimum <= int(text) <= maximum:
+            raise ValueError(f"{value!r} is no whole number from {minimum} to {maximum}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(value: object) -> float:
+    try:
+        seconds = float("" if isinstance(value, bool) else str(value))
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86400:
+        raise ValueError(f"{value!r} is no number of seconds from 0.1 to 86400")
+    return seconds
+
+
+def _size(minimum: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        match = None if isinstance(value, bool) else _SIZE.match(str(value))
+        size = int(match[1]) * _SIZE_UNITS[match[2]] if match else -1
+        if size < minimum:
+            raise ValueError(f"{value!r} is no size of at least {minimum} bytes, such as 128MiB")
+        return size
+
+    return parse
+
+
+def _knob(
+    meaning: str, *, unit: str, default: str, parse: Callable[[object], object], environment: str | None
+) -> dict[str, Knob]:
+    return {"knob": Knob(meaning, unit, default, environment, parse)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What can be set, and what holds where nobody said anything. Make one with `settings_from`."""
+
+    url: str | None = field(
+        default=None,
+        metadata=_knob(
+            "The repository to work on: the URL of a server, or a folder (a path or file:///...)",
+            unit="URL or path",
+            default="the folder that root names",
+            environment="FILESTORE_URL",
+            parse=_text,
+        ),
+    )
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_knob(
+            "The secret that a server asks for; `filestore serve` lets it in for that run",
+            unit="text",
+            default="none",
+            environment="FILESTORE_TOKEN",
+            parse=_token,
+        ),
+    )
+    root: Path = field(
+        metadata=_knob(
+            "The folder that `filestore serve` serves, and that commands work on where no url is set",
+            unit="path",
+            default="filestore in the user's data folder; on Linux ~/.local/share/filestore",
+            environment="FILESTORE_ROOT",
+            parse=_path,
+        ),
+    )
+    cache: Path = field(
+        metadata=_knob(
+            "The cache folder that `filestore verify` checks",
+            unit="path",
+            default="filestore in the user's cache folder; on Linux ~/.cache/filestore",
+            environment="FILESTORE_CACHE",
+            parse=_path,
+        ),
+    )
+    journal: Path = field(
+        metadata=_knob(
+            "The file that remembers what was pushed from where, so that an unchanged file is not read again",
+            unit="path",
+            default="journal.sqlite in the user's state folder; on Linux ~/.local/state/filestore/journal.sqlite",
+            environment="FILESTORE_JOURNAL",
+            parse=_path,
+        ),
+    )
+    codec: str = field(
+        default="auto",
+        metadata=_knob(
+            f"How a push encodes chunks: {', '.join(CODEC_CHOICES)}; auto takes the best for each by looking at a sample",
+            unit="choice",
+            default="auto",
+            environment="FILESTORE_CODEC",
+            parse=_choice(*CODEC_CHOICES),
+        ),
+    )
+    connections: int = field(
+        default=4,
+        metadata=_knob(
+            "Connections to a server that a push or a fetch uses side by side",
+            unit="count",
+            default="4",
+            environment="FILESTORE_CONNECTIONS",
+            parse=_whole(1, 64),
+        ),
+    )
+    stall_seconds: float = field(
+        default=30.0,
+        metadata=_knob(
+            "How long a transfer may move no byte before its connection is dropped; a client then tries anew",
+            unit="seconds",
+            default="30",
+            environment="FILESTORE_STALL_SECONDS",
+            parse=_seconds,
+        ),
+    )
+    host: str = field(
+        default="127.0.0.1",
+        metadata=_knob(
+            "The address that `filestore serve` listens on; traffic is not encrypted, so only the option changes it",
+            unit="host name or address",
+            default="127.0.0.1",
+            environment=None,
+            parse=_host,
+        ),
+    )
+    port: int = field(
+        default=8080,
+        metadata=_knob(
+            "The port that `filestore serve` listens on; 0 takes any free one",
+            unit="port",
+            default="8080",
+            environment="FILESTORE_PORT",
+            parse=_whole(0, 65535),
+        ),
+    )
+    workers: int = field(
+        default=1,
+        metadata=_knob(
+            "Server processes on that port; as many as there are cores to spare",
+            unit="count",
+            default="1",
+            environment="FILESTORE_WORKERS",
+            parse=_whole(1, 256),
+        ),
+    )
+    memory_limit: int = field(
+        default=128 << 20,
+        metadata=_knob(
+            "Bytes in flight in one server process at most, whatever the number of clients",
+            unit="bytes, or with B, KiB, MiB, GiB",
+            default="128MiB",
+            environment="FILESTORE_MEMORY_LIMIT",
+            parse=_size(16 << 20),
+        ),
+    )
+    spool_folder: Path | None = field(
+        default=None,
+        metadata=_knob(
+            "The folder in which a server lets an upload by form wait until it is whole",
+            unit="path",
+            default="the folder that root names",
+            environment="FILESTORE_SPOOL_FOLDER",
+            parse=_path,
+        ),
+    )
+    upload_limit: int | None = field(
+        default=None,
+        metadata=_knob(
+            "Bytes of the largest file that a server takes by form",
+            unit="bytes, or with B, KiB, MiB, GiB",
+            default="none: as much as the disk holds",
+            environment="FILESTORE_UPLOAD_LIMIT",
+            parse=_size(0),
+        ),
+    )
+    drain_seconds: float = field(
+        default=30.0,
+        metadata=_knob(
+            "How long a server that was told to stop lets transfers finish",
+            unit="seconds",
+            default="30",
+            environment="FILESTORE_DRAIN_SECONDS",
+            parse=_seconds,
+        ),
+    )
+
+
+def knobs() -> dict[str, Knob]:
+    """Every setting's knob by its name, in the order of the documentation."""
+    return {setting.name: setting.metadata["knob"] for setting in fields(Settings)}
+
+
+def settings_from(
+    *,
+    folders: Folders,
+    options: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    file: Mapping[str, object] | None = None,
+    file_path: str = "",
+) -> Settings:
+    """Settings by option, environment and configuration file, in that order; None and an empty variable say nothing.
+
+    Raises InvalidSetting, which names where a bad value stands, or that the file sets something unknown.
+    """
+    for name in file or {}:
+        if name not in knobs() or knobs()[name].environment is None:
+            known = ", ".join(known for known, knob in knobs().items() if knob.environment is not None)
+            raise InvalidSetting(f"{name} in {file_path}", f"no such setting can stand there; those that can are {known}")
+    values: dict[str, Any] = {
+        "root": folders.data,
+        "cache": folders.cache,
+        "journal": folders.state / "journal.sqlite",
+    }
+    for name, knob in knobs().items():
+        given = _first_given(name, knob, options=options or {}, environ=environ or {}, file=file or {}, file_path=file_path)
+        if given is not None:
+            values[name] = parse_setting(name, given.value, source=given.source)
+    return Settings(**values)
+
+
+def option_of(name: str) -> str:
+    """The command line's option for a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_setting(name: str, value: object, *, source: str) -> Any:
+    """What `value`, which stands in `source`, means for the setting `name`. Raises InvalidSetting."""
+    try:
+        return knobs()[name].parse(value)
+    except ValueError as error:
+        raise InvalidSetting(source, str(error)) from None
+
+
+class _Given(NamedTuple):
+    source: str
+    value: object
+
+
+def _first_given(
+    name: str,
+    knob: Knob,
+    *,
+    options: Mapping[str, object],
+    environ: Mapping[str, str],
+    file: Mapping[str, object],
+    file_path: str,
+) -> _Given | None:
+    if options.get(name) is not None:
+        return _Given(option_of(name), options[name])
+    if knob.environment is not None and environ.get(knob.environment):
+        return _Given(knob.environment, environ[knob.environment])
+    if name in file:
+        return _Given(f"{name} in {file_path}", file[name])
+    return None

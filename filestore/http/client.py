@@ -1,0 +1,356 @@
+"""A repository across HTTP: `RemoteRepository`. Routes and shapes: `docs/http-api.md`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from itertools import count
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+from blake3 import blake3
+from yarl import URL
+
+from filestore.chunking import CUTTING_VERSION
+from filestore.digest import DIGEST_SIZE, Digest, manifest_digest, parse_digests, token_digest
+from filestore.errors import (
+    FilestoreError,
+    Interrupted,
+    InvalidBatch,
+    InvalidManifest,
+    InvalidUrl,
+    LimitExceeded,
+    ServerError,
+    Stalled,
+    Unauthorized,
+    UnknownFormat,
+    Unreachable,
+)
+from filestore.http import wire
+from filestore.manifest import MANIFEST_LIMIT
+from filestore.objects import Frame, Kind, Record, Reference, checked_namespace, record_from_json
+from filestore.repository import REPOSITORY_VERSION, Identity, Moved
+
+T = TypeVar("T")
+
+ATTEMPTS = 6
+FIRST_PAUSE_SECONDS = 0.2
+BATCH_SECONDS = 5.0
+FIRST_BATCH = 4 << 20
+"""Bytes of the first batch, before a rate is known."""
+PIECE = 256 << 10
+"""Bytes handed to a connection at once: what a stall timer and a progress line see."""
+PROBLEM_LIMIT = MANIFEST_LIMIT * 3
+"""Bytes of an error's document: one may list every chunk of a manifest."""
+
+
+class RemoteRepository:
+    """A server's repository. Its verbs retry what is retryable, on a new connection each time; nobody above retries.
+
+    Use it in one event loop. Proxies named in the environment are not used.
+    """
+
+    def __init__(self, url: str, *, token: str | None, connections: int = 4, stall_seconds: float = 30) -> None:
+        """Asks nothing yet. Raises InvalidUrl."""
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError as error:
+            raise InvalidUrl(url, str(error)) from None
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise InvalidUrl(url, "a server's URL looks like http://HOST:PORT")
+        if parts.query or parts.fragment or parts.username is not None:
+            raise InvalidUrl(url, "it may have no query, fragment or user name; a token is given apart")
+        self.location = url.rstrip("/")
+        self.fingerprint = blake3(self.location.encode() + b"\0" + token_digest(token or "")).hexdigest()
+        self._token = token
+        self._connections = connections
+        self._stall_seconds = stall_seconds
+        self._session: aiohttp.ClientSession | None = None
+        self._identity: Identity | None = None
+        self._reached = False
+        self._rate: float | None = None
+
+    async def identity(self) -> Identity:
+        if self._identity is None:
+            answer = await self._json("GET", "/repository")
+            try:
+                version = int(answer["format"])
+                found = Identity(str(answer["id"]), checked_namespace(str(answer["namespace"])), int(answer["cutting"]))
+            except (KeyError, TypeError, ValueError, FilestoreError):
+                raise ServerError(self.location, HTTPStatus.OK, "that is no answer of a filestore server") from None
+            if version != REPOSITORY_VERSION:
+                raise UnknownFormat(self.location, str(version), str(REPOSITORY_VERSION))
+            if found.cutting != CUTTING_VERSION:
+                raise UnknownFormat(f"the cutting of {self.location}", str(found.cutting), str(CUTTING_VERSION))
+            self._identity = found
+        return self._identity
+
+    async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        found: list[Digest] = []
+        for start in range(0, len(digests), wire.DIGESTS_LIMIT):
+            asked = digests[start : start + wire.DIGESTS_LIMIT]
+            answer = await self._octets("POST", "/chunks/missing", body=b"".join(asked), limit=len(asked) * DIGEST_SIZE)
+            found.extend(parse_digests(answer))
+        return list(dict.fromkeys(found))
+
+    async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
+        waiting = list(frames)
+        while waiting:
+            batch = _head(waiting, limit=self._batch_limit())
+            del waiting[: len(batch)]
+            await self._retried(lambda batch=batch: self._put_batch(batch, moved))  # type: ignore[misc]  # bound at once
+
+    async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
+        found: list[memoryview | None] = []
+
+        async def rest() -> None:
+            # What arrived whole before a connection was cut is not asked for again.
+            asked = digests[len(found) : len(found) + wire.BATCH_COUNT_LIMIT]
+            filled = sum(len(frame) for frame in found if frame is not None)
+            await self._get_batch(asked, buffer[filled:], found, moved)
+
+        while len(found) < len(digests):
+            await self._retried(rest)
+        return found
+
+    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
+        headers = {wire.NAME_HEADER: quote(name, safe="")}
+        return self._record(await self._json("POST", f"/files?kind={kind.value}", body=manifest, headers=headers))
+
+    async def manifest(self, digest: Digest) -> bytes:
+        encoded = await self._octets("GET", f"/manifests/{digest}", limit=MANIFEST_LIMIT)
+        if manifest_digest(encoded) != digest:
+            raise InvalidManifest(f"what {self.location} gives for {digest} has another digest")
+        return encoded
+
+    async def record(self, reference: Reference) -> Record:
+        if reference.id is not None:
+            return self._record(await self._json("GET", f"/files/{reference.id}"))
+        asked = [f"digest={reference.digest}"] if reference.digest is not None else []
+        asked += [f"name={quote(reference.name, safe='')}"] if reference.name is not None else []
+        return self._record(await self._json("GET", f"/files/find?{'&'.join(asked)}"))
+
+    async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
+        page = f"/files?limit={limit}" + (f"&before={before}" if before is not None else "")
+        answer = await self._json("GET", page)
+        files = answer.get("files")
+        if not isinstance(files, list):
+            raise ServerError(self.location, HTTPStatus.OK, "its list of files is malformed")
+        return [self._record(values) for values in files]
+
+    async def remove(self, file_id: str) -> Record:
+        return self._record(await self._json("DELETE", f"/files/{quote(file_id, safe='')}"))
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # Below: requests. Each is idempotent, so that `_retried` may do it again.
+
+    async def _retried(self, request: Callable[[], Awaitable[T]]) -> T:
+        for attempt in count(1):
+            try:
+                return await request()
+            except FilestoreError as error:
+                # A server that was never reached is not there: saying so at once beats waiting for it.
+                if not error.retryable or attempt == ATTEMPTS or not self._reached:
+                    raise
+            await asyncio.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+        raise AssertionError
+
+    async def _json(
+        self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        answer = await self._octets(method, path, body=body, headers=headers, limit=PROBLEM_LIMIT)
+        try:
+            values = json.loads(answer)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise ServerError(self.location, HTTPStatus.OK, "that is no answer of a filestore server")
+        return values
+
+    async def _octets(
+        self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None, limit: int
+    ) -> bytes:
+        async def ask() -> bytes:
+            async with self._request(method, path, body=body, headers=headers) as response:
+                return await _whole(response, limit=limit)
+
+        return await self._retried(ask)
+
+    async def _put_batch(self, frames: Sequence[Frame], moved: Moved | None) -> None:
+        entries = [wire.BatchEntry(frame.digest, len(frame.data)) for frame in frames]
+        header = wire.encode_batch_header(entries)
+        size = sum(entry.stored_size for entry in entries)
+        counted = 0
+
+        async def body() -> AsyncIterator[bytes | memoryview]:
+            nonlocal counted
+            yield header
+            for frame in frames:
+                for piece in _pieces(memoryview(frame.data)):
+                    yield piece
+                    stall.reschedule(asyncio.get_running_loop().time() + self._stall_seconds)
+                    counted += len(piece)
+                    if moved is not None:
+                        moved(len(piece))
+
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._stall_seconds) as stall:
+                headers = {"Content-Length": str(len(header) + size)}
+                async with self._request("POST", "/chunks", body=body(), headers=headers) as response:
+                    await _whole(response, limit=PROBLEM_LIMIT)
+        except BaseException as error:
+            if moved is not None:
+                moved(-counted)
+            if isinstance(error, TimeoutError):
+                raise Stalled(self.location, self._stall_seconds) from None
+            raise
+        rate = size / max(time.monotonic() - started, 1e-6)
+        self._rate = rate if self._rate is None else (self._rate + rate) / 2
+
+    async def _get_batch(
+        self, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], moved: Moved | None
+    ) -> None:
+        """Append to `found` each frame that is whole, at once."""
+        filled = whole = 0
+        try:
+            async with self._request("POST", "/chunks/get", body=b"".join(digests)) as response:
+                entries = await self._batch_entries(response, digests, space=len(buffer))
+                for entry in entries:
+                    end = whole + entry.stored_size
+                    while filled < end:
+                        # readany: what has arrived, in as few pieces as it came; frames that follow may be in it.
+                        piece = await response.content.readany()
+                        if not piece or filled + len(piece) > len(buffer):
+                            raise Interrupted(self.location, "the answer is shorter or longer than it said")
+                        buffer[filled : filled + len(piece)] = piece
+                        filled += len(piece)
+                        if moved is not None:
+                            moved(len(piece))
+                    found.append(buffer[whole:end] if entry.stored_size else None)
+                    whole = end
+        except BaseException:
+            if moved is not None:
+                moved(whole - filled)
+            raise
+
+    async def _batch_entries(
+        self, response: aiohttp.ClientResponse, digests: Sequence[Digest], *, space: int
+    ) -> list[wire.BatchEntry]:
+        if response.status != HTTPStatus.OK:
+            await _whole(response, limit=PROBLEM_LIMIT)
+        try:
+            header = await response.content.readexactly(wire.batch_header_size(len(digests)))
+        except asyncio.IncompleteReadError:
+            raise Interrupted(self.location, "the answer ended too early") from None
+        count_size = wire.batch_header_size(0)
+        entries = wire.decode_batch_entries(header[count_size:], absent_allowed=True)
+        if wire.decode_batch_count(header) != len(digests) or [entry.digest for entry in entries] != list(digests):
+            raise InvalidBatch(f"{self.location} answered with other chunks than those that were asked for")
+        if sum(entry.stored_size for entry in entries) > space:
+            raise InvalidBatch(f"{self.location} answered with larger frames than these chunks can have")
+        return entries
+
+    @asynccontextmanager
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | AsyncIterator[bytes | memoryview] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request, whose failures, those of reading the answer included, become errors of ours."""
+        sent = {"Content-Type": wire.OCTETS} if body is not None else {}
+        # encoded=True: names are percent-encoded already, and must arrive as they are.
+        url = URL(self.location + wire.API + path, encoded=True)
+        try:
+            # No redirects: the token is for this server alone.
+            async with self._open_session().request(
+                method, url, data=body, headers=sent | (headers or {}), allow_redirects=False
+            ) as response:
+                self._reached = True
+                yield response
+        except aiohttp.InvalidURL as error:
+            raise InvalidUrl(self.location, str(error)) from None
+        except aiohttp.ClientConnectorError as error:
+            raise Unreachable(self.location, error.os_error.strerror or str(error)) from None
+        except aiohttp.ServerTimeoutError:
+            raise Stalled(self.location, self._stall_seconds) from None
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise Interrupted(self.location, str(error) or type(error).__name__) from None
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # Twice as many connections as batches under way: questions must not wait behind batches.
+                connector=aiohttp.TCPConnector(limit=self._connections * 2),
+                headers={"Authorization": f"Bearer {self._token}"} if self._token is not None else {},
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._stall_seconds, sock_read=self._stall_seconds),
+                read_bufsize=PIECE,
+                auto_decompress=False,
+            )
+        return self._session
+
+    def _batch_limit(self) -> int:
+        if self._rate is None:
+            return FIRST_BATCH
+        return int(min(self._rate * BATCH_SECONDS, wire.BATCH_LIMIT - wire.batch_header_size(wire.BATCH_COUNT_LIMIT)))
+
+    def _record(self, values: object) -> Record:
+        try:
+            if isinstance(values, dict):
+                return record_from_json(values)
+        except (KeyError, TypeError, ValueError, FilestoreError):
+            pass
+        raise ServerError(self.location, HTTPStatus.OK, "its record of a file is malformed")
+
+
+async def _whole(response: aiohttp.ClientResponse, *, limit: int) -> bytes:
+    """The whole answer. Raises the error that it stands for, LimitExceeded past `limit` bytes."""
+    url = str(response.url.origin())
+    failed = response.status >= HTTPStatus.MULTIPLE_CHOICES
+    body = bytearray()
+    limit = PROBLEM_LIMIT if failed else limit
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > limit:
+            raise LimitExceeded(f"the answer of {url} in bytes", len(body), limit)
+    if failed:
+        raise _problem(url, response.status, bytes(body))
+    return bytes(body)
+
+
+def _problem(url: str, status: int, body: bytes) -> FilestoreError:
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    error = wire.decode_problem(url, status, document)
+    return Unauthorized(url) if status == HTTPStatus.UNAUTHORIZED else error
+
+
+def _head(frames: Sequence[Frame], *, limit: int) -> Sequence[Frame]:
+    """As many of `frames` as one batch may hold, at least one."""
+    size = 0
+    for place, frame in enumerate(frames):
+        size += len(frame.data)
+        if place and (size > limit or place == wire.BATCH_COUNT_LIMIT):
+            return frames[:place]
+    return frames[:]
+
+
+def _pieces(view: memoryview) -> Iterator[memoryview]:
+    for start in range(0, len(view), PIECE):
+        yield view[start : start + PIECE]

@@ -1,0 +1,5 @@
+"""The server: a repository across HTTP, for our own clients, the Pipeline SDK's, and anyone's."""
+
+from filestore.http.server.workers import serve
+
+__all__ = ["serve"]

@@ -1,0 +1,182 @@
+"""The application: routes, who is let in, and which repository a request sees."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from filestore.aio import Budget
+from filestore.digest import Digest
+from filestore.errors import FilestoreError
+from filestore.http.server import native, plain, sdk
+from filestore.http.server.auth import Tokens
+from filestore.http.server.exchange import Exchange
+from filestore.http.server.problems import as_problems, problem
+from filestore.http.wire import API
+from filestore.index.protocol import Index
+from filestore.layout import FILES_PREFIX
+from filestore.repository import LocalRepository
+from filestore.stores.protocol import ChunkStore
+
+_Answer = Callable[[Exchange, LocalRepository], Awaitable[web.StreamResponse]]
+
+
+class Route(NamedTuple):
+    """Requests that need a token, and what answers them."""
+
+    method: str
+    path: str
+    answer: _Answer
+
+
+ROUTES = (
+    Route("GET", f"{API}/repository", native.describe_repository),
+    Route("POST", f"{API}/chunks/missing", native.missing_chunks),
+    Route("POST", f"{API}/chunks", native.put_chunks),
+    Route("POST", f"{API}/chunks/get", native.get_chunks),
+    Route("GET", f"{API}/chunks/{{digest}}", native.get_chunk),
+    Route("POST", f"{API}/files", native.commit_file),
+    Route("GET", f"{API}/files", native.list_files),
+    Route("GET", f"{API}/files/find", native.find_file),
+    Route("GET", f"{API}/files/{{id}}", native.get_file),
+    Route("DELETE", f"{API}/files/{{id}}", native.remove_file),
+    Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest),
+    Route("POST", "/v3/pipeline_files", sdk.create_file),
+    Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one server process allows."""
+
+    stall_seconds: float
+    memory_limit: int
+    """Bytes in flight (I6)."""
+    upload_limit: int | None
+    """Bytes of a file that a form uploads."""
+
+
+class Traffic:
+    """The requests under way. Once `draining` is set, connections are closed as their answers end."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no request is under way."""
+        await self._idle.wait()
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """A request under way."""
+        self._count += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if self._count == 0:
+                self._idle.set()
+
+
+def make_app(
+    store: ChunkStore,
+    index: Index,
+    *,
+    tokens: Mapping[Digest, str],
+    spool_folder: Path,
+    limits: Limits,
+    traffic: Traffic,
+) -> web.Application:
+    """The application over one store and index, which stay the caller's."""
+    door = _Door(store, index, tokens=tokens, spool_folder=spool_folder, limits=limits)
+
+    @web.middleware
+    async def finished(request: web.Request, handler: Handler) -> web.StreamResponse:
+        with traffic.passing():
+            return await door.exchange(request).finish(await handler(request))
+
+    async def complete_head(_: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = "filestore"
+        if traffic.draining:
+            response.headers["Connection"] = "close"
+            response.force_close()
+
+    app = web.Application(middlewares=[finished, as_problems])
+    app.on_response_prepare.append(complete_head)
+    app.router.add_get(_any_slashes("/healthz"), _healthz)
+    for method, path, answer in ROUTES:
+        options = {"allow_head": True} if method == "GET" else {}
+        add = {"GET": app.router.add_get, "POST": app.router.add_post, "DELETE": app.router.add_delete}[method]
+        add(_any_slashes(path), door.opened_for(answer), expect_handler=door.expected, **options)
+    return app
+
+
+def _any_slashes(path: str) -> str:
+    """The pattern of `path` with any number of leading slashes: a base URL that ends in one adds one."""
+    return "/{slashes:/*}" + path.removeprefix("/")
+
+
+async def _healthz(_: web.Request) -> web.StreamResponse:
+    return web.json_response({"status": "ok"})
+
+
+class _Door:
+    """Where requests come in: each that has a token gets the repository of that token's namespace."""
+
+    def __init__(
+        self, store: ChunkStore, index: Index, *, tokens: Mapping[Digest, str], spool_folder: Path, limits: Limits
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._tokens = Tokens(index, tokens)
+        self._spool_folder = spool_folder
+        self._limits = limits
+        self._budget = Budget(limits.memory_limit)
+        self._push_budget = Budget(sdk.PUSHES_LIMIT)
+
+    def opened_for(self, answer: _Answer) -> Handler:
+        """A handler that lets `answer` see only requests that have a token."""
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await answer(self.exchange(request), await self._repository(request))
+
+        return handler
+
+    async def expected(self, request: web.Request) -> web.StreamResponse | None:
+        """Tell a client that waits with its body to send it, or why not."""
+        if request.headers["Expect"].lower() == "100-continue":
+            try:
+                await self._repository(request)
+            except FilestoreError as error:
+                return problem(request, error)
+            self.exchange(request).transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # RFC 9110, section 10.1.1: other expectations may be ignored.
+        return None
+
+    def exchange(self, request: web.Request) -> Exchange:
+        """A request, and what its answer is made with."""
+        return Exchange(
+            request=request,
+            budget=self._budget,
+            push_budget=self._push_budget,
+            spool_folder=self._spool_folder,
+            stall_seconds=self._limits.stall_seconds,
+            upload_limit=self._limits.upload_limit,
+        )
+
+    async def _repository(self, request: web.Request) -> LocalRepository:
+        """Raises Unauthorized."""
+        namespace = await self._tokens.namespace(request.headers.get("Authorization"))
+        return LocalRepository(self._store, self._index, location="the server", namespace=namespace, budget=self._budget)

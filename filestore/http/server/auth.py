@@ -1,0 +1,66 @@
+"""Who asks: bearer tokens (RFC 6750), known by their digests only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from filestore.digest import Digest, token_digest
+from filestore.errors import Unauthorized
+from filestore.index.protocol import Index
+
+REMEMBER_SECONDS = 2.0
+"""How long a token that was removed may still be let in."""
+CHALLENGE = 'Bearer realm="filestore"'
+
+
+class _Known(NamedTuple):
+    namespace: str
+    until: float
+
+
+class Tokens:
+    """The namespaces that tokens stand for: `tokens` for this run, all others by the index.
+
+    Only what was let in is remembered, so that strangers cannot fill the memory, and a new token works at once. Tokens are
+    compared as digests: how long that takes says nothing about a token.
+    """
+
+    def __init__(self, index: Index, tokens: Mapping[Digest, str], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._index = index
+        self._tokens = dict(tokens)
+        self._clock = clock
+        self._known: dict[Digest, _Known] = {}
+
+    async def namespace(self, authorization: str | None) -> str:
+        """The namespace of the token in an Authorization header. Raises Unauthorized."""
+        digest = _digest(authorization)
+        namespace = self._tokens.get(digest) or await self._ask(digest)
+        if namespace is None:
+            raise Unauthorized("the server")
+        return namespace
+
+    async def _ask(self, digest: Digest) -> str | None:
+        now = self._clock()
+        known = self._known.get(digest)
+        if known is not None and now < known.until:
+            return known.namespace
+        namespace = await self._index.token_namespace(digest)
+        if namespace is None:
+            self._known.pop(digest, None)
+        else:
+            self._known[digest] = _Known(namespace, now + REMEMBER_SECONDS)
+        return namespace
+
+
+def _digest(authorization: str | None) -> Digest:
+    scheme, _, token = (authorization or "").partition(" ")
+    token = token.strip()
+    # A client of the Pipeline SDK that has no token sends the word None.
+    if scheme.lower() != "bearer" or token in {"", "None"}:
+        raise Unauthorized("the server")
+    try:
+        return token_digest(token)
+    except UnicodeEncodeError:
+        raise Unauthorized("the server") from None

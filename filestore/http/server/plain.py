@@ -1,0 +1,205 @@
+"""Files' decoded bytes for anyone's HTTP client: GET and HEAD with ranges, every chunk verified (I4).
+
+Source: RFC 9110, sections 13.2.2 (precedence of conditions) and 14 (ranges).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections import deque
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from aiohttp import web
+
+from filestore.aio import in_cpu_thread, per_thread
+from filestore.codec import Decoder, frame_limit
+from filestore.digest import Digest
+from filestore.errors import DamagedChunk, InvalidDigest, InvalidFrame, InvalidReference, NotFound
+from filestore.http import wire
+from filestore.http.server.exchange import PIECE, Exchange
+from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
+from filestore.layout import parse_file_path
+from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
+from filestore.objects import Frame, Record, Reference
+from filestore.repository import LocalRepository
+
+LOAD_SIZE = 2 << 20
+"""Decoded bytes that one read and one turn in a thread are for, or a single chunk."""
+LOADS_AHEAD = 2
+"""Loads under way while one is being sent."""
+
+_decoder = per_thread(Decoder)
+_scratch = per_thread(lambda: memoryview(bytearray(CHUNK_LIMIT)))
+
+
+async def get_content(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """A file's bytes, or a range of them."""
+    request = exchange.request
+    record = await _record(exchange, repository)
+    tag = str(record.digest)
+    headers = {"ETag": f'"{tag}"', "Cache-Control": IMMUTABLE}
+    if request.if_match is not None and not matches_any(request.if_match, tag, weak=False):
+        raise web.HTTPPreconditionFailed(text=f"the file's entity tag is {tag}")
+    if matches_any(request.if_none_match, tag, weak=True):
+        return web.Response(status=304, headers=headers)
+    headers |= {
+        "Content-Type": wire.OCTETS,
+        "Content-Disposition": attachment(record.name),
+        "X-Content-Type-Options": "nosniff",
+        "Accept-Ranges": "bytes",
+    }
+    part = _asked_range(request, record)
+    if part is not None:
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{record.size}"
+    wanted = part or range(record.size)
+    response = web.StreamResponse(status=206 if part else 200, headers=headers)
+    if request.method == "HEAD":
+        async with exchange.answering(response, size=len(wanted)):
+            return response
+    manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
+    async with _Content(exchange, repository, manifest, wanted) as content:
+        # Before the head: damage found now is still an answer that says so.
+        await content.load()
+        async with exchange.answering(response, size=len(wanted)) as answer:
+            while piece := await content.next_piece():
+                await answer.send(piece, if_slow=content.forget)
+    return response
+
+
+async def _record(exchange: Exchange, repository: LocalRepository) -> Record:
+    path = exchange.request.match_info["path"]
+    try:
+        digest, name = parse_file_path(path)
+    except (InvalidReference, InvalidDigest):
+        raise NotFound(path) from None
+    return await repository.record(Reference(digest=digest, name=name))
+
+
+def _asked_range(request: web.Request, record: Record) -> range | None:
+    # If-Range takes a strong tag, or a date, which no answer of ours has.
+    if request.method != "GET" or request.headers.get("If-Range", f'"{record.digest}"') != f'"{record.digest}"':
+        return None
+    return parse_range(request.headers.get("Range"), record.size)
+
+
+class _Load(NamedTuple):
+    """Some chunks of a file that lie back to back, and the part of them that is wanted."""
+
+    chunks: list[Chunk]
+    wanted: range
+    """Counted from the start of the first chunk."""
+
+
+class _Loaded(NamedTuple):
+    pieces: deque[bytes]
+    held: AsyncExitStack
+    """The part of the budget that they count against."""
+
+
+class _Content:
+    """The bytes of a file in `wanted`, in pieces; what comes next is read, decoded and verified ahead, within the budget.
+
+    Close it by leaving its block.
+    """
+
+    def __init__(self, exchange: Exchange, repository: LocalRepository, manifest: Manifest, wanted: range) -> None:
+        self._budget = exchange.budget
+        self._repository = repository
+        self._chunks = manifest.chunks
+        self._offsets = list(manifest.offsets())
+        self._stop = wanted.stop
+        self._position = self._ahead = wanted.start
+        self._loading: deque[asyncio.Task[_Loaded]] = deque()
+        self._loaded: _Loaded | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.forget()
+
+    async def load(self) -> None:
+        """Have the next piece at hand. Raises DamagedChunk, StorageError."""
+        while self._loaded is None or not self._loaded.pieces:
+            if self._loaded is not None:
+                await self._loaded.held.aclose()
+                self._loaded = None
+            self._load_ahead()
+            if not self._loading:
+                return
+            self._loaded = await self._loading.popleft()
+
+    async def next_piece(self) -> bytes:
+        """The next piece; empty at the end. Raises as `load`."""
+        await self.load()
+        if self._loaded is None:
+            return b""
+        piece = self._loaded.pieces.popleft()
+        self._position += len(piece)
+        return piece
+
+    async def forget(self) -> None:
+        """Give up what was loaded and its part of the budget; it is loaded again when it is asked for."""
+        for task in self._loading:
+            task.cancel()
+        for loaded in [self._loaded, *await asyncio.gather(*self._loading, return_exceptions=True)]:
+            if isinstance(loaded, _Loaded):
+                await loaded.held.aclose()
+        self._loading.clear()
+        self._loaded = None
+        self._ahead = self._position
+
+    def _load_ahead(self) -> None:
+        while len(self._loading) <= LOADS_AHEAD and self._ahead < self._stop:
+            load = self._next_load()
+            self._ahead += len(load.wanted)
+            self._loading.append(asyncio.create_task(self._read(load)))
+
+    def _next_load(self) -> _Load:
+        first = bisect_right(self._offsets, self._ahead) - 1
+        chunks: list[Chunk] = []
+        size = 0
+        for place in range(first, len(self._chunks)):
+            chunk = self._chunks[place]
+            if chunks and size + chunk.size > LOAD_SIZE:
+                break
+            chunks.append(chunk)
+            size += chunk.size
+        start = self._offsets[first]
+        return _Load(chunks, range(self._ahead - start, min(size, self._stop - start)))
+
+    async def _read(self, load: _Load) -> _Loaded:
+        space = sum(frame_limit(chunk.size) for chunk in load.chunks)
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(self._budget.take(2 * space))
+            digests = [chunk.digest for chunk in load.chunks]
+            frames = await self._repository.get(digests, memoryview(bytearray(space)))
+            return _Loaded(await in_cpu_thread(_decoded, load, frames), held.pop_all())
+
+
+def _decoded(load: _Load, frames: list[memoryview | None]) -> deque[bytes]:
+    """The wanted pieces; copies, since a transport keeps what it could not send at once."""
+    pieces: deque[bytes] = deque()
+    offset = 0
+    for chunk, data in zip(load.chunks, frames, strict=True):
+        content = _verified(chunk.digest, data, size=chunk.size)
+        end = min(chunk.size, load.wanted.stop - offset)
+        for start in range(max(0, load.wanted.start - offset), end, PIECE):
+            pieces.append(bytes(content[start : min(start + PIECE, end)]))
+        offset += chunk.size
+    return pieces
+
+
+def _verified(digest: Digest, data: memoryview | None, *, size: int) -> memoryview:
+    if data is None:
+        raise DamagedChunk(str(digest), "its frame is gone")
+    try:
+        content = _decoder().decode(Frame(digest, data), _scratch())
+    except InvalidFrame as error:
+        raise DamagedChunk(str(digest), error.reason) from None
+    if len(content) != size:
+        raise DamagedChunk(str(digest), f"it has {len(content)} bytes, the manifest says {size}")
+    return content

@@ -1,0 +1,82 @@
+"""Errors as answers: problem documents (RFC 9457), and what of an error stays in the server's log."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from uuid import uuid4
+
+from aiohttp import web
+from aiohttp.http import HttpProcessingError
+from aiohttp.typedefs import Handler
+
+from filestore.errors import Busy, DamagedChunk, FilestoreError, Interrupted, InvalidRange, Stalled, StorageFull, Unauthorized
+from filestore.http import wire
+from filestore.http.server.auth import CHALLENGE
+
+logger = logging.getLogger("filestore.server")
+
+CORRELATION_HEADER = "x-correlation-id"
+
+
+@web.middleware
+async def as_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer each error with a problem document. Where an answer had begun, the connection is cut: this one then goes nowhere."""
+    try:
+        return await handler(request)
+    except (Interrupted, Stalled, ConnectionError) as error:
+        logger.info("%s %r: %s", request.method, request.path, error)
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response(status=408)
+    except web.HTTPException as error:
+        return _answer(_protocol_problem(error), {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {})
+    except Exception as error:  # noqa: BLE001  # whatever it is, it ends this request only
+        return problem(request, error)
+
+
+def problem(request: web.Request, error: Exception) -> web.Response:
+    """The answer that stands for `error`. What only concerns the server is logged, and told by a correlation id."""
+    if isinstance(error, FilestoreError):
+        described = wire.encode_problem(error)
+        if described.status < 500:
+            return _answer(described, _headers_of(error))
+    correlation_id = uuid4().hex
+    logger.error("%s %r failed, %s", request.method, request.path, correlation_id, exc_info=error)
+    return _answer(wire.encode_problem(_without_secrets(error, correlation_id)), {CORRELATION_HEADER: correlation_id})
+
+
+def concerns_us(record: logging.LogRecord) -> bool:
+    """Whether a message of the framework's belongs in the log. That a stranger sent what is no HTTP, and got a 400, does not."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+
+
+def _headers_of(error: Exception) -> Mapping[str, str]:
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": CHALLENGE}
+    if isinstance(error, InvalidRange):
+        return {"Content-Range": f"bytes */{error.size}"}
+    return {}
+
+
+def _without_secrets(error: Exception, correlation_id: str) -> FilestoreError:
+    """`error` without paths and other things of this machine, where a client can do something about it."""
+    if isinstance(error, DamagedChunk):
+        return error
+    if isinstance(error, StorageFull):
+        return StorageFull("the server's disk", "no space is left")
+    if isinstance(error, Busy):
+        return Busy("the server's repository", "another process holds it")
+    return FilestoreError(f"the server failed; its log says why, under {correlation_id}")
+
+
+def _protocol_problem(error: web.HTTPException) -> wire.Problem:
+    # RFC 9457, section 4.2.1: about:blank says no more than the status does.
+    document = {"type": "about:blank", "title": error.reason, "status": error.status, "detail": error.text or error.reason}
+    return wire.Problem(error.status, document)
+
+
+def _answer(problem: wire.Problem, headers: Mapping[str, str]) -> web.Response:
+    body = json.dumps(problem.document).encode()
+    return web.Response(status=problem.status, body=body, headers=headers, content_type=wire.PROBLEM)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from filestore.config import knobs, option_of
+from filestore_cli.main import cli
+
+REPOSITORY = Path(__file__).parents[2]
+CLI = (REPOSITORY / "docs/cli.md").read_text()
+SETTINGS = (REPOSITORY / "docs/settings.md").read_text()
+OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
+
+
+def commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, by what one types."""
+    for command in group.commands.values():
+        typed = f"{name} {command.name}"
+        if isinstance(command, click.Group):
+            yield from commands(command, typed)
+        else:
+            yield typed, command
+
+
+COMMANDS = dict(commands(cli, "filestore"))
+
+
+def options(command: click.Command) -> set[str]:
+    """The options of a command in all their spellings."""
+    return {spelling for parameter in command.params if isinstance(parameter, click.Option) for spelling in parameter.opts}
+
+
+def section(heading: str) -> str:
+    """The text under a heading, up to the next one."""
+    found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", CLI, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"docs/cli.md has no section {heading!r}"
+    return found[1]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_is_described(name: str) -> None:
+    """A command has a section in docs/cli.md, which names its options, but for those of many commands."""
+    described = set(OPTION.findall(section(name))) | set(OPTION.findall(section("Options of many commands")))
+
+    assert options(COMMANDS[name]) - described == set()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_usage_line_is_true(name: str) -> None:
+    """The first line of a section is what one types: the command, its arguments, and options that it has."""
+    usage = section(name).strip().splitlines()[0].strip("`")
+    arguments = [
+        parameter.make_metavar(click.Context(COMMANDS[name]))
+        for parameter in COMMANDS[name].params
+        if isinstance(parameter, click.Argument)
+    ]
+
+    assert usage.startswith(" ".join([name, *arguments]))
+    assert set(OPTION.findall(usage)) - options(COMMANDS[name]) == set()
+
+
+def test_nothing_is_described_that_is_not_there() -> None:
+    """Every section of a command, and every option named in it, is one that exists."""
+    for heading in re.findall(r"^### (filestore .*)$", CLI, re.MULTILINE):
+        assert heading in COMMANDS
+        assert set(OPTION.findall(section(heading))) - options(COMMANDS[heading]) == set()
+
+
+@pytest.mark.parametrize("name", knobs())
+def test_every_setting_is_described(name: str) -> None:
+    """A setting has its row in docs/settings.md, word for word as the dataclass has it."""
+    knob = knobs()[name]
+    environment = f"`{knob.environment}`" if knob.environment else "none: the option only"
+
+    row = f"| `{name}` | {knob.meaning} | {knob.unit} | {knob.default} | {environment} | `{option_of(name)}` |\n"
+    assert row in SETTINGS
+    assert any(option_of(name) in options(command) for command in COMMANDS.values())
+
+
+def test_no_setting_is_described_that_is_not_there() -> None:
+    """Every row is one of a setting."""
+    assert list(knobs()) == re.findall(r"^\| `(\w+)` \|", SETTINGS, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """A link to a file of this repository names one that is there."""
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+
+    assert [link for link in links if not (page.parent / link).exists()] == []

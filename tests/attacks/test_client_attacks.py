@@ -1,0 +1,272 @@
+"""A server that lies, or is none of ours: the client refuses what it says, holds no more memory for it, and keeps its token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from filestore.digest import Digest, chunk_digest, manifest_digest
+from filestore.errors import (
+    FilestoreError,
+    Interrupted,
+    InvalidBatch,
+    InvalidManifest,
+    InvalidUrl,
+    LimitExceeded,
+    ServerError,
+    Stalled,
+    Unauthorized,
+    UnknownFormat,
+    Unreachable,
+)
+from filestore.http import client as client_module
+from filestore.http import wire
+from filestore.http.client import RemoteRepository
+from filestore.manifest import Manifest
+from filestore.objects import Frame, Reference
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+ONE, TWO = chunk_digest(b"one"), chunk_digest(b"two")
+
+
+@asynccontextmanager
+async def facing(handler: Handler, *, stall_seconds: float = 30) -> AsyncIterator[RemoteRepository]:
+    """A client that faces a server which answers everything by `handler`."""
+    application = web.Application(client_max_size=1 << 30)
+    application.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(application, shutdown_timeout=0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    repository = RemoteRepository(f"http://127.0.0.1:{port}", token="secret", stall_seconds=stall_seconds)
+    try:
+        yield repository
+    finally:
+        await repository.close()
+        await runner.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries follow at once."""
+    monkeypatch.setattr(client_module, "FIRST_PAUSE_SECONDS", 0)
+
+
+def answering(body: bytes, *, status: int = 200, content_type: str = wire.OCTETS) -> Handler:
+    """A handler that always gives the same answer."""
+
+    async def handle(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=body, status=status, content_type=content_type)
+
+    return handle
+
+
+def batch(*entries: tuple[Digest, int], frames: bytes = b"") -> bytes:
+    """A batch as a server answers it."""
+    return wire.encode_batch_header([wire.BatchEntry(*entry) for entry in entries]) + frames
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", Interrupted),
+        (batch((ONE, 3), (TWO, 3))[:-1], Interrupted),
+        (batch((ONE, 3), (TWO, 3), frames=b"abcde"), InvalidBatch),
+        (batch((TWO, 3), (ONE, 3), frames=b"abcdef"), InvalidBatch),
+        (batch((ONE, 3), (ONE, 3), frames=b"abcdef"), InvalidBatch),
+        (batch((ONE, 3), frames=b"abc") + bytes(36), InvalidBatch),
+        (batch((ONE, 3), (TWO, 1000), frames=bytes(1003)), InvalidBatch),
+        (batch((ONE, 3), (TWO, wire.FRAME_LIMIT + 1)), InvalidBatch),
+        (batch((ONE, 3), (TWO, 3), frames=bytes(1000)), Interrupted),
+    ],
+)
+async def test_a_batch_that_is_not_what_was_asked_for(body: bytes, expected: type[FilestoreError]) -> None:
+    """Short, swapped, doubled, too large, longer than it says: refused, and the buffer is never overrun."""
+    buffer = bytearray(100)
+    async with facing(answering(body)) as repository:
+        with pytest.raises(expected):
+            await repository.get([ONE, TWO], memoryview(buffer)[:50])
+    assert bytes(50) == bytes(buffer[50:])
+
+
+async def test_a_manifest_of_another_digest() -> None:
+    """The name of a manifest is the digest of its bytes; anything else is refused."""
+    manifest = Manifest.build([], cutting=0)
+    async with facing(answering(manifest.encoded)) as repository:
+        assert manifest.encoded == await repository.manifest(manifest.digest)
+        with pytest.raises(InvalidManifest):
+            await repository.manifest(manifest_digest(b"other"))
+
+
+async def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer is read to its limit and no further."""
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(bytes(1 << 16))
+
+    async with facing(endless) as repository:
+        with pytest.raises(LimitExceeded):
+            await repository.missing([ONE])
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b"{}", b'{"id": 1, "namespace": "../x", "cutting": 0, "format": 1}', b"{" * 10_000]
+)
+async def test_what_is_no_filestore_server(body: bytes) -> None:
+    """Any web server that answers 200 to everything: one sentence, no traceback."""
+    async with facing(answering(body)) as repository:
+        with pytest.raises(ServerError):
+            await repository.identity()
+        with pytest.raises(ServerError):
+            await repository.record(Reference(name="x"))
+
+
+@pytest.mark.parametrize(("version", "cutting"), [(2, 0), (1, 1)])
+async def test_a_server_of_another_version(version: int, cutting: int) -> None:
+    """An unknown format or cutting version is refused before anything is sent."""
+    body = f'{{"id": "0", "namespace": "default", "cutting": {cutting}, "format": {version}}}'.encode()
+    async with facing(answering(body)) as repository:
+        with pytest.raises(UnknownFormat):
+            await repository.identity()
+
+
+async def test_a_redirect_gets_no_token() -> None:
+    """The token is for this server alone: a redirect is an error, never followed."""
+    visited = []
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        visited.append(request.path)
+        raise web.HTTPTemporaryRedirect("/elsewhere")
+
+    async with facing(redirect) as repository:
+        with pytest.raises(ServerError):
+            await repository.identity()
+    assert [wire.API + "/repository"] == visited
+
+
+@pytest.mark.parametrize("facts", ["{}", '["{0.__class__}"]', "[[]]", "null"])
+async def test_a_problem_whose_facts_make_no_sense(facts: str) -> None:
+    """An error that cannot be rebuilt is still an error of ours, and its text is never a format."""
+    body = f'{{"type": "urn:filestore:error:UnknownFormat", "detail": "{{0.x}}", "facts": {facts}}}'.encode()
+    async with facing(answering(body, status=418, content_type=wire.PROBLEM)) as repository:
+        with pytest.raises(ServerError) as caught:
+            await repository.missing([ONE])
+    assert "{0.x}" in str(caught.value)
+
+
+async def test_a_stranger_is_told_so() -> None:
+    """401 is about the token, whatever the document says."""
+    async with facing(answering(b"{}", status=401)) as repository:
+        with pytest.raises(Unauthorized):
+            await repository.missing([ONE])
+
+
+async def test_what_may_pass_is_tried_again_and_what_may_not_is_not() -> None:
+    """503 is retried, on every verb; 404 and 422 are answers."""
+    statuses: list[int] = []
+
+    async def handle(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=statuses.pop(0), body=b"")
+
+    async with facing(handle) as repository:
+        statuses[:] = [503, 502, 200]
+        assert [] == await repository.missing([ONE])
+        statuses[:] = [503, 200]
+        await repository.put([Frame(ONE, b"frame")])
+        for status in (404, 422, 500):
+            statuses[:] = [status]
+            with pytest.raises(ServerError):
+                await repository.missing([ONE])
+            assert [] == statuses
+
+
+async def test_a_cut_batch_is_asked_for_from_where_it_was_cut() -> None:
+    """What arrived whole is not asked for again; counts go back by what did not."""
+    asked: list[bytes] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        wanted = await request.read()
+        asked.append(wanted)
+        digests = [Digest(wanted[start : start + 32]) for start in range(0, len(wanted), 32)]
+        response = web.StreamResponse()
+        frames = b"".join(b"12345" for _ in digests)
+        answer = batch(*((digest, 5) for digest in digests), frames=frames)
+        response.content_length = len(answer)
+        await response.prepare(request)
+        await response.write(answer if len(asked) > 1 else answer[:-3])
+        if len(asked) == 1:
+            assert request.transport is not None
+            request.transport.close()
+        return response
+
+    moved: list[int] = []
+    async with facing(handle) as repository:
+        frames = await repository.get([ONE, TWO], memoryview(bytearray(10)), moved=moved.append)
+    assert [b"12345", b"12345"] == [bytes(frame or b"") for frame in frames]
+    assert [ONE + TWO, TWO] == asked
+    assert 10 == sum(moved)
+
+
+@pytest.mark.parametrize("verb", ["get", "put", "missing"])
+async def test_a_server_that_moves_no_byte(verb: str) -> None:
+    """A stalled stream is dropped after the limit, tried again, then reported by name."""
+    requests = 0
+
+    async def silent(request: web.Request) -> web.StreamResponse:
+        nonlocal requests
+        requests += 1
+        if requests == 1:
+            return web.Response(body=b"")
+        assert request.transport is not None
+        while not request.transport.is_closing():
+            await asyncio.sleep(0)
+        return web.Response()
+
+    async with facing(silent, stall_seconds=0.1) as repository:
+        assert [] == await repository.missing([ONE])
+        with pytest.raises(Stalled):
+            if verb == "get":
+                await repository.get([ONE], memoryview(bytearray(10)))
+            elif verb == "put":
+                await repository.put([Frame(ONE, b"frame")])
+            else:
+                await repository.missing([ONE])
+    assert 1 + client_module.ATTEMPTS == requests
+
+
+async def test_a_server_that_is_not_there_is_reported_at_once() -> None:
+    """Nobody waits through retries for a server that was never reached."""
+    async with facing(answering(b"")) as repository:
+        address = repository.location
+    repository = RemoteRepository(address, token=None)
+    with pytest.raises(Unreachable):
+        await repository.identity()
+    await repository.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://host/",
+        "host:8080",
+        "http://",
+        "http://user:secret@host/",
+        "http://host/?token=x",
+        "http://host/#x",
+        "http://[::1",
+        "http://host:port/",
+    ],
+)
+def test_urls_that_name_no_server(url: str) -> None:
+    """Said before anything is sent; a password in a URL would end up in logs."""
+    with pytest.raises(InvalidUrl):
+        RemoteRepository(url, token=None)

@@ -1,0 +1,108 @@
+"""Every implementation of a contract, by name. A new one is one entry here, and passes every rule."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from filestore.backends import connect
+from filestore.index.protocol import Index
+from filestore.index.sqlite import open_index
+from filestore.repository import LocalRepository, Repository
+from filestore.stores.disk import open_store
+from filestore.stores.memory import MemoryStore
+from filestore.stores.protocol import ChunkStore
+from tests.support.server import running_server
+
+OpenIndex = Callable[..., Awaitable[Index]]
+
+
+class Clock:
+    """Microseconds since 1970, as the test sets them."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, *, seconds: int) -> None:
+        """Let time pass, or go back."""
+        self.now += seconds * 1_000_000
+
+
+async def _memory_store(_folder: Path) -> ChunkStore:
+    return MemoryStore()
+
+
+STORES: dict[str, Callable[[Path], Awaitable[ChunkStore]]] = {"memory": _memory_store, "disk": open_store}
+
+
+@pytest.fixture(params=STORES)
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ChunkStore]:
+    """An empty chunk store."""
+    store = await STORES[request.param](tmp_path / "store")
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """What the indexes of a test take for the time."""
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite"])
+async def open_shared(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[OpenIndex]:
+    """Opens the same index again and again, as several processes do."""
+    opened: list[Index] = []
+
+    async def open_again(*, busy_seconds: float = 30) -> Index:
+        index = await open_index(tmp_path / "index.sqlite", busy_seconds=busy_seconds, now=clock)
+        opened.append(index)
+        return index
+
+    yield open_again
+    for index in opened:
+        await index.close()
+
+
+@pytest.fixture
+async def index(open_shared: OpenIndex) -> Index:
+    """An empty index."""
+    return await open_shared()
+
+
+@asynccontextmanager
+async def _local_memory_store(folder: Path) -> AsyncIterator[Repository]:
+    repository = LocalRepository(MemoryStore(), await open_index(folder / "index.sqlite"), location="memory")
+    yield repository
+    await repository.close()
+
+
+def _local_disk(folder: Path) -> AbstractAsyncContextManager[Repository]:
+    return connect(str(folder / "repository"))
+
+
+@asynccontextmanager
+async def _remote(folder: Path) -> AsyncIterator[Repository]:
+    with running_server(folder / "repository") as server:
+        async with connect(server.url, token=server.token) as repository:
+            yield repository
+
+
+REPOSITORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Repository]]] = {
+    "local-memory-store": _local_memory_store,
+    "local-disk": _local_disk,
+    "remote": _remote,
+}
+
+
+@pytest.fixture(params=REPOSITORIES)
+async def repository(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Repository]:
+    """An empty repository."""
+    async with REPOSITORIES[request.param](tmp_path) as repository:
+        yield repository

@@ -1,0 +1,432 @@
+"""Rules of every index."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+
+import pytest
+
+from filestore.digest import Digest, chunk_digest, token_digest
+from filestore.errors import Busy
+from filestore.index.protocol import ChunkRow, Index
+from filestore.objects import Kind, Record, Reference
+from tests.contracts.conftest import Clock, OpenIndex
+from tests.support.cancels import cancelled_at_every_await
+
+A, B = "a", "b"
+MINUTE = 60
+HOUR = 3600
+
+
+def digests(count: int) -> list[Digest]:
+    """That many digests, in no order of theirs."""
+    return [chunk_digest(b"%d" % number) for number in range(count)]
+
+
+def row(digest: Digest) -> ChunkRow:
+    """A row with sizes that are told apart."""
+    return ChunkRow(digest, 1000 + digest[0], 500 + digest[0])
+
+
+async def add(index: Index, added: Sequence[Digest], *, namespace: str = A) -> None:
+    """Make rows live."""
+    async with index.transaction() as transaction:
+        await transaction.add_chunks(namespace, [row(digest) for digest in added])
+
+
+async def mark(index: Index, marked: Sequence[Digest], *, unseen_since: int, namespace: str = A) -> list[Digest]:
+    """What a collection marks going."""
+    async with index.transaction() as transaction:
+        return await transaction.mark_going(namespace, marked, unseen_since=unseen_since)
+
+
+async def record(index: Index, name: str, digest: Digest, *, kind: Kind = Kind.FILE, size: int = 7, namespace: str = A) -> Record:
+    """Add a record."""
+    async with index.transaction() as transaction:
+        return await transaction.add_record(namespace, name=name, digest=digest, size=size, kind=kind)
+
+
+async def test_missing_gives_each_unknown_once_in_order(index: Index) -> None:
+    """Whatever was asked, a pusher sends each chunk once."""
+    one, two, three = digests(3)
+    await add(index, [two])
+    assert [three, one] == await index.missing(A, [three, two, one, three, two, one])
+    assert [] == await index.missing(A, [])
+
+
+async def test_going_and_forgotten_rows_are_missing(index: Index, clock: Clock) -> None:
+    """I2: from the moment that it is marked, a chunk counts as absent."""
+    live, going, forgotten = digests(3)
+    await add(index, [live, going, forgotten])
+    await mark(index, [going], unseen_since=clock.now + 1)
+    async with index.transaction() as transaction:
+        await transaction.forget_chunks(A, [forgotten])
+    assert [going, forgotten] == await index.missing(A, [live, going, forgotten])
+
+
+async def test_missing_refreshes_what_was_seen_over_an_hour_ago(index: Index, clock: Clock) -> None:
+    """I9: a chunk that was reported present is not collected for the whole grace period, give or take that hour."""
+    (digest,) = digests(1)
+    await add(index, [digest])
+    clock.advance(seconds=HOUR + MINUTE)
+    assert [] == await index.missing(A, [digest])
+    assert [] == await mark(index, [digest], unseen_since=clock.now)
+    assert [digest] == await mark(index, [digest], unseen_since=clock.now + 1)
+
+
+async def test_missing_does_not_refresh_what_was_seen_within_the_hour(index: Index, clock: Clock) -> None:
+    """A question about chunks that are known costs no write."""
+    (digest,) = digests(1)
+    await add(index, [digest])
+    clock.advance(seconds=HOUR - MINUTE)
+    async with index.transaction():
+        assert [] == await asyncio.wait_for(index.missing(A, [digest]), timeout=10)
+    assert [digest] == await mark(index, [digest], unseen_since=clock.now - MINUTE)
+
+
+async def test_cancelled_missing_changes_nothing(index: Index, clock: Clock) -> None:
+    """Whatever await is cancelled, the next question gets its answer."""
+    one, two = digests(2)
+    await add(index, [one])
+
+    async def ask() -> None:
+        clock.advance(seconds=HOUR + MINUTE)
+        assert [two] == await index.missing(A, [one, two])
+
+    async for _ in cancelled_at_every_await(ask):
+        assert [two] == await index.missing(A, [one, two])
+
+
+async def test_added_again_a_going_row_is_live(index: Index, clock: Clock) -> None:
+    """I2: put makes a going chunk live."""
+    (digest,) = digests(1)
+    await add(index, [digest])
+    await mark(index, [digest], unseen_since=clock.now + 1)
+    await add(index, [digest])
+    assert [] == await index.missing(A, [digest])
+    async with index.transaction() as transaction:
+        assert [] == await transaction.going(A, [digest])
+
+
+async def test_added_again_a_row_has_the_new_sizes(index: Index) -> None:
+    """The frame that was put last is the one in the store."""
+    (digest,) = digests(1)
+    async with index.transaction() as transaction:
+        await transaction.add_chunks(A, [ChunkRow(digest, 10, 5), ChunkRow(digest, 11, 6)])
+        assert {digest: 11} == await transaction.sizes(A, [digest])
+
+
+async def test_sizes_are_those_of_live_rows(index: Index, clock: Clock) -> None:
+    """Going and absent rows are not in the answer."""
+    live, going, absent = digests(3)
+    await add(index, [live, going])
+    await mark(index, [going], unseen_since=clock.now + 1)
+    async with index.transaction() as transaction:
+        assert {live: row(live).size} == await transaction.sizes(A, [absent, going, live, live])
+
+
+async def test_mark_going_spares_what_was_seen(index: Index, clock: Clock) -> None:
+    """I9: only what has been unseen for the grace period is marked, once, in the order asked."""
+    old, older, absent = digests(3)
+    await add(index, [old, older])
+    clock.advance(seconds=1)
+    seen = chunk_digest(b"seen")
+    await add(index, [seen])
+    assert [older, old] == await mark(index, [older, seen, absent, old], unseen_since=clock.now)
+    assert [] == await mark(index, [older, seen, absent, old], unseen_since=clock.now)
+    async with index.transaction() as transaction:
+        assert [old, older] == await transaction.going(A, [old, seen, absent, older])
+
+
+async def test_refresh_protects_live_rows(index: Index, clock: Clock) -> None:
+    """I9: what a commit has checked counts as seen now; a going row stays going."""
+    live, going = digests(2)
+    await add(index, [live, going])
+    await mark(index, [going], unseen_since=clock.now + 1)
+    clock.advance(seconds=2 * HOUR)
+    async with index.transaction() as transaction:
+        await transaction.refresh(A, [live, going])
+    assert [] == await mark(index, [live], unseen_since=clock.now)
+    assert [going] == await index.missing(A, [live, going])
+
+
+async def test_more_digests_than_a_statement_takes(index: Index, clock: Clock) -> None:
+    """Every verb takes any number of digests."""
+    many = digests(2500)
+    await add(index, many[:2000])
+    assert many[2000:] == await index.missing(A, many)
+    async with index.transaction() as transaction:
+        assert {digest: row(digest).size for digest in many[:2000]} == await transaction.sizes(A, many)
+        await transaction.refresh(A, many)
+        assert many[:2000] == await transaction.mark_going(A, many, unseen_since=clock.now + 1)
+        assert many[:2000] == await transaction.going(A, many)
+        await transaction.forget_chunks(A, many)
+        assert [] == await transaction.going(A, many)
+
+
+async def test_namespaces_do_not_share(index: Index, clock: Clock) -> None:
+    """The namespace is part of every key."""
+    (digest,) = digests(1)
+    await add(index, [digest])
+    kept = await record(index, "name", digest)
+    assert [digest] == await index.missing(B, [digest])
+    assert [] == await mark(index, [digest], unseen_since=clock.now + 1, namespace=B)
+    async with index.transaction() as transaction:
+        assert {} == await transaction.sizes(B, [digest])
+        await transaction.forget_chunks(B, [digest])
+        assert await transaction.remove_record(B, kept.id) is None
+    assert [] == await index.missing(A, [digest])
+    for reference in (Reference(id=kept.id), Reference(digest=digest), Reference(name="name")):
+        assert (kept, None) == (await index.record(A, reference), await index.record(B, reference))
+    assert ([kept], []) == (await index.records(A, limit=9), await index.records(B, limit=9))
+
+
+async def test_new_record_says_what_it_was_given(index: Index, clock: Clock) -> None:
+    """Its id is new, both its times are now."""
+    (digest,) = digests(1)
+    added = await record(index, "näme", digest, size=3 << 40, kind=Kind.DIRECTORY)
+    assert re.fullmatch(r"file_[0-9a-f]{32}", added.id)
+    expected = Record(added.id, "näme", digest, 3 << 40, Kind.DIRECTORY, A, clock.now, clock.now)
+    assert expected == added
+    assert expected == await index.record(A, Reference(id=added.id))
+
+
+async def test_same_name_kind_and_digest_is_the_same_record(index: Index, clock: Clock) -> None:
+    """It becomes the newest; its id and the time it was made stay."""
+    (digest,) = digests(1)
+    first = await record(index, "name", digest)
+    clock.advance(seconds=1)
+    again = await record(index, "name", digest)
+    assert (first.id, first.created_at, clock.now) == (again.id, again.created_at, again.updated_at)
+    assert [again] == await index.records(A, limit=9)
+
+
+async def test_other_name_kind_or_digest_is_another_record(index: Index) -> None:
+    """Many records may share one digest, or one name."""
+    one, two = digests(2)
+    added = [
+        await record(index, "name", one),
+        await record(index, "other", one),
+        await record(index, "name", one, kind=Kind.DIRECTORY),
+        await record(index, "name", two),
+    ]
+    assert added[::-1] == await index.records(A, limit=9)
+
+
+async def test_updated_at_always_grows(index: Index, clock: Clock) -> None:
+    """Also when the clock stands still or is set back, or the newest record was removed."""
+    (digest,) = digests(1)
+    first = await record(index, "a", digest)
+    second = await record(index, "b", digest)
+    clock.advance(seconds=-HOUR)
+    third = await record(index, "a", digest)
+    async with index.transaction() as transaction:
+        await transaction.remove_record(A, third.id)
+    fourth = await record(index, "c", digest)
+    assert first.updated_at < second.updated_at < third.updated_at < fourth.updated_at
+
+
+async def test_reference_means_the_newest_record(index: Index) -> None:
+    """By id, digest, name, or digest and name; None where there is nothing."""
+    one, two, three = digests(3)
+    await record(index, "name", one)
+    newest_of_one = await record(index, "other", one)
+    newest_of_name = await record(index, "name", two)
+    path = await record(index, "name", one)
+    assert newest_of_name == await index.record(A, Reference(id=newest_of_name.id))
+    assert path == await index.record(A, Reference(digest=one))
+    assert path == await index.record(A, Reference(name="name"))
+    assert newest_of_one == await index.record(A, Reference(digest=one, name="other"))
+    for absent in (
+        Reference(id="file_" + "0" * 32),
+        Reference(digest=three),
+        Reference(name="x"),
+        Reference(digest=two, name="x"),
+    ):
+        assert await index.record(A, absent) is None
+
+
+async def test_records_come_in_pages(index: Index) -> None:
+    """From the newest down; `before` continues where a page ended."""
+    added = [await record(index, f"name{number}", chunk_digest(b"%d" % number)) for number in range(5)]
+    newest_first = added[::-1]
+    page = await index.records(A, limit=2)
+    assert newest_first[:2] == page
+    assert newest_first[2:4] == await index.records(A, limit=2, before=page[-1].updated_at)
+    assert [] == await index.records(A, limit=2, before=newest_first[-1].updated_at)
+
+
+async def test_removed_record_is_gone(index: Index) -> None:
+    """It is returned once; others of its name stay."""
+    one, two = digests(2)
+    stays, goes = await record(index, "name", one), await record(index, "name", two)
+    async with index.transaction() as transaction:
+        assert goes == await transaction.remove_record(A, goes.id)
+        assert await transaction.remove_record(A, goes.id) is None
+    assert stays == await index.record(A, Reference(name="name"))
+
+
+async def test_token_belongs_to_one_namespace(index: Index) -> None:
+    """Let in again, it belongs to the newer one; a stranger's belongs to none."""
+    token = token_digest("secret")
+    for namespace in (A, B):
+        async with index.transaction() as transaction:
+            await transaction.add_token(token, namespace=namespace, label="laptop")
+        assert namespace == await index.token_namespace(token)
+    assert await index.token_namespace(token_digest("guess")) is None
+
+
+async def test_tokens_are_listed_oldest_first(index: Index, clock: Clock) -> None:
+    """With label and time, and never the token itself."""
+    first, second = token_digest("first"), token_digest("second")
+    async with index.transaction() as transaction:
+        await transaction.add_token(second, namespace=A, label="one")
+        clock.advance(seconds=1)
+        await transaction.add_token(first, namespace=B, label="two")
+    assert [(second, A, "one", clock.now - 1_000_000), (first, B, "two", clock.now)] == await index.tokens()
+
+
+async def test_removed_token_is_a_strangers(index: Index) -> None:
+    """Removing says whether there was one."""
+    token = token_digest("secret")
+    async with index.transaction() as transaction:
+        await transaction.add_token(token, namespace=A, label="")
+        assert await transaction.remove_token(token)
+        assert not await transaction.remove_token(token)
+    assert await index.token_namespace(token) is None
+
+
+async def test_transaction_is_seen_as_a_whole(index: Index) -> None:
+    """Readers see nothing of it before it ends, and all of it afterwards."""
+    one, two = digests(2)
+    async with index.transaction() as transaction:
+        await transaction.add_chunks(A, [row(one)])
+        assert [one, two] == await index.missing(A, [one, two])
+        await transaction.add_chunks(A, [row(two)])
+    assert [] == await index.missing(A, [one, two])
+
+
+async def test_failed_transaction_is_rolled_back(index: Index) -> None:
+    """An error in its block undoes all of it, and the next one works."""
+    (digest,) = digests(1)
+
+    async def fail() -> None:
+        async with index.transaction() as transaction:
+            await transaction.add_chunks(A, [row(digest)])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await fail()
+    assert [digest] == await index.missing(A, [digest])
+    await add(index, [digest])
+    assert [] == await index.missing(A, [digest])
+
+
+async def test_cancelled_transaction_is_whole_or_nothing(open_shared: OpenIndex) -> None:
+    """Whatever await is cancelled: no part of it stays, and no transaction stays open, in this process or for another."""
+    index, other = await open_shared(), await open_shared()
+    both = digests(2)
+
+    async def add_both() -> None:
+        async with index.transaction() as transaction:
+            for digest in both:
+                await transaction.add_chunks(A, [row(digest)])
+
+    places = 0
+    async for _ in cancelled_at_every_await(add_both):
+        places += 1
+        assert await other.missing(A, both) in ([], both)
+        async with other.transaction() as transaction:
+            await transaction.forget_chunks(A, both)
+    assert places >= 4
+
+
+async def test_transactions_of_one_index_wait_for_each_other(index: Index) -> None:
+    """One after the other, in the order in which they began to wait."""
+    order = []
+
+    async def write(number: int) -> None:
+        async with index.transaction() as transaction:
+            order.append(number)
+            await transaction.add_chunks(A, [row(chunk_digest(b"%d" % number))])
+            order.append(number)
+
+    await asyncio.gather(*(write(number) for number in range(5)))
+    assert [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] == order
+
+
+async def test_transaction_excludes_other_processes(open_shared: OpenIndex) -> None:
+    """A writer that waits goes on when the other has ended, and sees what that one wrote."""
+    index, other = await open_shared(), await open_shared()
+    (digest,) = digests(1)
+
+    async def read_in_turn() -> dict[Digest, int]:
+        async with other.transaction() as transaction:
+            return await transaction.sizes(A, [digest])
+
+    async with index.transaction() as transaction:
+        waiting = asyncio.create_task(read_in_turn())
+        await transaction.add_chunks(A, [row(digest)])
+    assert {digest: row(digest).size} == await waiting
+
+
+@pytest.mark.parametrize("same_index", [True, False])
+async def test_busy_after_the_time_to_wait(open_shared: OpenIndex, same_index: bool) -> None:  # noqa: FBT001  # by pytest
+    """Who waits too long for another writer, in this process or another, is told so, and may try again."""
+    index = await open_shared(busy_seconds=0.05)
+    holder = index if same_index else await open_shared()
+    async with holder.transaction():
+        with pytest.raises(Busy) as caught:
+            await add(index, digests(1))
+    assert caught.value.retryable
+    await add(index, digests(1))
+
+
+async def test_cancel_is_heard_while_another_process_writes(open_shared: OpenIndex) -> None:
+    """Nobody waits a minute for a cancelled task; the others go on."""
+    index, other = await open_shared(busy_seconds=600), await open_shared()
+    async with other.transaction():
+        waiting = asyncio.create_task(add(index, digests(1)))
+        await asyncio.wait([waiting], timeout=0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    await add(index, digests(1))
+
+
+async def test_what_was_committed_is_there_when_opened_again(open_shared: OpenIndex) -> None:
+    """Closing loses nothing, and may be done twice."""
+    index = await open_shared()
+    (digest,) = digests(1)
+    await add(index, [digest])
+    kept = await record(index, "name", digest)
+    for _ in range(2):
+        await index.close()
+    again = await open_shared()
+    assert ([], kept) == (await again.missing(A, [digest]), await again.record(A, Reference(name="name")))
+
+
+async def test_close_rolls_back_an_open_transaction(open_shared: OpenIndex) -> None:
+    """What was not committed when the index was closed is not there; the transaction fails."""
+    index, other = await open_shared(), await open_shared()
+    (digest,) = digests(1)
+
+    async def close_inside() -> None:
+        async with index.transaction() as transaction:
+            await transaction.add_chunks(A, [row(digest)])
+            await index.close()
+
+    with pytest.raises(RuntimeError):
+        await close_inside()
+    assert [digest] == await other.missing(A, [digest])
+    await add(other, [digest])
+
+
+async def test_opened_by_many_at_once(open_shared: OpenIndex) -> None:
+    """All see one index, whoever made it."""
+    indexes = await asyncio.gather(*(open_shared() for _ in range(8)))
+    (digest,) = digests(1)
+    await add(indexes[0], [digest])
+    assert [[]] * 8 == [await index.missing(A, [digest]) for index in indexes]

@@ -1,0 +1,272 @@
+"""Rules of every repository: a folder here or a server, callers cannot tell which."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from filestore.chunking import CUTTING_VERSION
+from filestore.digest import chunk_digest
+from filestore.errors import ChunksMissing, InvalidFrame, InvalidManifest, InvalidName, NotFound
+from filestore.manifest import CHUNK_LIMIT, Manifest
+from filestore.objects import Frame, Kind, Record, Reference
+from filestore.repository import Repository
+from tests.support.cancels import cancelled_at_every_await
+from tests.support.frames import contents, decoded, encoded, frames, manifest, room
+from tests.support.generator import octets, prose
+
+
+async def push(repository: Repository, chunks: list[bytes], *, name: str = "name", kind: Kind = Kind.FILE) -> Record:
+    """Put chunks and commit them as a file."""
+    await repository.put([encoded(content) for content in chunks])
+    return await repository.commit(manifest(chunks).encoded, name=name, kind=kind)
+
+
+async def test_identity_is_that_of_the_repository(repository: Repository) -> None:
+    """Always the same; pushers follow its cutting version."""
+    identity = await repository.identity()
+    assert identity == await repository.identity()
+    assert (32, "default", CUTTING_VERSION) == (len(identity.id), identity.namespace, identity.cutting)
+
+
+async def test_location_and_fingerprint_are_known_at_once(repository: Repository) -> None:
+    """A user sees the one, a cache keys by the other."""
+    assert repository.location
+    assert 64 == len(bytes.fromhex(repository.fingerprint).hex())
+
+
+async def test_missing_is_what_was_not_put(repository: Repository) -> None:
+    """Once each, in the order asked."""
+    one, two, three = frames(3)
+    await repository.put([two])
+    asked = [frame.digest for frame in (three, two, one, three)]
+    assert [three.digest, one.digest] == await repository.missing(asked)
+    assert [] == await repository.missing([])
+
+
+async def test_frames_are_given_back_as_they_were_put(repository: Repository) -> None:
+    """I7: never recoded, whatever their size; the largest and the smallest chunk among them."""
+    put = [encoded(b"x"), encoded(octets(1, CHUNK_LIMIT)), encoded(prose(2, 1 << 20)), encoded(octets(3, 5000))]
+    await repository.put(put)
+    got = await repository.get([frame.digest for frame in put], room(4))
+    assert [frame.data for frame in put] == got
+
+
+async def test_get_packs_frames_in_the_order_asked(repository: Repository) -> None:
+    """None for a chunk that is absent, twice what is asked for twice; each part is a part of the buffer."""
+    one, two, absent = frames(3)
+    await repository.put([one, two])
+    buffer = memoryview(bytearray(len(one.data) + 2 * len(two.data)))
+    got = await repository.get([two.digest, absent.digest, one.digest, two.digest], buffer)
+    assert [two.data, None, one.data, two.data] == got
+    assert bytes(two.data) + bytes(one.data) + bytes(two.data) == bytes(buffer)
+    assert [] == await repository.get([], buffer)
+
+
+async def test_put_of_many_small_frames(repository: Repository) -> None:
+    """Headers between tensors are chunks of a few bytes."""
+    put = frames(500, size=40)
+    await repository.put(put)
+    assert [] == await repository.missing([frame.digest for frame in put])
+
+
+async def test_put_of_nothing(repository: Repository) -> None:
+    """A batch may be empty."""
+    await repository.put([])
+
+
+async def test_put_again_changes_nothing(repository: Repository) -> None:
+    """I1: a kept frame stays as it is, also when it comes again in another encoding, or twice at once."""
+    content = prose(1, 100_000)
+    first, second = encoded(content), Frame(chunk_digest(content), bytes([0, 0, 0, 0, 0xA0, 0x86, 1, 0]) + content)
+    await repository.put([first])
+    await asyncio.gather(*(repository.put([second, second]) for _ in range(3)))
+    assert [first.data] == await repository.get([first.digest], room(1))
+
+
+async def test_memory_of_put_frames_is_the_callers_again(repository: Repository) -> None:
+    """What is overwritten after `put` does not change what was put."""
+    frame = encoded(octets(1, 300_000))
+    memory = bytearray(frame.data)
+    await repository.put([Frame(frame.digest, memoryview(memory))])
+    memory[:] = bytes(len(memory))
+    assert [frame.data] == await repository.get([frame.digest], room(1))
+
+
+async def test_frame_of_another_chunk_is_refused(repository: Repository) -> None:
+    """I4: the error names the first; it is not kept, the whole ones around it may be."""
+    good, other, behind = frames(3)
+    lie = Frame(chunk_digest(b"something else"), other.data)
+    second_lie = Frame(chunk_digest(b"something third"), other.data)
+    with pytest.raises(InvalidFrame) as caught:
+        await repository.put([good, lie, second_lie, behind])
+    assert str(lie.digest) == caught.value.digest
+    assert {lie.digest, second_lie.digest} <= set(await repository.missing([good.digest, lie.digest, second_lie.digest]))
+
+
+async def test_moved_adds_up_to_the_encoded_bytes(repository: Repository) -> None:
+    """The one upward signal counts what went over the wire, both ways."""
+    put = frames(5, size=200_000)
+    total = sum(len(frame.data) for frame in put)
+    moves: list[int] = []
+    await repository.put(put, moved=moves.append)
+    assert total == sum(moves)
+    moves.clear()
+    await repository.get([*(frame.digest for frame in put), chunk_digest(b"absent")], room(6), moved=moves.append)
+    assert total == sum(moves)
+
+
+async def test_cancelled_put_can_be_repeated(repository: Repository) -> None:
+    """Whatever await is cancelled: what is reported present is whole, and the next put completes the rest."""
+    seed = 0
+    put: list[Frame] = []
+
+    async def put_new() -> None:
+        nonlocal seed, put
+        seed += 1
+        put = frames(3, size=2000, seed=seed)
+        await repository.put(put)
+
+    async for _ in cancelled_at_every_await(put_new):
+        digests = [frame.digest for frame in put]
+        missing = await repository.missing(digests)
+        got = await repository.get(digests, room(3))
+        assert [frame.data for frame in put if frame.digest not in missing] == [
+            data for frame, data in zip(put, got, strict=True) if frame.digest not in missing
+        ]
+        await repository.put(put)
+        assert [] == await repository.missing(digests)
+
+
+async def test_committed_file_is_found_and_read_back(repository: Repository) -> None:
+    """By id, digest, name and path; manifest and frames give its bytes again."""
+    chunks = [*contents(3, size=70_000), contents(1, size=70_000)[0]]
+    record = await push(repository, chunks, name="a näme %41.bin")
+    expected = manifest(chunks)
+    assert ("a näme %41.bin", expected.digest, 280_000, Kind.FILE) == (record.name, record.digest, record.size, record.kind)
+    for text in (record.id, str(record.digest), record.path):
+        assert record == await repository.record(Reference.parse(text))
+    assert record == await repository.record(Reference(name=record.name))
+    read = Manifest.parse(await repository.manifest(record.digest))
+    assert expected == read
+    digests = [chunk.digest for chunk in read.chunks]
+    got = await repository.get(digests, room(4))
+    assert chunks == [decoded(digest, data) for digest, data in zip(digests, got, strict=True) if data is not None]
+
+
+async def test_empty_file_is_committed(repository: Repository) -> None:
+    """It has no chunks."""
+    record = await push(repository, [])
+    assert 0 == record.size
+    assert manifest([]).encoded == await repository.manifest(record.digest)
+
+
+async def test_commit_again_is_the_same_record_now_the_newest(repository: Repository) -> None:
+    """Same manifest, name and kind: same id, later `updated_at`."""
+    first = await push(repository, contents(1), name="first")
+    second = await push(repository, contents(1), name="second")
+    again = await push(repository, contents(1), name="first")
+    assert (first.id, first.created_at) == (again.id, again.created_at)
+    assert [again, second] == await repository.records()
+
+
+async def test_a_name_means_its_newest_record(repository: Repository) -> None:
+    """Older ones are still found by id."""
+    older = await push(repository, contents(1, seed=1))
+    newer = await push(repository, contents(1, seed=2))
+    assert newer == await repository.record(Reference(name="name"))
+    assert older == await repository.record(Reference(id=older.id))
+
+
+async def test_kind_tells_records_apart(repository: Repository) -> None:
+    """The same bytes as a file and as a directory are two records."""
+    file = await push(repository, contents(1))
+    directory = await push(repository, contents(1), kind=Kind.DIRECTORY)
+    assert (Kind.FILE, Kind.DIRECTORY) == (file.kind, directory.kind)
+    assert [directory, file] == await repository.records()
+
+
+async def test_commit_names_all_chunks_that_are_missing(repository: Repository) -> None:
+    """Once each; nothing is recorded, and what it names is all that must be sent."""
+    chunks = contents(5)
+    here, *absent = [encoded(content) for content in chunks]
+    await repository.put([here])
+    encoded_manifest = manifest([*chunks, *chunks]).encoded
+    with pytest.raises(ChunksMissing) as caught:
+        await repository.commit(encoded_manifest, name="name")
+    assert tuple(str(frame.digest) for frame in absent) == caught.value.digests
+    assert [] == await repository.records()
+    await repository.put(absent)
+    record = await repository.commit(encoded_manifest, name="name")
+    assert [record] == await repository.records()
+
+
+async def test_commit_refuses_what_is_no_manifest(repository: Repository) -> None:
+    """Nothing is recorded."""
+    with pytest.raises(InvalidManifest):
+        await repository.commit(b"no manifest", name="name")
+    assert [] == await repository.records()
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "new\nline", "x" * 256])
+async def test_commit_refuses_a_name_that_cannot_be_kept(repository: Repository, name: str) -> None:
+    """Whoever calls it: a name must be a file name on any machine."""
+    with pytest.raises(InvalidName):
+        await repository.commit(manifest([]).encoded, name=name)
+    assert [] == await repository.records()
+
+
+async def test_cancelled_commit_is_whole_or_nothing(repository: Repository) -> None:
+    """Whatever await is cancelled: a record has its manifest, or there is none; the next commit gives one."""
+    chunks = contents(3)
+    await repository.put([encoded(content) for content in chunks])
+    wanted = manifest(chunks)
+    async for _ in cancelled_at_every_await(lambda: repository.commit(wanted.encoded, name="name")):
+        for record in await repository.records():
+            assert wanted.encoded == await repository.manifest(record.digest)
+            await repository.remove(record.id)
+    assert ["name"] == [record.name for record in await repository.records()]
+
+
+async def test_records_come_in_pages(repository: Repository) -> None:
+    """From the newest down; `before` continues."""
+    added = [await push(repository, contents(1), name=f"name{number}") for number in range(5)]
+    page = await repository.records(limit=2)
+    assert added[:-3:-1] == page
+    assert added[2::-1] == await repository.records(before=page[-1].updated_at)
+
+
+async def test_removed_record_is_gone(repository: Repository) -> None:
+    """Its chunks stay until a collection; a second removal finds nothing."""
+    record = await push(repository, contents(1))
+    assert record == await repository.remove(record.id)
+    for verb in (repository.remove(record.id), repository.record(Reference(id=record.id))):
+        with pytest.raises(NotFound):
+            await verb
+    assert [] == await repository.missing([chunk_digest(contents(1)[0])])
+
+
+async def test_what_was_never_there_is_not_found(repository: Repository) -> None:
+    """Each verb says so by the same error."""
+    digest = chunk_digest(b"")
+    for verb in (
+        repository.record(Reference(id="file_" + "0" * 32)),
+        repository.record(Reference(digest=digest)),
+        repository.record(Reference(name="näme with spaces")),
+        repository.record(Reference(digest=digest, name="name")),
+        repository.manifest(digest),
+        repository.remove("file_" + "0" * 32),
+    ):
+        with pytest.raises(NotFound):
+            await verb
+
+
+async def test_many_at_once(repository: Repository) -> None:
+    """Pushes that share chunks, side by side, all succeed."""
+    shared = contents(4, size=3000)
+    records = await asyncio.gather(
+        *(push(repository, [*shared, *contents(3, seed=number)], name=f"name{number}") for number in range(1, 9))
+    )
+    assert 8 == len({record.digest for record in records})
+    assert sorted(record.id for record in records) == sorted(record.id for record in await repository.records())

@@ -1,0 +1,655 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import random
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from filestore.backends import connect
+from filestore.cache import Cache
+from filestore.objects import File
+from tests.support.commands import SCRIPTS, Home, Server
+
+SIZE = 3_000_000
+RECORD_KEYS = {"id", "name", "digest", "path", "size", "kind", "namespace", "created_at", "updated_at"}
+NAMES = [
+    "with space.bin",
+    'it\'s "quoted".bin',
+    "100%.bin",
+    "%2e%2e%2f.bin",
+    "模型-é-😀.bin",
+    "n" * 255,
+    "é" * 127 + "x",
+    ".hidden",
+    "..x",
+    "-o",
+    "[red]$HOME`id`.bin",
+    "a?b#c&d=e+f;g.bin",
+    "back\\slash",
+]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A file that does not compress."""
+    path = tmp_path / "model.bin"
+    path.write_bytes(random.Random(1).randbytes(SIZE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on its first start."""
+    folder = tmp_path_factory.mktemp("served")
+    with Home(folder).server(root=folder / "root") as server:
+        yield server
+
+
+# What is printed.
+
+
+def test_version(home: Home) -> None:
+    """--version names the program and its version."""
+    assert home.run("--version").stdout == "filestore 0.1.0\n"
+
+
+def test_push_for_a_person(home: Home, model: Path) -> None:
+    """A result holds all that is asked of it, and where it was done."""
+    done = home.run("push", model)
+
+    assert done.returncode == 0
+    words = [line.split()[0] for line in done.stdout.splitlines()]
+    assert words == ["id", "digest", "path", "name", "size", "sent", "shared", "time", "repository"]
+    assert f"repository  {home.data} (local folder" in done.stdout
+
+
+def test_push_for_a_program(home: Home, model: Path) -> None:
+    """One object, and nothing else."""
+    result = home.result("push", model)
+
+    numbers = {"bytes_read", "bytes_sent", "bytes_shared", "seconds"}
+    assert RECORD_KEYS | numbers | {"repository"} == set(result)
+    assert (result["name"], result["size"], result["bytes_shared"]) == ("model.bin", SIZE, 0)
+    assert result["path"] == f"pipeline_files/{result['digest'][:2]}/{result['digest'][2:4]}/{result['digest']}/model.bin"
+    assert str(home.data) == result["repository"]
+    assert 0 < result["bytes_sent"] - SIZE < 1000
+
+
+def test_a_second_push_sends_nothing(home: Home, model: Path) -> None:
+    """The same bytes again, under another name too, are shared."""
+    first = home.result("push", model)
+    second = home.result("push", model, "--name", "other.bin", "--rehash")
+
+    assert first["digest"] == second["digest"]
+    assert (second["bytes_sent"], second["bytes_shared"], second["bytes_read"]) == (0, SIZE, SIZE)
+
+
+def test_an_unchanged_file_is_not_read_again(home: Home) -> None:
+    """A push remembers the state of a file that has settled, as this one has; --rehash forgets it."""
+    settled = Path(os.__file__)
+    size = settled.stat().st_size
+
+    assert [size, 0, size] == [home.result("push", settled, *more)["bytes_read"] for more in ([], [], ["--rehash"])]
+
+
+def test_a_changed_file_sends_its_change(home: Home, model: Path) -> None:
+    """A push of another version shares what it can, and says so."""
+    home.result("push", model)
+    content = bytearray(model.read_bytes())
+    content[10:20] = bytes(10)
+    model.write_bytes(content)
+    result = home.result("push", model)
+
+    assert 0 < result["bytes_sent"] < SIZE
+    assert 0 < result["bytes_shared"] < SIZE
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd", "planes2+zstd", "planes4+zstd", "auto"])
+def test_codecs(home: Home, tmp_path: Path, codec: str) -> None:
+    """Any codec gives the same digest, and the same bytes back."""
+    model = tmp_path / "zeros.bin"
+    model.write_bytes(bytes(1_000_000))
+    digest = home.result("hash", model)["digest"]
+
+    assert digest == home.result("push", model, "--codec", codec)["digest"]
+    home.result("fetch", digest, "-o", tmp_path / "back.bin")
+    assert model.read_bytes() == (tmp_path / "back.bin").read_bytes()
+
+
+def test_hash_is_the_digest_of_a_push(home: Home, model: Path) -> None:
+    """A digest is known without a server."""
+    result = home.result("hash", model)
+
+    assert {"digest", "file", "size", "chunks", "cutting", "seconds"} == set(result)
+    assert home.run("hash", model).stdout == f"{result['digest']}  {model}\n"
+    assert not home.data.exists()
+    assert home.result("push", model)["digest"] == result["digest"]
+
+
+@pytest.mark.parametrize("key", ["id", "digest", "path", "name"])
+def test_fetch_by_any_reference(home: Home, model: Path, key: str) -> None:
+    """An id, a digest, a path and a name all find the file."""
+    pushed = home.result("push", model)
+    fetched = home.result("fetch", pushed[key])
+
+    keys = {"id", "digest", "name", "path", "size", "bytes_received", "bytes_reused", "seconds", "repository"}
+    assert keys == set(fetched)
+    assert (pushed["bytes_sent"], 0, SIZE) == (fetched["bytes_received"], fetched["bytes_reused"], fetched["size"])
+    assert model.read_bytes() == (home.folder / fetched["path"]).read_bytes()
+    assert home.folder / "model.bin" == home.folder / fetched["path"]
+
+
+def test_fetch_for_a_person(home: Home, model: Path) -> None:
+    """A result holds what happened, and where."""
+    home.result("push", model)
+    done = home.run("fetch", "model.bin")
+
+    assert done.returncode == 0
+    words = [line.split()[0] for line in done.stdout.splitlines()]
+    assert words == ["path", "digest", "size", "received", "reused", "time", "repository"]
+    assert str(home.data) in done.stdout
+
+
+def test_ls_info_and_rm(home: Home, model: Path) -> None:
+    """What is pushed is listed, the newest first, shown, and gone once removed."""
+    first = home.result("push", model)
+    second = home.result("push", model, "--name", "second.bin")
+
+    listed = home.result("ls")
+    assert {"files", "repository"} == set(listed)
+    assert [second["id"], first["id"]] == [record["id"] for record in listed["files"]]
+    assert all(set(record) == RECORD_KEYS for record in listed["files"])
+    assert [second["id"]] == [record["id"] for record in home.result("ls", "--limit", "1")["files"]]
+    assert home.result("info", "second.bin") == {key: second[key] for key in RECORD_KEYS | {"repository"}}
+    assert home.result("rm", second["id"]) == home.result("info", first["id"]) | {
+        key: second[key] for key in ("id", "name", "path", "created_at", "updated_at")
+    }
+    assert home.failure("info", "second.bin") == "nothing is stored under 'second.bin'; `filestore ls` shows what is"
+
+
+def test_ls_for_a_person(home: Home, model: Path) -> None:
+    """A line a file, and a line about where."""
+    record = home.result("push", model)
+    lines = home.run("ls").stdout.splitlines()
+
+    assert lines[0].startswith(f"{record['id']}   3.00 MB  ")
+    assert lines[0].endswith("UTC  model.bin")
+    assert lines[1].startswith(f"1 file, 3.00 MB in {home.data} (local folder")
+
+
+def test_create_file(home: Home, model: Path) -> None:
+    """Standard output is exactly the line that scripts read; the folder is said beside it."""
+    done = home.run("create", "file", model)
+
+    [record] = home.result("ls")["files"]
+    assert f"Pipeline File created with ID= {record['id']}\n" == done.stdout
+    assert str(home.data) in done.stderr
+    assert home.result("create", "file", model, "-n", "alias.bin")["name"] == "alias.bin"
+
+
+def test_quiet_says_nothing_beside_the_result(home: Home, model: Path) -> None:
+    """--quiet leaves standard error to errors."""
+    assert home.run("create", "file", model, "--quiet").stderr == ""
+
+
+def test_a_terminal_shows_a_bar(home: Home, model: Path) -> None:
+    """Progress is there from the first moment, on standard error, and gone from the result."""
+    terminal, inner = pty.openpty()
+    environ = home.environ | {"TERM": "xterm"}
+    done = subprocess.run(
+        [SCRIPTS / "filestore", "push", model, "--json"], env=environ, stdout=subprocess.PIPE, stderr=inner, check=True
+    )
+    os.close(inner)
+    shown = os.read(terminal, 1 << 20).decode()
+    os.close(terminal)
+
+    assert "push model.bin" in shown
+    assert json.loads(done.stdout)["name"] == "model.bin"
+
+
+# Where a fetch writes.
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [("folder", "folder/model.bin"), ("folder/", "folder/model.bin"), ("new.bin", "new.bin"), ("folder/new", "folder/new")],
+)
+def test_targets_as_with_cp(home: Home, model: Path, target: str, expected: str) -> None:
+    """Into a folder under the file's own name, else to that path."""
+    home.result("push", model)
+    (home.folder / "folder").mkdir()
+
+    assert home.folder / expected == home.folder / home.result("fetch", "model.bin", "-o", target)["path"]
+    assert model.read_bytes() == (home.folder / expected).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("missing/", "missing/ cannot be written: there is no such folder; make it first"),
+        ("missing/new", "missing/new cannot be written: there is no folder missing; make it first"),
+        ("file/", "file/ cannot be written: there is no such folder; make it first"),
+        ("folder", "folder/model.bin cannot be written: a folder stands there; give another target with -o"),
+        ("pipe", "pipe cannot be written: what stands there is no regular file"),
+    ],
+)
+def test_targets_that_cannot_be(home: Home, model: Path, target: str, sentence: str) -> None:
+    """A target that cannot be written is told, and nothing is left behind."""
+    home.result("push", model)
+    (home.folder / "file").touch()
+    (home.folder / "folder/model.bin").mkdir(parents=True)
+    os.mkfifo(home.folder / "pipe")
+    before = sorted(home.folder.glob("*"))
+
+    assert home.failure("fetch", "model.bin", "-o", target) == sentence
+    assert sorted(home.folder.glob("*")) == before
+
+
+def test_a_link_goes_on_pointing_at_its_file(home: Home, model: Path) -> None:
+    """A fetch to a symbolic link replaces the file that it names, as cp does."""
+    home.result("push", model)
+    (home.folder / "real.bin").write_bytes(b"old")
+    (home.folder / "link.bin").symlink_to("real.bin")
+    home.result("fetch", "model.bin", "-o", "link.bin")
+
+    assert (home.folder / "link.bin").is_symlink()
+    assert model.read_bytes() == (home.folder / "real.bin").read_bytes()
+
+
+def test_an_older_version_is_reused(home: Home, model: Path) -> None:
+    """What stands under the target's name and is the same is not fetched."""
+    home.result("push", model)
+    home.result("fetch", "model.bin")
+    assert home.result("fetch", "model.bin")["bytes_reused"] == SIZE
+
+
+# Names and files that are out of the ordinary.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names(home: Home, tmp_path: Path, server: Server, name: str) -> None:
+    """Any name that a file can have here comes back as it was, by way of a server too."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(name.encode())
+    pushed = home.result("push", "--", name, environ=server.environ, cwd=tmp_path / "in")
+    fetched = home.result("fetch", "--", name, environ=server.environ, cwd=tmp_path / "out")
+
+    assert name == pushed["name"]
+    assert name == fetched["path"]
+    assert name.encode() == (tmp_path / "out" / name).read_bytes()
+    assert pushed["id"] == fetched["id"]
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", ".", "", "a\nb", "n" * 256, "é" * 128])
+def test_names_that_cannot_be_kept(home: Home, model: Path, name: str) -> None:
+    """A name that is no file's name is refused, and nothing is recorded."""
+    assert "cannot be kept" in home.failure("push", model, "--name", name)
+    assert home.result("ls")["files"] == []
+
+
+def test_a_file_whose_name_is_no_text(home: Home, tmp_path: Path) -> None:
+    """A name that is not UTF-8 is refused in a sentence that can be printed."""
+    path = os.fsencode(tmp_path) + b"/\xff.bin"
+    Path(os.fsdecode(path)).write_bytes(b"x")
+    assert "not valid UTF-8" in home.failure("push", os.fsdecode(path))
+
+
+def test_a_name_cannot_command_the_terminal(home: Home, tmp_path: Path) -> None:
+    """Escape sequences in a path are printed escaped."""
+    assert "\\x1b[31m" in home.failure("push", tmp_path / "\x1b[31m")
+
+
+def test_an_encoding_that_lacks_letters_is_no_failure(home: Home, tmp_path: Path) -> None:
+    """A name is printed as well as the terminal can."""
+    (tmp_path / "模型.bin").write_bytes(b"x")
+    done = home.run("push", tmp_path / "模型.bin", environ={"PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0
+    assert "\\u6a21\\u578b.bin" in done.stdout
+
+
+def test_an_empty_file(home: Home, tmp_path: Path, server: Server) -> None:
+    """Nothing is a file too."""
+    (tmp_path / "empty").touch()
+    pushed = home.result("push", tmp_path / "empty", environ=server.environ)
+    fetched = home.result("fetch", pushed["id"], environ=server.environ)
+
+    assert (pushed["size"], pushed["bytes_sent"], pushed["bytes_shared"]) == (0, 0, 0)
+    assert (home.folder / fetched["path"]).read_bytes() == b""
+
+
+def test_sources_that_are_no_file(home: Home, tmp_path: Path) -> None:
+    """A folder, a pipe, a device and what is not there are each told as what they are."""
+    os.mkfifo(tmp_path / "pipe")
+
+    assert "is a directory" in home.failure("push", tmp_path)
+    assert "it is not a regular file" in home.failure("push", tmp_path / "pipe")
+    assert "it is not a regular file" in home.failure("hash", "/dev/zero")
+    assert "No such file or directory" in home.failure("push", tmp_path / "vanished")
+    assert "Not a directory" in home.failure("push", "/dev/null/x")
+
+
+# Usage and settings.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["push"],
+        ["push", "a", "b"],
+        ["fetch"],
+        ["pull", "x"],
+        ["push", "x", "--unknown"],
+        ["push", "x", "--codec", "gzip"],
+        ["serve", "--port", "70000"],
+        ["serve", "--workers", "0"],
+        ["ls", "--limit", "0"],
+        ["ls", "--token", "two words"],
+        ["token", "new", "--label", "two\nlines"],
+        ["token", "new", "--label", "\udcff"],
+    ],
+)
+def test_wrong_usage(home: Home, arguments: list[str]) -> None:
+    """Status 2, a word about usage on standard error, and nothing on standard output."""
+    done = home.run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: filestore ")
+
+
+def test_option_environment_file_in_that_order(home: Home, tmp_path: Path) -> None:
+    """A command's repository is that of the first that names one; a folder is as good as a server."""
+    home.config_file.write_text(f'url = "{tmp_path}/file"\n')
+    environ = {"FILESTORE_URL": f"file://{tmp_path}/environment"}
+
+    assert f"{tmp_path}/file" == home.result("ls")["repository"]
+    assert f"{tmp_path}/environment" == home.result("ls", environ=environ)["repository"]
+    assert f"{tmp_path}/option" == home.result("ls", "--url", tmp_path / "option", environ=environ)["repository"]
+    assert "(local folder" not in home.run("ls").stdout
+
+
+def test_the_local_folder_is_the_served_one(home: Home, tmp_path: Path) -> None:
+    """FILESTORE_ROOT moves what serve serves and what commands work on alike."""
+    assert str(tmp_path / "root") == home.result("ls", environ={"FILESTORE_ROOT": str(tmp_path / "root")})["repository"]
+
+
+def test_bad_settings_are_told_with_their_place(home: Home) -> None:
+    """A bad variable or file is named; a secret is not."""
+    assert home.failure("serve", environ={"FILESTORE_PORT": "x"}).startswith("FILESTORE_PORT cannot be used: 'x' is no whole")
+    assert "secret" not in home.failure("ls", environ={"FILESTORE_TOKEN": "my secret"})
+
+    home.config_file.write_text("urll = 1")
+    assert home.failure("ls").startswith(f"urll in {home.config_file} cannot be used: no such setting")
+    home.config_file.write_text("url = ")
+    assert home.failure("ls").startswith(f"{home.config_file} cannot be used: it is no TOML")
+
+
+def test_a_token_that_others_can_read_is_told(home: Home) -> None:
+    """A configuration file that holds a token is warned about unless it is the user's alone."""
+    home.config_file.write_text('token = "secret"')
+    home.config_file.chmod(0o644)
+    assert home.run("ls").stderr.startswith("Warning: other users of this machine can read the token in ")
+    home.config_file.chmod(0o600)
+    assert home.run("ls").stderr == ""
+
+
+def test_a_root_that_is_no_folder(home: Home, model: Path) -> None:
+    """A file where the folder should be is told in a sentence."""
+    assert str(model) in home.failure("ls", environ={"FILESTORE_ROOT": str(model)})
+
+
+def test_a_folder_of_a_later_format(home: Home) -> None:
+    """A repository that this version cannot read is refused in one sentence."""
+    home.result("ls")
+    (home.data / "format").write_text(json.dumps({"format": 2, "cutting": 0, "id": "0" * 32}))
+    assert "has format 2, this program knows 1" in home.failure("ls")
+
+
+# How a command ends.
+
+
+def test_a_reader_that_leaves(home: Home, model: Path) -> None:
+    """A closed standard output is a failure that is explained, and no traceback."""
+    home.result("push", model)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([SCRIPTS / "filestore", "ls"], env=home.environ, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+
+    assert done.returncode == 1
+    assert done.stderr == b"Error: the work is done, but standard output does not take its result: Broken pipe\n"
+
+
+def test_a_full_output(home: Home) -> None:
+    """A result that cannot be written is a failure."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([SCRIPTS / "filestore", "ls"], env=home.environ, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"Error: the work is done, but standard output does not take its result: No space left on device\n"
+
+
+def test_an_interrupt(home: Home, model: Path) -> None:
+    """Ctrl-C ends a command with status 130 and a sentence."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        process = subprocess.Popen(
+            [SCRIPTS / "filestore", "push", model, "--url", f"http://127.0.0.1:{silent.getsockname()[1]}"],
+            env=home.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        connection, _ = silent.accept()
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+        connection.close()
+
+    assert (process.returncode, output) == (130, "")
+    assert errors == "Interrupted; run the same command again, what is there already is not transferred again.\n"
+
+
+# With a server.
+
+
+def test_push_and_fetch_through_a_server(home: Home, tmp_path: Path, model: Path, server: Server) -> None:
+    """The same verbs, and the result names the server."""
+    pushed = home.result("push", model, environ=server.environ)
+    fetched = home.result("fetch", pushed["id"], "-o", tmp_path / "back.bin", environ=server.environ)
+
+    assert server.url == pushed["repository"] == fetched["repository"]
+    assert model.read_bytes() == (tmp_path / "back.bin").read_bytes()
+    assert server.url in home.run("info", pushed["id"], environ=server.environ).stdout
+    assert "local folder" not in home.run("ls", environ=server.environ).stdout
+
+
+@pytest.mark.parametrize("token", ["wrong", "None", ""])
+def test_a_wrong_token(home: Home, model: Path, server: Server, token: str) -> None:
+    """A token that the server does not know is told, with where to find the right one."""
+    sentence = home.failure("push", model, environ={"FILESTORE_URL": server.url, "FILESTORE_TOKEN": token})
+    assert (
+        sentence == f"{server.url} refused the token; give the one that `filestore serve` printed, by --token or FILESTORE_TOKEN"
+    )
+
+
+def test_no_server(home: Home, model: Path) -> None:
+    """A server that is not there is told as such."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    assert home.failure("push", model, "--url", url).startswith(f"{url} cannot be reached: ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://host/x", "http://", "http://[::1", "http://host:99999", "http://user:secret@host", "file://host/dir", "file://["],
+)
+def test_urls_that_name_no_repository(home: Home, url: str) -> None:
+    """What is neither a server nor a folder is refused."""
+    assert "names no repository" in home.failure("ls", "--url", url)
+
+
+def test_first_start(server: Server) -> None:
+    """The folder, the token, the URL, what to type next, and the line that others wait for."""
+    token = server.token
+    assert [
+        f"folder  {server.root}",
+        f"token   {token}  (shown this once, as only its digest is kept)",
+        f"URL     {server.url}",
+        "",
+        "To push a file, type in another terminal:",
+        f"  export FILESTORE_URL={server.url}",
+        f"  export FILESTORE_TOKEN={token}",
+        "  filestore push model.safetensors",
+        "",
+        f"listening on {server.url}",
+    ] == server.said.splitlines()
+    assert len(token) == 43
+
+
+def test_a_token_is_kept_nowhere(server: Server) -> None:
+    """The folder holds the digest of a token only."""
+    for path in server.root.rglob("*"):
+        assert path.is_dir() or server.token.encode() not in path.read_bytes()
+
+
+def test_later_starts(home: Home, tmp_path: Path) -> None:
+    """The first token goes on working and is not printed again; the way to another one is."""
+    with home.server(root=tmp_path / "root") as first:
+        token = first.token
+    with home.server(root=tmp_path / "root") as second:
+        assert token not in second.said
+        assert f"filestore token new --root {tmp_path / 'root'}" in second.said
+        assert home.result("ls", environ={"FILESTORE_URL": second.url, "FILESTORE_TOKEN": token})["files"] == []
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_a_given_token(home: Home, tmp_path: Path, by: str) -> None:
+    """--token and FILESTORE_TOKEN let a token in for one run, and none is made."""
+    arguments = ["--token", "given"] if by == "option" else []
+    environ = {"FILESTORE_TOKEN": "given"} if by == "environment" else {}
+    with home.server(*arguments, root=tmp_path / "root", environ=environ) as server:
+        assert home.result("ls", "--url", server.url, "--token", "given")["files"] == []
+    assert home.result("token", "ls", "--root", tmp_path / "root")["tokens"] == []
+    with home.server(root=tmp_path / "root") as server:
+        assert "refused the token" in home.failure("ls", "--url", server.url, "--token", "given")
+
+
+def test_tokens(home: Home, tmp_path: Path) -> None:
+    """A running server lets a new token in at once, into its namespace alone; one that was removed is refused."""
+    root = tmp_path / "root"
+    with home.server(root=root) as server:
+        home.result("push", SCRIPTS / "filestore", environ=server.environ)
+        made = home.result("token", "new", "--root", root, "--namespace", "guests", "--label", "for Ann")
+        environ = {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": made["token"]}
+        assert home.result("ls", environ=environ)["files"] == []
+        assert home.result("push", SCRIPTS / "filestore", environ=environ)["namespace"] == "guests"
+
+        first, second = home.result("token", "ls", "--root", root)["tokens"]
+        assert (first["namespace"], second["namespace"], second["label"]) == ("default", "guests", "for Ann")
+        assert made["digest"] == second["digest"]
+        assert home.result("token", "rm", made["digest"][:8], "--root", root) == second | {"root": str(root)}
+    # Another server process: one that just let a token in remembers that for two seconds.
+    with home.server(root=root) as later:
+        assert "refused the token" in home.failure("ls", environ=environ | {"FILESTORE_URL": later.url})
+        assert len(home.result("ls", environ=server.environ | {"FILESTORE_URL": later.url})["files"]) == 1
+
+
+def test_tokens_for_a_person(home: Home) -> None:
+    """Standard output of `token new` is the token; `rm` takes it, and refuses what means none."""
+    done = home.run("token", "new")
+    token = done.stdout.strip()
+    assert str(home.data) in done.stderr
+    assert home.run("token", "ls").stdout.endswith(f"1 token in {home.data}\n")
+    assert token not in home.failure("token", "rm", f"x{token}")
+    assert "that means 0 tokens" in home.failure("token", "rm", "0" * 64)
+    assert "no spaces" in home.failure("token", "rm", "\udcff")
+    assert home.run("token", "rm", token).returncode == 0
+    assert home.run("token", "ls").stdout == f"0 tokens in {home.data}\n"
+
+
+@pytest.mark.parametrize("namespace", ["", "UPPER", "a/b", "x" * 64])
+def test_a_namespace_that_is_none(home: Home, namespace: str) -> None:
+    """A namespace is part of paths and keys, and must be fit for it."""
+    assert "a namespace is" in home.failure("token", "new", "--namespace", namespace)
+
+
+def test_two_workers(home: Home, tmp_path: Path, model: Path) -> None:
+    """Several processes serve one port, from the first start on, and all stop when they are told to."""
+    with home.server("--workers", "2", root=tmp_path / "root") as server:
+        pushed = home.result("push", model, environ=server.environ)
+        home.result("fetch", pushed["id"], "-o", tmp_path / "back.bin", environ=server.environ)
+        tasks = Path(f"/proc/{server.process.pid}/task")
+        children = [child for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+        assert len(children) >= 2
+    assert model.read_bytes() == (tmp_path / "back.bin").read_bytes()
+    assert [child for child in children if Path(f"/proc/{child}").exists()] == []
+
+
+def test_serve_for_a_program(home: Home, tmp_path: Path) -> None:
+    """With --json, serve prints one object once it listens."""
+    process = subprocess.Popen(
+        [SCRIPTS / "filestore", "serve", "--root", tmp_path / "root", "--port", "0", "--json"],
+        env=home.environ,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = json.loads(process.stdout.readline())
+    files = home.result("ls", "--url", said["url"], "--token", said["token"])["files"]
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=30)
+
+    assert {"url", "root", "token"} == set(said)
+    assert (files, rest, process.returncode) == ([], "", 0)
+
+
+def test_a_port_in_use(home: Home, tmp_path: Path, server: Server) -> None:
+    """A port that another server has is told in a sentence; a token that was made meanwhile was shown."""
+    port = server.url.rpartition(":")[2]
+    done = home.run("serve", "--root", tmp_path / "root", "--port", port)
+
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[1].startswith("token   ")
+    assert done.stderr.count("\n") == 1
+    assert port in done.stderr
+
+
+def test_an_address_that_others_reach_is_warned_about(home: Home, tmp_path: Path) -> None:
+    """Traffic is not encrypted, and that is said before a server is open to others. 192.0.2.1 is no address of any machine."""
+    done = home.run("serve", "--root", tmp_path / "root", "--port", "0", "--host", "192.0.2.1")
+
+    assert done.returncode == 1
+    warning, error = done.stderr.splitlines()
+    assert warning.startswith("Warning: 192.0.2.1 can be reached from other machines, and traffic is not encrypted")
+    assert error.startswith("Error: ")
+
+
+# verify.
+
+
+async def test_verify(home: Home, model: Path) -> None:
+    """A damaged file of a cache is found, removed and told with status 1; a sound cache is told with 0."""
+    pushed = home.result("push", model)
+    cache = home.folder / ".cache/filestore"
+    async with connect(str(home.data)) as repository:
+        path = await Cache(cache, repository).resolve(File(id=pushed["id"]))
+    assert home.result("verify") == {"cache": str(cache), "removed": []}
+
+    path.chmod(0o644)
+    path.write_bytes(bytes(SIZE))
+    done = home.run("verify", cache, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == {"cache": str(cache), "removed": [str(path)]}
+    assert done.stderr == "Error: 1 damaged file was removed from the cache; it is fetched anew when needed\n"
+    assert not path.exists()
+    assert home.run("verify").stdout == f"{cache}: 0 damaged\n"
+
+
+def test_verify_of_what_is_no_cache(home: Home) -> None:
+    """A slip in a folder's name is no sound cache, and makes none."""
+    assert home.failure("verify", "missing") == "there is no cache in missing; give the folder of one"
+    assert not (home.folder / "missing").exists()

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from filestore import errors
+from filestore.http.server.app import ROUTES
+from filestore.http.wire import status_of
+from tests.support.frames import encoded, manifest
+from tests.support.generator import octets
+from tests.support.server import RunningServer, batch, running_server
+
+DOC = (Path(__file__).parents[2] / "docs/http-api.md").read_text()
+LINE = re.compile(r"^curl (.*?) +# (\d{3})$", re.MULTILINE)
+HEADING = re.compile(r"^### `(\S+) (\S+)`\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+ROW = re.compile(r"^\| `(\w+)` \| (\d{3}) \|", re.MULTILINE)
+LINES = [line for block in re.findall(r"^```bash\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
+CONTENT = octets(1, 50_000)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """What the lines are typed at."""
+    with running_server(tmp_path_factory.mktemp("served") / "root") as server:
+        yield server
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_curl_line_does_what_it_says(server: RunningServer, tmp_path: Path, line: str) -> None:
+    """With a stored file, in a folder that holds what the lines name."""
+    typed = LINE.fullmatch(line)
+    assert typed is not None, "a line of a bash block is a curl command, and its status behind #"
+    built = manifest([CONTENT])
+    chunk = built.chunks[0].digest
+    for name, content in {
+        "my_file.txt": CONTENT,
+        "digests.bin": chunk,
+        "batch.bin": batch([encoded(CONTENT)]),
+        "manifest.bin": built.encoded,
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    server.put([encoded(CONTENT)])
+    record = server.commit(built.encoded, name="my_file.txt").json
+
+    known = {"URL": server.url, "TOKEN": server.token, "CHUNK": str(chunk)}
+    known |= {"ID": record["id"], "DIGEST": record["digest"], "NAME": record["name"]}
+    options = '--silent --show-error --output /dev/null --write-out "%{http_code}"'
+    done = subprocess.run(
+        ["bash", "-c", f"curl {options} {typed[1]}"],
+        env={"PATH": os.environ["PATH"], **known},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (typed[2], "") == (done.stdout, done.stderr)
+
+
+def test_every_route_is_described_with_a_curl_line() -> None:
+    """Neither more nor fewer."""
+    described = {f"{method} {path}": text for method, path, text in HEADING.findall(DOC)}
+    plain = "/pipeline_files/ab/cd/{digest}/{name}"
+    routes = {f"{route.method} {plain if route.path.startswith('/{path') else route.path}" for route in ROUTES}
+    assert {"GET /healthz", *routes} == set(described)
+    assert [] == [route for route, text in described.items() if LINE.search(text) is None]
+
+
+def test_every_problem_has_the_status_that_is_documented() -> None:
+    """And every status that is not 500 is in the table."""
+    documented = {title: int(status) for title, status in ROW.findall(DOC)}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.FilestoreError)]
+    statuses = {kind.__name__: status_of(kind) for kind in kinds}
+    assert documented == {title: statuses[title] for title in documented}
+    client_side = {"InvalidReference", "InvalidUrl", "InvalidSetting", "InvalidContent"}
+    assert {title for title, status in statuses.items() if status != 500} - client_side <= set(documented)

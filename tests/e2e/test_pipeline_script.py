@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import SCRIPTS, Home
+
+REPOSITORY = Path(__file__).parents[2]
+SDKS = ["sdk1", "sdk2"]
+CREATED = re.compile(r"Pipeline File created with ID= (file_[0-9a-f]{32})\n")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A small file."""
+    path = tmp_path / "my_file.txt"
+    path.write_text("content\n")
+    return path
+
+
+def scripts(environment: str) -> Path:
+    """The console scripts of a virtual environment that `tests/run.sh` makes; there is no CI without it."""
+    folder = REPOSITORY / environment / "bin"
+    if not folder.exists() and os.environ.get("CI") != "true":
+        pytest.skip(f"{environment} is not there: bash tests/run.sh makes it")
+    assert folder.exists()
+    return folder
+
+
+def test_create_file(home: Home, file: Path) -> None:
+    """The documented words, and nothing else, on standard output."""
+    done = home.run("create", "file", file, program=SCRIPTS / "pipeline")
+
+    created = CREATED.fullmatch(done.stdout)
+    assert created is not None
+    assert [created[1]] == [record["id"] for record in home.result("ls")["files"]]
+
+
+def test_create_file_has_the_options_of_a_push(home: Home, file: Path) -> None:
+    """Usage, options and failures are those of `filestore create file`, under this name."""
+    assert (
+        '"name": "alias.txt"'
+        in home.run("create", "file", file, "--name", "alias.txt", "--json", program=SCRIPTS / "pipeline").stdout
+    )
+    wrong = home.run("create", "file", program=SCRIPTS / "pipeline")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("Usage: pipeline create file ")
+    failed = home.run("create", "file", file.parent / "none", program=SCRIPTS / "pipeline")
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["run", "x"], ["create", "pointer"]])
+def test_without_the_sdk_the_rest_is_explained(home: Home, arguments: list[str]) -> None:
+    """One sentence says what this script is and what brings the other."""
+    done = home.run(*arguments, program=SCRIPTS / "pipeline")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: this `pipeline` knows `pipeline create file PATH` only; `pip install pipeline-ai`")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("sdk", SDKS)
+def test_installed_after_the_sdk_ours_wins(home: Home, file: Path, sdk: str) -> None:
+    """`create file` is ours; anything else runs the SDK's own console script, with its exit status."""
+    program = scripts(f".venv-{sdk}-first") / "pipeline"
+
+    assert CREATED.fullmatch(home.run("create", "file", file, program=program).stdout)
+    assert "Create or run pipelines locally or in the cloud!" in home.run("--help", program=program).stdout
+    assert home.run("create", "pointer", "--help", program=program).stdout.startswith("usage: pipeline create pointers")
+    unknown = home.run("no-such-command", program=program)
+    assert unknown.returncode == 2
+    assert "pipeline: error: argument command: invalid choice: 'no-such-command'" in unknown.stderr
+
+
+@pytest.mark.parametrize("sdk", SDKS)
+def test_installed_before_the_sdk_theirs_wins(home: Home, tmp_path: Path, file: Path, sdk: str) -> None:
+    """`pipeline create file` is the SDK's then, which uploads to a filestore server too; `filestore create file` stays ours."""
+    folder = scripts(f".venv-{sdk}-last")
+    with home.server(root=tmp_path / "root") as server:
+        environ = {"PIPELINE_API_URL": server.url + "/", "PIPELINE_API_TOKEN": server.token}
+        theirs = home.run("create", "file", file, program=folder / "pipeline", environ=environ)
+        ours = home.run("create", "file", file, program=folder / "filestore", environ=server.environ)
+
+        created = CREATED.fullmatch(ours.stdout)
+        assert theirs.returncode == 0, theirs.stderr
+        assert created is not None
+        # The same name and the same bytes, by either way: the same record.
+        assert created[1] in theirs.stdout + theirs.stderr
+        assert len(home.result("ls", environ=server.environ)["files"]) == 1

@@ -1,0 +1,138 @@
+"""kill -9 in the middle: nothing is lost that was acknowledged, and the same command completes afterwards."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import SCRIPTS, Home, Server
+
+SIZE = 192 << 20
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More than is moved before a watcher that never sleeps can strike."""
+    path = tmp_path_factory.mktemp("source") / "model.bin"
+    path.write_bytes(random.Random(5).randbytes(SIZE))
+    return path
+
+
+def start(home: Home, server: Server, *arguments: str | Path) -> subprocess.Popen[bytes]:
+    """A command that is under way."""
+    return subprocess.Popen(
+        [SCRIPTS / "filestore", *arguments],
+        env=home.environ | server.environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def kill_when(reached: Callable[[], bool], victim: int, command: subprocess.Popen[bytes]) -> None:
+    """Kill `victim` as soon as `reached`, which must be before `command` ends."""
+    while not reached():
+        assert command.poll() is None, "the command ended before it could be cut"
+        os.sched_yield()
+    os.kill(victim, signal.SIGKILL)
+
+
+def stored(root: Path) -> int:
+    """Frames in a repository's folder."""
+    return sum(1 for _ in root.glob("chunks/*/*/*/*"))
+
+
+def held(folder: Path) -> int:
+    """Bytes that staging files of fetches hold."""
+    return sum(path.stat().st_blocks * 512 for path in folder.glob(".*.filestore-partial"))
+
+
+def test_a_client_is_killed_in_the_middle_of_a_push(home: Home, source: Path, tmp_path: Path) -> None:
+    """No record is made; the second push sends only what the first has not, and completes."""
+    root = tmp_path / "root"
+    with home.server(root=root) as server:
+        command = start(home, server, "push", source)
+        kill_when(lambda: stored(root) >= 8, command.pid, command)
+        assert -signal.SIGKILL == command.wait()
+        assert [] == home.result("ls", environ=server.environ)["files"]
+        pushed = home.result("push", source, environ=server.environ)
+        assert SIZE == pushed["size"]
+        assert 0 < pushed["bytes_shared"]
+        home.result("fetch", pushed["id"], "-o", tmp_path / "back", environ=server.environ)
+    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+
+
+def test_the_server_is_killed_in_the_middle_of_a_push(home: Home, source: Path, tmp_path: Path) -> None:
+    """What was acknowledged is there after the restart; the second push completes."""
+    root = tmp_path / "root"
+    with home.server(root=root, is_killed=True) as server:
+        environ = server.environ
+        command = start(home, server, "push", source)
+        kill_when(lambda: stored(root) >= 8, server.process.pid, command)
+        server.process.wait()
+        assert 1 == command.wait(60)
+    with home.server("--token", environ["FILESTORE_TOKEN"], root=root) as server:
+        environ["FILESTORE_URL"] = server.url
+        assert [] == home.result("ls", environ=environ)["files"]
+        pushed = home.result("push", source, environ=environ)
+        assert 0 < pushed["bytes_shared"]
+        home.result("fetch", pushed["id"], "-o", tmp_path / "back", environ=environ)
+    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+
+
+def test_a_client_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, tmp_path: Path) -> None:
+    """No half file has the name; the second fetch keeps what the first has written, and completes."""
+    target = tmp_path / "out" / "back"
+    target.parent.mkdir()
+    with home.server(root=tmp_path / "root") as server:
+        pushed = home.result("push", source, environ=server.environ)
+        command = start(home, server, "fetch", pushed["id"], "-o", target)
+        kill_when(lambda: held(target.parent) >= 16 << 20, command.pid, command)
+        assert -signal.SIGKILL == command.wait()
+        assert not target.exists()
+        fetched = home.result("fetch", pushed["id"], "-o", target, environ=server.environ)
+    assert filecmp.cmp(source, target, shallow=False)
+    assert 0 < fetched["bytes_reused"]
+    assert fetched["bytes_received"] < SIZE
+    assert ["back"] == [path.name for path in target.parent.iterdir()]
+
+
+def test_the_server_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, tmp_path: Path) -> None:
+    """The command says so in one sentence; the second fetch completes."""
+    root, target = tmp_path / "root", tmp_path / "out" / "back"
+    target.parent.mkdir()
+    with home.server(root=root, is_killed=True) as server:
+        environ = server.environ
+        pushed = home.result("push", source, environ=environ)
+        command = start(home, server, "fetch", pushed["id"], "-o", target)
+        kill_when(lambda: held(target.parent) >= 16 << 20, server.process.pid, command)
+        server.process.wait()
+        assert 1 == command.wait(60)
+        assert not target.exists()
+    with home.server("--token", environ["FILESTORE_TOKEN"], root=root) as server:
+        environ["FILESTORE_URL"] = server.url
+        fetched = home.result("fetch", pushed["id"], "-o", target, environ=environ)
+    assert filecmp.cmp(source, target, shallow=False)
+    assert 0 < fetched["bytes_reused"]
+
+
+def test_a_server_that_comes_back_is_not_even_noticed(home: Home, source: Path, tmp_path: Path) -> None:
+    """A push whose server is killed and started again on the same port goes on by itself."""
+    root = tmp_path / "root"
+    with home.server(root=root, is_killed=True) as server:
+        token = server.token
+        port = server.url.rpartition(":")[2]
+        command = start(home, server, "push", source)
+        kill_when(lambda: stored(root) >= 8, server.process.pid, command)
+        server.process.wait()
+    with home.server("--token", token, "--port", port, root=root) as server:
+        assert 0 == command.wait(60)
+        environ = {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": token}
+        assert [SIZE] == [record["size"] for record in home.result("ls", environ=environ)["files"]]

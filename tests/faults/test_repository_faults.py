@@ -1,0 +1,328 @@
+"""What a local repository makes of kill -9, cancels, full disks, lost files, power cuts and races."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from filestore.aio import DISK_THREADS
+from filestore.backends import connect, open_backend
+from filestore.errors import ChunksMissing, StorageFull
+from filestore.layout import chunk_key, hashed
+from filestore.objects import DEFAULT_NAMESPACE, Record
+from filestore.repository import LocalRepository, Repository
+from tests.support import crashes
+from tests.support.cancels import cancelled_at_every_await
+from tests.support.frames import contents, decoded, encoded, frames, manifest, room
+
+PROJECT = Path(__file__).parents[2]
+
+
+def start(module: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    """Run a module of tests/support in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"tests.support.{module}", *map(str, arguments)],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What it printed; it must have succeeded."""
+    output, errors = process.communicate(timeout=100)
+    assert (0, "") == (process.returncode, errors)
+    return output
+
+
+def staging_files(root: Path) -> list[Path]:
+    """What lies in `tmp`, apart from the folders themselves."""
+    return [path for path in (root / "tmp").rglob("*") if path.is_file()]
+
+
+async def push(repository: Repository, chunks: list[bytes]) -> Record:
+    """Put chunks and commit them."""
+    await repository.put([encoded(content) for content in chunks])
+    return await repository.commit(manifest(chunks).encoded, name=crashes.NAME)
+
+
+async def check_whole(repository: Repository) -> None:
+    """No dangling record, and every live row has its frame."""
+    digests = [encoded(content).digest for content in crashes.CHUNKS]
+    live = [digest for digest in digests if digest not in await repository.missing(digests)]
+    for digest, data in zip(live, await repository.get(live, room(2)), strict=True):
+        assert data is not None
+        decoded(digest, data)
+    for record in await repository.records():
+        assert manifest(crashes.CHUNKS).encoded == await repository.manifest(record.digest)
+        assert digests == live
+
+
+async def test_kill_at_any_call_leaves_a_repository_that_goes_on(tmp_path: Path) -> None:
+    """I2: wherever `kill -9` hits, what is recorded is whole; the same push completes, and the dead one's files are gone."""
+    places = int(finish(start("crashes", tmp_path)))
+    assert places > 50
+    for place in range(1, places + 1):
+        root = tmp_path / str(place)
+        async with connect(str(root)) as repository:
+            await check_whole(repository)
+            assert crashes.NAME == (await push(repository, crashes.CHUNKS)).name
+            await check_whole(repository)
+            assert [] == staging_files(root)
+
+
+async def test_cancelled_put_leaves_no_staging_file(tmp_path: Path) -> None:
+    """Whatever await is cancelled, what was not kept is discarded."""
+    root = tmp_path / "repository"
+    async with connect(str(root)) as repository:
+        put = frames(4, size=300_000)
+        async for _ in cancelled_at_every_await(lambda: repository.put(put)):
+            assert [] == staging_files(root)
+
+
+def test_processes_that_race_never_lose_what_a_record_needs(tmp_path: Path) -> None:
+    """Two that push and one that collects without any grace: each push finds all of its file once it is committed."""
+    root = tmp_path / "repository"
+    racing = [start("races", "push", "1", root), start("races", "push", "2", root), start("races", "collect", root)]
+    for process in racing:
+        finish(process)
+
+
+class SmallDisk(NamedTuple):
+    """A folder with room for 3 MiB."""
+
+    folder: Path
+    grow: Callable[[], None]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallDisk]:
+    """A file system of its own where this user may mount one; elsewhere `write` says that there is no space."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if not mount("-t", "tmpfs", "-o", "size=3m", "tmpfs", folder):
+        limit = WriteLimit(3 << 20)
+        monkeypatch.setattr(os, "write", limit.write)
+        yield SmallDisk(folder, limit.lift)
+        return
+    yield SmallDisk(folder, lambda: None if mount("-o", "remount,size=64m", folder) else pytest.fail("no remount"))
+    subprocess.run(["umount", folder], check=True)
+
+
+def mount(*arguments: str | Path) -> bool:
+    """Whether that could be mounted."""
+    program = shutil.which("mount")
+    return program is not None and subprocess.run([program, *arguments], check=False, capture_output=True).returncode == 0
+
+
+class WriteLimit:
+    """An `os.write` that finds the disk full after some bytes."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._write = os.write
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Write as much as there is room for."""
+        if not self._room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        size = self._write(descriptor, data[: self._room])
+        self._room -= size
+        return size
+
+    def lift(self) -> None:
+        """Make room."""
+        self._room = 1 << 40
+
+
+async def test_full_disk_is_said_and_loses_nothing(small_disk: SmallDisk) -> None:
+    """The put that finds no space fails as a whole; what was kept before stays; with more space, the same put completes."""
+    root = small_disk.folder / "repository"
+    async with connect(str(root)) as repository:
+        before = frames(2, size=100_000)
+        await repository.put(before)
+        large = frames(20, size=400_000, seed=1)
+        with pytest.raises(StorageFull):
+            await repository.put(large)
+        assert [] == staging_files(root)
+        assert [frame.digest for frame in large] == await repository.missing([frame.digest for frame in (*before, *large)])
+        assert [frame.data for frame in before] == await repository.get([frame.digest for frame in before], room(2))
+        small_disk.grow()
+        await repository.put(large)
+        assert [frame.data for frame in large] == await repository.get([frame.digest for frame in large], room(20))
+
+
+async def test_disk_that_fills_up_before_the_commit(small_disk: SmallDisk) -> None:
+    """No record without its manifest; with more space, the same commit completes."""
+    async with connect(str(small_disk.folder / "repository")) as repository:
+        chunks = contents(1)
+        long_file = manifest(chunks * 50_000)
+        await repository.put([encoded(content) for content in chunks])
+        await repository.put([encoded(content) for content in contents(4, size=400_000, seed=1)])
+        with pytest.raises(StorageFull):
+            await repository.commit(long_file.encoded, name="name")
+        assert [] == await repository.records()
+        small_disk.grow()
+        record = await repository.commit(long_file.encoded, name="name")
+        assert long_file.encoded == await repository.manifest(record.digest)
+
+
+@pytest.mark.parametrize("verb", ["get", "open"])
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "grown"])
+async def test_lost_frame_is_forgotten_and_the_next_push_heals_it(tmp_path: Path, verb: str, damage: str) -> None:
+    """Who reads a frame that is not there any more makes it missing; `missing` is what a push asks."""
+    root = tmp_path / "repository"
+    store, index = await open_backend(root)
+    repository = LocalRepository(store, index, location=str(root))
+    lost, other = frames(2)
+    await repository.put([lost, other])
+    path = root / chunk_key(DEFAULT_NAMESPACE, lost.digest)
+    if damage == "deleted":
+        path.unlink()
+    else:
+        os.truncate(path, 0 if damage == "truncated" else 5 << 20)
+    assert [] == await repository.missing([lost.digest, other.digest])
+    if verb == "get":
+        assert [None, other.data] == await repository.get([lost.digest, other.digest], room(2))
+    else:
+        none, file = await repository.open([lost.digest, other.digest])
+        assert (None, other.data) == (none, file and file.read())
+        assert file is not None
+        file.close()
+    assert [lost.digest] == await repository.missing([lost.digest, other.digest])
+    with pytest.raises(ChunksMissing):
+        await repository.commit(manifest(contents(2)).encoded, name="name")
+    await repository.put([lost])
+    assert [lost.data] == await repository.get([lost.digest], room(1))
+    await repository.close()
+
+
+async def test_frame_that_came_back_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I2: between finding a frame absent and forgetting its row, another push may have put it and committed."""
+    root = tmp_path / "repository"
+    store, index = await open_backend(root)
+    repository = LocalRepository(store, index, location=str(root))
+    (frame,) = frames(1)
+    await repository.put([frame])
+
+    async def absent(*_: object) -> list[None]:
+        return [None]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read_into", absent)
+        assert [None] == await repository.get([frame.digest], room(1))
+    assert [] == await repository.missing([frame.digest])
+    await repository.close()
+
+
+async def test_damaged_manifest_is_healed_by_the_next_commit(tmp_path: Path) -> None:
+    """A manifest that is there is not trusted to be the right one."""
+    async with connect(str(tmp_path / "repository")) as repository:
+        record = await push(repository, contents(2))
+        path = tmp_path / "repository/manifests" / DEFAULT_NAMESPACE / hashed(record.digest)
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        again = await push(repository, contents(2))
+        assert record.id == again.id
+        assert manifest(contents(2)).encoded == await repository.manifest(again.digest)
+
+
+class Platter:
+    """What a power cut would leave: bytes that were synced, under names that were synced in every folder above."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+        self._root = root
+        self._paths: dict[int, Path] = {}
+        self._synced_files: set[int] = set()
+        self._synced_names: set[Path] = set()
+        self.violations: list[list[Path]] = []
+        monkeypatch.setattr(os, "open", self._wrap_open(os.open))
+        monkeypatch.setattr(os, "fsync", self._wrap_fsync(os.fsync))
+        monkeypatch.setattr(os, "rename", self._wrap_rename(os.rename))
+        platter = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+                if sql == "COMMIT":
+                    platter.violations.append(platter.not_durable())
+                return super().execute(sql, *arguments)
+
+        plain_connect = sqlite3.connect
+        monkeypatch.setattr(sqlite3, "connect", lambda *given, **named: plain_connect(*given, factory=Connection, **named))
+
+    def not_durable(self) -> list[Path]:
+        """Frames and manifests that are there, and would not be after a power cut."""
+        found = [path for kind in ("chunks", "manifests") for path in (self._root / kind).rglob("*")]
+        return [path for path in found if path not in self._synced_names or (path.is_file() and not self._is_synced(path))]
+
+    def _is_synced(self, path: Path) -> bool:
+        return path.stat().st_ino in self._synced_files
+
+    def _wrap_open(self, plain: Callable[..., int]) -> Callable[..., int]:
+        def call(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
+            descriptor = plain(path, flags, *arguments, **named)
+            if isinstance(path, str | Path):
+                self._paths[descriptor] = Path(path)
+            return descriptor
+
+        return call
+
+    def _wrap_fsync(self, plain: Callable[[int], None]) -> Callable[[int], None]:
+        def call(descriptor: int) -> None:
+            path = self._paths[descriptor]
+            present = list(path.iterdir()) if path.is_dir() else []
+            plain(descriptor)
+            self._synced_names.update(present)
+            self._synced_files.add(os.fstat(descriptor).st_ino)
+
+        return call
+
+    def _wrap_rename(self, plain: Callable[..., None]) -> Callable[..., None]:
+        def call(source: Path, target: Path) -> None:
+            self._synced_names.discard(Path(target))
+            plain(source, target)
+
+        return call
+
+
+async def test_power_cut_after_any_commit_leaves_frames_and_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I2: when a row or a record becomes durable, its frame or manifest is, and every folder's name on the way to it."""
+    root = tmp_path / "repository"
+    platter = Platter(monkeypatch, root)
+    async with connect(str(root)) as repository:
+        for seed in range(3):
+            await repository.put(frames(40, seed=seed))
+            await repository.commit(manifest(contents(40, seed=seed)).encoded, name="name")
+    assert len(platter.violations) >= 6
+    assert [] == [violation for violation in platter.violations if violation]
+
+
+async def test_no_descriptor_stays_open_for_a_staged_frame(tmp_path: Path) -> None:
+    """A batch may have more frames than a process may have descriptors."""
+    root = tmp_path / "repository"
+    store, index = await open_backend(root)
+    repository = LocalRepository(store, index, location=str(root))
+    async with repository.delivery() as delivery:
+        before = open_descriptors()
+        for frame in frames(300, size=2000):
+            await delivery.begin(frame.digest, len(frame.data))
+            await delivery.write(frame.data)
+        # Each of the threads may be in the middle of a call.
+        assert open_descriptors() <= before + DISK_THREADS + (os.cpu_count() or 1)
+        assert 300 == await delivery.keep()
+    await repository.close()
+
+
+def open_descriptors() -> int:
+    """How many this process has."""
+    return len(list(Path("/dev/fd").iterdir()))

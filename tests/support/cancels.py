@@ -1,0 +1,56 @@
+"""Cancelling at every await: `asyncio` code is all-or-nothing only if that is tried."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from itertools import count
+from typing import Any
+
+
+class _CancelledAt:
+    """Awaits a coroutine in the current task, which is cancelled when the coroutine waits for the `place`-th time."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, object], place: int) -> None:
+        self._coroutine = coroutine
+        self._place = place
+        self.reached = False
+
+    def __await__(self) -> Generator[Any, None, object]:
+        error: BaseException | None = None
+        for place in count():
+            try:
+                waited_for = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
+            except StopIteration as stop:
+                return stop.value
+            if place == self._place:
+                self.reached = True
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+            error = None
+            try:
+                yield waited_for
+            except BaseException as thrown:  # noqa: BLE001  # a cancel, or a failure of what was waited for
+                error = thrown
+        raise AssertionError
+
+
+async def cancelled_at_every_await(make: Callable[[], Coroutine[Any, Any, object]]) -> AsyncIterator[int]:
+    """Run `make()` again and again, each time cancelled one await later; gives each place, then ends with a run to the end.
+
+    The caller's loop body checks what is left after each cancel.
+    """
+    for place in count():
+        run = _CancelledAt(make(), place)
+
+        async def awaited(run: _CancelledAt = run) -> object:
+            return await run
+
+        task = asyncio.create_task(awaited())
+        await asyncio.wait([task])
+        if not run.reached:
+            await task
+            return
+        assert task.cancelled(), f"the cancel at await {place} was swallowed: {task!r}"
+        yield place

@@ -1,0 +1,133 @@
+"""Commands and servers as a user runs them: real processes, in a home of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SCRIPTS = Path(sys.executable).parent
+
+
+class Server(NamedTuple):
+    """A server process that accepts connections."""
+
+    url: str
+    root: Path
+    said: str
+    """All that it printed until then."""
+    process: subprocess.Popen[str]
+
+    @property
+    def token(self) -> str:
+        """The token that its first start printed."""
+        found = re.search(r"export FILESTORE_TOKEN=(\S+)", self.said)
+        assert found is not None
+        return found[1]
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What it said to export."""
+        return {"FILESTORE_URL": self.url, "FILESTORE_TOKEN": self.token}
+
+
+class Home:
+    """A user's home folder, and nothing else of the environment that tests run in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environ = {"HOME": str(folder), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+
+    @property
+    def data(self) -> Path:
+        """The local folder that commands work on where nobody names another."""
+        return self.folder / ".local/share/filestore"
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration file, whose folder is there."""
+        path = self.folder / ".config/filestore/config.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def run(
+        self,
+        *arguments: str | Path,
+        environ: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        program: str | Path = SCRIPTS / "filestore",
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return subprocess.run(
+            [program, *arguments],
+            env=self.environ | dict(environ or {}),
+            cwd=cwd or self.folder,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+            check=False,
+        )
+
+    def result(self, *arguments: str | Path, environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> Any:
+        """The object that a command prints with --json; it must succeed, and print nothing else."""
+        # Behind a `--`, it would be an argument.
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        done = self.run(*arguments[:end], "--json", *arguments[end:], environ=environ, cwd=cwd)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return json.loads(done.stdout)
+
+    def failure(self, *arguments: str | Path, environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
+        """The sentence in which a command explains why it failed, which must be all that it prints."""
+        done = self.run(*arguments, environ=environ, cwd=cwd)
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert done.stderr.startswith("Error: ")
+        assert done.stderr.count("\n") == 1
+        return done.stderr.removeprefix("Error: ").rstrip("\n")
+
+    @contextmanager
+    def server(
+        self,
+        *arguments: str | Path,
+        root: Path,
+        environ: Mapping[str, str] | None = None,
+        complains: bool = False,
+        is_killed: bool = False,
+    ) -> Iterator[Server]:
+        """Serve `root` on a free port until the end of the block; then the server must stop when it is told to.
+
+        On standard error it must have said nothing, or something where it `complains`. One that the block kills need not stop.
+        """
+        process = subprocess.Popen(
+            [SCRIPTS / "filestore", "serve", "--root", root, "--port", "0", *arguments],
+            env=self.environ | dict(environ or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if line.startswith("listening on "):
+                    break
+            else:
+                raise AssertionError(process.communicate()[1])
+            yield Server(said[-1].removeprefix("listening on ").strip(), root, "".join(said), process)
+            if is_killed:
+                return
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=30)
+            assert (process.returncode, bool(errors)) == (0, complains), errors
+        finally:
+            process.kill()
+            process.communicate()

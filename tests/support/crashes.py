@@ -1,0 +1,85 @@
+"""A push that is killed at its n-th system call or SQL statement, for every n: `python -m tests.support.crashes FOLDER`.
+
+Works on FOLDER/<n>, and prints how many there are; in the last of them nothing was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from filestore.backends import connect
+from tests.support.frames import contents, encoded, manifest
+
+NAME = "pushed"
+CHUNKS = contents(2, size=5000)
+CALLS = ("open", "write", "fsync", "mkdir", "rename", "link", "unlink", "rmdir")
+
+
+class _Fuse:
+    """Kills this process at the n-th call of `burn`, as `kill -9` does."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self._lock = threading.Lock()
+
+    def burn(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.burn()
+            return function(*args, **kwargs)
+
+        return call
+
+
+def _light(fuse: _Fuse) -> None:
+    for name in CALLS:
+        setattr(os, name, fuse.before(getattr(os, name)))
+
+    class Connection(sqlite3.Connection):
+        execute = fuse.before(sqlite3.Connection.execute)
+        executemany = fuse.before(sqlite3.Connection.executemany)
+
+    connect_plainly = sqlite3.connect
+    sqlite3.connect = lambda *args, **kwargs: connect_plainly(*args, factory=Connection, **kwargs)  # type: ignore[assignment]
+
+
+async def push(root: Path) -> None:
+    """What is killed: a repository is opened, or made; chunks are put and committed."""
+    async with connect(str(root)) as repository:
+        await repository.put([encoded(content) for content in CHUNKS])
+        await repository.commit(manifest(CHUNKS).encoded, name=NAME)
+
+
+def main(folder: Path) -> None:
+    """Kill one process after the other, until one is done before it comes to that."""
+    for place in count(1):
+        # Forked, so that each starts in no time; there are no threads yet.
+        pid = os.fork()
+        if pid == 0:
+            _light(_Fuse(place))
+            asyncio.run(push(folder / str(place)))
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        if status == 0:
+            sys.stdout.write(str(place))
+            return
+        if not os.WIFSIGNALED(status):
+            sys.exit(f"the push failed when it was to be killed at call {place}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

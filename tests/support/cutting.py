@@ -1,0 +1,50 @@
+"""Cutting a whole file from whatever pieces it comes in, as a pusher does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, pairwise
+
+from filestore.chunking import CUTTING_VERSION, Cutter
+from filestore.chunking.containers import segmenter
+from filestore.digest import chunk_digest
+from filestore.manifest import Chunk, Manifest
+
+
+def pieces(size: int, *, whole: int) -> Iterator[int]:
+    """The ends of pieces of `size` bytes, the last one shorter, of `whole` bytes."""
+    yield from range(size, whole, size)
+    yield whole
+
+
+def chunk_sizes(content: bytes, ends: Iterable[int]) -> list[int]:
+    """What a `Cutter` decides, given `content` up to each of `ends` in turn; the last of them is the end of the file."""
+    view = memoryview(content)
+    cutter, sizes, start = Cutter(), list[int](), 0
+    for end in ends:
+        decided = cutter.cut(view[start:end], final=end == len(view))
+        sizes += decided
+        start += sum(decided)
+    return sizes
+
+
+def boundaries(content: bytes, ends: Iterable[int]) -> list[int]:
+    """Where segments end inside `content`, found in pieces that end at each of `ends`."""
+    view = memoryview(content)
+    segments, found, start = segmenter(), list[int](), 0
+    for end in ends:
+        found += segments.feed(view[start:end])
+        start = end
+    return [boundary for boundary in found if boundary < len(view)]
+
+
+def cut(content: bytes) -> list[bytes]:
+    """The chunks of `content`, given whole."""
+    ends = accumulate(chunk_sizes(content, [len(content)]), initial=0)
+    return [content[start:end] for start, end in pairwise(ends)]
+
+
+def manifest_of(content: bytes) -> Manifest:
+    """The manifest of `content`."""
+    chunks = (Chunk(chunk_digest(piece), len(piece)) for piece in cut(content))
+    return Manifest.build(chunks, cutting=CUTTING_VERSION)

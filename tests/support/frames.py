@@ -1,0 +1,44 @@
+"""Chunks, frames and manifests to push and to check, from portable content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from filestore.chunking import CUTTING_VERSION
+from filestore.codec import HEADER_SIZE, Codec, Decoder, Encoder, frame_limit
+from filestore.digest import Buffer, Digest, chunk_digest
+from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
+from filestore.objects import Frame
+from tests.support.generator import octets
+
+
+def contents(count: int, *, size: int = 1000, seed: int = 0) -> list[bytes]:
+    """`count` chunks of `size` bytes, all different; other seeds give others."""
+    return [octets(1000 * seed + number, size) for number in range(count)]
+
+
+def encoded(content: bytes, *, codec: Codec | None = None) -> Frame:
+    """The frame of a chunk."""
+    out = bytearray(frame_limit(len(content)))
+    size = Encoder(codec=codec).encode(memoryview(content), memoryview(out))
+    return Frame(chunk_digest(content), bytes(out[:size]))
+
+
+def frames(count: int, *, size: int = 1000, seed: int = 0) -> list[Frame]:
+    """The frames of `contents`."""
+    return [encoded(content) for content in contents(count, size=size, seed=seed)]
+
+
+def decoded(digest: Digest, data: Buffer) -> bytes:
+    """The content of a frame, which is verified."""
+    return bytes(Decoder().decode(Frame(digest, data), memoryview(bytearray(CHUNK_LIMIT))))
+
+
+def manifest(chunks: Iterable[bytes], *, cutting: int = CUTTING_VERSION) -> Manifest:
+    """The manifest of a file that was cut into `chunks`."""
+    return Manifest.build((Chunk(chunk_digest(content), len(content)) for content in chunks), cutting=cutting)
+
+
+def room(count: int) -> memoryview:
+    """A buffer for that many frames of any size."""
+    return memoryview(bytearray(count * (CHUNK_LIMIT + HEADER_SIZE)))

@@ -1,0 +1,82 @@
+"""Processes that race for one repository: `python -m tests.support.races push NUMBER ROOT` and `... collect ROOT`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from filestore.backends import open_backend
+from filestore.digest import Digest
+from filestore.errors import ChunksMissing
+from filestore.index.protocol import Index
+from filestore.manifest import Manifest
+from filestore.objects import DEFAULT_NAMESPACE
+from filestore.repository import LocalRepository
+from filestore.stores.protocol import ChunkStore
+from tests.support.frames import contents, decoded, encoded, manifest, room
+
+PUSHES = 15
+COLLECTIONS = 60
+_FAR_FUTURE = 1 << 62
+
+
+async def push_again_and_again(number: int, root: Path) -> None:
+    """Push a file that shares chunks with those of the others; check that all of it is there; remove it."""
+    store, index = await open_backend(root)
+    repository = LocalRepository(store, index, location=str(root))
+    for turn in range(PUSHES):
+        chunks = [*contents(2), *contents(2, seed=100 * number + turn)]
+        frames = {frame.digest: frame for frame in map(encoded, chunks)}
+        wanted = manifest(chunks)
+        missing = await repository.missing(list(frames))
+        while True:
+            await repository.put([frames[digest] for digest in missing])
+            try:
+                record = await repository.commit(wanted.encoded, name=f"of {number}")
+                break
+            except ChunksMissing as error:
+                missing = [digest for digest in frames if str(digest) in error.digests]
+        assert wanted.encoded == await repository.manifest(record.digest)
+        got = await repository.get(list(frames), room(len(frames)))
+        for (digest, data), content in zip(zip(frames, got, strict=True), chunks, strict=True):
+            assert data is not None, f"{digest} is gone, though a record needs it"
+            assert content == decoded(digest, data)
+        await repository.remove(record.id)
+    await repository.close()
+
+
+async def collect_again_and_again(root: Path) -> None:
+    """Remove all that no record needs, with no grace period at all: what I2 says about order must do."""
+    store, index = await open_backend(root)
+    for _ in range(COLLECTIONS):
+        await _collect(store, index, DEFAULT_NAMESPACE)
+    await store.close()
+    await index.close()
+
+
+async def _collect(store: ChunkStore, index: Index, namespace: str) -> None:
+    present = [digest async for digest in store.digests(namespace)]
+    manifests = [digest async for digest in store.manifests(namespace)]
+    async with index.transaction() as transaction:
+        needed: set[Digest] = set()
+        for record in await index.records(namespace, limit=1000):
+            encoded_manifest = await store.manifest(namespace, record.digest)
+            assert encoded_manifest is not None, "a record has lost its manifest"
+            needed.update(chunk.digest for chunk in Manifest.parse(encoded_manifest).chunks)
+            manifests = [digest for digest in manifests if digest != record.digest]
+        for digest in manifests:
+            await store.remove_manifest(namespace, digest)
+        unneeded = [digest for digest in present if digest not in needed]
+        await transaction.mark_going(namespace, unneeded, unseen_since=_FAR_FUTURE)
+    async with index.transaction() as transaction:
+        going = await transaction.going(namespace, present)
+        await store.remove(namespace, going)
+        await transaction.forget_chunks(namespace, going)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "push":
+        asyncio.run(push_again_and_again(int(sys.argv[2]), Path(sys.argv[3])))
+    else:
+        asyncio.run(collect_again_and_again(Path(sys.argv[2])))

@@ -1,0 +1,215 @@
+"""A real server process, started as `serve` is, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from email.message import Message
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from filestore.backends import open_backend
+from filestore.digest import Digest, parse_digests, token_digest
+from filestore.http import wire
+from filestore.objects import DEFAULT_NAMESPACE, Frame
+
+SECONDS = 60
+"""How long a test waits before it fails."""
+
+TOKEN = "a-token-for-tests"
+OTHER_TOKEN = "a-token-of-another-namespace"
+OTHER_NAMESPACE = "other"
+
+
+FORM = {"Content-Type": "multipart/form-data; boundary=boundary-of-tests"}
+
+
+class Reply(NamedTuple):
+    """An answer, whole."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """What the body says."""
+        return json.loads(self.body)
+
+
+class RunningServer(NamedTuple):
+    """A server that accepts connections."""
+
+    url: str
+    token: str
+    root: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def pid(self) -> int:
+        """The process to signal: the parent, where there are several workers."""
+        return self.process.pid
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What lets a request in."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        port = urlsplit(self.url).port
+        assert port is not None
+        return port
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", *, headers: Mapping[str, str] | None = None, token: str | None = TOKEN
+    ) -> Reply:
+        """The answer to one request, whose path is sent as it is."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+        try:
+            sent = {"Authorization": f"Bearer {token}"} if token is not None else {}
+            connection.request(method, path, body or None, sent | dict(headers or {}))
+            answer = connection.getresponse()
+            return Reply(answer.status, answer.headers, answer.read())
+        finally:
+            connection.close()
+
+    def connection(self) -> socket.socket:
+        """A bare connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=SECONDS)
+
+    def begin(self, method: str, path: str, *headers: str, body: bytes = b"") -> socket.socket:
+        """A connection on which a request was sent, as far as `body` goes."""
+        connection = self.connection()
+        lines = [f"{method} {path} HTTP/1.1", "Host: server", f"Authorization: Bearer {self.token}", *headers, "", ""]
+        connection.sendall("\r\n".join(lines).encode() + body)
+        return connection
+
+    def put(self, frames: Sequence[Frame]) -> Reply:
+        """Send a batch."""
+        return self.ask("POST", f"{wire.API}/chunks", batch(frames))
+
+    def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Ask what is missing."""
+        return parse_digests(self.ask("POST", f"{wire.API}/chunks/missing", b"".join(digests)).body)
+
+    def commit(self, manifest: bytes, *, name: str) -> Reply:
+        """Commit a manifest under a name that needs no encoding."""
+        return self.ask("POST", f"{wire.API}/files", manifest, headers={wire.NAME_HEADER: name})
+
+    def upload(self, name: str, content: bytes, *, query: str = "") -> Reply:
+        """Send a form with a file, whose name is sent as it is."""
+        return self.ask("POST", f"/v3/pipeline_files{query}", form(name, content), headers=FORM)
+
+    def stop(self) -> tuple[int, str]:
+        """Stop it as a service manager does; its exit status, and what it said on standard error."""
+        self.process.send_signal(signal.SIGTERM)
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
+
+
+@contextmanager
+def running_server(root: Path, *, check: bool = True, **settings: str | float) -> Iterator[RunningServer]:
+    """Serve `root` on a free port, or `port`, until the end of the block, where it must stop and say nothing bad, if `check`.
+
+    `settings` are arguments of `serve`.
+    """
+    process = start_server(root, **settings)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith("listening on "):
+            raise AssertionError(process.communicate()[1])
+        server = RunningServer(line.split()[-1], TOKEN, root, process)
+        yield server
+        if check:
+            assert (0, "") == server.stop()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def start_server(root: Path, **settings: str | float) -> subprocess.Popen[str]:
+    """A server process that has only just started."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.server", root, *(f"{key}={value}" for key, value in settings.items())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={key: value for key, value in os.environ.items() if not key.startswith("FILESTORE_")},
+    )
+
+
+def form(name: str, content: bytes, *, after: Mapping[str, str] | None = None) -> bytes:
+    """The body of a form with a file, and other parts after it."""
+    parts = [b'Content-Disposition: form-data; name="pfile"; filename="%s"\r\n\r\n%s' % (name.encode(), content)]
+    parts += [
+        b'Content-Disposition: form-data; name="%s"\r\n\r\n%s' % (key.encode(), value.encode())
+        for key, value in (after or {}).items()
+    ]
+    return b"".join(b"--boundary-of-tests\r\n%s\r\n" % part for part in parts) + b"--boundary-of-tests--\r\n"
+
+
+def batch(frames: Sequence[Frame]) -> bytes:
+    """Frames as they travel."""
+    header = wire.encode_batch_header([wire.BatchEntry(frame.digest, len(frame.data)) for frame in frames])
+    return header + b"".join(frame.data for frame in frames)
+
+
+def reply(connection: socket.socket) -> Reply:
+    """The answer that comes on a connection, whole, to a request that is no HEAD. Raises http.client.HTTPException, OSError."""
+    with closing(HTTPResponse(connection)) as answer:
+        answer.begin()
+        return Reply(answer.status, answer.headers, answer.read())
+
+
+def eventually(reached: Callable[[], bool]) -> None:
+    """Ask until it is so."""
+    deadline = time.monotonic() + SECONDS
+    while not reached():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def _main() -> None:
+    # Only here: the process of a test has no need of it.
+    from filestore.errors import FilestoreError
+    from filestore.http.server import serve
+
+    root = Path(sys.argv[1])
+    settings: dict[str, int | float] = {}
+    host = "127.0.0.1"
+    for argument in sys.argv[2:]:
+        key, _, value = argument.partition("=")
+        if key == "host":
+            host = value
+        else:
+            settings[key] = float(value) if key.endswith("_seconds") else int(value)
+    try:
+        serve(
+            lambda: open_backend(root),
+            host=host,
+            port=int(settings.pop("port", 0)),
+            tokens={token_digest(TOKEN): DEFAULT_NAMESPACE, token_digest(OTHER_TOKEN): OTHER_NAMESPACE},
+            announce=lambda url: print(f"listening on {url}", flush=True),  # noqa: T201  # what its parent waits for
+            spool_folder=root / "tmp",
+            **settings,  # type: ignore[arg-type]  # a test that gets one wrong fails
+        )
+    except FilestoreError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    _main()

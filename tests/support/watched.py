@@ -1,0 +1,78 @@
+"""A repository that tells what was asked of it, and lets a test step in."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from filestore.digest import Digest
+from filestore.objects import Frame, Kind, Record, Reference
+from filestore.repository import Identity, Moved, Repository
+
+
+async def _nothing(_: str) -> None:
+    return None
+
+
+class WatchedRepository:
+    """Passes every verb on to `inner`; `calls` holds their names, `before` runs ahead of each and may raise."""
+
+    def __init__(self, inner: Repository, *, before: Callable[[str], Awaitable[None]] = _nothing) -> None:
+        self.inner = inner
+        self.before = before
+        self.calls: list[str] = []
+        self.chunks_got = 0
+        self.chunks_put = 0
+
+    @property
+    def location(self) -> str:
+        return self.inner.location
+
+    @property
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint
+
+    async def identity(self) -> Identity:
+        await self._note("identity")
+        return await self.inner.identity()
+
+    async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        await self._note("missing")
+        return await self.inner.missing(digests)
+
+    async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
+        await self._note("put")
+        await self.inner.put(frames, moved=moved)
+        self.chunks_put += len(frames)
+
+    async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
+        await self._note("get")
+        frames = await self.inner.get(digests, buffer, moved=moved)
+        self.chunks_got += len(frames)
+        return frames
+
+    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
+        await self._note("commit")
+        return await self.inner.commit(manifest, name=name, kind=kind)
+
+    async def manifest(self, digest: Digest) -> bytes:
+        await self._note("manifest")
+        return await self.inner.manifest(digest)
+
+    async def record(self, reference: Reference) -> Record:
+        await self._note("record")
+        return await self.inner.record(reference)
+
+    async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
+        await self._note("records")
+        return await self.inner.records(limit=limit, before=before)
+
+    async def remove(self, file_id: str) -> Record:
+        await self._note("remove")
+        return await self.inner.remove(file_id)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+    async def _note(self, verb: str) -> None:
+        self.calls.append(verb)
+        await self.before(verb)

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from filestore.aio import Budget, BufferPool, SingleFlight, in_cpu_thread, in_disk_thread, per_thread, task_group
+from filestore.errors import NotFound
+
+
+async def settle() -> None:
+    """Let every task that can go on do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class Holder:
+    """A task that holds a part of a budget until it is told to let go."""
+
+    def __init__(self, budget: Budget, size: int) -> None:
+        self.holds = False
+        self._release = asyncio.Event()
+        self.task = asyncio.create_task(self._hold(budget, size))
+
+    async def _hold(self, budget: Budget, size: int) -> None:
+        async with budget.take(size):
+            self.holds = True
+            await self._release.wait()
+
+    async def let_go(self) -> None:
+        self._release.set()
+        await self.task
+
+
+async def test_budget_lets_in_what_fits_and_makes_the_rest_wait() -> None:
+    """I6: never more than the limit is held."""
+    budget = Budget(10)
+    first, second, third = Holder(budget, 6), Holder(budget, 4), Holder(budget, 1)
+    await settle()
+    assert [True, True, False] == [first.holds, second.holds, third.holds]
+    await first.let_go()
+    await settle()
+    assert third.holds
+    await second.let_go()
+    await third.let_go()
+
+
+async def test_budget_is_first_come_first_served() -> None:
+    """A small request does not overtake a large one that waits."""
+    budget = Budget(10)
+    first, large, small = Holder(budget, 8), Holder(budget, 10), Holder(budget, 1)
+    await settle()
+    assert [True, False, False] == [first.holds, large.holds, small.holds]
+    await first.let_go()
+    await settle()
+    assert [True, False] == [large.holds, small.holds]
+    await large.let_go()
+    await small.let_go()
+
+
+async def test_budget_lets_what_is_larger_than_the_limit_through_alone() -> None:
+    """A frame larger than the whole budget must not wait for ever."""
+    budget = Budget(10)
+    huge, other = Holder(budget, 1000), Holder(budget, 1)
+    await settle()
+    assert [True, False] == [huge.holds, other.holds]
+    await huge.let_go()
+    await other.let_go()
+
+
+async def test_budget_passes_on_what_a_cancelled_waiter_did_not_take() -> None:
+    """A cancelled waiter neither holds its part nor blocks those behind it."""
+    budget = Budget(10)
+    first, cancelled, last = Holder(budget, 5), Holder(budget, 10), Holder(budget, 5)
+    await settle()
+    cancelled.task.cancel()
+    await settle()
+    assert last.holds
+    await first.let_go()
+    await last.let_go()
+    async with asyncio.timeout(5), budget.take(10):
+        pass
+
+
+async def test_budget_takes_a_cancel_in_the_moment_in_which_room_is_made() -> None:
+    """Of a waiter that is cancelled just then nothing stays, and the cancel is what it raises."""
+    budget = Budget(10)
+    first, cancelled = Holder(budget, 10), Holder(budget, 5)
+    await settle()
+    first._release.set()
+    cancelled.task.cancel()
+    await settle()
+    assert first.task.done()
+    assert cancelled.task.cancelled()
+    async with asyncio.timeout(5), budget.take(10):
+        pass
+
+
+async def test_buffer_pool_gives_the_same_memory_again() -> None:
+    """Buffers are reused, most recently used first."""
+    pool = BufferPool(count=2, size=4096)
+    async with pool.take() as buffer:
+        buffer[:4] = b"seen"
+    async with pool.take() as again:
+        assert b"seen" == bytes(again[:4])
+
+
+async def test_buffer_pool_makes_no_more_than_its_count() -> None:
+    """Who finds all buffers taken waits for one."""
+    pool = BufferPool(count=1, size=4096)
+    buffer = await pool.acquire()
+    waiting = asyncio.create_task(pool.acquire())
+    await settle()
+    assert not waiting.done()
+    pool.release(buffer)
+    assert buffer is await waiting
+
+
+async def test_a_cancelled_call_waits_for_its_thread() -> None:
+    """A buffer may be reused once the cancelled call has raised, so the thread must be done by then."""
+    entered, may_leave = threading.Event(), threading.Event()
+    left = False
+
+    def work() -> None:
+        nonlocal left
+        entered.set()
+        may_leave.wait(10)
+        left = True
+
+    call = asyncio.create_task(in_disk_thread(work))
+    while not entered.is_set():
+        await asyncio.sleep(0)
+    call.cancel()
+    await settle()
+    call.cancel()
+    await settle()
+    assert not call.done()
+    may_leave.set()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert left
+
+
+async def test_each_thread_has_an_instance_of_its_own() -> None:
+    """Zstd contexts and scratch memory are never shared by two threads."""
+    instance = per_thread(object)
+    assert instance() is instance()
+    assert instance() is not await in_cpu_thread(instance)
+
+
+async def test_task_group_raises_the_failure_itself() -> None:
+    """Callers catch errors of ours, not groups of them."""
+
+    async def fail() -> None:
+        raise NotFound("x")
+
+    with pytest.raises(NotFound):
+        async with task_group() as group:
+            group.create_task(fail())
+            await asyncio.Event().wait()
+
+
+async def test_single_flight_runs_once_for_all_who_ask() -> None:
+    """Concurrent calls with one key share one execution and its result; a later call runs anew."""
+    flights, gate = SingleFlight(), asyncio.Event()
+    runs = 0
+
+    async def work() -> int:
+        nonlocal runs
+        runs += 1
+        await gate.wait()
+        return runs
+
+    calls = [asyncio.create_task(flights.run("key", work)) for _ in range(5)]
+    await settle()
+    gate.set()
+    assert [1] * 5 == await asyncio.gather(*calls)
+    assert 2 == await flights.run("key", work)
+
+
+async def test_single_flight_survives_one_waiter_that_leaves() -> None:
+    """A cancelled caller does not take the others' result away."""
+    flights, gate = SingleFlight(), asyncio.Event()
+
+    async def work() -> str:
+        await gate.wait()
+        return "done"
+
+    leaving, staying = (asyncio.create_task(flights.run("key", work)) for _ in range(2))
+    await settle()
+    leaving.cancel()
+    await settle()
+    gate.set()
+    assert "done" == await staying
+
+
+async def test_single_flight_is_cancelled_with_its_last_waiter() -> None:
+    """Nothing goes on in the background when nobody waits for it."""
+    flights, cancelled = SingleFlight(), asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    call = asyncio.create_task(flights.run("key", work))
+    await settle()
+    call.cancel()
+    async with asyncio.timeout(5):
+        await cancelled.wait()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_single_flight_gives_everyone_the_failure() -> None:
+    """A failed execution fails each caller, and is not remembered."""
+    flights = SingleFlight()
+
+    async def fail() -> None:
+        raise NotFound("x")
+
+    results = await asyncio.gather(*(flights.run("key", fail) for _ in range(3)), return_exceptions=True)
+    assert [NotFound] * 3 == [type(result) for result in results]

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from filestore.backends import connect
+from filestore.cache import Cache, verify_cache
+from filestore.errors import InvalidReference, NotFound, StorageError, UnknownFormat, Unreachable
+from filestore.objects import File, Record
+from filestore.push import push
+from filestore.repository import Repository
+from tests.support.watched import WatchedRepository
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def watched(local_repository: Repository) -> WatchedRepository:
+    """A repository that counts what a cache asks of it."""
+    return WatchedRepository(local_repository)
+
+
+@pytest.fixture
+async def record(watched: WatchedRepository, tmp_path: Path) -> Record:
+    """A file of 12 MiB in the repository."""
+    path = tmp_path / "model v1.bin"
+    path.write_bytes(random.Random(3).randbytes(12 * MIB))
+    record = (await push(watched, path)).record
+    watched.calls.clear()
+    return record
+
+
+@pytest.fixture
+def cache(watched: WatchedRepository, tmp_path: Path) -> Cache:
+    """An empty cache."""
+    return Cache(tmp_path / "cache", watched)
+
+
+def content(tmp_path: Path) -> bytes:
+    """What was pushed."""
+    return (tmp_path / "model v1.bin").read_bytes()
+
+
+async def test_a_file_is_named_as_it_was_and_read_only(cache: Cache, record: Record, tmp_path: Path) -> None:
+    """The path ends in the name that the file was pushed with; nobody writes to it by accident."""
+    path = await cache.resolve(File(id=record.id))
+    assert ("model v1.bin", content(tmp_path), 0o444) == (path.name, path.read_bytes(), path.stat().st_mode & 0o777)
+
+
+@pytest.mark.parametrize("how", ["id", "digest", "path"])
+async def test_a_hit_asks_nobody(watched: WatchedRepository, record: Record, tmp_path: Path, how: str) -> None:
+    """The second resolve, also by a new process, asks nothing of the repository, however the file is named."""
+    file = {"id": File(id=record.id), "digest": File(digest=str(record.digest)), "path": File(record.path)}[how]
+    first = await Cache(tmp_path / "cache", watched).resolve(file)
+    watched.calls.clear()
+    assert first == await Cache(tmp_path / "cache", watched).resolve(file)
+    assert [] == watched.calls
+
+
+async def test_all_names_of_a_file_lead_to_one_copy(cache: Cache, watched: WatchedRepository, record: Record) -> None:
+    """By id, digest and path: one fetch, one file."""
+    paths = [await cache.resolve(file) for file in (File(id=record.id), File(digest=str(record.digest)), File(record.path))]
+    assert 1 == len(set(paths))
+    assert 1 == watched.calls.count("manifest")
+
+
+async def test_a_second_name_costs_no_second_copy(
+    cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path
+) -> None:
+    """The same bytes under another name: a hard link, not a fetch; each resolves to its own name."""
+    other = (await push(watched, tmp_path / "model v1.bin", name="renamed.bin")).record
+    first, second = await cache.resolve(File(id=record.id)), await cache.resolve(File(id=other.id))
+    assert ["model v1.bin", "renamed.bin"] == [first.name, second.name]
+    assert first.samefile(second)
+    assert 1 == watched.calls.count("manifest")
+
+
+async def test_concurrent_resolvers_fetch_once(cache: Cache, watched: WatchedRepository, record: Record) -> None:
+    """Single flight in a process: twenty callers, one fetch."""
+    async with asyncio.TaskGroup() as group:
+        calls = [group.create_task(cache.resolve(File(id=record.id))) for _ in range(20)]
+    assert 1 == len({call.result() for call in calls})
+    assert 1 == watched.calls.count("manifest")
+
+
+async def test_two_caches_of_one_folder_fetch_once(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
+    """Across processes a lock says who fetches; here two caches stand for two processes."""
+    async with asyncio.TaskGroup() as group:
+        for _ in range(5):
+            group.create_task(Cache(tmp_path / "cache", watched).resolve(File(id=record.id)))
+    assert 1 == watched.calls.count("manifest")
+
+
+async def test_without_locks_the_file_is_still_right(
+    watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that fails costs a second download, never a broken file."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    async with asyncio.TaskGroup() as group:
+        calls = [group.create_task(Cache(tmp_path / "cache", watched).resolve(File(id=record.id))) for _ in range(4)]
+    assert [content(tmp_path)] * 4 == [call.result().read_bytes() for call in calls]
+
+
+async def test_a_lock_whose_holder_hangs_is_passed_by(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
+    """Staging that was not written to for a minute is taken over, whoever holds the lock."""
+    gate = asyncio.Event()
+
+    async def hang(verb: str) -> None:
+        if verb == "get":
+            await gate.wait()
+
+    slow = WatchedRepository(watched.inner, before=hang)
+    hanging = asyncio.create_task(Cache(tmp_path / "cache", slow).resolve(File(id=record.id)))
+    while "get" not in slow.calls:
+        await asyncio.sleep(0)
+    for path in (tmp_path / "cache").glob("*/*/staging/*/content/.*"):
+        os.utime(path, (1, 1))
+    path = await Cache(tmp_path / "cache", watched).resolve(File(id=record.id))
+    assert content(tmp_path) == path.read_bytes()
+    gate.set()
+    assert path == await hanging
+
+
+@pytest.mark.parametrize("damage", ["shorter", "written", "gone", "no entry", "rubbish entry"])
+async def test_damage_that_a_look_shows_is_a_miss(
+    cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path, damage: str
+) -> None:
+    """Size, mtime, a file or an entry that is gone: fetched anew, and right again."""
+    path = await cache.resolve(File(id=record.id))
+    entry = path.parent.parent / "entry.json"
+    if damage == "gone":
+        path.unlink()
+    elif damage == "no entry":
+        entry.unlink()
+    elif damage == "rubbish entry":
+        entry.write_bytes(b"{")
+    else:
+        path.chmod(0o644)
+        with path.open("r+b") as file:
+            file.truncate(100) if damage == "shorter" else file.write(b"x")
+    watched.calls.clear()
+    again = await cache.resolve(File(id=record.id))
+    assert (path, content(tmp_path)) == (again, again.read_bytes())
+    assert 1 == watched.calls.count("manifest")
+
+
+async def test_verify_finds_what_no_look_shows(cache: Cache, record: Record, tmp_path: Path) -> None:
+    """Flipped bits behind an unchanged size and mtime are found by digest, removed, and fetched anew."""
+    path = await cache.resolve(File(id=record.id))
+    assert [] == await verify_cache(tmp_path / "cache")
+    times = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(MIB)
+        file.write(b"\0\0\0\0")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path == await cache.resolve(File(id=record.id))
+    assert [path] == await verify_cache(tmp_path / "cache")
+    assert content(tmp_path) == (await cache.resolve(File(id=record.id))).read_bytes()
+    assert [] == await verify_cache(tmp_path / "cache")
+
+
+async def test_a_cut_fetch_is_continued(
+    watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next resolve fetches what is not there yet, and nothing of the first is visible before."""
+    monkeypatch.setattr("filestore.fetch.BATCHES_IN_FLIGHT", 1)
+
+    async def cut(verb: str) -> None:
+        if verb == "get" and watched.calls.count("get") == 2:
+            raise Unreachable("somewhere", "cut")
+
+    watched.before = cut
+    with pytest.raises(Unreachable):
+        await Cache(tmp_path / "cache", watched).resolve(File(id=record.id))
+    assert [] == list((tmp_path / "cache").glob("*/*/files/*/*/*"))
+    got = watched.chunks_got
+    path = await Cache(tmp_path / "cache", watched).resolve(File(id=record.id))
+    assert content(tmp_path) == path.read_bytes()
+    assert 0 < got < watched.chunks_got < 2 * got + 12
+    assert [] == list((tmp_path / "cache").glob("*/*/staging/*"))
+
+
+async def test_what_is_not_there(cache: Cache, record: Record) -> None:
+    """A file that the repository does not have; a value that names none."""
+    with pytest.raises(NotFound):
+        await cache.resolve(File(id="file_" + "0" * 32))
+    with pytest.raises(InvalidReference):
+        File("my_file.txt")
+
+
+async def test_a_cache_of_another_version_is_refused(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
+    """One sentence, and nothing in it is touched."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "format").write_text(json.dumps({"cache": 99}))
+    with pytest.raises(UnknownFormat):
+        await Cache(tmp_path / "cache", watched).resolve(File(id=record.id))
+    assert ["format"] == [path.name for path in (tmp_path / "cache").iterdir()]
+
+
+async def test_a_cache_that_cannot_be_made(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
+    """A file where the folder should be: an error that names it."""
+    (tmp_path / "cache").write_bytes(b"")
+    with pytest.raises(StorageError):
+        await Cache(tmp_path / "cache", watched).resolve(File(id=record.id))
+
+
+@pytest.fixture
+async def other_repository(tmp_path: Path) -> AsyncIterator[Repository]:
+    """A second repository."""
+    async with connect(str(tmp_path / "other-repository")) as repository:
+        yield repository
+
+
+async def test_a_hit_never_shows_another_repository_s_file(
+    watched: WatchedRepository, other_repository: Repository, record: Record, tmp_path: Path
+) -> None:
+    """Entries are kept by repository and namespace as well as digest."""
+    await Cache(tmp_path / "cache", watched).resolve(File(digest=str(record.digest)))
+    with pytest.raises(NotFound):
+        await Cache(tmp_path / "cache", other_repository).resolve(File(digest=str(record.digest)))

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from filestore.codec import Codec
+from filestore.config import CODEC_CHOICES, Folders, Settings, knobs, settings_from
+from filestore.errors import InvalidSetting
+from filestore.http.client import RemoteRepository
+from filestore.http.server import serve
+
+FOLDERS = Folders(data=Path("/data"), cache=Path("/cache"), state=Path("/state"))
+
+
+def settings(
+    *,
+    options: dict[str, object] | None = None,
+    environ: dict[str, str] | None = None,
+    file: dict[str, object] | None = None,
+) -> Settings:
+    """Settings of a user whose folders are known."""
+    return settings_from(folders=FOLDERS, options=options, environ=environ, file=file, file_path="/etc/config.toml")
+
+
+def test_defaults() -> None:
+    """Where nobody says anything, folders are the platform's, and no server is named."""
+    assert Settings(root=Path("/data"), cache=Path("/cache"), journal=Path("/state/journal.sqlite")) == settings()
+    assert settings().url is None
+
+
+def test_option_beats_environment_beats_file() -> None:
+    """A setting is taken from option, environment, configuration file, in that order."""
+    options: dict[str, object] = {"port": "1"}
+    environ = {"FILESTORE_PORT": "2"}
+    file: dict[str, object] = {"port": 3}
+
+    assert settings(options=options, environ=environ, file=file).port == 1
+    assert settings(environ=environ, file=file).port == 2
+    assert settings(file=file).port == 3
+
+
+@pytest.mark.parametrize("nothing", [{"options": {"url": None}}, {"environ": {"FILESTORE_URL": ""}}])
+def test_what_says_nothing(nothing: dict[str, dict[str, object]]) -> None:
+    """An option that was not given and an empty variable leave the word to the file."""
+    assert settings(**nothing, file={"url": "http://file"}).url == "http://file"  # type: ignore[arg-type]  # either mapping
+
+
+@pytest.mark.parametrize(
+    ("given", "source"),
+    [
+        ({"options": {"port": "x"}}, "--port"),
+        ({"options": {"memory_limit": "x"}}, "--memory-limit"),
+        ({"environ": {"FILESTORE_PORT": "x"}}, "FILESTORE_PORT"),
+        ({"file": {"port": "x"}}, "port in /etc/config.toml"),
+    ],
+)
+def test_a_bad_value_is_told_with_its_place(given: dict[str, dict[str, object]], source: str) -> None:
+    """An error names the option, the variable, or the key and file, where the bad value stands."""
+    with pytest.raises(InvalidSetting) as caught:
+        settings(**given)  # type: ignore[arg-type]  # one of the three mappings
+    assert source == caught.value.source
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("url", ""),
+        ("url", 1),
+        ("url", "http://\udcff"),
+        ("token", "two words"),
+        ("token", "line\n"),
+        ("token", "ключ"),
+        ("root", ""),
+        ("root", "a\0b"),
+        ("codec", "gzip"),
+        ("connections", 0),
+        ("connections", 65),
+        ("port", -1),
+        ("port", 65536),
+        ("port", "8080.5"),
+        ("port", 8080.5),
+        ("port", "٣"),
+        ("workers", True),
+        ("workers", "9" * 40),
+        ("stall_seconds", 0),
+        ("stall_seconds", "nan"),
+        ("stall_seconds", "soon"),
+        ("stall_seconds", True),
+        ("memory_limit", "1MiB"),
+        ("memory_limit", "1 MB"),
+        ("memory_limit", True),
+        ("memory_limit", 1.5e9),
+    ],
+)
+def test_values_that_cannot_be_used(name: str, value: object) -> None:
+    """What is no value of the setting is refused."""
+    with pytest.raises(InvalidSetting):
+        settings(file={name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("root", "/srv/models", Path("/srv/models")),
+        ("root", Path("/srv/models"), Path("/srv/models")),
+        ("codec", "planes2+zstd", "planes2+zstd"),
+        ("port", "0", 0),
+        ("workers", 2, 2),
+        ("stall_seconds", "0.5", 0.5),
+        ("stall_seconds", 10, 10.0),
+        ("memory_limit", "64 MiB", 64 << 20),
+        ("memory_limit", "1GiB", 1 << 30),
+        ("memory_limit", 1 << 28, 1 << 28),
+        ("token", "a-token_~!", "a-token_~!"),
+    ],
+)
+def test_values(name: str, value: object, expected: object) -> None:
+    """A text, a TOML value and the result itself mean the same."""
+    assert expected == getattr(settings(options={name: value}), name)
+
+
+@pytest.mark.parametrize("host", ["", "two\nlines", "a..b", "x" * 64])
+def test_hosts_that_are_none(host: str) -> None:
+    """What can be no host's name is refused before anyone is asked for it."""
+    with pytest.raises(InvalidSetting):
+        settings(options={"host": host})
+
+
+def test_a_bad_token_is_not_repeated() -> None:
+    """A secret never stands in an error."""
+    with pytest.raises(InvalidSetting) as caught:
+        settings(environ={"FILESTORE_TOKEN": "my secret"})
+    assert "my secret" not in str(caught.value)
+
+
+def test_a_token_is_not_in_the_repr() -> None:
+    """A secret does not reach a log by way of its settings."""
+    assert "hidden" not in repr(settings(environ={"FILESTORE_TOKEN": "hidden"}))
+
+
+def test_an_unknown_key_is_refused_with_those_that_are_known() -> None:
+    """A slip in the configuration file is told, not passed over."""
+    with pytest.raises(InvalidSetting, match=r"urll in /etc/config\.toml .* url, token"):
+        settings(file={"urll": "http://localhost"})
+
+
+def test_only_the_option_opens_a_server_to_others() -> None:
+    """The host is taken neither from a file nor from the environment."""
+    assert knobs()["host"].environment is None
+    with pytest.raises(InvalidSetting):
+        settings(file={"host": "0.0.0.0"})
+
+
+def test_every_setting_has_a_knob() -> None:
+    """Each has a meaning, a unit, a default in words, and a variable of its own."""
+    variables = [knob.environment for knob in knobs().values() if knob.environment is not None]
+
+    assert sorted(set(variables)) == sorted(variables)
+    for name, knob in knobs().items():
+        assert knob.environment in {None, f"FILESTORE_{name.upper()}"}
+        assert all([knob.meaning, knob.unit, knob.default])
+
+
+@pytest.mark.parametrize(
+    "name", ["codec", "connections", "stall_seconds", "host", "port", "workers", "memory_limit", "drain_seconds"]
+)
+def test_the_default_in_words_is_the_default(name: str) -> None:
+    """What the documentation says is what holds."""
+    assert getattr(settings(), name) == knobs()[name].parse(knobs()[name].default)
+
+
+def test_codec_choices() -> None:
+    """Every codec can be chosen, and auto."""
+    assert ("auto", *(codec.name.lower().replace("_", "+") for codec in Codec)) == CODEC_CHOICES
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (RemoteRepository.__init__, ["connections", "stall_seconds"]),
+        (serve, ["workers", "stall_seconds", "memory_limit", "spool_folder", "upload_limit", "drain_seconds"]),
+    ],
+)
+def test_the_library_has_the_same_defaults(function: object, names: list[str]) -> None:
+    """A program that sets nothing gets what the command line gets."""
+    parameters = inspect.signature(function).parameters  # type: ignore[arg-type]  # both are callable
+
+    assert {name: getattr(settings(), name) for name in names} == {name: parameters[name].default for name in names}

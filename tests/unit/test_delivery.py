@@ -1,0 +1,162 @@
+"""The repository's door for frames that arrive piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from filestore.aio import Budget
+from filestore.backends import open_backend
+from filestore.digest import chunk_digest
+from filestore.errors import InvalidFrame, StorageFull
+from filestore.objects import Frame
+from filestore.repository import Delivery, LocalRepository
+from filestore.stores.disk import DiskStaging
+from tests.support.cancels import cancelled_at_every_await
+from tests.support.frames import frames, room
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Where the repository lies."""
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+async def repository(root: Path) -> AsyncIterator[LocalRepository]:
+    """One that lets 1 MiB in at a time."""
+    store, index = await open_backend(root)
+    repository = LocalRepository(store, index, location=str(root), budget=Budget(1 << 20))
+    yield repository
+    await repository.close()
+
+
+async def send(delivery: Delivery, sent: list[Frame], *, piece: int = 1 << 20) -> None:
+    """Write frames in pieces of that size."""
+    for frame in sent:
+        await delivery.begin(frame.digest, len(frame.data))
+        for start in range(0, len(frame.data), piece):
+            await delivery.write(frame.data[start : start + piece])
+
+
+def staging_files(root: Path) -> list[Path]:
+    """What lies in `tmp`, apart from the folders themselves."""
+    return [path for path in (root / "tmp").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000, 100_000, 1 << 20])
+async def test_any_split_keeps_the_same_frames(repository: LocalRepository, piece: int) -> None:
+    """Frames smaller and larger than what is gathered, in pieces of any size."""
+    sent = frames(20, size=300) if piece < 1000 else [*frames(20, size=300), *frames(5, size=700_000, seed=1)]
+    async with repository.delivery() as delivery:
+        await send(delivery, sent, piece=piece)
+        assert len(sent) == await delivery.keep()
+    digests = [frame.digest for frame in sent]
+    assert [frame.data for frame in sent] == await repository.get(digests, room(len(sent)))
+
+
+async def test_frame_that_is_not_whole_is_not_kept(repository: LocalRepository, root: Path) -> None:
+    """A connection that is cut loses one frame; those before it are kept."""
+    whole, cut = frames(2, size=300_000)
+    async with repository.delivery() as delivery:
+        await send(delivery, [whole])
+        await delivery.begin(cut.digest, len(cut.data))
+        await delivery.write(cut.data[:-1])
+        assert 1 == await delivery.keep()
+    assert [cut.digest] == await repository.missing([whole.digest, cut.digest])
+    assert [] == staging_files(root)
+
+
+async def test_delivery_that_is_left_without_keep_keeps_nothing(repository: LocalRepository, root: Path) -> None:
+    """Also frames that were whole and verified are discarded."""
+    sent = frames(5, size=300_000)
+    async with repository.delivery() as delivery:
+        await send(delivery, sent)
+    assert [frame.digest for frame in sent] == await repository.missing([frame.digest for frame in sent])
+    assert [] == staging_files(root)
+
+
+async def test_error_in_the_block_is_raised_as_it_is(repository: LocalRepository, root: Path) -> None:
+    """The caller's own error comes out, not a group that holds it, and nothing is left."""
+    async with repository.delivery() as delivery:
+        await send(delivery, frames(3, size=300_000))
+        with pytest.raises(KeyError):
+            async with repository.delivery() as inner:
+                await send(inner, frames(3, size=300_000))
+                raise KeyError
+    assert [] == staging_files(root)
+
+
+async def test_cancelled_delivery_is_whole_or_nothing(repository: LocalRepository, root: Path) -> None:
+    """Whatever await is cancelled: a frame that is there is whole, and no staging file is left."""
+    seed = 0
+    sent: list[Frame] = []
+
+    async def deliver() -> None:
+        nonlocal seed, sent
+        seed += 1
+        sent = frames(4, size=200_000, seed=seed)
+        async with repository.delivery() as delivery:
+            await send(delivery, sent, piece=64 << 10)
+            await delivery.keep()
+
+    async for _ in cancelled_at_every_await(deliver):
+        digests = [frame.digest for frame in sent]
+        missing = await repository.missing(digests)
+        assert missing in ([], digests)
+        if not missing:
+            assert [frame.data for frame in sent] == await repository.get(digests, room(4))
+        assert [] == staging_files(root)
+
+
+async def test_first_refused_frame_is_named_and_the_others_are_kept(repository: LocalRepository) -> None:
+    """By the order in which they arrived, however long each took to verify."""
+    good = frames(3, size=300_000)
+    lies = [Frame(chunk_digest(b"%d" % number), frame.data) for number, frame in enumerate(frames(2, size=300_000))]
+    async with repository.delivery() as delivery:
+        await send(delivery, [good[0], lies[0], good[1], lies[1], good[2]])
+        with pytest.raises(InvalidFrame) as caught:
+            await delivery.keep()
+    assert str(lies[0].digest) == caught.value.digest
+    assert [lie.digest for lie in lies] == await repository.missing([frame.digest for frame in (*good, *lies)])
+
+
+async def test_slow_peer_holds_nothing_of_the_budget(repository: LocalRepository) -> None:
+    """I6: a frame that is all but whole lets others through."""
+    slow, *others = frames(10, size=1_000_000)
+    async with repository.delivery() as delivery:
+        await delivery.begin(slow.digest, len(slow.data))
+        await delivery.write(slow.data[:-1])
+        await asyncio.wait_for(repository.put(others), timeout=60)
+        await delivery.write(slow.data[-1:])
+        assert 1 == await delivery.keep()
+
+
+async def test_bytes_that_belong_to_no_frame(repository: LocalRepository) -> None:
+    """More than a frame was said to have, or before one was begun: the caller's mistake."""
+    (frame,) = frames(1)
+    async with repository.delivery() as delivery:
+        with pytest.raises(ValueError, match="no frame was begun"):
+            await delivery.write(b"x")
+        await delivery.begin(frame.digest, 10)
+        with pytest.raises(ValueError, match="no frame was begun"):
+            await delivery.write(bytes(11))
+
+
+async def test_failing_disk_ends_the_delivery(repository: LocalRepository, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is raised as itself as soon as it is known, and nothing is kept."""
+
+    def fail(_: DiskStaging) -> None:
+        raise StorageFull(str(root), "no space")
+
+    monkeypatch.setattr(DiskStaging, "sync", fail)
+    sent = frames(6, size=300_000)
+    with pytest.raises(StorageFull):
+        async with repository.delivery() as delivery:
+            await send(delivery, sent)
+            await delivery.keep()
+    assert 6 == len(await repository.missing([frame.digest for frame in sent]))
+    assert [] == staging_files(root)

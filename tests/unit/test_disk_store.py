@@ -1,0 +1,175 @@
+"""What only a chunk store on a disk can get wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from filestore.digest import chunk_digest
+from filestore.errors import StorageError, StorageFull
+from filestore.layout import chunk_key, hashed
+from filestore.stores.disk import DiskStore, open_store
+
+DIGEST = chunk_digest(b"content")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Where the store lies; its folder is not there yet."""
+    return tmp_path / "new" / "store"
+
+
+async def publish(store: DiskStore, data: bytes = b"content") -> None:
+    """Store bytes under DIGEST."""
+    staging = store.stage()
+    staging.write(data)
+    staging.sync()
+    await store.publish("a", [(DIGEST, staging)])
+
+
+async def test_files_lie_where_the_layout_says(root: Path) -> None:
+    """Disk, object store and cache share one layout; what is found on its own says what it is."""
+    store = await open_store(root)
+    await publish(store)
+    await store.put_manifest("a", DIGEST, b"manifest")
+    await store.initialise(b"format")
+    found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert {"format", f"chunks/a/{hashed(DIGEST)}", f"manifests/a/{hashed(DIGEST)}"} == found
+    await store.close()
+
+
+async def test_nothing_is_readable_for_other_users(root: Path) -> None:
+    """Folders are 0700 and files 0600, whatever the umask."""
+    before = os.umask(0)
+    try:
+        store = await open_store(root)
+        await publish(store)
+        await store.put_manifest("a", DIGEST, b"manifest")
+        store.stage().write(b"staged")
+    finally:
+        os.umask(before)
+    modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in (root, *root.rglob("*"))}
+    assert {(True, 0o700), (False, 0o600)} == modes
+    await store.close()
+
+
+async def test_stage_costs_nothing_until_the_first_write(root: Path) -> None:
+    """The file is made with the first byte."""
+    store = await open_store(root)
+    for _ in range(10):
+        store.stage()
+    assert [] == [path for path in (root / "tmp").rglob("*") if path.is_file()]
+    await store.close()
+
+
+async def test_files_of_a_dead_process_are_swept(root: Path) -> None:
+    """A folder in `tmp` that nobody holds a lock on is what a process left that was killed."""
+    dead = root / "tmp" / ("0" * 32)
+    dead.mkdir(parents=True)
+    (dead / "0").write_bytes(b"a torn frame")
+    store = await open_store(root)
+    assert not dead.exists()
+    await store.close()
+
+
+async def test_files_of_a_living_process_are_not_touched(root: Path) -> None:
+    """Also after others came and went."""
+    living = await open_store(root)
+    staging = living.stage()
+    staging.write(b"content")
+    for _ in range(2):
+        await (await open_store(root)).close()
+    staging.sync()
+    await living.publish("a", [(DIGEST, staging)])
+    (file,) = await living.open("a", [DIGEST])
+    assert file is not None
+    with file:
+        assert b"content" == file.read()
+    await living.close()
+
+
+async def test_files_of_strangers_are_not_swept(root: Path) -> None:
+    """What no version of this program made is left alone, in `tmp` and among frames."""
+    (root / "tmp" / "notes").mkdir(parents=True)
+    (root / "tmp" / "notes" / "file").touch()
+    (root / "tmp" / ("0" * 32)).touch()
+    (root / "chunks" / "a" / "ab").mkdir(parents=True)
+    (root / "chunks" / "a" / "README").touch()
+    (root / "chunks" / "a" / "ab" / "README").touch()
+    store = await open_store(root)
+    await publish(store)
+    assert [DIGEST] == [digest async for digest in store.digests("a")]
+    await store.close()
+    assert (root / "tmp" / "notes" / "file").exists()
+    assert (root / "tmp" / ("0" * 32)).exists()
+
+
+async def test_closed_store_leaves_nothing_in_tmp(root: Path) -> None:
+    """What was staged and never published goes with the store."""
+    store = await open_store(root)
+    store.stage().write(b"staged")
+    await store.close()
+    assert [] == list((root / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("size", [0, (4 << 20) + 9])
+async def test_frame_of_an_impossible_size_counts_as_absent(root: Path, size: int) -> None:
+    """A file that a power cut emptied, or that something else wrote, is no frame: the next push heals it."""
+    store = await open_store(root)
+    await publish(store)
+    os.truncate(root / chunk_key("a", DIGEST), size)
+    assert [None] == await store.open("a", [DIGEST])
+    assert [None] == await store.read_into("a", [DIGEST], memoryview(bytearray(8 << 20)))
+    await publish(store)
+    (part,) = await store.read_into("a", [DIGEST], memoryview(bytearray(8 << 20)))
+    assert part is not None
+    assert b"content" == bytes(part)
+    await store.close()
+
+
+async def test_opened_frames_have_a_descriptor(root: Path) -> None:
+    """`sendfile` needs one."""
+    store = await open_store(root)
+    await publish(store)
+    (file,) = await store.open("a", [DIGEST])
+    assert file is not None
+    with file:
+        assert 7 == os.fstat(file.fileno()).st_size
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, StorageFull), (errno.EDQUOT, StorageFull), (errno.EIO, StorageError)]
+)
+async def test_errors_of_the_disk_are_translated(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StorageError]
+) -> None:
+    """A full disk and a used-up quota are said as such; nothing else of the operating system comes out."""
+    store = await open_store(root)
+
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    staging = store.stage()
+    staging.write(b"content")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(StorageError) as caught:
+            staging.sync()
+        assert (kind, os.strerror(number)) == (type(caught.value), caught.value.args[1])
+        with pytest.raises(kind):
+            await store.put_manifest("a", DIGEST, b"manifest")
+    assert await store.manifest("a", DIGEST) is None
+    await store.close()
+
+
+async def test_root_that_is_a_file(tmp_path: Path) -> None:
+    """Said with its path."""
+    path = tmp_path / "file"
+    path.touch()
+    with pytest.raises(StorageError, match=str(path)):
+        await open_store(path)

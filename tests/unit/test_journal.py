@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from filestore import journal as journal_module
+from filestore.digest import chunk_digest
+from filestore.journal import Journal
+from filestore.manifest import Chunk, Manifest
+from filestore.repository import Identity
+from filestore.source import FileState
+
+IDENTITY = Identity("0" * 32, "default", 0)
+MANIFEST = Manifest.build([Chunk(chunk_digest(b"abc"), 3)], cutting=0)
+LONG_AGO = 1_600_000_000_000_000_000
+STATE = FileState(3, LONG_AGO, LONG_AGO, 2**64 - 1, 7)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file that was pushed lies."""
+    return tmp_path / "model.bin"
+
+
+def test_what_was_recorded_is_found(tmp_path: Path, path: Path) -> None:
+    """The same file, in the same state, at the same repository; also in the next process."""
+    with Journal(tmp_path / "new" / "journal") as journal:
+        journal.record(IDENTITY, path, STATE, MANIFEST)
+    with Journal(tmp_path / "new" / "journal") as journal:
+        assert MANIFEST == journal.find(IDENTITY, path, STATE)
+
+
+@pytest.mark.parametrize("field", FileState._fields)
+def test_a_file_in_another_state_is_not_found(tmp_path: Path, path: Path, field: str) -> None:
+    """Size, mtime, ctime, inode and device must all be those of the last push."""
+    with Journal(tmp_path / "journal") as journal:
+        journal.record(IDENTITY, path, STATE, MANIFEST)
+        assert None is journal.find(IDENTITY, path, STATE._replace(**{field: getattr(STATE, field) - 1}))
+
+
+@pytest.mark.parametrize("change", [{"id": "1" * 32}, {"namespace": "other"}, {"cutting": 1}])
+def test_another_repository_knows_nothing_of_it(tmp_path: Path, path: Path, change: dict[str, str]) -> None:
+    """What one repository has, in one namespace and cutting, says nothing of another."""
+    with Journal(tmp_path / "journal") as journal:
+        journal.record(IDENTITY, path, STATE, MANIFEST)
+        assert None is journal.find(IDENTITY._replace(**change), path, STATE)  # type: ignore[arg-type]  # cutting is an int
+
+
+def test_a_file_that_changed_just_before_is_not_trusted(tmp_path: Path, path: Path) -> None:
+    """Within 2 s of its last change a file may change again without its times showing it."""
+    fresh = STATE._replace(mtime=time.time_ns() - 1_000_000_000)
+    with Journal(tmp_path / "journal") as journal:
+        journal.record(IDENTITY, path, fresh, MANIFEST)
+        assert None is journal.find(IDENTITY, path, fresh)
+
+
+@pytest.mark.parametrize("content", [b"", b"no database", b"SQLite format 3\0" + bytes(4000)])
+def test_a_damaged_journal_is_as_good_as_an_empty_one(tmp_path: Path, path: Path, content: bytes) -> None:
+    """A journal only saves work: nothing that is wrong with it fails a push."""
+    (tmp_path / "journal").write_bytes(content)
+    with Journal(tmp_path / "journal") as journal:
+        journal.record(IDENTITY, path, STATE, MANIFEST)
+        assert journal.find(IDENTITY, path, STATE) in {None, MANIFEST}
+
+
+def test_a_journal_of_another_version_is_left_alone(tmp_path: Path, path: Path) -> None:
+    """A newer program's journal is neither read nor written."""
+    with sqlite3.connect(tmp_path / "journal") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    before = (tmp_path / "journal").read_bytes()
+    with Journal(tmp_path / "journal") as journal:
+        journal.record(IDENTITY, path, STATE, MANIFEST)
+        assert None is journal.find(IDENTITY, path, STATE)
+    assert before == (tmp_path / "journal").read_bytes()
+
+
+def test_a_manifest_that_was_damaged_in_the_journal_is_not_used(tmp_path: Path, path: Path) -> None:
+    """What comes out of the journal is parsed like any manifest."""
+    with Journal(tmp_path / "journal") as journal:
+        journal.record(IDENTITY, path, STATE, MANIFEST)
+    with sqlite3.connect(tmp_path / "journal") as connection:
+        connection.execute("UPDATE pushed SET manifest = x'00'")
+    connection.close()
+    with Journal(tmp_path / "journal") as journal:
+        assert None is journal.find(IDENTITY, path, STATE)
+
+
+def test_the_oldest_entries_are_forgotten(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal does not grow for ever."""
+    monkeypatch.setattr(journal_module, "ENTRY_LIMIT", 2)
+    with Journal(tmp_path / "journal") as journal:
+        for name in ("a", "b", "c"):
+            journal.record(IDENTITY, path.with_name(name), STATE, MANIFEST)
+        found = [journal.find(IDENTITY, path.with_name(name), STATE) for name in ("a", "b", "c")]
+    assert [None, MANIFEST, MANIFEST] == found
+
+
+def test_a_link_and_its_file_are_one_entry(tmp_path: Path, path: Path) -> None:
+    """Entries go by the file itself, however it is reached."""
+    path.write_bytes(b"abc")
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with Journal(tmp_path / "journal") as journal:
+        journal.record(IDENTITY, link, STATE, MANIFEST)
+        assert MANIFEST == journal.find(IDENTITY, path, STATE)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from filestore.digest import Digest, chunk_digest
+from filestore.errors import InvalidReference
+from filestore.layout import chunk_key, file_path, hashed, manifest_key, parse_file_path, unhashed
+
+DIGEST = Digest.parse("ab" + "cd" + "0" * 60)
+TEXT = str(DIGEST)
+
+
+def test_hashed_has_two_levels_and_the_whole_digest() -> None:
+    """A file found on its own still says what it is."""
+    assert f"ab/cd/{TEXT}" == hashed(DIGEST)
+
+
+def test_keys_hold_kind_and_namespace() -> None:
+    """Frames and manifests, and those of different namespaces, never meet."""
+    assert f"chunks/default/ab/cd/{TEXT}" == chunk_key("default", DIGEST)
+    assert f"manifests/tenant/ab/cd/{TEXT}" == manifest_key("tenant", DIGEST)
+
+
+@pytest.mark.parametrize("content", [b"", b"a", b"filestore"])
+def test_unhashed_is_the_inverse_of_hashed(content: bytes) -> None:
+    """Every digest comes back."""
+    assert chunk_digest(content) == unhashed(hashed(chunk_digest(content)))
+
+
+NOT_HASHED = f"""
+    / {TEXT} ab/{TEXT} cd/ab/{TEXT} ab/cd/ef/{TEXT} /ab/cd/{TEXT} ab//cd/{TEXT} ab/cd/{TEXT}/ ab/cd/{TEXT}.tmp
+    AB/CD/{TEXT} ab/cd/{TEXT.upper()} ../ab/cd/{TEXT} ab\\cd\\{TEXT}
+"""
+
+
+@pytest.mark.parametrize("path", ["", f"ab/cd/{TEXT}\n", *NOT_HASHED.split()])
+def test_unhashed_refuses_every_other_path(path: str) -> None:
+    """Only what `hashed` writes stands for a digest."""
+    with pytest.raises(InvalidReference):
+        unhashed(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "a name with spaces", "100%", "größe.bin", ".hidden", "?x#y", "x" * 255])
+def test_parse_file_path_is_the_inverse_of_file_path(name: str) -> None:
+    """Digest and name come back, with or without the slash that the SDK writes in front."""
+    path = file_path(DIGEST, name)
+    assert f"pipeline_files/ab/cd/{TEXT}/{name}" == path
+    assert (DIGEST, name) == parse_file_path(path) == parse_file_path("/" + path)
+
+
+NO_FILE_PATHS = f"""
+    / name pipeline_files pipeline_files/ab/cd/{TEXT} pipeline_files/ab/cd/{TEXT}/ ab/cd/{TEXT}/name files/ab/cd/{TEXT}/name
+    //pipeline_files/ab/cd/{TEXT}/name pipeline_files/cd/ab/{TEXT}/name pipeline_files/ab/cd/{TEXT}/folder/name
+    pipeline_files/../pipeline_files/ab/cd/{TEXT}/name
+"""
+
+
+@pytest.mark.parametrize("path", ["", *NO_FILE_PATHS.split()])
+def test_parse_file_path_refuses_every_other_path(path: str) -> None:
+    """Only what `file_path` writes stands for a file."""
+    with pytest.raises(InvalidReference):
+        parse_file_path(path)

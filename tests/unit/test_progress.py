@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from filestore.objects import Progress
+from filestore_cli.progress import FETCH, HASH, PUSH, Bar, Meter, PlainLines, sentence
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock at some time."""
+    return Clock()
+
+
+@pytest.fixture
+def meter(clock: Clock) -> Meter:
+    """A meter by that clock."""
+    return Meter(clock)
+
+
+def after(meter: Meter, clock: Clock, seconds: float, progress: Progress | None = None) -> None:
+    """Let time pass, then a report come, then somebody look."""
+    clock.now += seconds
+    if progress is not None:
+        meter.report(progress)
+    meter.look()
+
+
+def halfway() -> Progress:
+    """Half of 200 MB."""
+    return Progress(total=200_000_000, done=100_000_000, moved=60_000_000, shared=20_000_000, read=120_000_000)
+
+
+def test_rate_and_time_left(meter: Meter, clock: Clock) -> None:
+    """The rate is what was dealt with in the time that passed; time left is the rest at that rate."""
+    after(meter, clock, 2, halfway())
+
+    assert meter.rate == 50_000_000
+    assert meter.seconds_left == 2
+
+
+def test_a_rate_forgets(meter: Meter, clock: Clock) -> None:
+    """A transfer that stands still has no rate soon after, and no time left to promise."""
+    after(meter, clock, 1, halfway())
+    for _ in range(12):
+        after(meter, clock, 1)
+
+    assert meter.rate == 0
+    assert meter.seconds_left is None
+    assert "nothing moved for 12 s" in sentence(PUSH, meter)
+
+
+def test_what_is_taken_back_is_no_negative_rate(meter: Meter, clock: Clock) -> None:
+    """A retry may lower what was done; a rate below zero would be no news to anyone."""
+    after(meter, clock, 1, halfway())
+    for _ in range(11):
+        after(meter, clock, 1)
+    after(meter, clock, 1, halfway()._replace(done=0))
+
+    assert meter.rate == 0
+
+
+def test_sentence_of_a_push(meter: Meter, clock: Clock) -> None:
+    """Bytes read, sent and shared, rate and time left."""
+    after(meter, clock, 2, halfway())
+
+    expected = "50 %, 100 MB of 200 MB, 120 MB read, 60.0 MB sent, 20.0 MB shared, 50.0 MB/s, 2 s left"
+    assert expected == sentence(PUSH, meter)
+
+
+def test_sentence_of_a_fetch(meter: Meter, clock: Clock) -> None:
+    """The same in the words of a fetch."""
+    after(meter, clock, 2, halfway())
+
+    assert sentence(FETCH, meter) == "50 %, 100 MB of 200 MB, 60.0 MB received, 20.0 MB reused, 50.0 MB/s, 2 s left"
+
+
+def test_sentence_of_a_hash(meter: Meter, clock: Clock) -> None:
+    """Nothing moves in a hash."""
+    after(meter, clock, 2, halfway())
+
+    assert sentence(HASH, meter) == "50 %, 100 MB of 200 MB, 50.0 MB/s, 2 s left"
+
+
+def test_before_the_first_report(meter: Meter, clock: Clock) -> None:
+    """Nothing is known, and nothing is made up; that a server does not answer is said."""
+    after(meter, clock, 1)
+    assert sentence(FETCH, meter) == "starting"
+
+    after(meter, clock, 4)
+    assert sentence(FETCH, meter) == "nothing moved for 5 s"
+
+
+def test_plain_lines(meter: Meter, clock: Clock) -> None:
+    """One line after a second, then one every five; what is over before that says nothing."""
+    stream = io.StringIO()
+    with PlainLines(HASH, "model.bin", meter, stream) as lines:
+        for _ in range(50):
+            after(meter, clock, 0.125, halfway())
+            lines.show()
+            assert (meter.elapsed >= 1) + (meter.elapsed >= 6) == stream.getvalue().count("\n")
+    assert stream.getvalue().startswith("hash model.bin: 50 %, 100 MB of 200 MB")
+
+
+def test_a_bar_is_there_at_once_and_shows_names_as_they_are(meter: Meter) -> None:
+    """A name in square brackets is a name, not markup."""
+    stream = io.StringIO()
+    with Bar(PUSH, "[red]model.bin", meter, stream):
+        assert "push [red]model.bin" in stream.getvalue()

@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import stat
+from pathlib import Path
+
+import pytest
+
+from filestore.codec import Codec
+from filestore.digest import Digest
+from filestore.errors import (
+    DamagedChunk,
+    InvalidName,
+    NotFound,
+    SourceChanged,
+    SourceIsDirectory,
+    SourceUnreadable,
+    TargetError,
+)
+from filestore.fetch import fetch
+from filestore.journal import Journal
+from filestore.layout import chunk_key
+from filestore.manifest import Manifest
+from filestore.objects import Progress
+from filestore.push import manifest_of, push
+from filestore.repository import Repository
+from tests.support.watched import WatchedRepository
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """20 MiB that no codec makes smaller, which is more than one window; settled, so that a journal trusts it."""
+    path = tmp_path / "model.bin"
+    path.write_bytes(random.Random(1).randbytes(20 * MIB))
+    settle(path)
+    return path
+
+
+def settle(path: Path) -> None:
+    """Make the file look as if nobody had written to it for long, as far as mtime goes."""
+    os.utime(path, ns=(1_600_000_000_000_000_000, 1_600_000_000_000_000_000))
+
+
+@pytest.fixture
+def watched(local_repository: Repository) -> WatchedRepository:
+    """A repository that counts."""
+    return WatchedRepository(local_repository)
+
+
+async def test_what_was_pushed_is_fetched(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+    """The main job: the same bytes come back, and every count adds up."""
+    size = source.stat().st_size
+    pushed = await push(watched, source)
+    assert (size, 0, size) == (pushed.record.size, pushed.bytes_shared, pushed.bytes_read)
+    assert size + 8 * watched.chunks_put == pushed.bytes_sent
+    fetched = await fetch(watched, pushed.record, tmp_path / "back.bin")
+    assert source.read_bytes() == fetched.path.read_bytes()
+    assert (size, pushed.bytes_sent, 0) == (fetched.size, fetched.bytes_received, fetched.bytes_reused)
+
+
+async def test_a_second_push_sends_nothing(watched: WatchedRepository, source: Path) -> None:
+    """The same bytes, under the same name, are the same record, and no frame moves."""
+    first = await push(watched, source)
+    sent = watched.chunks_put
+    second = await push(watched, source)
+    assert (first.record.id, 0, source.stat().st_size) == (second.record.id, second.bytes_sent, second.bytes_shared)
+    assert sent == watched.chunks_put
+
+
+async def test_a_changed_file_sends_what_changed(watched: WatchedRepository, source: Path) -> None:
+    """One byte in the middle costs one chunk, or two."""
+    await push(watched, source)
+    before = watched.chunks_put
+    content = bytearray(source.read_bytes())
+    content[10 * MIB] ^= 1
+    source.write_bytes(content)
+    pushed = await push(watched, source)
+    assert watched.chunks_put - before in {1, 2}
+    assert len(content) - pushed.bytes_shared <= 8 * MIB
+
+
+async def test_equal_chunks_of_one_file_are_sent_once(watched: WatchedRepository, tmp_path: Path) -> None:
+    """What a push has sent already it does not send again, nor ask for."""
+    path = tmp_path / "zeros"
+    path.write_bytes(bytes(64 * MIB))
+    pushed = await push(watched, path)
+    assert watched.chunks_put <= 2
+    assert 64 * MIB - 8 * MIB <= pushed.bytes_shared
+    fetched = await fetch(watched, pushed.record, tmp_path / "back")
+    assert path.read_bytes() == fetched.path.read_bytes()
+
+
+async def test_an_empty_file(watched: WatchedRepository, tmp_path: Path) -> None:
+    """No chunk, and still a file."""
+    path = tmp_path / "empty"
+    path.touch()
+    pushed = await push(watched, path)
+    assert (0, 0) == (pushed.record.size, watched.chunks_put)
+    fetched = await fetch(watched, pushed.record, tmp_path / "back")
+    assert b"" == fetched.path.read_bytes()
+
+
+async def test_the_digest_that_a_push_gives_is_known_without_a_repository(watched: WatchedRepository, source: Path) -> None:
+    """`manifest_of` and `push` cut alike, whatever codec is used."""
+    manifest = await manifest_of(source)
+    for codec in (None, Codec.RAW, Codec.ZSTD):
+        assert manifest.digest == (await push(watched, source, codec=codec)).record.digest
+
+
+async def test_the_journal_saves_reading(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+    """A file in the state of its last push is not read; with `rehash` it is; neither sends a frame."""
+    os.utime(source)
+    settled_by_ctime = tmp_path / "settled.bin"
+    settled_by_ctime.symlink_to(source)
+    with Journal(tmp_path / "journal") as journal:
+        first = await push(watched, source, journal=journal)
+        _age_entries(tmp_path / "journal")
+        asked = len(watched.calls)
+        second = await push(watched, source, journal=journal)
+        assert ["identity", "commit"] == watched.calls[asked:]
+        third = await push(watched, source, journal=journal, rehash=True)
+    size = source.stat().st_size
+    assert [size, 0, size] == [first.bytes_read, second.bytes_read, third.bytes_read]
+    assert [0, 0] == [second.bytes_sent, third.bytes_sent]
+    assert first.record.id == second.record.id == third.record.id
+
+
+def _age_entries(path: Path) -> None:
+    """Pretend that the entry was written 3 s later: ctime cannot be set, so the test would have to wait for that long."""
+    import sqlite3
+
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE pushed SET recorded_at = recorded_at + 3000000000")
+    connection.close()
+
+
+async def test_what_the_repository_lost_is_sent_again(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+    """A commit that names missing chunks is answered by sending exactly those (I9), also where the journal read nothing."""
+    with Journal(tmp_path / "journal") as journal:
+        pushed = await push(watched, source, journal=journal)
+        _age_entries(tmp_path / "journal")
+        lost = [chunk.digest for chunk in Manifest.parse(await watched.manifest(pushed.record.digest)).chunks[3:5]]
+        await _lose(watched, lost)
+        before = watched.chunks_put
+        again = await push(watched, source, journal=journal)
+    assert 2 == watched.chunks_put - before
+    assert again.bytes_sent == again.bytes_read + 2 * 8
+    assert again.record.size == again.bytes_shared + again.bytes_read
+    fetched = await fetch(watched, again.record, tmp_path / "back")
+    assert source.read_bytes() == fetched.path.read_bytes()
+
+
+async def _lose(watched: WatchedRepository, digests: list[Digest]) -> None:
+    root = Path(watched.location.removeprefix("file://"))
+    identity = await watched.identity()
+    for digest in digests:
+        (root / chunk_key(identity.namespace, digest)).unlink()
+    # A read that finds a frame gone is what tells the index.
+    assert [None] * len(digests) == await watched.get(digests, memoryview(bytearray(16 * MIB)))
+
+
+async def test_progress_is_honest(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+    """It begins at nothing, never goes back, and ends at the whole."""
+    for transfer in ("push", "fetch"):
+        seen: list[Progress] = []
+        if transfer == "push":
+            record = (await push(watched, source, report=seen.append)).record
+        else:
+            await fetch(watched, record, tmp_path / "back", report=seen.append)
+        assert (0, 0) == (seen[0].done, seen[0].moved)
+        assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
+        assert source.stat().st_size == seen[-1].done == seen[-1].total
+
+
+async def test_a_name_may_be_chosen(watched: WatchedRepository, source: Path) -> None:
+    """The file's own name is only the default."""
+    assert "other name" == (await push(watched, source, name="other name")).record.name
+
+
+@pytest.mark.parametrize("name", ["../../x", "", "a/b", "nul\0"])
+async def test_a_name_that_cannot_be_kept_is_refused_before_anything_is_read(
+    watched: WatchedRepository, source: Path, name: str
+) -> None:
+    """Nothing is sent for a push that cannot be committed."""
+    with pytest.raises(InvalidName):
+        await push(watched, source, name=name)
+    assert [] == watched.calls
+
+
+async def test_what_is_no_file_is_refused(watched: WatchedRepository, tmp_path: Path) -> None:
+    """A folder, a FIFO that nobody writes to, a device, a file that is not there: said at once, without waiting."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(SourceIsDirectory):
+        await push(watched, tmp_path)
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path / "vanished", tmp_path / "vanished" / "below"):
+        with pytest.raises(SourceUnreadable):
+            await push(watched, path)
+
+
+@pytest.mark.parametrize("change", ["truncated", "grown", "written"])
+async def test_a_file_that_changes_while_it_is_pushed(watched: WatchedRepository, source: Path, change: str) -> None:
+    """Found out, refused, said; no record is made."""
+
+    async def meddle(verb: str) -> None:
+        if verb == "put" and watched.calls.count("put") == 1:
+            with source.open("r+b") as file:
+                if change == "truncated":
+                    file.truncate(MIB)
+                elif change == "grown":
+                    file.seek(0, os.SEEK_END)
+                    file.write(b"more")
+                else:
+                    file.write(b"other")
+
+    watched.before = meddle
+    with pytest.raises(SourceChanged):
+        await push(watched, source)
+    assert [] == await watched.inner.records()
+
+
+async def test_fetch_continues_what_was_cut(
+    watched: WatchedRepository, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second fetch moves only what the first has not written, and no half file ever has the name."""
+    monkeypatch.setattr("filestore.fetch.BATCHES_IN_FLIGHT", 1)
+    record = (await push(watched, source)).record
+    target = tmp_path / "back"
+
+    async def cut(verb: str) -> None:
+        if verb == "get" and watched.calls.count("get") == 3:
+            raise NotFound("the network")
+
+    watched.before = cut
+    with pytest.raises(NotFound):
+        await fetch(watched, record, target)
+    assert not target.exists()
+    got = watched.chunks_got
+    fetched = await fetch(watched, record, target)
+    assert source.read_bytes() == target.read_bytes()
+    assert 0 < got
+    assert fetched.size == fetched.bytes_reused + fetched.bytes_received - 8 * (watched.chunks_got - got)
+    assert ["back"] == [path.name for path in tmp_path.iterdir() if path.name.startswith((".", "back"))]
+
+
+async def test_fetch_trusts_nothing_that_a_staging_file_holds(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+    """Every chunk that is kept is hashed first: rubbish in the staging file is fetched over."""
+    record = (await push(watched, source)).record
+
+    async def cut(verb: str) -> None:
+        if verb == "get":
+            raise NotFound("the network")
+
+    watched.before = cut
+    with pytest.raises(NotFound):
+        await fetch(watched, record, tmp_path / "back")
+    (staging,) = tmp_path.glob(".*.filestore-partial")
+    rubbish = bytearray(source.read_bytes())
+    rubbish[5 * MIB : 5 * MIB + 10] = b"0123456789"
+    staging.write_bytes(rubbish)
+    watched.before = _free
+    fetched = await fetch(watched, record, tmp_path / "back")
+    assert source.read_bytes() == fetched.path.read_bytes()
+    assert 1 == watched.chunks_got
+
+
+async def _free(_: str) -> None:
+    return None
+
+
+async def test_fetch_over_the_same_file_moves_nothing(watched: WatchedRepository, source: Path) -> None:
+    """A file that is there already is hashed, not fetched, and not written."""
+    record = (await push(watched, source)).record
+    before = source.stat().st_mtime_ns
+    fetched = await fetch(watched, record, source)
+    assert (0, record.size, 0) == (fetched.bytes_received, fetched.bytes_reused, watched.chunks_got)
+    assert before == source.stat().st_mtime_ns
+
+
+async def test_fetch_over_another_version_moves_what_changed(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+    """Chunks of the file that stands under the target's name are copied, wherever they stand in it."""
+    record = (await push(watched, source)).record
+    target = tmp_path / "target"
+    target.write_bytes(random.Random(2).randbytes(3000) + source.read_bytes()[MIB:])
+    fetched = await fetch(watched, record, target)
+    assert source.read_bytes() == target.read_bytes()
+    assert fetched.bytes_reused >= record.size - 9 * MIB
+
+
+async def test_two_fetches_of_one_target(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+    """They share a staging file; the one that is overtaken finds the file, and what is published is not written to again."""
+    record = (await push(watched, source)).record
+    first_got, second_done = asyncio.Event(), asyncio.Event()
+
+    async def hold(verb: str) -> None:
+        if verb == "get" and not first_got.is_set():
+            first_got.set()
+            await second_done.wait()
+
+    watched.before = hold
+    slow = asyncio.create_task(fetch(watched, record, tmp_path / "back"))
+    await first_got.wait()
+    fast = await fetch(watched, record, tmp_path / "back")
+    published = fast.path.stat()
+    second_done.set()
+    assert record.size == (await slow).size
+    assert (published.st_ino, published.st_mtime_ns) == (fast.path.stat().st_ino, fast.path.stat().st_mtime_ns)
+    assert source.read_bytes() == fast.path.read_bytes()
+
+
+async def test_fetched_files_have_the_usual_permissions(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+    """As any program's files: what the umask leaves."""
+    record = (await push(watched, source)).record
+    umask = os.umask(0o027)
+    try:
+        fetched = await fetch(watched, record, tmp_path / "back")
+    finally:
+        os.umask(umask)
+    assert 0o640 == stat.S_IMODE(fetched.path.stat().st_mode)
+
+
+async def test_fetch_of_a_damaged_chunk_names_it(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+    """A frame that no longer decodes to its digest is an error, and the target does not appear."""
+    record = (await push(watched, source)).record
+    chunk = Manifest.parse(await watched.manifest(record.digest)).chunks[2]
+    kept = Path(watched.location.removeprefix("file://")) / chunk_key(record.namespace, chunk.digest)
+    frame = bytearray(kept.read_bytes())
+    frame[1000] ^= 1
+    kept.write_bytes(frame)
+    with pytest.raises(DamagedChunk) as caught:
+        await fetch(watched, record, tmp_path / "back")
+    assert str(chunk.digest) == caught.value.args[0]
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("what", ["folder", "fifo", "no parent"])
+async def test_fetch_to_where_no_file_can_be(watched: WatchedRepository, tmp_path: Path, what: str) -> None:
+    """What stands under the target's name is never touched unless it is a file."""
+    (tmp_path / "small").write_bytes(b"x")
+    record = (await push(watched, tmp_path / "small")).record
+    target = tmp_path / "target"
+    if what == "folder":
+        target.mkdir()
+    elif what == "fifo":
+        os.mkfifo(target)
+    else:
+        target = tmp_path / "absent" / "target"
+    with pytest.raises(TargetError):
+        await fetch(watched, record, target)
+
+
+async def test_names_of_every_kind_come_back(watched: WatchedRepository, tmp_path: Path) -> None:
+    """Spaces, quotes, percent signs, unicode, 255 bytes, leading dots."""
+    for name in ("a b", 'it\'s "q"', "100%41", "模型-ünï", "x" * 255, ".hidden", "-dash"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(name.encode())
+        pushed = await push(watched, path)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        fetched = await fetch(watched, pushed.record, tmp_path / "out" / pushed.record.name)
+        assert (name, name.encode()) == (pushed.record.name, fetched.path.read_bytes())

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from filestore.digest import token_digest
+from filestore.errors import Unauthorized
+from filestore.http.server.auth import REMEMBER_SECONDS, Tokens
+from filestore.index.protocol import Index
+from filestore.index.sqlite import open_index
+
+
+class Clock:
+    """Seconds, as the test sets them."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """What the tokens of a test take for the time."""
+    return Clock()
+
+
+@pytest.fixture
+async def index(tmp_path: Path) -> AsyncIterator[Index]:
+    """An index that knows one token."""
+    index = await open_index(tmp_path / "index.sqlite")
+    async with index.transaction() as transaction:
+        await transaction.add_token(token_digest("kept"), namespace="team", label="")
+    yield index
+    await index.close()
+
+
+@pytest.fixture
+def tokens(index: Index, clock: Clock) -> Tokens:
+    """That index, and a token for this run."""
+    return Tokens(index, {token_digest("given"): "default"}, clock=clock)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "namespace"),
+    [
+        ("Bearer kept", "team"),
+        ("Bearer given", "default"),
+        ("bearer kept", "team"),
+        ("BEARER kept", "team"),
+        ("Bearer  kept ", "team"),
+    ],
+)
+async def test_a_token_has_a_namespace(tokens: Tokens, authorization: str, namespace: str) -> None:
+    """RFC 6750: the scheme's name is written as one likes."""
+    assert namespace == await tokens.namespace(authorization)
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer None",
+        "Bearer stranger",
+        "Bearer KEPT",
+        "Bearer kept kept",
+        "Basic kept",
+        "kept",
+        "Bearerkept",
+        f"Bearer {token_digest('kept')}",
+        "Bearer \udcff",
+    ],
+)
+async def test_all_others_are_refused(tokens: Tokens, authorization: str | None) -> None:
+    """Nothing, something else, what the Pipeline SDK sends without a token, and the digest that is kept."""
+    with pytest.raises(Unauthorized):
+        await tokens.namespace(authorization)
+
+
+async def test_the_word_none_is_never_a_token(index: Index, tokens: Tokens) -> None:
+    """Even where someone added it: every client without a token would be let in."""
+    async with index.transaction() as transaction:
+        await transaction.add_token(token_digest("None"), namespace="team", label="")
+    with pytest.raises(Unauthorized):
+        await tokens.namespace("Bearer None")
+
+
+async def test_a_removed_token_dies_soon(index: Index, tokens: Tokens, clock: Clock) -> None:
+    """What was let in is remembered for a moment, and not longer however often it is asked for."""
+    assert "team" == await tokens.namespace("Bearer kept")
+    async with index.transaction() as transaction:
+        await transaction.remove_token(token_digest("kept"))
+    clock.now += REMEMBER_SECONDS / 2
+    assert "team" == await tokens.namespace("Bearer kept")
+    clock.now += REMEMBER_SECONDS / 2
+    with pytest.raises(Unauthorized):
+        await tokens.namespace("Bearer kept")
+
+
+async def test_a_new_token_works_at_once(index: Index, tokens: Tokens) -> None:
+    """That it was a stranger's before is not remembered."""
+    with pytest.raises(Unauthorized):
+        await tokens.namespace("Bearer new")
+    async with index.transaction() as transaction:
+        await transaction.add_token(token_digest("new"), namespace="team", label="")
+    assert "team" == await tokens.namespace("Bearer new")

@@ -1,0 +1,124 @@
+"""What only an index in SQLite can get wrong."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from filestore.digest import chunk_digest
+from filestore.errors import StorageError, StorageFull, UnknownFormat
+from filestore.index.protocol import ChunkRow
+from filestore.index.sqlite import REFRESH_MICROSECONDS, SCHEMA_VERSION, open_index, system_now
+
+DIGEST = chunk_digest(b"content")
+
+
+@contextmanager
+def raw(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file as SQLite's own tools see it."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        yield connection
+
+
+async def test_file_is_not_readable_for_other_users(tmp_path: Path) -> None:
+    """It names files and holds digests of tokens; SQLite gives its log the same mode."""
+    path = tmp_path / "index.sqlite"
+    index = await open_index(path)
+    async with index.transaction() as transaction:
+        await transaction.add_token(DIGEST, namespace="a", label="")
+    assert {0o600} == {stat.S_IMODE(found.stat().st_mode) for found in tmp_path.iterdir()}
+    assert len(list(tmp_path.iterdir())) > 1
+    await index.close()
+
+
+async def test_file_of_another_version_is_refused_and_not_touched(tmp_path: Path) -> None:
+    """One sentence that names both versions."""
+    path = tmp_path / "index.sqlite"
+    with raw(path) as connection:
+        connection.execute("CREATE TABLE other (x)")
+        connection.execute("PRAGMA user_version = 99")
+    before = path.read_bytes()
+    with pytest.raises(UnknownFormat, match=f"format 99, this program knows {SCHEMA_VERSION}"):
+        await open_index(path)
+    assert before == path.read_bytes()
+
+
+async def test_file_of_another_program_is_refused_and_not_touched(tmp_path: Path) -> None:
+    """Whether it is a database or not."""
+    database, text = tmp_path / "database", tmp_path / "text"
+    with raw(database) as connection:
+        connection.execute("CREATE TABLE other (x)")
+    text.write_bytes(b"no database" * 1000)
+    for path, error in ((database, UnknownFormat), (text, StorageError)):
+        before = path.read_bytes()
+        with pytest.raises(error):
+            await open_index(path)
+        assert before == path.read_bytes()
+
+
+async def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    """Said with the path."""
+    path = tmp_path / "nowhere" / "index.sqlite"
+    with pytest.raises(StorageError, match=str(path)):
+        await open_index(path)
+
+
+async def test_chunk_marked_while_missing_is_answered_is_missing(tmp_path: Path) -> None:
+    """I9: between reading a row and refreshing it, a collection may have marked it; it is then not reported present."""
+    path = tmp_path / "index.sqlite"
+    to_mark = iter([True])
+
+    def now() -> int:
+        # `missing` looks at the clock after it has read the row, and before it writes.
+        if next(to_mark, False):
+            with raw(path) as connection:
+                connection.execute("UPDATE chunks SET going = 1")
+        return system_now() + 2 * REFRESH_MICROSECONDS
+
+    index = await open_index(path)
+    async with index.transaction() as transaction:
+        await transaction.add_chunks("a", [ChunkRow(DIGEST, 10, 5)])
+    assert [] == await index.missing("a", [DIGEST])
+    await index.close()
+    later = await open_index(path, now=now)
+    assert [DIGEST] == await later.missing("a", [DIGEST])
+    await later.close()
+
+
+async def test_full_disk_is_said_and_rolls_back(tmp_path: Path) -> None:
+    """Nothing of the transaction stays, and the next one that fits succeeds."""
+    path = tmp_path / "index.sqlite"
+    index = await open_index(path)
+
+    def limit(connection: sqlite3.Connection, pages: int) -> None:
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    async def add(count: int) -> None:
+        rows = [ChunkRow(chunk_digest(b"%d" % number), 1, 1) for number in range(count)]
+        async with index.transaction() as transaction:
+            await transaction.add_chunks("a", rows)
+
+    await index._writer.run(limit, 20)
+    with pytest.raises(StorageFull, match=str(path)):
+        await add(5000)
+    await add(1)
+    assert [chunk_digest(b"1")] == await index.missing("a", [chunk_digest(b"0"), chunk_digest(b"1")])
+    await index.close()
+
+
+async def test_commit_reaches_the_disk(tmp_path: Path) -> None:
+    """WAL with NORMAL would lose the last commits with the power."""
+    index = await open_index(tmp_path / "index.sqlite")
+
+    def pragmas(connection: sqlite3.Connection) -> tuple[str, int]:
+        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
+        return mode, synchronous
+
+    assert ("wal", 2) == await index._writer.run(pragmas)
+    await index.close()

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import inspect
+import json
+import struct
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from filestore import errors
+from filestore.errors import FilestoreError, InvalidBatch, InvalidFrame, ServerError
+from filestore.http import wire
+from filestore.http.wire import BatchEntry, BatchParser, decode_problem, encode_problem
+from tests.support.frames import frames
+from tests.support.server import batch
+
+URL = "http://server"
+SAMPLES: dict[str, object] = {"str": "a fact", "int": 7, "float": 2.5, "Fact": "a fact"}
+
+
+def classes(parent: type[FilestoreError] = FilestoreError) -> Iterator[type[FilestoreError]]:
+    """The whole error tree."""
+    yield parent
+    for below in parent.__subclasses__():
+        yield from classes(below)
+
+
+def example(kind: type[FilestoreError]) -> FilestoreError:
+    """An error with facts of the types that its constructor names."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    return kind(*(SAMPLES[str(parameter.annotation)] for parameter in parameters))  # type: ignore[arg-type]  # of those types
+
+
+@pytest.mark.parametrize("kind", list(classes()), ids=lambda kind: kind.__name__)
+def test_every_error_crosses_the_wire(kind: type[FilestoreError]) -> None:
+    """It arrives as what it was, with its facts, after JSON."""
+    error = example(kind)
+    problem = encode_problem(error)
+    arrived = decode_problem(URL, problem.status, json.loads(json.dumps(problem.document)))
+    if kind is FilestoreError:
+        # The root says nothing that a client could act on but its sentence.
+        assert f"{URL} answered 500: a fact" == str(arrived)
+        return
+    assert (kind, error.args) == (type(arrived), arrived.args)
+
+
+@pytest.mark.parametrize("kind", list(classes()), ids=lambda kind: kind.__name__)
+def test_every_error_has_a_status_and_an_explanation(kind: type[FilestoreError]) -> None:
+    """An error status, the same in the document, beside the sentence that the Pipeline SDK shows."""
+    error = example(kind)
+    status, document = encode_problem(error)
+    assert 400 <= status < 600
+    assert (status, str(error), kind.__name__) == (document["status"], document["detail"], document["title"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (errors.InvalidName, 400),
+        (errors.InvalidDigest, 400),
+        (errors.Unauthorized, 401),
+        (errors.NotFound, 404),
+        (errors.ChunksMissing, 409),
+        (errors.LimitExceeded, 413),
+        (errors.InvalidRange, 416),
+        (errors.InvalidFrame, 422),
+        (errors.InvalidBatch, 422),
+        (errors.InvalidManifest, 422),
+        (errors.DamagedChunk, 500),
+        (errors.StorageError, 500),
+        (errors.Busy, 503),
+        (errors.StorageFull, 507),
+    ],
+)
+def test_statuses(kind: type[FilestoreError], status: int) -> None:
+    """4xx for what the client can mend, 5xx for what it cannot; an error has that of its nearest parent in the map."""
+    assert status == encode_problem(example(kind)).status
+
+
+@pytest.mark.parametrize(
+    ("document", "detail"),
+    [
+        (None, "no explanation"),
+        ("text", "no explanation"),
+        ([], "no explanation"),
+        ({}, ""),
+        ({"detail": "so it is"}, "so it is"),
+        ({"type": "about:blank", "detail": "so it is"}, "so it is"),
+        ({"type": "urn:filestore:error:NoSuch", "detail": "so it is", "facts": []}, "so it is"),
+        ({"type": "urn:filestore:error:NotFound", "detail": "so it is"}, "so it is"),
+        ({"type": "urn:filestore:error:NotFound", "detail": "so it is", "facts": []}, "so it is"),
+        ({"type": "urn:filestore:error:NotFound", "detail": "so it is", "facts": [["x"]]}, "so it is"),
+        ({"type": "urn:filestore:error:NotFound", "detail": "so it is", "facts": ["a", "b"]}, "so it is"),
+        ({"type": ["NotFound"], "detail": "so it is", "facts": ["a"]}, "so it is"),
+    ],
+)
+def test_what_is_no_problem_of_ours_is_a_server_error(document: object, detail: str) -> None:
+    """Another server, a proxy, another version: the status and what it says, never a crash."""
+    error = decode_problem(URL, 404, document)
+    assert (ServerError, (URL, 404, detail)) == (type(error), error.args)
+
+
+ENTRIES = [BatchEntry(frame.digest, len(frame.data)) for frame in frames(3)]
+
+
+def test_batch_header_is_its_own_inverse() -> None:
+    """Count and entries are read back; a size of 0 stands for an absent chunk in an answer only."""
+    entries = [*ENTRIES, BatchEntry(ENTRIES[0].digest, 0)]
+    header = wire.encode_batch_header(entries)
+    assert wire.batch_header_size(4) == len(header)
+    assert 4 == wire.decode_batch_count(header)
+    assert entries == wire.decode_batch_entries(header[4:], absent_allowed=True)
+    with pytest.raises(InvalidBatch):
+        wire.decode_batch_entries(header[4:], absent_allowed=False)
+
+
+def parsed(pieces: list[bytes], *, size: int) -> tuple[list[tuple[BatchEntry, bytes]], BatchParser]:
+    """What a parser makes of a batch that comes in `pieces`."""
+    parser = BatchParser(size=size)
+    found: list[tuple[BatchEntry, bytearray]] = []
+    for piece in pieces:
+        for part in parser.feed(piece):
+            if isinstance(part, BatchEntry):
+                found.append((part, bytearray()))
+            else:
+                found[-1][1].extend(part)
+    return [(entry, bytes(data)) for entry, data in found], parser
+
+
+@given(count=st.integers(0, 4), cuts=st.lists(st.integers(0, 5000), max_size=8))
+def test_a_batch_is_taken_apart_in_any_split(count: int, cuts: list[int]) -> None:
+    """Entries and bytes do not depend on how it arrives."""
+    sent = frames(count)
+    whole = batch(sent)
+    places = sorted({0, len(whole), *(min(cut, len(whole)) for cut in cuts)})
+    found, parser = parsed([whole[start:stop] for start, stop in pairwise(places)], size=len(whole))
+    assert [(BatchEntry(frame.digest, len(frame.data)), bytes(frame.data)) for frame in sent] == found
+    assert parser.finished
+
+
+@given(length=st.integers(0, 3000))
+def test_a_cut_batch_gives_what_was_there(length: int) -> None:
+    """Whole frames whole, the torn one as far as it came; it is not finished."""
+    sent = frames(2)
+    whole = batch(sent)
+    start = whole[: min(length, len(whole) - 1)]
+    found, parser = parsed([start], size=len(whole))
+    assert not parser.finished
+    content = b"".join(data for _, data in found)
+    assert start[wire.batch_header_size(2) :] == content
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        struct.pack("<I", wire.BATCH_COUNT_LIMIT + 1),
+        struct.pack("<I", 0xFFFFFFFF),
+        wire.encode_batch_header([BatchEntry(ENTRIES[0].digest, wire.FRAME_LIMIT + 1)]),
+        wire.encode_batch_header([BatchEntry(ENTRIES[0].digest, 0xFFFFFFFF)]),
+        wire.encode_batch_header([BatchEntry(ENTRIES[0].digest, 0)]),
+        wire.encode_batch_header(ENTRIES),
+        wire.encode_batch_header([]),
+    ],
+    ids=["too many", "4 billion", "too large", "4 GiB", "empty frame", "longer than announced", "shorter than announced"],
+)
+def test_a_lying_batch_header_is_refused_when_it_is_whole(head: bytes) -> None:
+    """Before any frame of it is taken."""
+    with pytest.raises(InvalidBatch):
+        parsed([bytes([octet]) for octet in head], size=100)
+
+
+def test_bytes_after_the_last_frame_are_refused() -> None:
+    """What came before them stands."""
+    whole = batch(frames(1))
+    parser = BatchParser(size=len(whole))
+    parts = parser.feed(whole + b"more")
+    assert ENTRIES[0] == next(parts)
+    assert frames(1)[0].data == next(parts)
+    with pytest.raises(InvalidBatch):
+        next(parts)
+
+
+def test_the_digest_of_a_refused_frame_arrives() -> None:
+    """A client can tell which of its frames was refused."""
+    error = InvalidFrame("ab" * 32, "its content has another digest")
+    arrived = decode_problem(URL, 422, encode_problem(error).document)
+    assert isinstance(arrived, InvalidFrame)
+    assert ("ab" * 32, "its content has another digest") == (arrived.digest, arrived.reason)
