@@ -1,0 +1,576 @@
+"""Zip files made to harm whoever unpacks them: each is refused, with the entry's name, before a byte of it need be written."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import pytest
+
+from filestore.archive.inflate import PIECE_LIMIT, Inflater
+from filestore.archive.read import DEFAULT_LIMITS, Limits, check_links, check_local_header
+from filestore.archive.structures import FLAG_DESCRIPTOR, FLAG_UTF8
+from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded
+from tests.support.archives import Forged, content_in, deflated, forged, members_of, unpacked
+
+HONEST = Forged("honest.txt", b"all is well")
+MIB = 1 << 20
+
+
+def assert_refused(archive: bytes, entry: str, reason: str) -> None:
+    """The archive is refused for `reason`, by the name of `entry`."""
+    with pytest.raises(InvalidArchive, match=reason) as caught:
+        unpacked(archive)
+    assert entry == caught.value.entry
+
+
+def assert_beyond_limit(archive: bytes, what: str, limits: Limits = DEFAULT_LIMITS) -> None:
+    """The archive is refused, and the limit is named."""
+    with pytest.raises(LimitExceeded, match=what):
+        unpacked(archive, limits=limits)
+
+
+def test_forged_archives_are_right_but_for_the_forgery() -> None:
+    """Without a lie in it, what these tests build is unpacked."""
+    tree = unpacked(forged([HONEST, Forged("folder/", mode=0o40755), Forged("folder/b", b"b" * 999, deflated=True)]))
+
+    assert {"honest.txt": b"all is well", "folder": b"", "folder/b": b"b" * 999} == {
+        path: found.content for path, found in tree.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../../evil", "..", "a/..", "a/b/../c", "..\\evil", "a\\..\\..\\evil", "./../evil", "a/..\\evil"]
+)
+@pytest.mark.parametrize("host", [0, 3])
+def test_parent_path(name: str, host: int) -> None:
+    """A name that climbs out of its folder, also where its separators are those of another system."""
+    entry = name.replace("\\", "/") if host == 0 else name
+
+    assert_refused(forged([HONEST, Forged(name, b"evil", host=host)]), entry, "leads out of its folder")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "//etc/passwd", "\\evil", "/"])
+def test_absolute_path(name: str) -> None:
+    """A name that starts at the root."""
+    assert_refused(forged([HONEST, Forged(name, b"")]), name, "absolute")
+
+
+@pytest.mark.parametrize("name", ["C:/evil", "C:\\evil", "c:evil", "z:"])
+def test_drive_letter(name: str) -> None:
+    """A name that starts at a drive."""
+    assert_refused(forged([HONEST, Forged(name, b"evil")]), name, "drive letter")
+
+
+@pytest.mark.parametrize("name", ["\\\\server\\share\\evil", "//server/share/evil", "\\\\?\\C:\\evil"])
+@pytest.mark.parametrize("host", [0, 3])
+def test_unc_path(name: str, host: int) -> None:
+    """A name that starts at another machine."""
+    entry = name.replace("\\", "/") if host == 0 else name
+
+    assert_refused(forged([HONEST, Forged(name, b"evil", host=host)]), entry, "absolute")
+
+
+def test_nul_in_a_name() -> None:
+    """A name that is another one to those who stop at the NUL."""
+    assert_refused(forged([HONEST, Forged("a.txt\0.exe", b"evil")]), "a.txt\0.exe", "NUL")
+
+
+@pytest.mark.parametrize("name", ["", ".", "./", "//"])
+def test_no_name(name: str) -> None:
+    """A file that is the target itself."""
+    archive = forged([HONEST, Forged(name, b"evil")])
+
+    with pytest.raises(InvalidArchive, match=r"no name|something else|absolute"):
+        unpacked(archive)
+
+
+def test_name_that_is_not_utf8() -> None:
+    """The flag says UTF-8, the bytes are none."""
+    assert_refused(forged([Forged(b"a\xff.txt", flags=FLAG_UTF8)]), "a\\xff.txt", "not UTF-8")
+
+
+@pytest.mark.parametrize("second", ["a/b.txt", "a//b.txt", "./a/b.txt", "a/./b.txt", "a/b.txt/"])
+def test_same_name_twice(second: str) -> None:
+    """Two entries for one path, however it is written."""
+    mode = 0o40755 if second.endswith("/") else 0o100644
+
+    assert_refused(
+        forged([Forged("a/b.txt", b"1"), Forged(second, b"" if second.endswith("/") else b"2", mode=mode)]), second, "twice"
+    )
+
+
+def test_same_name_twice_by_back_slashes() -> None:
+    """Two entries for one path, one of them with the separators of another system."""
+    assert_refused(forged([Forged("a/b", b"1"), Forged("a\\b", b"2", host=0)]), "a/b", "twice")
+
+
+def test_file_where_a_folder_must_be() -> None:
+    """A file, and then something in it."""
+    assert_refused(forged([Forged("a", b"file"), Forged("a/b/c", b"evil")]), "a/b/c", "'a', in which it lies, is no folder")
+
+
+def test_folder_where_a_file_must_be() -> None:
+    """Something in a folder, and then a file in its place."""
+    assert_refused(forged([Forged("a/b/c", b"1"), Forged("a/b", b"evil")]), "a/b", "must be a folder")
+
+
+def test_write_through_a_symlink() -> None:
+    """A link to a place outside, or inside, and then a file in it, in either order."""
+    link = Forged("way", b"folder", mode=0o120777)
+    file = Forged("way/evil", b"evil")
+
+    assert_refused(forged([Forged("folder/", mode=0o40755), link, file]), "way/evil", "is no folder")
+    assert_refused(forged([file, link]), "way", "must be a folder")
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (b"/etc/passwd", "absolute"),
+        (b"../outside", "out of the tree"),
+        (b"folder/../../outside", "out of the tree"),
+        (b"missing/../../outside", "out of the tree"),
+        (b"missing/..", "out of the tree"),
+        (b"", "no target"),
+        (b"a\0b", "NUL"),
+        (b"a\xff", "not UTF-8"),
+        (b"link", "circle"),
+        (b"x" * 4096, "more than 4095"),
+    ],
+)
+def test_symlink_that_leads_out(target: bytes, reason: str) -> None:
+    """Links are relative and stay inside."""
+    entries = [Forged("folder/file", b""), Forged("link", target, mode=0o120777)]
+
+    assert_refused(forged(entries), "link", reason)
+
+
+def test_symlinks_that_lead_out_together() -> None:
+    """Links of which each stays inside, seen alone."""
+    up = Forged("a/b/up", b"../..", mode=0o120777)
+    out = Forged("out", b"a/b/up/..", mode=0o120777)
+
+    assert_refused(forged([Forged("a/b/file", b""), up, out]), "out", "out of the tree")
+
+
+def test_symlink_by_another_spelling() -> None:
+    """A link that a file system without case takes for a folder is no way up."""
+    up = Forged("a/b/up", b"../..", mode=0o120777)
+    out = Forged("out", b"a/b/UP/..", mode=0o120777)
+
+    assert_refused(forged([Forged("a/b/file", b""), up, out]), "out", "out of the tree")
+
+
+@pytest.mark.parametrize("length", [2, 41])
+def test_symlinks_in_a_circle(length: int) -> None:
+    """Links that follow each other and never arrive, or not within what an operating system follows."""
+    links = [Forged(f"{place}", f"{(place + 1) % length}".encode(), mode=0o120777) for place in range(length)]
+
+    assert_refused(forged(links), "0", "circle")
+
+
+def test_symlinks_that_take_long() -> None:
+    """Links that say little and lead through much, by way of each other."""
+    targets = {f"l{place}": "d/../" * 50 + f"l{place + 1}" for place in range(30)}
+    members = members_of(forged([Forged("d/f", b"")]))
+
+    with pytest.raises(InvalidArchive, match="too many links and folders"):
+        check_links(members, targets)
+
+
+@pytest.mark.parametrize(
+    ("mode", "what"),
+    [
+        (0o010644, "a FIFO"),
+        (0o020644, "a character device"),
+        (0o060644, "a block device"),
+        (0o140644, "a socket"),
+        (0o150644, "by its mode"),
+    ],
+)
+def test_device_by_mode_bits(mode: int, what: str) -> None:
+    """What is neither file, folder nor link is not made."""
+    assert_refused(forged([HONEST, Forged("dev", b"", mode=mode)]), "dev", what)
+
+
+def test_folder_that_holds_bytes() -> None:
+    """A folder by its name or by its mode, and a file by its size."""
+    assert_refused(forged([Forged("a/", b"evil", mode=0o40755)]), "a/", "something else at once")
+    assert_refused(forged([Forged("a", b"evil", mode=0o40755)]), "a", "something else at once")
+    assert_refused(forged([Forged("a/", b"", mode=0o120777)]), "a/", "something else at once")
+
+
+def test_setuid_bits_are_dropped() -> None:
+    """Of the permissions only that to execute is kept."""
+    (member,) = members_of(forged([Forged("su", b"evil", mode=0o107755)]))
+
+    assert 0o100755 == member.mode
+    assert member.is_executable
+
+
+@pytest.mark.parametrize("flags", [1, 1 << 6 | 1, 1 << 13])
+def test_encrypted_entry(flags: int) -> None:
+    """Nobody has the password."""
+    assert_refused(forged([HONEST, Forged("secret", b"?", flags=flags)]), "secret", "encrypted")
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(1, "shrunk"), (9, "Deflate64"), (12, "bzip2"), (14, "LZMA"), (93, "Zstandard"), (99, "AES"), (77, "method 77")],
+)
+def test_other_method(method: int, name: str) -> None:
+    """What cannot be unpacked is refused by its name."""
+    assert_refused(forged([HONEST, Forged("packed", b"?", method=method)]), "packed", name)
+
+
+def test_bomb_by_ratio() -> None:
+    """64 MiB of zeros in 64 KiB: refused by what the directory declares."""
+    assert_beyond_limit(forged([HONEST, Forged("zeros", bytes(64 * MIB), deflated=True)]), "ratio")
+
+
+def test_bomb_by_count() -> None:
+    """More entries than the limit, by the end record, before the directory is read."""
+    assert_beyond_limit(forged([HONEST], count=11), "entries of the archive is 11", Limits(entries=10))
+
+
+def test_bomb_by_implied_folders() -> None:
+    """A few names that make many folders."""
+    deep = [Forged(f"{place}/" + "d/" * 50 + "f", b"") for place in range(10)]
+
+    assert_beyond_limit(forged(deep), "files and folders", Limits(entries=100))
+
+
+def test_bomb_by_total_size() -> None:
+    """More bytes than the limit in all, by the directory, before any of them is unpacked."""
+    halves = [Forged(name, bytes(600), deflated=True) for name in "ab"]
+
+    assert_beyond_limit(forged(halves), r"entry 'b', is 1200, more than the limit of 1000", Limits(total_size=1000))
+
+
+def test_bomb_by_depth() -> None:
+    """Folders in folders and nothing in them."""
+    assert_beyond_limit(forged([Forged("d/" * 200, mode=0o40755)]), "depth")
+
+
+def test_bomb_by_directory_size() -> None:
+    """A central directory larger than the limit is not read."""
+    assert_beyond_limit(forged([HONEST]), "central directory", Limits(directory_size=10))
+
+
+@pytest.mark.parametrize("size", [4097, 65535])
+def test_name_of_65535_bytes(size: int) -> None:
+    """Names longer than a path can be, up to the longest that the format knows. The message is not as long."""
+    with pytest.raises(LimitExceeded, match="the size of the name of the entry") as caught:
+        unpacked(forged([HONEST, Forged("n" * size, b"")]))
+    assert len(str(caught.value)) < 400
+
+
+def test_long_names_are_shortened_in_messages() -> None:
+    """A refusal names its entry, but not with 4,000 letters."""
+    with pytest.raises(InvalidArchive, match="twice") as caught:
+        unpacked(forged([Forged("n" * 4000, b""), Forged("n" * 4000, b"")]))
+    assert len(str(caught.value)) < 400
+
+
+def test_overlapping_entries() -> None:
+    """Fifield's better zip bomb: many entries that share one kernel, quoted or not."""
+    kernel = Forged("kernel", bytes(1 * MIB), deflated=True)
+    whole = len(forged([kernel]))
+    again = [Forged(f"again{place}", kernel.content, deflated=True, offset=0, in_body=False) for place in range(100)]
+
+    assert whole < 4000
+    assert_refused(forged([kernel, *again]), "kernel", "overlaps with 'again0'")
+
+
+def test_entry_inside_another_entry() -> None:
+    """A quine's way: an entry whose data is another entry."""
+    inner = forged([Forged("inner", b"evil")])
+    outer = Forged("outer", inner)
+    start = 30 + len("outer")
+
+    assert_refused(forged([outer, Forged("inner", b"evil", offset=start, in_body=False)]), "outer", "overlaps with 'inner'")
+
+
+def test_entry_inside_the_central_directory() -> None:
+    """An entry whose data reaches into the directory."""
+    assert_refused(forged([Forged("a", b"", size=60, stored_size=60)]), "a", "overlaps with the central directory")
+
+
+def test_hard_link() -> None:
+    """Two names for one entry."""
+    assert_refused(
+        forged([HONEST, Forged("other", HONEST.content, offset=0, in_body=False)]), "honest.txt", "overlaps with 'other'"
+    )
+
+
+@pytest.mark.parametrize("declared", [0, 998, 1001, 2000])
+def test_declared_size_that_lies(declared: int) -> None:
+    """More or less comes out than was declared."""
+    entry = Forged("liar", bytes(1000), deflated=True, size=declared)
+
+    assert_refused(forged([HONEST, entry]), "liar", f"says to have {declared} bytes")
+
+
+def test_declared_size_that_lies_in_a_stored_entry() -> None:
+    """Stored content is as large as its data."""
+    assert_refused(forged([HONEST, Forged("liar", b"12345", size=6)]), "liar", "stored as it is, in 5 bytes, and says to have 6")
+
+
+def test_bomb_that_lies_stops_at_its_size() -> None:
+    """What comes out beyond the declared size is a piece at most, whatever else there is."""
+    (member,) = members_of(forged([Forged("liar", bytes(64 * MIB), deflated=True, size=1000)]))
+    data = deflated(bytes(64 * MIB))
+    inflater = Inflater(member)
+
+    with pytest.raises(InvalidArchive, match="has more"):
+        list(inflater.inflate(data))
+    assert inflater.size <= PIECE_LIMIT
+
+
+@pytest.mark.parametrize("content", [b"x" * 1000, b""])
+def test_bytes_behind_the_deflated_data(content: bytes) -> None:
+    """What is hidden behind the end of a stream."""
+    entry = Forged("a", content, data=deflated(content) + b"hidden", deflated=True)
+
+    assert_refused(forged([entry]), "a", "goes on behind its end")
+
+
+def test_damaged_deflated_data() -> None:
+    """Bytes that no deflater wrote."""
+    assert_refused(forged([Forged("a", b"x" * 1000, data=b"\xff" * 20, deflated=True)]), "a", "cannot be inflated")
+
+
+def test_deflated_data_without_end() -> None:
+    """A stream that was cut off."""
+    content = bytes(range(256)) * 4
+    entry = Forged("a", content, data=deflated(content)[:-3], deflated=True)
+
+    assert_refused(forged([entry]), "a", "ends too early")
+
+
+@pytest.mark.parametrize("is_deflated", [False, True])
+def test_wrong_checksum(is_deflated: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """Content that is not what was packed."""
+    assert_refused(forged([Forged("a", b"content", deflated=is_deflated, crc=1)]), "a", "checksum")
+
+
+def test_central_directory_that_names_other_entries() -> None:
+    """The local header has another name: two tools would unpack two trees."""
+    assert_refused(forged([HONEST, Forged("good", b"?", local_name=b"evil")]), "good", "another name")
+
+
+def test_unicode_name_that_differs_between_the_headers() -> None:
+    """The local header has another name in its extra field."""
+    other = struct.pack("<HHBI", 0x7075, 9, 1, zlib.crc32(b"good")) + b"evil"
+
+    assert_refused(forged([Forged("good", b"?", local_extra=other)]), "good", "another name")
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"size": 3}, {"stored_size": 3}, {"crc": 3}, {"size": 0}, {"size": 0, "stored_size": 0, "crc": 0}]
+)
+def test_local_header_with_other_sizes(numbers: dict[str, int]) -> None:
+    """The local header says something else of the content."""
+    assert_refused(forged([Forged("a", b"12345", local=numbers)]), "a", "local header says that its")
+
+
+@pytest.mark.parametrize("numbers", [{"method": 8}, {"flags": 1}, {"flags": FLAG_UTF8}, {"flags": FLAG_DESCRIPTOR}])
+def test_local_header_that_is_packed_in_another_way(numbers: dict[str, int]) -> None:
+    """The local header says something else of the data."""
+    assert_refused(forged([Forged("a", b"12345", local=numbers)]), "a", "packed in another way")
+
+
+def test_entry_that_the_central_directory_does_not_name() -> None:
+    """Tools that read forward see an entry more: at the start, in the middle and at the end."""
+    hidden = Forged("hidden", b"evil", in_directory=False)
+
+    assert_refused(forged([hidden, HONEST]), "", "begins with an entry")
+    assert_refused(forged([HONEST, hidden, Forged("b", b"")]), "honest.txt", "bytes lie behind its data")
+    assert_refused(forged([HONEST, hidden]), "honest.txt", "bytes lie behind its data")
+    assert_refused(forged([hidden]), "", "begins with an entry")
+
+
+def test_entry_that_has_no_local_header() -> None:
+    """The central directory names an entry where there is none."""
+    archive = forged([HONEST, Forged("a", b"12345" * 20)]).replace(b"PK\3\4", b"PK\3\5")
+
+    assert_refused(archive, "honest.txt", "its local header is missing")
+
+
+def test_local_header_that_runs_into_the_data() -> None:
+    """A local header whose extra field is longer than there is room for it."""
+    honest = forged([Forged("a", b"12345")])
+    archive = honest[:28] + b"\xff\xff" + honest[30:]
+
+    assert_refused(archive, "a", "longer than there is room")
+
+
+@pytest.mark.parametrize("gap", [b"\0", b"garbage", b"PK\7\10", bytes(12), bytes(16), bytes(200_000)])
+def test_garbage_between_entries(gap: bytes) -> None:
+    """Bytes that no entry explains, few or many, also those that could be a descriptor."""
+    for entries in ([HONEST._replace(gap=gap), Forged("b", b"")], [HONEST._replace(gap=gap)]):
+        assert_refused(forged(entries), "honest.txt", "bytes lie behind its data|belong to no entry")
+
+
+@pytest.mark.parametrize("numbers", [(1, 5, 5), (0, 5, 5), (2, 4, 5), (2, 5, 4)])
+@pytest.mark.parametrize("layout", ["<3I", "<4s3I", "<I2Q", "<4sI2Q"])
+def test_descriptor_that_lies(numbers: tuple[int, int, int], layout: str) -> None:
+    """The descriptor says something else than the central directory, in each of its forms."""
+    signature = (b"PK\7\10",) if "s" in layout else ()
+    entry = Forged("a", b"12345", crc=2, flags=FLAG_DESCRIPTOR, descriptor=struct.pack(layout, *signature, *numbers))
+    (member,) = members_of(forged([entry]))
+    archive = forged([entry])
+    extent = check_local_header(member, archive[: member.head_size])
+
+    assert 5 == extent.end - extent.start
+    with pytest.raises(InvalidArchive, match=r"descriptor|checksum"):
+        unpacked(archive)
+
+
+def test_descriptor_without_its_signature() -> None:
+    """16 bytes of which the first four are no signature."""
+    descriptor = b"PK\7\11" + struct.pack("<3I", zlib.crc32(b"12345"), 5, 5)
+
+    assert_refused(forged([Forged("a", b"12345", flags=FLAG_DESCRIPTOR, descriptor=descriptor)]), "a", "no descriptor")
+
+
+def test_descriptor_that_is_missing() -> None:
+    """Sizes are announced behind the data, and are not there."""
+    assert_refused(forged([Forged("a", b"12345", flags=FLAG_DESCRIPTOR)]), "a", "0 bytes lie behind its data")
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 65535])
+def test_end_record_that_counts_wrong(count: int) -> None:
+    """Fewer or more entries than the directory holds."""
+    assert_refused(forged([HONEST, Forged("b", b"")], count=count), "", "central directory")
+
+
+def test_comment_that_holds_another_end() -> None:
+    """An archive in the comment of an archive: tools would choose differently."""
+    other = forged([Forged("other", b"evil")])
+
+    assert_refused(forged([HONEST], comment=other + b"!"), "", "another one")
+
+
+def test_archive_behind_an_archive() -> None:
+    """Two archives, one after the other: the first one would be hidden in the preamble of the second."""
+    assert_refused(forged([Forged("first", b"evil")]) + forged([HONEST]), "", "begins with an entry")
+
+
+def test_bytes_behind_the_end() -> None:
+    """Something hidden behind everything."""
+    assert_refused(forged([HONEST]) + b"x", "", "bytes follow its end record")
+
+
+def test_bytes_before_the_end_record() -> None:
+    """Something hidden between the directory and its end record."""
+    with pytest.raises(InvalidArchive):
+        unpacked(forged([HONEST], before_end=b"garbage"))
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        {"signature": b"PK\6\5"},
+        {"rest": 45},
+        {"rest": 1 << 63},
+        {"count": 2},
+        {"size": 1 << 62},
+        {"offset": 1 << 63},
+        {"located": 1},
+        {"disks": 2},
+        {"disk": 1},
+    ],
+)
+def test_zip64_end_record_that_lies(forgery: dict[str, int | bytes]) -> None:
+    """The second end record contradicts the first one, or its locator."""
+    honest = forged([HONEST])
+    directory = honest.index(b"PK\1\2")
+    size = len(honest) - 22 - directory
+    truth: dict[str, int | bytes] = {"signature": b"PK\6\6", "rest": 44, "disk": 0, "count": 1, "size": size, "offset": directory}
+    numbers = truth | {"located": directory + size, "disks": 1} | forgery
+    record = struct.pack(
+        "<4sQ2H2I4Q",
+        numbers["signature"],
+        numbers["rest"],
+        45,
+        45,
+        numbers["disk"],
+        0,
+        numbers["count"],
+        numbers["count"],
+        numbers["size"],
+        numbers["offset"],
+    )
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, numbers["located"], numbers["disks"])
+
+    assert {"honest.txt"} == set(unpacked(honest))
+    with pytest.raises(InvalidArchive):
+        unpacked(honest[:-22] + record + locator + honest[-22:])
+
+
+@pytest.mark.parametrize("extra", [b"", b"\1\0\4\0aaaa", b"\1\0\x10\0" + bytes(8)])
+def test_zip64_field_that_is_missing(extra: bytes) -> None:
+    """A size of which only the mark stands there."""
+    assert_refused(forged([Forged("a", b"12345", size=0xFFFFFFFF, extra=extra)]), "a", "Zip64")
+
+
+def test_zip64_field_that_is_there_twice() -> None:
+    """Tools that take the first and tools that take the last would differ."""
+    field = struct.pack("<HHQ", 1, 8, 5)
+
+    assert_refused(forged([Forged("a", b"12345", size=0xFFFFFFFF, extra=field + field)]), "a", "there twice")
+
+
+def test_offset_beyond_the_file() -> None:
+    """A local header that lies nowhere."""
+    assert_refused(forged([HONEST, Forged("a", b"", offset=0xFFFFFF00, in_body=False)]), "a", "no local header")
+
+
+def test_one_of_several_parts() -> None:
+    """An archive that goes on in another file."""
+    honest = forged([HONEST])
+
+    assert_refused(honest[:-18] + b"\1\0" + honest[-16:], "", "several parts")
+
+
+def test_truncated_at_every_byte() -> None:
+    """Whatever is missing at the end, or at the start of it: refused, and by nothing but an error of our own."""
+    archive = forged([HONEST, Forged("folder/", mode=0o40755), Forged("b", b"b" * 999, deflated=True)], comment=b"a comment")
+
+    assert 3 == len(unpacked(archive))
+    for size in range(len(archive)):
+        with pytest.raises(InvalidArchive):
+            unpacked(archive[:size])
+        with pytest.raises(InvalidArchive):
+            unpacked(archive[len(archive) - size :])
+
+
+def test_every_bit_flipped() -> None:
+    """An archive with a flipped bit is refused, or is another archive: no other error, and no content without its checksum."""
+    archive = forged([HONEST, Forged("l", b"honest.txt", mode=0o120777), Forged("b", b"b" * 99, deflated=True)])
+    contents = {found.content for found in unpacked(archive).values()}
+
+    for place in range(8 * len(archive)):
+        damaged = bytearray(archive)
+        damaged[place // 8] ^= 1 << place % 8
+        try:
+            tree = unpacked(bytes(damaged))
+        except FilestoreError:
+            continue
+        assert {found.content for found in tree.values()} <= contents | {b"honest.txt", b""}
+
+
+def test_not_a_zip_file() -> None:
+    """Anything else, and nothing at all."""
+    for archive in (b"", b"PK", b"PK\5\6", bytes(100_000), b"#!/bin/sh\n" * 10_000):
+        assert_refused(archive, "", "no end record")
+
+
+def test_content_of_another_entry() -> None:
+    """Two entries of one size change places."""
+    members = members_of(forged([Forged("a", b"1"), Forged("b", b"2")]))
+
+    with pytest.raises(InvalidArchive, match="checksum"):
+        content_in(b"2", members[0])

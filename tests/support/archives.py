@@ -1,0 +1,264 @@
+"""Zip files: made of entries, made to deceive, and read as a fetch reads them, all in memory."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from filestore.archive.checksum import Checksum, crc32
+from filestore.archive.cutter import WINDOW_MIN, Cut, TreeCutter
+from filestore.archive.inflate import Inflater
+from filestore.archive.read import (
+    DEFAULT_LIMITS,
+    TAIL_SIZE,
+    Limits,
+    Member,
+    check_crc,
+    check_descriptor,
+    check_links,
+    check_local_header,
+    check_preamble,
+    find_end,
+    link_target,
+    parse_central_directory,
+)
+from filestore.archive.write import Entry, Placed, central_directory, local_header, sorted_entries
+from filestore.chunking import CUTTING_VERSION
+from filestore.digest import chunk_digest
+from filestore.manifest import Chunk, Manifest
+from tests.support.generator import octets, prose
+from tests.support.golden import Vector, weights
+from tests.support.models import ZipEntry, safetensors_file, zip_file
+
+Contents = Mapping[str, bytes]
+
+
+def zip_of(entries: Iterable[Entry], contents: Contents) -> bytes:
+    """The zip of a tree, put together whole; `contents` are those of its files by name."""
+    archive = bytearray()
+    placed = []
+    for entry in sorted_entries(entries):
+        content = content_of(entry, contents)
+        placed.append(Placed(entry, crc32(content), len(archive)))
+        archive += local_header(entry, placed[-1].crc) + content
+    return bytes(archive + central_directory(placed, len(archive)))
+
+
+def content_of(entry: Entry, contents: Contents) -> bytes:
+    """What an entry holds."""
+    if entry.target is not None:
+        return entry.target.encode()
+    return b"" if entry.is_folder else contents[entry.name]
+
+
+def tree_cutter(entries: Iterable[Entry], contents: Contents, reads: list[tuple[str, int, int]] | None = None) -> TreeCutter:
+    """A cutter of a tree in memory; `reads` takes down what it reads: name, offset and size."""
+
+    def read(place: int, offset: int, memory: memoryview) -> None:
+        name = cutter.entries[place].name
+        memory[:] = contents[name][offset : offset + len(memory)]
+        if reads is not None:
+            reads.append((name, offset, len(memory)))
+
+    cutter = TreeCutter(entries, read)
+    return cutter
+
+
+def scanned(cutter: TreeCutter, window: int) -> list[list[bytes]]:
+    """The chunks of each segment, in windows of that size."""
+    chunks: list[list[bytes]] = [[] for _ in cutter.segments]
+    buffer = memoryview(bytearray(window))
+    while not cutter.is_finished:
+        for cut in cutter.scan(buffer):
+            chunks[cut.segment] += pieces(cut)
+    return chunks
+
+
+def pieces(cut: Cut) -> list[bytes]:
+    """The chunks of a cut, as they were then."""
+    found, start = [], 0
+    for size in cut.sizes:
+        found.append(bytes(cut.content[start : start + size]))
+        start += size
+    assert start == len(cut.content)
+    return found
+
+
+class Unpacked(NamedTuple):
+    """What an entry unpacks to."""
+
+    content: bytes
+    is_executable: bool = False
+    is_folder: bool = False
+    target: str | None = None
+
+
+def unpacked(archive: bytes, *, limits: Limits = DEFAULT_LIMITS) -> dict[str, Unpacked]:
+    """The tree of an archive, by path, after all checks."""
+    members = members_of(archive, limits=limits)
+    check_preamble(archive[:4], members)
+    tree = {member.path: _unpacked_member(archive, member) for member in members}
+    check_links(members, {path: found.target for path, found in tree.items() if found.target is not None})
+    return tree
+
+
+def members_of(archive: bytes, *, limits: Limits = DEFAULT_LIMITS) -> list[Member]:
+    """What the central directory of an archive names."""
+    end = find_end(archive[-TAIL_SIZE:], len(archive), limits=limits)
+    return parse_central_directory(archive[end.start : end.start + end.size], end, limits=limits)
+
+
+def _unpacked_member(archive: bytes, member: Member) -> Unpacked:
+    extent = check_local_header(member, archive[member.start : member.start + member.head_size])
+    assert member.extent in {extent, None}
+    check_descriptor(member, archive[extent.end : member.end])
+    content = content_in(archive[extent.start : extent.end], member)
+    target = link_target(member, content) if member.is_link else None
+    return Unpacked(b"" if member.is_link else content, member.is_executable, member.is_folder, target)
+
+
+def content_in(data: bytes, member: Member) -> bytes:
+    """What the data of an entry holds, after all checks."""
+    if member.is_deflated:
+        inflater = Inflater(member)
+        content = b"".join(inflater.inflate(data))
+        inflater.finish()
+        return content
+    checksum = Checksum()
+    middle = len(data) // 2
+    for start, end in ((middle, len(data)), (0, middle)):
+        checksum.add(start, data[start:end])
+    check_crc(member, checksum.of(len(data)))
+    return data
+
+
+class Forged(NamedTuple):
+    """An entry as honest or as dishonest as one likes. What is None is filled in truthfully."""
+
+    name: str | bytes
+    content: bytes = b""
+    deflated: bool = False
+    mode: int = 0o100644
+    host: int = 3
+    flags: int = 0
+    method: int | None = None
+    size: int | None = None
+    stored_size: int | None = None
+    crc: int | None = None
+    extra: bytes = b""
+    offset: int | None = None
+    """Where the central directory says that the local header is."""
+    local: Mapping[str, int] | None = None
+    """Numbers of the local header that differ: flags, method, crc, size, stored_size."""
+    local_name: bytes | None = None
+    local_extra: bytes = b""
+    descriptor: bytes = b""
+    gap: bytes = b""
+    """What follows all that."""
+    data: bytes | None = None
+    """What stands there in place of the content."""
+    in_directory: bool = True
+    in_body: bool = True
+
+    @property
+    def raw_name(self) -> bytes:
+        """The name as it is written."""
+        return self.name.encode() if isinstance(self.name, str) else self.name
+
+
+def deflated(content: bytes) -> bytes:
+    """What a deflated entry holds."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(content) + packer.flush()
+
+
+def forged(
+    entries: Iterable[Forged], *, preamble: bytes = b"", before_end: bytes = b"", comment: bytes = b"", count: int | None = None
+) -> bytes:
+    """A zip file of these entries; `count` is what its end record says."""
+    body, directory, found = bytearray(preamble), bytearray(), 0
+    for entry in entries:
+        data = entry.data
+        if data is None:
+            data = deflated(entry.content) if entry.deflated else entry.content
+        truth = {
+            "flags": entry.flags,
+            "method": (8 if entry.deflated else 0) if entry.method is None else entry.method,
+            "crc": crc32(entry.content) if entry.crc is None else entry.crc,
+            "stored_size": len(data) if entry.stored_size is None else entry.stored_size,
+            "size": len(entry.content) if entry.size is None else entry.size,
+        }
+        offset = len(body) if entry.offset is None else entry.offset
+        if entry.in_body:
+            body += _forged_local(entry, truth | dict(entry.local or {})) + data + entry.descriptor + entry.gap
+        if entry.in_directory:
+            directory += _forged_central(entry, truth, offset)
+            found += 1
+    found = found if count is None else count
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, found, found, len(directory), len(body), len(comment))
+    return bytes(body + directory + before_end) + end + comment
+
+
+def _forged_local(entry: Forged, numbers: Mapping[str, int]) -> bytes:
+    name = entry.raw_name if entry.local_name is None else entry.local_name
+    flags, method, crc, stored_size, size = numbers.values()
+    fields = (20, flags, method, 0, 33, crc, stored_size, size, len(name), len(entry.local_extra))
+    return struct.pack("<4s5H3I2H", b"PK\3\4", *fields) + name + entry.local_extra
+
+
+def _forged_central(entry: Forged, numbers: Mapping[str, int], offset: int) -> bytes:
+    name = entry.raw_name
+    flags, method, crc, stored_size, size = numbers.values()
+    made = (entry.host << 8 | 20, 20, flags, method, 0, 33, crc, stored_size, size)
+    rest = (len(name), len(entry.extra), 0, 0, 0, entry.mode << 16, offset)
+    return struct.pack("<4s6H3I5H2I", b"PK\1\2", *made, *rest) + name + entry.extra
+
+
+GOLDEN = Path(__file__).parent.parent / "golden/archive.json"
+"""Run as `python -m tests.support.archives` this file writes it anew: a change of format."""
+
+
+def golden_trees() -> dict[str, tuple[list[Entry], dict[str, bytes]]]:
+    """The trees of the golden vectors: a small one, and one with segments of its own in it."""
+    small = {"b.txt": b"b\n", "a/run.sh": b"#!/bin/sh\n", "a.txt": b"", "größe/naïve.txt": "grüße\n".encode()}
+    large = {
+        "config.json": prose(40, 700),
+        "model.safetensors": safetensors_file(weights()),
+        "model.bin": octets(41, 3 << 20),
+        "nested.zip": zip_file([ZipEntry("model.safetensors", safetensors_file(weights())), ZipEntry("readme", b"read me")]),
+        "tokenizer/vocabulary.txt": prose(42, (256 << 10) - 1),
+        "tokenizer/merges.txt": prose(43, 256 << 10),
+    }
+    extras = [Entry("empty", is_folder=True), Entry("a/link", 8, target="../b.txt")]
+    return {
+        "empty": ([], {}),
+        "small": ([*_entries(small), *extras], small),
+        "large": (_entries(large), large),
+    }
+
+
+def _entries(contents: Contents) -> list[Entry]:
+    return [Entry(name, len(content), is_executable=name.endswith(".sh")) for name, content in contents.items()]
+
+
+def golden_vector(entries: Sequence[Entry], contents: Contents) -> Vector:
+    """What the vectors hold of one tree; its whole bytes where they are few."""
+    chunks = [chunk for segment in scanned(tree_cutter(entries, contents), WINDOW_MIN) for chunk in segment]
+    archive = b"".join(chunks)
+    manifest = Manifest.build([Chunk(chunk_digest(chunk), len(chunk)) for chunk in chunks], cutting=CUTTING_VERSION)
+    return {
+        "size": len(archive),
+        "content": str(chunk_digest(archive)),
+        "chunks": [len(chunk) for chunk in chunks],
+        "file": str(manifest.digest),
+        "bytes": archive.hex() if len(archive) < 2000 else None,
+    }
+
+
+if __name__ == "__main__":
+    vectors = {name: golden_vector(*tree) for name, tree in golden_trees().items()}
+    GOLDEN.write_text(json.dumps(vectors, indent=1) + "\n")

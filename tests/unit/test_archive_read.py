@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+
+from filestore.archive.checksum import Checksum
+from filestore.archive.inflate import Inflater
+from filestore.archive.read import (
+    TAIL_SIZE,
+    Limits,
+    check_crc,
+    check_descriptor,
+    check_links,
+    check_local_header,
+    find_end,
+)
+from filestore.archive.structures import FLAG_DESCRIPTOR, FLAG_UTF8
+from filestore.archive.write import Entry
+from filestore.errors import InvalidArchive
+from tests.support.archives import Forged, Unpacked, deflated, forged, members_of, unpacked, zip_of
+
+FIXTURES = Path(__file__).parents[1] / "golden/archives"
+TEXT = b"".join(b"line %d of a text that packs well\n" % number for number in range(1, 401))
+FILES = {
+    "readme.txt": Unpacked(b"small\n"),
+    "folder/deep/text.txt": Unpacked(TEXT),
+    "run.sh": Unpacked(b"#!/bin/sh\necho hello\n", is_executable=True),
+    "empty.txt": Unpacked(b""),
+    "größe/naïve.txt": Unpacked("grüße\n".encode()),
+}
+FOLDERS = {path: Unpacked(b"", is_folder=True) for path in ("folder", "folder/deep", "empty folder", "größe")}
+ROOT = {"": Unpacked(b"", is_folder=True)}
+LINKS = {"link": Unpacked(b"", target="folder/deep/text.txt"), "folder/link": Unpacked(b"", target="../readme.txt")}
+APPLE = {"__MACOSX/._readme.txt": Unpacked(b"\0\5\x16\7\0\2\0\0Mac OS X        ")}
+NOTHING_RUNS = {"run.sh": FILES["run.sh"]._replace(is_executable=False)}
+MAIN = {"__main__.py": Unpacked(b"print('hello')\n")}
+
+TREE = FILES | FOLDERS
+TREES = {
+    "infozip.zip": TREE,
+    "infozip-stored.zip": TREE,
+    "infozip-zip64.zip": TREE,
+    "infozip-streamed.zip": TREE,
+    "infozip-comment.zip": TREE,
+    "infozip-links.zip": TREE | LINKS,
+    "preamble.zip": TREE,
+    "preamble-adjusted.zip": TREE,
+    "7zip.zip": TREE,
+    "7zip-links.zip": TREE | LINKS,
+    "java.jar": TREE | NOTHING_RUNS,
+    "bsdtar.zip": TREE | ROOT,
+    "bsdtar-streamed.zip": TREE | ROOT,
+    "bsdtar-links.zip": TREE | ROOT | LINKS,
+    "python.zip": TREE,
+    "python-streamed.zip": TREE,
+    "zipapp.pyz": TREE | MAIN,
+    "dotnet.zip": TREE | NOTHING_RUNS,
+    "macos.zip": TREE | APPLE,
+}
+REFUSED = {
+    "infozip-encrypted.zip": ("readme.txt", "it is encrypted"),
+    "infozip-bzip2.zip": ("folder/deep/text.txt", "it is packed with bzip2"),
+    "7zip-lzma.zip": ("folder/deep/text.txt", "it is packed with LZMA"),
+    "7zip-aes.zip": ("readme.txt", "it is encrypted"),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_foreign_archive(name: str) -> None:
+    """What other tools write is unpacked as they meant it."""
+    assert TREES[name] == unpacked((FIXTURES / name).read_bytes())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_foreign_archive_that_is_refused(name: str) -> None:
+    """What cannot be unpacked is refused by the name of the entry, and by that of the method."""
+    entry, reason = REFUSED[name]
+
+    with pytest.raises(InvalidArchive, match=reason) as caught:
+        unpacked((FIXTURES / name).read_bytes())
+    assert entry == caught.value.entry
+
+
+def test_every_fixture_is_tested() -> None:
+    """No archive lies there for nothing."""
+    assert {*TREES, *REFUSED, "make.sh"} == {path.name for path in FIXTURES.iterdir()}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_truncated_foreign_archive(name: str) -> None:
+    """Whatever tool wrote it: an archive that lost its end, by any number of bytes, is refused."""
+    archive = (FIXTURES / name).read_bytes()
+
+    for size in range(len(archive.rstrip(b"\0"))):  # bsdtar may add zeros behind the end
+        with pytest.raises(InvalidArchive):
+            unpacked(archive[:size])
+
+
+def test_message_names_the_entry() -> None:
+    """One sentence, with the reason; where the whole file is at fault, it says so."""
+    with pytest.raises(InvalidArchive) as caught:
+        unpacked(forged([Forged("../a", b"")]))
+    assert "the entry '../a' of the archive was refused: it leads out of its folder" == str(caught.value)
+    with pytest.raises(InvalidArchive) as caught:
+        unpacked(b"nothing")
+    assert str(caught.value).startswith("the archive was refused: it has no end record")
+
+
+@pytest.mark.parametrize(
+    ("entry", "path"),
+    [
+        (Forged("caf\u00e9".encode("cp437"), host=0), "café"),
+        (Forged("caf\u00e9".encode("cp437"), host=3), "café"),
+        (Forged("café", host=0), "caf├⌐"),
+        (Forged("café", host=3), "café"),
+        (Forged("café", host=19), "café"),
+        (Forged("café", host=0, flags=FLAG_UTF8), "café"),
+        (Forged("./a//b/./c"), "a/b/c"),
+        (Forged("a\\b", host=0), "a/b"),
+        (Forged("a\\b", host=11), "a/b"),
+        (Forged("a\\b", host=3), "a\\b"),
+        (Forged("..."), "..."),
+        (Forged("a..b/.c/..d"), "a..b/.c/..d"),
+        (Forged("a\nb"), "a\nb"),
+    ],
+)
+def test_name(entry: Forged, path: str) -> None:
+    """Names as whoever wrote them meant them, in one form."""
+    assert {path} == set(unpacked(forged([entry])))
+
+
+@pytest.mark.parametrize(
+    ("version", "crc", "text", "path"),
+    [
+        (1, zlib.crc32(b"caf?"), "café".encode(), "café"),
+        (1, 7, "café".encode(), "caf?"),
+        (2, zlib.crc32(b"caf?"), "café".encode(), "caf?"),
+        (1, zlib.crc32(b"caf?"), b"caf\xff", "caf?"),
+    ],
+)
+def test_unicode_path_extra_field(version: int, crc: int, text: bytes, path: str) -> None:
+    """Info-ZIP's field counts where it belongs to the name, and is ignored elsewhere."""
+    extra = struct.pack("<HHBI", 0x7075, 5 + len(text), version, crc) + text
+
+    assert {path} == set(unpacked(forged([Forged("caf?", extra=extra, local_extra=extra)])))
+
+
+@pytest.mark.parametrize("extra", [b"\0", b"\0\0\0", b"\x99\x99\xff\xff", b"UT\5\0\1\0\0\0\0"])
+def test_extra_field_that_means_nothing(extra: bytes) -> None:
+    """Padding, unknown fields, and what is cut off are ignored."""
+    assert {"a"} == set(unpacked(forged([Forged("a", b"x", extra=extra, local_extra=extra)])))
+
+
+def test_folder_by_its_mode() -> None:
+    """Some tools forget the slash at the end of a folder's name."""
+    tree = unpacked(forged([Forged("a", mode=0o40755), Forged("a/b", b"x")]))
+
+    assert {"a": True, "a/b": False} == {path: found.is_folder for path, found in tree.items()}
+
+
+@pytest.mark.parametrize("data", [b"", b"\3\0"])
+def test_folder_that_is_deflated(data: bytes) -> None:
+    """Nothing, deflated, as some tools write for folders; or not even that."""
+    entry = Forged("a/", mode=0o40755, data=data, method=8)
+    archive = forged([entry])
+
+    assert members_of(archive)[0].is_folder
+    if data:
+        assert {"a"} == set(unpacked(archive))
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_executable"), [(0, False), (0o755, True), (0o100644, False), (0o100744, True), (0o100611, False)]
+)
+def test_executable_bit(mode: int, is_executable: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """The owner's counts, and no other."""
+    assert is_executable == unpacked(forged([Forged("a", mode=mode)]))["a"].is_executable
+
+
+@pytest.mark.parametrize("layout", ["<3I", "<4s3I", "<I2Q", "<4sI2Q"])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_descriptor_in_each_of_its_forms(layout: str, zeros: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """With and without signature, with 32 and 64 bits; sizes in the local header are zero or true."""
+    content = b"content " * 99
+    data = deflated(content)
+    signature = (b"PK\7\10",) if "s" in layout else ()
+    descriptor = struct.pack(layout, *signature, zlib.crc32(content), len(data), len(content))
+    local = {"crc": 0, "size": 0, "stored_size": 0} if zeros else None
+    entry = Forged("a", content, deflated=True, flags=FLAG_DESCRIPTOR, local=local, descriptor=descriptor)
+
+    assert content == unpacked(forged([entry, Forged("b", b"")]))["a"].content
+
+
+def test_zip64_sizes_in_the_local_header_alone() -> None:
+    """As `zipfile` writes them when asked to, whether they are needed or not."""
+    extra = struct.pack("<HHQQ", 1, 16, 5, 5)
+    entry = Forged("a", b"12345", local={"size": 0xFFFFFFFF, "stored_size": 0xFFFFFFFF}, local_extra=extra)
+
+    assert b"12345" == unpacked(forged([entry]))["a"].content
+
+
+def test_zip64_end_records_that_were_not_needed() -> None:
+    """As `torch.save` writes them: both end records say the same."""
+    archive = forged([Forged("a", b"12345")])
+    start = archive.index(b"PK\1\2")
+    size = len(archive) - 22 - start
+    record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, size, start)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, start + size, 1)
+
+    for preamble in (b"", b"#!/bin/sh\n"):
+        assert {"a"} == set(unpacked(preamble + archive[:-22] + record + locator + archive[-22:]))
+
+
+def test_longest_comment() -> None:
+    """65,535 bytes, behind which the end record is still found by its last bytes."""
+    archive = forged([Forged("a", b"12345" * 100_000)], comment=b"c" * 65535)
+
+    assert TAIL_SIZE < len(archive)
+    assert {"a"} == set(unpacked(archive))
+    assert find_end(archive[-TAIL_SIZE:], len(archive)) == find_end(archive, len(archive))
+
+
+def test_empty_archive() -> None:
+    """Nothing, with and without a preamble."""
+    assert {} == unpacked(forged([]))
+    assert {} == unpacked(b"#!/bin/sh\n" + forged([]))
+
+
+def test_members_stand_in_the_order_of_their_data() -> None:
+    """Whatever the order of the directory; each ends where the next one begins."""
+    archive = forged([Forged("b", b"22"), Forged("a", b"1")])
+    start = archive.index(b"PK\1\2")
+    second = archive.index(b"PK\1\2", start + 1)
+    reordered = archive[:start] + archive[second:-22] + archive[start:second] + archive[-22:]
+
+    members = members_of(reordered)
+    assert [("b", 0, 33), ("a", 33, 65)] == [(member.path, member.start, member.end) for member in members]
+    assert [31, 31] == [member.head_size for member in members]
+
+
+def test_extent_of_the_data() -> None:
+    """Where content lies in the file, the preamble counted."""
+    archive = b"#!/bin/sh\n" + forged([Forged("a", b"12345", local_extra=b"\0\0\4\0zzzz")])
+    (member,) = members_of(archive)
+    extent = check_local_header(member, archive[member.start : member.start + member.head_size])
+
+    assert (10, b"12345") == (member.start, archive[extent.start : extent.end])
+    check_descriptor(member, archive[extent.end : member.end])
+
+
+def test_ratio_of_what_is_stored_beside_it() -> None:
+    """The ratio is that of the whole archive: one sparse file among others is no bomb."""
+    zeros = Forged("zeros", bytes(4 << 20), deflated=True)
+
+    assert 2 == len(members_of(forged([zeros, Forged("weights", bytes(range(256)) * 100)])))
+
+
+def test_every_limit_can_be_lifted() -> None:
+    """A limit is a number that the caller gives."""
+    archive = forged([Forged("zeros", bytes(8 << 20), deflated=True)])
+
+    assert 8 << 20 == members_of(archive, limits=Limits(ratio=2000))[0].size
+
+
+def test_links_among_members() -> None:
+    """Links to files, folders, each other and nothing; up and down inside the tree."""
+    targets = {"a/up": "..", "a/b/c": "../../d/e", "f": "a/up/a/b", "g": "nowhere/at/all", "h": ".", "i": "f/c"}
+    entries = [Entry(path, len(target), target=target) for path, target in targets.items()] + [Entry("d/e")]
+
+    assert targets.items() <= {path: found.target for path, found in unpacked(zip_of(entries, {"d/e": b""})).items()}.items()
+    check_links([], {})
+
+
+def test_inflating_in_single_bytes() -> None:
+    """How the data is split plays no part."""
+    content = b"content " * 999
+    data = deflated(content)
+    (member,) = members_of(forged([Forged("a", content, deflated=True)]))
+    inflater = Inflater(member)
+
+    assert content == b"".join(piece for byte in data for piece in inflater.inflate(bytes([byte])))
+    inflater.finish()
+    assert len(content) == inflater.size
+
+
+def test_checksum_that_is_incomplete() -> None:
+    """A part of the content has not come."""
+    (member,) = members_of(forged([Forged("a", b"12345")]))
+    checksum = Checksum()
+    checksum.add(0, b"123")
+    checksum.add(3, b"")
+
+    with pytest.raises(InvalidArchive, match="a part of its content is missing"):
+        check_crc(member, checksum.of(member.size))
+    checksum.add(3, b"45")
+    check_crc(member, checksum.of(member.size))
+
+
+def test_checksum_of_nothing() -> None:
+    """An empty file has one."""
+    assert 0 == Checksum().of(0)
