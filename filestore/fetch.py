@@ -13,6 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -25,6 +26,7 @@ from filestore.digest import Digest, chunk_digest
 from filestore.errors import (
     ChunksMissing,
     DamagedChunk,
+    FilestoreError,
     InvalidFrame,
     InvalidManifest,
     SourceError,
@@ -275,7 +277,13 @@ class _Fetching:
             for batch in batches:
                 digests = [place.chunk.digest for place in batch]
                 frames = await self._repository.get(digests, buffer, moved=self._count_moved)
-                await in_cpu_thread(_write, staging, batch, frames)
+                try:
+                    await in_cpu_thread(_write, staging, batch, frames)
+                except DamagedChunk:
+                    # Whoever pushes the file again mends it: the repository must know that it has to ask for it.
+                    with suppress(FilestoreError):
+                        await self._repository.recheck(digests)
+                    raise
                 self._under_way -= sum(len(frame) for frame in frames if frame is not None)
                 self._written += sum(place.size for place in batch)
                 self._report_progress()

@@ -86,6 +86,12 @@ class Repository(Protocol):
         `buffer` must hold decoded sizes and 8 bytes a frame. Frames are not verified: whoever decodes them does that.
         """
 
+    async def recheck(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Verify kept frames once more, and forget those that are damaged, so that the next push sends them again; returns these.
+
+        For whoever met damage: it is not believed, but looked at. At most 4096 digests.
+        """
+
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
         """Record a file whose chunks were put. The same manifest, name and kind again is the same record, now the newest.
 
@@ -179,6 +185,17 @@ class LocalRepository:
             raise
         return files
 
+    async def recheck(self, digests: Sequence[Digest]) -> list[Digest]:
+        suspects = await self._damaged(digests)
+        if not suspects:
+            return []
+        async with self._index.transaction() as transaction:
+            # Another push may have mended it since. Inside a write transaction none does.
+            live = await transaction.sizes(self._namespace, suspects)
+            damaged = await self._damaged(list(live))
+            await transaction.forget_chunks(self._namespace, damaged)
+        return damaged
+
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
         checked_name(name)
         parsed = await in_cpu_thread(Manifest.parse, manifest)
@@ -252,6 +269,16 @@ class LocalRepository:
             live = await transaction.sizes(self._namespace, lost)
             still_lost = [digest for digest in live if not await self._has_frame(digest)]
             await transaction.forget_chunks(self._namespace, still_lost)
+
+    async def _damaged(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Those of `digests` that have no frame which decodes to them."""
+        damaged = []
+        for digest in dict.fromkeys(digests):
+            async with self._budget.take(_FRAME_LIMIT + CHUNK_LIMIT):
+                (frame,) = await self._store.read_into(self._namespace, [digest], memoryview(bytearray(_FRAME_LIMIT)))
+                if frame is None or not await in_cpu_thread(_is_sound, Frame(digest, frame)):
+                    damaged.append(digest)
+        return damaged
 
     async def _has_frame(self, digest: Digest) -> bool:
         files = await self._store.open(self._namespace, [digest])
@@ -490,6 +517,14 @@ def _verify(bundle: list[_Arrival]) -> dict[_Arrival, ChunkRow]:
         else:
             rows[arrival] = ChunkRow(arrival.digest, len(content), arrival.stored_size)
     return rows
+
+
+def _is_sound(frame: Frame) -> bool:
+    try:
+        _decoder().decode(frame, _content_buffer())
+    except InvalidFrame:
+        return False
+    return True
 
 
 def _settle(arrival: _Arrival) -> None:

@@ -120,6 +120,10 @@ class RemoteRepository:
             await self._retried(rest)
         return found
 
+    async def recheck(self, digests: Sequence[Digest]) -> list[Digest]:
+        limit = len(digests) * DIGEST_SIZE
+        return parse_digests(await self._octets("POST", "/chunks/recheck", body=b"".join(digests), limit=limit))
+
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
         headers = {wire.NAME_HEADER: quote(name, safe="")}
         return self._record(await self._json("POST", f"/files?kind={kind.value}", body=manifest, headers=headers))

@@ -270,3 +270,12 @@ async def test_many_at_once(repository: Repository) -> None:
     )
     assert 8 == len({record.digest for record in records})
     assert sorted(record.id for record in records) == sorted(record.id for record in await repository.records())
+
+
+async def test_recheck_believes_nobody(repository: Repository) -> None:
+    """A sound frame stays, whoever calls it damaged; what is not there is not damaged either."""
+    one, absent = frames(2)
+    await repository.put([one])
+    assert [] == await repository.recheck([one.digest, absent.digest, one.digest])
+    assert [] == await repository.recheck([])
+    assert [absent.digest] == await repository.missing([one.digest, absent.digest])

@@ -50,6 +50,10 @@ class WatchedRepository:
         self.chunks_got += len(frames)
         return frames
 
+    async def recheck(self, digests: Sequence[Digest]) -> list[Digest]:
+        await self._note("recheck")
+        return await self.inner.recheck(digests)
+
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
         await self._note("commit")
         return await self.inner.commit(manifest, name=name, kind=kind)

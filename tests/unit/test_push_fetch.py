@@ -322,8 +322,10 @@ async def test_fetched_files_have_the_usual_permissions(watched: WatchedReposito
     assert 0o640 == stat.S_IMODE(fetched.path.stat().st_mode)
 
 
-async def test_fetch_of_a_damaged_chunk_names_it(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
-    """A frame that no longer decodes to its digest is an error, and the target does not appear."""
+async def test_a_damaged_chunk_is_named_and_mended_by_the_next_push(
+    watched: WatchedRepository, source: Path, tmp_path: Path
+) -> None:
+    """A frame that no longer decodes to its digest is an error; the target does not appear; a push sends that chunk again."""
     record = (await push(watched, source)).record
     chunk = Manifest.parse(await watched.manifest(record.digest)).chunks[2]
     kept = Path(watched.location.removeprefix("file://")) / chunk_key(record.namespace, chunk.digest)
@@ -334,6 +336,10 @@ async def test_fetch_of_a_damaged_chunk_names_it(watched: WatchedRepository, sou
         await fetch(watched, record, tmp_path / "back")
     assert str(chunk.digest) == caught.value.args[0]
     assert not (tmp_path / "back").exists()
+    before = watched.chunks_put
+    assert record.id == (await push(watched, source)).record.id
+    assert 1 == watched.chunks_put - before
+    assert source.read_bytes() == (await fetch(watched, record, tmp_path / "back")).path.read_bytes()
 
 
 @pytest.mark.parametrize("what", ["folder", "fifo", "no parent"])

@@ -41,6 +41,7 @@ ROUTES = (
     Route("POST", f"{API}/chunks/missing", native.missing_chunks),
     Route("POST", f"{API}/chunks", native.put_chunks),
     Route("POST", f"{API}/chunks/get", native.get_chunks),
+    Route("POST", f"{API}/chunks/recheck", native.recheck_chunks),
     Route("GET", f"{API}/chunks/{{digest}}", native.get_chunk),
     Route("POST", f"{API}/files", native.commit_file),
     Route("GET", f"{API}/files", native.list_files),

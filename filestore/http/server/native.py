@@ -83,6 +83,13 @@ async def get_chunks(exchange: Exchange, repository: LocalRepository) -> web.Str
     return response
 
 
+async def recheck_chunks(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """Those of the chunks asked about that are damaged, and are forgotten now."""
+    async with exchange.whole_body(what="the question's size in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE) as body:
+        digests = parse_digests(body)
+    return web.Response(body=b"".join(await repository.recheck(digests)), content_type=wire.OCTETS)
+
+
 async def get_chunk(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
     """One frame."""
     digest = Digest.parse(exchange.request.match_info["digest"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import deque
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -17,7 +17,7 @@ from aiohttp import web
 from filestore.aio import in_cpu_thread, per_thread
 from filestore.codec import Decoder, frame_limit
 from filestore.digest import Digest
-from filestore.errors import DamagedChunk, InvalidDigest, InvalidFrame, InvalidReference, NotFound
+from filestore.errors import DamagedChunk, FilestoreError, InvalidDigest, InvalidFrame, InvalidReference, NotFound
 from filestore.http import wire
 from filestore.http.server.exchange import PIECE, Exchange
 from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
@@ -177,7 +177,14 @@ class _Content:
             await held.enter_async_context(self._budget.take(2 * space))
             digests = [chunk.digest for chunk in load.chunks]
             frames = await self._repository.get(digests, memoryview(bytearray(space)))
-            return _Loaded(await in_cpu_thread(_decoded, load, frames), held.pop_all())
+            try:
+                pieces = await in_cpu_thread(_decoded, load, frames)
+            except DamagedChunk:
+                await held.aclose()  # which a recheck may wait for
+                with suppress(FilestoreError):
+                    await self._repository.recheck(digests)
+                raise
+            return _Loaded(pieces, held.pop_all())
 
 
 def _decoded(load: _Load, frames: list[memoryview | None]) -> deque[bytes]:
