@@ -364,6 +364,6 @@ class ServerError(TransferError):
 
 
 def storage_error(where: str, error: OSError) -> StorageError:
-    """What an operating system's error means for who stores something in `where`."""
-    reason = error.strerror or str(error)
-    return StorageFull(where, reason) if error.errno in _FULL else StorageError(where, reason)
+    """What an operating system's error means for who stores something in `where`; a file that it names is named."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return StorageFull(where, reason) if error.errno in _FULL else StorageError(str(error.filename or where), reason)

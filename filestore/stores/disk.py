@@ -28,7 +28,7 @@ from typing import BinaryIO, cast
 from filestore.aio import DISK_THREADS, in_disk_thread, task_group, uninterrupted
 from filestore.codec import frame_limit
 from filestore.digest import Buffer, Digest
-from filestore.errors import InvalidReference, StorageError, StorageFull
+from filestore.errors import InvalidReference, StorageError, storage_error
 from filestore.layout import chunk_key, manifest_key, unhashed
 from filestore.manifest import CHUNK_LIMIT
 from filestore.stores.protocol import Staging
@@ -350,9 +350,7 @@ def _translated(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-        where = str(error.filename or root)
-        raise kind(str(root) if kind is StorageFull else where, error.strerror or str(error)) from error
+        raise storage_error(str(root), error) from error
 
 
 def _make_folder(folder: Path) -> None:

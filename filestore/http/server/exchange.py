@@ -6,7 +6,6 @@ I6: what is still arriving on a connection, or waits to leave on it, holds at mo
 from __future__ import annotations
 
 import asyncio
-import errno
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,7 +18,7 @@ from aiofiles.threadpool.binary import AsyncBufferedReader
 from aiohttp import web
 
 from filestore.aio import Budget, in_disk_thread
-from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled, StorageError, StorageFull
+from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled, storage_error
 
 PIECE = 256 << 10
 LARGE_PIECE = 4 << 20
@@ -241,8 +240,7 @@ def spooling() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = StorageFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
-        raise kind("the spool folder of the server", error.strerror or type(error).__name__) from error
+        raise storage_error("the spool folder of the server", error) from error
 
 
 def _has_descriptor(file: BinaryIO) -> bool:
