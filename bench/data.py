@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -45,17 +44,3 @@ def write_safetensors(
             file.write(bf16((changed_seed if is_changed else seed) * 1_000_003 + place, TENSOR_SIZE))
             fresh += TENSOR_SIZE * is_changed
     return fresh
-
-
-def write_random(path: Path, *, size: int, seed: int = 0) -> None:
-    """Write `size` bytes that no codec makes smaller."""
-    generator = np.random.default_rng(seed)
-    with path.open("wb") as file:
-        _fill(file, generator, size)
-
-
-def _fill(file: BinaryIO, generator: np.random.Generator, size: int) -> None:
-    while size:
-        piece = min(size, 16 << 20)
-        file.write(generator.bytes(piece))
-        size -= piece

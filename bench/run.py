@@ -31,7 +31,6 @@ class Done(NamedTuple):
 
     output: str
     seconds: float
-    cpu_seconds: float
     peak_memory: int
     """Bytes of resident memory."""
 
@@ -52,13 +51,12 @@ def run(command: Sequence[str | Path], *, environment: dict[str, str] | None = N
     watcher = threading.Thread(target=_watch, args=(process, peaks))
     watcher.start()
     output, error = process.stdout.read(), process.stderr.read()  # type: ignore[union-attr]  # both are pipes
-    _, status, usage = os.wait4(process.pid, 0)
+    process.wait()
     seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
     watcher.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed: {error.decode()}")
-    return Done(output.decode(), seconds, usage.ru_utime + usage.ru_stime, max(peaks))
+    return Done(output.decode(), seconds, max(peaks))
 
 
 def _watch(process: subprocess.Popen[bytes], peaks: list[int]) -> None:
@@ -82,15 +80,6 @@ class Server(NamedTuple):
     def peak_memory(self) -> int:
         """Bytes of resident memory at the peak of the largest of its processes."""
         return max(_peak(pid) for pid in self._pids())
-
-    def cpu_seconds(self) -> float:
-        """User and system time of its processes so far."""
-        ticks = os.sysconf("SC_CLK_TCK")
-        total = 0
-        for pid in self._pids():
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-        return total / ticks
 
     def _pids(self) -> list[int]:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii")

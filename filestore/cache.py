@@ -31,6 +31,7 @@ from pathlib import Path
 
 from filestore.aio import SingleFlight, in_disk_thread
 from filestore.digest import Digest
+from filestore.durable import sync_descriptor, sync_path
 from filestore.errors import FilestoreError, InvalidInput, StorageError, TargetError, UnknownFormat, storage_error
 from filestore.fetch import fetch
 from filestore.layout import hashed, unhashed
@@ -195,7 +196,7 @@ class _Shelf:
                 if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                     raise
                 shutil.rmtree(staging, ignore_errors=True)
-            _sync_folder(entry.parent)
+            sync_path(entry.parent)
 
     def remember(self, record: Record) -> None:
         """Keep what an id means, so that the next resolve of it asks nobody."""
@@ -351,19 +352,11 @@ def _write_file(path: Path, values: Mapping[str, object]) -> None:
         with staging.open("xb") as file:
             file.write(json.dumps(values).encode())
             file.flush()
-            os.fsync(file.fileno())
+            sync_descriptor(file.fileno())
         staging.rename(path)
     finally:
         staging.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_path(path.parent)
 
 
 def _discard(root: Path, folder: Path) -> None:

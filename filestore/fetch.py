@@ -23,6 +23,7 @@ from blake3 import blake3
 from filestore.aio import BufferPool, in_cpu_thread, in_disk_thread, per_thread, task_group
 from filestore.codec import Decoder, frame_limit
 from filestore.digest import Digest, chunk_digest
+from filestore.durable import sync_descriptor, sync_path
 from filestore.errors import (
     ChunksMissing,
     DamagedChunk,
@@ -197,13 +198,9 @@ class _Staging:
     def publish(self) -> None:
         """Make the file durable, then let it appear: after a crash the name never stands for less than the whole (I3)."""
         try:
-            os.fsync(self._descriptor)
+            sync_descriptor(self._descriptor)
             self._path.rename(self._target)
-            folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_path(self._target.parent)
         except FileNotFoundError:
             raise _OvertakenError from None
         except OSError as error:

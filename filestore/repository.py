@@ -490,11 +490,18 @@ async def read_format(store: ChunkStore, *, location: str) -> tuple[str, int]:
         version, cutting, repository_id = values["format"], values["cutting"], str(values["id"])
     except (ValueError, KeyError, TypeError):
         raise UnknownFormat(location, "that cannot be read", str(REPOSITORY_VERSION)) from None
-    if version != REPOSITORY_VERSION or not _REPOSITORY_ID.match(repository_id):
+    check_versions(location, version=version, cutting=cutting)
+    if not _REPOSITORY_ID.match(repository_id):
+        raise UnknownFormat(location, str(version), str(REPOSITORY_VERSION))
+    return repository_id, CUTTING_VERSION
+
+
+def check_versions(location: str, *, version: object, cutting: object) -> None:
+    """Whether this program knows what a repository says of itself. Raises UnknownFormat."""
+    if version != REPOSITORY_VERSION:
         raise UnknownFormat(location, str(version), str(REPOSITORY_VERSION))
     if cutting != CUTTING_VERSION:
         raise UnknownFormat(f"the cutting of {location}", str(cutting), str(CUTTING_VERSION))
-    return repository_id, CUTTING_VERSION
 
 
 _decoder = per_thread(Decoder)

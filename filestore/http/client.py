@@ -17,7 +17,6 @@ import aiohttp
 from blake3 import blake3
 from yarl import URL
 
-from filestore.chunking import CUTTING_VERSION
 from filestore.digest import DIGEST_SIZE, Digest, manifest_digest, parse_digests, token_digest
 from filestore.errors import (
     FilestoreError,
@@ -29,13 +28,12 @@ from filestore.errors import (
     ServerError,
     Stalled,
     Unauthorized,
-    UnknownFormat,
     Unreachable,
 )
 from filestore.http import wire
 from filestore.manifest import MANIFEST_LIMIT
 from filestore.objects import Frame, Kind, Record, Reference, checked_namespace, record_from_json
-from filestore.repository import REPOSITORY_VERSION, Identity, Moved
+from filestore.repository import Identity, Moved, check_versions
 
 T = TypeVar("T")
 
@@ -85,10 +83,7 @@ class RemoteRepository:
                 found = Identity(str(answer["id"]), checked_namespace(str(answer["namespace"])), int(answer["cutting"]))
             except (KeyError, TypeError, ValueError, FilestoreError):
                 raise ServerError(self.location, HTTPStatus.OK, "that is no answer of a filestore server") from None
-            if version != REPOSITORY_VERSION:
-                raise UnknownFormat(self.location, str(version), str(REPOSITORY_VERSION))
-            if found.cutting != CUTTING_VERSION:
-                raise UnknownFormat(f"the cutting of {self.location}", str(found.cutting), str(CUTTING_VERSION))
+            check_versions(self.location, version=version, cutting=found.cutting)
             self._identity = found
         return self._identity
 

@@ -28,6 +28,7 @@ from typing import BinaryIO, cast
 from filestore.aio import DISK_THREADS, in_disk_thread, task_group, uninterrupted
 from filestore.codec import frame_limit
 from filestore.digest import Buffer, Digest
+from filestore.durable import sync_path
 from filestore.errors import InvalidReference, StorageError, storage_error
 from filestore.layout import chunk_key, manifest_key, unhashed
 from filestore.manifest import CHUNK_LIMIT
@@ -76,7 +77,7 @@ class DiskStaging:
         if self._exists:
             with _translated(self._root):
                 # A descriptor of its own sees write errors of those before it, since none of them has reported any.
-                _sync(self._path)
+                sync_path(self._path)
 
     def discard(self) -> None:
         if self._exists:
@@ -184,7 +185,7 @@ class DiskStore:
             kept = self._read_small(path)
         with _translated(self._root):
             # Also for the one who came second: the first may have died before this.
-            _sync(self._root)
+            sync_path(self._root)
         if kept is None:
             raise StorageError(str(path), "it vanished")
         return kept
@@ -198,7 +199,7 @@ class DiskStore:
                     # I3: the bytes were verified at the door and synced. I1: what is replaced has the same content.
                     staging.move_to(path)
                 # I2: a name is durable with its folder; only then may the caller commit its row.
-                _sync(folder)
+                sync_path(folder)
 
     def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
         with _translated(self._root):
@@ -248,7 +249,7 @@ class DiskStore:
         if self._read_small(path) == encoded:
             with _translated(self._root):
                 # Who wrote it may have died between its rename and this.
-                _sync(path.parent)
+                sync_path(path.parent)
             return
         staging = self.stage()
         try:
@@ -296,7 +297,7 @@ def _make_root(root: Path) -> None:
     new = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(0o700, parents=True, exist_ok=True)
     for folder in new:
-        _sync(folder.parent)
+        sync_path(folder.parent)
 
 
 def _claim(tmp: Path) -> tuple[Path, int]:
@@ -363,7 +364,7 @@ def _make_folder(folder: Path) -> None:
     _make_folder(folder.parent)
     folder.mkdir(0o700, exist_ok=True)
     # Also where another process made the folder: it may not have come here yet, or have died before.
-    _sync(folder.parent)
+    sync_path(folder.parent)
 
 
 def _holds_something(folder: Path) -> bool:
@@ -372,17 +373,6 @@ def _holds_something(folder: Path) -> bool:
             return next(entries, None) is not None
     except FileNotFoundError:
         return False
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if sys.platform == "darwin":
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # its fsync leaves the bytes in the drive's own memory
-        else:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: Buffer) -> None:
