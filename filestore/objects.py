@@ -48,6 +48,10 @@ class Progress(NamedTuple):
     """Decoded bytes of `done` that did not have to move."""
     read: int
     """Decoded bytes read so far from the source of a push, or from what a fetch found here already."""
+    file_count: int = 1
+    """Files in all: those of a tree, or one."""
+    files_done: int = 0
+    """Files that are dealt with as a whole."""
 
 
 Report = Callable[[Progress], None]
@@ -176,6 +180,16 @@ def checked_name(name: str) -> str:
     if length > NAME_LIMIT:
         raise InvalidName(name, f"it has {length} bytes, allowed are {NAME_LIMIT}")
     return name
+
+
+def archive_name(folder: str) -> str:
+    """The name that a folder is kept under where nobody says another, as the Pipeline SDK names it. Raises InvalidName."""
+    return checked_name(f"{folder}.zip")
+
+
+def tree_name(name: str) -> str:
+    """The name of the folder that a zip file called `name` unpacks to."""
+    return name.removesuffix(".zip") or name
 
 
 def checked_namespace(namespace: str) -> str:
