@@ -17,6 +17,29 @@ def bf16(seed: int, size: int) -> bytes:
     return (values.view(np.uint32) >> np.uint32(16)).astype("<u2").tobytes()
 
 
+def write_tree(folder: Path, *, file_count: int, largest: int = 64 << 10, big_count: int = 0, big_size: int = 0) -> int:
+    """Make `folder` with small files of 1 KiB to `largest` and big ones of bf16, a hundred to a folder; returns their bytes.
+
+    Every other folder holds random bytes, as images are, the rest text.
+    """
+    generator = np.random.default_rng(11)
+    words = [bytes(generator.integers(97, 123, length, dtype=np.uint8)) + b" " for length in generator.integers(2, 10, 4000)]
+    text = b"".join(words[word] for word in generator.zipf(1.3, 1 << 20) % len(words))
+    total = 0
+    for place in range(file_count):
+        size = int(generator.integers(1 << 10, largest + 1))
+        below = folder / f"{place // 100:05}"
+        if place % 100 == 0:
+            below.mkdir(parents=True)
+        start = int(generator.integers(0, len(text) - size))
+        is_text = place // 100 % 2
+        (below / f"{place:07}.bin").write_bytes(text[start : start + size] if is_text else generator.bytes(size))
+        total += size
+    for place in range(big_count):
+        (folder / f"weights-{place}.bin").write_bytes(bf16(place, big_size))
+    return total + big_count * big_size
+
+
 def write_safetensors(
     path: Path, *, size: int, seed: int = 0, changed: float = 0, changed_seed: int = 1, header_padding: int = 0
 ) -> int:

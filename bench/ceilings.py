@@ -1,0 +1,106 @@
+"""What this machine can do at most, measured beside what is compared: GB/s of single, simple steps."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from bench.data import bf16
+from filestore.chunking import Cutter
+from filestore.digest import chunk_digest
+
+SIZE = 256 << 20
+PIECE = 1 << 20
+
+
+def ceilings(folder: Path) -> dict[str, float]:
+    """GB/s of each step; files are written below `folder`."""
+    source = folder / "ceiling-source"
+    content = bf16(0, 32 << 20) * (SIZE >> 25)
+    source.write_bytes(content)
+    target = folder / "ceiling-target"
+    memory = memoryview(mmap.mmap(-1, SIZE))
+    memory[:] = content
+    steps: dict[str, Callable[[], object]] = {
+        "BLAKE3, one core": lambda: [chunk_digest(memory[start : start + PIECE]) for start in range(0, SIZE, PIECE)],
+        "FastCDC, one core": lambda: Cutter().cut(memory, final=True),
+        "copy of memory": lambda: _copy(memory),
+        "copy into fresh memory": lambda: bytearray(memory),
+        "loopback, send to receive": lambda: _over_loopback(source, None, send=_send_copies),
+        "loopback, sendfile to receive": lambda: _over_loopback(source, None, send=_send_file),
+        "loopback, sendfile to a new file": lambda: _over_loopback(source, target, send=_send_file),
+        "write to a new file": lambda: _write(target, memory, synced=False),
+        "write to a new file and sync": lambda: _write(target, memory, synced=True),
+    }
+    try:
+        return {name: SIZE / _seconds(step) / 1e9 for name, step in steps.items()}
+    finally:
+        for path in (source, target):
+            path.unlink(missing_ok=True)
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def _copy(memory: memoryview) -> None:
+    place = memoryview(bytearray(PIECE))
+    for start in range(0, len(memory), PIECE):
+        place[:] = memory[start : start + PIECE]
+
+
+def _write(path: Path, content: memoryview, *, synced: bool) -> None:
+    path.unlink(missing_ok=True)
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, len(content), PIECE):
+            file.write(content[start : start + PIECE])
+        if synced:
+            os.fsync(file.fileno())
+
+
+def _over_loopback(source: Path, target: Path | None, *, send: Callable[[Path, socket.socket], None]) -> None:
+    if target is not None:
+        target.unlink(missing_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender = threading.Thread(target=_send_to, args=(listener.getsockname(), source, send))
+        sender.start()
+        connection, _ = listener.accept()
+        with connection:
+            _receive(connection, target)
+        sender.join()
+
+
+def _send_to(address: tuple[str, int], source: Path, send: Callable[[Path, socket.socket], None]) -> None:
+    with socket.create_connection(address) as connection:
+        send(source, connection)
+
+
+def _send_copies(source: Path, connection: socket.socket) -> None:
+    place = memoryview(bytearray(PIECE))
+    with source.open("rb", buffering=0) as file:
+        while size := file.readinto(place):
+            connection.sendall(place[:size])
+
+
+def _send_file(source: Path, connection: socket.socket) -> None:
+    with source.open("rb") as file, suppress(BrokenPipeError):
+        connection.sendfile(file)
+
+
+def _receive(connection: socket.socket, target: Path | None) -> None:
+    place = memoryview(bytearray(PIECE))
+    descriptor = os.open(target or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while size := connection.recv_into(place):
+            if target is not None:
+                os.write(descriptor, place[:size])
+    finally:
+        os.close(descriptor)

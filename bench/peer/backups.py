@@ -1,0 +1,99 @@
+"""Backup programs: cut, deduplicate, verify."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import ClassVar
+
+from bench.peer.base import Peer
+from bench.run import Command, Service, free_port, run
+
+
+class Borg(Peer):
+    """A repository in a folder here: no network, no server. Not encrypted; compressed as it is by default."""
+
+    name = "borg, local"
+    checks = "yes"
+    programs: ClassVar = {"borg": "borgbackup"}
+
+    def start(self) -> None:
+        super().start()
+        self.environment = {
+            "BORG_BASE_DIR": str(self.folder / "base"),
+            "BORG_REPO": str(self.store),
+            "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
+        }
+        self._places = count()
+        run(["borg", "init", "-e", "none"], environment=self.environment)
+
+    def push(self, path: Path) -> Command:
+        return self._create(f"::{path.name}", path)
+
+    def push_again(self, path: Path) -> Command:
+        return self._create(f"::{path.name}-{next(self._places)}", path, "--files-cache=disabled")
+
+    def push_known(self, path: Path) -> Command:
+        return self._create(f"::{path.name}-{next(self._places)}", path)
+
+    def fetch(self, name: str, folder: Path) -> Command:
+        return Command(["borg", "extract", "--bypass-lock", f"::{name}"], self.environment, folder)
+
+    def push_tree(self, tree: Path) -> Command:
+        return self.push(tree)
+
+    def fetch_tree(self, name: str, folder: Path) -> Command:
+        return self.fetch(name, folder)
+
+    def _create(self, archive: str, path: Path, *options: str) -> Command:
+        return Command(["borg", "create", *options, archive, path.name], self.environment, path.parent)
+
+
+class Restic(Peer):
+    """Over HTTP, to `rclone serve restic`; encrypted, as it always is."""
+
+    name = "restic + rclone serve"
+    checks = "yes"
+    programs: ClassVar = {"restic": "restic", "rclone": "rclone"}
+
+    def start(self) -> None:
+        super().start()
+        port = free_port()
+        command: list[str | Path] = [
+            "rclone",
+            "serve",
+            "restic",
+            "--config",
+            "/dev/null",
+            "--addr",
+            f"127.0.0.1:{port}",
+            self.store,
+        ]
+        self.services.append(Service(Command(command), log=self.folder / "rclone.log", port=port))
+        self.environment = {
+            "RESTIC_REPOSITORY": f"rest:http://127.0.0.1:{port}/",
+            "RESTIC_PASSWORD": "on loopback only",
+            "RESTIC_CACHE_DIR": str(self.folder / "cache"),
+        }
+        run(["restic", "init"], environment=self.environment)
+
+    def push(self, path: Path) -> Command:
+        return self._backup(path)
+
+    def push_again(self, path: Path) -> Command:
+        return self._backup(path, "--force")
+
+    def push_known(self, path: Path) -> Command:
+        return self._backup(path)
+
+    def fetch(self, name: str, folder: Path) -> Command:
+        return Command(["restic", "restore", "latest", "--tag", name, "--target", folder], self.environment)
+
+    def push_tree(self, tree: Path) -> Command:
+        return self.push(tree)
+
+    def fetch_tree(self, name: str, folder: Path) -> Command:
+        return self.fetch(name, folder)
+
+    def _backup(self, path: Path, *options: str) -> Command:
+        return Command(["restic", "backup", "--tag", path.name, *options, path.name], self.environment, path.parent)

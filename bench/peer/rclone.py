@@ -1,0 +1,57 @@
+"""rclone over WebDAV, which checks nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from bench.peer.base import Peer
+from bench.run import Command, Service, free_port
+
+
+class Rclone(Peer):
+    """`rclone copy` to and from `rclone serve webdav`. What is stored is known by its size and time."""
+
+    name = "rclone over WebDAV"
+    programs: ClassVar = {"rclone": "rclone"}
+
+    def start(self) -> None:
+        super().start()
+        port = free_port()
+        command: list[str | Path] = [
+            "rclone",
+            "serve",
+            "webdav",
+            "--config",
+            "/dev/null",
+            "--addr",
+            f"127.0.0.1:{port}",
+            self.store,
+        ]
+        self.services.append(Service(Command(command), log=self.folder / "rclone.log", port=port))
+        self._remote = f":webdav,url='http://127.0.0.1:{port}',vendor=other:"
+
+    def forget(self, name: str) -> None:
+        (self.store / name).unlink(missing_ok=True)
+
+    def push(self, path: Path) -> Command:
+        return self._copy("copyto", str(path), self._remote + path.name)
+
+    def push_again(self, _path: Path) -> Command | None:
+        """It never reads what it holds for stored."""
+        return None
+
+    def push_known(self, path: Path) -> Command:
+        return self.push(path)
+
+    def fetch(self, name: str, folder: Path) -> Command:
+        return self._copy("copyto", self._remote + name, str(folder / name))
+
+    def push_tree(self, tree: Path) -> Command:
+        return self._copy("copy", str(tree), self._remote + tree.name)
+
+    def fetch_tree(self, name: str, folder: Path) -> Command:
+        return self._copy("copy", self._remote + name, str(folder / name))
+
+    def _copy(self, verb: str, source: str, target: str) -> Command:
+        return Command(["rclone", verb, "--config", "/dev/null", "--log-level", "ERROR", source, target])

@@ -1,0 +1,235 @@
+"""Each stage alone, on one core: what a later change is compared with.
+
+python bench/stages.py --json before.json                       # then change something
+python bench/stages.py --against before.json
+python bench/stages.py --chunks 10000000 --folder /var/tmp      # the index as large as it gets, on a disk
+
+Codecs of more kinds of data: `codec.py`. The index is one file of SQLite with that many chunks; *cold* means that the kernel
+was told to forget its pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import mmap
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.codec import measured  # noqa: E402  # a script finds its neighbours only now
+from bench.data import bf16, write_safetensors  # noqa: E402
+from filestore.archive.checksum import Checksum  # noqa: E402
+from filestore.chunking import CUTTING_VERSION, Cutter  # noqa: E402
+from filestore.digest import DIGEST_SIZE, Digest, chunk_digest  # noqa: E402
+from filestore.http.wire import BatchEntry, BatchParser, encode_batch_header  # noqa: E402
+from filestore.index.protocol import ChunkRow  # noqa: E402
+from filestore.index.sqlite import SqliteIndex, open_index  # noqa: E402
+from filestore.manifest import Chunk, Manifest  # noqa: E402
+
+MIB = 1 << 20
+PIECE = 256 << 10
+FRAME_SIZE = 700 << 10
+BATCH = 64
+"""Chunks of a batch: what one push asks for and makes live at once."""
+INSERTED = 4096
+NAMESPACE = "default"
+
+
+class Stage(NamedTuple):
+    """What was found of one stage: more is better where it is GB/s, less where it is microseconds."""
+
+    name: str
+    value: float
+    unit: str
+
+
+def main() -> None:
+    """Measure every stage, printing each as soon as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=64, help="MiB of content (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of which medians are shown (default %(default)s)")
+    parser.add_argument("--chunks", type=int, default=1_000_000, help="in the index (default %(default)s)")
+    parser.add_argument("--folder", type=Path, help="for the index (default: the temporary folder)")
+    parser.add_argument("--json", type=Path, help="a file for what was found")
+    parser.add_argument("--against", type=Path, help="such a file of an earlier run")
+    options = parser.parse_args()
+    earlier: dict[str, float] = json.loads(options.against.read_text(encoding="utf-8")) if options.against else {}
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="filestore-stages-") as name:
+        for stage in _stages(Path(name), options):
+            found[stage.name] = stage.value
+            before = f"   {stage.value / earlier[stage.name]:.2f} x before" if stage.name in earlier else ""
+            print(f"{stage.name:58} {stage.value:10.2f} {stage.unit}{before}", flush=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def _stages(folder: Path, options: argparse.Namespace) -> Iterator[Stage]:
+    size, rounds = options.size * MIB, options.rounds
+    yield from _scanning(folder, size, rounds)
+    yield from _coding(size, rounds)
+    yield from _framing(size, rounds)
+    yield from _listing(rounds)
+    yield from asyncio.run(_indexing(folder / "index.sqlite", options.chunks, rounds))
+
+
+def _scanning(folder: Path, size: int, rounds: int) -> Iterator[Stage]:
+    path = folder / "weights.safetensors"
+    write_safetensors(path, size=size)
+    # Anonymous memory, as the buffers of a push are: bytes of a file would cost faults of pages too.
+    weights = memoryview(mmap.mmap(-1, path.stat().st_size))
+    weights[:] = path.read_bytes()
+    noise = memoryview(mmap.mmap(-1, size))
+    noise[:] = np.random.default_rng(1).bytes(size)
+    yield _rate("cut: safetensors of bf16", len(weights), rounds, lambda: Cutter().cut(weights, final=True))
+    yield _rate("cut: random bytes, no structure", size, rounds, lambda: Cutter().cut(noise, final=True))
+    pieces = [weights[start : start + MIB] for start in range(0, len(weights), MIB)]
+    yield _rate("hash: chunks of 1 MiB", len(weights), rounds, lambda: [chunk_digest(piece) for piece in pieces])
+    yield _rate("sum: CRC of an entry, pieces of 1 MiB", len(weights), rounds, lambda: _summed(pieces))
+
+
+def _summed(pieces: list[memoryview]) -> None:
+    checksum = Checksum()
+    offset = 0
+    for piece in pieces:
+        checksum.add(offset, piece)
+        offset += len(piece)
+
+
+def _coding(size: int, rounds: int) -> Iterator[Stage]:
+    generator = np.random.default_rng(1)
+    normal = generator.standard_normal(size // 4, dtype=np.float32) * np.float32(0.02)
+    kinds = {
+        "bf16": bf16(1, size + 2)[1 : size + 1],
+        "fp32": normal.tobytes(),
+        "int8": np.clip(np.round(normal * 1600), -127, 127).astype("i1").tobytes(),
+        "text": b" ".join(b"%x" % number for number in generator.zipf(1.3, size // 16) % 5000),
+        "random": generator.bytes(size),
+    }
+    for kind, content in kinds.items():
+        result = measured(kind, content, chunk_size=MIB, rounds=rounds, codec=None)
+        yield Stage(
+            f"encode: {kind}, to {result.stored_size / result.size:.1%}", result.size / result.encode_seconds / 1e9, "GB/s"
+        )
+        yield Stage(f"decode and verify: {kind}", result.size / result.decode_seconds / 1e9, "GB/s")
+
+
+def _framing(size: int, rounds: int) -> Iterator[Stage]:
+    frame = os.urandom(FRAME_SIZE)
+    entries = [BatchEntry(Digest(hashlib.sha256(b"%d" % place).digest()), FRAME_SIZE) for place in range(size // FRAME_SIZE)]
+    batch = memoryview(encode_batch_header(entries) + frame * len(entries))
+
+    def parse() -> None:
+        parser = BatchParser(size=len(batch))
+        for start in range(0, len(batch), PIECE):
+            for _ in parser.feed(batch[start : start + PIECE]):
+                pass
+
+    yield Stage("take a batch apart: a frame in pieces of 256 KiB", _median(parse, rounds) / len(entries) * 1e6, "us")
+
+
+def _listing(rounds: int) -> Iterator[Stage]:
+    count = 200_000
+    chunks = [Chunk(_digest(place, count), MIB) for place in range(count)]
+    manifest = Manifest.build(chunks, cutting=CUTTING_VERSION)
+    seconds = _median(lambda: Manifest.build(chunks, cutting=CUTTING_VERSION), rounds)
+    yield Stage("build a manifest: a chunk", seconds / count * 1e6, "us")
+    yield Stage("parse a manifest: a chunk", _median(lambda: Manifest.parse(manifest.encoded), rounds) / count * 1e6, "us")
+
+
+async def _indexing(path: Path, count: int, rounds: int) -> list[Stage]:
+    index = await open_index(path)
+    started = time.perf_counter()
+    for start in range(0, count, INSERTED):
+        rows = [ChunkRow(_digest(place, count), MIB, FRAME_SIZE) for place in range(start, min(count, start + INSERTED))]
+        async with index.transaction() as transaction:
+            await transaction.add_chunks(NAMESPACE, rows)
+    filled = (time.perf_counter() - started) / count
+    # All of the log goes into the file with its last connection, and what is written can be forgotten.
+    await index.close()
+    size = path.stat().st_size  # noqa: ASYNC240  # nothing else waits for this loop
+    index = await open_index(path)
+    try:
+        return [
+            Stage(f"index: fill with {count:,} chunks in order, a chunk", filled * 1e6, "us"),
+            Stage("index: size, a chunk", size / count, "bytes"),
+            *await _asked(index, path, count, rounds * 20),
+            await _added(index, rounds * 20),
+        ]
+    finally:
+        await index.close()
+
+
+async def _asked(index: SqliteIndex, path: Path, count: int, rounds: int) -> list[Stage]:
+    chance = np.random.default_rng(1)
+    times: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        known = [_digest(int(place), count) for place in chance.integers(count, size=BATCH)]
+        strange = [Digest(chance.bytes(DIGEST_SIZE)) for _ in range(BATCH)]
+        for what, digests, answer in (("there", known, []), ("missing", strange, strange)):
+            # The second time the pages are in memory.
+            _forget_pages(path)
+            for state in ("cold", "warm"):
+                started = time.perf_counter()
+                missing = await index.missing(NAMESPACE, digests)
+                times.setdefault(f"{what}, {state}", []).append(time.perf_counter() - started)
+                if missing != answer:
+                    raise SystemExit("the index gave a wrong answer")
+    return [
+        Stage(f"index: ask for {BATCH} that are {how}, a chunk", median(found) / BATCH * 1e6, "us")
+        for how, found in times.items()
+    ]
+
+
+async def _added(index: SqliteIndex, rounds: int) -> Stage:
+    chance = np.random.default_rng(2)
+    times = []
+    for _ in range(rounds):
+        rows = [ChunkRow(Digest(chance.bytes(DIGEST_SIZE)), MIB, FRAME_SIZE) for _ in range(BATCH)]
+        started = time.perf_counter()
+        async with index.transaction() as transaction:
+            await transaction.add_chunks(NAMESPACE, rows)
+        times.append(time.perf_counter() - started)
+    return Stage(f"index: make {BATCH} live in one durable transaction, a chunk", median(times) / BATCH * 1e6, "us")
+
+
+def _digest(place: int, count: int) -> Digest:
+    """One of `count` digests that are spread evenly and rise with `place`."""
+    return Digest((place * ((1 << 64) // count)).to_bytes(8, "big") + place.to_bytes(DIGEST_SIZE - 8, "big"))
+
+
+def _forget_pages(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _rate(name: str, size: int, rounds: int, work: Callable[[], object]) -> Stage:
+    return Stage(name, size / _median(work, rounds) / 1e9, "GB/s")
+
+
+def _median(work: Callable[[], object], rounds: int) -> float:
+    return median(_once(work) for _ in range(rounds))
+
+
+def _once(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
