@@ -70,10 +70,18 @@ run filestore fetch model.safetensors -o "$work/fetched/"
 run filestore fetch model-v2.safetensors -o "$work/fetched/"
 cmp "$model" "$work/fetched/model.safetensors"
 cmp "$work/model-v2.safetensors" "$work/fetched/model-v2.safetensors"
+
+step 'Push a folder with the model in it, whose weights are there already; fetch it, and compare'
+mkdir "$work/my_model"
+cp "$model" "$work/my_model/"
+printf '{"architectures": ["BertModel"]}\n' >"$work/my_model/config.json"
+run filestore push "$work/my_model"
+run filestore fetch my_model.zip -o "$work/fetched/my_model"
+diff -r "$work/my_model" "$work/fetched/my_model"
 run filestore ls
 
 step 'Stop the server'
 kill "$server"
 wait "$server"
 server=
-echo 'Both files came back byte for byte. The server has stopped.'
+echo 'Both files and the folder came back byte for byte. The server has stopped.'

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from filestore.backends import connect
     from filestore.cache import Cache
     from filestore.errors import FilestoreError
-    from filestore.objects import File, Record, Reference
+    from filestore.objects import Directory, File, Record, Reference
 
-__all__ = ["Cache", "File", "FilestoreError", "Record", "Reference", "connect"]
+__all__ = ["Cache", "Directory", "File", "FilestoreError", "Record", "Reference", "connect"]
 
 _HOMES = {
     "Cache": "filestore.cache",
+    "Directory": "filestore.objects",
     "File": "filestore.objects",
     "FilestoreError": "filestore.errors",
     "Record": "filestore.objects",

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filestore.archive.read import DEFAULT_LIMITS, Limits
 from filestore.errors import InvalidSetting
 
 CODEC_CHOICES = ("auto", "raw", "zstd", "planes2+zstd", "planes4+zstd")
 
-_SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB)?\Z")
-_SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB|TiB)?\Z")
+_SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZE_UNIT = "bytes, or with B, KiB, MiB, GiB, TiB"
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
 
 
@@ -32,6 +34,8 @@ class Knob(NamedTuple):
     """The environment variable, or None for a setting that only an option may change."""
     parse: Callable[[object], object]
     """The value that a text, or a TOML value, stands for; its own results stand for themselves. Raises ValueError."""
+    has_option: bool = True
+    """Whether commands take it as an option; what one sets once for a machine has none."""
 
 
 class Folders(NamedTuple):
@@ -113,9 +117,15 @@ def _size(minimum: int) -> Callable[[object], int]:
 
 
 def _knob(
-    meaning: str, *, unit: str, default: str, parse: Callable[[object], object], environment: str | None
+    meaning: str,
+    *,
+    unit: str,
+    default: str,
+    parse: Callable[[object], object],
+    environment: str | None,
+    has_option: bool = True,
 ) -> dict[str, Knob]:
-    return {"knob": Knob(meaning, unit, default, environment, parse)}
+    return {"knob": Knob(meaning, unit, default, environment, parse, has_option)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +244,7 @@ class Settings:
         default=128 << 20,
         metadata=_knob(
             "Bytes in flight in one server process at most, whatever the number of clients",
-            unit="bytes, or with B, KiB, MiB, GiB",
+            unit=_SIZE_UNIT,
             default="128MiB",
             environment="FILESTORE_MEMORY_LIMIT",
             parse=_size(16 << 20),
@@ -254,7 +264,7 @@ class Settings:
         default=None,
         metadata=_knob(
             "Bytes of the largest file that a server takes by form",
-            unit="bytes, or with B, KiB, MiB, GiB",
+            unit=_SIZE_UNIT,
             default="none: as much as the disk holds",
             environment="FILESTORE_UPLOAD_LIMIT",
             parse=_size(0),
@@ -270,6 +280,77 @@ class Settings:
             parse=_seconds,
         ),
     )
+    unpack_entries: int = field(
+        default=DEFAULT_LIMITS.entries,
+        metadata=_knob(
+            "Files, links and folders that a zip file may unpack to",
+            unit="count",
+            default="1000000",
+            environment="FILESTORE_UNPACK_ENTRIES",
+            parse=_whole(1, 1_000_000_000),
+            has_option=False,
+        ),
+    )
+    unpack_total_size: int = field(
+        default=DEFAULT_LIMITS.total_size,
+        metadata=_knob(
+            "Bytes that a zip file may unpack to",
+            unit=_SIZE_UNIT,
+            default="2TiB",
+            environment="FILESTORE_UNPACK_TOTAL_SIZE",
+            parse=_size(1),
+            has_option=False,
+        ),
+    )
+    unpack_ratio: int = field(
+        default=DEFAULT_LIMITS.ratio,
+        metadata=_knob(
+            "How many times its own size a zip file may unpack to, beside the first MiB",
+            unit="ratio",
+            default="200",
+            environment="FILESTORE_UNPACK_RATIO",
+            parse=_whole(1, 1_000_000),
+            has_option=False,
+        ),
+    )
+    unpack_name_size: int = field(
+        default=DEFAULT_LIMITS.name_size,
+        metadata=_knob(
+            "Bytes that a path in a zip file may have",
+            unit=_SIZE_UNIT,
+            default="4KiB",
+            environment="FILESTORE_UNPACK_NAME_SIZE",
+            parse=_size(1),
+            has_option=False,
+        ),
+    )
+    unpack_depth: int = field(
+        default=DEFAULT_LIMITS.depth,
+        metadata=_knob(
+            "Folders inside each other that a zip file may unpack to",
+            unit="count",
+            default="128",
+            environment="FILESTORE_UNPACK_DEPTH",
+            parse=_whole(1, 65535),
+            has_option=False,
+        ),
+    )
+    unpack_directory_size: int = field(
+        default=DEFAULT_LIMITS.directory_size,
+        metadata=_knob(
+            "Bytes that the central directory of a zip file may have; it is held in memory",
+            unit=_SIZE_UNIT,
+            default="256MiB",
+            environment="FILESTORE_UNPACK_DIRECTORY_SIZE",
+            parse=_size(1),
+            has_option=False,
+        ),
+    )
+
+    @property
+    def unpack_limits(self) -> Limits:
+        """What a zip file may ask of whoever unpacks it: all settings whose names begin with `unpack_`."""
+        return Limits(**{limit.name: getattr(self, f"unpack_{limit.name}") for limit in fields(Limits)})
 
 
 def knobs() -> dict[str, Knob]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+
+_SYNC_THREADS = 16
 
 
 def sync_descriptor(descriptor: int) -> None:
@@ -23,3 +29,49 @@ def sync_path(path: Path) -> None:
         sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(root: Path) -> None:
+    """Have the disk keep a folder and all that lies in it; links are not followed. Blocks. Raises OSError.
+
+    Where the operating system can, its whole file system is synced in one call, which for thousands of files is far quicker
+    than one after the other, and waits for what others have written there too.
+    """
+    sync_file_system = _syncfs()
+    if sync_file_system is None:
+        with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+            for _ in pool.map(sync_path, _standing(root)):
+                pass
+        return
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        sync_file_system(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@cache
+def _syncfs() -> Callable[[int], None] | None:
+    """The call of Linux's C libraries that syncs the file system of a descriptor, where there is one."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):
+        return None
+
+    def syncfs(descriptor: int) -> None:
+        if call(descriptor):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+    return syncfs
+
+
+def _standing(root: Path) -> Iterator[Path]:
+    """Files and folders of a tree, its root the last."""
+    for folder, _, names in os.walk(root, topdown=False, onerror=_raise):
+        yield from (path for path in (Path(folder, name) for name in names) if not path.is_symlink())
+        yield Path(folder)
+
+
+def _raise(error: OSError) -> None:
+    raise error

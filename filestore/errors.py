@@ -7,12 +7,14 @@ FilestoreError
 │   ├── InvalidReference
 │   ├── InvalidRange
 │   ├── InvalidUrl
+│   ├── NothingMatches
 │   └── InvalidSetting
 ├── InvalidContent            bytes that are not what they say
 │   ├── InvalidFrame
 │   ├── InvalidBatch
 │   ├── InvalidManifest
 │   ├── InvalidArchive
+│   │   └── NotAnArchive
 │   └── DamagedChunk
 ├── NotFound
 ├── ChunksMissing
@@ -23,7 +25,7 @@ FilestoreError
 ├── SourceError               what is pushed
 │   ├── SourceUnreadable
 │   ├── SourceChanged
-│   └── SourceIsDirectory
+│   └── SourceRefused
 ├── TargetError               where a fetch writes
 ├── StorageError              the disk under a repository, a cache or a target
 │   └── StorageFull
@@ -115,6 +117,15 @@ class InvalidUrl(InvalidInput):
         super().__init__(url, reason)
 
 
+class NothingMatches(InvalidInput):
+    """Globs that take nothing of a directory."""
+
+    sentence = "nothing in {0} matches {1}; give globs for paths inside it, such as '*.safetensors'"
+
+    def __init__(self, path: str, globs: str) -> None:
+        super().__init__(path, globs)
+
+
 class InvalidSetting(InvalidInput):
     """A setting has a value that cannot be used; `source` names where it stands. The value may be a secret."""
 
@@ -173,6 +184,19 @@ class InvalidArchive(InvalidContent):
         return super().__str__() if self.entry else f"the archive was refused: {self.reason}"
 
 
+class NotAnArchive(InvalidArchive):
+    """A file that should be unpacked and is no zip file."""
+
+    sentence = "{0!r} cannot be unpacked: {1}; fetch it as the file that it is"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__("", reason)
+        self.args = (name, reason)
+
+    def __str__(self) -> str:
+        return self.sentence.format(*self.args)
+
+
 class DamagedChunk(InvalidContent):
     """A kept frame no longer decodes to its digest."""
 
@@ -204,12 +228,17 @@ class ChunksMissing(FilestoreError):
 
 
 class LimitExceeded(FilestoreError):
-    """Something is larger than a limit allows."""
+    """Something is larger than a limit allows. `setting` names the one that is the limit; empty where none is."""
 
     sentence = "{0} is {1}, more than the limit of {2}"
 
-    def __init__(self, what: str, found: int, limit: int) -> None:
-        super().__init__(what, found, limit)
+    def __init__(self, what: str, found: int, limit: int, setting: str = "") -> None:
+        super().__init__(what, found, limit, setting)
+        self.setting = setting
+
+    def __str__(self) -> str:
+        what_to_do = f"; if you trust it, raise the setting {self.setting} (FILESTORE_{self.setting.upper()})"
+        return super().__str__() + (what_to_do if self.setting else "")
 
 
 class UnknownFormat(FilestoreError):
@@ -261,13 +290,13 @@ class SourceChanged(SourceError):
         super().__init__(path, reason)
 
 
-class SourceIsDirectory(SourceError):
-    """A directory was given where a file is expected."""
+class SourceRefused(SourceError):
+    """Something in a directory cannot be pushed."""
 
-    sentence = "{0} is a directory, and this version pushes single files only; push the files in it one by one"
+    sentence = "{0} was refused: {1}"
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
 
 
 class TargetError(FilestoreError):

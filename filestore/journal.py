@@ -1,4 +1,4 @@
-"""What was pushed from where: lets a second push of an unchanged file read none of it.
+"""What was pushed from where: lets a second push of an unchanged file or directory read none of it.
 
 A cache and nothing more: a journal that is damaged, locked or of another version is as good as an empty one.
 """
@@ -12,21 +12,22 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
+from zstandard import ZstdError, compress, decompress
+
 from filestore.errors import FilestoreError
 from filestore.manifest import Manifest
 from filestore.repository import Identity
-from filestore.source import FileState
+from filestore.source import Remembered
 
 ENTRY_LIMIT = 10_000
-SETTLED_NANOSECONDS = 2_000_000_000
-"""A file that changed within this time before it was recorded may have changed again within one tick of its clock."""
+SIZE_LIMIT = 1 << 30
+"""Bytes of all entries."""
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE pushed (
     repository TEXT, namespace TEXT, path BLOB,
-    size INTEGER, mtime INTEGER, ctime INTEGER, inode TEXT, device TEXT,
-    cutting INTEGER, recorded_at INTEGER, manifest BLOB,
+    cutting INTEGER, recorded_at INTEGER, manifest BLOB, known BLOB,
     PRIMARY KEY (repository, namespace, path)
 )
 """
@@ -52,14 +53,14 @@ class Journal:
             self._connection.close()
             self._connection = None
 
-    def find(self, identity: Identity, path: Path, state: FileState) -> Manifest | None:
-        """The manifest of the last push of `path` to that repository, if the file is in the very same state."""
+    def find(self, identity: Identity, path: Path) -> Remembered | None:
+        """What the last push of `path` to that repository left."""
         if self._connection is None:
             return None
         try:
             with closing(
                 self._connection.execute(
-                    "SELECT size, mtime, ctime, inode, device, recorded_at, manifest FROM pushed"
+                    "SELECT manifest, known, recorded_at FROM pushed"
                     " WHERE repository = ? AND namespace = ? AND path = ? AND cutting = ?",
                     (identity.id, identity.namespace, _key(path), identity.cutting),
                 )
@@ -67,32 +68,27 @@ class Journal:
                 row = rows.fetchone()
             if row is None:
                 return None
-            size, mtime, ctime, inode, device, recorded_at, encoded = row
-            settled = max(mtime, ctime) + SETTLED_NANOSECONDS < recorded_at
-            if not settled or FileState(size, mtime, ctime, int(inode), int(device)) != state:
-                return None
-            manifest = Manifest.parse(encoded)
-        except (sqlite3.Error, FilestoreError, TypeError, ValueError):
+            encoded, known, recorded_at = row
+            return Remembered(Manifest.parse(encoded), decompress(known), int(recorded_at))
+        except (sqlite3.Error, ZstdError, FilestoreError, TypeError, ValueError):
             return None
-        return manifest if manifest.size == state.size else None
 
-    def record(self, identity: Identity, path: Path, state: FileState, manifest: Manifest) -> None:
-        """Remember a push that was committed; forgets the oldest entries past `ENTRY_LIMIT`."""
+    def record(self, identity: Identity, path: Path, manifest: Manifest, known: bytes) -> None:
+        """Remember a push that was committed; forgets the oldest entries past `ENTRY_LIMIT` and `SIZE_LIMIT`."""
         if self._connection is None:
             return
-        # Inode and device as text: they are unsigned 64-bit numbers, SQLite's integers are signed.
-        device = (str(state.inode), str(state.device))
         key = (identity.id, identity.namespace, _key(path))
-        row = (*key, state.size, state.mtime, state.ctime, *device, identity.cutting, time.time_ns(), manifest.encoded)
+        row = (*key, identity.cutting, time.time_ns(), manifest.encoded, compress(known))
         try:
             with self._connection:
-                self._connection.execute("INSERT OR REPLACE INTO pushed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+                self._connection.execute("INSERT OR REPLACE INTO pushed VALUES (?, ?, ?, ?, ?, ?, ?)", row)
                 self._connection.execute(
-                    "DELETE FROM pushed WHERE recorded_at <="
-                    " (SELECT recorded_at FROM pushed ORDER BY recorded_at DESC LIMIT 1 OFFSET ?)",
-                    (ENTRY_LIMIT,),
+                    "DELETE FROM pushed WHERE rowid NOT IN (SELECT id FROM (SELECT rowid AS id, recorded_at,"
+                    " SUM(LENGTH(manifest) + LENGTH(known)) OVER (ORDER BY recorded_at DESC, rowid DESC) AS size"
+                    " FROM pushed) WHERE size <= ? ORDER BY recorded_at DESC LIMIT ?)",
+                    (SIZE_LIMIT, ENTRY_LIMIT),
                 )
-        except (sqlite3.Error, OverflowError):
+        except sqlite3.Error:
             return
 
     def _open(self) -> sqlite3.Connection | None:
@@ -104,8 +100,9 @@ class Journal:
             return None
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
+            if version < _SCHEMA_VERSION:
                 with connection:
+                    connection.execute("DROP TABLE IF EXISTS pushed")
                     connection.execute(_SCHEMA)
                     connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
             elif version != _SCHEMA_VERSION:

@@ -72,6 +72,11 @@ class Chunks(Sequence[Chunk]):
             return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
         return NotImplemented
 
+    @property
+    def encoded(self) -> memoryview:
+        """The table that stands for them, 36 bytes a chunk: for whoever goes through millions."""
+        return self._entries
+
     def sizes(self) -> Iterator[int]:
         """The sizes alone: five times faster than the chunks."""
         return (size for (size,) in _ENTRY_SIZE.iter_unpack(self._entries))

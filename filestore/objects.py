@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from filestore.digest import Buffer, Digest
 from filestore.errors import InvalidDigest, InvalidName, InvalidReference
-from filestore.layout import file_path, parse_file_path
+from filestore.layout import FILES_PREFIX, file_path, parse_file_path
 
 DEFAULT_NAMESPACE = "default"
 NAME_LIMIT = 255
@@ -135,36 +135,73 @@ class Reference:
         return str(self.id or self.digest or self.name)
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """A stored file as pipelines pass it around, named by `path`, `id` or `digest`: exactly one of them.
-
-    >>> File("pipeline_files/ab/cd/<digest>/model.safetensors")
-    >>> File(id="file_0123...")
-
-    Raises InvalidReference when none or several are given, or what is given is malformed. Does no I/O.
-    """
+@dataclass(frozen=True, slots=True, repr=False)
+class _Named:
+    """What `File` and `Directory` share: exactly one of `path`, `id` and `digest`. Values of two classes are never equal."""
 
     path: str | None = None
     id: str | None = None
     digest: str | None = None
 
     def __post_init__(self) -> None:
-        _ = self.reference
+        given = self._given()
+        if len(given) != 1:
+            raise InvalidReference(repr(self), "give exactly one of path, id and digest")
+        if self.path is None:
+            _ = self.reference
+        elif not self.path:
+            raise InvalidReference(repr(self), "its path is empty")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{field}={value!r}' for field, value in self._given().items())})"
 
     @property
     def reference(self) -> Reference:
-        """What a repository is asked for."""
-        given = [value for value in (self.path, self.id, self.digest) if value is not None]
-        if len(given) != 1:
-            raise InvalidReference(repr(given), "give exactly one of path, id and digest")
+        """What a repository is asked for. Raises InvalidReference for a local path, which no repository knows."""
         if self.path is not None:
-            digest, name = parse_file_path(str(self.path))
-            return Reference(digest=digest, name=checked_name(name))
-        reference = Reference.parse(given[0])
+            return _stored(self.path)
+        (given,) = self._given().values()
+        reference = Reference.parse(given)
         if (self.id is None) != (reference.id is None) or (self.digest is None) != (reference.digest is None):
-            raise InvalidReference(given[0], "an id is file_ and 32 hexadecimal digits, a digest 64 of them")
+            raise InvalidReference(given, "an id is file_ and 32 hexadecimal digits, a digest 64 of them")
         return reference
+
+    def _given(self) -> dict[str, str]:
+        fields = {"path": self.path, "id": self.id, "digest": self.digest}
+        return {field: value for field, value in fields.items() if value is not None}
+
+
+class File(_Named):
+    """A file as pipelines pass it around: a stored one, named by `path`, `id` or `digest`, or a local one to be pushed.
+
+    >>> File(id="file_0123...")
+    >>> File("pipeline_files/ab/cd/<digest>/model.safetensors")
+    >>> File("./model.safetensors")
+
+    Raises InvalidReference when none or several are given, or an id or a digest is malformed. Does no I/O.
+    """
+
+    __slots__ = ()
+
+
+class Directory(_Named):
+    """A directory, given as a `File` is: of what is stored, any zip file serves, and stands for its tree.
+
+    >>> Directory(id="file_0123...")
+    >>> Directory("./my_model")
+
+    Raises InvalidReference as `File` does. Does no I/O.
+    """
+
+    __slots__ = ()
+
+
+def _stored(path: str) -> Reference:
+    """What a stored path names. Raises InvalidReference, InvalidName."""
+    if not path.removeprefix("/").startswith(f"{FILES_PREFIX}/"):
+        raise InvalidReference(path, "it is a local path; push it first, and use the id that the push prints")
+    digest, name = parse_file_path(path)
+    return Reference(digest=digest, name=checked_name(name))
 
 
 def checked_name(name: str) -> str:
@@ -188,8 +225,9 @@ def archive_name(folder: str) -> str:
 
 
 def tree_name(name: str) -> str:
-    """The name of the folder that a zip file called `name` unpacks to."""
-    return name.removesuffix(".zip") or name
+    """The name of the folder that a zip file called `name` unpacks to. Where `name` can be kept, so can that (I4)."""
+    stem = name.removesuffix(".zip")
+    return name if stem in ("", ".", "..") else stem
 
 
 def checked_namespace(namespace: str) -> str:

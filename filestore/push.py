@@ -1,6 +1,6 @@
 """Push: path, chunks, frames, repository.
 
-A window of the file is read, cut and hashed in one thread; what the repository is missing of it is encoded in another
+A window of the content is read, cut and hashed in one thread; what the repository is missing of it is encoded in another
 and put, while the next window is read. Only the manifest has an order: windows may overtake one another.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +19,12 @@ from filestore.codec import Codec, Encoder, frame_limit
 from filestore.digest import Digest, chunk_digest
 from filestore.errors import ChunksMissing, InvalidReference, SourceChanged
 from filestore.journal import Journal
-from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
-from filestore.objects import Frame, Progress, Record, Report, checked_name
-from filestore.repository import Repository
-from filestore.source import WINDOW_SIZE, Scanner, Source, Window
+from filestore.manifest import CHUNK_LIMIT, Manifest
+from filestore.objects import Frame, Kind, Progress, Record, Report, archive_name, checked_name
+from filestore.repository import Identity, Repository
+from filestore.source import WINDOW_SIZE, FileSource, Source, Window
+from filestore.tree_source import TreeSource
+from filestore.walk import Symlinks, walk
 
 WINDOWS_IN_FLIGHT = 4
 COMMIT_ATTEMPTS = 3
@@ -44,6 +46,29 @@ class Pushed(NamedTuple):
     bytes_shared: int
     """Decoded bytes that were not sent, because the repository, or this push, had them already."""
     bytes_read: int
+    file_count: int
+    seconds: float
+
+
+class Surveyed(NamedTuple):
+    """A file of a survey, in decoded bytes."""
+
+    name: str
+    size: int
+    """With its headers, where it is part of a directory."""
+    bytes_new: int
+    """Those that lie in chunks which the repository has not got."""
+
+
+class Survey(NamedTuple):
+    """What a push would do, in decoded bytes."""
+
+    digest: Digest
+    size: int
+    entries: list[Surveyed]
+    bytes_new: int
+    bytes_shared: int
+    bytes_read: int
     seconds: float
 
 
@@ -56,57 +81,148 @@ async def push(
     rehash: bool = False,
     codec: Codec | None = None,
     report: Report | None = None,
+    symlinks: Symlinks = Symlinks.INSIDE,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
 ) -> Pushed:
-    """Store the file at `path` under `name` (its own where none is given), sending what the repository has not got.
+    """Store the file or directory at `path` under `name` (its own where none is given), sending what the repository has not got.
 
-    With `journal`, a file in the same state as at its last push to this repository is not read; `rehash` reads it all the same.
-    `codec` forces one for all chunks. Cancelled or broken off, what was sent stays, and the next push does not send it again.
+    A directory becomes a record of that kind, `my_model.zip` for `my_model`; `symlinks`, `include` and `exclude` say what is
+    taken of it, as `walk` has them. With `journal`, what is in the same state as at its last push to this repository is not
+    read; `rehash` reads it all the same. `codec` forces one for all chunks. Cancelled or broken off, what was sent stays, and
+    the next push does not send it again.
 
-    Raises SourceUnreadable, SourceIsDirectory, SourceChanged, InvalidName, LimitExceeded, StorageError, TransferError.
+    Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches, InvalidName, LimitExceeded, StorageError,
+    TransferError.
     """
     started = time.monotonic()
-    with await in_disk_thread(Source, path) as source:
-        kept_name = checked_name(path.name if name is None else name)
-        identity = await repository.identity()
-        sending = _Sending(repository, source, cutting=identity.cutting, codec=codec, report=report)
-        manifest = None
-        if journal is not None and not rehash:
-            manifest = await in_disk_thread(journal.find, identity, path, source.state)
-        if manifest is None:
-            manifest = await sending.send_all()
-        else:
-            sending.shared = manifest.size
-            sending.report_progress()
-        record = await _commit(sending, manifest, kept_name)
+    kept_name = await in_disk_thread(_name, path) if name is None else checked_name(name)
+    identity = await repository.identity()
+    source = await in_disk_thread(_opened, path, identity.cutting, symlinks=symlinks, include=include, exclude=exclude)
+    try:
+        if not rehash:
+            await _recall(journal, identity, source)
+        sending = _Sending(repository, source, codec=codec, report=report)
+        await sending.send_all()
+        manifest = await in_cpu_thread(source.manifest)
+        kind = Kind.DIRECTORY if isinstance(source, TreeSource) else Kind.FILE
+        record = await _commit(sending, manifest, kept_name, kind)
         if journal is not None:
-            await in_disk_thread(journal.record, identity, path, source.state, manifest)
-    return Pushed(record, sending.moved, sending.shared, sending.read, time.monotonic() - started)
+            known = await in_cpu_thread(source.known)
+            await in_disk_thread(journal.record, identity, path, manifest, known)
+    finally:
+        await in_disk_thread(source.close)
+    read = source.read + sending.read_again
+    return Pushed(record, sending.moved, sending.shared, read, source.file_count, time.monotonic() - started)
 
 
-async def manifest_of(path: Path, *, cutting: int = CUTTING_VERSION, report: Report | None = None) -> Manifest:
+async def survey(
+    repository: Repository,
+    path: Path,
+    *,
+    journal: Journal | None = None,
+    rehash: bool = False,
+    report: Report | None = None,
+    symlinks: Symlinks = Symlinks.INSIDE,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Survey:
+    """What a push of `path` would send, entry by entry; sends and records nothing. Arguments and errors are those of `push`."""
+    started = time.monotonic()
+    identity = await repository.identity()
+    source = await in_disk_thread(_opened, path, identity.cutting, symlinks=symlinks, include=include, exclude=exclude)
+    try:
+        if not rehash:
+            await _recall(journal, identity, source)
+        manifest = await _scan_all(source, report)
+        missing = set(await repository.missing(list(dict.fromkeys(chunk.digest for chunk in manifest.chunks))))
+        entries = await in_cpu_thread(_surveyed, source, manifest, frozenset(missing))
+    finally:
+        await in_disk_thread(source.close)
+    new = sum({chunk.digest: chunk.size for chunk in manifest.chunks if chunk.digest in missing}.values())
+    seconds = time.monotonic() - started
+    return Survey(manifest.digest, manifest.size, entries, new, manifest.size - new, source.read, seconds)
+
+
+async def manifest_of(
+    path: Path,
+    *,
+    cutting: int = CUTTING_VERSION,
+    report: Report | None = None,
+    symlinks: Symlinks = Symlinks.INSIDE,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Manifest:
     """The manifest that a push of `path` would commit; its digest is the file digest. Asks no repository.
 
-    Raises SourceUnreadable, SourceIsDirectory, SourceChanged.
+    Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches, InvalidName, LimitExceeded.
     """
-    with await in_disk_thread(Source, path) as source:
-        scanner = Scanner(source, cutting=cutting)
-        chunks: list[Chunk] = []
-        async with BufferPool(count=1, size=WINDOW_SIZE).take() as buffer:
-            while not scanner.finished:
-                window = await in_cpu_thread(scanner.scan, buffer)
-                chunks.extend(window.chunks)
-                if report is not None:
-                    report(Progress(source.state.size, scanner.read, 0, 0, scanner.read))
-        source.check_unchanged()
-    return Manifest.build(chunks, cutting=cutting)
+    source = await in_disk_thread(_opened, path, cutting, symlinks=symlinks, include=include, exclude=exclude)
+    try:
+        return await _scan_all(source, report)
+    finally:
+        await in_disk_thread(source.close)
 
 
-async def _commit(sending: _Sending, manifest: Manifest, name: str) -> Record:
+def _opened(
+    path: Path, cutting: int, *, symlinks: Symlinks, include: Sequence[str], exclude: Sequence[str]
+) -> FileSource | TreeSource:
+    if path.is_dir():
+        return TreeSource(walk(path, symlinks=symlinks, include=include, exclude=exclude), cutting=cutting)
+    return FileSource(path, cutting=cutting)
+
+
+def _name(path: Path) -> str:
+    """The name that is kept where nobody says another: of `.` or `..`, that of the folder it stands for."""
+    if path.is_dir():
+        return archive_name(path.name if path.name not in {"", ".."} else path.resolve().name)
+    return checked_name(path.name)
+
+
+async def _recall(journal: Journal | None, identity: Identity, source: Source) -> None:
+    if journal is None:
+        return
+    remembered = await in_disk_thread(journal.find, identity, source.path)
+    if remembered is not None:
+        await in_cpu_thread(source.recall, remembered)
+
+
+async def _scan_all(source: Source, report: Report | None) -> Manifest:
+    async with BufferPool(count=1, size=WINDOW_SIZE).take() as buffer:
+        while not source.is_finished:
+            await in_cpu_thread(source.scan, buffer)
+            if report is not None:
+                done = source.read + source.remembered_size
+                report(Progress(source.size, done, 0, 0, source.read, source.file_count, source.files_done))
+    source.check_unchanged()
+    return await in_cpu_thread(source.manifest)
+
+
+def _surveyed(source: Source, manifest: Manifest, missing: frozenset[Digest]) -> list[Surveyed]:
+    """How much of each entry lies in missing chunks. Both go by their offsets."""
+    chunks = zip(manifest.offsets(), manifest.chunks, strict=True)
+    offset, end, is_new = 0, 0, False
+    entries = []
+    for name, start, stop in source.spans():
+        new = 0
+        at = start
+        while at < stop:
+            while end <= at:
+                offset, chunk = next(chunks)
+                end, is_new = offset + chunk.size, chunk.digest in missing
+            until = min(stop, end)
+            new += (until - at) * is_new
+            at = until
+        entries.append(Surveyed(name, stop - start, new))
+    return entries
+
+
+async def _commit(sending: _Sending, manifest: Manifest, name: str, kind: Kind) -> Record:
     for attempt in count(1):
         # Nothing of a file that changed meanwhile is recorded: what was cut may be of two versions.
         sending.source.check_unchanged()
         try:
-            return await sending.repository.commit(manifest.encoded, name=name)
+            return await sending.repository.commit(manifest.encoded, name=name, kind=kind)
         except ChunksMissing as error:
             if attempt == COMMIT_ATTEMPTS:
                 raise
@@ -117,34 +233,28 @@ async def _commit(sending: _Sending, manifest: Manifest, name: str) -> Record:
 class _Sending:
     """One push under way: its counters, its buffers, and what it has asked the repository for."""
 
-    def __init__(
-        self, repository: Repository, source: Source, *, cutting: int, codec: Codec | None, report: Report | None
-    ) -> None:
+    def __init__(self, repository: Repository, source: Source, *, codec: Codec | None, report: Report | None) -> None:
         self.repository = repository
         self.source = source
-        self.read = self.moved = self.shared = 0
+        self.moved = 0
+        self.shared = source.remembered_size
+        self.read_again = 0
         self._sent = self._under_way = self._done = 0
-        self._cutting = cutting
         self._report = report
         self._asked: set[Digest] = set()
         self._encoder = per_thread(lambda: Encoder(codec=codec))
         self._windows = BufferPool(count=WINDOWS_IN_FLIGHT, size=WINDOW_SIZE)
         self._frames = BufferPool(count=WINDOWS_IN_FLIGHT - 1, size=frame_limit(WINDOW_SIZE))
 
-    async def send_all(self) -> Manifest:
-        """Read the source once and send what is missing; the manifest of what was read."""
-        scanner = Scanner(self.source, cutting=self._cutting)
-        chunks: list[Chunk] = []
+    async def send_all(self) -> None:
+        """Read the source once and send what is missing."""
         self.report_progress()
         async with task_group() as group:
-            while not scanner.finished:
+            while not self.source.is_finished:
                 buffer = await self._windows.acquire()
-                window = await in_cpu_thread(scanner.scan, buffer)
-                self.read = scanner.read
-                chunks.extend(window.chunks)
+                windows = await in_cpu_thread(self.source.scan, buffer)
                 self.report_progress()
-                group.create_task(self._send_window(window, buffer))
-        return Manifest.build(chunks, cutting=self._cutting)
+                group.create_task(self._send_windows(windows, buffer))
 
     async def send_again(self, manifest: Manifest, digests: set[Digest]) -> None:
         """Send those chunks of the source. Raises SourceChanged when they are not what the manifest says."""
@@ -158,28 +268,34 @@ class _Sending:
         async with self._windows.take() as buffer:
             for group in _batches(wanted, limit=WINDOW_SIZE - CHUNK_LIMIT):
                 pieces = await in_cpu_thread(self._read_chunks, group, buffer)
+                self.read_again += sum(len(piece) for _, piece in pieces)
                 self.shared = max(0, self.shared - sum(len(piece) for _, piece in pieces))
                 await self._send_chunks(pieces)
 
     def report_progress(self) -> None:
         """Tell how far it is."""
         if self._report is not None:
-            total = self.source.state.size
+            source = self.source
             # What is under way counts with its encoded bytes; what a retry takes back is not taken off the bar.
-            self._done = max(self._done, min(total, self._sent + self.shared + self._under_way))
-            self._report(Progress(total, self._done, self.moved, self.shared, self.read))
+            self._done = max(self._done, min(source.size, self._sent + self.shared + self._under_way))
+            self._report(
+                Progress(source.size, self._done, self.moved, self.shared, source.read, source.file_count, source.files_done)
+            )
 
-    async def _send_window(self, window: Window, buffer: memoryview) -> None:
+    async def _send_windows(self, windows: list[Window], buffer: memoryview) -> None:
         try:
             pieces: dict[Digest, memoryview] = {}
-            offset = 0
-            for chunk in window.chunks:
-                if chunk.digest not in self._asked:
-                    pieces[chunk.digest] = window.content[offset : offset + chunk.size]
-                offset += chunk.size
+            size = 0
+            for window in windows:
+                offset = 0
+                for chunk in window.chunks:
+                    if chunk.digest not in self._asked:
+                        pieces[chunk.digest] = window.content[offset : offset + chunk.size]
+                    offset += chunk.size
+                size += offset
             self._asked.update(pieces)
             missing = await self.repository.missing(list(pieces)) if pieces else []
-            self.shared += offset - sum(len(pieces[digest]) for digest in missing)
+            self.shared += size - sum(len(pieces[digest]) for digest in missing)
             self.report_progress()
             await self._send_chunks([(digest, pieces[digest]) for digest in missing])
         finally:
@@ -205,7 +321,6 @@ class _Sending:
                 raise SourceChanged(str(self.source.path), f"the bytes at offset {offset} are others")
             pieces.append((digest, piece))
             start += size
-        self.read += start
         return pieces
 
     def _encode(self, waiting: deque[tuple[Digest, memoryview]], out: memoryview) -> list[Frame]:

@@ -1,19 +1,27 @@
-"""A file that is pushed: opened once, read in order into reused buffers, and watched for changes."""
+"""What is pushed: read once, in order, into reused buffers, cut and hashed on the way, and watched for changes."""
 
 from __future__ import annotations
 
 import os
 import stat
+import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from filestore.chunking import CUTTING_VERSION, LOOKAHEAD, Cutter
-from filestore.digest import chunk_digest
-from filestore.errors import SourceChanged, SourceIsDirectory, SourceUnreadable
-from filestore.manifest import Chunk
+from filestore.digest import Buffer, chunk_digest
+from filestore.errors import SourceChanged, SourceUnreadable
+from filestore.manifest import Chunk, Manifest
 
 WINDOW_SIZE = 16 << 20
 """Bytes read, cut and hashed in one go; larger than `LOOKAHEAD`, so that each window cuts something."""
+SETTLED_NANOSECONDS = 2_000_000_000
+"""A file that changed within this time before it was recorded may have changed again within one tick of its clock."""
+
+_STATE = struct.Struct("<QqqQQ")
+STATE_SIZE = _STATE.size
+"""Bytes of a packed state."""
 
 
 class FileState(NamedTuple):
@@ -25,65 +33,31 @@ class FileState(NamedTuple):
     inode: int
     device: int
 
+    @classmethod
+    def of(cls, found: os.stat_result) -> Self:
+        """The state that a `stat` found."""
+        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
 
-class Source:
-    """An open regular file. Its methods block: call them in a thread.
+    @classmethod
+    def unpack(cls, packed: Buffer, place: int = 0) -> Self:
+        """The state at a place among those that stand back to back in `packed`. Raises struct.error."""
+        return cls(*_STATE.unpack_from(packed, place * STATE_SIZE))
 
-    Never mapped: mapped pages count as resident memory, and a file that is truncated meanwhile would kill the process.
-    """
+    def pack(self) -> bytes:
+        """Its `STATE_SIZE` bytes."""
+        return _STATE.pack(*self)
 
-    def __init__(self, path: Path) -> None:
-        """Raises SourceUnreadable, SourceIsDirectory."""
-        self.path = path
-        try:
-            # O_NONBLOCK: opening a FIFO that nobody writes to must not wait.
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise SourceUnreadable(str(path), error.strerror or str(error)) from None
-        try:
-            self.state, mode = self._stat()
-            if stat.S_ISDIR(mode):
-                raise SourceIsDirectory(str(path))
-            if not stat.S_ISREG(mode):
-                raise SourceUnreadable(str(path), "it is not a regular file")
-        except BaseException:
-            self.close()
-            raise
+    def is_settled(self, recorded_at: int) -> bool:
+        """Whether a file in this state when it was recorded shows every change since then in its state."""
+        return max(self.mtime, self.ctime) + SETTLED_NANOSECONDS < recorded_at
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the descriptor back; safe to call again."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill `buffer` with the bytes from `offset` on. Raises SourceChanged when the file ends before that."""
-        filled = 0
-        while filled < len(buffer):
-            try:
-                count = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
-            except OSError as error:
-                raise SourceUnreadable(str(self.path), error.strerror or str(error)) from None
-            if count == 0:
-                raise SourceChanged(str(self.path), "it became shorter")
-            filled += count
-
-    def check_unchanged(self) -> None:
-        """Raises SourceChanged when the file is not what it was when it was opened."""
-        now, _ = self._stat()
-        for field, before, after in zip(FileState._fields, self.state, now, strict=True):
+    def check(self, now: FileState, path: Path | str) -> None:
+        """Raises SourceChanged where the state is another one by now."""
+        if now == self:
+            return
+        for field, before, after in zip(self._fields, self, now, strict=True):
             if before != after:
-                raise SourceChanged(str(self.path), f"its {field} is {after}, it was {before}")
-
-    def _stat(self) -> tuple[FileState, int]:
-        now = os.fstat(self._descriptor)
-        return FileState(now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino, now.st_dev), now.st_mode
+                raise SourceChanged(str(path), f"its {field} is {after}, it was {before}")
 
 
 class Window(NamedTuple):
@@ -93,31 +67,160 @@ class Window(NamedTuple):
     chunks: list[Chunk]
 
 
-class Scanner:
-    """Reads a source once, in order, and cuts and hashes it window by window. Not thread-safe."""
+class Remembered(NamedTuple):
+    """What a journal has of an earlier push from the same path."""
 
-    def __init__(self, source: Source, *, cutting: int = CUTTING_VERSION) -> None:
-        self._source = source
+    manifest: Manifest
+    known: bytes
+    """What the source wrote down of itself."""
+    recorded_at: int
+    """Nanoseconds since 1970."""
+
+
+class Source(Protocol):
+    """What is pushed. Its methods block: call them in a thread, one at a time."""
+
+    path: Path
+    size: int
+    """Bytes of content: of a tree, those of its zip."""
+    read: int
+    """Bytes that were read so far."""
+    remembered_size: int
+    """Bytes of content that need no reading, since they are known from an earlier push."""
+    file_count: int
+
+    @property
+    def files_done(self) -> int:
+        """Files that were read to their end, or need no reading."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to be scanned."""
+
+    def recall(self, remembered: Remembered) -> None:
+        """Leave out what is the same as at an earlier push. Before the first scan. What is damaged is as good as nothing."""
+
+    def known(self) -> bytes:
+        """What `recall` needs of this push. After the last scan."""
+
+    def scan(self, buffer: memoryview) -> list[Window]:
+        """The next windows, in `buffer`, which has `WINDOW_SIZE` bytes. Raises SourceChanged, SourceUnreadable."""
+
+    def manifest(self) -> Manifest:
+        """What was cut, in order. After the last scan."""
+
+    def read_into(self, memory: memoryview, offset: int) -> None:
+        """Fill `memory` with content from `offset` on. After the last scan. Raises SourceChanged, SourceUnreadable."""
+
+    def spans(self) -> Iterator[tuple[str, int, int]]:
+        """Name, start and end of each entry in the content, in order, back to back."""
+
+    def check_unchanged(self) -> None:
+        """Raises SourceChanged when what was read is not what it was when it was opened."""
+
+    def close(self) -> None:
+        """Give descriptors back; safe to call again."""
+
+
+class FileSource:
+    """An open regular file.
+
+    Never mapped: mapped pages count as resident memory, and a file that is truncated meanwhile would kill the process.
+    """
+
+    file_count = 1
+
+    def __init__(self, path: Path, *, cutting: int = CUTTING_VERSION) -> None:
+        """Raises SourceUnreadable, UnknownFormat."""
+        self.path = path
+        self.read = self.remembered_size = 0
+        self._cutting = cutting
         self._cutter = Cutter(cutting=cutting)
+        self._chunks: list[Chunk] = []
+        self._remembered: Manifest | None = None
         self._uncut = bytearray(LOOKAHEAD)
         self._uncut_size = 0
-        self.read = 0
-        self.finished = source.state.size == 0
+        try:
+            # O_NONBLOCK: opening a FIFO that nobody writes to must not wait.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise SourceUnreadable(str(path), error.strerror or str(error)) from None
+        try:
+            found = os.fstat(self._descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise SourceUnreadable(str(path), "it is not a regular file")
+        except BaseException:
+            self.close()
+            raise
+        self.state = FileState.of(found)
+        self.size = self.state.size
 
-    def scan(self, buffer: memoryview) -> Window:
-        """The next window, in `buffer`, which must be larger than `LOOKAHEAD`. Sets `finished` with the last one."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    @property
+    def files_done(self) -> int:
+        return int(self.is_finished)
+
+    @property
+    def is_finished(self) -> bool:
+        return self._remembered is not None or self.read == self.size
+
+    def recall(self, remembered: Remembered) -> None:
+        same = remembered.known == self.state.pack() and remembered.manifest.size == self.size
+        if same and self.state.is_settled(remembered.recorded_at):
+            self._remembered = remembered.manifest
+            self.remembered_size = self.size
+
+    def known(self) -> bytes:
+        return self.state.pack()
+
+    def scan(self, buffer: memoryview) -> list[Window]:
         kept = self._uncut_size
         buffer[:kept] = memoryview(self._uncut)[:kept]
-        end = min(len(buffer), kept + self._source.state.size - self.read)
-        self._source.read_into(buffer[kept:end], self.read)
+        end = min(len(buffer), kept + self.size - self.read)
+        read_exactly(self._descriptor, buffer[kept:end], self.read, self.path)
         self.read += end - kept
-        self.finished = self.read == self._source.state.size
         content = buffer[:end]
         chunks = []
         start = 0
-        for size in self._cutter.cut(content, final=self.finished):
+        for size in self._cutter.cut(content, final=self.is_finished):
             chunks.append(Chunk(chunk_digest(content[start : start + size]), size))
             start += size
         self._uncut_size = end - start
         self._uncut[: self._uncut_size] = content[start:]
-        return Window(content[:start], chunks)
+        self._chunks += chunks
+        return [Window(content[:start], chunks)]
+
+    def manifest(self) -> Manifest:
+        return self._remembered or Manifest.build(self._chunks, cutting=self._cutting)
+
+    def read_into(self, memory: memoryview, offset: int) -> None:
+        read_exactly(self._descriptor, memory, offset, self.path)
+
+    def spans(self) -> Iterator[tuple[str, int, int]]:
+        yield self.path.name, 0, self.size
+
+    def check_unchanged(self) -> None:
+        self.state.check(FileState.of(os.fstat(self._descriptor)), self.path)
+
+
+def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path | str) -> None:
+    """Fill `memory` with the bytes from `offset` on. Raises SourceChanged when the file ends before that, SourceUnreadable."""
+    filled = 0
+    while filled < len(memory):
+        try:
+            count = os.preadv(descriptor, [memory[filled:]], offset + filled)
+        except OSError as error:
+            raise SourceUnreadable(str(path), error.strerror or str(error)) from None
+        if count == 0:
+            raise SourceChanged(str(path), "it became shorter")
+        filled += count

@@ -11,7 +11,7 @@ from filestore.errors import FilestoreError
 from filestore_cli.records import info, ls, rm, verify
 from filestore_cli.serving import serve, token
 from filestore_cli.text import printable
-from filestore_cli.transfer import create_file, fetch, hash_file, push
+from filestore_cli.transfer import create_file, fetch, hash_path, push
 
 INTERRUPTED = 130
 """128 and the number of SIGINT, as shells have it."""
@@ -35,7 +35,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="filestore", message="filestore %(version)s")
 def cli() -> None:
-    """Keep model weights: push a file, fetch it back, every byte verified.
+    """Keep model weights: push a file or a directory, fetch it back, every byte verified.
 
     A command works on the repository that --url, FILESTORE_URL or the configuration file names, in that order; without
     any, on the local folder that `filestore serve` would serve.
@@ -48,7 +48,7 @@ def create() -> None:
 
 
 create.add_command(create_file)
-for command in (serve, push, fetch, ls, info, rm, hash_file, verify, token):
+for command in (serve, push, fetch, ls, info, rm, hash_path, verify, token):
     cli.add_command(command)
 
 

@@ -27,16 +27,18 @@ _BAR_WIDTH = 32
 
 
 class Activity(NamedTuple):
-    """What is going on, and what its bytes are called."""
+    """What is going on, and what its bytes are called; None: they are not told."""
 
     verb: str
-    moved: str | None
-    shared: str | None
+    read: str | None = None
+    moved: str | None = None
+    shared: str | None = None
 
 
-PUSH = Activity("push", "sent", "shared")
-FETCH = Activity("fetch", "received", "reused")
-HASH = Activity("hash", None, None)
+PUSH = Activity("push", read="read", moved="sent", shared="shared")
+SURVEY = Activity("look at", read="read", shared="shared")
+FETCH = Activity("fetch", moved="received", shared="reused")
+HASH = Activity("hash")
 
 
 class Meter:
@@ -105,12 +107,11 @@ def sentence(activity: Activity, meter: Meter) -> str:
 def _amounts(activity: Activity, progress: Progress) -> list[str]:
     amounts = [f"{100 * progress.done // progress.total} %"] if progress.total else []
     amounts.append(f"{in_units(progress.done)} of {in_units(progress.total)}")
-    if activity is PUSH:
-        amounts.append(f"{in_units(progress.read)} read")
-    if activity.moved:
-        amounts.append(f"{in_units(progress.moved)} {activity.moved}")
-    if activity.shared:
-        amounts.append(f"{in_units(progress.shared)} {activity.shared}")
+    if progress.file_count > 1:
+        amounts.append(f"{progress.files_done:,} of {progress.file_count:,} files")
+    for size, word in ((progress.read, activity.read), (progress.moved, activity.moved), (progress.shared, activity.shared)):
+        if word:
+            amounts.append(f"{in_units(size)} {word}")
     return amounts
 
 

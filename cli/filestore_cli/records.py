@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from filestore.errors import InvalidReference
-from filestore.objects import Record, Reference
+from filestore.objects import Kind, Record, Reference
 from filestore.repository import Repository
 from filestore_cli.session import Session, takes
 from filestore_cli.text import exactly, in_units, printable, table
@@ -21,7 +21,7 @@ _PAGE = 1000
 @click.option("--limit", type=click.IntRange(min=1), metavar="COUNT", help="Only so many, the newest.  [default: all]")
 @takes("url", "token")
 def ls(session: Session, limit: int | None) -> None:
-    """List the stored files, the newest first."""
+    """List the stored files and directories, the newest first."""
 
     async def run() -> None:
         async with session.repository() as repository:
@@ -39,7 +39,7 @@ def ls(session: Session, limit: int | None) -> None:
 @click.argument("reference", metavar="ID|DIGEST|PATH|NAME")
 @takes("url", "token")
 def info(session: Session, reference: str) -> None:
-    """Show what is known of a stored file; a name means its newest."""
+    """Show what is known of a stored file or directory; a name means its newest."""
 
     async def run() -> None:
         async with session.repository() as repository:
@@ -52,7 +52,7 @@ def info(session: Session, reference: str) -> None:
 @click.argument("file_id", metavar="ID")
 @takes("url", "token")
 def rm(session: Session, file_id: str) -> None:
-    """Remove a stored file's record; other records of the same content stay."""
+    """Remove the record of a stored file or directory; other records of the same content stay."""
     if Reference.parse(file_id).id is None:
         raise InvalidReference(file_id, "rm takes an id, file_ and 32 hexadecimal digits, as `filestore ls` shows it")
 
@@ -67,7 +67,7 @@ def rm(session: Session, file_id: str) -> None:
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @takes("cache")
 def verify(session: Session, folder: Path | None) -> None:
-    """Check every file of the cache FOLDER and remove the damaged ones, to be fetched anew when they are needed.
+    """Check every file and directory of the cache FOLDER and remove the damaged ones, to be fetched anew when they are needed.
 
     Exit status 1 says that some were damaged.
     """
@@ -81,7 +81,7 @@ def verify(session: Session, folder: Path | None) -> None:
         f"{printable(root)}: {len(removed)} damaged",
     )
     if removed:
-        were, are = ("file was", "it is") if len(removed) == 1 else ("files were", "they are")
+        were, are = ("entry was", "it is") if len(removed) == 1 else ("entries were", "they are")
         raise click.ClickException(f"{len(removed)} damaged {were} removed from the cache; {are} fetched anew when needed")
 
 
@@ -116,7 +116,8 @@ def _show_record(session: Session, repository: Repository, record: Record, *, re
 
 
 def _line(record: Record) -> str:
-    return f"{record.id}  {in_units(record.size):>8}  {_minute(record.updated_at)}  {printable(record.name)}"
+    kind = "  (directory)" if record.kind is Kind.DIRECTORY else ""
+    return f"{record.id}  {in_units(record.size):>8}  {_minute(record.updated_at)}  {printable(record.name)}{kind}"
 
 
 def _count(records: list[Record]) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import click
 
 from filestore.errors import TargetError
-from filestore.objects import Reference
-from filestore_cli.progress import FETCH, HASH, PUSH, shown
+from filestore.objects import Kind, Reference, tree_name
+from filestore_cli.progress import FETCH, HASH, PUSH, SURVEY, shown
 from filestore_cli.session import Session, takes
 from filestore_cli.text import duration, exactly, in_units, printable, table
 
@@ -22,20 +24,78 @@ if TYPE_CHECKING:
     from filestore.fetch import Fetched
     from filestore.manifest import Manifest
     from filestore.objects import Record
-    from filestore.push import Pushed
+    from filestore.push import Pushed, Survey
+    from filestore.repository import Repository
+    from filestore.unpack import Unpacked
+    from filestore.walk import Symlinks
+
+SYMLINKS = ("inside", "follow", "keep", "refuse")
+"""The values of `filestore.walk.Symlinks`."""
 
 _PATH = click.Path(path_type=Path)
 _CONNECTION = ("url", "token", "connections", "stall_seconds")
 
 
+class Selection(NamedTuple):
+    """What is taken of a directory, as far as the user said."""
+
+    symlinks: str | None
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+    def check(self, path: Path) -> None:
+        """Raises ClickException when something was said, and `path` is no directory."""
+        if any(self) and path.exists() and not path.is_dir():
+            raise click.ClickException(
+                f"{printable(path)} is no directory; --symlinks, --include and --exclude say what is taken of one"
+            )
+
+    def arguments(self) -> WalkArguments:
+        """The same for whoever walks the directory."""
+        from filestore.walk import Symlinks  # heavy
+
+        return WalkArguments(symlinks=Symlinks(self.symlinks or "inside"), include=self.include, exclude=self.exclude)
+
+
+class WalkArguments(TypedDict):
+    """What `filestore.walk` and those who call it are told."""
+
+    symlinks: Symlinks
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+
+def _selects(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a Selection, and that as its argument `selection`."""
+
+    @functools.wraps(command)
+    def call(*, symlinks: str | None, include: tuple[str, ...], exclude: tuple[str, ...], **arguments: Any) -> None:
+        command(selection=Selection(symlinks, include, exclude), **arguments)
+
+    for option in (
+        click.option("--exclude", metavar="GLOB", multiple=True, help="Leave out what matches, of a directory; repeatable."),
+        click.option("--include", metavar="GLOB", multiple=True, help="Take only what matches, of a directory; repeatable."),
+        click.option("--symlinks", type=click.Choice(SYMLINKS), help="What links in a directory become.  [default: inside]"),
+    ):
+        call = option(call)
+    return call
+
+
 @click.command()
 @click.argument("path", type=_PATH)
-@click.option("--name", help="The name to keep it under.  [default: its own]")
-@click.option("--rehash", is_flag=True, help="Read it even if it is in the same state as at its last push.")
+@click.option("--name", help="The name to keep it under.  [default: its own; of a directory, with .zip behind it]")
+@click.option("--rehash", is_flag=True, help="Read files even if they are in the same state as at their last push.")
+@click.option("--dry-run", is_flag=True, help="Send and record nothing; show what would be sent, entry by entry.")
+@_selects
 @takes(*_CONNECTION, "codec", "journal")
-def push(session: Session, path: Path, name: str | None, *, rehash: bool) -> None:
-    """Store the file at PATH, sending only what the repository does not have."""
-    pushed, place, location = asyncio.run(_push(session, path, name=name, rehash=rehash))
+def push(session: Session, path: Path, name: str | None, *, rehash: bool, dry_run: bool, selection: Selection) -> None:
+    """Store the file or directory at PATH, sending only what the repository does not have."""
+    selection.check(path)
+    if dry_run:
+        surveyed, place, location = asyncio.run(_survey(session, path, rehash=rehash, selection=selection))
+        session.show(_surveyed_result(surveyed, location), *_surveyed_lines(surveyed, place))
+        return
+    pushed, place, location = asyncio.run(_push(session, path, name=name, rehash=rehash, selection=selection))
     session.show(
         _pushed_result(pushed, location),
         *table(
@@ -44,6 +104,7 @@ def push(session: Session, path: Path, name: str | None, *, rehash: bool) -> Non
             path=printable(pushed.record.path),
             name=printable(pushed.record.name),
             size=exactly(pushed.record.size),
+            **_files(pushed.file_count, is_tree=pushed.record.kind is Kind.DIRECTORY),
             sent=exactly(pushed.bytes_sent),
             shared=exactly(pushed.bytes_shared),
             time=_time(pushed.seconds, pushed.record.size),
@@ -54,11 +115,16 @@ def push(session: Session, path: Path, name: str | None, *, rehash: bool) -> Non
 
 @click.command("file")
 @click.argument("path", type=_PATH)
-@click.option("--name", "-n", help="The name to keep it under.  [default: its own]")
+@click.option("-r", "--recursive", is_flag=True, help="PATH is a directory.")
+@click.option("--name", "-n", help="The name to keep it under.  [default: its own; of a directory, with .zip behind it]")
 @takes(*_CONNECTION, "codec", "journal")
-def create_file(session: Session, path: Path, name: str | None) -> None:
-    """Store the file at PATH and print its id in a pipeline's words."""
-    pushed, place, location = asyncio.run(_push(session, path, name=name, rehash=False))
+def create_file(session: Session, path: Path, name: str | None, *, recursive: bool) -> None:
+    """Store the file at PATH, with -r the directory, and print its id in a pipeline's words."""
+    if path.is_dir() and not recursive:
+        raise click.ClickException(f"{printable(path)} is a directory; give -r to store it")
+    if recursive and path.exists() and not path.is_dir():
+        raise click.ClickException(f"{printable(path)} is no directory; leave out -r to store it")
+    pushed, place, location = asyncio.run(_push(session, path, name=name, rehash=False, selection=Selection(None, (), ())))
     session.show(_pushed_result(pushed, location), f"Pipeline File created with ID= {pushed.record.id}")
     # Standard output is exactly that line, for the scripts that read it.
     if session.settings.url is None:
@@ -67,15 +133,25 @@ def create_file(session: Session, path: Path, name: str | None) -> None:
 
 @click.command()
 @click.argument("reference", metavar="ID|DIGEST|PATH|NAME")
-@click.option("-o", "--output", metavar="TARGET", help="A folder, or the path of the new file.  [default: the current folder]")
+@click.option(
+    "-o", "--output", metavar="TARGET", help="A folder, or the path of what is written.  [default: in the current folder]"
+)
+@click.option("--zip", "keeps_zip", is_flag=True, help="Write a directory as the zip file that it is stored as.")
+@click.option("--unzip", is_flag=True, help="Write the tree of a zip file that was stored as a file.")
+@click.option("--force", is_flag=True, help="Replace what stands where the tree is written, with all that is in it.")
 @takes(*_CONNECTION)
-def fetch(session: Session, reference: str, output: str | None) -> None:
-    """Write a stored file to TARGET, every byte verified.
+def fetch(session: Session, reference: str, output: str | None, *, keeps_zip: bool, unzip: bool, force: bool) -> None:
+    """Write a stored file or directory to TARGET, every byte verified.
 
-    TARGET is understood as by cp: into an existing folder under the file's own name, else to that very path. What is
-    there already, of an earlier version or of a fetch that was cut, is not transferred again.
+    Of a file, TARGET is understood as by cp: into an existing folder under the file's own name, else to that very path.
+    Of a directory, it is the path of the tree, where nothing may stand yet. What is there already, of an earlier version
+    or of a fetch that was cut, is not transferred again.
     """
-    record, fetched, place, location = asyncio.run(_fetch(session, Reference.parse(reference), output))
+    if keeps_zip and unzip:
+        raise click.UsageError("--zip writes a zip file and --unzip writes its tree; give one of them")
+    wanted = Wanted(output, keeps_zip=keeps_zip, unzip=unzip, force=force)
+    done = asyncio.run(_fetch(session, Reference.parse(reference), wanted))
+    record, fetched = done.record, done.fetched
     session.show(
         {
             "id": record.id,
@@ -83,34 +159,38 @@ def fetch(session: Session, reference: str, output: str | None) -> None:
             "name": record.name,
             "path": str(fetched.path),
             "size": fetched.size,
+            "file_count": done.file_count,
             "bytes_received": fetched.bytes_received,
             "bytes_reused": fetched.bytes_reused,
             "seconds": fetched.seconds,
-            "repository": location,
+            "repository": done.location,
         },
         *table(
             path=printable(fetched.path),
             digest=record.digest,
             size=exactly(fetched.size),
+            **_files(done.file_count, is_tree=wanted.is_tree(record)),
             received=exactly(fetched.bytes_received),
             reused=exactly(fetched.bytes_reused),
             time=_time(fetched.seconds, fetched.size),
-            repository=place,
+            repository=done.place,
         ),
     )
 
 
 @click.command("hash")
-@click.argument("path", metavar="FILE", type=_PATH)
+@click.argument("path", type=_PATH)
+@_selects
 @takes()
-def hash_file(session: Session, path: Path) -> None:
-    """Print the digest that a push of FILE would give; asks no repository."""
+def hash_path(session: Session, path: Path, *, selection: Selection) -> None:
+    """Print the digest that a push of PATH would give; asks no repository."""
+    selection.check(path)
     started = time.monotonic()
-    manifest = asyncio.run(_hash(session, path))
+    manifest = asyncio.run(_hash(session, path, selection))
     session.show(
         {
             "digest": str(manifest.digest),
-            "file": str(path),
+            "path": str(path),
             "size": manifest.size,
             "chunks": len(manifest.chunks),
             "cutting": manifest.cutting,
@@ -118,6 +198,29 @@ def hash_file(session: Session, path: Path) -> None:
         },
         f"{manifest.digest}  {printable(path)}",
     )
+
+
+class Wanted(NamedTuple):
+    """In which form, and where, something stored is to be written."""
+
+    output: str | None
+    keeps_zip: bool
+    unzip: bool
+    force: bool
+
+    def is_tree(self, record: Record) -> bool:
+        """Whether a tree is written, and not a file."""
+        return self.unzip or (record.kind is Kind.DIRECTORY and not self.keeps_zip)
+
+
+class Done(NamedTuple):
+    """What was written, and where it came from."""
+
+    record: Record
+    fetched: Fetched | Unpacked
+    file_count: int
+    place: str
+    location: str
 
 
 def target_path(output: str | None, name: str) -> Path:
@@ -137,39 +240,83 @@ def target_path(output: str | None, name: str) -> Path:
     return path
 
 
-async def _push(session: Session, path: Path, *, name: str | None, rehash: bool) -> tuple[Pushed, str, str]:
+async def _push(session: Session, path: Path, *, name: str | None, rehash: bool, selection: Selection) -> tuple[Pushed, str, str]:
     from filestore.heap import keep_heap  # heavy
     from filestore.journal import Journal  # heavy
-    from filestore.push import push as push_file  # heavy
+    from filestore.push import push as push_path  # heavy
 
     keep_heap()
     settings = session.settings
     with Journal(settings.journal) as journal:
-        async with session.repository() as repository, shown(PUSH, path.name, enabled=session.shows_progress) as report:
-            pushed = await push_file(
-                repository, path, name=name, journal=journal, rehash=rehash, codec=_codec(settings.codec), report=report
+        async with session.repository() as repository, shown(PUSH, _label(path), enabled=session.shows_progress) as report:
+            pushed = await push_path(
+                repository,
+                path,
+                name=name,
+                journal=journal,
+                rehash=rehash,
+                codec=_codec(settings.codec),
+                report=report,
+                **selection.arguments(),
             )
     return pushed, session.place(repository), repository.location
 
 
-async def _fetch(session: Session, reference: Reference, output: str | None) -> tuple[Record, Fetched, str, str]:
-    from filestore.fetch import fetch as fetch_file  # heavy
+async def _survey(session: Session, path: Path, *, rehash: bool, selection: Selection) -> tuple[Survey, str, str]:
+    from filestore.journal import Journal  # heavy
+    from filestore.push import survey  # heavy
+
+    with Journal(session.settings.journal) as journal:
+        async with session.repository() as repository, shown(SURVEY, _label(path), enabled=session.shows_progress) as report:
+            surveyed = await survey(repository, path, journal=journal, rehash=rehash, report=report, **selection.arguments())
+    return surveyed, session.place(repository), repository.location
+
+
+async def _fetch(session: Session, reference: Reference, wanted: Wanted) -> Done:
     from filestore.heap import keep_heap  # heavy
 
     keep_heap()
     async with session.repository() as repository:
         record = await repository.record(reference)
-        target = target_path(output, record.name)
-        async with shown(FETCH, record.name, enabled=session.shows_progress) as report:
-            fetched = await fetch_file(repository, record, target, report=report)
-    return record, fetched, session.place(repository), repository.location
+        place, location = session.place(repository), repository.location
+        if wanted.is_tree(record):
+            unpacked = await _fetch_tree(session, repository, record, wanted)
+            return Done(record, unpacked, unpacked.file_count, place, location)
+        return Done(record, await _fetch_file(session, repository, record, wanted), 1, place, location)
 
 
-async def _hash(session: Session, path: Path) -> Manifest:
+async def _fetch_file(session: Session, repository: Repository, record: Record, wanted: Wanted) -> Fetched:
+    from filestore.fetch import fetch as fetch_file  # heavy
+
+    if wanted.force:
+        raise click.UsageError("--force is for trees; a file that stands at TARGET is replaced anyway")
+    target = target_path(wanted.output, record.name)
+    async with shown(FETCH, record.name, enabled=session.shows_progress) as report:
+        return await fetch_file(repository, record, target, report=report)
+
+
+async def _fetch_tree(session: Session, repository: Repository, record: Record, wanted: Wanted) -> Unpacked:
+    from filestore.unpack import unpack  # heavy
+
+    target = Path(tree_name(record.name) if wanted.output is None else wanted.output)
+    limits = session.settings.unpack_limits
+    async with shown(FETCH, record.name, enabled=session.shows_progress) as report:
+        unpacked = await unpack(repository, record, target, force=wanted.force, limits=limits, report=report)
+    if not unpacked.is_atomic:
+        session.note(f"{printable(target)} was there; its names were moved into it one by one, so that it was not atomic.")
+    return unpacked
+
+
+async def _hash(session: Session, path: Path, selection: Selection) -> Manifest:
     from filestore.push import manifest_of  # heavy
 
-    async with shown(HASH, path.name, enabled=session.shows_progress) as report:
-        return await manifest_of(path, report=report)
+    async with shown(HASH, _label(path), enabled=session.shows_progress) as report:
+        return await manifest_of(path, report=report, **selection.arguments())
+
+
+def _label(path: Path) -> str:
+    # `.` and `..` say little to whoever waits.
+    return path.resolve().name if path.is_dir() else path.name
 
 
 def _codec(choice: str) -> Codec | None:
@@ -181,12 +328,48 @@ def _codec(choice: str) -> Codec | None:
 def _pushed_result(pushed: Pushed, location: str) -> dict[str, object]:
     return {
         **pushed.record.as_json(),
+        "file_count": pushed.file_count,
         "bytes_read": pushed.bytes_read,
         "bytes_sent": pushed.bytes_sent,
         "bytes_shared": pushed.bytes_shared,
         "seconds": pushed.seconds,
         "repository": location,
     }
+
+
+def _surveyed_result(surveyed: Survey, location: str) -> dict[str, object]:
+    return {
+        "digest": str(surveyed.digest),
+        "size": surveyed.size,
+        "entries": [{"name": entry.name, "size": entry.size, "bytes_new": entry.bytes_new} for entry in surveyed.entries],
+        "bytes_new": surveyed.bytes_new,
+        "bytes_shared": surveyed.bytes_shared,
+        "bytes_read": surveyed.bytes_read,
+        "seconds": surveyed.seconds,
+        "repository": location,
+    }
+
+
+def _surveyed_lines(surveyed: Survey, place: str) -> list[str]:
+    rows = [("size", "new", "name")]
+    rows += [(in_units(entry.size), in_units(entry.bytes_new), printable(entry.name)) for entry in surveyed.entries]
+    return [
+        *(f"{size:>8}  {new:>8}  {name}" for size, new, name in rows),
+        "",
+        *table(
+            digest=surveyed.digest,
+            size=exactly(surveyed.size),
+            new=f"{exactly(surveyed.bytes_new)}, to be encoded before they are sent, so that fewer go over the wire",
+            shared=exactly(surveyed.bytes_shared),
+            time=_time(surveyed.seconds, surveyed.size),
+            repository=place,
+        ),
+        "Nothing was sent or recorded.",
+    ]
+
+
+def _files(count: int, *, is_tree: bool) -> dict[str, object]:
+    return {"files": f"{count:,}"} if is_tree else {}
 
 
 def _time(seconds: float, size: int) -> str:

@@ -70,7 +70,7 @@ _REFUSED_MODES = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an archive may ask of whoever unpacks it."""
+    """What an archive may ask of whoever unpacks it. Each has a setting, `unpack_` and its name here."""
 
     entries: int = 1_000_000
     """Files, links and folders to be made; those folders that only names imply are counted too."""
@@ -329,9 +329,10 @@ def _checked(totals: _Totals, position: int, limits: Limits) -> End:
     if start < totals.offset:
         _refuse("its central directory is not where its end record says")
     if totals.size > limits.directory_size:
-        raise LimitExceeded("the size of the archive's central directory", totals.size, limits.directory_size)
+        what = "the size of the archive's central directory"
+        raise LimitExceeded(what, totals.size, limits.directory_size, "unpack_directory_size")
     if totals.in_all > limits.entries:
-        raise LimitExceeded("the number of entries of the archive", totals.in_all, limits.entries)
+        raise LimitExceeded("the number of entries of the archive", totals.in_all, limits.entries, "unpack_entries")
     return End(start, totals.size, totals.in_all, start - totals.offset)
 
 
@@ -379,19 +380,20 @@ class _Parser:
         packed = self._end.start
         if self.total_size > RATIO_ALLOWANCE + packed * self._limits.ratio:
             found = -(-self.total_size // max(packed, 1))
-            raise LimitExceeded("the ratio of what the archive unpacks to and its size", found, self._limits.ratio)
+            what = "the ratio of what the archive unpacks to and its size"
+            raise LimitExceeded(what, found, self._limits.ratio, "unpack_ratio")
 
     def _path(self, name: str, mode: int) -> str:
         """Where the entry is unpacked to."""
         path = normalised(name)
         if reason := flaw(name):
             raise _refused(name, reason)
-        for what, found, limit in (
-            ("the size of the name", len(path.encode()), self._limits.name_size),
-            ("the depth of the folders", path.count("/"), self._limits.depth),
+        for what, found, limit, setting in (
+            ("the size of the name", len(path.encode()), self._limits.name_size, "unpack_name_size"),
+            ("the depth of the folders", path.count("/"), self._limits.depth, "unpack_depth"),
         ):
             if found > limit:
-                raise LimitExceeded(f"{what} of the entry {shown(name)!r}", found, limit)
+                raise LimitExceeded(f"{what} of the entry {shown(name)!r}", found, limit, setting)
         if reason := self._tree.add(path, is_folder=mode & zip_.MODE_KIND == zip_.MODE_FOLDER):
             raise _refused(name, reason)
         return path
@@ -400,10 +402,10 @@ class _Parser:
         self.total_size += size
         if self.total_size > self._limits.total_size:
             what = f"what the archive unpacks to, up to its entry {shown(name)!r},"
-            raise LimitExceeded(what, self.total_size, self._limits.total_size)
+            raise LimitExceeded(what, self.total_size, self._limits.total_size, "unpack_total_size")
         if len(self._tree) - 1 > self._limits.entries:
             what = f"the number of files and folders of the archive, up to its entry {shown(name)!r},"
-            raise LimitExceeded(what, len(self._tree) - 1, self._limits.entries)
+            raise LimitExceeded(what, len(self._tree) - 1, self._limits.entries, "unpack_entries")
 
 
 def _decoded(raw_name: bytes, extra: bytes, *, flags: int, host: int) -> str:

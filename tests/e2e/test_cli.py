@@ -74,7 +74,7 @@ def test_push_for_a_program(home: Home, model: Path) -> None:
     """One object, and nothing else."""
     result = home.result("push", model)
 
-    numbers = {"bytes_read", "bytes_sent", "bytes_shared", "seconds"}
+    numbers = {"file_count", "bytes_read", "bytes_sent", "bytes_shared", "seconds"}
     assert RECORD_KEYS | numbers | {"repository"} == set(result)
     assert (result["name"], result["size"], result["bytes_shared"]) == ("model.bin", SIZE, 0)
     assert result["path"] == f"pipeline_files/{result['digest'][:2]}/{result['digest'][2:4]}/{result['digest']}/model.bin"
@@ -127,7 +127,7 @@ def test_hash_is_the_digest_of_a_push(home: Home, model: Path) -> None:
     """A digest is known without a server."""
     result = home.result("hash", model)
 
-    assert {"digest", "file", "size", "chunks", "cutting", "seconds"} == set(result)
+    assert {"digest", "path", "size", "chunks", "cutting", "seconds"} == set(result)
     assert home.run("hash", model).stdout == f"{result['digest']}  {model}\n"
     assert not home.data.exists()
     assert home.result("push", model)["digest"] == result["digest"]
@@ -139,8 +139,8 @@ def test_fetch_by_any_reference(home: Home, model: Path, key: str) -> None:
     pushed = home.result("push", model)
     fetched = home.result("fetch", pushed[key])
 
-    keys = {"id", "digest", "name", "path", "size", "bytes_received", "bytes_reused", "seconds", "repository"}
-    assert keys == set(fetched)
+    numbers = {"size", "file_count", "bytes_received", "bytes_reused", "seconds"}
+    assert {"id", "digest", "name", "path", "repository"} | numbers == set(fetched)
     assert (pushed["bytes_sent"], 0, SIZE) == (fetched["bytes_received"], fetched["bytes_reused"], fetched["size"])
     assert model.read_bytes() == (home.folder / fetched["path"]).read_bytes()
     assert home.folder / "model.bin" == home.folder / fetched["path"]
@@ -326,10 +326,9 @@ def test_an_empty_file(home: Home, tmp_path: Path, server: Server) -> None:
 
 
 def test_sources_that_are_no_file(home: Home, tmp_path: Path) -> None:
-    """A folder, a pipe, a device and what is not there are each told as what they are."""
+    """A pipe, a device and what is not there are each told as what they are."""
     os.mkfifo(tmp_path / "pipe")
 
-    assert "is a directory" in home.failure("push", tmp_path)
     assert "it is not a regular file" in home.failure("push", tmp_path / "pipe")
     assert "it is not a regular file" in home.failure("hash", "/dev/zero")
     assert "No such file or directory" in home.failure("push", tmp_path / "vanished")
@@ -644,7 +643,7 @@ async def test_verify(home: Home, model: Path) -> None:
     done = home.run("verify", cache, "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout) == {"cache": str(cache), "removed": [str(path)]}
-    assert done.stderr == "Error: 1 damaged file was removed from the cache; it is fetched anew when needed\n"
+    assert done.stderr == "Error: 1 damaged entry was removed from the cache; it is fetched anew when needed\n"
     assert not path.exists()
     assert home.run("verify").stdout == f"{cache}: 0 damaged\n"
 

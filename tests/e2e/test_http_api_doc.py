@@ -77,5 +77,5 @@ def test_every_problem_has_the_status_that_is_documented() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.FilestoreError)]
     statuses = {kind.__name__: status_of(kind) for kind in kinds}
     assert documented == {title: statuses[title] for title in documented}
-    client_side = {"InvalidReference", "InvalidUrl", "InvalidSetting", "InvalidContent"}
+    client_side = {"InvalidReference", "InvalidUrl", "InvalidSetting", "InvalidContent", "NothingMatches", "NotAnArchive"}
     assert {title for title, status in statuses.items() if status != 500} - client_side <= set(documented)

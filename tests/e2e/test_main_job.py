@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.support.commands import Home, Server
+from tests.support.trees import standing
 
 CHANGED = ("encoder.layer.3.attention.self.query.weight", "encoder.layer.4.output.dense.weight")
 
@@ -71,6 +72,25 @@ def test_real_weights_through_a_real_server(home: Home, server: Server, model: P
         assert filecmp.cmp(source, target, shallow=False)
         loaded = load_file(target)
         assert load_file(source).keys() == loaded.keys()
+
+
+def test_the_real_model_folder_through_a_real_server(home: Home, server: Server, model: Path, tmp_path: Path) -> None:
+    """Push the folder, its weights being there already; fetch it, compare every byte, load the weights."""
+    weights = home.result("push", model, environ=server.environ)
+    pushed = home.result("push", model.parent, environ=server.environ)
+    assert ("model.zip", "directory") == (pushed["name"], pushed["kind"])
+    assert pushed["bytes_shared"] > weights["size"] - 64 * 1024
+    assert pushed["bytes_sent"] < pushed["size"] - weights["size"]
+
+    fetched = home.result("fetch", pushed["id"], "-o", tmp_path / "model", environ=server.environ)
+    expected = standing(model.parent)
+    assert len(expected) == pushed["file_count"] == fetched["file_count"]
+    assert expected == standing(tmp_path / "model")
+    loaded = load_file(tmp_path / "model/model.safetensors")
+    assert all(np.array_equal(tensor, loaded[name]) for name, tensor in load_file(model).items())
+
+    again = home.result("push", tmp_path / "model", environ=server.environ)
+    assert (pushed["id"], 0) == (again["id"], again["bytes_sent"])
 
 
 def test_a_fetch_over_the_older_version_moves_what_changed(

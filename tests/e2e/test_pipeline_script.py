@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import SCRIPTS, Home
+from tests.support.trees import Folder, plant, standing
 
 REPOSITORY = Path(__file__).parents[2]
 SDKS = ["sdk1", "sdk2"]
@@ -37,6 +38,28 @@ def test_create_file(home: Home, file: Path) -> None:
     created = CREATED.fullmatch(done.stdout)
     assert created is not None
     assert [created[1]] == [record["id"] for record in home.result("ls")["files"]]
+
+
+def test_create_file_of_a_directory(home: Home, tmp_path: Path, file: Path) -> None:
+    """With -r, a directory in the same words; fetched, it is a folder again."""
+    plant(tmp_path / "my_dir", {"my_file.txt": file.read_bytes(), "empty": Folder()})
+    done = home.run("create", "file", "-r", "./my_dir", program=SCRIPTS / "pipeline", cwd=tmp_path)
+
+    created = CREATED.fullmatch(done.stdout)
+    assert created is not None
+    assert home.result("fetch", created[1])["path"] == "my_dir"
+    assert standing(home.folder / "my_dir") == standing(tmp_path / "my_dir")
+
+
+def test_recursive_on_a_file_is_no_empty_zip(home: Home, file: Path) -> None:
+    """What the SDK stores as an empty zip and calls a success is refused; so is a directory without -r."""
+    done = home.run("create", "file", "-r", file, program=SCRIPTS / "pipeline")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"Error: {file} is no directory; leave out -r to store it\n"
+    done = home.run("create", "file", file.parent, program=SCRIPTS / "pipeline")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"Error: {file.parent} is a directory; give -r to store it\n"
+    assert home.result("ls")["files"] == []
 
 
 def test_create_file_has_the_options_of_a_push(home: Home, file: Path) -> None:

@@ -24,7 +24,7 @@ CHUNKS = contents(2, size=5000)
 CALLS = ("open", "write", "fsync", "mkdir", "rename", "link", "unlink", "rmdir")
 
 
-class _Fuse:
+class Fuse:
     """Kills this process at the n-th call of `burn`, as `kill -9` does."""
 
     def __init__(self, length: int) -> None:
@@ -45,7 +45,7 @@ class _Fuse:
         return call
 
 
-def _light(fuse: _Fuse) -> None:
+def _light(fuse: Fuse) -> None:
     for name in CALLS:
         setattr(os, name, fuse.before(getattr(os, name)))
 
@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
         # Forked, so that each starts in no time; there are no threads yet.
         pid = os.fork()
         if pid == 0:
-            _light(_Fuse(place))
+            _light(Fuse(place))
             asyncio.run(push(folder / str(place)))
             os._exit(0)
         _, status = os.waitpid(pid, 0)

@@ -4,14 +4,19 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
 
+from filestore.archive.read import DEFAULT_LIMITS
 from filestore.backends import connect
 from filestore.cache import Cache, verify_cache
+from filestore.cache.seeds import find_seeds
+from filestore.digest import chunk_digest
 from filestore.errors import InvalidReference, NotFound, StorageError, UnknownFormat, Unreachable
+from filestore.layout import hashed
+from filestore.manifest import Chunk, Manifest
 from filestore.objects import File, Record
 from filestore.push import push
 from filestore.repository import Repository
@@ -112,7 +117,7 @@ async def test_without_locks_the_file_is_still_right(
 
 
 async def test_a_lock_whose_holder_hangs_is_passed_by(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
-    """Staging that was not written to for a minute is taken over, whoever holds the lock."""
+    """What got no further for a minute is taken over, whoever holds the lock."""
     gate = asyncio.Event()
 
     async def hang(verb: str) -> None:
@@ -123,7 +128,7 @@ async def test_a_lock_whose_holder_hangs_is_passed_by(watched: WatchedRepository
     hanging = asyncio.create_task(Cache(tmp_path / "cache", slow).resolve(File(id=record.id)))
     while "get" not in slow.calls:
         await asyncio.sleep(0)
-    for path in (tmp_path / "cache").glob("*/*/staging/*/content/.*"):
+    for path in (tmp_path / "cache").glob("*/*/locks/*"):
         os.utime(path, (1, 1))
     path = await Cache(tmp_path / "cache", watched).resolve(File(id=record.id))
     assert content(tmp_path) == path.read_bytes()
@@ -151,7 +156,7 @@ async def test_damage_that_a_look_shows_is_a_miss(
     watched.calls.clear()
     again = await cache.resolve(File(id=record.id))
     assert (path, content(tmp_path)) == (again, again.read_bytes())
-    assert 1 == watched.calls.count("manifest")
+    assert "record" in watched.calls
 
 
 async def test_verify_finds_what_no_look_shows(cache: Cache, record: Record, tmp_path: Path) -> None:
@@ -174,7 +179,7 @@ async def test_a_cut_fetch_is_continued(
     watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next resolve fetches what is not there yet, and nothing of the first is visible before."""
-    monkeypatch.setattr("filestore.fetch.BATCHES_IN_FLIGHT", 1)
+    monkeypatch.setattr("filestore.receive.BATCHES_IN_FLIGHT", 1)
 
     async def cut(verb: str) -> None:
         if verb == "get" and watched.calls.count("get") == 2:
@@ -192,11 +197,11 @@ async def test_a_cut_fetch_is_continued(
 
 
 async def test_what_is_not_there(cache: Cache, record: Record) -> None:
-    """A file that the repository does not have; a value that names none."""
+    """A file that the repository does not have; one that was not pushed yet."""
     with pytest.raises(NotFound):
         await cache.resolve(File(id="file_" + "0" * 32))
     with pytest.raises(InvalidReference):
-        File("my_file.txt")
+        await cache.resolve(File("my_file.txt"))
 
 
 async def test_a_cache_of_another_version_is_refused(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
@@ -229,3 +234,67 @@ async def test_a_hit_never_shows_another_repository_s_file(
     await Cache(tmp_path / "cache", watched).resolve(File(digest=str(record.digest)))
     with pytest.raises(NotFound):
         await Cache(tmp_path / "cache", other_repository).resolve(File(digest=str(record.digest)))
+
+
+def keep(root: Path, numbers: Iterable[int], *, age: int = 0) -> Manifest:
+    """Make an entry of chunks of 1 MiB, each known by a number; the newest has the lowest age."""
+    manifest = manifest_of_numbers(numbers)
+    folder = root / "files" / hashed(manifest.digest)
+    (folder / "content").mkdir(parents=True)
+    (folder / "content" / "model.bin").write_bytes(b"")
+    (folder / "manifest").write_bytes(manifest.encoded)
+    os.utime(folder, (1000 - age, 1000 - age))
+    return manifest
+
+
+def manifest_of_numbers(numbers: Iterable[int]) -> Manifest:
+    """A file of chunks of 1 MiB, each known by a number."""
+    return Manifest.build([Chunk(chunk_digest(b"%d" % number), MIB) for number in numbers], cutting=0)
+
+
+def seeds_for(root: Path, wanted: Manifest) -> list[Manifest]:
+    """What the seeds are that a fetch is given."""
+    return [seed.manifest for seed in find_seeds(root, wanted, limits=DEFAULT_LIMITS)]
+
+
+def test_the_best_seed_comes_first(tmp_path: Path) -> None:
+    """By the bytes that they share; who has nothing of what is wanted, or nothing new, is none."""
+    little = keep(tmp_path, [9, 100])
+    much = keep(tmp_path, range(8))
+    keep(tmp_path, range(3))
+    keep(tmp_path, [200])
+    assert [much, little] == seeds_for(tmp_path, manifest_of_numbers(range(10)))
+
+
+def test_a_chunk_that_stands_twice_counts_twice(tmp_path: Path) -> None:
+    """What a seed can fill is counted, not what it holds."""
+    once = keep(tmp_path, [1, 2])
+    twice = keep(tmp_path, [3])
+    assert [twice, once] == seeds_for(tmp_path, manifest_of_numbers([1, 2, 3, 3, 3]))
+
+
+def test_there_are_eight_seeds_at_most(tmp_path: Path) -> None:
+    """More would cost more than they bring."""
+    for number in range(12):
+        keep(tmp_path, [number])
+    assert 8 == len(seeds_for(tmp_path, manifest_of_numbers(range(12))))
+
+
+def test_no_more_manifests_are_read_than_is_wanted(tmp_path: Path) -> None:
+    """Looking for seeds never costs more than fetching; the newest entries are looked at first."""
+    wanted = Manifest.build([Chunk(chunk_digest(b"1"), 50), Chunk(chunk_digest(b"2"), 50)], cutting=0)
+    keep(tmp_path, [1], age=2)
+    newer = keep(tmp_path, [2], age=1)
+    assert len(newer.encoded) < wanted.size < 2 * len(newer.encoded)
+    assert [newer] == seeds_for(tmp_path, wanted)
+
+
+def test_rubbish_is_no_seed(tmp_path: Path) -> None:
+    """A manifest that is none, one that is gone, an entry without content."""
+    for number, name in enumerate(["manifest", "manifest", "content/model.bin"]):
+        path = tmp_path / "files" / hashed(keep(tmp_path, [1, number]).digest) / name
+        path.unlink()
+        if number == 0:
+            path.write_bytes(b"rubbish")
+    assert [] == seeds_for(tmp_path, manifest_of_numbers([1]))
+    assert [] == seeds_for(tmp_path / "nothing", manifest_of_numbers([]))

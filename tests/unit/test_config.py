@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from filestore.archive.read import DEFAULT_LIMITS, Limits
 from filestore.codec import Codec
 from filestore.config import CODEC_CHOICES, Folders, Settings, knobs, settings_from
-from filestore.errors import InvalidSetting
+from filestore.errors import InvalidSetting, LimitExceeded
 from filestore.http.client import RemoteRepository
 from filestore.http.server import serve
+from tests.support.archives import Forged, forged, unpacked
 
 FOLDERS = Folders(data=Path("/data"), cache=Path("/cache"), state=Path("/state"))
 
@@ -92,6 +95,10 @@ def test_a_bad_value_is_told_with_its_place(given: dict[str, dict[str, object]],
         ("memory_limit", "1 MB"),
         ("memory_limit", True),
         ("memory_limit", 1.5e9),
+        ("unpack_entries", 0),
+        ("unpack_ratio", 1.5),
+        ("unpack_total_size", "2 TB"),
+        ("unpack_depth", -1),
     ],
 )
 def test_values_that_cannot_be_used(name: str, value: object) -> None:
@@ -113,6 +120,8 @@ def test_values_that_cannot_be_used(name: str, value: object) -> None:
         ("memory_limit", "64 MiB", 64 << 20),
         ("memory_limit", "1GiB", 1 << 30),
         ("memory_limit", 1 << 28, 1 << 28),
+        ("unpack_total_size", "3TiB", 3 << 40),
+        ("unpack_ratio", 1000, 1000),
         ("token", "a-token_~!", "a-token_~!"),
     ],
 )
@@ -164,7 +173,11 @@ def test_every_setting_has_a_knob() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["codec", "connections", "stall_seconds", "host", "port", "workers", "memory_limit", "drain_seconds"]
+    "name",
+    [
+        *("codec", "connections", "stall_seconds", "host", "port", "workers", "memory_limit", "drain_seconds"),
+        *(f"unpack_{limit.name}" for limit in fields(Limits)),
+    ],
 )
 def test_the_default_in_words_is_the_default(name: str) -> None:
     """What the documentation says is what holds."""
@@ -188,3 +201,23 @@ def test_the_library_has_the_same_defaults(function: object, names: list[str]) -
     parameters = inspect.signature(function).parameters  # type: ignore[arg-type]  # both are callable
 
     assert {name: getattr(settings(), name) for name in names} == {name: parameters[name].default for name in names}
+
+
+def test_unpack_limits() -> None:
+    """Every limit of an archive is a setting, without which the library's own default holds."""
+    assert settings().unpack_limits == DEFAULT_LIMITS
+    for number, limit in enumerate(fields(Limits), start=1):
+        file: dict[str, object] = {f"unpack_{limit.name}": number}
+        assert settings(file=file).unpack_limits == replace(DEFAULT_LIMITS, **{limit.name: number})
+
+
+@pytest.mark.parametrize("limit", [limit.name for limit in fields(Limits)])
+def test_an_archive_beyond_a_limit_names_the_setting_that_raises_it(limit: str) -> None:
+    """What to do stands in the error: the setting, and its environment variable."""
+    archive = forged([Forged("a/b/c.txt", bytes(3 << 20), deflated=True)])
+    with pytest.raises(LimitExceeded) as caught:
+        unpacked(archive, limits=replace(DEFAULT_LIMITS, **{limit: 1}))
+
+    setting = f"unpack_{limit}"
+    assert setting == caught.value.setting
+    assert f"raise the setting {setting} ({knobs()[setting].environment})" in str(caught.value)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,11 @@ from filestore.digest import chunk_digest
 from filestore.journal import Journal
 from filestore.manifest import Chunk, Manifest
 from filestore.repository import Identity
-from filestore.source import FileState
+from filestore.source import Remembered
 
 IDENTITY = Identity("0" * 32, "default", 0)
 MANIFEST = Manifest.build([Chunk(chunk_digest(b"abc"), 3)], cutting=0)
-LONG_AGO = 1_600_000_000_000_000_000
-STATE = FileState(3, LONG_AGO, LONG_AGO, 2**64 - 1, 7)
+KNOWN = b"what a source knows of itself"
 
 
 @pytest.fixture
@@ -25,36 +23,25 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.bin"
 
 
+def _found(journal: Journal, path: Path) -> tuple[Manifest, bytes] | None:
+    remembered: Remembered | None = journal.find(IDENTITY, path)
+    return None if remembered is None else (remembered.manifest, remembered.known)
+
+
 def test_what_was_recorded_is_found(tmp_path: Path, path: Path) -> None:
     """The same file, in the same state, at the same repository; also in the next process."""
     with Journal(tmp_path / "new" / "journal") as journal:
-        journal.record(IDENTITY, path, STATE, MANIFEST)
+        journal.record(IDENTITY, path, MANIFEST, KNOWN)
     with Journal(tmp_path / "new" / "journal") as journal:
-        assert MANIFEST == journal.find(IDENTITY, path, STATE)
-
-
-@pytest.mark.parametrize("field", FileState._fields)
-def test_a_file_in_another_state_is_not_found(tmp_path: Path, path: Path, field: str) -> None:
-    """Size, mtime, ctime, inode and device must all be those of the last push."""
-    with Journal(tmp_path / "journal") as journal:
-        journal.record(IDENTITY, path, STATE, MANIFEST)
-        assert None is journal.find(IDENTITY, path, STATE._replace(**{field: getattr(STATE, field) - 1}))
+        assert (MANIFEST, KNOWN) == _found(journal, path)
 
 
 @pytest.mark.parametrize("change", [{"id": "1" * 32}, {"namespace": "other"}, {"cutting": 1}])
 def test_another_repository_knows_nothing_of_it(tmp_path: Path, path: Path, change: dict[str, str]) -> None:
     """What one repository has, in one namespace and cutting, says nothing of another."""
     with Journal(tmp_path / "journal") as journal:
-        journal.record(IDENTITY, path, STATE, MANIFEST)
-        assert None is journal.find(IDENTITY._replace(**change), path, STATE)  # type: ignore[arg-type]  # cutting is an int
-
-
-def test_a_file_that_changed_just_before_is_not_trusted(tmp_path: Path, path: Path) -> None:
-    """Within 2 s of its last change a file may change again without its times showing it."""
-    fresh = STATE._replace(mtime=time.time_ns() - 1_000_000_000)
-    with Journal(tmp_path / "journal") as journal:
-        journal.record(IDENTITY, path, fresh, MANIFEST)
-        assert None is journal.find(IDENTITY, path, fresh)
+        journal.record(IDENTITY, path, MANIFEST, KNOWN)
+        assert None is journal.find(IDENTITY._replace(**change), path)  # type: ignore[arg-type]  # cutting is an int
 
 
 @pytest.mark.parametrize("content", [b"", b"no database", b"SQLite format 3\0" + bytes(4000)])
@@ -62,8 +49,8 @@ def test_a_damaged_journal_is_as_good_as_an_empty_one(tmp_path: Path, path: Path
     """A journal only saves work: nothing that is wrong with it fails a push."""
     (tmp_path / "journal").write_bytes(content)
     with Journal(tmp_path / "journal") as journal:
-        journal.record(IDENTITY, path, STATE, MANIFEST)
-        assert journal.find(IDENTITY, path, STATE) in {None, MANIFEST}
+        journal.record(IDENTITY, path, MANIFEST, KNOWN)
+        assert _found(journal, path) in {None, (MANIFEST, KNOWN)}
 
 
 def test_a_journal_of_another_version_is_left_alone(tmp_path: Path, path: Path) -> None:
@@ -73,20 +60,20 @@ def test_a_journal_of_another_version_is_left_alone(tmp_path: Path, path: Path) 
     connection.close()
     before = (tmp_path / "journal").read_bytes()
     with Journal(tmp_path / "journal") as journal:
-        journal.record(IDENTITY, path, STATE, MANIFEST)
-        assert None is journal.find(IDENTITY, path, STATE)
+        journal.record(IDENTITY, path, MANIFEST, KNOWN)
+        assert None is journal.find(IDENTITY, path)
     assert before == (tmp_path / "journal").read_bytes()
 
 
 def test_a_manifest_that_was_damaged_in_the_journal_is_not_used(tmp_path: Path, path: Path) -> None:
     """What comes out of the journal is parsed like any manifest."""
     with Journal(tmp_path / "journal") as journal:
-        journal.record(IDENTITY, path, STATE, MANIFEST)
+        journal.record(IDENTITY, path, MANIFEST, KNOWN)
     with sqlite3.connect(tmp_path / "journal") as connection:
         connection.execute("UPDATE pushed SET manifest = x'00'")
     connection.close()
     with Journal(tmp_path / "journal") as journal:
-        assert None is journal.find(IDENTITY, path, STATE)
+        assert None is journal.find(IDENTITY, path)
 
 
 def test_the_oldest_entries_are_forgotten(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,9 +81,31 @@ def test_the_oldest_entries_are_forgotten(tmp_path: Path, path: Path, monkeypatc
     monkeypatch.setattr(journal_module, "ENTRY_LIMIT", 2)
     with Journal(tmp_path / "journal") as journal:
         for name in ("a", "b", "c"):
-            journal.record(IDENTITY, path.with_name(name), STATE, MANIFEST)
-        found = [journal.find(IDENTITY, path.with_name(name), STATE) for name in ("a", "b", "c")]
-    assert [None, MANIFEST, MANIFEST] == found
+            journal.record(IDENTITY, path.with_name(name), MANIFEST, KNOWN)
+        found = [_found(journal, path.with_name(name)) for name in ("a", "b", "c")]
+    assert [None, (MANIFEST, KNOWN), (MANIFEST, KNOWN)] == found
+
+
+def test_entries_that_are_large_are_forgotten_sooner(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size has a limit too: directories of many files write down much."""
+    monkeypatch.setattr(journal_module, "SIZE_LIMIT", 2 * len(MANIFEST.encoded) + 100)
+    with Journal(tmp_path / "journal") as journal:
+        for name in ("a", "b", "c"):
+            journal.record(IDENTITY, path.with_name(name), MANIFEST, KNOWN)
+        found = [_found(journal, path.with_name(name)) for name in ("a", "b", "c")]
+    assert [None, (MANIFEST, KNOWN), (MANIFEST, KNOWN)] == found
+
+
+def test_a_journal_of_an_older_version_is_made_anew(tmp_path: Path, path: Path) -> None:
+    """What an older program remembered is forgotten, and nothing else happens."""
+    with sqlite3.connect(tmp_path / "journal") as connection:
+        connection.execute("CREATE TABLE pushed (repository TEXT)")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    with Journal(tmp_path / "journal") as journal:
+        assert None is _found(journal, path)
+        journal.record(IDENTITY, path, MANIFEST, KNOWN)
+        assert (MANIFEST, KNOWN) == _found(journal, path)
 
 
 def test_a_link_and_its_file_are_one_entry(tmp_path: Path, path: Path) -> None:
@@ -105,5 +114,5 @@ def test_a_link_and_its_file_are_one_entry(tmp_path: Path, path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(path)
     with Journal(tmp_path / "journal") as journal:
-        journal.record(IDENTITY, link, STATE, MANIFEST)
-        assert MANIFEST == journal.find(IDENTITY, path, STATE)
+        journal.record(IDENTITY, link, MANIFEST, KNOWN)
+        assert (MANIFEST, KNOWN) == _found(journal, path)

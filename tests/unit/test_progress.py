@@ -5,7 +5,7 @@ import io
 import pytest
 
 from filestore.objects import Progress
-from filestore_cli.progress import FETCH, HASH, PUSH, Bar, Meter, PlainLines, sentence
+from filestore_cli.progress import FETCH, HASH, PUSH, SURVEY, Activity, Bar, Meter, PlainLines, sentence
 
 
 class Clock:
@@ -94,6 +94,28 @@ def test_sentence_of_a_hash(meter: Meter, clock: Clock) -> None:
     assert sentence(HASH, meter) == "50 %, 100 MB of 200 MB, 50.0 MB/s, 2 s left"
 
 
+def test_sentence_of_a_dry_run(meter: Meter, clock: Clock) -> None:
+    """What is read and what is there already; nothing is sent."""
+    after(meter, clock, 2, halfway())
+
+    assert sentence(SURVEY, meter) == "50 %, 100 MB of 200 MB, 120 MB read, 20.0 MB shared, 50.0 MB/s, 2 s left"
+
+
+@pytest.mark.parametrize("activity", [PUSH, SURVEY, FETCH, HASH], ids=lambda activity: activity.verb)
+def test_a_tree_is_told_by_file_and_by_byte(meter: Meter, clock: Clock, activity: Activity) -> None:
+    """Files that are dealt with, of all that there are, behind the bytes."""
+    after(meter, clock, 2, halfway()._replace(file_count=20_000, files_done=12_345))
+
+    assert sentence(activity, meter).startswith("50 %, 100 MB of 200 MB, 12,345 of 20,000 files, ")
+
+
+def test_one_file_is_not_counted(meter: Meter, clock: Clock) -> None:
+    """Neither a single file nor a tree of one file or none says how many files there are."""
+    for file_count in (0, 1):
+        after(meter, clock, 2, halfway()._replace(file_count=file_count))
+        assert "files" not in sentence(PUSH, meter)
+
+
 def test_before_the_first_report(meter: Meter, clock: Clock) -> None:
     """Nothing is known, and nothing is made up; that a server does not answer is said."""
     after(meter, clock, 1)
@@ -112,6 +134,16 @@ def test_plain_lines(meter: Meter, clock: Clock) -> None:
             lines.show()
             assert (meter.elapsed >= 1) + (meter.elapsed >= 6) == stream.getvalue().count("\n")
     assert stream.getvalue().startswith("hash model.bin: 50 %, 100 MB of 200 MB")
+
+
+def test_plain_lines_and_the_bar_count_files(meter: Meter, clock: Clock) -> None:
+    """A tree's progress is the same in a terminal and elsewhere."""
+    after(meter, clock, 2, halfway()._replace(file_count=1000, files_done=7))
+    for display in (PlainLines, Bar):
+        stream = io.StringIO()
+        with display(FETCH, "my_model.zip", meter, stream) as shown:
+            shown.show()
+        assert ", 7 of 1,000 files, " in stream.getvalue()
 
 
 def test_a_bar_is_there_at_once_and_shows_names_as_they_are(meter: Meter) -> None:

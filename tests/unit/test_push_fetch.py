@@ -15,7 +15,6 @@ from filestore.errors import (
     InvalidName,
     NotFound,
     SourceChanged,
-    SourceIsDirectory,
     SourceUnreadable,
     TargetError,
 )
@@ -192,10 +191,8 @@ async def test_a_name_that_cannot_be_kept_is_refused_before_anything_is_read(
 
 
 async def test_what_is_no_file_is_refused(watched: WatchedRepository, tmp_path: Path) -> None:
-    """A folder, a FIFO that nobody writes to, a device, a file that is not there: said at once, without waiting."""
+    """A FIFO that nobody writes to, a device, a file that is not there: said at once, without waiting."""
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(SourceIsDirectory):
-        await push(watched, tmp_path)
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path / "vanished", tmp_path / "vanished" / "below"):
         with pytest.raises(SourceUnreadable):
             await push(watched, path)
@@ -226,7 +223,7 @@ async def test_fetch_continues_what_was_cut(
     watched: WatchedRepository, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second fetch moves only what the first has not written, and no half file ever has the name."""
-    monkeypatch.setattr("filestore.fetch.BATCHES_IN_FLIGHT", 1)
+    monkeypatch.setattr("filestore.receive.BATCHES_IN_FLIGHT", 1)
     record = (await push(watched, source)).record
     target = tmp_path / "back"
 

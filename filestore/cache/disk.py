@@ -1,0 +1,72 @@
+"""Small files that appear whole, folders that vanish whole, and read-only ones that can be removed all the same. All blocks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filestore.durable import sync_descriptor, sync_path
+from filestore.errors import storage_error
+
+
+@contextmanager
+def storage_errors(where: Path) -> Iterator[None]:
+    """Raises StorageError, StorageFull for what the operating system says in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(str(where), error) from None
+
+
+def write_durably(path: Path, values: Mapping[str, object]) -> None:
+    """Write a small file, and its folders. Raises StorageError, StorageFull."""
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(values).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file that appears whole, and stays. Raises OSError."""
+    staging = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with staging.open("xb") as file:
+            file.write(content)
+            file.flush()
+            sync_descriptor(file.fileno())
+        staging.rename(path)
+    finally:
+        staging.unlink(missing_ok=True)
+    sync_path(path.parent)
+
+
+def take_aside(folder: Path, aside: Path) -> bool:
+    """Take an entry out of readers' sight, the whole of it at once; False where there is none. Raises OSError."""
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, read-only or not; never what a link leads to. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        for folder, _, _ in os.walk(path):
+            os.chmod(folder, 0o700)  # noqa: PTH101  # no Path for each folder of a large tree
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_if_possible(path: Path) -> None:
+    """`remove`, as far as it goes: another process may remove the same."""
+    try:
+        remove(path)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)

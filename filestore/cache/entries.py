@@ -1,0 +1,123 @@
+"""What is read-only and what a hit checks: of a file, and of a tree. All blocks."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from filestore.objects import Kind
+
+WATCHED_FILES = 100
+"""Files of a tree that a hit looks at, the largest ones: weights are among them, and 100 looks take 0.2 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """What a hit checks of a file. Times are nanoseconds."""
+
+    size: int
+    mtime: int
+    cutting: int
+
+    @classmethod
+    def seal(cls, path: Path, *, cutting: int) -> Self:
+        """Make a file read-only, and note what it is then. Raises OSError."""
+        path.chmod(0o444)
+        found = path.stat()
+        return cls(found.st_size, found.st_mtime_ns, cutting)
+
+    def is_sound(self, path: Path) -> bool:
+        """Whether nobody seems to have written to the file at `path`. Reads no content."""
+        try:
+            found = path.stat()
+        except OSError:
+            return False
+        return (found.st_size, found.st_mtime_ns) == (self.size, self.mtime)
+
+
+@dataclass(frozen=True, slots=True)
+class TreeEntry:
+    """What a hit checks of a tree: the mtime of its folder, and size and mtime of its 100 largest files. Times are nanoseconds.
+
+    A look at every one of 20,000 files would take as long as reading many of them; what happens to a small one only `verify`
+    finds, which hashes all. What is added or removed at the top of the tree changes the folder's mtime.
+    """
+
+    mtime: int
+    files: dict[str, tuple[int, int]]
+    """Path in the tree: size and mtime."""
+
+    @classmethod
+    def seal(cls, root: Path) -> Self:
+        """Make a tree read-only, folders too, but for what links lead to; note what it is then. Raises OSError."""
+        files = heapq.nlargest(WATCHED_FILES, _sealed(str(root)))
+        return cls(root.stat().st_mtime_ns, {name: (size, mtime) for size, mtime, name in files})
+
+    def is_sound(self, path: Path) -> bool:
+        """Whether nobody seems to have written to the tree at `path`. Reads no content, and lists no folder."""
+        root = str(path)
+        try:
+            if os.stat(root).st_mtime_ns != self.mtime:  # noqa: PTH116  # a Path for each of 100 files takes longer than the look
+                return False
+            for name, known in self.files.items():
+                found = os.stat(f"{root}/{name}", follow_symlinks=False)  # noqa: PTH116  # as above
+                if (found.st_size, found.st_mtime_ns) != known:
+                    return False
+        except OSError:
+            return False
+        return True
+
+
+Entry = FileEntry | TreeEntry
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """The content of `entry.json`."""
+    return json.dumps(asdict(entry)).encode()
+
+
+def read_entry(folder: Path, kind: Kind) -> Entry | None:
+    """What the entry in `folder` says of itself; None where it says nothing that can be understood."""
+    try:
+        values = json.loads((folder / "entry.json").read_bytes())
+        if kind is Kind.FILE:
+            return FileEntry(**values)
+        files = {str(name): (int(size), int(mtime)) for name, (size, mtime) in values["files"].items()}
+        return TreeEntry(int(values["mtime"]), files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def unseal(root: Path) -> None:
+    """Let the owner write to a tree again, but for what links lead to. Raises OSError."""
+    for folder, files, _ in _folders(str(root)):
+        os.chmod(folder, 0o755)  # noqa: PTH101, S103  # no Path for each file of a large tree; others may read
+        for file in files:
+            os.chmod(file.path, file.stat().st_mode & 0o777 | stat.S_IWUSR)  # noqa: PTH101  # as above
+
+
+def _sealed(root: str) -> Iterator[tuple[int, int, str]]:
+    """Make a tree read-only; size, mtime and path of each file in it."""
+    for folder, files, prefix in _folders(root):
+        for file in files:
+            state = file.stat()
+            os.chmod(file.path, 0o555 if state.st_mode & stat.S_IXUSR else 0o444)  # noqa: PTH101  # as above
+            yield state.st_size, state.st_mtime_ns, prefix + file.name
+        os.chmod(folder, 0o555)  # noqa: PTH101, S103  # as above
+
+
+def _folders(root: str) -> Iterator[tuple[str, list[os.DirEntry[str]], str]]:
+    """Each folder of a tree, the files in it, and what the paths of these begin with. Links are neither. Raises OSError."""
+    waiting = [(root, "")]
+    while waiting:
+        folder, prefix = waiting.pop()
+        with os.scandir(folder) as found:
+            items = list(found)
+        waiting += [(item.path, f"{prefix}{item.name}/") for item in items if item.is_dir(follow_symlinks=False)]
+        yield folder, [item for item in items if item.is_file(follow_symlinks=False)], prefix

@@ -1,0 +1,106 @@
+"""The lock of an entry that is being fetched: it saves work and nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from filestore.aio import in_disk_thread
+from filestore.objects import Progress, Report
+
+LOCK_POLL_SECONDS = 0.05
+STALE_SECONDS = 60
+"""A holder that got no further for this long is passed by."""
+_BEAT_SECONDS = 1
+
+
+class Lock:
+    """A lock that is held, or could not be had. Its file's mtime says when its holder last got any further."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.is_held = False
+        """No other process works on the entry, but for one that was passed by."""
+        self.passes_by = False
+        """Its holder got no further for a minute."""
+        self._descriptor = descriptor
+        self._beat_at = 0.0
+
+    async def acquire(self, is_done: Callable[[], bool]) -> None:
+        """Wait until it is held, or until there is no point in waiting."""
+        try:
+            while not await in_disk_thread(_try_lock, self._descriptor):
+                await asyncio.sleep(LOCK_POLL_SECONDS)
+                # Asked after a while, so that whoever has only just got the lock has said so.
+                self.passes_by = await in_disk_thread(_age, self._descriptor) > STALE_SECONDS
+                if self.passes_by or await in_disk_thread(is_done):
+                    break
+            else:
+                self.is_held = True
+        except (OSError, ValueError):  # it cannot be had on this file system; ValueError: it could not even be opened
+            return
+        self.beat()
+
+    def beat(self) -> None:
+        """Say that work goes on: at most once a second, and then it costs one system call."""
+        now = time.monotonic()
+        if self._descriptor >= 0 and now - self._beat_at >= _BEAT_SECONDS:
+            self._beat_at = now
+            with suppress(OSError):
+                os.utime(self._descriptor)
+
+    def watching(self, report: Report | None) -> Report:
+        """`report`, which may be None, while each step forward keeps the lock fresh."""
+
+        def beat_and_report(progress: Progress) -> None:
+            self.beat()
+            if report is not None:
+                report(progress)
+
+        return beat_and_report
+
+
+@asynccontextmanager
+async def locked(path: Path, is_done: Callable[[], bool]) -> AsyncIterator[Lock]:
+    """Hold the lock whose file is at `path`.
+
+    Goes on without it where locks do not work, where `is_done` says in a thread that there is nothing left to wait for, and
+    where its holder got no further for a minute.
+    """
+    descriptor = await in_disk_thread(_open, path)
+    lock = Lock(descriptor)
+    try:
+        await lock.acquire(is_done)
+        yield lock
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:
+        return -1
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Whether the lock is held now; False: someone else has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _age(descriptor: int) -> float:
+    """Seconds since its holder last got any further."""
+    try:
+        return time.time() - os.fstat(descriptor).st_mtime
+    except OSError:
+        return 0

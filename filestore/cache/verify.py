@@ -1,0 +1,137 @@
+"""Verify: every byte of a cache is read once, and what is damaged is removed."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+from filestore.aio import in_disk_thread
+from filestore.archive import write
+from filestore.archive.read import TAIL_SIZE, Limits, Member, find_end, parse_central_directory
+from filestore.cache.disk import storage_errors
+from filestore.cache.entries import Entry, FileEntry, read_entry
+from filestore.cache.resolve import check_format
+from filestore.cache.shelf import FOLDERS, Shelf, contents, read_manifest
+from filestore.digest import Digest
+from filestore.errors import FilestoreError, InvalidInput
+from filestore.layout import unhashed
+from filestore.manifest import Manifest
+from filestore.objects import Kind
+from filestore.push import manifest_of
+from filestore.tree_staging import is_standing
+from filestore.walk import Symlinks
+
+_NO_LIMITS = Limits(*[sys.maxsize] * 6)
+"""What is unpacked already was within those of its time."""
+
+
+async def verify_cache(root: Path) -> list[Path]:
+    """Hash every entry of the cache at `root`, whichever repository it is of, and remove those that are damaged.
+
+    A tree is hashed as the zip that it would be pushed as. Trees of zip files that other programs made have no such zip: their
+    names, sizes, checksums, links and executable bits are compared with the directory of the zip, which is kept beside them.
+
+    Returns the paths that were removed; the next resolve fetches them anew. Cost: the whole cache is read once.
+    Raises InvalidInput where there is no cache, UnknownFormat, StorageError.
+    """
+    if not await in_disk_thread((root / "format").exists):
+        raise InvalidInput(f"there is no cache in {root}; give the folder of one")
+    await in_disk_thread(check_format, root)
+    removed = []
+    for kind, name in FOLDERS.items():
+        for folder in await in_disk_thread(_listed, root, name):
+            damaged = await _damaged(folder, kind)
+            if damaged is not None:
+                removed.append(damaged)
+                # ROOT/<repository>/<namespace>/files/ab/cd/<digest>
+                await in_disk_thread(Shelf(folder.parents[3]).discard, kind, folder)
+    return removed
+
+
+def _listed(root: Path, name: str) -> list[Path]:
+    return sorted(root.glob(f"*/*/{name}/??/??/*"))
+
+
+async def _damaged(folder: Path, kind: Kind) -> Path | None:
+    """What of an entry is not what its digest says; the folder itself where that cannot be told; None where all is well."""
+    try:
+        digest = unhashed("/".join(folder.parts[-3:]))
+    except FilestoreError:
+        return folder
+    entry = await in_disk_thread(read_entry, folder, kind)
+    if entry is None:
+        return folder
+    paths = await in_disk_thread(contents, folder)
+    for path in paths:
+        try:
+            if not (await in_disk_thread(entry.is_sound, path) and await _is_right(path, digest, entry)):
+                return path
+        except FilestoreError:
+            return path
+    return None if paths else folder
+
+
+async def _is_right(path: Path, digest: Digest, entry: Entry) -> bool:
+    if isinstance(entry, FileEntry):
+        return (await manifest_of(path, cutting=entry.cutting)).digest == digest
+    # Another name of a tree is a link to it.
+    return await in_disk_thread(path.is_symlink) or await _is_tree(path, digest)
+
+
+async def _is_tree(path: Path, digest: Digest) -> bool:
+    folder = path.parent.parent
+    manifest = await in_disk_thread(read_manifest, folder)
+    if manifest is None or manifest.digest != digest:
+        return False
+    tail = await in_disk_thread(_read_tail, folder)
+    members = await in_disk_thread(_members, tail, manifest)
+    if _is_ours(members, tail):
+        return (await manifest_of(path, cutting=manifest.cutting, symlinks=Symlinks.KEEP)).digest == digest
+    return await in_disk_thread(_is_theirs, path, members)
+
+
+def _read_tail(folder: Path) -> bytes:
+    with storage_errors(folder):
+        return (folder / "tail").read_bytes()
+
+
+def _members(tail: bytes, manifest: Manifest) -> list[Member]:
+    end = find_end(tail[-TAIL_SIZE:], manifest.size, limits=_NO_LIMITS)
+    return parse_central_directory(memoryview(tail)[: end.size], end, limits=_NO_LIMITS)
+
+
+def _is_ours(members: list[Member], tail: bytes) -> bool:
+    """Whether a zip's directory is such as a push would write it."""
+    placed = [
+        write.Placed(
+            write.Entry(
+                member.path,
+                member.size,
+                is_executable=member.is_executable,
+                is_folder=member.is_folder,
+                target="" if member.is_link else None,
+            ),
+            member.crc,
+            member.start,
+        )
+        for member in members
+    ]
+    return write.central_directory(placed, members[-1].end if members else 0) == tail
+
+
+def _is_theirs(path: Path, members: list[Member]) -> bool:
+    """Whether a tree is what the directory of its zip says."""
+    with storage_errors(path):
+        root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return is_standing(root, members) and all(_has_mode(root, member) for member in members)
+        finally:
+            os.close(root)
+
+
+def _has_mode(root: int, member: Member) -> bool:
+    if member.is_folder or member.is_link:
+        return True
+    return bool(os.stat(member.path, dir_fd=root).st_mode & stat.S_IXUSR) == member.is_executable

@@ -1,0 +1,628 @@
+"""Receive: chunks of a repository, each verified, into a sink; and what is here already, which is not fetched.
+
+What fetch and unpack share. A sink is staging of some kind: it takes verified content by its offset in the file, in almost
+any order. What is here already is what the sink holds from a fetch that was cut, and what a seed holds: another version of
+the same content on this machine. No journal is trusted for that, only digests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from filestore.aio import BufferPool, in_cpu_thread, in_disk_thread, per_thread, task_group
+from filestore.codec import Decoder, frame_limit
+from filestore.digest import chunk_digest
+from filestore.errors import ChunksMissing, DamagedChunk, FilestoreError, InvalidFrame, SourceError
+from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
+from filestore.objects import Frame, Progress, Report
+from filestore.repository import Repository
+from filestore.source import WINDOW_SIZE, Source
+
+BATCHES_IN_FLIGHT = 4
+BATCH_SIZE = 8 << 20
+"""Decoded bytes of one batch."""
+KEPT_LIMIT = 16 << 20
+"""Bytes that were read ahead of everything, and are kept so that they are not received twice."""
+RUN_MIN = 4 << 20
+"""Bytes from which on content of a seed is copied by the operating system, which may share it instead."""
+COPY_SIZE = 64 << 20
+"""Bytes that are copied in one go, and that a cancel waits for."""
+
+_decoder = per_thread(Decoder)
+_scratch = per_thread(lambda: memoryview(bytearray(CHUNK_LIMIT)))
+
+
+class Order(IntEnum):
+    """When a sink can take a chunk."""
+
+    ANY = 0
+    """At any time, and wherever else the same chunk stands."""
+    ONCE = 1
+    """At any time, for this one place, as a whole."""
+    AFTER = 2
+    """As ONCE, and after the chunk before it."""
+
+
+class Located(NamedTuple):
+    """Where content lies in an open file."""
+
+    descriptor: int
+    offset: int
+
+
+class Sink(Protocol):
+    """Where content goes. Its methods block: call them in threads. All may run in several threads at once."""
+
+    @property
+    def file_count(self) -> int:
+        """Files in all."""
+
+    @property
+    def files_done(self) -> int:
+        """Files that are whole."""
+
+    def order(self, offset: int, size: int) -> Order | None:
+        """When the chunk at `offset` can be taken; None where it need not be."""
+
+    def file_at(self, offset: int, size: int) -> int | None:
+        """The number of the one file that content lies in, where it does, and can be put there by `copy`."""
+
+    def read_into(self, memory: memoryview, offset: int) -> bool:
+        """Fill `memory` with what staging holds for the content at `offset`, verified or not; whether that was possible."""
+
+    def copy(self, source: Located, offset: int, size: int) -> bool:
+        """Have the operating system copy content that lies in one file. It counts as rubbish until `take` says that it is held.
+
+        Whether that was possible.
+        """
+
+    def take(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
+        """Put verified content in its place; where `is_held`, it is there. Each chunk is taken once for each offset.
+
+        Raises StorageFull, StorageError, and what the sink refuses.
+        """
+
+    def check_ours(self) -> None:
+        """Raises OvertakenError when another process has published or removed what is written to."""
+
+
+class Seed(Protocol):
+    """Something on this machine that may hold chunks of what is fetched. What it gives is verified before it counts.
+
+    Its methods block, and are called by one thread at a time. Whoever is given a seed closes it.
+    """
+
+    @property
+    def manifest(self) -> Manifest:
+        """The chunks that it should hold."""
+
+    def read_into(self, memory: memoryview, offset: int) -> bool:
+        """Fill `memory` with content from `offset` on; whether that was possible. May raise SourceError for the same."""
+
+    def locate(self, offset: int, size: int) -> Located | None:
+        """Where content lies, if it does in one file. The descriptor is good until the next call."""
+
+    def close(self) -> None:
+        """Give descriptors back; safe to call again."""
+
+
+class FileSeed:
+    """A file that holds, or has held, the content of a manifest. Opened on first need, so that it may be gone by then."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._path = path
+        self._descriptor: int | None = None
+
+    def read_into(self, memory: memoryview, offset: int) -> bool:
+        return read_whole(self._opened(), memory, offset)
+
+    def locate(self, offset: int, size: int) -> Located | None:  # noqa: ARG002  # the protocol's
+        descriptor = self._opened()
+        return None if descriptor < 0 else Located(descriptor, offset)
+
+    def close(self) -> None:
+        if self._descriptor is not None and self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _opened(self) -> int:
+        if self._descriptor is None:
+            try:
+                # O_NONBLOCK: opening a FIFO that nobody writes to must not wait.
+                self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except OSError:
+                self._descriptor = -1
+        return self._descriptor
+
+
+class OvertakenError(Exception):
+    """Another process has published or removed the staging that this one writes to."""
+
+
+@contextmanager
+def closing(seeds: Iterable[Seed]) -> Iterator[None]:
+    """Close seeds at the end of the block."""
+    try:
+        yield
+    finally:
+        for seed in seeds:
+            seed.close()
+
+
+def verified(chunk: Chunk, frame: memoryview) -> memoryview:
+    """The content of a chunk, in memory that the next call in the same thread uses again. Raises DamagedChunk."""
+    try:
+        content = _decoder().decode(Frame(chunk.digest, frame), _scratch())
+    except InvalidFrame as error:
+        raise DamagedChunk(str(chunk.digest), error.reason) from None
+    if len(content) != chunk.size:
+        raise DamagedChunk(str(chunk.digest), f"it has {len(content)} bytes, the manifest says {chunk.size}")
+    return content
+
+
+def read_whole(descriptor: int, memory: memoryview, offset: int) -> bool:
+    """Whether `memory` could be filled from an open file. A hole is not read: nothing of worth is in it."""
+    try:
+        if descriptor < 0 or not _has_data(descriptor, offset, len(memory)):
+            return False
+        return os.preadv(descriptor, [memory], offset) == len(memory)
+    except OSError:
+        return False
+
+
+def copy_range(source: Located, descriptor: int, offset: int, size: int) -> bool:
+    """Have the operating system copy from file to file, or share what it can; whether it did.
+
+    Where the source ends before that, so does the copy.
+    """
+    if not hasattr(os, "copy_file_range"):
+        return False
+    copied = 0
+    try:
+        while copied < size:
+            count = os.copy_file_range(source.descriptor, descriptor, size - copied, source.offset + copied, offset + copied)
+            if not count:
+                break
+            copied += count
+    except OSError:
+        return False  # between these file systems, or of this kind; a full disk is met again by who writes
+    return True
+
+
+class Place(NamedTuple):
+    """A chunk and where it stands in the file."""
+
+    chunk: Chunk
+    offsets: list[int]
+    order: Order = Order.ANY
+
+    @property
+    def size(self) -> int:
+        """Bytes that this chunk fills of the file."""
+        return self.chunk.size * len(self.offsets)
+
+
+class Receiving:
+    """One fetch under way: its counters, and the places that are still to be filled.
+
+    First `content`, where a part must be known before there is a sink; then `reuse`, then `download`.
+    """
+
+    def __init__(self, repository: Repository, manifest: Manifest, report: Report | None, *, seeds: Sequence[Seed] = ()) -> None:
+        """`seeds`: where `content` looks before it asks the repository. The caller closes them."""
+        self.moved = 0
+        """Encoded bytes of the frames that were received."""
+        self.reused = 0
+        """Decoded bytes that were here already."""
+        self._repository = repository
+        self._manifest = manifest
+        self._report = report
+        self._buffers = BufferPool(count=BATCHES_IN_FLIGHT, size=BATCH_SIZE)
+        self._sink: Sink | None = None
+        self._missing: dict[int, Place] = {}
+        self._kept: dict[int, bytes] = {}
+        self._ahead: set[int] = set()
+        self._seeds = seeds
+        self._seeded: dict[int, _Seeded] = {}
+        self._seed_lock = threading.Lock()
+        self._read = self._written = self._under_way = self._done = 0
+        self.report_progress()
+
+    def note_whole(self) -> None:
+        """All of it is here."""
+        self.reused = self._manifest.size
+        self.report_progress()
+
+    async def scan(self, source: Source) -> Manifest:
+        """Cut and hash what stands where something else is to stand. Raises SourceChanged, SourceUnreadable."""
+        async with BufferPool(count=1, size=WINDOW_SIZE).take() as buffer:
+            while not source.is_finished:
+                await in_cpu_thread(source.scan, buffer)
+                self._read = source.read
+                self.report_progress()
+        return source.manifest()
+
+    async def content(self, wanted: range) -> bytes:
+        """A part of the content, verified. Chunks of it are kept up to a limit: `download` does not receive them again."""
+        memory = bytearray(len(wanted))
+        places = await in_cpu_thread(self._overlapping, wanted)
+        seeded = await in_cpu_thread(_look_up, places, self._seeds)
+        for batch in _batches(places):
+            kept = self._kept | await in_cpu_thread(self._read_seeds, batch, seeded)
+            received = [place for place in batch if place.offsets[0] not in kept]
+            async with self._buffers.take() as buffer:
+                frames = await self._get(received, buffer)
+                async with self._mending(batch):
+                    pieces = await in_cpu_thread(_contents, batch, frames, kept)
+            self._under_way -= sum(len(frame) for frame in frames)
+            self._ahead.update(place.offsets[0] for place in received)
+            for place, piece in zip(batch, pieces, strict=True):
+                offset = place.offsets[0]
+                start, stop = max(offset, wanted.start), min(offset + len(piece), wanted.stop)
+                memory[start - wanted.start : stop - wanted.start] = memoryview(piece)[start - offset : stop - offset]
+                if sum(map(len, self._kept.values())) + len(piece) <= KEPT_LIMIT:
+                    self._kept[offset] = piece
+        return bytes(memory)
+
+    async def reuse(self, sink: Sink, seeds: Sequence[Seed], *, resume: bool) -> None:
+        """Find out what `sink` needs, and fill what is here already: in the sink itself, where `resume`, and in seeds.
+
+        Starts over, where that was done before. Seeds are closed as soon as they are of no use any more.
+        """
+        self._sink = sink
+        self.reused = self._written = self._under_way = 0
+        self._missing = await in_cpu_thread(self._places, sink)
+        self._kept = {offset: piece for offset, piece in self._kept.items() if offset in self._missing}
+        self.report_progress()
+        if resume:
+            await self._reuse_each(_batches(self._reusable()), lambda batch: _held(sink, batch))
+        for seed in seeds:
+            with suppress(SourceError):
+                await self._reuse_seed(sink, seed)
+        # What has an order is read when its turn comes, from seeds that stay open until then.
+        ordered = [place for place in self._missing.values() if place.order is not Order.ANY]
+        self._seeded = await in_cpu_thread(_look_up, ordered, seeds)
+        needed = {id(seeded.seed) for seeded in self._seeded.values()}
+        for seed in seeds:
+            if id(seed) not in needed:
+                await in_disk_thread(seed.close)
+
+    def missing_size(self) -> int:
+        """Bytes that are still to be filled."""
+        return sum(place.size for place in self._missing.values())
+
+    async def download(self, sink: Sink) -> None:
+        """Fill what is missing from the repository, several batches at a time."""
+        batches = _in_turns(_chains(list(self._missing.values())))
+        async with task_group() as group:
+            for _ in range(BATCHES_IN_FLIGHT):
+                group.create_task(self._download_batches(batches, sink))
+        self._kept.clear()
+
+    def report_progress(self) -> None:
+        """Tell how far it is."""
+        if self._report is None:
+            return
+        # What is under way counts with its encoded bytes; what a retry takes back is not taken off the bar.
+        self._done = max(self._done, min(self._manifest.size, self.reused + self._written + self._under_way))
+        count, done = (1, 0) if self._sink is None else (self._sink.file_count, self._sink.files_done)
+        self._report(Progress(self._manifest.size, self._done, self.moved, self.reused, self._read, count, done))
+
+    def _overlapping(self, wanted: range) -> list[Place]:
+        return [
+            Place(chunk, [offset])
+            for chunk, offset in zip(self._manifest.chunks, self._manifest.offsets(), strict=True)
+            if offset < wanted.stop and wanted.start < offset + chunk.size
+        ]
+
+    def _places(self, sink: Sink) -> dict[int, Place]:
+        """What is to be filled, by the first offset, in the order of the file. What is not needed is dealt with."""
+        places: dict[int, Place] = {}
+        anywhere: dict[bytes, Place] = {}
+        for chunk, offset in zip(self._manifest.chunks, self._manifest.offsets(), strict=True):
+            order = sink.order(offset, chunk.size)
+            if order is None:
+                if offset in self._ahead:
+                    self._written += chunk.size
+                else:
+                    self.reused += chunk.size
+                continue
+            if order is Order.ANY and chunk.digest in anywhere:
+                anywhere[chunk.digest].offsets.append(offset)
+                continue
+            places[offset] = Place(chunk, [offset], order)
+            if order is Order.ANY:
+                anywhere[chunk.digest] = places[offset]
+        return places
+
+    def _reusable(self) -> list[Place]:
+        return [place for place in self._missing.values() if place.order is Order.ANY]
+
+    async def _reuse_seed(self, sink: Sink, seed: Seed) -> None:
+        """Fill places from a seed: long runs by copies, which are then verified in the sink, all others piece by piece."""
+        found = await in_cpu_thread(self._found_in, seed.manifest)
+        places = [self._missing[offset] for offset in sorted(found)]
+        for run in _runs(places, found, sink):
+            if await self._copy_run(sink, seed, run, found):
+                await self._reuse_each(_batches(run), lambda batch: _held(sink, batch))
+        rest = [place for place in places if place.offsets[0] in self._missing]
+        for batch in _batches(rest):
+            self._note_reused(await in_cpu_thread(_copied, sink, seed, batch, found))
+
+    def _found_in(self, other: Manifest) -> dict[int, int]:
+        """Where the chunks of places stand in another manifest, by the first offset of each place."""
+        wanted = {place.chunk.digest: place.offsets[0] for place in self._reusable()}
+        found = {}
+        for chunk, offset in zip(other.chunks, other.offsets(), strict=True):
+            place = wanted.pop(chunk.digest, None)
+            if place is not None:
+                found[place] = offset
+        return found
+
+    async def _copy_run(self, sink: Sink, seed: Seed, run: list[Place], found: dict[int, int]) -> bool:
+        first = run[0].offsets[0]
+        size = run[-1].offsets[0] + run[-1].chunk.size - first
+        for start in range(0, size, COPY_SIZE):
+            count = min(COPY_SIZE, size - start)
+            if not await in_disk_thread(_copy, sink, seed, found[first] + start, first + start, count):
+                return False
+        return True
+
+    async def _reuse_each(self, batches: Iterator[list[Place]], find: Callable[[list[Place]], list[Place]]) -> None:
+        """Note what `find` finds of each batch, several at a time."""
+
+        async def lane() -> None:
+            for batch in batches:
+                self._note_reused(await in_cpu_thread(find, batch))
+
+        async with task_group() as group:
+            for _ in range(BATCHES_IN_FLIGHT):
+                group.create_task(lane())
+
+    async def _download_batches(self, batches: Iterator[_Batch], sink: Sink) -> None:
+        async with self._buffers.take() as buffer:
+            for batch in batches:
+                places = batch.places
+                kept = self._kept | await in_cpu_thread(self._read_seeds, places, self._seeded)
+                frames = await self._get([place for place in places if place.offsets[0] not in kept], buffer)
+                if batch.after is not None:
+                    await batch.after.wait()
+                async with self._mending(places):
+                    await in_cpu_thread(_write, sink, places, frames, kept)
+                batch.written.set()
+                self._under_way -= sum(len(frame) for frame in frames)
+                reused = sum(place.size for place in places if place.offsets[0] in kept.keys() - self._ahead)
+                self.reused += reused
+                self._written += sum(place.size for place in places) - reused
+                self.report_progress()
+
+    def _read_seeds(self, places: list[Place], seeded: Mapping[int, _Seeded]) -> dict[int, bytes]:
+        """The content of those places that a seed does hold, verified."""
+        pieces = {}
+        for place in places if seeded else ():
+            found = seeded.get(place.offsets[0])
+            if found is None:
+                continue
+            memory = bytearray(place.chunk.size)
+            with suppress(SourceError), self._seed_lock:
+                if found.seed.read_into(memoryview(memory), found.offset) and chunk_digest(memory) == place.chunk.digest:
+                    pieces[place.offsets[0]] = bytes(memory)
+        return pieces
+
+    async def _get(self, places: list[Place], buffer: memoryview) -> list[memoryview]:
+        """The frames of places. Raises ChunksMissing."""
+        if not places:
+            return []
+        digests = [place.chunk.digest for place in places]
+        frames = []
+        for digest, frame in zip(digests, await self._repository.get(digests, buffer, moved=self._count_moved), strict=True):
+            if frame is None:
+                raise ChunksMissing(str(digest))
+            frames.append(frame)
+        return frames
+
+    @asynccontextmanager
+    async def _mending(self, places: list[Place]) -> AsyncIterator[None]:
+        """Have the repository look at chunks that turn out to be damaged: whoever pushes the file again mends them then."""
+        try:
+            yield
+        except DamagedChunk:
+            with suppress(FilestoreError):
+                await self._repository.recheck([place.chunk.digest for place in places])
+            raise
+
+    def _note_reused(self, places: list[Place]) -> None:
+        for place in places:
+            del self._missing[place.offsets[0]]
+            self.reused += place.size
+        self.report_progress()
+
+    def _count_moved(self, size: int) -> None:
+        self.moved += size
+        self._under_way += size
+        self.report_progress()
+
+
+class _Seeded(NamedTuple):
+    """Where a seed should hold a chunk."""
+
+    seed: Seed
+    offset: int
+
+
+class _Batch(NamedTuple):
+    """What one lane receives and writes at a time."""
+
+    places: list[Place]
+    after: asyncio.Event | None
+    """Set when the batch was written that this one must follow."""
+    written: asyncio.Event
+
+
+def _look_up(places: Sequence[Place], seeds: Sequence[Seed]) -> dict[int, _Seeded]:
+    """Where seeds should hold the chunks of places, by the first offset of these."""
+    wanted: dict[bytes, list[int]] = {}
+    for place in places:
+        wanted.setdefault(place.chunk.digest, []).append(place.offsets[0])
+    found = {}
+    for seed in seeds:
+        if not wanted:
+            break
+        for chunk, offset in zip(seed.manifest.chunks, seed.manifest.offsets(), strict=True):
+            for place_offset in wanted.pop(chunk.digest, ()):
+                found[place_offset] = _Seeded(seed, offset)
+    return found
+
+
+def _batches(places: Iterable[Place]) -> Iterator[list[Place]]:
+    batch: list[Place] = []
+    held = 0
+    for place in list(places):
+        size = frame_limit(place.chunk.size)
+        if batch and held + size > BATCH_SIZE:
+            yield batch
+            batch, held = [], 0
+        batch.append(place)
+        held += size
+    if batch:
+        yield batch
+
+
+def _chains(places: Sequence[Place]) -> Iterator[list[_Batch]]:
+    """Batches, and with each those that must be written after it, one after the other."""
+    chain: list[_Batch] = []
+    for run in _unbroken(places):
+        for batch in _batches(run):
+            follows = batch[0].order is Order.AFTER
+            if chain and not follows:
+                yield chain
+                chain = []
+            chain.append(_Batch(batch, chain[-1].written if follows and chain else None, asyncio.Event()))
+    if chain:
+        yield chain
+
+
+def _unbroken(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
+    """Parts of `places`: where a row of chunks begins that follow each other, so does a part, and thus a batch."""
+    start = 0
+    for at in range(1, len(places) - 1):
+        if places[at].order is not Order.AFTER and places[at + 1].order is Order.AFTER:
+            yield places[start:at]
+            start = at
+    yield places[start:]
+
+
+def _in_turns(chains: Iterator[list[_Batch]]) -> Iterator[_Batch]:
+    """The batches of some chains at a time in turns, so that lanes seldom wait for each other; of one chain, in its order.
+
+    A batch comes after the one that it follows. Lanes take them in this order, so that what a lane waits for is under way.
+    """
+    active: deque[Iterator[_Batch]] = deque()
+    for chain in chains:
+        active.append(iter(chain))
+        while len(active) >= BATCHES_IN_FLIGHT:
+            yield from _turn(active)
+    while active:
+        yield from _turn(active)
+
+
+def _turn(active: deque[Iterator[_Batch]]) -> Iterator[_Batch]:
+    """One batch of the chain whose turn it is."""
+    chain = active.popleft()
+    for batch in chain:
+        active.append(chain)
+        yield batch
+        return
+
+
+def _runs(places: Sequence[Place], found: Mapping[int, int], sink: Sink) -> Iterator[list[Place]]:
+    """Rows of chunks that lie back to back in one file of the sink and in the seed alike, if they are long."""
+    run: list[Place] = []
+    current: tuple[int, int, int] | None = None  # the file, and where the row goes on, here and in the seed
+    for place in places:
+        at = place.offsets[0]
+        file = sink.file_at(at, place.chunk.size)
+        if file is None or (file, at, found[at]) != current:
+            yield from _long(run)
+            run = []
+        if file is not None:
+            run.append(place)
+            current = file, at + place.chunk.size, found[at] + place.chunk.size
+    yield from _long(run)
+
+
+def _long(run: list[Place]) -> Iterator[list[Place]]:
+    if sum(place.chunk.size for place in run) >= RUN_MIN:
+        yield run
+
+
+def _copy(sink: Sink, seed: Seed, seed_offset: int, offset: int, size: int) -> bool:
+    sink.check_ours()
+    located = seed.locate(seed_offset, size)
+    return located is not None and sink.copy(located, offset, size)
+
+
+def _held(sink: Sink, places: list[Place]) -> list[Place]:
+    """Those of `places` whose chunk the sink holds; afterwards it holds it everywhere."""
+    found = []
+    for place in places:
+        content = _scratch()[: place.chunk.size]
+        for offset in place.offsets:
+            if sink.read_into(content, offset) and chunk_digest(content) == place.chunk.digest:
+                for other in place.offsets:
+                    sink.take(content, other, is_held=other == offset)
+                found.append(place)
+                break
+    return found
+
+
+def _copied(sink: Sink, seed: Seed, places: list[Place], found: Mapping[int, int]) -> list[Place]:
+    """Those of `places` whose chunk could be copied from a seed."""
+    sink.check_ours()
+    copied = []
+    for place in places:
+        content = _scratch()[: place.chunk.size]
+        try:
+            if not seed.read_into(content, found[place.offsets[0]]):
+                continue
+        except SourceError:
+            continue
+        if chunk_digest(content) == place.chunk.digest:
+            for offset in place.offsets:
+                sink.take(content, offset)
+            copied.append(place)
+    return copied
+
+
+def _contents(places: list[Place], frames: list[memoryview], kept: Mapping[int, bytes]) -> list[bytes]:
+    """The content of each place: what is kept, else the next frame."""
+    waiting = iter(frames)
+    return [kept.get(place.offsets[0]) or bytes(verified(place.chunk, next(waiting))) for place in places]
+
+
+def _write(sink: Sink, places: list[Place], frames: list[memoryview], kept: Mapping[int, bytes]) -> None:
+    """Verify and write the content of each place."""
+    sink.check_ours()
+    waiting = iter(frames)
+    for place in places:
+        piece = kept.get(place.offsets[0])
+        content = verified(place.chunk, next(waiting)) if piece is None else memoryview(piece)
+        for offset in place.offsets:
+            sink.take(content, offset)
+
+
+def _has_data(descriptor: int, offset: int, size: int) -> bool:
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA) < offset + size
+    except OSError as error:
+        return error.errno != errno.ENXIO

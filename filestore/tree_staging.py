@@ -1,0 +1,751 @@
+"""The tree of a zip while it is fetched: chunks of the zip come in, in almost any order, and files are made of them.
+
+No zip touches the disk. What chunks hold of an entry is told apart by where the central directory says that it lies:
+
+- Stored content is written where it belongs in its file, whenever it comes.
+- Deflated content, and all that a descriptor follows, has an order: it is known what a byte means only when all before it
+  are. Small entries of this kind are gathered; of large ones a chunk is taken after the one before it.
+
+Local headers, descriptors and checksums are compared on the way, and a file that has an order gets its last bytes when all
+of that was found right: so, of the size that it must have, it was checked, even by a process that was killed since.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from filestore.archive import structures as zip_
+from filestore.archive.checksum import Checksum, crc32
+from filestore.archive.inflate import PIECE_LIMIT, Inflater
+from filestore.archive.read import (
+    End,
+    Extent,
+    Member,
+    check_crc,
+    check_descriptor,
+    check_links,
+    check_local_header,
+    link_target,
+)
+from filestore.archive.tree import shown
+from filestore.archive.write import Entry, local_header
+from filestore.errors import FilestoreError, StorageFull, TargetError, storage_error
+from filestore.receive import Located, Order, OvertakenError, copy_range, read_whole
+
+GATHER_LIMIT = 1 << 20
+"""Bytes of an entry that has an order, up to which it is gathered in memory."""
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ_SIZE = 1 << 20
+
+_UNKEPT = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO)
+"""What a file system says to a name that it does not keep, or that something else has."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_FILE, _FOLDER_ENTRY = 1, 2
+"""What is done. Not done is 0."""
+
+
+class Way(IntEnum):
+    """How the content of an entry comes."""
+
+    FREE = 0
+    """In any order."""
+    GATHERED = 1
+    """In any order; it is used when all of it is there."""
+    STREAMED = 2
+    """In order."""
+
+
+class ContentPart(NamedTuple):
+    """A part of what an entry holds."""
+
+    number: int
+    """That of the member."""
+    offset: int
+
+
+class Zip:
+    """What is known of a zip file from its end: its members, and where they lie."""
+
+    def __init__(self, members: Sequence[Member], end: End, tail: bytes) -> None:
+        """`tail`: the bytes from the central directory on."""
+        self.members = members
+        self.body_size = end.start
+        self.tail = tail
+        self._starts = [member.start for member in members]
+
+    def overlap(self, offset: int, size: int) -> range:
+        """The numbers of the members that have a part in these bytes."""
+        first = max(bisect_right(self._starts, offset) - 1, 0)
+        if offset >= self.body_size:
+            return range(0)
+        return range(first, bisect_left(self._starts, offset + size))
+
+    def content_at(self, offset: int, size: int) -> ContentPart | None:
+        """The one member whose content these bytes are, where it is stored as it is, and where they lie in it."""
+        numbers = self.overlap(offset, size)
+        if len(numbers) != 1 or way_of(self.members[numbers[0]]) is not Way.FREE:
+            return None
+        extent = _known_extent(self.members[numbers[0]])
+        if offset < extent.start or extent.end < offset + size:
+            return None
+        return ContentPart(numbers[0], offset - extent.start)
+
+    @property
+    def preamble_size(self) -> int:
+        """Bytes before the first member."""
+        return self._starts[0] if self._starts else self.body_size
+
+
+def read_zip(root: int, archive: Zip, memory: memoryview, offset: int) -> bool:
+    """Fill `memory` with the bytes of a zip from `offset` on, from the tree that it was unpacked to; whether that was possible.
+
+    `root`: a descriptor of the tree. Headers are rendered as ours are. What is deflated, or has a descriptor, is not in the tree.
+    """
+    if offset < archive.preamble_size:
+        return False
+    end = min(offset + len(memory), max(archive.body_size, offset))
+    behind = memory[end - offset :]
+    behind[:] = archive.tail[end - archive.body_size :][: len(behind)]
+    for number in archive.overlap(offset, len(memory)):
+        member = archive.members[number]
+        start, stop = max(member.start, offset), min(member.end, end)
+        if not _read_member(root, member, memory[start - offset : stop - offset], start):
+            return False
+    return True
+
+
+def _read_member(root: int, member: Member, memory: memoryview, start: int) -> bool:
+    extent = member.extent
+    if extent is None or member.is_deflated:
+        return False
+    head = memory[: max(extent.start - start, 0)]
+    if head:
+        header = _rendered(member)
+        if len(header) != extent.start - member.start:
+            return False
+        head[:] = header[start - member.start :][: len(head)]
+    content = memory[len(head) :]
+    return not content or _read_content(root, member, content, max(start - extent.start, 0))
+
+
+def _read_content(root: int, member: Member, memory: memoryview, offset: int) -> bool:
+    try:
+        if member.is_link:
+            target = os.fsencode(os.readlink(member.path, dir_fd=root))[offset : offset + len(memory)]
+            memory[: len(target)] = target
+            return len(target) == len(memory)
+        descriptor = os.open(member.path, READ_FLAGS, dir_fd=root)
+    except OSError:
+        return False
+    try:
+        return read_whole(descriptor, memory, offset)
+    finally:
+        os.close(descriptor)
+
+
+def is_standing(root: int, members: Sequence[Member]) -> bool:
+    """Whether what stands in a folder is the tree of these members: the same names, and content of the same checksums."""
+    numbers, folders = _paths(members)
+    try:
+        for path, status in _walk(root):
+            if stat.S_ISDIR(status.st_mode):
+                is_right = path in folders
+                folders.discard(path)
+            else:
+                number = numbers.pop(path, None)
+                is_right = number is not None and _is_whole(root, members[number], status)
+            if not is_right:
+                return False
+    except OSError:
+        return False
+    return not numbers and not folders
+
+
+class TreeStaging:
+    """The folder that becomes the tree: a `Sink` for the zip. Its methods block: call them in a thread.
+
+    Two processes that unpack the same zip to the same target write the same verified bytes at the same places of one staging
+    folder; the one that comes too late finds the tree. First `prepare`, last `finish`.
+
+    Raises InvalidArchive, TargetError, StorageFull, StorageError.
+    """
+
+    def __init__(self, path: Path, target: Path, archive: Zip) -> None:
+        """Touches nothing yet."""
+        self.is_fresh = False
+        """Nothing stood in the staging folder before."""
+        self.file_count = sum(not member.is_folder for member in archive.members)
+        self._path = path
+        self._target = target
+        self._zip = archive
+        self._done = bytearray(len(archive.members))
+        self._ways = bytearray(way_of(member) for member in archive.members)
+        self._parents = _parents(archive.members)
+        self._scattered: dict[int, _Scattered] = {}
+        self._gathered: dict[int, _Gathered] = {}
+        self._streams: dict[int, _Stream] = {}
+        self._links: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._is_shared = False
+        self._overwritten = 0
+        self._root = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in self._streams.values():
+            stream.close()
+        if self._root >= 0:
+            os.close(self._root)
+
+    @property
+    def files_done(self) -> int:
+        return self._done.count(_FILE)
+
+    def prepare(self) -> None:
+        """Find or make the staging folder, and all folders in it.
+
+        Before that, what stands there and is no part of the tree is removed, and what is whole is found.
+        """
+        try:
+            self._open_root()
+            if not self.is_fresh:
+                self._resume()
+        except OSError as error:
+            raise self._failure(error) from None
+        for path in sorted(self._parents):
+            self._make_folder(path)
+
+    def check_space(self) -> None:
+        """Raises StorageFull when what is missing cannot fit, before it is fetched."""
+        missing = [number for number, done in enumerate(self._done) if not done]
+        size = sum(self._zip.members[number].size for number in missing)
+        size -= self._overwritten + sum(part.received for part in self._scattered.values())
+        found = os.fstatvfs(self._root)
+        free = found.f_bavail * found.f_frsize
+        if size > free:
+            raise StorageFull(str(self._target.parent), f"{size} bytes are needed and {free} are free")
+        # Some file systems have no such number, and say 0.
+        if self.is_fresh and found.f_files and len(missing) > found.f_favail:
+            reason = f"{len(missing)} files and folders are needed and {found.f_favail} can be made"
+            raise StorageFull(str(self._target.parent), reason)
+
+    def order(self, offset: int, size: int) -> Order | None:
+        if offset < self._zip.preamble_size:
+            return Order.ANY if offset + size <= self._zip.preamble_size else Order.ONCE
+        numbers = self._zip.overlap(offset, size)
+        if not numbers or self._done.find(0, numbers.start, numbers.stop) < 0:
+            return None
+        first = numbers.start
+        if self._ways[first] == Way.STREAMED and not self._done[first] and self._zip.members[first].start < offset:
+            return Order.AFTER
+        return Order.ONCE if any(self._ways[numbers.start : numbers.stop]) else Order.ANY
+
+    def file_at(self, offset: int, size: int) -> int | None:
+        part = self._zip.content_at(offset, size)
+        return None if part is None or self._done[part.number] else part.number
+
+    def read_into(self, memory: memoryview, offset: int) -> bool:
+        return read_zip(self._root, self._zip, memory, offset)
+
+    def copy(self, source: Located, offset: int, size: int) -> bool:
+        part = self._zip.content_at(offset, size)
+        if part is None:
+            return False
+        try:
+            descriptor = self._open(part.number)
+            try:
+                return copy_range(source, descriptor, part.offset, size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._failure(error, self._zip.members[part.number].path) from None
+
+    def take(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
+        end = offset + len(content)
+        for number in self._zip.overlap(offset, len(content)):
+            member = self._zip.members[number]
+            start = max(member.start, offset)
+            piece = content[start - offset : min(member.end, end) - offset]
+            if self._done[number] or not piece:
+                continue
+            try:
+                self._take_piece(number, start, piece, is_held=is_held)
+            except OSError as error:
+                raise self._failure(error, member.path) from None
+
+    def check_ours(self) -> None:
+        """What is published is not written to."""
+        try:
+            if os.path.samestat(os.fstat(self._root), self._path.lstat()):
+                return
+        except FileNotFoundError:
+            pass
+        raise OvertakenError
+
+    def finish(self) -> None:
+        """Make the links, when all else is there, and nothing can be written through them any more."""
+        missing = self._done.find(0)
+        if missing >= 0:
+            check_crc(self._zip.members[missing], None)
+        check_links(self._zip.members, self._links)
+        for path, target in self._links.items():
+            self._make_link(path, target)
+        if self._is_shared:
+            try:
+                self._check_names()
+            except OSError as error:
+                raise self._failure(error) from None
+
+    def _open_root(self) -> None:
+        try:
+            if self._path.is_symlink() or self._path.is_file():
+                self._path.unlink()
+            self._path.mkdir()
+            self.is_fresh = True
+        except FileExistsError:
+            self._is_shared = True
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            raise TargetError(str(self._target), error.strerror or str(error)) from None
+        self._root = os.open(self._path, _FOLDER)
+        if os.fstat(self._root).st_uid != os.geteuid():
+            raise TargetError(str(self._target), f"its staging folder {self._path} belongs to another user; remove it")
+
+    def _take_piece(self, number: int, start: int, piece: memoryview, *, is_held: bool) -> None:
+        member = self._zip.members[number]
+        if len(piece) == member.end - member.start:
+            self._take_whole(number, piece, is_held=is_held)
+        elif self._ways[number] == Way.FREE:
+            self._take_scattered(number, start, piece, is_held=is_held)
+        elif self._ways[number] == Way.GATHERED:
+            self._gather(number, start, piece)
+        else:
+            # In order, and so by one thread at a time.
+            if number not in self._streams:
+                self._streams[number] = _Stream(member, self._create)
+            if self._streams[number].take(start, piece):
+                del self._streams[number]
+                self._note_done(number)
+
+    def _take_whole(self, number: int, entry: memoryview, *, is_held: bool) -> None:
+        """An entry from its local header to its end."""
+        member = self._zip.members[number]
+        extent = check_local_header(member, entry[: member.head_size])
+        data = entry[extent.start - member.start : extent.end - member.start]
+        check_descriptor(member, entry[extent.end - member.start :])
+        if member.is_deflated:
+            self._keep(member, _inflated(member, data))
+        else:
+            check_crc(member, crc32(data))
+            if not is_held or not data:
+                self._keep(member, iter((data,)))
+        self._note_done(number)
+
+    def _take_scattered(self, number: int, start: int, piece: memoryview, *, is_held: bool) -> None:
+        """A part of an entry whose other parts come before or after it."""
+        member = self._zip.members[number]
+        extent = _known_extent(member)
+        head = piece[: max(extent.start - start, 0)]
+        data, offset = piece[len(head) :], max(start - extent.start, 0)
+        if data and not is_held:
+            descriptor = self._open(number)
+            try:
+                _write(descriptor, data, offset)
+            finally:
+                os.close(descriptor)
+        crc = crc32(data)
+        with self._lock:
+            part = self._part(number)
+            part.checksum.add_summed(offset, len(data), crc)
+            part.received += len(data)
+            part.head[start - member.start : start - member.start + len(head)] = head
+            part.head_missing -= len(head)
+            is_whole = not part.head_missing and part.received == member.size
+        if head and not part.head_missing:
+            check_local_header(member, part.head)
+        if is_whole:
+            check_crc(member, part.checksum.of(member.size))
+            if not member.size:
+                self._keep(member, iter(()))
+            del self._scattered[number]
+            self._note_done(number)
+
+    def _part(self, number: int) -> _Scattered:
+        """What is there of a scattered entry. To be called, and used, under the lock."""
+        if number not in self._scattered:
+            self._scattered[number] = _Scattered(self._zip.members[number])
+        return self._scattered[number]
+
+    def _gather(self, number: int, start: int, piece: memoryview) -> None:
+        """A part of a small entry that is used when it is there as a whole."""
+        member = self._zip.members[number]
+        with self._lock:
+            if number not in self._gathered:
+                self._gathered[number] = _Gathered(member)
+            gathered = self._gathered[number]
+            gathered.entry[start - member.start : start - member.start + len(piece)] = piece
+            gathered.missing -= len(piece)
+            is_whole = not gathered.missing
+        if is_whole:
+            del self._gathered[number]
+            self._take_whole(number, memoryview(gathered.entry), is_held=False)
+
+    def _keep(self, member: Member, pieces: Iterator[bytes | memoryview]) -> None:
+        """Make what an entry stands for. It is checked once `pieces` are exhausted, and before the last one of them."""
+        first = next(pieces, b"")
+        if member.is_folder:
+            # What lies in a folder makes it, so that an empty one which stands there was checked.
+            if member.path and member.path not in self._parents:
+                self._make_folder(member.path)
+        elif member.is_link:
+            self._links[member.path] = link_target(member, b"".join((first, *pieces)))
+        else:
+            descriptor = self._create(member)
+            try:
+                size = _write(descriptor, first, 0)
+                for piece in pieces:
+                    size += _write(descriptor, piece, size)
+            finally:
+                os.close(descriptor)
+
+    def _note_done(self, number: int) -> None:
+        self._done[number] = _FOLDER_ENTRY if self._zip.members[number].is_folder else _FILE
+
+    def _open(self, number: int) -> int:
+        """A scattered file for writing, made on first need."""
+        member = self._zip.members[number]
+        with self._lock:
+            part = self._part(number)
+            if not part.is_made:
+                descriptor = self._create(member)
+                part.is_made = True
+                return descriptor
+        return os.open(member.path, _WRITE, dir_fd=self._root)
+
+    def _create(self, member: Member) -> int:
+        """A file that must be new, or that another process, or an earlier one, has made under the very same name."""
+        try:
+            return os.open(member.path, _CREATE, 0o777 if member.is_executable else 0o666, dir_fd=self._root)
+        except FileExistsError:
+            self._check_name(member.path)
+        descriptor = os.open(member.path, _WRITE, dir_fd=self._root)
+        if os.fstat(descriptor).st_size > member.size:
+            os.ftruncate(descriptor, member.size)
+        return descriptor
+
+    def _make_folder(self, path: str) -> None:
+        try:
+            os.mkdir(path, dir_fd=self._root)
+        except FileExistsError:
+            self._check_name(path)
+            if not stat.S_ISDIR(os.stat(path, dir_fd=self._root, follow_symlinks=False).st_mode):
+                raise self._failure(OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), path) from None
+        except OSError as error:
+            raise self._failure(error, path) from None
+
+    def _make_link(self, path: str, target: str) -> None:
+        try:
+            os.symlink(target, path, dir_fd=self._root)
+        except FileExistsError:
+            self._check_name(path)
+            try:
+                is_right = os.readlink(path, dir_fd=self._root) == target
+            except OSError as error:
+                raise self._failure(error, path) from None
+            if not is_right:
+                raise OvertakenError from None
+        except OSError as error:
+            raise self._failure(error, path) from None
+
+    def _check_name(self, path: str) -> None:
+        """What stands at `path`, which should be new, has that very name; or else the file system takes two names for one.
+
+        Once that was asked, `finish` compares all names: a file system may also keep another name than it was given.
+        """
+        if self._is_shared:
+            return
+        folder, _, name = path.rpartition("/")
+        descriptor = os.open(folder or ".", _FOLDER, dir_fd=self._root)
+        try:
+            names = {entry.name: entry.inode() for entry in os.scandir(descriptor)}
+            inode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_ino
+        finally:
+            os.close(descriptor)
+        if name not in names:
+            others = [other for other, its in names.items() if its == inode]
+            raise self._not_apart(path, f"{folder}/{others[0]}" if folder else others[0])
+        self._is_shared = True
+
+    def _check_names(self) -> None:
+        numbers, folders = _paths(self._zip.members)
+        standing = {path: status.st_ino for path, status in _walk(self._root)}
+        wanted = numbers.keys() | folders
+        for path in sorted(wanted - standing.keys()):
+            inode = os.stat(path, dir_fd=self._root, follow_symlinks=False).st_ino
+            others = [other for other, its in standing.items() if its == inode]
+            raise self._not_apart(path, others[0]) if others else OvertakenError
+        if standing.keys() - wanted:
+            raise OvertakenError
+
+    def _not_apart(self, path: str, other: str) -> TargetError:
+        reason = f"the file system there does not keep {shown(other)!r} and {shown(path)!r} apart"
+        return TargetError(str(self._target), reason)
+
+    def _failure(self, error: OSError, path: str = "") -> FilestoreError:
+        """What an error of the operating system means. Raises OvertakenError when the staging folder is gone."""
+        if error.errno == errno.ENOENT:
+            self.check_ours()
+        if error.errno in _UNKEPT and path:
+            return TargetError(str(self._target), f"the entry {shown(path)!r} cannot be made there: {error.strerror}")
+        return storage_error(str(self._target / path), OSError(error.errno, error.strerror))
+
+    def _resume(self) -> None:
+        """Find out what an earlier fetch has left: what cannot be a part of the tree is removed."""
+        numbers, folders = _paths(self._zip.members)
+        leaves = {member.path: number for number, member in enumerate(self._zip.members) if member.is_folder}
+        for path, status in _walk(self._root):
+            if stat.S_ISDIR(status.st_mode):
+                if path not in folders:
+                    shutil.rmtree(path, dir_fd=self._root)
+                elif path in leaves and path not in self._parents:
+                    self._note_done(leaves[path])
+            elif path not in numbers or not self._recall(numbers[path], status):
+                os.unlink(path, dir_fd=self._root)
+
+    def _recall(self, number: int, status: os.stat_result) -> bool:
+        """Whether a file, or a link, may stay. Of those that have an order, whole ones were checked before they became that."""
+        member = self._zip.members[number]
+        if member.is_link:
+            return _is_whole(self._root, member, status)
+        if stat.S_ISREG(status.st_mode) and bool(status.st_mode & stat.S_IXUSR) != member.is_executable:
+            os.chmod(member.path, 0o755 if member.is_executable else 0o644, dir_fd=self._root)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > member.size:
+            return False
+        if self._ways[number] == Way.FREE and member.size:
+            return True
+        if status.st_size < member.size:
+            self._overwritten += status.st_size
+            return True
+        if _is_whole(self._root, member, status):
+            self._note_done(number)
+            return True
+        return False
+
+
+class _Scattered:
+    """A file of which parts are there."""
+
+    def __init__(self, member: Member) -> None:
+        self.is_made = False
+        self.head = bytearray(_known_extent(member).start - member.start)
+        self.head_missing = len(self.head)
+        self.checksum = Checksum()
+        self.received = 0
+
+
+class _Gathered:
+    """A small entry of which parts are there."""
+
+    def __init__(self, member: Member) -> None:
+        self.entry = bytearray(member.end - member.start)
+        self.missing = len(self.entry)
+
+
+class _Stream:
+    """A large entry that comes in order."""
+
+    def __init__(self, member: Member, create: Callable[[Member], int]) -> None:
+        self._member = member
+        self._create = create
+        self._position = member.start
+        self._head = bytearray()
+        self._extent: Extent | None = None
+        self._inflater = Inflater(member) if member.is_deflated else None
+        self._crc = 0
+        self._descriptor = -1
+        self._written = 0
+        self._last = b""
+        self._rest = bytearray()
+
+    def close(self) -> None:
+        """Give the descriptor back; safe to call again."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def take(self, start: int, piece: memoryview) -> bool:
+        """The next piece; whether it was the last one. Raises OSError."""
+        if start != self._position:
+            raise AssertionError(f"the piece at {start} comes before that at {self._position}")
+        piece = self._take_head(piece)
+        if self._extent is not None:
+            left = max(self._extent.end - self._position, 0)
+            for content in self._contents(piece[:left]):
+                self._put_last()
+                self._last = content
+            self._rest += piece[left:]
+            self._position += len(piece)
+        if self._position < self._member.end:
+            return False
+        check_descriptor(self._member, self._rest)
+        if self._inflater is None:
+            check_crc(self._member, self._crc)
+        else:
+            self._inflater.finish()
+        self._put_last()
+        self.close()
+        return True
+
+    def _take_head(self, piece: memoryview) -> memoryview:
+        """Take the local header; what is left of `piece`."""
+        while self._extent is None and piece:
+            part = piece[: self._head_size - len(self._head)]
+            self._head += part
+            self._position += len(part)
+            piece = piece[len(part) :]
+            if len(self._head) == self._head_size:
+                self._extent = check_local_header(self._member, self._head)
+        return piece
+
+    @property
+    def _head_size(self) -> int:
+        """As far as it is known."""
+        size = zip_.LOCAL_HEADER.size
+        if len(self._head) >= size:
+            *_, name_size, extra_size = zip_.LOCAL_HEADER.unpack_from(self._head)
+            size += name_size + extra_size
+        return min(size, self._member.head_size)
+
+    def _contents(self, data: memoryview) -> Iterator[bytes]:
+        if self._inflater is not None:
+            yield from self._inflater.inflate(data)
+            return
+        for at in range(0, len(data), PIECE_LIMIT):
+            # A copy, since the last one is written when its memory was used again.
+            piece = bytes(data[at : at + PIECE_LIMIT])
+            self._crc = crc32(piece, self._crc)
+            yield piece
+
+    def _put_last(self) -> None:
+        if self._last:
+            if self._descriptor < 0:
+                self._descriptor = self._create(self._member)
+            self._written += _write(self._descriptor, self._last, self._written)
+            self._last = b""
+
+
+def way_of(member: Member) -> Way:
+    """How the content of an entry comes."""
+    if member.extent is not None and not member.is_deflated and not member.is_link:
+        return Way.FREE
+    is_file = not member.is_link and not member.is_folder
+    return Way.STREAMED if is_file and member.end - member.start > GATHER_LIMIT else Way.GATHERED
+
+
+def _known_extent(member: Member) -> Extent:
+    extent = member.extent
+    if extent is None:
+        raise AssertionError(f"{member.path!r} has a descriptor")
+    return extent
+
+
+def _rendered(member: Member) -> bytes:
+    """The local header that we would have written."""
+    target = "" if member.is_link else None
+    return local_header(Entry(member.path, member.size, is_folder=member.is_folder, target=target), member.crc)
+
+
+def _inflated(member: Member, data: memoryview) -> Iterator[bytes]:
+    """What an entry's data inflates to; the last piece after all checks."""
+    inflater = Inflater(member)
+    last = b""
+    for piece in inflater.inflate(data):
+        if last:
+            yield last
+        last = piece
+    inflater.finish()
+    if last:
+        yield last
+
+
+def _write(descriptor: int, content: bytes | memoryview, offset: int) -> int:
+    written = 0
+    while written < len(content):
+        # The first call writes all, but for a full disk, a signal, or more than 2 GiB.
+        written += os.pwrite(descriptor, content[written:] if written else content, offset + written)
+    return written
+
+
+def _parents(members: Iterable[Member]) -> set[str]:
+    """The folders in which something lies."""
+    found = set()
+    for member in members:
+        end = member.path.rfind("/")
+        while end > 0 and (parent := member.path[:end]) not in found:
+            found.add(parent)
+            end = parent.rfind("/")
+    return found
+
+
+def _paths(members: Sequence[Member]) -> tuple[dict[str, int], set[str]]:
+    """The paths of files and links, with the numbers of their members, and those of folders."""
+    folders = _parents(members)
+    folders.update(member.path for member in members if member.is_folder and member.path)
+    return {member.path: number for number, member in enumerate(members) if not member.is_folder}, folders
+
+
+def _walk(root: int) -> Iterator[tuple[str, os.stat_result]]:
+    """All that stands in a folder; a folder before what is in it, which is left out if it was removed by then."""
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            descriptor = os.open(folder or ".", _FOLDER, dir_fd=root)
+        except FileNotFoundError:
+            continue
+        try:
+            with os.scandir(descriptor) as entries:
+                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+        finally:
+            os.close(descriptor)
+        for name, status in found:
+            path = f"{folder}/{name}" if folder else name
+            yield path, status
+            if stat.S_ISDIR(status.st_mode):
+                waiting.append(path)
+
+
+def _is_whole(root: int, member: Member, status: os.stat_result) -> bool:
+    """Whether a file or a link has the right size and checksum. Raises OSError."""
+    if member.is_link:
+        return stat.S_ISLNK(status.st_mode) and crc32(os.fsencode(os.readlink(member.path, dir_fd=root))) == member.crc
+    if not stat.S_ISREG(status.st_mode) or status.st_size != member.size:
+        return False
+    crc = offset = 0
+    memory = memoryview(bytearray(min(_READ_SIZE, member.size)))
+    descriptor = os.open(member.path, READ_FLAGS, dir_fd=root)
+    try:
+        while size := os.preadv(descriptor, [memory], offset) if memory else 0:
+            crc = crc32(memory[:size], crc)
+            offset += size
+    finally:
+        os.close(descriptor)
+    return offset == member.size and crc == member.crc

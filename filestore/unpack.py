@@ -1,0 +1,457 @@
+"""Unpack: the tree of a zip file in a repository, straight into place.
+
+The central directory is read first, by range. Then chunks are written as they arrive, each where it belongs in its file:
+the zip itself is never on a disk. What was staged is synced and appears by one rename (I3). What is here already is not
+fetched: what the staging folder of a fetch that was cut holds, what the tree or file that is replaced holds, and what
+seeds hold.
+
+Where the target is an empty folder, such as a mounted volume, the staging folder lies inside it, and the names in it are
+moved out one by one. That is not atomic: a reader may see some of them before the others.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from filestore.aio import in_cpu_thread, in_disk_thread
+from filestore.archive import structures as zip_
+from filestore.archive.read import DEFAULT_LIMITS, TAIL_SIZE, Limits, check_preamble, find_end, parse_central_directory
+from filestore.digest import Digest
+from filestore.durable import sync_path, sync_tree
+from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded, NotAnArchive, TargetError, storage_error
+from filestore.manifest import Manifest
+from filestore.objects import Record, Report
+from filestore.receive import FileSeed, Located, OvertakenError, Receiving, Seed, closing
+from filestore.repository import Repository
+from filestore.source import FileSource
+from filestore.tree_source import TreeSource
+from filestore.tree_staging import READ_FLAGS, TreeStaging, Zip, is_standing, read_zip
+from filestore.walk import Symlinks, walk
+
+ATTEMPTS = 3
+
+_OURS = ".*.filestore-*"
+"""A glob for the names that we put beside, or into, a target."""
+
+
+class Unpacked(NamedTuple):
+    """What an unpack did, in bytes of the zip."""
+
+    path: Path
+    size: int
+    file_count: int
+    """Files and links of the tree."""
+    bytes_received: int
+    """Encoded bytes of the frames that were received."""
+    bytes_reused: int
+    """Decoded bytes that were here already."""
+    seconds: float
+    manifest: Manifest
+    tail: bytes
+    """The zip's bytes from its central directory on: with the manifest, what a `TreeSeed` of the tree needs."""
+    is_atomic: bool
+    """The tree appeared by one rename. Else the target was a folder that stays, and its names appeared one by one."""
+
+
+async def unpack(
+    repository: Repository,
+    record: Record,
+    target: Path,
+    *,
+    force: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+    manifest: Manifest | None = None,
+    seeds: Sequence[Seed] = (),
+    report: Report | None = None,
+) -> Unpacked:
+    """Make the tree of the zip of `record` at `target`: a name that is free in an existing folder, or an empty folder.
+
+    `manifest`: that of the zip, where the caller has it already; else the repository is asked.
+
+    With `force`, what stands there, a file or a folder with all that is in it, is replaced; a link never is. Every byte is
+    verified before anything appears, but for a target that is an empty folder or a mounted one: there names appear one by one.
+    Refused, an archive leaves nothing behind. Broken off otherwise, the staging folder stays, and the next unpack to the same
+    target continues it. Chunks that a seed holds are copied instead of received. The seeds are closed.
+
+    Raises NotAnArchive, InvalidArchive, LimitExceeded, TargetError, StorageFull, StorageError, DamagedChunk, ChunksMissing,
+    NotFound, TransferError.
+    """
+    started = time.monotonic()
+    with closing(seeds):
+        if manifest is None:
+            manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
+        place = _Target(target, manifest.digest, force=force)
+        is_moved = await in_disk_thread(place.look)
+        receiving = Receiving(repository, manifest, report, seeds=seeds)
+        try:
+            archive = await _structure(receiving, record.name, manifest.size, limits)
+            if is_moved and await in_disk_thread(place.holds, archive):
+                receiving.note_whole()
+            else:
+                await _unpack(receiving, archive, manifest, place, seeds)
+        except (InvalidArchive, LimitExceeded):
+            await in_disk_thread(place.discard)
+            raise
+    return Unpacked(
+        target,
+        manifest.size,
+        sum(not member.is_folder for member in archive.members),
+        receiving.moved,
+        receiving.reused,
+        time.monotonic() - started,
+        manifest,
+        archive.tail,
+        not place.is_inside,
+    )
+
+
+def staging_folder(target: Path, digest: Digest) -> Path:
+    """Where the tree of a zip of this digest is staged, for a `target` that is new.
+
+    A tree that is put there is taken for what an unpack that was cut has left: checked, mended, and moved to `target`.
+    """
+    return _Target(target, digest, force=False).staging
+
+
+async def _structure(receiving: Receiving, name: str, size: int, limits: Limits) -> Zip:
+    """What the end of a zip file tells, and no more than that is read. Raises InvalidArchive, LimitExceeded."""
+    start = max(size - TAIL_SIZE, 0)
+    tail = await receiving.content(range(start, size))
+    try:
+        end = find_end(tail, size, limits=limits)
+    except InvalidArchive as error:
+        if zip_.END_SIGNATURE in tail:
+            raise
+        raise NotAnArchive(name, error.reason) from None
+    if end.start < start:
+        tail = await receiving.content(range(end.start, start)) + tail
+    tail = tail[max(end.start - start, 0) :]
+    members = await in_cpu_thread(parse_central_directory, memoryview(tail)[: end.size], end, limits=limits)
+    archive = Zip(members, end, tail)
+    if archive.preamble_size:
+        check_preamble(await receiving.content(range(min(archive.preamble_size, 4))), members)
+    return archive
+
+
+async def _unpack(receiving: Receiving, archive: Zip, manifest: Manifest, place: _Target, seeds: Sequence[Seed]) -> None:
+    for attempt in count(1):
+        try:
+            await _stage(receiving, archive, manifest, place, seeds)
+        except OvertakenError:
+            if await in_disk_thread(place.holds, archive):
+                receiving.note_whole()
+                return
+            if attempt == ATTEMPTS:
+                reason = "its staging folder was removed again and again by someone else"
+                raise TargetError(str(place.path), reason) from None
+            await in_disk_thread(place.look)
+        else:
+            return
+
+
+async def _stage(receiving: Receiving, archive: Zip, manifest: Manifest, place: _Target, seeds: Sequence[Seed]) -> None:
+    older = await _older(receiving, manifest, place)
+    if isinstance(older, TreeSeed) and older.manifest.digest == manifest.digest:
+        receiving.note_whole()
+        return
+    found = [] if older is None else [older]
+    with closing(found), TreeStaging(place.staging, place.path, archive) as staging:
+        try:
+            await in_disk_thread(staging.prepare)
+            await receiving.reuse(staging, [*found, *seeds], resume=not staging.is_fresh)
+            await in_disk_thread(staging.check_space)
+            await receiving.download(staging)
+            await in_disk_thread(staging.finish)
+        except TargetError:
+            await in_disk_thread(place.discard)
+            raise
+        await in_disk_thread(place.publish, staging)
+
+
+async def _older(receiving: Receiving, manifest: Manifest, place: _Target) -> Seed | None:
+    """What is to be replaced, as a seed, if it can be read."""
+    if not place.is_replaced:
+        return None
+    try:
+        if await in_disk_thread(place.path.is_dir):
+            walked = await in_disk_thread(walk, place.path, symlinks=Symlinks.KEEP, exclude=[_OURS])
+            with await in_cpu_thread(TreeSource, walked, cutting=manifest.cutting) as tree:
+                older = await receiving.scan(tree)
+                return TreeSeed(place.path, older, await in_cpu_thread(_tail, tree))
+        with await in_disk_thread(FileSource, place.path, cutting=manifest.cutting) as file:
+            return FileSeed(place.path, await receiving.scan(file))
+    except FilestoreError:
+        return None
+
+
+def _tail(tree: TreeSource) -> bytes:
+    start = max((stop for _, _, stop in tree.spans()), default=0)
+    memory = bytearray(tree.size - start)
+    tree.read_into(memoryview(memory), start)
+    return bytes(memory)
+
+
+class TreeSeed:
+    """A tree that was unpacked, or pushed, with the manifest of its zip and the zip's bytes from the central directory on.
+
+    Opened on first need, so that it may be gone by then.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, tail: bytes, *, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.manifest = manifest
+        self._root = root
+        self._tail = tail
+        self._limits = limits
+        self._archive: Zip | None = None
+        self._descriptor = -1
+        self._located: tuple[int, int] | None = None
+        """The file that was located last: its number, and a descriptor."""
+
+    def read_into(self, memory: memoryview, offset: int) -> bool:
+        archive = self._opened()
+        return archive is not None and read_zip(self._descriptor, archive, memory, offset)
+
+    def locate(self, offset: int, size: int) -> Located | None:
+        archive = self._opened()
+        found = None if archive is None else archive.content_at(offset, size)
+        if archive is None or found is None:
+            return None
+        if self._located is None or self._located[0] != found.number:
+            self._close_located()
+            try:
+                descriptor = os.open(archive.members[found.number].path, READ_FLAGS, dir_fd=self._descriptor)
+            except OSError:
+                return None
+            self._located = found.number, descriptor
+        return Located(self._located[1], found.offset)
+
+    def close(self) -> None:
+        self._close_located()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+        self._archive = None
+        self._tail = b""
+
+    def _opened(self) -> Zip | None:
+        """None where there is no such tree, or no longer."""
+        if self._archive is None and self._tail:
+            tail, self._tail = self._tail, b""
+            with suppress(FilestoreError, OSError):
+                end = find_end(tail[-TAIL_SIZE:], self.manifest.size, limits=self._limits)
+                if self.manifest.size - len(tail) == end.start:
+                    members = parse_central_directory(memoryview(tail)[: end.size], end, limits=self._limits)
+                    self._descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    self._archive = Zip(members, end, tail)
+        return self._archive
+
+    def _close_located(self) -> None:
+        if self._located is not None:
+            os.close(self._located[1])
+            self._located = None
+
+
+class _Target:
+    """Where the tree is to stand, and the names beside or in it that are ours. Its methods block: call them in a thread.
+
+    Beside a target that is new, or is replaced as a whole:
+
+        .<digest>-<label>.filestore-partial     the staging folder
+        .<label>.filestore-aside                what is replaced, between two renames
+
+    In a target that is an empty folder, or a mounted one with `force`, both stand in it; and when all is staged, the staging
+    folder becomes `.<digest>-<label>.filestore-moving`, so that what a crash interrupts is moved on by the next unpack.
+    """
+
+    def __init__(self, path: Path, digest: Digest, *, force: bool) -> None:
+        self.path = path if path.name not in {"", ".."} else path.resolve()
+        self.is_replaced = False
+        """Something stands there that is to go."""
+        self._force = force
+        # Of fixed length, since the target's own name may have 255 bytes already; other than that of a fetched file.
+        label = blake3(os.fsencode(self.path.name) + b"/").hexdigest()[:16]
+        self._staging_name = f".{digest.hex()[:32]}-{label}.filestore-partial"
+        self._moving_name = f".{digest.hex()[:32]}-{label}.filestore-moving"
+        self._aside_name = f".{label}.filestore-aside"
+        self.is_inside = False
+        """It is staged in the target itself, which stays."""
+
+    @property
+    def staging(self) -> Path:
+        """The staging folder."""
+        return self._home / self._staging_name
+
+    @property
+    def _home(self) -> Path:
+        return self.path if self.is_inside else self.path.parent
+
+    @property
+    def _ours(self) -> set[str]:
+        return {self._staging_name, self._moving_name, self._aside_name}
+
+    def look(self) -> bool:
+        """Find out how the tree can be published, and put right what a crash has left in the middle of it.
+
+        Whether the target holds what an earlier unpack has published. Raises TargetError.
+        """
+        try:
+            self._recover(self.path.parent / self._aside_name, self.path)
+            status = self.path.lstat()
+        except FileNotFoundError:
+            self.is_inside = self.is_replaced = False
+            return self._check_parent()
+        except OSError as error:
+            raise TargetError(str(self.path), error.strerror or str(error)) from None
+        if stat.S_ISLNK(status.st_mode):
+            reason = f"it is a link to {self.path.readlink()}; give the place that it leads to, or remove the link"
+            raise TargetError(str(self.path), reason)
+        if stat.S_ISDIR(status.st_mode):
+            with self._target_errors():
+                return self._look_into()
+        if not self._force:
+            raise TargetError(str(self.path), "a file stands there; give another name, or --force to replace it")
+        self.is_inside, self.is_replaced = False, True
+        return False
+
+    def holds(self, archive: Zip) -> bool:
+        """Whether the very tree of `archive` stands there. Cost: all of it is read."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return is_standing(descriptor, archive.members)
+        finally:
+            os.close(descriptor)
+
+    def discard(self) -> None:
+        """Remove the staging folder."""
+        _remove(self.staging)
+
+    def publish(self, staging: TreeStaging) -> None:
+        """Make the tree durable, then let it appear (I3)."""
+        with self._target_errors():
+            sync_tree(self.staging)
+            staging.check_ours()
+            if self.is_inside:
+                self._publish_inside()
+            else:
+                self._publish_beside()
+
+    def _look_into(self) -> bool:
+        names = _names(self.path)
+        aside, moving = self.path / self._aside_name, self.path / self._moving_name
+        if self._moving_name in names:
+            self._move_out(moving)
+            _remove(aside)
+            self.is_inside, self.is_replaced = True, True
+            return True
+        if self._aside_name in names:
+            _move_all(aside, self.path)
+            names = _names(self.path)
+        self.is_replaced = bool(names - self._ours)
+        if self.is_replaced and not self._force:
+            raise TargetError(
+                str(self.path), "it is not empty; give a new name or an empty folder, or --force to replace all of it"
+            )
+        self.is_inside = not self.is_replaced or self.path.is_mount()
+        return False
+
+    def _check_parent(self) -> bool:
+        if not self.path.parent.is_dir():
+            raise TargetError(str(self.path), f"there is no folder {self.path.parent}; make it first")
+        return False
+
+    def _recover(self, aside: Path, path: Path) -> None:
+        """What was moved aside by a process that ended before it was done goes back, or goes away."""
+        if os.path.lexists(path):
+            _remove(aside)
+        else:
+            with suppress(FileNotFoundError):
+                aside.rename(path)
+
+    def _publish_beside(self) -> None:
+        """Two processes may do this at once: what the other one has renamed is not there, or is there again."""
+        aside = self.path.parent / self._aside_name
+        for attempt in count(1):
+            if self.is_replaced:
+                with suppress(FileNotFoundError):
+                    self.path.rename(aside)
+            try:
+                self.staging.rename(self.path)
+                break
+            except OSError as error:
+                self._recover(aside, self.path)
+                if error.errno == errno.ENOENT:
+                    raise OvertakenError from None
+                if not self.is_replaced or attempt == ATTEMPTS:
+                    raise
+        sync_path(self.path.parent)
+        _remove(aside)
+
+    def _publish_inside(self) -> None:
+        aside, moving = self.path / self._aside_name, self.path / self._moving_name
+        if self.is_replaced:
+            aside.mkdir(exist_ok=True)
+            for name in _names(self.path) - self._ours:
+                (self.path / name).rename(aside / name)
+        try:
+            self.staging.rename(moving)
+        except FileNotFoundError:
+            raise OvertakenError from None
+        sync_path(self.path)
+        self._move_out(moving)
+        sync_path(self.path)
+        _remove(aside)
+
+    def _move_out(self, moving: Path) -> None:
+        """Let all that was staged appear, name by name. Another process may do the same at once."""
+        with suppress(FileNotFoundError):
+            for name in _names(moving):
+                if os.path.lexists(self.path / name):
+                    raise TargetError(str(self.path), f"{name!r} was put there meanwhile; remove it")
+                with suppress(FileNotFoundError):
+                    (moving / name).rename(self.path / name)
+            moving.rmdir()
+
+    @contextmanager
+    def _target_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}:
+                raise TargetError(str(self.path), "something else was put there meanwhile") from None
+            if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV}:
+                raise TargetError(str(self.path), error.strerror or str(error)) from None
+            raise storage_error(str(self.path), error) from None
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _move_all(folder: Path, to: Path) -> None:
+    for name in _names(folder):
+        (folder / name).rename(to / name)
+    folder.rmdir()
+
+
+def _remove(path: Path) -> None:
+    """Remove what is ours, whatever it is; what cannot be removed now is tried again by the next unpack."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from filestore.cache import verify_cache
+from filestore.objects import Record
+from filestore.push import push
+from filestore.repository import Repository
+from tests.support.generator import octets, prose
+from tests.support.resolvers import Resolved, resolve
+from tests.support.trees import Planted, Script, plant, standing
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+
+THINGS: dict[str, Planted] = {
+    **{f"layers/{number}.bin": octets(number, 8 * MIB) for number in range(8)},
+    "config.json": prose(1, 500),
+    "run.sh": Script(b"#!/bin/sh\n"),
+}
+SMALL: dict[str, Planted] = {"a/b.txt": prose(1, 100), "c": Script(prose(2, 300_000)), "d": b""}
+
+
+@pytest.fixture
+async def record(local_repository: Repository, tmp_path: Path) -> Record:
+    """A directory of 64 MiB in the repository."""
+    return (await push(local_repository, plant(tmp_path / "model", THINGS))).record
+
+
+@pytest.fixture
+async def small_record(local_repository: Repository, tmp_path: Path) -> Record:
+    """A directory of three files."""
+    return (await push(local_repository, plant(tmp_path / "small", SMALL))).record
+
+
+def start(tmp_path: Path, cache: str, record: Record, *options: str) -> subprocess.Popen[str]:
+    """A process that resolves the directory."""
+    arguments: list[str | Path] = [tmp_path / "repository", tmp_path / cache, record.id, *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.resolvers", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result(process: subprocess.Popen[str]) -> Resolved:
+    """What it says at its end."""
+    said, errors = process.communicate()
+    assert (0, "") == (process.returncode, errors)
+    return Resolved(*json.loads(said))
+
+
+def test_sixteen_tasks_in_four_processes_fetch_once(record: Record, tmp_path: Path) -> None:
+    """One process fetches, for all of them; the others find its tree."""
+    processes = [start(tmp_path, "cache", record, "--tasks", "4") for _ in range(4)]
+    results = [result(process) for process in processes]
+    (path,) = {found.path for found in results}
+    assert THINGS == standing(Path(path))
+    assert 1 == sum(found.calls.count("manifest") for found in results)
+    assert [0, 0, 0] == sorted(found.chunks_got for found in results)[:3]
+
+
+async def test_a_resolve_that_is_killed_is_continued(record: Record, tmp_path: Path) -> None:
+    """Nothing of a tree is visible before all of it is; the next resolve keeps what was fetched, and leaves nothing behind."""
+    killed = start(tmp_path, "cache", record, "--kill-at-get", "7")
+    killed.communicate()
+    assert -signal.SIGKILL == killed.returncode
+    assert [] == list((tmp_path / "cache").glob("*/*/trees/*/*/*"))
+    whole = await resolve(str(tmp_path / "repository"), tmp_path / "other cache", record.id)
+    found = await resolve(str(tmp_path / "repository"), tmp_path / "cache", record.id)
+    assert THINGS == standing(Path(found.path))
+    assert 0 < found.chunks_got < whole.chunks_got
+    assert [] == list((tmp_path / "cache").glob("*/*/staging/*"))
+
+
+async def test_a_resolve_that_is_killed_at_any_call_is_continued(small_record: Record, tmp_path: Path) -> None:
+    """Whatever the process was about to do to the disk: the next resolve gives the whole tree, and leaves nothing behind."""
+    said, errors = start(tmp_path, "caches", small_record, "--kill-at-every-call").communicate()
+    assert "" == errors
+    assert 20 < int(said)
+    for place in range(1, int(said) + 1):
+        cache = tmp_path / "caches" / str(place)
+        found = await resolve(str(tmp_path / "repository"), cache, small_record.id)
+        assert SMALL == standing(Path(found.path))
+        assert [] == list(cache.glob("*/*/staging/*"))
+        assert [] == await verify_cache(cache)

@@ -1,0 +1,324 @@
+"""Unpacks that are cut, cancelled, raced, damaged or out of room: no half tree, nothing fetched twice, nothing lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from filestore.digest import chunk_digest
+from filestore.errors import DamagedChunk, InvalidArchive, StorageFull, TargetError
+from filestore.layout import chunk_key
+from filestore.manifest import Manifest
+from filestore.push import push
+from filestore.repository import LocalRepository, Repository
+from filestore.unpack import unpack
+from tests.support.archives import Forged, forged
+from tests.support.cancels import cancelled_at_every_await
+from tests.support.generator import octets, prose
+from tests.support.trees import plant, standing
+from tests.support.unpacking import cut_off, memory_repository, seen, staging_in, stored, things_in
+from tests.support.watched import WatchedRepository
+
+MIB = 1 << 20
+PACKED = prose(9, 400_000)
+FILES = [
+    Forged("stored.bin", octets(1, 90_000)),
+    Forged("packed.txt", PACKED, deflated=True),
+    Forged("small/packed.txt", b"packed " * 99, deflated=True),
+    Forged("small/empty/", mode=0o40755),
+    Forged("link", b"small/packed.txt", mode=0o120777),
+    Forged("last.bin", octets(2, 160_000)),
+]
+ARCHIVE = forged(FILES)
+
+
+@pytest.fixture
+async def repository(tmp_path: Path) -> AsyncIterator[LocalRepository]:
+    """A repository that takes what it is given."""
+    async with memory_repository(tmp_path) as repository:
+        yield repository
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where `target` is to be made."""
+    return plant(tmp_path / "place", {})
+
+
+@pytest.mark.parametrize("way", ["new", "inside", "force"])
+async def test_cancelled_at_every_await(repository: LocalRepository, place: Path, way: str) -> None:
+    """The old tree or the new one is there, or none, never a half; and what follows completes."""
+    record = await stored(repository, ARCHIVE, chunk_size=40_000)
+    target = place / "target"
+
+    def begin() -> None:
+        if target.exists():
+            shutil.rmtree(target)
+        if way == "inside":
+            target.mkdir()
+        elif way == "force":
+            plant(target, {"older": b"version"})
+
+    begin()
+    count = 0
+    async for _ in cancelled_at_every_await(lambda: unpack(repository, record, target, force=way == "force")):
+        count += 1
+        found = {} if way == "inside" or not target.exists() else standing(target)
+        assert found in ({}, {"older": b"version"}, things_in(ARCHIVE))
+        begin()
+    assert count > 10
+    assert things_in(ARCHIVE) == standing(target)
+    assert [target] == list(place.iterdir())
+
+
+@pytest.mark.parametrize("gather_limit", [0, 1 << 20])
+async def test_a_second_unpack_receives_what_is_missing(
+    repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch, gather_limit: int
+) -> None:
+    """Chunks that are staged are not received again, nor those of packed entries that are whole."""
+    monkeypatch.setattr("filestore.receive.BATCHES_IN_FLIGHT", 1)
+    monkeypatch.setattr("filestore.receive.BATCH_SIZE", 30_000)
+    monkeypatch.setattr("filestore.tree_staging.GATHER_LIMIT", gather_limit)
+    record = await stored(repository, ARCHIVE, chunk_size=10_000)
+    watched = WatchedRepository(repository)
+    whole = (await unpack(watched, record, place / "other")).bytes_received
+    gets = watched.calls.count("get")
+    received = []
+    for cut in range(1, gets):
+        target = place / f"target-{cut}"
+        await cut_off(repository, record, target, gets=cut)
+        found = await unpack(repository, record, target)
+        assert things_in(ARCHIVE) == standing(target)
+        assert found.size >= found.bytes_reused
+        received.append(found.bytes_received)
+    # Never more than the first time; and in the end little, since all but what was not whole is there.
+    assert whole >= max(received)
+    assert received[0] == whole
+    assert received[-1] < 0.7 * whole
+    assert sorted(received, reverse=True) == received
+
+
+async def test_what_is_staged_is_not_trusted(repository: LocalRepository, place: Path) -> None:
+    """Rubbish of every kind in the staging folder of an unpack that was cut: none of it comes into the tree."""
+    record = await stored(repository, ARCHIVE, chunk_size=40_000)
+    await cut_off(repository, record, place / "target", gets=1)
+    staging = staging_in(place)
+    plant(
+        staging,
+        {
+            "foreign.txt": b"rubbish",
+            "foreign/file": b"rubbish",
+            "stored.bin": octets(3, 90_000),
+            "packed.txt": bytes(len(PACKED)),
+            "small/packed.txt": b"PACKED " * 99,
+            "last.bin": octets(2, 200_000),
+        },
+    )
+    os.mkfifo(staging / "fifo")
+    (staging / "link").symlink_to("../..")
+
+    await unpack(repository, record, place / "target")
+
+    assert things_in(ARCHIVE) == standing(place / "target")
+
+
+async def test_kinds_in_the_staging_folder_that_are_not_those_of_the_archive(repository: LocalRepository, place: Path) -> None:
+    """A folder where a file belongs and the other way round; and a file in the place of the staging folder itself."""
+    record = await stored(repository, ARCHIVE, chunk_size=40_000)
+    await cut_off(repository, record, place / "target", gets=1)
+    staging = staging_in(place)
+    shutil.rmtree(staging)
+    plant(staging, {"stored.bin/file": b"1", "small": b"2", "link/file": b"3"})
+    await unpack(repository, record, place / "target")
+    assert things_in(ARCHIVE) == standing(place / "target")
+
+    shutil.rmtree(place / "target")
+    staging.write_bytes(b"4")
+    await unpack(repository, record, place / "target")
+    assert things_in(ARCHIVE) == standing(place / "target")
+
+
+async def test_the_staging_folder_is_removed_meanwhile(repository: LocalRepository, place: Path) -> None:
+    """Somebody clears up: it is made again, and the tree is whole; again and again: it is said."""
+    record = await stored(repository, ARCHIVE, chunk_size=40_000)
+    watched = WatchedRepository(repository)
+    left = 1
+
+    async def remove(verb: str) -> None:
+        nonlocal left
+        if verb == "get" and left:
+            for staging in place.glob(".*"):
+                left -= 1
+                shutil.rmtree(staging)
+
+    watched.before = remove
+    await unpack(watched, record, place / "target")
+    assert things_in(ARCHIVE) == standing(place / "target")
+    left = 99
+    with pytest.raises(TargetError, match="again and again"):
+        await unpack(watched, record, place / "other")
+
+
+@pytest.mark.parametrize("way", ["new", "inside", "force"])
+async def test_two_unpacks_to_one_target(repository: LocalRepository, place: Path, way: str) -> None:
+    """They share the staging folder; the one that is overtaken finds the tree, and what is published is not written to."""
+    record = await stored(repository, ARCHIVE, chunk_size=40_000)
+    watched = WatchedRepository(repository)
+    target = place / "target"
+    if way == "inside":
+        target.mkdir()
+    elif way == "force":
+        plant(target, {"older": b"version"})
+    first_waits, second_done = asyncio.Event(), asyncio.Event()
+
+    async def hold(verb: str) -> None:
+        if verb == "get" and watched.calls.count("get") == 2 and not first_waits.is_set():
+            first_waits.set()
+            await second_done.wait()
+
+    watched.before = hold
+    slow = asyncio.create_task(unpack(watched, record, target, force=way == "force"))
+    await first_waits.wait()
+    fast = await unpack(repository, record, target, force=way == "force")
+    published = seen(target)
+    second_done.set()
+    assert record.size == (await slow).size == fast.size
+    assert published == seen(target)
+    assert things_in(ARCHIVE) == standing(target)
+    assert [target] == list(place.iterdir())
+
+
+async def test_something_appears_at_the_target_meanwhile(repository: LocalRepository, place: Path) -> None:
+    """What somebody else puts there is not replaced; nor is it with `force`, which was about what stood there before."""
+    record = await stored(repository, ARCHIVE, chunk_size=40_000)
+    watched = WatchedRepository(repository)
+
+    async def appear(verb: str) -> None:
+        if verb == "get":
+            plant(place / "target", {"theirs": b"content"})
+
+    watched.before = appear
+    with pytest.raises(TargetError, match="something else was put there meanwhile"):
+        await unpack(watched, record, place / "target")
+    assert {"theirs": b"content"} == standing(place / "target")
+
+
+async def test_a_damaged_chunk_is_named_and_the_rest_is_kept(local_repository: Repository, place: Path, tmp_path: Path) -> None:
+    """The tree does not appear; when the chunk was mended, the next unpack receives little more than that."""
+    tree = plant(tmp_path / "tree", {f"{number}.bin": octets(number, 2 * MIB) for number in range(6)})
+    record = (await push(local_repository, tree)).record
+    manifest = Manifest.parse(await local_repository.manifest(record.digest))
+    digest = max(manifest.chunks, key=lambda chunk: chunk.size).digest
+    kept = Path(local_repository.location.removeprefix("file://")) / chunk_key(record.namespace, digest)
+    frame = bytearray(kept.read_bytes())
+    frame[1000] ^= 1
+    kept.write_bytes(frame)
+    with pytest.raises(DamagedChunk, match=str(digest)):
+        await unpack(local_repository, record, place / "target")
+    assert not (place / "target").exists()
+
+    await push(local_repository, tree)
+    found = await unpack(local_repository, record, place / "target")
+
+    assert standing(tree) == standing(place / "target")
+    assert found.bytes_reused + found.bytes_received >= found.size
+
+
+async def test_a_refused_archive_takes_what_was_staged_with_it(repository: LocalRepository, place: Path) -> None:
+    """Found out at the last byte, after a cut and with all else in its place: nothing is left behind."""
+    archive = forged([*FILES, Forged("bad", b"content", crc=1)])
+    record = await stored(repository, archive, chunk_size=40_000)
+    await cut_off(repository, record, place / "target", gets=1)
+    assert staging_in(place).exists()
+    with pytest.raises(InvalidArchive, match="'bad'"):
+        await unpack(repository, record, place / "target")
+    assert [] == list(place.iterdir())
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A file system of 4 MiB, and what makes it larger."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=False, capture_output=True, text=True)
+    if made.returncode:
+        assert "CI" not in os.environ, made.stderr
+        pytest.skip(f"needs the right to mount: {made.stderr}")
+
+    def grow() -> None:
+        subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+
+    yield folder, grow
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+async def test_the_disk_is_too_small(
+    repository: LocalRepository,
+    small: tuple[Path, Callable[[], None]],
+    inside: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    """Said before anything is fetched, with the numbers; with more room it completes. A mounted volume may be the target."""
+    folder, grow = small
+    target = folder if inside else folder / "target"
+    watched = WatchedRepository(repository)
+    archive = forged([Forged("large.bin", octets(1, 3 * MIB)), Forged("zeros", bytes(8 * MIB), deflated=True)])
+    record = await stored(repository, archive)
+    with pytest.raises(StorageFull, match=f"{11 * MIB} bytes are needed and [0-9]+ are free"):
+        await unpack(watched, record, target)
+    assert 1 == watched.calls.count("get")
+    grow()
+    await unpack(watched, record, target)
+    assert things_in(archive) == standing(target)
+
+
+async def test_the_disk_fills_up(repository: LocalRepository, small: tuple[Path, Callable[[], None]]) -> None:
+    """Somebody else takes the room: what was written is used by the unpack that completes, and is not received again."""
+    folder, grow = small
+    archive = forged([Forged(f"{number}.bin", octets(number, MIB)) for number in range(3)])
+    record = await stored(repository, archive, chunk_size=MIB // 4)
+    watched = WatchedRepository(repository)
+
+    async def take_room(verb: str) -> None:
+        if verb == "get" and watched.calls.count("get") == 2:
+            (folder / "other").write_bytes(bytes(2 * MIB))
+
+    watched.before = take_room
+    with pytest.raises(StorageFull, match="is full"):
+        await unpack(watched, record, folder / "target")
+    assert not (folder / "target").exists()
+    (folder / "other").unlink()
+    found = await unpack(repository, record, folder / "target")
+    assert things_in(archive) == standing(folder / "target")
+    assert found.bytes_reused >= MIB
+    grow()
+
+
+async def test_a_file_system_without_room_for_names(repository: LocalRepository, tmp_path: Path) -> None:
+    """So many files cannot be made: said before any is fetched."""
+    folder = tmp_path / "few"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "nr_inodes=50", "tmpfs", folder], check=False, capture_output=True, text=True
+    )
+    if made.returncode:
+        assert "CI" not in os.environ, made.stderr
+        pytest.skip(f"needs the right to mount: {made.stderr}")
+    try:
+        record = await stored(repository, forged(Forged(f"{number}", b"x") for number in range(100)))
+        with pytest.raises(StorageFull, match=r"100 files and folders are needed and [0-9]+ can be made"):
+            await unpack(repository, record, folder / "target")
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_the_chunks_of_these_tests_are_what_they_should_be() -> None:
+    """Packed content is large enough to be torn, and stored content too."""
+    assert len(ARCHIVE) > 6 * 40_000
+    assert chunk_digest(PACKED) == chunk_digest(prose(9, 400_000))

@@ -1,0 +1,126 @@
+"""kill -9 in the middle of an unpack: no half tree ever appears, and the same command completes with what is there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from filestore.backends import connect
+from filestore.objects import Record
+from filestore.push import push
+from filestore.unpack import Unpacked, unpack
+from tests.support.trees import standing
+
+MIB = 1 << 20
+UNPACK = """
+import asyncio, sys
+from pathlib import Path
+from filestore.backends import connect
+from filestore.objects import Reference
+from filestore.unpack import unpack
+
+async def main(root, id, target):
+    async with connect(root) as repository:
+        await unpack(repository, await repository.record(Reference(id=id)), Path(target))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("way", ["new", "inside", "force"])
+def test_an_unpack_is_killed_at_every_system_call(tmp_path: Path, way: str) -> None:
+    """To a new target, into an empty folder, and over an older tree: what follows completes, and leaves nothing behind."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.unpack_crashes", tmp_path, way],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert int(done.stdout) > 20
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More than is moved before a watcher that never sleeps can strike: large files and many small ones."""
+    root = tmp_path_factory.mktemp("source") / "model"
+    rng = random.Random(6)
+    for number in range(3):
+        (root / f"{number}").mkdir(parents=True)
+        (root / f"{number}/weights.bin").write_bytes(rng.randbytes(32 * MIB))
+        for small in range(200):
+            (root / f"{number}/{small}.txt").write_bytes(rng.randbytes(rng.randrange(20_000)))
+    return root
+
+
+async def pushed(root: Path, tree: Path) -> Record:
+    """The record of a tree in a repository of its own."""
+    async with connect(str(root)) as repository:
+        return (await push(repository, tree)).record
+
+
+async def unpacked(root: Path, record: Record, target: Path) -> Unpacked:
+    """What an unpack in this process does."""
+    async with connect(str(root)) as repository:
+        return await unpack(repository, record, target)
+
+
+def held(folder: Path) -> int:
+    """Bytes that files in staging folders hold."""
+    found = 0
+    for path in folder.glob(".*.filestore-partial/**/*"):
+        try:
+            found += path.stat().st_blocks * 512
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def start(root: Path, record: Record, target: Path) -> subprocess.Popen[bytes]:
+    """An unpack in a process of its own."""
+    return subprocess.Popen([sys.executable, "-c", UNPACK, root, record.id, target])
+
+
+def test_a_process_is_killed_in_the_middle_of_an_unpack(tree: Path, tmp_path: Path) -> None:
+    """No tree has the name; the second unpack keeps what the first has written, receives only the rest, and completes."""
+    record = asyncio.run(pushed(tmp_path / "root", tree))
+    place = tmp_path / "place"
+    place.mkdir()
+    process = start(tmp_path / "root", record, place / "model")
+    while held(place) < 16 * MIB:
+        assert process.poll() is None, "the unpack ended before it could be cut"
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    assert -signal.SIGKILL == process.wait()
+    assert not (place / "model").exists()
+
+    found = asyncio.run(unpacked(tmp_path / "root", record, place / "model"))
+
+    assert standing(tree) == standing(place / "model")
+    assert 8 * MIB < found.bytes_reused
+    # What is read to find the central directory comes on top.
+    assert found.bytes_received <= found.size - found.bytes_reused + 5 * MIB
+    assert ["model"] == [path.name for path in place.iterdir()]
+
+
+def test_two_processes_unpack_to_one_target(tree: Path, tmp_path: Path) -> None:
+    """Both succeed, there is one tree, and nothing else."""
+    record = asyncio.run(pushed(tmp_path / "root", tree))
+    place = tmp_path / "place"
+    place.mkdir()
+    processes = [start(tmp_path / "root", record, place / "model") for _ in range(2)]
+    statuses = [process.wait(60) for process in processes]
+
+    assert [0, 0] == statuses
+    assert standing(tree) == standing(place / "model")
+    assert ["model"] == [path.name for path in place.iterdir()]

@@ -1,0 +1,56 @@
+"""A file system that takes names for the same that differ by case only, as those of macOS and Windows do.
+
+The files are real, and so is what exclusive creation says of them: names relative to a folder's descriptor are looked up as
+such a file system looks them up, before the operating system sees them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+_CALLS = ("open", "mkdir", "stat", "readlink", "unlink", "symlink")
+
+
+@contextmanager
+def names_without_case() -> Iterator[None]:
+    """For the length of the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        plain_open = os.open
+        for name in _CALLS:
+            patch.setattr(os, name, _folding(getattr(os, name), plain_open, place=int(name == "symlink")))
+        yield
+
+
+def _folding(call: Callable[..., Any], plain_open: Callable[..., int], *, place: int) -> Callable[..., Any]:
+    def folded(*arguments: Any, dir_fd: int | None = None, **options: Any) -> Any:
+        if dir_fd is None:
+            return call(*arguments, **options)
+        found = list(arguments)
+        found[place] = _kept(os.fspath(arguments[place]), dir_fd, plain_open)
+        return call(*found, dir_fd=dir_fd, **options)
+
+    return folded
+
+
+def _kept(path: str, root: int, plain_open: Callable[..., int]) -> str:
+    """The path under which the same thing is kept already, as far as it is."""
+    found = ""
+    for part in path.split("/"):
+        try:
+            folder = plain_open(found or ".", os.O_RDONLY, dir_fd=root)
+        except OSError:
+            return path
+        try:
+            names = os.listdir(folder)  # noqa: PTH208  # of a descriptor
+        except NotADirectoryError:
+            return path
+        finally:
+            os.close(folder)
+        same = part if part in names else next((name for name in names if name.casefold() == part.casefold()), part)
+        found = f"{found}/{same}" if found else same
+    return found

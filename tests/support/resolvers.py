@@ -1,0 +1,91 @@
+"""Processes that resolve a directory, and that are killed while they do.
+
+`python -m tests.support.resolvers REPOSITORY CACHE ID [--tasks N] [--kill-at-get N]` prints what it took as JSON; --kill-at-get
+kills it, as `kill -9` does, when it asks for the n-th batch of chunks. `... --kill-at-every-call` resolves into CACHE/<n>, killed
+at the n-th system call that changes a disk, for every n, and prints how many there are; in the last of them nothing was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+from filestore.backends import connect
+from filestore.cache import Cache
+from filestore.objects import Directory
+from tests.support.crashes import Fuse
+from tests.support.watched import WatchedRepository
+
+CALLS = ("open", "write", "pwrite", "pwritev", "ftruncate", "fsync", "mkdir", "rename", "symlink", "unlink", "rmdir", "chmod")
+
+
+class Resolved(NamedTuple):
+    """What a process says that it did."""
+
+    path: str
+    chunks_got: int
+    calls: list[str]
+    """What it asked the repository for."""
+
+
+async def resolve(repository: str, cache: Path, file_id: str, *, tasks: int = 1, kill_at_get: int = 0) -> Resolved:
+    """Resolve a directory in so many tasks at once, which must all give the same path."""
+    async with connect(repository) as connected:
+        watched = WatchedRepository(connected)
+
+        async def kill(verb: str) -> None:
+            if verb == "get" and watched.calls.count("get") == kill_at_get:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        watched.before = kill
+        resolver = Cache(cache, watched)
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(resolver.resolve(Directory(id=file_id))) for _ in range(tasks)]
+        (path,) = {task.result() for task in running}
+        return Resolved(str(path), watched.chunks_got, watched.calls)
+
+
+def kill_at_every_call(repository: str, cache: Path, file_id: str) -> int:
+    """Kill one process after the other, until one is done before it comes to that."""
+    for place in count(1):
+        # Forked, so that each starts in no time; there are no threads yet.
+        pid = os.fork()
+        if pid == 0:
+            fuse = Fuse(place)
+            for name in CALLS:
+                setattr(os, name, fuse.before(getattr(os, name)))
+            asyncio.run(resolve(repository, cache / str(place), file_id))
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        if status == 0:
+            return place
+        if not os.WIFSIGNALED(status):
+            sys.exit(f"the resolve failed when it was to be killed at call {place}")
+    raise AssertionError
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("repository")
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("file_id")
+    parser.add_argument("--tasks", type=int, default=1)
+    parser.add_argument("--kill-at-get", type=int, default=0)
+    parser.add_argument("--kill-at-every-call", action="store_true")
+    given = parser.parse_args()
+    if given.kill_at_every_call:
+        sys.stdout.write(str(kill_at_every_call(given.repository, given.cache, given.file_id)))
+        return
+    resolving = resolve(given.repository, given.cache, given.file_id, tasks=given.tasks, kill_at_get=given.kill_at_get)
+    sys.stdout.write(json.dumps(asyncio.run(resolving)))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from filestore.manifest import Manifest
+from filestore.source import WINDOW_SIZE, FileSource, FileState, Remembered
+from tests.support.generator import octets
+
+
+def _scanned(source: FileSource) -> Manifest:
+    buffer = memoryview(bytearray(WINDOW_SIZE))
+    while not source.is_finished:
+        source.scan(buffer)
+    return source.manifest()
+
+
+def _settled(path: Path, size: int = 1000) -> Path:
+    path.write_bytes(octets(1, size))
+    os.utime(path, ns=(0, 1_600_000_000_000_000_000))
+    return path
+
+
+def test_a_file_in_the_same_state_is_not_read(tmp_path: Path) -> None:
+    """What a journal remembers of a settled file is its manifest."""
+    path = _settled(tmp_path / "model.bin")
+    with FileSource(path) as first:
+        remembered = Remembered(_scanned(first), first.known(), time.time_ns() + 3_000_000_000)
+    with FileSource(path) as again:
+        again.recall(remembered)
+        assert (True, 0, remembered.manifest) == (again.is_finished, again.read, again.manifest())
+
+
+@pytest.mark.parametrize("field", FileState._fields)
+def test_a_file_in_another_state_is_read(tmp_path: Path, field: str) -> None:
+    """Size, mtime, ctime, inode and device must all be those of the last push."""
+    path = _settled(tmp_path / "model.bin")
+    with FileSource(path) as source:
+        manifest = _scanned(source)
+        other = source.state._replace(**{field: getattr(source.state, field) + 1})
+    with FileSource(path) as again:
+        again.recall(Remembered(manifest, other.pack(), time.time_ns() + 3_000_000_000))
+        assert False is again.is_finished
+
+
+def test_a_file_that_changed_just_before_is_read(tmp_path: Path) -> None:
+    """Within 2 s of its last change a file may change again without its times showing it."""
+    path = _settled(tmp_path / "model.bin")
+    with FileSource(path) as source:
+        remembered = Remembered(_scanned(source), source.known(), source.state.ctime + 1_000_000_000)
+    with FileSource(path) as again:
+        again.recall(remembered)
+        assert False is again.is_finished
+
+
+def test_a_state_survives_packing() -> None:
+    """Inode and device are unsigned 64-bit numbers, times may lie before 1970."""
+    state = FileState(3, -1, 2**62, 2**64 - 1, 2**64 - 1)
+    assert state == FileState.unpack(state.pack())
