@@ -10,25 +10,23 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from filestore.aio import in_disk_thread
-from filestore.objects import Progress, Report
+from filestore.aio import in_disk_thread, task_group
 
 LOCK_POLL_SECONDS = 0.05
 STALE_SECONDS = 60
-"""A holder that got no further for this long is passed by."""
-_BEAT_SECONDS = 1
+"""A holder that was not seen alive for this long is passed by."""
+BEAT_SECONDS = 5
 
 
 class Lock:
-    """A lock that is held, or could not be had. Its file's mtime says when its holder last got any further."""
+    """A lock that is held, or could not be had. Its file's mtime says when its holder was last seen alive."""
 
     def __init__(self, descriptor: int) -> None:
         self.is_held = False
         """No other process works on the entry, but for one that was passed by."""
         self.passes_by = False
-        """Its holder got no further for a minute."""
+        """Its holder was not seen alive for a minute."""
         self._descriptor = descriptor
-        self._beat_at = 0.0
 
     async def acquire(self, is_done: Callable[[], bool]) -> None:
         """Wait until it is held, or until there is no point in waiting."""
@@ -43,25 +41,13 @@ class Lock:
                 self.is_held = True
         except (OSError, ValueError):  # it cannot be had on this file system; ValueError: it could not even be opened
             return
-        self.beat()
 
-    def beat(self) -> None:
-        """Say that work goes on: at most once a second, and then it costs one system call."""
-        now = time.monotonic()
-        if self._descriptor >= 0 and now - self._beat_at >= _BEAT_SECONDS:
-            self._beat_at = now
+    async def keep_fresh(self) -> None:
+        """Say again and again that this process goes on, until cancelled. What hangs on a network ends by itself."""
+        while self._descriptor >= 0:
             with suppress(OSError):
-                os.utime(self._descriptor)
-
-    def watching(self, report: Report | None) -> Report:
-        """`report`, which may be None, while each step forward keeps the lock fresh."""
-
-        def beat_and_report(progress: Progress) -> None:
-            self.beat()
-            if report is not None:
-                report(progress)
-
-        return beat_and_report
+                await in_disk_thread(os.utime, self._descriptor)
+            await asyncio.sleep(BEAT_SECONDS)
 
 
 @asynccontextmanager
@@ -69,13 +55,18 @@ async def locked(path: Path, is_done: Callable[[], bool]) -> AsyncIterator[Lock]
     """Hold the lock whose file is at `path`.
 
     Goes on without it where locks do not work, where `is_done` says in a thread that there is nothing left to wait for, and
-    where its holder got no further for a minute.
+    where its holder was not seen alive for a minute: it is stopped, or its machine is gone.
     """
     descriptor = await in_disk_thread(_open, path)
     lock = Lock(descriptor)
     try:
         await lock.acquire(is_done)
-        yield lock
+        async with task_group() as group:
+            beating = group.create_task(lock.keep_fresh())
+            try:
+                yield lock
+            finally:
+                beating.cancel()
     finally:
         if descriptor >= 0:
             os.close(descriptor)
@@ -99,7 +90,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _age(descriptor: int) -> float:
-    """Seconds since its holder last got any further."""
+    """Seconds since its holder was last seen alive."""
     try:
         return time.time() - os.fstat(descriptor).st_mtime
     except OSError:

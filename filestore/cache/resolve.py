@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from filestore.aio import SingleFlight, in_disk_thread
+from filestore.aio import SingleFlight, in_cpu_thread, in_disk_thread
 from filestore.archive.read import DEFAULT_LIMITS, Limits
 from filestore.cache.disk import write_durably
 from filestore.cache.lock import Lock, locked
@@ -15,7 +15,6 @@ from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded, Stor
 from filestore.fetch import fetch
 from filestore.manifest import Manifest
 from filestore.objects import Directory, File, Kind, Record, Reference, Report, checked_namespace
-from filestore.receive import Seed
 from filestore.repository import Identity, Repository
 from filestore.unpack import unpack
 
@@ -77,20 +76,19 @@ class Cache:
         wanted = Wanted(kind, record.digest)
         known = Reference(digest=record.digest, name=record.name)
         async with locked(shelf.lock_path(wanted), lambda: shelf.find(kind, known) is not None) as lock:
-            path = await self._make(shelf, wanted, record, lock, report)
+            # Another process may have filled it while this one waited.
+            path = await in_disk_thread(shelf.find, kind, known)
+            if path is None:
+                path = await self._make(shelf, wanted, record, lock, report)
             await in_disk_thread(shelf.remember, record)
         return path
 
     async def _make(self, shelf: Shelf, wanted: Wanted, record: Record, lock: Lock, report: Report | None) -> Path:
         """The path of the entry, which another process may make at the same time."""
-        manifest = None
-        failure: FilestoreError = StorageError(str(shelf.root), "someone else writes to what is being fetched, again and again")
+        manifest = await self._manifest(shelf, record)
+        known = Reference(digest=record.digest, name=record.name)
+        failure: FilestoreError = StorageError(str(shelf.root), "someone else writes to what was fetched, again and again")
         for attempt in range(ATTEMPTS):
-            path = await in_disk_thread(shelf.find, wanted.kind, Reference(digest=wanted.digest, name=record.name))
-            if path is not None:
-                return path
-            if manifest is None:
-                manifest = await self._manifest(shelf, record)
             is_first = attempt == 0
             target = await in_disk_thread(
                 shelf.stage,
@@ -99,9 +97,9 @@ class Cache:
                 is_alone=lock.is_held and is_first,
                 takes_over=lock.passes_by and is_first,
             )
-            seeds = await in_disk_thread(find_seeds, shelf.root, manifest, limits=self._limits)
             try:
-                tail = await self._receive(wanted.kind, record, manifest, target, seeds=seeds, report=lock.watching(report))
+                tail = await self._receive(shelf, wanted.kind, record, manifest, target, report=report)
+                await in_disk_thread(shelf.publish, wanted, target, manifest, tail=tail)
             except StorageFull:
                 raise
             except (TargetError, StorageError) as error:
@@ -110,21 +108,23 @@ class Cache:
             except (InvalidArchive, LimitExceeded):
                 await in_disk_thread(shelf.clear, target)
                 raise
-            else:
-                await in_disk_thread(shelf.publish, wanted, target, manifest, tail=tail)
+            path = await in_disk_thread(shelf.find, wanted.kind, known)
+            if path is not None:
+                return path
         raise failure
 
     async def _manifest(self, shelf: Shelf, record: Record) -> Manifest:
         """What is wanted, from what is here where it is: a zip file that is resolved in both ways is asked for once."""
         manifest = await in_disk_thread(shelf.manifest, record.digest)
         if manifest is None:
-            manifest = Manifest.parse(await self._repository.manifest(record.digest))
+            manifest = await in_cpu_thread(Manifest.parse, await self._repository.manifest(record.digest))
         return manifest
 
-    async def _receive(
-        self, kind: Kind, record: Record, manifest: Manifest, target: Path, *, seeds: list[Seed], report: Report
+    async def _receive(  # what is fetched, and to where
+        self, shelf: Shelf, kind: Kind, record: Record, manifest: Manifest, target: Path, *, report: Report | None
     ) -> bytes | None:
         """Make the content of an entry at `target`; the tail of a tree's zip."""
+        seeds = await in_disk_thread(find_seeds, shelf.root, manifest, limits=self._limits)
         if kind is Kind.FILE:
             await fetch(self._repository, record, target, manifest=manifest, seeds=seeds, report=report)
             return None

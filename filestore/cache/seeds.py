@@ -35,12 +35,14 @@ def find_seeds(root: Path, wanted: Manifest, *, limits: Limits) -> list[Seed]:
     Each has a chunk that those before it have not. The newest entries are looked at first, and at most 64 MiB of manifests,
     which stand for 1,800 GB of files, and never more bytes of them than are wanted. Whoever is given the seeds closes them.
     """
+    if not wanted.size:
+        return []
     recipe = _Recipe(wanted)
     candidates = []
     left = min(MANIFEST_LIMIT, wanted.size)
     for kind, folder in _newest_first(root):
         manifest = read_manifest(folder, limit=left)
-        if manifest is None:
+        if manifest is None or not manifest.size:
             continue
         left -= len(manifest.encoded)
         shared = recipe.size_of(recipe.places_in(manifest))

@@ -235,8 +235,10 @@ def _reuse(path: Path, target: Path, wanted: Wanted) -> None:
             if wanted.kind is Kind.DIRECTORY:
                 unseal(path)
                 path.rename(staging_folder(target, wanted.digest))
-            elif not target.exists():
+            elif path.is_file() and not target.exists():
                 path.rename(target)
+            else:
+                remove(path)
         except FileNotFoundError:
             raise
         except OSError:

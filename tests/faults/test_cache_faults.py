@@ -4,14 +4,16 @@ import json
 import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
 
-from filestore.cache import verify_cache
-from filestore.objects import Record
+from filestore.cache import Cache, verify_cache
+from filestore.objects import Directory, Kind, Record
 from filestore.push import push
 from filestore.repository import Repository
+from tests.support.cancels import cancelled_at_every_await
 from tests.support.generator import octets, prose
 from tests.support.resolvers import Resolved, resolve
 from tests.support.trees import Planted, Script, plant, standing
@@ -92,3 +94,24 @@ async def test_a_resolve_that_is_killed_at_any_call_is_continued(small_record: R
         assert SMALL == standing(Path(found.path))
         assert [] == list(cache.glob("*/*/staging/*"))
         assert [] == await verify_cache(cache)
+
+
+async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
+    local_repository: Repository, small_record: Record, tmp_path: Path
+) -> None:
+    """Cancelling costs nothing but what is not there yet: the next resolve gives the whole tree, and leaves nothing behind."""
+    wanted = Directory(id=small_record.id)
+    caches = (tmp_path / "caches" / str(number) for number in count())
+    used: list[Path] = []
+
+    async def resolve_anew() -> None:
+        used.append(next(caches))
+        cache = Cache(used[-1], local_repository)
+        # What `resolve` has a task of its own for: the task that is cancelled must be the one that waits.
+        await cache._fill(await cache._opened(), Kind.DIRECTORY, wanted.reference, None)
+
+    places = [place async for place in cancelled_at_every_await(resolve_anew)]
+    assert 15 < len(places)
+    for cache in used:
+        assert SMALL == standing(await Cache(cache, local_repository).resolve(wanted))
+        assert [] == list(cache.glob("*/*/staging/*"))

@@ -116,8 +116,11 @@ async def test_without_locks_the_file_is_still_right(
     assert [content(tmp_path)] * 4 == [call.result().read_bytes() for call in calls]
 
 
-async def test_a_lock_whose_holder_hangs_is_passed_by(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
-    """What got no further for a minute is taken over, whoever holds the lock."""
+async def test_a_lock_whose_holder_hangs_is_passed_by(
+    watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was not seen alive for a minute is passed by, though he holds the lock."""
+    monkeypatch.setattr("filestore.cache.lock.BEAT_SECONDS", 3600)
     gate = asyncio.Event()
 
     async def hang(verb: str) -> None:

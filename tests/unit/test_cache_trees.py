@@ -180,8 +180,11 @@ async def test_without_locks_the_tree_is_still_right(
     assert [] == await verify_cache(tmp_path / "cache")
 
 
-async def test_a_holder_that_hangs_is_passed_by(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
-    """Who got no further for a minute is passed by, and what it fetched is used; when it goes on, it finds the tree."""
+async def test_a_holder_that_hangs_is_passed_by(
+    watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was not seen alive for a minute is passed by, and what it fetched is used; when it goes on, it finds the tree."""
+    monkeypatch.setattr("filestore.cache.lock.BEAT_SECONDS", 3600)
     gate = asyncio.Event()
 
     async def hang(verb: str) -> None:
