@@ -14,25 +14,22 @@ from typing import NamedTuple, Self
 
 from aiohttp import web
 
-from filestore.aio import in_cpu_thread, per_thread
-from filestore.codec import Decoder, frame_limit
-from filestore.digest import Digest
-from filestore.errors import DamagedChunk, FilestoreError, InvalidDigest, InvalidFrame, InvalidReference, NotFound
+from filestore.aio import in_cpu_thread
+from filestore.codec import frame_limit
+from filestore.errors import DamagedChunk, FilestoreError, InvalidDigest, InvalidReference, NotFound
 from filestore.http import wire
 from filestore.http.server.exchange import PIECE, Exchange
 from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
 from filestore.layout import parse_file_path
-from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
-from filestore.objects import Frame, Record, Reference
+from filestore.manifest import Chunk, Manifest
+from filestore.objects import Record, Reference
+from filestore.receive import verified
 from filestore.repository import LocalRepository
 
 LOAD_SIZE = 2 << 20
 """Decoded bytes that one read and one turn in a thread are for, or a single chunk."""
 LOADS_AHEAD = 2
 """Loads under way while one is being sent."""
-
-_decoder = per_thread(Decoder)
-_scratch = per_thread(lambda: memoryview(bytearray(CHUNK_LIMIT)))
 
 
 async def get_content(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
@@ -192,21 +189,11 @@ def _decoded(load: _Load, frames: list[memoryview | None]) -> deque[bytes]:
     pieces: deque[bytes] = deque()
     offset = 0
     for chunk, data in zip(load.chunks, frames, strict=True):
-        content = _verified(chunk.digest, data, size=chunk.size)
+        if data is None:
+            raise DamagedChunk(str(chunk.digest), "its frame is gone")
+        content = verified(chunk, data)
         end = min(chunk.size, load.wanted.stop - offset)
         for start in range(max(0, load.wanted.start - offset), end, PIECE):
             pieces.append(bytes(content[start : min(start + PIECE, end)]))
         offset += chunk.size
     return pieces
-
-
-def _verified(digest: Digest, data: memoryview | None, *, size: int) -> memoryview:
-    if data is None:
-        raise DamagedChunk(str(digest), "its frame is gone")
-    try:
-        content = _decoder().decode(Frame(digest, data), _scratch())
-    except InvalidFrame as error:
-        raise DamagedChunk(str(digest), error.reason) from None
-    if len(content) != size:
-        raise DamagedChunk(str(digest), f"it has {len(content)} bytes, the manifest says {size}")
-    return content
