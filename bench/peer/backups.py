@@ -6,11 +6,12 @@ from itertools import count
 from pathlib import Path
 from typing import ClassVar
 
-from bench.peer.base import Peer
-from bench.run import Command, Service, free_port, run
+from bench.peer.base import Archiver
+from bench.peer.rclone import serve_by_rclone
+from bench.run import Command, run
 
 
-class Borg(Peer):
+class Borg(Archiver):
     """A repository in a folder here: no network, no server. Not encrypted; compressed as it is by default."""
 
     name = "borg, local"
@@ -39,17 +40,11 @@ class Borg(Peer):
     def fetch(self, name: str, folder: Path) -> Command:
         return Command(["borg", "extract", "--bypass-lock", f"::{name}"], self.environment, folder)
 
-    def push_tree(self, tree: Path) -> Command:
-        return self.push(tree)
-
-    def fetch_tree(self, name: str, folder: Path) -> Command:
-        return self.fetch(name, folder)
-
     def _create(self, archive: str, path: Path, *options: str) -> Command:
         return Command(["borg", "create", *options, archive, path.name], self.environment, path.parent)
 
 
-class Restic(Peer):
+class Restic(Archiver):
     """Over HTTP, to `rclone serve restic`; encrypted, as it always is."""
 
     name = "restic + rclone serve"
@@ -58,18 +53,7 @@ class Restic(Peer):
 
     def start(self) -> None:
         super().start()
-        port = free_port()
-        command: list[str | Path] = [
-            "rclone",
-            "serve",
-            "restic",
-            "--config",
-            "/dev/null",
-            "--addr",
-            f"127.0.0.1:{port}",
-            self.store,
-        ]
-        self.services.append(Service(Command(command), log=self.folder / "rclone.log", port=port))
+        port = serve_by_rclone(self, "restic")
         self.environment = {
             "RESTIC_REPOSITORY": f"rest:http://127.0.0.1:{port}/",
             "RESTIC_PASSWORD": "on loopback only",
@@ -88,12 +72,6 @@ class Restic(Peer):
 
     def fetch(self, name: str, folder: Path) -> Command:
         return Command(["restic", "restore", "latest", "--tag", name, "--target", folder], self.environment)
-
-    def push_tree(self, tree: Path) -> Command:
-        return self.push(tree)
-
-    def fetch_tree(self, name: str, folder: Path) -> Command:
-        return self.fetch(name, folder)
 
     def _backup(self, path: Path, *options: str) -> Command:
         return Command(["restic", "backup", "--tag", path.name, *options, path.name], self.environment, path.parent)

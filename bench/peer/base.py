@@ -91,6 +91,16 @@ class Peer:
         return folder / name
 
 
+class Archiver(Peer):
+    """A peer that takes a folder by the very command that takes a file."""
+
+    def push_tree(self, tree: Path) -> Command | None:
+        return self.push(tree)
+
+    def fetch_tree(self, name: str, folder: Path) -> Command | None:
+        return self.fetch(name, folder)
+
+
 def shell(script: str, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> Command:
     """A command that `sh` runs, with `arguments` as $1 and so on; any part that fails fails the whole."""
     return Command(["bash", "-euo", "pipefail", "-c", script, "bash", *arguments], environment or {})

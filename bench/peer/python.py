@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
-from bench.peer.base import Peer
+from bench.peer.base import Archiver
 from bench.peer.ours import Served
 from bench.run import Command
 
@@ -33,7 +33,7 @@ def install(tools: Path, package: str) -> str | None:
     return None
 
 
-class Xet(Peer):
+class Xet(Archiver):
     """Hugging Face's Xet client with the server inside: `local://`, a folder, no network."""
 
     name = "hf_xet, local"
@@ -55,12 +55,6 @@ class Xet(Peer):
 
     def fetch(self, name: str, folder: Path) -> Command:
         return self._command("fetch", self.folder / f"{name}.json", folder)
-
-    def push_tree(self, tree: Path) -> Command:
-        return self.push(tree)
-
-    def fetch_tree(self, name: str, folder: Path) -> Command:
-        return self.fetch(name, folder)
 
     def _command(self, *arguments: str | Path) -> Command:
         return Command([self._python, _CLIENTS / "xet_client.py", f"local://{self.store}", *arguments], self._environment)

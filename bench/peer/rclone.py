@@ -9,6 +9,14 @@ from bench.peer.base import Peer
 from bench.run import Command, Service, free_port
 
 
+def serve_by_rclone(peer: Peer, protocol: str) -> int:
+    """Have rclone serve the store of a peer; the port."""
+    port = free_port()
+    command: list[str | Path] = ["rclone", "serve", protocol, "--config", "/dev/null", "--addr", f"127.0.0.1:{port}", peer.store]
+    peer.services.append(Service(Command(command), log=peer.folder / "rclone.log", port=port))
+    return port
+
+
 class Rclone(Peer):
     """`rclone copy` to and from `rclone serve webdav`. What is stored is known by its size and time."""
 
@@ -17,18 +25,7 @@ class Rclone(Peer):
 
     def start(self) -> None:
         super().start()
-        port = free_port()
-        command: list[str | Path] = [
-            "rclone",
-            "serve",
-            "webdav",
-            "--config",
-            "/dev/null",
-            "--addr",
-            f"127.0.0.1:{port}",
-            self.store,
-        ]
-        self.services.append(Service(Command(command), log=self.folder / "rclone.log", port=port))
+        port = serve_by_rclone(self, "webdav")
         self._remote = f":webdav,url='http://127.0.0.1:{port}',vendor=other:"
 
     def forget(self, name: str) -> None:
