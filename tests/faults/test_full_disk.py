@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import filecmp
-import os
 import random
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.commands import Home
+from tests.support.disks import small_disk
 
 MIB = 1 << 20
 SIZE = 24 * MIB
@@ -28,20 +27,8 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
     """A file system of 16 MiB, and what makes it larger."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=False, capture_output=True, text=True
-    )
-    if made.returncode:
-        assert "CI" not in os.environ, made.stderr
-        pytest.skip(f"needs the right to mount: {made.stderr}")
-
-    def grow() -> None:
-        subprocess.run(["mount", "-o", "remount,size=256m", folder], check=True)
-
-    yield folder, grow
-    subprocess.run(["umount", "-l", folder], check=True)
+    with small_disk(tmp_path / "small", "size=16m") as change:
+        yield tmp_path / "small", lambda: change("size=256m")
 
 
 def test_the_target_s_disk_is_full(home: Home, source: Path, small: tuple[Path, Callable[[], None]], tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from filestore.repository import LocalRepository, Repository
 from filestore.unpack import unpack
 from tests.support.archives import Forged, forged
 from tests.support.cancels import cancelled_at_every_await
+from tests.support.disks import small_disk
 from tests.support.generator import octets, prose
 from tests.support.trees import plant, standing
 from tests.support.unpacking import cut_off, memory_repository, seen, staging_in, stored, things_in
@@ -244,18 +244,8 @@ async def test_a_refused_archive_takes_what_was_staged_with_it(repository: Local
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
     """A file system of 4 MiB, and what makes it larger."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=False, capture_output=True, text=True)
-    if made.returncode:
-        assert "CI" not in os.environ, made.stderr
-        pytest.skip(f"needs the right to mount: {made.stderr}")
-
-    def grow() -> None:
-        subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
-
-    yield folder, grow
-    subprocess.run(["umount", "-l", folder], check=True)
+    with small_disk(tmp_path / "small", "size=4m") as change:
+        yield tmp_path / "small", lambda: change("size=64m")
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -302,20 +292,10 @@ async def test_the_disk_fills_up(repository: LocalRepository, small: tuple[Path,
 
 async def test_a_file_system_without_room_for_names(repository: LocalRepository, tmp_path: Path) -> None:
     """So many files cannot be made: said before any is fetched."""
-    folder = tmp_path / "few"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "nr_inodes=50", "tmpfs", folder], check=False, capture_output=True, text=True
-    )
-    if made.returncode:
-        assert "CI" not in os.environ, made.stderr
-        pytest.skip(f"needs the right to mount: {made.stderr}")
-    try:
+    with small_disk(tmp_path / "few", "nr_inodes=50"):
         record = await stored(repository, forged(Forged(f"{number}", b"x") for number in range(100)))
         with pytest.raises(StorageFull, match=r"100 files and folders are needed and [0-9]+ can be made"):
-            await unpack(repository, record, folder / "target")
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
+            await unpack(repository, record, tmp_path / "few" / "target")
 
 
 def test_the_chunks_of_these_tests_are_what_they_should_be() -> None:

@@ -17,7 +17,7 @@ from filestore.archive.inflate import PIECE_LIMIT, Inflater
 from filestore.archive.read import Member
 from filestore.archive.write import Entry
 from filestore.errors import FilestoreError, InvalidArchive
-from tests.support.archives import Unpacked, scanned, tree_cutter, unpacked, zip_of
+from tests.support.archives import Pipe, Unpacked, scanned, tree_cutter, unpacked, zip_of
 from tests.support.cutting import cut
 from tests.support.generator import octets, prose
 from tests.support.golden import CUTTING_INPUTS
@@ -152,16 +152,6 @@ def test_zipfile_reads_what_we_write(tree: tuple[list[Entry], dict[str, bytes]])
             entry.stored_name.decode() for entry in sorted(entries, key=lambda entry: entry.stored_name)
         ] == archive.namelist()
         assert contents == {name: archive.read(name) for name in contents}
-
-
-class Pipe(io.BytesIO):
-    """Something that is written to and cannot seek."""
-
-    def seekable(self) -> bool:
-        return False
-
-    def tell(self) -> int:
-        raise io.UnsupportedOperation
 
 
 @st.composite

@@ -19,7 +19,7 @@ from filestore.archive.read import TAIL_SIZE
 from filestore.errors import InvalidArchive
 from filestore.push import push
 from filestore.unpack import TreeSeed, unpack
-from tests.support.archives import zip_of
+from tests.support.archives import Pipe, zip_of
 from tests.support.generator import octets, prose
 from tests.support.trees import Folder, Link, Planted, Script, entries_of, plant, random_things, standing
 from tests.support.unpacking import JumbledRepository, cut_off, memory_repository, stored_in_chunks, things_in
@@ -32,16 +32,6 @@ parts = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_character
 )
 paths = st.lists(parts, min_size=1, max_size=3).map("/".join)
 seeds = st.integers(0, 1 << 30)
-
-
-class Pipe(io.BytesIO):
-    """Something that is written to and cannot seek."""
-
-    def seekable(self) -> bool:
-        return False
-
-    def tell(self) -> int:
-        raise io.UnsupportedOperation
 
 
 @st.composite

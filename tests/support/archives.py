@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import zlib
@@ -86,6 +87,16 @@ def pieces(cut: Cut) -> list[bytes]:
         start += size
     assert start == len(cut.content)
     return found
+
+
+class Pipe(io.BytesIO):
+    """Something that is written to and cannot seek."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation
 
 
 class Unpacked(NamedTuple):

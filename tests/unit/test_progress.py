@@ -6,16 +6,7 @@ import pytest
 
 from filestore.objects import Progress
 from filestore_cli.progress import FETCH, HASH, PUSH, SURVEY, Activity, Bar, Meter, PlainLines, sentence
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture

@@ -10,16 +10,7 @@ from filestore.errors import Unauthorized
 from filestore.http.server.auth import REMEMBER_SECONDS, Tokens
 from filestore.index.protocol import Index
 from filestore.index.sqlite import open_index
-
-
-class Clock:
-    """Seconds, as the test sets them."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture

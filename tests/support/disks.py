@@ -1,0 +1,29 @@
+"""File systems of a test's own, which fill up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_disk(folder: Path, limit: str) -> Iterator[Callable[[str], None]]:
+    """A tmpfs at `folder`, which is made, limited by a mount option; what gives it another one. CI must be able to mount it."""
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", limit, "tmpfs", folder], check=False, capture_output=True, text=True)
+    if made.returncode:
+        assert "CI" not in os.environ, made.stderr
+        pytest.skip(f"needs the right to mount: {made.stderr}")
+
+    def change(limit: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{limit}", folder], check=True)
+
+    try:
+        yield change
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
