@@ -12,8 +12,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
-from zstandard import ZstdError, compress, decompress
+from zstandard import ZstdCompressor, ZstdError, decompress, get_frame_parameters
 
+from filestore.digest import DIGEST_SIZE
 from filestore.errors import FilestoreError
 from filestore.manifest import Manifest
 from filestore.repository import Identity
@@ -22,6 +23,8 @@ from filestore.source import Remembered
 ENTRY_LIMIT = 10_000
 SIZE_LIMIT = 1 << 30
 """Bytes of all entries."""
+KNOWN_LIMIT = 256 << 20
+"""Bytes of what a source may have written down: ten times what 200,000 files take."""
 
 _SCHEMA_VERSION = 2
 _SCHEMA = """
@@ -68,8 +71,9 @@ class Journal:
                 row = rows.fetchone()
             if row is None:
                 return None
-            encoded, known, recorded_at = row
-            return Remembered(Manifest.parse(encoded), decompress(known), int(recorded_at))
+            encoded, kept, recorded_at = row
+            manifest = Manifest.parse(encoded)
+            return Remembered(manifest, _known(kept, manifest), int(recorded_at))
         except (sqlite3.Error, ZstdError, FilestoreError, TypeError, ValueError):
             return None
 
@@ -78,7 +82,9 @@ class Journal:
         if self._connection is None:
             return
         key = (identity.id, identity.namespace, _key(path))
-        row = (*key, identity.cutting, time.time_ns(), manifest.encoded, compress(known))
+        # With a checksum over both: what was damaged must not be taken for true.
+        kept = ZstdCompressor(write_checksum=True).compress(manifest.digest + known)
+        row = (*key, identity.cutting, time.time_ns(), manifest.encoded, kept)
         try:
             with self._connection:
                 self._connection.execute("INSERT OR REPLACE INTO pushed VALUES (?, ?, ?, ?, ?, ?, ?)", row)
@@ -112,6 +118,16 @@ class Journal:
             connection.close()
             return None
         return connection
+
+
+def _known(kept: bytes, manifest: Manifest) -> bytes:
+    """What was written down beside a manifest. Raises ValueError, ZstdError where either is not what it was."""
+    if get_frame_parameters(kept).content_size > DIGEST_SIZE + KNOWN_LIMIT:
+        raise ValueError("it is larger than anything that was kept")
+    plain = decompress(kept)
+    if plain[:DIGEST_SIZE] != manifest.digest:
+        raise ValueError("it belongs to another manifest")
+    return plain[DIGEST_SIZE:]
 
 
 def _key(path: Path) -> bytes:

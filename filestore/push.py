@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +27,15 @@ from filestore.source import WINDOW_SIZE, FileSource, Source, Window
 from filestore.tree_source import TreeSource
 from filestore.walk import Symlinks, walk
 
-WINDOWS_IN_FLIGHT = 4
+WINDOWS_IN_FLIGHT = 3
+"""One that is read, one that is asked about, one that is encoded, and as many buffers of frames: a window is free once it is
+encoded."""
+ASKED_LIMIT = 1 << 18
+"""Chunks of a push that are remembered as asked for; asking for more of them again costs less than keeping them (I6)."""
 COMMIT_ATTEMPTS = 3
+
+_FRAMES_SIZE = WINDOW_SIZE + (64 << 10)
+"""Room for all frames of a window: of a tree, it may hold many small segments."""
 
 
 class Place(NamedTuple):
@@ -98,8 +106,8 @@ async def push(
     started = time.monotonic()
     kept_name = await in_disk_thread(_name, path) if name is None else checked_name(name)
     identity = await repository.identity()
-    source = await in_disk_thread(_opened, path, identity.cutting, symlinks=symlinks, include=include, exclude=exclude)
-    try:
+    with ExitStack() as held:
+        source = await in_disk_thread(_opened, held, path, identity.cutting, symlinks=symlinks, include=include, exclude=exclude)
         if not rehash:
             await _recall(journal, identity, source)
         sending = _Sending(repository, source, codec=codec, report=report)
@@ -110,8 +118,6 @@ async def push(
         if journal is not None:
             known = await in_cpu_thread(source.known)
             await in_disk_thread(journal.record, identity, path, manifest, known)
-    finally:
-        await in_disk_thread(source.close)
     read = source.read + sending.read_again
     return Pushed(record, sending.moved, sending.shared, read, source.file_count, time.monotonic() - started)
 
@@ -130,15 +136,13 @@ async def survey(
     """What a push of `path` would send, entry by entry; sends and records nothing. Arguments and errors are those of `push`."""
     started = time.monotonic()
     identity = await repository.identity()
-    source = await in_disk_thread(_opened, path, identity.cutting, symlinks=symlinks, include=include, exclude=exclude)
-    try:
+    with ExitStack() as held:
+        source = await in_disk_thread(_opened, held, path, identity.cutting, symlinks=symlinks, include=include, exclude=exclude)
         if not rehash:
             await _recall(journal, identity, source)
         manifest = await _scan_all(source, report)
         missing = set(await repository.missing(list(dict.fromkeys(chunk.digest for chunk in manifest.chunks))))
         entries = await in_cpu_thread(_surveyed, source, manifest, frozenset(missing))
-    finally:
-        await in_disk_thread(source.close)
     new = sum({chunk.digest: chunk.size for chunk in manifest.chunks if chunk.digest in missing}.values())
     seconds = time.monotonic() - started
     return Survey(manifest.digest, manifest.size, entries, new, manifest.size - new, source.read, seconds)
@@ -157,19 +161,18 @@ async def manifest_of(
 
     Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches, InvalidName, LimitExceeded.
     """
-    source = await in_disk_thread(_opened, path, cutting, symlinks=symlinks, include=include, exclude=exclude)
-    try:
+    with ExitStack() as held:
+        source = await in_disk_thread(_opened, held, path, cutting, symlinks=symlinks, include=include, exclude=exclude)
         return await _scan_all(source, report)
-    finally:
-        await in_disk_thread(source.close)
 
 
 def _opened(
-    path: Path, cutting: int, *, symlinks: Symlinks, include: Sequence[str], exclude: Sequence[str]
+    held: ExitStack, path: Path, cutting: int, *, symlinks: Symlinks, include: Sequence[str], exclude: Sequence[str]
 ) -> FileSource | TreeSource:
+    """What is to be pushed; `held` closes it, also where a cancel keeps it from the caller."""
     if path.is_dir():
-        return TreeSource(walk(path, symlinks=symlinks, include=include, exclude=exclude), cutting=cutting)
-    return FileSource(path, cutting=cutting)
+        return held.enter_context(TreeSource(walk(path, symlinks=symlinks, include=include, exclude=exclude), cutting=cutting))
+    return held.enter_context(FileSource(path, cutting=cutting))
 
 
 def _name(path: Path) -> str:
@@ -194,7 +197,7 @@ async def _scan_all(source: Source, report: Report | None) -> Manifest:
             if report is not None:
                 done = source.read + source.remembered_size
                 report(Progress(source.size, done, 0, 0, source.read, source.file_count, source.files_done))
-    source.check_unchanged()
+    await in_cpu_thread(source.check_unchanged)
     return await in_cpu_thread(source.manifest)
 
 
@@ -219,8 +222,8 @@ def _surveyed(source: Source, manifest: Manifest, missing: frozenset[Digest]) ->
 
 async def _commit(sending: _Sending, manifest: Manifest, name: str, kind: Kind) -> Record:
     for attempt in count(1):
-        # Nothing of a file that changed meanwhile is recorded: what was cut may be of two versions.
-        sending.source.check_unchanged()
+        # Nothing of what changed meanwhile is recorded: what was cut may be of two versions.
+        await in_cpu_thread(sending.source.check_unchanged)
         try:
             return await sending.repository.commit(manifest.encoded, name=name, kind=kind)
         except ChunksMissing as error:
@@ -244,7 +247,7 @@ class _Sending:
         self._asked: set[Digest] = set()
         self._encoder = per_thread(lambda: Encoder(codec=codec))
         self._windows = BufferPool(count=WINDOWS_IN_FLIGHT, size=WINDOW_SIZE)
-        self._frames = BufferPool(count=WINDOWS_IN_FLIGHT - 1, size=frame_limit(WINDOW_SIZE))
+        self._frames = BufferPool(count=WINDOWS_IN_FLIGHT, size=_FRAMES_SIZE)
 
     async def send_all(self) -> None:
         """Read the source once and send what is missing."""
@@ -258,18 +261,12 @@ class _Sending:
 
     async def send_again(self, manifest: Manifest, digests: set[Digest]) -> None:
         """Send those chunks of the source. Raises SourceChanged when they are not what the manifest says."""
-        wanted = {
-            chunk.digest: Place(offset, chunk.size)
-            for offset, chunk in zip(manifest.offsets(), manifest.chunks, strict=True)
-            if chunk.digest in digests
-        }
-        if len(wanted) != len(digests):
-            raise InvalidReference(str(manifest.digest), "the repository asks for chunks that its manifest does not name")
         async with self._windows.take() as buffer:
-            for group in _batches(wanted, limit=WINDOW_SIZE - CHUNK_LIMIT):
-                pieces = await in_cpu_thread(self._read_chunks, group, buffer)
-                self.read_again += sum(len(piece) for _, piece in pieces)
-                self.shared = max(0, self.shared - sum(len(piece) for _, piece in pieces))
+            for batch in _batches(_placed(manifest, digests), limit=WINDOW_SIZE - CHUNK_LIMIT):
+                pieces = await in_cpu_thread(self._read_chunks, batch, buffer)
+                size = sum(len(piece) for _, piece in pieces)
+                self.read_again += size
+                self.shared = max(0, self.shared - size)
                 await self._send_chunks(pieces)
 
     def report_progress(self) -> None:
@@ -283,32 +280,44 @@ class _Sending:
             )
 
     async def _send_windows(self, windows: list[Window], buffer: memoryview) -> None:
-        try:
-            pieces: dict[Digest, memoryview] = {}
-            size = 0
-            for window in windows:
-                offset = 0
-                for chunk in window.chunks:
-                    if chunk.digest not in self._asked:
-                        pieces[chunk.digest] = window.content[offset : offset + chunk.size]
-                    offset += chunk.size
-                size += offset
-            self._asked.update(pieces)
+        """Send what is missing of windows that lie in `buffer`, which is given back as soon as that is encoded."""
+        with ExitStack() as held:
+            held.callback(self._windows.release, buffer)
+            pieces, size = self._new(windows)
             missing = await self.repository.missing(list(pieces)) if pieces else []
             self.shared += size - sum(len(pieces[digest]) for digest in missing)
             self.report_progress()
-            await self._send_chunks([(digest, pieces[digest]) for digest in missing])
-        finally:
-            self._windows.release(buffer)
+            if missing:
+                await self._send_chunks([(digest, pieces[digest]) for digest in missing], encoded=held.close)
 
-    async def _send_chunks(self, pieces: list[tuple[Digest, memoryview]]) -> None:
+    def _new(self, windows: list[Window]) -> tuple[dict[Digest, memoryview], int]:
+        """The chunks of windows that this push has not asked for yet, and the size of all that the windows hold."""
+        pieces: dict[Digest, memoryview] = {}
+        size = 0
+        for window in windows:
+            start = 0
+            for digest, chunk_size in window.chunks:
+                if digest not in self._asked:
+                    pieces[digest] = window.content[start : start + chunk_size]
+                start += chunk_size
+            size += start
+        if len(self._asked) + len(pieces) > ASKED_LIMIT:
+            self._asked.clear()
+        self._asked.update(pieces)
+        return pieces, size
+
+    async def _send_chunks(self, pieces: list[tuple[Digest, memoryview]], *, encoded: Callable[[], None] = lambda: None) -> None:
+        """`encoded` is called when `pieces` are not needed any more."""
+        size = sum(len(piece) for _, piece in pieces)
         waiting = deque(pieces)
         async with self._frames.take() as out:
             while waiting:
                 frames = await in_cpu_thread(self._encode, waiting, out)
+                if not waiting:
+                    encoded()
                 await self.repository.put(frames, moved=self._count_moved)
                 self._under_way -= sum(len(frame.data) for frame in frames)
-        self._sent += sum(len(piece) for _, piece in pieces)
+        self._sent += size
         self.report_progress()
 
     def _read_chunks(self, chunks: list[tuple[Digest, Place]], buffer: memoryview) -> list[tuple[Digest, memoryview]]:
@@ -341,10 +350,20 @@ class _Sending:
         self.report_progress()
 
 
-def _batches(wanted: dict[Digest, Place], *, limit: int) -> Iterator[list[tuple[Digest, Place]]]:
+def _placed(manifest: Manifest, digests: set[Digest]) -> Iterator[tuple[Digest, Place]]:
+    """Where each of `digests`, which are used up, lies. Raises InvalidReference at the end if the manifest lacks any."""
+    for offset, chunk in zip(manifest.offsets(), manifest.chunks, strict=True):
+        if chunk.digest in digests:
+            digests.remove(chunk.digest)
+            yield chunk.digest, Place(offset, chunk.size)
+    if digests:
+        raise InvalidReference(str(manifest.digest), "the repository asks for chunks that its manifest does not name")
+
+
+def _batches(wanted: Iterable[tuple[Digest, Place]], *, limit: int) -> Iterator[list[tuple[Digest, Place]]]:
     batch: list[tuple[Digest, Place]] = []
     held = 0
-    for digest, place in wanted.items():
+    for digest, place in wanted:
         batch.append((digest, place))
         held += place.size
         if held >= limit:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
 from filestore.chunking import CUTTING_VERSION, LOOKAHEAD, Cutter
-from filestore.digest import Buffer, chunk_digest
+from filestore.digest import DIGEST_SIZE, Buffer, Digest, chunk_digest
 from filestore.errors import SourceChanged, SourceUnreadable
 from filestore.manifest import Chunk, Manifest
 
@@ -19,7 +19,10 @@ WINDOW_SIZE = 16 << 20
 SETTLED_NANOSECONDS = 2_000_000_000
 """A file that changed within this time before it was recorded may have changed again within one tick of its clock."""
 
+_CHUNK = struct.Struct(f"<{DIGEST_SIZE}sI")
 _STATE = struct.Struct("<QqqQQ")
+PACKED_SIZE = _CHUNK.size
+"""Bytes of a packed chunk."""
 STATE_SIZE = _STATE.size
 """Bytes of a packed state."""
 
@@ -61,7 +64,7 @@ class FileState(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Chunks that lie back to back at the start of `content`."""
+    """Chunks that lie back to back in `content`, which is memory of whoever asked for them."""
 
     content: memoryview
     chunks: list[Chunk]
@@ -78,20 +81,23 @@ class Remembered(NamedTuple):
 
 
 class Source(Protocol):
-    """What is pushed. Its methods block: call them in a thread, one at a time."""
+    """A file, or the zip that stands for a directory, on its way into a repository.
+
+    Its methods block: call them in a thread, one at a time. Its numbers may be read from elsewhere meanwhile.
+    """
 
     path: Path
     size: int
     """Bytes of content: of a tree, those of its zip."""
     read: int
-    """Bytes that were read so far."""
+    """Bytes of files that were read so far."""
     remembered_size: int
     """Bytes of content that need no reading, since they are known from an earlier push."""
     file_count: int
 
     @property
     def files_done(self) -> int:
-        """Files that were read to their end, or need no reading."""
+        """Files that were read to their end, or need no reading. Never falls."""
 
     @property
     def is_finished(self) -> bool:
@@ -104,10 +110,13 @@ class Source(Protocol):
         """What `recall` needs of this push. After the last scan."""
 
     def scan(self, buffer: memoryview) -> list[Window]:
-        """The next windows, in `buffer`, which has `WINDOW_SIZE` bytes. Raises SourceChanged, SourceUnreadable."""
+        """Read on, cut and hash as far as `buffer` reaches, which has `WINDOW_SIZE` bytes.
+
+        Windows may come out of the order of the content, and there may be none. Raises SourceChanged, SourceUnreadable.
+        """
 
     def manifest(self) -> Manifest:
-        """What was cut, in order. After the last scan."""
+        """The chunks of all windows and of what was recalled, in order. After the last scan. Raises LimitExceeded."""
 
     def read_into(self, memory: memoryview, offset: int) -> None:
         """Fill `memory` with content from `offset` on. After the last scan. Raises SourceChanged, SourceUnreadable."""
@@ -136,7 +145,7 @@ class FileSource:
         self.read = self.remembered_size = 0
         self._cutting = cutting
         self._cutter = Cutter(cutting=cutting)
-        self._chunks: list[Chunk] = []
+        self._chunks = bytearray()
         self._remembered: Manifest | None = None
         self._uncut = bytearray(LOOKAHEAD)
         self._uncut_size = 0
@@ -189,19 +198,16 @@ class FileSource:
         end = min(len(buffer), kept + self.size - self.read)
         read_exactly(self._descriptor, buffer[kept:end], self.read, self.path)
         self.read += end - kept
-        content = buffer[:end]
-        chunks = []
-        start = 0
-        for size in self._cutter.cut(content, final=self.is_finished):
-            chunks.append(Chunk(chunk_digest(content[start : start + size]), size))
-            start += size
+        sizes = self._cutter.cut(buffer[:end], final=self.is_finished)
+        start = sum(sizes)
         self._uncut_size = end - start
-        self._uncut[: self._uncut_size] = content[start:]
-        self._chunks += chunks
-        return [Window(content[:start], chunks)]
+        self._uncut[: self._uncut_size] = buffer[start:end]
+        chunks = hashed(buffer, sizes)
+        self._chunks += packed(chunks)
+        return [Window(buffer[:start], chunks)]
 
     def manifest(self) -> Manifest:
-        return self._remembered or Manifest.build(self._chunks, cutting=self._cutting)
+        return self._remembered or Manifest.build(unpacked(self._chunks), cutting=self._cutting)
 
     def read_into(self, memory: memoryview, offset: int) -> None:
         read_exactly(self._descriptor, memory, offset, self.path)
@@ -224,3 +230,24 @@ def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path | 
         if count == 0:
             raise SourceChanged(str(path), "it became shorter")
         filled += count
+
+
+def hashed(content: memoryview, sizes: Iterable[int]) -> list[Chunk]:
+    """The chunks of these sizes, back to back from the start of `content` on."""
+    chunks = []
+    start = 0
+    for size in sizes:
+        chunks.append(Chunk(chunk_digest(content[start : start + size]), size))
+        start += size
+    return chunks
+
+
+def packed(chunks: Iterable[Chunk]) -> bytes:
+    """A row of chunks in the form in which many are kept: as objects, a million would take 200 MiB (I6)."""
+    return b"".join(_CHUNK.pack(*chunk) for chunk in chunks)
+
+
+def unpacked(row: Buffer) -> Iterator[Chunk]:
+    """The inverse of `packed`."""
+    for digest, size in _CHUNK.iter_unpack(row):
+        yield Chunk(Digest(digest), size)

@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import stat
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -22,13 +21,12 @@ from typing import NamedTuple, overload
 from filestore.archive.read import DEFAULT_LIMITS
 from filestore.archive.write import Entry
 from filestore.errors import LimitExceeded, NothingMatches, SourceChanged, SourceError, SourceRefused, SourceUnreadable
-from filestore.source import FileState
+from filestore.source import STATE_SIZE, FileState
 
 ENTRIES_LIMIT = DEFAULT_LIMITS.entries
 """Files, links and folders of one directory: links to folders can multiply what there is without end."""
 
-_STATE = struct.Struct("<QqqQQ")
-_NO_STATE = bytes(_STATE.size)
+_NO_STATE = bytes(STATE_SIZE)
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CHANGES = {
     errno.ENOENT: "it vanished",
@@ -71,7 +69,7 @@ class States(Sequence[FileState | None]):
         self._packed = packed
 
     def __len__(self) -> int:
-        return len(self._packed) // _STATE.size
+        return len(self._packed) // STATE_SIZE
 
     @overload
     def __getitem__(self, place: int) -> FileState | None: ...
@@ -80,7 +78,7 @@ class States(Sequence[FileState | None]):
     def __getitem__(self, place: int | slice) -> FileState | list[FileState | None] | None:
         if isinstance(place, slice):
             return [self[each] for each in range(len(self))[place]]
-        state = FileState(*_STATE.unpack_from(self._packed, range(len(self))[place] * _STATE.size))
+        state = FileState.unpack(self._packed, range(len(self))[place])
         return state if any(state) else None
 
 
@@ -205,8 +203,8 @@ class _Walking:
         order = sorted(range(len(keys)), key=keys.__getitem__)
         packed = bytearray(len(self._packed))
         for place, before in enumerate(order):
-            state = self._packed[before * _STATE.size : (before + 1) * _STATE.size]
-            packed[place * _STATE.size : (place + 1) * _STATE.size] = state
+            state = self._packed[before * STATE_SIZE : (before + 1) * STATE_SIZE]
+            packed[place * STATE_SIZE : (place + 1) * STATE_SIZE] = state
         return Walked(self._root, [self.entries[before] for before in order], States(packed), self._elsewhere)
 
     def _look_into(self, folder: _Folder) -> None:
@@ -299,7 +297,7 @@ class _Walking:
         if is_elsewhere:
             self._elsewhere[name] = path
         is_executable = bool(found.st_mode & stat.S_IXUSR)
-        self._add(Entry(name, found.st_size, is_executable=is_executable), _STATE.pack(*FileState.of(found)))
+        self._add(Entry(name, found.st_size, is_executable=is_executable), FileState.of(found).pack())
 
     def _is_wanted(self, folder: _Folder, name: str, *, is_folder: bool) -> bool:
         """Whether something is taken, or something may be that lies in it."""

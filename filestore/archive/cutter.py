@@ -110,13 +110,15 @@ class TreeCutter:
             raise ValueError(f"segment {number} holds entries of unknown content")
         self._waiting.discard(number)
 
-    def headers_of(self, number: int) -> bytes:
-        """All bytes of a run but the content of its files, from checksums that must be known: its own and the next one's.
+    def headers_of(self, number: int) -> Iterator[bytes]:
+        """All bytes of a run but the content of its files, piece by piece, from checksums that must be known.
 
-        A run is the same as before if this is, and if its files are.
+        They are those of its own entries and the next one's; the last run's, that of every entry. A run is the same as before if
+        this is, and if its files are. Raises ValueError at the first checksum that is not known.
         """
-        headers = [self._local_header(place) for place in self.segments[number].entries]
-        return b"".join([*headers, *self._behind(number)])
+        for place in self.segments[number].entries:
+            yield self._local_header(place) + (self.entries[place].target or "").encode()
+        yield from self._behind(number)
 
     def scan(self, buffer: memoryview) -> list[Cut]:
         """Read on, and cut, as far as `buffer` reaches, which has at least `WINDOW_MIN` bytes.

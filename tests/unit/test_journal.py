@@ -76,6 +76,40 @@ def test_a_manifest_that_was_damaged_in_the_journal_is_not_used(tmp_path: Path, 
         assert None is journal.find(IDENTITY, path)
 
 
+@pytest.mark.parametrize("place", [0, 10, 40, -1])
+def test_what_was_damaged_in_the_journal_is_not_used(tmp_path: Path, path: Path, place: int) -> None:
+    """A flipped bit is found, wherever it is in what the source wrote down."""
+    with Journal(tmp_path / "journal") as journal:
+        journal.record(IDENTITY, path, MANIFEST, KNOWN)
+    with sqlite3.connect(tmp_path / "journal") as connection:
+        damaged = bytearray(connection.execute("SELECT known FROM pushed").fetchone()[0])
+        damaged[place] ^= 4
+        connection.execute("UPDATE pushed SET known = ?", (damaged,))
+    connection.close()
+    with Journal(tmp_path / "journal") as journal:
+        assert None is journal.find(IDENTITY, path)
+
+
+def test_another_manifest_in_the_journal_is_not_used(tmp_path: Path, path: Path) -> None:
+    """One whose digests are others is a manifest all the same, yet not the one of this push."""
+    other = Manifest.build([Chunk(chunk_digest(b"other"), 3)], cutting=0)
+    with Journal(tmp_path / "journal") as journal:
+        journal.record(IDENTITY, path, MANIFEST, KNOWN)
+    with sqlite3.connect(tmp_path / "journal") as connection:
+        connection.execute("UPDATE pushed SET manifest = ?", (other.encoded,))
+    connection.close()
+    with Journal(tmp_path / "journal") as journal:
+        assert None is journal.find(IDENTITY, path)
+
+
+def test_what_claims_to_be_huge_is_not_unpacked(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size is looked at before memory is taken for it."""
+    monkeypatch.setattr(journal_module, "KNOWN_LIMIT", len(KNOWN) - 1)
+    with Journal(tmp_path / "journal") as journal:
+        journal.record(IDENTITY, path, MANIFEST, KNOWN)
+        assert None is journal.find(IDENTITY, path)
+
+
 def test_the_oldest_entries_are_forgotten(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal does not grow for ever."""
     monkeypatch.setattr(journal_module, "ENTRY_LIMIT", 2)
@@ -88,7 +122,7 @@ def test_the_oldest_entries_are_forgotten(tmp_path: Path, path: Path, monkeypatc
 
 def test_entries_that_are_large_are_forgotten_sooner(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its size has a limit too: directories of many files write down much."""
-    monkeypatch.setattr(journal_module, "SIZE_LIMIT", 2 * len(MANIFEST.encoded) + 100)
+    monkeypatch.setattr(journal_module, "SIZE_LIMIT", 2 * len(MANIFEST.encoded) + 200)
     with Journal(tmp_path / "journal") as journal:
         for name in ("a", "b", "c"):
             journal.record(IDENTITY, path.with_name(name), MANIFEST, KNOWN)
