@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.data import write_safetensors  # noqa: E402  # a script finds its neighbours only now
-from bench.run import FILESTORE, Done, Server, parse_size, run, serving  # noqa: E402
+from bench.run import FILESTORE, Done, Server, parse_size, run, serving, unwind_when_told_to_end  # noqa: E402
 
 MIB = 1 << 20
 
@@ -48,6 +48,7 @@ def main() -> None:
         "--folder", type=Path, help="where to work; needs 3 times the largest size (default: the temporary folder)"
     )
     options = parser.parse_args()
+    unwind_when_told_to_end()
     sizes = options.sizes.split(",")
     found: dict[tuple[str, str], list[Cost]] = {(what, size): [] for what in ("push", "fetch") for size in sizes}
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="filestore-cost-") as name:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.data import TENSOR_SIZE, bf16, write_safetensors  # noqa: E402  # a script finds its neighbours only now
-from bench.run import FILESTORE, TOKEN, Done, Server, parse_size, run, serving  # noqa: E402
+from bench.run import FILESTORE, TOKEN, Done, Server, parse_size, run, serving, unwind_when_told_to_end  # noqa: E402
 from filestore.backends import connect  # noqa: E402
 from filestore.cache import Cache  # noqa: E402
 from filestore.objects import File  # noqa: E402
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--size", default="4GiB", help="of the file whose push and fetch are watched for memory")
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: the temporary folder")
     arguments = parser.parse_args()
+    unwind_when_told_to_end()
     size = parse_size(arguments.size)
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="filestore-bench-") as name:
         folder = Path(name)

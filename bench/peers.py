@@ -33,7 +33,7 @@ from bench.peer.python import Sdk, Xet  # noqa: E402
 from bench.peer.rclone import Rclone  # noqa: E402
 from bench.peer.registry import Registry  # noqa: E402
 from bench.peer.report import Measured, show  # noqa: E402
-from bench.run import Command, isolate, loopback_bytes, parse_size, run, run_all  # noqa: E402
+from bench.run import Command, isolate, loopback_bytes, parse_size, run, run_all, unwind_when_told_to_end  # noqa: E402
 
 PEERS: dict[str, type[Peer]] = {
     "filestore": Filestore,
@@ -181,6 +181,7 @@ class Bench:
 def main() -> None:
     """Run what the arguments ask for, and print the tables."""
     options = _arguments()
+    unwind_when_told_to_end()
     tools = options.tools or Path(options.folder or tempfile.gettempdir()) / "filestore-bench-tools"
     for name in options.peers:
         # Before the network is left in which packages are to be had.

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -70,7 +71,15 @@ def run(command: Sequence[str | Path], *, environment: Mapping[str, str] | None 
 def run_all(commands: Sequence[Command]) -> list[Done]:
     """Run `commands` side by side, all of them to the end. Raises SystemExit with the error output of the first that failed."""
     running = [_Running(command) for command in commands]
-    return [one.wait() for one in running]
+    try:
+        ended = [one.wait() for one in running]
+    finally:
+        for one in running:
+            one.end()
+    for found in ended:
+        if isinstance(found, SystemExit):
+            raise found
+    return [found for found in ended if isinstance(found, Done)]
 
 
 class _Running:
@@ -94,7 +103,8 @@ class _Running:
         self._watcher = threading.Thread(target=self._watch)
         self._watcher.start()
 
-    def wait(self) -> Done:
+    def wait(self) -> Done | SystemExit:
+        """What it did, or why it failed."""
         _, status, usage = os.wait4(self._process.pid, 0)
         seconds = time.perf_counter() - self._started
         self._process.returncode = os.waitstatus_to_exitcode(status)
@@ -102,8 +112,15 @@ class _Running:
         self._watcher.join()
         output, error = _text(self._output), _text(self._error)
         if self._process.returncode:
-            raise SystemExit(f"{self._command} failed: {error or output}")
+            return SystemExit(f"{self._command} failed: {error or output}")
         return Done(output, seconds, sum(self._peaks.values()), usage.ru_utime + usage.ru_stime)
+
+    def end(self) -> None:
+        """Leave nothing running; safe to call again."""
+        self._ended.set()
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.wait()
 
     def _watch(self) -> None:
         # Not ru_maxrss: that of a child begins with what its parent held when it forked.
@@ -250,6 +267,11 @@ def serving(root: Path, *, workers: int = 1) -> Iterator[Server]:
         yield server
     finally:
         server.service.stop()
+
+
+def unwind_when_told_to_end() -> None:
+    """Have SIGTERM end this program as Ctrl-C does, so that servers are stopped and folders removed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def isolate() -> bool:

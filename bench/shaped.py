@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.data import write_safetensors  # noqa: E402  # a script finds its neighbours only now
-from bench.run import FILESTORE, Command, Service, parse_size, run, start_server  # noqa: E402
+from bench.run import FILESTORE, Command, Service, parse_size, run, start_server, unwind_when_told_to_end  # noqa: E402
 
 SERVER, CLIENT = "192.0.2.1", "192.0.2.2"
 DEVICE = "shaped"
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work (default: the temporary folder)")
     parser.add_argument("--bare", choices=["receive", "send"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    unwind_when_told_to_end()
     if options.bare:
         _bare(options.bare, options.size)
         return

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.data import bf16, write_tree  # noqa: E402  # a script finds its neighbours only now
-from bench.run import FILESTORE, Done, Server, parse_size, run, serving  # noqa: E402
+from bench.run import FILESTORE, Done, Server, parse_size, run, serving, unwind_when_told_to_end  # noqa: E402
 
 MIB = 1 << 20
 BIG_COUNT = 4
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of fetches that are compared (default %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to work (default: the temporary folder)")
     options = parser.parse_args()
+    unwind_when_told_to_end()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="filestore-trees-") as name:
         folder = Path(name)
         os.environ |= {"XDG_CACHE_HOME": f"{name}/xdg", "XDG_STATE_HOME": f"{name}/xdg"}

@@ -146,7 +146,7 @@ class FileSeed:
 
 
 class OvertakenError(Exception):
-    """Another process has published or removed the staging that this one writes to."""
+    """Another process has published or removed the staging that this one writes to, or has published before it."""
 
 
 @contextmanager

@@ -18,8 +18,9 @@ import shutil
 import stat
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -30,6 +31,7 @@ from filestore.archive.read import (
     End,
     Extent,
     Member,
+    Members,
     check_crc,
     check_descriptor,
     check_links,
@@ -86,7 +88,12 @@ class Zip:
         self.members = members
         self.body_size = end.start
         self.tail = tail
-        self._starts = [member.start for member in members]
+        self._starts = members.starts if isinstance(members, Members) else [member.start for member in members]
+
+    @cached_property
+    def file_count(self) -> int:
+        """Files and links."""
+        return sum(not member.is_folder for member in self.members)
 
     def overlap(self, offset: int, size: int) -> range:
         """The numbers of the members that have a part in these bytes."""
@@ -158,11 +165,16 @@ def _read_content(root: int, member: Member, memory: memoryview, offset: int) ->
         os.close(descriptor)
 
 
-def is_standing(root: int, members: Sequence[Member]) -> bool:
-    """Whether what stands in a folder is the tree of these members: the same names, and content of the same checksums."""
+def is_standing(root: int, members: Sequence[Member], *, ignored: Container[str] = ()) -> bool:
+    """Whether what stands in a folder is the tree of these members: the same names, and content of the same checksums.
+
+    What is in it under a name that is `ignored` does not count.
+    """
     numbers, folders = _paths(members)
     try:
         for path, status in _walk(root):
+            if path.partition("/")[0] in ignored:
+                continue
             if stat.S_ISDIR(status.st_mode):
                 is_right = path in folders
                 folders.discard(path)
@@ -189,13 +201,13 @@ class TreeStaging:
         """Touches nothing yet."""
         self.is_fresh = False
         """Nothing stood in the staging folder before."""
-        self.file_count = sum(not member.is_folder for member in archive.members)
+        self.file_count = 0
         self._path = path
         self._target = target
         self._zip = archive
         self._done = bytearray(len(archive.members))
-        self._ways = bytearray(way_of(member) for member in archive.members)
-        self._parents = _parents(archive.members)
+        self._ways = bytearray()
+        self._parents: set[str] = set()
         self._scattered: dict[int, _Scattered] = {}
         self._gathered: dict[int, _Gathered] = {}
         self._streams: dict[int, _Stream] = {}
@@ -223,6 +235,9 @@ class TreeStaging:
 
         Before that, what stands there and is no part of the tree is removed, and what is whole is found.
         """
+        self.file_count = self._zip.file_count
+        self._ways = bytearray(way_of(member) for member in self._zip.members)
+        self._parents = _parents(self._zip.members)
         try:
             self._open_root()
             if not self.is_fresh:

@@ -26,7 +26,7 @@ from blake3 import blake3
 
 from filestore.aio import in_cpu_thread, in_disk_thread
 from filestore.archive import structures as zip_
-from filestore.archive.read import DEFAULT_LIMITS, TAIL_SIZE, Limits, check_preamble, find_end, parse_central_directory
+from filestore.archive.read import DEFAULT_LIMITS, TAIL_SIZE, Limits, Members, check_preamble, find_end, parse_central_directory
 from filestore.digest import Digest
 from filestore.durable import sync_path, sync_tree
 from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded, NotAnArchive, TargetError, storage_error
@@ -99,6 +99,8 @@ async def unpack(
             if is_moved and await in_disk_thread(place.holds, archive):
                 receiving.note_whole()
             else:
+                if is_moved:
+                    await in_disk_thread(place.look)
                 await _unpack(receiving, archive, manifest, place, seeds)
         except (InvalidArchive, LimitExceeded):
             await in_disk_thread(place.discard)
@@ -106,7 +108,7 @@ async def unpack(
     return Unpacked(
         target,
         manifest.size,
-        sum(not member.is_folder for member in archive.members),
+        archive.file_count,
         receiving.moved,
         receiving.reused,
         time.monotonic() - started,
@@ -134,10 +136,9 @@ async def _structure(receiving: Receiving, name: str, size: int, limits: Limits)
         if zip_.END_SIGNATURE in tail:
             raise
         raise NotAnArchive(name, error.reason) from None
-    if end.start < start:
-        tail = await receiving.content(range(end.start, start)) + tail
-    tail = tail[max(end.start - start, 0) :]
-    members = await in_cpu_thread(parse_central_directory, memoryview(tail)[: end.size], end, limits=limits)
+    # What was read already is kept, and costs nothing here.
+    tail = tail[end.start - start :] if end.start >= start else await receiving.content(range(end.start, size))
+    members = await in_cpu_thread(parse_central_directory, tail, end, limits=limits)
     archive = Zip(members, end, tail)
     if archive.preamble_size:
         check_preamble(await receiving.content(range(min(archive.preamble_size, 4))), members)
@@ -150,6 +151,7 @@ async def _unpack(receiving: Receiving, archive: Zip, manifest: Manifest, place:
             await _stage(receiving, archive, manifest, place, seeds)
         except OvertakenError:
             if await in_disk_thread(place.holds, archive):
+                await in_disk_thread(place.discard)
                 receiving.note_whole()
                 return
             if attempt == ATTEMPTS:
@@ -251,7 +253,7 @@ class TreeSeed:
             with suppress(FilestoreError, OSError):
                 end = find_end(tail[-TAIL_SIZE:], self.manifest.size, limits=self._limits)
                 if self.manifest.size - len(tail) == end.start:
-                    members = parse_central_directory(memoryview(tail)[: end.size], end, limits=self._limits)
+                    members = Members(tail, end, limits=self._limits)
                     self._descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                     self._archive = Zip(members, end, tail)
         return self._archive
@@ -268,9 +270,10 @@ class _Target:
     Beside a target that is new, or is replaced as a whole:
 
         .<digest>-<label>.filestore-partial     the staging folder
+        .<digest>-<label>.filestore-discarded   what was the staging folder and is being removed
         .<label>.filestore-aside                what is replaced, between two renames
 
-    In a target that is an empty folder, or a mounted one with `force`, both stand in it; and when all is staged, the staging
+    In a target that is an empty folder, or a mounted one with `force`, they stand in it; and when all is staged, the staging
     folder becomes `.<digest>-<label>.filestore-moving`, so that what a crash interrupts is moved on by the next unpack.
     """
 
@@ -283,6 +286,7 @@ class _Target:
         label = blake3(os.fsencode(self.path.name) + b"/").hexdigest()[:16]
         self._staging_name = f".{digest.hex()[:32]}-{label}.filestore-partial"
         self._moving_name = f".{digest.hex()[:32]}-{label}.filestore-moving"
+        self._discarded_name = f".{digest.hex()[:32]}-{label}.filestore-discarded"
         self._aside_name = f".{label}.filestore-aside"
         self.is_inside = False
         """It is staged in the target itself, which stays."""
@@ -298,13 +302,14 @@ class _Target:
 
     @property
     def _ours(self) -> set[str]:
-        return {self._staging_name, self._moving_name, self._aside_name}
+        return {self._staging_name, self._moving_name, self._discarded_name, self._aside_name}
 
     def look(self) -> bool:
         """Find out how the tree can be published, and put right what a crash has left in the middle of it.
 
         Whether the target holds what an earlier unpack has published. Raises TargetError.
         """
+        _remove(self.path.parent / self._discarded_name)
         try:
             self._recover(self.path.parent / self._aside_name, self.path)
             status = self.path.lstat()
@@ -331,18 +336,25 @@ class _Target:
         except OSError:
             return False
         try:
-            return is_standing(descriptor, archive.members)
+            return is_standing(descriptor, archive.members, ignored=self._ours)
         finally:
             os.close(descriptor)
 
     def discard(self) -> None:
-        """Remove the staging folder."""
-        _remove(self.staging)
+        """Remove the staging folder, all of it at once: another process may be at work in it."""
+        discarded = self._home / self._discarded_name
+        _remove(discarded)
+        with suppress(OSError):
+            self.staging.rename(discarded)
+        _remove(discarded)
 
     def publish(self, staging: TreeStaging) -> None:
         """Make the tree durable, then let it appear (I3)."""
         with self._target_errors():
-            sync_tree(self.staging)
+            try:
+                sync_tree(self.staging)
+            except FileNotFoundError:
+                raise OvertakenError from None
             staging.check_ours()
             if self.is_inside:
                 self._publish_inside()
@@ -350,6 +362,7 @@ class _Target:
                 self._publish_beside()
 
     def _look_into(self) -> bool:
+        _remove(self.path / self._discarded_name)
         names = _names(self.path)
         aside, moving = self.path / self._aside_name, self.path / self._moving_name
         if self._moving_name in names:
@@ -385,15 +398,15 @@ class _Target:
         """Two processes may do this at once: what the other one has renamed is not there, or is there again."""
         aside = self.path.parent / self._aside_name
         for attempt in count(1):
-            if self.is_replaced:
-                with suppress(FileNotFoundError):
-                    self.path.rename(aside)
             try:
+                if self.is_replaced:
+                    with suppress(FileNotFoundError):
+                        self.path.rename(aside)
                 self.staging.rename(self.path)
                 break
-            except OSError as error:
+            except OSError:
                 self._recover(aside, self.path)
-                if error.errno == errno.ENOENT:
+                if not self.staging.exists() or (not self.is_replaced and os.path.lexists(self.path)):
                     raise OvertakenError from None
                 if not self.is_replaced or attempt == ATTEMPTS:
                     raise
@@ -406,6 +419,8 @@ class _Target:
             aside.mkdir(exist_ok=True)
             for name in _names(self.path) - self._ours:
                 (self.path / name).rename(aside / name)
+        elif _names(self.path) - self._ours:
+            raise OvertakenError
         try:
             self.staging.rename(moving)
         except FileNotFoundError:

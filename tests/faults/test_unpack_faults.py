@@ -194,8 +194,28 @@ async def test_two_unpacks_to_one_target(repository: LocalRepository, place: Pat
     assert [target] == list(place.iterdir())
 
 
+@pytest.mark.parametrize("way", ["new", "inside"])
+async def test_another_process_is_done_before_this_one_begins(repository: LocalRepository, place: Path, way: str) -> None:
+    """It has published between the first look at the target and the first byte in staging: its tree is found."""
+    record = await stored(repository, ARCHIVE, chunk_size=40_000)
+    watched = WatchedRepository(repository)
+    target = place / "target"
+    if way == "inside":
+        target.mkdir()
+
+    async def be_first(verb: str) -> None:
+        if verb == "get" and watched.calls.count("get") == 1:
+            await unpack(repository, record, target)
+
+    watched.before = be_first
+    found = await unpack(watched, record, target)
+    assert things_in(ARCHIVE) == standing(target)
+    assert found.size == found.bytes_reused
+    assert [target] == list(place.iterdir())
+
+
 async def test_something_appears_at_the_target_meanwhile(repository: LocalRepository, place: Path) -> None:
-    """What somebody else puts there is not replaced; nor is it with `force`, which was about what stood there before."""
+    """What somebody else puts there is not replaced, and is named in the error."""
     record = await stored(repository, ARCHIVE, chunk_size=40_000)
     watched = WatchedRepository(repository)
 
@@ -204,7 +224,7 @@ async def test_something_appears_at_the_target_meanwhile(repository: LocalReposi
             plant(place / "target", {"theirs": b"content"})
 
     watched.before = appear
-    with pytest.raises(TargetError, match="something else was put there meanwhile"):
+    with pytest.raises(TargetError, match="it is not empty"):
         await unpack(watched, record, place / "target")
     assert {"theirs": b"content"} == standing(place / "target")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from bench.peer.report import Measured, Results
-from bench.run import parse_size, run
+from bench.run import Command, parse_size, run, run_all
 
 
 def measured(peer: str, number: int, *, seconds: float, workload: str = "push") -> Measured:
@@ -59,3 +60,10 @@ def test_a_command_that_fails_ends_the_run_with_its_words() -> None:
     """What it wrote to standard error is in the message."""
     with pytest.raises(SystemExit, match="because"):
         run(["sh", "-c", "echo because >&2; exit 3"])
+
+
+def test_commands_side_by_side_all_end_when_one_fails(tmp_path: Path) -> None:
+    """Nothing goes on running behind a failure."""
+    with pytest.raises(SystemExit, match="exit 3"):
+        run_all([Command(["sh", "-c", "exit 3"]), Command(["sh", "-c", 'sleep 0.2; touch "$0"', tmp_path / "ended"])])
+    assert (tmp_path / "ended").exists()

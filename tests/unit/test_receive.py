@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from filestore.archive.read import TAIL_SIZE
+from filestore.digest import Digest, chunk_digest
+from filestore.errors import ChunksMissing, DamagedChunk, TargetError
+from filestore.fetch import fetch
+from filestore.manifest import Chunk, Manifest
+from filestore.push import manifest_of, push
+from filestore.receive import (
+    BATCH_SIZE,
+    BATCHES_IN_FLIGHT,
+    FileSeed,
+    Order,
+    Place,
+    Receiving,
+    _Batch,
+    _chains,
+    _in_turns,
+    verified,
+)
+from filestore.repository import LocalRepository
+from tests.support.frames import encoded
+from tests.support.generator import octets
+from tests.support.unpacking import memory_repository, stored
+from tests.support.watched import WatchedRepository
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def repository(tmp_path: Path) -> AsyncIterator[LocalRepository]:
+    """A repository that takes what it is given."""
+    async with memory_repository(tmp_path) as repository:
+        yield repository
+
+
+def places_of(orders: str) -> list[Place]:
+    """A place of 1 MiB for each letter: a (any time), o (once), f (follows the one before it)."""
+    order = {"a": Order.ANY, "o": Order.ONCE, "f": Order.AFTER}
+    return [
+        Place(Chunk(Digest(bytes([number % 256]) * 32), MIB), [number * MIB], order[letter])
+        for number, letter in enumerate(orders)
+    ]
+
+
+def batches_of(orders: str) -> list[_Batch]:
+    """The batches in which lanes take them."""
+    return list(_in_turns(_chains(places_of(orders))))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_batches_hold_every_place_once_and_never_wait_for_ever(seed: int) -> None:
+    """What a batch must follow comes before it, and ends where it begins."""
+    rng = random.Random(seed)
+    letters = "aaaaaaaa" * (seed % 3) + "of" + "f" * (seed % 20)
+    orders = "o" + "".join(rng.choice(letters) for _ in range(rng.randrange(200)))
+    batches = batches_of(orders)
+
+    offsets = Counter(place.offsets[0] for batch in batches for place in batch.places)
+    assert Counter(number * MIB for number in range(len(orders))) == offsets
+    ends: dict[int, int] = {}
+    for batch in batches:
+        assert sum(place.chunk.size + 8 for place in batch.places) <= BATCH_SIZE
+        assert all(one.offsets < other.offsets for one, other in pairwise(batch.places))
+        first = batch.places[0]
+        assert (first.order is Order.AFTER) == (batch.after is not None)
+        if batch.after is not None:
+            assert ends[id(batch.after)] == first.offsets[0]
+        ends[id(batch.written)] = batch.places[-1].offsets[0] + MIB
+
+
+def test_long_entries_are_received_side_by_side() -> None:
+    """Lanes do not wait for one entry that has an order while others could go on."""
+    batches = batches_of(("o" + "f" * 29) * BATCHES_IN_FLIGHT)
+    assert [None] * BATCHES_IN_FLIGHT == [batch.after for batch in batches[:BATCHES_IN_FLIGHT]]
+    assert all(batch.after is not None for batch in batches[BATCHES_IN_FLIGHT:])
+
+
+async def test_content_by_range(repository: LocalRepository) -> None:
+    """Any part of a file, from the chunks that it lies in and no others."""
+    content = octets(1, 100_000)
+    record = await stored(repository, content, chunk_size=999)
+    watched = WatchedRepository(repository)
+    manifest = Manifest.parse(await repository.manifest(record.digest))
+    for part in (range(0), range(1), range(998, 1000), range(99_000, 100_000), range(100_000), range(5000, 70_001)):
+        before = watched.chunks_got
+        assert content[part.start : part.stop] == await Receiving(watched, manifest, None).content(part)
+        assert len({offset // 999 for offset in part}) == watched.chunks_got - before
+
+
+async def test_content_is_received_once(repository: LocalRepository) -> None:
+    """Ranges that overlap cost each chunk once."""
+    content = octets(1, 100_000)
+    record = await stored(repository, content, chunk_size=999)
+    watched = WatchedRepository(repository)
+    receiving = Receiving(watched, Manifest.parse(await repository.manifest(record.digest)), None)
+    await receiving.content(range(100_000 - TAIL_SIZE, 100_000))
+    await receiving.content(range(100_000))
+    assert len(range(0, 100_000, 999)) == watched.chunks_got
+
+
+async def test_a_chunk_that_is_gone_is_named(repository: LocalRepository) -> None:
+    """It is the repository that lacks it, and a push that helps."""
+    frame = encoded(b"never put")
+    manifest = Manifest.build([Chunk(frame.digest, 9)], cutting=0)
+    with pytest.raises(ChunksMissing, match=str(frame.digest)):
+        await Receiving(repository, manifest, None).content(range(9))
+
+
+def test_frames_are_verified() -> None:
+    """Of the right digest, but of another size than the manifest says; and damaged."""
+    content = b"content" * 50
+    frame = memoryview(encoded(content).data)
+    assert content == bytes(verified(Chunk(chunk_digest(content), 350), frame))
+    with pytest.raises(DamagedChunk, match="it has 350 bytes, the manifest says 351"):
+        verified(Chunk(chunk_digest(content), 351), frame)
+    with pytest.raises(DamagedChunk):
+        verified(Chunk(chunk_digest(content), 350), frame[:-1])
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """20 MiB that no codec makes smaller."""
+    path = tmp_path / "model.bin"
+    path.write_bytes(octets(1, 20 * MIB))
+    return path
+
+
+async def test_a_fetch_copies_what_a_seed_holds(repository: LocalRepository, source: Path, tmp_path: Path) -> None:
+    """Of a file in the middle of which something changed, wherever what did not change stands now."""
+    content = source.read_bytes()
+    seed = tmp_path / "seed.bin"
+    seed.write_bytes(octets(2, 5000) + content[: 9 * MIB] + octets(3, MIB) + content[10 * MIB :])
+    record = (await push(repository, source)).record
+    found = await fetch(repository, record, tmp_path / "back", seeds=[FileSeed(seed, await manifest_of(seed))])
+
+    assert content == (tmp_path / "back").read_bytes()
+    assert record.digest == found.manifest.digest
+    # What changed, and the chunks at its ends and at the start, of at most 4 MiB each.
+    assert MIB < found.bytes_received < 13 * MIB
+    assert found.size - found.bytes_received <= found.bytes_reused < found.size
+
+
+@pytest.mark.parametrize("state", ["gone", "shorter", "changed", "folder"])
+async def test_a_fetch_trusts_no_seed(repository: LocalRepository, source: Path, tmp_path: Path, state: str) -> None:
+    """A seed that is not what its manifest says costs a download, and nothing else."""
+    content = source.read_bytes()
+    record = (await push(repository, source)).record
+    manifest = Manifest.parse(await repository.manifest(record.digest))
+    seed = tmp_path / "seed"
+    if state == "shorter":
+        seed.write_bytes(content[: 5 * MIB])
+    elif state == "changed":
+        seed.write_bytes(octets(9, 20 * MIB))
+    elif state == "folder":
+        seed.mkdir()
+    found = await fetch(repository, record, tmp_path / "back", seeds=[FileSeed(seed, manifest)])
+
+    assert content == (tmp_path / "back").read_bytes()
+    assert (state == "shorter") == (found.bytes_reused > 0)
+
+
+async def test_a_fetch_closes_its_seeds(repository: LocalRepository, source: Path, tmp_path: Path) -> None:
+    """Whoever gives a seed away need not think of it any more, whatever becomes of the fetch."""
+    record = (await push(repository, source)).record
+    manifest = Manifest.parse(await repository.manifest(record.digest))
+    for target, error in ((tmp_path / "back", None), (tmp_path / "absent/back", TargetError)):
+        seed = FileSeed(source, manifest)
+        assert seed.read_into(memoryview(bytearray(10)), 0)
+        with nullcontext() if error is None else pytest.raises(error):
+            await fetch(repository, record, target, seeds=[seed])
+        assert not seed.read_into(memoryview(bytearray(10)), 0)
+        seed.close()

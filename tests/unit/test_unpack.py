@@ -1,0 +1,453 @@
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from filestore.archive.read import TAIL_SIZE, Limits, Members, find_end, parse_central_directory
+from filestore.durable import sync_tree
+from filestore.errors import InvalidArchive, LimitExceeded, StorageError, TargetError
+from filestore.objects import Progress, Record
+from filestore.push import push
+from filestore.receive import FileSeed, Seed
+from filestore.repository import LocalRepository
+from filestore.tree_staging import TreeStaging, Zip
+from filestore.unpack import TreeSeed, Unpacked, unpack
+from filestore.walk import Symlinks
+from tests.support.archives import Forged, forged, zip_of
+from tests.support.generator import octets, prose
+from tests.support.trees import Folder, Link, Planted, Script, entries_of, plant, random_things, standing
+from tests.support.unpacking import cut_off, memory_repository, seen, staging_in, stored, things_in
+from tests.support.watched import WatchedRepository
+
+MIB = 1 << 20
+FIXTURES = Path(__file__).parents[1] / "golden/archives"
+ARCHIVES = [path.name for path in sorted(FIXTURES.iterdir()) if path.suffix != ".sh"]
+REFUSED = {"infozip-encrypted.zip", "infozip-bzip2.zip", "7zip-lzma.zip", "7zip-aes.zip"}
+TREE: dict[str, Planted] = {
+    "config.json": prose(1, 700),
+    "run.sh": Script(b"#!/bin/sh\n"),
+    "empty.txt": b"",
+    "logs": Folder(),
+    "weights/0.bin": octets(2, 3 * MIB),
+    "weights/1.bin": octets(3, 300_000),
+    "latest": Link("weights/1.bin"),
+}
+
+
+@pytest.fixture
+async def repository(tmp_path: Path) -> AsyncIterator[LocalRepository]:
+    """A repository that takes what it is given."""
+    async with memory_repository(tmp_path) as repository:
+        yield repository
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where `target` is to be made."""
+    return plant(tmp_path / "place", {})
+
+
+def content_of(thing: Planted) -> bytes:
+    """What a file holds."""
+    if isinstance(thing, Script):
+        return thing.content
+    return thing if isinstance(thing, bytes) else b""
+
+
+def packed(things: Mapping[str, Planted]) -> bytes:
+    """The zip of a tree as we make it."""
+    return zip_of(entries_of(things), {name: content_of(thing) for name, thing in things.items()})
+
+
+async def push_bytes(repository: LocalRepository, content: bytes, folder: Path) -> Record:
+    """A record of a file, cut as files are."""
+    path = folder / "pushed.zip"
+    path.write_bytes(content)
+    return (await push(repository, path)).record
+
+
+def aside_of(target: Path) -> Path:
+    """Where what stands at a target is moved for the time between two renames."""
+    label = blake3(os.fsencode(target.name) + b"/").hexdigest()[:16]
+    return target.parent / f".{label}.filestore-aside"
+
+
+@pytest.mark.parametrize("chunk_size", [MIB, 50_000, 1777])
+async def test_a_tree_is_unpacked(repository: LocalRepository, place: Path, chunk_size: int) -> None:
+    """Files, executable bits, empty files and folders, links; and every count adds up."""
+    archive = packed(TREE)
+    watched = WatchedRepository(repository)
+    found = await unpack(watched, await stored(repository, archive, chunk_size=chunk_size), place / "target")
+
+    assert TREE == standing(place / "target")
+    assert (place / "target", len(archive), 6, 0) == (found.path, found.size, found.file_count, found.bytes_reused)
+    # No chunk is received twice, though the end is read first of all.
+    assert len(archive) + 8 * watched.chunks_got == found.bytes_received
+    assert len(found.manifest.chunks) == watched.chunks_got
+    assert archive.endswith(found.tail)
+    assert found.tail.startswith(b"PK\1\2")
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+@pytest.mark.parametrize("chunk_size", [MIB, 97])
+async def test_a_foreign_archive(repository: LocalRepository, place: Path, name: str, chunk_size: int) -> None:
+    """What other tools write is unpacked as they meant it, however it is torn, or refused by the name of the entry."""
+    archive = (FIXTURES / name).read_bytes()
+    record = await stored(repository, archive, name=name, chunk_size=chunk_size)
+    if name in REFUSED:
+        with pytest.raises(InvalidArchive, match=r"it is encrypted|it is packed with"):
+            await unpack(repository, record, place / "target")
+        assert [] == list(place.iterdir())
+        return
+    await unpack(repository, record, place / "target")
+    assert things_in(archive) == standing(place / "target")
+
+
+async def test_an_empty_archive(repository: LocalRepository, place: Path) -> None:
+    """An empty folder."""
+    found = await unpack(repository, await stored(repository, forged([])), place / "target")
+
+    assert 0 == found.file_count
+    assert {"target": Folder()} == standing(place)
+
+
+async def test_what_fits_into_memory_is_read_once(repository: LocalRepository, place: Path) -> None:
+    """A small archive costs one question for its manifest, and one for its bytes."""
+    watched = WatchedRepository(repository)
+    await unpack(watched, await stored(repository, packed({"a": b"small", "b/c": b"too"})), place / "target")
+    assert ["manifest", "get"] == watched.calls
+
+
+async def test_a_preamble_is_not_a_part_of_the_tree(repository: LocalRepository, place: Path) -> None:
+    """Megabytes of it, as in an archive that unpacks itself."""
+    archive = forged([Forged("a", b"content")], preamble=octets(1, 2 * MIB))
+    await unpack(repository, await stored(repository, archive, chunk_size=300_000), place / "target")
+    assert {"a": b"content"} == standing(place / "target")
+
+
+async def test_progress_by_file_and_by_byte(repository: LocalRepository, place: Path) -> None:
+    """It begins at nothing, never goes back, and ends at the whole."""
+    shown: list[Progress] = []
+    record = await stored(repository, packed(TREE), chunk_size=50_000)
+    await unpack(repository, record, place / "target", report=shown.append)
+
+    assert (0, 0, 0) == (shown[0].done, shown[0].moved, shown[0].files_done)
+    assert [each.done for each in shown] == sorted(each.done for each in shown)
+    assert [each.files_done for each in shown] == sorted(each.files_done for each in shown)
+    assert (record.size, record.size, 6, 6) == (shown[-1].total, shown[-1].done, shown[-1].file_count, shown[-1].files_done)
+
+
+async def test_files_have_the_usual_permissions(repository: LocalRepository, place: Path) -> None:
+    """As any program's files and folders: what the umask leaves."""
+    umask = os.umask(0o027)
+    try:
+        await unpack(repository, await stored(repository, packed(TREE)), place / "target")
+    finally:
+        os.umask(umask)
+    modes = {str(path.relative_to(place)): stat.S_IMODE(path.lstat().st_mode) for path in place.rglob("*")}
+    assert (0o750, 0o750, 0o640, 0o750) == (
+        modes["target"],
+        modes["target/logs"],
+        modes["target/config.json"],
+        modes["target/run.sh"],
+    )
+
+
+async def test_an_empty_folder_stays_what_it_is(repository: LocalRepository, place: Path) -> None:
+    """A target that is there, such as a mounted volume, is filled, not replaced; and the result says that this is not atomic."""
+    target = place / "target"
+    target.mkdir(mode=0o700)
+    before = target.stat()
+    found = await unpack(repository, await stored(repository, packed(TREE)), target)
+    after = target.stat()
+
+    assert TREE == standing(target)
+    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
+    assert not found.is_atomic
+    assert [target] == list(place.iterdir())
+
+
+async def test_the_current_folder(repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.` has no name of its own, and serves as any other."""
+    monkeypatch.chdir(place)
+    await unpack(repository, await stored(repository, packed(TREE)), Path())
+    assert TREE == standing(place)
+
+
+@pytest.mark.parametrize("what", ["file", "fifo", "folder", "hidden"])
+async def test_what_stands_there_is_kept(repository: LocalRepository, place: Path, what: str) -> None:
+    """A target that is neither new nor an empty folder: said before anything is asked for, with the option that replaces it."""
+    target = place / "target"
+    if what == "fifo":
+        os.mkfifo(target)
+    else:
+        plant(place, {"target": b"theirs"} if what == "file" else {f"target/{'.' * (what == 'hidden')}file": b"theirs"})
+    before = seen(place)
+    record = await stored(repository, packed(TREE))
+    watched = WatchedRepository(repository)
+    with pytest.raises(TargetError, match="--force"):
+        await unpack(watched, record, target)
+    assert before == seen(place)
+    assert "get" not in watched.calls
+
+
+async def test_a_target_in_no_folder(repository: LocalRepository, place: Path) -> None:
+    """Folders that lead there are not made."""
+    with pytest.raises(TargetError, match="make it first"):
+        await unpack(repository, await stored(repository, packed(TREE)), place / "absent/target")
+
+
+async def test_a_target_beside_which_nothing_can_be_made(repository: LocalRepository) -> None:
+    """Said in one sentence that names the target."""
+    with pytest.raises(TargetError, match="/proc/target cannot be written"):
+        await unpack(repository, await stored(repository, packed(TREE)), Path("/proc/target"))
+
+
+async def test_force_replaces_a_tree(repository: LocalRepository, place: Path) -> None:
+    """What the old tree has that the new one has not is gone, and nothing else is left."""
+    target = plant(place / "target", TREE)
+    changed = {name: thing for name, thing in TREE.items() if name != "config.json"} | {"new/file": b"new"}
+    found = await unpack(repository, await stored(repository, packed(changed)), target, force=True)
+
+    assert changed == standing(target)
+    assert [target] == list(place.iterdir())
+    assert found.is_atomic
+
+
+async def test_force_copies_what_the_old_tree_has(repository: LocalRepository, place: Path, tmp_path: Path) -> None:
+    """Of a directory in which little changed, little is received."""
+    changed = TREE | {"config.json": prose(9, 800)}
+    record = (await push(repository, plant(tmp_path / "new", changed), name="model.zip", symlinks=Symlinks.KEEP)).record
+    target = plant(place / "target", TREE)
+    found = await unpack(repository, record, target, force=True)
+
+    assert changed == standing(target)
+    assert found.bytes_received < 400_000
+    assert found.bytes_reused >= 3 * MIB
+
+
+async def test_force_over_the_same_tree(repository: LocalRepository, place: Path, tmp_path: Path) -> None:
+    """It is hashed, and left as it is."""
+    record = (await push(repository, plant(tmp_path / "tree", TREE), name="model.zip", symlinks=Symlinks.KEEP)).record
+    target = plant(place / "target", TREE)
+    before = {path: path.lstat().st_mtime_ns for path in place.rglob("*")}
+    found = await unpack(repository, record, target, force=True)
+
+    assert before == {path: path.lstat().st_mtime_ns for path in place.rglob("*")}
+    assert record.size == found.bytes_reused
+
+
+async def test_force_replaces_a_file(repository: LocalRepository, place: Path) -> None:
+    """The zip itself, say: what it holds is not received again, but for the end, which was read by then."""
+    archive = packed(TREE)
+    plant(place, {"target": archive})
+    found = await unpack(repository, await push_bytes(repository, archive, place.parent), place / "target", force=True)
+
+    assert TREE == standing(place / "target")
+    assert found.bytes_received < 500_000
+
+
+@pytest.mark.parametrize("force", [True, False])
+async def test_a_crash_between_two_renames_is_put_right(
+    repository: LocalRepository,
+    place: Path,
+    force: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    """The old tree, which had been moved aside, is back; and is replaced where that is asked for again."""
+    target = plant(place / "target", {"older": b"version"})
+    record = await stored(repository, packed(TREE), chunk_size=50_000)
+    target.rename(aside_of(target))
+    if force:
+        await unpack(repository, record, target, force=True)
+        assert TREE == standing(target)
+    else:
+        with pytest.raises(TargetError, match="it is not empty"):
+            await unpack(repository, record, target)
+        assert {"older": b"version"} == standing(target)
+    assert [target] == list(place.iterdir())
+
+
+async def test_what_was_moved_aside_and_not_removed_is_removed(repository: LocalRepository, place: Path) -> None:
+    """A crash right after the second rename leaves the old tree under a hidden name: the next unpack to there removes it."""
+    target = plant(place / "target", {"new": b"version"})
+    plant(aside_of(target), {"older": b"version"})
+    with pytest.raises(TargetError):
+        await unpack(repository, await stored(repository, packed(TREE)), target)
+    assert [target] == list(place.iterdir())
+
+
+async def test_a_mounted_target_is_replaced_inside(
+    repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mounted volume cannot be moved aside: what is in it is, name by name."""
+    target = plant(place / "target", {"older": b"version", "weights/old.bin": b"old"})
+    inode = target.stat().st_ino
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == target)
+    found = await unpack(repository, await stored(repository, packed(TREE)), target, force=True)
+
+    assert TREE == standing(target)
+    assert inode == target.stat().st_ino
+    assert not found.is_atomic
+
+
+async def test_limits_are_those_of_the_caller(repository: LocalRepository, place: Path) -> None:
+    """And a refusal by one of them says which setting it is."""
+    record = await stored(repository, packed(TREE))
+    with pytest.raises(LimitExceeded, match="unpack_entries"):
+        await unpack(repository, record, place / "target", limits=Limits(entries=3))
+
+
+async def test_staging_in_an_empty_folder_is_continued(repository: LocalRepository, place: Path) -> None:
+    """It does not make the folder one that is not empty."""
+    target = place / "target"
+    target.mkdir()
+    record = await stored(repository, packed(TREE), chunk_size=50_000)
+    await cut_off(repository, record, target)
+    assert staging_in(target).exists()
+    await unpack(repository, record, target)
+    assert TREE == standing(target)
+
+
+async def test_seeds_are_copied_and_not_trusted(repository: LocalRepository, place: Path, tmp_path: Path) -> None:
+    """Chunks of an older tree; what changed in it since is received; seeds that are gone, or are none, do no harm."""
+    things = random_things(5, count=20, large_count=3)
+    record = (await push(repository, plant(tmp_path / "tree", things))).record
+    first = await unpack(repository, record, place / "first")
+    large = max(things, key=lambda name: len(content_of(things[name])))
+    (place / "first" / large).write_bytes(b"changed")
+    seeds: list[Seed] = [
+        TreeSeed(place / "gone", first.manifest, first.tail),
+        TreeSeed(place / "first", first.manifest, b"rubbish"),
+        TreeSeed(place / "first", first.manifest, first.tail),
+        FileSeed(place / "gone", first.manifest),
+    ]
+    found = await unpack(repository, record, place / "second", seeds=seeds)
+
+    assert things == standing(place / "second")
+    assert found.bytes_received >= len(content_of(things[large]))
+    assert found.bytes_reused >= found.size - len(content_of(things[large])) - 4 * MIB
+
+
+async def test_a_file_is_a_seed_of_the_tree_in_it(repository: LocalRepository, place: Path, tmp_path: Path) -> None:
+    """A zip that is here as a file is unpacked without receiving anything, packed entries included."""
+    archive = forged([Forged("stored", octets(1, MIB)), Forged("packed", prose(2, 2 * MIB), deflated=True)])
+    record = await push_bytes(repository, archive, tmp_path)
+    found: Unpacked | None = None
+    for target in ("first", "second"):
+        seeds = [] if found is None else [FileSeed(tmp_path / "pushed.zip", found.manifest)]
+        found = await unpack(repository, record, place / target, seeds=seeds)
+        assert things_in(archive) == standing(place / target)
+    assert found is not None
+    assert 0 == found.bytes_received
+
+
+async def test_long_runs_are_copied_by_the_operating_system(
+    repository: LocalRepository, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a file system that can will share them; where it refuses, they are read and written."""
+    tree = plant(tmp_path / "tree", {"a/weights.bin": octets(1, 9 * MIB), "b/weights.bin": octets(2, 9 * MIB)})
+    record = (await push(repository, tree)).record
+    first = await unpack(repository, record, place / "first")
+    copied: list[int] = []
+    plain = os.copy_file_range
+
+    def copy(*arguments: int) -> int:
+        copied.append(plain(*arguments))
+        return copied[-1]
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    found = await unpack(repository, record, place / "second", seeds=[TreeSeed(place / "first", first.manifest, first.tail)])
+    assert 18 * MIB == sum(copied)
+    assert found.size - MIB < found.bytes_reused
+
+    def refuse(*_: int) -> int:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    found = await unpack(repository, record, place / "third", seeds=[TreeSeed(place / "first", first.manifest, first.tail)])
+    assert standing(tree) == standing(place / "second") == standing(place / "third")
+    assert found.size - MIB < found.bytes_reused
+
+
+async def test_a_failing_disk_is_named(repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the path of the file, as it was to be called."""
+    record = await stored(repository, packed(TREE), chunk_size=50_000)
+
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(StorageError, match=r"place/target/.*failed: Input/output error"):
+        await unpack(repository, record, place / "target")
+
+
+async def test_staging_that_belongs_to_someone_else(
+    repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever owns it could change what was verified: it is not used."""
+    record = await stored(repository, packed(TREE), chunk_size=50_000)
+    await cut_off(repository, record, place / "target")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(TargetError, match="belongs to another user"):
+        await unpack(repository, record, place / "target")
+
+
+def test_staging_is_published_only_whole(place: Path) -> None:
+    """A tree of which something is missing is an error, whoever forgot it."""
+    archive = packed({"a": b"content"})
+    end = find_end(archive, len(archive))
+    tail = archive[end.start :]
+    members = parse_central_directory(tail, end)
+    with TreeStaging(place / "staging", place / "target", Zip(members, end, tail)) as staging:
+        staging.prepare()
+        with pytest.raises(InvalidArchive, match="a part of its content is missing"):
+            staging.finish()
+    shutil.rmtree(place / "staging")
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHIVES if name not in REFUSED])
+def test_members_that_are_not_held_in_memory(name: str) -> None:
+    """They are those that are, one by one, in slices and in all."""
+    archive = (FIXTURES / name).read_bytes()
+    end = find_end(archive[-TAIL_SIZE:], len(archive))
+    tail = archive[end.start :]
+    members = parse_central_directory(tail, end)
+    light = Members(tail, end)
+
+    assert members == list(light)
+    assert members[1:-1] == light[1:-1]
+    assert [member.start for member in members] == list(light.starts)
+
+
+async def test_a_tree_is_synced_before_it_appears(
+    repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no call that syncs all of it: each file and each folder."""
+    record = await stored(repository, packed(TREE))
+    synced: list[Path] = []
+
+    def sync(path: Path) -> None:
+        assert not (place / "target").exists()
+        synced.append(path)
+
+    monkeypatch.setattr("filestore.durable._syncfs", lambda: None)
+    monkeypatch.setattr("filestore.durable.sync_path", sync)
+    await unpack(repository, record, place / "target")
+
+    (staging,) = {path for path in synced if path.parent == place}
+    folders = {"", "logs", "weights"}
+    files = {name for name, thing in TREE.items() if not isinstance(thing, (Link, Folder))}
+    assert sorted(staging / name for name in folders | files) == sorted(synced)
+
+
+def test_a_tree_is_synced_by_one_call(tmp_path: Path) -> None:
+    """Where the C library has it; what cannot be synced is an error."""
+    sync_tree(plant(tmp_path / "tree", TREE))
+    with pytest.raises(FileNotFoundError):
+        sync_tree(tmp_path / "absent")
