@@ -249,7 +249,8 @@ class Decoder:
     def decode(self, frame: Frame, scratch: memoryview) -> memoryview:
         """The content of `frame`: a part of `frame.data` itself where it is raw, else of `scratch`, valid until that is reused.
 
-        `scratch` holds 4 MiB at least, apart from `frame.data`; merging planes is faster where it starts at a multiple of 4.
+        `scratch` holds the decoded size that the frame states, or 4 MiB, apart from `frame.data`; merging planes is faster where
+        it starts at a multiple of 4.
         Raises InvalidFrame unless the frame is whole, well formed, and decodes to what its digest names.
         """
         data = memoryview(frame.data)

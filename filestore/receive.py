@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from filestore.aio import BufferPool, in_cpu_thread, in_disk_thread, per_thread, task_group
-from filestore.codec import Decoder, frame_limit
+from filestore.codec import Decoder, decoded_size, frame_limit
 from filestore.digest import chunk_digest
 from filestore.errors import ChunksMissing, DamagedChunk, FilestoreError, InvalidFrame, SourceError
 from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
@@ -159,15 +159,19 @@ def closing(seeds: Iterable[Seed]) -> Iterator[None]:
             seed.close()
 
 
-def verified(chunk: Chunk, frame: memoryview) -> memoryview:
-    """The content of a chunk, in memory that the next call in the same thread uses again. Raises DamagedChunk."""
+def verified(chunk: Chunk, frame: memoryview, memory: memoryview | None = None) -> memoryview:
+    """The content of a chunk: a part of `frame` itself where that is raw, else of `memory`, which has as many bytes.
+
+    Where none is given, it is memory that the next call in the same thread uses again. Raises DamagedChunk.
+    """
     try:
-        content = _decoder().decode(Frame(chunk.digest, frame), _scratch())
+        # Before it is decoded: `memory` is not larger than what the manifest says.
+        size = decoded_size(frame, digest=chunk.digest)
+        if size != chunk.size:
+            raise DamagedChunk(str(chunk.digest), f"it says to decode to {size} bytes, the manifest says {chunk.size}")
+        return _decoder().decode(Frame(chunk.digest, frame), _scratch() if memory is None else memory)
     except InvalidFrame as error:
         raise DamagedChunk(str(chunk.digest), error.reason) from None
-    if len(content) != chunk.size:
-        raise DamagedChunk(str(chunk.digest), f"it has {len(content)} bytes, the manifest says {chunk.size}")
-    return content
 
 
 def read_whole(descriptor: int, memory: memoryview, offset: int) -> bool:

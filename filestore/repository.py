@@ -31,8 +31,8 @@ REPOSITORY_VERSION = 1
 IN_FLIGHT_LIMIT = 64 << 20
 """Bytes that a repository decodes at the same time where it is given no budget."""
 
-_GATHER_LIMIT = 256 << 10
-_BUNDLE_SIZE = 1 << 20
+_BUNDLE_SIZE = 4 << 20
+"""Bytes, encoded and decoded, that are verified in one turn in a thread, and then synced in another: some frames."""
 _COMMIT_SLICE = 8192
 _FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
 _REPOSITORY_ID = re.compile(r"[0-9a-f]{32}\Z")
@@ -314,9 +314,9 @@ class _Arrival:
 class Delivery:
     """Frames on their way in from one connection, verified (I4) and synced in the background while more arrive.
 
-    One frame is received at a time: `begin`, then `write` until it is whole; or `add` for one that is in memory. `keep`
-    makes visible what was verified. Use it in one task. A failing disk cancels the block that it was made for, which
-    then raises StorageError or StorageFull.
+    One frame is received at a time: `begin`, then `write` until it is whole, both in a thread; then `check`, back in the event
+    loop. Or `add` one that is in memory. `keep` makes visible what was verified. Never use it from two places at once. A
+    failing disk cancels the block that it was made for, which then raises StorageError or StorageFull.
     """
 
     def __init__(
@@ -338,38 +338,44 @@ class Delivery:
         self._staged = staged
         self._arrivals: list[_Arrival] = []
         self._arriving: _Arrival | None = None
-        self._gathered = _Gathered()
         self._whole: list[_Arrival] = []
         self._bundle: list[_Arrival] = []
         self._bundle_weight = 0
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def begin(self, digest: Digest, stored_size: int) -> None:
-        """The next frame. One that is not whole by now is discarded."""
+    def begin(self, digest: Digest, stored_size: int) -> None:
+        """The next frame. One that is not whole by now never will be."""
+        if self._arriving is not None:
+            self._arriving.staging.rest()
         arrival = self._arrive(digest, stored_size)
         if stored_size > _FRAME_LIMIT:
             arrival.refusal = InvalidFrame(str(digest), f"it has {stored_size} bytes, allowed are {_FRAME_LIMIT}")
         self._arriving = arrival
 
-    async def write(self, piece: Buffer) -> None:
-        """The next bytes of the frame that was begun, in any split. The caller may reuse `piece` afterwards.
+    def write(self, piece: Buffer) -> None:
+        """The next bytes of the frame that was begun, in any split; they go to its staging file at once (I6). Blocks.
 
-        They wait in memory, 256 KiB at most for the whole delivery, then go to their files in a thread (I6).
+        The caller may reuse `piece` afterwards. Raises StorageError, StorageFull.
         """
         arrival = self._arriving
         if arrival is None or arrival.received + len(piece) > arrival.stored_size:
             raise ValueError("no frame was begun that these bytes belong to")
-        view = memoryview(piece)
-        arrival.received += len(view)
+        arrival.received += len(piece)
         if len(arrival.header) < HEADER_SIZE:
-            arrival.header += bytes(view[: HEADER_SIZE - len(arrival.header)])
-        while view and arrival.refusal is None:
-            view = self._gathered.append(arrival.staging, view)
-            if view:
-                await self._flush()
+            arrival.header += bytes(memoryview(piece)[: HEADER_SIZE - len(arrival.header)])
+        if arrival.refusal is None and len(piece):
+            arrival.staging.write(piece)
         if arrival.received == arrival.stored_size:
+            arrival.staging.rest()
             self._arriving = None
             self._whole.append(arrival)
+
+    def check(self) -> None:
+        """Begin to verify the frames that are whole."""
+        whole, self._whole = self._whole, []
+        for arrival in whole:
+            if arrival.refusal is None:
+                self._take_in(arrival)
 
     def add(self, frame: Frame) -> None:
         """A frame that is in memory as a whole, and stays there until `keep` returns or the block ends."""
@@ -383,7 +389,7 @@ class Delivery:
 
         Raises InvalidFrame for the first that was refused, after the others were kept.
         """
-        await self._flush()
+        self.check()
         self._start_bundle()
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -407,17 +413,8 @@ class Delivery:
         self._staged.add(arrival.staging)
         return arrival
 
-    async def _flush(self) -> None:
-        """Write what was gathered; frames that are whole with it can be verified."""
-        whole, self._whole = self._whole, []
-        if self._gathered.parts:
-            await in_disk_thread(self._gathered.flush)
-        for arrival in whole:
-            if arrival.refusal is None:
-                self._take_in(arrival)
-
     def _take_in(self, arrival: _Arrival) -> None:
-        # Small frames wait for others: a hop to a thread costs as much as hashing 100 KiB.
+        # Frames wait for others: a hop to a thread costs as much as hashing 200 KiB.
         self._bundle.append(arrival)
         self._bundle_weight += arrival.weight
         if self._bundle_weight >= _BUNDLE_SIZE:
@@ -433,9 +430,7 @@ class Delivery:
         # I6: taken when the frames are whole, so that a slow peer never holds any of it.
         async with self._budget.take(weight):
             rows = await in_cpu_thread(_verify, bundle)
-        async with task_group() as group:
-            for arrival in rows:
-                group.create_task(in_disk_thread(_settle, arrival))
+        await in_disk_thread(_settle, list(rows))
         for arrival, row in rows.items():
             arrival.row = row
 
@@ -448,34 +443,6 @@ class Delivery:
             await transaction.add_chunks(self._namespace, list(new.values()))
             await transaction.refresh(self._namespace, list(live))
         self._staged.difference_update(arrival.staging for arrival in new)
-
-
-class _Gathered:
-    """Bytes of small frames, or of parts of large ones, on their way to their files: one hop to a thread for 256 KiB."""
-
-    def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(_GATHER_LIMIT))
-        self._size = 0
-        self.parts: list[tuple[Staging, memoryview]] = []
-
-    def append(self, staging: Staging, view: memoryview) -> memoryview:
-        """Take as much of `view` as there is room for; returns the rest."""
-        start = self._size
-        self._size = min(len(self._buffer), start + len(view))
-        taken = self._size - start
-        self._buffer[start : self._size] = view[:taken]
-        if self.parts and self.parts[-1][0] is staging:
-            _, before = self.parts.pop()
-            start -= len(before)
-        self.parts.append((staging, self._buffer[start : self._size]))
-        return view[taken:]
-
-    def flush(self) -> None:
-        """Write all to the staging files. Blocks."""
-        for staging, part in self.parts:
-            staging.write(part)
-        self.parts.clear()
-        self._size = 0
 
 
 async def read_format(store: ChunkStore, *, location: str) -> tuple[str, int]:
@@ -534,10 +501,11 @@ def _is_sound(frame: Frame) -> bool:
     return True
 
 
-def _settle(arrival: _Arrival) -> None:
-    if arrival.data is not None:
-        arrival.staging.write(arrival.data)
-    arrival.staging.sync()
+def _settle(arrivals: Iterable[_Arrival]) -> None:
+    for arrival in arrivals:
+        if arrival.data is not None:
+            arrival.staging.write(arrival.data)
+        arrival.staging.sync()
 
 
 def _discard(staged: Iterable[Staging]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from filestore.errors import (
     Interrupted,
     InvalidBatch,
     InvalidManifest,
+    InvalidSetting,
     InvalidUrl,
     LimitExceeded,
     ServerError,
@@ -31,6 +33,7 @@ from filestore.errors import (
     Unreachable,
 )
 from filestore.http import wire
+from filestore.http.channel import Channel, Channels, Head, Meter
 from filestore.manifest import MANIFEST_LIMIT
 from filestore.objects import Frame, Kind, Record, Reference, checked_namespace, record_from_json
 from filestore.repository import Identity, Moved, check_versions
@@ -47,6 +50,8 @@ PIECE = 256 << 10
 PROBLEM_LIMIT = MANIFEST_LIMIT * 3
 """Bytes of an error's document: one may list every chunk of a manifest."""
 
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
 
 class RemoteRepository:
     """A server's repository. Its verbs retry what is retryable, on a new connection each time; nobody above retries.
@@ -55,21 +60,30 @@ class RemoteRepository:
     """
 
     def __init__(self, url: str, *, token: str | None, connections: int = 4, stall_seconds: float = 30) -> None:
-        """Asks nothing yet. Raises InvalidUrl."""
+        """Asks nothing yet. Raises InvalidUrl, InvalidSetting."""
         try:
             parts = urlsplit(url)
-            _ = parts.port
+            _ = parts.port, URL(url)
         except ValueError as error:
             raise InvalidUrl(url, str(error)) from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise InvalidUrl(url, "a server's URL looks like http://HOST:PORT")
         if parts.query or parts.fragment or parts.username is not None:
             raise InvalidUrl(url, "it may have no query, fragment or user name; a token is given apart")
+        if token is not None and not _TOKEN.fullmatch(token):
+            # The value is a secret: it must not stand in the error.
+            raise InvalidSetting("the token", "it has printable ASCII characters only, and no spaces")
         self.location = url.rstrip("/")
         self.fingerprint = blake3(self.location.encode() + b"\0" + token_digest(token or "")).hexdigest()
         self._token = token
         self._connections = connections
         self._stall_seconds = stall_seconds
+        # TLS is left to aiohttp.
+        self._channels = (
+            Channels(self.location, token=token, count=connections, stall_seconds=stall_seconds)
+            if parts.scheme == "http"
+            else None
+        )
         self._session: aiohttp.ClientSession | None = None
         self._identity: Identity | None = None
         self._reached = False
@@ -148,6 +162,8 @@ class RemoteRepository:
         return self._record(await self._json("DELETE", f"/files/{quote(file_id, safe='')}"))
 
     async def close(self) -> None:
+        if self._channels is not None:
+            self._channels.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -190,71 +206,121 @@ class RemoteRepository:
         entries = [wire.BatchEntry(frame.digest, len(frame.data)) for frame in frames]
         header = wire.encode_batch_header(entries)
         size = sum(entry.stored_size for entry in entries)
-        counted = 0
+        meter = Meter(moved)
+        kept = 0
+        try:
+            if self._channels is None:
+                seconds = await self._send_by_session(header, frames, size, meter)
+            else:
+                seconds = await self._channels.run(lambda channel: self._send(channel, header, frames, meter))
+            kept = size
+        finally:
+            meter.settle(kept)
+        rate = size / max(seconds, 1e-6)
+        self._rate = rate if self._rate is None else (self._rate + rate) / 2
 
+    def _send(self, channel: Channel, header: bytes, frames: Sequence[Frame], meter: Meter) -> float:
+        """Put a batch, in a thread; how many seconds it took."""
+        started = time.monotonic()
+        self._check(channel, channel.ask("/chunks", header, [frame.data for frame in frames], moved=meter.add))
+        self._read_all(channel)
+        return time.monotonic() - started
+
+    async def _send_by_session(self, header: bytes, frames: Sequence[Frame], size: int, meter: Meter) -> float:
         async def body() -> AsyncIterator[bytes | memoryview]:
-            nonlocal counted
             yield header
             for frame in frames:
                 for piece in _pieces(memoryview(frame.data)):
                     yield piece
                     stall.reschedule(asyncio.get_running_loop().time() + self._stall_seconds)
-                    counted += len(piece)
-                    if moved is not None:
-                        moved(len(piece))
+                    meter.add(len(piece))
 
         started = time.monotonic()
+        headers = {"Content-Length": str(len(header) + size)}
         try:
-            async with asyncio.timeout(self._stall_seconds) as stall:
-                headers = {"Content-Length": str(len(header) + size)}
-                async with self._request("POST", "/chunks", body=body(), headers=headers) as response:
-                    await _whole(response, limit=PROBLEM_LIMIT)
-        except BaseException as error:
-            if moved is not None:
-                moved(-counted)
-            if isinstance(error, TimeoutError):
-                raise Stalled(self.location, self._stall_seconds) from None
-            raise
-        rate = size / max(time.monotonic() - started, 1e-6)
-        self._rate = rate if self._rate is None else (self._rate + rate) / 2
+            async with (
+                asyncio.timeout(self._stall_seconds) as stall,
+                self._request("POST", "/chunks", body=body(), headers=headers) as response,
+            ):
+                await _whole(response, limit=PROBLEM_LIMIT)
+        except TimeoutError:
+            raise Stalled(self.location, self._stall_seconds) from None
+        return time.monotonic() - started
 
     async def _get_batch(
         self, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], moved: Moved | None
     ) -> None:
         """Append to `found` each frame that is whole, at once."""
-        filled = whole = 0
+        meter = Meter(moved)
+        before = len(found)
         try:
-            async with self._request("POST", "/chunks/get", body=b"".join(digests)) as response:
-                entries = await self._batch_entries(response, digests, space=len(buffer))
-                for entry in entries:
-                    end = whole + entry.stored_size
-                    while filled < end:
-                        # readany: what has arrived, in as few pieces as it came; frames that follow may be in it.
-                        piece = await response.content.readany()
-                        if not piece or filled + len(piece) > len(buffer):
-                            raise Interrupted(self.location, "the answer is shorter or longer than it said")
-                        buffer[filled : filled + len(piece)] = piece
-                        filled += len(piece)
-                        if moved is not None:
-                            moved(len(piece))
-                    found.append(buffer[whole:end] if entry.stored_size else None)
-                    whole = end
-        except BaseException:
-            if moved is not None:
-                moved(whole - filled)
-            raise
+            if self._channels is None:
+                await self._receive_by_session(digests, buffer, found, meter)
+            else:
+                await self._channels.run(lambda channel: self._receive(channel, digests, buffer, found, meter))
+        finally:
+            meter.settle(sum(len(frame) for frame in found[before:] if frame is not None))
 
-    async def _batch_entries(
-        self, response: aiohttp.ClientResponse, digests: Sequence[Digest], *, space: int
-    ) -> list[wire.BatchEntry]:
-        if response.status != HTTPStatus.OK:
-            await _whole(response, limit=PROBLEM_LIMIT)
+    def _receive(
+        self, channel: Channel, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], meter: Meter
+    ) -> None:
+        """Get a batch, in a thread."""
+        self._check(channel, channel.ask("/chunks/get", b"".join(digests)))
+        entries = self._batch_entries(channel.read(wire.batch_header_size(len(digests))), digests, space=len(buffer))
+        batch = buffer[: sum(entry.stored_size for entry in entries)]
+        if channel.left > len(batch):
+            raise Interrupted(self.location, "the answer is longer than it said")
+        filled = 0
         try:
-            header = await response.content.readexactly(wire.batch_header_size(len(digests)))
-        except asyncio.IncompleteReadError:
-            raise Interrupted(self.location, "the answer ended too early") from None
-        count_size = wire.batch_header_size(0)
-        entries = wire.decode_batch_entries(header[count_size:], absent_allowed=True)
+            while filled < len(batch):
+                size = channel.receive_into(batch[filled:])
+                if not size:
+                    raise Interrupted(self.location, "the answer is shorter than it said")
+                filled += size
+                meter.add(size)
+        finally:
+            found.extend(_whole_frames(entries, batch, filled))
+
+    def _check(self, channel: Channel, head: Head) -> None:
+        """Raises the error that an answer stands for."""
+        self._reached = True
+        if head.status != HTTPStatus.OK:
+            raise _problem(self.location, head.status, self._read_all(channel))
+
+    def _read_all(self, channel: Channel) -> bytes:
+        if channel.left > PROBLEM_LIMIT:
+            raise LimitExceeded(f"the answer of {self.location} in bytes", channel.left, PROBLEM_LIMIT)
+        return channel.read(channel.left)
+
+    async def _receive_by_session(
+        self, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], meter: Meter
+    ) -> None:
+        async with self._request("POST", "/chunks/get", body=b"".join(digests)) as response:
+            if response.status != HTTPStatus.OK:
+                await _whole(response, limit=PROBLEM_LIMIT)
+            try:
+                header = await response.content.readexactly(wire.batch_header_size(len(digests)))
+            except asyncio.IncompleteReadError as error:
+                header = error.partial
+            entries = self._batch_entries(header, digests, space=len(buffer))
+            batch = buffer[: sum(entry.stored_size for entry in entries)]
+            filled = 0
+            try:
+                while filled < len(batch):
+                    # readany: what has arrived, in as few pieces as it came; frames that follow may be in it.
+                    piece = await response.content.readany()
+                    if not piece or filled + len(piece) > len(batch):
+                        raise Interrupted(self.location, "the answer is shorter or longer than it said")
+                    batch[filled : filled + len(piece)] = piece
+                    filled += len(piece)
+                    meter.add(len(piece))
+            finally:
+                found.extend(_whole_frames(entries, batch, filled))
+
+    def _batch_entries(self, header: bytes, digests: Sequence[Digest], *, space: int) -> list[wire.BatchEntry]:
+        if len(header) < wire.batch_header_size(len(digests)):
+            raise Interrupted(self.location, "the answer ended too early")
+        entries = wire.decode_batch_entries(header[wire.batch_header_size(0) :], absent_allowed=True)
         if wire.decode_batch_count(header) != len(digests) or [entry.digest for entry in entries] != list(digests):
             raise InvalidBatch(f"{self.location} answered with other chunks than those that were asked for")
         if sum(entry.stored_size for entry in entries) > space:
@@ -338,6 +404,17 @@ def _problem(url: str, status: int, body: bytes) -> FilestoreError:
         document = None
     error = wire.decode_problem(url, status, document)
     return Unauthorized(url) if status == HTTPStatus.UNAUTHORIZED else error
+
+
+def _whole_frames(entries: Sequence[wire.BatchEntry], batch: memoryview, filled: int) -> Iterator[memoryview | None]:
+    """What of a batch is whole, of which `filled` bytes have come; None for each chunk that is absent."""
+    start = 0
+    for entry in entries:
+        end = start + entry.stored_size
+        if end > filled:
+            return
+        yield batch[start:end] if entry.stored_size else None
+        start = end
 
 
 def _head(frames: Sequence[Frame], *, limit: int) -> Sequence[Frame]:

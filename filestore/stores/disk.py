@@ -43,43 +43,51 @@ _Place = tuple["DiskStaging", Path]
 
 
 class DiskStaging:
-    """A frame on its way in, in a file of its own.
-
-    The file is made by the first write and closed after each call: a batch has more frames than a process may have
-    descriptors.
-    """
+    """A frame on its way in, in a file of its own, which the first write makes."""
 
     def __init__(self, path: Path, root: Path) -> None:
         self.size = 0
         self._path = path
         self._root = root
         self._exists = False
+        self._writing: int | None = None
 
     def write(self, data: Buffer) -> None:
         with _translated(self._root):
-            flags = os.O_WRONLY | os.O_APPEND if self._exists else os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            descriptor = os.open(self._path, flags, 0o600)
-            self._exists = True
-            try:
-                _write_all(descriptor, data)
-            finally:
-                os.close(descriptor)
+            if self._writing is None:
+                flags = os.O_WRONLY | os.O_APPEND if self._exists else os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                self._writing = os.open(self._path, flags, 0o600)
+                self._exists = True
+            _write_all(self._writing, data)
             self.size += len(data)
+
+    def rest(self) -> None:
+        """Close the file: a batch has more frames than a process may have descriptors."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            os.close(writing)
 
     def read_into(self, buffer: memoryview) -> None:
         if not self._exists:
             return
-        with _translated(self._root), self._path.open("rb", buffering=0) as file:
-            if _read_all(file.fileno(), buffer[: self.size]) != self.size:
-                raise StorageError(str(self._path), "it is shorter than what was written to it")
+        with _translated(self._root):
+            descriptor = os.open(self._path, os.O_RDONLY)
+            try:
+                size = _read_all(descriptor, buffer[: self.size])
+            finally:
+                os.close(descriptor)
+        if size != self.size:
+            raise StorageError(str(self._path), "it is shorter than what was written to it")
 
     def sync(self) -> None:
+        self.rest()
         if self._exists:
             with _translated(self._root):
                 # A descriptor of its own sees write errors of those before it, since none of them has reported any.
                 sync_path(self._path)
 
     def discard(self) -> None:
+        self.rest()
         if self._exists:
             self._exists = False
             with suppress(OSError):

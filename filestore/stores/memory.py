@@ -23,6 +23,9 @@ class MemoryStaging:
         self._data += data
         self.size += len(data)
 
+    def rest(self) -> None:
+        """Do nothing: writing holds nothing."""
+
     def read_into(self, buffer: memoryview) -> None:
         buffer[: self.size] = self._data
 

@@ -17,11 +17,14 @@ class Staging(Protocol):
     def write(self, data: Buffer) -> None:
         """Append. The caller may reuse `data` at once. Raises StorageError, StorageFull."""
 
+    def rest(self) -> None:
+        """Free what writing holds, until the next write. For a frame that is whole, or will not be soon."""
+
     def read_into(self, buffer: memoryview) -> None:
         """Copy all that was written to the start of `buffer`, which must be large enough. Raises StorageError."""
 
     def sync(self) -> None:
-        """Make durable what was written. Raises StorageError, StorageFull."""
+        """`rest`, and make durable what was written. Raises StorageError, StorageFull."""
 
     def discard(self) -> None:
         """Give up, and free the space. Does nothing after `publish` or a second time; never raises."""

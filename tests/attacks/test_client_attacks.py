@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -15,6 +16,7 @@ from filestore.errors import (
     Interrupted,
     InvalidBatch,
     InvalidManifest,
+    InvalidSetting,
     InvalidUrl,
     LimitExceeded,
     ServerError,
@@ -31,20 +33,27 @@ from filestore.objects import Frame, Reference
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+PLANES = ["channels", "session"]
+"""How frames travel: on sockets of our own, or by aiohttp, as they do over TLS."""
+
 ONE, TWO = chunk_digest(b"one"), chunk_digest(b"two")
 
 
 @asynccontextmanager
-async def facing(handler: Handler, *, stall_seconds: float = 30) -> AsyncIterator[RemoteRepository]:
+async def facing(
+    handler: Handler, *, stall_seconds: float = 30, plane: str = "channels", path: str = "", port: int = 0
+) -> AsyncIterator[RemoteRepository]:
     """A client that faces a server which answers everything by `handler`."""
     application = web.Application(client_max_size=1 << 30)
     application.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(application, shutdown_timeout=0)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port, reuse_address=True)
     await site.start()
     port = runner.addresses[0][1]
-    repository = RemoteRepository(f"http://127.0.0.1:{port}", token="secret", stall_seconds=stall_seconds)
+    repository = RemoteRepository(f"http://127.0.0.1:{port}{path}", token="secret", stall_seconds=stall_seconds)
+    if plane == "session":
+        repository._channels = None
     try:
         yield repository
     finally:
@@ -56,6 +65,18 @@ async def facing(handler: Handler, *, stall_seconds: float = 30) -> AsyncIterato
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries follow at once."""
     monkeypatch.setattr(client_module, "FIRST_PAUSE_SECONDS", 0)
+
+
+async def ask(repository: RemoteRepository, verb: str) -> None:
+    """One question of that kind."""
+    if verb == "get":
+        await repository.get([ONE], memoryview(bytearray(10)))
+    elif verb == "put":
+        await repository.put([Frame(ONE, b"frame")])
+    elif verb == "missing":
+        await repository.missing([ONE])
+    else:
+        await repository.identity()
 
 
 def answering(body: bytes, *, status: int = 200, content_type: str = wire.OCTETS) -> Handler:
@@ -86,10 +107,11 @@ def batch(*entries: tuple[Digest, int], frames: bytes = b"") -> bytes:
         (batch((ONE, 3), (TWO, 3), frames=bytes(1000)), Interrupted),
     ],
 )
-async def test_a_batch_that_is_not_what_was_asked_for(body: bytes, expected: type[FilestoreError]) -> None:
+@pytest.mark.parametrize("plane", PLANES)
+async def test_a_batch_that_is_not_what_was_asked_for(body: bytes, expected: type[FilestoreError], plane: str) -> None:
     """Short, swapped, doubled, too large, longer than it says: refused, and the buffer is never overrun."""
     buffer = bytearray(100)
-    async with facing(answering(body)) as repository:
+    async with facing(answering(body), plane=plane) as repository:
         with pytest.raises(expected):
             await repository.get([ONE, TWO], memoryview(buffer)[:50])
     assert bytes(50) == bytes(buffer[50:])
@@ -139,7 +161,9 @@ async def test_a_server_of_another_version(version: int, cutting: int) -> None:
             await repository.identity()
 
 
-async def test_a_redirect_gets_no_token() -> None:
+@pytest.mark.parametrize("verb", ["identity", "get", "put"])
+@pytest.mark.parametrize("plane", PLANES)
+async def test_a_redirect_gets_no_token(verb: str, plane: str) -> None:
     """The token is for this server alone: a redirect is an error, never followed."""
     visited = []
 
@@ -147,10 +171,10 @@ async def test_a_redirect_gets_no_token() -> None:
         visited.append(request.path)
         raise web.HTTPTemporaryRedirect("/elsewhere")
 
-    async with facing(redirect) as repository:
+    async with facing(redirect, plane=plane) as repository:
         with pytest.raises(ServerError):
-            await repository.identity()
-    assert [wire.API + "/repository"] == visited
+            await ask(repository, verb)
+    assert [wire.API + {"identity": "/repository", "get": "/chunks/get", "put": "/chunks"}[verb]] == visited
 
 
 @pytest.mark.parametrize("facts", ["{}", '["{0.__class__}"]', "[[]]", "null"])
@@ -163,33 +187,38 @@ async def test_a_problem_whose_facts_make_no_sense(facts: str) -> None:
     assert "{0.x}" in str(caught.value)
 
 
-async def test_a_stranger_is_told_so() -> None:
+@pytest.mark.parametrize("verb", ["missing", "get", "put"])
+@pytest.mark.parametrize("plane", PLANES)
+async def test_a_stranger_is_told_so(verb: str, plane: str) -> None:
     """401 is about the token, whatever the document says."""
-    async with facing(answering(b"{}", status=401)) as repository:
+    async with facing(answering(b"{}", status=401), plane=plane) as repository:
         with pytest.raises(Unauthorized):
-            await repository.missing([ONE])
+            await ask(repository, verb)
 
 
-async def test_what_may_pass_is_tried_again_and_what_may_not_is_not() -> None:
+@pytest.mark.parametrize("plane", PLANES)
+async def test_what_may_pass_is_tried_again_and_what_may_not_is_not(plane: str) -> None:
     """503 is retried, on every verb; 404 and 422 are answers."""
     statuses: list[int] = []
 
     async def handle(_: web.Request) -> web.StreamResponse:
         return web.Response(status=statuses.pop(0), body=b"")
 
-    async with facing(handle) as repository:
+    async with facing(handle, plane=plane) as repository:
         statuses[:] = [503, 502, 200]
         assert [] == await repository.missing([ONE])
         statuses[:] = [503, 200]
         await repository.put([Frame(ONE, b"frame")])
         for status in (404, 422, 500):
-            statuses[:] = [status]
-            with pytest.raises(ServerError):
-                await repository.missing([ONE])
-            assert [] == statuses
+            for verb in ("missing", "get", "put"):
+                statuses[:] = [status]
+                with pytest.raises(ServerError):
+                    await ask(repository, verb)
+                assert [] == statuses
 
 
-async def test_a_cut_batch_is_asked_for_from_where_it_was_cut() -> None:
+@pytest.mark.parametrize("plane", PLANES)
+async def test_a_cut_batch_is_asked_for_from_where_it_was_cut(plane: str) -> None:
     """What arrived whole is not asked for again; counts go back by what did not."""
     asked: list[bytes] = []
 
@@ -209,7 +238,7 @@ async def test_a_cut_batch_is_asked_for_from_where_it_was_cut() -> None:
         return response
 
     moved: list[int] = []
-    async with facing(handle) as repository:
+    async with facing(handle, plane=plane) as repository:
         frames = await repository.get([ONE, TWO], memoryview(bytearray(10)), moved=moved.append)
     assert [b"12345", b"12345"] == [bytes(frame or b"") for frame in frames]
     assert [ONE + TWO, TWO] == asked
@@ -217,7 +246,8 @@ async def test_a_cut_batch_is_asked_for_from_where_it_was_cut() -> None:
 
 
 @pytest.mark.parametrize("verb", ["get", "put", "missing"])
-async def test_a_server_that_moves_no_byte(verb: str) -> None:
+@pytest.mark.parametrize("plane", PLANES)
+async def test_a_server_that_moves_no_byte(verb: str, plane: str) -> None:
     """A stalled stream is dropped after the limit, tried again, then reported by name."""
     requests = 0
 
@@ -231,26 +261,91 @@ async def test_a_server_that_moves_no_byte(verb: str) -> None:
             await asyncio.sleep(0)
         return web.Response()
 
-    async with facing(silent, stall_seconds=0.1) as repository:
+    async with facing(silent, stall_seconds=0.1, plane=plane) as repository:
         assert [] == await repository.missing([ONE])
         with pytest.raises(Stalled):
-            if verb == "get":
-                await repository.get([ONE], memoryview(bytearray(10)))
-            elif verb == "put":
-                await repository.put([Frame(ONE, b"frame")])
-            else:
-                await repository.missing([ONE])
+            await ask(repository, verb)
     assert 1 + client_module.ATTEMPTS == requests
 
 
-async def test_a_server_that_is_not_there_is_reported_at_once() -> None:
+@pytest.mark.parametrize("verb", ["identity", "get", "put"])
+async def test_a_server_that_is_not_there_is_reported_at_once(verb: str) -> None:
     """Nobody waits through retries for a server that was never reached."""
     async with facing(answering(b"")) as repository:
         address = repository.location
     repository = RemoteRepository(address, token=None)
     with pytest.raises(Unreachable):
-        await repository.identity()
+        await ask(repository, verb)
     await repository.close()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+ENTRY = batch((ONE, 3), frames=b"abc")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (b"", Interrupted),
+        (b"SSH-2.0-OpenSSH\r\n", Interrupted),
+        (HEAD + b"Content-Length: 43\r\nContent-Length: 5\r\n\r\n" + ENTRY, ServerError),
+        (HEAD + b"Content-Length: 43\r\nTransfer-Encoding: chunked\r\n\r\n" + ENTRY, ServerError),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n2b\r\n" + ENTRY + b"\r\n0\r\n\r\n", ServerError),
+        (HEAD + b"\r\n" + ENTRY, ServerError),
+        (HEAD + b"Content-Length: 43\nX: y\r\n\r\n" + ENTRY, Interrupted),
+        (HEAD + b"Content-Length: 999999999999999999\r\n\r\n" + ENTRY, (Interrupted, LimitExceeded)),
+        (HEAD + b"X: y\r\n" * 20_000, Interrupted),
+        (HEAD + b"X: " + b"y" * 100_000, Interrupted),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 5000, Interrupted),
+        (b"HTTP/1.1 500 X\r\nContent-Length: 999999999999\r\n\r\n", LimitExceeded),
+        (b"HTTP/1.1 401 X\r\nTransfer-Encoding: chunked\r\n\r\n", Unauthorized),
+        (b"HTTP/1.1 204 X\r\n\r\n", ServerError),
+    ],
+)
+@pytest.mark.parametrize("verb", ["get", "put"])
+async def test_answers_that_two_readers_could_take_differently(
+    answer: bytes, expected: type[FilestoreError] | tuple[type[FilestoreError], ...], verb: str
+) -> None:
+    """Smuggled lengths, heads without end, no HTTP at all: an error of ours, and no memory for what was only announced."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        repository = RemoteRepository(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", token="secret")
+        with pytest.raises(expected):
+            await ask(repository, verb)
+        await repository.close()
+
+
+async def test_frames_are_asked_for_in_one_way(unused_tcp_port: int) -> None:
+    """On sockets of our own a request says the same as by aiohttp, below a path of a proxy's too."""
+    said = {}
+    for plane in PLANES:
+        requests: list[tuple[str, str, bytes, dict[str, str | None]]] = []
+
+        async def handle(request: web.Request, requests: list[Any] = requests) -> web.StreamResponse:
+            fields = ("Host", "Authorization", "Content-Type", "Content-Length", "Transfer-Encoding")
+            kept = {name: request.headers.get(name) for name in fields}
+            requests.append((request.method, request.raw_path, await request.read(), kept))
+            return web.Response(body=batch((ONE, 3), frames=b"abc"))
+
+        async with facing(handle, plane=plane, path="/b%C3%A4se//", port=unused_tcp_port) as repository:
+            for verb in ("put", "get"):
+                await ask(repository, verb)
+        said[plane] = requests
+    assert 2 == len(said["session"])
+    assert said["session"] == said["channels"]
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\r\nX: y", "näme", "\x00"])
+def test_tokens_that_would_be_other_headers(token: str) -> None:
+    """Said before anything is sent, without saying the token."""
+    with pytest.raises(InvalidSetting) as caught:
+        RemoteRepository("http://host", token=token)
+    assert not token or token not in str(caught.value)
 
 
 @pytest.mark.parametrize(

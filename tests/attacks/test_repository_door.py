@@ -140,8 +140,8 @@ async def deliver(repository: LocalRepository, sent: list[Frame]) -> None:
     """Send frames as a connection does; one of no bytes is whole when it is begun."""
     async with repository.delivery() as delivery:
         for frame in sent:
-            await delivery.begin(frame.digest, len(frame.data))
-            await delivery.write(frame.data)
+            delivery.begin(frame.digest, len(frame.data))
+            delivery.write(frame.data)
         await delivery.keep()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
+from filestore.http.client import RemoteRepository
 from filestore.index.protocol import Index
 from filestore.index.sqlite import open_index
 from filestore.repository import LocalRepository, Repository
@@ -94,10 +95,21 @@ async def _remote(folder: Path) -> AsyncIterator[Repository]:
             yield repository
 
 
+@asynccontextmanager
+async def _remote_by_session(folder: Path) -> AsyncIterator[Repository]:
+    """Frames travel by aiohttp, as they do over TLS."""
+    with running_server(folder / "repository") as server:
+        async with connect(server.url, token=server.token) as repository:
+            assert isinstance(repository, RemoteRepository)
+            repository._channels = None
+            yield repository
+
+
 REPOSITORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Repository]]] = {
     "local-memory-store": _local_memory_store,
     "local-disk": _local_disk,
     "remote": _remote,
+    "remote-by-session": _remote_by_session,
 }
 
 

@@ -75,6 +75,20 @@ def test_staging_gives_back_what_was_written(store: ChunkStore) -> None:
     staging.discard()
 
 
+async def test_staging_may_rest_between_any_two_writes(store: ChunkStore) -> None:
+    """It frees what writing holds, before the first write, twice, and when all is written; nothing is lost by it."""
+    staging = store.stage()
+    staging.rest()
+    for piece in (b"one", b"two"):
+        staging.write(piece)
+        staging.rest()
+        staging.rest()
+    staging.sync()
+    digest = chunk_digest(b"onetwo")
+    await store.publish(A, [(digest, staging)])
+    assert b"onetwo" == await read(store, digest)
+
+
 def test_staging_copies_what_it_is_given(store: ChunkStore) -> None:
     """The caller may reuse its memory at once."""
     staging = store.stage()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from filestore.aio import Budget
+from filestore.aio import Budget, in_disk_thread
 from filestore.backends import open_backend
 from filestore.digest import chunk_digest
 from filestore.errors import InvalidFrame, StorageFull
@@ -35,11 +35,16 @@ async def repository(root: Path) -> AsyncIterator[LocalRepository]:
 
 
 async def send(delivery: Delivery, sent: list[Frame], *, piece: int = 1 << 20) -> None:
-    """Write frames in pieces of that size."""
+    """Write frames in pieces of that size, as a server does: in threads, and what is whole is verified meanwhile."""
     for frame in sent:
-        await delivery.begin(frame.digest, len(frame.data))
-        for start in range(0, len(frame.data), piece):
-            await delivery.write(frame.data[start : start + piece])
+        await in_disk_thread(_write, delivery, frame, piece)
+        delivery.check()
+
+
+def _write(delivery: Delivery, frame: Frame, piece: int) -> None:
+    delivery.begin(frame.digest, len(frame.data))
+    for start in range(0, len(frame.data), piece):
+        delivery.write(frame.data[start : start + piece])
 
 
 def staging_files(root: Path) -> list[Path]:
@@ -49,7 +54,7 @@ def staging_files(root: Path) -> list[Path]:
 
 @pytest.mark.parametrize("piece", [1, 7, 1000, 100_000, 1 << 20])
 async def test_any_split_keeps_the_same_frames(repository: LocalRepository, piece: int) -> None:
-    """Frames smaller and larger than what is gathered, in pieces of any size."""
+    """Frames smaller and larger than what is verified together, in pieces of any size."""
     sent = frames(20, size=300) if piece < 1000 else [*frames(20, size=300), *frames(5, size=700_000, seed=1)]
     async with repository.delivery() as delivery:
         await send(delivery, sent, piece=piece)
@@ -63,8 +68,8 @@ async def test_frame_that_is_not_whole_is_not_kept(repository: LocalRepository, 
     whole, cut = frames(2, size=300_000)
     async with repository.delivery() as delivery:
         await send(delivery, [whole])
-        await delivery.begin(cut.digest, len(cut.data))
-        await delivery.write(cut.data[:-1])
+        delivery.begin(cut.digest, len(cut.data))
+        delivery.write(cut.data[:-1])
         assert 1 == await delivery.keep()
     assert [cut.digest] == await repository.missing([whole.digest, cut.digest])
     assert [] == staging_files(root)
@@ -128,10 +133,10 @@ async def test_slow_peer_holds_nothing_of_the_budget(repository: LocalRepository
     """I6: a frame that is all but whole lets others through."""
     slow, *others = frames(10, size=1_000_000)
     async with repository.delivery() as delivery:
-        await delivery.begin(slow.digest, len(slow.data))
-        await delivery.write(slow.data[:-1])
+        delivery.begin(slow.digest, len(slow.data))
+        delivery.write(slow.data[:-1])
         await asyncio.wait_for(repository.put(others), timeout=60)
-        await delivery.write(slow.data[-1:])
+        delivery.write(slow.data[-1:])
         assert 1 == await delivery.keep()
 
 
@@ -140,10 +145,10 @@ async def test_bytes_that_belong_to_no_frame(repository: LocalRepository) -> Non
     (frame,) = frames(1)
     async with repository.delivery() as delivery:
         with pytest.raises(ValueError, match="no frame was begun"):
-            await delivery.write(b"x")
-        await delivery.begin(frame.digest, 10)
+            delivery.write(b"x")
+        delivery.begin(frame.digest, 10)
         with pytest.raises(ValueError, match="no frame was begun"):
-            await delivery.write(bytes(11))
+            delivery.write(bytes(11))
 
 
 async def test_failing_disk_ends_the_delivery(repository: LocalRepository, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

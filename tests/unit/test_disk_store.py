@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from filestore.digest import chunk_digest
 from filestore.errors import StorageError, StorageFull
 from filestore.layout import chunk_key, hashed
-from filestore.stores.disk import DiskStore, open_store
+from filestore.stores.disk import DiskStaging, DiskStore, open_store
 
 DIGEST = chunk_digest(b"content")
 
@@ -49,11 +50,13 @@ async def test_nothing_is_readable_for_other_users(root: Path) -> None:
         store = await open_store(root)
         await publish(store)
         await store.put_manifest("a", DIGEST, b"manifest")
-        store.stage().write(b"staged")
+        staging = store.stage()
+        staging.write(b"staged")
     finally:
         os.umask(before)
     modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in (root, *root.rglob("*"))}
     assert {(True, 0o700), (False, 0o600)} == modes
+    staging.discard()
     await store.close()
 
 
@@ -64,6 +67,26 @@ async def test_stage_costs_nothing_until_the_first_write(root: Path) -> None:
         store.stage()
     assert [] == [path for path in (root / "tmp").rglob("*") if path.is_file()]
     await store.close()
+
+
+@pytest.mark.parametrize("end", [DiskStaging.rest, DiskStaging.sync, DiskStaging.discard])
+async def test_only_a_frame_that_is_written_to_has_a_descriptor(root: Path, end: Callable[[DiskStaging], None]) -> None:
+    """A batch has more frames than a process may have descriptors, so each gives its own up when it is whole or of no use."""
+    store = await open_store(root)
+    before = open_descriptors()
+    staging = store.stage()
+    for piece in (b"one", b"two"):
+        staging.write(piece)
+        assert before + 1 == open_descriptors()
+    end(staging)
+    assert before == open_descriptors()
+    staging.discard()
+    await store.close()
+
+
+def open_descriptors() -> int:
+    """How many this process has."""
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 async def test_files_of_a_dead_process_are_swept(root: Path) -> None:
@@ -111,7 +134,9 @@ async def test_files_of_strangers_are_not_swept(root: Path) -> None:
 async def test_closed_store_leaves_nothing_in_tmp(root: Path) -> None:
     """What was staged and never published goes with the store."""
     store = await open_store(root)
-    store.stage().write(b"staged")
+    staging = store.stage()
+    staging.write(b"staged")
+    staging.rest()
     await store.close()
     assert [] == list((root / "tmp").iterdir())
 

@@ -6,29 +6,19 @@ I6: what is still arriving on a connection, or waits to leave on it, holds at mo
 from __future__ import annotations
 
 import asyncio
-import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from aiofiles.tempfile import SpooledTemporaryFile
 from aiofiles.threadpool.binary import AsyncBufferedReader
 from aiohttp import web
 
-from filestore.aio import Budget, in_disk_thread
+from filestore.aio import Budget
 from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled, storage_error
-
-PIECE = 256 << 10
-LARGE_PIECE = 4 << 20
-FAST_RATE = 4 << 20
-"""Bytes a second of a client that is sent large pieces."""
-SEND_BUFFERS = 16 << 20
-"""More than a system's send buffers hold: what was sent beyond says how fast a client is."""
-PATIENCE_SECONDS = 0.25
-"""How long memory waits for a client to take one piece: below 1 MB/s it is worth more to others."""
-_PEER = "the client"
+from filestore.http.server.answer import Answer
+from filestore.http.server.connection import PEER, PIECE, duplicate
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +41,24 @@ class Exchange:
             raise ConnectionResetError("the client is gone")
         return transport
 
-    async def receive(self) -> bytes:
-        """The next piece of the body, as it arrived; empty at the end. Raises Interrupted, Stalled."""
-        with arriving():
-            async with self.moving():
-                return await self.request.content.readany()
-
     @asynccontextmanager
     async def whole_body(self, *, what: str, limit: int) -> AsyncIterator[bytes]:
         """The whole body, of at most `limit` bytes; `what` names its size in an error.
 
-        A large one waits in a file until it is whole, and only then takes its part of the budget (I6).
+        One of more than 256 KiB waits in a file until it is whole. Only then it takes its part of the budget (I6).
 
         Raises LimitExceeded, Interrupted, Stalled, StorageError.
         """
-        announced = self.request.content_length or 0
-        if announced > limit:
+        announced = self.request.content_length
+        if announced is not None and announced > limit:
             raise LimitExceeded(what, announced, limit)
+        if announced is not None and announced <= PIECE:
+            body = b"".join([piece async for piece in self._pieces()])
+            async with self.budget.take(len(body)):
+                yield body
+            return
         async with self.spool() as spool:
-            while piece := await self.receive():
+            async for piece in self._pieces():
                 if spool.size + len(piece) > limit:
                     raise LimitExceeded(what, spool.size + len(piece), limit)
                 await spool.write(piece)
@@ -117,16 +106,19 @@ class Exchange:
         """
         response.content_length = size
         await response.prepare(self.request)
-        # What was written counts as sent once the kernel has all of it: no more than one piece ever waits in this process.
+        # The head must have gone before anything else does: it takes another way.
         self.transport.set_write_buffer_limits(high=0)
-        try:
-            yield Answer(self)
-            await response.write_eof()
-        except BaseException:
-            # A short answer must never look whole.
-            if self.request.transport is not None:
-                self.request.transport.abort()
-            raise
+        async with self.moving():
+            await self.request.writer.drain()
+        with duplicate(self.transport) as connection:
+            try:
+                yield Answer(connection, stall_seconds=self.stall_seconds)
+                await response.write_eof()
+            except BaseException:
+                # A short answer must never look whole.
+                if self.request.transport is not None:
+                    self.request.transport.abort()
+                raise
 
     @asynccontextmanager
     async def moving(self) -> AsyncIterator[None]:
@@ -135,7 +127,17 @@ class Exchange:
             async with asyncio.timeout(self.stall_seconds):
                 yield
         except TimeoutError:
-            raise Stalled(_PEER, self.stall_seconds) from None
+            raise Stalled(PEER, self.stall_seconds) from None
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises Interrupted, Stalled."""
+        while True:
+            with arriving():
+                async with self.moving():
+                    piece = await self.request.content.readany()
+            if not piece:
+                return
+            yield piece
 
 
 class Spool:
@@ -162,76 +164,13 @@ class Spool:
             return await self._file.read(size)
 
 
-class Answer:
-    """The body of an answer on its way out."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
-        self._sent = 0
-
-    async def send(self, piece: bytes, *, if_slow: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Send a piece, of 256 KiB at most; `if_slow` is called where the client does not take it soon.
-
-        Raises Stalled, ConnectionError.
-        """
-        transport = self._exchange.transport
-        transport.write(piece)
-        self._sent += len(piece)
-        if not transport.get_write_buffer_size():
-            return
-        # A task of its own: aiohttp's drain cannot be waited for again once waiting for it was cancelled.
-        drained = asyncio.ensure_future(self._exchange.request.writer.drain())
-        try:
-            async with self._exchange.moving():
-                if if_slow is not None and not (await asyncio.wait([drained], timeout=PATIENCE_SECONDS))[0]:
-                    await if_slow()
-                await drained
-        finally:
-            drained.cancel()
-
-    async def send_file(self, file: BinaryIO, *, size: int) -> int:
-        """Send the first `size` bytes of a file, by the kernel where it can; how many there were.
-
-        Raises Stalled, ConnectionError.
-        """
-        send_piece = self._send_by_kernel if _has_descriptor(file) else self._send_copy
-        offset = 0
-        while offset < size:
-            sent = await send_piece(file, offset, min(self._piece_size(), size - offset))
-            if not sent:
-                break
-            offset += sent
-        return offset
-
-    def _piece_size(self) -> int:
-        """A stall timer sees the progress of small pieces, and each costs as much as sending 256 KiB does.
-
-        Large ones are for clients that have taken more than send buffers hold, at a rate that needs a fraction of the timer.
-        """
-        is_fast = self._sent > FAST_RATE * (self._loop.time() - self._started)
-        return LARGE_PIECE if is_fast and self._sent > SEND_BUFFERS else PIECE
-
-    async def _send_by_kernel(self, file: BinaryIO, offset: int, size: int) -> int:
-        async with self._exchange.moving():
-            sent = await self._loop.sendfile(self._exchange.transport, file, offset, size)
-        self._sent += sent
-        return sent
-
-    async def _send_copy(self, file: BinaryIO, _: int, size: int) -> int:
-        piece = await in_disk_thread(file.read, min(size, PIECE))
-        await self.send(piece)
-        return len(piece)
-
-
 @contextmanager
 def arriving() -> Iterator[None]:
     """Reading a body. Raises Interrupted when the client cuts it, or breaks its framing."""
     try:
         yield
     except (ConnectionError, web.RequestPayloadError) as error:
-        raise Interrupted(_PEER, str(error) or type(error).__name__) from error
+        raise Interrupted(PEER, str(error) or type(error).__name__) from error
 
 
 @contextmanager
@@ -241,11 +180,3 @@ def spooling() -> Iterator[None]:
         yield
     except OSError as error:
         raise storage_error("the spool folder of the server", error) from error
-
-
-def _has_descriptor(file: BinaryIO) -> bool:
-    try:
-        file.fileno()
-    except io.UnsupportedOperation:
-        return False
-    return True

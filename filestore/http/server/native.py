@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote
 
 from aiohttp import web
 
-from filestore.aio import in_disk_thread
 from filestore.digest import DIGEST_SIZE, Digest, parse_digests
-from filestore.errors import DamagedChunk, Interrupted, InvalidBatch, InvalidInput, InvalidName, LimitExceeded, NotFound, Stalled
+from filestore.errors import Interrupted, InvalidBatch, InvalidInput, InvalidName, LimitExceeded, NotFound, Stalled
 from filestore.http import wire
-from filestore.http.server.exchange import Answer, Exchange
+from filestore.http.server.exchange import Exchange
+from filestore.http.server.frames import Frames
+from filestore.http.server.intake import taken_in
 from filestore.http.server.validators import IMMUTABLE, matches_any
 from filestore.manifest import MANIFEST_LIMIT
 from filestore.objects import Kind, Record, Reference
@@ -24,8 +20,6 @@ from filestore.repository import REPOSITORY_VERSION, LocalRepository
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
-OPEN_TOGETHER = 16
-"""Frames that an answer opens at once; the next as many are opened while these are sent."""
 RECORDS_LIMIT = 1000
 
 
@@ -51,13 +45,18 @@ async def put_chunks(exchange: Exchange, repository: LocalRepository) -> web.Str
         raise LimitExceeded("the batch's size in bytes", size, wire.BATCH_LIMIT)
     batch = wire.BatchParser(size=size)
     async with repository.delivery() as delivery:
+
+        def take(piece: memoryview) -> None:
+            for part in batch.feed(piece):
+                if isinstance(part, wire.BatchEntry):
+                    delivery.begin(part.digest, part.stored_size)
+                else:
+                    delivery.write(part)
+
         try:
-            while piece := await exchange.receive():
-                for part in batch.feed(piece):
-                    if isinstance(part, wire.BatchEntry):
-                        await delivery.begin(part.digest, part.stored_size)
-                    else:
-                        await delivery.write(part)
+            async with taken_in(exchange, size=size) as intake:
+                while await intake.turn(take):
+                    delivery.check()
         except (Interrupted, Stalled):
             await delivery.keep()
             raise
@@ -71,15 +70,13 @@ async def get_chunks(exchange: Exchange, repository: LocalRepository) -> web.Str
     """A batch of the frames asked for, in that order; what is absent is marked in its header."""
     async with exchange.whole_body(what="the question's size in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE) as body:
         digests = parse_digests(body)
-    entries = await _batch_entries(repository, digests)
-    header = wire.encode_batch_header(entries)
-    response = web.StreamResponse(headers={"Content-Type": wire.OCTETS})
-    async with exchange.answering(response, size=len(header) + sum(entry.stored_size for entry in entries)) as answer:
-        await answer.send(header)
-        present = [entry for entry in entries if entry.stored_size]
-        async with aclosing(_opened_ahead(repository, [entry.digest for entry in present])) as frames:
-            for entry in present:
-                await _send_frame(answer, await anext(frames), entry)
+    async with Frames(repository, digests) as frames:
+        entries = await frames.entries()
+        header = wire.encode_batch_header(entries)
+        response = web.StreamResponse(headers={"Content-Type": wire.OCTETS})
+        async with exchange.answering(response, size=len(header) + sum(entry.stored_size for entry in entries)) as answer:
+            await answer.send(header)
+            await frames.send(answer, entries)
     return response
 
 
@@ -95,16 +92,17 @@ async def get_chunk(exchange: Exchange, repository: LocalRepository) -> web.Stre
     digest = Digest.parse(exchange.request.match_info["digest"])
     # Weak: the same chunk may have been encoded differently when it was pushed again after a loss.
     headers = {"Content-Type": wire.OCTETS, "ETag": f'W/"{digest}"', "Cache-Control": IMMUTABLE}
-    async with aclosing(_opened_ahead(repository, [digest])) as frames:
-        frame = await anext(frames)
-        if frame is None:
+    async with Frames(repository, [digest]) as frames:
+        entries = await frames.entries()
+        size = entries[0].stored_size
+        if not size:
             raise NotFound(str(digest))
         if matches_any(exchange.request.if_none_match, str(digest), weak=True):
             return web.Response(status=304, headers=headers)
         response = web.StreamResponse(headers=headers)
-        async with exchange.answering(response, size=frame.size) as answer:
+        async with exchange.answering(response, size=size) as answer:
             if exchange.request.method != "HEAD":
-                await _send_frame(answer, frame, wire.BatchEntry(digest, frame.size))
+                await frames.send(answer, entries)
     return response
 
 
@@ -158,77 +156,6 @@ async def get_manifest(exchange: Exchange, repository: LocalRepository) -> web.S
         if matches_any(exchange.request.if_none_match, str(digest), weak=True):
             return web.Response(status=304, headers=headers)
         return await exchange.answer_with(spool, web.StreamResponse(headers=headers))
-
-
-class _OpenFrame(NamedTuple):
-    """A frame that is open for reading, and its size at that moment."""
-
-    file: BinaryIO
-    size: int
-
-
-async def _batch_entries(repository: LocalRepository, digests: Sequence[Digest]) -> list[wire.BatchEntry]:
-    """Which frames there are, and their sizes: the header goes first, and not all of them can be open at once."""
-    entries: list[wire.BatchEntry] = []
-    for group in _groups(digests):
-        frames = await _open(repository, group)
-        entries += (wire.BatchEntry(digest, frame.size if frame else 0) for digest, frame in zip(group, frames, strict=True))
-        await in_disk_thread(_close, frames)
-    return entries
-
-
-async def _opened_ahead(repository: LocalRepository, digests: Sequence[Digest]) -> AsyncGenerator[_OpenFrame | None]:
-    """Each frame in turn, None where it is gone. It is closed here, some time after the next one was asked for."""
-    groups = iter(_groups(digests))
-    opening = _start_opening(repository, next(groups, None))
-    try:
-        while opening is not None:
-            frames = await opening
-            opening = _start_opening(repository, next(groups, None))
-            try:
-                for frame in frames:
-                    yield frame
-            finally:
-                await in_disk_thread(_close, frames)
-    finally:
-        if opening is not None:
-            await in_disk_thread(_close, await opening)
-
-
-def _start_opening(repository: LocalRepository, group: Sequence[Digest] | None) -> asyncio.Task[list[_OpenFrame | None]] | None:
-    return None if group is None else asyncio.create_task(_open(repository, group))
-
-
-async def _open(repository: LocalRepository, digests: Sequence[Digest]) -> list[_OpenFrame | None]:
-    return await in_disk_thread(_measure, await repository.open(digests))
-
-
-def _measure(files: Sequence[BinaryIO | None]) -> list[_OpenFrame | None]:
-    frames: list[_OpenFrame | None] = []
-    for file in files:
-        frames.append(None if file is None else _OpenFrame(file, file.seek(0, os.SEEK_END)))
-        if file is not None:
-            file.seek(0)
-    return frames
-
-
-def _close(frames: Sequence[_OpenFrame | None]) -> None:
-    for frame in frames:
-        if frame is not None:
-            frame.file.close()
-
-
-async def _send_frame(answer: Answer, frame: _OpenFrame | None, entry: wire.BatchEntry) -> None:
-    """Raises DamagedChunk when it is not the frame that the answer's head announced."""
-    found = 0 if frame is None else frame.size
-    if frame is not None and found == entry.stored_size:
-        found = await answer.send_file(frame.file, size=entry.stored_size)
-    if found != entry.stored_size:
-        raise DamagedChunk(str(entry.digest), f"its frame had {entry.stored_size} bytes a moment ago, and now has {found}")
-
-
-def _groups(digests: Sequence[Digest]) -> list[Sequence[Digest]]:
-    return [digests[start : start + OPEN_TOGETHER] for start in range(0, len(digests), OPEN_TOGETHER)]
 
 
 def _answer(record: Record, *, status: int = 200) -> web.Response:

@@ -12,13 +12,15 @@ from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import numpy as np
 from aiohttp import web
 
 from filestore.aio import in_cpu_thread
 from filestore.codec import frame_limit
 from filestore.errors import DamagedChunk, FilestoreError, InvalidDigest, InvalidReference, NotFound
 from filestore.http import wire
-from filestore.http.server.exchange import PIECE, Exchange
+from filestore.http.server.answer import Answer
+from filestore.http.server.exchange import Exchange
 from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
 from filestore.layout import parse_file_path
 from filestore.manifest import Chunk, Manifest
@@ -61,8 +63,11 @@ async def get_content(exchange: Exchange, repository: LocalRepository) -> web.St
         # Before the head: damage found now is still an answer that says so.
         await content.load()
         async with exchange.answering(response, size=len(wanted)) as answer:
-            while piece := await content.next_piece():
-                await answer.send(piece, if_slow=content.forget)
+            while await content.load():
+                if not await content.send(answer):
+                    # I6: memory does not wait for a client that takes its time.
+                    await content.forget()
+                    await answer.wait()
     return response
 
 
@@ -91,13 +96,13 @@ class _Load(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    pieces: deque[bytes]
+    parts: deque[memoryview]
     held: AsyncExitStack
-    """The part of the budget that they count against."""
+    """The part of the budget that the memory counts against that they are views of."""
 
 
 class _Content:
-    """The bytes of a file in `wanted`, in pieces; what comes next is read, decoded and verified ahead, within the budget.
+    """The bytes of a file in `wanted`; what comes next is read, decoded and verified ahead, within the budget.
 
     Close it by leaving its block.
     """
@@ -118,25 +123,27 @@ class _Content:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.forget()
 
-    async def load(self) -> None:
-        """Have the next piece at hand. Raises DamagedChunk, StorageError."""
-        while self._loaded is None or not self._loaded.pieces:
+    async def load(self) -> bool:
+        """Have the next bytes at hand; False at the end. Raises DamagedChunk, StorageError."""
+        while self._loaded is None or not self._loaded.parts:
             if self._loaded is not None:
-                await self._loaded.held.aclose()
-                self._loaded = None
+                held, self._loaded = self._loaded.held, None
+                await held.aclose()
             self._load_ahead()
             if not self._loading:
-                return
+                return False
             self._loaded = await self._loading.popleft()
+        return True
 
-    async def next_piece(self) -> bytes:
-        """The next piece; empty at the end. Raises as `load`."""
-        await self.load()
-        if self._loaded is None:
-            return b""
-        piece = self._loaded.pieces.popleft()
-        self._position += len(piece)
-        return piece
+    async def send(self, answer: Answer) -> bool:
+        """Send what was loaded, as far as the client takes it soon; whether it took all. Raises ConnectionError."""
+        while self._loaded is not None and self._loaded.parts:
+            part = self._loaded.parts.popleft()
+            sent = await answer.offer(part)
+            self._position += sent
+            if sent < len(part):
+                return False
+        return True
 
     async def forget(self) -> None:
         """Give up what was loaded and its part of the budget; it is loaded again when it is asked for."""
@@ -169,31 +176,40 @@ class _Content:
         return _Load(chunks, range(self._ahead - start, min(size, self._stop - start)))
 
     async def _read(self, load: _Load) -> _Loaded:
-        space = sum(frame_limit(chunk.size) for chunk in load.chunks)
+        space = sum(_rounded(frame_limit(chunk.size)) for chunk in load.chunks)
         async with AsyncExitStack() as held:
             await held.enter_async_context(self._budget.take(2 * space))
             digests = [chunk.digest for chunk in load.chunks]
-            frames = await self._repository.get(digests, memoryview(bytearray(space)))
+            frames = await self._repository.get(digests, _memory(space))
             try:
-                pieces = await in_cpu_thread(_decoded, load, frames)
+                parts = await in_cpu_thread(_decoded, load, frames, _memory(space))
             except DamagedChunk:
                 await held.aclose()  # which a recheck may wait for
                 with suppress(FilestoreError):
                     await self._repository.recheck(digests)
                 raise
-            return _Loaded(pieces, held.pop_all())
+            return _Loaded(parts, held.pop_all())
 
 
-def _decoded(load: _Load, frames: list[memoryview | None]) -> deque[bytes]:
-    """The wanted pieces; copies, since a transport keeps what it could not send at once."""
-    pieces: deque[bytes] = deque()
-    offset = 0
+def _decoded(load: _Load, frames: list[memoryview | None], memory: memoryview) -> deque[memoryview]:
+    """What is wanted of each chunk, views of `memory` and of `frames`."""
+    parts: deque[memoryview] = deque()
+    offset = place = 0
     for chunk, data in zip(load.chunks, frames, strict=True):
         if data is None:
             raise DamagedChunk(str(chunk.digest), "its frame is gone")
-        content = verified(chunk, data)
-        end = min(chunk.size, load.wanted.stop - offset)
-        for start in range(max(0, load.wanted.start - offset), end, PIECE):
-            pieces.append(bytes(content[start : min(start + PIECE, end)]))
+        content = verified(chunk, data, memory[place : place + chunk.size])
+        place += _rounded(chunk.size)
+        parts.append(content[max(0, load.wanted.start - offset) : load.wanted.stop - offset])
         offset += chunk.size
-    return pieces
+    return parts
+
+
+def _memory(size: int) -> memoryview:
+    """Bytes of any value: to clear what is written to next would cost as much as copying it."""
+    return np.empty(size, "u1").data
+
+
+def _rounded(size: int) -> int:
+    """Where the next chunk may start: codecs are faster at multiples of 64."""
+    return -(-size // 64) * 64

@@ -85,7 +85,7 @@ def serve(
     `announce(url)` is called once connections are accepted; port 0 is any free one. `tokens` (digests, and the namespaces
     that they are let in to) hold for this run, beside those of the index. A stop lets requests under way finish for
     `drain_seconds`; a second signal ends them at once. `memory_limit` is bytes in flight in each worker, pushes of
-    forms aside, which have 128 MiB; forms wait in `spool_folder`, by default the system's temporary one, and may hold files of
+    forms aside, which have 96 MiB; forms wait in `spool_folder`, by default the system's temporary one, and may hold files of
     `upload_limit` bytes.
 
     Raises AddressInUse, AddressError, and what `open_backend` raises.

@@ -1,0 +1,186 @@
+"""What a client makes of servers that die, restart, refuse and stand behind TLS; and what is left of it when it is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from filestore.backends import connect
+from filestore.codec import Codec
+from filestore.digest import chunk_digest
+from filestore.errors import Unauthorized
+from filestore.http import client as client_module
+from filestore.objects import Frame
+from tests.support.frames import encoded, room
+from tests.support.generator import octets
+from tests.support.server import TOKEN, RunningServer, running_server
+
+CERTIFICATE = Path(__file__).parents[1] / "support" / "localhost.pem"
+"""A certificate for localhost that signs itself, until 2126, and its key."""
+
+
+def large_frames(seed: int) -> list[Frame]:
+    """16 MB, more than the buffers of a connection's two ends hold, and as much as a push puts at once."""
+    return [encoded(octets(1000 * seed + number, 1_000_000), codec=Codec.RAW) for number in range(16)]
+
+
+def sockets() -> list[str]:
+    """Those that this process has open."""
+    links = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the listing's own
+            links.append(str(path.readlink()))
+    return sorted(link for link in links if link.startswith("socket:"))
+
+
+async def test_a_large_batch_without_a_token_is_refused_by_that_name(tmp_path: Path) -> None:
+    """The server answers, and hangs up, before it has read the batch: what it said is what counts."""
+    with running_server(tmp_path / "root") as server:
+        async with connect(server.url, token="of-nobody") as repository:
+            for _ in range(3):
+                with pytest.raises(Unauthorized):
+                    await repository.put(large_frames(1))
+
+
+@pytest.mark.parametrize("verb", ["put", "get"])
+async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str) -> None:
+    """Killed in the middle of a batch: the batch goes on where the next server is, and counts come out right."""
+    frames = large_frames(2)
+    digests = [frame.digest for frame in frames]
+    moved: list[int] = []
+    with running_server(tmp_path / "root", check=False) as first:
+        async with connect(first.url, token=TOKEN) as repository:
+            await repository.put(frames[:4] if verb == "put" else frames)
+
+            def kill(size: int) -> None:
+                if not moved:
+                    first.process.kill()
+                moved.append(size)
+
+            asking = asyncio.create_task(
+                repository.put(frames, moved=kill) if verb == "put" else repository.get(digests, room(16), moved=kill)
+            )
+            while not moved:
+                await asyncio.sleep(0)
+            first.process.wait()
+            with running_server(tmp_path / "root", port=first.port):
+                got = await asking
+                if got is None:
+                    got = await repository.get(digests, room(16))
+                assert [frame.data for frame in frames] == got
+                assert sum(len(frame.data) for frame in frames) == sum(moved)
+
+
+async def test_connections_of_a_server_that_was_restarted_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection found closed costs no attempt."""
+    monkeypatch.setattr(client_module, "ATTEMPTS", 1)
+    frame = encoded(b"content")
+    with running_server(tmp_path / "root", check=False) as first:
+        async with connect(first.url, token=TOKEN) as repository:
+            await asyncio.gather(*(repository.put([frame]) for _ in range(4)))
+            assert (0, "") == first.stop()
+            with running_server(tmp_path / "root", port=first.port):
+                await repository.put([frame])
+                assert [frame.data] == await repository.get([frame.digest], room(1))
+
+
+@pytest.mark.parametrize("verb", ["put", "get"])
+async def test_a_cancelled_batch_lets_go_of_its_memory(tmp_path: Path, verb: str) -> None:
+    """Once the cancel is raised nobody writes there or reads from there any more, and the next batch finds all in order."""
+    frames = large_frames(3)
+    digests = [frame.digest for frame in frames]
+    buffer = room(16)
+    before = sockets()
+    with running_server(tmp_path / "root") as server:
+        async with connect(server.url, token=TOKEN) as repository:
+            await repository.put(frames[:8] if verb == "put" else frames)
+            moved: list[int] = []
+            asking = asyncio.create_task(
+                repository.put(frames, moved=moved.append)
+                if verb == "put"
+                else repository.get(digests, buffer, moved=moved.append)
+            )
+            while not moved:
+                await asyncio.sleep(0)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            buffer[:] = bytes(len(buffer))
+            await repository.put(frames)
+            assert not any(buffer)
+            assert [frame.data for frame in frames] == await repository.get(digests, buffer)
+        assert before == sockets()
+
+
+@asynccontextmanager
+async def behind_tls(server: RunningServer) -> AsyncIterator[str]:
+    """The URL of a reverse proxy in front of a server, that undoes TLS and nothing else."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while piece := await reader.read(1 << 16):
+            writer.write(piece)
+            await writer.drain()
+        writer.close()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.gather(pass_on(reader, server_writer), pass_on(server_reader, writer), return_exceptions=True)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    async with await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context) as proxy:
+        yield f"https://localhost:{proxy.sockets[0].getsockname()[1]}"
+
+
+_OVER_TLS = """
+import asyncio, sys
+from filestore.backends import connect
+from tests.faults.test_client_faults import large_frames
+from tests.support.frames import room
+
+async def main():
+    frames = large_frames(4)
+    async with connect(sys.argv[1], token=sys.argv[2]) as repository:
+        await repository.put(frames)
+        got = await repository.get([frame.digest for frame in frames], room(16))
+        assert [frame.data for frame in frames] == got
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+async def test_a_server_behind_tls(tmp_path: Path, *, is_trusted: bool) -> None:
+    """The same repository; a certificate that nobody trusts is an error, whatever travels behind it."""
+    with running_server(tmp_path / "root") as server:
+        async with behind_tls(server) as url:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-W", "error", "-c", _OVER_TLS, url, TOKEN),
+                env=os.environ | ({"SSL_CERT_FILE": str(CERTIFICATE)} if is_trusted else {}),
+                cwd=Path(__file__).parents[2],
+                stderr=subprocess.PIPE,
+            )
+            _, errors = await process.communicate()
+    if is_trusted:
+        assert (0, b"") == (process.returncode, errors)
+    else:
+        assert b"Unreachable" in errors
+        assert b"certificate" in errors
+
+
+async def test_an_absent_chunk_among_large_ones(tmp_path: Path) -> None:
+    """It takes no room, and the others come."""
+    frames = large_frames(5)
+    with running_server(tmp_path / "root") as server:
+        async with connect(server.url, token=TOKEN) as repository:
+            await repository.put(frames)
+            asked = [frames[0].digest, chunk_digest(b"absent"), frames[1].digest]
+            assert [frames[0].data, None, frames[1].data] == await repository.get(asked, room(3))

@@ -1,0 +1,162 @@
+"""Bodies that threads move beside aiohttp: slow, refused or crowded, the connection stays what it was, and others are served."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from filestore.aio import DISK_THREADS
+from filestore.backends import open_backend
+from filestore.codec import Codec
+from filestore.http.server.answer import Answer
+from filestore.http.server.connection import PIECE
+from filestore.http.server.frames import OPEN_TOGETHER, Frames
+from filestore.http.wire import API
+from filestore.objects import Frame
+from filestore.repository import LocalRepository
+from tests.support.cancels import cancelled_at_every_await
+from tests.support.frames import encoded, frames
+from tests.support.generator import octets
+from tests.support.server import RunningServer, batch, eventually, reply, running_server
+
+CROWD = 3 * DISK_THREADS
+"""More peers than there are threads that could wait for them."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server that has nothing to say in its log."""
+    with running_server(tmp_path_factory.mktemp("served") / "root") as server:
+        yield server
+
+
+def large(seed: int, *, size: int = 400_000) -> Frame:
+    """A frame that does not come in one read."""
+    return encoded(octets(seed, size), codec=Codec.RAW)
+
+
+def request(server: RunningServer, path: str, body: bytes, *lines: str) -> bytes:
+    """A whole request."""
+    head = [f"POST {API}/{path} HTTP/1.1", "Host: server", f"Authorization: Bearer {server.token}", *lines]
+    return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+def received(connection: socket.socket) -> bytes:
+    """All that comes on a connection until its end."""
+    answers = b""
+    while piece := connection.recv(1 << 16):
+        answers += piece
+    return answers
+
+
+def is_staged(server: RunningServer, size: int) -> bool:
+    """Whether that many bytes lie in staging files."""
+    return sum(path.stat().st_size for path in (server.root / "tmp").glob("*/*")) == size
+
+
+@pytest.mark.parametrize("size", [1000, PIECE - 1000, PIECE, PIECE + 1, 3 << 20])
+def test_requests_behind_a_batch_are_read_where_it_ends(server: RunningServer, size: int) -> None:
+    """All are sent at once on one connection: the start of each is found behind bytes that aiohttp has not seen."""
+    sent = [large(size + number, size=size) for number in range(3)]
+    requests = [request(server, "chunks", batch([frame])) + request(server, "chunks/missing", frame.digest) for frame in sent]
+    with server.connection() as connection:
+        connection.sendall(b"".join(requests) + request(server, "chunks/missing", b"", "Connection: close"))
+        answers = received(connection)
+    assert (7, 3) == (answers.count(b"HTTP/1.1 200 OK\r\n"), answers.count(b'{"kept": 1}'))
+    assert [] == server.missing([frame.digest for frame in sent])
+
+
+def test_a_batch_that_is_refused_is_read_to_its_end(server: RunningServer) -> None:
+    """What was wrong is said, though most of it was still to come, and the next request on the connection is answered."""
+    wrong = bytearray(batch([large(1, size=3 << 20)]))
+    wrong[36] += 1  # the size of its frame
+    with server.connection() as connection:
+        connection.sendall(request(server, "chunks", bytes(wrong)) + request(server, "chunks/missing", b"", "Connection: close"))
+        answers = received(connection)
+    assert answers.startswith(b"HTTP/1.1 422 ")
+    assert (1, 1) == (answers.count(b'"InvalidBatch"'), answers.count(b"HTTP/1.1 200 OK\r\n"))
+
+
+def test_a_sender_of_single_bytes_is_not_stalled(tmp_path: Path) -> None:
+    """A server is woken up for whole pieces, and looks for less before it gives up."""
+    frame = large(2)
+    body = batch([frame])
+    with (
+        running_server(tmp_path / "root", stall_seconds=1) as server,
+        server.begin("POST", f"{API}/chunks", f"Content-Length: {len(body)}", body=body[:-1000]) as connection,
+    ):
+        for left in (1000, 999, 998):
+            eventually(partial(is_staged, server, len(frame.data) - left))
+            connection.sendall(body[-left:][:1])
+        connection.sendall(body[-997:])
+        assert {"kept": 1} == reply(connection).json
+
+
+def test_senders_that_stall_hold_no_thread(server: RunningServer) -> None:
+    """However many they are, others are served."""
+    body = batch([large(3)])
+    with ExitStack() as held:
+        for _ in range(CROWD):
+            announced = f"Content-Length: {len(body)}"
+            held.enter_context(server.begin("POST", f"{API}/chunks", announced, body=body[: len(body) // 2]))
+        assert {"kept": 1} == server.put([large(4)]).json
+
+
+def test_readers_that_stall_hold_no_thread(server: RunningServer) -> None:
+    """However many they are, others are served; each gets all in the end."""
+    sent = [large(100 + number, size=4 << 20) for number in range(4)]
+    for frame in sent:
+        server.put([frame])
+    asked = b"".join(frame.digest for frame in sent)
+    with ExitStack() as held:
+        slow = [
+            held.enter_context(server.begin("POST", f"{API}/chunks/get", f"Content-Length: {len(asked)}", body=asked))
+            for _ in range(CROWD)
+        ]
+        assert [b"HTTP/1.1 200 OK"] * CROWD == [connection.recv(15) for connection in slow]
+        answer = server.ask("POST", f"{API}/chunks/get", asked).body
+        assert answer.endswith(b"".join(frame.data for frame in sent))
+        late = b""
+        while len(late.partition(b"\r\n\r\n")[2]) < len(answer):
+            late += slow[0].recv(1 << 20)
+        assert answer == late.partition(b"\r\n\r\n")[2]
+
+
+async def test_cancelled_answer_leaves_no_frame_open(tmp_path: Path) -> None:
+    """Whatever await is cancelled, of those that are open and those that are being opened."""
+    store, index = await open_backend(tmp_path / "repository")
+    repository = LocalRepository(store, index, location="here")
+    sent = frames(2 * OPEN_TOGETHER + 1, size=100)
+    await repository.put(sent)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(0)
+
+        async def send() -> None:
+            async with Frames(repository, [frame.digest for frame in sent]) as answered:
+                await answered.send(Answer(ours, stall_seconds=60), await answered.entries())
+
+        before = open_frames(tmp_path)
+        async for _ in cancelled_at_every_await(send):
+            assert before == open_frames(tmp_path)
+            drain(theirs)
+    await repository.close()
+
+
+def drain(connection: socket.socket) -> None:
+    """Take what has come."""
+    connection.settimeout(0)
+    with suppress(BlockingIOError):
+        while connection.recv(1 << 20):
+            pass
+
+
+def open_frames(root: Path) -> list[str]:
+    """The files of a repository's chunks that this process has open."""
+    targets = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return [target for target in targets if target.startswith(f"{root}/repository/chunks")]

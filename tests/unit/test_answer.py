@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import pytest
+
+from filestore.aio import in_disk_thread
+from filestore.errors import Stalled
+from filestore.http.server import answer as answer_module
+from filestore.http.server.answer import Answer, FilePart
+from tests.support.cancels import cancelled_at_every_await
+from tests.support.generator import octets
+
+
+class Line(NamedTuple):
+    """A connection's two ends, between which less fits than what is sent here."""
+
+    server: socket.socket
+    client: socket.socket
+
+    def answer(self, *, stall_seconds: float = 60) -> Answer:
+        """What the server sends."""
+        return Answer(self.server, stall_seconds=stall_seconds)
+
+    async def received(self, size: int) -> bytes:
+        """Take that many bytes at the client's end."""
+        return await in_disk_thread(self._receive, size)
+
+    def _receive(self, size: int) -> bytes:
+        received = b""
+        while len(received) < size and (piece := self.client.recv(size - len(received))):
+            received += piece
+        return received
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    """A connection."""
+    server, client = socket.socketpair()
+    with server, client:
+        server.settimeout(0)
+        client.settimeout(60)
+        yield Line(server, client)
+
+
+@pytest.fixture(params=["files", "memory"])
+def parts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[FilePart]]:
+    """Parts of files with and without a descriptor, one of them of no bytes, and one whose file is longer than its part."""
+    opened: list[BinaryIO] = []
+    for number, size in enumerate([300_000, 0, 1, 2_000_000]):
+        content = octets(number, size) + (b"more" if number == 3 else b"")
+        if request.param == "memory":
+            opened.append(BytesIO(content))
+        else:
+            path = tmp_path / str(number)
+            path.write_bytes(content)
+            opened.append(path.open("rb", buffering=0))
+    yield [FilePart(file, size) for file, size in zip(opened, [300_000, 0, 1, 2_000_000], strict=True)]
+    for file in opened:
+        file.close()
+
+
+def content_of(parts: list[FilePart]) -> bytes:
+    """What is to arrive."""
+    content = b""
+    for part in parts:
+        part.file.seek(0)
+        content += part.file.read(part.size)
+    return content
+
+
+async def test_pieces_arrive_in_order(line: Line) -> None:
+    """Also those that the system takes a part of at a time."""
+    pieces = [octets(seed, 1 << 18) for seed in range(8)]
+
+    async def send() -> None:
+        for piece in pieces:
+            await line.answer().send(piece)
+
+    _, received = await asyncio.gather(send(), line.received(8 << 18))
+    assert b"".join(pieces) == received
+
+
+async def test_files_arrive_in_order(line: Line, parts: list[FilePart], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many turns it takes."""
+    expected = content_of(parts)
+    for turn_size in (1, 100_000, 8 << 20):
+        monkeypatch.setattr(answer_module, "TURN_SIZE", turn_size)
+        sent, received = await asyncio.gather(line.answer().send_files(parts), line.received(len(expected)))
+        assert (len(expected), expected) == (sent, received)
+
+
+async def test_nothing_is_sent_behind_a_file_that_is_too_short(line: Line, parts: list[FilePart]) -> None:
+    """The caller cuts the answer: what comes next must not take the place of what is missing."""
+    short = [parts[0], FilePart(parts[2].file, 100), parts[0]]
+    sent, received = await asyncio.gather(line.answer().send_files(short), line.received(300_001))
+    assert (300_001, content_of([parts[0], parts[2]])) == (sent, received)
+    line.server.close()
+    assert b"" == line.client.recv(1)
+
+
+async def test_slow_client_is_offered_no_more(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I6: the caller is told how much it took, and may give up the memory of the rest."""
+    monkeypatch.setattr(answer_module, "PATIENCE_SECONDS", 0.01)
+    content = octets(1, 1 << 22)
+    buffer = bytearray(content)
+    answer = line.answer()
+    sent = await answer.offer(memoryview(buffer))
+    assert 0 < sent < len(content)
+    assert 0 == await answer.offer(memoryview(buffer))
+    buffer.clear()  # raises BufferError while anything views it
+    received = await line.received(sent)
+    await answer.wait()
+    _, rest = await asyncio.gather(answer.send(content[sent:]), line.received(len(content) - sent))
+    assert content == received + rest
+
+
+@pytest.mark.parametrize("what", ["piece", "files"])
+async def test_client_that_takes_nothing(line: Line, parts: list[FilePart], what: str) -> None:
+    """It is given up after the time that is set."""
+    answer = line.answer(stall_seconds=0.05)
+    with pytest.raises(Stalled):
+        await (answer.send(bytes(1 << 22)) if what == "piece" else answer.send_files(parts))
+
+
+@pytest.mark.parametrize("what", ["piece", "files"])
+async def test_client_that_goes(line: Line, parts: list[FilePart], what: str) -> None:
+    """Whether it goes before or while something is sent."""
+    answer = line.answer()
+    sending = asyncio.create_task(answer.send(bytes(1 << 22)) if what == "piece" else _counted(answer, parts))
+    await line.received(1)
+    line.client.close()
+    with pytest.raises(ConnectionError):
+        await sending
+    with pytest.raises(ConnectionError):
+        await (answer.send(b"x") if what == "piece" else _counted(answer, parts))
+
+
+async def _counted(answer: Answer, parts: list[FilePart]) -> None:
+    await answer.send_files(parts)
+
+
+async def test_cancelled_sending_leaves_nothing_behind(line: Line, parts: list[FilePart]) -> None:
+    """Whatever await is cancelled, the event loop watches the connection no more."""
+    expected = content_of(parts)
+
+    async def send() -> None:
+        await asyncio.gather(line.answer().send_files(parts), line.received(len(expected)))
+
+    async for _ in cancelled_at_every_await(send):
+        assert not asyncio.get_running_loop().remove_writer(line.server)
+        line.client.settimeout(0)
+        with suppress(BlockingIOError):
+            while line.client.recv(1 << 20):
+                pass
+        line.client.settimeout(60)
