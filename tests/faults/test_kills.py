@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import SCRIPTS, Home, Server
+from tests.support.trees import plant, standing
 
 SIZE = 192 << 20
 
@@ -67,6 +68,22 @@ def test_a_client_is_killed_in_the_middle_of_a_push(home: Home, source: Path, tm
         assert 0 < pushed["bytes_shared"]
         home.result("fetch", pushed["id"], "-o", tmp_path / "back", environ=server.environ)
     assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+
+
+def test_a_client_is_killed_in_the_middle_of_the_push_of_a_directory(home: Home, source: Path, tmp_path: Path) -> None:
+    """No record is made, and none half; the second push sends only what the first has not, and what is fetched is the tree."""
+    root = tmp_path / "root"
+    tree = plant(tmp_path / "tree", {f"small/{place}.txt": b"%d" % place * place for place in range(200)})
+    os.link(source, tree / "model.bin")
+    with home.server(root=root) as server:
+        command = start(home, server, "push", tree)
+        kill_when(lambda: stored(root) >= 8, command.pid, command)
+        assert -signal.SIGKILL == command.wait()
+        assert [] == home.result("ls", environ=server.environ)["files"]
+        pushed = home.result("push", tree, environ=server.environ)
+        assert 0 < pushed["bytes_shared"] < pushed["size"]
+        home.result("fetch", pushed["id"], "-o", tmp_path / "back", environ=server.environ)
+    assert standing(tree) == standing(tmp_path / "back")
 
 
 def test_the_server_is_killed_in_the_middle_of_a_push(home: Home, source: Path, tmp_path: Path) -> None:
