@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from fnmatch import translate
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -273,6 +274,10 @@ class _Walking:
         if target.startswith("/"):
             reason = f"it is a link to {target!r}, which is another place on another machine; make it relative, or {_FOLLOW}"
             raise self._refused(name, reason)
+        # What leads out by way of other links is found where the whole archive is looked at.
+        steps = (step for step in target.split("/") if step not in ("", "."))
+        if len(list(takewhile("..".__eq__, steps))) > name.count("/"):
+            raise self._refused(name, f"it is a link that leads out of the directory, to {target!r}; {_FOLLOW}")
         try:
             size = len(target.encode())
         except UnicodeEncodeError:

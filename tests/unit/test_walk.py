@@ -288,12 +288,22 @@ def test_kept_link_that_is_not_utf8(tmp_path: Path) -> None:
     assert f"{root}/link was refused: it is a link to '\\udcff', which is not UTF-8" in refusal(root, Symlinks.KEEP)
 
 
-def test_kept_link_that_leads_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["../../outside", ".././/../outside", "../../tree/folder"])
+def test_kept_link_that_leads_out(tmp_path: Path, target: str) -> None:
+    """Refused by its path and target, with what to do."""
+    root = plant(tmp_path, {"tree/folder/link": Link(target), "outside": b""}) / "tree"
+    sentence = refusal(root, Symlinks.KEEP)
+
+    assert sentence.startswith(f"{root}/folder/link was refused: it is a link that leads out of the directory, to {target!r}; ")
+    assert "--symlinks follow" in sentence
+
+
+def test_kept_link_that_leads_out_by_way_of_another(tmp_path: Path) -> None:
     """Whoever makes the zip refuses it, by name, and says where it leads."""
-    plant(tmp_path, {"tree/folder/link": Link("../../outside"), "outside": b""})
+    plant(tmp_path, {"tree/a/b/link": Link("../../up/../outside"), "tree/up": Link("."), "outside": b""})
     walked = walk(tmp_path / "tree", symlinks=Symlinks.KEEP)
 
-    with pytest.raises(InvalidName, match=r"'folder/link'.*leads out of the tree, to '\.\./\.\./outside'"):
+    with pytest.raises(InvalidName, match=r"'a/b/link'.*leads out of the tree, to '\.\./\.\./up/\.\./outside'"):
         TreeCutter(walked.entries, lambda *_: None)
 
 
