@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from filestore.aio import SingleFlight, in_cpu_thread, in_disk_thread
 from filestore.archive.read import DEFAULT_LIMITS, Limits
@@ -20,6 +22,33 @@ from filestore.unpack import unpack
 
 CACHE_VERSION = 1
 ATTEMPTS = 3
+
+
+class Resolved(NamedTuple):
+    """What a resolve did, in bytes."""
+
+    path: Path
+    bytes_received: int
+    """Encoded bytes of the frames that were received."""
+    bytes_reused: int
+    """Decoded bytes that were copied from other entries, or were here from a fetch that was cut."""
+    seconds: float
+    was_cached: bool
+    """Nothing was fetched for this call: it was here, or someone else has fetched it, meanwhile or at the same time."""
+
+
+class _Filled(NamedTuple):
+    """What a miss cost; None where another process was quicker."""
+
+    path: Path
+    received: _Received | None
+
+
+class _Received(NamedTuple):
+    moved: int
+    reused: int
+    tail: bytes | None
+    """That of a tree's zip."""
 
 
 class Cache:
@@ -52,13 +81,30 @@ class Cache:
         Raises NotFound, InvalidReference, InvalidArchive, LimitExceeded, StorageFull, StorageError, DamagedChunk,
         TransferError, UnknownFormat.
         """
+        return (await self.resolved(wanted, report=report)).path
+
+    async def resolved(self, wanted: File | Directory, *, report: Report | None = None) -> Resolved:
+        """`resolve`, with what it cost. Of callers that share one fetch, it is told to who began it."""
+        started = time.monotonic()
         kind = Kind.DIRECTORY if isinstance(wanted, Directory) else Kind.FILE
         reference = wanted.reference
         shelf = await self._opened()
         path = await in_disk_thread(shelf.find, kind, reference)
-        if path is not None:
-            return path
-        return await self._flights.run((kind, reference), lambda: self._fill(shelf, kind, reference, report))
+        received: _Received | None = None
+        if path is None:
+            began = False
+
+            async def fill() -> _Filled:
+                nonlocal began
+                began = True
+                return await self._fill(shelf, kind, reference, report)
+
+            filled = await self._flights.run((kind, reference), fill)
+            path, received = filled.path, filled.received if began else None
+        seconds = time.monotonic() - started
+        if received is None:
+            return Resolved(path, 0, 0, seconds, was_cached=True)
+        return Resolved(path, received.moved, received.reused, seconds, was_cached=False)
 
     async def _opened(self) -> Shelf:
         if self._shelf is None:
@@ -71,23 +117,23 @@ class Cache:
             self._shelf = Shelf(self._root / identity.id / identity.namespace)
         return self._shelf
 
-    async def _fill(self, shelf: Shelf, kind: Kind, reference: Reference, report: Report | None) -> Path:
+    async def _fill(self, shelf: Shelf, kind: Kind, reference: Reference, report: Report | None) -> _Filled:
         record = await self._repository.record(reference)
         wanted = Wanted(kind, record.digest)
         known = Reference(digest=record.digest, name=record.name)
         async with locked(shelf.lock_path(wanted), lambda: shelf.find(kind, known) is not None) as lock:
             # Another process may have filled it while this one waited.
             path = await in_disk_thread(shelf.find, kind, known)
-            if path is None:
-                path = await self._make(shelf, wanted, record, lock, report)
+            made = _Filled(path, None) if path is not None else await self._make(shelf, wanted, record, lock, report)
             await in_disk_thread(shelf.remember, record)
-        return path
+        return made
 
-    async def _make(self, shelf: Shelf, wanted: Wanted, record: Record, lock: Lock, report: Report | None) -> Path:
+    async def _make(self, shelf: Shelf, wanted: Wanted, record: Record, lock: Lock, report: Report | None) -> _Filled:
         """The path of the entry, which another process may make at the same time."""
         manifest = await self._manifest(shelf, record)
         known = Reference(digest=record.digest, name=record.name)
         failure: FilestoreError = StorageError(str(shelf.root), "someone else writes to what was fetched, again and again")
+        cost: _Received | None = None
         for attempt in range(ATTEMPTS):
             is_first = attempt == 0
             target = await in_disk_thread(
@@ -98,8 +144,9 @@ class Cache:
                 takes_over=lock.passes_by and is_first,
             )
             try:
-                tail = await self._receive(shelf, wanted.kind, record, manifest, target, report=report)
-                await in_disk_thread(shelf.publish, wanted, target, manifest, tail=tail)
+                received = await self._receive(shelf, wanted.kind, record, manifest, target, report=report)
+                cost = received if cost is None else received._replace(moved=cost.moved + received.moved)
+                await in_disk_thread(shelf.publish, wanted, target, manifest, tail=received.tail)
             except StorageFull:
                 raise
             except (TargetError, StorageError) as error:
@@ -110,7 +157,7 @@ class Cache:
                 raise
             path = await in_disk_thread(shelf.find, wanted.kind, known)
             if path is not None:
-                return path
+                return _Filled(path, cost)
         raise failure
 
     async def _manifest(self, shelf: Shelf, record: Record) -> Manifest:
@@ -122,16 +169,16 @@ class Cache:
 
     async def _receive(  # what is fetched, and to where
         self, shelf: Shelf, kind: Kind, record: Record, manifest: Manifest, target: Path, *, report: Report | None
-    ) -> bytes | None:
-        """Make the content of an entry at `target`; the tail of a tree's zip."""
+    ) -> _Received:
+        """Make the content of an entry at `target`."""
         seeds = await in_disk_thread(find_seeds, shelf.root, manifest, limits=self._limits)
         if kind is Kind.FILE:
-            await fetch(self._repository, record, target, manifest=manifest, seeds=seeds, report=report)
-            return None
+            fetched = await fetch(self._repository, record, target, manifest=manifest, seeds=seeds, report=report)
+            return _Received(fetched.bytes_received, fetched.bytes_reused, None)
         unpacked = await unpack(
             self._repository, record, target, manifest=manifest, limits=self._limits, seeds=seeds, report=report
         )
-        return unpacked.tail
+        return _Received(unpacked.bytes_received, unpacked.bytes_reused, unpacked.tail)
 
 
 def check_format(root: Path) -> None:

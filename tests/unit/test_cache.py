@@ -94,6 +94,28 @@ async def test_concurrent_resolvers_fetch_once(cache: Cache, watched: WatchedRep
     assert 1 == watched.calls.count("manifest")
 
 
+async def test_a_resolve_says_what_it_cost(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
+    """Bytes over the wire and bytes from what was here: a first version, the same again, and a second version."""
+    first = await cache.resolved(File(id=record.id))
+    again = await cache.resolved(File(id=record.id))
+    (tmp_path / "model v1.bin").write_bytes(content(tmp_path)[: 10 * MIB])
+    second = await cache.resolved(File(id=(await push(watched, tmp_path / "model v1.bin")).record.id))
+    assert 12 * MIB <= first.bytes_received < 12.1 * MIB
+    assert (0, False) == (first.bytes_reused, first.was_cached)
+    assert (first.path, 0, 0, True) == (again.path, again.bytes_received, again.bytes_reused, again.was_cached)
+    assert 0 < second.bytes_received < 4 * MIB
+    assert 6 * MIB < second.bytes_reused < 10 * MIB
+
+
+async def test_who_shares_a_fetch_did_not_pay_for_it(cache: Cache, record: Record) -> None:
+    """Of two callers at once, one is told the bytes, so that a sum of them is right."""
+    both = await asyncio.gather(*[cache.resolved(File(id=record.id)) for _ in range(2)])
+    payer, guest = sorted(both, key=lambda resolved: resolved.was_cached)
+    assert (False, True) == (payer.was_cached, guest.was_cached)
+    assert 12 * MIB <= payer.bytes_received
+    assert 0 == guest.bytes_received
+
+
 async def test_two_caches_of_one_folder_fetch_once(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """Across processes a lock says who fetches; here two caches stand for two processes."""
     async with asyncio.TaskGroup() as group:
