@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from filestore.backends import connect
     from filestore.cache import Cache
     from filestore.errors import FilestoreError
-    from filestore.objects import Directory, File, Record, Reference
+    from filestore.objects import Directory, File, FileURL, Record, Reference
 
-__all__ = ["Cache", "Directory", "File", "FilestoreError", "Record", "Reference", "connect"]
+__all__ = ["Cache", "Directory", "File", "FileURL", "FilestoreError", "Record", "Reference", "connect"]
 
 _HOMES = {
     "Cache": "filestore.cache",
     "Directory": "filestore.objects",
     "File": "filestore.objects",
+    "FileURL": "filestore.objects",
     "FilestoreError": "filestore.errors",
     "Record": "filestore.objects",
     "Reference": "filestore.objects",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
+from urllib.parse import unquote, urlsplit
 
 from filestore.digest import Buffer, Digest
 from filestore.errors import InvalidDigest, InvalidName, InvalidReference
@@ -15,10 +16,21 @@ from filestore.layout import FILES_PREFIX, file_path, parse_file_path
 
 DEFAULT_NAMESPACE = "default"
 NAME_LIMIT = 255
+_EXTENSION_LIMIT = 16
+"""Bytes of what may follow the last dot of a name that is shortened, if it is to be kept."""
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _FILE_ID = re.compile(r"file_[0-9a-f]{32}\Z")
+_SHA256 = re.compile(r"sha256:[0-9a-fA-F]{64}\Z")
+_USER = re.compile(r"\A([a-z]+://)[^/]*@", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@runtime_checkable
+class PathLike(Protocol):
+    """A path of this machine, such as a `pathlib.Path`."""
+
+    def __fspath__(self) -> str: ...
 
 
 class Kind(StrEnum):
@@ -136,64 +148,218 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class _Named:
-    """What `File` and `Directory` share: exactly one of `path`, `id` and `digest`. Values of two classes are never equal."""
+class FileURL:
+    """A file behind a URL of someone else's, as pipelines pass it around.
 
-    path: str | None = None
-    id: str | None = None
+    >>> FileURL("https://example.org/weights/model.safetensors")
+    >>> FileURL("https://example.org/model.bin", digest="sha256:0123...")
+    >>> FileURL("https://example.org/labels.json", max_age_seconds=3600, stale_ok=True)
+
+    `digest`: what its bytes must have, `sha256:` and 64 hexadecimal digits as publishers print it, or a file digest of ours;
+    where these bytes are here already, nobody is asked. Without it the origin is asked each time whether the file has changed,
+    but for `max_age_seconds` after it was last asked. `stale_ok`: where the origin cannot be reached, what it gave last will do.
+
+    Raises InvalidReference for what is no http or https URL, for a user name or a password in it, and for a malformed digest.
+    Does no I/O. Neither `repr` nor an error shows the query of a URL: signatures stand there.
+    """
+
+    url: str
+    _: KW_ONLY
     digest: str | None = None
+    max_age_seconds: float | None = None
+    stale_ok: bool = False
 
     def __post_init__(self) -> None:
-        given = self._given()
-        if len(given) != 1:
-            raise InvalidReference(repr(self), "give exactly one of path, id and digest")
-        if self.path is None:
-            _ = self.reference
-        elif not self.path:
-            raise InvalidReference(repr(self), "its path is empty")
+        reason = _objection(self.url)
+        if reason is not None:
+            raise InvalidReference(_shown_if_safe(self.url), reason)
+        if self.digest is not None and self.expected is None:
+            raise InvalidReference(self.shown, "its digest is neither sha256: nor nothing before 64 hexadecimal digits")
+        age = self.max_age_seconds
+        if age is not None and not (isinstance(age, int | float) and age >= 0):
+            raise InvalidReference(self.shown, "its max_age_seconds is no span of time")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{field}={value!r}' for field, value in self._given().items())})"
+        return _printed(self)
+
+    @property
+    def shown(self) -> str:
+        """The URL as it may be printed: without what stands in its query."""
+        return shown_url(self.url)
+
+    @property
+    def name(self) -> str:
+        """What its file is called here: the last part of the URL's path, decoded, and changed where that cannot be kept."""
+        return _plain_name(urlsplit(self.url).path.rpartition("/")[2])
+
+    @property
+    def expected(self) -> Digest | str | None:
+        """The digest that is expected: one of ours, or a SHA-256 as 64 lower-case hexadecimal digits."""
+        if not isinstance(self.digest, str):
+            return None
+        if _SHA256.match(self.digest):
+            return self.digest.rpartition(":")[2].lower()
+        try:
+            return Digest.parse(self.digest)
+        except InvalidDigest:
+            return None
+
+
+@dataclass(frozen=True, slots=True, repr=False, init=False)
+class _Named:
+    """What `File` and `Directory` share: one of `path`, `id`, `digest` and `url`, or `digest` beside `url`.
+
+    Values of two classes are never equal.
+    """
+
+    path: str | None
+    id: str | None
+    digest: str | None
+    url: str | None
+    max_age_seconds: float | None
+    stale_ok: bool
+
+    def __init__(
+        self,
+        path: str | PathLike | None = None,
+        *,
+        id: str | None = None,  # noqa: A002  # the name that users know it by
+        digest: str | None = None,
+        url: str | None = None,
+        max_age_seconds: float | None = None,
+        stale_ok: bool = False,
+    ) -> None:
+        path = path.__fspath__() if isinstance(path, PathLike) else path
+        values = (path, id, digest, url, max_age_seconds, stale_ok)
+        for field, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
+        self._check()
+
+    def __repr__(self) -> str:
+        return _printed(self)
+
+    @property
+    def origin(self) -> FileURL | None:
+        """What stands behind its URL; None for what is named otherwise."""
+        if self.url is None:
+            return None
+        return FileURL(self.url, digest=self.digest, max_age_seconds=self.max_age_seconds, stale_ok=self.stale_ok)
 
     @property
     def reference(self) -> Reference:
-        """What a repository is asked for. Raises InvalidReference for a local path, which no repository knows."""
+        """What a repository is asked for. Raises InvalidReference for a local path and for a URL, which no repository knows."""
         if self.path is not None:
             return _stored(self.path)
-        (given,) = self._given().values()
+        if self.url is not None:
+            raise InvalidReference(shown_url(self.url), "it is a URL, which a cache resolves and no repository knows")
+        given = self.id or self.digest or ""
         reference = Reference.parse(given)
         if (self.id is None) != (reference.id is None) or (self.digest is None) != (reference.digest is None):
             raise InvalidReference(given, "an id is file_ and 32 hexadecimal digits, a digest 64 of them")
         return reference
 
-    def _given(self) -> dict[str, str]:
-        fields = {"path": self.path, "id": self.id, "digest": self.digest}
-        return {field: value for field, value in fields.items() if value is not None}
+    def _check(self) -> None:
+        names = {"path": self.path, "id": self.id, "url": self.url, "digest": self.digest}
+        given = [name for name, value in names.items() if value is not None]
+        if given not in (["path"], ["id"], ["digest"], ["url"], ["url", "digest"]):
+            raise InvalidReference(repr(self), "give one of path, id, digest and url, or digest beside url")
+        for name in given:
+            if not isinstance(names[name], str):
+                raise InvalidReference(f"{type(self).__name__}({name}={type(names[name]).__name__})", f"its {name} is no text")
+        if self.url is not None:
+            _ = self.origin
+        elif self.max_age_seconds is not None or self.stale_ok:
+            raise InvalidReference(repr(self), "max_age_seconds and stale_ok are for what stands behind a URL")
+        elif self.path is None:
+            _ = self.reference
+        elif not self.path:
+            raise InvalidReference(repr(self), "its path is empty")
 
 
 class File(_Named):
-    """A file as pipelines pass it around: a stored one, named by `path`, `id` or `digest`, or a local one to be pushed.
+    """A file as pipelines pass it around: a stored one, a local one that is to be pushed, or one behind a URL.
+
+    A stored one is named by `path`, `id` or `digest`. To one behind a URL the arguments of `FileURL` apply.
 
     >>> File(id="file_0123...")
     >>> File("pipeline_files/ab/cd/<digest>/model.safetensors")
     >>> File("./model.safetensors")
+    >>> File(url="https://example.org/model.safetensors")
 
-    Raises InvalidReference when none or several are given, or an id or a digest is malformed. Does no I/O.
+    Raises InvalidReference when none or several are given, or one of them is malformed. Does no I/O.
     """
 
     __slots__ = ()
 
 
 class Directory(_Named):
-    """A directory, given as a `File` is: of what is stored, any zip file serves, and stands for its tree.
+    """A directory, given as a `File` is: of what is stored or stands behind a URL, any zip file serves, and stands for its tree.
 
     >>> Directory(id="file_0123...")
     >>> Directory("./my_model")
+    >>> Directory(url="https://example.org/my_model.zip", digest="sha256:0123...")
 
     Raises InvalidReference as `File` does. Does no I/O.
     """
 
     __slots__ = ()
+
+
+def shown_url(url: str) -> str:
+    """A URL as it may be printed. Its query may hold a signature, and what stands before an `@` a password."""
+    head, mark, _ = url.partition("#")[0].partition("?")
+    return _USER.sub(r"\1", head) + (mark and "?...")
+
+
+def _shown_if_safe(url: object) -> str:
+    """What may be printed of something that is no URL of ours, where a password may stand in an unexpected place."""
+    if not isinstance(url, str):
+        return type(url).__name__
+    return f"{url.partition(':')[0]}:..." if "@" in url else shown_url(url)
+
+
+def _objection(url: object) -> str | None:
+    """Why something is no URL that is downloaded from; None where it is one."""
+    if not isinstance(url, str):
+        return "a URL is a text"
+    if not url.isprintable() or url != url.strip() or "\\" in url:
+        return "it holds control characters, backslashes or blanks around it"
+    try:
+        parts = urlsplit(url)
+        is_complete = parts.hostname and parts.port != 0
+    except ValueError:
+        return "its host or port is malformed"
+    if parts.scheme not in {"http", "https"}:
+        return "only http and https URLs are downloaded"
+    if "@" in parts.netloc:
+        return "a user name or password in a URL is neither kept nor sent; leave it out"
+    return None if is_complete else "it names no host, or a port that nothing listens on"
+
+
+def _plain_name(segment: str) -> str:
+    """What a file is called that was found under this last part of a URL."""
+    name = re.sub(r"[/\x00-\x1f\x7f]", "_", unquote(segment))
+    if name in ("", ".", ".."):
+        return "download"
+    stem, dot, extension = name.rpartition(".")
+    tail = (dot + extension).encode() if stem and len(extension.encode()) < _EXTENSION_LIMIT else b""
+    whole = name.encode()
+    if len(whole) > NAME_LIMIT:
+        whole = whole[: NAME_LIMIT - len(tail)].decode(errors="ignore").encode() + tail
+    return checked_name(whole.decode())
+
+
+def _printed(value: File | Directory | FileURL | _Named) -> str:
+    """The call that makes a value, without what it leaves at its default, and without what must not be printed."""
+    shown = []
+    for field in fields(value):
+        given = getattr(value, field.name)
+        if given is None or given is False:
+            continue
+        if field.name == "url":
+            given = shown_url(given) if _objection(given) is None else _shown_if_safe(given)
+        shown.append(f"{field.name}={given!r}")
+    return f"{type(value).__name__}({', '.join(shown)})"
 
 
 def _stored(path: str) -> Reference:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from filestore.errors import InvalidName, InvalidReference
 from filestore.objects import (
     Directory,
     File,
+    FileURL,
     Kind,
     Record,
     Reference,
@@ -20,6 +23,8 @@ from filestore.objects import (
 )
 
 DIGEST = chunk_digest(b"content")
+SHA256 = "sha256:" + "0b" * 32
+URL = "https://example.org/models/model.safetensors"
 FILE_ID = "file_" + "0a" * 16
 PATH = f"pipeline_files/{DIGEST.hex()[:2]}/{DIGEST.hex()[2:4]}/{DIGEST}/model v2.safetensors"
 
@@ -133,12 +138,155 @@ def test_values_never_change(value: File | Directory) -> None:
         {"digest": FILE_ID},
         {"id": "name"},
         {"path": ""},
+        {"path": PATH, "digest": str(DIGEST)},
+        {"path": 3},
+        {"id": b"file_"},
+        {"url": URL, "id": FILE_ID},
+        {"url": URL, "path": PATH},
+        {"url": "file:///etc/passwd"},
+        {"url": URL, "digest": "md5:" + "0" * 32},
+        {"path": PATH, "max_age_seconds": 3},
+        {"id": FILE_ID, "stale_ok": True},
     ],
 )
-def test_a_value_that_names_nothing(value: type[File | Directory], given: dict[str, str]) -> None:
-    """None of the three, several, or one that is another's form: refused when the value is made."""
+def test_a_value_that_names_nothing(value: type[File | Directory], given: dict[str, Any]) -> None:
+    """None of the four, several, or one that is another's form: refused when the value is made."""
     with pytest.raises(InvalidReference):
         value(**given)
+
+
+@pytest.mark.parametrize("value", [File, Directory])
+def test_a_path_is_a_text_or_a_path_of_this_machine(value: type[File | Directory]) -> None:
+    """Both say the same."""
+    assert value("a b/c") == value(Path("a b/c"))
+    assert "a b/c" == value(Path("a b/c")).path
+
+
+@pytest.mark.parametrize("value", [File, Directory])
+def test_a_value_behind_a_url(value: type[File | Directory]) -> None:
+    """It has what a FileURL has, and is nothing that a repository could be asked for."""
+    made = value(url=URL, digest=SHA256, max_age_seconds=60, stale_ok=True)
+
+    assert FileURL(URL, digest=SHA256, max_age_seconds=60, stale_ok=True) == made.origin
+    assert value(PATH).origin is None
+    with pytest.raises(InvalidReference, match="no repository knows"):
+        _ = made.reference
+
+
+def test_urls_are_equal_by_what_they_hold() -> None:
+    """The URL may be positional; what is expected of it makes another value."""
+    assert {FileURL(URL)} == {FileURL(url=URL), FileURL(URL)}
+    assert FileURL(URL) != FileURL(URL, digest=SHA256)
+    assert FileURL(URL) == pickle.loads(pickle.dumps(FileURL(URL)))
+    with pytest.raises(FrozenInstanceError):
+        FileURL(URL).url = "b"  # type: ignore[misc]  # which is what is tested
+
+
+def test_a_url_prints_without_its_query() -> None:
+    """Signatures and tokens stand there, and logs are kept for long."""
+    assert "FileURL(url='https://example.org/@a/b.bin?...', stale_ok=True)" == repr(
+        FileURL("https://example.org/@a/b.bin?X-Signature=secret#part", stale_ok=True)
+    )
+    assert f"Directory(digest='{SHA256}', url='https://example.org/a.zip?...')" == repr(
+        Directory(url="https://example.org/a.zip?token=secret", digest=SHA256)
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "model.bin",
+        "/pipeline_files/a",
+        "file:///etc/passwd",
+        "ftp://example.org/a",
+        "data:,a",
+        "gopher://example.org/",
+        "http://",
+        "http:///a",
+        "https://:443/a",
+        "https://example.org:0/a",
+        "https://example.org:99999/a",
+        "https://example.org:a/",
+        "https://[::1/a",
+        " https://example.org/a",
+        "https://example.org/a\nb",
+        "https://example.org/a\0",
+        "https:\\\\example.org\\a",
+        "https://example.org/\udc80",
+        None,
+        7,
+        b"https://example.org/",
+    ],
+)
+def test_what_is_no_url_to_download_from(url: Any) -> None:
+    """It is refused when the value is made, and nothing is asked of any scheme but http and https."""
+    with pytest.raises(InvalidReference):
+        FileURL(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:secret@example.org/a",
+        "https://user:sec/ret@example.org/a",
+        "https://user:sec?ret@example.org/secret",
+        "https://user:secret@[::1/a",
+        "https:\\\\user:secret@example.org",
+        "user:secret@example.org",
+        "https://secret@example.org:a/",
+    ],
+)
+def test_a_password_in_a_url_is_refused_and_not_printed(url: str) -> None:
+    """Wherever it stands."""
+    for value in (FileURL, File, Directory):
+        with pytest.raises(InvalidReference) as caught:
+            value(url=url)
+        assert "secret" not in str(caught.value)
+        assert "ret@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("digest", ["", "sha256:", "sha256:" + "0" * 63, "md5:" + "0" * 64, "0" * 63, "SHA256:" + "0" * 64, 7])
+def test_what_is_no_digest_to_expect(digest: Any) -> None:
+    """It is refused when the value is made, not after a download."""
+    with pytest.raises(InvalidReference):
+        FileURL(URL, digest=digest)
+
+
+@pytest.mark.parametrize("age", [-1, float("nan"), "60"])
+def test_what_is_no_age(age: Any) -> None:
+    """It is refused when the value is made."""
+    with pytest.raises(InvalidReference):
+        FileURL(URL, max_age_seconds=age)
+
+
+def test_an_expected_digest_is_a_publishers_or_ours() -> None:
+    """A SHA-256 in any case of letters, or a file digest."""
+    assert DIGEST == FileURL(URL, digest=str(DIGEST)).expected
+    assert "ab" * 32 == FileURL(URL, digest="sha256:" + "aB" * 32).expected
+    assert FileURL(URL).expected is None
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/a/model.bin", "model.bin"),
+        ("/my%20model%C3%A9.bin?x=/y", "my modelé.bin"),
+        ("", "download"),
+        ("/a/", "download"),
+        ("/%2e%2e", "download"),
+        ("/..%2f..%2fetc%2Fpasswd", ".._.._etc_passwd"),
+        ("/a%00b%0ac", "a_b_c"),
+        ("/%ff.bin", "�.bin"),
+        ("/" + "x" * 300 + ".safetensors", "x" * 243 + ".safetensors"),
+        ("/" + "é" * 200 + ".bin", "é" * 125 + ".bin"),
+        ("/a." + "x" * 300, "a." + "x" * 253),
+        ("/." + "x" * 300, "." + "x" * 254),
+    ],
+)
+def test_the_name_of_what_stands_behind_a_url(path: str, name: str) -> None:
+    """It is the last part of the path, as far as a file can be called that."""
+    assert name == checked_name(FileURL("https://example.org" + path).name)
 
 
 @pytest.mark.parametrize("path", ["./my_dir", "my.zip", "/srv/pipeline_files", "..", "file_" + "0a" * 16])
