@@ -1,8 +1,10 @@
-"""The memory allocator of a process that is ours alone: a command, a server's worker."""
+"""What a process that is ours alone is told about memory and threads: a command, a server's worker."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
+import os
 import platform
 
 _M_TRIM_THRESHOLD = -1
@@ -14,11 +16,29 @@ _MMAP_THRESHOLD = 32 << 20
 _TRIM_THRESHOLD = 128 << 20
 _TOP_PAD = 4 << 20
 
+_COLLECT_AFTER = 10_000
+"""New objects between two collections of garbage; Python's own number is 700, and a tree of small files makes millions."""
+
+
+def own_process() -> None:
+    """All that follows. Process-wide, so never called in a process that belongs to someone else."""
+    keep_heap()
+    forgo_blas_threads()
+    gc.set_threshold(_COLLECT_AFTER)
+
+
+def forgo_blas_threads() -> None:
+    """Have numpy, which must not be loaded yet, start no threads for linear algebra: none is done here.
+
+    They spin for a while before they sleep, which is a tenth of a second of processor time on each start.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 def keep_heap() -> None:
     """Have glibc keep freed memory instead of giving it back after every large buffer; elsewhere this does nothing.
 
-    A fresh page costs more than the copy into it. Process-wide, so never called in a process that belongs to someone else.
+    A fresh page costs more than the copy into it.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -241,11 +241,12 @@ def target_path(output: str | None, name: str) -> Path:
 
 
 async def _push(session: Session, path: Path, *, name: str | None, rehash: bool, selection: Selection) -> tuple[Pushed, str, str]:
-    from filestore.heap import keep_heap  # heavy
+    from filestore.heap import own_process  # heavy
+
+    own_process()
     from filestore.journal import Journal  # heavy
     from filestore.push import push as push_path  # heavy
 
-    keep_heap()
     settings = session.settings
     with Journal(settings.journal) as journal:
         async with session.repository() as repository, shown(PUSH, _label(path), enabled=session.shows_progress) as report:
@@ -273,9 +274,9 @@ async def _survey(session: Session, path: Path, *, rehash: bool, selection: Sele
 
 
 async def _fetch(session: Session, reference: Reference, wanted: Wanted) -> Done:
-    from filestore.heap import keep_heap  # heavy
+    from filestore.heap import own_process  # heavy
 
-    keep_heap()
+    own_process()
     async with session.repository() as repository:
         record = await repository.record(reference)
         place, location = session.place(repository), repository.location

@@ -1,4 +1,4 @@
-"""The allocator of a process that is ours alone."""
+"""What a process that is ours alone is told about memory and threads."""
 
 from __future__ import annotations
 
@@ -41,3 +41,11 @@ def test_large_blocks_stay_in_the_heap() -> None:
     """A block of the size of a window is not mapped for itself, and stays when it is freed."""
     done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=True)
     assert ["1 False", "0 True"] == done.stdout.splitlines()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_numpy_starts_no_threads() -> None:
+    """A process of ours has one thread when numpy is loaded."""
+    probe = "from filestore.heap import own_process; own_process(); import numpy, os; print(len(os.listdir('/proc/self/task')))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert "1\n" == done.stdout

@@ -29,7 +29,7 @@ from aiohttp import web
 
 from filestore.digest import Digest
 from filestore.errors import AddressError, AddressInUse, FilestoreError
-from filestore.heap import keep_heap
+from filestore.heap import own_process
 from filestore.http import wire
 from filestore.http.server.app import Limits, Traffic, make_app
 from filestore.http.server.problems import concerns_us
@@ -97,7 +97,7 @@ def serve(
         limits=Limits(stall_seconds=stall_seconds, memory_limit=memory_limit, upload_limit=upload_limit),
         drain_seconds=drain_seconds,
     )
-    keep_heap()
+    own_process()
     _allow_many_files()
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(process)d %(levelname)s %(message)s")
