@@ -36,7 +36,7 @@ async def connect(
     scheme = url.partition("://")[0].lower() if "://" in url else ""
     repository: Repository
     if scheme in {"http", "https"}:
-        from filestore.http.client import RemoteRepository  # noqa: PLC0415  # aiohttp takes 0.3 s to import
+        from filestore.http.client import RemoteRepository  # noqa: PLC0415  # heavy
 
         repository = RemoteRepository(url, token=token, connections=connections, stall_seconds=stall_seconds)
     else:

@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from itertools import count
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-import aiohttp
 from blake3 import blake3
 from yarl import URL
 
@@ -38,6 +37,9 @@ from filestore.manifest import MANIFEST_LIMIT
 from filestore.objects import Frame, Kind, Record, Reference, checked_namespace, record_from_json
 from filestore.repository import Identity, Moved, check_versions
 
+if TYPE_CHECKING:  # takes 0.15 s to import, and over plain HTTP nobody needs it
+    import aiohttp
+
 T = TypeVar("T")
 
 ATTEMPTS = 6
@@ -50,6 +52,7 @@ PIECE = 256 << 10
 PROBLEM_LIMIT = MANIFEST_LIMIT * 3
 """Bytes of an error's document: one may list every chunk of a manifest."""
 
+_SUCCESSES = (HTTPStatus.OK, HTTPStatus.CREATED)
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
@@ -145,7 +148,7 @@ class RemoteRepository:
 
     async def record(self, reference: Reference) -> Record:
         if reference.id is not None:
-            return self._record(await self._json("GET", f"/files/{reference.id}"))
+            return self._record(await self._json("GET", f"/files/{quote(reference.id, safe='')}"))
         asked = [f"digest={reference.digest}"] if reference.digest is not None else []
         asked += [f"name={quote(reference.name, safe='')}"] if reference.name is not None else []
         return self._record(await self._json("GET", f"/files/find?{'&'.join(asked)}"))
@@ -196,7 +199,13 @@ class RemoteRepository:
     async def _octets(
         self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None, limit: int
     ) -> bytes:
+        def exchange(channel: Channel) -> bytes:
+            self._check(channel, channel.ask(path, body, method=method, fields=headers or {}))
+            return self._read_all(channel, limit=limit)
+
         async def ask() -> bytes:
+            if self._channels is not None:
+                return await self._channels.run(exchange, is_short=True)
             async with self._request(method, path, body=body, headers=headers) as response:
                 return await _whole(response, limit=limit)
 
@@ -284,12 +293,12 @@ class RemoteRepository:
     def _check(self, channel: Channel, head: Head) -> None:
         """Raises the error that an answer stands for."""
         self._reached = True
-        if head.status != HTTPStatus.OK:
+        if head.status not in _SUCCESSES:
             raise _problem(self.location, head.status, self._read_all(channel))
 
-    def _read_all(self, channel: Channel) -> bytes:
-        if channel.left > PROBLEM_LIMIT:
-            raise LimitExceeded(f"the answer of {self.location} in bytes", channel.left, PROBLEM_LIMIT)
+    def _read_all(self, channel: Channel, *, limit: int = PROBLEM_LIMIT) -> bytes:
+        if channel.left > limit:
+            raise LimitExceeded(f"the answer of {self.location} in bytes", channel.left, limit)
         return channel.read(channel.left)
 
     async def _receive_by_session(
@@ -337,6 +346,8 @@ class RemoteRepository:
         headers: dict[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request, whose failures, those of reading the answer included, become errors of ours."""
+        import aiohttp  # noqa: PLC0415  # on first use
+
         sent = {"Content-Type": wire.OCTETS} if body is not None else {}
         # encoded=True: names are percent-encoded already, and must arrive as they are.
         url = URL(self.location + wire.API + path, encoded=True)
@@ -357,6 +368,8 @@ class RemoteRepository:
             raise Interrupted(self.location, str(error) or type(error).__name__) from None
 
     def _open_session(self) -> aiohttp.ClientSession:
+        import aiohttp  # noqa: PLC0415  # on first use
+
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # Twice as many connections as batches under way: questions must not wait behind batches.

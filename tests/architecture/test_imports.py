@@ -28,6 +28,12 @@ def test_the_command_line_is_light() -> None:
     assert loaded("import filestore_cli.main") & HEAVY == {"click"}
 
 
+def test_a_client_over_plain_http_is_light() -> None:
+    """push, fetch and unpack load no HTTP library; numpy comes with the first frame."""
+    rooms = loaded("import filestore_cli.main, filestore.push, filestore.fetch, filestore.unpack, filestore.http.client")
+    assert rooms & {"aiohttp", "aiofiles", "numpy", "rich"} == set()
+
+
 @pytest.mark.parametrize("name", filestore.__all__)
 def test_public_names_are_there(name: str) -> None:
     """What `__all__` lists can be imported, though it is loaded on first use."""

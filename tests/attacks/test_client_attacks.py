@@ -126,17 +126,22 @@ async def test_a_manifest_of_another_digest() -> None:
             await repository.manifest(manifest_digest(b"other"))
 
 
-async def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer is read to its limit and no further."""
+@pytest.mark.parametrize(
+    ("plane", "size", "expected"),
+    [("channels", 1 << 40, LimitExceeded), ("channels", None, ServerError), ("session", None, LimitExceeded)],
+)
+async def test_an_answer_without_end(plane: str, size: int | None, expected: type[FilestoreError]) -> None:
+    """An answer is read to its limit and no further, whether it says how long it is or not."""
 
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
+        response.content_length = size
         await response.prepare(request)
         while True:
             await response.write(bytes(1 << 16))
 
-    async with facing(endless) as repository:
-        with pytest.raises(LimitExceeded):
+    async with facing(endless, plane=plane) as repository:
+        with pytest.raises(expected):
             await repository.missing([ONE])
 
 

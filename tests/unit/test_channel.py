@@ -72,7 +72,7 @@ def connected(*, stall_seconds: float = SECONDS) -> Iterator[Line]:
     ):
         client.settimeout(0)
         server.settimeout(SECONDS)
-        yield Line(Channel(client, Peer("the server", "/native", "Host: x\r\n"), stall_seconds=stall_seconds), server, threads)
+        yield Line(Channel(client, Peer("the server", "/native", ["Host: x"]), stall_seconds=stall_seconds), server, threads)
 
 
 @pytest.fixture
@@ -166,11 +166,20 @@ def test_a_request_is_what_it_says(line: Line) -> None:
     moves: list[int] = []
     asked = line.ask(b"header", *frames, moved=moves.append)
     size = 6 + sum(map(len, frames))
-    assert [b"POST /native/route HTTP/1.1", b"Host: x", f"Content-Length: {size}".encode()] == line.take_head()
+    fields = [b"Host: x", b"Content-Type: application/octet-stream", f"Content-Length: {size}".encode()]
+    assert [b"POST /native/route HTTP/1.1", *fields] == line.take_head()
     assert b"header" + b"".join(frames) == line.take(size)
     line.server.sendall(OK)
     assert Head(200, 2, keeps_open=True) == asked.result(SECONDS)
     assert size - 6 == sum(moves)
+
+
+def test_a_question_without_a_body(line: Line) -> None:
+    """It has its own fields and no length."""
+    asked = line.threads.submit(line.channel.ask, "/files?limit=1", method="GET", fields={"X": "y"})
+    assert [b"GET /native/files?limit=1 HTTP/1.1", b"Host: x", b"X: y"] == line.take_head()
+    line.server.sendall(OK)
+    assert Head(200, 2, keeps_open=True) == asked.result(SECONDS)
 
 
 def test_a_large_request_arrives_whole(line: Line) -> None:
@@ -453,6 +462,16 @@ async def test_connections_are_kept_and_never_more_than_allowed() -> None:
         server.may_answer.set()
         assert [b"ok"] * 7 == await asyncio.gather(*calls)
         assert (2, 7) == (server.connections, server.requests)
+
+
+async def test_short_exchanges_do_not_wait_behind_others() -> None:
+    """They have places of their own, and no more of them."""
+    async with served() as server, channels_to(server.location, count=1) as channels:
+        calls = [asyncio.create_task(channels.run(question, is_short=is_short)) for is_short in (False, False, True, True)]
+        await reached(lambda: server.requests == 2)
+        server.may_answer.set()
+        await asyncio.gather(*calls)
+        assert (2, 4) == (server.connections, server.requests)
 
 
 async def test_a_connection_that_the_server_closes_is_not_used_again() -> None:
