@@ -8,6 +8,7 @@ FilestoreError
 │   ├── InvalidRange
 │   ├── InvalidUrl
 │   ├── NothingMatches
+│   ├── InvalidParts
 │   └── InvalidSetting
 ├── InvalidContent            bytes that are not what they say
 │   ├── InvalidFrame
@@ -17,11 +18,13 @@ FilestoreError
 │   │   └── NotAnArchive
 │   └── DamagedChunk
 ├── NotFound
+│   └── UploadNotFound
 ├── ChunksMissing
 ├── LimitExceeded
 ├── UnknownFormat
 ├── MissingCompiledPart
 ├── Unauthorized
+├── UrlRefused
 ├── SourceError               what is pushed
 │   ├── SourceUnreadable
 │   ├── SourceChanged
@@ -126,6 +129,15 @@ class NothingMatches(InvalidInput):
         super().__init__(path, globs)
 
 
+class InvalidParts(InvalidInput):
+    """The parts of an upload do not make up a file."""
+
+    sentence = "the upload cannot be finished: {0}; send that part again, and list each part with the ETag that its upload gave"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
 class InvalidSetting(InvalidInput):
     """A setting has a value that cannot be used; `source` names where it stands. The value may be a secret."""
 
@@ -215,6 +227,12 @@ class NotFound(FilestoreError):
         super().__init__(reference)
 
 
+class UploadNotFound(NotFound):
+    """No upload in parts is under way by that id."""
+
+    sentence = "no upload {0!r} is under way here: it was never begun, lay still for too long, or is finished; begin another one"
+
+
 class ChunksMissing(FilestoreError):
     """Chunks that a manifest names are not in the repository. `digests` holds them, 64 hex digits each."""
 
@@ -266,6 +284,15 @@ class Unauthorized(FilestoreError):
 
     def __init__(self, where: str) -> None:
         super().__init__(where)
+
+
+class UrlRefused(FilestoreError):
+    """A signed URL that lets nobody in."""
+
+    sentence = "the URL was refused: {0}; ask for a new one where it came from"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
 
 
 class SourceError(FilestoreError):

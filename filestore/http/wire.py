@@ -143,6 +143,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.ChunksMissing: 409,
     errors.LimitExceeded: 413,
     errors.Unauthorized: 401,
+    errors.UrlRefused: 403,
     errors.StorageFull: 507,
     errors.Busy: 503,
 }

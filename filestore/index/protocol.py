@@ -94,5 +94,8 @@ class Index(Protocol):
     async def tokens(self) -> list[TokenRow]:
         """All tokens, the oldest first."""
 
+    async def secret(self) -> bytes:
+        """32 random bytes, made on first need and the same ever after: what the servers over this index sign URLs with."""
+
     async def close(self) -> None:
         """Give up connections. A transaction that is open is rolled back."""

@@ -27,10 +27,12 @@ from filestore.objects import Kind, Record, Reference
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 60.0
 REFRESH_MICROSECONDS = 3600 * 1_000_000
 """A chunk seen more recently than this is not refreshed: a grace period is much longer, and a write much dearer."""
+
+SECRET_SIZE = 32
 
 _PARAMETERS = 500
 """Digests in one statement; SQLite allows 999 parameters before 3.32."""
@@ -72,6 +74,8 @@ _SCHEMA = (
         label TEXT NOT NULL,
         created_at INTEGER NOT NULL
     ) WITHOUT ROWID""",
+    # One row at most.
+    "CREATE TABLE secrets (secret BLOB NOT NULL)",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 
@@ -140,6 +144,15 @@ class SqliteIndex:
 
     async def tokens(self) -> list[TokenRow]:
         return await self._reader.run(_select_tokens)
+
+    async def secret(self) -> bytes:
+        kept = await self._reader.run(_select_secrets)
+        if not kept:
+            async with self.transaction():
+                # Another process may have made one since.
+                await self._writer.run(_insert_secret, secrets.token_bytes(SECRET_SIZE))
+                kept = await self._writer.run(_select_secrets)
+        return kept[0]
 
     async def close(self) -> None:
         """Close both connections; SQLite rolls back what is open."""
@@ -463,6 +476,14 @@ def _select_token_namespace(connection: sqlite3.Connection, token_digest: Digest
 def _select_tokens(connection: sqlite3.Connection) -> list[TokenRow]:
     rows = connection.execute("SELECT digest, namespace, label, created_at FROM tokens ORDER BY created_at, digest")
     return [TokenRow(Digest(digest), namespace, label, created_at) for digest, namespace, label, created_at in rows]
+
+
+def _select_secrets(connection: sqlite3.Connection) -> list[bytes]:
+    return [bytes(secret) for (secret,) in connection.execute("SELECT secret FROM secrets")]
+
+
+def _insert_secret(connection: sqlite3.Connection, secret: bytes) -> None:
+    connection.execute("INSERT INTO secrets (secret) SELECT ? WHERE NOT EXISTS (SELECT * FROM secrets)", (secret,))
 
 
 def _insert_token(connection: sqlite3.Connection, token: TokenRow) -> None:

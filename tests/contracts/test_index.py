@@ -430,3 +430,12 @@ async def test_opened_by_many_at_once(open_shared: OpenIndex) -> None:
     (digest,) = digests(1)
     await add(indexes[0], [digest])
     assert [[]] * 8 == [await index.missing(A, [digest]) for index in indexes]
+
+
+async def test_the_secret_is_made_once(open_shared: OpenIndex) -> None:
+    """By whoever needs it first, also where several do at once; all have the same one ever after."""
+    first, second = await open_shared(), await open_shared()
+    (secret, *others) = await asyncio.gather(first.secret(), second.secret(), first.secret())
+    assert [secret, secret] == others
+    assert 32 == len(secret)
+    assert secret == await (await open_shared()).secret()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from filestore.http.server import native, plain, sdk
 from filestore.http.server.auth import Tokens
 from filestore.http.server.exchange import Exchange
 from filestore.http.server.problems import as_problems, problem
+from filestore.http.server.signing import PREFIX as SIGNED_PREFIX
+from filestore.http.server.signing import verify_path
 from filestore.http.wire import API
 from filestore.index.protocol import Index
 from filestore.layout import FILES_PREFIX
@@ -29,11 +32,12 @@ _Answer = Callable[[Exchange, LocalRepository], Awaitable[web.StreamResponse]]
 
 
 class Route(NamedTuple):
-    """Requests that need a token, and what answers them."""
+    """Requests that need a token, or, where they can be signed, a signed URL, and what answers them."""
 
     method: str
     path: str
     answer: _Answer
+    can_be_signed: bool = False
 
 
 ROUTES = (
@@ -50,7 +54,7 @@ ROUTES = (
     Route("DELETE", f"{API}/files/{{id}}", native.remove_file),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest),
     Route("POST", "/v3/pipeline_files", sdk.create_file),
-    Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content),
+    Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content, can_be_signed=True),
 )
 
 
@@ -96,12 +100,13 @@ def make_app(
     index: Index,
     *,
     tokens: Mapping[Digest, str],
+    secret: bytes,
     spool_folder: Path,
     limits: Limits,
     traffic: Traffic,
 ) -> web.Application:
-    """The application over one store and index, which stay the caller's."""
-    door = _Door(store, index, tokens=tokens, spool_folder=spool_folder, limits=limits)
+    """The application over one store and index, which stay the caller's. `secret` is what URLs are signed with."""
+    door = _Door(store, index, tokens=tokens, secret=secret, spool_folder=spool_folder, limits=limits)
 
     @web.middleware
     async def finished(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -117,10 +122,11 @@ def make_app(
     app = web.Application(middlewares=[finished, as_problems])
     app.on_response_prepare.append(complete_head)
     app.router.add_get(_any_slashes("/healthz"), _healthz)
-    for method, path, answer in ROUTES:
-        options = {"allow_head": True} if method == "GET" else {}
-        add = {"GET": app.router.add_get, "POST": app.router.add_post, "DELETE": app.router.add_delete}[method]
-        add(_any_slashes(path), door.opened_for(answer), expect_handler=door.expected, **options)
+    for route in ROUTES:
+        for path in (route.path, SIGNED_PREFIX + route.path) if route.can_be_signed else (route.path,):
+            # HEAD is answered as GET is.
+            for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+                app.router.add_route(method, _any_slashes(path), door.opened_for(route.answer), expect_handler=door.expected)
     return app
 
 
@@ -134,21 +140,29 @@ async def _healthz(_: web.Request) -> web.StreamResponse:
 
 
 class _Door:
-    """Where requests come in: each that has a token gets the repository of that token's namespace."""
+    """Where requests come in: each that has a token, or a signature, gets the repository of its namespace."""
 
     def __init__(
-        self, store: ChunkStore, index: Index, *, tokens: Mapping[Digest, str], spool_folder: Path, limits: Limits
+        self,
+        store: ChunkStore,
+        index: Index,
+        *,
+        tokens: Mapping[Digest, str],
+        secret: bytes,
+        spool_folder: Path,
+        limits: Limits,
     ) -> None:
         self._store = store
         self._index = index
         self._tokens = Tokens(index, tokens)
+        self._secret = secret
         self._spool_folder = spool_folder
         self._limits = limits
         self._budget = Budget(limits.memory_limit)
         self._push_budget = Budget(sdk.PUSHES_LIMIT)
 
     def opened_for(self, answer: _Answer) -> Handler:
-        """A handler that lets `answer` see only requests that have a token."""
+        """A handler that lets `answer` see only requests that have a token or a signature."""
 
         async def handler(request: web.Request) -> web.StreamResponse:
             return await answer(self.exchange(request), await self._repository(request))
@@ -175,9 +189,21 @@ class _Door:
             spool_folder=self._spool_folder,
             stall_seconds=self._limits.stall_seconds,
             upload_limit=self._limits.upload_limit,
+            secret=self._secret,
         )
 
     async def _repository(self, request: web.Request) -> LocalRepository:
-        """Raises Unauthorized."""
-        namespace = await self._tokens.namespace(request.headers.get("Authorization"))
+        """Raises Unauthorized, UrlRefused."""
+        namespace = self._signed_namespace(request) or await self._tokens.namespace(request.headers.get("Authorization"))
         return LocalRepository(self._store, self._index, location="the server", namespace=namespace, budget=self._budget)
+
+    def _signed_namespace(self, request: web.Request) -> str | None:
+        """The namespace that a signed URL stands for, or None for any other URL. Raises UrlRefused."""
+        found = request.match_info
+        if "signature" not in found:
+            return None
+        signed = {part: found[part] for part in ("namespace", "expires_at", "signature")}
+        # As it was signed: what stands behind these three, decoded.
+        path = "/" + request.path.lstrip("/").split("/", 4)[4]
+        verify_path(self._secret, request.method, path, **signed, now=time.time())
+        return signed["namespace"]

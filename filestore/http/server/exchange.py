@@ -6,6 +6,7 @@ I6: what is still arriving on a connection, or waits to leave on it, holds at mo
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from filestore.aio import Budget
 from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled, storage_error
 from filestore.http.server.answer import Answer
 from filestore.http.server.connection import PEER, PIECE, duplicate
+from filestore.http.server.signing import signed_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,19 @@ class Exchange:
     spool_folder: Path
     stall_seconds: float
     upload_limit: int | None
+    secret: bytes
+    """What URLs are signed with."""
+
+    def signed_url(self, method: str, path: str, *, namespace: str, seconds: float) -> str:
+        """A URL of this server that stands for a request by `method` of `path`, and needs no token, for so long."""
+        expires_at = int(time.time() + seconds)
+        return f"{self._origin()}{signed_path(self.secret, method, path, namespace=namespace, expires_at=expires_at)}"
+
+    def _origin(self) -> str:
+        """The server as the client calls it. A proxy in front says whether the client spoke TLS to it."""
+        forwarded = self.request.headers.get("X-Forwarded-Proto", "").lower()
+        scheme = forwarded if forwarded in {"http", "https"} else self.request.scheme
+        return f"{scheme}://{self.request.host}"
 
     @property
     def transport(self) -> asyncio.Transport:

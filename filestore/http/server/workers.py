@@ -132,7 +132,13 @@ async def _work(service: _Service, listener: socket.socket, *, ready: Callable[[
     traffic = Traffic()
     try:
         app = make_app(
-            store, index, tokens=service.tokens, spool_folder=service.spool_folder, limits=service.limits, traffic=traffic
+            store,
+            index,
+            tokens=service.tokens,
+            secret=await index.secret(),
+            spool_folder=service.spool_folder,
+            limits=service.limits,
+            traffic=traffic,
         )
         async with _accepting(app, listener) as site:
             ready()
