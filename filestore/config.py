@@ -280,6 +280,16 @@ class Settings:
             parse=_seconds,
         ),
     )
+    signed_seconds: int = field(
+        default=86400,
+        metadata=_knob(
+            "How long a signed URL lets anyone read the file that it was made for",
+            unit="seconds",
+            default="86400",
+            environment="FILESTORE_SIGNED_SECONDS",
+            parse=_whole(1, 31_622_400),
+        ),
+    )
     unpack_entries: int = field(
         default=DEFAULT_LIMITS.entries,
         metadata=_knob(

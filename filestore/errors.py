@@ -9,6 +9,7 @@ FilestoreError
 │   ├── InvalidUrl
 │   ├── NothingMatches
 │   ├── InvalidParts
+│   ├── InvalidRun
 │   └── InvalidSetting
 ├── InvalidContent            bytes that are not what they say
 │   ├── InvalidFrame
@@ -136,6 +137,17 @@ class InvalidParts(InvalidInput):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
+
+
+class InvalidRun(InvalidInput):
+    """Something of a run's request, or of what a pipeline returned; `where` says which, as one would write it in code."""
+
+    sentence = "{0} of the run cannot be used: {1}"
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where = where
+        self.reason = reason
 
 
 class InvalidSetting(InvalidInput):

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from filestore.digest import Buffer, Digest
 from filestore.errors import InvalidDigest, InvalidName, InvalidReference
-from filestore.layout import FILES_PREFIX, file_path, parse_file_path
+from filestore.layout import FILES_PREFIX, RUN_FILES_PREFIX, file_path, parse_file_path, parse_run_path, run_path
 
 DEFAULT_NAMESPACE = "default"
 NAME_LIMIT = 255
@@ -87,6 +87,11 @@ class Record:
         """`pipeline_files/ab/cd/<64 hex>/<name>`."""
         return file_path(self.digest, self.name)
 
+    @property
+    def run_path(self) -> str:
+        """`run_files/31/7e/<the id as a UUID>/<name>`."""
+        return run_path(self.id, self.name)
+
     def as_json(self) -> dict[str, str | int]:
         """The form in which records cross the wire and are printed; `record_from_json` is the inverse."""
         return {
@@ -134,12 +139,24 @@ class Reference:
         except InvalidDigest:
             pass
         if "/" in text:
-            digest, name = parse_file_path(text)
-            return cls(digest=digest, name=name)
+            return cls.parse_path(text)
         try:
             return cls(name=checked_name(text))
         except InvalidName as error:
             raise InvalidReference(text, str(error)) from None
+
+    @classmethod
+    def parse_path(cls, path: str) -> Reference:
+        """What a path names: of a record (`run_files/...`) its id, else digest and name. Raises InvalidReference."""
+        try:
+            if path.removeprefix("/").startswith(f"{RUN_FILES_PREFIX}/"):
+                file_id, name = parse_run_path(path)
+                checked_name(name)
+                return cls(id=file_id)
+            digest, name = parse_file_path(path)
+            return cls(digest=digest, name=checked_name(name))
+        except InvalidName as error:
+            raise InvalidReference(path, str(error)) from None
 
     def __str__(self) -> str:
         if self.digest is not None and self.name is not None:
@@ -363,11 +380,10 @@ def _printed(value: File | Directory | FileURL | _Named) -> str:
 
 
 def _stored(path: str) -> Reference:
-    """What a stored path names. Raises InvalidReference, InvalidName."""
-    if not path.removeprefix("/").startswith(f"{FILES_PREFIX}/"):
+    """What a stored path names. Raises InvalidReference."""
+    if not path.removeprefix("/").startswith((f"{FILES_PREFIX}/", f"{RUN_FILES_PREFIX}/")):
         raise InvalidReference(path, "it is a local path; push it first, and use the id that the push prints")
-    digest, name = parse_file_path(path)
-    return Reference(digest=digest, name=checked_name(name))
+    return Reference.parse_path(path)
 
 
 def checked_name(name: str) -> str:

@@ -10,6 +10,7 @@ import json
 import mmap
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,11 +24,15 @@ from filestore.codec import HEADER_SIZE, Decoder, decoded_size, frame_limit
 from filestore.digest import Buffer, Digest, manifest_digest
 from filestore.errors import ChunksMissing, InvalidFrame, InvalidManifest, NotFound, UnknownFormat
 from filestore.index.protocol import ChunkRow, Index, Transaction
+from filestore.layout import run_path
 from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
 from filestore.objects import DEFAULT_NAMESPACE, Frame, Kind, Record, Reference, checked_name, checked_namespace
+from filestore.signing import shortened, signed_path
 from filestore.stores.protocol import ChunkStore, Staging
 
 REPOSITORY_VERSION = 1
+SIGNED_SECONDS = 86400
+"""How long a signed path holds where nobody says."""
 IN_FLIGHT_LIMIT = 64 << 20
 """Bytes that a repository decodes at the same time where it is given no budget."""
 
@@ -107,6 +112,12 @@ class Repository(Protocol):
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         """Records from the newest down; with `before`, those with an earlier `updated_at`, for the next page."""
 
+    async def sign(self, file_id: str) -> str:
+        """The path, below the URL of a server of this repository, at which a record's bytes are read without a token.
+
+        Any HTTP client may, until the path expires. Raises NotFound.
+        """
+
     async def remove(self, file_id: str) -> Record:
         """Remove a record; its chunks go with a later collection. Raises NotFound."""
 
@@ -125,14 +136,19 @@ class LocalRepository:
         location: str,
         namespace: str = DEFAULT_NAMESPACE,
         budget: Budget | None = None,
+        signed_seconds: int = SIGNED_SECONDS,
     ) -> None:
-        """`budget`: bytes in flight (I6), none of which the caller may hold while it waits for a verb. Raises InvalidName."""
+        """`budget`: bytes in flight (I6), none of which the caller may hold while it waits for a verb.
+
+        `signed_seconds`: how long a signed path holds. Raises InvalidName.
+        """
         self.location = location
         self.fingerprint = blake3(f"{location}\0{namespace}".encode(errors="surrogateescape")).hexdigest()
         self._store = store
         self._index = index
         self._namespace = checked_namespace(namespace)
         self._budget = Budget(IN_FLIGHT_LIMIT) if budget is None else budget
+        self._signed_seconds = signed_seconds
         self._identity: Identity | None = None
 
     async def identity(self) -> Identity:
@@ -224,6 +240,13 @@ class LocalRepository:
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         return await self._index.records(self._namespace, limit=limit, before=before)
+
+    async def sign(self, file_id: str) -> str:
+        record = await self.record(Reference(id=file_id))
+        path = f"/{run_path(record.id, shortened(record.name))}"
+        expires_at = int(time.time()) + self._signed_seconds
+        secret = await self._index.secret()
+        return signed_path(secret, "GET", path, namespace=self._namespace, expires_at=expires_at).removeprefix("/")
 
     async def remove(self, file_id: str) -> Record:
         async with self._index.transaction() as transaction:

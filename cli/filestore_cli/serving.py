@@ -36,7 +36,17 @@ _BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
 
 @click.command()
 @takes(
-    "root", "host", "port", "workers", "token", "stall_seconds", "memory_limit", "spool_folder", "upload_limit", "drain_seconds"
+    "root",
+    "host",
+    "port",
+    "workers",
+    "token",
+    "stall_seconds",
+    "memory_limit",
+    "spool_folder",
+    "upload_limit",
+    "drain_seconds",
+    "signed_seconds",
 )
 def serve(session: Session) -> None:
     """Serve a folder over HTTP until stopped by Ctrl-C or SIGTERM; transfers under way may finish.
@@ -88,6 +98,7 @@ def serve(session: Session) -> None:
         spool_folder=settings.spool_folder or root,
         upload_limit=settings.upload_limit,
         drain_seconds=settings.drain_seconds,
+        signed_seconds=settings.signed_seconds,
     )
 
 

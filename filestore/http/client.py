@@ -161,6 +161,13 @@ class RemoteRepository:
             raise ServerError(self.location, HTTPStatus.OK, "its list of files is malformed")
         return [self._record(values) for values in files]
 
+    async def sign(self, file_id: str) -> str:
+        answer = await self._json("POST", f"/files/{quote(file_id, safe='')}/sign")
+        path = answer.get("path")
+        if not isinstance(path, str) or not path.startswith("signed/"):
+            raise ServerError(self.location, HTTPStatus.OK, "its signed path is malformed")
+        return path
+
     async def remove(self, file_id: str) -> Record:
         return self._record(await self._json("DELETE", f"/files/{quote(file_id, safe='')}"))
 

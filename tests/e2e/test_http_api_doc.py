@@ -10,7 +10,8 @@ import pytest
 
 from filestore import errors
 from filestore.http.server.app import ROUTES
-from filestore.http.wire import status_of
+from filestore.http.wire import API, status_of
+from filestore.signing import PREFIX as SIGNED_PREFIX
 from tests.support.frames import encoded, manifest
 from tests.support.generator import octets
 from tests.support.server import RunningServer, batch, running_server
@@ -49,6 +50,8 @@ def test_every_curl_line_does_what_it_says(server: RunningServer, tmp_path: Path
 
     known = {"URL": server.url, "TOKEN": server.token, "CHUNK": str(chunk)}
     known |= {"ID": record["id"], "DIGEST": record["digest"], "NAME": record["name"]}
+    known["SIGNED"] = server.ask("POST", f"{API}/files/{record['id']}/sign").json["path"]
+    known["RUN_PATH"] = known["SIGNED"].split("/", 4)[4]
     options = '--silent --show-error --output /dev/null --write-out "%{http_code}"'
     done = subprocess.run(
         ["bash", "-c", f"curl {options} {typed[1]}"],
@@ -65,9 +68,13 @@ def test_every_curl_line_does_what_it_says(server: RunningServer, tmp_path: Path
 def test_every_route_is_described_with_a_curl_line() -> None:
     """Neither more nor fewer."""
     described = {f"{method} {path}": text for method, path, text in HEADING.findall(DOC)}
-    plain = "/pipeline_files/ab/cd/{digest}/{name}"
-    routes = {f"{route.method} {plain if route.path.startswith('/{path') else route.path}" for route in ROUTES}
-    assert {"GET /healthz", *routes} == set(described)
+    written = {
+        "/{path:pipeline_files/.*}": "/pipeline_files/ab/cd/{digest}/{name}",
+        "/{path:run_files/.*}": "/run_files/ab/cd/{uuid}/{name}",
+    }
+    signed = f"{SIGNED_PREFIX}{written['/{path:run_files/.*}']}"
+    routes = {f"{route.method} {written.get(route.path, route.path)}" for route in ROUTES}
+    assert {"GET /healthz", f"GET {signed}", *routes} == set(described)
     assert [] == [route for route, text in described.items() if LINE.search(text) is None]
 
 

@@ -70,6 +70,10 @@ class WatchedRepository:
         await self._note("records")
         return await self.inner.records(limit=limit, before=before)
 
+    async def sign(self, file_id: str) -> str:
+        await self._note("sign")
+        return await self.inner.sign(file_id)
+
     async def remove(self, file_id: str) -> Record:
         await self._note("remove")
         return await self.inner.remove(file_id)

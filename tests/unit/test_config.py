@@ -193,7 +193,7 @@ def test_codec_choices() -> None:
     ("function", "names"),
     [
         (RemoteRepository.__init__, ["connections", "stall_seconds"]),
-        (serve, ["workers", "stall_seconds", "memory_limit", "spool_folder", "upload_limit", "drain_seconds"]),
+        (serve, ["workers", "stall_seconds", "memory_limit", "spool_folder", "upload_limit", "drain_seconds", "signed_seconds"]),
     ],
 )
 def test_the_library_has_the_same_defaults(function: object, names: list[str]) -> None:

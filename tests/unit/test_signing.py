@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from filestore.errors import UrlRefused
-from filestore.http.server.signing import sign, signed_path, verify, verify_path
+from filestore.signing import sign, signed_path, verify, verify_path
 
 SECRET, OTHER = b"s" * 32, b"o" * 32
 

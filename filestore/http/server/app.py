@@ -20,12 +20,12 @@ from filestore.http.server import native, plain, sdk
 from filestore.http.server.auth import Tokens
 from filestore.http.server.exchange import Exchange
 from filestore.http.server.problems import as_problems, problem
-from filestore.http.server.signing import PREFIX as SIGNED_PREFIX
-from filestore.http.server.signing import verify_path
 from filestore.http.wire import API
 from filestore.index.protocol import Index
-from filestore.layout import FILES_PREFIX
+from filestore.layout import FILES_PREFIX, RUN_FILES_PREFIX
 from filestore.repository import LocalRepository
+from filestore.signing import PREFIX as SIGNED_PREFIX
+from filestore.signing import verify_path
 from filestore.stores.protocol import ChunkStore
 
 _Answer = Callable[[Exchange, LocalRepository], Awaitable[web.StreamResponse]]
@@ -52,9 +52,11 @@ ROUTES = (
     Route("GET", f"{API}/files/find", native.find_file),
     Route("GET", f"{API}/files/{{id}}", native.get_file),
     Route("DELETE", f"{API}/files/{{id}}", native.remove_file),
+    Route("POST", f"{API}/files/{{id}}/sign", native.sign_file),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest),
     Route("POST", "/v3/pipeline_files", sdk.create_file),
     Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content, can_be_signed=True),
+    Route("GET", f"/{{path:{RUN_FILES_PREFIX}/.*}}", plain.get_content, can_be_signed=True),
 )
 
 
@@ -67,6 +69,8 @@ class Limits:
     """Bytes in flight (I6)."""
     upload_limit: int | None
     """Bytes of a file that a form uploads."""
+    signed_seconds: int
+    """How long a signed URL of a file holds."""
 
 
 class Traffic:
@@ -195,7 +199,14 @@ class _Door:
     async def _repository(self, request: web.Request) -> LocalRepository:
         """Raises Unauthorized, UrlRefused."""
         namespace = self._signed_namespace(request) or await self._tokens.namespace(request.headers.get("Authorization"))
-        return LocalRepository(self._store, self._index, location="the server", namespace=namespace, budget=self._budget)
+        return LocalRepository(
+            self._store,
+            self._index,
+            location="the server",
+            namespace=namespace,
+            budget=self._budget,
+            signed_seconds=self._limits.signed_seconds,
+        )
 
     def _signed_namespace(self, request: web.Request) -> str | None:
         """The namespace that a signed URL stands for, or None for any other URL. Raises UrlRefused."""

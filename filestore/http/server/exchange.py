@@ -20,7 +20,7 @@ from filestore.aio import Budget
 from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled, storage_error
 from filestore.http.server.answer import Answer
 from filestore.http.server.connection import PEER, PIECE, duplicate
-from filestore.http.server.signing import signed_path
+from filestore.signing import signed_path
 
 
 @dataclass(frozen=True, slots=True)

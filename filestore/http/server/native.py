@@ -145,6 +145,11 @@ async def remove_file(exchange: Exchange, repository: LocalRepository) -> web.St
     return _answer(await repository.remove(exchange.request.match_info["id"]))
 
 
+async def sign_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """A path at which anyone may read the file for a while."""
+    return web.json_response({"path": await repository.sign(exchange.request.match_info["id"])})
+
+
 async def get_manifest(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
     """A manifest's canonical bytes."""
     digest = Digest.parse(exchange.request.match_info["digest"])

@@ -22,7 +22,6 @@ from filestore.http import wire
 from filestore.http.server.answer import Answer
 from filestore.http.server.exchange import Exchange
 from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
-from filestore.layout import parse_file_path
 from filestore.manifest import Chunk, Manifest
 from filestore.objects import Record, Reference
 from filestore.receive import verified
@@ -35,9 +34,13 @@ LOADS_AHEAD = 2
 
 
 async def get_content(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """The bytes of the file that a path names, or a range of them."""
+    return await send_content(exchange, repository, await _record(exchange, repository))
+
+
+async def send_content(exchange: Exchange, repository: LocalRepository, record: Record) -> web.StreamResponse:
     """A file's bytes, or a range of them."""
     request = exchange.request
-    record = await _record(exchange, repository)
     tag = str(record.digest)
     headers = {"ETag": f'"{tag}"', "Cache-Control": IMMUTABLE}
     if request.if_match is not None and not matches_any(request.if_match, tag, weak=False):
@@ -74,10 +77,10 @@ async def get_content(exchange: Exchange, repository: LocalRepository) -> web.St
 async def _record(exchange: Exchange, repository: LocalRepository) -> Record:
     path = exchange.request.match_info["path"]
     try:
-        digest, name = parse_file_path(path)
+        reference = Reference.parse_path(path)
     except (InvalidReference, InvalidDigest):
         raise NotFound(path) from None
-    return await repository.record(Reference(digest=digest, name=name))
+    return await repository.record(reference)
 
 
 def _asked_range(request: web.Request, record: Record) -> range | None:

@@ -34,6 +34,7 @@ from filestore.http import wire
 from filestore.http.server.app import Limits, Traffic, make_app
 from filestore.http.server.problems import concerns_us
 from filestore.index.protocol import Index
+from filestore.repository import SIGNED_SECONDS
 from filestore.stores.protocol import ChunkStore
 
 logger = logging.getLogger("filestore.server")
@@ -79,6 +80,7 @@ def serve(
     memory_limit: int = 128 << 20,
     upload_limit: int | None = None,
     drain_seconds: float = 30,
+    signed_seconds: int = SIGNED_SECONDS,
 ) -> None:
     """Serve a repository over HTTP, and return when SIGTERM or SIGINT stopped it. Call it in a process that has no threads.
 
@@ -86,7 +88,7 @@ def serve(
     that they are let in to) hold for this run, beside those of the index. A stop lets requests under way finish for
     `drain_seconds`; a second signal ends them at once. `memory_limit` is bytes in flight in each worker, pushes of
     forms aside, which have 96 MiB; forms wait in `spool_folder`, by default the system's temporary one, and may hold files of
-    `upload_limit` bytes.
+    `upload_limit` bytes. Signed URLs hold for `signed_seconds`.
 
     Raises AddressInUse, AddressError, and what `open_backend` raises.
     """
@@ -94,7 +96,9 @@ def serve(
         open_backend=open_backend,
         tokens=tokens or {},
         spool_folder=spool_folder or Path(tempfile.gettempdir()),
-        limits=Limits(stall_seconds=stall_seconds, memory_limit=memory_limit, upload_limit=upload_limit),
+        limits=Limits(
+            stall_seconds=stall_seconds, memory_limit=memory_limit, upload_limit=upload_limit, signed_seconds=signed_seconds
+        ),
         drain_seconds=drain_seconds,
     )
     own_process()

@@ -21,6 +21,9 @@ from filestore.errors import UrlRefused
 PREFIX = "/signed/{namespace}/{expires_at}/{signature}"
 """What stands before the path in the pattern of a route."""
 
+SEGMENT_LIMIT = 255
+"""Bytes of the last segment of a URL's path, as it stands there: clients use it as a file's name."""
+
 _SECONDS = re.compile(r"[1-9][0-9]{0,14}")
 
 
@@ -46,6 +49,12 @@ def signed_path(secret: bytes, method: str, path: str, *, namespace: str, expire
     return quote(PREFIX.format(namespace=namespace, expires_at=expires_at, signature=signature) + path)
 
 
+def unsigned_path(path: str) -> str:
+    """The path that a signed one stands for; any other path is what it is."""
+    _, first, *rest = path.split("/", 5)
+    return f"/{rest[-1]}" if first == "signed" and len(rest) == 4 else path
+
+
 def verify_path(secret: bytes, method: str, path: str, *, namespace: str, expires_at: str, signature: str, now: float) -> None:
     """Raises UrlRefused unless `signed_path` gave these for a request by `method` of `path`."""
     # One form for each number: the URL that was signed, and no other, is let in.
@@ -53,3 +62,21 @@ def verify_path(secret: bytes, method: str, path: str, *, namespace: str, expire
         raise UrlRefused("its signature is not ours")
     purpose = "GET" if method == "HEAD" else method
     verify(secret, signature, purpose, namespace, path, expires_at=int(expires_at), now=now)
+
+
+def shortened(name: str) -> str:
+    """`name`, or as much of it as fits a URL's segment, with its extension."""
+    if len(quote(name, safe="")) <= SEGMENT_LIMIT:
+        return name
+    stem, dot, extension = name.rpartition(".")
+    ending = dot + extension
+    if not stem or len(quote(ending, safe="")) > SEGMENT_LIMIT // 2:
+        stem, ending = name, ""
+    room = SEGMENT_LIMIT - len(quote(ending, safe=""))
+    kept = 0
+    for place, letter in enumerate(stem):
+        room -= len(quote(letter, safe=""))
+        if room < 0:
+            break
+        kept = place + 1
+    return stem[:kept] + ending
