@@ -26,6 +26,7 @@ CHUNK_LIMIT = 4 << 20
 
 _MAGIC = b"FSMANIF\0"
 _HEADER = struct.Struct("<8sHHIQ")
+HEADER_SIZE = _HEADER.size
 _ENTRY = struct.Struct(f"<{DIGEST_SIZE}sI")
 _ENTRY_SIZE = struct.Struct(f"<{DIGEST_SIZE}xI")
 _VERSION_LIMIT = 1 << 16
@@ -145,6 +146,13 @@ class Manifest:
         for size in self.chunks.sizes():
             yield offset
             offset += size
+
+
+def stated_size(header: Buffer) -> int:
+    """The file's size that the first bytes of a manifest state, which is as good as they are. Raises InvalidManifest."""
+    if len(header) < HEADER_SIZE:
+        raise InvalidManifest("it is shorter than its header")
+    return int(_HEADER.unpack_from(header)[-1])
 
 
 def _check_size(digest: Digest, size: int) -> None:

@@ -22,7 +22,7 @@ older program: it is as good as any other, and no seed.
 
 from __future__ import annotations
 
-from filestore.cache.resolve import CACHE_VERSION, Cache, Resolved
+from filestore.cache.resolve import CACHE_VERSION, Cache, Cached, Resolved
 from filestore.cache.verify import verify_cache
 
-__all__ = ["CACHE_VERSION", "Cache", "Resolved", "verify_cache"]
+__all__ = ["CACHE_VERSION", "Cache", "Cached", "Resolved", "verify_cache"]

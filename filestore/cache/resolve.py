@@ -37,6 +37,14 @@ class Resolved(NamedTuple):
     """Nothing was fetched for this call: it was here, or someone else has fetched it, meanwhile or at the same time."""
 
 
+class Cached(NamedTuple):
+    """What is here already."""
+
+    path: Path
+    size: int
+    """Bytes of content: of a tree, those of its zip."""
+
+
 class _Filled(NamedTuple):
     """What a miss cost; None where another process was quicker."""
 
@@ -86,7 +94,7 @@ class Cache:
     async def resolved(self, wanted: File | Directory, *, report: Report | None = None) -> Resolved:
         """`resolve`, with what it cost. Of callers that share one fetch, it is told to who began it."""
         started = time.monotonic()
-        kind = Kind.DIRECTORY if isinstance(wanted, Directory) else Kind.FILE
+        kind = _kind(wanted)
         reference = wanted.reference
         shelf = await self._opened()
         path = await in_disk_thread(shelf.find, kind, reference)
@@ -105,6 +113,13 @@ class Cache:
         if received is None:
             return Resolved(path, 0, 0, seconds, was_cached=True)
         return Resolved(path, received.moved, received.reused, seconds, was_cached=False)
+
+    async def cached(self, wanted: File | Directory) -> Cached | None:
+        """What `resolve` would give at once, or None; asks no network, once this folder knows the repository."""
+        kind = _kind(wanted)
+        shelf = await self._opened()
+        path = await in_disk_thread(shelf.find, kind, wanted.reference)
+        return None if path is None else Cached(path, await in_disk_thread(shelf.size, kind, path))
 
     async def _opened(self) -> Shelf:
         if self._shelf is None:
@@ -179,6 +194,10 @@ class Cache:
             self._repository, record, target, manifest=manifest, limits=self._limits, seeds=seeds, report=report
         )
         return _Received(unpacked.bytes_received, unpacked.bytes_reused, unpacked.tail)
+
+
+def _kind(wanted: File | Directory) -> Kind:
+    return Kind.DIRECTORY if isinstance(wanted, Directory) else Kind.FILE
 
 
 def check_format(root: Path) -> None:

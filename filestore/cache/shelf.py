@@ -18,7 +18,7 @@ from filestore.digest import Digest
 from filestore.durable import sync_path
 from filestore.errors import FilestoreError
 from filestore.layout import hashed
-from filestore.manifest import MANIFEST_LIMIT, Manifest
+from filestore.manifest import HEADER_SIZE, MANIFEST_LIMIT, Manifest, stated_size
 from filestore.objects import Kind, Record, Reference, record_from_json, tree_name
 from filestore.unpack import staging_folder
 
@@ -86,6 +86,16 @@ class Shelf:
             if manifest is not None and manifest.digest == digest:
                 return manifest
         return None
+
+    def size(self, kind: Kind, path: Path) -> int:
+        """Bytes of content of the entry that holds `path`: of a tree, those of its zip."""
+        try:
+            if kind is Kind.FILE:
+                return path.stat().st_size
+            with (path.parents[1] / "manifest").open("rb") as file:
+                return stated_size(file.read(HEADER_SIZE))
+        except (OSError, FilestoreError):
+            return 0  # gone in the meantime, or made by an older program
 
     def lock_path(self, wanted: Wanted) -> Path:
         """The file whose lock says that an entry is being fetched."""

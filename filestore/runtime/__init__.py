@@ -1,0 +1,18 @@
+"""What stands between a repository and a runtime that runs pipelines: files of a run in, files of a run out, and the start.
+
+>>> adapter = Adapter(Cache("/var/cache/models", repository), repository)
+>>> prepared = await adapter.prepare([graph_file.path for graph_file in static_files])
+>>> arguments = await adapter.inputs(request["input_data"], [pipe.File, int])
+>>> answer["outputs"] = await adapter.outputs(pipeline(*arguments))
+
+Needs no Pipeline SDK: its classes are known by their names.
+"""
+
+from __future__ import annotations
+
+from filestore.runtime.adapter import Adapter
+from filestore.runtime.inputs import Make
+from filestore.runtime.prepare import Prepared
+from filestore.runtime.values import stored_value
+
+__all__ = ["Adapter", "Make", "Prepared", "stored_value"]

@@ -1,0 +1,100 @@
+"""Open handles that a pipeline returned: their whole content, from wherever they stand, without moving or changing them."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filestore.errors import InvalidRun, SourceUnreadable, storage_error
+from filestore.objects import checked_name
+
+_PIECE = 1 << 20
+
+
+def handle_name(handle: io.IOBase, default: str) -> str:
+    """The last part of the path that a handle was opened by; `default` where it has none. Raises InvalidName."""
+    name = getattr(handle, "name", None)
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    # The file of a descriptor is called by a number.
+    return checked_name(Path(name).name) if isinstance(name, str) and Path(name).name else checked_name(default)
+
+
+@contextmanager
+def readable_path(handle: io.IOBase, folder: Path | None, *, where: str) -> Iterator[Path]:
+    """A path at which the content of a handle is read, from its start, as long as the block lasts. Blocks.
+
+    A file that is open is opened once more: nothing of the handle is used but what it has not written yet. Of what lies in
+    memory, or is decoded as it is read, a copy is made in `folder`, without a name there. `where` stands in errors.
+
+    Raises InvalidRun, SourceUnreadable, StorageFull, StorageError.
+    """
+    if handle.closed:
+        raise InvalidRun(where, "it is closed; return the path of its file, or leave it open")
+    binary = _binary(handle, where)
+    descriptor = _descriptor(binary)
+    if descriptor is not None:
+        _flush(handle, where)
+        yield Path(f"/dev/fd/{descriptor}")
+        return
+    # No name in its folder: nothing of it is left, however this process ends.
+    with tempfile.TemporaryFile(buffering=0, dir=folder) as spool:
+        _copy(binary, spool, where)
+        yield Path(f"/dev/fd/{spool.fileno()}")
+
+
+def _binary(handle: io.IOBase, where: str) -> Any:
+    """The bytes under a handle. Raises InvalidRun for text that has none."""
+    inner = getattr(handle, "buffer", handle) if isinstance(handle, io.TextIOBase) else handle
+    if isinstance(inner, io.TextIOBase):
+        raise InvalidRun(where, f"it is a {type(handle).__name__}, which holds text; return a BytesIO")
+    return inner
+
+
+def _descriptor(binary: object) -> int | None:
+    """That of a handle which gives a file's bytes as they are; a GzipFile has one too, of other bytes."""
+    raw = binary.raw if isinstance(binary, io.BufferedReader | io.BufferedWriter | io.BufferedRandom) else binary
+    return raw.fileno() if isinstance(raw, io.FileIO) else None
+
+
+def _flush(handle: io.IOBase, where: str) -> None:
+    try:
+        if handle.writable():
+            handle.flush()
+    except OSError as error:
+        raise SourceUnreadable(where, error.strerror or str(error)) from None
+
+
+def _copy(binary: Any, spool: io.FileIO, where: str) -> None:
+    """Copy all of a handle, which then stands where it stood."""
+    if isinstance(binary, io.BytesIO):
+        with binary.getbuffer() as content:
+            _write(spool, content)
+        return
+    if not binary.seekable():
+        raise InvalidRun(where, "it cannot be read from its start; return a file, or bytes in a BytesIO")
+    try:
+        position = binary.tell()
+        try:
+            binary.seek(0)
+            while piece := binary.read(_PIECE):
+                _write(spool, memoryview(piece))
+        finally:
+            binary.seek(position)
+    except (OSError, ValueError) as error:
+        raise SourceUnreadable(where, str(error) or type(error).__name__) from None
+
+
+def _write(spool: io.FileIO, content: memoryview) -> None:
+    with content.cast("B") as left:
+        done = 0
+        try:
+            while done < len(left):
+                done += spool.write(left[done : done + _PIECE])
+        except OSError as error:
+            raise storage_error("the spool folder of the runtime", error) from None

@@ -1,0 +1,156 @@
+"""A run's `input_data`: which files it names, by the declared types of the pipe's parameters, and where they go. Without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filestore.errors import InvalidInput, InvalidRun
+from filestore.objects import Directory, File, Kind
+from filestore.runtime.declared import allows_none, declared_field, declared_item, declared_kind, is_list
+from filestore.runtime.values import Stored, is_url
+from filestore.signing import SIGNED_PREFIX
+
+Make = Callable[[Kind, Path], object]
+"""What a pipe is given for a local path: the path itself, or a value of a class that its parameter is declared as."""
+
+DEPTH_LIMIT = 64
+"""Lists and dictionaries inside each other."""
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    # The SDK calls booleans integers, and what it cannot name pkl; whatever that holds here is plain JSON.
+    "integer": (int,),
+    "fp": (int, float),
+    "string": (str,),
+    "boolean": (bool,),
+    "none": (type(None),),
+    "dictionary": (dict,),
+    "array": (list,),
+    "pkl": (object,),
+}
+
+
+class InputFile(NamedTuple):
+    """Where a file goes in the arguments of a run."""
+
+    container: Any
+    """The list or the dictionary."""
+    key: Any
+    wanted: Stored
+    kind: Kind
+
+
+class Inputs:
+    """The arguments of one run, but for the files in them, whose places wait in `places`."""
+
+    def __init__(self, input_data: object, declared: Sequence[object] | None, *, url: str | None) -> None:
+        """`url`: that of the repository's own server, whose files are no outside URLs. Raises InvalidRun."""
+        self.places: list[InputFile] = []
+        self._url = url
+        if not isinstance(input_data, list):
+            raise InvalidRun("input_data", f"it is {_described(input_data)}, a list of inputs is expected")
+        if declared is not None and len(declared) != len(input_data):
+            raise InvalidRun("input_data", f"it has {len(input_data)} inputs, the pipeline takes {len(declared)}")
+        self.arguments: list[object] = [None] * len(input_data)
+        for place, given in enumerate(input_data):
+            self._take_input(place, given, None if declared is None else declared[place])
+
+    def _take_input(self, place: int, given: object, declared: object) -> None:
+        where = f"input_data[{place}]"
+        if not isinstance(given, dict):
+            raise InvalidRun(
+                where, f'it is {_described(given)}, an object such as {{"type": "string", "value": "..."}} is expected'
+            )
+        if given.get("type") == "file" or _names_file(given):
+            self._take_file(self.arguments, place, given, declared, where)
+            return
+        known = given.get("type")
+        if not isinstance(known, str) or known not in _TYPES:
+            types = ", ".join(sorted({*_TYPES, "file"}))
+            raise InvalidRun(where, f"its type is {_described(known)}, allowed are {types}")
+        value = given.get("value")
+        # A pipe whose parameter may be None is given that, whatever the type says.
+        if value is not None and not isinstance(value, _TYPES[known]):
+            raise InvalidRun(where, f"its type is {known}, and its value is {_described(value)}")
+        if value is None and known not in {"none", "pkl"} and not allows_none(declared):
+            raise InvalidRun(where, f"its type is {known}, and it has no value")
+        self._take(self.arguments, place, value, declared, f"{where}.value")
+
+    def _take(self, container: Any, key: Any, value: object, declared: object, where: str, *, depth: int = 0) -> None:
+        """Put a value in its place, without the files in it."""
+        if depth > DEPTH_LIMIT:
+            raise InvalidRun(where[:100], f"it is nested more than {DEPTH_LIMIT} levels deep")
+        if isinstance(value, dict) and _names_file(value):
+            self._take_file(container, key, value, declared, where)
+        elif value is None and allows_none(declared):
+            container[key] = None
+        elif declared_kind(declared) is not None:
+            raise InvalidRun(
+                where, f'it is {_described(value)}, a file such as {{"type": "file", "file_path": "..."}} is expected'
+            )
+        elif isinstance(value, dict):
+            container[key] = fields = dict.fromkeys(value)
+            for name, inner in value.items():
+                self._take(fields, name, inner, declared_field(declared, name), f"{where}[{name!r}]", depth=depth + 1)
+        elif isinstance(value, list):
+            container[key] = items = [None] * len(value)
+            item = declared_item(declared)
+            for place, inner in enumerate(value):
+                self._take(items, place, inner, item, f"{where}[{place}]", depth=depth + 1)
+        elif is_list(declared):
+            raise InvalidRun(where, f"it is {_described(value)}, a list is expected")
+        else:
+            container[key] = value
+
+    def _take_file(self, container: Any, key: Any, given: Mapping[str, object], declared: object, where: str) -> None:
+        if is_list(declared):
+            raise InvalidRun(where, "it is one file, a list of them is expected")
+        kind = declared_kind(declared) or Kind.FILE
+        try:
+            self.places.append(InputFile(container, key, self._wanted(given, kind, where), kind))
+        except InvalidInput as error:
+            raise error if isinstance(error, InvalidRun) else InvalidRun(where, str(error)) from None
+
+    def _wanted(self, given: Mapping[str, object], kind: Kind, where: str) -> Stored:
+        """What a file of a run names. Raises InvalidRun, InvalidInput."""
+        named = list(_named(given))
+        for text in named:
+            if not isinstance(text, str):
+                raise InvalidRun(where, f"its file_path or file_url is {_described(text)}, a text is expected")
+        if not named:
+            raise InvalidRun(where, "it is a file, and has neither a file_path nor a file_url")
+        make = Directory if kind is Kind.DIRECTORY else File
+        path = self._path(str(named[0]))
+        if is_url(path):
+            raise InvalidRun(where, "its file_path is a URL")
+        wanted = make(path)
+        _ = wanted.reference  # a path that is not one of ours is an error before anything is fetched
+        return wanted
+
+    def _path(self, text: str) -> str:
+        """The path of a file of our own server, signed or not, whose URL was given; else `text`."""
+        if self._url is None or not text.startswith(f"{self._url}/"):
+            return text
+        path = text.removeprefix(self._url).lstrip("/")
+        prefix, _, rest = path.partition("/")
+        return rest.partition("/")[2] if prefix == SIGNED_PREFIX else path
+
+
+def _names_file(given: Mapping[Any, object]) -> bool:
+    """Whether a dictionary stands for a file: it has the type of one, and a member that may say which."""
+    known = given.get("type")
+    if known == "file":
+        return "file_path" in given or "file_url" in given
+    return known == "pkl" and any(True for _ in _named(given))
+
+
+def _named(given: Mapping[Any, object]) -> Iterator[object]:
+    """What a file names. A path counts before a URL: what is ours is known by its digest, and may be here already."""
+    return (given[member] for member in ("file_path", "file_url") if given.get(member) not in (None, ""))
+
+
+def _described(value: object) -> str:
+    """A value in an error: short, whatever it is."""
+    text = repr(value) if isinstance(value, str | int | float | bool) or value is None else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,80 @@
+"""What a pipeline returned, as the JSON of a run's answer; files in it wait to be stored. Without I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from filestore.errors import InvalidReference, InvalidRun
+from filestore.objects import Record
+from filestore.runtime.inputs import DEPTH_LIMIT
+from filestore.runtime.values import Local, Stored, returned_file
+
+# In this order: a bool is an int too.
+_TYPES = ((type(None), "none"), (bool, "boolean"), (int, "integer"), (float, "fp"), (str, "string"))
+
+
+class OutputFile(NamedTuple):
+    """Where a file goes in the answer."""
+
+    container: Any
+    """The list or the dictionary."""
+    key: Any
+    file: Stored | Local
+    name: str
+    """What a file is called that has no name of its own."""
+    where: str
+
+
+class Outputs:
+    """The answer's outputs, but for the files in them, whose places wait in `places`."""
+
+    def __init__(self, returned: Sequence[object]) -> None:
+        """Raises InvalidRun for what is neither a file nor JSON."""
+        self.places: list[OutputFile] = []
+        self.answers: list[Any] = [None] * len(returned)
+        for place, value in enumerate(returned):
+            self._take(self.answers, place, value, f"outputs[{place}]", name=f"output-{place}", is_typed=True)
+
+    def _take(
+        self, container: Any, key: Any, value: object, where: str, *, name: str, is_typed: bool = False, depth: int = 0
+    ) -> None:
+        """Put a value in its place, where `is_typed` with its type beside it."""
+        if depth > DEPTH_LIMIT:
+            raise InvalidRun(where[:100], f"it is nested more than {DEPTH_LIMIT} levels deep")
+        try:
+            file = returned_file(value)
+        except InvalidReference as error:
+            raise InvalidRun(where, str(error)) from None
+        if file is not None:
+            self.places.append(OutputFile(container, key, file, name, where))
+            return
+        answer, known = self._plain(value, where, name, depth)
+        container[key] = {"type": known, "value": answer, "file": None} if is_typed else answer
+
+    def _plain(self, value: object, where: str, name: str, depth: int) -> tuple[object, str]:
+        """A value as JSON, without the files in it, and its type."""
+        if isinstance(value, list | tuple):
+            items: list[Any] = [None] * len(value)
+            for place, item in enumerate(value):
+                self._take(items, place, item, f"{where}[{place}]", name=f"{name}-{place}", depth=depth + 1)
+            return items, "array"
+        if isinstance(value, Mapping):
+            fields: dict[str, Any] = {}
+            for field, inner in value.items():
+                if not isinstance(field, str):
+                    raise InvalidRun(where, f"its key {field!r} is no text, which JSON has no form for")
+                self._take(fields, field, inner, f"{where}[{field!r}]", name=f"{name}-{field}", depth=depth + 1)
+            return fields, "dictionary"
+        known = next((name for kind, name in _TYPES if isinstance(value, kind)), None)
+        if known is None or (isinstance(value, float) and not math.isfinite(value)):
+            what = f"a {type(value).__name__}" if known is None else f"the number {value}"
+            raise InvalidRun(where, f"it is {what}, which JSON has no form for; return it as a File, or as bytes in a BytesIO")
+        return value, known
+
+
+def file_answer(record: Record, url: str) -> dict[str, object]:
+    """The documented form of a file."""
+    file = {"name": record.name, "path": record.run_path, "url": url, "size": record.size}
+    return {"type": "file", "value": None, "file": file}

@@ -1,0 +1,84 @@
+"""The start of a pipeline: all its static files at once, the large ones first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filestore.aio import task_group
+from filestore.cache import Cache, Resolved
+from filestore.objects import Report
+from filestore.repository import Repository
+from filestore.runtime.values import Stored
+
+RESOLVES_AT_ONCE = 4
+"""Files that are resolved side by side: more would not be faster, and each fetch has its buffers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a start took, in bytes."""
+
+    paths: tuple[Path, ...]
+    """One for each file, in the order asked."""
+    bytes_received: int
+    """Encoded bytes that came over the network."""
+    bytes_cached: int
+    """Decoded bytes that were in the cache, ready to be opened."""
+    bytes_reused: int
+    """Decoded bytes that were copied from other versions, or were here from a fetch that was cut."""
+    seconds: float
+
+
+async def prepare(cache: Cache, repository: Repository, wanted: Sequence[Stored], *, report: Report | None = None) -> Prepared:
+    """Resolve each of `wanted`, of which `report` is told one after the other; what is cached asks no network.
+
+    Raises what `Cache.resolve` raises, for the first that fails; the others are stopped, and go on from there next time.
+    """
+    started = time.monotonic()
+    distinct = list(dict.fromkeys(wanted))
+    cached = {value: found for value in distinct if (found := await cache.cached(value)) is not None}
+    resolved = await _fetch_all(cache, repository, [value for value in distinct if value not in cached], report)
+    paths = {value: each.path for value, each in cached.items()} | {value: each.path for value, each in resolved.items()}
+    return Prepared(
+        tuple(paths[value] for value in wanted),
+        sum(each.bytes_received for each in resolved.values()),
+        sum(each.size for each in cached.values()),
+        sum(each.bytes_reused for each in resolved.values()),
+        time.monotonic() - started,
+    )
+
+
+async def _fetch_all(
+    cache: Cache, repository: Repository, wanted: Sequence[Stored], report: Report | None
+) -> dict[Stored, Resolved]:
+    """Resolve what is not here."""
+    sizes: dict[Stored, int] = {}
+    resolved: dict[Stored, Resolved] = {}
+
+    async def measure(values: Iterator[Stored]) -> None:
+        for value in values:
+            sizes[value] = (await repository.record(value.reference)).size
+
+    async def resolve(values: Iterator[Stored]) -> None:
+        for value in values:
+            resolved[value] = await cache.resolved(value, report=report)
+
+    await _in_lanes(measure, wanted)
+    # The largest first: one that begins last would be waited for alone.
+    await _in_lanes(resolve, sorted(wanted, key=sizes.__getitem__, reverse=True))
+    return resolved
+
+
+async def _in_lanes(work: Callable[[Iterator[Stored]], Awaitable[None]], values: Sequence[Stored]) -> None:
+    """Have some tasks take values from one row."""
+    row = iter(values)
+
+    async def lane() -> None:
+        await work(row)
+
+    async with task_group() as group:
+        for _ in range(min(RESOLVES_AT_ONCE, len(values))):
+            group.create_task(lane())

@@ -1,0 +1,68 @@
+"""Values of a pipeline that stand for a file: of which kind they are, and what they name. Without I/O."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from filestore.errors import InvalidReference
+from filestore.objects import Directory, File, Kind
+from filestore.runtime.declared import kind_of_class
+
+Stored = File | Directory
+
+
+class Local(NamedTuple):
+    """A file or a folder of this machine, or what can be read like a file."""
+
+    content: Path | io.IOBase
+    kind: Kind | None
+    """What it must be; None where it may be either."""
+
+
+def stored_value(value: object) -> Stored:
+    """What a static file of a pipeline names, for `Cache.resolve`: a value of ours, or the Pipeline SDK's.
+
+    Of the SDK's, `remote_id` counts before `url`, and that before `path`. Raises InvalidReference.
+    """
+    if isinstance(value, File | Directory):
+        return value
+    kind = kind_of_class(type(value))
+    if kind is None:
+        raise InvalidReference(repr(value), "a File, a Directory or a FileURL is expected")
+    make = Directory if kind is Kind.DIRECTORY else File
+    remote_id = getattr(value, "remote_id", None)
+    return make(id=remote_id) if remote_id else make(str(getattr(value, "path", None) or ""))
+
+
+def is_url(text: str) -> bool:
+    """Whether a text names something by a scheme, be it one that is allowed or not."""
+    try:
+        return "://" in text and bool(urlsplit(text).scheme)
+    except ValueError:
+        return True
+
+
+def returned_file(value: object) -> Stored | Local | None:
+    """What a value that a pipeline returned is, where it stands for a file; else None. Raises InvalidReference."""
+    if isinstance(value, Path):
+        return Local(value, None)
+    inner = getattr(value, "file", None)
+    if isinstance(inner, io.IOBase) and hasattr(value, "seek"):
+        value = inner  # `tempfile.NamedTemporaryFile` wraps one
+    if isinstance(value, io.IOBase):
+        return Local(value, Kind.FILE)
+    kind = kind_of_class(type(value))
+    if kind is None:
+        return None
+    path = getattr(value, "path", None)
+    if path is None:
+        return stored_value(value)
+    try:
+        stored = stored_value(Directory(str(path)) if kind is Kind.DIRECTORY else File(str(path)))
+        _ = stored.reference
+    except InvalidReference:
+        return Local(Path(path), kind if kind is Kind.DIRECTORY else None)
+    return stored
