@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from filestore.errors import InvalidInput, InvalidRun
 from filestore.objects import Directory, File, Kind
 from filestore.runtime.declared import allows_none, declared_field, declared_item, declared_kind, is_list
-from filestore.runtime.values import Stored, is_url
-from filestore.signing import SIGNED_PREFIX
+from filestore.runtime.values import Stored
+from filestore.signing import unsigned_path
 
 Make = Callable[[Kind, Path], object]
 """What a pipe is given for a local path: the path itself, or a value of a class that its parameter is declared as."""
@@ -89,15 +91,10 @@ class Inputs:
             raise InvalidRun(
                 where, f'it is {_described(value)}, a file such as {{"type": "file", "file_path": "..."}} is expected'
             )
-        elif isinstance(value, dict):
-            container[key] = fields = dict.fromkeys(value)
-            for name, inner in value.items():
-                self._take(fields, name, inner, declared_field(declared, name), f"{where}[{name!r}]", depth=depth + 1)
-        elif isinstance(value, list):
-            container[key] = items = [None] * len(value)
-            item = declared_item(declared)
-            for place, inner in enumerate(value):
-                self._take(items, place, inner, item, f"{where}[{place}]", depth=depth + 1)
+        elif isinstance(value, dict | list):
+            container[key] = copied = copy(value)
+            for part, inner, inner_declared in _parts(value, declared):
+                self._take(copied, part, inner, inner_declared, f"{where}[{part!r}]", depth=depth + 1)
         elif is_list(declared):
             raise InvalidRun(where, f"it is {_described(value)}, a list is expected")
         else:
@@ -121,20 +118,28 @@ class Inputs:
         if not named:
             raise InvalidRun(where, "it is a file, and has neither a file_path nor a file_url")
         make = Directory if kind is Kind.DIRECTORY else File
-        path = self._path(str(named[0]))
-        if is_url(path):
-            raise InvalidRun(where, "its file_path is a URL")
-        wanted = make(path)
+        text = str(named[0])
+        if self._url is not None and text.startswith(f"{self._url}/"):
+            # Of our own server: known by its id or digest, and not to be downloaded as a stranger's.
+            text = unsigned_path(unquote("/" + text.removeprefix(self._url).lstrip("/")))
+        if "://" in text:
+            return make(url=text)
+        wanted = make(text)
         _ = wanted.reference  # a path that is not one of ours is an error before anything is fetched
         return wanted
 
-    def _path(self, text: str) -> str:
-        """The path of a file of our own server, signed or not, whose URL was given; else `text`."""
-        if self._url is None or not text.startswith(f"{self._url}/"):
-            return text
-        path = text.removeprefix(self._url).lstrip("/")
-        prefix, _, rest = path.partition("/")
-        return rest.partition("/")[2] if prefix == SIGNED_PREFIX else path
+
+def _parts(value: dict[str, object] | list[object], declared: object) -> Iterator[tuple[str | int, object, object]]:
+    """What of a dictionary or a list may be or hold a file: its key, itself, and what it is declared as."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield name, inner, declared_field(declared, name)
+        return
+    item = declared_item(declared)
+    for place, inner in enumerate(value):
+        # Of a million numbers none is looked into.
+        if item is not None or isinstance(inner, dict | list):
+            yield place, inner, item
 
 
 def _names_file(given: Mapping[Any, object]) -> bool:

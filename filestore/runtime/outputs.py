@@ -58,6 +58,9 @@ class Outputs:
         if isinstance(value, list | tuple):
             items: list[Any] = [None] * len(value)
             for place, item in enumerate(value):
+                if type(item) in {int, str} or (type(item) is float and math.isfinite(item)):
+                    items[place] = item  # a million of them take no time
+                    continue
                 self._take(items, place, item, f"{where}[{place}]", name=f"{name}-{place}", depth=depth + 1)
             return items, "array"
         if isinstance(value, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ async def prepare(cache: Cache, repository: Repository, wanted: Sequence[Stored]
     """
     started = time.monotonic()
     distinct = list(dict.fromkeys(wanted))
-    cached = {value: found for value in distinct if (found := await cache.cached(value)) is not None}
+    cached = {value: found for value in distinct if value.url is None and (found := await cache.cached(value)) is not None}
     resolved = await _fetch_all(cache, repository, [value for value in distinct if value not in cached], report)
     paths = {value: each.path for value, each in cached.items()} | {value: each.path for value, each in resolved.items()}
     return Prepared(
@@ -55,12 +56,13 @@ async def _fetch_all(
     cache: Cache, repository: Repository, wanted: Sequence[Stored], report: Report | None
 ) -> dict[Stored, Resolved]:
     """Resolve what is not here."""
-    sizes: dict[Stored, int] = {}
+    sizes: dict[Stored, float] = {}
     resolved: dict[Stored, Resolved] = {}
 
     async def measure(values: Iterator[Stored]) -> None:
         for value in values:
-            sizes[value] = (await repository.record(value.reference)).size
+            # Of what stands behind a URL nobody knows it before: it may be the largest of all.
+            sizes[value] = math.inf if value.url else (await repository.record(value.reference)).size
 
     async def resolve(values: Iterator[Stored]) -> None:
         for value in values:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import ParseResult
 
 from filestore.errors import InvalidReference
-from filestore.objects import Directory, File, Kind
+from filestore.objects import Directory, File, FileURL, Kind
 from filestore.runtime.declared import kind_of_class
 
 Stored = File | Directory
@@ -29,20 +29,18 @@ def stored_value(value: object) -> Stored:
     """
     if isinstance(value, File | Directory):
         return value
+    if isinstance(value, FileURL):
+        return File(url=value.url, digest=value.digest, max_age_seconds=value.max_age_seconds, stale_ok=value.stale_ok)
     kind = kind_of_class(type(value))
     if kind is None:
         raise InvalidReference(repr(value), "a File, a Directory or a FileURL is expected")
     make = Directory if kind is Kind.DIRECTORY else File
-    remote_id = getattr(value, "remote_id", None)
-    return make(id=remote_id) if remote_id else make(str(getattr(value, "path", None) or ""))
-
-
-def is_url(text: str) -> bool:
-    """Whether a text names something by a scheme, be it one that is allowed or not."""
-    try:
-        return "://" in text and bool(urlsplit(text).scheme)
-    except ValueError:
-        return True
+    remote_id, url, path = (getattr(value, field, None) for field in ("remote_id", "url", "path"))
+    if remote_id:
+        return make(id=remote_id)
+    if url:
+        return make(url=url.geturl() if isinstance(url, ParseResult) else str(url))
+    return make(str(path or ""))
 
 
 def returned_file(value: object) -> Stored | Local | None:
@@ -58,8 +56,11 @@ def returned_file(value: object) -> Stored | Local | None:
     if kind is None:
         return None
     path = getattr(value, "path", None)
-    if path is None:
-        return stored_value(value)
+    if path is None or isinstance(value, FileURL):
+        stored = stored_value(value)
+        if stored.url is not None:
+            raise InvalidReference(repr(stored), "it stands behind a URL; return the file itself, or its URL as a text")
+        return stored
     try:
         stored = stored_value(Directory(str(path)) if kind is Kind.DIRECTORY else File(str(path)))
         _ = stored.reference
