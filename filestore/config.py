@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from filestore.archive.read import DEFAULT_LIMITS, Limits
 from filestore.errors import InvalidSetting
+from filestore.http.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 
 CODEC_CHOICES = ("auto", "raw", "zstd", "planes2+zstd", "planes4+zstd")
 
@@ -103,6 +104,14 @@ def _seconds(value: object) -> float:
     if not 0.1 <= seconds <= 86400:
         raise ValueError(f"{value!r} is no number of seconds from 0.1 to 86400")
     return seconds
+
+
+def _claim(value: object) -> bool:
+    claims = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+    text = str(value).lower()
+    if text not in claims:
+        raise ValueError(f"{value!r} is neither yes nor no")
+    return claims[text]
 
 
 def _size(minimum: int) -> Callable[[object], int]:
@@ -356,6 +365,61 @@ class Settings:
             has_option=False,
         ),
     )
+    url_private_allowed: bool = field(
+        default=DEFAULT_DOWNLOAD_LIMITS.private_allowed,
+        metadata=_knob(
+            "Whether a file behind a URL may come from an address that is not public, such as 127.0.0.1 or 10.0.0.1",
+            unit="yes or no",
+            default="no",
+            environment="FILESTORE_URL_PRIVATE_ALLOWED",
+            parse=_claim,
+            has_option=False,
+        ),
+    )
+    url_size_limit: int = field(
+        default=DEFAULT_DOWNLOAD_LIMITS.size,
+        metadata=_knob(
+            "Bytes that a file behind a URL may have",
+            unit=_SIZE_UNIT,
+            default="1TiB",
+            environment="FILESTORE_URL_SIZE_LIMIT",
+            parse=_size(0),
+            has_option=False,
+        ),
+    )
+    url_redirects: int = field(
+        default=DEFAULT_DOWNLOAD_LIMITS.redirects,
+        metadata=_knob(
+            "How many redirects from a URL are followed",
+            unit="count",
+            default="10",
+            environment="FILESTORE_URL_REDIRECTS",
+            parse=_whole(0, 100),
+            has_option=False,
+        ),
+    )
+    url_first_byte_seconds: float = field(
+        default=DEFAULT_DOWNLOAD_LIMITS.first_byte_seconds,
+        metadata=_knob(
+            "How long the server behind a URL may take until its answer begins, redirects included",
+            unit="seconds",
+            default="30",
+            environment="FILESTORE_URL_FIRST_BYTE_SECONDS",
+            parse=_seconds,
+            has_option=False,
+        ),
+    )
+
+    @property
+    def download_limits(self) -> DownloadLimits:
+        """What a URL may ask of whoever downloads from it: all settings whose names begin with `url_`, and `stall_seconds`."""
+        return DownloadLimits(
+            size=self.url_size_limit,
+            redirects=self.url_redirects,
+            first_byte_seconds=self.url_first_byte_seconds,
+            stall_seconds=self.stall_seconds,
+            private_allowed=self.url_private_allowed,
+        )
 
     @property
     def unpack_limits(self) -> Limits:

@@ -7,6 +7,7 @@ FilestoreError
 │   ├── InvalidReference
 │   ├── InvalidRange
 │   ├── InvalidUrl
+│   ├── RefusedUrl
 │   ├── NothingMatches
 │   ├── InvalidParts
 │   ├── InvalidRun
@@ -17,7 +18,8 @@ FilestoreError
 │   ├── InvalidManifest
 │   ├── InvalidArchive
 │   │   └── NotAnArchive
-│   └── DamagedChunk
+│   ├── DamagedChunk
+│   └── UnexpectedContent
 ├── NotFound
 │   └── UploadNotFound
 ├── ChunksMissing
@@ -38,6 +40,7 @@ FilestoreError
 │   └── AddressInUse
 └── TransferError          the way to a server
     ├── Unreachable
+    │   └── OriginUnreachable
     ├── Stalled
     ├── Interrupted
     └── ServerError
@@ -116,6 +119,15 @@ class InvalidUrl(InvalidInput):
     """A URL that names no repository."""
 
     sentence = "{0!r} names no repository: {1}"
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+
+
+class RefusedUrl(InvalidInput):
+    """A URL that nothing is downloaded from, for what it leads to."""
+
+    sentence = "nothing is downloaded from {0}: {1}"
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(url, reason)
@@ -228,6 +240,17 @@ class DamagedChunk(InvalidContent):
 
     def __init__(self, digest: str, reason: str) -> None:
         super().__init__(digest, reason)
+
+
+class UnexpectedContent(InvalidContent):
+    """What a URL gave has another digest than it was to have."""
+
+    sentence = (
+        "{0} gave bytes with the digest {1}, not {2}; nothing was kept, compare what is expected with what its publisher says"
+    )
+
+    def __init__(self, url: str, found: str, expected: str) -> None:
+        super().__init__(url, found, expected)
 
 
 class NotFound(FilestoreError):
@@ -400,6 +423,12 @@ class Unreachable(TransferError):
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(url, reason)
+
+
+class OriginUnreachable(Unreachable):
+    """No connection could be made to the server behind a URL of someone else's."""
+
+    sentence = "{0} cannot be reached: {1}"
 
 
 class Stalled(TransferError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Awaitable, Callable, Hashable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from filestore.aio import SingleFlight, in_cpu_thread, in_disk_thread
 from filestore.archive.read import DEFAULT_LIMITS, Limits
@@ -13,12 +14,17 @@ from filestore.cache.disk import write_durably
 from filestore.cache.lock import Lock, locked
 from filestore.cache.seeds import find_seeds
 from filestore.cache.shelf import Shelf, Wanted
+from filestore.cache.urls import Obtained, Urls
+from filestore.chunking import CUTTING_VERSION
 from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded, StorageError, StorageFull, TargetError, UnknownFormat
 from filestore.fetch import fetch
+from filestore.http.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.manifest import Manifest
-from filestore.objects import Directory, File, Kind, Record, Reference, Report, checked_namespace
+from filestore.objects import Directory, File, FileURL, Kind, Record, Reference, Report, checked_namespace
 from filestore.repository import Identity, Repository
 from filestore.unpack import unpack
+
+T = TypeVar("T")
 
 CACHE_VERSION = 1
 ATTEMPTS = 3
@@ -67,52 +73,91 @@ class Cache:
     >>> folder = await cache.resolve(Directory(id="file_..."))
     """
 
-    def __init__(self, root: str | Path, repository: Repository, *, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        repository: Repository,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        downloads: DownloadLimits = DEFAULT_DOWNLOAD_LIMITS,
+    ) -> None:
         """Touches nothing yet. Use a cache in one event loop; any number of processes may share `root`.
 
-        `limits`: what a zip file may ask of whoever resolves it as a directory.
+        `limits`: what a zip file may ask of whoever resolves it as a directory; `downloads`: what a URL may ask of whoever
+        resolves it.
         """
         self._root = Path(root)
         self._repository = repository
         self._limits = limits
+        self._downloads = downloads
         self._flights = SingleFlight()
         self._shelf: Shelf | None = None
+        self._cutting = CUTTING_VERSION
 
-    async def resolve(self, wanted: File | Directory, *, report: Report | None = None) -> Path:
+    async def resolve(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Path:
         """The path of the whole, verified file, or of the tree that a zip file unpacks to; do not write to it.
 
         A file has the name that it was pushed with, a tree that name without `.zip`. A hit asks no network and hashes nothing:
         size and mtime are checked, of a tree those of its 100 largest files and the mtime of its folder. A miss takes what it
         shares with other entries from these, and fetches the rest; callers that ask for the same at the same time, in this
-        process or another, wait for one fetch.
+        process or another, wait for one fetch. The origin of a URL is asked each time, unless the value says otherwise.
 
         Raises NotFound, InvalidReference, InvalidArchive, LimitExceeded, StorageFull, StorageError, DamagedChunk,
-        TransferError, UnknownFormat.
+        TransferError, UnknownFormat; of a URL also RefusedUrl and UnexpectedContent.
         """
         return (await self.resolved(wanted, report=report)).path
 
-    async def resolved(self, wanted: File | Directory, *, report: Report | None = None) -> Resolved:
+    async def resolved(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Resolved:
         """`resolve`, with what it cost. Of callers that share one fetch, it is told to who began it."""
         started = time.monotonic()
         kind = _kind(wanted)
-        reference = wanted.reference
         shelf = await self._opened()
+        if isinstance(wanted, FileURL):
+            resolved = await self._resolved_url(shelf, kind, wanted, report)
+        elif wanted.origin is not None:
+            resolved = await self._resolved_url(shelf, kind, wanted.origin, report)
+        else:
+            resolved = await self._resolved_stored(shelf, kind, wanted.reference, report)
+        return resolved._replace(seconds=time.monotonic() - started)
+
+    async def _resolved_url(self, shelf: Shelf, kind: Kind, origin: FileURL, report: Report | None) -> Resolved:
+        urls = Urls(shelf, cutting=self._cutting, limits=self._downloads)
+        digest = await in_disk_thread(urls.find, origin, kind)
+        obtained = Obtained(digest) if digest is not None else await self._obtained(urls, kind, origin, report)
+        # A tree is made of the zip file that is here now, as of any entry that shares chunks with it: nobody is asked for them.
+        record = Record("", origin.name, obtained.digest, 0, kind, shelf.root.name, 0, 0)
+        reference = Reference(digest=obtained.digest, name=origin.name)
+        resolved = await self._resolved_stored(shelf, kind, reference, report, record=record)
+        if obtained.was_cached:
+            return resolved
+        return resolved._replace(bytes_received=obtained.bytes_received, bytes_reused=obtained.bytes_resumed, was_cached=False)
+
+    async def _obtained(self, urls: Urls, kind: Kind, origin: FileURL, report: Report | None) -> Obtained:
+        obtained, is_ours = await self._once(("url", kind, origin), lambda: urls.obtain(origin, kind, report=report))
+        return obtained if is_ours else Obtained(obtained.digest)
+
+    async def _resolved_stored(
+        self, shelf: Shelf, kind: Kind, reference: Reference, report: Report | None, *, record: Record | None = None
+    ) -> Resolved:
+        """`record`: what `reference` means, where the repository need not, or cannot, be asked."""
         path = await in_disk_thread(shelf.find, kind, reference)
-        received: _Received | None = None
-        if path is None:
-            began = False
+        if path is not None:
+            return Resolved(path, 0, 0, 0, was_cached=True)
+        filled, is_ours = await self._once((kind, reference), lambda: self._fill(shelf, kind, reference, report, record))
+        if filled.received is None or not is_ours:
+            return Resolved(filled.path, 0, 0, 0, was_cached=True)
+        return Resolved(filled.path, filled.received.moved, filled.received.reused, 0, was_cached=False)
 
-            async def fill() -> _Filled:
-                nonlocal began
-                began = True
-                return await self._fill(shelf, kind, reference, report)
+    async def _once(self, key: Hashable, function: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
+        """What a call gives that is shared by all who ask for the same meanwhile, and whether it is this one's."""
+        is_ours = False
 
-            filled = await self._flights.run((kind, reference), fill)
-            path, received = filled.path, filled.received if began else None
-        seconds = time.monotonic() - started
-        if received is None:
-            return Resolved(path, 0, 0, seconds, was_cached=True)
-        return Resolved(path, received.moved, received.reused, seconds, was_cached=False)
+        async def call() -> T:
+            nonlocal is_ours
+            is_ours = True
+            return await function()
+
+        return await self._flights.run(key, call), is_ours
 
     async def cached(self, wanted: File | Directory) -> Cached | None:
         """What `resolve` would give at once, or None; asks no network, once this folder knows the repository."""
@@ -130,17 +175,21 @@ class Cache:
                 identity = await self._repository.identity()
                 await in_disk_thread(write_durably, remembered, identity._asdict())
             self._shelf = Shelf(self._root / identity.id / identity.namespace)
+            self._cutting = identity.cutting
         return self._shelf
 
-    async def _fill(self, shelf: Shelf, kind: Kind, reference: Reference, report: Report | None) -> _Filled:
-        record = await self._repository.record(reference)
+    async def _fill(
+        self, shelf: Shelf, kind: Kind, reference: Reference, report: Report | None, known_record: Record | None = None
+    ) -> _Filled:
+        record = await self._repository.record(reference) if known_record is None else known_record
         wanted = Wanted(kind, record.digest)
         known = Reference(digest=record.digest, name=record.name)
         async with locked(shelf.lock_path(wanted), lambda: shelf.find(kind, known) is not None) as lock:
             # Another process may have filled it while this one waited.
             path = await in_disk_thread(shelf.find, kind, known)
             made = _Filled(path, None) if path is not None else await self._make(shelf, wanted, record, lock, report)
-            await in_disk_thread(shelf.remember, record)
+            if known_record is None:
+                await in_disk_thread(shelf.remember, record)
         return made
 
     async def _make(self, shelf: Shelf, wanted: Wanted, record: Record, lock: Lock, report: Report | None) -> _Filled:
@@ -196,7 +245,7 @@ class Cache:
         return _Received(unpacked.bytes_received, unpacked.bytes_reused, unpacked.tail)
 
 
-def _kind(wanted: File | Directory) -> Kind:
+def _kind(wanted: File | Directory | FileURL) -> Kind:
     return Kind.DIRECTORY if isinstance(wanted, Directory) else Kind.FILE
 
 

@@ -1,0 +1,259 @@
+"""What stands behind URLs of someone else's: its bytes are an entry like any other, and beside it is what their origin said.
+
+    ROOT/<repository id>/<namespace>/
+        urls/<BLAKE3 of a URL>.json         which entry the URL gave last, how it is known again, and when that was
+        sha256/<64 hex>.json                which entry has the bytes with this SHA-256
+        staging/url-<BLAKE3 of a URL>       a download by who holds its lock; or cut, to be continued
+        staging/.url-<BLAKE3 of a URL>.*    one without a lock
+        locks/url-<BLAKE3 of a URL>
+
+The same bytes behind two URLs are one entry, and one that a repository has too. A URL itself is not kept: its query may be a
+secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+
+from filestore.aio import in_cpu_thread, in_disk_thread
+from filestore.cache.disk import remove_if_possible, storage_errors, take_aside, write_durably
+from filestore.cache.lock import Lock, locked
+from filestore.cache.shelf import Shelf, Wanted
+from filestore.digest import Digest
+from filestore.errors import (
+    FilestoreError,
+    LimitExceeded,
+    RefusedUrl,
+    ServerError,
+    StorageError,
+    TransferError,
+    UnexpectedContent,
+)
+from filestore.http.download import Downloaded, DownloadLimits, Validators, download
+from filestore.manifest import Manifest
+from filestore.objects import FileURL, Kind, Reference, Report
+from filestore.push import manifest_of
+
+ATTEMPTS = 3
+
+
+class Obtained(NamedTuple):
+    """Which entry holds what a URL stands for, and what that cost, in bytes."""
+
+    digest: Digest
+    bytes_received: int = 0
+    bytes_resumed: int = 0
+    was_cached: bool = True
+    """No content was downloaded."""
+
+
+class _Known(NamedTuple):
+    """What a URL gave last, by the clock of this machine."""
+
+    digest: Digest
+    validators: Validators
+    asked_at: float
+
+
+class Urls:
+    """Finds and downloads what URLs stand for, into the entries of one shelf. Any number of processes do so at the same time."""
+
+    def __init__(self, shelf: Shelf, *, cutting: int, limits: DownloadLimits) -> None:
+        """`cutting`: the version that the digests of its entries are of."""
+        self._shelf = shelf
+        self._cutting = cutting
+        self._limits = limits
+
+    def find(self, origin: FileURL, kind: Kind) -> Digest | None:
+        """The entry that nobody need be asked about: it has the expected digest, or was asked about lately. Blocks."""
+        if origin.expected is not None:
+            digest = self._with_digest(origin.expected)
+        else:
+            known = self._recall(origin)
+            age = time.time() - known.asked_at if known is not None else 0
+            digest = known.digest if known is not None and 0 <= age < (origin.max_age_seconds or 0) else None
+        return digest if digest is not None and self._has(kind, digest) else None
+
+    async def obtain(self, origin: FileURL, kind: Kind, *, report: Report | None = None) -> Obtained:
+        """Have an entry that holds what `origin` stands for: its file, or for a directory also the tree alone.
+
+        The origin is asked, once by all who ask at the same time. Raises what `download` does, and UnexpectedContent.
+        """
+        began = time.time()
+
+        def settled() -> Digest | None:
+            known = self._recall(origin) if origin.expected is None else None
+            if known is not None and known.asked_at >= began and self._has(kind, known.digest):
+                return known.digest  # another process has asked while this one waited
+            return self.find(origin, kind)
+
+        label = _label(origin)
+        async with locked(self._shelf.root / "locks" / label, lambda: settled() is not None) as lock:
+            digest = await in_disk_thread(settled)
+            return Obtained(digest) if digest is not None else await self._ask(origin, kind, lock, report)
+
+    async def _ask(self, origin: FileURL, kind: Kind, lock: Lock, report: Report | None) -> Obtained:
+        known = await in_disk_thread(self._usable, origin, kind)
+        received = 0
+        for attempt in range(ATTEMPTS):
+            folder = await in_disk_thread(self._stage, _label(origin), lock, is_first=attempt == 0)
+            try:
+                downloaded = await self._download(origin, folder, known, report)
+                if downloaded is None:
+                    if known is None:
+                        raise AssertionError("nothing is unchanged that nobody knows")
+                    await in_disk_thread(remove_if_possible, folder)
+                    return await self._confirm(origin, known)
+                received += downloaded.bytes_received
+                digest = await self._keep(origin, downloaded)
+            except TransferError as error:
+                if known is None or not origin.stale_ok or origin.expected is not None or not _is_out_of_reach(error):
+                    raise
+                return Obtained(known.digest)
+            if digest is not None:
+                return Obtained(digest, received, downloaded.bytes_resumed, was_cached=False)
+        raise StorageError(str(self._shelf.root), "someone else writes to what was downloaded, again and again")
+
+    async def _download(self, origin: FileURL, folder: Path, known: _Known | None, report: Report | None) -> Downloaded | None:
+        """Download to `folder`, in which nothing is left that will be of no use."""
+        try:
+            return await download(
+                origin, folder, limits=self._limits, known=None if known is None else known.validators, report=report
+            )
+        except (RefusedUrl, LimitExceeded, ServerError) as error:
+            if not error.retryable:
+                await in_disk_thread(remove_if_possible, folder)
+            raise
+
+    async def _keep(self, origin: FileURL, downloaded: Downloaded) -> Digest | None:
+        """Verify what was downloaded and make an entry of it; None where that has to begin anew. Raises UnexpectedContent."""
+        sha256 = await self._sha256(origin, downloaded.path)
+        manifest = await manifest_of(downloaded.path, cutting=self._cutting)
+        found = manifest.digest if isinstance(origin.expected, Digest) else sha256
+        if origin.expected is not None and found != origin.expected:
+            await in_disk_thread(remove_if_possible, downloaded.path.parent)
+            if downloaded.bytes_resumed:
+                return None  # what it was put together from may be two versions
+            raise UnexpectedContent(origin.shown, str(found), str(origin.expected))
+        await in_disk_thread(self._publish, origin, downloaded, manifest)
+        if await in_disk_thread(self._shelf.find, Kind.FILE, Reference(digest=manifest.digest)) is None:
+            return None
+        await in_disk_thread(self._remember, origin, _Known(manifest.digest, downloaded.validators, time.time()))
+        return manifest.digest
+
+    async def _confirm(self, origin: FileURL, known: _Known) -> Obtained:
+        """Take what was here for what the origin has. Raises UnexpectedContent."""
+        if isinstance(origin.expected, str):
+            path = await in_disk_thread(self._shelf.find, Kind.FILE, Reference(digest=known.digest))
+            sha256 = await self._sha256(origin, path) if path is not None else None
+            if sha256 != origin.expected:
+                raise UnexpectedContent(origin.shown, str(sha256), origin.expected)
+        elif origin.expected not in {None, known.digest}:
+            raise UnexpectedContent(origin.shown, str(known.digest), str(origin.expected))
+        # What cannot be noted, the disk being full or read-only, is asked for again.
+        with suppress(StorageError):
+            await in_disk_thread(self._remember, origin, known._replace(asked_at=time.time()))
+        return Obtained(known.digest)
+
+    async def _sha256(self, origin: FileURL, path: Path) -> str | None:
+        """That of a file, where it is of interest: it takes as long as all else."""
+        return await in_cpu_thread(_sha256_of, path) if isinstance(origin.expected, str) else None
+
+    # Below: what blocks.
+
+    def _has(self, kind: Kind, digest: Digest) -> bool:
+        """Whether an entry is here that is what is wanted, or that it can be made of."""
+        return any(self._shelf.find(each, Reference(digest=digest)) is not None for each in {kind, Kind.FILE})
+
+    def _usable(self, origin: FileURL, kind: Kind) -> _Known | None:
+        """What the URL gave last, if that is still here, and can be compared with what is expected."""
+        known = self._recall(origin)
+        kind = Kind.FILE if isinstance(origin.expected, str) else kind
+        return known if known is not None and self._has(kind, known.digest) else None
+
+    def _with_digest(self, expected: Digest | str) -> Digest | None:
+        if isinstance(expected, Digest):
+            return expected
+        values = _read(self._sha256_path(expected))
+        try:
+            return Digest.parse(values["digest"])
+        except (KeyError, TypeError, FilestoreError):
+            return None
+
+    def _recall(self, origin: FileURL) -> _Known | None:
+        values = _read(self._record_path(origin))
+        try:
+            return _Known(Digest.parse(values["digest"]), Validators(*values["validators"]), float(values["asked_at"]))
+        except (KeyError, TypeError, ValueError, FilestoreError):
+            return None
+
+    def _remember(self, origin: FileURL, known: _Known) -> None:
+        """After the entry is there: what is said of one that is not would only cost a look. Raises StorageError, StorageFull."""
+        if isinstance(origin.expected, str):
+            write_durably(self._sha256_path(origin.expected), {"digest": str(known.digest)})
+        values = {"digest": str(known.digest), "validators": known.validators, "asked_at": known.asked_at}
+        write_durably(self._record_path(origin), values)
+
+    def _stage(self, label: str, lock: Lock, *, is_first: bool) -> Path:
+        """A folder to download to, in which what was cut may be. Raises StorageError, StorageFull."""
+        shared = self._shelf.root / "staging" / label
+        aside = shared.with_name(f".{label}.{uuid.uuid4().hex}")
+        is_alone = lock.is_held and is_first
+        folder = shared if is_alone else aside
+        with storage_errors(self._shelf.root):
+            if lock.passes_by and is_first:
+                take_aside(shared, aside)
+            folder.mkdir(parents=True, exist_ok=True)
+            if is_alone:
+                for left in shared.parent.glob(f".{label}.*"):
+                    remove_if_possible(left)
+        return folder
+
+    def _publish(self, origin: FileURL, downloaded: Downloaded, manifest: Manifest) -> None:
+        """Make an entry of what was downloaded. Raises StorageError, StorageFull."""
+        target = downloaded.path.parent / "content" / origin.name
+        with storage_errors(self._shelf.root):
+            target.parent.mkdir(exist_ok=True)
+            downloaded.path.rename(target)
+        self._shelf.publish(Wanted(Kind.FILE, manifest.digest), target, manifest)
+
+    def _record_path(self, origin: FileURL) -> Path:
+        return self._shelf.root / "urls" / f"{_key(origin)}.json"
+
+    def _sha256_path(self, sha256: str) -> Path:
+        return self._shelf.root / "sha256" / f"{sha256}.json"
+
+
+def _is_out_of_reach(error: TransferError) -> bool:
+    """Whether an origin could not answer; one that says no was reached."""
+    return not isinstance(error, ServerError) or error.status == 429 or error.status >= 500
+
+
+def _key(origin: FileURL) -> str:
+    return blake3(origin.url.encode()).hexdigest()
+
+
+def _label(origin: FileURL) -> str:
+    return f"url-{_key(origin)}"
+
+
+def _sha256_of(path: Path) -> str:
+    with storage_errors(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A small file that was kept; nothing where there is none, or another's."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

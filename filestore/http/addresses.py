@@ -1,0 +1,71 @@
+"""Which addresses are public: what anybody's URL may make this machine connect to. Pure.
+
+The ranges stand here, since what `ipaddress` says of them differs between versions of Python, and is too kind: to 192.0.0.0/24,
+fec0::/10, multicast, and to addresses that embed another one.
+Source: IANA's registries of special-purpose addresses for IPv4 and IPv6, RFC 6890; RFC 6052 (NAT64), 3056 (6to4), 4380 (Teredo).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+_NOT_PUBLIC = [
+    IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+    )
+]
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+"""All that was ever given out for public use. What is not in it is not public: ::1, fc00::/7, fe80::/10, fec0::/10, ff00::/8."""
+_NOT_PUBLIC_6 = [IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "3fff::/20")]
+
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_NAT64 = IPv6Network("64:ff9b::/96")
+_6TO4 = IPv6Network("2002::/16")
+_TEREDO = IPv6Network("2001::/32")
+
+
+def is_public(text: str) -> bool:
+    """Whether an address, as `getaddrinfo` gives it, is one of the public Internet. What is no address is not."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return False
+    if isinstance(address, IPv4Address):
+        return _is_public_4(address)
+    embedded = list(_embedded(address))
+    if embedded:
+        # The prefixes lead to these, and nowhere else.
+        return all(_is_public_4(each) for each in embedded)
+    return address in _GLOBAL_UNICAST and not any(address in network for network in _NOT_PUBLIC_6)
+
+
+def _is_public_4(address: IPv4Address) -> bool:
+    return not any(address in network for network in _NOT_PUBLIC)
+
+
+def _embedded(address: IPv6Address) -> Iterator[IPv4Address]:
+    """The IPv4 addresses that packets to `address` go to in the end."""
+    raw = address.packed
+    if address in _MAPPED or address in _NAT64:
+        yield IPv4Address(raw[12:])
+    elif address in _6TO4:
+        yield IPv4Address(raw[2:6])
+    elif address in _TEREDO:
+        yield IPv4Address(raw[4:8])  # the server, and the client behind it, whose bits are inverted
+        yield IPv4Address(bytes(byte ^ 0xFF for byte in raw[12:]))

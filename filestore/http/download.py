@@ -1,0 +1,472 @@
+"""Download: what is behind a URL of someone else's becomes a local file.
+
+Nothing is trusted here (I4): not where a name or a redirect leads to, not what an origin says of lengths and ranges. The address
+is checked on the socket that connects to it, so that a name which resolves otherwise a second time gains nothing. No token,
+cookie or proxy of this machine's is ever used.
+
+What was cut is resumed: the origin is asked for the rest of the very version that was begun (If-Range), and answers with all of
+another where there is one. Without a validator that tells versions apart, a download begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urldefrag, urljoin, urlsplit
+
+from filestore.aio import in_disk_thread
+from filestore.durable import sync_descriptor
+from filestore.errors import (
+    Interrupted,
+    InvalidReference,
+    LimitExceeded,
+    OriginUnreachable,
+    RefusedUrl,
+    ServerError,
+    Stalled,
+    StorageError,
+    StorageFull,
+    TransferError,
+    storage_error,
+)
+from filestore.http.addresses import is_public
+from filestore.objects import FileURL, Progress, Report, shown_url
+
+if TYPE_CHECKING:  # aiohttp takes 0.3 s to import
+    import aiohttp
+    from yarl import URL
+
+ATTEMPTS = 6
+"""Connections in a row that may fail without a MiB of progress."""
+FIRST_PAUSE_SECONDS = 0.2
+PIECE = 1 << 20
+"""Bytes that are written at once."""
+SYNC_SIZE = 32 << 20
+"""Bytes after which what was written is made durable and noted: more than that is never downloaded twice."""
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)\Z")
+_STRONG_AFTER_SECONDS = 60
+"""How much older than its answer a Last-Modified must be to tell versions apart. Source: RFC 7232, section 2.2.2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadLimits:
+    """What a URL may ask of whoever downloads from it."""
+
+    size: int = 1 << 40
+    redirects: int = 10
+    first_byte_seconds: float = 30
+    stall_seconds: float = 30
+    private_allowed: bool = False
+    """Addresses that are not public may be connected to."""
+
+
+DEFAULT_DOWNLOAD_LIMITS = DownloadLimits()
+
+
+class Validators(NamedTuple):
+    """What an origin says by which a version of a file is known again."""
+
+    etag: str | None = None
+    modified: str | None = None
+    """Its Last-Modified."""
+    is_dated: bool = False
+    """`modified` is old enough to tell versions apart."""
+
+    @property
+    def for_range(self) -> str | None:
+        """What If-Range may say: a weak ETag stands for other bytes too."""
+        if self.etag is not None and not self.etag.startswith("W/"):
+            return self.etag
+        return self.modified if self.is_dated else None
+
+
+class Downloaded(NamedTuple):
+    """What a download did, in bytes."""
+
+    path: Path
+    size: int
+    bytes_received: int
+    bytes_resumed: int
+    """Those that were here from a download that was cut."""
+    validators: Validators
+
+
+async def download(
+    origin: FileURL,
+    folder: Path,
+    *,
+    limits: DownloadLimits = DEFAULT_DOWNLOAD_LIMITS,
+    known: Validators | None = None,
+    report: Report | None = None,
+) -> Downloaded | None:
+    """Make a file in `folder`, an existing one, of what is behind a URL; None where that is still what `known` says.
+
+    The bytes are those that are sent: no Content-Encoding is asked for or undone. The file is durable, but not verified: who has
+    an expected digest compares it. Broken off, `folder` holds what the next download to it continues; one at a time may use it.
+
+    Raises RefusedUrl, LimitExceeded, ServerError, OriginUnreachable, Stalled, Interrupted, StorageFull, StorageError.
+    """
+    staging = _Staging(folder)
+    try:
+        await in_disk_thread(staging.open)
+        return await _Downloading(origin, staging, limits=limits, known=known, report=report).run()
+    finally:
+        await in_disk_thread(staging.close)
+
+
+class _Part(NamedTuple):
+    """What an answer brings: the bytes from `start` to `stop`, the end of them unknown where that is None."""
+
+    start: int
+    stop: int | None
+
+
+class _Downloading:
+    """One download under way, over as many connections as it takes."""
+
+    def __init__(
+        self, origin: FileURL, staging: _Staging, *, limits: DownloadLimits, known: Validators | None, report: Report | None
+    ) -> None:
+        self._origin = origin
+        self._shown = origin.shown
+        self._staging = staging
+        self._limits = limits
+        self._known = known
+        self._report = report
+        self._received = 0
+        self._resumed = staging.size
+        self._refused: set[str] = set()
+        self._was_reached = False
+
+    async def run(self) -> Downloaded | None:
+        """Try until it is whole, or there is no point in it."""
+        failures, furthest = 0, self._staging.size
+        async with self._session() as session:
+            while True:
+                try:
+                    if not await self._try(session):
+                        return None
+                    break
+                except TransferError as error:
+                    # What begins anew again and again comes no further.
+                    failures = 0 if self._staging.size - furthest >= PIECE else failures + 1
+                    furthest = max(furthest, self._staging.size)
+                    # A host that was never reached is not there: saying so at once beats waiting for it.
+                    if not error.retryable or not self._was_reached or failures == ATTEMPTS:
+                        raise
+                await asyncio.sleep(FIRST_PAUSE_SECONDS * 2**failures * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+        await in_disk_thread(self._staging.note)
+        return Downloaded(self._staging.path, self._staging.size, self._received, self._resumed, self._staging.validators)
+
+    async def _try(self, session: aiohttp.ClientSession) -> bool:
+        """Ask for what is still to come, and take it; False where the origin says that nothing has changed."""
+        staging = self._staging
+        headers = {"Accept-Encoding": "identity"}
+        if self._known is not None:
+            headers |= _given({"If-None-Match": self._known.etag, "If-Modified-Since": self._known.modified})
+        version = staging.validators.for_range
+        if staging.size and version is not None:
+            # Of a file that is whole already, the last byte is asked for again: there is no range after it.
+            start = staging.size - (staging.size == staging.total)
+            headers |= {"Range": f"bytes={start}-", "If-Range": version}
+        async with self._answer(session, headers) as response:
+            if response.status == HTTPStatus.NOT_MODIFIED and self._known is not None:
+                return False
+            await self._take(response, await self._begin(response))
+        return True
+
+    async def _begin(self, response: aiohttp.ClientResponse) -> _Part:
+        """What the answer brings; staging begins anew, where it does not go on from there."""
+        if response.status == HTTPStatus.PARTIAL_CONTENT:
+            return await self._begin_part(response)
+        if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            await self._begin_anew(Validators(), None)
+            raise Interrupted(self._shown, "it has less than it had before")
+        if response.status != HTTPStatus.OK:
+            raise ServerError(self._shown, response.status, response.reason or "no explanation")
+        total = response.content_length
+        is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
+        if total is None and not is_chunked and self._origin.digest is None:
+            reason = "its answer has no length, so that a cut would go unnoticed; say which digest is expected"
+            raise RefusedUrl(self._shown, reason)
+        self._check_size(total or 0)
+        await self._begin_anew(_validators(response), total)
+        return _Part(0, total)
+
+    async def _begin_part(self, response: aiohttp.ClientResponse) -> _Part:
+        staging = self._staging
+        found = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+        if found is not None:
+            start, stop = int(found[1]), int(found[2]) + 1
+            total = staging.total if found[3] == "*" else int(found[3])
+            validators = _validators(response)
+            begun = staging.validators
+            is_same = staging.total in {None, total} and (validators.etag, validators.modified) == (begun.etag, begun.modified)
+            if is_same and 0 < start <= staging.size and start < stop <= (stop if total is None else total):
+                self._check_size(total or stop)
+                staging.total = total
+                return _Part(start, stop)
+        # What If-Range forbids.
+        await self._begin_anew(Validators(), None)
+        raise Interrupted(self._shown, "it gave a part of another file than it began with")
+
+    async def _begin_anew(self, validators: Validators, total: int | None) -> None:
+        self._resumed = 0
+        await in_disk_thread(self._staging.begin, validators, total)
+
+    async def _take(self, response: aiohttp.ClientResponse, part: _Part) -> None:
+        """Write what comes. Raises Interrupted where it is not all that was to come, or more."""
+        staging = self._staging
+        staging.size = part.start
+        self._resumed = min(self._resumed, part.start)
+        pieces: list[bytes] = []
+        waiting = 0
+        try:
+            while piece := await self._piece(response):
+                pieces.append(piece)
+                waiting += len(piece)
+                self._received += len(piece)
+                end = staging.size + waiting
+                self._check_size(end)
+                if part.stop is not None and end > part.stop:
+                    pieces = []
+                    await self._begin_anew(Validators(), None)
+                    raise Interrupted(self._shown, "it sent more than it said")
+                self._tell(end)
+                if waiting >= PIECE:
+                    # Taken before it is written: what a cancel waits for must not be written again below.
+                    batch, pieces, waiting = pieces, [], 0
+                    await in_disk_thread(staging.write, batch)
+        finally:
+            # What has come before a cut is not asked for again.
+            if pieces:
+                await in_disk_thread(staging.write, pieces)
+        if staging.total is not None and staging.size != staging.total:
+            raise Interrupted(self._shown, f"{staging.size} of {staging.total} bytes have come")
+
+    async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
+        """What has come, as much as there is; nothing at its end. Raises Stalled."""
+        try:
+            async with asyncio.timeout(self._limits.stall_seconds):
+                return await response.content.readany()
+        except TimeoutError:
+            raise Stalled(self._shown, self._limits.stall_seconds) from None
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.size:
+            raise LimitExceeded(f"the size of {self._shown}", size, self._limits.size, "url_size_limit")
+
+    def _tell(self, done: int) -> None:
+        if self._report is not None:
+            total = self._staging.total
+            self._report(Progress(done if total is None else total, done, self._received, self._resumed, self._resumed))
+
+    # Below: requests.
+
+    @asynccontextmanager
+    async def _answer(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer behind all redirects, whose failures, those of reading it included, become errors of ours."""
+        import aiohttp  # noqa: PLC0415  # on first use
+
+        try:
+            async with await self._first(session, headers) as response:
+                self._was_reached = True
+                yield response
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise OriginUnreachable(self._shown, f"its certificate is refused, {error.certificate_error}") from None
+        except aiohttp.ClientConnectorError as error:
+            if self._refused:
+                reason = f"it leads to {', '.join(sorted(self._refused))}, which is no public address"
+                raise RefusedUrl(self._shown, f"{reason}; the setting url_private_allowed allows it") from None
+            raise OriginUnreachable(self._shown, error.os_error.strerror or str(error.os_error)) from None
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise Interrupted(self._shown, _reason(error)) from None
+
+    async def _first(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        """The head of the answer. One limit for all that comes before it: names, connections, TLS, redirects."""
+        try:
+            async with asyncio.timeout(self._limits.first_byte_seconds):
+                return await self._follow(session, headers)
+        except TimeoutError:
+            raise Stalled(self._shown, self._limits.first_byte_seconds) from None
+        except ValueError:  # aiohttp's InvalidURL, or a name that is none
+            raise RefusedUrl(self._shown, "its host is malformed") from None
+
+    async def _follow(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        url = urldefrag(self._origin.url).url
+        seen: set[str] = set()
+        while len(seen) <= self._limits.redirects:
+            seen.add(url)
+            response = await session.get(_encoded(url), headers=headers, allow_redirects=False)
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or location is None:
+                return response
+            response.close()
+            url = self._next(url, location)
+            if url in seen:
+                raise RefusedUrl(self._shown, f"it redirects in a circle, by {shown_url(url)}")
+        raise RefusedUrl(self._shown, f"it redirects more than {self._limits.redirects} times")
+
+    def _next(self, url: str, location: str) -> str:
+        """Where a redirect leads to. Raises RefusedUrl."""
+        try:
+            target = FileURL(urldefrag(urljoin(url, location)).url)
+        except (InvalidReference, ValueError) as error:
+            reason = str(error) if isinstance(error, InvalidReference) else "it is malformed"
+            raise RefusedUrl(self._shown, f"it redirects to what is no URL to download from: {reason}") from None
+        if (urlsplit(url).scheme, urlsplit(target.url).scheme) == ("https", "http"):
+            raise RefusedUrl(self._shown, f"it redirects from https to {target.shown}, which anyone on the way could change")
+        return target.url
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:
+        import aiohttp  # noqa: PLC0415  # on first use
+
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(socket_factory=self._socket, force_close=True, use_dns_cache=False),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),  # what waits here has limits of its own
+            headers={"User-Agent": "filestore"},
+            auto_decompress=False,
+            trust_env=False,  # no proxy, and no netrc
+            read_bufsize=PIECE,
+        ) as session:
+            yield session
+
+    def _socket(self, address: tuple[Any, ...]) -> socket.socket:
+        """The socket that connects to an address, of which a name may have several. Raises OSError for one that is not public."""
+        family, kind, protocol, _, place = address
+        if not (self._limits.private_allowed or is_public(place[0])):
+            self._refused.add(str(place[0]))
+            raise OSError(f"{place[0]} is no public address")
+        return socket.socket(family, kind, protocol)
+
+
+class _Staging:
+    """The file that is downloaded to, and beside it what is known of it. Its methods block: call them in a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        """Touches nothing yet."""
+        self.path = folder / "partial"
+        self.size = 0
+        """Bytes that are there, from the start on."""
+        self.total: int | None = None
+        """Bytes that the whole file has, where the origin says so."""
+        self.validators = Validators()
+        self._state = folder / "state.json"
+        self._noted = 0
+        self._descriptor = -1
+
+    def open(self) -> None:
+        """Find or make the file. Raises StorageFull, StorageError."""
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._descriptor = os.open(self.path, flags, 0o666)
+            there = os.fstat(self._descriptor).st_size
+        except OSError as error:
+            raise storage_error(str(self.path), error) from None
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            state = json.loads(self._state.read_bytes())
+            size, total, validators = int(state["size"]), state["total"], Validators(*state["validators"])
+            # Only what was synced before it was noted is there after a crash of the machine.
+            if 0 <= size <= there and (total is None or size <= int(total)):
+                self.size, self.total, self.validators = size, total, validators
+        self._noted = self.size
+        self._cut()
+
+    def begin(self, validators: Validators, total: int | None) -> None:
+        """Forget what is there. Raises StorageFull, when `total` bytes cannot fit, and StorageError."""
+        self.size, self.total, self.validators = 0, total, validators
+        # First what is said of the bytes, then the bytes: never is something said of bytes that are not there.
+        self._write_state()
+        self._cut()
+        found = os.fstatvfs(self._descriptor)
+        free = found.f_bavail * found.f_frsize
+        if total is not None and total > free:
+            raise StorageFull(str(self.path.parent), f"{total} bytes are needed and {free} are free")
+
+    def write(self, pieces: Sequence[bytes]) -> None:
+        """Add to what is there. Raises StorageFull, StorageError."""
+        try:
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    written = os.pwrite(self._descriptor, view, self.size)
+                    self.size += written
+                    view = view[written:]
+        except OSError as error:
+            raise storage_error(str(self.path), error) from None
+        if self.size - self._noted >= SYNC_SIZE:
+            self.note()
+
+    def note(self) -> None:
+        """Make durable what is there, so that the next download goes on from it. Raises StorageFull, StorageError."""
+        try:
+            sync_descriptor(self._descriptor)
+        except OSError as error:
+            raise storage_error(str(self.path), error) from None
+        self._write_state()
+
+    def close(self) -> None:
+        """Note what is there, and give the descriptor back; safe where it was never opened."""
+        if self._descriptor < 0:
+            return
+        if self.size != self._noted:
+            with suppress(StorageError):
+                self.note()
+        os.close(self._descriptor)
+
+    def _cut(self) -> None:
+        try:
+            os.ftruncate(self._descriptor, self.size)
+        except OSError as error:
+            raise storage_error(str(self.path), error) from None
+
+    def _write_state(self) -> None:
+        # Not synced: an older state that a crash of the machine brings back says less, and a torn one nothing.
+        staging = self._state.with_suffix(".new")
+        state = {"size": self.size, "total": self.total, "validators": self.validators}
+        try:
+            staging.write_text(json.dumps(state), encoding="utf-8")
+            staging.rename(self._state)
+        except OSError as error:
+            raise storage_error(str(self.path), error) from None
+        self._noted = self.size
+
+
+def _validators(response: aiohttp.ClientResponse) -> Validators:
+    etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
+    is_dated = False
+    with suppress(ValueError, TypeError):
+        age = parsedate_to_datetime(response.headers.get("Date", "")) - parsedate_to_datetime(modified or "")
+        is_dated = age.total_seconds() >= _STRONG_AFTER_SECONDS
+    return Validators(etag, modified, is_dated)
+
+
+def _given(headers: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if value is not None}
+
+
+def _encoded(url: str) -> URL:
+    """A URL as it goes over the wire: as it was given where it can, since a signature may cover each letter of it."""
+    from yarl import URL  # noqa: PLC0415  # on first use
+
+    return URL(url, encoded=url.isascii() and " " not in url)
+
+
+def _reason(error: Exception) -> str:
+    """Why a connection failed, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,94 @@
+"""nginx, as the origin of files behind URLs: a server of another make."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support.server import eventually
+
+_CONFIGURATION = """\
+    daemon off;
+    master_process off;
+    pid {folder}/nginx.pid;
+    {user}
+    events {{ worker_connections 64; }}
+    http {{
+        log_format asked '$request_method $uri $status range=$http_range match=$http_if_none_match';
+        access_log {folder}/asked.log asked;
+        client_body_temp_path {folder}/body;
+        proxy_temp_path {folder}/proxy;
+        fastcgi_temp_path {folder}/fastcgi;
+        uwsgi_temp_path {folder}/uwsgi;
+        scgi_temp_path {folder}/scgi;
+        default_type application/octet-stream;
+        server {{
+            listen 127.0.0.1:{port};
+            root {folder}/files;
+            location /throttled/ {{ alias {folder}/files/; limit_rate_after 3m; limit_rate 1k; }}
+            location /moved/ {{ rewrite ^/moved/(.*)$ /$1 redirect; }}
+            location /twice/ {{ rewrite ^/twice/(.*)$ /moved/$1 permanent; }}
+            location /compressed/ {{ alias {folder}/files/; gzip on; gzip_types *; gzip_min_length 1; }}
+            location /untagged/ {{ alias {folder}/files/; etag off; add_header Last-Modified ""; }}
+            location /undated/ {{ alias {folder}/files/; etag off; }}
+        }}
+    }}
+"""
+
+
+class Nginx(NamedTuple):
+    """A running nginx that serves a folder: as it is, and below /throttled, /moved, /twice, /compressed, /untagged, /undated."""
+
+    url: str
+    folder: Path
+    """Its own."""
+
+    @property
+    def files(self) -> Path:
+        """What it serves."""
+        return self.folder / "files"
+
+    def put(self, name: str, content: bytes) -> str:
+        """Serve `content`, whose URL this gives."""
+        (self.files / name).write_bytes(content)
+        return f"{self.url}/{name}"
+
+    def asked(self, count: int) -> list[str]:
+        """What it was asked and answered, once that is so many lines; it writes one when it has answered."""
+        log = self.folder / "asked.log"
+        eventually(lambda: log.read_text().count("\n") >= count)
+        return log.read_text().splitlines()
+
+
+@contextmanager
+def running_nginx(folder: Path) -> Iterator[Nginx]:
+    """Serve FOLDER/files on a free port of 127.0.0.1 until the end of the block."""
+    (folder / "files").mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    user = "user root;" if os.geteuid() == 0 else ""
+    path = folder / "nginx.conf"
+    path.write_text(textwrap.dedent(_CONFIGURATION).format(folder=folder, port=port, user=user))
+    errors = folder / "error.log"
+    process = subprocess.Popen(["nginx", "-p", folder, "-c", path, "-e", errors], stdin=subprocess.DEVNULL)
+    try:
+        eventually(lambda: process.poll() is not None or _accepts(port))
+        assert process.poll() is None, errors.read_text()
+        yield Nginx(f"http://127.0.0.1:{port}", folder)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True

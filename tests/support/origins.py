@@ -1,0 +1,73 @@
+"""Servers that answer as no real one would: each request gets the bytes that a test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+
+class Asked(NamedTuple):
+    """One request."""
+
+    number: int
+    """From 1 on."""
+    path: str
+    headers: dict[str, str]
+    """By names in lower case."""
+
+
+class Origin(NamedTuple):
+    """A server that is running."""
+
+    url: str
+    asked: list[Asked]
+    """All that it was asked so far."""
+
+
+Answer = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def running_origin(answer: Answer, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Origin]:
+    """Let `answer` write to whoever asks, each on a connection of its own, until the end of the block."""
+    asked: list[Asked] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+            asked.append(Asked(len(asked) + 1, head[0].split()[1], headers))
+            await answer(asked[-1], writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # its peer has gone
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, host, port)
+    try:
+        yield Origin(f"http://{host}:{server.sockets[0].getsockname()[1]}", asked)
+    finally:
+        server.close()
+        # No wait_closed: a peer that was given up on may still be connected.
+
+
+def answers(*raw: bytes) -> Answer:
+    """One after the other, and then the last one again and again."""
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(raw[min(asked.number, len(raw)) - 1])
+        await writer.drain()
+
+    return answer
+
+
+def head(status: str, *headers: str) -> bytes:
+    """The head of an answer."""
+    return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode()
+
+
+def whole(content: bytes, *headers: str) -> bytes:
+    """An answer with content."""
+    return head("200 OK", f"Content-Length: {len(content)}", *headers) + content

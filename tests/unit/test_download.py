@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from filestore.errors import OriginUnreachable, RefusedUrl, ServerError
+from filestore.http.download import Downloaded, DownloadLimits, download
+from filestore.objects import FileURL, Progress
+from tests.support.generator import octets
+from tests.support.nginx import Nginx, running_nginx
+from tests.support.origins import answers, head, running_origin
+
+LOOPBACK = DownloadLimits(private_allowed=True)
+CONTENT = octets(1, 5_000_000)
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[Nginx]:
+    """A real server, on an address that is not public."""
+    with running_nginx(tmp_path / "nginx") as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where to download to."""
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    return folder
+
+
+async def downloaded(url: str, folder: Path) -> Downloaded:
+    """A download of something whose state nobody knows."""
+    done = await download(FileURL(url), folder, limits=LOOPBACK)
+    assert done is not None
+    return done
+
+
+@pytest.mark.parametrize("size", [0, 1, 5_000_000])
+async def test_what_is_behind_a_url_is_downloaded(nginx: Nginx, folder: Path, size: int) -> None:
+    """Whole, with what it is known again by, and nothing is sent that could be a secret."""
+    done = await downloaded(nginx.put("model.bin", CONTENT[:size]), folder)
+
+    assert CONTENT[:size] == done.path.read_bytes()
+    assert (size, size, 0) == (done.size, done.bytes_received, done.bytes_resumed)
+    assert done.validators.etag is not None
+
+
+@pytest.mark.parametrize("place", ["moved", "twice"])
+async def test_redirects_are_followed(nginx: Nginx, folder: Path, place: str) -> None:
+    """Also one that leads to another."""
+    nginx.put("model.bin", CONTENT)
+
+    done = await downloaded(f"{nginx.url}/{place}/model.bin", folder)
+
+    assert CONTENT == done.path.read_bytes()
+
+
+async def test_a_url_is_asked_for_as_it_is_written(folder: Path) -> None:
+    """A signature may cover each letter of it, whether anybody would need to encode that or not; a fragment stays here."""
+    async with running_origin(answers(head("200 OK", "Content-Length: 0"))) as origin:
+        await downloaded(f"{origin.url}/a%2Fb/%7e+~(x)?X=%20a+b&empty=&a=%c3%A9#part", folder)
+
+        assert ["/a%2Fb/%7e+~(x)?X=%20a+b&empty=&a=%c3%A9"] == [asked.path for asked in origin.asked]
+
+
+async def test_what_no_url_can_hold_is_encoded(nginx: Nginx, folder: Path) -> None:
+    """As browsers do: blanks, and letters beyond ASCII."""
+    nginx.put("mein modell é.bin", CONTENT)
+
+    assert CONTENT == (await downloaded(f"{nginx.url}/mein modell é.bin", folder)).path.read_bytes()
+
+
+async def test_no_secret_of_this_machine_is_sent(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No proxy and no netrc of the environment is used, and no cookie is sent back."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    redirect = head("302 Found", "Location: /b", "Set-Cookie: a=b", "Content-Length: 0")
+
+    async with running_origin(answers(redirect, head("200 OK", "Content-Length: 0"))) as origin:
+        await downloaded(f"{origin.url}/a", folder)
+
+        assert [{"host", "accept", "accept-encoding", "user-agent"}] * 2 == [
+            set(asked.headers) - {"connection"} for asked in origin.asked
+        ]
+
+
+async def test_bytes_are_taken_as_they_are_sent(nginx: Nginx, folder: Path) -> None:
+    """Nothing compressed is asked for, and what comes compressed all the same is not undone."""
+    packed = gzip.compress(CONTENT)
+    answer = head("200 OK", "Content-Encoding: gzip", f"Content-Length: {len(packed)}") + packed
+
+    async with running_origin(answers(answer)) as origin:
+        assert packed == (await downloaded(f"{origin.url}/a", folder)).path.read_bytes()
+    nginx.put("words.txt", b"words " * 1000)
+    assert 6000 == (await downloaded(f"{nginx.url}/compressed/words.txt", folder)).size
+
+
+async def test_a_file_that_has_not_changed_is_not_sent_again(nginx: Nginx, folder: Path) -> None:
+    """It is known again by its ETag, or where there is none by its time."""
+    for url in (nginx.put("model.bin", CONTENT), f"{nginx.url}/undated/model.bin"):
+        done = await downloaded(url, folder)
+        assert await download(FileURL(url), folder, limits=LOOPBACK, known=done.validators) is None
+
+    os.utime(nginx.files / "model.bin", (1, 1))
+    assert await download(FileURL(url), folder, limits=LOOPBACK, known=done.validators) is not None
+
+
+async def test_chunks_without_a_length(folder: Path) -> None:
+    """An answer that ends with its last chunk is whole."""
+    answer = head("200 OK", "Transfer-Encoding: chunked") + b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
+
+    async with running_origin(answers(answer)) as origin:
+        assert b"hello world" == (await downloaded(f"{origin.url}/a", folder)).path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("status", "asked"), [("404 Not Found", 1), ("403 Forbidden", 1), ("204 No Content", 1), ("302 Found", 1)]
+)
+async def test_an_answer_that_is_no_file(folder: Path, status: str, asked: int) -> None:
+    """Its body is not taken for one, and the status is told. A redirect that leads nowhere is one of them."""
+    async with running_origin(answers(head(status, "Content-Length: 0"))) as origin:
+        with pytest.raises(ServerError) as caught:
+            await downloaded(f"{origin.url}/a?token=secret", folder)
+
+        assert f"{origin.url}/a?... answered {status.replace(' ', ': ', 1)}" == str(caught.value)
+        assert asked == len(origin.asked)
+
+
+async def test_a_server_that_is_busy_is_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that says so is not the last word."""
+    monkeypatch.setattr("filestore.http.download.FIRST_PAUSE_SECONDS", 0)
+    busy = head("503 Service Unavailable", "Content-Length: 0")
+
+    async with running_origin(answers(busy, busy, head("200 OK", "Content-Length: 0"))) as origin:
+        await downloaded(f"{origin.url}/a", folder)
+
+        assert 3 == len(origin.asked)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "name.invalid"])
+async def test_a_server_that_is_not_there(folder: Path, host: str) -> None:
+    """It is said at once."""
+    with pytest.raises(OriginUnreachable, match=f"http://{host}/a cannot be reached: "):
+        await downloaded(f"http://{host}/a", folder)
+
+
+async def test_progress_is_told(nginx: Nginx, folder: Path) -> None:
+    """It never goes back, and ends with the whole."""
+    told: list[Progress] = []
+
+    await download(FileURL(nginx.put("model.bin", CONTENT)), folder, limits=LOOPBACK, report=told.append)
+
+    assert {len(CONTENT)} == {progress.total for progress in told}
+    assert sorted(told, key=lambda progress: progress.done) == told
+    assert (len(CONTENT), len(CONTENT)) == (told[-1].done, told[-1].moved)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])
+async def test_a_host_that_no_name_can_be(folder: Path, host: str) -> None:
+    """It is refused in a sentence."""
+    with pytest.raises(RefusedUrl, match="its host is malformed"):
+        await downloaded(f"http://{host}/a", folder)
