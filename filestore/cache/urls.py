@@ -91,7 +91,7 @@ class Urls:
 
         def settled() -> Digest | None:
             known = self._recall(origin) if origin.expected is None else None
-            if known is not None and known.asked_at >= began and self._has(kind, known.digest):
+            if known is not None and began <= known.asked_at <= time.time() and self._has(kind, known.digest):
                 return known.digest  # another process has asked while this one waited
             return self.find(origin, kind)
 
@@ -143,11 +143,34 @@ class Urls:
             if downloaded.bytes_resumed:
                 return None  # what it was put together from may be two versions
             raise UnexpectedContent(origin.shown, str(found), str(origin.expected))
-        await in_disk_thread(self._publish, origin, downloaded, manifest)
-        if await in_disk_thread(self._shelf.find, Kind.FILE, Reference(digest=manifest.digest)) is None:
+        if not await self._publish(origin, downloaded, manifest):
             return None
         await in_disk_thread(self._remember, origin, _Known(manifest.digest, downloaded.validators, time.time()))
         return manifest.digest
+
+    async def _publish(self, origin: FileURL, downloaded: Downloaded, manifest: Manifest) -> bool:
+        """Make an entry of what was downloaded, where there is none; whether there is one then. Raises StorageError."""
+        wanted = Wanted(Kind.FILE, manifest.digest)
+
+        def is_there() -> bool:
+            return self._shelf.find(Kind.FILE, Reference(digest=manifest.digest)) is not None
+
+        def publish() -> None:
+            if is_there():
+                return
+            # What stands in the place of a sound entry is damaged.
+            self._shelf.discard(Kind.FILE, self._shelf.root / wanted.path)
+            target = downloaded.path.parent / "content" / origin.name
+            with storage_errors(self._shelf.root), suppress(FileNotFoundError):
+                target.parent.mkdir(exist_ok=True)
+                downloaded.path.rename(target)
+                self._shelf.publish(wanted, target, manifest)
+
+        # The entry's own lock: a fetch from the repository may make the same.
+        async with locked(self._shelf.lock_path(wanted), is_there):
+            await in_disk_thread(publish)
+        await in_disk_thread(remove_if_possible, downloaded.path.parent)
+        return await in_disk_thread(is_there)
 
     async def _confirm(self, origin: FileURL, known: _Known) -> Obtained:
         """Take what was here for what the origin has. Raises UnexpectedContent."""
@@ -216,14 +239,6 @@ class Urls:
                 for left in shared.parent.glob(f".{label}.*"):
                     remove_if_possible(left)
         return folder
-
-    def _publish(self, origin: FileURL, downloaded: Downloaded, manifest: Manifest) -> None:
-        """Make an entry of what was downloaded. Raises StorageError, StorageFull."""
-        target = downloaded.path.parent / "content" / origin.name
-        with storage_errors(self._shelf.root):
-            target.parent.mkdir(exist_ok=True)
-            downloaded.path.rename(target)
-        self._shelf.publish(Wanted(Kind.FILE, manifest.digest), target, manifest)
 
     def _record_path(self, origin: FileURL) -> Path:
         return self._shelf.root / "urls" / f"{_key(origin)}.json"
