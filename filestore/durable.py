@@ -50,6 +50,17 @@ def sync_tree(root: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file_system(path: Path) -> None:
+    """Have a file system do what it has put off, where the operating system has a call for that. Blocks. Raises OSError."""
+    call = _syncfs()
+    if call is not None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            call(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @cache
 def _syncfs() -> Callable[[int], None] | None:
     """The call of Linux's C libraries that syncs the file system of a descriptor, where there is one."""

@@ -35,6 +35,7 @@ FilestoreError
 ├── TargetError               where a fetch writes
 ├── StorageError              the disk under a repository, a cache or a target
 │   └── StorageFull
+│       └── CacheFull
 ├── Busy
 ├── AddressError              where a server listens
 │   └── AddressInUse
@@ -383,6 +384,12 @@ class StorageFull(StorageError):
     """No space is left."""
 
     sentence = "{0} is full: {1}; free some space and run the same command again, what is there already is not sent again"
+
+
+class CacheFull(StorageFull):
+    """A cache has no room within its limits, and nothing in it may go."""
+
+    sentence = "the cache {0} has no room: {1}"
 
 
 class Busy(FilestoreError):

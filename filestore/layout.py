@@ -13,6 +13,8 @@ from filestore.errors import InvalidDigest, InvalidReference
 
 FILES_PREFIX = "pipeline_files"
 RUN_FILES_PREFIX = "run_files"
+BLOCK_SIZE = 4096
+"""What file systems round sizes up to."""
 
 _UUID_GROUPS = (8, 4, 4, 4, 12)
 _UUID = re.compile("-".join(f"[0-9a-f]{{{size}}}" for size in _UUID_GROUPS))
@@ -33,6 +35,11 @@ def unhashed(path: str) -> Digest:
     if hashed(digest) != path:
         raise InvalidReference(path, "its folders do not match its digest")
     return digest
+
+
+def in_blocks(size: int) -> int:
+    """Bytes of disk that a file of `size` bytes takes, as most file systems keep it."""
+    return -(-size // BLOCK_SIZE) * BLOCK_SIZE
 
 
 def chunk_key(namespace: str, digest: Digest) -> str:

@@ -41,6 +41,7 @@ from filestore.archive.read import (
 from filestore.archive.tree import shown
 from filestore.archive.write import Entry, local_header
 from filestore.errors import FilestoreError, StorageFull, TargetError, storage_error
+from filestore.layout import BLOCK_SIZE, in_blocks
 from filestore.receive import Located, Order, OvertakenError, copy_range, read_whole
 
 GATHER_LIMIT = 1 << 20
@@ -94,6 +95,12 @@ class Zip:
     def file_count(self) -> int:
         """Files and links."""
         return sum(not member.is_folder for member in self.members)
+
+    @cached_property
+    def stored_size(self) -> int:
+        """Bytes of disk that the tree takes."""
+        folders = len(_parents(self.members) | {member.path for member in self.members if member.is_folder})
+        return folders * BLOCK_SIZE + sum(in_blocks(member.size) for member in self.members if not member.is_folder)
 
     def overlap(self, offset: int, size: int) -> range:
         """The numbers of the members that have a part in these bytes."""
@@ -168,12 +175,12 @@ def _read_content(root: int, member: Member, memory: memoryview, offset: int) ->
 def is_standing(root: int, members: Sequence[Member], *, ignored: Container[str] = ()) -> bool:
     """Whether what stands in a folder is the tree of these members: the same names, and content of the same checksums.
 
-    What is in it under a name that is `ignored` does not count.
+    What is in it under a name that is `ignored`, in whatever folder, does not count.
     """
     numbers, folders = _paths(members)
     try:
         for path, status in _walk(root):
-            if path.partition("/")[0] in ignored:
+            if any(name in ignored for name in path.split("/")):
                 continue
             if stat.S_ISDIR(status.st_mode):
                 is_right = path in folders

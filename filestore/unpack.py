@@ -16,7 +16,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -74,10 +74,12 @@ async def unpack(
     manifest: Manifest | None = None,
     seeds: Sequence[Seed] = (),
     report: Report | None = None,
+    reserve: Callable[[Zip], Awaitable[None]] | None = None,
 ) -> Unpacked:
     """Make the tree of the zip of `record` at `target`: a name that is free in an existing folder, or an empty folder.
 
-    `manifest`: that of the zip, where the caller has it already; else the repository is asked.
+    `manifest`: that of the zip, where the caller has it already; else the repository is asked. `reserve` is awaited before
+    anything of the tree is written, and says by raising that there is no room for it.
 
     With `force`, what stands there, a file or a folder with all that is in it, is replaced; a link never is. Every byte is
     verified before anything appears, but for a target that is an empty folder or a mounted one: there names appear one by one.
@@ -101,6 +103,8 @@ async def unpack(
             else:
                 if is_moved:
                     await in_disk_thread(place.look)
+                if reserve is not None:
+                    await reserve(archive)
                 await _unpack(receiving, archive, manifest, place, seeds)
         except (InvalidArchive, LimitExceeded):
             await in_disk_thread(place.discard)

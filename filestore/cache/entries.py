@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from filestore.layout import BLOCK_SIZE, in_blocks
 from filestore.objects import Kind
 
 WATCHED_FILES = 100
@@ -50,14 +51,20 @@ class TreeEntry:
     """
 
     mtime: int
+    size: int
+    """Bytes of its files."""
+    stored_size: int
+    """Bytes of disk that it takes."""
     files: dict[str, tuple[int, int]]
     """Path in the tree: size and mtime."""
 
     @classmethod
     def seal(cls, root: Path) -> Self:
         """Make a tree read-only, folders too, but for what links lead to; note what it is then. Raises OSError."""
-        files = heapq.nlargest(WATCHED_FILES, _sealed(str(root)))
-        return cls(root.stat().st_mtime_ns, {name: (size, mtime) for size, mtime, name in files})
+        total = _Total()
+        files = heapq.nlargest(WATCHED_FILES, _sealed(str(root), total))
+        watched = {name: (size, mtime) for size, mtime, name in files}
+        return cls(root.stat().st_mtime_ns, total.size, total.stored_size, watched)
 
     def is_sound(self, path: Path) -> bool:
         """Whether nobody seems to have written to the tree at `path`. Reads no content, and lists no folder."""
@@ -89,7 +96,7 @@ def read_entry(folder: Path, kind: Kind) -> Entry | None:
         if kind is Kind.FILE:
             return FileEntry(**values)
         files = {str(name): (int(size), int(mtime)) for name, (size, mtime) in values["files"].items()}
-        return TreeEntry(int(values["mtime"]), files)
+        return TreeEntry(int(values["mtime"]), int(values["size"]), int(values["stored_size"]), files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -102,13 +109,24 @@ def unseal(root: Path) -> None:
             os.chmod(file.path, file.stat().st_mode & 0o777 | stat.S_IWUSR)  # noqa: PTH101  # as above
 
 
-def _sealed(root: str) -> Iterator[tuple[int, int, str]]:
+class _Total:
+    """What the files and folders of a tree add up to."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.stored_size = 0
+
+
+def _sealed(root: str, total: _Total) -> Iterator[tuple[int, int, str]]:
     """Make a tree read-only; size, mtime and path of each file in it."""
     for folder, files, prefix in _folders(root):
         for file in files:
             state = file.stat()
             os.chmod(file.path, 0o555 if state.st_mode & stat.S_IXUSR else 0o444)  # noqa: PTH101  # as above
+            total.size += state.st_size
+            total.stored_size += in_blocks(state.st_size)
             yield state.st_size, state.st_mtime_ns, prefix + file.name
+        total.stored_size += BLOCK_SIZE
         os.chmod(folder, 0o555)  # noqa: PTH101, S103  # as above
 
 

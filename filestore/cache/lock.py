@@ -31,7 +31,7 @@ class Lock:
     async def acquire(self, is_done: Callable[[], bool]) -> None:
         """Wait until it is held, or until there is no point in waiting."""
         try:
-            while not await in_disk_thread(_try_lock, self._descriptor):
+            while not await in_disk_thread(try_lock, self._descriptor):
                 await asyncio.sleep(LOCK_POLL_SECONDS)
                 # Asked after a while, so that whoever has only just got the lock has said so.
                 self.passes_by = await in_disk_thread(_age, self._descriptor) > STALE_SECONDS
@@ -80,10 +80,10 @@ def _open(path: Path) -> int:
         return -1
 
 
-def _try_lock(descriptor: int) -> bool:
-    """Whether the lock is held now; False: someone else has it."""
+def try_lock(descriptor: int, operation: int = fcntl.LOCK_EX) -> bool:
+    """Whether the lock is held now; False: someone else has it. Raises OSError where locks do not work."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from filestore.aio import SingleFlight, in_cpu_thread, in_disk_thread
 from filestore.archive.read import DEFAULT_LIMITS, Limits
 from filestore.cache.disk import write_durably
+from filestore.cache.inventory import ENTRY_SIZE
+from filestore.cache.leases import Hold, Leases
 from filestore.cache.lock import Lock, locked
+from filestore.cache.room import Room
 from filestore.cache.seeds import find_seeds
 from filestore.cache.shelf import Shelf, Wanted
 from filestore.cache.urls import Obtained, Urls
@@ -19,9 +23,11 @@ from filestore.chunking import CUTTING_VERSION
 from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded, StorageError, StorageFull, TargetError, UnknownFormat
 from filestore.fetch import fetch
 from filestore.http.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
+from filestore.layout import in_blocks
 from filestore.manifest import Manifest
 from filestore.objects import Directory, File, FileURL, Kind, Record, Reference, Report, checked_namespace
 from filestore.repository import Identity, Repository
+from filestore.tree_staging import Zip
 from filestore.unpack import unpack
 
 T = TypeVar("T")
@@ -52,39 +58,47 @@ class Cached(NamedTuple):
 
 
 class _Filled(NamedTuple):
-    """What a miss cost; None where another process was quicker."""
+    """What a miss came to."""
 
-    path: Path
-    received: _Received | None
+    known: Reference
+    """What was asked for, by digest and name."""
+    cost: _Cost | None
+    """None where another process was quicker."""
 
 
-class _Received(NamedTuple):
-    moved: int
+class _Cost(NamedTuple):
+    received: int
     reused: int
-    tail: bytes | None
-    """That of a tree's zip."""
 
 
 class Cache:
     """Files and directories of one repository on this machine.
 
-    >>> cache = Cache("/var/cache/models", repository)
-    >>> path = await cache.resolve(File(id="file_..."))
-    >>> folder = await cache.resolve(Directory(id="file_..."))
+    >>> async with Cache("/var/cache/models", repository, size_limit=200 << 30) as cache:
+    ...     path = await cache.resolve(File(id="file_..."))
+    ...     async with cache.lease(Directory(id="file_...")) as folder:
+    ...         ...
+
+    What is in use is never removed to make room: what `resolve` has returned until the cache is closed, what `lease` has given
+    until the end of its block, and both no longer than this process lives.
     """
 
-    def __init__(
+    def __init__(  # each is a limit of its own
         self,
         root: str | Path,
         repository: Repository,
         *,
         limits: Limits = DEFAULT_LIMITS,
         downloads: DownloadLimits = DEFAULT_DOWNLOAD_LIMITS,
+        size_limit: int | None = None,
+        free_floor: int = 0,
     ) -> None:
         """Touches nothing yet. Use a cache in one event loop; any number of processes may share `root`.
 
         `limits`: what a zip file may ask of whoever resolves it as a directory; `downloads`: what a URL may ask of whoever
-        resolves it.
+        resolves it. `size_limit`: bytes of disk that all below `root`
+        may take, of whatever repository, staging included. `free_floor`: bytes of disk to be left free. Both hold while
+        something is fetched too: what was not used for the longest time goes first.
         """
         self._root = Path(root)
         self._repository = repository
@@ -93,60 +107,113 @@ class Cache:
         self._flights = SingleFlight()
         self._shelf: Shelf | None = None
         self._cutting = CUTTING_VERSION
+        self._leases = Leases(self._root)
+        self._resolved = self._leases.hold()
+        self._room = Room(self._root, self._leases, size_limit=size_limit, free_floor=free_floor)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Say that nothing is in use any more; safe to call again. The repository stays open."""
+        await in_disk_thread(self._leases.close)
 
     async def resolve(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Path:
         """The path of the whole, verified file, or of the tree that a zip file unpacks to; do not write to it.
+
+        It stays there until the cache is closed: for what is needed for a while, such as the input of one run, use `lease`.
 
         A file has the name that it was pushed with, a tree that name without `.zip`. A hit asks no network and hashes nothing:
         size and mtime are checked, of a tree those of its 100 largest files and the mtime of its folder. A miss takes what it
         shares with other entries from these, and fetches the rest; callers that ask for the same at the same time, in this
         process or another, wait for one fetch. The origin of a URL is asked each time, unless the value says otherwise.
 
-        Raises NotFound, InvalidReference, InvalidArchive, LimitExceeded, StorageFull, StorageError, DamagedChunk,
+        Raises NotFound, InvalidReference, InvalidArchive, LimitExceeded, CacheFull, StorageFull, StorageError, DamagedChunk,
         TransferError, UnknownFormat; of a URL also RefusedUrl and UnexpectedContent.
         """
         return (await self.resolved(wanted, report=report)).path
 
     async def resolved(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Resolved:
         """`resolve`, with what it cost. Of callers that share one fetch, it is told to who began it."""
+        return await self._resolve(wanted, self._resolved, report)
+
+    @asynccontextmanager
+    async def lease(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> AsyncIterator[Path]:
+        """`resolve`, for as long as the block lasts."""
+        hold = self._leases.hold()
+        try:
+            yield (await self._resolve(wanted, hold, report)).path
+        finally:
+            await in_disk_thread(hold.release)
+
+    async def _resolve(self, wanted: File | Directory | FileURL, hold: Hold, report: Report | None) -> Resolved:
+        """The entry stays as long as `hold` does."""
         started = time.monotonic()
         kind = _kind(wanted)
         shelf = await self._opened()
+        asked = _Asked(shelf, kind, hold, report)
         if isinstance(wanted, FileURL):
-            resolved = await self._resolved_url(shelf, kind, wanted, report)
+            resolved = await self._resolve_url(asked, wanted)
         elif wanted.origin is not None:
-            resolved = await self._resolved_url(shelf, kind, wanted.origin, report)
+            resolved = await self._resolve_url(asked, wanted.origin)
         else:
-            resolved = await self._resolved_stored(shelf, kind, wanted.reference, report)
+            resolved = await self._resolve_stored(asked, wanted.reference)
         return resolved._replace(seconds=time.monotonic() - started)
 
-    async def _resolved_url(self, shelf: Shelf, kind: Kind, origin: FileURL, report: Report | None) -> Resolved:
-        urls = Urls(shelf, cutting=self._cutting, limits=self._downloads)
-        digest = await in_disk_thread(urls.find, origin, kind)
-        obtained = Obtained(digest) if digest is not None else await self._obtained(urls, kind, origin, report)
-        # A tree is made of the zip file that is here now, as of any entry that shares chunks with it: nobody is asked for them.
-        record = Record("", origin.name, obtained.digest, 0, kind, shelf.root.name, 0, 0)
-        reference = Reference(digest=obtained.digest, name=origin.name)
-        resolved = await self._resolved_stored(shelf, kind, reference, report, record=record)
-        if obtained.was_cached:
-            return resolved
-        return resolved._replace(bytes_received=obtained.bytes_received, bytes_reused=obtained.bytes_resumed, was_cached=False)
+    async def _resolve_url(self, asked: _Asked, origin: FileURL) -> Resolved:
+        shelf, kind = asked.shelf, asked.kind
+        urls = Urls(shelf, self._leases, self._room, cutting=self._cutting, limits=self._downloads)
+        bytes_received = 0
+        for _ in range(ATTEMPTS):
+            digest = await in_disk_thread(urls.find, origin, kind)
+            obtained = Obtained(digest) if digest is not None else await self._obtained(urls, kind, origin, asked.report)
+            bytes_received += obtained.bytes_received
+            hold = self._leases.hold()
+            try:
+                # A tree is made of the zip file that is here now, as of any entry that shares chunks with it: nobody is asked for
+                # them. So that file stays until then.
+                await in_disk_thread(hold.pin, shelf.key(Wanted(Kind.FILE, obtained.digest).label))
+                await in_disk_thread(asked.hold.pin, shelf.key(Wanted(kind, obtained.digest).label))
+                if not await in_disk_thread(urls.has, kind, obtained.digest):
+                    continue  # removed by someone who needed room
+                record = Record("", origin.name, obtained.digest, 0, kind, shelf.root.name, 0, 0)
+                reference = Reference(digest=obtained.digest, name=origin.name)
+                resolved = await self._resolve_stored(asked, reference, record=record)
+            finally:
+                await in_disk_thread(hold.release)
+            if not bytes_received and obtained.was_cached:
+                return resolved
+            return resolved._replace(bytes_received=bytes_received, bytes_reused=obtained.bytes_resumed, was_cached=False)
+        raise self._lost()
 
     async def _obtained(self, urls: Urls, kind: Kind, origin: FileURL, report: Report | None) -> Obtained:
         obtained, is_ours = await self._once(("url", kind, origin), lambda: urls.obtain(origin, kind, report=report))
         return obtained if is_ours else Obtained(obtained.digest)
 
-    async def _resolved_stored(
-        self, shelf: Shelf, kind: Kind, reference: Reference, report: Report | None, *, record: Record | None = None
-    ) -> Resolved:
+    async def _resolve_stored(self, asked: _Asked, reference: Reference, *, record: Record | None = None) -> Resolved:
         """`record`: what `reference` means, where the repository need not, or cannot, be asked."""
-        path = await in_disk_thread(shelf.find, kind, reference)
-        if path is not None:
-            return Resolved(path, 0, 0, 0, was_cached=True)
-        filled, is_ours = await self._once((kind, reference), lambda: self._fill(shelf, kind, reference, report, record))
-        if filled.received is None or not is_ours:
-            return Resolved(filled.path, 0, 0, 0, was_cached=True)
-        return Resolved(filled.path, filled.received.moved, filled.received.reused, 0, was_cached=False)
+        shelf, kind = asked.shelf, asked.kind
+        known = reference
+        cost: _Cost | None = None
+        for _ in range(ATTEMPTS):
+            path = await in_disk_thread(shelf.find, kind, known, hold=asked.hold)
+            if path is not None:
+                received, reused = cost or (0, 0)
+                return Resolved(path, received, reused, 0, was_cached=cost is None)
+            filled, is_ours = await self._once(
+                (kind, reference), lambda: self._fill(shelf, kind, reference, asked.report, record)
+            )
+            # The fetch has pinned the entry until its end; it is pinned for this caller before it is looked at again.
+            known = filled.known
+            if is_ours and filled.cost is not None:
+                cost = _sum(cost, filled.cost)
+        raise self._lost()
+
+    def _lost(self) -> StorageError:
+        return StorageError(str(self._root), "what was fetched was removed again and again by someone else")
 
     async def _once(self, key: Hashable, function: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
         """What a call gives that is shared by all who ask for the same meanwhile, and whether it is this one's."""
@@ -173,7 +240,7 @@ class Cache:
             identity = await in_disk_thread(_read_identity, remembered)
             if identity is None:
                 identity = await self._repository.identity()
-                await in_disk_thread(write_durably, remembered, identity._asdict())
+                await in_disk_thread(_remember, remembered, identity)
             self._shelf = Shelf(self._root / identity.id / identity.namespace)
             self._cutting = identity.cutting
         return self._shelf
@@ -184,20 +251,27 @@ class Cache:
         record = await self._repository.record(reference) if known_record is None else known_record
         wanted = Wanted(kind, record.digest)
         known = Reference(digest=record.digest, name=record.name)
-        async with locked(shelf.lock_path(wanted), lambda: shelf.find(kind, known) is not None) as lock:
-            # Another process may have filled it while this one waited.
-            path = await in_disk_thread(shelf.find, kind, known)
-            made = _Filled(path, None) if path is not None else await self._make(shelf, wanted, record, lock, report)
-            if known_record is None:
-                await in_disk_thread(shelf.remember, record)
-        return made
+        hold = self._leases.hold()
+        try:
+            # From here on what is staged of it is nobody else's to remove.
+            await in_disk_thread(hold.pin, shelf.key(wanted.label))
+            async with locked(shelf.lock_path(wanted), lambda: shelf.find(kind, known) is not None) as lock:
+                # Another process may have filled it while this one waited.
+                path = await in_disk_thread(shelf.find, kind, known)
+                cost = None if path is not None else await self._make(_Making(shelf, wanted, record, hold, report), lock)
+                if known_record is None:
+                    await in_disk_thread(shelf.remember, record)
+        finally:
+            await in_disk_thread(hold.release)
+        return _Filled(known, cost)
 
-    async def _make(self, shelf: Shelf, wanted: Wanted, record: Record, lock: Lock, report: Report | None) -> _Filled:
-        """The path of the entry, which another process may make at the same time."""
+    async def _make(self, making: _Making, lock: Lock) -> _Cost:
+        """Make the entry, which another process may do at the same time."""
+        shelf, wanted, record = making.shelf, making.wanted, making.record
         manifest = await self._manifest(shelf, record)
         known = Reference(digest=record.digest, name=record.name)
         failure: FilestoreError = StorageError(str(shelf.root), "someone else writes to what was fetched, again and again")
-        cost: _Received | None = None
+        cost: _Cost | None = None
         for attempt in range(ATTEMPTS):
             is_first = attempt == 0
             target = await in_disk_thread(
@@ -208,9 +282,9 @@ class Cache:
                 takes_over=lock.passes_by and is_first,
             )
             try:
-                received = await self._receive(shelf, wanted.kind, record, manifest, target, report=report)
-                cost = received if cost is None else received._replace(moved=cost.moved + received.moved)
-                await in_disk_thread(shelf.publish, wanted, target, manifest, tail=received.tail)
+                spent, tail = await self._receive(making, manifest, target)
+                cost = _sum(cost, spent)
+                await in_disk_thread(shelf.publish, wanted, target, manifest, tail=tail)
             except StorageFull:
                 raise
             except (TargetError, StorageError) as error:
@@ -219,9 +293,8 @@ class Cache:
             except (InvalidArchive, LimitExceeded):
                 await in_disk_thread(shelf.clear, target)
                 raise
-            path = await in_disk_thread(shelf.find, wanted.kind, known)
-            if path is not None:
-                return _Filled(path, cost)
+            if cost is not None and await in_disk_thread(shelf.find, wanted.kind, known) is not None:
+                return cost
         raise failure
 
     async def _manifest(self, shelf: Shelf, record: Record) -> Manifest:
@@ -231,18 +304,60 @@ class Cache:
             manifest = await in_cpu_thread(Manifest.parse, await self._repository.manifest(record.digest))
         return manifest
 
-    async def _receive(  # what is fetched, and to where
-        self, shelf: Shelf, kind: Kind, record: Record, manifest: Manifest, target: Path, *, report: Report | None
-    ) -> _Received:
-        """Make the content of an entry at `target`."""
-        seeds = await in_disk_thread(find_seeds, shelf.root, manifest, limits=self._limits)
-        if kind is Kind.FILE:
+    async def _receive(self, making: _Making, manifest: Manifest, target: Path) -> tuple[_Cost, bytes | None]:
+        """Make the content of an entry at `target`; the tail of a tree's zip."""
+        shelf, record, report = making.shelf, making.record, making.report
+        found = await in_disk_thread(find_seeds, shelf.root, manifest, limits=self._limits)
+        spared = {shelf.key(seed.wanted.label) for seed in found}
+        seeds = [seed.seed for seed in found]
+
+        async def reserve(content_size: int) -> None:
+            size = content_size + in_blocks(len(manifest.encoded)) + ENTRY_SIZE
+            await self._room.reserve(making.hold, shelf.key(making.wanted.label), size, spared=spared)
+
+        async def reserve_tree(archive: Zip) -> None:
+            await reserve(await in_cpu_thread(lambda: archive.stored_size) + in_blocks(len(archive.tail)))
+
+        if making.wanted.kind is Kind.FILE:
+            await reserve(in_blocks(manifest.size))
             fetched = await fetch(self._repository, record, target, manifest=manifest, seeds=seeds, report=report)
-            return _Received(fetched.bytes_received, fetched.bytes_reused, None)
+            return _Cost(fetched.bytes_received, fetched.bytes_reused), None
         unpacked = await unpack(
-            self._repository, record, target, manifest=manifest, limits=self._limits, seeds=seeds, report=report
+            self._repository,
+            record,
+            target,
+            manifest=manifest,
+            limits=self._limits,
+            seeds=seeds,
+            report=report,
+            reserve=reserve_tree,
         )
-        return _Received(unpacked.bytes_received, unpacked.bytes_reused, unpacked.tail)
+        return _Cost(unpacked.bytes_received, unpacked.bytes_reused), unpacked.tail
+
+
+class _Asked(NamedTuple):
+    """What someone wants."""
+
+    shelf: Shelf
+    kind: Kind
+    hold: Hold
+    """By which it stays."""
+    report: Report | None
+
+
+class _Making(NamedTuple):
+    """An entry that is being made."""
+
+    shelf: Shelf
+    wanted: Wanted
+    record: Record
+    hold: Hold
+    report: Report | None
+
+
+def _sum(first: _Cost | None, second: _Cost) -> _Cost:
+    # What an attempt reuses may be what the one before it has received.
+    return second if first is None else _Cost(first.received + second.received, second.reused)
 
 
 def _kind(wanted: File | Directory | FileURL) -> Kind:
@@ -262,6 +377,12 @@ def check_format(root: Path) -> None:
         raise StorageError(str(path), str(error)) from None
     if found != known:
         raise UnknownFormat(str(root), str(found), str(known))
+
+
+def _remember(path: Path, identity: Identity) -> None:
+    # A cache that was made elsewhere, and is read-only here, is as good without.
+    with suppress(StorageError):
+        write_durably(path, identity._asdict())
 
 
 def _read_identity(path: Path) -> Identity | None:

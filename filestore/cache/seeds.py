@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from filestore.archive.read import Limits
-from filestore.cache.shelf import FOLDERS, contents, read_manifest
+from filestore.cache.shelf import FOLDERS, Wanted, contents, read_manifest
 from filestore.digest import DIGEST_SIZE
 from filestore.manifest import MANIFEST_LIMIT, Manifest
 from filestore.objects import Kind
@@ -29,7 +29,14 @@ class _Candidate(NamedTuple):
     """Bytes of what is wanted that its chunks fill."""
 
 
-def find_seeds(root: Path, wanted: Manifest, *, limits: Limits) -> list[Seed]:
+class Found(NamedTuple):
+    """A seed, and the entry that it is."""
+
+    wanted: Wanted
+    seed: Seed
+
+
+def find_seeds(root: Path, wanted: Manifest, *, limits: Limits) -> list[Found]:
     """Seeds for `wanted` among the entries below `root`, at most 8, those with the most bytes of it first.
 
     Each has a chunk that those before it have not. The newest entries are looked at first, and at most 64 MiB of manifests,
@@ -49,7 +56,7 @@ def find_seeds(root: Path, wanted: Manifest, *, limits: Limits) -> list[Seed]:
         if shared:
             candidates.append(_Candidate(kind, folder, shared))
     candidates.sort(key=lambda candidate: candidate.shared, reverse=True)
-    seeds: list[Seed] = []
+    seeds: list[Found] = []
     left = MANIFEST_LIMIT
     for candidate in candidates:
         if len(seeds) == SEED_LIMIT or recipe.is_covered:
@@ -61,7 +68,8 @@ def find_seeds(root: Path, wanted: Manifest, *, limits: Limits) -> list[Seed]:
             continue
         left -= len(tail)
         is_tree = candidate.kind is Kind.DIRECTORY
-        seeds.append(TreeSeed(path, manifest, tail, limits=limits) if is_tree else FileSeed(path, manifest))
+        seed = TreeSeed(path, manifest, tail, limits=limits) if is_tree else FileSeed(path, manifest)
+        seeds.append(Found(Wanted(candidate.kind, manifest.digest), seed))
     return seeds
 
 

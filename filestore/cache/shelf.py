@@ -5,25 +5,32 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
+import sys
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from filestore.archive.read import TAIL_SIZE, Limits, Member, find_end, parse_central_directory
 from filestore.cache.disk import remove, remove_if_possible, storage_errors, take_aside, write_durably, write_whole
 from filestore.cache.entries import Entry, FileEntry, TreeEntry, encode_entry, read_entry, unseal
+from filestore.cache.leases import Hold
 from filestore.digest import Digest
 from filestore.durable import sync_path
-from filestore.errors import FilestoreError
+from filestore.errors import FilestoreError, StorageError
 from filestore.layout import hashed
 from filestore.manifest import HEADER_SIZE, MANIFEST_LIMIT, Manifest, stated_size
 from filestore.objects import Kind, Record, Reference, record_from_json, tree_name
 from filestore.unpack import staging_folder
 
 FOLDERS = {Kind.FILE: "files", Kind.DIRECTORY: "trees"}
-_SUFFIXES = {Kind.FILE: "", Kind.DIRECTORY: "-tree"}
+SUFFIXES = {Kind.FILE: "", Kind.DIRECTORY: "-tree"}
+USE_SECONDS = 60
+_NO_LIMITS = Limits(*[sys.maxsize] * 6)
+"""What is unpacked already was within those of its time."""
 
 
 class Wanted(NamedTuple):
@@ -40,7 +47,7 @@ class Wanted(NamedTuple):
     @property
     def label(self) -> str:
         """What its lock and its staging folder are called."""
-        return f"{self.digest}{_SUFFIXES[self.kind]}"
+        return f"{self.digest}{SUFFIXES[self.kind]}"
 
 
 def kept_name(kind: Kind, name: str) -> str:
@@ -54,8 +61,11 @@ class Shelf:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def find(self, kind: Kind, reference: Reference) -> Path | None:
-        """The path of a sound entry, or None. A record's id is looked up among those that are remembered."""
+    def find(self, kind: Kind, reference: Reference, *, hold: Hold | None = None) -> Path | None:
+        """The path of a sound entry, or None. A record's id is looked up among those that are remembered.
+
+        `hold` pins the entry, before it is looked at, and whether it is there or not.
+        """
         digest, name = reference.digest, reference.name
         if reference.id is not None:
             record = self._recall(reference.id)
@@ -64,17 +74,32 @@ class Shelf:
             digest, name = record.digest, record.name
         if digest is None:
             return None
-        folder = self.root / Wanted(kind, digest).path
+        wanted = Wanted(kind, digest)
+        if hold is not None:
+            hold.pin(self.key(wanted.label))
+        path = self._look(self.root / wanted.path, kind, name)
+        if path is not None:
+            note_use(self.root / wanted.path)
+        return path
+
+    def key(self, label: str) -> str:
+        """What leases call an entry, or what is downloaded, by its label."""
+        return ".".join((*self.root.parts[-2:], label))
+
+    def _look(self, folder: Path, kind: Kind, name: str | None) -> Path | None:
         entry = read_entry(folder, kind)
         if entry is None:
             return None
         sound = sorted(_sound(folder, entry))
+        if not sound and isinstance(entry, TreeEntry):
+            entry = _grown(folder, entry) or entry
+            sound = sorted(_sound(folder, entry))
         if not sound or name is None:
             return sound[0] if sound else None
         path = folder / "content" / kept_name(kind, name)
         if path not in sound:
             with storage_errors(self.root), suppress(FileExistsError):
-                self._alias(Wanted(kind, digest), sound[0], path)
+                _alias(kind, sound[0], path)
             # What stands there already may be another process's, or damaged.
             return path if entry.is_sound(path) else None
         return path
@@ -153,18 +178,13 @@ class Shelf:
         """Remove what is staged near a target, and is of no use any more."""
         remove_if_possible(target.parents[1])
 
-    def discard(self, kind: Kind, folder: Path) -> None:
-        """Remove an entry by its folder, the whole of it at once. Raises StorageError."""
-        aside = self._aside(folder.name + _SUFFIXES[kind])
-        with storage_errors(self.root):
-            if take_aside(folder, aside):
-                remove_if_possible(aside)
-
     def remember(self, record: Record) -> None:
         """Keep what an id means, so that the next resolve of it asks nobody."""
         path = self._record_path(record.id)
         if not path.exists():
-            write_durably(path, record.as_json())
+            # What cannot be kept here is asked for again.
+            with suppress(StorageError):
+                write_durably(path, record.as_json())
 
     def _recall(self, file_id: str) -> Record | None:
         try:
@@ -193,22 +213,6 @@ class Shelf:
                 raise
         sync_path(place.parent)
 
-    def _alias(self, wanted: Wanted, sound: Path, path: Path) -> None:
-        """Give the same bytes a second name."""
-        if wanted.kind is Kind.DIRECTORY:
-            path.symlink_to(sound.name)
-            return
-        try:
-            os.link(sound, path)
-        except FileExistsError:
-            raise
-        except OSError:
-            # No hard links here: a copy that becomes visible whole, with the time that a hit checks.
-            copy = self._aside(wanted.label)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(sound, copy)
-            copy.rename(path)
-
 
 def read_manifest(folder: Path, *, limit: int = MANIFEST_LIMIT) -> Manifest | None:
     """The manifest that the entry in `folder` keeps; None where it keeps none, or one of more than `limit` bytes."""
@@ -217,6 +221,26 @@ def read_manifest(folder: Path, *, limit: int = MANIFEST_LIMIT) -> Manifest | No
         return Manifest.parse(path.read_bytes()) if path.stat().st_size <= limit else None
     except (OSError, FilestoreError):
         return None
+
+
+def read_tail(folder: Path) -> bytes:
+    """The tail of the zip that the tree in `folder` was unpacked from. Raises StorageError."""
+    with storage_errors(folder):
+        return (folder / "tail").read_bytes()
+
+
+def read_members(tail: bytes, manifest: Manifest) -> Sequence[Member]:
+    """What a zip with this tail unpacks to. Raises InvalidArchive."""
+    end = find_end(tail[-TAIL_SIZE:], manifest.size, limits=_NO_LIMITS)
+    return parse_central_directory(memoryview(tail)[: end.size], end, limits=_NO_LIMITS)
+
+
+def note_use(folder: Path) -> None:
+    """Say that an entry was used, by the mtime of its `entry.json`; once a minute is enough."""
+    path = folder / "entry.json"
+    with suppress(OSError):  # of a cache that is read-only nothing has to be known
+        if time.time() - path.stat().st_mtime > USE_SECONDS:
+            os.utime(path)
 
 
 def contents(folder: Path) -> list[Path]:
@@ -229,6 +253,60 @@ def contents(folder: Path) -> list[Path]:
 
 def _sound(folder: Path, entry: Entry) -> Iterator[Path]:
     return (path for path in contents(folder) if entry.is_sound(path))
+
+
+def _alias(kind: Kind, sound: Path, path: Path) -> None:
+    """Give the same bytes a second name, which takes no room. Raises OSError."""
+    try:
+        if kind is Kind.FILE:
+            os.link(sound, path)
+            return
+    except FileExistsError:
+        raise
+    except OSError:
+        pass  # no hard links here
+    path.symlink_to(sound.name)
+
+
+def _grown(folder: Path, entry: TreeEntry) -> TreeEntry | None:
+    """The entry of a tree to whose top something was added, such as Python's `__pycache__`, and that is as it was otherwise.
+
+    It is noted as it stands, so that the next look at it is short again.
+    """
+    manifest = read_manifest(folder)
+    path = next((each for each in contents(folder) if not each.is_symlink()), None)
+    if manifest is None or path is None:
+        return None
+    try:
+        # First: what is added while this goes on must show afterwards.
+        grown = replace(entry, mtime=path.stat().st_mtime_ns)
+        if not grown.is_sound(path) or not _has_all(path, read_members(read_tail(folder), manifest)):
+            return None
+    except (OSError, FilestoreError):
+        return None
+    with suppress(OSError):
+        write_whole(folder / "entry.json", encode_entry(grown))
+    return grown
+
+
+def _has_all(root: Path, members: Iterable[Member]) -> bool:
+    """Whether all that is to stand at the top of a tree does, as far as a look shows."""
+    with os.scandir(root) as found:
+        standing = {item.name: item for item in found}
+    for member in members:
+        top, _, below = member.path.partition("/")
+        item = standing.get(top)
+        if item is None:
+            return False
+        if below or member.is_folder:
+            is_right = item.is_dir(follow_symlinks=False)
+        elif member.is_link:
+            is_right = item.is_symlink()
+        else:
+            is_right = item.is_file(follow_symlinks=False) and item.stat(follow_symlinks=False).st_size == member.size
+        if not is_right:
+            return False
+    return True
 
 
 def _salvage(folder: Path, target: Path, wanted: Wanted) -> None:

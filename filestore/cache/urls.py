@@ -25,7 +25,10 @@ from blake3 import blake3
 
 from filestore.aio import in_cpu_thread, in_disk_thread
 from filestore.cache.disk import remove_if_possible, storage_errors, take_aside, write_durably
+from filestore.cache.inventory import ENTRY_SIZE
+from filestore.cache.leases import Hold, Leases
 from filestore.cache.lock import Lock, locked
+from filestore.cache.room import Room
 from filestore.cache.shelf import Shelf, Wanted
 from filestore.digest import Digest
 from filestore.errors import (
@@ -38,6 +41,7 @@ from filestore.errors import (
     UnexpectedContent,
 )
 from filestore.http.download import Downloaded, DownloadLimits, Validators, download
+from filestore.layout import in_blocks
 from filestore.manifest import Manifest
 from filestore.objects import FileURL, Kind, Reference, Report
 from filestore.push import manifest_of
@@ -66,9 +70,11 @@ class _Known(NamedTuple):
 class Urls:
     """Finds and downloads what URLs stand for, into the entries of one shelf. Any number of processes do so at the same time."""
 
-    def __init__(self, shelf: Shelf, *, cutting: int, limits: DownloadLimits) -> None:
+    def __init__(self, shelf: Shelf, leases: Leases, room: Room, *, cutting: int, limits: DownloadLimits) -> None:
         """`cutting`: the version that the digests of its entries are of."""
         self._shelf = shelf
+        self._leases = leases
+        self._room = room
         self._cutting = cutting
         self._limits = limits
 
@@ -80,7 +86,11 @@ class Urls:
             known = self._recall(origin)
             age = time.time() - known.asked_at if known is not None else 0
             digest = known.digest if known is not None and 0 <= age < (origin.max_age_seconds or 0) else None
-        return digest if digest is not None and self._has(kind, digest) else None
+        return digest if digest is not None and self.has(kind, digest) else None
+
+    def has(self, kind: Kind, digest: Digest) -> bool:
+        """Whether an entry is here that is what is wanted, or that it can be made of. Blocks."""
+        return any(self._shelf.find(each, Reference(digest=digest)) is not None for each in {kind, Kind.FILE})
 
     async def obtain(self, origin: FileURL, kind: Kind, *, report: Report | None = None) -> Obtained:
         """Have an entry that holds what `origin` stands for: its file, or for a directory also the tree alone.
@@ -91,29 +101,35 @@ class Urls:
 
         def settled() -> Digest | None:
             known = self._recall(origin) if origin.expected is None else None
-            if known is not None and began <= known.asked_at <= time.time() and self._has(kind, known.digest):
+            if known is not None and began <= known.asked_at <= time.time() and self.has(kind, known.digest):
                 return known.digest  # another process has asked while this one waited
             return self.find(origin, kind)
 
         label = _label(origin)
-        async with locked(self._shelf.root / "locks" / label, lambda: settled() is not None) as lock:
-            digest = await in_disk_thread(settled)
-            return Obtained(digest) if digest is not None else await self._ask(origin, kind, lock, report)
+        hold = self._leases.hold()
+        try:
+            # From here on what is staged of it is nobody else's to remove.
+            await in_disk_thread(hold.pin, self._shelf.key(label))
+            async with locked(self._shelf.root / "locks" / label, lambda: settled() is not None) as lock:
+                digest = await in_disk_thread(settled)
+                return Obtained(digest) if digest is not None else await self._ask(origin, kind, lock, hold, report)
+        finally:
+            await in_disk_thread(hold.release)
 
-    async def _ask(self, origin: FileURL, kind: Kind, lock: Lock, report: Report | None) -> Obtained:
+    async def _ask(self, origin: FileURL, kind: Kind, lock: Lock, hold: Hold, report: Report | None) -> Obtained:
         known = await in_disk_thread(self._usable, origin, kind)
         received = 0
         for attempt in range(ATTEMPTS):
             folder = await in_disk_thread(self._stage, _label(origin), lock, is_first=attempt == 0)
             try:
-                downloaded = await self._download(origin, folder, known, report)
+                downloaded = await self._download(origin, folder, known, hold, report)
                 if downloaded is None:
                     if known is None:
                         raise AssertionError("nothing is unchanged that nobody knows")
                     await in_disk_thread(remove_if_possible, folder)
                     return await self._confirm(origin, known)
                 received += downloaded.bytes_received
-                digest = await self._keep(origin, downloaded)
+                digest = await self._keep(origin, downloaded, hold)
             except TransferError as error:
                 if known is None or not origin.stale_ok or origin.expected is not None or not _is_out_of_reach(error):
                     raise
@@ -122,18 +138,23 @@ class Urls:
                 return Obtained(digest, received, downloaded.bytes_resumed, was_cached=False)
         raise StorageError(str(self._shelf.root), "someone else writes to what was downloaded, again and again")
 
-    async def _download(self, origin: FileURL, folder: Path, known: _Known | None, report: Report | None) -> Downloaded | None:
+    async def _download(
+        self, origin: FileURL, folder: Path, known: _Known | None, hold: Hold, report: Report | None
+    ) -> Downloaded | None:
         """Download to `folder`, in which nothing is left that will be of no use."""
+
+        async def reserve(size: int) -> None:
+            await self._room.reserve(hold, self._shelf.key(_label(origin)), in_blocks(size) + ENTRY_SIZE)
+
+        validators = None if known is None else known.validators
         try:
-            return await download(
-                origin, folder, limits=self._limits, known=None if known is None else known.validators, report=report
-            )
+            return await download(origin, folder, limits=self._limits, known=validators, report=report, reserve=reserve)
         except (RefusedUrl, LimitExceeded, ServerError) as error:
             if not error.retryable:
                 await in_disk_thread(remove_if_possible, folder)
             raise
 
-    async def _keep(self, origin: FileURL, downloaded: Downloaded) -> Digest | None:
+    async def _keep(self, origin: FileURL, downloaded: Downloaded, hold: Hold) -> Digest | None:
         """Verify what was downloaded and make an entry of it; None where that has to begin anew. Raises UnexpectedContent."""
         sha256 = await self._sha256(origin, downloaded.path)
         manifest = await manifest_of(downloaded.path, cutting=self._cutting)
@@ -143,12 +164,12 @@ class Urls:
             if downloaded.bytes_resumed:
                 return None  # what it was put together from may be two versions
             raise UnexpectedContent(origin.shown, str(found), str(origin.expected))
-        if not await self._publish(origin, downloaded, manifest):
+        if not await self._publish(origin, downloaded, manifest, hold):
             return None
         await in_disk_thread(self._remember, origin, _Known(manifest.digest, downloaded.validators, time.time()))
         return manifest.digest
 
-    async def _publish(self, origin: FileURL, downloaded: Downloaded, manifest: Manifest) -> bool:
+    async def _publish(self, origin: FileURL, downloaded: Downloaded, manifest: Manifest, hold: Hold) -> bool:
         """Make an entry of what was downloaded, where there is none; whether there is one then. Raises StorageError."""
         wanted = Wanted(Kind.FILE, manifest.digest)
 
@@ -156,19 +177,17 @@ class Urls:
             return self._shelf.find(Kind.FILE, Reference(digest=manifest.digest)) is not None
 
         def publish() -> None:
-            if is_there():
-                return
-            # What stands in the place of a sound entry is damaged.
-            self._shelf.discard(Kind.FILE, self._shelf.root / wanted.path)
-            target = downloaded.path.parent / "content" / origin.name
+            # What stands there already is damaged, or was about to be made of a download that was cut.
+            target = self._shelf.stage(wanted, origin.name, is_alone=lock.is_held, takes_over=lock.passes_by)
             with storage_errors(self._shelf.root), suppress(FileNotFoundError):
-                target.parent.mkdir(exist_ok=True)
                 downloaded.path.rename(target)
                 self._shelf.publish(wanted, target, manifest)
 
         # The entry's own lock: a fetch from the repository may make the same.
-        async with locked(self._shelf.lock_path(wanted), is_there):
-            await in_disk_thread(publish)
+        await in_disk_thread(hold.pin, self._shelf.key(wanted.label))
+        async with locked(self._shelf.lock_path(wanted), is_there) as lock:
+            if not await in_disk_thread(is_there):
+                await in_disk_thread(publish)
         await in_disk_thread(remove_if_possible, downloaded.path.parent)
         return await in_disk_thread(is_there)
 
@@ -192,15 +211,11 @@ class Urls:
 
     # Below: what blocks.
 
-    def _has(self, kind: Kind, digest: Digest) -> bool:
-        """Whether an entry is here that is what is wanted, or that it can be made of."""
-        return any(self._shelf.find(each, Reference(digest=digest)) is not None for each in {kind, Kind.FILE})
-
     def _usable(self, origin: FileURL, kind: Kind) -> _Known | None:
         """What the URL gave last, if that is still here, and can be compared with what is expected."""
         known = self._recall(origin)
         kind = Kind.FILE if isinstance(origin.expected, str) else kind
-        return known if known is not None and self._has(kind, known.digest) else None
+        return known if known is not None and self.has(kind, known.digest) else None
 
     def _with_digest(self, expected: Digest | str) -> Digest | None:
         if isinstance(expected, Digest):

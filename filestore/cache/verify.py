@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from filestore.aio import in_disk_thread
 from filestore.archive import write
-from filestore.archive.read import TAIL_SIZE, Limits, Member, find_end, parse_central_directory
+from filestore.archive.read import Member
 from filestore.cache.disk import storage_errors
 from filestore.cache.entries import Entry, FileEntry, read_entry
+from filestore.cache.inventory import entries, remove_damaged
 from filestore.cache.resolve import check_format
-from filestore.cache.shelf import FOLDERS, Shelf, contents, read_manifest
+from filestore.cache.shelf import contents, read_manifest, read_members, read_tail
 from filestore.digest import Digest
 from filestore.errors import FilestoreError, InvalidInput
 from filestore.layout import unhashed
-from filestore.manifest import Manifest
 from filestore.objects import Kind
 from filestore.push import manifest_of
 from filestore.tree_staging import is_standing
 from filestore.walk import Symlinks
 
-_NO_LIMITS = Limits(*[sys.maxsize] * 6)
-"""What is unpacked already was within those of its time."""
+_BYTECODE = "__pycache__"
+"""What Python adds to a tree that it imports from."""
 
 
 async def verify_cache(root: Path) -> list[Path]:
@@ -32,6 +32,7 @@ async def verify_cache(root: Path) -> list[Path]:
 
     A tree is hashed as the zip that it would be pushed as. Trees of zip files that other programs made have no such zip: their
     names, sizes, checksums, links and executable bits are compared with the directory of the zip, which is kept beside them.
+    The folders `__pycache__` that Python adds to a tree are no damage. What is damaged goes even while it is in use.
 
     Returns the paths that were removed; the next resolve fetches them anew. Cost: the whole cache is read once.
     Raises InvalidInput where there is no cache, UnknownFormat, StorageError.
@@ -40,18 +41,12 @@ async def verify_cache(root: Path) -> list[Path]:
         raise InvalidInput(f"there is no cache in {root}; give the folder of one")
     await in_disk_thread(check_format, root)
     removed = []
-    for kind, name in FOLDERS.items():
-        for folder in await in_disk_thread(_listed, root, name):
-            damaged = await _damaged(folder, kind)
-            if damaged is not None:
-                removed.append(damaged)
-                # ROOT/<repository>/<namespace>/files/ab/cd/<digest>
-                await in_disk_thread(Shelf(folder.parents[3]).discard, kind, folder)
+    for kept in await in_disk_thread(lambda: list(entries(root))):
+        damaged = await _damaged(kept.folder, kept.kind)
+        if damaged is not None:
+            removed.append(damaged)
+            await in_disk_thread(remove_damaged, kept)
     return removed
-
-
-def _listed(root: Path, name: str) -> list[Path]:
-    return sorted(root.glob(f"*/*/{name}/??/??/*"))
 
 
 async def _damaged(folder: Path, kind: Kind) -> Path | None:
@@ -85,24 +80,17 @@ async def _is_tree(path: Path, digest: Digest) -> bool:
     manifest = await in_disk_thread(read_manifest, folder)
     if manifest is None or manifest.digest != digest:
         return False
-    tail = await in_disk_thread(_read_tail, folder)
-    members = await in_disk_thread(_members, tail, manifest)
+    tail = await in_disk_thread(read_tail, folder)
+    members = await in_disk_thread(read_members, tail, manifest)
+    ignored = set() if any(_BYTECODE in member.path.split("/") for member in members) else {_BYTECODE}
     if _is_ours(members, tail):
-        return (await manifest_of(path, cutting=manifest.cutting, symlinks=Symlinks.KEEP)).digest == digest
-    return await in_disk_thread(_is_theirs, path, members)
+        exclude = [glob for name in ignored for glob in (name, f"*/{name}")]
+        found = await manifest_of(path, cutting=manifest.cutting, symlinks=Symlinks.KEEP, exclude=exclude)
+        return found.digest == digest
+    return await in_disk_thread(_is_theirs, path, members, ignored)
 
 
-def _read_tail(folder: Path) -> bytes:
-    with storage_errors(folder):
-        return (folder / "tail").read_bytes()
-
-
-def _members(tail: bytes, manifest: Manifest) -> list[Member]:
-    end = find_end(tail[-TAIL_SIZE:], manifest.size, limits=_NO_LIMITS)
-    return parse_central_directory(memoryview(tail)[: end.size], end, limits=_NO_LIMITS)
-
-
-def _is_ours(members: list[Member], tail: bytes) -> bool:
+def _is_ours(members: Sequence[Member], tail: bytes) -> bool:
     """Whether a zip's directory is such as a push would write it."""
     placed = [
         write.Placed(
@@ -121,12 +109,12 @@ def _is_ours(members: list[Member], tail: bytes) -> bool:
     return write.central_directory(placed, members[-1].end if members else 0) == tail
 
 
-def _is_theirs(path: Path, members: list[Member]) -> bool:
+def _is_theirs(path: Path, members: Sequence[Member], ignored: Collection[str]) -> bool:
     """Whether a tree is what the directory of its zip says."""
     with storage_errors(path):
         root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            return is_standing(root, members) and all(_has_mode(root, member) for member in members)
+            return is_standing(root, members, ignored=ignored) and all(_has_mode(root, member) for member in members)
         finally:
             os.close(root)
 

@@ -16,7 +16,7 @@ import os
 import random
 import re
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -51,6 +51,8 @@ ATTEMPTS = 6
 """Connections in a row that may fail without a MiB of progress."""
 FIRST_PAUSE_SECONDS = 0.2
 PIECE = 1 << 20
+RESERVED_SIZE = 16 << 20
+"""Bytes that are reserved at a time, where nobody knows how many will come."""
 """Bytes that are written at once."""
 SYNC_SIZE = 32 << 20
 """Bytes after which what was written is made durable and noted: more than that is never downloaded twice."""
@@ -111,18 +113,21 @@ async def download(
     limits: DownloadLimits = DEFAULT_DOWNLOAD_LIMITS,
     known: Validators | None = None,
     report: Report | None = None,
+    reserve: Callable[[int], Awaitable[None]] | None = None,
 ) -> Downloaded | None:
     """Make a file in `folder`, an existing one, of what is behind a URL; None where that is still what `known` says.
 
     The bytes are those that are sent: no Content-Encoding is asked for or undone. The file is durable, but not verified: who has
     an expected digest compares it. Broken off, `folder` holds what the next download to it continues; one at a time may use it.
+    `reserve` is awaited with the bytes that the file will have, before they are written; where nobody knows, with a few more
+    now and then, and says by raising that there is no room for them.
 
     Raises RefusedUrl, LimitExceeded, ServerError, OriginUnreachable, Stalled, Interrupted, StorageFull, StorageError.
     """
     staging = _Staging(folder)
     try:
         await in_disk_thread(staging.open)
-        return await _Downloading(origin, staging, limits=limits, known=known, report=report).run()
+        return await _Downloading(origin, staging, limits=limits, known=known, report=report, reserve=reserve).run()
     finally:
         await in_disk_thread(staging.close)
 
@@ -138,7 +143,14 @@ class _Downloading:
     """One download under way, over as many connections as it takes."""
 
     def __init__(
-        self, origin: FileURL, staging: _Staging, *, limits: DownloadLimits, known: Validators | None, report: Report | None
+        self,
+        origin: FileURL,
+        staging: _Staging,
+        *,
+        limits: DownloadLimits,
+        known: Validators | None,
+        report: Report | None,
+        reserve: Callable[[int], Awaitable[None]] | None,
     ) -> None:
         self._origin = origin
         self._shown = origin.shown
@@ -146,6 +158,8 @@ class _Downloading:
         self._limits = limits
         self._known = known
         self._report = report
+        self._reserve = reserve
+        self._reserved = 0
         self._received = 0
         self._resumed = staging.size
         self._refused: set[str] = set()
@@ -202,7 +216,7 @@ class _Downloading:
         if total is None and not is_chunked and self._origin.digest is None:
             reason = "its answer has no length, so that a cut would go unnoticed; say which digest is expected"
             raise RefusedUrl(self._shown, reason)
-        self._check_size(total or 0)
+        await self._make_room(total or 0, is_all=total is not None)
         await self._begin_anew(_validators(response), total)
         return _Part(0, total)
 
@@ -216,7 +230,7 @@ class _Downloading:
             begun = staging.validators
             is_same = staging.total in {None, total} and (validators.etag, validators.modified) == (begun.etag, begun.modified)
             if is_same and 0 < start <= staging.size and start < stop <= (stop if total is None else total):
-                self._check_size(total or stop)
+                await self._make_room(total or stop, is_all=total is not None)
                 staging.total = total
                 return _Part(start, stop)
         # What If-Range forbids.
@@ -236,15 +250,15 @@ class _Downloading:
         waiting = 0
         try:
             while piece := await self._piece(response):
-                pieces.append(piece)
-                waiting += len(piece)
                 self._received += len(piece)
-                end = staging.size + waiting
-                self._check_size(end)
+                end = staging.size + waiting + len(piece)
                 if part.stop is not None and end > part.stop:
                     pieces = []
                     await self._begin_anew(Validators(), None)
                     raise Interrupted(self._shown, "it sent more than it said")
+                await self._make_room(end)
+                pieces.append(piece)
+                waiting += len(piece)
                 self._tell(end)
                 if waiting >= PIECE:
                     # Taken before it is written: what a cancel waits for must not be written again below.
@@ -265,9 +279,13 @@ class _Downloading:
         except TimeoutError:
             raise Stalled(self._shown, self._limits.stall_seconds) from None
 
-    def _check_size(self, size: int) -> None:
+    async def _make_room(self, size: int, *, is_all: bool = False) -> None:
+        """For `size` bytes of the file, and for a few more where they are not all. Raises LimitExceeded."""
         if size > self._limits.size:
             raise LimitExceeded(f"the size of {self._shown}", size, self._limits.size, "url_size_limit")
+        if self._reserve is not None and size > self._reserved:
+            self._reserved = size if is_all else max(size, self._reserved + RESERVED_SIZE)
+            await self._reserve(self._reserved)
 
     def _tell(self, done: int) -> None:
         if self._report is not None:

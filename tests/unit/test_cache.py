@@ -279,7 +279,7 @@ def manifest_of_numbers(numbers: Iterable[int]) -> Manifest:
 
 def seeds_for(root: Path, wanted: Manifest) -> list[Manifest]:
     """What the seeds are that a fetch is given."""
-    return [seed.manifest for seed in find_seeds(root, wanted, limits=DEFAULT_LIMITS)]
+    return [found.seed.manifest for found in find_seeds(root, wanted, limits=DEFAULT_LIMITS)]
 
 
 def test_the_best_seed_comes_first(tmp_path: Path) -> None:

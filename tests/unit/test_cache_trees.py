@@ -342,12 +342,19 @@ def put_link(path: Path) -> None:
     (path / "config.json").symlink_to("vocabulary.txt")
 
 
+def put_folder(path: Path) -> None:
+    """A folder stands where a file was."""
+    (path / "config.json").unlink()
+    (path / "config.json").mkdir()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "shorter": shorten,
     "written": overwrite,
     "gone": lambda path: (path / "model.safetensors").unlink(),
-    "added": lambda path: (path / "added").write_bytes(b""),
     "a folder gone": lambda path: shutil.rmtree(path / "other"),
+    "added and gone": lambda path: (path / "model.safetensors").rename(path / "added"),
+    "a folder instead": put_folder,
     "a link instead": put_link,
     "no tree": shutil.rmtree,
     "no entry": lambda path: (path.parent.parent / "entry.json").unlink(),
@@ -369,6 +376,25 @@ async def test_damage_that_a_look_shows_is_repaired(
     assert THINGS == standing(path)
     assert damage == "no tree" or watched.chunks_got < whole
     assert not (path / "model.safetensors").stat().st_mode & 0o222
+
+
+async def test_what_python_adds_is_no_damage(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
+    """A runtime that imports from a tree writes into it: that is a hit all the same, also for `verify`, and looked into once."""
+    path = await cache.resolve(Directory(id=record.id))
+    for folder in (path, path / "other"):
+        folder.chmod(0o755)
+        (folder / "__pycache__").mkdir()
+        (folder / "__pycache__" / "pipeline.cpython-312.pyc").write_bytes(b"\0")
+    watched.calls.clear()
+    assert path == await cache.resolve(Directory(id=record.id))
+    assert (path / "__pycache__").exists()
+    (path.parent.parent / "tail").rename(tmp_path / "tail")
+    assert path == await cache.resolve(Directory(id=record.id))
+    assert [] == watched.calls
+    (tmp_path / "tail").rename(path.parent.parent / "tail")
+    assert [] == await verify_cache(tmp_path / "cache")
+    (path / "other" / "added.py").write_bytes(b"")
+    assert [path] == await verify_cache(tmp_path / "cache")
 
 
 async def test_verify_hashes_trees(cache: Cache, record: Record, tmp_path: Path) -> None:

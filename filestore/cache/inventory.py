@@ -1,0 +1,135 @@
+"""What lies in a cache, whichever repository it is of, and what it takes on disk. All blocks: call it in a thread."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from filestore.cache.disk import remove_if_possible, storage_errors, take_aside
+from filestore.cache.entries import FileEntry, TreeEntry, read_entry
+from filestore.cache.leases import Leases
+from filestore.cache.shelf import FOLDERS, SUFFIXES, contents
+from filestore.layout import BLOCK_SIZE, in_blocks
+from filestore.objects import Kind
+
+ENTRY_SIZE = 4 * BLOCK_SIZE
+"""Bytes of disk that an entry takes beside its content, manifest and tail: folders, and `entry.json`."""
+
+
+class Kept(NamedTuple):
+    """An entry."""
+
+    key: str
+    """What leases call it."""
+    folder: Path
+    kind: Kind
+    digest: str
+    names: list[str]
+    size: int
+    """Bytes of content; of a tree, those of its files."""
+    stored_size: int
+    """Bytes of disk that it takes."""
+    used_at: float
+    """When it was last used, in seconds since 1970, to the minute."""
+
+
+class Staged(NamedTuple):
+    """What is on its way in or out, or was left there by a process that ended. A key may have several."""
+
+    key: str
+    folder: Path
+    stored_size: int
+    used_at: float
+    """When it was last written to."""
+
+
+def entries(root: Path) -> Iterator[Kept]:
+    """The entries of the cache at `root`, sound or damaged."""
+    for kind, name in FOLDERS.items():
+        for folder in sorted(root.glob(f"*/*/{name}/??/??/*")):
+            with suppress(FileNotFoundError):  # it went meanwhile
+                yield _kept(folder, kind)
+
+
+def staged(root: Path) -> Iterator[Staged]:
+    """What stands in staging."""
+    for folder in sorted(root.glob("*/*/staging/*")):
+        # <label>, or .<label>.<32 hex digits>
+        label = folder.name[1:].partition(".")[0] if folder.name.startswith(".") else folder.name
+        with suppress(FileNotFoundError):
+            size, used_at = _allocated(folder)
+            yield Staged(_key(folder.parents[1], label), folder, size, used_at)
+
+
+def discard(leases: Leases, item: Kept | Staged) -> bool:
+    """Remove an entry, or what was staged of one, the whole of it at once, unless it is in use; whether that was done.
+
+    Raises StorageError.
+    """
+    aside = _aside(item)
+    with storage_errors(item.folder):
+        with leases.taking():
+            if leases.is_held(item.key) or not take_aside(item.folder, aside):
+                return False
+            if leases.is_held(item.key):
+                # Locks do not work, and someone came meanwhile; or has made it anew, who needs this one no more.
+                with suppress(OSError):
+                    aside.rename(item.folder)
+                    return False
+        remove_if_possible(aside)
+    return True
+
+
+def remove_damaged(item: Kept) -> None:
+    """Remove an entry, in use or not: who has it open keeps what he has. Raises StorageError."""
+    aside = _aside(item)
+    with storage_errors(item.folder):
+        if take_aside(item.folder, aside):
+            remove_if_possible(aside)
+
+
+def _aside(item: Kept | Staged) -> Path:
+    """A new name in staging; whoever makes the entry next, or needs room, removes what a crash leaves there."""
+    repository, namespace, label = item.key.split(".", 2)
+    shelf = next(parent for parent in item.folder.parents if parent.parts[-2:] == (repository, namespace))
+    return shelf / "staging" / f".{label}.{uuid.uuid4().hex}"
+
+
+def _kept(folder: Path, kind: Kind) -> Kept:
+    entry = read_entry(folder, kind)
+    paths = contents(folder)
+    beside = (folder / "manifest", folder / "tail")
+    stored_size = ENTRY_SIZE + sum(in_blocks(path.stat().st_size) for path in beside if path.exists())
+    if isinstance(entry, TreeEntry):
+        size = entry.size
+        stored_size += entry.stored_size
+    else:
+        # A second name is a link to the first, and takes nothing.
+        inodes = {status.st_ino: status.st_size for status in (path.lstat() for path in paths if not path.is_symlink())}
+        size = entry.size if isinstance(entry, FileEntry) else 0
+        stored_size += sum(map(in_blocks, inodes.values())) if kind is Kind.FILE else _allocated(folder)[0]
+    used = folder / "entry.json" if entry is not None else folder
+    label = folder.name + SUFFIXES[kind]
+    names = [path.name for path in paths]
+    return Kept(_key(folder.parents[3], label), folder, kind, folder.name, names, size, stored_size, used.stat().st_mtime)
+
+
+def _key(shelf: Path, label: str) -> str:
+    return ".".join((*shelf.parts[-2:], label))
+
+
+def _allocated(path: Path) -> tuple[int, float]:
+    """Bytes of disk that a file, or a folder with all that is in it, takes, holes left out; and when it was last written to."""
+    first = path.lstat()
+    size, written_at = first.st_blocks * 512, first.st_mtime
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            with suppress(OSError):
+                status = os.lstat(f"{folder}/{name}")  # no Path for each file of a large tree
+                size += status.st_blocks * 512
+                written_at = max(written_at, status.st_mtime)
+    return size, written_at
