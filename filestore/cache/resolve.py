@@ -286,6 +286,7 @@ class Cache:
                 cost = _sum(cost, spent)
                 await in_disk_thread(shelf.publish, wanted, target, manifest, tail=tail)
             except StorageFull:
+                await in_disk_thread(shelf.clear_empty, target)
                 raise
             except (TargetError, StorageError) as error:
                 # Another process may have passed this one by, and have taken what it was writing to.

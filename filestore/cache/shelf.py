@@ -178,6 +178,12 @@ class Shelf:
         """Remove what is staged near a target, and is of no use any more."""
         remove_if_possible(target.parents[1])
 
+    def clear_empty(self, target: Path) -> None:
+        """Remove the folder of a target in which nothing was staged."""
+        with suppress(OSError):
+            target.parent.rmdir()
+            target.parents[1].rmdir()
+
     def remember(self, record: Record) -> None:
         """Keep what an id means, so that the next resolve of it asks nobody."""
         path = self._record_path(record.id)

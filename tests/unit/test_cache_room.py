@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from filestore.cache import Cache
+from filestore.cache.inventory import ENTRY_SIZE, entries, staged
+from filestore.cache.leases import Leases
+from filestore.errors import CacheFull, Unreachable
+from filestore.objects import Directory, File, Record
+from filestore.push import push
+from filestore.repository import Repository
+from tests.support.generator import octets
+from tests.support.trees import plant, standing
+from tests.support.usage import sampled
+from tests.support.watched import WatchedRepository
+
+MIB = 1 << 20
+SIZE = 2 * MIB
+ROOM = SIZE + ENTRY_SIZE + 4096
+"""What one of the files takes, with its manifest."""
+
+
+@pytest.fixture
+def watched(local_repository: Repository) -> WatchedRepository:
+    """A repository that counts what a cache asks of it."""
+    return WatchedRepository(local_repository)
+
+
+@pytest.fixture
+async def files(watched: WatchedRepository, tmp_path: Path) -> list[File]:
+    """Ten files of 2 MiB."""
+    records = [await push_file(watched, tmp_path / f"{number}.bin", number, SIZE) for number in range(10)]
+    watched.calls.clear()
+    return [File(id=record.id) for record in records]
+
+
+async def push_file(repository: Repository, path: Path, number: int, size: int) -> Record:
+    """A file that shares nothing with those of other numbers."""
+    path.write_bytes(random.Random(number).randbytes(size))
+    return (await push(repository, path)).record
+
+
+def kept(root: Path) -> list[str]:
+    """The names of the files and trees that a cache holds."""
+    return sorted(name for entry in entries(root) for name in entry.names)
+
+
+def age(root: Path, *, minutes: int) -> None:
+    """Have all entries be used so many minutes earlier than they were."""
+    for entry in entries(root):
+        path = entry.folder / "entry.json"
+        used_at = path.stat().st_mtime - 60 * minutes
+        os.utime(path, (used_at, used_at))
+
+
+async def use(cache: Cache, file: File) -> None:
+    """Resolve a file, for no longer than that takes."""
+    async with cache.lease(file):
+        pass
+
+
+async def test_the_least_recently_used_goes_first(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
+    """By the last use, not by the first; as many as are needed, and no more."""
+    cache = Cache(tmp_path / "cache", watched, size_limit=3 * ROOM)
+    for file in (files[0], files[1], files[2], files[0]):
+        age(tmp_path / "cache", minutes=2)
+        await use(cache, file)
+    assert ["0.bin", "1.bin", "2.bin"] == kept(tmp_path / "cache")
+    await use(cache, files[3])
+    assert ["0.bin", "2.bin", "3.bin"] == kept(tmp_path / "cache")
+
+
+async def test_what_is_resolved_stays_until_the_cache_is_closed(
+    watched: WatchedRepository, files: list[File], tmp_path: Path
+) -> None:
+    """It is pinned, for another cache of the same folder too; whoever finds no room is told what is in use, and what to do."""
+    async with Cache(tmp_path / "cache", watched, size_limit=3 * ROOM) as cache:
+        paths = [await cache.resolve(file) for file in files[:3]]
+        other = Cache(tmp_path / "cache", watched, size_limit=3 * ROOM)
+        with pytest.raises(CacheFull) as raised:
+            await use(other, files[3])
+        assert all(path.exists() for path in paths)
+        assert str(raised.value) == (
+            f"the cache {tmp_path / 'cache'} has no room: {ROOM} bytes are needed, its limit is {3 * ROOM}, "
+            f"{3 * ROOM} bytes in it are in use and 0 are being fetched; "
+            "raise the limit (FILESTORE_CACHE_SIZE_LIMIT) or end what uses them "
+            "(`filestore cache ls` shows it)"
+        )
+    await use(other, files[3])
+    assert 3 == len(kept(tmp_path / "cache"))
+    assert "3.bin" in kept(tmp_path / "cache")
+
+
+async def test_a_lease_ends_with_its_block(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
+    """Inside it the entry stays; behind it it may go; two of one entry count twice."""
+    cache = Cache(tmp_path / "cache", watched, size_limit=ROOM)
+    async with cache.lease(files[0]) as path:
+        async with cache.lease(files[0]) as same:
+            assert path == same
+        with pytest.raises(CacheFull):
+            await use(cache, files[1])
+        assert path.exists()
+    await use(cache, files[1])
+    assert not path.exists()
+
+
+async def test_what_can_never_fit_is_refused_at_once(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
+    """Nothing of it is fetched, and nothing goes for it."""
+    await use(Cache(tmp_path / "cache", watched), files[0])
+    watched.calls.clear()
+    with pytest.raises(CacheFull, match=f"{ROOM} bytes are needed, its limit is 100, 0 bytes in it are in use"):
+        await use(Cache(tmp_path / "cache", watched, size_limit=100), files[1])
+    assert ["record", "manifest"] == watched.calls
+    assert ["0.bin"] == kept(tmp_path / "cache")
+    assert {} == Leases(tmp_path / "cache").held()
+
+
+async def test_a_tree_reserves_what_its_files_take(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
+    """Small files take whole blocks, and folders too: more than the zip has."""
+    things = {f"folder {number % 3}/{number}": octets(number, 10) for number in range(300)}
+    record = (await push(watched, plant(tmp_path / "small", things))).record
+    assert record.size < 100_000
+    await use(Cache(tmp_path / "cache", watched), files[0])
+    with pytest.raises(CacheFull, match="bytes are needed, its limit is 1000000"):
+        await Cache(tmp_path / "cache", watched, size_limit=1_000_000).resolve(Directory(id=record.id))
+    cache = Cache(tmp_path / "cache", watched, size_limit=SIZE + 300 * 4096)
+    async with cache.lease(Directory(id=record.id)) as path:
+        assert things == standing(path)
+    assert ["small"] == kept(tmp_path / "cache")
+    (entry,) = entries(tmp_path / "cache")
+    assert 3000 == entry.size
+    assert 303 * 4096 < entry.stored_size < 330 * 4096
+
+
+async def test_what_others_fetch_is_waited_for(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
+    """Four at a time with room for two: each has its turn, and all come through."""
+    cache = Cache(tmp_path / "cache", watched, size_limit=2 * ROOM)
+    async with asyncio.TaskGroup() as group:
+        for file in files[:4]:
+            group.create_task(use(cache, file))
+    assert 4 == watched.calls.count("manifest")
+    assert 2 == len(kept(tmp_path / "cache"))
+
+
+async def test_who_gets_no_further_is_not_waited_for_longer(
+    watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fetch that makes no progress keeps nobody waiting for ever."""
+    monkeypatch.setattr("filestore.cache.room.STALL_SECONDS", 0.1)
+    gate = asyncio.Event()
+
+    async def hang(verb: str) -> None:
+        if verb == "get":
+            await gate.wait()
+
+    slow = WatchedRepository(watched.inner, before=hang)
+    hanging = asyncio.create_task(use(Cache(tmp_path / "cache", slow, size_limit=ROOM), files[0]))
+    while "get" not in slow.calls:
+        await asyncio.sleep(0)
+    with pytest.raises(CacheFull, match=f"0 bytes in it are in use and {ROOM} are being fetched"):
+        await use(Cache(tmp_path / "cache", watched, size_limit=ROOM), files[1])
+    gate.set()
+    await hanging
+    assert ["0.bin"] == kept(tmp_path / "cache")
+
+
+async def test_ten_files_that_do_not_all_fit_never_exceed_the_limit(
+    watched: WatchedRepository, files: list[File], tmp_path: Path
+) -> None:
+    """Looked at every 10 ms, in three lanes: what lies on the disk stays within the limit, staging included."""
+    limit = 5 * ROOM
+    cache = Cache(tmp_path / "cache", watched, size_limit=limit)
+    waiting = iter(files * 2)
+
+    async def lane() -> None:
+        for file in waiting:
+            await use(cache, file)
+
+    async with sampled(tmp_path / "cache") as samples:
+        await asyncio.gather(*[lane() for _ in range(3)])
+    assert 10 < len(samples)
+    # Folders and locks that stay are not counted: a few KiB for each entry there ever was.
+    assert limit // 2 < max(samples) < limit + 4 * MIB
+    assert 5 == len(kept(tmp_path / "cache"))
+
+
+async def test_what_a_new_version_shares_goes_last(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
+    """The entry that holds most of what is fetched is used before it goes, though it is the oldest."""
+    path = tmp_path / "0.bin"
+    path.write_bytes(path.read_bytes() + b"more")
+    newer = (await push(watched, path)).record
+    cache = Cache(tmp_path / "cache", watched, size_limit=2 * ROOM + 8192)
+    for file in files[:2]:
+        age(tmp_path / "cache", minutes=2)
+        await use(cache, file)
+    resolved = await cache.resolved(File(id=newer.id))
+    assert resolved.bytes_reused > 0
+    assert [str(newer.digest)] == [entry.digest for entry in entries(tmp_path / "cache") if entry.digest == str(newer.digest)]
+    assert ["0.bin", "0.bin"] == kept(tmp_path / "cache")
+
+
+async def test_what_a_cut_fetch_has_left_goes_like_an_entry(
+    watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts, and goes when there is need of room and nobody fetches it."""
+    monkeypatch.setattr("filestore.receive.BATCHES_IN_FLIGHT", 1)
+    large = await push_file(watched, tmp_path / "large.bin", 10, 12 * MIB)
+
+    async def cut(verb: str) -> None:
+        if verb == "get" and watched.calls.count("get") > 1:
+            raise Unreachable("somewhere", "cut")
+
+    watched.before = cut
+    cache = Cache(tmp_path / "cache", watched, size_limit=13 * MIB)
+    with pytest.raises(Unreachable):
+        await use(cache, File(id=large.id))
+    (left,) = staged(tmp_path / "cache")
+    assert 4 * MIB < left.stored_size < 12 * MIB
+    cache = Cache(tmp_path / "cache", watched.inner, size_limit=6 * MIB)
+    await use(cache, files[1])
+    assert [] == list(staged(tmp_path / "cache"))
+    assert ["1.bin"] == kept(tmp_path / "cache")
+
+
+async def test_a_second_name_takes_no_room(
+    watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file by hard link, and where there are none, by symbolic link."""
+    renamed = [(await push(watched, tmp_path / "0.bin", name=f"renamed {number}.bin")).record for number in range(2)]
+    cache = Cache(tmp_path / "cache", watched, size_limit=ROOM)
+    content = (await cache.resolve(files[0])).read_bytes()
+    assert content == (await cache.resolve(File(id=renamed[0].id))).read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.link", refuse)
+    assert content == (await cache.resolve(File(id=renamed[1].id))).read_bytes()
+    (entry,) = entries(tmp_path / "cache")
+    assert (["0.bin", "renamed 0.bin", "renamed 1.bin"], ROOM) == (entry.names, entry.stored_size)
+
+
+async def test_a_use_is_noted_once_a_minute(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
+    """A hit writes nothing, where the last use is not a minute ago."""
+    cache = Cache(tmp_path / "cache", watched)
+    await use(cache, files[0])
+    (before,) = entries(tmp_path / "cache")
+    await use(cache, files[0])
+    assert [before] == list(entries(tmp_path / "cache"))
+    age(tmp_path / "cache", minutes=2)
+    await use(cache, files[0])
+    (after,) = entries(tmp_path / "cache")
+    assert before.used_at <= after.used_at
+
+
+async def test_without_locks_the_limit_holds(
+    watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each says what it needs before it counts: then both see both, whatever locks do."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    limit = 4 * ROOM
+    caches = [Cache(tmp_path / "cache", watched, size_limit=limit) for _ in range(3)]
+    async with sampled(tmp_path / "cache") as samples:
+        for start in (0, 3, 6):
+            await asyncio.gather(*[use(cache, file) for cache, file in zip(caches, files[start:], strict=False)])
+    assert max(samples) < limit + 4 * MIB
+    assert 4 >= len(kept(tmp_path / "cache"))
+
+
+async def test_whoever_comes_while_an_entry_is_taken_gets_it_back(
+    watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned between the look for leases and the removal, where locks do not work: it is put back."""
+    cache = Cache(tmp_path / "cache", watched, size_limit=ROOM)
+    await use(cache, files[0])
+    (entry,) = entries(tmp_path / "cache")
+    latecomer = Leases(tmp_path / "cache").hold()
+    looks = iter([False, True])
+
+    def is_held(_: Leases, key: str) -> bool:
+        latecomer.pin(key)
+        return next(looks)
+
+    monkeypatch.setattr(Leases, "is_held", is_held)
+    monkeypatch.setattr("filestore.cache.leases.LOCK_SECONDS", 0.01)
+    with pytest.raises(CacheFull):
+        await use(cache, files[1])
+    assert entry.folder.exists()
+    assert [] == list(staged(tmp_path / "cache"))
