@@ -173,11 +173,31 @@ class Settings:
     )
     cache: Path = field(
         metadata=_knob(
-            "The cache folder that `filestore verify` checks",
+            "The cache folder that `filestore warm` fills and `filestore cache` works on",
             unit="path",
             default="filestore in the user's cache folder; on Linux ~/.cache/filestore",
             environment="FILESTORE_CACHE",
             parse=_path,
+        ),
+    )
+    cache_size_limit: int | None = field(
+        default=None,
+        metadata=_knob(
+            "Bytes of disk that a cache may take; what was not used for the longest time goes before more is written",
+            unit=_SIZE_UNIT,
+            default="none: as much as the disk holds",
+            environment="FILESTORE_CACHE_SIZE_LIMIT",
+            parse=_size(0),
+        ),
+    )
+    cache_free_floor: int = field(
+        default=0,
+        metadata=_knob(
+            "Bytes of its disk that a cache leaves free; what was not used for the longest time goes before more is written",
+            unit=_SIZE_UNIT,
+            default="0",
+            environment="FILESTORE_CACHE_FREE_FLOOR",
+            parse=_size(0),
         ),
     )
     journal: Path = field(

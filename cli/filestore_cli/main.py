@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from filestore.errors import FilestoreError
-from filestore_cli.records import info, ls, rm, verify
+from filestore_cli.caching import cache, warm
+from filestore_cli.records import info, ls, rm
 from filestore_cli.serving import serve, token
 from filestore_cli.text import printable
 from filestore_cli.transfer import create_file, fetch, hash_path, push
@@ -48,7 +49,7 @@ def create() -> None:
 
 
 create.add_command(create_file)
-for command in (serve, push, fetch, ls, info, rm, hash_path, verify, token):
+for command in (serve, push, fetch, ls, info, rm, hash_path, warm, cache, token):
     cli.add_command(command)
 
 

@@ -1,10 +1,9 @@
-"""ls, info, rm: what is stored; and verify: what a cache keeps."""
+"""ls, info, rm: what is stored."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 
@@ -61,28 +60,6 @@ def rm(session: Session, file_id: str) -> None:
             _show_record(session, repository, await repository.remove(file_id), removed=True)
 
     asyncio.run(run())
-
-
-@click.command()
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
-@takes("cache")
-def verify(session: Session, folder: Path | None) -> None:
-    """Check every file and directory of the cache FOLDER and remove the damaged ones, to be fetched anew when they are needed.
-
-    Exit status 1 says that some were damaged.
-    """
-    from filestore.cache import verify_cache  # heavy
-
-    root = folder or session.settings.cache
-    removed = asyncio.run(verify_cache(root))
-    session.show(
-        {"cache": str(root), "removed": [str(path) for path in removed]},
-        *(f"removed {printable(path)}" for path in removed),
-        f"{printable(root)}: {len(removed)} damaged",
-    )
-    if removed:
-        were, are = ("entry was", "it is") if len(removed) == 1 else ("entries were", "they are")
-        raise click.ClickException(f"{len(removed)} damaged {were} removed from the cache; {are} fetched anew when needed")
 
 
 async def _newest(repository: Repository, limit: int | None) -> list[Record]:

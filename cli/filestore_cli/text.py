@@ -38,6 +38,14 @@ def duration(seconds: float, *, digits: int = 2) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def age(seconds: float) -> str:
+    """`now`, `5 min`, `3 h`, `12 d`: how long ago something was, roughly."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds / size)} {unit}"
+    return "now"
+
+
 def table(**rows: object) -> list[str]:
     """Lines of a name and a value, the values below one another; an underscore in a name stands for a space."""
     width = max(map(len, rows))

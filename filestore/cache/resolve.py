@@ -20,7 +20,16 @@ from filestore.cache.seeds import find_seeds
 from filestore.cache.shelf import Shelf, Wanted
 from filestore.cache.urls import Obtained, Urls
 from filestore.chunking import CUTTING_VERSION
-from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded, StorageError, StorageFull, TargetError, UnknownFormat
+from filestore.errors import (
+    FilestoreError,
+    InvalidArchive,
+    InvalidInput,
+    LimitExceeded,
+    StorageError,
+    StorageFull,
+    TargetError,
+    UnknownFormat,
+)
 from filestore.fetch import fetch
 from filestore.http.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.layout import in_blocks
@@ -378,6 +387,13 @@ def check_format(root: Path) -> None:
         raise StorageError(str(path), str(error)) from None
     if found != known:
         raise UnknownFormat(str(root), str(found), str(known))
+
+
+def check_cache(root: Path) -> None:
+    """Check that there is a cache, and a known one. Blocks. Raises InvalidInput, UnknownFormat, StorageError."""
+    if not (root / "format").exists():
+        raise InvalidInput(f"there is no cache in {root}; give the folder of one")
+    check_format(root)
 
 
 def _remember(path: Path, identity: Identity) -> None:

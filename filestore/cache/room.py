@@ -59,16 +59,19 @@ class Room:
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
 
-    def trim(self) -> list[Kept | Staged]:
-        """Remove what processes that ended have left in staging, and then entries until the limits hold; what was removed.
+    def surplus(self) -> list[Kept | Staged]:
+        """What processes that ended have left in staging, and the least recently used entries that the limits have no room for.
 
         Blocks. Raises StorageError.
         """
         usage = self._usage()
-        left = [item for item in usage.victims if isinstance(item, Staged)]
-        gone: list[Kept | Staged] = [item for item in left if discard(self._leases, item)]
-        usage = self._usage()
-        return gone + self._evict(usage, self._excess(usage))
+        found: list[Kept | Staged] = [item for item in usage.victims if isinstance(item, Staged)]
+        excess = self._excess(usage) - sum(item.stored_size for item in found)
+        for item in usage.victims:
+            if excess > 0 and isinstance(item, Kept):
+                found.append(item)
+                excess -= item.stored_size
+        return found
 
     def _make(self, hold: Hold, key: str, size: int, spared: Collection[str]) -> _Refusal | None:
         """One attempt to reserve. Raises StorageError."""
@@ -98,17 +101,14 @@ class Room:
         under_way = frozenset(other for other in usage.under_way if other[0] != key)
         return _Refusal(self._reason(size, usage, sum(reserved for _, reserved, _ in under_way)), under_way, is_final)
 
-    def _evict(self, usage: _Usage, excess: int) -> list[Kept | Staged]:
-        gone: list[Kept | Staged] = []
+    def _evict(self, usage: _Usage, excess: int) -> None:
         for item in usage.victims:
             if excess <= 0:
                 excess = self._settled_excess()
             if excess <= 0:
                 break
             if discard(self._leases, item):
-                gone.append(item)
                 excess -= item.stored_size
-        return gone
 
     def _settled_excess(self) -> int:
         excess = self._excess(self._usage())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import sys
@@ -193,11 +194,8 @@ class Shelf:
                 write_durably(path, record.as_json())
 
     def _recall(self, file_id: str) -> Record | None:
-        try:
-            record = record_from_json(json.loads(self._record_path(file_id).read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError, FilestoreError):
-            return None
-        return record if record.id == file_id else None
+        record = _read_record(self._record_path(file_id))
+        return record if record is not None and record.id == file_id else None
 
     def _record_path(self, file_id: str) -> Path:
         return self.root / "records" / f"{file_id}.json"
@@ -218,6 +216,19 @@ class Shelf:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                 raise
         sync_path(place.parent)
+
+
+def recall(root: Path, file_id: str) -> list[Record]:
+    """What the cache at `root` remembers an id to mean, whichever repository it is of."""
+    paths = root.glob(f"*/*/records/{glob.escape(file_id)}.json") if "/" not in file_id else ()
+    return [record for path in paths if (record := _read_record(path)) is not None]
+
+
+def _read_record(path: Path) -> Record | None:
+    try:
+        return record_from_json(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, FilestoreError):
+        return None
 
 
 def read_manifest(folder: Path, *, limit: int = MANIFEST_LIMIT) -> Manifest | None:

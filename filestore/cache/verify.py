@@ -13,10 +13,10 @@ from filestore.archive.read import Member
 from filestore.cache.disk import storage_errors
 from filestore.cache.entries import Entry, FileEntry, read_entry
 from filestore.cache.inventory import entries, remove_damaged
-from filestore.cache.resolve import check_format
+from filestore.cache.resolve import check_cache
 from filestore.cache.shelf import contents, read_manifest, read_members, read_tail
 from filestore.digest import Digest
-from filestore.errors import FilestoreError, InvalidInput
+from filestore.errors import FilestoreError
 from filestore.layout import unhashed
 from filestore.objects import Kind
 from filestore.push import manifest_of
@@ -37,9 +37,7 @@ async def verify_cache(root: Path) -> list[Path]:
     Returns the paths that were removed; the next resolve fetches them anew. Cost: the whole cache is read once.
     Raises InvalidInput where there is no cache, UnknownFormat, StorageError.
     """
-    if not await in_disk_thread((root / "format").exists):
-        raise InvalidInput(f"there is no cache in {root}; give the folder of one")
-    await in_disk_thread(check_format, root)
+    await in_disk_thread(check_cache, root)
     removed = []
     for kept in await in_disk_thread(lambda: list(entries(root))):
         damaged = await _damaged(kept.folder, kept.kind)

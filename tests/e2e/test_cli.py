@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from filestore.backends import connect
-from filestore.cache import Cache
-from filestore.objects import File
 from tests.support.commands import SCRIPTS, Home, Server
 
 SIZE = 3_000_000
@@ -625,30 +622,3 @@ def test_an_address_that_others_reach_is_warned_about(home: Home, tmp_path: Path
     warning, error = done.stderr.splitlines()
     assert warning.startswith("Warning: 192.0.2.1 can be reached from other machines, and traffic is not encrypted")
     assert error.startswith("Error: ")
-
-
-# verify.
-
-
-async def test_verify(home: Home, model: Path) -> None:
-    """A damaged file of a cache is found, removed and told with status 1; a sound cache is told with 0."""
-    pushed = home.result("push", model)
-    cache = home.folder / ".cache/filestore"
-    async with connect(str(home.data)) as repository:
-        path = await Cache(cache, repository).resolve(File(id=pushed["id"]))
-    assert home.result("verify") == {"cache": str(cache), "removed": []}
-
-    path.chmod(0o644)
-    path.write_bytes(bytes(SIZE))
-    done = home.run("verify", cache, "--json")
-    assert done.returncode == 1
-    assert json.loads(done.stdout) == {"cache": str(cache), "removed": [str(path)]}
-    assert done.stderr == "Error: 1 damaged entry was removed from the cache; it is fetched anew when needed\n"
-    assert not path.exists()
-    assert home.run("verify").stdout == f"{cache}: 0 damaged\n"
-
-
-def test_verify_of_what_is_no_cache(home: Home) -> None:
-    """A slip in a folder's name is no sound cache, and makes none."""
-    assert home.failure("verify", "missing") == "there is no cache in missing; give the folder of one"
-    assert not (home.folder / "missing").exists()

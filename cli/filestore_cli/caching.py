@@ -1,0 +1,305 @@
+"""warm: fill a cache ahead of time; cache ls, rm, prune, verify: what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from filestore.errors import InvalidReference
+from filestore.objects import Kind, Reference
+from filestore_cli.filters import Filter
+from filestore_cli.progress import FETCH, shown
+from filestore_cli.session import Session, takes
+from filestore_cli.text import age, duration, exactly, in_units, printable, table
+
+if TYPE_CHECKING:
+    # Heavy: the commands import these when they run.
+    from filestore.cache import Resolved
+    from filestore.cache.inventory import Kept, Staged
+    from filestore.cache.leases import Leases
+    from filestore.objects import Record
+
+_PREFIX_DIGITS = 8
+"""So many digits of a digest are enough."""
+_SHOWN_DIGITS = 16
+
+
+@click.command()
+@click.argument("references", metavar="ID|DIGEST|PATH|NAME", nargs=-1, required=True)
+@click.option("--zip", "keeps_zip", is_flag=True, help="Keep directories as the zip files that they are stored as.")
+@click.option("--unzip", is_flag=True, help="Keep the trees of zip files that were stored as files.")
+@takes("url", "token", "connections", "stall_seconds", "cache", "cache_size_limit", "cache_free_floor")
+def warm(session: Session, references: tuple[str, ...], *, keeps_zip: bool, unzip: bool) -> None:
+    """Fetch stored files and directories into the cache ahead of time, so that a later start finds them there."""
+    if keeps_zip and unzip:
+        raise click.UsageError("--zip keeps zip files and --unzip keeps their trees; give one of them")
+    asyncio.run(_warm(session, [Reference.parse(text) for text in references], keeps_zip=keeps_zip, unzip=unzip))
+
+
+@click.group()
+def cache() -> None:
+    """What the cache of this machine holds: list it, remove from it, check it."""
+
+
+def _filters(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the option --filter, as a list of Filters."""
+
+    def parse(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[Filter]:
+        try:
+            return [Filter.parse(value) for value in values]
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    about = "Only what matches, such as 'size>1GB' or 'accessed>7d'; repeatable, all must match."
+    return click.option("--filter", "filters", metavar="FILTER", multiple=True, callback=parse, help=about)(command)
+
+
+_dry_run = click.option("--dry-run", is_flag=True, help="Remove nothing; show what would be removed.")
+
+
+@cache.command("ls")
+@_filters
+@takes("cache")
+def cache_ls(session: Session, filters: list[Filter]) -> None:
+    """List the cached files and directories, the most recently used first."""
+    stock = _Stock.of(session.settings.cache)
+    kept = sorted(stock.matching(filters), key=lambda entry: entry.used_at, reverse=True)
+    size = sum(entry.stored_size for entry in kept)
+    session.show(
+        {"cache": str(stock.root), "entries": [stock.as_json(entry) for entry in kept], "stored_size": size},
+        *(stock.line(entry) for entry in kept),
+        f"{_count(kept)}, {in_units(size)} in {printable(stock.root)}",
+    )
+
+
+@cache.command("rm")
+@click.argument("wanted", metavar="DIGEST|ID|NAME|PATH", nargs=-1, required=True)
+@_dry_run
+@takes("cache")
+def cache_rm(session: Session, wanted: tuple[str, ...], *, dry_run: bool) -> None:
+    """Remove cached files and directories; what is in use stays."""
+    stock = _Stock.of(session.settings.cache)
+    found: dict[Path, Kept | Staged] = {}
+    for text in wanted:
+        matching = stock.named(text)
+        if not matching:
+            raise InvalidReference(
+                text, "nothing in the cache has that digest, id, name or path; `filestore cache ls` shows what it has"
+            )
+        found |= {entry.folder: entry for entry in matching}
+    in_use = _remove(session, stock, list(found.values()), dry_run=dry_run)
+    if in_use:
+        what = ", ".join(printable(" ".join(entry.names)) for entry in in_use)
+        raise click.ClickException(f"{what} is in use and was not removed; end the process that uses it, and try again")
+
+
+@cache.command("prune")
+@_filters
+@_dry_run
+@takes("cache", "cache_size_limit", "cache_free_floor")
+def cache_prune(session: Session, filters: list[Filter], *, dry_run: bool) -> None:
+    """Remove what is left of fetches that were cut, and what the limits have no room for; with --filter, all that matches.
+
+    What is in use stays.
+    """
+    from filestore.cache.room import Room  # heavy
+
+    settings = session.settings
+    stock = _Stock.of(settings.cache)
+    if filters:
+        found: list[Kept | Staged] = [entry for entry in stock.matching(filters) if entry.key not in stock.held]
+    else:
+        room = Room(stock.root, stock.leases, size_limit=settings.cache_size_limit, free_floor=settings.cache_free_floor)
+        found = room.surplus()
+    _remove(session, stock, found, dry_run=dry_run)
+
+
+@cache.command("verify")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@takes("cache")
+def cache_verify(session: Session, folder: Path | None) -> None:
+    """Check every file and directory of the cache FOLDER and remove the damaged ones, to be fetched anew when they are needed.
+
+    Exit status 1 says that some were damaged.
+    """
+    from filestore.cache import verify_cache  # heavy
+
+    root = folder or session.settings.cache
+    removed = asyncio.run(verify_cache(root))
+    session.show(
+        {"cache": str(root), "removed": [str(path) for path in removed]},
+        *(f"removed {printable(path)}" for path in removed),
+        f"{printable(root)}: {len(removed)} damaged",
+    )
+    if removed:
+        were, are = ("entry was", "it is") if len(removed) == 1 else ("entries were", "they are")
+        raise click.ClickException(f"{len(removed)} damaged {were} removed from the cache; {are} fetched anew when needed")
+
+
+async def _warm(session: Session, references: list[Reference], *, keeps_zip: bool, unzip: bool) -> None:
+    from filestore.cache import Cache  # heavy
+    from filestore.heap import keep_heap  # heavy
+    from filestore.objects import Directory, File
+
+    keep_heap()
+    settings = session.settings
+    done: list[tuple[Record, Resolved]] = []
+    async with session.repository() as repository:
+        # All at first, so that a slip in the last one does not show after hours.
+        records = [await repository.record(reference) for reference in references]
+        async with Cache(
+            settings.cache,
+            repository,
+            limits=settings.unpack_limits,
+            size_limit=settings.cache_size_limit,
+            free_floor=settings.cache_free_floor,
+        ) as warmed:
+            for record in records:
+                is_tree = unzip or (record.kind is Kind.DIRECTORY and not keeps_zip)
+                wanted = Directory(id=record.id) if is_tree else File(id=record.id)
+                async with shown(FETCH, record.name, enabled=session.shows_progress) as report:
+                    done.append((record, await warmed.resolved(wanted, report=report)))
+        received = sum(resolved.bytes_received for _, resolved in done)
+        reused = sum(resolved.bytes_reused for _, resolved in done)
+        seconds = sum(resolved.seconds for _, resolved in done)
+        session.show(
+            {
+                "files": [_warmed(record, resolved) for record, resolved in done],
+                "bytes_received": received,
+                "bytes_reused": reused,
+                "seconds": seconds,
+                "cache": str(settings.cache),
+                "repository": repository.location,
+            },
+            *(f"{'was there' if resolved.was_cached else 'fetched':<9}  {printable(resolved.path)}" for _, resolved in done),
+            *table(
+                received=exactly(received),
+                reused=exactly(reused),
+                time=duration(seconds),
+                cache=printable(settings.cache),
+                repository=session.place(repository),
+            ),
+        )
+
+
+def _warmed(record: Record, resolved: Resolved) -> dict[str, object]:
+    return {
+        "id": record.id,
+        "digest": str(record.digest),
+        "name": record.name,
+        "kind": record.kind.value,
+        "path": str(resolved.path),
+        "size": record.size,
+        "bytes_received": resolved.bytes_received,
+        "bytes_reused": resolved.bytes_reused,
+        "seconds": resolved.seconds,
+        "was_cached": resolved.was_cached,
+    }
+
+
+class _Stock(NamedTuple):
+    """What a cache holds at this moment."""
+
+    root: Path
+    leases: Leases
+    entries: list[Kept]
+    held: frozenset[str]
+    """Keys of what is in use."""
+    now: float
+
+    @classmethod
+    def of(cls, root: Path) -> _Stock:
+        """Look. Raises InvalidInput, UnknownFormat, StorageError."""
+        from filestore.cache.inventory import entries  # heavy
+        from filestore.cache.leases import Leases  # heavy
+        from filestore.cache.resolve import check_cache  # heavy
+
+        root = root.absolute()
+        check_cache(root)
+        leases = Leases(root)
+        return cls(root, leases, list(entries(root)), frozenset(leases.held()), time.time())
+
+    def matching(self, filters: Sequence[Filter]) -> list[Kept]:
+        """The entries that all filters take."""
+        return [
+            entry
+            for entry in self.entries
+            if all(each.takes(stored_size=entry.stored_size, age=self.now - entry.used_at) for each in filters)
+        ]
+
+    def named(self, text: str) -> list[Kept]:
+        """The entries of a digest, or of the first 8 or more digits of one, of an id, of a name, or at a path."""
+        from filestore.cache.shelf import recall  # heavy
+
+        digests = {str(record.digest) for record in recall(self.root, text)}
+        path = Path(text).absolute()
+        return [
+            entry
+            for entry in self.entries
+            if entry.digest in digests
+            or (len(text) >= _PREFIX_DIGITS and entry.digest.startswith(text))
+            or text in entry.names
+            or entry.folder == path
+            or entry.folder in path.parents
+        ]
+
+    def as_json(self, entry: Kept) -> dict[str, object]:
+        """What is told of an entry."""
+        repository, namespace, _ = entry.key.split(".", 2)
+        return {
+            "digest": entry.digest,
+            "kind": entry.kind.value,
+            "names": entry.names,
+            "size": entry.size,
+            "stored_size": entry.stored_size,
+            "accessed_at": datetime.fromtimestamp(entry.used_at, UTC).isoformat(),
+            "in_use": entry.key in self.held,
+            "repository_id": repository,
+            "namespace": namespace,
+            "paths": [str(entry.folder / "content" / name) for name in entry.names],
+        }
+
+    def line(self, entry: Kept) -> str:
+        """The same for a person."""
+        kind = "  (directory)" if entry.kind is Kind.DIRECTORY else ""
+        in_use = "  (in use)" if entry.key in self.held else ""
+        names = printable(", ".join(entry.names) or "nothing sound")
+        used = age(self.now - entry.used_at)
+        return f"{entry.digest[:_SHOWN_DIGITS]}  {in_units(entry.stored_size):>8}  {used:>7}  {names}{kind}{in_use}"
+
+
+def _remove(session: Session, stock: _Stock, found: list[Kept | Staged], *, dry_run: bool) -> list[Kept]:
+    """Remove what is not in use, and say so; what is in use."""
+    from filestore.cache.inventory import Kept, discard  # heavy
+
+    removed = [item for item in found if (item.key not in stock.held if dry_run else discard(stock.leases, item))]
+    gone = {item.folder for item in removed}
+    in_use = [item for item in found if isinstance(item, Kept) and item.folder not in gone]
+    kept = [item for item in removed if isinstance(item, Kept)]
+    left = [item for item in removed if not isinstance(item, Kept)]
+    size = sum(item.stored_size for item in removed)
+    verb = "would remove" if dry_run else "removed"
+    left_lines = [f"{verb} {in_units(sum(item.stored_size for item in left))} that cut fetches have left"] if left else []
+    session.show(
+        {
+            "cache": str(stock.root),
+            "dry_run": dry_run,
+            "removed": [stock.as_json(entry) for entry in kept],
+            "left_by_cut_fetches": sum(item.stored_size for item in left),
+            "stored_size": size,
+        },
+        *(f"{verb} {stock.line(entry)}" for entry in kept),
+        *left_lines,
+        f"{verb} {_count(kept)}, {in_units(size)} in {printable(stock.root)}",
+    )
+    return in_use
+
+
+def _count(entries: Sequence[Kept]) -> str:
+    return "1 entry" if len(entries) == 1 else f"{len(entries)} entries"

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filestore.backends import connect
+from filestore.cache.leases import Leases
+from filestore.push import push
+from tests.support.commands import Home
+from tests.support.generator import octets
+from tests.support.trees import plant, standing
+
+SIZE = 2_000_000
+THINGS = {"config.json": b"{}", "weights.bin": octets(9, 500_000)}
+
+
+@pytest.fixture
+async def files(home: Home) -> list[dict[str, Any]]:
+    """Three files of 2 MB in the user's local folder."""
+    pushed = []
+    async with connect(str(home.data)) as repository:
+        for number in range(3):
+            path = home.folder / f"{number}.bin"
+            path.write_bytes(octets(number, SIZE))
+            pushed.append((await push(repository, path)).record.as_json())
+    return pushed
+
+
+@pytest.fixture
+def cache(home: Home) -> Path:
+    """The user's cache folder."""
+    return home.folder / ".cache/filestore"
+
+
+def listed(home: Home, *arguments: str) -> list[list[str]]:
+    """The names of each entry that `cache ls` shows."""
+    return [entry["names"] for entry in home.result("cache", "ls", *arguments)["entries"]]
+
+
+def was_used(cache: Path, name: str, *, days: int) -> None:
+    """Have an entry be used last so many days ago."""
+    (path,) = cache.glob(f"*/*/*/??/??/*/content/{name}")
+    used_at = time.time() - 86400 * days
+    os.utime(path.parents[1] / "entry.json", (used_at, used_at))
+
+
+@contextmanager
+def used(cache: Path, home: Home, name: str) -> Iterator[None]:
+    """Have this process use an entry."""
+    (found,) = [entry for entry in home.result("cache", "ls")["entries"] if name in entry["names"]]
+    leases = Leases(cache)
+    leases.hold().pin(".".join((found["repository_id"], found["namespace"], found["digest"])))
+    yield
+    leases.close()
+
+
+def test_warm_fills_the_cache(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
+    """Files by any reference, directories as trees; the second time nothing is received."""
+    tree = home.result("push", plant(home.folder / "my_model", THINGS))
+    references = [files[0]["id"], files[1]["digest"], "2.bin", tree["path"]]
+    first = home.result("warm", *references)
+    assert ["0.bin", "1.bin", "2.bin", "my_model.zip"] == [file["name"] for file in first["files"]]
+    assert [False] * 4 == [file["was_cached"] for file in first["files"]]
+    assert 3 * SIZE < first["bytes_received"]
+    assert octets(0, SIZE) == Path(first["files"][0]["path"]).read_bytes()
+    assert THINGS == standing(Path(first["files"][3]["path"]))
+    second = home.result("warm", *references)
+    assert ([True] * 4, 0) == ([file["was_cached"] for file in second["files"]], second["bytes_received"])
+    assert str(cache) == second["cache"]
+    assert [file["path"] for file in first["files"]] == [file["path"] for file in second["files"]]
+    said = home.run("warm", "2.bin")
+    assert said.stdout.startswith(f"was there  {first['files'][2]['path']}\nreceived")
+
+
+def test_warm_keeps_zips_where_one_says_so(home: Home) -> None:
+    """--zip and --unzip choose, as in fetch; both at once are wrong usage."""
+    home.result("push", plant(home.folder / "my_model", THINGS))
+    (as_zip,) = home.result("warm", "my_model.zip", "--zip")["files"]
+    assert Path(as_zip["path"]).is_file()
+    home.result("push", as_zip["path"], "--name", "theirs.zip")
+    (as_tree,) = home.result("warm", "theirs.zip", "--unzip")["files"]
+    assert THINGS == standing(Path(as_tree["path"]))
+    assert 2 == home.run("warm", "theirs.zip", "--unzip", "--zip").returncode
+
+
+def test_warm_keeps_within_limits(home: Home, files: list[dict[str, Any]]) -> None:
+    """What does not fit beside what was warmed by the same command is an error that says what to do; earlier ones go."""
+    home.result("warm", "0.bin")
+    said = home.failure("warm", "1.bin", "2.bin", "--cache-size-limit", "3MiB")
+    assert said.startswith(f"the cache {home.folder}/.cache/filestore has no room: ")
+    assert "raise the limit (FILESTORE_CACHE_SIZE_LIMIT)" in said
+    assert [["1.bin"]] == listed(home)
+    said = home.failure("warm", "2.bin", "--cache-free-floor", "1000TiB")
+    assert "must stay free" in said
+    assert "FILESTORE_CACHE_FREE_FLOOR" in said
+
+
+def test_a_slip_is_told_before_anything_is_fetched(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
+    """The last of many references included."""
+    assert "nothing is stored under 'missing'" in home.failure("warm", "0.bin", "missing")
+    assert not cache.exists()
+
+
+def test_ls_shows_what_there_is(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
+    """The most recently used first; sizes, ages, names, and what is in use; filters choose."""
+    home.result("warm", "0.bin", "1.bin", "2.bin")
+    was_used(cache, "0.bin", days=3)
+    was_used(cache, "1.bin", days=8)
+    assert [["2.bin"], ["0.bin"], ["1.bin"]] == listed(home)
+    assert [["0.bin"], ["1.bin"]] == listed(home, "--filter", "accessed>2d")
+    assert [["0.bin"]] == listed(home, "--filter", "accessed>2d", "--filter", "accessed<1w")
+    assert [] == listed(home, "--filter", "size>1GB")
+    assert 2 == home.run("cache", "ls", "--filter", "size").returncode
+    with used(cache, home, "0.bin"):
+        lines = home.run("cache", "ls").stdout.splitlines()
+    assert 4 == len(lines)
+    assert f"{files[0]['digest'][:16]}   2.02 MB      3 d  0.bin  (in use)" == lines[1]
+    assert f"3 entries, 6.07 MB in {cache}" == lines[3]
+    (entry,) = home.result("cache", "ls", "--filter", "accessed>7d")["entries"]
+    assert (files[1]["digest"], "file", SIZE, False) == (entry["digest"], entry["kind"], entry["size"], entry["in_use"])
+    assert octets(1, SIZE) == Path(entry["paths"][0]).read_bytes()
+
+
+@pytest.mark.parametrize("how", ["digest", "prefix", "id", "name", "path"])
+def test_rm_removes_what_is_named(home: Home, files: list[dict[str, Any]], how: str) -> None:
+    """By digest or its beginning, id, name, or path; a dry run removes nothing."""
+    warmed = home.result("warm", "0.bin", "1.bin")["files"]
+    named = {
+        "digest": files[0]["digest"],
+        "prefix": files[0]["digest"][:8],
+        "id": files[0]["id"],
+        "name": "0.bin",
+        "path": warmed[0]["path"],
+    }[how]
+    shown = home.result("cache", "rm", named, "--dry-run")
+    assert (True, [["0.bin"]]) == (shown["dry_run"], [entry["names"] for entry in shown["removed"]])
+    assert Path(warmed[0]["path"]).exists()
+    removed = home.result("cache", "rm", named)
+    assert shown["removed"] == removed["removed"]
+    assert not Path(warmed[0]["path"]).exists()
+    assert [["1.bin"]] == listed(home)
+
+
+def test_rm_of_what_is_not_there_or_in_use(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
+    """One sentence; what is in use stays, and what is not goes."""
+    home.result("warm", "0.bin", "1.bin")
+    said = home.failure("cache", "rm", "2.bin", "0.bin")
+    assert said == (
+        "'2.bin' names no file: nothing in the cache has that digest, id, name or path; `filestore cache ls` shows what it has"
+    )
+    with used(cache, home, "0.bin"):
+        done = home.run("cache", "rm", "0.bin", "1.bin")
+    assert done.returncode == 1
+    assert done.stderr == "Error: 0.bin is in use and was not removed; end the process that uses it, and try again\n"
+    assert [["0.bin"]] == listed(home)
+
+
+def test_prune_removes_what_is_too_much(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
+    """Without a filter what the limits have no room for, and what cut fetches have left; with one all that matches."""
+    home.result("warm", "0.bin", "1.bin", "2.bin")
+    was_used(cache, "1.bin", days=8)
+    (shelf,) = cache.glob("*/default")
+    left = shelf / "staging" / ("0" * 64) / "content" / "half.bin"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(8192))
+    pruned = home.result("cache", "prune", "--dry-run")
+    assert ([], True) == (pruned["removed"], pruned["left_by_cut_fetches"] >= 8192)
+    assert left.exists()
+    pruned = home.result("cache", "prune", "--cache-size-limit", "5MiB")
+    assert [["1.bin"]] == [entry["names"] for entry in pruned["removed"]]
+    assert not left.exists()
+    was_used(cache, "0.bin", days=8)
+    was_used(cache, "2.bin", days=8)
+    with used(cache, home, "0.bin"):
+        assert [["2.bin"]] == [entry["names"] for entry in home.result("cache", "prune", "--filter", "accessed>7d")["removed"]]
+    assert home.run("cache", "prune").stdout == f"removed 0 entries, 0 B in {cache}\n"
+
+
+def test_verify_finds_damage(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
+    """A damaged file of a cache is found, removed and told with status 1; a sound cache is told with 0."""
+    path = Path(home.result("warm", "0.bin")["files"][0]["path"])
+    assert home.result("cache", "verify") == {"cache": str(cache), "removed": []}
+    path.chmod(0o644)
+    path.write_bytes(bytes(SIZE))
+    done = home.run("cache", "verify", cache, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == {"cache": str(cache), "removed": [str(path)]}
+    assert done.stderr == "Error: 1 damaged entry was removed from the cache; it is fetched anew when needed\n"
+    assert not path.exists()
+    assert home.run("cache", "verify").stdout == f"{cache}: 0 damaged\n"
+
+
+@pytest.mark.parametrize("command", [["verify", "missing"], ["ls", "--cache", "missing"], ["prune", "--cache", "missing"]])
+def test_what_is_no_cache(home: Home, command: list[str]) -> None:
+    """A slip in a folder's name is no sound cache, and makes none."""
+    assert home.failure("cache", *command).startswith("there is no cache in ")
+    assert not (home.folder / "missing").exists()
+
+
+def test_a_cache_of_a_newer_version(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
+    """One sentence that says so, and nothing is touched."""
+    cache.mkdir(parents=True)
+    (cache / "format").write_text('{"cache": 2}')
+    expected = (
+        f"{cache} has format {{'cache': 2}}, this program knows {{'cache': 1}}; "
+        "use the version of filestore that made it, or a newer one"
+    )
+    for command in (["warm", "0.bin"], ["cache", "ls"], ["cache", "prune"], ["cache", "rm", "0.bin"], ["cache", "verify"]):
+        assert expected == home.failure(*command)
+    assert ["format"] == [path.name for path in cache.iterdir()]
