@@ -4,10 +4,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bash tests/make_venv.sh .venv
-# Programs whose archives, and whose reading of ours, the tests compare; curl speaks to the server.
-for program in curl unzip 7z bsdtar; do
+# Programs whose archives, and whose reading of ours, the tests compare; curl speaks to the server, and nginx is an origin of URLs.
+for program in curl unzip 7z bsdtar nginx; do
     command -v "$program" >/dev/null || {
-        bash tests/install.sh curl unzip p7zip-full libarchive-tools
+        bash tests/install.sh curl unzip p7zip-full libarchive-tools nginx-light
         break
     }
 done

@@ -178,8 +178,9 @@ class _Downloading:
                     # What begins anew again and again comes no further.
                     failures = 0 if self._staging.size - furthest >= PIECE else failures + 1
                     furthest = max(furthest, self._staging.size)
-                    # A host that was never reached is not there: saying so at once beats waiting for it.
-                    if not error.retryable or not self._was_reached or failures == ATTEMPTS:
+                    # A host that never answered is not there: saying so at once beats waiting for it.
+                    is_there = self._was_reached or isinstance(error, Interrupted)
+                    if not error.retryable or not is_there or failures == ATTEMPTS:
                         raise
                 await asyncio.sleep(FIRST_PAUSE_SECONDS * 2**failures * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
         await in_disk_thread(self._staging.note)
@@ -315,12 +316,14 @@ class _Downloading:
 
     async def _first(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> aiohttp.ClientResponse:
         """The head of the answer. One limit for all that comes before it: names, connections, TLS, redirects."""
+        import aiohttp  # noqa: PLC0415  # on first use
+
         try:
             async with asyncio.timeout(self._limits.first_byte_seconds):
                 return await self._follow(session, headers)
         except TimeoutError:
             raise Stalled(self._shown, self._limits.first_byte_seconds) from None
-        except ValueError:  # aiohttp's InvalidURL, or a name that is none
+        except (aiohttp.InvalidURL, UnicodeError):  # the latter of a name that DNS cannot have
             raise RefusedUrl(self._shown, "its host is malformed") from None
 
     async def _follow(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> aiohttp.ClientResponse:
@@ -478,11 +481,11 @@ def _given(headers: dict[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if value is not None}
 
 
-def _encoded(url: str) -> URL:
+def _encoded(url: str) -> str | URL:
     """A URL as it goes over the wire: as it was given where it can, since a signature may cover each letter of it."""
     from yarl import URL  # noqa: PLC0415  # on first use
 
-    return URL(url, encoded=url.isascii() and " " not in url)
+    return URL(url, encoded=True) if url.isascii() and " " not in url else url
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -16,6 +17,8 @@ class Asked(NamedTuple):
     path: str
     headers: dict[str, str]
     """By names in lower case."""
+    until_gone: Callable[[], Awaitable[object]]
+    """Waits until whoever asked hangs up."""
 
 
 class Origin(NamedTuple):
@@ -30,7 +33,9 @@ Answer = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def running_origin(answer: Answer, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Origin]:
+async def running_origin(
+    answer: Answer, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Origin]:
     """Let `answer` write to whoever asks, each on a connection of its own, until the end of the block."""
     asked: list[Asked] = []
 
@@ -38,16 +43,16 @@ async def running_origin(answer: Answer, *, host: str = "127.0.0.1", port: int =
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
-            asked.append(Asked(len(asked) + 1, head[0].split()[1], headers))
+            asked.append(Asked(len(asked) + 1, head[0].split()[1], headers, reader.read))
             await answer(asked[-1], writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # its peer has gone
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, host, port)
+    server = await asyncio.start_server(serve, host, port, ssl=tls)
     try:
-        yield Origin(f"http://{host}:{server.sockets[0].getsockname()[1]}", asked)
+        yield Origin(f"{'https' if tls else 'http'}://{host}:{server.sockets[0].getsockname()[1]}", asked)
     finally:
         server.close()
         # No wait_closed: a peer that was given up on may still be connected.
@@ -59,6 +64,21 @@ def answers(*raw: bytes) -> Answer:
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(raw[min(asked.number, len(raw)) - 1])
         await writer.drain()
+
+    return answer
+
+
+def hanging(begun: bytes, *resumed: bytes) -> Answer:
+    """`begun`, and then nothing more, until somebody asks for a range; from then on one after the other of `resumed`."""
+    ranges = 0
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        nonlocal ranges
+        ranges += ranges > 0 or "range" in asked.headers
+        writer.write(resumed[min(ranges, len(resumed)) - 1] if ranges else begun)
+        await writer.drain()
+        if not ranges:
+            await asked.until_gone()
 
     return answer
 

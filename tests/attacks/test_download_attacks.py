@@ -1,0 +1,503 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from filestore.cache import Cache
+from filestore.errors import (
+    FilestoreError,
+    Interrupted,
+    InvalidArchive,
+    InvalidReference,
+    LimitExceeded,
+    OriginUnreachable,
+    RefusedUrl,
+    Stalled,
+)
+from filestore.http.addresses import is_public
+from filestore.http.download import DownloadLimits, _Downloading, _Staging, download
+from filestore.objects import Directory, FileURL
+from filestore.repository import Repository
+from tests.support.archives import Forged, forged
+from tests.support.generator import octets
+from tests.support.nginx import running_nginx
+from tests.support.origins import Asked, Origin, answers, hanging, head, running_origin, whole
+
+LOOPBACK = DownloadLimits(private_allowed=True, size=10 << 20)
+IMPATIENT = DownloadLimits(private_allowed=True, size=10 << 20, stall_seconds=0.1)
+CONTENT = octets(1, 3_000_000)
+
+# Of nobody: for 127.0.0.1, signed by itself.
+CERTIFICATE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg27apm/xp7LE/hG/R
+vseErfMNVaT3aCIL4tJHI2rdFKOhRANCAASyBtJTb5recqD0vrVYiLPSYGq85SFG
+dvR1hbP45Vn/KidWuLL+0He3ud1Qs6zHpeixvPbrS76BG/6h5FN0PO9z
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBkTCCATagAwIBAgIUcwOFWvYRHqmyASNl6oDjTqvR7bgwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJMTI3LjAuMC4xMCAXDTI2MTEyNDEyMzA0N1oYDzIxMjYxMDMx
+MTIzMDQ3WjAUMRIwEAYDVQQDDAkxMjcuMC4wLjEwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAASyBtJTb5recqD0vrVYiLPSYGq85SFGdvR1hbP45Vn/KidWuLL+0He3
+ud1Qs6zHpeixvPbrS76BG/6h5FN0PO9zo2QwYjAdBgNVHQ4EFgQUFozs/EayUtgT
+JKdXBMp7EkOjfzMwHwYDVR0jBBgwFoAUFozs/EayUtgTJKdXBMp7EkOjfzMwDwYD
+VR0TAQH/BAUwAwEB/zAPBgNVHREECDAGhwR/AAABMAoGCCqGSM49BAMCA0kAMEYC
+IQCqSuQBzVGH9gIAhqwi8pQ1Fnl9WJtnOhdxAsQhi3eSegIhAJ/FKSEte4FtOmrz
+/ukPS6eb1G9/Oc3HOlypFfvXv4Do
+-----END CERTIFICATE-----
+"""
+
+NOT_PUBLIC = [
+    "0.0.0.0",
+    "0.1.2.3",
+    "10.0.0.1",
+    "100.64.0.1",
+    "127.0.0.1",
+    "127.255.255.254",
+    "169.254.169.254",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.0.0.1",
+    "192.0.0.9",
+    "192.0.0.170",
+    "192.0.2.1",
+    "192.88.99.1",
+    "192.168.0.1",
+    "198.18.0.1",
+    "198.19.255.255",
+    "198.51.100.1",
+    "203.0.113.1",
+    "224.0.0.1",
+    "239.255.255.255",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::127.0.0.1",
+    "::8.8.8.8",
+    "::ffff:127.0.0.1",
+    "::ffff:a00:1",
+    "::ffff:169.254.169.254",
+    "::ffff:192.0.0.9",
+    "64:ff9b::127.0.0.1",
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::808:808",
+    "100::1",
+    "2001::1",
+    "2001:0:a00:1:0:0:f7f7:f7f7",
+    "2001:0:808:808:0:0:80ff:fffe",
+    "2001:2::1",
+    "2001:10::1",
+    "2001:20::1",
+    "2001:db8::1",
+    "2002:7f00:1::1",
+    "2002:a00:1::1",
+    "2002:c0a8:101::1",
+    "3fff::1",
+    "4000::1",
+    "5f00::1",
+    "fc00::1",
+    "fd12:3456::1",
+    "fe80::1",
+    "fe80::1%1",
+    "fec0::1",
+    "ff02::1",
+    "ff0e::1",
+    "localhost",
+    "",
+    "/run/socket",
+]
+PUBLIC = [
+    "1.1.1.1",
+    "8.8.8.8",
+    "9.255.255.255",
+    "11.0.0.0",
+    "100.63.255.255",
+    "100.128.0.0",
+    "128.0.0.0",
+    "172.15.255.255",
+    "172.32.0.0",
+    "191.255.255.255",
+    "192.0.1.1",
+    "192.167.255.255",
+    "192.169.0.0",
+    "223.255.255.255",
+    "::ffff:8.8.8.8",
+    "64:ff9b::808:808",
+    "2001:200::1",
+    "2001:4860:4860::8888",
+    "2002:808:808::1",
+    "2606:4700:4700::1111",
+]
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts follow each other at once."""
+    monkeypatch.setattr("filestore.http.download.FIRST_PAUSE_SECONDS", 0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where to download to."""
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def one_public(monkeypatch: pytest.MonkeyPatch) -> None:
+    """127.0.0.1 stands for the public Internet, and for nothing else does anything."""
+    monkeypatch.setattr("filestore.http.download.is_public", lambda address: address == "127.0.0.1")
+
+
+def port_of(origin: Origin) -> int:
+    """Where it listens."""
+    return int(origin.url.rpartition(":")[2])
+
+
+async def refused(url: str, folder: Path, limits: DownloadLimits = DownloadLimits()) -> str:  # noqa: B008  # it is frozen
+    """The sentence that a download ends with."""
+    with pytest.raises(RefusedUrl) as caught:
+        await download(FileURL(url), folder, limits=limits)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC)
+def test_an_address_that_is_not_public(address: str) -> None:
+    """Of each special family, those that embed an IPv4 address of one, and what is no address at all."""
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_an_address_that_is_public(address: str) -> None:
+    """The neighbours of special ranges are, and what leads to a public IPv4 address."""
+    assert is_public(address)
+
+
+@pytest.mark.parametrize("address", [each for each in NOT_PUBLIC if each and "/" not in each and "%" not in each])
+async def test_a_literal_address_is_judged_too(folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No resolver is asked about one, and no socket is made for it."""
+    made: list[object] = []
+    monkeypatch.setattr("filestore.http.download.socket.socket", lambda *given: made.append(given))
+
+    sentence = await refused(f"http://[{address}]/" if ":" in address else f"http://{address}/", folder)
+
+    assert "is no public address" in sentence
+    assert [] == made
+
+
+@pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f000001", "017700000001", "0", "localhost", "LOCALHOST"])
+async def test_loopback_by_another_spelling(folder: Path, host: str) -> None:
+    """What counts is the address that is connected to, however a URL spells it."""
+    async with running_origin(answers(whole(CONTENT))) as origin:
+        sentence = await refused(f"http://{host}:{port_of(origin)}/", folder)
+
+        assert "is no public address" in sentence or "its host is malformed" in sentence
+        assert [] == origin.asked
+
+
+async def test_a_name_that_resolves_to_loopback_the_second_time(
+    folder: Path, one_public: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: each connection is judged by the address that it goes to, not by what a name meant before."""
+    addresses = chain(["127.0.0.1"], ["127.0.0.2"] * 10)
+    monkeypatch.setattr("socket.getaddrinfo", lambda _, port, *__, **___: [_resolved(next(addresses), port)])
+    cut = head("200 OK", f"Content-Length: {len(CONTENT)}", 'ETag: "a"') + CONTENT[:2_000_000]
+
+    async with (
+        running_origin(answers(cut)) as public,
+        running_origin(answers(whole(CONTENT)), host="127.0.0.2", port=port_of(public)) as private,
+    ):
+        sentence = await refused(f"http://rebinding.example:{port_of(public)}/", folder)
+
+        assert "it leads to 127.0.0.2, which is no public address" in sentence
+        assert (1, 0) == (len(public.asked), len(private.asked))
+
+
+async def test_a_name_that_has_a_private_address_beside_a_public_one(
+    folder: Path, one_public: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the public one is connected to, whichever comes first."""
+    both = ["127.0.0.2", "127.0.0.1"]
+    monkeypatch.setattr("socket.getaddrinfo", lambda _, port, *__, **___: [_resolved(each, port) for each in both])
+
+    async with (
+        running_origin(answers(whole(CONTENT))) as public,
+        running_origin(answers(whole(CONTENT)), host="127.0.0.2", port=port_of(public)) as private,
+    ):
+        await download(FileURL(f"http://both.example:{port_of(public)}/"), folder)
+
+        assert (1, 0) == (len(public.asked), len(private.asked))
+
+
+def _resolved(address: str, port: int) -> tuple[int, int, int, str, tuple[str, int]]:
+    return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)
+
+
+async def test_a_redirect_to_loopback(folder: Path, one_public: None) -> None:
+    """It is judged as the URL itself is."""
+    async with running_origin(answers(whole(CONTENT)), host="127.0.0.2") as private:
+        redirect = head("302 Found", f"Location: {private.url}/secret", "Content-Length: 0")
+        async with running_origin(answers(redirect)) as public:
+            assert "it leads to 127.0.0.2, which is no public address" in await refused(f"{public.url}/a", folder)
+        assert [] == private.asked
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/",
+        "gopher://127.0.0.1/",
+        "http://user:secret@127.0.0.1/",
+        "//user:secret@127.0.0.1/",
+        "http://[::1/",
+        "http://127.0.0.1:99999/",
+        "http:\\\\127.0.0.1\\",
+        "javascript:alert(1)",
+    ],
+)
+async def test_a_redirect_to_what_is_no_url_to_download_from(folder: Path, location: str) -> None:
+    """It is refused as the URL itself would be, and no password that it holds is printed."""
+    async with running_origin(answers(head("302 Found", f"Location: {location}", "Content-Length: 0"))) as origin:
+        sentence = await refused(f"{origin.url}/a", folder, LOOPBACK)
+
+        assert "it redirects to what is no URL to download from" in sentence
+        assert "secret" not in sentence
+        assert 1 == len(origin.asked)
+
+
+def test_a_redirect_from_https_to_http(folder: Path) -> None:
+    """Whoever is on the way could give anything."""
+    downloading = _Downloading(FileURL("https://a.example/"), _Staging(folder), limits=LOOPBACK, known=None, report=None)
+
+    assert "https://b.example/" == downloading._next("https://a.example/", "//b.example/")
+    with pytest.raises(RefusedUrl, match="from https to http://b"):
+        downloading._next("https://a.example/", "http://b.example/")
+
+
+async def test_redirects_in_a_circle(folder: Path) -> None:
+    """The second time at the same place is the last."""
+    back = head("302 Found", "Location: /a", "Content-Length: 0")
+    forth = head("301 Moved Permanently", "Location: /b", "Content-Length: 0")
+
+    async with running_origin(answers(forth, back)) as origin:
+        assert "it redirects in a circle" in await refused(f"{origin.url}/a", folder, LOOPBACK)
+        assert 2 == len(origin.asked)
+
+
+async def test_redirects_without_end(folder: Path) -> None:
+    """A limit ends them."""
+
+    async def further(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(head("302 Found", f"Location: /{asked.number}", "Content-Length: 0"))
+
+    async with running_origin(further) as origin:
+        assert "it redirects more than 10 times" in await refused(f"{origin.url}/a", folder, LOOPBACK)
+        assert 11 == len(origin.asked)
+
+
+async def test_an_answer_without_end(folder: Path) -> None:
+    """A limit of size ends it; memory holds a piece."""
+
+    async def stream(_: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(head("200 OK", "Transfer-Encoding: chunked"))
+        while True:
+            writer.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+            await writer.drain()
+
+    async with running_origin(stream) as origin:
+        with pytest.raises(LimitExceeded, match="url_size_limit"):
+            await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK)
+        assert 1 == len(origin.asked)
+
+
+async def test_an_answer_that_says_to_be_too_large(folder: Path) -> None:
+    """None of it is taken."""
+    async with running_origin(answers(head("200 OK", f"Content-Length: {11 << 20}"))) as origin:
+        with pytest.raises(LimitExceeded, match=f"is {11 << 20}, more than the limit of {10 << 20}"):
+            await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK)
+
+
+async def test_a_part_that_says_to_be_of_something_too_large(folder: Path) -> None:
+    """A limit is not passed in parts."""
+    begun = head("200 OK", "Transfer-Encoding: chunked", 'ETag: "a"') + b"5\r\nhello\r\n"
+    part = head("206 Partial Content", 'ETag: "a"', f"Content-Range: bytes 5-9/{11 << 20}", "Content-Length: 5") + b"world"
+
+    async with running_origin(hanging(begun, part)) as origin:
+        with pytest.raises(LimitExceeded):
+            await download(FileURL(f"{origin.url}/a"), folder, limits=IMPATIENT)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        head("200 OK", "Content-Length: 3000000") + CONTENT[:-1],
+        head("200 OK", "Content-Length: 3000001") + CONTENT,
+        head("200 OK", "Transfer-Encoding: chunked") + b"5\r\nhel",
+        head("200 OK", "Transfer-Encoding: chunked") + b"5\r\nhello\r\n",
+        head("200 OK", "Content-Length: -1") + CONTENT,
+        head("200 OK", "Content-Length: 1", "Content-Length: 2") + CONTENT,
+        head("200 OK", "Content-Length: 5", "Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"",
+        head("206 Partial Content", "Content-Range: bytes 0-4/5", "Content-Length: 5") + b"hello",
+        head("206 Partial Content", "Content-Length: 5") + b"hello",
+        head("416 Range Not Satisfiable", "Content-Length: 0"),
+    ],
+)
+async def test_an_answer_that_lies(folder: Path, answer: bytes) -> None:
+    """Of its length, of parts that nobody asked for, or of being an answer: it is asked for again, and given up in the end."""
+    async with running_origin(answers(answer)) as origin:
+        with pytest.raises(Interrupted):
+            await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK)
+        # Twice as often, where aiohttp asks again by itself; and what comes a MiB further has not failed.
+        assert 6 <= len(origin.asked) <= 12
+
+
+async def test_an_answer_whose_end_could_be_a_cut(folder: Path) -> None:
+    """One that states no length is taken only where a digest will tell."""
+    async with running_origin(answers(b"HTTP/1.0 200 OK\r\n\r\nhello")) as origin:
+        assert "its answer has no length" in await refused(f"{origin.url}/a", folder, LOOPBACK)
+        done = await download(FileURL(f"{origin.url}/a", digest="0" * 64), folder, limits=LOOPBACK)
+
+    assert done is not None
+    assert b"hello" == done.path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("etag", "content_range", "size"),
+    [
+        ('"b"', "bytes 2000000-2999999/3000000", 1_000_000),
+        ('W/"a"', "bytes 2000000-2999999/3000000", 1_000_000),
+        ('"a"', "bytes 2000000-2999998/2999999", 999_999),
+        ('"a"', "bytes 2000001-2999999/3000000", 999_999),
+        ('"a"', "bytes 0-2999999/3000000", 3_000_000),
+        ('"a"', "bytes 2999999-2000000/3000000", 1_000_000),
+        ('"a"', "bytes 2000000-2999999/*", 1_000_001),
+        ('"a"', "bytes 2000000-2999990/3000000", 1_000_000),
+        ('"a"', "bytes */3000000", 1_000_000),
+        ('"a"', "", 1_000_000),
+    ],
+)
+async def test_a_part_that_is_of_something_else(folder: Path, etag: str, content_range: str, size: int) -> None:
+    """The file changes between two range requests, or the range is not the one that was asked for: all is asked for anew."""
+    other = octets(2, 3_000_000)
+    begun = head("200 OK", "Content-Length: 3000000", 'ETag: "a"') + CONTENT[:2_000_000]
+    part = head("206 Partial Content", f"ETag: {etag}", f"Content-Range: {content_range}", f"Content-Length: {size}")
+
+    async with running_origin(hanging(begun, part + other[:size], whole(other, 'ETag: "b"'))) as origin:
+        done = await download(FileURL(f"{origin.url}/a"), folder, limits=IMPATIENT)
+
+        *_, resumed, anew = origin.asked
+        assert ["bytes=2000000-", '"a"'] == [resumed.headers[name] for name in ("range", "if-range")]
+        assert "range" not in anew.headers
+    assert done is not None
+    assert (other, 0, '"b"') == (done.path.read_bytes(), done.bytes_resumed, done.validators.etag)
+
+
+async def test_a_file_that_changes_all_the_time(folder: Path) -> None:
+    """Each answer is cut and the next one is of another version: that ends, too."""
+
+    async def changing(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(head("200 OK", "Content-Length: 3000000", f'ETag: "{asked.number}"') + CONTENT[:2_000_000])
+        await writer.drain()
+
+    async with running_origin(changing) as origin:
+        with pytest.raises(Interrupted):
+            await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK)
+        assert 6 <= len(origin.asked) <= 7
+
+
+@pytest.mark.parametrize("dripped", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nX-A: b\r\n"])
+async def test_a_head_that_never_comes(folder: Path, dripped: bytes) -> None:
+    """However it is drawn out, one limit holds for all that comes before the first byte."""
+    limits = DownloadLimits(private_allowed=True, first_byte_seconds=0.05)
+
+    async def drip(_: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(dripped)
+        while True:
+            writer.write(b"X-A: b\r\n" if dripped else b"")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    async with running_origin(drip) as origin:
+        with pytest.raises((Stalled, Interrupted)):
+            await download(FileURL(f"{origin.url}/a"), folder, limits=limits)
+
+
+async def test_a_server_that_nobody_vouches_for(folder: Path, tmp_path: Path) -> None:
+    """A certificate that cannot be verified is refused, and not one byte of the file is asked for."""
+    (tmp_path / "pem").write_text(CERTIFICATE)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pem")
+
+    async with running_origin(answers(whole(CONTENT)), tls=context) as origin:
+        with pytest.raises(OriginUnreachable, match="its certificate is refused"):
+            await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK)
+        assert [] == origin.asked
+
+
+@pytest.mark.parametrize("name", ["%2e%2e", "..%2f..%2f..%2fescaped", "%2fescaped", "a%00b", "%0a", "x" * 3000])
+async def test_a_url_whose_name_escapes(local_repository: Repository, tmp_path: Path, name: str) -> None:
+    """The file lies in its entry, under a name that can be kept."""
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+
+    async with running_origin(answers(whole(CONTENT))) as origin:
+        path = await cache.resolve(FileURL(f"{origin.url}/{name}"))
+
+    assert path == path.resolve()
+    assert "content" == path.parent.name
+    assert path.is_relative_to(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("path", ["../escaped", "/escaped", "a/../../escaped"])
+async def test_a_zip_file_behind_a_url_whose_entry_escapes(local_repository: Repository, tmp_path: Path, path: str) -> None:
+    """It is refused as any other, and no tree is left of it."""
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+
+    async with running_origin(answers(whole(forged([Forged(path, b"content")])))) as origin:
+        with pytest.raises(InvalidArchive):
+            await cache.resolve(Directory(url=f"{origin.url}/a.zip"))
+
+    assert [] == [*tmp_path.rglob("escaped")]
+    assert [] == [*(tmp_path / "cache").glob("*/*/trees/??/??/*"), *(tmp_path / "cache").glob("*/*/staging/*")]
+
+
+@pytest.fixture
+def no_leak(tmp_path: Path) -> Iterator[None]:
+    """Nothing that a test kept, or printed in an error, holds its secret."""
+    yield
+    assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "500 Internal Server Error", "302 Found"])
+async def test_no_error_shows_a_signature(local_repository: Repository, tmp_path: Path, no_leak: None, status: str) -> None:
+    """The query of a URL is in no sentence, nor is that of a redirect."""
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+    answer = head(status, "Content-Length: 0", "Location: ftp://a/?secret")
+
+    async with running_origin(answers(answer)) as origin:
+        with pytest.raises(FilestoreError) as caught:
+            await cache.resolve(FileURL(f"{origin.url}/a?signature=secret#secret"))
+
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(caught.value)
+
+
+async def test_a_server_of_another_make_behind_an_address_that_is_not_public(folder: Path, tmp_path: Path) -> None:
+    """The setting is off where nobody says otherwise, and the sentence names it."""
+    with running_nginx(tmp_path / "nginx") as nginx:
+        sentence = await refused(nginx.put("model.bin", CONTENT), folder)
+
+    assert "the setting url_private_allowed allows it" in sentence
+    with pytest.raises(InvalidReference):
+        FileURL("file:///etc/passwd")
