@@ -4,10 +4,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bash tests/make_venv.sh .venv
+# Where Debian keeps nginx, which is not on every user's path.
+export PATH="$PATH:/usr/sbin"
 # Programs whose archives, and whose reading of ours, the tests compare; curl speaks to the server, and nginx is an origin of URLs.
 for program in curl unzip 7z bsdtar nginx; do
     command -v "$program" >/dev/null || {
-        bash tests/install.sh curl unzip p7zip-full libarchive-tools nginx-light
+        bash tests/install.sh curl unzip p7zip-full libarchive-tools nginx
         break
     }
 done
