@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from filestore.aio import Budget
-from filestore.digest import Digest
 from filestore.errors import FilestoreError
 from filestore.http.server import native, plain, sdk
 from filestore.http.server.auth import Tokens
@@ -103,11 +102,12 @@ def make_app(
     store: ChunkStore,
     index: Index,
     *,
-    tokens: Mapping[Digest, str],
+    tokens: Tokens,
     secret: bytes,
     spool_folder: Path,
     limits: Limits,
     traffic: Traffic,
+    more_routes: Sequence[Route] = (),
 ) -> web.Application:
     """The application over one store and index, which stay the caller's. `secret` is what URLs are signed with."""
     door = _Door(store, index, tokens=tokens, secret=secret, spool_folder=spool_folder, limits=limits)
@@ -126,7 +126,7 @@ def make_app(
     app = web.Application(middlewares=[finished, as_problems])
     app.on_response_prepare.append(complete_head)
     app.router.add_get(_any_slashes("/healthz"), _healthz)
-    for route in ROUTES:
+    for route in (*ROUTES, *more_routes):
         for path in (route.path, SIGNED_PREFIX + route.path) if route.can_be_signed else (route.path,):
             # HEAD is answered as GET is.
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
@@ -151,14 +151,14 @@ class _Door:
         store: ChunkStore,
         index: Index,
         *,
-        tokens: Mapping[Digest, str],
+        tokens: Tokens,
         secret: bytes,
         spool_folder: Path,
         limits: Limits,
     ) -> None:
         self._store = store
         self._index = index
-        self._tokens = Tokens(index, tokens)
+        self._tokens = tokens
         self._secret = secret
         self._spool_folder = spool_folder
         self._limits = limits

@@ -21,13 +21,13 @@ class _Known(NamedTuple):
 
 
 class Tokens:
-    """The namespaces that tokens stand for: `tokens` for this run, all others by the index.
+    """The namespaces that tokens stand for: `tokens` for this run, all others by the index, where one is given.
 
     Only what was let in is remembered, so that strangers cannot fill the memory, and a new token works at once. Tokens are
     compared as digests: how long that takes says nothing about a token.
     """
 
-    def __init__(self, index: Index, tokens: Mapping[Digest, str], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, index: Index | None, tokens: Mapping[Digest, str], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._index = index
         self._tokens = dict(tokens)
         self._clock = clock
@@ -46,7 +46,7 @@ class Tokens:
         known = self._known.get(digest)
         if known is not None and now < known.until:
             return known.namespace
-        namespace = await self._index.token_namespace(digest)
+        namespace = None if self._index is None else await self._index.token_namespace(digest)
         if namespace is None:
             self._known.pop(digest, None)
         else:

@@ -40,10 +40,11 @@ class Exchange:
     def signed_url(self, method: str, path: str, *, namespace: str, seconds: float) -> str:
         """A URL of this server that stands for a request by `method` of `path`, and needs no token, for so long."""
         expires_at = int(time.time() + seconds)
-        return f"{self._origin()}{signed_path(self.secret, method, path, namespace=namespace, expires_at=expires_at)}"
+        return f"{self.origin}{signed_path(self.secret, method, path, namespace=namespace, expires_at=expires_at)}"
 
-    def _origin(self) -> str:
-        """The server as the client calls it. A proxy in front says whether the client spoke TLS to it."""
+    @property
+    def origin(self) -> str:
+        """This server's URL as the client knows it. A proxy in front says whether the client spoke TLS to it."""
         forwarded = self.request.headers.get("X-Forwarded-Proto", "").lower()
         scheme = forwarded if forwarded in {"http", "https"} else self.request.scheme
         return f"{scheme}://{self.request.host}"

@@ -18,8 +18,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,8 @@ from filestore.digest import Digest
 from filestore.errors import AddressError, AddressInUse, FilestoreError
 from filestore.heap import own_process
 from filestore.http import wire
-from filestore.http.server.app import Limits, Traffic, make_app
+from filestore.http.server.app import Limits, Route, Traffic, make_app
+from filestore.http.server.auth import Tokens
 from filestore.http.server.problems import concerns_us
 from filestore.index.protocol import Index
 from filestore.repository import SIGNED_SECONDS
@@ -54,6 +55,8 @@ _READY = b"+"
 _Address = tuple[Any, ...]
 
 OpenBackend = Callable[[], Awaitable[tuple[ChunkStore, Index]]]
+Extension = Callable[[ChunkStore, Index], AbstractAsyncContextManager[Sequence[Route]]]
+"""What a server process serves beside files, for as long as it is entered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +66,16 @@ class _Service:
     open_backend: OpenBackend
     tokens: Mapping[Digest, str]
     spool_folder: Path
+    knows_tokens: bool
     limits: Limits
     drain_seconds: float
+    extension: Extension
+
+
+@asynccontextmanager
+async def no_extension(_: ChunkStore, __: Index) -> AsyncIterator[Sequence[Route]]:
+    """A server of files, and of nothing beside them."""
+    yield ()
 
 
 def serve(
@@ -81,6 +92,8 @@ def serve(
     upload_limit: int | None = None,
     drain_seconds: float = 30,
     signed_seconds: int = SIGNED_SECONDS,
+    knows_tokens: bool = True,
+    extension: Extension = no_extension,
 ) -> None:
     """Serve a repository over HTTP, and return when SIGTERM or SIGINT stopped it. Call it in a process that has no threads.
 
@@ -88,7 +101,8 @@ def serve(
     that they are let in to) hold for this run, beside those of the index. A stop lets requests under way finish for
     `drain_seconds`; a second signal ends them at once. `memory_limit` is bytes in flight in each worker, pushes of
     forms aside, which have 96 MiB; forms wait in `spool_folder`, by default the system's temporary one, and may hold files of
-    `upload_limit` bytes. Signed URLs hold for `signed_seconds`.
+    `upload_limit` bytes. Signed URLs hold for `signed_seconds`. Without `knows_tokens`, nobody but `tokens` is let in. Each
+    worker enters `extension`, for the routes that it serves beside those of files, and leaves it before it ends.
 
     Raises AddressInUse, AddressError, and what `open_backend` raises.
     """
@@ -100,6 +114,8 @@ def serve(
             stall_seconds=stall_seconds, memory_limit=memory_limit, upload_limit=upload_limit, signed_seconds=signed_seconds
         ),
         drain_seconds=drain_seconds,
+        knows_tokens=knows_tokens,
+        extension=extension,
     )
     own_process()
     _allow_many_files()
@@ -135,23 +151,25 @@ async def _work(service: _Service, listener: socket.socket, *, ready: Callable[[
     store, index = await service.open_backend()
     traffic = Traffic()
     try:
-        app = make_app(
-            store,
-            index,
-            tokens=service.tokens,
-            secret=await index.secret(),
-            spool_folder=service.spool_folder,
-            limits=service.limits,
-            traffic=traffic,
-        )
-        async with _accepting(app, listener) as site:
-            ready()
-            await stopping.wait()
-            traffic.draining = True
-            await site.stop()
-            await _first(traffic.idle(), at_once.wait(), within=service.drain_seconds)
-        # What was cancelled still cleans up after itself, and needs store and index for that.
-        await _first(traffic.idle(), within=_LAST_SECONDS)
+        async with service.extension(store, index) as more_routes:
+            app = make_app(
+                store,
+                index,
+                tokens=Tokens(index if service.knows_tokens else None, service.tokens),
+                secret=await index.secret(),
+                spool_folder=service.spool_folder,
+                limits=service.limits,
+                traffic=traffic,
+                more_routes=more_routes,
+            )
+            async with _accepting(app, listener) as site:
+                ready()
+                await stopping.wait()
+                traffic.draining = True
+                await site.stop()
+                await _first(traffic.idle(), at_once.wait(), within=service.drain_seconds)
+            # What was cancelled still cleans up after itself, and needs store and index for that.
+            await _first(traffic.idle(), within=_LAST_SECONDS)
     finally:
         await index.close()
         await store.close()
