@@ -319,6 +319,36 @@ class Settings:
             parse=_whole(1, 31_622_400),
         ),
     )
+    run_seconds: float = field(
+        default=300.0,
+        metadata=_knob(
+            "How long a pipeline may take to load, to start, and for each run, before `filestore runtime serve` ends it",
+            unit="seconds",
+            default="300",
+            environment="FILESTORE_RUN_SECONDS",
+            parse=_seconds,
+        ),
+    )
+    run_memory_limit: int = field(
+        default=16 << 30,
+        metadata=_knob(
+            "Bytes of memory that each process of a pipeline may have; mapped files and those of a GPU do not count",
+            unit=_SIZE_UNIT,
+            default="16GiB",
+            environment="FILESTORE_RUN_MEMORY_LIMIT",
+            parse=_size(256 << 20),
+        ),
+    )
+    loaded_pipelines: int = field(
+        default=4,
+        metadata=_knob(
+            "Pipelines that `filestore runtime serve` keeps loaded at the same time, each in a process of its own",
+            unit="count",
+            default="4",
+            environment="FILESTORE_LOADED_PIPELINES",
+            parse=_whole(1, 1024),
+        ),
+    )
     unpack_entries: int = field(
         default=DEFAULT_LIMITS.entries,
         metadata=_knob(

@@ -21,13 +21,20 @@ FilestoreError
 │   ├── DamagedChunk
 │   └── UnexpectedContent
 ├── NotFound
-│   └── UploadNotFound
+│   ├── UploadNotFound
+│   ├── UnknownPipeline
+│   └── UnknownRun
 ├── ChunksMissing
 ├── LimitExceeded
 ├── UnknownFormat
 ├── MissingCompiledPart
+├── MissingPackage
 ├── Unauthorized
 ├── UrlRefused
+├── RunFailed                 what a pipeline did, or did not do
+│   ├── RunTimedOut
+│   └── PipelineEnded
+├── TooManyRuns
 ├── SourceError               what is pushed
 │   ├── SourceUnreadable
 │   ├── SourceChanged
@@ -269,6 +276,18 @@ class UploadNotFound(NotFound):
     sentence = "no upload {0!r} is under way here: it was never begun, lay still for too long, or is finished; begin another one"
 
 
+class UnknownPipeline(NotFound):
+    """No pipeline was uploaded under an id or a name."""
+
+    sentence = "no pipeline is known as {0!r}; upload it, and run it by the id that the upload prints, or by its name"
+
+
+class UnknownRun(NotFound):
+    """No run has an id, or it was long ago."""
+
+    sentence = "no run is known as {0!r}; only the latest ones are kept, and none when the server was started anew"
+
+
 class ChunksMissing(FilestoreError):
     """Chunks that a manifest names are not in the repository. `digests` holds them, 64 hex digits each."""
 
@@ -313,6 +332,15 @@ class MissingCompiledPart(FilestoreError):
         super().__init__(package)
 
 
+class MissingPackage(FilestoreError):
+    """A command needs a package that is not among those that everybody gets."""
+
+    sentence = "{0} is not installed, and {1} needs it; `pip install 'filestore[{2}]'` brings it"
+
+    def __init__(self, package: str, what: str, extra: str) -> None:
+        super().__init__(package, what, extra)
+
+
 class Unauthorized(FilestoreError):
     """No token, or one that the server does not know."""
 
@@ -329,6 +357,44 @@ class UrlRefused(FilestoreError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
+
+
+class RunFailed(FilestoreError):
+    """A pipeline could not be loaded or started, or a run of it failed. `traceback` is empty where no code of its own did."""
+
+    def __init__(self, exception: str, traceback: str = "") -> None:
+        super().__init__(exception, traceback)
+        self.traceback = traceback
+
+
+class RunTimedOut(RunFailed):
+    """A pipeline took too long."""
+
+    sentence = "{0} took longer than {1:g} seconds and was ended; the setting run_seconds (FILESTORE_RUN_SECONDS) allows more"
+
+    def __init__(self, what: str, seconds: float) -> None:
+        super().__init__(what)
+        self.args = (what, seconds)
+
+
+class PipelineEnded(RunFailed):
+    """The process of a pipeline is gone."""
+
+    sentence = "the process of the pipeline {0} in the middle of {1}; the next run is given a new one"
+
+    def __init__(self, how: str, what: str) -> None:
+        super().__init__(how)
+        self.args = (how, what)
+
+
+class TooManyRuns(FilestoreError):
+    """More runs wait than a server keeps waiting."""
+
+    retryable = True
+    sentence = "{0} runs wait already, as many as may; try again when some have ended"
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
 
 
 class SourceError(FilestoreError):

@@ -27,7 +27,9 @@ sdk_venv() {
     [ "$(cat "$folder/made" 2>/dev/null)" = "$made" ] && return
     rm -rf "$folder"
     bash tests/make_venv.sh "$folder"
-    if [ "$order" = sdk-first ]; then
+    if [ "$order" = runtime ]; then
+        "$folder/bin/pip" install --quiet --editable '.[runtime]'
+    elif [ "$order" = sdk-first ]; then
         "$folder/bin/pip" install --quiet "$@"
         "$folder/bin/pip" install --quiet --editable .
     else
@@ -40,6 +42,9 @@ for order in sdk-first sdk-last; do
     sdk_venv ".venv-sdk1-${order#sdk-}" "$order" 'pipeline-ai==1.0.15'
     sdk_venv ".venv-sdk2-${order#sdk-}" "$order" 'pipeline-ai==2.8.0' 'setuptools<81'
 done
+# What the runtime's own extra installs, and the SDK's container with what it needs beside it.
+sdk_venv .venv-runtime runtime
+sdk_venv .venv-container sdk-last 'pipeline-ai==2.8.0' 'setuptools<81' loguru==0.7.2 python-multipart==0.0.6 uvicorn==0.25.0
 
 .venv/bin/ruff check
 .venv/bin/ruff format --check

@@ -10,6 +10,7 @@ import click
 from filestore.errors import FilestoreError
 from filestore_cli.caching import cache, warm
 from filestore_cli.records import info, ls, rm
+from filestore_cli.runtime import runtime
 from filestore_cli.serving import serve, token
 from filestore_cli.text import printable
 from filestore_cli.transfer import create_file, fetch, hash_path, push
@@ -49,7 +50,7 @@ def create() -> None:
 
 
 create.add_command(create_file)
-for command in (serve, push, fetch, ls, info, rm, hash_path, warm, cache, token):
+for command in (serve, push, fetch, ls, info, rm, hash_path, warm, cache, token, runtime):
     cli.add_command(command)
 
 

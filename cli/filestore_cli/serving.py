@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import click
 
-from filestore.config import parse_setting
+from filestore.config import Settings, parse_setting
 from filestore.digest import token_digest
 from filestore.objects import DEFAULT_NAMESPACE, checked_namespace
 from filestore_cli.session import Session, takes
@@ -62,12 +62,7 @@ def serve(session: Session) -> None:
     made = None
     if settings.token is None:
         made = in_child(lambda: asyncio.run(_first_token(root)))
-    if not _is_loopback(settings.host):
-        click.echo(
-            f"Warning: {printable(settings.host)} can be reached from other machines, and traffic is not encrypted: "
-            "whoever listens reads the token and the files.",
-            err=True,
-        )
+    warn_if_open(settings.host)
     if not session.json:
         # Before anything can go wrong: a token that was just made is not kept, and never said again.
         click.echo("\n".join(table(folder=printable(root), token=_token_words(settings.token, made, root))))
@@ -78,7 +73,7 @@ def serve(session: Session) -> None:
             f"URL     {url}",
             "",
             "To push a file, type in another terminal:",
-            f"  export FILESTORE_URL={_reachable(url)}",
+            f"  export FILESTORE_URL={reachable(url)}",
             f"  export FILESTORE_TOKEN={made or 'TOKEN'}",
             "  filestore push model.safetensors",
             "",
@@ -87,19 +82,36 @@ def serve(session: Session) -> None:
 
     serve_forever(
         lambda: open_backend(root),
-        host=settings.host,
-        port=settings.port,
         workers=settings.workers,
         tokens={} if settings.token is None else {token_digest(settings.token): DEFAULT_NAMESPACE},
         announce=announce,
-        stall_seconds=settings.stall_seconds,
-        memory_limit=settings.memory_limit,
-        # By default on the disk that the file will be on: a temporary folder may be small, or in memory.
-        spool_folder=settings.spool_folder or root,
-        upload_limit=settings.upload_limit,
-        drain_seconds=settings.drain_seconds,
-        signed_seconds=settings.signed_seconds,
+        **server_arguments(settings, root),
     )
+
+
+def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
+    """What every server that we start has from the settings."""
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "stall_seconds": settings.stall_seconds,
+        "memory_limit": settings.memory_limit,
+        # By default on the disk that the file will be on: a temporary folder may be small, or in memory.
+        "spool_folder": settings.spool_folder or root,
+        "upload_limit": settings.upload_limit,
+        "drain_seconds": settings.drain_seconds,
+        "signed_seconds": settings.signed_seconds,
+    }
+
+
+def warn_if_open(host: str) -> None:
+    """Say so where other machines can reach a server."""
+    if not _is_loopback(host):
+        click.echo(
+            f"Warning: {printable(host)} can be reached from other machines, and traffic is not encrypted: "
+            "whoever listens reads the token and the files.",
+            err=True,
+        )
 
 
 @click.group()
@@ -254,7 +266,7 @@ def _token_words(given: str | None, made: str | None, root: Path) -> str:
     return f"printed at the first start; `filestore token new --root {shlex.quote(printable(root))}` makes another"
 
 
-def _reachable(url: str) -> str:
+def reachable(url: str) -> str:
     """`url` as another machine would write it: an address that stands for all of them is no destination."""
     parts = urlsplit(url)
     if parts.hostname not in {"0.0.0.0", "::"}:  # noqa: S104  # compared, not bound

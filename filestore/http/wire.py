@@ -144,6 +144,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.LimitExceeded: 413,
     errors.Unauthorized: 401,
     errors.UrlRefused: 403,
+    errors.TooManyRuns: 429,
     errors.StorageFull: 507,
     errors.Busy: 503,
 }

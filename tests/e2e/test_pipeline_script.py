@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import SCRIPTS, Home
+from tests.support.commands import SCRIPTS, Home, scripts_of
 from tests.support.trees import Folder, plant, standing
 
-REPOSITORY = Path(__file__).parents[2]
 SDKS = ["sdk1", "sdk2"]
 CREATED = re.compile(r"Pipeline File created with ID= (file_[0-9a-f]{32})\n")
 
@@ -20,15 +18,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "my_file.txt"
     path.write_text("content\n")
     return path
-
-
-def scripts(environment: str) -> Path:
-    """The console scripts of a virtual environment that `tests/run.sh` makes; there is no CI without it."""
-    folder = REPOSITORY / environment / "bin"
-    if not folder.exists() and os.environ.get("CI") != "true":
-        pytest.skip(f"{environment} is not there: bash tests/run.sh makes it")
-    assert folder.exists()
-    return folder
 
 
 def test_create_file(home: Home, file: Path) -> None:
@@ -88,7 +77,7 @@ def test_without_the_sdk_the_rest_is_explained(home: Home, arguments: list[str])
 @pytest.mark.parametrize("sdk", SDKS)
 def test_installed_after_the_sdk_ours_wins(home: Home, file: Path, sdk: str) -> None:
     """`create file` is ours; anything else runs the SDK's own console script, with its exit status."""
-    program = scripts(f".venv-{sdk}-first") / "pipeline"
+    program = scripts_of(f".venv-{sdk}-first") / "pipeline"
 
     assert CREATED.fullmatch(home.run("create", "file", file, program=program).stdout)
     assert "Create or run pipelines locally or in the cloud!" in home.run("--help", program=program).stdout
@@ -101,7 +90,7 @@ def test_installed_after_the_sdk_ours_wins(home: Home, file: Path, sdk: str) -> 
 @pytest.mark.parametrize("sdk", SDKS)
 def test_installed_before_the_sdk_theirs_wins(home: Home, tmp_path: Path, file: Path, sdk: str) -> None:
     """`pipeline create file` is the SDK's then, which uploads to a filestore server too; `filestore create file` stays ours."""
-    folder = scripts(f".venv-{sdk}-last")
+    folder = scripts_of(f".venv-{sdk}-last")
     with home.server(root=tmp_path / "root") as server:
         environ = {"PIPELINE_API_URL": server.url + "/", "PIPELINE_API_TOKEN": server.token}
         theirs = home.run("create", "file", file, program=folder / "pipeline", environ=environ)

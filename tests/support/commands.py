@@ -8,12 +8,24 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
+
+
+def scripts_of(environment: str) -> Path:
+    """The console scripts of a virtual environment that `tests/run.sh` makes; there is no CI without it."""
+    folder = REPOSITORY / environment / "bin"
+    if not folder.exists() and os.environ.get("CI") != "true":
+        pytest.skip(f"{environment} is not there: bash tests/run.sh makes it")
+    assert folder.exists()
+    return folder
 
 
 class Server(NamedTuple):
@@ -98,15 +110,17 @@ class Home:
         *arguments: str | Path,
         root: Path,
         environ: Mapping[str, str] | None = None,
-        complains: bool = False,
+        complains: bool | None = False,
         is_killed: bool = False,
+        command: Sequence[str | Path] = (SCRIPTS / "filestore", "serve"),
     ) -> Iterator[Server]:
-        """Serve `root` on a free port until the end of the block; then the server must stop when it is told to.
+        """Serve `root` by `command` on a free port until the end of the block; then the server must stop when it is told to.
 
-        On standard error it must have said nothing, or something where it `complains`. One that the block kills need not stop.
+        On standard error it must have said nothing, or something where it `complains`; None: either. One that the block kills
+        need not stop.
         """
         process = subprocess.Popen(
-            [SCRIPTS / "filestore", "serve", "--root", root, "--port", "0", *arguments],
+            [*command, "--root", root, "--port", "0", *arguments],
             env=self.environ | dict(environ or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -127,7 +141,7 @@ class Home:
                 return
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=30)
-            assert (process.returncode, bool(errors)) == (0, complains), errors
+            assert (process.returncode, bool(errors)) == (0, bool(errors) if complains is None else complains), errors
         finally:
             process.kill()
             process.communicate()

@@ -1,0 +1,99 @@
+"""runtime serve: a server that also runs the pipelines which are uploaded to it."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+from filestore.digest import token_digest
+from filestore.errors import MissingPackage
+from filestore.objects import DEFAULT_NAMESPACE
+from filestore_cli.serving import reachable, server_arguments, warn_if_open
+from filestore_cli.session import Session, takes
+from filestore_cli.text import printable
+
+_SDK = "pipeline-ai"
+
+
+@click.group()
+def runtime() -> None:
+    """Run pipelines of the Pipeline SDK."""
+
+
+@runtime.command("serve")
+@takes(
+    "root",
+    "cache",
+    "host",
+    "port",
+    "token",
+    "run_seconds",
+    "run_memory_limit",
+    "loaded_pipelines",
+    "stall_seconds",
+    "memory_limit",
+    "spool_folder",
+    "upload_limit",
+    "drain_seconds",
+    "signed_seconds",
+)
+def serve_runtime(session: Session) -> None:
+    """Serve a folder, and run the pipelines that are uploaded to it, until stopped by Ctrl-C or SIGTERM.
+
+    A pipeline is code of whoever uploads it, and runs with the rights of this command: it reads and writes all that you can.
+    Who has the token can do that, so one must be given, and no other is let in.
+    """
+    settings = session.settings
+    if settings.token is None:
+        raise click.ClickException(
+            "a runtime runs the code of whoever has its token, so it makes none by itself: "
+            "give one by FILESTORE_TOKEN, such as `openssl rand -hex 32` prints"
+        )
+    try:
+        version(_SDK)
+    except PackageNotFoundError:
+        raise MissingPackage(_SDK, "a runtime", "runtime") from None
+    from filestore.backends import open_backend  # heavy
+    from filestore.cache import Cache  # heavy
+    from filestore.http.server import serve as serve_forever  # heavy
+    from filestore.runtime.process import ProcessLimits  # heavy
+    from filestore.runtime.routes import runtime_extension  # heavy
+    from filestore.runtime.server import RuntimeLimits  # heavy
+
+    root = settings.root.absolute()
+    warn_if_open(settings.host)
+
+    def announce(url: str) -> None:
+        session.show(
+            {"url": url, "root": str(root)},
+            f"folder  {printable(root)}",
+            f"URL     {url}",
+            "",
+            "To run a pipeline, type in another terminal:",
+            f"  export PIPELINE_API_URL={reachable(url)}",
+            "  export PIPELINE_API_TOKEN=...  # the token that this runtime was given",
+            "",
+            f"listening on {url}",
+        )
+
+    limits = ProcessLimits(seconds=settings.run_seconds, memory=settings.run_memory_limit)
+    serve_forever(
+        lambda: open_backend(root),
+        tokens={token_digest(settings.token): DEFAULT_NAMESPACE},
+        # Those that the folder knows were made for reading and storing files, not for running code.
+        knows_tokens=False,
+        announce=announce,
+        extension=runtime_extension(
+            root,
+            lambda repository: Cache(
+                settings.cache.absolute(), repository, limits=settings.unpack_limits, downloads=settings.download_limits
+            ),
+            # A pipeline has no use for our secrets.
+            environ={name: value for name, value in os.environ.items() if not name.startswith(("FILESTORE_", "PIPELINE_API_"))},
+            limits=RuntimeLimits(pipelines=settings.loaded_pipelines, process=limits),
+            signed_seconds=settings.signed_seconds,
+        ),
+        **server_arguments(settings, root),
+    )

@@ -1,0 +1,80 @@
+"""The pipelines that are loaded, each in its process: a bounded number, taken by one run at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+from filestore.aio import uninterrupted
+from filestore.runtime.process import PipelineProcess
+
+
+class Loaded(NamedTuple):
+    """A pipeline that was started."""
+
+    pipeline_id: str
+    process: PipelineProcess
+    input_kinds: list[str]
+
+
+class LoadedPipelines:
+    """At most `limit` processes. Who needs one more ends the one that was not used for longest, or waits for one that is used."""
+
+    def __init__(self, *, limit: int) -> None:
+        self._limit = limit
+        self._count = 0
+        self._idle: dict[str, Loaded] = {}
+        """By pipeline, the longest unused first."""
+        self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def taken(self, pipeline_id: str, load: Callable[[], Awaitable[Loaded]]) -> AsyncIterator[Loaded]:
+        """A pipeline for one run, first come first served; loaded by `load` where it is not. Raises what `load` raises."""
+        lane = self._lanes.setdefault(pipeline_id, asyncio.Lock())
+        async with lane:
+            loaded = await self._take(pipeline_id)
+            try:
+                if loaded is not None and (loaded.pipeline_id != pipeline_id or not loaded.process.is_usable):
+                    await loaded.process.end()
+                    loaded = None
+                if loaded is None:
+                    loaded = await load()
+                yield loaded
+            finally:
+                await uninterrupted(self._give_back(loaded))
+
+    async def close(self) -> None:
+        """End the processes that nobody uses."""
+        for loaded in self._idle.values():
+            await loaded.process.end()
+        self._idle.clear()
+
+    async def _take(self, pipeline_id: str) -> Loaded | None:
+        """The pipeline, or another one that has to make room for it, or None where there is room that counts as taken now."""
+        async with self._changed:
+            while True:
+                if self._idle:
+                    if pipeline_id in self._idle:
+                        return self._idle.pop(pipeline_id)
+                    if self._count >= self._limit:
+                        return self._idle.pop(next(iter(self._idle)))
+                if self._count < self._limit:
+                    self._count += 1
+                    return None
+                await self._changed.wait()
+
+    async def _give_back(self, loaded: Loaded | None) -> None:
+        if loaded is not None and not loaded.process.is_usable:
+            await loaded.process.end()
+            loaded = None
+        async with self._changed:
+            if loaded is None:
+                self._count -= 1
+            else:
+                self._idle[loaded.pipeline_id] = loaded
+            # All, as one that is cancelled in the same moment would not pass it on.
+            self._changed.notify_all()

@@ -1,0 +1,96 @@
+"""The pipelines that were uploaded: a small document each beside the repository, whose stored file is the graph.
+
+    FOLDER/<pipeline id>.json
+    FOLDER/names/<digest of a name>.json        the id of the newest pipeline of that name
+
+All blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from filestore.cache.disk import write_durably
+from filestore.errors import InvalidInput, StorageError, UnknownPipeline
+from filestore.objects import NAME_LIMIT
+
+_ID = re.compile(r"pipeline_[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """What an upload said, and where its graph is."""
+
+    id: str
+    name: str
+    environment_id: str
+    created_at: str
+    graph_id: str
+    """The id of the stored file."""
+    path: str
+    """The path of the stored file."""
+    input_variables: list[dict[str, Any]]
+    output_variables: list[dict[str, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        """What the Pipeline SDK's `PipelineGet` is made from."""
+        return {
+            "id": self.id,
+            "created_at": self.created_at,
+            "updated_at": self.created_at,
+            "name": self.name,
+            "path": self.path,
+            "environment_id": self.environment_id,
+            "input_variables": self.input_variables,
+            "output_variables": self.output_variables,
+        }
+
+
+class Pipelines:
+    """The documents in a folder. Any number of processes may use them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, pipeline: Pipeline) -> None:
+        """Keep a pipeline, durably; its name means it from now on. Raises StorageError, StorageFull."""
+        write_durably(self._folder / f"{pipeline.id}.json", asdict(pipeline))
+        # The name last: what it means is there.
+        write_durably(self._name_path(pipeline.name), {"id": pipeline.id})
+
+    def find(self, reference: str) -> Pipeline:
+        """The pipeline of an id, or the newest of a name. Raises UnknownPipeline, StorageError."""
+        found = _read(self._folder / f"{reference}.json") if _ID.fullmatch(reference) else None
+        if found is None:
+            named = _read(self._name_path(reference))
+            found = None if named is None else _read(self._folder / f"{named['id']}.json")
+        if found is None:
+            raise UnknownPipeline(reference)
+        return Pipeline(**found)
+
+    def _name_path(self, name: str) -> Path:
+        # By its digest: a name may have slashes, and be as long as a file's name may be.
+        return self._folder / "names" / f"{blake3(name.encode(errors='surrogatepass')).hexdigest()}.json"
+
+
+def checked_pipeline_name(name: str) -> str:
+    """`name`, if a pipeline can have it. Raises InvalidInput."""
+    if not name or not name.isprintable() or len(name.encode()) > NAME_LIMIT:
+        raise InvalidInput(f"a pipeline's name is one line of printable text, of {NAME_LIMIT} bytes at most")
+    return name
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StorageError(str(path), str(error)) from None
+    return document

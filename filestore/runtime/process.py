@@ -1,0 +1,142 @@
+"""The process of a pipeline, seen from the server: asked one thing at a time, within limits, and ended with all it started."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filestore.aio import in_disk_thread, uninterrupted
+from filestore.errors import LimitExceeded, PipelineEnded, RunFailed, RunTimedOut
+from filestore.runtime import messages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessLimits:
+    """What the process of a pipeline may use."""
+
+    seconds: float
+    """For one answer: to be loaded, to start, to run."""
+    memory: int
+    """Bytes of memory of each of its processes, by `setrlimit`."""
+
+
+class PipelineProcess:
+    """A process, and the folder in which it works, gone with it."""
+
+    def __init__(self, process: Process, connection: socket.socket, folder: Path, *, seconds: float) -> None:
+        """Make one with `start_process`; both then belong to it."""
+        self.folder = folder
+        self._process = process
+        self._connection = connection
+        self._seconds = seconds
+        self._is_spent = False
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it may be asked more."""
+        return not self._is_spent and self._process.returncode is None
+
+    async def ask(self, verb: str, arguments: Mapping[str, object], *, what: str) -> dict[str, Any]:
+        """Its answer. Unless this returns, or raises a plain RunFailed, it must not be asked again.
+
+        Raises RunFailed for what its code raised, RunTimedOut, PipelineEnded, LimitExceeded.
+        """
+        message = messages.encode({verb: dict(arguments)})
+        was_usable, self._is_spent = self.is_usable, True
+        if not was_usable:
+            raise PipelineEnded(_how(self._process.returncode), what)
+        try:
+            async with asyncio.timeout(self._seconds):
+                answer = await self._exchange(message)
+        except TimeoutError:
+            raise RunTimedOut(what, self._seconds) from None
+        except (OSError, EOFError):
+            raise PipelineEnded(await self._ended(), what) from None
+        except (ValueError, LimitExceeded) as error:
+            raise PipelineEnded("answered what is no answer", what) from error
+        self._is_spent = bool(answer.get("is_spent"))
+        failed = answer.get("error")
+        if isinstance(failed, dict):
+            raise RunFailed(str(failed.get("exception")), str(failed.get("traceback") or ""))
+        return answer
+
+    async def end(self) -> None:
+        """End it at once, with whatever it has started, and remove its folder. Does nothing a second time."""
+        self._is_spent = True
+        self._connection.close()
+        # The group outlives its leader where user code left processes behind.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await uninterrupted(self._process.wait())
+        await uninterrupted(in_disk_thread(shutil.rmtree, self.folder, ignore_errors=True))
+
+    async def _exchange(self, message: bytes) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._connection, message)
+        header = await self._receive(messages.HEADER_SIZE)
+        return messages.decode(await self._receive(messages.body_size(header)))
+
+    async def _receive(self, size: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        received = bytearray()
+        while len(received) < size:
+            piece = await loop.sock_recv(self._connection, min(size - len(received), 1 << 20))
+            if not piece:
+                raise EOFError
+            received += piece
+        return bytes(received)
+
+    async def _ended(self) -> str:
+        """How it ended; one that only closed its connection is ended for that."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self._process.wait()
+        return _how(self._process.returncode)
+
+
+async def start_process(folder: Path, *, environ: Mapping[str, str], limits: ProcessLimits) -> PipelineProcess:
+    """A process that waits to be asked to load a graph, at work in `folder`, which is made. Raises OSError."""
+    await in_disk_thread(folder.mkdir, parents=True)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.settimeout(0)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                # A file that a pipeline writes must not become a module of the next one.
+                *("-P", "-m", "filestore.runtime.worker", str(theirs.fileno()), str(limits.memory)),
+                stdin=DEVNULL,
+                # What the server itself prints is for programs to read.
+                stdout=sys.stderr.fileno(),
+                cwd=folder,
+                env={**environ, "TMPDIR": str(folder), "PIPELINE_DIR": str(folder / ".pipeline")},
+                pass_fds=[theirs.fileno()],
+                # A group of its own, so that all that it starts can be ended with it.
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return PipelineProcess(process, ours, folder, seconds=limits.seconds)
+
+
+def _how(returncode: int | None) -> str:
+    if returncode is None:
+        return "cut its connection"
+    if returncode >= 0:
+        return f"ended with status {returncode}"
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = str(-returncode)
+    return f"was ended by the signal {name}"

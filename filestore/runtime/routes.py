@@ -1,0 +1,150 @@
+"""The runtime's routes, in the shapes that the Pipeline SDK reads: pipelines, pointers, runs."""
+
+from __future__ import annotations
+
+import json
+import platform
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from aiofiles.tempfile import TemporaryFile
+from aiohttp import web
+
+from filestore.aio import in_disk_thread
+from filestore.cache import Cache
+from filestore.errors import InvalidInput
+from filestore.http.server.app import Route
+from filestore.http.server.exchange import Exchange
+from filestore.http.server.forms import Form, receive_form
+from filestore.http.server.sdk import push_spool
+from filestore.http.server.workers import Extension
+from filestore.index.protocol import Index
+from filestore.repository import LocalRepository, Repository
+from filestore.runtime.messages import MESSAGE_LIMIT
+from filestore.runtime.pipelines import Pipeline, checked_pipeline_name
+from filestore.runtime.runs import timestamp
+from filestore.runtime.server import Runtime, RuntimeLimits, open_runtime
+from filestore.stores.protocol import ChunkStore
+
+
+class Routes:
+    """What answers the requests of a runtime."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    @property
+    def all(self) -> tuple[Route, ...]:
+        """For a server that serves files beside it."""
+        return (
+            Route("POST", "/v3/pipelines", self.create_pipeline),
+            Route("GET", "/v3/pointers", self.list_pointers),
+            Route("POST", "/v3/runs", self.create_run),
+            Route("GET", "/v3/runs/{id}", self.get_run),
+        )
+
+    async def create_pipeline(self, exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+        """Keep the graph that a form brings, under a new id, and under its name until another one has that."""
+        pipeline_id = f"pipeline_{uuid.uuid4().hex}"
+        async with TemporaryFile("w+b", buffering=0, dir=exchange.spool_folder) as spool:
+            form = await receive_form(exchange, spool, file_part="graph", check_name=lambda _: None)
+            if form.file_name is None:
+                raise InvalidInput(
+                    "the form has no part graph, the pickled pipeline; upload_pipeline of the Pipeline SDK sends one"
+                )
+            name = checked_pipeline_name(_field(form, "name"))
+            _check_python(form)
+            variables = {key: _variables(form, key) for key in ("input_variables", "output_variables")}
+            record = await push_spool(exchange, repository, spool, size=form.size, name=f"{pipeline_id}.graph")
+        pipeline = Pipeline(
+            id=pipeline_id,
+            name=name,
+            environment_id=_field(form, "environment_id_or_name"),
+            created_at=timestamp(),
+            graph_id=record.id,
+            path=record.path,
+            **variables,
+        )
+        await in_disk_thread(self._runtime.pipelines.add, pipeline)
+        return web.json_response(pipeline.as_json())
+
+    async def list_pointers(self, _: Exchange, __: LocalRepository) -> web.StreamResponse:
+        """There are none: a pipeline is known by its id and its name."""
+        return web.json_response({"data": []})
+
+    async def create_run(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
+        """Run a pipeline, and answer when it has ended, or at once where that is asked for."""
+        async with exchange.whole_body(what="the size in bytes of the run's request", limit=MESSAGE_LIMIT) as body:
+            asked = _asked(body)
+        pipeline = await in_disk_thread(self._runtime.pipelines.find, asked["pipeline_id_or_pointer"])
+        run = await self._runtime.begin(pipeline, asked["input_data"], url=exchange.origin)
+        if not asked.get("async_run"):
+            await run.ended.wait()
+        return web.json_response(run.as_json())
+
+    async def get_run(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
+        """How far a run is, and what it gave."""
+        return web.json_response(self._runtime.runs.find(exchange.request.match_info["id"]).as_json())
+
+
+def runtime_extension(
+    root: Path,
+    cache_of: Callable[[Repository], Cache],
+    *,
+    environ: Mapping[str, str],
+    limits: RuntimeLimits,
+    signed_seconds: int,
+) -> Extension:
+    """A runtime for whoever serves `root`; the other arguments are those of `open_runtime` and `LocalRepository`."""
+
+    @asynccontextmanager
+    async def extension(store: ChunkStore, index: Index) -> AsyncIterator[Sequence[Route]]:
+        repository = LocalRepository(store, index, location=str(root), signed_seconds=signed_seconds)
+        folder = root / "runtime" / (await repository.identity()).namespace
+        async with open_runtime(repository, cache_of(repository), folder, environ=environ, limits=limits) as runtime:
+            yield Routes(runtime).all
+
+    return extension
+
+
+def _field(form: Form, key: str) -> str:
+    values = form.fields.get(key, [])
+    if len(values) != 1:
+        raise InvalidInput(f"the form has {len(values)} parts {key}, one is expected")
+    return values[0]
+
+
+def _check_python(form: Form) -> None:
+    """A graph holds compiled code, which another version of Python would not refuse, but crash on. Raises InvalidInput."""
+    metadata = _json(form.fields.get("_metadata", ["{}"])[-1], "_metadata")
+    version = metadata.get("python_version")
+    ours = platform.python_version()
+    if isinstance(version, str) and version.split(".")[:2] != ours.split(".")[:2]:
+        raise InvalidInput(f"the pipeline was made by Python {version}, and would run here on {ours}: make it with that version")
+
+
+def _variables(form: Form, key: str) -> list[dict[str, Any]]:
+    return [_json(text, key) for text in form.fields.get(key, [])]
+
+
+def _json(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{where} is no JSON object")
+    return value
+
+
+def _asked(body: bytes) -> dict[str, Any]:
+    """The request of a run. Raises InvalidInput."""
+    asked = _json(body.decode(errors="replace"), "the run's request")
+    if not isinstance(asked.get("pipeline_id_or_pointer"), str):
+        raise InvalidInput("pipeline_id_or_pointer is missing: the id of a pipeline, or its name")
+    if not isinstance(asked.get("input_data"), list):
+        raise InvalidInput("input_data is missing: a list of inputs, which may be empty")
+    return asked

@@ -1,0 +1,196 @@
+"""The runtime behind its routes: uploads become pipelines, requests become runs, each done in the process of its pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filestore.aio import in_disk_thread, uninterrupted
+from filestore.cache import Cache
+from filestore.cache.disk import storage_errors
+from filestore.errors import Busy, FilestoreError, RunFailed, SourceError, StorageFull, TransferError
+from filestore.http.wire import status_of
+from filestore.objects import Directory, File, FileURL, Kind
+from filestore.repository import Repository
+from filestore.runtime.adapter import Adapter
+from filestore.runtime.loaded import Loaded, LoadedPipelines
+from filestore.runtime.messages import UnsupportedValue, described, valued
+from filestore.runtime.pipelines import Pipeline, Pipelines
+from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
+from filestore.runtime.runs import Run, Runs, State
+
+logger = logging.getLogger("filestore.runtime")
+
+_DECLARED: Mapping[str, object] = {"file": File, "directory": Directory, "url": FileURL, "handle": File}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeLimits:
+    """What a runtime allows."""
+
+    pipelines: int
+    """Processes at the same time."""
+    process: ProcessLimits
+
+
+class _Here(NamedTuple):
+    """A file of a run's inputs, on this machine."""
+
+    kind: Kind
+    path: Path
+
+
+class Runtime:
+    """Pipelines of one repository. Make one with `open_runtime`, in one event loop."""
+
+    def __init__(
+        self, repository: Repository, cache: Cache, folder: Path, *, environ: Mapping[str, str], limits: RuntimeLimits
+    ) -> None:
+        self.pipelines = Pipelines(folder / "pipelines")
+        self.runs = Runs()
+        self._repository = repository
+        self._cache = cache
+        self._work_folder = folder / "work"
+        self._environ = environ
+        self._limits = limits
+        self._loaded = LoadedPipelines(limit=limits.pipelines)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def begin(self, pipeline: Pipeline, input_data: list[Any], *, url: str) -> Run:
+        """A run that is under way; `url` is that of this server as the client knows it. Raises TooManyRuns."""
+        run = self.runs.add(pipeline)
+        # A task of its own: it goes on when the client is gone, who can ask for it later.
+        task = asyncio.create_task(self._perform(run, input_data, Adapter(self._cache, self._repository, url=url)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return run
+
+    async def close(self) -> None:
+        """End all runs and all processes."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loaded.close()
+        await in_disk_thread(shutil.rmtree, self._work_folder, ignore_errors=True)
+
+    async def _perform(self, run: Run, input_data: list[Any], adapter: Adapter) -> None:
+        """Do a run to its end, whatever that is."""
+        try:
+            async with self._loaded.taken(run.pipeline.id, lambda: self._load(run, adapter)) as loaded:
+                run.state = State.RUNNING
+                run.complete(await self._outputs(run, loaded, input_data, adapter))
+        except RunFailed as failure:
+            run.fail(failure)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it ends this run only
+            run.fail(_failure(run, error))
+        finally:
+            if not run.has_ended:
+                run.fail(RunFailed("the server was stopped before the run had ended"))
+            self.runs.end(run)
+
+    async def _load(self, run: Run, adapter: Adapter) -> Loaded:
+        """The pipeline in a new process, started."""
+        run.state = State.CACHING_GRAPH
+        graph = await self._cache.resolve(File(id=run.pipeline.graph_id))
+        process = await start_process(self._work_folder / run.id, environ=self._environ, limits=self._limits.process)
+        try:
+            loaded = await process.ask("load", {"graph": str(graph)}, what="the loading of the pipeline")
+            static = [_static(**values) for values in loaded["files"]]
+            paths = [str(path) for path in (await adapter.prepare(static)).paths]
+            await process.ask("start", {"paths": paths}, what="the start of the pipeline")
+        except BaseException:
+            await uninterrupted(process.end())
+            raise
+        return Loaded(run.pipeline.id, process, [str(kind) for kind in loaded["inputs"]])
+
+    async def _outputs(self, run: Run, loaded: Loaded, input_data: list[Any], adapter: Adapter) -> list[dict[str, Any]]:
+        """What a run gives, stored."""
+        declared = [_DECLARED.get(kind) for kind in loaded.input_kinds]
+        arguments = await adapter.inputs(input_data, declared, make=_Here)
+        sent = [described(argument, _told(given)) for argument, given in zip(arguments, input_data, strict=True)]
+        async with _folder(loaded.process, run) as folder:
+            answer = await loaded.process.ask("run", {"inputs": sent, "folder": str(folder)}, what="the run")
+            # A path for each file: what it is, a file or a folder, is looked at.
+            returned = [valued(output, lambda told: Path(str(told["path"]))) for output in answer["outputs"]]
+            return await adapter.outputs(returned)
+
+
+@asynccontextmanager
+async def open_runtime(
+    repository: Repository, cache: Cache, folder: Path, *, environ: Mapping[str, str], limits: RuntimeLimits
+) -> AsyncIterator[Runtime]:
+    """A runtime that keeps its pipelines in `folder`, and whose processes have `environ`; they end with the block.
+
+    Raises Busy while another one has the folder, StorageError.
+    """
+    lock = await in_disk_thread(_locked, folder)
+    runtime = Runtime(repository, cache, folder, environ=environ, limits=limits)
+    try:
+        # What a runtime that was killed has left.
+        await runtime.close()
+        yield runtime
+    finally:
+        await uninterrupted(runtime.close())
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the lock of a runtime's folder, and gives it back when it is closed, however that comes about."""
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise Busy(str(folder), "another runtime runs its pipelines; stop that one first") from None
+    return descriptor
+
+
+@asynccontextmanager
+async def _folder(process: PipelineProcess, run: Run) -> AsyncIterator[Path]:
+    """The folder in which a run works, gone once its outputs are stored."""
+    folder = process.folder / run.id
+    await in_disk_thread(folder.mkdir)
+    try:
+        yield folder
+    finally:
+        await uninterrupted(in_disk_thread(shutil.rmtree, folder, ignore_errors=True))
+
+
+def _static(*, kind: str, id: str | None, url: str | None, path: str | None) -> File | Directory:  # noqa: A002  # as messages have it
+    """A static file of a graph. Its id counts first; its path last: it may be one of the machine that it was uploaded from."""
+    make = Directory if kind == "directory" else File
+    if id is not None:
+        return make(id=id)
+    return make(path) if url is None else make(url=url)
+
+
+def _told(given: Any) -> Any:
+    """What describes a file among the arguments that one of the inputs was made into."""
+    url = next((given[member] for member in ("file_url", "file_path") if given.get(member)), None)
+
+    def told(value: object) -> dict[str, Any] | None:
+        return {"path": str(value.path), "kind": value.kind.value, "url": url} if isinstance(value, _Here) else None
+
+    return told
+
+
+def _failure(run: Run, error: Exception) -> RunFailed:
+    """What a failed run says of an error; what only concerns the server is in its log."""
+    if isinstance(error, UnsupportedValue | SourceError | TransferError):
+        return RunFailed(str(error))
+    if isinstance(error, FilestoreError) and status_of(type(error)) < 500:
+        return RunFailed(str(error))
+    logger.error("%s failed", run.id, exc_info=error)
+    reason = "its disk is full" if isinstance(error, StorageFull) else "its log says why"
+    return RunFailed(f"the server failed in the middle of {run.id}; {reason}")

@@ -1,0 +1,171 @@
+"""Pipelines to be run by a real runtime: `python tests/support/graphs.py FOLDER` pickles each into a file there.
+
+For an environment that holds the Pipeline SDK. No lazy annotations: the SDK takes them for types.
+"""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+from pipeline import File, Pipeline, Variable, pipe
+from pipeline.objects import Directory, Graph
+
+
+def said() -> str:
+    """Print what would be an answer, and what would break one."""
+    print('{"outputs": []}' * 1000)  # noqa: T201  # what is tested
+    os.write(1, b"\x00" * 1000)
+    return "printed"
+
+
+def hung() -> None:
+    """Never return."""
+    while True:
+        time.sleep(3600)
+
+
+def raised() -> None:
+    """Fail as code fails."""
+    raise ValueError("what a pity")
+
+
+def nested() -> list[Any]:
+    """JSON that no parser takes."""
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
+def piped() -> File:
+    """A file that nobody ever writes to."""
+    os.mkfifo("pipe")
+    return File(path="pipe")
+
+
+def half() -> list[File]:
+    """Two files, only the first of which is there."""
+    Path("first.bin").write_bytes(b"the first of two")
+    return [File(path="first.bin"), File(path="nothing-is-here.bin")]
+
+
+def garbled() -> str:
+    """Write to whatever is open."""
+    for descriptor in range(3, 64):
+        with suppress(OSError):
+            os.write(descriptor, b"\xff" * 64)
+    return "garbled"
+
+
+WAYS: dict[str, Callable[[], Any]] = {
+    "pid": os.getpid,
+    "secrets": lambda: [name for name in os.environ if "TOKEN" in name],
+    "print": said,
+    "exit": lambda: sys.exit("bye"),
+    "end": lambda: os._exit(3),
+    "crash": lambda: ctypes.string_at(0),
+    "eat": lambda: [bytearray(1 << 20) for _ in range(1 << 20)],
+    "hang": hung,
+    "raise": raised,
+    "object": object,
+    "nan": lambda: float("nan"),
+    "deep": nested,
+    "large": lambda: "x" * (17 << 20),
+    "absent": lambda: File(path="nothing-is-here.bin"),
+    "absent folder": lambda: Directory(path="nothing-is-here.zip"),
+    "pipe": piped,
+    "half": half,
+    "children": lambda: subprocess.Popen(["sleep", "1000"]).pid,  # any program
+    "garble": garbled,
+}
+
+
+def misbehave(how: str) -> Any:
+    """Do what is asked for."""
+    return WAYS[how]()
+
+
+def returned(how: str) -> Any:
+    """Files, in each form that a pipe may return one."""
+    path = Path(f"{how}.txt")
+    path.write_text("content")
+    if how == "directory":
+        folder = Path("tree")
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner" / "a.txt").write_text("a")
+        (folder / "a.txt").write_text("another a")
+        (folder / "run.sh").touch(mode=0o755)
+        return Directory(path=folder)
+    if how == "handle":
+        return path.open("rb")
+    if how == "written":
+        handle = path.open("r+b")
+        handle.write(b"CON")
+        return handle
+    if how == "memory":
+        return BytesIO(b"content")
+    return File(path=path)
+
+
+def entered(directory: Directory, handle: Any) -> Any:
+    """What came in: the paths of a tree, and what an open file holds."""
+    tree = sorted(str(path.relative_to(directory.path)) for path in directory.path.rglob("*"))
+    return [tree, os.access(directory.path / "run.sh", os.X_OK), handle.path.read_text()]
+
+
+class Slow:
+    """Takes too long, or ends its process, when it is unpickled."""
+
+    def __init__(self, statement: str) -> None:
+        self.statement = statement
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return exec, (self.statement,)
+
+
+def graph_of(function: Callable[..., Any], *declared: Any, static: File | None = None) -> Graph:
+    """A pipeline of one pipe. A static file is the pipe's last argument."""
+    piped = pipe(function)
+    with Pipeline() as builder:
+        variables = [Variable(each, is_input=True) for each in declared]
+        files = [] if static is None else [static]
+        if static is not None:
+            builder.get_pipeline().variables.append(static)
+        builder.output(piped(*variables, *files))
+    return builder.get_pipeline()
+
+
+def read(static: Any) -> Any:
+    """What a static file holds."""
+    return static.path.read_text()
+
+
+def write_all(folder: Path) -> None:
+    """Pickle them."""
+    for name, graph in {
+        "misbehave": graph_of(misbehave, str),
+        "returned": graph_of(returned, str),
+        "entered": graph_of(entered, Directory, File),
+        "unknown-file": graph_of(read, static=File(path="a", remote_id="file_" + "0" * 32)),
+        "local-file": graph_of(read, static=File(path="/etc/hostname")),
+        "no-graph": 42,
+        "never-loads": Slow("import time; time.sleep(3600)"),
+        "ends-when-loaded": Slow("import os; os._exit(7)"),
+    }.items():
+        (folder / name).write_bytes(cloudpickle.dumps(graph))
+    (folder / "garbage").write_bytes(b"\x80\x05no pickle")
+    (folder / "empty").write_bytes(b"")
+    (folder / "python.json").write_text(json.dumps(sys.version_info[:3]))
+
+
+if __name__ == "__main__":
+    write_all(Path(sys.argv[1]))

@@ -1,0 +1,113 @@
+"""A runtime as a user starts one, and requests to it as the Pipeline SDK sends them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from tests.support.commands import REPOSITORY, Home, Server, scripts_of
+from tests.support.server import SECONDS, Reply
+
+TOKEN = "a-token-for-a-runtime"
+_BOUNDARY = "boundary-of-tests"
+
+
+class RunningRuntime(NamedTuple):
+    """A runtime that accepts connections."""
+
+    server: Server
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", *, headers: Mapping[str, str] | None = None, token: str = TOKEN
+    ) -> Reply:
+        """The answer to one request."""
+        connection = HTTPConnection(urlsplit(self.server.url).netloc, timeout=SECONDS)
+        try:
+            connection.request(method, path, body or None, {"Authorization": f"Bearer {token}"} | dict(headers or {}))
+            answer = connection.getresponse()
+            return Reply(answer.status, answer.headers, answer.read())
+        finally:
+            connection.close()
+
+    def upload(self, graph: bytes, **fields: str) -> Reply:
+        """Upload a pipeline, as `upload_pipeline` does."""
+        sent = {"name": "a pipeline", "environment_id_or_name": "numpy"} | fields
+        parts = [f'name="{key}"\r\n\r\n{value}'.encode() for key, value in sent.items()]
+        parts.append(b'name="graph"; filename="upload"\r\n\r\n' + graph)
+        body = b"".join(b"--%s\r\nContent-Disposition: form-data; %s\r\n" % (_BOUNDARY.encode(), part) for part in parts)
+        headers = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
+        return self.ask("POST", "/v3/pipelines", body + b"--%s--\r\n" % _BOUNDARY.encode(), headers=headers)
+
+    def pipeline(self, graph: Path) -> str:
+        """The id of an uploaded pipeline."""
+        reply = self.upload(graph.read_bytes())
+        assert reply.status == 200, reply.body
+        return str(reply.json["id"])
+
+    def begin(self, pipeline: str, *inputs: object, is_async: bool = False) -> Reply:
+        """Ask for a run; an input that is no object is a text."""
+        input_data = [given if isinstance(given, dict) else {"type": "string", "value": given} for given in inputs]
+        asked = {"pipeline_id_or_pointer": pipeline, "async_run": is_async, "input_data": input_data}
+        return self.ask("POST", "/v3/runs", json.dumps(asked).encode())
+
+    def run(self, pipeline: str, *inputs: object) -> Any:
+        """What a run says of itself when it has ended."""
+        reply = self.begin(pipeline, *inputs)
+        assert reply.status == 200, reply.body
+        return reply.json
+
+    def value(self, pipeline: str, *inputs: object) -> Any:
+        """The value of the only output of a run that completed."""
+        run = self.run(pipeline, *inputs)
+        assert run["state"] == 10, run
+        (output,) = run["result"]["outputs"]
+        return output["value"]
+
+    def failure(self, pipeline: str, *inputs: object) -> str:
+        """Why a run failed; as every failed one, it has no result, and `detail` says the same."""
+        run = self.run(pipeline, *inputs)
+        assert (12, None) == (run["state"], run["result"])
+        assert run["detail"] == run["error"]["exception"]
+        return str(run["detail"])
+
+
+@contextmanager
+def running_runtime(
+    home: Home,
+    root: Path,
+    *arguments: str | Path,
+    environ: Mapping[str, str] | None = None,
+    complains: bool | None = False,
+    is_killed: bool = False,
+) -> Iterator[RunningRuntime]:
+    """Serve `root` by `filestore runtime serve`, until the end of the block; see `Home.server`."""
+    command = (scripts_of(".venv-runtime") / "filestore", "runtime", "serve")
+    given = {"FILESTORE_TOKEN": TOKEN} | dict(environ or {})
+    with home.server(*arguments, root=root, environ=given, complains=complains, is_killed=is_killed, command=command) as server:
+        yield RunningRuntime(server)
+
+
+def with_sdk(home: Home, *arguments: str | Path, environ: Mapping[str, str] | None = None) -> str:
+    """What a Python program prints in an environment that holds the Pipeline SDK; it must succeed."""
+    done = home.run(*arguments, program=scripts_of(".venv-runtime") / "python", environ=environ)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def make_graphs(home: Home, folder: Path) -> Path:
+    """The pickled pipelines of `tests/support/graphs.py`, in `folder`."""
+    folder.mkdir()
+    with_sdk(home, REPOSITORY / "tests/support/graphs.py", folder)
+    return folder
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there that has not ended."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return state != "" and not state.startswith("Z")
