@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+import zipfile
+from asyncio import to_thread
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from tests.support.commands import Home, scripts_of
+from tests.support.origins import answers, running_origin, whole
+from tests.support.runtimes import TOKEN, RunningRuntime, make_graphs, running_runtime, with_sdk
+from tests.support.server import eventually
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Who runs the runtime of these tests."""
+    return Home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def graphs(user: Home, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pickled pipelines."""
+    return make_graphs(user, tmp_path_factory.mktemp("graphs") / "made")
+
+
+@pytest.fixture(scope="module")
+def runtime(user: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRuntime]:
+    """A runtime that keeps two pipelines loaded."""
+    root = tmp_path_factory.mktemp("served") / "root"
+    environ = {"FILESTORE_URL_PRIVATE_ALLOWED": "yes"}
+    with running_runtime(user, root, "--loaded-pipelines", "2", environ=environ, complains=None) as runtime:
+        yield runtime
+
+
+def stored(runtime: RunningRuntime, path: Path) -> dict[str, object]:
+    """A file as an input of a run, pushed by our own command."""
+    environ = {"FILESTORE_URL": runtime.server.url, "FILESTORE_TOKEN": TOKEN}
+    record = Home(path.parent).result("push", path, environ=environ)
+    return {"type": "file", "value": None, "file_name": record["name"], "file_path": "/" + record["path"]}
+
+
+@pytest.fixture
+def tree(runtime: RunningRuntime, tmp_path: Path) -> dict[str, object]:
+    """A stored directory, as an input of a run."""
+    folder = tmp_path / "tree"
+    (folder / "empty").mkdir(parents=True)
+    (folder / "run.sh").touch(mode=0o755)
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / "x").write_text(name)
+    return stored(runtime, folder)
+
+
+@pytest.fixture
+def file(runtime: RunningRuntime, tmp_path: Path) -> dict[str, object]:
+    """A stored file, as an input of a run."""
+    path = tmp_path / "my file.txt"
+    path.write_text("content")
+    return stored(runtime, path)
+
+
+def test_an_upload_is_answered_as_the_sdk_has_it(runtime: RunningRuntime, graphs: Path) -> None:
+    """200, and what `PipelineGet` is made from; the path is that of a stored file, and there are no pointers."""
+    reply = runtime.upload((graphs / "returned").read_bytes(), name="owner/name:v1", input_variables='{"run_io_type": "string"}')
+    answer = reply.json
+    content = runtime.ask("GET", "/" + answer["path"])
+    pointers = runtime.ask("GET", "/v3/pointers?pipeline_name=a")
+
+    assert (200, [{"run_io_type": "string"}], []) == (reply.status, answer["input_variables"], answer["output_variables"])
+    assert ("owner/name:v1", "numpy", answer["created_at"]) == (answer["name"], answer["environment_id"], answer["updated_at"])
+    assert (graphs / "returned").read_bytes() == content.body
+    assert (200, {"data": []}) == (pointers.status, pointers.json)
+
+
+def test_a_name_means_its_newest_pipeline(runtime: RunningRuntime, graphs: Path) -> None:
+    """And an id the one that it was given to."""
+    older = runtime.upload((graphs / "returned").read_bytes(), name="twice").json["id"]
+    newer = runtime.upload((graphs / "misbehave").read_bytes(), name="twice").json["id"]
+
+    assert newer == runtime.run("twice", "pid")["pipeline_id"]
+    assert older == runtime.run(older, "file")["pipeline_id"]
+
+
+def test_a_directory_goes_in_as_a_tree(
+    runtime: RunningRuntime, graphs: Path, tree: dict[str, object], file: dict[str, object]
+) -> None:
+    """Which the SDK refuses: with its paths, empty folders and executable bits, by the declared type; a file is the file."""
+    entered = runtime.pipeline(graphs / "entered")
+
+    assert [["a", "a/x", "b", "b/x", "empty", "run.sh"], True, "content"] == runtime.value(entered, tree, file)
+    # 1.0.15 sends files as "pkl".
+    assert "content" == runtime.value(entered, tree, file | {"type": "pkl"})[2]
+
+
+def test_a_directory_comes_out_as_a_zip(runtime: RunningRuntime, graphs: Path) -> None:
+    """Which hangs the SDK's runtime for ever: entries keep their folders and executable bits."""
+    (output,) = runtime.run(runtime.pipeline(graphs / "returned"), "directory")["result"]["outputs"]
+
+    assert ("file", None, "tree.zip") == (output["type"], output["value"], output["file"]["name"])
+    with urlopen(output["file"]["url"]) as answer:
+        archive = zipfile.ZipFile(BytesIO(answer.read()))
+    assert ["a.txt", "inner/a.txt", "run.sh"] == sorted(archive.namelist())
+    assert 0o755 == archive.getinfo("run.sh").external_attr >> 16 & 0o777
+
+
+@pytest.mark.parametrize(
+    ("how", "name", "content"),
+    [
+        ("file", "file.txt", b"content"),
+        ("handle", "handle.txt", b"content"),
+        ("written", "written.txt", b"CONtent"),
+        ("memory", None, b"content"),
+    ],
+)
+def test_what_a_pipeline_returns_is_stored_whole(
+    runtime: RunningRuntime, graphs: Path, how: str, name: str | None, content: bytes
+) -> None:
+    """A file, an open handle, one that was written to and stands in the middle, and what is only in memory."""
+    run = runtime.run(runtime.pipeline(graphs / "returned"), how)
+    (output,) = run["result"]["outputs"]
+    file = output["file"]
+
+    assert (run["id"], "file", None) == (run["result"]["run_id"], output["type"], output["value"])
+    assert name in (None, file["name"])
+    assert len(content) == file["size"]
+    assert file["path"].startswith("run_files/")
+    with urlopen(file["url"]) as answer:  # without a token
+        assert content == answer.read()
+    assert content == runtime.ask("GET", "/" + file["path"].replace(" ", "%20")).body
+
+
+async def test_a_url_is_downloaded_once(runtime: RunningRuntime, graphs: Path, tree: dict[str, object]) -> None:
+    """The SDK does so for every run, into one path that concurrent runs overwrite; here a run asks whether it has changed."""
+    entered = runtime.pipeline(graphs / "entered")
+    unchanged = b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\n\r\n'
+    async with running_origin(answers(whole(b"first", 'ETag: "1"'), unchanged)) as origin:
+        given = {"type": "file", "value": None, "file_name": "x", "file_path": f"{origin.url}/a/x.txt"}
+        runs = [(await to_thread(runtime.value, entered, tree, given))[2] for _ in range(3)]
+        conditions = [asked.headers.get("if-none-match") for asked in origin.asked]
+
+    assert ["first"] * 3 == runs
+    assert [None, '"1"', '"1"'] == conditions
+
+
+def test_runs_of_one_pipeline_wait_for_each_other(runtime: RunningRuntime, graphs: Path) -> None:
+    """Each is told of at once, and is done in turn, in the same process."""
+    pipeline = runtime.pipeline(graphs / "misbehave")
+    begun = [runtime.begin(pipeline, "pid", is_async=True).json for _ in range(5)]
+
+    assert {16} == {run["state"] for run in begun} - {6, 7}
+    assert [None] * 5 == [run["result"] for run in begun]
+    eventually(lambda: runtime.ask("GET", f"/v3/runs/{begun[-1]['id']}").json["state"] == 10)
+    ended = [runtime.ask("GET", f"/v3/runs/{run['id']}").json for run in begun]
+    assert [10] * 5 == [run["state"] for run in ended]
+    assert 1 == len({run["result"]["outputs"][0]["value"] for run in ended})
+
+
+def test_pipelines_that_are_loaded_are_bounded(runtime: RunningRuntime, graphs: Path) -> None:
+    """One more ends the one that was not used for longest."""
+    first, second, third = (runtime.pipeline(graphs / "misbehave") for _ in range(3))
+    processes = [runtime.value(pipeline, "pid") for pipeline in (first, second, first, third, first, second)]
+
+    assert processes[0] == processes[2] == processes[4]
+    assert 4 == len(set(processes))
+
+
+def test_only_its_own_token_is_let_in(user: Home, runtime: RunningRuntime) -> None:
+    """The tokens of the folder were made for files, and run nothing; files are served beside the pipelines."""
+    made = user.result("token", "new", "--root", runtime.server.root)["token"]
+
+    assert 200 == runtime.ask("GET", "/native/v1/repository").status
+    for method, path in [
+        ("POST", "/v3/runs"),
+        ("POST", "/v3/pipelines"),
+        ("GET", "/v3/runs/a"),
+        ("GET", "/native/v1/repository"),
+    ]:
+        assert 401 == runtime.ask(method, path, token=made).status
+
+
+def test_it_starts_with_a_token_only(user: Home, tmp_path: Path) -> None:
+    """None is made, and one that the folder knows is not enough."""
+    user.result("token", "new", "--root", tmp_path / "root")
+    done = user.run("runtime", "serve", "--root", tmp_path / "root", program=scripts_of(".venv-runtime") / "filestore")
+
+    assert (1, "") == (done.returncode, done.stdout)
+    assert done.stderr.startswith("Error: a runtime runs the code of whoever has its token, so it makes none by itself: ")
+
+
+def test_it_needs_the_sdk(home: Home, tmp_path: Path) -> None:
+    """Where that is not installed, one sentence says how to get it."""
+    said = home.failure("runtime", "serve", "--root", tmp_path / "root", environ={"FILESTORE_TOKEN": TOKEN})
+
+    assert said == "pipeline-ai is not installed, and a runtime needs it; `pip install 'filestore[runtime]'` brings it"
+
+
+def test_the_sdk_says_what_went_wrong(user: Home, runtime: RunningRuntime, graphs: Path) -> None:
+    """A run that failed has the pipeline's own exception and traceback; an unknown pipeline is the SDK's own error."""
+    pipeline = runtime.pipeline(graphs / "misbehave")
+    program = """
+import json, sys
+from pipeline.cloud.pipelines import run_pipeline
+run = run_pipeline(sys.argv[1], "raise")
+try:
+    run_pipeline("unknown")
+except Exception as error:
+    print(json.dumps([run.state.name, run.error.exception, run.error.traceback, run.result, error.args[0]]))
+"""
+    environ = {"PIPELINE_API_URL": runtime.server.url, "PIPELINE_API_TOKEN": TOKEN}
+    state, exception, traceback, result, unknown = json.loads(
+        with_sdk(user, "-c", program, pipeline, environ=environ).splitlines()[-1]
+    )
+    assert ("failed", "ValueError: what a pity", None) == (state, exception, result)
+    assert "in raised\n" in traceback
+    assert unknown == "Pipeline not found"

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import Home
+from tests.support.runtimes import RunningRuntime, is_running, make_graphs, running_runtime
+from tests.support.server import eventually
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Who runs the runtime of these tests."""
+    return Home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def graphs(user: Home, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pickled pipelines."""
+    return make_graphs(user, tmp_path_factory.mktemp("graphs") / "made")
+
+
+@pytest.fixture(scope="module")
+def runtime(user: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRuntime]:
+    """A runtime that all tests of a module share, whatever they did to it."""
+    root = tmp_path_factory.mktemp("served") / "root"
+    with running_runtime(user, root, "--run-memory-limit", "512MiB", complains=None) as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="module")
+def misbehaving(runtime: RunningRuntime, graphs: Path) -> str:
+    """A pipeline that does what it is told to."""
+    return runtime.pipeline(graphs / "misbehave")
+
+
+@pytest.mark.parametrize(
+    ("how", "detail"),
+    [
+        ("exit", "SystemExit: bye"),
+        ("raise", "ValueError: what a pity"),
+        ("object", "Tried to return a non-supported type from a pipeline: a object: "),
+        ("nan", "Tried to return a non-supported type from a pipeline: a float: "),
+        ("deep", "RecursionError: "),
+        ("large", "LimitExceeded: the size in bytes of a run's values is "),
+    ],
+)
+def test_a_run_that_fails_leaves_its_pipeline_loaded(runtime: RunningRuntime, misbehaving: str, how: str, detail: str) -> None:
+    """State 12, and the reason; the process is the same before and after."""
+    process = runtime.value(misbehaving, "pid")
+
+    assert runtime.failure(misbehaving, how).startswith(detail)
+    assert process == runtime.value(misbehaving, "pid")
+
+
+@pytest.mark.parametrize(
+    ("how", "detail"),
+    [
+        ("end", "the process of the pipeline ended with status 3 in the middle of the run; the next run is given a new one"),
+        ("crash", "the process of the pipeline was ended by the signal SIGSEGV in the middle of the run; "),
+        ("eat", "MemoryError"),
+        ("garble", "the process of the pipeline answered what is no answer in the middle of the run; "),
+    ],
+)
+def test_a_run_that_ruins_its_process_is_followed_by_one_in_a_new_process(
+    runtime: RunningRuntime, misbehaving: str, how: str, detail: str
+) -> None:
+    """State 12, and the reason; nothing is left of the old process."""
+    process = runtime.value(misbehaving, "pid")
+
+    assert runtime.failure(misbehaving, how).startswith(detail)
+    assert process != runtime.value(misbehaving, "pid")
+    assert not is_running(process)
+
+
+@pytest.mark.parametrize(
+    ("how", "detail"),
+    [
+        ("absent", "the pipeline returned a File, and nothing-is-here.bin is no file; a Directory may be a folder"),
+        ("absent folder", "the pipeline returned a Directory, and nothing-is-here.zip is no file; a Directory may be a folder"),
+        ("pipe", "the pipeline returned a File, and pipe is no file; a Directory may be a folder"),
+        ("half", "the pipeline returned a File, and nothing-is-here.bin is no file; a Directory may be a folder"),
+    ],
+)
+def test_what_cannot_be_stored_fails_the_run(runtime: RunningRuntime, misbehaving: str, how: str, detail: str) -> None:
+    """A missing file, a missing folder, a pipe, one missing file of two: nothing is stored, and nobody waits."""
+    before = runtime.ask("GET", "/native/v1/files").json
+
+    assert detail == runtime.failure(misbehaving, how)
+    assert before == runtime.ask("GET", "/native/v1/files").json
+
+
+def test_what_user_code_prints_is_no_answer(runtime: RunningRuntime, misbehaving: str) -> None:
+    """Whatever it looks like."""
+    assert runtime.value(misbehaving, "print") == "printed"
+
+
+def test_user_code_is_not_handed_our_secrets(runtime: RunningRuntime, misbehaving: str) -> None:
+    """The runtime's token is not in the environment of its pipelines."""
+    assert runtime.value(misbehaving, "secrets") == []
+
+
+@pytest.mark.parametrize(
+    ("graph", "detail"),
+    [
+        ("garbage", "UnpicklingError: "),
+        ("empty", "EOFError: "),
+        ("no-graph", "TypeError: the upload is no pipeline, but a int"),
+        ("ends-when-loaded", "the process of the pipeline ended with status 7 in the middle of the loading of the pipeline; "),
+        ("unknown-file", "nothing is stored under 'file_00000000000000000000000000000000'"),
+        ("local-file", "'/etc/hostname' names no file: "),
+    ],
+)
+def test_a_graph_that_cannot_be_loaded_fails_its_runs(runtime: RunningRuntime, graphs: Path, graph: str, detail: str) -> None:
+    """It is taken, as nobody looks into it before it is run; then that says why."""
+    pipeline = runtime.pipeline(graphs / graph)
+
+    assert runtime.failure(pipeline).startswith(detail)
+
+
+def test_what_takes_too_long_is_ended(user: Home, graphs: Path, tmp_path: Path) -> None:
+    """A run, and a graph that is never loaded; the next run has a new process, and no child of the old one is left."""
+    with running_runtime(user, tmp_path / "root", "--run-seconds", "5") as runtime, ThreadPoolExecutor() as pool:
+        misbehaving = runtime.pipeline(graphs / "misbehave")
+        never = runtime.pipeline(graphs / "never-loads")
+        child = runtime.value(misbehaving, "children")
+        process = runtime.value(misbehaving, "pid")
+        loading = pool.submit(runtime.failure, never)
+
+        assert is_running(child)
+        assert runtime.failure(misbehaving, "hang").startswith("the run took longer than 5 seconds and was ended; ")
+        assert loading.result().startswith("the loading of the pipeline took longer than 5 seconds and was ended; ")
+        assert (False, False) == (is_running(process), is_running(child))
+        assert process != runtime.value(misbehaving, "pid")
+
+
+def test_what_a_killed_runtime_leaves(user: Home, graphs: Path, tmp_path: Path) -> None:
+    """No process, even one that hangs; the next runtime has its pipelines, and none of its runs or half-done work."""
+    root = tmp_path / "root"
+    with running_runtime(user, root, is_killed=True) as runtime:
+        misbehaving = runtime.pipeline(graphs / "misbehave")
+        process = runtime.value(misbehaving, "pid")
+        run = runtime.begin(misbehaving, "hang", is_async=True).json
+        eventually(lambda: runtime.ask("GET", f"/v3/runs/{run['id']}").json["state"] == 7)
+        os.kill(runtime.server.process.pid, signal.SIGKILL)
+        eventually(lambda: not is_running(process))
+    assert list((root / "runtime/default/work").iterdir()) != []
+
+    with running_runtime(user, root) as runtime:
+        reply = runtime.ask("GET", f"/v3/runs/{run['id']}")
+        assert (404, "UnknownRun") == (reply.status, reply.json["title"])
+        assert not (root / "runtime/default/work").exists()
+        assert runtime.value(misbehaving, "pid") != process
+
+
+def test_a_stop_ends_what_still_runs(user: Home, graphs: Path, tmp_path: Path) -> None:
+    """A run that nobody waits for does not keep the runtime from stopping."""
+    with running_runtime(user, tmp_path / "root") as runtime:
+        misbehaving = runtime.pipeline(graphs / "misbehave")
+        process = runtime.value(misbehaving, "pid")
+        run = runtime.begin(misbehaving, "hang", is_async=True).json
+        eventually(lambda: runtime.ask("GET", f"/v3/runs/{run['id']}").json["state"] == 7)
+    assert not is_running(process)
+
+
+def test_a_folder_has_one_runtime(user: Home, runtime: RunningRuntime) -> None:
+    """A second one says so, and does not start."""
+    with pytest.raises(AssertionError, match="another runtime runs its pipelines"), running_runtime(user, runtime.server.root):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("fields", "detail"),
+    [
+        ({"name": ""}, "a pipeline's name is one line of printable text"),
+        ({"name": "a\nb"}, "a pipeline's name is one line of printable text"),
+        ({"input_variables": "{"}, "input_variables is no JSON object"),
+        ({"output_variables": "[]"}, "output_variables is no JSON object"),
+        ({"_metadata": "none"}, "_metadata is no JSON object"),
+        ({"_metadata": json.dumps({"python_version": "3.8.1"})}, "the pipeline was made by Python 3.8.1"),
+    ],
+)
+def test_an_upload_that_cannot_be_right_is_refused(runtime: RunningRuntime, fields: dict[str, str], detail: str) -> None:
+    """400 and the reason, and there is no such pipeline."""
+    reply = runtime.upload(b"graph", **({"name": "refused"} | fields))
+
+    assert (400, "InvalidInput") == (reply.status, reply.json["title"])
+    assert reply.json["detail"].startswith(detail)
+    assert runtime.begin("refused").status == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"input_data": []}',
+        b'{"pipeline_id_or_pointer": 1, "input_data": []}',
+        b'{"pipeline_id_or_pointer": "a"}',
+        b'{"pipeline_id_or_pointer": "a", "input_data": {}}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_request_of_a_run_that_cannot_be_right_is_refused(runtime: RunningRuntime, body: bytes) -> None:
+    """400 and the reason."""
+    reply = runtime.ask("POST", "/v3/runs", body)
+
+    assert (400, "InvalidInput") == (reply.status, reply.json["title"])
+
+
+@pytest.mark.parametrize("reference", ["none", "pipeline_" + "0" * 32, "../../etc", "a/b:c", "", "\ud800"])
+def test_an_unknown_pipeline(runtime: RunningRuntime, reference: str) -> None:
+    """404, and what to do."""
+    reply = runtime.begin(reference)
+
+    assert (404, "UnknownPipeline") == (reply.status, reply.json["title"])
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "pipeline_files/../../etc/passwd", "file:///etc/passwd", "x"])
+def test_an_input_names_no_file_of_this_machine(runtime: RunningRuntime, graphs: Path, path: str) -> None:
+    """Nor a URL of one."""
+    entered = runtime.pipeline(graphs / "entered")
+    given = {"type": "file", "value": None, "file_name": "a", "file_path": path}
+
+    assert runtime.failure(entered, given, given).startswith("input_data[0] of the run cannot be used: ")
