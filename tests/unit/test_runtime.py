@@ -1,0 +1,296 @@
+"""The rooms of the runtime that need no Pipeline SDK; its processes are real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filestore.cache import Cache
+from filestore.errors import (
+    Busy,
+    InvalidInput,
+    LimitExceeded,
+    PipelineEnded,
+    RunFailed,
+    RunTimedOut,
+    StorageError,
+    TooManyRuns,
+    UnknownPipeline,
+    UnknownRun,
+)
+from filestore.repository import Repository
+from filestore.runtime import messages
+from filestore.runtime.loaded import Loaded, LoadedPipelines
+from filestore.runtime.pipelines import Pipeline, Pipelines, checked_pipeline_name
+from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
+from filestore.runtime.runs import Runs, State
+from filestore.runtime.server import RuntimeLimits, open_runtime
+from tests.support.runtimes import is_running
+
+LIMITS = ProcessLimits(seconds=60, memory=1 << 30)
+
+
+def pipeline(name: str = "a pipeline", *, number: int = 1) -> Pipeline:
+    """A pipeline that nobody uploaded."""
+    return Pipeline(
+        id=f"pipeline_{number:032x}",
+        name=name,
+        environment_id="default",
+        created_at="2026-11-24T05:57:45.535263Z",
+        graph_id="file_" + "0" * 32,
+        path="pipeline_files/a",
+        input_variables=[],
+        output_variables=[],
+    )
+
+
+class Processes:
+    """Starts processes that have loaded nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.started: list[PipelineProcess] = []
+        self._folder = folder
+        self._numbers = count()
+
+    async def load(self, pipeline_id: str) -> Loaded:
+        """What takes the place of a loaded pipeline."""
+        folder = self._folder / str(next(self._numbers))
+        self.started.append(await start_process(folder, environ={"PATH": os.environ["PATH"]}, limits=LIMITS))
+        return Loaded(pipeline_id, self.started[-1], [])
+
+
+@pytest.fixture
+async def processes(tmp_path: Path) -> AsyncIterator[Processes]:
+    """Processes that end with the test."""
+    processes = Processes(tmp_path)
+    yield processes
+    for process in processes.started:
+        await process.end()
+
+
+# Messages
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 0, 1.5, "text", [], {}, [[1], {"a": None}], Path("f"), [1, Path("f")], {"a": [Path("f"), {"b": Path("g")}]}],
+)
+def test_values_with_files_go_there_and_back(value: object) -> None:
+    """In lists and dictionaries, at any depth."""
+    described = messages.described(value, lambda part: {"path": str(part)} if isinstance(part, Path) else None)
+    sent = messages.decode(messages.encode(described)[messages.HEADER_SIZE :])
+
+    assert value == messages.valued(sent, lambda told: Path(told["path"]))
+
+
+@pytest.mark.parametrize("value", [object(), float("nan"), {1: object()}, [{"a": [b"bytes"]}]])
+def test_values_that_are_neither_json_nor_files(value: object) -> None:
+    """Are refused wherever they stand."""
+    with pytest.raises(messages.UnsupportedValue):
+        messages.described(value, lambda _: None)
+
+
+def test_messages_have_a_limit() -> None:
+    """In both directions: neither side believes the other."""
+    with pytest.raises(LimitExceeded):
+        messages.encode({"a": "x" * messages.MESSAGE_LIMIT})
+    with pytest.raises(LimitExceeded):
+        messages.body_size(b"\xff" * messages.HEADER_SIZE)
+    with pytest.raises(ValueError, match="a message is an object"):
+        messages.decode(b"[]")
+
+
+# Pipelines
+
+
+def test_pipelines_are_kept(tmp_path: Path) -> None:
+    """By id and by name, for whoever opens the folder next."""
+    Pipelines(tmp_path).add(pipeline("team/model:v1"))
+    Pipelines(tmp_path).add(pipeline("team/model:v1", number=2))
+
+    found = Pipelines(tmp_path)
+    assert pipeline("team/model:v1", number=2) == found.find("team/model:v1")
+    assert pipeline("team/model:v1") == found.find(f"pipeline_{1:032x}")
+    for unknown in ("", "team", f"pipeline_{3:032x}", "../names", "x" * 10_000):
+        with pytest.raises(UnknownPipeline):
+            found.find(unknown)
+
+
+def test_a_damaged_document_is_told_of(tmp_path: Path) -> None:
+    """It is no unknown pipeline."""
+    Pipelines(tmp_path).add(pipeline())
+    (tmp_path / f"pipeline_{1:032x}.json").write_text("{")
+
+    with pytest.raises(StorageError):
+        Pipelines(tmp_path).find("a pipeline")
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "\udc80", "x" * 256, "é" * 128])
+def test_names_of_pipelines(name: str) -> None:
+    """One line of printable text, of 255 bytes."""
+    with pytest.raises(InvalidInput):
+        checked_pipeline_name(name)
+    assert "a/b:c d" == checked_pipeline_name("a/b:c d")
+
+
+# Runs
+
+
+def test_ended_runs_are_forgotten_when_there_are_too_many() -> None:
+    """The oldest first; one that has not ended stays."""
+    runs = Runs(remembered_size=1000)
+    waiting = runs.add(pipeline())
+    ended = [runs.add(pipeline()) for _ in range(10)]
+    for run in ended:
+        run.complete([])
+        runs.end(run)
+
+    assert waiting is runs.find(waiting.id)
+    assert ended[-1] is runs.find(ended[-1].id)
+    assert State.COMPLETED == runs.find(ended[-1].id).as_json()["state"]
+    with pytest.raises(UnknownRun):
+        runs.find(ended[0].id)
+
+
+def test_runs_that_wait_are_bounded() -> None:
+    """One that ends makes room."""
+    runs = Runs(waiting_limit=2)
+    first, _ = runs.add(pipeline()), runs.add(pipeline())
+    with pytest.raises(TooManyRuns):
+        runs.add(pipeline())
+    first.fail(RunFailed("why"))
+    runs.end(first)
+
+    assert {"exception": "why", "traceback": None} == first.as_json()["error"]
+    assert runs.add(pipeline()).state is State.IN_QUEUE
+
+
+# Processes
+
+
+async def ask(process: PipelineProcess, verb: str, arguments: Mapping[str, object]) -> dict[str, Any]:
+    """Ask as the runtime does."""
+    return await process.ask(verb, arguments, what="the test")
+
+
+async def test_a_process_whose_code_fails_is_asked_again(processes: Processes) -> None:
+    """What it raised is told; here, that there is no Pipeline SDK."""
+    process = (await processes.load("a")).process
+    for _ in range(2):
+        with pytest.raises(RunFailed, match="ModuleNotFoundError: ") as failed:
+            await ask(process, "load", {"graph": "none"})
+        assert "Traceback" in failed.value.traceback
+    assert process.is_usable
+
+
+async def test_a_process_that_is_killed(processes: Processes) -> None:
+    """Says how it ended, and is not asked again; its folder goes with it."""
+    process = (await processes.load("a")).process
+    process._process.kill()
+    with pytest.raises(PipelineEnded, match="was ended by the signal SIGKILL in the middle of the test"):
+        await ask(process, "load", {"graph": "none"})
+    with pytest.raises(PipelineEnded):
+        await ask(process, "load", {"graph": "none"})
+    await process.end()
+    await process.end()
+
+    assert not process.is_usable
+    assert not process.folder.exists()
+
+
+async def test_a_process_that_is_too_slow(tmp_path: Path) -> None:
+    """Is not asked again: its answer may come later."""
+    limits = ProcessLimits(seconds=0.001, memory=1 << 30)
+    process = await start_process(tmp_path / "a", environ={}, limits=limits)
+    with pytest.raises(RunTimedOut, match=r"the test took longer than 0\.001 seconds"):
+        await ask(process, "load", {"graph": "none"})
+    await process.end()
+
+    assert not process.is_usable
+    assert not is_running(process._process.pid)
+
+
+async def test_a_cancelled_question_ends_the_process(processes: Processes) -> None:
+    """Whoever asked is gone, and its answer would be taken for another one's."""
+    loaded = LoadedPipelines(limit=1)
+
+    async def run() -> None:
+        async with loaded.taken("a", lambda: processes.load("a")) as taken:
+            await ask(taken.process, "load", {"graph": "none"})
+
+    task = asyncio.create_task(run())
+    while not processes.started:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [False] == [process.is_usable for process in processes.started]
+    await loaded.close()
+
+
+async def test_pipelines_take_turns(processes: Processes) -> None:
+    """Of one pipeline, one run at a time; beyond the limit, one that is not used makes room, or somebody waits."""
+    loaded = LoadedPipelines(limit=2)
+    order = []
+
+    async def run(name: str) -> None:
+        async with loaded.taken(name, lambda: processes.load(name)) as taken:
+            order.append(("begins", taken.pipeline_id))
+            await asyncio.sleep(0)
+            order.append(("ends", taken.pipeline_id))
+
+    await asyncio.gather(*(run(name) for name in "aabbcc"))
+    for name in "abc":
+        own = [what for what, whose in order if whose == name]
+        assert ["begins", "ends"] * 2 == own
+    assert sum(process.is_usable for process in processes.started) <= 2
+    await loaded.close()
+    assert [False] * len(processes.started) == [process.is_usable for process in processes.started]
+
+
+async def test_an_idle_process_that_died_is_replaced(processes: Processes) -> None:
+    """By whoever needs it next, without a failure."""
+    loaded = LoadedPipelines(limit=1)
+    async with loaded.taken("a", lambda: processes.load("a")) as taken:
+        first = taken.process
+    first._process.kill()
+    await first._process.wait()
+    async with loaded.taken("a", lambda: processes.load("a")) as taken:
+        assert taken.process is not first
+        assert taken.process.is_usable
+    await loaded.close()
+
+
+async def test_a_pipeline_that_cannot_be_loaded_takes_no_place(processes: Processes) -> None:
+    """Others find it free."""
+    loaded = LoadedPipelines(limit=1)
+
+    async def fail() -> Loaded:
+        raise RunFailed("no")
+
+    for _ in range(2):
+        with pytest.raises(RunFailed):
+            async with loaded.taken("a", fail):
+                pass
+    async with loaded.taken("b", lambda: processes.load("b")) as taken:
+        assert taken.process.is_usable
+    await loaded.close()
+
+
+async def test_a_folder_has_one_runtime(tmp_path: Path, local_repository: Repository) -> None:
+    """The lock is given back with the block; what another runtime has left is removed."""
+    limits = RuntimeLimits(pipelines=1, process=LIMITS)
+    cache = Cache(tmp_path / "cache", local_repository)
+    (tmp_path / "runtime/work/left").mkdir(parents=True)
+    for _ in range(2):
+        async with open_runtime(local_repository, cache, tmp_path / "runtime", environ={}, limits=limits):
+            assert not (tmp_path / "runtime/work").exists()
+            with pytest.raises(Busy):
+                async with open_runtime(local_repository, cache, tmp_path / "runtime", environ={}, limits=limits):
+                    pass
