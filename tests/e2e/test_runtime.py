@@ -10,9 +10,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.support.commands import Home, scripts_of
+from tests.support.commands import REPOSITORY, Home, scripts_of
 from tests.support.origins import answers, running_origin, whole
-from tests.support.runtimes import TOKEN, RunningRuntime, make_graphs, running_runtime, with_sdk
+from tests.support.runtimes import TOKEN, RunningRuntime, make_graphs, running_runtime, running_site, with_sdk
 from tests.support.server import eventually
 
 
@@ -134,6 +134,15 @@ def test_what_a_pipeline_returns_is_stored_whole(
     assert content == runtime.ask("GET", "/" + file["path"].replace(" ", "%20")).body
 
 
+def test_a_returned_handle_is_only_read(runtime: RunningRuntime, graphs: Path) -> None:
+    """The SDK's runtime truncates what it was opened on."""
+    pipeline = runtime.pipeline(graphs / "returned")
+    outputs = [runtime.run(pipeline, "kept")["result"]["outputs"][0] for _ in range(2)]
+
+    assert [("kept.txt", 12)] * 2 == [(output["file"]["name"], output["file"]["size"]) for output in outputs]
+    assert outputs[0]["file"]["path"] == outputs[1]["file"]["path"]
+
+
 async def test_a_url_is_downloaded_once(runtime: RunningRuntime, graphs: Path, tree: dict[str, object]) -> None:
     """The SDK does so for every run, into one path that concurrent runs overwrite; here a run asks whether it has changed."""
     entered = runtime.pipeline(graphs / "entered")
@@ -145,6 +154,32 @@ async def test_a_url_is_downloaded_once(runtime: RunningRuntime, graphs: Path, t
 
     assert ["first"] * 3 == runs
     assert [None, '"1"', '"1"'] == conditions
+
+
+def test_a_zip_that_would_fill_the_disk_is_no_tree(
+    runtime: RunningRuntime, graphs: Path, file: dict[str, object], tmp_path: Path
+) -> None:
+    """The SDK unpacks whatever it is given."""
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("zeros", bytes(16 << 20))
+    failure = runtime.failure(runtime.pipeline(graphs / "entered"), stored(runtime, tmp_path / "bomb.zip"), file)
+
+    assert "raise the setting unpack_ratio" in failure
+
+
+def test_static_files_by_id_and_url(user: Home, runtime: RunningRuntime, tmp_path: Path) -> None:
+    """A File and a Directory that are stored already, and a FileURL: each is a local path before anything starts."""
+    for name in ("weights.txt", "tree/inner/a.txt", "site/labels.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    environ = {"FILESTORE_URL": runtime.server.url, "FILESTORE_TOKEN": TOKEN}
+    ids = [user.result("push", tmp_path / name, environ=environ)["id"] for name in ("weights.txt", "tree")]
+    environ = {"PIPELINE_API_URL": runtime.server.url, "PIPELINE_API_TOKEN": TOKEN}
+    with running_site(tmp_path / "site") as url:
+        program = REPOSITORY / "tests/support/static_files.py"
+        said = with_sdk(user, program, *ids, f"{url}/labels.txt", environ=environ)
+
+    assert [["now", "weights.txt", "tree/inner/a.txt", "site/labels.txt", 1], 1] == json.loads(said.splitlines()[-1])
 
 
 def test_runs_of_one_pipeline_wait_for_each_other(runtime: RunningRuntime, graphs: Path) -> None:

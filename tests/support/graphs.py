@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -111,6 +112,12 @@ def returned(how: str) -> Any:
         handle = path.open("r+b")
         handle.write(b"CON")
         return handle
+    if how == "kept":
+        # Not in the folder of this run: it is there for the next one too.
+        kept = Path(tempfile.gettempdir(), "kept.txt")
+        if not kept.exists():
+            kept.write_text("kept content")
+        return kept.open("r+b")
     if how == "memory":
         return BytesIO(b"content")
     return File(path=path)

@@ -1,0 +1,49 @@
+"""A pipeline with static files, uploaded and run twice by the Pipeline SDK: `python static_files.py FILE_ID DIRECTORY_ID URL`.
+
+For an environment that holds the SDK. No lazy annotations: the SDK takes them for types.
+"""
+
+import json
+import sys
+from typing import Any
+
+from pipeline import File, Pipeline, Variable, entity, pipe
+from pipeline.cloud.pipelines import run_pipeline, upload_pipeline
+from pipeline.objects import Directory, FileURL
+
+
+class Model:
+    """Reads its files when it starts."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.read: list[str] = []
+
+    def load(self, weights: File, tree: Directory, labels: FileURL) -> None:
+        """Take what they hold."""
+        self.starts += 1
+        paths = (weights.path, tree.path / "inner" / "a.txt", labels.path)
+        self.read = [path.read_text() for path in paths]
+
+    def tell(self, what: str) -> Any:
+        """What was asked, what was read, and how often that was done."""
+        return [what, *self.read, self.starts]
+
+
+Model.load = pipe(Model.load, on_startup=True, run_once=True)  # type: ignore[method-assign]  # as the decorator does
+Model.tell = pipe(Model.tell)  # type: ignore[method-assign]  # as the decorator does
+
+with Pipeline() as builder:
+    files = [
+        File(path="nothing-here", remote_id=sys.argv[1]),
+        Directory(path="nothing-here", remote_id=sys.argv[2]),
+        FileURL(sys.argv[3]),
+    ]
+    what = Variable(str)
+    model = entity(Model)()
+    model.load(*files)
+    builder.output(model.tell(what))
+
+uploaded = upload_pipeline(builder.get_pipeline(), "static-files", environment_id_or_name="default")
+results = [run_pipeline(uploaded.id, "now").result.result_array()[0] for _ in range(2)]
+print(json.dumps([results[0], results.count(results[0]) - 1]))  # noqa: T201  # what the test reads
