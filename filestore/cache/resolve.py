@@ -174,7 +174,7 @@ class Cache:
 
     async def _resolve_url(self, asked: _Asked, origin: FileURL) -> Resolved:
         shelf, kind = asked.shelf, asked.kind
-        urls = Urls(shelf, self._leases, self._room, cutting=self._cutting, limits=self._downloads)
+        urls = self._urls(shelf)
         bytes_received = 0
         for _ in range(ATTEMPTS):
             digest = await in_disk_thread(urls.find, origin, kind)
@@ -197,6 +197,9 @@ class Cache:
                 return resolved
             return resolved._replace(bytes_received=bytes_received, bytes_reused=obtained.bytes_resumed, was_cached=False)
         raise self._lost()
+
+    def _urls(self, shelf: Shelf) -> Urls:
+        return Urls(shelf, self._leases, self._room, cutting=self._cutting, limits=self._downloads)
 
     async def _obtained(self, urls: Urls, kind: Kind, origin: FileURL, report: Report | None) -> Obtained:
         obtained, is_ours = await self._once(("url", kind, origin), lambda: urls.obtain(origin, kind, report=report))

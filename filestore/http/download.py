@@ -57,6 +57,8 @@ RESERVED_SIZE = 16 << 20
 SYNC_SIZE = 32 << 20
 """Bytes after which what was written is made durable and noted: more than that is never downloaded twice."""
 
+_STATE_SIZE = 16 << 10
+"""More bytes than headers may have that are kept."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)\Z")
 _STRONG_AFTER_SECONDS = 60
@@ -211,7 +213,7 @@ class _Downloading:
             await self._begin_anew(Validators(), None)
             raise Interrupted(self._shown, "it has less than it had before")
         if response.status != HTTPStatus.OK:
-            raise ServerError(self._shown, response.status, response.reason or "no explanation")
+            raise ServerError(self._shown, response.status, _phrase(response.status))
         total = response.content_length
         is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
         if total is None and not is_chunked and self._origin.digest is None:
@@ -457,24 +459,39 @@ class _Staging:
             raise storage_error(str(self.path), error) from None
 
     def _write_state(self) -> None:
-        # Not synced: an older state that a crash of the machine brings back says less, and a torn one nothing.
-        staging = self._state.with_suffix(".new")
-        state = {"size": self.size, "total": self.total, "validators": self.validators}
+        state = json.dumps({"size": self.size, "total": self.total, "validators": self.validators}).encode()
         try:
-            staging.write_text(json.dumps(state), encoding="utf-8")
-            staging.rename(self._state)
+            descriptor = os.open(self._state, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            try:
+                # In place, and no longer than it is: a disk that has just filled up has room for that. Not synced: an older
+                # state that a crash of the machine brings back says less, and a torn one nothing.
+                os.pwrite(descriptor, state.ljust(_STATE_SIZE), 0)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise storage_error(str(self.path), error) from None
         self._noted = self.size
 
 
 def _validators(response: aiohttp.ClientResponse) -> Validators:
-    etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
+    # What could not be sent back as it came is of no use.
+    etag, modified = (
+        value if value and value.isascii() and value.isprintable() else None
+        for value in (response.headers.get("ETag"), response.headers.get("Last-Modified"))
+    )
     is_dated = False
     with suppress(ValueError, TypeError):
         age = parsedate_to_datetime(response.headers.get("Date", "")) - parsedate_to_datetime(modified or "")
         is_dated = age.total_seconds() >= _STRONG_AFTER_SECONDS
     return Validators(etag, modified, is_dated)
+
+
+def _phrase(status: int) -> str:
+    """What a status means, by the standard and not by whoever answered."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "no explanation"
 
 
 def _given(headers: dict[str, str | None]) -> dict[str, str]:

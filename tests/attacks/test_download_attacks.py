@@ -18,6 +18,7 @@ from filestore.errors import (
     LimitExceeded,
     OriginUnreachable,
     RefusedUrl,
+    ServerError,
     Stalled,
 )
 from filestore.http.addresses import is_public
@@ -402,6 +403,25 @@ async def test_a_part_that_is_of_something_else(folder: Path, etag: str, content
         assert "range" not in anew.headers
     assert done is not None
     assert (other, 0, '"b"') == (done.path.read_bytes(), done.bytes_resumed, done.validators.etag)
+
+
+@pytest.mark.parametrize("etag", [b"\xff", b'"\xc3\xa9"', b'"\x1b[2J"'])
+async def test_a_validator_that_cannot_be_sent_back(folder: Path, etag: bytes) -> None:
+    """It is of no use: what was cut begins anew, and nothing fails over it."""
+    begun = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: " + etag + b"\r\n\r\nhel"
+
+    async with running_origin(answers(begun, whole(b"hello"))) as origin:
+        done = await download(FileURL(f"{origin.url}/a"), folder, limits=IMPATIENT)
+
+    assert done is not None
+    assert (b"hello", None) == (done.path.read_bytes(), done.validators.etag)
+
+
+async def test_an_explanation_that_a_terminal_would_obey(folder: Path) -> None:
+    """What a status means is said by us, and not by whoever answered."""
+    async with running_origin(answers(b"HTTP/1.1 404 \x1b[2J\r\nContent-Length: 0\r\n\r\n")) as origin:
+        with pytest.raises(ServerError, match="answered 404: Not Found"):
+            await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK)
 
 
 async def test_a_file_that_changes_all_the_time(folder: Path) -> None:

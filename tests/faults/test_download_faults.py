@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from filestore.cache import Cache, verify_cache
+from filestore.errors import Stalled, StorageError, StorageFull, UnexpectedContent
+from filestore.http.download import Downloaded, DownloadLimits, download
+from filestore.objects import FileURL, Kind, Progress
+from filestore.repository import Repository
+from tests.support.cancels import cancelled_at_every_await
+from tests.support.disks import small_disk
+from tests.support.downloads import Resolved, resolve
+from tests.support.generator import octets
+from tests.support.nginx import Nginx, running_nginx
+from tests.support.origins import Asked, answers, hanging, head, running_origin, whole
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+CONTENT = octets(1, 4 * MIB)
+LOOPBACK = DownloadLimits(private_allowed=True)
+IMPATIENT = DownloadLimits(private_allowed=True, stall_seconds=0.1, first_byte_seconds=5)
+BEGUN = head("200 OK", f"Content-Length: {len(CONTENT)}", 'ETag: "a"')
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts follow each other at once."""
+    monkeypatch.setattr("filestore.http.download.FIRST_PAUSE_SECONDS", 0)
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[Nginx]:
+    """A real server, on an address that is not public."""
+    with running_nginx(tmp_path / "nginx") as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where to download to."""
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    return folder
+
+
+def start(tmp_path: Path, cache: str, url: str, *options: str) -> subprocess.Popen[str]:
+    """A process that resolves a URL."""
+    arguments: list[str | Path] = [tmp_path / "repository", tmp_path / cache, url, *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.downloads", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result(process: subprocess.Popen[str]) -> Resolved:
+    """What it says at its end."""
+    said, errors = process.communicate()
+    assert (0, "") == (process.returncode, errors)
+    return Resolved(*json.loads(said))
+
+
+def part(start: int) -> bytes:
+    """The answer to whoever asks for the rest."""
+    return (
+        head(
+            "206 Partial Content",
+            'ETag: "a"',
+            f"Content-Range: bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}",
+            f"Content-Length: {len(CONTENT) - start}",
+        )
+        + CONTENT[start:]
+    )
+
+
+async def downloaded(url: str, folder: Path, limits: DownloadLimits) -> Downloaded:
+    """A download of something whose state nobody knows."""
+    done = await download(FileURL(url), folder, limits=limits)
+    assert done is not None
+    return done
+
+
+async def test_an_origin_that_stalls_is_asked_for_the_rest(folder: Path) -> None:
+    """Nothing that has come is asked for again."""
+    async with running_origin(hanging(BEGUN + CONTENT[: 3 * MIB], part(3 * MIB))) as origin:
+        done = await downloaded(f"{origin.url}/a", folder, IMPATIENT)
+
+        assert [None, f"bytes={3 * MIB}-"] == [asked.headers.get("range") for asked in origin.asked]
+    assert (CONTENT, len(CONTENT)) == (done.path.read_bytes(), done.bytes_received)
+
+
+async def test_an_origin_that_always_stalls(folder: Path) -> None:
+    """It is given up, with a sentence that says how long nothing came; what has come is kept for the next time."""
+
+    async def stall(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(BEGUN + CONTENT[:MIB] if "range" not in asked.headers else part(MIB)[: -3 * MIB])
+        await writer.drain()
+        await asked.until_gone()
+
+    async with running_origin(stall) as origin:
+        with pytest.raises(Stalled, match=r"moved no byte for 0.1 seconds"):
+            await download(FileURL(f"{origin.url}/a"), folder, limits=IMPATIENT)
+    async with running_origin(hanging(b"", part(MIB))) as origin:
+        done = await downloaded(f"{origin.url}/a", folder, IMPATIENT)
+    assert (CONTENT, MIB) == (done.path.read_bytes(), done.bytes_resumed)
+
+
+async def test_an_origin_that_never_answers(folder: Path) -> None:
+    """A limit on the time to the first byte ends it, and it is not asked again."""
+    limits = DownloadLimits(private_allowed=True, first_byte_seconds=0.1)
+
+    async def silence(asked: Asked, _: asyncio.StreamWriter) -> None:
+        await asked.until_gone()
+
+    async with running_origin(silence) as origin:
+        with pytest.raises(Stalled, match=r"moved no byte for 0.1 seconds"):
+            await download(FileURL(f"{origin.url}/a"), folder, limits=limits)
+        assert 1 == len(origin.asked)
+
+
+async def test_a_throttled_origin_is_left_and_continued(nginx: Nginx, folder: Path) -> None:
+    """A download that was cut goes on where it was, from the same version."""
+    nginx.put("model.bin", CONTENT)
+    received = 0
+
+    async def until_throttled() -> None:
+        def tell(progress: Progress) -> None:
+            nonlocal received
+            received = progress.moved
+            if received >= 3 * MIB:
+                asyncio.get_running_loop().call_soon(task.cancel)
+
+        await download(FileURL(f"{nginx.url}/throttled/model.bin"), folder, limits=LOOPBACK, report=tell)
+
+    task = asyncio.create_task(until_throttled())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    done = await downloaded(f"{nginx.url}/model.bin", folder, LOOPBACK)
+
+    assert CONTENT == done.path.read_bytes()
+    assert (len(CONTENT) - received, received) == (done.bytes_received, done.bytes_resumed)
+
+
+@pytest.mark.parametrize("place", ["", "undated/"])
+async def test_what_is_whole_already_is_hardly_asked_for(nginx: Nginx, folder: Path, place: str) -> None:
+    """A process that died between the last byte and the entry has downloaded all: one byte says whether it still holds."""
+    nginx.put("model.bin", CONTENT)
+    os.utime(nginx.files / "model.bin", (1_700_000_000, 1_700_000_000))
+    await downloaded(f"{nginx.url}/{place}model.bin", folder, LOOPBACK)
+    done = await downloaded(f"{nginx.url}/{place}model.bin", folder, LOOPBACK)
+
+    assert CONTENT == done.path.read_bytes()
+    assert (1, len(CONTENT) - 1) == (done.bytes_received, done.bytes_resumed)
+    assert f"range=bytes={len(CONTENT) - 1}-" in nginx.asked(2)[1]
+
+
+async def test_a_file_that_changed_since_is_downloaded_anew(nginx: Nginx, folder: Path) -> None:
+    """The origin answers with all of it, and nothing is put together from two versions."""
+    url = nginx.put("model.bin", CONTENT)
+    await downloaded(url, folder, LOOPBACK)
+    other = octets(2, len(CONTENT))
+    (nginx.files / "model.bin").unlink()
+    nginx.put("model.bin", other)
+    os.utime(nginx.files / "model.bin", (1, 1))
+
+    done = await downloaded(url, folder, LOOPBACK)
+
+    assert (other, len(other), 0) == (done.path.read_bytes(), done.bytes_received, done.bytes_resumed)
+
+
+async def test_without_a_validator_a_download_begins_anew(nginx: Nginx, folder: Path) -> None:
+    """Nobody could tell whether the rest is of the same version; a date of just now does not tell either."""
+    nginx.put("model.bin", CONTENT)
+    for place in ("untagged/", "undated/"):
+        await downloaded(f"{nginx.url}/{place}model.bin", folder, LOOPBACK)
+        assert 0 == (await downloaded(f"{nginx.url}/{place}model.bin", folder, LOOPBACK)).bytes_resumed
+
+
+@pytest.mark.parametrize("state", [b"", b"{", b"[]", b'{"size": 99999999, "total": 4194304, "validators": ["x", null, false]}'])
+async def test_what_is_said_of_a_partial_file_may_be_rubbish(nginx: Nginx, folder: Path, state: bytes) -> None:
+    """Then the download begins anew."""
+    url = nginx.put("model.bin", CONTENT)
+    (await downloaded(url, folder, LOOPBACK)).path.write_bytes(octets(3, len(CONTENT)))
+    (folder / "state.json").write_bytes(state)
+
+    assert CONTENT == (await downloaded(url, folder, LOOPBACK)).path.read_bytes()
+
+
+async def test_a_damaged_partial_file_is_found_by_the_digest(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
+    """Where one is expected: the download begins anew, and what was put together is not kept."""
+    url = nginx.put("model.bin", CONTENT)
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+    sha256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+    with pytest.raises(UnexpectedContent):
+        await cache.resolve(FileURL(url, digest="0" * 64))
+    shelf = await cache._opened()
+    (staging,) = [shelf.root / "staging" / lock.name for lock in (shelf.root / "locks").iterdir()]
+    staging.mkdir()
+    (await downloaded(url, staging, LOOPBACK)).path.write_bytes(b"damage" + CONTENT[6:])
+
+    assert CONTENT == (await cache.resolve(FileURL(url, digest=sha256))).read_bytes()
+    assert not staging.exists()
+
+
+async def test_a_process_that_is_killed_in_the_middle_is_continued(
+    nginx: Nginx, local_repository: Repository, tmp_path: Path
+) -> None:
+    """What it made durable is not downloaded again, and nothing that it left is taken for the file."""
+    url = nginx.put("model.bin", CONTENT)
+    killed = start(tmp_path, "cache", url, "--kill-at", str(3 * MIB))
+    killed.communicate()
+    assert -signal.SIGKILL == killed.returncode
+    assert [] == list((tmp_path / "cache").glob("*/*/files"))
+
+    resolved = result(start(tmp_path, "cache", url))
+
+    assert CONTENT == Path(resolved.path).read_bytes()
+    assert len(CONTENT) == resolved.bytes_received + resolved.bytes_reused
+    assert MIB <= resolved.bytes_reused
+    assert [] == list((tmp_path / "cache").glob("*/*/staging/*"))
+
+
+async def test_a_resolve_that_is_killed_at_any_call_is_continued(
+    nginx: Nginx, local_repository: Repository, tmp_path: Path
+) -> None:
+    """Whatever the process was about to do to the disk: the next resolve gives the whole file, and leaves nothing behind."""
+    url = nginx.put("model.bin", CONTENT[: 3 * MIB // 2])
+    said, errors = start(tmp_path, "caches", url, "--kill-at-every-call").communicate()
+    assert "" == errors
+    assert 20 < int(said)
+    for place in range(1, int(said) + 1):
+        cache = tmp_path / "caches" / str(place)
+        found = await resolve(str(tmp_path / "repository"), cache, url)
+        assert CONTENT[: 3 * MIB // 2] == Path(found.path).read_bytes()
+        assert [] == list(cache.glob("*/*/staging/*"))
+        assert [] == await verify_cache(cache)
+
+
+async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
+    nginx: Nginx, local_repository: Repository, tmp_path: Path
+) -> None:
+    """Cancelling costs nothing but what is not there yet: the next resolve gives the whole file, and leaves nothing behind."""
+    origin = FileURL(nginx.put("model.bin", CONTENT[:MIB]))
+    caches = (tmp_path / "caches" / str(number) for number in count())
+    used: list[Path] = []
+
+    async def resolve_anew() -> None:
+        used.append(next(caches))
+        cache = Cache(used[-1], local_repository, downloads=LOOPBACK)
+        # What `resolve` has a task of its own for: the task that is cancelled must be the one that waits.
+        await cache._urls(await cache._opened()).obtain(origin, Kind.FILE)
+
+    places = [place async for place in cancelled_at_every_await(resolve_anew)]
+    assert 15 < len(places)
+    for cache in used:
+        path = await Cache(cache, local_repository, downloads=LOOPBACK).resolve(origin)
+        assert CONTENT[:MIB] == path.read_bytes()
+        assert [] == list(cache.glob("*/*/staging/*"))
+
+
+async def test_processes_that_resolve_at_once_download_once(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
+    """Whoever comes later waits, or is told that nothing has changed; nobody overwrites what another one uses."""
+    url = nginx.put("model.bin", CONTENT)
+
+    found = [result(process) for process in [start(tmp_path, "cache", url) for _ in range(4)]]
+
+    assert 1 == len({each.path for each in found})
+    assert CONTENT == Path(found[0].path).read_bytes()
+    assert len(CONTENT) == sum(each.bytes_received for each in found)
+
+
+async def test_who_seems_to_be_gone_is_passed_by(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
+    """Its lock is held and was not seen for a minute: what it has downloaded is continued elsewhere."""
+    url = nginx.put("model.bin", CONTENT)
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+    shelf = await cache._opened()
+    await cache.resolve(FileURL(nginx.put("other.bin", b"")))
+    (label,) = [path.name for path in (shelf.root / "locks").glob("url-*")]
+    held = shelf.root / "locks" / label
+    (staging := shelf.root / "staging" / label).mkdir()
+    await downloaded(url, staging, LOOPBACK)
+    nginx.put("other.bin", CONTENT)
+    with held.open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.utime(held, (1, 1))
+        resolved = await cache.resolved(FileURL(f"{nginx.url}/other.bin"))
+
+    assert CONTENT == resolved.path.read_bytes()
+    assert [] == list((shelf.root / "staging").iterdir())
+
+
+async def test_a_disk_that_is_too_small(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
+    """It is said before anything is downloaded, and nothing is left."""
+    with small_disk(tmp_path / "disk", "size=2m"):
+        cache = Cache(tmp_path / "disk/cache", local_repository, downloads=LOOPBACK)
+        with pytest.raises(StorageFull, match=f"{len(CONTENT)} bytes are needed"):
+            await cache.resolve(FileURL(nginx.put("model.bin", CONTENT)))
+        assert [] == list((tmp_path / "disk/cache").glob("*/*/files/*"))
+
+
+async def test_a_disk_that_fills_up(local_repository: Repository, tmp_path: Path) -> None:
+    """What an answer of unknown length needs shows only then; once there is room it is continued."""
+    chunk = b"%x\r\n" % len(CONTENT) + CONTENT + b"\r\n0\r\n\r\n"
+    answer = head("200 OK", "Transfer-Encoding: chunked", 'ETag: "a"') + chunk
+    with small_disk(tmp_path / "disk", "size=2m") as change:
+        cache = Cache(tmp_path / "disk/cache", local_repository, downloads=LOOPBACK)
+        async with running_origin(answers(answer)) as origin:
+            with pytest.raises(StorageFull):
+                await cache.resolve(FileURL(f"{origin.url}/a"))
+            change("size=20m")
+            assert CONTENT == (await cache.resolve(FileURL(f"{origin.url}/a"))).read_bytes()
+            assert origin.asked[1].headers["if-range"] == '"a"'
+
+
+async def test_a_cache_that_is_read_only(local_repository: Repository, tmp_path: Path) -> None:
+    """What nobody need be asked about is a hit; anything else is refused in a sentence."""
+    with small_disk(tmp_path / "disk", "size=20m") as change:
+        cache = Cache(tmp_path / "disk/cache", local_repository, downloads=LOOPBACK)
+        async with running_origin(answers(whole(CONTENT))) as origin:
+            path = await cache.resolve(FileURL(f"{origin.url}/a"))
+            change("ro")
+            assert path == await cache.resolve(FileURL(f"{origin.url}/a", max_age_seconds=3600))
+            with pytest.raises(StorageError, match="Read-only file system"):
+                await cache.resolve(FileURL(f"{origin.url}/b"))

@@ -1,0 +1,89 @@
+"""Processes that resolve a URL, and that are killed while they do.
+
+`python -m tests.support.downloads REPOSITORY CACHE URL` prints what it took as JSON. With --kill-at-every-call it resolves into
+CACHE/<n>, killed at the n-th system call that changes a disk, for every n, and prints how many there are; in the last of them
+nothing was killed. With --kill-at N it is killed when so many bytes have come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import aiohttp  # noqa: F401  # before a fork: each child would load it anew
+
+from filestore.backends import connect
+from filestore.cache import Cache
+from filestore.http import download
+from filestore.http.download import DownloadLimits
+from filestore.objects import FileURL, Progress, Report
+from tests.support.crashes import Fuse
+
+CALLS = ("open", "pwrite", "ftruncate", "fsync", "mkdir", "rename", "unlink", "rmdir", "chmod")
+
+
+class Resolved(NamedTuple):
+    """What a process says that it did."""
+
+    path: str
+    bytes_received: int
+    bytes_reused: int
+
+
+async def resolve(repository: str, cache: Path, url: str, *, fuse: Fuse | None = None, report: Report | None = None) -> Resolved:
+    """Resolve a URL; what the fuse says happens at one of the calls."""
+    async with connect(repository) as connected:
+        resolver = Cache(cache, connected, downloads=DownloadLimits(private_allowed=True))
+        if fuse is not None:
+            for name in CALLS:
+                setattr(os, name, fuse.before(getattr(os, name)))
+        resolved = await resolver.resolved(FileURL(url), report=report)
+    return Resolved(str(resolved.path), resolved.bytes_received, resolved.bytes_reused)
+
+
+def kill_at_every_call(repository: str, cache: Path, url: str) -> int:
+    """Kill one process after the other, until one is done before it comes to that."""
+    for place in count(1):
+        # Forked, so that each starts in no time; there are no threads yet.
+        pid = os.fork()
+        if pid == 0:
+            asyncio.run(resolve(repository, cache / str(place), url, fuse=Fuse(place)))
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        if status == 0:
+            return place
+        if not os.WIFSIGNALED(status):
+            sys.exit(f"the resolve failed when it was to be killed at call {place}")
+    raise AssertionError
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("repository")
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("url")
+    parser.add_argument("--kill-at-every-call", action="store_true")
+    parser.add_argument("--kill-at", type=int)
+    given = parser.parse_args()
+    # So that a small file has something to be continued.
+    download.SYNC_SIZE = 1 << 20
+    if given.kill_at_every_call:
+        sys.stdout.write(str(kill_at_every_call(given.repository, given.cache, given.url)))
+        return
+
+    def watch(progress: Progress) -> None:
+        if given.kill_at is not None and progress.done >= given.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.stdout.write(json.dumps(asyncio.run(resolve(given.repository, given.cache, given.url, report=watch))))
+
+
+if __name__ == "__main__":
+    _main()
