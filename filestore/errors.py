@@ -7,7 +7,7 @@ FilestoreError
 │   ├── InvalidReference
 │   ├── InvalidRange
 │   ├── InvalidUrl
-│   ├── RefusedUrl
+│   ├── DownloadRefused
 │   ├── NothingMatches
 │   ├── InvalidParts
 │   ├── InvalidRun
@@ -132,7 +132,7 @@ class InvalidUrl(InvalidInput):
         super().__init__(url, reason)
 
 
-class RefusedUrl(InvalidInput):
+class DownloadRefused(InvalidInput):
     """A URL that nothing is downloaded from, for what it leads to."""
 
     sentence = "nothing is downloaded from {0}: {1}"

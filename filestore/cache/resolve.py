@@ -141,7 +141,7 @@ class Cache:
         process or another, wait for one fetch. The origin of a URL is asked each time, unless the value says otherwise.
 
         Raises NotFound, InvalidReference, InvalidArchive, LimitExceeded, CacheFull, StorageFull, StorageError, DamagedChunk,
-        TransferError, UnknownFormat; of a URL also RefusedUrl and UnexpectedContent.
+        TransferError, UnknownFormat; of a URL also DownloadRefused and UnexpectedContent.
         """
         return (await self.resolved(wanted, report=report)).path
 

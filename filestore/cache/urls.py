@@ -32,9 +32,9 @@ from filestore.cache.room import Room
 from filestore.cache.shelf import Shelf, Wanted
 from filestore.digest import Digest
 from filestore.errors import (
+    DownloadRefused,
     FilestoreError,
     LimitExceeded,
-    RefusedUrl,
     ServerError,
     StorageError,
     TransferError,
@@ -149,7 +149,7 @@ class Urls:
         validators = None if known is None else known.validators
         try:
             return await download(origin, folder, limits=self._limits, known=validators, report=report, reserve=reserve)
-        except (RefusedUrl, LimitExceeded, ServerError) as error:
+        except (DownloadRefused, LimitExceeded, ServerError) as error:
             if not error.retryable:
                 await in_disk_thread(remove_if_possible, folder)
             raise

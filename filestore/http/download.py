@@ -28,11 +28,11 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 from filestore.aio import in_disk_thread
 from filestore.durable import sync_descriptor
 from filestore.errors import (
+    DownloadRefused,
     Interrupted,
     InvalidReference,
     LimitExceeded,
     OriginUnreachable,
-    RefusedUrl,
     ServerError,
     Stalled,
     StorageError,
@@ -124,7 +124,7 @@ async def download(
     `reserve` is awaited with the bytes that the file will have, before they are written; where nobody knows, with a few more
     now and then, and says by raising that there is no room for them.
 
-    Raises RefusedUrl, LimitExceeded, ServerError, OriginUnreachable, Stalled, Interrupted, StorageFull, StorageError.
+    Raises DownloadRefused, LimitExceeded, ServerError, OriginUnreachable, Stalled, Interrupted, StorageFull, StorageError.
     """
     staging = _Staging(folder)
     try:
@@ -218,7 +218,7 @@ class _Downloading:
         is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
         if total is None and not is_chunked and self._origin.digest is None:
             reason = "its answer has no length, so that a cut would go unnoticed; say which digest is expected"
-            raise RefusedUrl(self._shown, reason)
+            raise DownloadRefused(self._shown, reason)
         await self._make_room(total or 0, is_all=total is not None)
         await self._begin_anew(_validators(response), total)
         return _Part(0, total)
@@ -311,7 +311,7 @@ class _Downloading:
         except aiohttp.ClientConnectorError as error:
             if self._refused:
                 reason = f"it leads to {', '.join(sorted(self._refused))}, which is no public address"
-                raise RefusedUrl(self._shown, f"{reason}; the setting url_private_allowed allows it") from None
+                raise DownloadRefused(self._shown, f"{reason}; the setting url_private_allowed allows it") from None
             raise OriginUnreachable(self._shown, error.os_error.strerror or str(error.os_error)) from None
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Interrupted(self._shown, _reason(error)) from None
@@ -326,7 +326,7 @@ class _Downloading:
         except TimeoutError:
             raise Stalled(self._shown, self._limits.first_byte_seconds) from None
         except (aiohttp.InvalidURL, UnicodeError):  # the latter of a name that DNS cannot have
-            raise RefusedUrl(self._shown, "its host is malformed") from None
+            raise DownloadRefused(self._shown, "its host is malformed") from None
 
     async def _follow(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> aiohttp.ClientResponse:
         url = urldefrag(self._origin.url).url
@@ -340,18 +340,18 @@ class _Downloading:
             response.close()
             url = self._next(url, location)
             if url in seen:
-                raise RefusedUrl(self._shown, f"it redirects in a circle, by {shown_url(url)}")
-        raise RefusedUrl(self._shown, f"it redirects more than {self._limits.redirects} times")
+                raise DownloadRefused(self._shown, f"it redirects in a circle, by {shown_url(url)}")
+        raise DownloadRefused(self._shown, f"it redirects more than {self._limits.redirects} times")
 
     def _next(self, url: str, location: str) -> str:
-        """Where a redirect leads to. Raises RefusedUrl."""
+        """Where a redirect leads to. Raises DownloadRefused."""
         try:
             target = FileURL(urldefrag(urljoin(url, location)).url)
         except (InvalidReference, ValueError) as error:
             reason = str(error) if isinstance(error, InvalidReference) else "it is malformed"
-            raise RefusedUrl(self._shown, f"it redirects to what is no URL to download from: {reason}") from None
+            raise DownloadRefused(self._shown, f"it redirects to what is no URL to download from: {reason}") from None
         if (urlsplit(url).scheme, urlsplit(target.url).scheme) == ("https", "http"):
-            raise RefusedUrl(self._shown, f"it redirects from https to {target.shown}, which anyone on the way could change")
+            raise DownloadRefused(self._shown, f"it redirects from https to {target.shown}, which anyone on the way could change")
         return target.url
 
     @asynccontextmanager

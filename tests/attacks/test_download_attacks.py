@@ -11,13 +11,13 @@ import pytest
 
 from filestore.cache import Cache
 from filestore.errors import (
+    DownloadRefused,
     FilestoreError,
     Interrupted,
     InvalidArchive,
     InvalidReference,
     LimitExceeded,
     OriginUnreachable,
-    RefusedUrl,
     ServerError,
     Stalled,
 )
@@ -165,7 +165,7 @@ def port_of(origin: Origin) -> int:
 
 async def refused(url: str, folder: Path, limits: DownloadLimits = DownloadLimits()) -> str:  # noqa: B008  # it is frozen
     """The sentence that a download ends with."""
-    with pytest.raises(RefusedUrl) as caught:
+    with pytest.raises(DownloadRefused) as caught:
         await download(FileURL(url), folder, limits=limits)
     return str(caught.value)
 
@@ -277,10 +277,11 @@ async def test_a_redirect_to_what_is_no_url_to_download_from(folder: Path, locat
 
 def test_a_redirect_from_https_to_http(folder: Path) -> None:
     """Whoever is on the way could give anything."""
-    downloading = _Downloading(FileURL("https://a.example/"), _Staging(folder), limits=LOOPBACK, known=None, report=None)
+    origin = FileURL("https://a.example/")
+    downloading = _Downloading(origin, _Staging(folder), limits=LOOPBACK, known=None, report=None, reserve=None)
 
     assert "https://b.example/" == downloading._next("https://a.example/", "//b.example/")
-    with pytest.raises(RefusedUrl, match="from https to http://b"):
+    with pytest.raises(DownloadRefused, match="from https to http://b"):
         downloading._next("https://a.example/", "http://b.example/")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from filestore.errors import OriginUnreachable, RefusedUrl, ServerError
+from filestore.errors import DownloadRefused, OriginUnreachable, ServerError
 from filestore.http.download import Downloaded, DownloadLimits, download
 from filestore.objects import FileURL, Progress
 from tests.support.generator import octets
@@ -165,8 +165,38 @@ async def test_progress_is_told(nginx: Nginx, folder: Path) -> None:
     assert (len(CONTENT), len(CONTENT)) == (told[-1].done, told[-1].moved)
 
 
+async def test_room_is_reserved_before_anything_is_written(nginx: Nginx, folder: Path) -> None:
+    """All of it at once where its size is known; who finds none for it keeps the disk as it is."""
+    reserved: list[int] = []
+
+    async def reserve(size: int) -> None:
+        assert 0 == (folder / "partial").stat().st_size
+        reserved.append(size)
+
+    await download(FileURL(nginx.put("model.bin", CONTENT)), folder, limits=LOOPBACK, reserve=reserve)
+
+    assert [len(CONTENT)] == reserved
+
+
+async def test_room_for_what_has_no_stated_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is reserved as the file grows, ahead of what is written."""
+    monkeypatch.setattr("filestore.http.download.RESERVED_SIZE", 2 << 20)
+    reserved = 0
+
+    async def reserve(size: int) -> None:
+        nonlocal reserved
+        assert (folder / "partial").stat().st_size <= reserved < size
+        reserved = size
+
+    answer = head("200 OK", "Transfer-Encoding: chunked") + b"%x\r\n" % len(CONTENT) + CONTENT + b"\r\n0\r\n\r\n"
+    async with running_origin(answers(answer)) as origin:
+        await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK, reserve=reserve)
+
+    assert len(CONTENT) <= reserved <= len(CONTENT) + (3 << 20)
+
+
 @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])
 async def test_a_host_that_no_name_can_be(folder: Path, host: str) -> None:
     """It is refused in a sentence."""
-    with pytest.raises(RefusedUrl, match="its host is malformed"):
+    with pytest.raises(DownloadRefused, match="its host is malformed"):
         await downloaded(f"http://{host}/a", folder)
