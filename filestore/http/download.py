@@ -96,6 +96,10 @@ class Validators(NamedTuple):
             return self.etag
         return self.modified if self.is_dated else None
 
+    def agree_with(self, begun: Validators) -> bool:
+        """Whether a part that came with these is of the version that was begun: If-Range named one, and only that must come."""
+        return self.etag == begun.etag if begun.for_range == begun.etag else self.modified == begun.modified
+
 
 class Downloaded(NamedTuple):
     """What a download did, in bytes."""
@@ -229,9 +233,7 @@ class _Downloading:
         if found is not None:
             start, stop = int(found[1]), int(found[2]) + 1
             total = staging.total if found[3] == "*" else int(found[3])
-            validators = _validators(response)
-            begun = staging.validators
-            is_same = staging.total in {None, total} and (validators.etag, validators.modified) == (begun.etag, begun.modified)
+            is_same = staging.total in {None, total} and _validators(response).agree_with(staging.validators)
             if is_same and 0 < start <= staging.size and start < stop <= (stop if total is None else total):
                 await self._make_room(total or stop, is_all=total is not None)
                 staging.total = total

@@ -31,7 +31,7 @@ MIB = 1 << 20
 CONTENT = octets(1, 4 * MIB)
 LOOPBACK = DownloadLimits(private_allowed=True)
 IMPATIENT = DownloadLimits(private_allowed=True, stall_seconds=0.1, first_byte_seconds=5)
-BEGUN = head("200 OK", f"Content-Length: {len(CONTENT)}", 'ETag: "a"')
+BEGUN = head("200 OK", f"Content-Length: {len(CONTENT)}", 'ETag: "a"', "Last-Modified: Mon, 01 Jan 2024 00:00:00 GMT")
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def result(process: subprocess.Popen[str]) -> Resolved:
 
 
 def part(start: int) -> bytes:
-    """The answer to whoever asks for the rest."""
+    """The answer to whoever asks for the rest, with no more than it must say. Source: RFC 9110, section 15.3.7."""
     return (
         head(
             "206 Partial Content",
