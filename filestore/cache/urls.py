@@ -37,10 +37,11 @@ from filestore.errors import (
     LimitExceeded,
     ServerError,
     StorageError,
+    StorageFull,
     TransferError,
     UnexpectedContent,
 )
-from filestore.http.download import Downloaded, DownloadLimits, Validators, download
+from filestore.http.download import PARTIAL_NAME, Downloaded, DownloadLimits, Validators, download
 from filestore.layout import in_blocks
 from filestore.manifest import Manifest
 from filestore.objects import FileURL, Kind, Reference, Report
@@ -153,6 +154,9 @@ class Urls:
             if not error.retryable:
                 await in_disk_thread(remove_if_possible, folder)
             raise
+        except StorageFull:
+            await in_disk_thread(_clear_empty, folder)
+            raise
 
     async def _keep(self, origin: FileURL, downloaded: Downloaded, hold: Hold) -> Digest | None:
         """Verify what was downloaded and make an entry of it; None where that has to begin anew. Raises UnexpectedContent."""
@@ -260,6 +264,13 @@ class Urls:
 
     def _sha256_path(self, sha256: str) -> Path:
         return self._shelf.root / "sha256" / f"{sha256}.json"
+
+
+def _clear_empty(folder: Path) -> None:
+    """Remove what holds nothing to be continued."""
+    with suppress(OSError):
+        if not (folder / PARTIAL_NAME).stat().st_size:
+            remove_if_possible(folder)
 
 
 def _is_out_of_reach(error: TransferError) -> bool:

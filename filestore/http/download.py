@@ -52,11 +52,13 @@ ATTEMPTS = 6
 FIRST_PAUSE_SECONDS = 0.2
 PIECE = 1 << 20
 RESERVED_SIZE = 16 << 20
-"""Bytes that are reserved at a time, where nobody knows how many will come."""
+"""Bytes that are reserved ahead at most, where nobody knows how many will come."""
 """Bytes that are written at once."""
 SYNC_SIZE = 32 << 20
 """Bytes after which what was written is made durable and noted: more than that is never downloaded twice."""
 
+PARTIAL_NAME = "partial"
+"""What the file is called in its folder."""
 _STATE_SIZE = 16 << 10
 """More bytes than headers may have that are kept."""
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -289,7 +291,8 @@ class _Downloading:
         if size > self._limits.size:
             raise LimitExceeded(f"the size of {self._shown}", size, self._limits.size, "url_size_limit")
         if self._reserve is not None and size > self._reserved:
-            self._reserved = size if is_all else max(size, self._reserved + RESERVED_SIZE)
+            # As much again: what is small needs little room, and what grows asks seldom.
+            self._reserved = size if is_all else size + min(max(size, PIECE), RESERVED_SIZE)
             await self._reserve(self._reserved)
 
     def _tell(self, done: int) -> None:
@@ -385,7 +388,7 @@ class _Staging:
 
     def __init__(self, folder: Path) -> None:
         """Touches nothing yet."""
-        self.path = folder / "partial"
+        self.path = folder / PARTIAL_NAME
         self.size = 0
         """Bytes that are there, from the start on."""
         self.total: int | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache, verify_cache
-from filestore.errors import Stalled, StorageError, StorageFull, UnexpectedContent
+from filestore.errors import CacheFull, Stalled, StorageError, StorageFull, UnexpectedContent
 from filestore.http.download import Downloaded, DownloadLimits, download
 from filestore.objects import FileURL, Kind, Progress
 from filestore.repository import Repository
@@ -307,23 +307,36 @@ async def test_a_disk_that_is_too_small(nginx: Nginx, local_repository: Reposito
     """It is said before anything is downloaded, and nothing is left."""
     with small_disk(tmp_path / "disk", "size=2m"):
         cache = Cache(tmp_path / "disk/cache", local_repository, downloads=LOOPBACK)
-        with pytest.raises(StorageFull, match=f"{len(CONTENT)} bytes are needed"):
+        with pytest.raises(CacheFull, match=r"bytes are needed, its|bytes are needed, \d+ are free"):
             await cache.resolve(FileURL(nginx.put("model.bin", CONTENT)))
-        assert [] == list((tmp_path / "disk/cache").glob("*/*/files/*"))
+        assert [] == [*(tmp_path / "disk/cache").glob("*/*/files/*"), *(tmp_path / "disk/cache").glob("*/*/staging/*")]
 
 
-async def test_a_disk_that_fills_up(local_repository: Repository, tmp_path: Path) -> None:
+async def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     """What an answer of unknown length needs shows only then; once there is room it is continued."""
     chunk = b"%x\r\n" % len(CONTENT) + CONTENT + b"\r\n0\r\n\r\n"
     answer = head("200 OK", "Transfer-Encoding: chunked", 'ETag: "a"') + chunk
     with small_disk(tmp_path / "disk", "size=2m") as change:
-        cache = Cache(tmp_path / "disk/cache", local_repository, downloads=LOOPBACK)
         async with running_origin(answers(answer)) as origin:
             with pytest.raises(StorageFull):
-                await cache.resolve(FileURL(f"{origin.url}/a"))
+                await download(FileURL(f"{origin.url}/a"), tmp_path / "disk", limits=LOOPBACK)
             change("size=20m")
-            assert CONTENT == (await cache.resolve(FileURL(f"{origin.url}/a"))).read_bytes()
-            assert origin.asked[1].headers["if-range"] == '"a"'
+            done = await downloaded(f"{origin.url}/a", tmp_path / "disk", LOOPBACK)
+            assert CONTENT == done.path.read_bytes()
+            assert ['"a"', "bytes="] == [origin.asked[1].headers["if-range"], origin.asked[1].headers["range"][:6]]
+
+
+async def test_a_limit_holds_during_a_download(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
+    """Who was not used for the longest time makes room, and what is too large for all of it is refused before it comes."""
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK, size_limit=7 * MIB)
+    async with cache.lease(FileURL(nginx.put("a.bin", CONTENT))) as first:
+        with pytest.raises(CacheFull):
+            await cache.resolve(FileURL(nginx.put("b.bin", CONTENT[1:])))
+        assert first.exists()
+
+    assert CONTENT[1:] == (await cache.resolve(FileURL(f"{nginx.url}/b.bin"))).read_bytes()
+    assert not first.exists()
+    assert [] == list((tmp_path / "cache").glob("*/*/staging/*"))
 
 
 async def test_a_cache_that_is_read_only(local_repository: Repository, tmp_path: Path) -> None:
