@@ -238,12 +238,21 @@ class Cache:
 
         return await self._flights.run(key, call), is_ours
 
-    async def cached(self, wanted: File | Directory) -> Cached | None:
+    async def cached(self, wanted: File | Directory | FileURL) -> Cached | None:
         """What `resolve` would give at once, or None; asks no network, once this folder knows the repository."""
         kind = _kind(wanted)
         shelf = await self._opened()
-        path = await in_disk_thread(shelf.find, kind, wanted.reference)
+        if isinstance(wanted, FileURL):
+            path = await in_disk_thread(self._find_url, shelf, kind, wanted)
+        elif wanted.origin is not None:
+            path = await in_disk_thread(self._find_url, shelf, kind, wanted.origin)
+        else:
+            path = await in_disk_thread(shelf.find, kind, wanted.reference)
         return None if path is None else Cached(path, await in_disk_thread(shelf.size, kind, path))
+
+    def _find_url(self, shelf: Shelf, kind: Kind, origin: FileURL) -> Path | None:
+        digest = self._urls(shelf).find(origin, kind)
+        return None if digest is None else shelf.find(kind, Reference(digest=digest, name=origin.name))
 
     async def _opened(self) -> Shelf:
         if self._shelf is None:

@@ -40,7 +40,7 @@ async def prepare(cache: Cache, repository: Repository, wanted: Sequence[Stored]
     """
     started = time.monotonic()
     distinct = list(dict.fromkeys(wanted))
-    cached = {value: found for value in distinct if value.url is None and (found := await cache.cached(value)) is not None}
+    cached = {value: found for value in distinct if (found := await cache.cached(value)) is not None}
     resolved = await _fetch_all(cache, repository, [value for value in distinct if value not in cached], report)
     paths = {value: each.path for value, each in cached.items()} | {value: each.path for value, each in resolved.items()}
     return Prepared(

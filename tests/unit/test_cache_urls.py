@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from filestore.cache import Cache
+from filestore.cache import Cache, Cached
 from filestore.errors import LimitExceeded, NotAnArchive, OriginUnreachable, ServerError, UnexpectedContent
 from filestore.http.download import DownloadLimits
 from filestore.objects import Directory, File, FileURL
@@ -273,6 +273,18 @@ async def test_no_secret_of_a_url_is_kept(cache: Cache, nginx: Nginx, tmp_path: 
     kept = [path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert kept
     assert not any(b"secret" in content for content in kept)
+
+
+async def test_what_is_cached_is_told_without_asking(cache: Cache, nginx: Nginx) -> None:
+    """Only what nobody need be asked about counts: what is expected, or was asked for lately."""
+    url = nginx.put("model.zip", zipped({"a": CONTENT}))
+    path = await cache.resolve(FileURL(url))
+
+    assert await cache.cached(FileURL(url)) is None
+    assert await cache.cached(File(url=url, digest=SHA256)) is None
+    assert await cache.cached(Directory(url=url, max_age_seconds=3600)) is None
+    assert Cached(path, path.stat().st_size) == await cache.cached(FileURL(url, max_age_seconds=3600))
+    assert 1 == len(nginx.asked(1))
 
 
 async def test_what_is_known_of_a_url_may_be_rubbish(cache: Cache, nginx: Nginx, tmp_path: Path) -> None:
