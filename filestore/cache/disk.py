@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filestore.durable import sync_descriptor, sync_path
-from filestore.errors import storage_error
+from filestore.errors import StorageError, storage_error
+
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -20,6 +23,9 @@ def storage_errors(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in _READ_ONLY:
+            reason = f"{error.strerror}, so that nothing new can be kept there; make it writable, or give another cache folder"
+            raise StorageError(str(error.filename or where), reason) from None
         raise storage_error(str(where), error) from None
 
 

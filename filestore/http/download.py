@@ -158,7 +158,7 @@ class _Downloading:
         limits: DownloadLimits,
         known: Validators | None,
         report: Report | None,
-        reserve: Callable[[int], Awaitable[None]] | None,
+        reserve: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self._origin = origin
         self._shown = origin.shown

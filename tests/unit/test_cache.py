@@ -20,9 +20,11 @@ from filestore.manifest import Chunk, Manifest
 from filestore.objects import File, Record
 from filestore.push import push
 from filestore.repository import Repository
+from tests.support.models import safetensors_file, tensor
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
+TUNED = ("layers.3.weight", "layers.9.weight")
 
 
 @pytest.fixture
@@ -105,6 +107,22 @@ async def test_a_resolve_says_what_it_cost(cache: Cache, watched: WatchedReposit
     assert (first.path, 0, 0, True) == (again.path, again.bytes_received, again.bytes_reused, again.was_cached)
     assert 0 < second.bytes_received < 4 * MIB
     assert 6 * MIB < second.bytes_reused < 10 * MIB
+
+
+async def test_tuned_weights_move_what_changed(cache: Cache, watched: WatchedRepository, tmp_path: Path) -> None:
+    """With the base here, of weights in which a few tensors differ at most 1.03 times the bytes of these is received."""
+    base = [tensor(f"layers.{number}.weight", 512, 1024, seed=number, dtype="BF16") for number in range(12)]
+    tuned = [tensor(each.name, *each.shape, seed=100, dtype="BF16") if each.name in TUNED else each for each in base]
+    records = []
+    for name, tensors in (("base.safetensors", base), ("tuned.safetensors", tuned)):
+        (tmp_path / name).write_bytes(safetensors_file(tensors))
+        records.append((await push(watched, tmp_path / name)).record)
+    await cache.resolve(File(id=records[0].id))
+    resolved = await cache.resolved(File(id=records[1].id))
+    changed = sum(len(each.data) for each in base if each.name in TUNED)
+    assert (tmp_path / "tuned.safetensors").read_bytes() == resolved.path.read_bytes()
+    assert 0 < resolved.bytes_received <= 1.03 * changed
+    assert resolved.path.stat().st_size == resolved.bytes_reused + changed
 
 
 async def test_who_shares_a_fetch_did_not_pay_for_it(cache: Cache, record: Record) -> None:
