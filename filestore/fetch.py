@@ -20,6 +20,7 @@ from blake3 import blake3
 from filestore.aio import in_cpu_thread, in_disk_thread
 from filestore.durable import sync_descriptor, sync_path
 from filestore.errors import SourceError, StorageFull, TargetError, storage_error
+from filestore.following import Following
 from filestore.manifest import Manifest
 from filestore.objects import Record, Report
 from filestore.receive import FileSeed, Located, Order, OvertakenError, Receiving, Seed, closing, copy_range, read_whole
@@ -50,10 +51,12 @@ async def fetch(
     manifest: Manifest | None = None,
     report: Report | None = None,
     seeds: Sequence[Seed] = (),
+    following: Following | None = None,
 ) -> Fetched:
     """Write the file of `record` to `target`, a path in an existing folder, replacing a file that is there.
 
-    `manifest`: that of the file, where the caller has it already; else the repository is asked.
+    `manifest`: that of the file, where the caller has it already; else the repository is asked. `following` is told of each
+    chunk, and what is waited for there comes first.
 
     Every byte is verified before the file appears. Broken off, the staging file stays, and the next fetch continues it.
     Chunks that a seed holds are copied instead of received. The seeds are closed.
@@ -67,7 +70,7 @@ async def fetch(
         receiving = Receiving(repository, manifest, report)
         for attempt in count(1):
             try:
-                await _fetch(receiving, manifest, target, seeds)
+                await _fetch(receiving, manifest, target, seeds, following)
             except OvertakenError:
                 if attempt == ATTEMPTS:
                     reason = "its staging file was removed again and again by someone else"
@@ -78,17 +81,19 @@ async def fetch(
     raise AssertionError
 
 
-async def _fetch(receiving: Receiving, manifest: Manifest, target: Path, seeds: Sequence[Seed]) -> None:
+async def _fetch(
+    receiving: Receiving, manifest: Manifest, target: Path, seeds: Sequence[Seed], following: Following | None
+) -> None:
     older = await _scan(target, manifest, receiving)
     if older is not None and older.digest == manifest.digest:
         receiving.note_whole()
         return
     found = [] if older is None else [FileSeed(target, older)]
-    with closing(found), _Staging(target, manifest) as staging:
+    with closing(found), _Staging(target, manifest, following) as staging:
         await in_disk_thread(staging.open)
         await receiving.reuse(staging, [*found, *seeds], resume=staging.held)
         await in_disk_thread(staging.check_space, receiving.missing_size())
-        await receiving.download(staging)
+        await receiving.download(staging, following=following)
         await in_disk_thread(staging.publish)
 
 
@@ -111,12 +116,13 @@ class _Staging:
     file_count = 1
     files_done = 0
 
-    def __init__(self, target: Path, manifest: Manifest) -> None:
+    def __init__(self, target: Path, manifest: Manifest, following: Following | None = None) -> None:
         """Touches nothing yet."""
+        self._following = following
+        self._manifest = manifest
         self.held = False
         """Whether an earlier fetch has left something in it."""
         self._target = target
-        self._size = manifest.size
         # A name of fixed length, since the target's own may have 255 bytes already.
         label = blake3(os.fsencode(target.name)).hexdigest()[:16]
         self._path = target.with_name(f".{manifest.digest.hex()[:32]}-{label}.filestore-partial")
@@ -144,7 +150,9 @@ class _Staging:
             raise TargetError(str(self._target), error.strerror or str(error)) from None
         try:
             self.held = os.fstat(self._descriptor).st_size > 0
-            os.ftruncate(self._descriptor, self._size)
+            os.ftruncate(self._descriptor, self._manifest.size)
+            if self._following is not None:
+                self._following.begin(self._manifest, self._descriptor)
         except OSError as error:
             raise storage_error(str(self._target.parent), error) from None
 
@@ -167,6 +175,8 @@ class _Staging:
                 written += os.pwrite(self._descriptor, content[written:], offset + written)
         except OSError as error:
             raise storage_error(str(self._target.parent), error) from None
+        if self._following is not None:
+            self._following.took(offset)
 
     def check_ours(self) -> None:
         """What is published is not written to."""

@@ -22,6 +22,7 @@ from filestore.aio import BufferPool, in_cpu_thread, in_disk_thread, per_thread,
 from filestore.codec import Decoder, decoded_size, frame_limit
 from filestore.digest import chunk_digest
 from filestore.errors import ChunksMissing, DamagedChunk, FilestoreError, InvalidFrame, SourceError
+from filestore.following import Following
 from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
 from filestore.objects import Frame, Progress, Report
 from filestore.repository import Repository
@@ -30,6 +31,8 @@ from filestore.source import WINDOW_SIZE, Source
 BATCHES_IN_FLIGHT = 4
 BATCH_SIZE = 8 << 20
 """Decoded bytes of one batch."""
+FOLLOWED_BATCH_SIZE = 2 << 20
+"""Decoded bytes from which on a batch is large enough where someone waits for parts of a file: a lane is free again soon."""
 KEPT_LIMIT = 16 << 20
 """Bytes that were read ahead of everything, and are kept so that they are not received twice."""
 RUN_MIN = 4 << 20
@@ -305,9 +308,15 @@ class Receiving:
         """Bytes that are still to be filled."""
         return sum(place.size for place in self._missing.values())
 
-    async def download(self, sink: Sink) -> None:
-        """Fill what is missing from the repository, several batches at a time."""
-        batches = _in_turns(_chains(list(self._missing.values())))
+    async def download(self, sink: Sink, *, following: Following | None = None) -> None:
+        """Fill what is missing from the repository, several batches at a time; what is waited for comes first.
+
+        Who follows may do so where a sink takes all chunks in any order.
+        """
+        if following is None:
+            batches = _in_turns(_chains(list(self._missing.values())))
+        else:
+            batches = _asked_first(list(self._missing.values()), following)
         async with task_group() as group:
             for _ in range(BATCHES_IN_FLIGHT):
                 group.create_task(self._download_batches(batches, sink))
@@ -524,6 +533,33 @@ def _unbroken(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
             yield places[start:at]
             start = at
     yield places[start:]
+
+
+def _asked_first(places: Sequence[Place], following: Following) -> Iterator[_Batch]:
+    """Small batches of what is waited for, where something is, else of what comes next in the file; each place once."""
+    by_offset = {offset: place for place in places for offset in place.offsets}
+    taken: set[int] = set()
+
+    def gathered(candidates: Iterator[Place]) -> list[Place]:
+        batch: list[Place] = []
+        held = 0
+        for place in candidates:
+            if place.offsets[0] not in taken:
+                taken.add(place.offsets[0])
+                batch.append(place)
+                held += frame_limit(place.chunk.size)
+            if held >= FOLLOWED_BATCH_SIZE:
+                break
+        return batch
+
+    rest = iter(places)
+    while True:
+        # Asked anew for each batch: a lane that is free takes what was asked for meanwhile.
+        asked = (by_offset[offset] for offset in iter(following.next_asked, None) if offset in by_offset)
+        batch = gathered(asked) or gathered(rest)
+        if not batch:
+            return
+        yield _Batch(batch, None, asyncio.Event())
 
 
 def _in_turns(chains: Iterator[list[_Batch]]) -> Iterator[_Batch]:

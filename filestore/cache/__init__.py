@@ -22,7 +22,8 @@ older program: it is as good as any other, and no seed.
 
 from __future__ import annotations
 
+from filestore.cache.opened import Opened
 from filestore.cache.resolve import CACHE_VERSION, Cache, Cached, Resolved
 from filestore.cache.verify import verify_cache
 
-__all__ = ["CACHE_VERSION", "Cache", "Cached", "Resolved", "verify_cache"]
+__all__ = ["CACHE_VERSION", "Cache", "Cached", "Opened", "Resolved", "verify_cache"]

@@ -15,6 +15,7 @@ from filestore.cache.disk import write_durably
 from filestore.cache.inventory import ENTRY_SIZE
 from filestore.cache.leases import Hold, Leases
 from filestore.cache.lock import Lock, locked
+from filestore.cache.opened import Opened, opened_while
 from filestore.cache.room import Room
 from filestore.cache.seeds import find_seeds
 from filestore.cache.shelf import Shelf, Wanted
@@ -31,6 +32,7 @@ from filestore.errors import (
     UnknownFormat,
 )
 from filestore.fetch import fetch
+from filestore.following import Following
 from filestore.http.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.layout import in_blocks
 from filestore.manifest import Manifest
@@ -158,12 +160,39 @@ class Cache:
         finally:
             await in_disk_thread(hold.release)
 
-    async def _resolve(self, wanted: File | Directory | FileURL, hold: Hold, report: Report | None) -> Resolved:
+    @asynccontextmanager
+    async def open(self, wanted: File, *, report: Report | None = None) -> AsyncIterator[Opened]:
+        """A file that can be read, by range, before all of it is here: what is read comes first, the rest in the background.
+
+        >>> async with cache.open(File(id="file_...")) as opened:
+        ...     header = await opened.read(0, 8)
+
+        The block begins once it is known what the file is made of, and ends, without an error, when the file is whole and in
+        the cache as `resolve` would have put it there. An error or a cancel in the block stops the fetch, which goes on from
+        there next time; a fetch that fails cancels the block, which then raises its error. Where this task did not begin the
+        fetch, or another process has, and of what stands behind a URL, the block begins when that one is done.
+
+        Raises what `resolve` raises.
+        """
+        hold = self._leases.hold()
+
+        async def resolve(following: Following) -> Path:
+            return (await self._resolve(wanted, hold, report, following)).path
+
+        try:
+            async with opened_while(resolve) as opened:
+                yield opened
+        finally:
+            await in_disk_thread(hold.release)
+
+    async def _resolve(
+        self, wanted: File | Directory | FileURL, hold: Hold, report: Report | None, following: Following | None = None
+    ) -> Resolved:
         """The entry stays as long as `hold` does."""
         started = time.monotonic()
         kind = _kind(wanted)
         shelf = await self._opened()
-        asked = _Asked(shelf, kind, hold, report)
+        asked = _Asked(shelf, kind, hold, report, following)
         if isinstance(wanted, FileURL):
             resolved = await self._resolve_url(asked, wanted)
         elif wanted.origin is not None:
@@ -216,7 +245,7 @@ class Cache:
                 received, reused = cost or (0, 0)
                 return Resolved(path, received, reused, 0, was_cached=cost is None)
             filled, is_ours = await self._once(
-                (kind, reference), lambda: self._fill(shelf, kind, reference, asked.report, record)
+                (kind, reference), lambda: self._fill(shelf, kind, reference, asked.report, record, asked.following)
             )
             # The fetch has pinned the entry until its end; it is pinned for this caller before it is looked at again.
             known = filled.known
@@ -266,8 +295,14 @@ class Cache:
             self._cutting = identity.cutting
         return self._shelf
 
-    async def _fill(
-        self, shelf: Shelf, kind: Kind, reference: Reference, report: Report | None, known_record: Record | None = None
+    async def _fill(  # what is wanted, what is known of it, and who is told
+        self,
+        shelf: Shelf,
+        kind: Kind,
+        reference: Reference,
+        report: Report | None,
+        known_record: Record | None = None,
+        following: Following | None = None,
     ) -> _Filled:
         record = await self._repository.record(reference) if known_record is None else known_record
         wanted = Wanted(kind, record.digest)
@@ -279,7 +314,8 @@ class Cache:
             async with locked(shelf.lock_path(wanted), lambda: shelf.find(kind, known) is not None) as lock:
                 # Another process may have filled it while this one waited.
                 path = await in_disk_thread(shelf.find, kind, known)
-                cost = None if path is not None else await self._make(_Making(shelf, wanted, record, hold, report), lock)
+                making = _Making(shelf, wanted, record, hold, report, following)
+                cost = None if path is not None else await self._make(making, lock)
                 if known_record is None:
                     await in_disk_thread(shelf.remember, record)
         finally:
@@ -342,7 +378,9 @@ class Cache:
 
         if making.wanted.kind is Kind.FILE:
             await reserve(in_blocks(manifest.size))
-            fetched = await fetch(self._repository, record, target, manifest=manifest, seeds=seeds, report=report)
+            fetched = await fetch(
+                self._repository, record, target, manifest=manifest, seeds=seeds, report=report, following=making.following
+            )
             return _Cost(fetched.bytes_received, fetched.bytes_reused), None
         unpacked = await unpack(
             self._repository,
@@ -365,6 +403,7 @@ class _Asked(NamedTuple):
     hold: Hold
     """By which it stays."""
     report: Report | None
+    following: Following | None
 
 
 class _Making(NamedTuple):
@@ -375,6 +414,7 @@ class _Making(NamedTuple):
     record: Record
     hold: Hold
     report: Report | None
+    following: Following | None
 
 
 def _sum(first: _Cost | None, second: _Cost) -> _Cost:
