@@ -136,7 +136,7 @@ class LocalRepository:
         location: str,
         namespace: str = DEFAULT_NAMESPACE,
         budget: Budget | None = None,
-        signed_seconds: int = SIGNED_SECONDS,
+        signed_seconds: float = SIGNED_SECONDS,
     ) -> None:
         """`budget`: bytes in flight (I6), none of which the caller may hold while it waits for a verb.
 
@@ -244,7 +244,7 @@ class LocalRepository:
     async def sign(self, file_id: str) -> str:
         record = await self.record(Reference(id=file_id))
         path = f"/{run_path(record.id, shortened(record.name))}"
-        expires_at = int(time.time()) + self._signed_seconds
+        expires_at = int(time.time() + self._signed_seconds)
         secret = await self._index.secret()
         return signed_path(secret, "GET", path, namespace=self._namespace, expires_at=expires_at).removeprefix("/")
 

@@ -245,7 +245,7 @@ class Cache:
                 received, reused = cost or (0, 0)
                 return Resolved(path, received, reused, 0, was_cached=cost is None)
             filled, is_ours = await self._once(
-                (kind, reference), lambda: self._fill(shelf, kind, reference, asked.report, record, asked.following)
+                (kind, reference), lambda: self._fill(shelf, kind, reference, asked.report, record, following=asked.following)
             )
             # The fetch has pinned the entry until its end; it is pinned for this caller before it is looked at again.
             known = filled.known
@@ -302,6 +302,7 @@ class Cache:
         reference: Reference,
         report: Report | None,
         known_record: Record | None = None,
+        *,
         following: Following | None = None,
     ) -> _Filled:
         record = await self._repository.record(reference) if known_record is None else known_record

@@ -247,6 +247,17 @@ async def test_removed_record_is_gone(repository: Repository) -> None:
     assert [] == await repository.missing([chunk_digest(contents(1)[0])])
 
 
+async def test_a_signed_path_ends_in_the_record_s_own(repository: Repository) -> None:
+    """Its id as a UUID, and its name, percent-encoded; a long name is shortened, and keeps its extension."""
+    short = await push(repository, contents(2), name="a b.jpg")
+    long = await push(repository, contents(2), name="\u00e9" * 120 + ".jpg")
+    for record, name in ((short, "a%20b.jpg"), (long, "%C3%A9" * 41 + ".jpg")):
+        signed = await repository.sign(record.id)
+        folder = record.run_path.rpartition("/")[0]
+        assert ["signed", (await repository.identity()).namespace] == signed.split("/")[:2]
+        assert f"{folder}/{name}" == signed.split("/", 4)[4]
+
+
 async def test_what_was_never_there_is_not_found(repository: Repository) -> None:
     """Each verb says so by the same error."""
     digest = chunk_digest(b"")
@@ -257,6 +268,7 @@ async def test_what_was_never_there_is_not_found(repository: Repository) -> None
         repository.record(Reference(digest=digest, name="name")),
         repository.manifest(digest),
         repository.remove("file_" + "0" * 32),
+        repository.sign("file_" + "0" * 32),
     ):
         with pytest.raises(NotFound):
             await verb

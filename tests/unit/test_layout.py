@@ -4,7 +4,7 @@ import pytest
 
 from filestore.digest import Digest, chunk_digest
 from filestore.errors import InvalidReference
-from filestore.layout import chunk_key, file_path, hashed, manifest_key, parse_file_path, unhashed
+from filestore.layout import chunk_key, file_path, hashed, manifest_key, parse_file_path, parse_run_path, run_path, unhashed
 
 DIGEST = Digest.parse("ab" + "cd" + "0" * 60)
 TEXT = str(DIGEST)
@@ -60,3 +60,34 @@ def test_parse_file_path_refuses_every_other_path(path: str) -> None:
     """Only what `file_path` writes stands for a file."""
     with pytest.raises(InvalidReference):
         parse_file_path(path)
+
+
+FILE_ID = "file_317e304de816403686b27ad82b208b70"
+RUN_PATH = "run_files/31/7e/317e304d-e816-4036-86b2-7ad82b208b70/image-0.jpg"
+
+
+def test_a_record_s_path_is_its_id_as_a_uuid() -> None:
+    """As the documentation writes it."""
+    assert RUN_PATH == run_path(FILE_ID, "image-0.jpg")
+    assert (FILE_ID, "image-0.jpg") == parse_run_path(RUN_PATH) == parse_run_path("/" + RUN_PATH)
+
+
+@pytest.mark.parametrize(
+    ("correct", "wrong"),
+    [
+        ("run_files/", "files/"),
+        ("run_files/31", "run_files/32"),
+        ("/7e/", "/"),
+        ("317e304d-", "317e304d"),
+        ("317e304d-", "317E304D-"),
+        ("b70/", "b70a/"),
+        ("/image-0.jpg", ""),
+        ("image-0.jpg", ""),
+        ("/image-0.jpg", "/../image-0.jpg"),
+        ("run_files/", "../run_files/"),
+    ],
+)
+def test_any_other_text_is_no_record_s_path(correct: str, wrong: str) -> None:
+    """One form for each record."""
+    with pytest.raises(InvalidReference):
+        parse_run_path(RUN_PATH.replace(correct, wrong, 1))

@@ -9,6 +9,7 @@ import pytest
 
 from filestore.digest import Digest, chunk_digest
 from filestore.errors import InvalidName, InvalidReference
+from filestore.layout import run_path
 from filestore.objects import (
     Directory,
     File,
@@ -72,6 +73,7 @@ def test_reference_is_an_id_a_digest_a_path_or_a_name() -> None:
     assert Reference(digest=DIGEST) == Reference.parse(str(DIGEST))
     assert Reference(digest=DIGEST, name="model v2.safetensors") == Reference.parse(PATH)
     assert Reference(digest=DIGEST, name="model v2.safetensors") == Reference.parse("/" + PATH)
+    assert Reference(id=FILE_ID) == Reference.parse(run_path(FILE_ID, "model v2.safetensors"))
     assert Reference(name="model.safetensors") == Reference.parse("model.safetensors")
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
 
 from filestore.errors import UrlRefused
-from filestore.signing import sign, signed_path, verify, verify_path
+from filestore.signing import SEGMENT_LIMIT, shortened, sign, signed_path, unsigned_path, verify, verify_path
 
 SECRET, OTHER = b"s" * 32, b"o" * 32
 
@@ -51,3 +53,32 @@ def test_a_signed_path_names_the_path_at_its_end() -> None:
     ):
         with pytest.raises(UrlRefused, match="is not ours"):
             verify_path(SECRET, method, asked, **(parts_of(signed) | changed), now=99)
+
+
+def test_what_a_signed_path_stands_for() -> None:
+    """The path at its end; any other is what it is."""
+    path = "/run_files/ab/cd/uuid/name"
+    assert path == unsigned_path(signed_path(SECRET, "GET", path, namespace="team", expires_at=100))
+    for other in (path, "/signed", "/signed/team/100", "/", "/signedness/a/b/c/d"):
+        assert other == unsigned_path(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("image-0.jpg", "image-0.jpg"),
+        ("a" * 255, "a" * 255),
+        ("a" * 251 + ".bin", "a" * 251 + ".bin"),
+        ("é" * 42 + "abc", "é" * 42 + "abc"),
+        ("é" * 42 + ".bin", "é" * 41 + ".bin"),
+        ("€" * 80 + ".tar.gz", "€" * 28 + ".gz"),
+        ("%" * 255, "%" * 85),
+        ("." + "€" * 80, "." + "€" * 28),
+        ("a." + "€" * 80, "a." + "€" * 28),
+    ],
+    ids=["short", "255", "255 with an extension", "longest", "letters", "two dots", "percents", "hidden", "no extension"],
+)
+def test_a_long_name_is_shortened(name: str, expected: str) -> None:
+    """To what is whole letters, and ends as it did where that is an extension."""
+    assert expected == shortened(name)
+    assert SEGMENT_LIMIT >= len(quote(expected, safe=""))

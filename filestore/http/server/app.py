@@ -68,7 +68,7 @@ class Limits:
     """Bytes in flight (I6)."""
     upload_limit: int | None
     """Bytes of a file that a form uploads."""
-    signed_seconds: int
+    signed_seconds: float
     """How long a signed URL of a file holds."""
 
 

@@ -91,7 +91,7 @@ def serve(
     memory_limit: int = 128 << 20,
     upload_limit: int | None = None,
     drain_seconds: float = 30,
-    signed_seconds: int = SIGNED_SECONDS,
+    signed_seconds: float = SIGNED_SECONDS,
     knows_tokens: bool = True,
     extension: Extension = no_extension,
 ) -> None:
