@@ -42,10 +42,17 @@ def readable_path(handle: io.IOBase, folder: Path | None, *, where: str) -> Iter
         _flush(handle, where)
         yield Path(f"/dev/fd/{descriptor}")
         return
-    # No name in its folder: nothing of it is left, however this process ends.
-    with tempfile.TemporaryFile(buffering=0, dir=folder) as spool:
+    with _spool(folder) as spool:
         _copy(binary, spool, where)
         yield Path(f"/dev/fd/{spool.fileno()}")
+
+
+def _spool(folder: Path | None) -> io.FileIO:
+    """A file without a name in its folder: nothing of it is left, however this process ends. Raises StorageFull, StorageError."""
+    try:
+        return tempfile.TemporaryFile(buffering=0, dir=folder)
+    except OSError as error:
+        raise storage_error("the spool folder of the runtime", error) from None
 
 
 def _binary(handle: io.IOBase, where: str) -> Any:

@@ -20,6 +20,9 @@ Make = Callable[[Kind, Path], object]
 DEPTH_LIMIT = 64
 """Lists and dictionaries inside each other."""
 
+TEXT_LIMIT = 8192
+"""Letters of a path or a URL."""
+
 _TYPES: Mapping[str, tuple[type, ...]] = {
     # The SDK calls booleans integers, and what it cannot name pkl; whatever that holds here is plain JSON.
     "integer": (int,),
@@ -115,6 +118,8 @@ class Inputs:
         for text in named:
             if not isinstance(text, str):
                 raise InvalidRun(where, f"its file_path or file_url is {_described(text)}, a text is expected")
+            if len(text) > TEXT_LIMIT:
+                raise InvalidRun(where, f"its file_path or file_url has {len(text)} letters, allowed are {TEXT_LIMIT}")
         if not named:
             raise InvalidRun(where, "it is a file, and has neither a file_path nor a file_url")
         make = Directory if kind is Kind.DIRECTORY else File

@@ -72,7 +72,7 @@ class Outputs:
             return fields, "dictionary"
         known = next((name for kind, name in _TYPES if isinstance(value, kind)), None)
         if known is None or (isinstance(value, float) and not math.isfinite(value)):
-            what = f"a {type(value).__name__}" if known is None else f"the number {value}"
+            what = f"of type {type(value).__name__}" if known is None else f"the number {value}"
             raise InvalidRun(where, f"it is {what}, which JSON has no form for; return it as a File, or as bytes in a BytesIO")
         return value, known
 
