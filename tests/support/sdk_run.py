@@ -1,0 +1,60 @@
+"""A run of a pipe that the real Pipeline SDK's classes are declared in: `python -m tests.support.sdk_run URL TOKEN CACHE PATH`.
+
+Runs in an environment that holds the SDK; PATH is that of a stored file. The pipe takes what the run gives it, and returns a
+file, a list of files and a folder as the SDK's values, and an open handle; the answer's `outputs` are printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.cloud.schemas.runs import RunInput, RunIOType, RunOutput
+from pipeline.objects import Directory, File
+
+from filestore.backends import connect
+from filestore.cache import Cache
+from filestore.objects import Kind
+from filestore.runtime import Adapter
+
+
+def _made(kind: Kind, path: Path) -> object:
+    return Directory(path=path) if kind is Kind.DIRECTORY else File(path=path)
+
+
+def _sent(path: str) -> list[dict[str, Any]]:
+    """What the SDK sends, made by its own classes: a file twice, which version 1 calls a pickle, a folder, and a number."""
+    name = path.rpartition("/")[2]
+    file_type = RunIOType.from_object(File(path=path))
+    file = RunInput(type=file_type, value=None, file_name=name, file_path=path)
+    nested = RunInput(type=RunIOType.array, value=[json.loads(file.json())])
+    return [json.loads(each.json()) for each in (file, nested, RunInput(type=RunIOType.integer, value=3))]
+
+
+async def _run(url: str, token: str, cache: str, path: str, *, folder: Path) -> list[dict[str, object]]:
+    async with connect(url, token=token) as repository:
+        adapter = Adapter(Cache(cache, repository), repository)
+        arguments: list[Any] = await adapter.inputs(_sent(path), [File, list[File], int], make=_made)
+        file, (again,), number = arguments
+        assert isinstance(file.path, Path)
+        assert (file.path, 3) == (again.path, number)
+        paths = [folder / f"image-{number}.jpg" for number in range(3)]
+        for made in paths:
+            made.write_bytes(made.name.encode() + file.path.read_bytes())
+        outputs = await adapter.outputs(
+            [File(path=paths[0]), [File(path=made) for made in paths], Directory(path=folder), paths[1].open("rb")]
+        )
+    for output in outputs:
+        RunOutput.parse_obj(output)
+    return outputs
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="run-") as made:
+        results = Path(made) / "results"
+        results.mkdir()
+        sys.stdout.write(json.dumps(asyncio.run(_run(*sys.argv[1:5], folder=results))))
