@@ -11,15 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from filestore.stages import Stage, stage
+
 _SYNC_THREADS = 16
 
 
 def sync_descriptor(descriptor: int) -> None:
     """Have the disk keep all that was written to a file, or the names in a folder. Blocks. Raises OSError."""
-    if sys.platform == "darwin":
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # its fsync leaves the bytes in the drive's own memory
-    else:
-        os.fsync(descriptor)
+    with stage(Stage.SYNC):
+        if sys.platform == "darwin":
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # its fsync leaves the bytes in the drive's own memory
+        else:
+            os.fsync(descriptor)
 
 
 def sync_path(path: Path) -> None:
@@ -45,7 +48,8 @@ def sync_tree(root: Path) -> None:
         return
     descriptor = os.open(root, os.O_RDONLY)
     try:
-        sync_file_system(descriptor)
+        with stage(Stage.SYNC):
+            sync_file_system(descriptor)
     finally:
         os.close(descriptor)
 

@@ -35,6 +35,7 @@ FilestoreError
 │   ├── RunTimedOut
 │   └── PipelineEnded
 ├── TooManyRuns
+├── Forbidden
 ├── SourceError               what is pushed
 │   ├── SourceUnreadable
 │   ├── SourceChanged
@@ -395,6 +396,15 @@ class TooManyRuns(FilestoreError):
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
+
+
+class Forbidden(FilestoreError):
+    """A token that is known, and whose namespace may not ask for this."""
+
+    sentence = "{0} tells that to tokens of the namespace {1!r} alone; use one of those"
+
+    def __init__(self, where: str, namespace: str) -> None:
+        super().__init__(where, namespace)
 
 
 class SourceError(FilestoreError):

@@ -24,6 +24,7 @@ from filestore.manifest import CHUNK_LIMIT, Manifest
 from filestore.objects import Frame, Kind, Progress, Record, Report, archive_name, checked_name
 from filestore.repository import Identity, Repository
 from filestore.source import WINDOW_SIZE, FileSource, Source, Window
+from filestore.stages import Stage, stage
 from filestore.tree_source import TreeSource
 from filestore.walk import Symlinks, walk
 
@@ -339,7 +340,8 @@ class _Sending:
         start = 0
         while waiting and start + frame_limit(len(waiting[0][1])) <= len(out):
             digest, piece = waiting.popleft()
-            end = start + encoder.encode(piece, out[start:])
+            with stage(Stage.ENCODE, len(piece)):
+                end = start + encoder.encode(piece, out[start:])
             frames.append(Frame(digest, out[start:end]))
             start = end
         return frames

@@ -27,6 +27,7 @@ from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
 from filestore.objects import Frame, Progress, Report
 from filestore.repository import Repository
 from filestore.source import WINDOW_SIZE, Source
+from filestore.stages import Stage, stage
 
 BATCHES_IN_FLIGHT = 4
 BATCH_SIZE = 8 << 20
@@ -172,7 +173,8 @@ def verified(chunk: Chunk, frame: memoryview, memory: memoryview | None = None) 
         size = decoded_size(frame, digest=chunk.digest)
         if size != chunk.size:
             raise DamagedChunk(str(chunk.digest), f"it says to decode to {size} bytes, the manifest says {chunk.size}")
-        return _decoder().decode(Frame(chunk.digest, frame), _scratch() if memory is None else memory)
+        with stage(Stage.VERIFY, size):
+            return _decoder().decode(Frame(chunk.digest, frame), _scratch() if memory is None else memory)
     except InvalidFrame as error:
         raise DamagedChunk(str(chunk.digest), error.reason) from None
 
@@ -657,8 +659,9 @@ def _write(sink: Sink, places: list[Place], frames: list[memoryview], kept: Mapp
     for place in places:
         piece = kept.get(place.offsets[0])
         content = verified(place.chunk, next(waiting)) if piece is None else memoryview(piece)
-        for offset in place.offsets:
-            sink.take(content, offset)
+        with stage(Stage.WRITE, place.size):
+            for offset in place.offsets:
+                sink.take(content, offset)
 
 
 def _has_data(descriptor: int, offset: int, size: int) -> bool:

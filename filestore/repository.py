@@ -28,6 +28,7 @@ from filestore.layout import run_path
 from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
 from filestore.objects import DEFAULT_NAMESPACE, Frame, Kind, Record, Reference, checked_name, checked_namespace
 from filestore.signing import shortened, signed_path
+from filestore.stages import Stage, stage
 from filestore.stores.protocol import ChunkStore, Staging
 
 REPOSITORY_VERSION = 1
@@ -503,16 +504,18 @@ def _verify(bundle: list[_Arrival]) -> dict[_Arrival, ChunkRow]:
     """The rows of those frames that decode to their digests; the others are marked as refused."""
     rows = {}
     for arrival in bundle:
-        data = arrival.data
-        if data is None:
-            data = _frame_buffer()[: arrival.stored_size]
-            arrival.staging.read_into(data)
-        try:
-            content = _decoder().decode(Frame(arrival.digest, data), _content_buffer())
-        except InvalidFrame as refusal:
-            arrival.refusal = refusal
-        else:
-            rows[arrival] = ChunkRow(arrival.digest, len(content), arrival.stored_size)
+        with stage(Stage.VERIFY) as verifying:
+            data = arrival.data
+            if data is None:
+                data = _frame_buffer()[: arrival.stored_size]
+                arrival.staging.read_into(data)
+            try:
+                content = _decoder().decode(Frame(arrival.digest, data), _content_buffer())
+            except InvalidFrame as refusal:
+                arrival.refusal = refusal
+            else:
+                verifying.add(len(content))
+                rows[arrival] = ChunkRow(arrival.digest, len(content), arrival.stored_size)
     return rows
 
 

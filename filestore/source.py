@@ -13,6 +13,7 @@ from filestore.chunking import CUTTING_VERSION, LOOKAHEAD, Cutter
 from filestore.digest import DIGEST_SIZE, Buffer, Digest, chunk_digest
 from filestore.errors import SourceChanged, SourceUnreadable
 from filestore.manifest import Chunk, Manifest
+from filestore.stages import Stage, stage
 
 WINDOW_SIZE = 16 << 20
 """Bytes read, cut and hashed in one go; larger than `LOOKAHEAD`, so that each window cuts something."""
@@ -196,13 +197,16 @@ class FileSource:
         kept = self._uncut_size
         buffer[:kept] = memoryview(self._uncut)[:kept]
         end = min(len(buffer), kept + self.size - self.read)
-        read_exactly(self._descriptor, buffer[kept:end], self.read, self.path)
+        with stage(Stage.READ, end - kept):
+            read_exactly(self._descriptor, buffer[kept:end], self.read, self.path)
         self.read += end - kept
-        sizes = self._cutter.cut(buffer[:end], final=self.is_finished)
+        with stage(Stage.CUT, end - kept):
+            sizes = self._cutter.cut(buffer[:end], final=self.is_finished)
         start = sum(sizes)
         self._uncut_size = end - start
         self._uncut[: self._uncut_size] = buffer[start:end]
-        chunks = hashed(buffer, sizes)
+        with stage(Stage.HASH, start):
+            chunks = hashed(buffer, sizes)
         self._chunks += packed(chunks)
         return [Window(buffer[:start], chunks)]
 

@@ -30,6 +30,7 @@ from filestore.source import (
     read_exactly,
     unpacked,
 )
+from filestore.stages import Stage, stage
 from filestore.walk import Walked
 
 _KNOWN_MAGIC = b"tree1"
@@ -122,8 +123,12 @@ class TreeSource:
 
     def scan(self, buffer: memoryview) -> list[Window]:
         windows = []
-        for cut in self._cutter.scan(buffer):
-            chunks = hashed(cut.content, cut.sizes)
+        with stage(Stage.CUT) as cutting:
+            cuts = self._cutter.scan(buffer)
+            cutting.add(sum(len(cut.content) for cut in cuts))
+        for cut in cuts:
+            with stage(Stage.HASH, len(cut.content)):
+                chunks = hashed(cut.content, cut.sizes)
             self._chunks[cut.segment] += packed(chunks)
             windows.append(Window(cut.content, chunks))
         return windows
@@ -169,9 +174,10 @@ class TreeSource:
 
     def _read(self, place: int, offset: int, memory: memoryview) -> None:
         """Read content for the first time, in order."""
-        if place != self._opened:
-            self._open(place)
-        read_exactly(self._descriptor, memory, offset, self._opened_path)
+        with stage(Stage.READ, len(memory)):
+            if place != self._opened:
+                self._open(place)
+            read_exactly(self._descriptor, memory, offset, self._opened_path)
         self.read += len(memory)
         if offset + len(memory) == self._cutter.entries[place].size:
             if offset:

@@ -30,6 +30,7 @@ from filestore.digest import Buffer
 from filestore.errors import Interrupted, ServerError, Stalled, Unreachable
 from filestore.http import wire
 from filestore.repository import Moved
+from filestore.stages import Stage, stage
 
 T = TypeVar("T")
 
@@ -178,8 +179,10 @@ class Channel:
             size = len(header) + sum(len(frame) for frame in frames)
             lines += [f"Content-Type: {wire.OCTETS}", f"Content-Length: {size}"]
         request = "\r\n".join([*lines, "", ""]).encode("ascii")
-        is_sent = self._send([request + (header or b"")], lambda _: None) and self._send(frames, moved)
-        head = self._receive_head()
+        with stage(Stage.SEND, sum(len(frame) for frame in frames)):
+            is_sent = self._send([request + (header or b"")], lambda _: None) and self._send(frames, moved)
+        with stage(Stage.WAIT):
+            head = self._receive_head()
         if head.status < HTTPStatus.MULTIPLE_CHOICES:
             if not is_sent:
                 raise Interrupted(self._peer.location, "it answered before it had the whole request")

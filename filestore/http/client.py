@@ -36,6 +36,7 @@ from filestore.http.channel import Channel, Channels, Head, Meter
 from filestore.manifest import MANIFEST_LIMIT
 from filestore.objects import Frame, Kind, Record, Reference, checked_namespace, record_from_json
 from filestore.repository import Identity, Moved, check_versions
+from filestore.stages import Stage, awaiting, stage
 
 if TYPE_CHECKING:  # takes 0.15 s to import, and over plain HTTP nobody needs it
     import aiohttp
@@ -171,6 +172,10 @@ class RemoteRepository:
     async def remove(self, file_id: str) -> Record:
         return self._record(await self._json("DELETE", f"/files/{quote(file_id, safe='')}"))
 
+    async def status(self) -> dict[str, Any]:
+        """What the server says of its own work. Raises Forbidden for a token of another namespace than the default one."""
+        return await self._json("GET", "/status")
+
     async def close(self) -> None:
         if self._channels is not None:
             self._channels.close()
@@ -213,8 +218,9 @@ class RemoteRepository:
         async def ask() -> bytes:
             if self._channels is not None:
                 return await self._channels.run(exchange, is_short=True)
-            async with self._request(method, path, body=body, headers=headers) as response:
-                return await _whole(response, limit=limit)
+            with awaiting(Stage.WAIT):
+                async with self._request(method, path, body=body, headers=headers) as response:
+                    return await _whole(response, limit=limit)
 
         return await self._retried(ask)
 
@@ -226,7 +232,8 @@ class RemoteRepository:
         kept = 0
         try:
             if self._channels is None:
-                seconds = await self._send_by_session(header, frames, size, meter)
+                with awaiting(Stage.SEND, size):
+                    seconds = await self._send_by_session(header, frames, size, meter)
             else:
                 seconds = await self._channels.run(lambda channel: self._send(channel, header, frames, meter))
             kept = size
@@ -271,7 +278,9 @@ class RemoteRepository:
         before = len(found)
         try:
             if self._channels is None:
-                await self._receive_by_session(digests, buffer, found, meter)
+                with awaiting(Stage.RECEIVE) as receiving:
+                    await self._receive_by_session(digests, buffer, found, meter)
+                    receiving.add(sum(len(frame) for frame in found[before:] if frame is not None))
             else:
                 await self._channels.run(lambda channel: self._receive(channel, digests, buffer, found, meter))
         finally:
@@ -288,12 +297,13 @@ class RemoteRepository:
             raise Interrupted(self.location, "the answer is longer than it said")
         filled = 0
         try:
-            while filled < len(batch):
-                size = channel.receive_into(batch[filled:])
-                if not size:
-                    raise Interrupted(self.location, "the answer is shorter than it said")
-                filled += size
-                meter.add(size)
+            with stage(Stage.RECEIVE, len(batch)):
+                while filled < len(batch):
+                    size = channel.receive_into(batch[filled:])
+                    if not size:
+                        raise Interrupted(self.location, "the answer is shorter than it said")
+                    filled += size
+                    meter.add(size)
         finally:
             found.extend(_whole_frames(entries, batch, filled))
 

@@ -145,6 +145,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.Unauthorized: 401,
     errors.UrlRefused: 403,
     errors.TooManyRuns: 429,
+    errors.Forbidden: 403,
     errors.StorageFull: 507,
     errors.Busy: 503,
 }

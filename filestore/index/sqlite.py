@@ -23,6 +23,7 @@ from filestore.digest import Digest
 from filestore.errors import Busy, StorageError, StorageFull, UnknownFormat
 from filestore.index.protocol import ChunkRow, TokenRow
 from filestore.objects import Kind, Record, Reference
+from filestore.stages import Stage, stage
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -255,7 +256,7 @@ class _Connection:
             self._thread.shutdown(wait=False)
 
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with _translated(self.path):
+        with _translated(self.path), stage(Stage.COMMIT):
             if self._connection is None:
                 self._connection = _connect(self.path, self._timeout_seconds)
             return function(self._connection)

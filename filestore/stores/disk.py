@@ -32,6 +32,7 @@ from filestore.durable import sync_path
 from filestore.errors import InvalidReference, StorageError, storage_error
 from filestore.layout import chunk_key, manifest_key, unhashed
 from filestore.manifest import CHUNK_LIMIT
+from filestore.stages import Stage, stage
 from filestore.stores.protocol import Staging
 
 _FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
@@ -53,7 +54,7 @@ class DiskStaging:
         self._writing: int | None = None
 
     def write(self, data: Buffer) -> None:
-        with _translated(self._root):
+        with _translated(self._root), stage(Stage.WRITE, len(data)):
             if self._writing is None:
                 flags = os.O_WRONLY | os.O_APPEND if self._exists else os.O_WRONLY | os.O_CREAT | os.O_EXCL
                 self._writing = os.open(self._path, flags, 0o600)
@@ -199,7 +200,7 @@ class DiskStore:
         return kept
 
     def _place(self, folders: list[list[_Place]]) -> None:
-        with _translated(self._root):
+        with _translated(self._root), stage(Stage.COMMIT):
             for places in folders:
                 folder = places[0][1].parent
                 _make_folder(folder)
@@ -210,7 +211,7 @@ class DiskStore:
                 sync_path(folder)
 
     def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
-        with _translated(self._root):
+        with _translated(self._root), stage(Stage.READ):
             for digest in digests:
                 file = _opened(self._root / chunk_key(namespace, digest))
                 opened.append(file)

@@ -13,6 +13,7 @@ from filestore.aio import in_disk_thread
 from filestore.digest import Buffer
 from filestore.errors import Stalled
 from filestore.http.server.connection import PATIENCE_MILLISECONDS, PEER, PIECE, writable
+from filestore.stages import Stage, stage
 
 TURN_SIZE = 8 << 20
 """Bytes of files that a thread sends in one turn to a client that takes them as fast as they come."""
@@ -66,7 +67,7 @@ class Answer:
         ConnectionError.
         """
         outflow = _Outflow(self._connection, parts)
-        while not await in_disk_thread(outflow.turn):
+        while not await in_disk_thread(outflow.counted_turn):
             if outflow.is_held_up:
                 await self.wait()
         return outflow.sent
@@ -89,6 +90,14 @@ class _Outflow:
         self._parts = [part for part in parts if part.size]
         self._place = 0
         self._offset = 0
+
+    def counted_turn(self) -> bool:
+        """`turn`, as a stage."""
+        before = self.sent
+        with stage(Stage.SEND) as sending:
+            is_whole = self.turn()
+            sending.add(self.sent - before)
+        return is_whole
 
     def turn(self) -> bool:
         """Send for as long as the client takes it, some MiB at most; whether that was all. Blocks.

@@ -25,6 +25,7 @@ from filestore.layout import FILES_PREFIX, RUN_FILES_PREFIX
 from filestore.repository import LocalRepository
 from filestore.signing import PREFIX as SIGNED_PREFIX
 from filestore.signing import verify_path
+from filestore.stages import Board
 from filestore.stores.protocol import ChunkStore
 
 _Answer = Callable[[Exchange, LocalRepository], Awaitable[web.StreamResponse]]
@@ -53,6 +54,7 @@ ROUTES = (
     Route("DELETE", f"{API}/files/{{id}}", native.remove_file),
     Route("POST", f"{API}/files/{{id}}/sign", native.sign_file),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest),
+    Route("GET", f"{API}/status", native.describe_status),
     Route("POST", "/v3/pipeline_files", sdk.create_file),
     Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content, can_be_signed=True),
     Route("GET", f"/{{path:{RUN_FILES_PREFIX}/.*}}", plain.get_content, can_be_signed=True),
@@ -107,15 +109,21 @@ def make_app(
     spool_folder: Path,
     limits: Limits,
     traffic: Traffic,
+    board: Board,
     more_routes: Sequence[Route] = (),
 ) -> web.Application:
-    """The application over one store and index, which stay the caller's. `secret` is what URLs are signed with."""
-    door = _Door(store, index, tokens=tokens, secret=secret, spool_folder=spool_folder, limits=limits)
+    """The application over one store and index, which stay the caller's.
+
+    `secret` is what URLs are signed with, `board` that of all processes on the port.
+    """
+    door = _Door(store, index, tokens=tokens, secret=secret, spool_folder=spool_folder, limits=limits, board=board)
 
     @web.middleware
     async def finished(request: web.Request, handler: Handler) -> web.StreamResponse:
         with traffic.passing():
-            return await door.exchange(request).finish(await handler(request))
+            response = await door.exchange(request).finish(await handler(request))
+            board.own.note_usage()
+            return response
 
     async def complete_head(_: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = "filestore"
@@ -155,6 +163,7 @@ class _Door:
         secret: bytes,
         spool_folder: Path,
         limits: Limits,
+        board: Board,
     ) -> None:
         self._store = store
         self._index = index
@@ -162,6 +171,7 @@ class _Door:
         self._secret = secret
         self._spool_folder = spool_folder
         self._limits = limits
+        self._board = board
         self._budget = Budget(limits.memory_limit)
         self._push_budget = Budget(sdk.PUSHES_LIMIT)
 
@@ -194,6 +204,7 @@ class _Door:
             stall_seconds=self._limits.stall_seconds,
             upload_limit=self._limits.upload_limit,
             secret=self._secret,
+            board=self._board,
         )
 
     async def _repository(self, request: web.Request) -> LocalRepository:

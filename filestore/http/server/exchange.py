@@ -21,6 +21,7 @@ from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled
 from filestore.http.server.answer import Answer
 from filestore.http.server.connection import PEER, PIECE, duplicate
 from filestore.signing import signed_path
+from filestore.stages import Board
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Exchange:
     spool_folder: Path
     stall_seconds: float
     upload_limit: int | None
+    board: Board
     secret: bytes
     """What URLs are signed with."""
 

@@ -15,6 +15,7 @@ from filestore.aio import in_disk_thread
 from filestore.errors import Stalled
 from filestore.http.server.connection import PATIENCE_MILLISECONDS, PEER, PIECE, duplicate, piece_buffer, readable
 from filestore.http.server.exchange import Exchange, arriving
+from filestore.stages import Stage, stage
 
 TURN_SIZE = 2 << 20
 """Bytes that a thread takes in one turn: what it took is looked at in the event loop between two."""
@@ -55,7 +56,7 @@ class Intake:
             return False
         with arriving():
             if self._connection is None and (piece := self._read_ahead()):
-                await in_disk_thread(take, memoryview(piece))
+                await in_disk_thread(_taken, piece, take)
             else:
                 await self._take_turn(take)
         return True
@@ -101,23 +102,25 @@ class Intake:
         poll.register(connection, select.POLLIN)
         taken = 0
         self._is_dry = False
-        while taken < TURN_SIZE and self._left:
-            # Woken up for whole pieces. Less is read all the same once the stall timer looks.
-            self._await_at_least(min(self._left, PIECE))
-            piece = piece_buffer()[: self._left]
-            try:
-                size = connection.recv_into(piece)
-            except BlockingIOError:
-                if poll.poll(PATIENCE_MILLISECONDS):
-                    continue
-                self._is_dry = True
-                break
-            if not size:
-                raise ConnectionResetError("it closed the connection")
-            self._left -= size
-            self._unseen += size
-            taken += size
-            take(piece[:size])
+        with stage(Stage.RECEIVE) as receiving:
+            while taken < TURN_SIZE and self._left:
+                # Woken up for whole pieces. Less is read all the same once the stall timer looks.
+                self._await_at_least(min(self._left, PIECE))
+                piece = piece_buffer()[: self._left]
+                try:
+                    size = connection.recv_into(piece)
+                except BlockingIOError:
+                    if poll.poll(PATIENCE_MILLISECONDS):
+                        continue
+                    self._is_dry = True
+                    break
+                if not size:
+                    raise ConnectionResetError("it closed the connection")
+                self._left -= size
+                self._unseen += size
+                taken += size
+                take(piece[:size])
+            receiving.add(taken)
         return taken
 
     def _await_at_least(self, size: int) -> None:
@@ -125,3 +128,8 @@ class Intake:
         if self._connection is not None and size != self._awaited:
             self._awaited = size
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+
+
+def _taken(piece: bytes, take: Take) -> None:
+    with stage(Stage.RECEIVE, len(piece)):
+        take(memoryview(piece))

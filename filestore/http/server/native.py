@@ -8,15 +8,16 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from filestore.digest import DIGEST_SIZE, Digest, parse_digests
-from filestore.errors import Interrupted, InvalidBatch, InvalidInput, InvalidName, LimitExceeded, NotFound, Stalled
+from filestore.errors import Forbidden, Interrupted, InvalidBatch, InvalidInput, InvalidName, LimitExceeded, NotFound, Stalled
 from filestore.http import wire
 from filestore.http.server.exchange import Exchange
 from filestore.http.server.frames import Frames
 from filestore.http.server.intake import taken_in
 from filestore.http.server.validators import IMMUTABLE, matches_any
 from filestore.manifest import MANIFEST_LIMIT
-from filestore.objects import Kind, Record, Reference
+from filestore.objects import DEFAULT_NAMESPACE, Kind, Record, Reference
 from filestore.repository import REPOSITORY_VERSION, LocalRepository
+from filestore.stages import added
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -161,6 +162,22 @@ async def get_manifest(exchange: Exchange, repository: LocalRepository) -> web.S
         if matches_any(exchange.request.if_none_match, str(digest), weak=True):
             return web.Response(status=304, headers=headers)
         return await exchange.answer_with(spool, web.StreamResponse(headers=headers))
+
+
+async def describe_status(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """What the server's processes have done and used so far."""
+    # The numbers are those of all namespaces together: who may see one of them only learns nothing of the others.
+    if (await repository.identity()).namespace != DEFAULT_NAMESPACE:
+        raise Forbidden("the server", DEFAULT_NAMESPACE)
+    exchange.board.own.note_usage()
+    tallies = exchange.board.tallies()
+    stages = added([tally.passed() for tally in tallies])
+    return web.json_response(
+        {
+            "processes": [tally.usage()._asdict() for tally in tallies],
+            "stages": {stage.value: passed._asdict() for stage, passed in stages.items()},
+        }
+    )
 
 
 def _answer(record: Record, *, status: int = 200) -> web.Response:

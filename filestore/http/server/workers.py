@@ -36,6 +36,7 @@ from filestore.http.server.auth import Tokens
 from filestore.http.server.problems import concerns_us
 from filestore.index.protocol import Index
 from filestore.repository import SIGNED_SECONDS
+from filestore.stages import Board
 from filestore.stores.protocol import ChunkStore
 
 logger = logging.getLogger("filestore.server")
@@ -69,6 +70,7 @@ class _Service:
     knows_tokens: bool
     limits: Limits
     drain_seconds: float
+    board: Board
     extension: Extension
 
 
@@ -116,6 +118,7 @@ def serve(
         drain_seconds=drain_seconds,
         knows_tokens=knows_tokens,
         extension=extension,
+        board=Board(workers),
     )
     own_process()
     _allow_many_files()
@@ -125,6 +128,7 @@ def serve(
         with _held_port(host, port) as holder:
             _Parent(service, holder, count=workers).run(lambda: announce(_url(host, holder)))
         return
+    service.board.join(0)
     with _bound(*_resolved(host, port), is_shared=False) as listener:
         try:
             listener.listen(BACKLOG)
@@ -160,6 +164,7 @@ async def _work(service: _Service, listener: socket.socket, *, ready: Callable[[
                 spool_folder=service.spool_folder,
                 limits=service.limits,
                 traffic=traffic,
+                board=service.board,
                 more_routes=more_routes,
             )
             async with _accepting(app, listener) as site:
@@ -214,6 +219,7 @@ async def _first(*events: Coroutine[None, None, object], within: float) -> None:
 class _Worker:
     """A place for a worker, and the process that fills it, if there is one."""
 
+    place: int
     pid: int = 0
     report: int = -1
     """The pipe on which the process says that it is ready, or why it cannot be."""
@@ -241,7 +247,7 @@ class _Parent:
     def __init__(self, service: _Service, holder: socket.socket, *, count: int) -> None:
         self._service = service
         self._holder = holder
-        self._workers = [_Worker() for _ in range(count)]
+        self._workers = [_Worker(place) for place in range(count)]
         self._selector = selectors.DefaultSelector()
         self._lifeline = os.pipe()
         self._stops = 0
@@ -284,13 +290,13 @@ class _Parent:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICED_SIGNALS)
         pid = os.fork()
         if pid == 0:
-            self._be_worker(write_end)
+            self._be_worker(worker, write_end)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(write_end)
         worker.pid, worker.report, worker.said = pid, report, b""
         self._selector.register(report, selectors.EVENT_READ, worker)
 
-    def _be_worker(self, report: int) -> NoReturn:
+    def _be_worker(self, worker: _Worker, report: int) -> NoReturn:
         """What the child does, to its end: nothing of the parent's own business runs in it."""
         is_ready = False
 
@@ -303,6 +309,7 @@ class _Parent:
         status = 1
         try:
             self._become_child()
+            self._service.board.join(worker.place)
             with _bound(self._holder.family, self._holder.getsockname(), is_shared=True) as listener:
                 self._holder.close()
                 asyncio.run(_work(self._service, listener, ready=ready, lifeline=self._lifeline[0]))

@@ -1,0 +1,232 @@
+"""Where the time of transfers goes: how much of it, of processor time and of bytes each stage took, for this whole process.
+
+Nothing is counted until `count_into` says where. A stage is for a piece of work of 256 KiB and more: counting costs 3 us, and
+0.2 us while nobody wants it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import resource
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import NamedTuple, Self
+
+
+class Stage(StrEnum):
+    """A step of a transfer. The bytes of each are content, but for those of SEND, RECEIVE and, at a server, WRITE: frames."""
+
+    READ = "read"
+    """Content from its files; at a server, frames opened to be sent."""
+    CUT = "cut"
+    """Where chunks begin. Of a directory, what its zip is made of besides: headers, and a checksum of each byte."""
+    HASH = "hash"
+    """Digests of what is pushed."""
+    ENCODE = "encode"
+    SEND = "send"
+    """Bytes into a connection, and waiting for it to take them."""
+    WAIT = "wait"
+    """Nothing to do before the other end answers."""
+    RECEIVE = "receive"
+    """Bytes out of a connection, and waiting for them."""
+    VERIFY = "verify"
+    """Decoding, and digests of what came; at a server, reading it back."""
+    WRITE = "write"
+    SYNC = "sync"
+    """Waiting for the disk to have what was written, and its names."""
+    COMMIT = "commit"
+    """What the index is asked and told, and renames."""
+
+
+class Passed(NamedTuple):
+    """What has passed a stage."""
+
+    times: int = 0
+    """How often it was entered."""
+    size: int = 0
+    seconds: float = 0.0
+    """From entering to leaving it, in all threads added; less what another stage took meanwhile in the same thread."""
+    cpu_seconds: float = 0.0
+    """Processor time of these threads."""
+
+
+class Usage(NamedTuple):
+    """What a process has used so far."""
+
+    cpu_seconds: float = 0.0
+    """User and system time."""
+    peak_memory: int = 0
+    """Bytes of resident memory, when they were most."""
+
+
+def own_usage() -> Usage:
+    """That of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Usage(used.ru_utime + used.ru_stime, used.ru_maxrss * unit)
+
+
+_STAGES = tuple(Stage)
+_PLACES = {stage: len(Usage._fields) + place * len(Passed._fields) for place, stage in enumerate(_STAGES)}
+_NUMBERS = len(Usage._fields) + len(_STAGES) * len(Passed._fields)
+_TALLY_SIZE = _NUMBERS * 8
+
+
+class Tally:
+    """The numbers of a process. Any of its threads may add to them, and any process that shares the memory may read them."""
+
+    def __init__(self, memory: memoryview | None = None) -> None:
+        """`memory`: a part of a `Board`. What an earlier process has left in it is added to."""
+        # Doubles: exact for whole numbers up to 2 ** 53, and read and written in one go.
+        self._numbers = (memoryview(bytearray(_TALLY_SIZE)) if memory is None else memory).cast("d")
+        self._lock = threading.Lock()
+        self._cpu_seconds_before = self._numbers[0]
+
+    def add(self, stage: Stage, passed: Passed) -> None:
+        """Add what passed a stage."""
+        place, numbers = _PLACES[stage], self._numbers
+        with self._lock:
+            numbers[place] += passed[0]
+            numbers[place + 1] += passed[1]
+            numbers[place + 2] += passed[2]
+            numbers[place + 3] += passed[3]
+
+    def note_usage(self) -> None:
+        """Write down what this process has used, which must be the one that adds."""
+        used = own_usage()
+        self._numbers[0] = self._cpu_seconds_before + used.cpu_seconds
+        self._numbers[1] = max(self._numbers[1], used.peak_memory)
+
+    def usage(self) -> Usage:
+        """What was noted last: the time of all processes that had this memory, the memory of the largest of them."""
+        return Usage(self._numbers[0], int(self._numbers[1]))
+
+    def passed(self) -> dict[Stage, Passed]:
+        """What has passed each stage that was entered at all."""
+        found = {}
+        for stage, place in _PLACES.items():
+            times, size, seconds, cpu_seconds = self._numbers[place : place + len(Passed._fields)]
+            if times:
+                found[stage] = Passed(int(times), int(size), seconds, cpu_seconds)
+        return found
+
+
+class Board:
+    """The tallies of processes that are forked after it was made: each has a place, and all see all of them."""
+
+    def __init__(self, count: int) -> None:
+        memory = memoryview(mmap.mmap(-1, count * _TALLY_SIZE))
+        self._parts = [memory[place * _TALLY_SIZE : (place + 1) * _TALLY_SIZE] for place in range(count)]
+        self.own = Tally()
+        """That of this process."""
+
+    def join(self, place: int) -> None:
+        """Count what this process does at a place, where another one may have counted before."""
+        self.own = Tally(self._parts[place])
+        count_into(self.own)
+
+    def tallies(self) -> list[Tally]:
+        """All of them, to be read."""
+        return [Tally(part) for part in self._parts]
+
+
+def added(several: list[dict[Stage, Passed]]) -> dict[Stage, Passed]:
+    """What has passed each stage in all of `several`."""
+    total = {}
+    for stage in _STAGES:
+        found = [passed[stage] for passed in several if stage in passed]
+        if found:
+            times, size, seconds, cpu_seconds = map(sum, zip(*found, strict=True))
+            total[stage] = Passed(times, size, seconds, cpu_seconds)
+    return total
+
+
+class _Passage:
+    """A thread on its way through a stage."""
+
+    __slots__ = ("_cpu_started", "_cpu_within", "_outer", "_size", "_stage", "_started", "_tally", "_within")
+
+    def __init__(self, tally: Tally, stage: Stage, size: int) -> None:
+        self._tally = tally
+        self._stage = stage
+        self._size = size
+        self._within = self._cpu_within = 0.0
+
+    def add(self, size: int) -> None:
+        """Count more bytes."""
+        self._size += size
+
+    def __enter__(self) -> Self:
+        self._outer: _Passage | None = getattr(_thread, "passage", None)
+        _thread.passage = self
+        self._started = time.perf_counter()
+        self._cpu_started = time.thread_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        cpu_seconds = time.thread_time() - self._cpu_started
+        seconds = time.perf_counter() - self._started
+        _thread.passage = self._outer
+        if self._outer is not None:
+            self._outer._within += seconds  # noqa: SLF001  # its own kind
+            self._outer._cpu_within += cpu_seconds  # noqa: SLF001  # the same
+        self._tally.add(self._stage, Passed(1, self._size, seconds - self._within, cpu_seconds - self._cpu_within))
+
+
+class _Uncounted:
+    """A passage that nobody wants to know of."""
+
+    def add(self, size: int) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+_uncounted = _Uncounted()
+_thread = threading.local()
+_tally: Tally | None = None
+
+
+def count_into(tally: Tally | None) -> None:
+    """Count into `tally` from now on, in all threads of this process; None: nowhere."""
+    global _tally  # noqa: PLW0603  # what a process does is the process's
+    _tally = tally
+
+
+def stage(which: Stage, size: int = 0) -> _Passage | _Uncounted:
+    """A block of work that belongs to a stage; `add` on what the block is given counts bytes that are known only later.
+
+    For a block that stays in its thread: nothing may be awaited in it. Blocks may lie in each other.
+    """
+    return _uncounted if _tally is None else _Passage(_tally, which, size)
+
+
+@contextmanager
+def awaiting(which: Stage, size: int = 0) -> Iterator[_Awaited]:
+    """A block of a coroutine that belongs to a stage, as `stage`. Processor time is not counted: others take it meanwhile."""
+    awaited = _Awaited(size)
+    started = time.perf_counter()
+    try:
+        yield awaited
+    finally:
+        if _tally is not None:
+            _tally.add(which, Passed(1, awaited.size, time.perf_counter() - started))
+
+
+class _Awaited:
+    """What a coroutine waits for."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def add(self, size: int) -> None:
+        """Count more bytes."""
+        self.size += size

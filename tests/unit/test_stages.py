@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from filestore.stages import Board, Passed, Stage, Tally, added, awaiting, count_into, own_usage, stage
+
+
+@pytest.fixture
+def tally() -> Iterator[Tally]:
+    """What this process counts into, for the test."""
+    tally = Tally()
+    count_into(tally)
+    yield tally
+    count_into(None)
+
+
+def use_processor(seconds: float) -> None:
+    """Keep this thread busy."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_nothing_is_counted_unless_somebody_wants_it() -> None:
+    """A stage without a tally leaves no trace in one that comes later."""
+    with stage(Stage.READ, 5) as reading, awaiting(Stage.COMMIT, 5):
+        reading.add(6)
+    tally = Tally()
+    count_into(tally)
+    count_into(None)
+    assert {} == tally.passed()
+
+
+def test_bytes_and_times_are_added_up(tally: Tally) -> None:
+    """Those known before and those known later, also where the stage fails."""
+    with stage(Stage.READ, 5):
+        pass
+    with pytest.raises(OSError, match="gone"), stage(Stage.READ) as reading:
+        reading.add(6)
+        raise OSError("gone")
+    found = tally.passed()
+    assert [Stage.READ] == list(found)
+    assert (2, 11) == found[Stage.READ][:2]
+
+
+def test_a_stage_does_not_count_what_another_takes_within_it(tally: Tally) -> None:
+    """Time is that of the innermost stage, so that the sum over all stages is the time of the thread."""
+    started = time.thread_time()
+    with stage(Stage.RECEIVE):
+        with stage(Stage.WRITE):
+            use_processor(0.05)
+        use_processor(0.01)
+    found = tally.passed()
+    assert found[Stage.WRITE].cpu_seconds >= 0.05
+    assert sum(passed.cpu_seconds for passed in found.values()) <= time.thread_time() - started
+    assert found[Stage.RECEIVE].cpu_seconds >= 0.01
+
+
+def test_threads_add_to_one_tally(tally: Tally) -> None:
+    """Nothing is lost between them."""
+
+    def pass_often() -> None:
+        for _ in range(2000):
+            with stage(Stage.HASH, 3):
+                pass
+
+    threads = [threading.Thread(target=pass_often) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (8000, 24000) == tally.passed()[Stage.HASH][:2]
+
+
+async def test_what_a_coroutine_waits_for_has_no_processor_time(tally: Tally) -> None:
+    """Other coroutines use it meanwhile."""
+    with awaiting(Stage.COMMIT, 1) as committing:
+        use_processor(0.01)
+        committing.add(2)
+    found = tally.passed()[Stage.COMMIT]
+    assert (1, 3, 0.0) == (found.times, found.size, found.cpu_seconds)
+    assert found.seconds >= 0.01
+
+
+def test_a_board_shows_what_forked_processes_counted() -> None:
+    """And goes on counting at the place of one that died."""
+    board = Board(2)
+    for place in (0, 1, 1):
+        pid = os.fork()
+        if pid == 0:
+            board.join(place)
+            with stage(Stage.SEND, 10):
+                use_processor(0.02)
+            board.own.note_usage()
+            os._exit(0)
+        assert 0 == os.waitpid(pid, 0)[1]
+    first, second = board.tallies()
+    assert [(1, 10), (2, 20)] == [tally.passed()[Stage.SEND][:2] for tally in (first, second)]
+    assert first.usage().cpu_seconds >= 0.02
+    assert second.usage().cpu_seconds >= 0.04
+    assert 1 << 20 < second.usage().peak_memory <= 2 * own_usage().peak_memory
+
+
+def test_passages_of_several_processes_add_up() -> None:
+    """Stages that none has entered are not there."""
+    total = added([{Stage.READ: Passed(1, 2, 3.0, 4.0)}, {}, {Stage.READ: Passed(10, 20, 30.0, 40.0), Stage.SEND: Passed(1)}])
+    assert {Stage.READ: Passed(11, 22, 33.0, 44.0), Stage.SEND: Passed(1)} == total
