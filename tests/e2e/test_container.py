@@ -1,0 +1,94 @@
+"""Version 2.8.0's own container, which downloads what a run is given; it has no say in how."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.commands import Home, scripts_of
+from tests.support.server import SECONDS, RunningServer, running_server
+
+MODULE = """
+from pathlib import Path
+
+from pipeline import Pipeline, Variable, pipe
+from pipeline.objects import File
+
+
+@pipe
+def read(file: File) -> list:
+    return [str(Path(file.path).resolve()), Path(file.path).read_text()]
+
+
+with Pipeline() as builder:
+    builder.output(read(Variable(File)))
+
+graph = builder.get_pipeline()
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    """Where the files are."""
+    with running_server(tmp_path / "root") as server:
+        yield server
+
+
+@pytest.fixture
+def container(home: Home) -> Iterator[int]:
+    """The port of a container, as its image starts one."""
+    (home.folder / "my_module.py").write_text(MODULE)
+    command = [
+        str(scripts_of(".venv-container") / "python"),
+        "-m",
+        "uvicorn",
+        "pipeline.container.startup:create_app",
+        "--factory",
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = subprocess.Popen(
+            [*command, "--fd", str(listener.fileno())],
+            cwd=home.folder,
+            env=home.environ | {"PIPELINE_PATH": "my_module:graph", "PYTHONPATH": str(home.folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[listener.fileno()],
+        )
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            process.kill()
+            process.wait()
+
+
+def run(container: int, given: object) -> Any:
+    """The answer of a run; a container that has only just started says so, and is asked again."""
+    while True:
+        connection = HTTPConnection("127.0.0.1", container, timeout=SECONDS)
+        connection.request("POST", "/v4/runs", json.dumps({"inputs": [given]}), {"Content-Type": "application/json"})
+        answer = json.loads(connection.getresponse().read())
+        connection.close()
+        if (answer["error"] or {}).get("type") != "pipeline_loading":
+            return answer
+
+
+@pytest.mark.parametrize("member", ["file_url", "file_path"])
+@pytest.mark.parametrize("name", ["model.bin", "my model, the second.bin", "größer 100%.bin", "a+b&c=d#e?f.bin"])
+def test_it_fetches_our_signed_url(server: RunningServer, container: int, name: str, member: str) -> None:
+    """Whatever the name is, though it quotes URLs once more, and keeps no query."""
+    record = server.upload(name, b"content").json
+    path = server.ask("POST", f"/native/v1/files/{record['id']}/sign").json["path"]
+    answer = run(container, {"type": "file", "value": None, member: f"{server.url}/{path}"})
+
+    assert answer["error"] is None, answer
+    local, content = answer["outputs"][0]["value"]
+    shutil.rmtree(Path(local).parent)
+    assert "content" == content
