@@ -26,6 +26,8 @@ def runtime() -> None:
 @takes(
     "root",
     "cache",
+    "cache_size_limit",
+    "cache_free_floor",
     "host",
     "port",
     "token",
@@ -88,7 +90,12 @@ def serve_runtime(session: Session) -> None:
         extension=runtime_extension(
             root,
             lambda repository: Cache(
-                settings.cache.absolute(), repository, limits=settings.unpack_limits, downloads=settings.download_limits
+                settings.cache.absolute(),
+                repository,
+                limits=settings.unpack_limits,
+                downloads=settings.download_limits,
+                size_limit=settings.cache_size_limit,
+                free_floor=settings.cache_free_floor,
             ),
             # A pipeline has no use for our secrets.
             environ={name: value for name, value in os.environ.items() if not name.startswith(("FILESTORE_", "PIPELINE_API_"))},

@@ -9,15 +9,22 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from filestore.aio import uninterrupted
+from filestore.cache import Cache
 from filestore.runtime.process import PipelineProcess
 
 
 class Loaded(NamedTuple):
-    """A pipeline that was started."""
+    """A pipeline that was started, and the cache that keeps its static files in place."""
 
     pipeline_id: str
     process: PipelineProcess
+    cache: Cache
     input_kinds: list[str]
+
+    async def end(self) -> None:
+        """End its process, and let its files go."""
+        await self.process.end()
+        await self.cache.close()
 
 
 class LoadedPipelines:
@@ -39,7 +46,7 @@ class LoadedPipelines:
             loaded = await self._take(pipeline_id)
             try:
                 if loaded is not None and (loaded.pipeline_id != pipeline_id or not loaded.process.is_usable):
-                    await loaded.process.end()
+                    await loaded.end()
                     loaded = None
                 if loaded is None:
                     loaded = await load()
@@ -50,7 +57,7 @@ class LoadedPipelines:
     async def close(self) -> None:
         """End the processes that nobody uses."""
         for loaded in self._idle.values():
-            await loaded.process.end()
+            await loaded.end()
         self._idle.clear()
 
     async def _take(self, pipeline_id: str) -> Loaded | None:
@@ -69,7 +76,7 @@ class LoadedPipelines:
 
     async def _give_back(self, loaded: Loaded | None) -> None:
         if loaded is not None and not loaded.process.is_usable:
-            await loaded.process.end()
+            await loaded.end()
             loaded = None
         async with self._changed:
             if loaded is None:

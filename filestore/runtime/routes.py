@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from aiofiles.tempfile import TemporaryFile
 from aiohttp import web
 
 from filestore.aio import in_disk_thread
-from filestore.cache import Cache
 from filestore.errors import InvalidInput
 from filestore.http.server.app import Route
 from filestore.http.server.exchange import Exchange
@@ -22,11 +21,11 @@ from filestore.http.server.forms import Form, receive_form
 from filestore.http.server.sdk import push_spool
 from filestore.http.server.workers import Extension
 from filestore.index.protocol import Index
-from filestore.repository import LocalRepository, Repository
+from filestore.repository import LocalRepository
 from filestore.runtime.messages import MESSAGE_LIMIT
 from filestore.runtime.pipelines import Pipeline, checked_pipeline_name
 from filestore.runtime.runs import timestamp
-from filestore.runtime.server import Runtime, RuntimeLimits, open_runtime
+from filestore.runtime.server import MakeCache, Runtime, RuntimeLimits, open_runtime
 from filestore.stores.protocol import ChunkStore
 
 
@@ -92,7 +91,7 @@ class Routes:
 
 def runtime_extension(
     root: Path,
-    cache_of: Callable[[Repository], Cache],
+    make_cache: MakeCache,
     *,
     environ: Mapping[str, str],
     limits: RuntimeLimits,
@@ -104,7 +103,7 @@ def runtime_extension(
     async def extension(store: ChunkStore, index: Index) -> AsyncIterator[Sequence[Route]]:
         repository = LocalRepository(store, index, location=str(root), signed_seconds=signed_seconds)
         folder = root / "runtime" / (await repository.identity()).namespace
-        async with open_runtime(repository, cache_of(repository), folder, environ=environ, limits=limits) as runtime:
+        async with open_runtime(repository, make_cache, folder, environ=environ, limits=limits) as runtime:
             yield Routes(runtime).all
 
     return extension

@@ -7,9 +7,10 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,10 @@ logger = logging.getLogger("filestore.runtime")
 _DECLARED: Mapping[str, object] = {"file": File, "directory": Directory, "url": FileURL, "handle": File}
 
 
+MakeCache = Callable[[Repository], Cache]
+"""Caches of one folder: each process and each run has one, and closes it when it does not need its files any more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeLimits:
     """What a runtime allows."""
@@ -52,12 +57,12 @@ class Runtime:
     """Pipelines of one repository. Make one with `open_runtime`, in one event loop."""
 
     def __init__(
-        self, repository: Repository, cache: Cache, folder: Path, *, environ: Mapping[str, str], limits: RuntimeLimits
+        self, repository: Repository, make_cache: MakeCache, folder: Path, *, environ: Mapping[str, str], limits: RuntimeLimits
     ) -> None:
         self.pipelines = Pipelines(folder / "pipelines")
         self.runs = Runs()
         self._repository = repository
-        self._cache = cache
+        self._make_cache = make_cache
         self._work_folder = folder / "work"
         self._environ = environ
         self._limits = limits
@@ -68,7 +73,7 @@ class Runtime:
         """A run that is under way; `url` is that of this server as the client knows it. Raises TooManyRuns."""
         run = self.runs.add(pipeline)
         # A task of its own: it goes on when the client is gone, who can ask for it later.
-        task = asyncio.create_task(self._perform(run, input_data, Adapter(self._cache, self._repository, url=url)))
+        task = asyncio.create_task(self._perform(run, input_data, url))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return run
@@ -82,12 +87,16 @@ class Runtime:
         await self._loaded.close()
         await in_disk_thread(shutil.rmtree, self._work_folder, ignore_errors=True)
 
-    async def _perform(self, run: Run, input_data: list[Any], adapter: Adapter) -> None:
+    async def _perform(self, run: Run, input_data: list[Any], url: str) -> None:
         """Do a run to its end, whatever that is."""
         try:
-            async with self._loaded.taken(run.pipeline.id, lambda: self._load(run, adapter)) as loaded:
+            # A cache of its own: what the run was given stays in place until it has ended, and no longer.
+            async with (
+                self._make_cache(self._repository) as cache,
+                self._loaded.taken(run.pipeline.id, partial(self._load, run)) as loaded,
+            ):
                 run.state = State.RUNNING
-                run.complete(await self._outputs(run, loaded, input_data, adapter))
+                run.complete(await self._outputs(run, loaded, input_data, Adapter(cache, self._repository, url=url)))
         except RunFailed as failure:
             run.fail(failure)
         except Exception as error:  # noqa: BLE001  # whatever it is, it ends this run only
@@ -97,20 +106,21 @@ class Runtime:
                 run.fail(RunFailed("the server was stopped before the run had ended"))
             self.runs.end(run)
 
-    async def _load(self, run: Run, adapter: Adapter) -> Loaded:
+    async def _load(self, run: Run) -> Loaded:
         """The pipeline in a new process, started."""
         run.state = State.CACHING_GRAPH
-        graph = await self._cache.resolve(File(id=run.pipeline.graph_id))
+        cache = self._make_cache(self._repository)
         process = await start_process(self._work_folder / run.id, environ=self._environ, limits=self._limits.process)
+        loaded = Loaded(run.pipeline.id, process, cache, [])
         try:
-            loaded = await process.ask("load", {"graph": str(graph)}, what="the loading of the pipeline")
-            static = [_static(**values) for values in loaded["files"]]
-            paths = [str(path) for path in (await adapter.prepare(static)).paths]
-            await process.ask("start", {"paths": paths}, what="the start of the pipeline")
+            graph = await cache.resolve(File(id=run.pipeline.graph_id))
+            described = await process.ask("load", {"graph": str(graph)}, what="the loading of the pipeline")
+            prepared = await Adapter(cache, self._repository).prepare([_static(**values) for values in described["files"]])
+            await process.ask("start", {"paths": [str(path) for path in prepared.paths]}, what="the start of the pipeline")
         except BaseException:
-            await uninterrupted(process.end())
+            await uninterrupted(loaded.end())
             raise
-        return Loaded(run.pipeline.id, process, [str(kind) for kind in loaded["inputs"]])
+        return loaded._replace(input_kinds=[str(kind) for kind in described["inputs"]])
 
     async def _outputs(self, run: Run, loaded: Loaded, input_data: list[Any], adapter: Adapter) -> list[dict[str, Any]]:
         """What a run gives, stored."""
@@ -126,14 +136,14 @@ class Runtime:
 
 @asynccontextmanager
 async def open_runtime(
-    repository: Repository, cache: Cache, folder: Path, *, environ: Mapping[str, str], limits: RuntimeLimits
+    repository: Repository, make_cache: MakeCache, folder: Path, *, environ: Mapping[str, str], limits: RuntimeLimits
 ) -> AsyncIterator[Runtime]:
     """A runtime that keeps its pipelines in `folder`, and whose processes have `environ`; they end with the block.
 
     Raises Busy while another one has the folder, StorageError.
     """
     lock = await in_disk_thread(_locked, folder)
-    runtime = Runtime(repository, cache, folder, environ=environ, limits=limits)
+    runtime = Runtime(repository, make_cache, folder, environ=environ, limits=limits)
     try:
         # What a runtime that was killed has left.
         await runtime.close()

@@ -97,6 +97,19 @@ def test_a_directory_goes_in_as_a_tree(
     assert "content" == runtime.value(entered, tree, file | {"type": "pkl"})[2]
 
 
+def test_files_stay_cached_while_they_are_used(
+    user: Home, runtime: RunningRuntime, graphs: Path, tree: dict[str, object], file: dict[str, object]
+) -> None:
+    """Those of a loaded pipeline, until it is ended; those of a run, until that has ended."""
+    entered = runtime.upload((graphs / "entered").read_bytes()).json
+    runtime.value(entered["id"], tree, file)
+
+    used = " ".join(path.name for path in (user.folder / ".cache/filestore/leases").glob("*/*"))
+    assert [True, False, False] == [
+        str(path).split("/")[-2] in used for path in (entered["path"], tree["file_path"], file["file_path"])
+    ]
+
+
 def test_a_directory_comes_out_as_a_zip(runtime: RunningRuntime, graphs: Path) -> None:
     """Which hangs the SDK's runtime for ever: entries keep their folders and executable bits."""
     (output,) = runtime.run(runtime.pipeline(graphs / "returned"), "directory")["result"]["outputs"]

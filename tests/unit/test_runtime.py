@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ def pipeline(name: str = "a pipeline", *, number: int = 1) -> Pipeline:
 class Processes:
     """Starts processes that have loaded nothing."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, repository: Repository) -> None:
         self.started: list[PipelineProcess] = []
+        self._repository = repository
         self._folder = folder
         self._numbers = count()
 
@@ -62,13 +64,13 @@ class Processes:
         """What takes the place of a loaded pipeline."""
         folder = self._folder / str(next(self._numbers))
         self.started.append(await start_process(folder, environ={"PATH": os.environ["PATH"]}, limits=LIMITS))
-        return Loaded(pipeline_id, self.started[-1], [])
+        return Loaded(pipeline_id, self.started[-1], Cache(self._folder / "cache", self._repository), [])
 
 
 @pytest.fixture
-async def processes(tmp_path: Path) -> AsyncIterator[Processes]:
+async def processes(tmp_path: Path, local_repository: Repository) -> AsyncIterator[Processes]:
     """Processes that end with the test."""
-    processes = Processes(tmp_path)
+    processes = Processes(tmp_path, local_repository)
     yield processes
     for process in processes.started:
         await process.end()
@@ -286,7 +288,7 @@ async def test_a_pipeline_that_cannot_be_loaded_takes_no_place(processes: Proces
 async def test_a_folder_has_one_runtime(tmp_path: Path, local_repository: Repository) -> None:
     """The lock is given back with the block; what another runtime has left is removed."""
     limits = RuntimeLimits(pipelines=1, process=LIMITS)
-    cache = Cache(tmp_path / "cache", local_repository)
+    cache = partial(Cache, tmp_path / "cache")
     (tmp_path / "runtime/work/left").mkdir(parents=True)
     for _ in range(2):
         async with open_runtime(local_repository, cache, tmp_path / "runtime", environ={}, limits=limits):
