@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,15 +115,17 @@ def _claim(value: object) -> bool:
     return claims[text]
 
 
-def _size(minimum: int) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        match = None if isinstance(value, bool) else _SIZE.match(str(value))
-        size = int(match[1]) * _SIZE_UNITS[match[2]] if match else -1
-        if size < minimum:
-            raise ValueError(f"{value!r} is no size of at least {minimum} bytes, such as 128MiB")
-        return size
+def parse_size(value: object, *, minimum: int) -> int:
+    """Bytes of a number, or of a text such as 128MiB. Raises ValueError."""
+    match = None if isinstance(value, bool) else _SIZE.match(str(value))
+    size = int(match[1]) * _SIZE_UNITS[match[2]] if match else -1
+    if size < minimum:
+        raise ValueError(f"{value!r} is no size of at least {minimum} bytes, such as 128MiB")
+    return size
 
-    return parse
+
+def _size(minimum: int) -> Callable[[object], int]:
+    return partial(parse_size, minimum=minimum)
 
 
 def _knob(

@@ -53,6 +53,15 @@ class Passed(NamedTuple):
     cpu_seconds: float = 0.0
     """Processor time of these threads."""
 
+    def since(self, earlier: Passed) -> Passed:
+        """What has passed since it was `earlier`."""
+        return Passed(
+            self.times - earlier.times,
+            self.size - earlier.size,
+            self.seconds - earlier.seconds,
+            self.cpu_seconds - earlier.cpu_seconds,
+        )
+
 
 class Usage(NamedTuple):
     """What a process has used so far."""

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from filestore.errors import FilestoreError
+from filestore_cli.bench.command import bench
 from filestore_cli.caching import cache, warm
 from filestore_cli.records import info, ls, rm
 from filestore_cli.runtime import runtime
@@ -50,7 +51,7 @@ def create() -> None:
 
 
 create.add_command(create_file)
-for command in (serve, push, fetch, ls, info, rm, hash_path, warm, cache, token, runtime):
+for command in (serve, push, fetch, ls, info, rm, hash_path, warm, cache, token, runtime, bench):
     cli.add_command(command)
 
 

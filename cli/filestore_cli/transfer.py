@@ -256,7 +256,7 @@ async def _push(session: Session, path: Path, *, name: str | None, rehash: bool,
                 name=name,
                 journal=journal,
                 rehash=rehash,
-                codec=_codec(settings.codec),
+                codec=codec_of(settings.codec),
                 report=report,
                 **selection.arguments(),
             )
@@ -320,7 +320,8 @@ def _label(path: Path) -> str:
     return path.resolve().name if path.is_dir() else path.name
 
 
-def _codec(choice: str) -> Codec | None:
+def codec_of(choice: str) -> Codec | None:
+    """What the setting `codec` means: None where each chunk gets the best for it."""
     from filestore.codec import Codec  # heavy
 
     return None if choice == "auto" else Codec[choice.upper().replace("+", "_")]

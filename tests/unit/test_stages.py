@@ -4,10 +4,15 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from filestore.push import push
+from filestore.repository import Repository
 from filestore.stages import Board, Passed, Stage, Tally, added, awaiting, count_into, own_usage, stage
+from tests.support.generator import octets
+from tests.support.trees import plant
 
 
 @pytest.fixture
@@ -110,3 +115,13 @@ def test_passages_of_several_processes_add_up() -> None:
     """Stages that none has entered are not there."""
     total = added([{Stage.READ: Passed(1, 2, 3.0, 4.0)}, {}, {Stage.READ: Passed(10, 20, 30.0, 40.0), Stage.SEND: Passed(1)}])
     assert {Stage.READ: Passed(11, 22, 33.0, 44.0), Stage.SEND: Passed(1)} == total
+
+
+async def test_a_push_of_a_tree_counts_each_byte_once(tally: Tally, local_repository: Repository, tmp_path: Path) -> None:
+    """What is read is its files, what is cut and hashed is its zip, and what is encoded and verified is what is new of that."""
+    tree = plant(tmp_path / "tree", {"a/small": octets(1, 1000), "a/other": octets(2, 2000), "big": octets(3, 3_000_000)})
+    pushed = await push(local_repository, tree)
+    sizes = {stage: passed.size for stage, passed in tally.passed().items() if passed.size}
+    size = pushed.record.size
+    expected = {Stage.READ: 3_003_000, Stage.CUT: size, Stage.HASH: size, Stage.ENCODE: size, Stage.VERIFY: size}
+    assert expected == {stage: sizes[stage] for stage in expected}

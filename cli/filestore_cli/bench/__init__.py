@@ -1,0 +1,12 @@
+"""`filestore bench`: how fast a server takes and gives on this hardware, and what limits it.
+
+    command    the commands
+    run        a plan, measured: a server, content, clients, and everything removed again
+    worker     a process of a measurement: it makes content, finds ceilings, or is a client
+    content    what is moved
+    ceilings   what this machine can do at most
+    report     what is said of it: text, JSON
+    plot       what is drawn of it
+
+The process that runs a measurement imports nothing heavy: what Linux tells of a child's memory begins with its parent's.
+"""

@@ -1,0 +1,158 @@
+"""bench upload, bench fetch."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import click
+
+from filestore.config import parse_size
+from filestore_cli.session import Session, takes
+from filestore_cli.text import printable
+
+KINDS = ("bf16", "fp32", "random", "text", "tree")
+SIZE_MIN = 64 << 10
+CLIENTS_MAX = 64
+_NUMBER = re.compile(r"[0-9]{1,3}")
+
+
+def _sizes(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if value is None else tuple(parse_size(text.strip(), minimum=SIZE_MIN) for text in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+def _counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    counts = tuple(int(text) if _NUMBER.fullmatch(text.strip()) else 0 for text in value.split(","))
+    if not all(1 <= count <= CLIENTS_MAX for count in counts):
+        reason = f"{value!r} is no number of clients from 1 to {CLIENTS_MAX}, nor several, such as 1,2,4"
+        raise click.BadParameter(reason, ctx, param)
+    return counts
+
+
+class Asked(NamedTuple):
+    """What is to be measured, as far as the user said."""
+
+    size: tuple[int, ...] | None
+    kind: str
+    clients: tuple[int, ...]
+    server: str | None
+    folder: Path | None
+    plot: Path | None
+
+
+def _asks(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Asked`, and that as its argument `asked`."""
+
+    @functools.wraps(command)
+    def call(session: Session, **asked: Any) -> None:
+        command(session, Asked(**asked))
+
+    path = click.Path(path_type=Path)
+    for option in (
+        click.option("--plot", type=path, metavar="FILE", help="Draw it as well: a picture, .png, .svg or .pdf."),
+        click.option("--folder", type=path, help="Where to work: on the disk that counts.  [default: the temporary folder]"),
+        click.option("--server", metavar="URL", help="A server of yours.  [default: one started for this, on loopback]"),
+        click.option("--clients", callback=_counts, default="1", metavar="N[,N...]", help="How many at once.  [default: 1]"),
+        click.option("--kind", default="bf16", metavar="KIND", help=f"{', '.join(KINDS)}, or a PATH.  [default: bf16]"),
+        click.option("--size", callback=_sizes, metavar="SIZE[,SIZE...]", help="Bytes that each client moves.  [default: 2GiB]"),
+    ):
+        call = option(call)
+    return call
+
+
+@click.group()
+def bench() -> None:
+    """Measure how fast a server takes and gives on this hardware, and what limits it.
+
+    Content is made for it, new each time, and removed afterwards, as are the records of it. Where the time went is shown
+    stage by stage, beside what this machine can do at most.
+    """
+
+
+@bench.command("upload")
+@takes("token", "codec", "connections", "stall_seconds", "workers")
+@_asks
+def bench_upload(session: Session, asked: Asked) -> None:
+    """Measure uploads: each client sends content of its own."""
+    _bench(session, "upload", asked)
+
+
+@bench.command("fetch")
+@takes("token", "codec", "connections", "stall_seconds", "workers")
+@_asks
+def bench_fetch(session: Session, asked: Asked) -> None:
+    """Measure fetches: all clients fetch the same content, every byte verified."""
+    _bench(session, "fetch", asked)
+
+
+def _bench(session: Session, verb: str, asked: Asked) -> None:
+    from filestore_cli.bench.plot import check_plot, plot  # only here
+    from filestore_cli.bench.processes import Server  # the same
+    from filestore_cli.bench.report import as_json, lines  # the same
+    from filestore_cli.bench.run import Plan, check_space, measure  # the same
+
+    settings = session.settings
+    if asked.plot is not None:
+        check_plot(asked.plot)
+    path = None if asked.kind in KINDS else _given(asked.kind)
+    if path is not None and asked.size is not None:
+        raise click.ClickException("--size is for content that is made; a file or folder of yours has its own")
+    plan = Plan(
+        verb=verb,
+        kind=asked.kind,
+        path=path,
+        sizes=(asked.size or (2 << 30,)) if path is None else (_size_of(path),),
+        clients=asked.clients,
+        server=None if asked.server is None else Server(asked.server, settings.token),
+        workers=settings.workers,
+        folder=_folder(asked.folder),
+        codec=settings.codec,
+        link={"connections": settings.connections, "stall_seconds": settings.stall_seconds},
+    )
+    check_space(plan)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    found = asyncio.run(measure(plan, shows_progress=session.shows_progress))
+    # First: a picture that cannot be written must not cost the numbers.
+    session.show(as_json(plan, found), *lines(plan, found))
+    if asked.plot is not None:
+        plot(plan, found, asked.plot)
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    """End as by Ctrl-C, so that what was started and made is removed."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def _given(kind: str) -> Path:
+    path = Path(kind)
+    if not path.exists():
+        raise click.ClickException(
+            f"{printable(kind)} is none of {', '.join(KINDS)}, and no file or folder of that name is there"
+        )
+    return path.absolute()
+
+
+def _folder(given: Path | None) -> Path:
+    folder = (given or Path(tempfile.gettempdir())).absolute()
+    if not folder.is_dir():
+        raise click.ClickException(f"there is no folder {printable(folder)} to work in; make it first, or give another --folder")
+    return folder
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)

@@ -1,0 +1,134 @@
+"""What is moved to measure: made on the spot from a seed, in pieces, so that size costs no memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+PIECE = 16 << 20
+TENSOR_SIZE = 32 << 20
+"""Bytes of a tensor, a middle-sized matrix of a language model."""
+SIZE_MIN = 64 << 10
+
+_SMALL_MIN, _SMALL_MAX = 1 << 10, 64 << 10
+_FOLDER_COUNT = 100
+"""Files in a folder."""
+_BIG_COUNT = 4
+_POOL_WORDS = 1 << 20
+_TENSOR_ENTRY = 128
+"""Bytes of a header that a tensor takes at most."""
+
+Done = Callable[[int], None]
+"""Told of bytes that are made."""
+
+
+def make(kind: str, path: Path, *, size: int, seed: int, done: Done = lambda _: None) -> None:
+    """Make a file, or for `tree` a folder, of `size` bytes; durably, so that no disk is busy with it afterwards.
+
+    `size` is at least 64 KiB. No chunk of it is in anything made from another seed, but for chance and the fewest of headers.
+    """
+    generator = np.random.Generator(np.random.SFC64(seed))
+    if kind == "tree":
+        _make_tree(generator, path, size, done)
+        return
+    with path.open("wb") as file:
+        pieces = _tensors(generator, kind, size) if kind in _FLOATS else _plain(generator, kind, size)
+        for piece in pieces:
+            file.write(piece)
+            done(len(piece))
+        _settle(file)
+
+
+def _settle(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _normal(generator: np.random.Generator, size: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    # The hardest weights to compress.
+    return generator.standard_normal(size, dtype=np.float32) * np.float32(0.02)
+
+
+def _bf16(generator: np.random.Generator, size: int) -> bytes:
+    return (_normal(generator, size // 2).view(np.uint32) >> np.uint32(16)).astype("<u2").tobytes()
+
+
+def _fp32(generator: np.random.Generator, size: int) -> bytes:
+    return _normal(generator, size // 4).astype("<f4").tobytes()
+
+
+_FLOATS = {"bf16": ("BF16", 2, _bf16), "fp32": ("F32", 4, _fp32)}
+
+
+def _tensors(generator: np.random.Generator, kind: str, size: int) -> Iterator[bytes]:
+    """A safetensors file."""
+    dtype, item_size, values = _FLOATS[kind]
+    count = -(-size // TENSOR_SIZE)
+    header_size = _TENSOR_ENTRY * (count + 1)
+    data_size = (size - 8 - header_size) // item_size * item_size
+    ends = [min((place + 1) * TENSOR_SIZE, data_size) for place in range(count)]
+    header = {
+        f"layers.{place}.weight": {
+            "dtype": dtype,
+            "shape": [(end - place * TENSOR_SIZE) // item_size],
+            "data_offsets": [place * TENSOR_SIZE, end],
+        }
+        for place, end in enumerate(ends)
+        if end > place * TENSOR_SIZE
+    }
+    yield header_size.to_bytes(8, "little") + json.dumps(header).encode().ljust(header_size)
+    for start in range(0, data_size, PIECE):
+        yield values(generator, min(PIECE, data_size - start))
+    # What no whole number fills.
+    yield bytes(size - 8 - header_size - data_size)
+
+
+def _plain(generator: np.random.Generator, kind: str, size: int) -> Iterator[bytes]:
+    pool = _words(generator) if kind == "text" else b""
+    for start in range(0, size, PIECE):
+        count = min(PIECE, size - start)
+        yield _text(generator, pool, count) if kind == "text" else generator.bytes(count)
+
+
+def _words(generator: np.random.Generator) -> bytes:
+    """Words as often as they are in a language, of this seed's own."""
+    lengths = generator.integers(2, 10, 4000)
+    words = [bytes(generator.integers(97, 123, length, dtype=np.uint8)) + b" " for length in lengths]
+    return b"".join(words[word] for word in generator.zipf(1.3, _POOL_WORDS) % len(words))
+
+
+def _text(generator: np.random.Generator, pool: bytes, size: int) -> bytes:
+    """Passages of the pool, so short and from so many places that two chunks are never the same."""
+    lengths = generator.integers(64, 1024, size // 400 + 16)
+    starts = generator.integers(0, len(pool) - 1024, len(lengths))
+    return b"".join(pool[start : start + length] for start, length in zip(starts, lengths, strict=True))[:size]
+
+
+def _make_tree(generator: np.random.Generator, root: Path, size: int, done: Done) -> None:
+    """Half of it small files, of text and of random bytes folder by folder, half big ones of bf16."""
+    pool = _words(generator)
+    root.mkdir()
+    big_size = size // 2 // _BIG_COUNT // 2 * 2
+    left = size - big_size * _BIG_COUNT
+    place = 0
+    while left:
+        count = min(left, int(generator.integers(_SMALL_MIN, _SMALL_MAX + 1)))
+        folder = root / f"{place // _FOLDER_COUNT:05}"
+        folder.mkdir(exist_ok=True)
+        is_text = place // _FOLDER_COUNT % 2
+        (folder / f"{place:07}.bin").write_bytes(_text(generator, pool, count) if is_text else generator.bytes(count))
+        left -= count
+        place += 1
+        done(count)
+    for number in range(_BIG_COUNT):
+        with (root / f"weights-{number}.bin").open("wb") as file:
+            for start in range(0, big_size, PIECE):
+                piece = _bf16(generator, min(PIECE, big_size - start))
+                file.write(piece)
+                done(len(piece))
+    os.sync()

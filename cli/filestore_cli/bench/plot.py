@@ -1,0 +1,91 @@
+"""What is drawn of a measurement. Only here is matplotlib used; the extra `plot` brings it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from filestore.stages import Passed, Stage
+from filestore_cli.bench.report import CEILINGS, stages_of
+from filestore_cli.bench.run import Found, Plan
+from filestore_cli.text import in_units, printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMATS = (".png", ".svg", ".pdf")
+
+_BESIDE = ("loopback", "disk_write_sync")
+"""The ceilings that whole transfers are drawn beside."""
+_WAITED_ALPHA = 0.35
+
+_Curves = dict[str, list[tuple[float, float]]]
+"""Points of a curve, by what it is called."""
+
+
+def check_plot(path: Path) -> None:
+    """Raises ClickException when nothing could be drawn to `path`: before anything takes time."""
+    if path.suffix.lower() not in FORMATS:
+        raise click.ClickException(f"{printable(path)} is no name of a picture; give one that ends in {', '.join(FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise click.ClickException(f"there is no folder {printable(path.parent)} for the picture; make it first")
+    if path.is_dir():
+        raise click.ClickException(f"{printable(path)} is a folder; give the path of a picture")
+    if find_spec("matplotlib") is None:
+        raise click.ClickException("drawing needs matplotlib; `pip install 'filestore[plot]'` brings it")
+
+
+def plot(plan: Plan, found: Found, path: Path) -> None:
+    """Bars of the time in each stage of the last run; throughput against size, and against the number of clients."""
+    from matplotlib.figure import Figure  # heavy, and an extra
+
+    figure = Figure(figsize=(16, 5.5), layout="constrained")
+    figure.suptitle(f"filestore bench {plan.verb}, {plan.kind if plan.path is None else plan.path.name}")
+    bars, by_size, by_clients = figure.subplots(1, 3)
+    _draw_stages(bars, found)
+    sizes: _Curves = {}
+    clients: _Curves = {}
+    for run in found.runs:
+        size = run.size / run.clients
+        sizes.setdefault("1 client" if run.clients == 1 else f"{run.clients} clients", []).append((size, run.rate))
+        clients.setdefault(f"{in_units(size)} each", []).append((run.clients, run.rate))
+    _draw_rates(by_size, sizes, found)
+    by_size.set(xlabel="bytes that each client moves", xscale="log")
+    ticks = sorted({run.size / run.clients for run in found.runs})
+    by_size.set_xticks(ticks, [in_units(size) for size in ticks])
+    by_size.set_xticks([], minor=True)
+    _draw_rates(by_clients, clients, found)
+    by_clients.set(xlabel="clients at once", xticks=sorted({run.clients for run in found.runs}))
+    figure.savefig(path)
+
+
+def _draw_stages(axes: Axes, found: Found) -> None:
+    """A bar for each stage and side; its dark part is processor time."""
+    sides = stages_of(found.runs[-1])
+    stages = [stage for stage in Stage if any(stage in passed for passed in sides.values())]
+    height = 0.8 / len(sides)
+    for number, (side, passed) in enumerate(sides.items()):
+        places = [place + number * height for place in range(len(stages))]
+        found_here = [passed.get(stage, Passed()) for stage in stages]
+        color = f"C{number}"
+        axes.barh(
+            places, [each.seconds for each in found_here], height, color=color, alpha=_WAITED_ALPHA, label=f"{side}, in all"
+        )
+        axes.barh(places, [each.cpu_seconds for each in found_here], height, color=color, label=f"{side}, processor")
+    axes.set_yticks([place + height * (len(sides) - 1) / 2 for place in range(len(stages))], [*stages])
+    axes.invert_yaxis()
+    axes.set(xlabel="seconds, all threads added, of the last run")
+    axes.legend()
+
+
+def _draw_rates(axes: Axes, curves: _Curves, found: Found) -> None:
+    for label, points in curves.items():
+        axes.plot([x for x, _ in points], [rate / 1e9 for _, rate in points], marker="o", label=label)
+    for number, name in enumerate(_BESIDE):
+        axes.axhline(found.ceilings[name] / 1e9, color="grey", linestyle=("--", ":")[number], label=CEILINGS[name])
+    axes.set(ylabel="GB/s of content, all clients together")
+    axes.set_ylim(bottom=0)
+    axes.legend()

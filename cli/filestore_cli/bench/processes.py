@@ -1,0 +1,146 @@
+"""Processes of a measurement: workers, and a server of its own. None of them outlives the block that it was started for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
+_LINE_LIMIT = 1 << 20
+
+Job = Mapping[str, Any]
+
+
+class Server(NamedTuple):
+    """Where clients go."""
+
+    url: str
+    token: str | None
+
+
+class Worker:
+    """A process that does one job: see `filestore_cli.bench.worker`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.done = 0
+        """Bytes that it has told of."""
+        self.on_done: Callable[[], None] = lambda: None
+        self._process = process
+        self._log = log
+
+    async def ready(self) -> None:
+        """Wait until a client is connected. Raises ClickException."""
+        while "ready" not in await self._hear():
+            pass
+
+    async def begin(self) -> None:
+        """Have a client begin."""
+        await self._say(b"\n")
+
+    async def give(self, job: Job) -> None:
+        """Tell it what to do."""
+        await self._say(json.dumps(job).encode() + b"\n")
+
+    async def result(self) -> dict[str, Any]:
+        """Wait for the end. Raises ClickException."""
+        while True:
+            said = await self._hear()
+            if "result" in said:
+                return dict(said["result"])
+            if "done" in said:
+                self.done = said["done"]
+                self.on_done()
+
+    async def _say(self, line: bytes) -> None:
+        assert self._process.stdin is not None  # noqa: S101  # it is a pipe
+        self._process.stdin.write(line)
+        # What has ended says why on its other pipe.
+        with suppress(ConnectionError):
+            await self._process.stdin.drain()
+
+    async def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None  # noqa: S101  # it is a pipe
+        line = await self._process.stdout.readline()
+        said = json.loads(line) if line else {"error": f"a process of the measurement died: {_last_line(self._log)}"}
+        if "error" in said:
+            raise click.ClickException(said["error"])
+        return dict(said)
+
+
+@asynccontextmanager
+async def working(folder: Path, job: Job) -> AsyncIterator[Worker]:
+    """A worker that was given `job`. What it says on standard error goes to a file in `folder`."""
+    log = folder / f"worker-{secrets.token_hex(8)}.log"
+    async with _started("filestore_cli.bench.worker", log=log) as process:
+        worker = Worker(process, log)
+        await worker.give(job)
+        yield worker
+
+
+@asynccontextmanager
+async def serving(folder: Path, *, workers: int) -> AsyncIterator[Server]:
+    """`filestore serve` of an empty folder below `folder`, on a free port of loopback; the folder is removed at the end."""
+    root, log = folder / "served", folder / "server.log"
+    token = secrets.token_urlsafe(32)
+    arguments = ["serve", "--json", "--root", str(root), "--host", "127.0.0.1", "--port", "0", "--workers", str(workers)]
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("FILESTORE_")}
+    # In the environment: anyone on this machine can read arguments.
+    environ["FILESTORE_TOKEN"] = token
+    async with _started("filestore_cli", *arguments, log=log, environ=environ) as process:
+        assert process.stdout is not None  # noqa: S101  # it is a pipe
+        line = b""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_SECONDS):
+                line = await process.stdout.readline()
+        if not line:
+            raise click.ClickException(f"the server did not start: {_last_line(log)}")
+        try:
+            yield Server(json.loads(line)["url"], token)
+        finally:
+            process.terminate()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await process.wait()
+    await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
+
+
+@asynccontextmanager
+async def _started(
+    module: str, *arguments: str, log: Path, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    with log.open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", module, *arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env=environ,
+            limit=_LINE_LIMIT,
+            # Ctrl-C is for whoever started them, and cleans up.
+            process_group=0,
+        )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def _last_line(log: Path) -> str:
+    """What a process said last."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    said = next((line for line in reversed(lines) if line.strip()), "it did not say why")
+    return said.removeprefix("Error: ")

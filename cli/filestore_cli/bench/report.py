@@ -1,0 +1,158 @@
+"""What is said of a measurement: lines for a person, and the object that --json prints."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import NamedTuple
+
+from filestore.stages import Passed, Stage
+from filestore_cli.bench.run import Found, Plan, Run, Side
+from filestore_cli.text import duration, in_units, printable, table
+
+CEILINGS = {
+    "memory_copy": "copy of memory",
+    "blake3": "BLAKE3 on one core",
+    "loopback": "a bare socket over loopback",
+    "disk_write_sync": "write to disk and sync",
+}
+MOVED = {"upload": "sent", "fetch": "received"}
+
+
+class Machine(NamedTuple):
+    """Where it was measured, and with what."""
+
+    cores: int
+    system: str
+    python: str
+    filestore: str
+
+
+def machine() -> Machine:
+    """This one."""
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    return Machine(os.cpu_count() or 1, system, platform.python_version(), version("filestore"))
+
+
+def as_json(plan: Plan, found: Found) -> dict[str, object]:
+    """All of it. Rates are bytes a second."""
+    return {
+        "verb": plan.verb,
+        "kind": plan.kind if plan.path is None else "path",
+        "path": None if plan.path is None else str(plan.path),
+        "server": found.url,
+        "is_own_server": plan.server is None,
+        "codec": plan.codec,
+        "connections": plan.link["connections"],
+        "workers": plan.workers if plan.server is None else None,
+        "folder": str(plan.folder),
+        "machine": machine()._asdict(),
+        "ceilings": dict(found.ceilings),
+        "runs": [_run_json(plan, run) for run in found.runs],
+        "records_removed": found.removed,
+    }
+
+
+def _run_json(plan: Plan, run: Run) -> dict[str, object]:
+    return {
+        "size": run.size,
+        "clients": run.clients,
+        "seconds": run.seconds,
+        "rate": run.rate,
+        f"bytes_{MOVED[plan.verb]}": run.bytes_moved,
+        "bytes_shared": run.bytes_shared,
+        "client": _side_json(run.client),
+        "server": None if run.server is None else _side_json(run.server),
+    }
+
+
+def _side_json(side: Side) -> dict[str, object]:
+    return {
+        "cpu_seconds": side.cpu_seconds,
+        "peak_memory": side.peak_memory,
+        "stages": {stage.value: passed._asdict() for stage, passed in side.stages.items()},
+    }
+
+
+def lines(plan: Plan, found: Found) -> Iterator[str]:
+    """All of it, for a person."""
+    here = machine()
+    yield f"{here.cores} cores, {here.system}, Python {here.python}, filestore {here.filestore}, in {printable(plan.folder)}"
+    yield f"server {printable(found.url)}" + ("" if plan.server else ", started for this over an empty folder, and removed")
+    for run in found.runs:
+        yield ""
+        yield from _run_lines(plan, run, here)
+    yield ""
+    yield "What this machine can do at most, in the same run:"
+    yield from table(**{CEILINGS[name].replace(" ", "_"): _rate(rate) for name, rate in found.ceilings.items()})
+    if plan.server is not None:
+        records = "1 record was" if found.removed == 1 else f"{found.removed} records were"
+        yield ""
+        yield f"{records} removed from the server; the chunks of what was uploaded go with its next collection."
+
+
+def _run_lines(plan: Plan, run: Run, here: Machine) -> Iterator[str]:
+    what = plan.kind if plan.path is None else printable(plan.path)
+    clients = "1 client" if run.clients == 1 else f"{run.clients} clients at once"
+    yield f"{plan.verb} of {what}, {in_units(run.size)}, {clients}: {_rate(run.rate)}"
+    share = f", {run.bytes_moved / run.size:.1%} of the content" if run.size else ""
+    rows = {"time": duration(run.seconds), MOVED[plan.verb]: in_units(run.bytes_moved) + share}
+    if run.bytes_shared:
+        rows["did_not_move"] = f"{in_units(run.bytes_shared)}, because it was there already"
+    rows["client"] = _side_line(run.client, run)
+    rows["server"] = "it does not tell this token" if run.server is None else _side_line(run.server, run)
+    rows |= _limit(plan, run, here)
+    yield from table(**rows)
+    yield ""
+    yield from _stage_lines(run)
+
+
+def _side_line(side: Side, run: Run) -> str:
+    cost = f" ({side.cpu_seconds / run.size * 1e9:.2f} for a GB)" if run.size else ""
+    return f"{side.cpu_seconds:.2f} s of processor time{cost}, {in_units(side.peak_memory)} of memory at the peak"
+
+
+def _limit(plan: Plan, run: Run, here: Machine) -> dict[str, str]:
+    """How busy the processors were, and the longest stage of each side."""
+    sides = {"client": run.client} | ({} if run.server is None else {"server": run.server})
+    rows = {}
+    if plan.server is None:
+        used = sum(side.cpu_seconds for side in sides.values()) / run.seconds
+        rows["processors"] = f"{used:.1f} of {here.cores} were busy with it"
+    longest = [
+        f"{max(side.stages, key=lambda stage: side.stages[stage].seconds)} at the {name}"  # called at once
+        for name, side in sides.items()
+        if side.stages
+    ]
+    if longest:
+        rows["most_time"] = ", ".join(longest)
+    return rows
+
+
+def _stage_lines(run: Run) -> Iterator[str]:
+    """A row for each stage: of each side, the time in it, what of that was processor time, and the rate of one thread."""
+    sides = [("client", run.client.stages)] + ([] if run.server is None else [("server", run.server.stages)])
+    titles = "".join(f"{name:>10}{'processor':>12}{'bytes':>10}{'a thread':>12}" for name, _ in sides)
+    yield f"{'stage':<8}{titles}"
+    for stage in Stage:
+        if any(stage in stages for _, stages in sides):
+            yield (f"{stage:<8}" + "".join(_cells(stages.get(stage)) for _, stages in sides)).rstrip()
+
+
+def _cells(passed: Passed | None) -> str:
+    if passed is None:
+        return " " * 44
+    rate = _rate(passed.size / passed.seconds) if passed.size and passed.seconds else ""
+    size = in_units(passed.size) if passed.size else ""
+    return f"{passed.seconds:>8.2f} s{passed.cpu_seconds:>10.2f} s{size:>10}{rate:>12}"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate / 1e9:.2f} GB/s" if rate >= 1e8 else f"{in_units(rate)}/s"
+
+
+def stages_of(run: Run) -> Mapping[str, Mapping[Stage, Passed]]:
+    """Those of each side that told of itself, by its name."""
+    return {"client": run.client.stages} | ({} if run.server is None else {"server": run.server.stages})

@@ -1,0 +1,329 @@
+"""A plan, measured: content is made, moved, and removed again."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import click
+
+from filestore.aio import task_group
+from filestore.errors import FilestoreError, Forbidden, NotFound, ServerError
+from filestore.objects import Progress, Reference
+from filestore.stages import Passed, Stage, added
+from filestore_cli.bench.processes import Job, Server, Worker, serving, working
+from filestore_cli.progress import Activity, shown
+from filestore_cli.text import in_units, printable
+
+CEILING_SIZE_MIN, CEILING_SIZE_MAX = 16 << 20, 256 << 20
+
+Stages = Mapping[Stage, Passed]
+
+
+class Link(TypedDict):
+    """How clients talk to a server."""
+
+    connections: int
+    stall_seconds: float
+
+
+class Plan(NamedTuple):
+    """What is to be measured: each size with each number of clients."""
+
+    verb: str
+    """upload or fetch."""
+    kind: str
+    """What content is made."""
+    path: Path | None
+    """Content of the user's own, instead; then `sizes` has its one size."""
+    sizes: Sequence[int]
+    """Bytes that one client moves."""
+    clients: Sequence[int]
+    server: Server | None
+    """None: one of its own."""
+    workers: int
+    """Processes of a server of its own."""
+    folder: Path
+    codec: str
+    link: Link
+
+
+class Side(NamedTuple):
+    """What one end did: all clients, or all processes of the server."""
+
+    cpu_seconds: float
+    peak_memory: int
+    """Bytes of the largest of its processes; of a server, since it was started."""
+    stages: Stages
+
+
+class Run(NamedTuple):
+    """What was found with one size and one number of clients."""
+
+    size: int
+    """Bytes of content, of all clients together."""
+    clients: int
+    seconds: float
+    bytes_moved: int
+    """Encoded bytes of frames that went over the wire."""
+    bytes_shared: int
+    """Bytes of content that did not have to move."""
+    client: Side
+    server: Side | None
+    """None where the server does not tell this token."""
+
+    @property
+    def rate(self) -> float:
+        """Bytes of content a second."""
+        return self.size / self.seconds
+
+
+class Found(NamedTuple):
+    """All of a measurement."""
+
+    url: str
+    """Of the server; of one of its own, the last."""
+    ceilings: Mapping[str, float]
+    """Bytes a second."""
+    runs: Sequence[Run]
+    removed: int
+    """Records that were removed from the user's server."""
+
+
+def check_space(plan: Plan) -> None:
+    """Raises ClickException when what is written on the way cannot fit."""
+    size, clients = max(plan.sizes), max(plan.clients)
+    copies = (plan.path is None) + (plan.server is None)
+    # Clients that upload have content of their own each; those that fetch write a copy each.
+    needed = size * clients * copies if plan.verb == "upload" else size * (copies + clients)
+    free = shutil.disk_usage(plan.folder).free
+    if free < max(needed, _ceiling_size(plan)):
+        raise click.ClickException(
+            f"{printable(plan.folder)} has {in_units(free)} free, and up to {in_units(needed)} are written there;"
+            " give another --folder, a smaller --size or fewer --clients"
+        )
+
+
+async def measure(plan: Plan, *, shows_progress: bool) -> Found:
+    """Carry `plan` out. Raises ClickException, FilestoreError."""
+    if plan.server is not None:
+        # Before anything takes time: is it there, and does it let the token in?
+        async with _connected(plan.server, plan.link) as repository:
+            await repository.identity()
+    with tempfile.TemporaryDirectory(dir=plan.folder, prefix="filestore-bench-") as name:
+        measuring = _Measuring(plan, Path(name), shows_progress=shows_progress)
+        job = {"do": "ceilings", "folder": name, "size": _ceiling_size(plan)}
+        ceilings = await measuring.done(job, Activity("find ceilings"), total=0)
+        runs = [await measuring.run(size, clients) for size in plan.sizes for clients in plan.clients]
+        return Found(measuring.url, ceilings, runs, measuring.removed)
+
+
+def _ceiling_size(plan: Plan) -> int:
+    return min(max(*plan.sizes, CEILING_SIZE_MIN), CEILING_SIZE_MAX)
+
+
+class _Measuring:
+    """A plan under way, in a folder of its own."""
+
+    def __init__(self, plan: Plan, folder: Path, *, shows_progress: bool) -> None:
+        self.removed = 0
+        self.url = ""
+        self._plan = plan
+        self._folder = folder
+        self._shows_progress = shows_progress
+
+    async def run(self, size: int, clients: int) -> Run:
+        """Measure one size with one number of clients."""
+        async with self._server() as server:
+            self.url = server.url
+            if self._plan.verb == "upload":
+                return await self._upload(server, size, clients)
+            return await self._fetch(server, size, clients)
+
+    async def done(self, job: Job, activity: Activity, *, total: int) -> dict[str, Any]:
+        """The result of a job that is not measured."""
+        async with working(self._folder, job) as worker, self._shown(activity, total, [worker]):
+            await worker.begin()
+            return await worker.result()
+
+    async def _upload(self, server: Server, size: int, clients: int) -> Run:
+        names = [_new_name() for _ in range(clients)]
+        async with self._removing(server, names), AsyncExitStack() as stack:
+            paths = [await stack.enter_async_context(self._content(name, size)) for name in names]
+            jobs = [self._transfer("upload", server, name, path) for name, path in zip(names, paths, strict=True)]
+            return await self._moved(server, jobs, size)
+
+    async def _fetch(self, server: Server, size: int, clients: int) -> Run:
+        name = _new_name()
+        async with self._removing(server, [name]):
+            async with self._content(name, size) as path:
+                await self.done(self._transfer("upload", server, name, path), Activity("push"), total=size)
+            targets = [self._folder / f"fetched-{place}" for place in range(clients)]
+            try:
+                return await self._moved(server, [self._transfer("fetch", server, name, target) for target in targets], size)
+            finally:
+                for target in targets:
+                    await asyncio.to_thread(_remove, target)
+
+    async def _moved(self, server: Server, jobs: Sequence[Job], size: int) -> Run:
+        async with AsyncExitStack() as stack:
+            workers = [await stack.enter_async_context(working(self._folder, job)) for job in jobs]
+            for worker in workers:
+                await worker.ready()
+            before = await _status(server, self._plan.link)
+            await stack.enter_async_context(self._shown(Activity(self._plan.verb), size * len(jobs), workers))
+            started = time.perf_counter()
+            for worker in workers:
+                await worker.begin()
+            async with task_group() as group:
+                ending = [group.create_task(worker.result()) for worker in workers]
+            seconds = time.perf_counter() - started
+        results = [ended.result() for ended in ending]
+        after = await _status(server, self._plan.link)
+        return Run(
+            size=sum(result["size"] for result in results),
+            clients=len(jobs),
+            seconds=seconds,
+            bytes_moved=sum(result["bytes_moved"] for result in results),
+            bytes_shared=sum(result["bytes_shared"] for result in results),
+            client=_all_clients(results),
+            server=None if before is None or after is None else _since(before, after),
+        )
+
+    def _transfer(self, verb: str, server: Server, name: str, path: Path) -> Job:
+        return {
+            "do": verb,
+            "url": server.url,
+            "token": server.token,
+            "name": name,
+            "path": str(path),
+            "codec": self._plan.codec,
+            **self._plan.link,
+        }
+
+    @asynccontextmanager
+    async def _server(self) -> AsyncIterator[Server]:
+        if self._plan.server is not None:
+            yield self._plan.server
+            return
+        async with serving(self._folder, workers=self._plan.workers) as server:
+            yield server
+
+    @asynccontextmanager
+    async def _content(self, name: str, size: int) -> AsyncIterator[Path]:
+        """Content that is to be uploaded: the user's, or such as was never there before, removed at the end of the block."""
+        if self._plan.path is not None:
+            yield self._plan.path
+            return
+        path = self._folder / name
+        # The same seed twice would be the same content, which is not sent twice.
+        job = {"do": "make", "kind": self._plan.kind, "path": str(path), "size": size, "seed": secrets.randbits(63)}
+        try:
+            await self.done(job, Activity("make"), total=size)
+            yield path
+        finally:
+            await asyncio.to_thread(_remove, path)
+
+    @asynccontextmanager
+    async def _removing(self, server: Server, names: Sequence[str]) -> AsyncIterator[None]:
+        """Remove the records of these names from the user's server at the end, also those of a measurement that failed."""
+        try:
+            yield
+        finally:
+            if self._plan.server is not None:
+                try:
+                    self.removed += await _remove_records(server, names, self._plan.link)
+                except FilestoreError as error:
+                    click.echo(
+                        f"Warning: the records named {', '.join(names)} may still be there, since {printable(str(error))};"
+                        " `filestore rm` removes them.",
+                        err=True,
+                    )
+
+    @asynccontextmanager
+    async def _shown(self, activity: Activity, total: int, workers: Sequence[Worker]) -> AsyncIterator[None]:
+        """Show how far workers are, all together."""
+        label = str(self._plan.path or self._plan.kind)
+        async with shown(activity, label, enabled=self._shows_progress) as report:
+
+            def tell() -> None:
+                if report is not None:
+                    report(Progress(total, sum(worker.done for worker in workers), 0, 0, 0))
+
+            for worker in workers:
+                worker.on_done = tell
+            yield
+
+
+def _new_name() -> str:
+    """A name that nobody has: whoever removes its record removes nobody else's."""
+    return f"filestore-bench-{secrets.token_hex(16)}"
+
+
+@asynccontextmanager
+async def _connected(server: Server, link: Link) -> AsyncIterator[Any]:
+    from filestore.http.client import RemoteRepository  # heavy
+
+    repository = RemoteRepository(server.url, token=server.token, **link)
+    try:
+        yield repository
+    finally:
+        await repository.close()
+
+
+async def _remove_records(server: Server, names: Sequence[str], link: Link) -> int:
+    """Remove the records of these names; how many there were."""
+    count = 0
+    async with _connected(server, link) as repository:
+        for name in names:
+            with suppress(NotFound):
+                await repository.remove((await repository.record(Reference(name=name))).id)
+                count += 1
+    return count
+
+
+async def _status(server: Server, link: Link) -> Side | None:
+    """What the server says of itself so far; None where it does not tell."""
+    async with _connected(server, link) as repository:
+        try:
+            said = await repository.status()
+        except (Forbidden, ServerError):
+            return None
+    try:
+        stages = {Stage(name): Passed(**passed) for name, passed in said["stages"].items() if name in set(Stage)}
+        processes = said["processes"]
+        return Side(
+            sum(float(process["cpu_seconds"]) for process in processes),
+            max(int(process["peak_memory"]) for process in processes),
+            stages,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _since(before: Side, after: Side) -> Side:
+    passed = {stage: passed.since(before.stages.get(stage, Passed())) for stage, passed in after.stages.items()}
+    entered = {stage: since for stage, since in passed.items() if since.times}
+    return Side(after.cpu_seconds - before.cpu_seconds, after.peak_memory, entered)
+
+
+def _all_clients(results: Sequence[Mapping[str, Any]]) -> Side:
+    return Side(
+        sum(result["cpu_seconds"] for result in results),
+        max(result["peak_memory"] for result in results),
+        added([{Stage(name): Passed(**passed) for name, passed in result["stages"].items()} for result in results]),
+    )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

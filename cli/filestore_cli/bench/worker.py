@@ -1,0 +1,174 @@
+"""A process of a measurement: `python -m filestore_cli.bench.worker`. It makes content, finds ceilings, or is one client.
+
+It reads a job, one line of JSON, from standard input, and writes lines of JSON to standard output: `{"done": BYTES}` now and
+then; a client's `{"ready": true}`, after which it waits for a line before it begins; at last `{"result": {...}}`, or
+`{"error": "sentence"}`. It ends when its standard input does: then nobody is left to hear it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filestore.errors import FilestoreError
+from filestore.objects import Kind, Progress, Reference
+from filestore.repository import Repository
+from filestore.stages import Tally, count_into, own_usage
+from filestore_cli.transfer import codec_of
+
+TELL_SECONDS = 0.1
+
+Job = dict[str, Any]
+Begin = Callable[[], Awaitable[None]]
+
+
+def main() -> None:
+    """Do the job that standard input holds."""
+    try:
+        asyncio.run(_main())
+    except FilestoreError as error:
+        _say(error=str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(error=f"{where}{error.strerror or error}")
+
+
+def _say(**said: object) -> None:
+    sys.stdout.write(json.dumps(said) + "\n")
+    sys.stdout.flush()
+
+
+async def _main() -> None:
+    loop = asyncio.get_running_loop()
+    heard = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(heard), sys.stdin)
+    job: Job = json.loads(await heard.readline())
+    beginning = asyncio.Event()
+    listening = asyncio.create_task(_listen(heard, beginning))
+
+    async def begin() -> None:
+        _say(ready=True)
+        await beginning.wait()
+
+    try:
+        _say(result=await _JOBS[job["do"]](job, begin))
+    finally:
+        listening.cancel()
+
+
+async def _listen(heard: asyncio.StreamReader, beginning: asyncio.Event) -> None:
+    while await heard.readline():
+        beginning.set()
+    # At once, whatever is under way: whoever wanted it has died.
+    os._exit(1)
+
+
+class _Telling:
+    """Says how far it is, some times a second."""
+
+    def __init__(self) -> None:
+        self._tell_at = 0.0
+        self._done = 0
+
+    def add(self, size: int) -> None:
+        """So many bytes more are done."""
+        self._done += size
+        self.tell(self._done)
+
+    def report(self, progress: Progress) -> None:
+        """A transfer is as far as that."""
+        self.tell(progress.done)
+
+    def tell(self, done: int) -> None:
+        """So many bytes are done."""
+        now = time.monotonic()
+        if now >= self._tell_at:
+            self._tell_at = now + TELL_SECONDS
+            _say(done=done)
+
+
+async def _make(job: Job, _: Begin) -> Job:
+    from filestore_cli.bench.content import make  # heavy: a client has no need of it
+
+    path = Path(job["path"])
+    await asyncio.to_thread(make, job["kind"], path, size=job["size"], seed=job["seed"], done=_Telling().add)
+    return {}
+
+
+async def _find_ceilings(job: Job, _: Begin) -> Job:
+    from filestore_cli.bench.ceilings import ceilings  # only here
+
+    return dict(await asyncio.to_thread(ceilings, Path(job["folder"]), size=job["size"]))
+
+
+class _Moved(NamedTuple):
+    size: int
+    bytes_moved: int
+    """Encoded bytes of the frames that went over the wire."""
+    bytes_shared: int
+
+
+async def _upload(job: Job, begin: Begin) -> Job:
+    from filestore.push import push  # heavy
+
+    codec = codec_of(job["codec"])
+
+    async def move(repository: Repository) -> _Moved:
+        report = _Telling().report
+        pushed = await push(repository, Path(job["path"]), name=job["name"], codec=codec, report=report)
+        return _Moved(pushed.record.size, pushed.bytes_sent, pushed.bytes_shared)
+
+    return await _measured(job, begin, move)
+
+
+async def _fetch(job: Job, begin: Begin) -> Job:
+    from filestore.fetch import fetch  # heavy
+    from filestore.unpack import unpack  # heavy
+
+    async def move(repository: Repository) -> _Moved:
+        record = await repository.record(Reference(name=job["name"]))
+        into = unpack if record.kind is Kind.DIRECTORY else fetch
+        fetched = await into(repository, record, Path(job["path"]), report=_Telling().report)
+        return _Moved(record.size, fetched.bytes_received, fetched.bytes_reused)
+
+    return await _measured(job, begin, move)
+
+
+async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitable[_Moved]]) -> Job:
+    from filestore.backends import connect  # heavy
+    from filestore.heap import own_process  # heavy
+
+    own_process()
+    import numpy as np  # noqa: F401  # the first chunk would load it, and that is no part of a transfer
+
+    options = {"connections": job["connections"], "stall_seconds": job["stall_seconds"]}
+    async with connect(job["url"], token=job["token"], **options) as repository:
+        await repository.identity()
+        await begin()
+        tally = Tally()
+        count_into(tally)
+        before = own_usage()
+        started = time.monotonic()
+        moved = await move(repository)
+        seconds = time.monotonic() - started
+        used = own_usage()
+    return {
+        **moved._asdict(),
+        "seconds": seconds,
+        "cpu_seconds": used.cpu_seconds - before.cpu_seconds,
+        "peak_memory": used.peak_memory,
+        "stages": {stage.value: passed._asdict() for stage, passed in tally.passed().items()},
+    }
+
+
+_JOBS = {"make": _make, "ceilings": _find_ceilings, "upload": _upload, "fetch": _fetch}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pytest
+from matplotlib import font_manager
+
+from tests.support.commands import SCRIPTS, Home, Server
+from tests.support.generator import octets
+from tests.support.server import eventually
+
+SIZE = 1 << 20
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """Where the command runs, with a folder to work in."""
+    (tmp_path / "work").mkdir()
+    return Home(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the user's own."""
+    folder = tmp_path_factory.mktemp("served")
+    with Home(folder).server(root=folder / "root") as server:
+        yield server
+
+
+def measured(home: Home, verb: str, *arguments: str | Path, environ: dict[str, str] | None = None) -> Any:
+    """What it found, after which nothing is left where it worked."""
+    found = home.result("bench", verb, "--folder", home.folder / "work", *arguments, environ=environ)
+    assert [] == list((home.folder / "work").iterdir())
+    return found
+
+
+def sizes(side: Any) -> dict[str, int]:
+    """Bytes of each stage that counts any."""
+    return {name: stage["size"] for name, stage in side["stages"].items() if stage["size"]}
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp32", "random", "text"])
+def test_an_upload_is_counted_to_the_byte(home: Home, server: Server, kind: str) -> None:
+    """Each stage has all of the content, or all of the frames, and none of it was there before."""
+    arguments = ["--kind", kind, "--size", str(SIZE), "--server", server.url]
+    (run,) = measured(home, "upload", *arguments, environ=server.environ)["runs"]
+    assert (SIZE, 1, 0) == (run["size"], run["clients"], run["bytes_shared"])
+    sent = run["bytes_sent"]
+    assert {"read": SIZE, "cut": SIZE, "hash": SIZE, "encode": SIZE, "send": sent} == sizes(run["client"])
+    taken = sizes(run["server"])
+    assert SIZE == taken["verify"]
+    # What a batch has beside its frames is its header; a manifest is written too.
+    chunks = run["client"]["stages"]["encode"]["times"]
+    assert sent + 36 * chunks + 4 == taken["receive"]
+    assert sent < taken["write"] < sent + 40 * chunks + 1000
+    assert chunks == run["server"]["stages"]["verify"]["times"]
+    assert run["server"]["stages"]["sync"]["times"] > chunks
+
+
+def test_a_fetch_is_counted_to_the_byte(home: Home) -> None:
+    """All clients together: each receives and verifies all of it."""
+    found = measured(home, "fetch", "--size", str(SIZE), "--clients", "2")
+    (run,) = found["runs"]
+    assert (2 * SIZE, 2, 0) == (run["size"], run["clients"], run["bytes_shared"])
+    received = run["bytes_received"]
+    assert {"receive": received, "verify": 2 * SIZE, "write": 2 * SIZE} == sizes(run["client"])
+    assert {"send": received} == sizes(run["server"])
+
+
+def test_a_fetch_of_a_tree_unpacks_it(home: Home) -> None:
+    """Every byte of its files is written."""
+    (run,) = measured(home, "fetch", "--kind", "tree", "--size", str(SIZE))["runs"]
+    assert run["size"] >= sizes(run["client"])["write"] >= SIZE
+
+
+def test_the_result_has_the_members_that_are_documented(home: Home) -> None:
+    """With numbers that can be; and a picture is drawn of them."""
+    picture = home.folder / "bench.png"
+    # Made here, if it is not there yet: making a list of fonts takes a while, and matplotlib says so on standard error.
+    assert font_manager.fontManager
+    fonts = {"MPLCONFIGDIR": mpl.get_cachedir()}
+    found = measured(home, "upload", "--size", "64KiB", "--clients", "1,2", "--plot", picture, environ=fonts)
+    assert picture.read_bytes().startswith(PNG)
+    documented = ["verb", "kind", "path", "server", "is_own_server", "codec", "connections", "workers", "folder", "machine"]
+    assert [*documented, "ceilings", "runs", "records_removed"] == list(found)
+    assert {"memory_copy", "blake3", "loopback", "disk_write_sync"} == set(found["ceilings"])
+    assert all(rate > 1e6 for rate in found["ceilings"].values())
+    assert ("upload", "bf16", None, True, "auto", 0) == tuple(
+        found[key] for key in ("verb", "kind", "path", "is_own_server", "codec", "records_removed")
+    )
+    assert [(64 << 10, 1), (128 << 10, 2)] == [(run["size"], run["clients"]) for run in found["runs"]]
+    for run in found["runs"]:
+        assert run["rate"] == pytest.approx(run["size"] / run["seconds"])
+        for side in (run["client"], run["server"]):
+            assert 0 < sum(stage["cpu_seconds"] for stage in side["stages"].values()) < side["cpu_seconds"]
+            assert side["peak_memory"] > 1 << 20
+
+
+def test_a_server_of_the_user_is_left_as_it_was(home: Home, server: Server) -> None:
+    """The records of a measurement are removed, and no other, also where the content is the same."""
+    mine = home.folder / "mine.bin"
+    mine.write_bytes(octets(1, 300_000))
+    pushed = home.result("push", mine, environ=server.environ)
+    uploaded = measured(home, "upload", "--kind", mine, "--server", server.url, environ=server.environ)
+    assert ("path", str(mine), 300_000, 0) == (
+        uploaded["kind"],
+        uploaded["path"],
+        uploaded["runs"][0]["bytes_shared"],
+        uploaded["runs"][0]["bytes_sent"],
+    )
+    assert 1 == uploaded["records_removed"]
+    assert [pushed["id"]] == [record["id"] for record in home.result("ls", environ=server.environ)["files"]]
+    assert octets(1, 300_000) == mine.read_bytes()
+
+
+def test_a_tenant_is_not_told_what_the_server_does(home: Home, server: Server) -> None:
+    """Its own side is measured all the same."""
+    token = home.result("token", "new", "--namespace", "tenant", "--root", server.root)["token"]
+    environ = {"FILESTORE_TOKEN": token}
+    (run,) = measured(home, "upload", "--size", "64KiB", "--server", server.url, environ=environ)["runs"]
+    assert run["server"] is None
+    assert run["client"]["stages"]["encode"]["size"] == 64 << 10
+
+
+def test_a_person_sees_stages_ceilings_and_what_was_removed(home: Home, server: Server) -> None:
+    """In lines."""
+    done = home.run("bench", "upload", "--size", "64KiB", "--server", server.url, "--quiet", environ=server.environ)
+    assert (0, "") == (done.returncode, done.stderr)
+    lines = done.stdout.splitlines()
+    begins = {"read", "cut", "hash", "encode", "send", "wait", "receive", "verify", "write", "sync", "commit"}
+    assert begins <= {line.split(" ")[0] for line in lines}
+    assert any(line.startswith("write to disk and sync") for line in lines)
+    assert lines[-1] == "1 record was removed from the server; the chunks of what was uploaded go with its next collection."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--kind", "bf17"], "bf17 is none of bf16, fp32, random, text, tree, and no file or folder of that name is there"),
+        (["--kind", ".", "--size", "1MiB"], "--size is for content that is made; a file or folder of yours has its own"),
+        (["--folder", "nowhere"], "there is no folder {home}/nowhere to work in; make it first, or give another --folder"),
+        (["--plot", "a.gif"], "a.gif is no name of a picture; give one that ends in .png, .svg, .pdf"),
+        (["--plot", "none/a.png"], "there is no folder none for the picture; make it first"),
+        (["--server", "/srv/models"], "'/srv/models' names no repository: a server's URL looks like http://HOST:PORT"),
+        (["--server", "http://127.0.0.1:1"], "http://127.0.0.1:1 cannot be reached: Connect call failed ('127.0.0.1', 1); is"),
+    ],
+)
+def test_bad_input_is_one_sentence(home: Home, arguments: list[str], said: str) -> None:
+    """Said before anything is made or moved."""
+    failure = home.failure("bench", "upload", "--folder", home.folder / "work", *arguments)
+    assert failure.startswith(said.format(home=home.folder))
+
+
+@pytest.mark.parametrize("arguments", [["--size", "1"], ["--size", "1MiB,x"], ["--clients", "0"], ["--clients", "1,65"]])
+def test_a_bad_number_is_wrong_usage(home: Home, arguments: list[str]) -> None:
+    """With the option named."""
+    done = home.run("bench", "fetch", *arguments)
+    assert (2, "") == (done.returncode, done.stdout)
+    assert arguments[0] in done.stderr
+
+
+def test_what_does_not_fit_the_disk_is_not_begun(home: Home) -> None:
+    """Both numbers are said."""
+    failure = home.failure("bench", "upload", "--size", "100TiB", "--folder", home.folder / "work")
+    assert "220 TB are written there; give another --folder, a smaller --size or fewer --clients" in failure
+
+
+def test_a_stranger_is_told_before_anything_is_made(home: Home, server: Server) -> None:
+    """The server's refusal of the token, in one sentence."""
+    failure = home.failure("bench", "upload", "--server", server.url, environ={"FILESTORE_TOKEN": "a-stranger"})
+    assert failure.startswith(f"{server.url} refused the token")
+
+
+def test_an_interrupted_measurement_leaves_nothing(home: Home) -> None:
+    """No file, and no process: those that it started end with it."""
+    work = home.folder / "work"
+    process = subprocess.Popen(
+        [SCRIPTS / "filestore", "bench", "upload", "--size", "1GiB", "--folder", work, "--quiet"],
+        env=home.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        eventually(lambda: bool(list(work.glob("*/served/format")) and list(work.glob("*/filestore-bench-*"))))
+        started = children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert 130 == process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert [] == list(work.iterdir())
+    assert 2 == len(started)
+    assert [] == [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started, and that are not waited for yet."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
