@@ -2,10 +2,11 @@
 
 python bench/stages.py --json before.json                       # then change something
 python bench/stages.py --against before.json
-python bench/stages.py --chunks 10000000 --folder /var/tmp      # the index as large as it gets, on a disk
+python bench/stages.py --chunks 100000 --rounds 1               # all stages, quickly
+python bench/stages.py --folder /var/tmp                        # the index on a disk
 
-Codecs of more kinds of data: `codec.py`. The index is one file of SQLite with that many chunks; *cold* means that the kernel
-was told to forget its pages.
+Codecs of more kinds of data: `codec.py`. The index is one file of SQLite with ten million chunks, 10 TB of weights; it is asked
+for batches of chunks from all over it. *Cold*: over new connections, and the kernel was told to forget the file's pages.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import hashlib
 import json
 import mmap
 import os
+import platform
+import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,8 +37,9 @@ from bench.codec import measured  # noqa: E402  # a script finds its neighbours 
 from bench.data import bf16, write_safetensors  # noqa: E402
 from filestore.archive.checksum import Checksum  # noqa: E402
 from filestore.chunking import CUTTING_VERSION, Cutter  # noqa: E402
+from filestore.codec import Codec  # noqa: E402
 from filestore.digest import DIGEST_SIZE, Digest, chunk_digest  # noqa: E402
-from filestore.http.wire import BatchEntry, BatchParser, encode_batch_header  # noqa: E402
+from filestore.http.wire import BatchEntry, BatchParser, decode_batch_entries, encode_batch_header  # noqa: E402
 from filestore.index.protocol import ChunkRow  # noqa: E402
 from filestore.index.sqlite import SqliteIndex, open_index  # noqa: E402
 from filestore.manifest import Chunk, Manifest  # noqa: E402
@@ -42,14 +47,15 @@ from filestore.manifest import Chunk, Manifest  # noqa: E402
 MIB = 1 << 20
 PIECE = 256 << 10
 FRAME_SIZE = 700 << 10
-BATCH = 64
-"""Chunks of a batch: what one push asks for and makes live at once."""
-INSERTED = 4096
+BATCHES = (16, 1024)
+"""Chunks that are asked for at once: those of a window of weights, and more than any window has."""
+ADDED = 64
+"""Chunks of a batch, which are made live at once."""
 NAMESPACE = "default"
 
 
 class Stage(NamedTuple):
-    """What was found of one stage: more is better where it is GB/s, less where it is microseconds."""
+    """What was found of one stage: more is better of what is for a second, less of all else."""
 
     name: str
     value: float
@@ -61,20 +67,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=64, help="MiB of content (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of which medians are shown (default %(default)s)")
-    parser.add_argument("--chunks", type=int, default=1_000_000, help="in the index (default %(default)s)")
+    parser.add_argument("--chunks", type=int, default=10_000_000, help="in the index (default %(default)s)")
     parser.add_argument("--folder", type=Path, help="for the index (default: the temporary folder)")
     parser.add_argument("--json", type=Path, help="a file for what was found")
     parser.add_argument("--against", type=Path, help="such a file of an earlier run")
     options = parser.parse_args()
-    earlier: dict[str, float] = json.loads(options.against.read_text(encoding="utf-8")) if options.against else {}
-    found: dict[str, float] = {}
+    earlier = json.loads(options.against.read_text(encoding="utf-8"))["stages"] if options.against else {}
+    found: dict[str, dict[str, float | str]] = {}
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="filestore-stages-") as name:
         for stage in _stages(Path(name), options):
-            found[stage.name] = stage.value
-            before = f"   {stage.value / earlier[stage.name]:.2f} x before" if stage.name in earlier else ""
-            print(f"{stage.name:58} {stage.value:10.2f} {stage.unit}{before}", flush=True)
+            found[stage.name] = {"value": stage.value, "unit": stage.unit}
+            before = f"   {stage.value / earlier[stage.name]['value']:.2f} x before" if stage.name in earlier else ""
+            print(f"{stage.name:58} {stage.value:12,.2f} {stage.unit}{before}", flush=True)
     if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        result = {"commit": _commit(), "machine": platform.platform(), "cores": os.cpu_count(), "stages": found}
+        options.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def _commit() -> str:
+    """What was measured, as far as git knows."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def _stages(folder: Path, options: argparse.Namespace) -> Iterator[Stage]:
@@ -120,11 +133,20 @@ def _coding(size: int, rounds: int) -> Iterator[Stage]:
         "random": generator.bytes(size),
     }
     for kind, content in kinds.items():
-        result = measured(kind, content, chunk_size=MIB, rounds=rounds, codec=None)
-        yield Stage(
-            f"encode: {kind}, to {result.stored_size / result.size:.1%}", result.size / result.encode_seconds / 1e9, "GB/s"
-        )
-        yield Stage(f"decode and verify: {kind}", result.size / result.decode_seconds / 1e9, "GB/s")
+        yield from _coded(kind, content, rounds, None)
+    # Each codec, on what it is for.
+    yield from _coded("random", kinds["random"], rounds, Codec.RAW)
+    yield from _coded("text", kinds["text"], rounds, Codec.ZSTD)
+    yield from _coded("bf16", kinds["bf16"], rounds, Codec.PLANES2_ZSTD)
+    yield from _coded("fp32", kinds["fp32"], rounds, Codec.PLANES4_ZSTD)
+
+
+def _coded(kind: str, content: bytes, rounds: int, codec: Codec | None) -> Iterator[Stage]:
+    result = measured(kind, content, chunk_size=MIB, rounds=rounds, codec=codec)
+    what = f"{kind}, {'the best codec' if codec is None else codec.name.lower().replace('_', '+')}"
+    yield Stage(f"encode: {what}", result.size / result.encode_seconds / 1e9, "GB/s")
+    yield Stage(f"decode and verify: {what}", result.size / result.decode_seconds / 1e9, "GB/s")
+    yield Stage(f"size left: {what}", 100 * result.stored_size / result.size, "%")
 
 
 def _framing(size: int, rounds: int) -> Iterator[Stage]:
@@ -138,7 +160,16 @@ def _framing(size: int, rounds: int) -> Iterator[Stage]:
             for _ in parser.feed(batch[start : start + PIECE]):
                 pass
 
+    header = encode_batch_header(entries)
     yield Stage("take a batch apart: a frame in pieces of 256 KiB", _median(parse, rounds) / len(entries) * 1e6, "us")
+    yield Stage(
+        "parse a batch's header: a frame",
+        _median(lambda: decode_batch_entries(header[4:], absent_allowed=True), rounds) / len(entries) * 1e6,
+        "us",
+    )
+    yield Stage(
+        "encode a batch's header: a frame", _median(lambda: encode_batch_header(entries), rounds) / len(entries) * 1e6, "us"
+    )
 
 
 def _listing(rounds: int) -> Iterator[Stage]:
@@ -151,64 +182,93 @@ def _listing(rounds: int) -> Iterator[Stage]:
 
 
 async def _indexing(path: Path, count: int, rounds: int) -> list[Stage]:
-    index = await open_index(path)
+    await (await open_index(path)).close()
     started = time.perf_counter()
-    for start in range(0, count, INSERTED):
-        rows = [ChunkRow(_digest(place, count), MIB, FRAME_SIZE) for place in range(start, min(count, start + INSERTED))]
-        async with index.transaction() as transaction:
-            await transaction.add_chunks(NAMESPACE, rows)
+    _fill(path, count)
     filled = (time.perf_counter() - started) / count
-    # All of the log goes into the file with its last connection, and what is written can be forgotten.
-    await index.close()
     size = path.stat().st_size  # noqa: ASYNC240  # nothing else waits for this loop
+    stages = [
+        Stage(f"index: {count:,} chunks by one insert in order, a chunk", filled * 1e6, "us"),
+        Stage("index: size, a chunk", size / count, "bytes"),
+    ]
+    for batch in BATCHES:
+        stages += await _asked(path, count, batch, rounds * 4)
     index = await open_index(path)
     try:
-        return [
-            Stage(f"index: fill with {count:,} chunks in order, a chunk", filled * 1e6, "us"),
-            Stage("index: size, a chunk", size / count, "bytes"),
-            *await _asked(index, path, count, rounds * 20),
-            await _added(index, rounds * 20),
-        ]
+        return [*stages, await _added(index, rounds * 4)]
     finally:
         await index.close()
 
 
-async def _asked(index: SqliteIndex, path: Path, count: int, rounds: int) -> list[Stage]:
-    chance = np.random.default_rng(1)
+def _fill(path: Path, count: int) -> None:
+    """Put the rows of chunks into an index of nobody's, by the shortest way: how long a server takes for that is `_added`."""
+    # Seen just now: asking for them refreshes nothing.
+    seen = time.time_ns() // 1000
+    rows = ((NAMESPACE, digest, MIB, FRAME_SIZE, seen, 0) for digest in _digests(count))
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = OFF")
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("BEGIN")
+    connection.executemany(
+        "INSERT INTO chunks (namespace, digest, size, stored_size, last_seen, going) VALUES (?, ?, ?, ?, ?, ?)", rows
+    )
+    connection.execute("COMMIT")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+
+
+async def _asked(path: Path, count: int, batch: int, rounds: int) -> list[Stage]:
+    """How many chunks a second can be asked for in batches, of those that are there and of those that are not."""
+    chance = np.random.default_rng(batch)
     times: dict[str, list[float]] = {}
     for _ in range(rounds):
-        known = [_digest(int(place), count) for place in chance.integers(count, size=BATCH)]
-        strange = [Digest(chance.bytes(DIGEST_SIZE)) for _ in range(BATCH)]
+        known = [_digest(int(place), count) for place in chance.choice(count, size=batch, replace=count < batch)]
+        strange = [Digest(chance.bytes(DIGEST_SIZE)) for _ in range(batch)]
         for what, digests, answer in (("there", known, []), ("missing", strange, strange)):
-            # The second time the pages are in memory.
-            _forget_pages(path)
-            for state in ("cold", "warm"):
-                started = time.perf_counter()
-                missing = await index.missing(NAMESPACE, digests)
-                times.setdefault(f"{what}, {state}", []).append(time.perf_counter() - started)
-                if missing != answer:
-                    raise SystemExit("the index gave a wrong answer")
-    return [
-        Stage(f"index: ask for {BATCH} that are {how}, a chunk", median(found) / BATCH * 1e6, "us")
-        for how, found in times.items()
-    ]
+            index = await open_index(path)
+            try:
+                # Opens the connection that reads, which is no part of a question.
+                await index.tokens()
+                _forget_pages(path)
+                # The second time the pages are in memory.
+                for state in ("cold", "warm"):
+                    started = time.perf_counter()
+                    missing = await index.missing(NAMESPACE, digests)
+                    times.setdefault(f"{what}, {state}", []).append(time.perf_counter() - started)
+                    if missing != answer:
+                        raise SystemExit("the index gave a wrong answer")
+            finally:
+                await index.close()
+    return [Stage(f"index: ask for {batch} that are {how}", batch / median(found), "chunks/s") for how, found in times.items()]
 
 
 async def _added(index: SqliteIndex, rounds: int) -> Stage:
     chance = np.random.default_rng(2)
     times = []
     for _ in range(rounds):
-        rows = [ChunkRow(Digest(chance.bytes(DIGEST_SIZE)), MIB, FRAME_SIZE) for _ in range(BATCH)]
+        rows = [ChunkRow(Digest(chance.bytes(DIGEST_SIZE)), MIB, FRAME_SIZE) for _ in range(ADDED)]
         started = time.perf_counter()
         async with index.transaction() as transaction:
             await transaction.add_chunks(NAMESPACE, rows)
         times.append(time.perf_counter() - started)
-    return Stage(f"index: make {BATCH} live in one durable transaction, a chunk", median(times) / BATCH * 1e6, "us")
+    return Stage(f"index: make {ADDED} live in one durable transaction", ADDED / median(times), "chunks/s")
 
 
 def _digest(place: int, count: int) -> Digest:
     """One of `count` digests that are spread evenly and rise with `place`."""
     return Digest((place * ((1 << 64) // count)).to_bytes(8, "big") + place.to_bytes(DIGEST_SIZE - 8, "big"))
+
+
+def _digests(count: int) -> Iterator[bytes]:
+    """All of them, the same bytes much sooner."""
+    step = np.uint64((1 << 64) // count)
+    for start in range(0, count, 1 << 16):
+        places = np.arange(start, min(count, start + (1 << 16)), dtype=np.uint64)
+        words = np.zeros((len(places), DIGEST_SIZE // 8), dtype=">u8")
+        words[:, 0], words[:, -1] = places * step, places
+        raw = words.tobytes()
+        for place in range(0, len(raw), DIGEST_SIZE):
+            yield raw[place : place + DIGEST_SIZE]
 
 
 def _forget_pages(path: Path) -> None:
