@@ -95,14 +95,14 @@ class Tally:
         self._lock = threading.Lock()
         self._cpu_seconds_before = self._numbers[0]
 
-    def add(self, stage: Stage, passed: Passed) -> None:
-        """Add what passed a stage."""
+    def add(self, stage: Stage, size: int, seconds: float, cpu_seconds: float) -> None:
+        """Add what passed a stage once."""
         place, numbers = _PLACES[stage], self._numbers
         with self._lock:
-            numbers[place] += passed[0]
-            numbers[place + 1] += passed[1]
-            numbers[place + 2] += passed[2]
-            numbers[place + 3] += passed[3]
+            numbers[place] += 1
+            numbers[place + 1] += size
+            numbers[place + 2] += seconds
+            numbers[place + 3] += cpu_seconds
 
     def note_usage(self) -> None:
         """Write down what this process has used, which must be the one that adds."""
@@ -170,7 +170,7 @@ class _Passage:
         self._size += size
 
     def __enter__(self) -> Self:
-        self._outer: _Passage | None = getattr(_thread, "passage", None)
+        self._outer = _thread.passage
         _thread.passage = self
         self._started = time.perf_counter()
         self._cpu_started = time.thread_time()
@@ -183,7 +183,7 @@ class _Passage:
         if self._outer is not None:
             self._outer._within += seconds  # noqa: SLF001  # its own kind
             self._outer._cpu_within += cpu_seconds  # noqa: SLF001  # the same
-        self._tally.add(self._stage, Passed(1, self._size, seconds - self._within, cpu_seconds - self._cpu_within))
+        self._tally.add(self._stage, self._size, seconds - self._within, cpu_seconds - self._cpu_within)
 
 
 class _Uncounted:
@@ -200,7 +200,16 @@ class _Uncounted:
 
 
 _uncounted = _Uncounted()
-_thread = threading.local()
+
+
+class _Thread(threading.local):
+    """What a thread is in."""
+
+    passage: _Passage | None = None
+    """The innermost."""
+
+
+_thread = _Thread()
 _tally: Tally | None = None
 
 
@@ -227,7 +236,7 @@ def awaiting(which: Stage, size: int = 0) -> Iterator[_Awaited]:
         yield awaited
     finally:
         if _tally is not None:
-            _tally.add(which, Passed(1, awaited.size, time.perf_counter() - started))
+            _tally.add(which, awaited.size, time.perf_counter() - started, 0.0)
 
 
 class _Awaited:
