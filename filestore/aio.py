@@ -7,8 +7,8 @@ import mmap
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from typing import Any, ParamSpec, TypeVar, cast
@@ -27,6 +27,24 @@ def _cpu_pool() -> ThreadPoolExecutor:
 @cache
 def _disk_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=DISK_THREADS, thread_name_prefix="filestore-disk")
+
+
+@cache
+def _waiting_pool() -> ThreadPoolExecutor:
+    # Not the threads of `in_disk_thread`: one of those waits for these.
+    return ThreadPoolExecutor(max_workers=DISK_THREADS, thread_name_prefix="filestore-waiting")
+
+
+def side_by_side(function: Callable[[T], object], items: Sequence[T]) -> None:
+    """Call `function` for each of `items`, in as many threads as may wait for a disk; all have ended when this returns.
+
+    For a call in `in_disk_thread`: waking the event loop for each of them would cost more than the calls that they make.
+    Raises the first failure in the order of `items`.
+    """
+    calls = [_waiting_pool().submit(function, item) for item in items]
+    wait(calls)
+    for call in calls:
+        call.result()
 
 
 async def in_cpu_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

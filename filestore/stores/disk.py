@@ -25,7 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from filestore.aio import DISK_THREADS, in_disk_thread, task_group, uninterrupted
+from filestore.aio import in_disk_thread, side_by_side, uninterrupted
 from filestore.codec import frame_limit
 from filestore.digest import Buffer, Digest
 from filestore.durable import sync_path
@@ -132,10 +132,7 @@ class DiskStore:
         for digest, staging in staged:
             path = self._root / chunk_key(namespace, digest)
             folders[path.parent].append((cast("DiskStaging", staging), path))
-        places = list(folders.values())
-        async with task_group() as group:
-            for start in range(min(len(places), DISK_THREADS)):
-                group.create_task(in_disk_thread(self._place, places[start::DISK_THREADS]))
+        await in_disk_thread(side_by_side, self._place, list(folders.values()))
 
     async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
         opened: list[BinaryIO | None] = []
@@ -199,16 +196,16 @@ class DiskStore:
             raise StorageError(str(path), "it vanished")
         return kept
 
-    def _place(self, folders: list[list[_Place]]) -> None:
+    def _place(self, places: list[_Place]) -> None:
+        """Rename staging files into the one folder that they all go to, which is made where absent."""
+        folder = places[0][1].parent
         with _translated(self._root), stage(Stage.COMMIT):
-            for places in folders:
-                folder = places[0][1].parent
-                _make_folder(folder)
-                for staging, path in places:
-                    # I3: the bytes were verified at the door and synced. I1: what is replaced has the same content.
-                    staging.move_to(path)
-                # I2: a name is durable with its folder; only then may the caller commit its row.
-                sync_path(folder)
+            _make_folder(folder)
+            for staging, path in places:
+                # I3: the bytes were verified at the door and synced. I1: what is replaced has the same content.
+                staging.move_to(path)
+            # I2: a name is durable with its folder; only then may the caller commit its row.
+            sync_path(folder)
 
     def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
         with _translated(self._root), stage(Stage.READ):
@@ -264,7 +261,7 @@ class DiskStore:
         try:
             staging.write(encoded)
             staging.sync()
-            self._place([[(staging, path)]])
+            self._place([(staging, path)])
         finally:
             staging.discard()
 
