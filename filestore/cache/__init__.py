@@ -13,11 +13,14 @@
         staging/<digest>, staging/<digest>-tree     an entry that is being fetched by who holds its lock
         staging/.<digest>.*, staging/.<digest>-tree.*   one that is about to appear or to go, or is fetched without a lock
         locks/<digest>, locks/<digest>-tree
+    ROOT/leases/                                    what is in use by which process: see `leases.py`
+
+The mtime of an `entry.json` is when the entry was last used, to the minute. What URLs add to this is in `urls.py`.
 
 An entry appears by one rename of its folder (I3). Locks save work and nothing more: where one fails, two processes fetch
 the same entry, each in a place of its own, and the later rename finds the earlier one's. What a crash leaves in staging is
-used, once it was verified, and cleared by whoever next fetches the same entry. An entry without `manifest` was made by an
-older program: it is as good as any other, and no seed.
+used, once it was verified, and cleared by whoever next fetches the same entry, or needs the room. An entry without
+`manifest` was made by an older program: it is as good as any other, and no seed.
 """
 
 from __future__ import annotations

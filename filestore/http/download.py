@@ -292,8 +292,15 @@ class _Downloading:
             raise LimitExceeded(f"the size of {self._shown}", size, self._limits.size, "url_size_limit")
         if self._reserve is not None and size > self._reserved:
             # As much again: what is small needs little room, and what grows asks seldom.
-            self._reserved = size if is_all else size + min(max(size, PIECE), RESERVED_SIZE)
-            await self._reserve(self._reserved)
+            ahead = 0 if is_all else min(max(size, PIECE), RESERVED_SIZE)
+            try:
+                await self._reserve(size + ahead)
+            except StorageFull:
+                if not ahead:
+                    raise
+                ahead = 0  # it may be near its end
+                await self._reserve(size)
+            self._reserved = size + ahead
 
     def _tell(self, done: int) -> None:
         if self._report is not None:

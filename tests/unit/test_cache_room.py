@@ -11,10 +11,12 @@ from filestore.cache import Cache
 from filestore.cache.inventory import ENTRY_SIZE, entries, staged
 from filestore.cache.leases import Leases
 from filestore.errors import CacheFull, Unreachable
-from filestore.objects import Directory, File, Record
+from filestore.http.download import DownloadLimits
+from filestore.objects import Directory, File, FileURL, Record
 from filestore.push import push
 from filestore.repository import Repository
 from tests.support.generator import octets
+from tests.support.origins import answers, head, running_origin, whole
 from tests.support.trees import plant, standing
 from tests.support.usage import sampled
 from tests.support.watched import WatchedRepository
@@ -225,6 +227,29 @@ async def test_what_a_cut_fetch_has_left_goes_like_an_entry(
     await use(cache, files[1])
     assert [] == list(staged(tmp_path / "cache"))
     assert ["1.bin"] == kept(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["its length is told", "nobody knows its length"])
+async def test_what_a_url_brings_keeps_within_the_limit(
+    watched: WatchedRepository, files: list[File], tmp_path: Path, *, is_told: bool
+) -> None:
+    """Room is made for it too, at once where its length is told, else as it comes."""
+    content = octets(50, 3 * MIB)
+    chunked = head("200 OK", "Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+    downloads = DownloadLimits(private_allowed=True)
+    async with running_origin(answers(whole(content) if is_told else chunked)) as origin:
+        url = FileURL(origin.url + "/theirs.bin")
+        small = Cache(tmp_path / "cache", watched, downloads=downloads, size_limit=2 * MIB)
+        with pytest.raises(CacheFull, match="bytes are needed, its limit is"):
+            await small.resolve(url)
+        cache = Cache(tmp_path / "cache", watched, downloads=downloads, size_limit=20 * MIB)
+        for file in files[:9]:
+            await use(cache, file)
+        async with sampled(tmp_path / "cache") as samples, cache.lease(url) as path:
+            assert content == path.read_bytes()
+    assert max(samples) < 20 * MIB
+    assert "theirs.bin" in kept(tmp_path / "cache")
+    assert [] == list(staged(tmp_path / "cache"))
 
 
 async def test_a_second_name_takes_no_room(
