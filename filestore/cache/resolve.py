@@ -52,7 +52,7 @@ class Resolved(NamedTuple):
 
     path: Path
     bytes_received: int
-    """Encoded bytes of the frames that were received."""
+    """Encoded bytes of the frames that were received; of what stands behind a URL, its bytes."""
     bytes_reused: int
     """Decoded bytes that were copied from other entries, or were here from a fetch that was cut."""
     seconds: float

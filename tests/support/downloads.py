@@ -41,6 +41,7 @@ async def resolve(repository: str, cache: Path, url: str, *, fuse: Fuse | None =
     """Resolve a URL; what the fuse says happens at one of the calls."""
     async with connect(repository) as connected:
         resolver = Cache(cache, connected, downloads=DownloadLimits(private_allowed=True))
+        await resolver._opened()
         if fuse is not None:
             for name in CALLS:
                 setattr(os, name, fuse.before(getattr(os, name)))
@@ -73,7 +74,7 @@ def _main() -> None:
     parser.add_argument("--kill-at", type=int)
     given = parser.parse_args()
     # So that a small file has something to be continued.
-    download.SYNC_SIZE = 1 << 20
+    download.SYNC_SIZE = download.PIECE = 256 << 10
     if given.kill_at_every_call:
         sys.stdout.write(str(kill_at_every_call(given.repository, given.cache, given.url)))
         return
