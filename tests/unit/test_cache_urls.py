@@ -256,6 +256,23 @@ async def test_those_who_ask_at_once_share_one_download(cache: Cache, nginx: Ngi
     assert 1 == len(nginx.asked(1))
 
 
+async def test_the_same_bytes_that_come_at_once_are_one_entry(local_repository: Repository, nginx: Nginx, tmp_path: Path) -> None:
+    """From several URLs, as a file and as a directory, for two users of one folder: nobody is in another's way."""
+    content = zipped({"a": CONTENT})
+    urls = [nginx.put(f"{name}.zip", content) for name in "abcd"]
+    caches = [Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK) for _ in range(2)]
+
+    async with asyncio.TaskGroup() as group:
+        files = [group.create_task(cache.resolve(FileURL(url))) for url in urls for cache in caches]
+        trees = [group.create_task(cache.resolve(Directory(url=url))) for url in urls for cache in caches]
+
+    assert {content} == {task.result().read_bytes() for task in files}
+    assert {CONTENT} == {(task.result() / "a").read_bytes() for task in trees}
+    assert (1, 1) == (len(entries(tmp_path)), len(entries(tmp_path, "trees")))
+    assert 4 == sum(line.split()[2] == "200" for line in nginx.asked(4))
+    assert [] == staged(tmp_path)
+
+
 async def test_a_file_that_is_too_large_leaves_nothing(local_repository: Repository, nginx: Nginx, tmp_path: Path) -> None:
     """The sentence says which setting allows more."""
     cache = Cache(tmp_path / "cache", local_repository, downloads=DownloadLimits(private_allowed=True, size=2_999_999))
