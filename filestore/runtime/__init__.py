@@ -1,9 +1,9 @@
 """What stands between a repository and a runtime that runs pipelines: files of a run in, files of a run out, and the start.
 
 >>> adapter = Adapter(Cache("/var/cache/models", repository), repository)
->>> prepared = await adapter.prepare([graph_file.path for graph_file in static_files])
->>> arguments = await adapter.inputs(request["input_data"], [pipe.File, int])
->>> answer["outputs"] = await adapter.outputs(pipeline(*arguments))
+>>> prepared = await adapter.prepare(static_files)
+>>> async with adapter.inputs(request["input_data"], [File, int]) as arguments:
+...     answer["outputs"] = await adapter.outputs(pipeline(*arguments))
 
 Needs no Pipeline SDK: its classes are known by their names.
 """

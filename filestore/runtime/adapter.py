@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
-from filestore.aio import Budget, in_disk_thread, task_group
+from filestore.aio import in_disk_thread
 from filestore.cache import Cache
 from filestore.errors import InvalidSetting, SourceError, SourceRefused
 from filestore.objects import Kind, Record, Report
@@ -15,11 +15,8 @@ from filestore.repository import Repository
 from filestore.runtime.handles import handle_name, readable_path
 from filestore.runtime.inputs import InputFile, Inputs, Make
 from filestore.runtime.outputs import OutputFile, Outputs, file_answer
-from filestore.runtime.prepare import Prepared, prepare
+from filestore.runtime.prepare import Prepared, in_lanes, prepare
 from filestore.runtime.values import Local, stored_value
-
-PUSHES_AT_ONCE = 4
-"""Files of one adapter that are stored side by side: each push has its buffers, and uses all cores."""
 
 
 def _as_path(_: Kind, path: Path) -> object:
@@ -40,20 +37,24 @@ class Adapter:
         self._cache = cache
         self._repository = repository
         self._spool_folder = spool_folder
-        self._pushes = Budget(PUSHES_AT_ONCE)
 
     async def prepare(self, files: Sequence[object], *, report: Report | None = None) -> Prepared:
         """Resolve the static files of a pipeline, all at once, the large ones first; what is in the cache asks no network.
+
+        They stay in the cache until it is closed, whatever else is fetched meanwhile.
 
         `files`: values of ours or of the Pipeline SDK. Raises InvalidReference, and what `Cache.resolve` raises, for the first
         that fails; what had come of the others is not fetched again.
         """
         return await prepare(self._cache, self._repository, [stored_value(file) for file in files], report=report)
 
+    @asynccontextmanager
     async def inputs(
         self, input_data: object, declared: Sequence[object] | None = None, *, make: Make = _as_path
-    ) -> list[object]:
+    ) -> AsyncIterator[list[object]]:
         """The arguments of a run: `input_data` (v3) or `inputs` (v4) of its request, each file in them resolved.
+
+        The files stay in the cache until the block ends, whatever else is fetched meanwhile.
 
         `declared`: the type of each parameter, for a file or a list of them `File`, `Directory` or `FileURL`, of ours or of the
         Pipeline SDK, also in `list[...]`, `dict[str, ...]`, `Optional[...]` and the annotations of a class; None where
@@ -64,13 +65,15 @@ class Adapter:
         """
         read = Inputs(input_data, declared, url=self._url or None)
 
-        async def resolve(place: InputFile) -> None:
-            place.container[place.key] = make(place.kind, await self._cache.resolve(place.wanted))
+        async with AsyncExitStack() as held:
 
-        async with task_group() as group:
-            for place in read.places:
-                group.create_task(resolve(place))
-        return read.arguments
+            async def resolve(files: Iterator[InputFile]) -> None:
+                for file in files:
+                    path = await held.enter_async_context(self._cache.lease(file.wanted))
+                    file.container[file.key] = make(file.kind, path)
+
+            await in_lanes(resolve, read.places)
+            yield read.arguments
 
     async def outputs(self, returned: Sequence[object]) -> list[dict[str, object]]:
         """The `outputs` of a run's answer: one for each value that the pipeline returned, each file in them stored.
@@ -86,15 +89,13 @@ class Adapter:
         if read.places and not self._url:
             raise InvalidSetting("the adapter's url", "it is not given, and a file needs one to be read by; give a server's")
 
-        async def store(place: OutputFile) -> None:
-            async with self._pushes.take(1):
-                record = await self._store(place)
-            url = f"{self._url}/{await self._repository.sign(record.id)}"
-            place.container[place.key] = file_answer(record, url)
+        async def store(files: Iterator[OutputFile]) -> None:
+            for file in files:
+                record = await self._store(file)
+                url = f"{self._url}/{await self._repository.sign(record.id)}"
+                file.container[file.key] = file_answer(record, url)
 
-        async with task_group() as group:
-            for place in read.places:
-                group.create_task(store(place))
+        await in_lanes(store, read.places)
         return read.answers
 
     async def _store(self, place: OutputFile) -> Record:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from filestore.aio import task_group
 from filestore.cache import Cache, Resolved
@@ -14,8 +15,10 @@ from filestore.objects import Report
 from filestore.repository import Repository
 from filestore.runtime.values import Stored
 
-RESOLVES_AT_ONCE = 4
-"""Files that are resolved side by side: more would not be faster, and each fetch has its buffers."""
+T = TypeVar("T")
+
+FILES_AT_ONCE = 4
+"""Files that are resolved or stored side by side: more would not be faster, and each transfer has its buffers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,47 +43,45 @@ async def prepare(cache: Cache, repository: Repository, wanted: Sequence[Stored]
     """
     started = time.monotonic()
     distinct = list(dict.fromkeys(wanted))
-    cached = {value: found for value in distinct if (found := await cache.cached(value)) is not None}
-    resolved = await _fetch_all(cache, repository, [value for value in distinct if value not in cached], report)
-    paths = {value: each.path for value, each in cached.items()} | {value: each.path for value, each in resolved.items()}
-    return Prepared(
-        tuple(paths[value] for value in wanted),
-        sum(each.bytes_received for each in resolved.values()),
-        sum(each.size for each in cached.values()),
-        sum(each.bytes_reused for each in resolved.values()),
-        time.monotonic() - started,
-    )
-
-
-async def _fetch_all(
-    cache: Cache, repository: Repository, wanted: Sequence[Stored], report: Report | None
-) -> dict[Stored, Resolved]:
-    """Resolve what is not here."""
-    sizes: dict[Stored, float] = {}
+    here = {value: found.size for value in distinct if (found := await cache.cached(value)) is not None}
+    sizes = await _sizes(repository, [value for value in distinct if value not in here])
     resolved: dict[Stored, Resolved] = {}
-
-    async def measure(values: Iterator[Stored]) -> None:
-        for value in values:
-            # Of what stands behind a URL nobody knows it before: it may be the largest of all.
-            sizes[value] = math.inf if value.url else (await repository.record(value.reference)).size
 
     async def resolve(values: Iterator[Stored]) -> None:
         for value in values:
             resolved[value] = await cache.resolved(value, report=report)
 
-    await _in_lanes(measure, wanted)
-    # The largest first: one that begins last would be waited for alone.
-    await _in_lanes(resolve, sorted(wanted, key=sizes.__getitem__, reverse=True))
-    return resolved
+    # What is here takes no time; of the rest the largest first: one that begins last would be waited for alone.
+    await in_lanes(resolve, [*here, *sorted(sizes, key=sizes.__getitem__, reverse=True)])
+    return Prepared(
+        tuple(resolved[value].path for value in wanted),
+        sum(each.bytes_received for each in resolved.values()),
+        sum(size for value, size in here.items() if resolved[value].was_cached),
+        sum(each.bytes_reused for each in resolved.values()),
+        time.monotonic() - started,
+    )
 
 
-async def _in_lanes(work: Callable[[Iterator[Stored]], Awaitable[None]], values: Sequence[Stored]) -> None:
-    """Have some tasks take values from one row."""
+async def in_lanes(work: Callable[[Iterator[T]], Awaitable[None]], values: Sequence[T]) -> None:
+    """Have a few tasks take values from one row."""
     row = iter(values)
 
     async def lane() -> None:
         await work(row)
 
     async with task_group() as group:
-        for _ in range(min(RESOLVES_AT_ONCE, len(values))):
+        for _ in range(min(FILES_AT_ONCE, len(values))):
             group.create_task(lane())
+
+
+async def _sizes(repository: Repository, wanted: Sequence[Stored]) -> dict[Stored, float]:
+    """How large files are that are not here."""
+    sizes: dict[Stored, float] = {}
+
+    async def measure(values: Iterator[Stored]) -> None:
+        for value in values:
+            # Of what stands behind a URL nobody knows it before: it may be the largest of all.
+            sizes[value] = math.inf if value.url else (await repository.record(value.reference)).size
+
+    await in_lanes(measure, wanted)
+    return sizes

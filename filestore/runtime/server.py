@@ -125,9 +125,8 @@ class Runtime:
     async def _outputs(self, run: Run, loaded: Loaded, input_data: list[Any], adapter: Adapter) -> list[dict[str, Any]]:
         """What a run gives, stored."""
         declared = [_DECLARED.get(kind) for kind in loaded.input_kinds]
-        arguments = await adapter.inputs(input_data, declared, make=_Here)
-        sent = [described(argument, _told(given)) for argument, given in zip(arguments, input_data, strict=True)]
-        async with _folder(loaded.process, run) as folder:
+        async with adapter.inputs(input_data, declared, make=_Here) as arguments, _folder(loaded.process, run) as folder:
+            sent = [described(argument, _told(given)) for argument, given in zip(arguments, input_data, strict=True)]
             answer = await loaded.process.ask("run", {"inputs": sent, "folder": str(folder)}, what="the run")
             # A path for each file: what it is, a file or a folder, is looked at.
             returned = [valued(output, lambda told: Path(str(told["path"]))) for output in answer["outputs"]]

@@ -40,6 +40,12 @@ def upload(server: Server, path: Path) -> dict[str, Any]:
     return answer
 
 
+async def taken(adapter: Adapter, input_data: object, declared: list[object] | None = None, **options: Any) -> list[Any]:
+    """The arguments of a run, whose files nothing removes afterwards."""
+    async with adapter.inputs(input_data, declared, **options) as arguments:
+        return arguments
+
+
 def downloaded(url: str) -> tuple[bytes, str]:
     """What `curl` gets, who has no token: the bytes, and the head."""
     done = subprocess.run(["curl", "-sS", "--fail", "-D", "/dev/stderr", url], capture_output=True, check=True)
@@ -55,7 +61,7 @@ async def test_a_file_is_uploaded_and_used_in_a_run(server: Server, tmp_path: Pa
     run = {"async_run": False, "input_data" if version == 3 else "inputs": [file if version == 3 else file | {"file_url": None}]}
     async with connect(server.url, token=server.token) as repository:
         adapter = Adapter(Cache(tmp_path / "cache", repository), repository)
-        (path,) = await adapter.inputs(run["input_data" if version == 3 else "inputs"], [File])
+        (path,) = await taken(adapter, run["input_data" if version == 3 else "inputs"], [File])
         assert isinstance(path, Path)
         assert ("my_file.txt", CONTENT) == (path.name, path.read_bytes())
 
@@ -87,7 +93,7 @@ async def test_a_directory_is_uploaded_as_a_zip(server: Server, home: Home, tmp_
     file = {"type": "file", "value": None, "file_name": uploaded["file_name"], "file_path": uploaded["file_path"]}
     async with connect(server.url, token=server.token) as repository:
         adapter = Adapter(Cache(tmp_path / "cache", repository), repository)
-        folder, zip_file = await adapter.inputs([file, file], [Directory, File])
+        folder, zip_file = await taken(adapter, [file, file], [Directory, File])
     assert isinstance(folder, Path)
     assert isinstance(zip_file, Path)
     assert CONTENT == (folder / "my_file.txt").read_bytes()
@@ -102,7 +108,7 @@ async def test_a_url_as_the_path_of_a_file(server: Server, tmp_path: Path) -> No
         async with connect(server.url, token=server.token) as repository:
             cache = Cache(tmp_path / "cache", repository, downloads=DownloadLimits(private_allowed=True))
             adapter = Adapter(cache, repository)
-            first, second = [await adapter.inputs(run, [File]) for _ in range(2)]
+            first, second = [await taken(adapter, run, [File]) for _ in range(2)]
         assert ["200", "304"] == [line.split()[2] for line in nginx.asked(2)]
     assert first == second
     (path,) = first
@@ -117,7 +123,7 @@ async def test_an_output_is_the_input_of_another_run(server: Server, tmp_path: P
         adapter = Adapter(Cache(tmp_path / "cache", repository), repository)
         told: Any = (await adapter.outputs([tmp_path / "mask.png"]))[0]["file"]
         for named in ({"file_path": told["url"]}, {"file_url": told["url"]}, {"file_path": told["path"]}):
-            (path,) = await adapter.inputs([{"type": "file", "value": None, **named}], [File])
+            (path,) = await taken(adapter, [{"type": "file", "value": None, **named}], [File])
             assert isinstance(path, Path)
             assert ("mask.png", CONTENT) == (path.name, path.read_bytes())
 

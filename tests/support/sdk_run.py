@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.cloud.schemas.runs import RunInput, RunIOType, RunOutput
 from pipeline.objects import Directory, File
@@ -38,16 +38,17 @@ def _sent(path: str) -> list[dict[str, Any]]:
 async def _run(url: str, token: str, cache: str, path: str, *, folder: Path) -> list[dict[str, object]]:
     async with connect(url, token=token) as repository:
         adapter = Adapter(Cache(cache, repository), repository)
-        arguments: list[Any] = await adapter.inputs(_sent(path), [File, list[File], int], make=_made)
-        file, (again,), number = arguments
-        assert isinstance(file.path, Path)
-        assert (file.path, 3) == (again.path, number)
-        paths = [folder / f"image-{number}.jpg" for number in range(3)]
-        for made in paths:
-            made.write_bytes(made.name.encode() + file.path.read_bytes())
-        outputs = await adapter.outputs(
-            [File(path=paths[0]), [File(path=made) for made in paths], Directory(path=folder), paths[1].open("rb")]
-        )
+        async with adapter.inputs(_sent(path), [File, list[File], int], make=_made) as arguments:
+            file, (again,), number = cast("list[Any]", arguments)
+            assert isinstance(file.path, Path)
+            assert (file.path, 3) == (again.path, number)
+            paths = [folder / f"image-{number}.jpg" for number in range(3)]
+            for made in paths:
+                made.write_bytes(made.name.encode() + file.path.read_bytes())
+            with paths[1].open("rb") as handle:
+                outputs = await adapter.outputs(
+                    [File(path=paths[0]), [File(path=made) for made in paths], Directory(path=folder), handle]
+                )
     for output in outputs:
         RunOutput.parse_obj(output)
     return outputs

@@ -73,7 +73,7 @@ async def test_a_start_says_what_it_took(ordered: Ordered, tmp_path: Path) -> No
 
 async def test_the_largest_comes_first(ordered: Ordered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the order asked; what is cached is not asked for."""
-    monkeypatch.setattr("filestore.runtime.prepare.RESOLVES_AT_ONCE", 1)
+    monkeypatch.setattr("filestore.runtime.prepare.FILES_AT_ONCE", 1)
     records = await stored(ordered, tmp_path, [1000, 300_000, 20_000, 100_000])
     cache = Cache(tmp_path / "cache", ordered)
     await cache.resolve(File(id=records[3].id))

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from filestore.backends import connect
 from filestore.cache import Cache
-from filestore.errors import InvalidRun, NotAnArchive, NotFound
+from filestore.errors import CacheFull, InvalidRun, NotAnArchive, NotFound
 from filestore.objects import Directory, File, FileURL, Kind, Record
 from filestore.push import push
 from filestore.repository import Repository
@@ -53,10 +53,16 @@ def given(record: Record, **members: object) -> dict[str, object]:
     return {"type": "file", "value": None, "file_name": record.name, "file_path": f"/{record.path}"} | members
 
 
+async def taken(adapter: Adapter, input_data: object, declared: list[object] | None = None, **options: Any) -> list[Any]:
+    """The arguments of a run, whose files nothing removes afterwards."""
+    async with adapter.inputs(input_data, declared, **options) as arguments:
+        return arguments
+
+
 async def refusal(adapter: Adapter, input_data: object, declared: list[object] | None = None) -> str:
     """The sentence in which a run is refused."""
     with pytest.raises(InvalidRun) as refused:
-        await adapter.inputs(input_data, declared)
+        await taken(adapter, input_data, declared)
     sentence = str(refused.value)
     assert "\n" not in sentence
     assert len(sentence) < 400
@@ -78,7 +84,7 @@ async def test_every_form_of_a_file(adapter: Adapter, file: Record, watched: Wat
         given(file, type="pkl"),
         {"type": "file", "file_path": file.path},
     ]
-    arguments = await adapter.inputs(forms)
+    arguments = await taken(adapter, forms)
     (path,) = set(arguments)
     assert isinstance(path, Path)
     assert ("my file.txt", CONTENT) == (path.name, path.read_bytes())
@@ -88,7 +94,7 @@ async def test_every_form_of_a_file(adapter: Adapter, file: Record, watched: Wat
 @pytest.mark.parametrize("declared", [Directory, sdk_values.Directory, Directory | None])
 async def test_a_directory_is_unpacked_where_one_is_declared(adapter: Adapter, directory: Record, declared: object) -> None:
     """And is the zip file that it is where a file is, or nothing."""
-    tree, zip_file, undeclared = await adapter.inputs([given(directory)] * 3, [declared, File, None])
+    tree, zip_file, undeclared = await taken(adapter, [given(directory)] * 3, [declared, File, None])
     assert isinstance(tree, Path)
     assert ("my_model", CONTENT) == (tree.name, (tree / "weights").read_bytes())
     assert zip_file == undeclared
@@ -113,8 +119,8 @@ async def test_plain_values_pass(adapter: Adapter) -> None:
         ("pkl", None),
     ]
     input_data = [{"type": name, "value": value, "file_name": None, "file_path": None, "file_url": None} for name, value in sent]
-    assert [value for _, value in sent] == await adapter.inputs(input_data)
-    assert [] == await adapter.inputs([])
+    assert [value for _, value in sent] == await taken(adapter, input_data)
+    assert [] == await taken(adapter, [])
 
 
 async def test_nested_files(adapter: Adapter, file: Record, directory: Record) -> None:
@@ -126,7 +132,7 @@ async def test_nested_files(adapter: Adapter, file: Record, directory: Record) -
         {"type": "pkl", "value": {"image": given(file)}},
     ]
     before = copy.deepcopy(input_data)
-    arguments: list[Any] = await adapter.inputs(input_data, [list[File], dict, dict[str, Directory], None])
+    arguments: list[Any] = await taken(adapter, input_data, [list[File], dict, dict[str, Directory], None])
     path = arguments[0][0]
     assert CONTENT == path.read_bytes()
     assert [path, path] == arguments[0]
@@ -148,7 +154,7 @@ async def test_a_class_of_inputs(adapter: Adapter, file: Record, directory: Reco
     # Annotations of a class in a function are texts, which only this function understands.
     Mine.__annotations__ = {"image": sdk_values.File | None, "model": sdk_values.Directory, "mask": File | None, "size": int}
     value = {"image": given(file), "model": given(directory), "mask": None, "size": 3}
-    (argument,) = await adapter.inputs([{"type": "dictionary", "value": value}], [Mine])
+    (argument,) = await taken(adapter, [{"type": "dictionary", "value": value}], [Mine])
     assert isinstance(argument, dict)
     assert (CONTENT, True, None, 3) == (
         argument["image"].read_bytes(),
@@ -165,14 +171,14 @@ async def test_the_runtime_says_what_stands_for_a_file(adapter: Adapter, file: R
         return sdk_values.Directory(path=path) if kind is Kind.DIRECTORY else sdk_values.File(path=path)
 
     input_data = [given(directory), {"type": "array", "value": [given(file)]}]
-    arguments: list[Any] = await adapter.inputs(input_data, [Directory, list[File]], make=make)
+    arguments: list[Any] = await taken(adapter, input_data, [Directory, list[File]], make=make)
     assert (sdk_values.Directory, sdk_values.File) == (type(arguments[0]), type(arguments[1][0]))
 
 
 async def test_what_is_optional_may_be_none(adapter: Adapter) -> None:
     """By whatever type it is sent."""
     sent = [{"type": name, "value": None} for name in ("none", "dictionary", "pkl")]
-    assert [None] * 3 == await adapter.inputs(sent, [File | None, FileURL | None, list[File] | None])
+    assert [None] * 3 == await taken(adapter, sent, [File | None, FileURL | None, list[File] | None])
 
 
 @pytest.mark.parametrize(
@@ -239,19 +245,19 @@ async def test_a_path_of_a_deleted_file(adapter: Adapter, file: Record, watched:
     await watched.remove(file.id)
     for path in (file.path, file.run_path):
         with pytest.raises(NotFound, match="nothing is stored under"):
-            await adapter.inputs([given(file, file_path=path)])
+            await taken(adapter, [given(file, file_path=path)])
 
 
 async def test_a_name_that_the_file_does_not_have(adapter: Adapter, file: Record) -> None:
     """Of a path by content the name counts as well."""
     with pytest.raises(NotFound):
-        await adapter.inputs([given(file, file_path=file.path.replace("my file", "other"))])
+        await taken(adapter, [given(file, file_path=file.path.replace("my file", "other"))])
 
 
 async def test_a_directory_that_is_none(adapter: Adapter, file: Record) -> None:
     """A file in a directory's place cannot be unpacked, and is not."""
     with pytest.raises(NotAnArchive, match="cannot be unpacked"):
-        await adapter.inputs([given(file)], [Directory])
+        await taken(adapter, [given(file)], [Directory])
 
 
 @pytest.mark.parametrize(
@@ -293,6 +299,34 @@ async def test_one_wrong_file_stops_the_run_before_anything_is_fetched(
 async def test_a_repository_in_a_folder_needs_no_url(file: Record, watched: WatchedRepository, tmp_path: Path) -> None:
     """To read what a run names."""
     async with connect(str(tmp_path / "repository")) as repository:
-        (path,) = await Adapter(Cache(tmp_path / "cache", repository), repository).inputs([given(file)])
+        (path,) = await taken(Adapter(Cache(tmp_path / "cache", repository), repository), [given(file)])
     assert isinstance(path, Path)
     assert CONTENT == path.read_bytes()
+
+
+async def test_the_files_of_a_run_stay_while_it_runs(watched: WatchedRepository, tmp_path: Path) -> None:
+    """Whatever else is fetched into a cache with room for one of them; afterwards they may go."""
+    records = []
+    for number in range(3):
+        (tmp_path / f"{number}.bin").write_bytes(bytes([number]) * 3_000_000)
+        records.append((await push(watched, tmp_path / f"{number}.bin")).record)
+    adapter = Adapter(Cache(tmp_path / "cache", watched, size_limit=4_000_000), watched)
+    async with adapter.inputs([given(records[0])]) as arguments:
+        (path,) = cast("list[Path]", arguments)
+        with pytest.raises(CacheFull):
+            await taken(adapter, [given(records[1])])
+        assert 3_000_000 == path.stat().st_size
+    await taken(adapter, [given(records[2])])
+    assert not path.exists()
+
+
+async def test_a_file_that_fails_gives_the_others_back(watched: WatchedRepository, tmp_path: Path) -> None:
+    """What a run that never began had resolved may go, too."""
+    (tmp_path / "a.bin").write_bytes(bytes(3_000_000))
+    (tmp_path / "b.bin").write_bytes(bytes([1]) * 3_000_000)
+    kept, other = [(await push(watched, tmp_path / name)).record for name in ("a.bin", "b.bin")]
+    gone = kept.run_path.replace(kept.name, "gone").replace(kept.id[-4:], "0000")
+    adapter = Adapter(Cache(tmp_path / "cache", watched, size_limit=4_000_000), watched)
+    with pytest.raises(NotFound):
+        await taken(adapter, [given(kept), given(kept, file_path=gone)])
+    assert 3_000_000 == (await taken(adapter, [given(other)]))[0].stat().st_size

@@ -57,6 +57,12 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+async def taken(adapter: Adapter, input_data: object, declared: list[object] | None = None, **options: Any) -> list[Any]:
+    """The arguments of a run, whose files nothing removes afterwards."""
+    async with adapter.inputs(input_data, declared, **options) as arguments:
+        return arguments
+
+
 async def stored(adapter: Adapter, value: object) -> dict[str, Any]:
     """What one returned file is told as."""
     (answer,) = json.loads(json.dumps(await adapter.outputs([value])))
@@ -68,7 +74,7 @@ async def stored(adapter: Adapter, value: object) -> dict[str, Any]:
 
 async def bytes_of(adapter: Adapter, file: dict[str, Any]) -> bytes:
     """What is stored of it."""
-    (path,) = await adapter.inputs([{"type": "file", "file_path": file["path"]}])
+    (path,) = await taken(adapter, [{"type": "file", "file_path": file["path"]}])
     assert isinstance(path, Path)
     return path.read_bytes()
 
@@ -192,7 +198,7 @@ async def test_directories(adapter: Adapter, tmp_path: Path, watched: WatchedRep
     (tmp_path / "results/a").write_bytes(CONTENT)
     file = await stored(adapter, make(tmp_path / "results"))
     assert "results.zip" == file["name"]
-    (tree,) = await adapter.inputs([{"type": "file", "file_path": file["path"]}], [Directory])
+    (tree,) = await taken(adapter, [{"type": "file", "file_path": file["path"]}], [Directory])
     assert isinstance(tree, Path)
     assert ["a", "empty"] == sorted(path.name for path in tree.iterdir())
     (record,) = await watched.records()
