@@ -304,8 +304,11 @@ async def test_a_repository_in_a_folder_needs_no_url(file: Record, watched: Watc
     assert CONTENT == path.read_bytes()
 
 
-async def test_the_files_of_a_run_stay_while_it_runs(watched: WatchedRepository, tmp_path: Path) -> None:
+async def test_the_files_of_a_run_stay_while_it_runs(
+    watched: WatchedRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever else is fetched into a cache with room for one of them; afterwards they may go."""
+    monkeypatch.setattr("filestore.cache.room.STALL_SECONDS", 0.1)
     records = []
     for number in range(3):
         (tmp_path / f"{number}.bin").write_bytes(bytes([number]) * 3_000_000)
