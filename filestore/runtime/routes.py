@@ -24,7 +24,7 @@ from filestore.index.protocol import Index
 from filestore.repository import LocalRepository
 from filestore.runtime.messages import MESSAGE_LIMIT
 from filestore.runtime.pipelines import Pipeline, checked_pipeline_name
-from filestore.runtime.runs import timestamp
+from filestore.runtime.runs import Run, timestamp
 from filestore.runtime.server import MakeCache, Runtime, RuntimeLimits, open_runtime
 from filestore.stores.protocol import ChunkStore
 
@@ -43,6 +43,8 @@ class Routes:
             Route("GET", "/v3/pointers", self.list_pointers),
             Route("POST", "/v3/runs", self.create_run),
             Route("GET", "/v3/runs/{id}", self.get_run),
+            Route("POST", "/v4/runs", self.create_run_v4),
+            Route("GET", "/v4/runs/{id}", self.get_run_v4),
         )
 
     async def create_pipeline(self, exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
@@ -76,17 +78,36 @@ class Routes:
 
     async def create_run(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
         """Run a pipeline, and answer when it has ended, or at once where that is asked for."""
-        async with exchange.whole_body(what="the size in bytes of the run's request", limit=MESSAGE_LIMIT) as body:
-            asked = _asked(body)
-        pipeline = await in_disk_thread(self._runtime.pipelines.find, asked["pipeline_id_or_pointer"])
-        run = await self._runtime.begin(pipeline, asked["input_data"], url=exchange.origin)
-        if not asked.get("async_run"):
-            await run.ended.wait()
+        run = await self._run(exchange, pipeline="pipeline_id_or_pointer", inputs="input_data")
         return web.json_response(run.as_json())
+
+    async def create_run_v4(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
+        """The same in the words of version 2 of the SDK."""
+        run = await self._run(exchange, pipeline="pipeline", inputs="inputs")
+        return web.json_response(run.as_json_v4())
 
     async def get_run(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
         """How far a run is, and what it gave."""
         return web.json_response(self._runtime.runs.find(exchange.request.match_info["id"]).as_json())
+
+    async def get_run_v4(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
+        """The same in the words of version 2 of the SDK."""
+        return web.json_response(self._runtime.runs.find(exchange.request.match_info["id"]).as_json_v4())
+
+    async def _run(self, exchange: Exchange, *, pipeline: str, inputs: str) -> Run:
+        """What a request asks for, by its members `pipeline`, `inputs` and async_run."""
+        async with exchange.whole_body(what="the size in bytes of the run's request", limit=MESSAGE_LIMIT) as body:
+            asked = _json(body.decode(errors="replace"), "the run's request")
+        reference, input_data = asked.get(pipeline), asked.get(inputs)
+        if not isinstance(reference, str):
+            raise InvalidInput(f"{pipeline} is missing: the id of a pipeline, or its name")
+        if not isinstance(input_data, list):
+            raise InvalidInput(f"{inputs} is missing: a list of inputs, which may be empty")
+        found = await in_disk_thread(self._runtime.pipelines.find, reference)
+        run = self._runtime.begin(found, input_data, url=exchange.origin)
+        if not asked.get("async_run"):
+            await run.ended.wait()
+        return run
 
 
 def runtime_extension(
@@ -137,13 +158,3 @@ def _json(text: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidInput(f"{where} is no JSON object")
     return value
-
-
-def _asked(body: bytes) -> dict[str, Any]:
-    """The request of a run. Raises InvalidInput."""
-    asked = _json(body.decode(errors="replace"), "the run's request")
-    if not isinstance(asked.get("pipeline_id_or_pointer"), str):
-        raise InvalidInput("pipeline_id_or_pointer is missing: the id of a pipeline, or its name")
-    if not isinstance(asked.get("input_data"), list):
-        raise InvalidInput("input_data is missing: a list of inputs, which may be empty")
-    return asked

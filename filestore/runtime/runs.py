@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
 
-from filestore.errors import RunFailed, TooManyRuns, UnknownRun
+from filestore.errors import RunFailed, RunTimedOut, TooManyRuns, UnknownRun
 from filestore.runtime.pipelines import Pipeline
 
 REMEMBERED_SIZE = 64 << 20
@@ -22,13 +22,18 @@ WAITING_LIMIT = 1000
 
 
 class State(IntEnum):
-    """What the Pipeline SDK's `RunState` calls these, by its numbers."""
+    """What the Pipeline SDK's `RunState` calls these: in version 1 by its numbers, in version 2 by its `word`."""
 
     CACHING_GRAPH = 6
     RUNNING = 7
     COMPLETED = 10
     FAILED = 12
     IN_QUEUE = 16
+
+    @property
+    def word(self) -> str:
+        """Version 2 has fewer."""
+        return {State.CACHING_GRAPH: "routing", State.IN_QUEUE: "queued"}.get(self, self.name.lower())
 
 
 def timestamp() -> str:
@@ -43,6 +48,7 @@ class Run:
     pipeline: Pipeline
     id: str = field(default_factory=lambda: f"run_{uuid.uuid4().hex}")
     created_at: str = field(default_factory=timestamp)
+    updated_at: str = field(default_factory=timestamp)
     state: State = State.IN_QUEUE
     outputs: Sequence[dict[str, Any]] | None = None
     failure: RunFailed | None = None
@@ -53,16 +59,22 @@ class Run:
         """Whether nothing about it will change."""
         return self.state in {State.COMPLETED, State.FAILED}
 
+    def enter(self, state: State) -> None:
+        """It has come that far."""
+        self.state, self.updated_at = state, timestamp()
+
     def complete(self, outputs: Sequence[dict[str, Any]]) -> None:
         """It returned, and all that it returned is stored."""
-        self.state, self.outputs = State.COMPLETED, outputs
+        self.outputs = outputs
+        self.enter(State.COMPLETED)
 
     def fail(self, failure: RunFailed) -> None:
         """It has no outputs, and never will."""
-        self.state, self.failure = State.FAILED, failure
+        self.failure = failure
+        self.enter(State.FAILED)
 
     def as_json(self) -> dict[str, Any]:
-        """What the Pipeline SDK's `Run` is made from; of one that failed, `detail` says why, as of any error."""
+        """What `Run` is made from in version 1 of the Pipeline SDK; of one that failed, `detail` says why, as of any error."""
         told: dict[str, Any] = {
             "id": self.id,
             "created_at": self.created_at,
@@ -77,6 +89,25 @@ class Run:
             told["result"] = {"run_id": self.id, "outputs": self.outputs}
         if self.failure is not None:
             told["error"] = {"exception": str(self.failure), "traceback": self.failure.traceback or None}
+            told["detail"] = str(self.failure)
+        return told
+
+    def as_json_v4(self) -> dict[str, Any]:
+        """The same for version 2 of the SDK, whose `ClusterRunResult` it is."""
+        told: dict[str, Any] = {
+            "id": self.id,
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+            "pipeline_id": self.pipeline.id,
+            "state": self.state.word,
+            "queue_position": None,
+            "inputs": None,
+            "outputs": self.outputs,
+            "error": None,
+        }
+        if self.failure is not None:
+            kind = "timeout" if isinstance(self.failure, RunTimedOut) else "pipeline_error"
+            told["error"] = {"type": kind, "message": str(self.failure), "traceback": self.failure.traceback or None}
             told["detail"] = str(self.failure)
         return told
 

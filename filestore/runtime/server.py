@@ -69,7 +69,7 @@ class Runtime:
         self._loaded = LoadedPipelines(limit=limits.pipelines)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def begin(self, pipeline: Pipeline, input_data: list[Any], *, url: str) -> Run:
+    def begin(self, pipeline: Pipeline, input_data: list[Any], *, url: str) -> Run:
         """A run that is under way; `url` is that of this server as the client knows it. Raises TooManyRuns."""
         run = self.runs.add(pipeline)
         # A task of its own: it goes on when the client is gone, who can ask for it later.
@@ -95,7 +95,7 @@ class Runtime:
                 self._make_cache(self._repository) as cache,
                 self._loaded.taken(run.pipeline.id, partial(self._load, run)) as loaded,
             ):
-                run.state = State.RUNNING
+                run.enter(State.RUNNING)
                 run.complete(await self._outputs(run, loaded, input_data, Adapter(cache, self._repository, url=url)))
         except RunFailed as failure:
             run.fail(failure)
@@ -108,7 +108,7 @@ class Runtime:
 
     async def _load(self, run: Run) -> Loaded:
         """The pipeline in a new process, started."""
-        run.state = State.CACHING_GRAPH
+        run.enter(State.CACHING_GRAPH)
         cache = self._make_cache(self._repository)
         process = await start_process(self._work_folder / run.id, environ=self._environ, limits=self._limits.process)
         loaded = Loaded(run.pipeline.id, process, cache, [])

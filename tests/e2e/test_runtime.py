@@ -266,3 +266,35 @@ except Exception as error:
     assert ("failed", "ValueError: what a pity", None) == (state, exception, result)
     assert "in raised\n" in traceback
     assert unknown == "Pipeline not found"
+
+
+def test_version_2_of_the_sdk_runs_pipelines(user: Home, runtime: RunningRuntime, graphs: Path) -> None:
+    """By its own words: one that completes, one that fails, one that is asked for later, and an unknown one."""
+    runtime.upload((graphs / "misbehave").read_bytes(), name="for version 2")
+    runtime.upload((graphs / "returned").read_bytes(), name="returns files")
+    program = """
+import json, time
+from pipeline.cloud.pipelines import run_pipeline
+from pipeline.cloud.runs import get_run
+returned = run_pipeline("returns files", "file")
+failed = run_pipeline("for version 2", "raise")
+begun = run_pipeline("for version 2", "pid", async_run=True)
+while get_run(begun.id).state in ("queued", "routing", "running"):
+    time.sleep(0.1)
+try:
+    run_pipeline("unknown")
+except Exception as error:
+    refused = str(error)
+url = returned.outputs_formatted()[0].url.geturl()
+ended = get_run(begun.id)
+print(json.dumps([url, failed.state, failed.error.type, failed.error.message, ended.state, refused]))
+"""
+    environ = {"PIPELINE_API_URL": runtime.server.url, "PIPELINE_API_TOKEN": TOKEN}
+    done = user.run("-c", program, program=scripts_of(".venv-container") / "python", environ=environ)
+    assert 0 == done.returncode, done.stderr
+    url, *told, refused = json.loads(done.stdout.splitlines()[-1])
+
+    with urlopen(url) as answer:
+        assert b"content" == answer.read()
+    assert ["failed", "pipeline_error", "ValueError: what a pity", "completed"] == told
+    assert "no pipeline is known as 'unknown'" in refused
