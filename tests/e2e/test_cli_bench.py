@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -198,6 +199,28 @@ def test_an_interrupted_measurement_leaves_nothing(home: Home) -> None:
     assert [] == list(work.iterdir())
     assert 2 == len(started)
     assert [] == [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_client_that_dies_ends_the_measurement(home: Home) -> None:
+    """In one sentence, and nothing is left of it."""
+    work = home.folder / "work"
+    process = subprocess.Popen(
+        [SCRIPTS / "filestore", "bench", "upload", "--size", "1GiB", "--folder", work, "--quiet"],
+        env=home.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        eventually(lambda: bool(list(work.glob("*/filestore-bench-*"))))
+        (worker,) = (pid for pid in children(process.pid) if b"bench.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(worker, signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (1, "Error: a process of the measurement died: it did not say why\n") == (process.returncode, errors)
+    assert [] == list(work.iterdir())
 
 
 def children(pid: int) -> list[int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from filestore.errors import MissingPackage
 from filestore.stages import Passed, Stage
 from filestore_cli.bench.report import CEILINGS, stages_of
 from filestore_cli.bench.run import Found, Plan
@@ -27,7 +28,7 @@ _Curves = dict[str, list[tuple[float, float]]]
 
 
 def check_plot(path: Path) -> None:
-    """Raises ClickException when nothing could be drawn to `path`: before anything takes time."""
+    """Raises ClickException, MissingPackage when nothing could be drawn to `path`: before anything takes time."""
     if path.suffix.lower() not in FORMATS:
         raise click.ClickException(f"{printable(path)} is no name of a picture; give one that ends in {', '.join(FORMATS)}")
     if not path.absolute().parent.is_dir():
@@ -35,7 +36,7 @@ def check_plot(path: Path) -> None:
     if path.is_dir():
         raise click.ClickException(f"{printable(path)} is a folder; give the path of a picture")
     if find_spec("matplotlib") is None:
-        raise click.ClickException("drawing needs matplotlib; `pip install 'filestore[plot]'` brings it")
+        raise MissingPackage("matplotlib", "--plot", "plot")
 
 
 def plot(plan: Plan, found: Found, path: Path) -> None:
