@@ -182,7 +182,7 @@ def test_an_interrupted_measurement_leaves_nothing(home: Home) -> None:
     """No file, and no process: those that it started end with it."""
     work = home.folder / "work"
     process = subprocess.Popen(
-        [SCRIPTS / "filestore", "bench", "upload", "--size", "1GiB", "--folder", work, "--quiet"],
+        [SCRIPTS / "filestore", "bench", "upload", "--size", "128MiB", "--folder", work, "--quiet"],
         env=home.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -205,7 +205,7 @@ def test_a_client_that_dies_ends_the_measurement(home: Home) -> None:
     """In one sentence, and nothing is left of it."""
     work = home.folder / "work"
     process = subprocess.Popen(
-        [SCRIPTS / "filestore", "bench", "upload", "--size", "1GiB", "--folder", work, "--quiet"],
+        [SCRIPTS / "filestore", "bench", "upload", "--size", "128MiB", "--folder", work, "--quiet"],
         env=home.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
