@@ -42,6 +42,11 @@ class FileState(NamedTuple):
         """The state that a `stat` found."""
         return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
 
+    @staticmethod
+    def packed(found: os.stat_result) -> bytes:
+        """`of(found).pack()` in a third of the time: a tree asks for it three times a file."""
+        return _STATE.pack(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
+
     @classmethod
     def unpack(cls, packed: Buffer, place: int = 0) -> Self:
         """The state at a place among those that stand back to back in `packed`. Raises struct.error."""

@@ -31,7 +31,7 @@ from filestore.source import (
     unpacked,
 )
 from filestore.stages import Stage, stage
-from filestore.walk import Walked
+from filestore.walk import NO_STATE, Walked
 
 _KNOWN_MAGIC = b"tree1"
 _COUNTS = struct.Struct("<II")
@@ -97,7 +97,7 @@ class TreeSource:
         for place, crc in unchanged.items():
             self._cutter.remember(place, crc)
         for number, segment in enumerate(self._cutter.segments):
-            if any(place not in unchanged for place in segment.entries if self._walked.states[place] is not None):
+            if any(place not in unchanged for place in segment.entries if self._walked.states.packed(place) != NO_STATE):
                 continue
             chunks = segments.get(self._segment_key(number), b"")
             if sum(chunk.size for chunk in unpacked(chunks)) == segment.size:
@@ -112,13 +112,17 @@ class TreeSource:
         if self._known is not None:
             return self._known
         segments = (_SEGMENT.pack(self._segment_key(number), len(row) // PACKED_SIZE) for number, row in enumerate(self._chunks))
-        file_count = sum(state is not None for state in self._walked.states)
+        files = bytearray()
+        file_count = 0
+        for place, (entry, crc) in enumerate(zip(self._cutter.entries, self._cutter.crcs, strict=True)):
+            state = self._walked.states.packed(place)
+            if state != NO_STATE:
+                name = entry.stored_name
+                files += _FILE.pack(len(name), crc or 0) + name + state
+                file_count += 1
         known = bytearray(_KNOWN_MAGIC + _COUNTS.pack(file_count, len(self._chunks)))
         known += b"".join(segments)
-        for entry, crc, state in zip(self._cutter.entries, self._cutter.crcs, self._walked.states, strict=True):
-            if state is not None:
-                name = entry.stored_name
-                known += _FILE.pack(len(name), crc or 0) + name + state.pack()
+        known += files
         return bytes(known)
 
     def scan(self, buffer: memoryview) -> list[Window]:
@@ -145,14 +149,15 @@ class TreeSource:
 
     def check_unchanged(self) -> None:
         """Looks at each file once more, by its path: some microseconds a file."""
-        for place, state in enumerate(self._walked.states):
-            if state is not None:
+        states = self._walked.states
+        for place in range(len(states)):
+            if states.packed(place) != NO_STATE:
                 path = self._walked.path(place)
                 try:
                     now = os.stat(path, follow_symlinks=False)  # noqa: PTH116  # a `Path` costs more than the call
                 except OSError as error:
                     raise _failed(path, error) from None
-                state.check(FileState.of(now), path)
+                states.check(place, now, path)
 
     @cached_property
     def _virtual(self) -> VirtualZip:
@@ -201,9 +206,7 @@ class TreeSource:
         self._check(place)
 
     def _check(self, place: int) -> None:
-        state = self._walked.states[place]
-        if state is not None:
-            state.check(FileState.of(os.fstat(self._descriptor)), self._opened_path)
+        self._walked.states.check(place, os.fstat(self._descriptor), self._opened_path)
 
 
 class _Known:
@@ -238,9 +241,8 @@ class _Known:
             # Both are in the order of names.
             while name and name < entry.stored_name:
                 name, packed_state, crc = next(waiting, (b"", b"", 0))
-            state = walked.states[place]
-            is_same = state is not None and name == entry.stored_name and state.pack() == packed_state
-            if state is not None and is_same and state.is_settled(self._recorded_at):
+            is_same = name == entry.stored_name and packed_state == walked.states.packed(place)
+            if is_same and FileState.unpack(packed_state).is_settled(self._recorded_at):
                 yield place, crc
 
     def _files(self) -> Iterator[tuple[bytes, bytes, int]]:

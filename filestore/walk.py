@@ -27,7 +27,9 @@ from filestore.source import STATE_SIZE, FileState
 ENTRIES_LIMIT = DEFAULT_LIMITS.entries
 """Files, links and folders of one directory: links to folders can multiply what there is without end."""
 
-_NO_STATE = bytes(STATE_SIZE)
+NO_STATE = bytes(STATE_SIZE)
+"""The packed state of a folder, and of a link that is kept."""
+
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CHANGES = {
     errno.ENOENT: "it vanished",
@@ -67,7 +69,7 @@ class States(Sequence[FileState | None]):
 
     def __init__(self, packed: bytes | bytearray) -> None:
         """`packed`: states one after the other; zeros for what has none."""
-        self._packed = packed
+        self._packed = bytes(packed)
 
     def __len__(self) -> int:
         return len(self._packed) // STATE_SIZE
@@ -79,8 +81,18 @@ class States(Sequence[FileState | None]):
     def __getitem__(self, place: int | slice) -> FileState | list[FileState | None] | None:
         if isinstance(place, slice):
             return [self[each] for each in range(len(self))[place]]
-        state = FileState.unpack(self._packed, range(len(self))[place])
-        return state if any(state) else None
+        packed = self.packed(range(len(self))[place])
+        return FileState.unpack(packed) if packed != NO_STATE else None
+
+    def packed(self, place: int) -> bytes:
+        """The state at a place, packed; zeros for what has none."""
+        return self._packed[place * STATE_SIZE : (place + 1) * STATE_SIZE]
+
+    def check(self, place: int, found: os.stat_result, path: str) -> None:
+        """Raises SourceChanged unless the file at a place, which has a state, is in it by what `stat` found."""
+        packed = self.packed(place)
+        if packed != FileState.packed(found):
+            FileState.unpack(packed).check(FileState.of(found), path)
 
 
 class Walked(NamedTuple):
@@ -89,7 +101,7 @@ class Walked(NamedTuple):
     root: Path
     entries: list[Entry]
     """In the order of the archive."""
-    states: Sequence[FileState | None]
+    states: States
     """Of each entry; None for folders and kept links."""
     elsewhere: dict[str, str]
     """By the name of an entry where its content lies, free of links, if it was reached through one."""
@@ -215,7 +227,7 @@ class _Walking:
                 is_empty = False
                 self._look_at(folder, child)
         if is_empty and folder.is_included and folder.parent is not None:
-            self._add(Entry(folder.name, is_folder=True), _NO_STATE)
+            self._add(Entry(folder.name, is_folder=True), NO_STATE)
 
     @contextmanager
     def _opened(self, folder: _Folder) -> Iterator[int]:
@@ -283,7 +295,7 @@ class _Walking:
         except UnicodeEncodeError:
             raise self._refused(name, f"it is a link to {target!r}, which is not UTF-8; {_FOLLOW}") from None
         self._count_one()
-        self._add(Entry(name, size, target=target), _NO_STATE)
+        self._add(Entry(name, size, target=target), NO_STATE)
 
     def _take(self, folder: _Folder, name: str, path: str, found: os.stat_result, *, is_elsewhere: bool = False) -> None:
         """Take a file, or note a folder to be looked into. `is_elsewhere`: it was a link that led to it."""
@@ -302,7 +314,7 @@ class _Walking:
         if is_elsewhere:
             self._elsewhere[name] = path
         is_executable = bool(found.st_mode & stat.S_IXUSR)
-        self._add(Entry(name, found.st_size, is_executable=is_executable), FileState.of(found).pack())
+        self._add(Entry(name, found.st_size, is_executable=is_executable), FileState.packed(found))
 
     def _is_wanted(self, folder: _Folder, name: str, *, is_folder: bool) -> bool:
         """Whether something is taken, or something may be that lies in it."""
