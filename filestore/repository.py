@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 from blake3 import blake3
 
-from filestore.aio import Budget, in_cpu_thread, in_disk_thread, per_thread, side_by_side, task_group, uninterrupted
+from filestore.aio import Budget, in_cpu_thread, in_disk_thread, per_thread, task_group, uninterrupted
 from filestore.chunking import CUTTING_VERSION
 from filestore.codec import HEADER_SIZE, Decoder, decoded_size, frame_limit
 from filestore.digest import Buffer, Digest, manifest_digest
@@ -37,8 +37,8 @@ SIGNED_SECONDS = 86400
 IN_FLIGHT_LIMIT = 64 << 20
 """Bytes that a repository decodes at the same time where it is given no budget."""
 
-_BUNDLE_SIZE = 8 << 20
-"""Bytes, encoded and decoded, that are verified in one turn in a thread, and then synced: some frames."""
+_BUNDLE_SIZE = 4 << 20
+"""Bytes, encoded and decoded, that are verified in one turn in a thread, and then synced in another: some frames."""
 _COMMIT_SLICE = 8192
 _FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
 _REPOSITORY_ID = re.compile(r"[0-9a-f]{32}\Z")
@@ -454,7 +454,7 @@ class Delivery:
         # I6: taken when the frames are whole, so that a slow peer never holds any of it.
         async with self._budget.take(weight):
             rows = await in_cpu_thread(_verify, bundle)
-        await in_disk_thread(side_by_side, _settle, list(rows))
+        await in_disk_thread(_settle, list(rows))
         for arrival, row in rows.items():
             arrival.row = row
 
@@ -527,10 +527,11 @@ def _is_sound(frame: Frame) -> bool:
     return True
 
 
-def _settle(arrival: _Arrival) -> None:
-    if arrival.data is not None:
-        arrival.staging.write(arrival.data)
-    arrival.staging.sync()
+def _settle(arrivals: Iterable[_Arrival]) -> None:
+    for arrival in arrivals:
+        if arrival.data is not None:
+            arrival.staging.write(arrival.data)
+        arrival.staging.sync()
 
 
 def _discard(staged: Iterable[Staging]) -> None:
