@@ -40,29 +40,28 @@ def sync_tree(root: Path) -> None:
     Where the operating system can, its whole file system is synced in one call, which for thousands of files is far quicker
     than one after the other, and waits for what others have written there too.
     """
-    sync_file_system = _syncfs()
-    if sync_file_system is None:
-        with ThreadPoolExecutor(_SYNC_THREADS) as pool:
-            for _ in pool.map(sync_path, _standing(root)):
-                pass
+    if sync_file_system(root):
         return
-    descriptor = os.open(root, os.O_RDONLY)
+    with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+        for _ in pool.map(sync_path, _standing(root)):
+            pass
+
+
+def sync_file_system(path: Path) -> bool:
+    """Have the disk keep all of the file system that `path` lies on, and the file system do what it has put off.
+
+    False where that is no single call. Blocks. Raises OSError.
+    """
+    call = _syncfs()
+    if call is None:
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         with stage(Stage.SYNC):
-            sync_file_system(descriptor)
+            call(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sync_file_system(path: Path) -> None:
-    """Have a file system do what it has put off, where the operating system has a call for that. Blocks. Raises OSError."""
-    call = _syncfs()
-    if call is not None:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            call(descriptor)
-        finally:
-            os.close(descriptor)
+    return True
 
 
 @cache

@@ -178,6 +178,12 @@ class _Staging:
         if self._following is not None:
             self._following.took(offset)
 
+    def sync(self) -> None:
+        try:
+            sync_descriptor(self._descriptor)
+        except OSError as error:
+            raise storage_error(str(self._target.parent), error) from None
+
     def check_ours(self) -> None:
         """What is published is not written to."""
         try:

@@ -38,6 +38,8 @@ KEPT_LIMIT = 16 << 20
 """Bytes that were read ahead of everything, and are kept so that they are not received twice."""
 RUN_MIN = 4 << 20
 """Bytes from which on content of a seed is copied by the operating system, which may share it instead."""
+SYNC_SIZE = 64 << 20
+"""Bytes after which what was written is synced, while more arrives: else the disk would idle until all is there."""
 COPY_SIZE = 64 << 20
 """Bytes that are copied in one go, and that a cancel waits for."""
 
@@ -93,6 +95,12 @@ class Sink(Protocol):
         """Put verified content in its place; where `is_held`, it is there. Each chunk is taken once for each offset.
 
         Raises StorageFull, StorageError, and what the sink refuses.
+        """
+
+    def sync(self) -> None:
+        """Have the disk keep what was taken so far, if that is one call. More may be taken meanwhile.
+
+        Raises StorageError, StorageFull.
         """
 
     def check_ours(self) -> None:
@@ -245,6 +253,8 @@ class Receiving:
         self._seeded: dict[int, _Seeded] = {}
         self._seed_lock = threading.Lock()
         self._read = self._written = self._under_way = self._done = 0
+        self._unsynced = 0
+        self._syncing = asyncio.Lock()
         self.report_progress()
 
     def note_whole(self) -> None:
@@ -321,7 +331,7 @@ class Receiving:
             batches = _asked_first(list(self._missing.values()), following)
         async with task_group() as group:
             for _ in range(BATCHES_IN_FLIGHT):
-                group.create_task(self._download_batches(batches, sink))
+                group.create_task(self._download_batches(batches, sink, group))
         self._kept.clear()
 
     def report_progress(self) -> None:
@@ -404,7 +414,7 @@ class Receiving:
             for _ in range(BATCHES_IN_FLIGHT):
                 group.create_task(lane())
 
-    async def _download_batches(self, batches: Iterator[_Batch], sink: Sink) -> None:
+    async def _download_batches(self, batches: Iterator[_Batch], sink: Sink, group: asyncio.TaskGroup) -> None:
         async with self._buffers.take() as buffer:
             for batch in batches:
                 places = batch.places
@@ -419,7 +429,15 @@ class Receiving:
                 reused = sum(place.size for place in places if place.offsets[0] in kept.keys() - self._ahead)
                 self.reused += reused
                 self._written += sum(place.size for place in places) - reused
+                self._unsynced += sum(place.size for place in places)
                 self.report_progress()
+                if self._unsynced >= SYNC_SIZE and not self._syncing.locked():
+                    group.create_task(self._sync(sink))
+
+    async def _sync(self, sink: Sink) -> None:
+        async with self._syncing:
+            self._unsynced = 0
+            await in_disk_thread(sink.sync)
 
     def _read_seeds(self, places: list[Place], seeded: Mapping[int, _Seeded]) -> dict[int, bytes]:
         """The content of those places that a seed does hold, verified."""

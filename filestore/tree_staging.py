@@ -40,6 +40,7 @@ from filestore.archive.read import (
 )
 from filestore.archive.tree import shown
 from filestore.archive.write import Entry, local_header
+from filestore.durable import sync_file_system
 from filestore.errors import FilestoreError, StorageFull, TargetError, storage_error
 from filestore.layout import BLOCK_SIZE, in_blocks
 from filestore.receive import Located, Order, OvertakenError, copy_range, read_whole
@@ -311,6 +312,13 @@ class TreeStaging:
                 self._take_piece(number, start, piece, is_held=is_held)
             except OSError as error:
                 raise self._failure(error, member.path) from None
+
+    def sync(self) -> None:
+        try:
+            # File by file it would be done again and again for those that are synced already.
+            sync_file_system(self._path)
+        except OSError as error:
+            raise self._failure(error) from None
 
     def check_ours(self) -> None:
         """What is published is not written to."""
