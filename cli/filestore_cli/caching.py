@@ -149,12 +149,13 @@ async def _warm(session: Session, references: list[Reference], *, keeps_zip: boo
 
     keep_heap()
     settings = session.settings
+    root = settings.cache.absolute()
     done: list[tuple[Record, Resolved]] = []
     async with session.repository() as repository:
         # All at first, so that a slip in the last one does not show after hours.
         records = [await repository.record(reference) for reference in references]
         async with Cache(
-            settings.cache,
+            root,
             repository,
             limits=settings.unpack_limits,
             size_limit=settings.cache_size_limit,
@@ -174,7 +175,7 @@ async def _warm(session: Session, references: list[Reference], *, keeps_zip: boo
                 "bytes_received": received,
                 "bytes_reused": reused,
                 "seconds": seconds,
-                "cache": str(settings.cache),
+                "cache": str(root),
                 "repository": repository.location,
             },
             *(f"{'was there' if resolved.was_cached else 'fetched':<9}  {printable(resolved.path)}" for _, resolved in done),
@@ -182,7 +183,7 @@ async def _warm(session: Session, references: list[Reference], *, keeps_zip: boo
                 received=exactly(received),
                 reused=exactly(reused),
                 time=duration(seconds),
-                cache=printable(settings.cache),
+                cache=printable(root),
                 repository=session.place(repository),
             ),
         )

@@ -24,11 +24,14 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from filestore.cache.lock import try_lock
+
+T = TypeVar("T")
 
 BEAT_SECONDS = 10
 STALE_SECONDS = 180
@@ -189,6 +192,17 @@ class Hold:
             if key not in self._keys:
                 self._keys.add(key)
                 self._leases.pin(key)
+
+    def pin_found(self, key: str, look: Callable[[], T | None]) -> T | None:
+        """What `look` finds of an entry: it is pinned before it is looked at, and stays so where something is found."""
+        self._leases.pin(key)
+        try:
+            found = look()
+            if found is not None:
+                self.pin(key)
+            return found
+        finally:
+            self._leases.unpin(key)
 
     def reserve(self, key: str, size: int) -> None:
         """Pin an entry, and promise bytes to it; 0 takes them back. Raises OSError."""

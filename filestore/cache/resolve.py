@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
-from filestore.aio import SingleFlight, in_cpu_thread, in_disk_thread
+from filestore.aio import SingleFlight, in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.archive.read import DEFAULT_LIMITS, Limits
 from filestore.cache.disk import write_durably
 from filestore.cache.inventory import ENTRY_SIZE
@@ -158,7 +158,7 @@ class Cache:
         try:
             yield (await self._resolve(wanted, hold, report)).path
         finally:
-            await in_disk_thread(hold.release)
+            await uninterrupted(in_disk_thread(hold.release))
 
     @asynccontextmanager
     async def open(self, wanted: File, *, report: Report | None = None) -> AsyncIterator[Opened]:
@@ -183,7 +183,7 @@ class Cache:
             async with opened_while(resolve) as opened:
                 yield opened
         finally:
-            await in_disk_thread(hold.release)
+            await uninterrupted(in_disk_thread(hold.release))
 
     async def _resolve(
         self, wanted: File | Directory | FileURL, hold: Hold, report: Report | None, following: Following | None = None
@@ -214,14 +214,14 @@ class Cache:
                 # A tree is made of the zip file that is here now, as of any entry that shares chunks with it: nobody is asked for
                 # them. So that file stays until then.
                 await in_disk_thread(hold.pin, shelf.key(Wanted(Kind.FILE, obtained.digest).label))
-                await in_disk_thread(asked.hold.pin, shelf.key(Wanted(kind, obtained.digest).label))
+                await in_disk_thread(hold.pin, shelf.key(Wanted(kind, obtained.digest).label))
                 if not await in_disk_thread(urls.has, kind, obtained.digest):
                     continue  # removed by someone who needed room
                 record = Record("", origin.name, obtained.digest, 0, kind, shelf.root.name, 0, 0)
                 reference = Reference(digest=obtained.digest, name=origin.name)
                 resolved = await self._resolve_stored(asked, reference, record=record)
             finally:
-                await in_disk_thread(hold.release)
+                await uninterrupted(in_disk_thread(hold.release))
             if not bytes_received and obtained.was_cached:
                 return resolved
             return resolved._replace(bytes_received=bytes_received, bytes_reused=obtained.bytes_resumed, was_cached=False)
@@ -268,7 +268,10 @@ class Cache:
         return await self._flights.run(key, call), is_ours
 
     async def cached(self, wanted: File | Directory | FileURL) -> Cached | None:
-        """What `resolve` would give at once, or None; asks no network, once this folder knows the repository."""
+        """What `resolve` would give at once, or None; asks no network, once this folder knows the repository.
+
+        That does not keep it: only what `resolve` and `lease` give is in use.
+        """
         kind = _kind(wanted)
         shelf = await self._opened()
         if isinstance(wanted, FileURL):
@@ -320,7 +323,7 @@ class Cache:
                 if known_record is None:
                     await in_disk_thread(shelf.remember, record)
         finally:
-            await in_disk_thread(hold.release)
+            await uninterrupted(in_disk_thread(hold.release))
         return _Filled(known, cost)
 
     async def _make(self, making: _Making, lock: Lock) -> _Cost:

@@ -65,7 +65,7 @@ class Shelf:
     def find(self, kind: Kind, reference: Reference, *, hold: Hold | None = None) -> Path | None:
         """The path of a sound entry, or None. A record's id is looked up among those that are remembered.
 
-        `hold` pins the entry, before it is looked at, and whether it is there or not.
+        Where there is one, `hold` pins it.
         """
         digest, name = reference.digest, reference.name
         if reference.id is not None:
@@ -76,12 +76,15 @@ class Shelf:
         if digest is None:
             return None
         wanted = Wanted(kind, digest)
-        if hold is not None:
-            hold.pin(self.key(wanted.label))
-        path = self._look(self.root / wanted.path, kind, name)
-        if path is not None:
-            note_use(self.root / wanted.path)
-        return path
+        folder = self.root / wanted.path
+
+        def look() -> Path | None:
+            path = self._look(folder, kind, name)
+            if path is not None:
+                note_use(folder)
+            return path
+
+        return look() if hold is None else hold.pin_found(self.key(wanted.label), look)
 
     def key(self, label: str) -> str:
         """What leases call an entry, or what is downloaded, by its label."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from filestore.aio import in_cpu_thread, in_disk_thread
+from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.cache.disk import remove_if_possible, storage_errors, take_aside, write_durably
 from filestore.cache.inventory import ENTRY_SIZE
 from filestore.cache.leases import Hold, Leases
@@ -115,7 +115,7 @@ class Urls:
                 digest = await in_disk_thread(settled)
                 return Obtained(digest) if digest is not None else await self._ask(origin, kind, lock, hold, report)
         finally:
-            await in_disk_thread(hold.release)
+            await uninterrupted(in_disk_thread(hold.release))
 
     async def _ask(self, origin: FileURL, kind: Kind, lock: Lock, hold: Hold, report: Report | None) -> Obtained:
         known = await in_disk_thread(self._usable, origin, kind)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache, verify_cache
+from filestore.cache.leases import Leases
 from filestore.objects import Directory, Kind, Record
 from filestore.push import push
 from filestore.repository import Repository
@@ -90,6 +91,7 @@ async def test_a_resolve_that_is_killed_at_any_call_is_continued(small_record: R
     assert 20 < int(said)
     for place in range(1, int(said) + 1):
         cache = tmp_path / "caches" / str(place)
+        assert {} == Leases(cache).held()
         found = await resolve(str(tmp_path / "repository"), cache, small_record.id)
         assert SMALL == standing(Path(found.path))
         assert [] == list(cache.glob("*/*/staging/*"))
@@ -113,5 +115,6 @@ async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
     places = [place async for place in cancelled_at_every_await(resolve_anew)]
     assert 15 < len(places)
     for cache in used:
+        assert {} == Leases(cache).held()
         assert SMALL == standing(await Cache(cache, local_repository).resolve(wanted))
         assert [] == list(cache.glob("*/*/staging/*"))

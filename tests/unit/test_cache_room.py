@@ -15,6 +15,7 @@ from filestore.http.download import DownloadLimits
 from filestore.objects import Directory, File, FileURL, Record
 from filestore.push import push
 from filestore.repository import Repository
+from tests.support.cancels import cancelled_at_every_await
 from tests.support.generator import octets
 from tests.support.origins import answers, head, running_origin, whole
 from tests.support.trees import plant, standing
@@ -109,6 +110,39 @@ async def test_a_lease_ends_with_its_block(watched: WatchedRepository, files: li
         assert path.exists()
     await use(cache, files[1])
     assert not path.exists()
+
+
+async def test_a_lease_that_is_cancelled_at_any_await_is_none(
+    watched: WatchedRepository, files: list[File], tmp_path: Path
+) -> None:
+    """Whoever waits for it, or has it, and is cancelled: it holds nothing afterwards."""
+    cache = Cache(tmp_path / "cache", watched)
+    await use(cache, files[0])
+
+    async def use_it() -> None:
+        async with cache.lease(files[0]):
+            await asyncio.sleep(0)
+
+    places = [place async for place in cancelled_at_every_await(use_it)]
+    assert 3 <= len(places)
+    assert {} == Leases(tmp_path / "cache").held()
+
+
+async def test_a_resolve_that_fails_pins_nothing(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
+    """What it has staged may go at once, though the cache stays open; and what others have resolved stays."""
+    cache = Cache(tmp_path / "cache", watched)
+    await cache.resolve(files[0])
+    held = Leases(tmp_path / "cache").held()
+
+    async def fail(verb: str) -> None:
+        if verb == "get":
+            raise Unreachable("somewhere", "cut")
+
+    watched.before = fail
+    with pytest.raises(Unreachable):
+        await cache.resolve(files[1])
+    assert 1 == len(held)
+    assert held == Leases(tmp_path / "cache").held()
 
 
 async def test_what_can_never_fit_is_refused_at_once(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
