@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from filestore.aio import Budget, BufferPool, SingleFlight, in_cpu_thread, in_disk_thread, per_thread, task_group
+from filestore.aio import Budget, BufferPool, SingleFlight, in_cpu_thread, in_disk_thread, per_thread, side_by_side, task_group
 from filestore.errors import NotFound
 
 
@@ -140,6 +140,28 @@ async def test_a_cancelled_call_waits_for_its_thread() -> None:
     with pytest.raises(asyncio.CancelledError):
         await call
     assert left
+
+
+async def test_calls_side_by_side_wait_for_each_other() -> None:
+    """All run at once, though who started them holds a thread for the disk too."""
+    together = threading.Barrier(3)
+    await in_disk_thread(side_by_side, lambda _: together.wait(30), range(3))
+
+
+async def test_calls_side_by_side_have_all_ended_when_one_fails() -> None:
+    """The failure comes when nothing is under way any more, so that what was used can be freed."""
+    failed, ended = threading.Event(), []
+
+    def call(number: int) -> None:
+        if number == 0:
+            failed.set()
+            raise NotFound("x")
+        assert failed.wait(30)
+        ended.append(number)
+
+    with pytest.raises(NotFound):
+        await in_disk_thread(side_by_side, call, range(3))
+    assert [1, 2] == sorted(ended)
 
 
 async def test_each_thread_has_an_instance_of_its_own() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from filestore import receive
 from filestore.archive.read import TAIL_SIZE
 from filestore.digest import Digest, chunk_digest
 from filestore.errors import ChunksMissing, DamagedChunk, TargetError
@@ -180,3 +181,15 @@ async def test_a_fetch_closes_its_seeds(repository: LocalRepository, source: Pat
             await fetch(repository, record, target, seeds=[seed])
         assert not seed.read_into(memoryview(bytearray(10)), 0)
         seed.close()
+
+
+async def test_what_was_written_is_synced_while_more_arrives(
+    repository: LocalRepository, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for so many bytes at most, besides the last time before the file appears."""
+    monkeypatch.setattr(receive, "SYNC_SIZE", MIB)
+    synced: list[int] = []
+    monkeypatch.setattr("filestore.fetch.sync_descriptor", synced.append)
+    record = (await push(repository, source)).record
+    await fetch(repository, record, tmp_path / "back")
+    assert 2 <= len(synced) <= 21
