@@ -143,7 +143,8 @@ def test_a_person_sees_stages_ceilings_and_what_was_removed(home: Home, server: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--kind", "bf17"], "bf17 is none of bf16, fp32, random, text, tree, and no file or folder of that name is there"),
+        (["--kind", "bf17"], "'bf17' is none of bf16, fp32, random, text, tree, and no file or folder of that name is there"),
+        (["--kind", ""], "'' is none of bf16, fp32, random, text, tree, and no file or folder of that name is there"),
         (["--kind", ".", "--size", "1MiB"], "--size is for content that is made; a file or folder of yours has its own"),
         (["--folder", "nowhere"], "there is no folder {home}/nowhere to work in; make it first, or give another --folder"),
         (["--plot", "a.gif"], "a.gif is no name of a picture; give one that ends in .png, .svg, .pdf"),

@@ -5,12 +5,35 @@ from pathlib import Path
 import pytest
 
 from filestore.errors import MissingPackage
-from filestore_cli.bench import plot
-from filestore_cli.bench.plot import check_plot
+from filestore.stages import Passed, Stage
+from filestore_cli.bench import plot as plot_module
+from filestore_cli.bench.plot import check_plot, plot
+from filestore_cli.bench.report import as_json, lines
+from filestore_cli.bench.run import Found, Plan, Run, Side
+
+CEILINGS = {"memory_copy": 1e10, "blake3": 4e9, "loopback": 2e9, "disk_write_sync": 1e9}
+SIDE = Side(1.0, 1 << 26, {Stage.SEND: Passed(1, 10, 2.0, 1.0)})
+
+
+def plan(path: Path) -> Plan:
+    """One of a user's own content."""
+    return Plan("upload", str(path), path, [0], [1], None, 1, path.parent, "auto", {"connections": 4, "stall_seconds": 30.0})
 
 
 def test_what_brings_matplotlib_is_said_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is an extra: most installations do not have it."""
-    monkeypatch.setattr(plot, "find_spec", lambda _: None)
+    monkeypatch.setattr(plot_module, "find_spec", lambda _: None)
     with pytest.raises(MissingPackage, match="pip install 'filestore\\[plot\\]'"):
         check_plot(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 30])
+@pytest.mark.parametrize("server", [None, SIDE])
+def test_any_measurement_can_be_told_and_drawn(tmp_path: Path, size: int, server: Side | None) -> None:
+    """Of an empty file too, and where the server tells nothing of itself."""
+    found = Found("http://127.0.0.1:1", CEILINGS, [Run(size, 1, 0.5, size // 2, 0, SIDE, server)], 0)
+    picture = tmp_path / "a.png"
+    plot(plan(tmp_path / "mine"), found, picture)
+    assert picture.stat().st_size > 1000
+    assert all(line == line.rstrip() for line in lines(plan(tmp_path / "mine"), found))
+    assert 1 == len(as_json(plan(tmp_path / "mine"), found)["runs"])  # type: ignore[arg-type]  # a list

@@ -55,8 +55,9 @@ def _asks(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `Asked`, and that as its argument `asked`."""
 
     @functools.wraps(command)
-    def call(session: Session, **asked: Any) -> None:
-        command(session, Asked(**asked))
+    def call(**arguments: Any) -> None:
+        asked = Asked(**{name: arguments.pop(name) for name in Asked._fields})
+        command(asked=asked, **arguments)
 
     path = click.Path(path_type=Path)
     for option in (
@@ -81,16 +82,16 @@ def bench() -> None:
 
 
 @bench.command("upload")
-@takes("token", "codec", "connections", "stall_seconds", "workers")
 @_asks
+@takes("token", "codec", "connections", "stall_seconds", "workers")
 def bench_upload(session: Session, asked: Asked) -> None:
     """Measure uploads: each client sends content of its own."""
     _bench(session, "upload", asked)
 
 
 @bench.command("fetch")
-@takes("token", "codec", "connections", "stall_seconds", "workers")
 @_asks
+@takes("token", "codec", "connections", "stall_seconds", "workers")
 def bench_fetch(session: Session, asked: Asked) -> None:
     """Measure fetches: all clients fetch the same content, every byte verified."""
     _bench(session, "fetch", asked)
@@ -137,9 +138,9 @@ def _interrupt(_: int, __: FrameType | None) -> None:
 
 def _given(kind: str) -> Path:
     path = Path(kind)
-    if not path.exists():
+    if not kind or not path.exists():
         raise click.ClickException(
-            f"{printable(kind)} is none of {', '.join(KINDS)}, and no file or folder of that name is there"
+            f"{printable(kind)!r} is none of {', '.join(KINDS)}, and no file or folder of that name is there"
         )
     return path.absolute()
 

@@ -54,8 +54,9 @@ def plot(plan: Plan, found: Found, path: Path) -> None:
         sizes.setdefault("1 client" if run.clients == 1 else f"{run.clients} clients", []).append((size, run.rate))
         clients.setdefault(f"{in_units(size)} each", []).append((run.clients, run.rate))
     _draw_rates(by_size, sizes, found)
-    by_size.set(xlabel="bytes that each client moves", xscale="log")
     ticks = sorted({run.size / run.clients for run in found.runs})
+    # An empty file of the user's has no place on a logarithmic scale.
+    by_size.set(xlabel="bytes that each client moves", xscale="log" if ticks[0] else "linear")
     by_size.set_xticks(ticks, [in_units(size) for size in ticks])
     by_size.set_xticks([], minor=True)
     _draw_rates(by_clients, clients, found)
