@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +181,9 @@ def test_a_stranger_is_told_before_anything_is_made(home: Home, server: Server) 
     assert failure.startswith(f"{server.url} refused the token")
 
 
-def test_an_interrupted_measurement_leaves_nothing(home: Home) -> None:
-    """No file, and no process: those that it started end with it."""
+@contextmanager
+def under_way(home: Home, sign: str) -> Iterator[subprocess.Popen[str]]:
+    """An upload under way, far enough that `sign` is there; afterwards nothing is left of it."""
     work = home.folder / "work"
     process = subprocess.Popen(
         [SCRIPTS / "filestore", "bench", "upload", "--size", "128MiB", "--folder", work, "--quiet"],
@@ -190,38 +193,49 @@ def test_an_interrupted_measurement_leaves_nothing(home: Home) -> None:
         text=True,
     )
     try:
-        eventually(lambda: bool(list(work.glob("*/served/format")) and list(work.glob("*/filestore-bench-*"))))
-        started = children(process.pid)
-        process.send_signal(signal.SIGTERM)
-        assert 130 == process.wait(timeout=60)
+        eventually(lambda: any(work.glob(sign)))
+        yield process
     finally:
         process.kill()
         process.communicate()
     assert [] == list(work.iterdir())
+
+
+MAKING = "*/filestore-bench-*"
+SENDING = "*/served/chunks/*"
+
+
+def test_an_interrupted_measurement_leaves_nothing(home: Home) -> None:
+    """No file, and no process: those that it started end with it."""
+    with under_way(home, MAKING) as process:
+        started = children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert 130 == process.wait(timeout=60)
     assert 2 == len(started)
     assert [] == [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
 def test_a_client_that_dies_ends_the_measurement(home: Home) -> None:
-    """In one sentence, and nothing is left of it."""
-    work = home.folder / "work"
-    process = subprocess.Popen(
-        [SCRIPTS / "filestore", "bench", "upload", "--size", "128MiB", "--folder", work, "--quiet"],
-        env=home.environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        eventually(lambda: bool(list(work.glob("*/filestore-bench-*"))))
-        (worker,) = (pid for pid in children(process.pid) if b"bench.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
-        os.kill(worker, signal.SIGKILL)
+    """In one sentence."""
+    with under_way(home, MAKING) as process:
+        kill_the(process, b"bench.worker")
         _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
     assert (1, "Error: a process of the measurement died: it did not say why\n") == (process.returncode, errors)
-    assert [] == list(work.iterdir())
+
+
+def test_a_server_that_dies_ends_the_measurement(home: Home) -> None:
+    """In one sentence, once the client has tried in vain."""
+    with under_way(home, SENDING) as process:
+        kill_the(process, b"serve")
+        _, errors = process.communicate(timeout=60)
+    assert (1, 1) == (process.returncode, errors.count("\n"))
+    assert re.match(r"Error: http://127\.0\.0\.1:\d+ (cannot be reached|cut the connection): ", errors)
+
+
+def kill_the(parent: subprocess.Popen[str], word: bytes) -> None:
+    """Kill the one process of those that `parent` started whose arguments hold a word."""
+    (found,) = (pid for pid in children(parent.pid) if word in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(found, signal.SIGKILL)
 
 
 def children(pid: int) -> list[int]:

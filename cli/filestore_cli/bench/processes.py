@@ -108,8 +108,8 @@ async def serving(folder: Path, *, workers: int) -> AsyncIterator[Server]:
         try:
             yield Server(json.loads(line)["url"], token)
         finally:
-            process.terminate()
-            with suppress(TimeoutError):
+            with suppress(ProcessLookupError, TimeoutError):
+                process.terminate()
                 async with asyncio.timeout(STOP_SECONDS):
                     await process.wait()
     await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
