@@ -1,0 +1,64 @@
+"""The Python blocks of docs/runtime.md, with a real server."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filestore import Cache, File, connect
+from tests.support.commands import Home
+from tests.support.generator import octets
+from tests.support.models import safetensors_file, tensor
+
+DOC = (Path(__file__).parents[2] / "docs/runtime.md").read_text()
+TENSORS = [tensor(f"layer.{number}", 64, 512, seed=number) for number in range(12)]
+
+
+@pytest.fixture
+def documented() -> dict[str, Any]:
+    """What the blocks define."""
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL):
+        exec(block, names)  # the documentation is ours
+    return names
+
+
+async def test_a_run_as_it_is_documented(
+    documented: dict[str, Any], home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start, a run, and its answer."""
+    (tmp_path / "my_model").mkdir()
+    (tmp_path / "my_model/weights").write_bytes(octets(1, 100_000))
+    (tmp_path / "my_file.txt").write_text("text")
+    with home.server(root=tmp_path / "srv") as server:
+        file, folder = [home.result("push", tmp_path / name, environ=server.environ) for name in ("my_file.txt", "my_model")]
+        request = {
+            "input_data": [
+                {"type": "file", "value": None, "file_path": file["path"]},
+                {"type": "array", "value": [{"type": "file", "value": None, "file_path": folder["path"]}]},
+                {"type": "integer", "value": 3},
+            ]
+        }
+
+        def pipeline(path: Path, folders: list[Path], times: int) -> Path:
+            made = tmp_path / "made.bin"
+            made.write_bytes((path.read_bytes() + (folders[0] / "weights").read_bytes()) * times)
+            return made
+
+        static = [File(id=file["id"])]
+        answer = await documented["main"](server.url, server.token, tmp_path / "cache", static, request, pipeline)
+    assert ("made.bin", 3 * 100_004) == (answer["outputs"][0]["file"]["name"], answer["outputs"][0]["file"]["size"])
+    assert "bytes_received=" in capsys.readouterr().out
+
+
+async def test_tensors_as_they_are_documented(documented: dict[str, Any], home: Home, tmp_path: Path) -> None:
+    """Each with its bytes."""
+    (tmp_path / "model.safetensors").write_bytes(safetensors_file(TENSORS, metadata={"format": "pt"}))
+    with home.server(root=tmp_path / "srv") as server:
+        pushed = home.result("push", tmp_path / "model.safetensors", environ=server.environ)
+        async with connect(server.url, token=server.token) as repository, Cache(tmp_path / "cache", repository) as cache:
+            read = {name: content async for name, content in documented["tensors"](cache, File(id=pushed["id"]))}
+    assert {each.name: each.data for each in TENSORS} == read
