@@ -36,15 +36,16 @@ class Opened:
         """Bytes of the whole file."""
         return self._size if self._path.done() else self._following.size
 
-    async def read(self, start: int, stop: int) -> bytes:
+    async def read(self, start: int, stop: int) -> bytearray:
         """The bytes from `start` to `stop`, verified; what is not here yet is received before anything else.
 
-        Raises InvalidRange, StorageError. A fetch that fails cancels the block instead, which then raises its error.
+        They are the caller's own. Raises InvalidRange, StorageError. A fetch that fails cancels the block instead, which then
+        raises its error.
         """
         self._check(start, stop)
         memory = bytearray(stop - start)
         await self.read_into(memoryview(memory), start)
-        return bytes(memory)
+        return memory
 
     async def read_into(self, memory: memoryview, start: int) -> None:
         """`read`, into all of `memory`, which must be left alone meanwhile. A cancel waits for the read of 64 MiB at most."""
