@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from filestore.errors import InvalidInput, InvalidRun
 from filestore.objects import Directory, File, Kind
 from filestore.runtime.declared import allows_none, declared_field, declared_item, declared_kind, is_list
-from filestore.runtime.values import Stored
+from filestore.runtime.values import Stored, described
 from filestore.signing import unsigned_path
 
 Make = Callable[[Kind, Path], object]
@@ -54,7 +54,7 @@ class Inputs:
         self.places: list[InputFile] = []
         self._url = url
         if not isinstance(input_data, list):
-            raise InvalidRun("input_data", f"it is {_described(input_data)}, a list of inputs is expected")
+            raise InvalidRun("input_data", f"it is {described(input_data)}, a list of inputs is expected")
         if declared is not None and len(declared) != len(input_data):
             raise InvalidRun("input_data", f"it has {len(input_data)} inputs, the pipeline takes {len(declared)}")
         self.arguments: list[object] = [None] * len(input_data)
@@ -65,7 +65,7 @@ class Inputs:
         where = f"input_data[{place}]"
         if not isinstance(given, dict):
             raise InvalidRun(
-                where, f'it is {_described(given)}, an object such as {{"type": "string", "value": "..."}} is expected'
+                where, f'it is {described(given)}, an object such as {{"type": "string", "value": "..."}} is expected'
             )
         if given.get("type") == "file" or _names_file(given):
             self._take_file(self.arguments, place, given, declared, where)
@@ -73,11 +73,11 @@ class Inputs:
         known = given.get("type")
         if not isinstance(known, str) or known not in _TYPES:
             types = ", ".join(sorted({*_TYPES, "file"}))
-            raise InvalidRun(where, f"its type is {_described(known)}, allowed are {types}")
+            raise InvalidRun(where, f"its type is {described(known)}, allowed are {types}")
         value = given.get("value")
         # A pipe whose parameter may be None is given that, whatever the type says.
         if value is not None and not isinstance(value, _TYPES[known]):
-            raise InvalidRun(where, f"its type is {known}, and its value is {_described(value)}")
+            raise InvalidRun(where, f"its type is {known}, and its value is {described(value)}")
         if value is None and known not in {"none", "pkl"} and not allows_none(declared):
             raise InvalidRun(where, f"its type is {known}, and it has no value")
         self._take(self.arguments, place, value, declared, f"{where}.value")
@@ -92,14 +92,14 @@ class Inputs:
             container[key] = None
         elif declared_kind(declared) is not None:
             raise InvalidRun(
-                where, f'it is {_described(value)}, a file such as {{"type": "file", "file_path": "..."}} is expected'
+                where, f'it is {described(value)}, a file such as {{"type": "file", "file_path": "..."}} is expected'
             )
         elif isinstance(value, dict | list):
             container[key] = copied = copy(value)
             for part, inner, inner_declared in _parts(value, declared):
-                self._take(copied, part, inner, inner_declared, f"{where}[{part!r}]", depth=depth + 1)
+                self._take(copied, part, inner, inner_declared, f"{where}[{described(part)}]", depth=depth + 1)
         elif is_list(declared):
-            raise InvalidRun(where, f"it is {_described(value)}, a list is expected")
+            raise InvalidRun(where, f"it is {described(value)}, a list is expected")
         else:
             container[key] = value
 
@@ -117,7 +117,7 @@ class Inputs:
         named = list(_named(given))
         for text in named:
             if not isinstance(text, str):
-                raise InvalidRun(where, f"its file_path or file_url is {_described(text)}, a text is expected")
+                raise InvalidRun(where, f"its file_path or file_url is {described(text)}, a text is expected")
             if len(text) > TEXT_LIMIT:
                 raise InvalidRun(where, f"its file_path or file_url has {len(text)} letters, allowed are {TEXT_LIMIT}")
         if not named:
@@ -158,9 +158,3 @@ def _names_file(given: Mapping[Any, object]) -> bool:
 def _named(given: Mapping[Any, object]) -> Iterator[object]:
     """What a file names. A path counts before a URL: what is ours is known by its digest, and may be here already."""
     return (given[member] for member in ("file_path", "file_url") if given.get(member) not in (None, ""))
-
-
-def _described(value: object) -> str:
-    """A value in an error: short, whatever it is."""
-    text = repr(value) if isinstance(value, str | int | float | bool) or value is None else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from filestore.errors import InvalidReference, InvalidRun
 from filestore.objects import Record
 from filestore.runtime.inputs import DEPTH_LIMIT
-from filestore.runtime.values import Local, Stored, returned_file
+from filestore.runtime.values import Local, Stored, described, returned_file
 
 # In this order: a bool is an int too.
 _TYPES = ((type(None), "none"), (bool, "boolean"), (int, "integer"), (float, "fp"), (str, "string"))
@@ -35,11 +35,9 @@ class Outputs:
         self.places: list[OutputFile] = []
         self.answers: list[Any] = [None] * len(returned)
         for place, value in enumerate(returned):
-            self._take(self.answers, place, value, f"outputs[{place}]", name=f"output-{place}", is_typed=True)
+            self._take(self.answers, place, value, f"outputs[{place}]", is_typed=True)
 
-    def _take(
-        self, container: Any, key: Any, value: object, where: str, *, name: str, is_typed: bool = False, depth: int = 0
-    ) -> None:
+    def _take(self, container: Any, key: Any, value: object, where: str, *, is_typed: bool = False, depth: int = 0) -> None:
         """Put a value in its place, where `is_typed` with its type beside it."""
         if depth > DEPTH_LIMIT:
             raise InvalidRun(where[:100], f"it is nested more than {DEPTH_LIMIT} levels deep")
@@ -48,12 +46,12 @@ class Outputs:
         except InvalidReference as error:
             raise InvalidRun(where, str(error)) from None
         if file is not None:
-            self.places.append(OutputFile(container, key, file, name, where))
+            self.places.append(OutputFile(container, key, file, f"output-{len(self.places)}", where))
             return
-        answer, known = self._plain(value, where, name, depth)
+        answer, known = self._plain(value, where, depth)
         container[key] = {"type": known, "value": answer, "file": None} if is_typed else answer
 
-    def _plain(self, value: object, where: str, name: str, depth: int) -> tuple[object, str]:
+    def _plain(self, value: object, where: str, depth: int) -> tuple[object, str]:
         """A value as JSON, without the files in it, and its type."""
         if isinstance(value, list | tuple):
             items: list[Any] = [None] * len(value)
@@ -61,14 +59,14 @@ class Outputs:
                 if type(item) in {int, str} or (type(item) is float and math.isfinite(item)):
                     items[place] = item  # a million of them take no time
                     continue
-                self._take(items, place, item, f"{where}[{place}]", name=f"{name}-{place}", depth=depth + 1)
+                self._take(items, place, item, f"{where}[{place}]", depth=depth + 1)
             return items, "array"
         if isinstance(value, Mapping):
             fields: dict[str, Any] = {}
             for field, inner in value.items():
                 if not isinstance(field, str):
-                    raise InvalidRun(where, f"its key {field!r} is no text, which JSON has no form for")
-                self._take(fields, field, inner, f"{where}[{field!r}]", name=f"{name}-{field}", depth=depth + 1)
+                    raise InvalidRun(where, f"its key {described(field)} is no text, which JSON has no form for")
+                self._take(fields, field, inner, f"{where}[{described(field)}]", depth=depth + 1)
             return fields, "dictionary"
         known = next((name for kind, name in _TYPES if isinstance(value, kind)), None)
         if known is None or (isinstance(value, float) and not math.isfinite(value)):

@@ -37,7 +37,7 @@ class Prepared:
 
 
 async def prepare(cache: Cache, repository: Repository, wanted: Sequence[Stored], *, report: Report | None = None) -> Prepared:
-    """Resolve each of `wanted`, of which `report` is told one after the other; what is cached asks no network.
+    """Resolve each of `wanted`; what is cached asks no network. `report` is told of all that are fetched, as they go on.
 
     Raises what `Cache.resolve` raises, for the first that fails; the others are stopped, and go on from there next time.
     """

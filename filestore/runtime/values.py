@@ -67,3 +67,9 @@ def returned_file(value: object) -> Stored | Local | None:
     except InvalidReference:
         return Local(Path(path), kind if kind is Kind.DIRECTORY else None)
     return stored
+
+
+def described(value: object) -> str:
+    """A value in an error: short, whatever it is."""
+    text = repr(value) if isinstance(value, str | int | float | bool) or value is None else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -191,6 +191,7 @@ async def test_what_is_optional_may_be_none(adapter: Adapter) -> None:
         ([{"type": "tensor", "value": 1}], "its type is 'tensor'"),
         ([{"type": ["file"], "value": 1}], "its type is a list"),
         ([{"type": "x" * 1000, "value": 1}], "..."),
+        ([{"type": "dictionary", "value": {"x" * 1000: {"type": "file", "file_path": None}}}], "...]"),
         ([{"type": "integer", "value": "3"}], "its type is integer, and its value is '3'"),
         ([{"type": "dictionary", "value": [1]}], "its value is a list"),
         ([{"type": "file"}], "has neither a file_path nor a file_url"),

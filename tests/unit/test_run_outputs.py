@@ -159,7 +159,7 @@ async def test_what_a_handle_has_not_written_yet(adapter: Adapter, tmp_path: Pat
 
 
 async def test_the_names_of_handles(adapter: Adapter, image: Path, tmp_path: Path) -> None:
-    """That of its file, or what a program calls it; else its place among the outputs."""
+    """That of its file, or what a program calls it; else its place among the files that were returned."""
     named = io.BytesIO(CONTENT)
     named.name = "picture.png"  # as programs do
     with (
@@ -168,12 +168,12 @@ async def test_the_names_of_handles(adapter: Adapter, image: Path, tmp_path: Pat
         tempfile.TemporaryFile(dir=tmp_path) as nameless,
     ):
         temporary.write(CONTENT)
-        returned = [opened, named, temporary, nameless, [io.BytesIO(b"1"), {"mask": io.BytesIO(b"2")}]]
+        returned = [opened, named, temporary, nameless, [io.BytesIO(b"1"), {"a/mask": io.BytesIO(b"2")}]]
         answers: list[Any] = await adapter.outputs(returned)
         expected = ["image-0.jpg", "picture.png", Path(temporary.name).name, "output-3"]
     assert expected == [answer["file"]["name"] for answer in answers[:4]]
     first, second = answers[4]["value"]
-    assert ("output-4-0", "output-4-1-mask") == (first["file"]["name"], second["mask"]["file"]["name"])
+    assert ("output-4", "output-5") == (first["file"]["name"], second["a/mask"]["file"]["name"])
 
 
 async def test_lists_of_files(adapter: Adapter, tmp_path: Path) -> None:
