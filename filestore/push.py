@@ -23,7 +23,7 @@ from filestore.journal import Journal
 from filestore.manifest import CHUNK_LIMIT, Manifest
 from filestore.objects import Frame, Kind, Progress, Record, Report, archive_name, checked_name
 from filestore.repository import Identity, Repository
-from filestore.source import WINDOW_SIZE, FileSource, Source, Window
+from filestore.source import WINDOW_SIZE, Content, FileSource, Source, Window
 from filestore.stages import Stage, stage
 from filestore.tree_source import TreeSource
 from filestore.walk import Symlinks, walk
@@ -121,6 +121,24 @@ async def push(
             await in_disk_thread(journal.record, identity, path, manifest, known)
     read = source.read + sending.read_again
     return Pushed(record, sending.moved, sending.shared, read, source.file_count, time.monotonic() - started)
+
+
+async def send(repository: Repository, content: Content) -> None:
+    """Send the chunks of what is left to scan of `content`, as far as the repository has not got them, and record nothing.
+
+    Raises SourceUnreadable, StorageError, TransferError.
+    """
+    await _Sending(repository, content, codec=None, report=None).send_all()
+
+
+async def send_and_commit(repository: Repository, content: Content, *, name: str) -> Record:
+    """`send`, then record all of `content` as a file called `name`.
+
+    Raises what `send` does, and SourceChanged, InvalidName, InvalidManifest, LimitExceeded.
+    """
+    sending = _Sending(repository, content, codec=None, report=None)
+    await sending.send_all()
+    return await _commit(sending, await in_cpu_thread(content.manifest), name, Kind.FILE)
 
 
 async def survey(
@@ -237,7 +255,7 @@ async def _commit(sending: _Sending, manifest: Manifest, name: str, kind: Kind) 
 class _Sending:
     """One push under way: its counters, its buffers, and what it has asked the repository for."""
 
-    def __init__(self, repository: Repository, source: Source, *, codec: Codec | None, report: Report | None) -> None:
+    def __init__(self, repository: Repository, source: Content, *, codec: Codec | None, report: Report | None) -> None:
         self.repository = repository
         self.source = source
         self.moved = 0

@@ -86,8 +86,8 @@ class Remembered(NamedTuple):
     """Nanoseconds since 1970."""
 
 
-class Source(Protocol):
-    """A file, or the zip that stands for a directory, on its way into a repository.
+class Content(Protocol):
+    """Bytes on their way into a repository, read once and in order.
 
     Its methods block: call them in a thread, one at a time. Its numbers may be read from elsewhere meanwhile.
     """
@@ -109,12 +109,6 @@ class Source(Protocol):
     def is_finished(self) -> bool:
         """Whether nothing is left to be scanned."""
 
-    def recall(self, remembered: Remembered) -> None:
-        """Leave out what is the same as at an earlier push. Before the first scan. What is damaged is as good as nothing."""
-
-    def known(self) -> bytes:
-        """What `recall` needs of this push. After the last scan."""
-
     def scan(self, buffer: memoryview) -> list[Window]:
         """Read on, cut and hash as far as `buffer` reaches, which has `WINDOW_SIZE` bytes.
 
@@ -122,16 +116,26 @@ class Source(Protocol):
         """
 
     def manifest(self) -> Manifest:
-        """The chunks of all windows and of what was recalled, in order. After the last scan. Raises LimitExceeded."""
+        """The chunks of all windows and of what was known before, in order. After the last scan. Raises LimitExceeded."""
 
     def read_into(self, memory: memoryview, offset: int) -> None:
         """Fill `memory` with content from `offset` on. After the last scan. Raises SourceChanged, SourceUnreadable."""
 
-    def spans(self) -> Iterator[tuple[str, int, int]]:
-        """Name, start and end of each entry in the content, in order, back to back."""
-
     def check_unchanged(self) -> None:
         """Raises SourceChanged when what was read is not what it was when it was opened."""
+
+
+class Source(Content, Protocol):
+    """A file, or the zip that stands for a directory, that may be pushed again later."""
+
+    def recall(self, remembered: Remembered) -> None:
+        """Leave out what is the same as at an earlier push. Before the first scan. What is damaged is as good as nothing."""
+
+    def known(self) -> bytes:
+        """What `recall` needs of this push. After the last scan."""
+
+    def spans(self) -> Iterator[tuple[str, int, int]]:
+        """Name, start and end of each entry in the content, in order, back to back."""
 
     def close(self) -> None:
         """Give descriptors back; safe to call again."""

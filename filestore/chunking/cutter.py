@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from filestore.chunking.containers import segmenter
-from filestore.chunking.segments import Segmenter
+from filestore.chunking.segments import POSITION_LIMIT, Segmenter
 from filestore.errors import MissingCompiledPart, UnknownFormat
 from filestore.manifest import CHUNK_LIMIT
 
@@ -69,6 +69,25 @@ class Cutter:
             sizes += decided
             self._start += sum(decided)
         return sizes
+
+    @property
+    def fed(self) -> int:
+        """Bytes from the start of the file in which boundaries were looked for."""
+        return self._fed
+
+    @property
+    def needs_no_more(self) -> bool:
+        """Whether all boundaries are known, whatever bytes are still to come."""
+        return self._segmenter.known_until == POSITION_LIMIT
+
+    def pass_over(self, data: memoryview, *, until: int) -> None:
+        """Go on at `until`, where a chunk ends that was cut elsewhere.
+
+        `data` holds the bytes from `fed` to there; a cutter that needs no more of them goes without.
+        """
+        self._boundaries.extend(self._segmenter.feed(data))
+        self._fed = max(self._fed, until)
+        self._start = until
 
     def _segment_end(self, known: int, *, final: bool) -> tuple[int, bool]:
         """Where the segment ends, and whether it does: or else only what is known of it."""

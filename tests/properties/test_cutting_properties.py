@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from filestore.chunking import LOOKAHEAD
 from filestore.manifest import CHUNK_LIMIT
-from tests.support.cutting import boundaries, chunk_sizes
+from tests.support.cutting import boundaries, chunk_sizes, relayed_sizes
 from tests.support.generator import octets, prose
 from tests.support.models import Tensor, ZipEntry, gguf_file, safetensors_file, tensor, torch_file, zip_file
 
@@ -98,6 +98,14 @@ def test_any_split_gives_the_same_chunks(case: tuple[bytes, list[int]]) -> None:
     assert len(content) == sum(sizes)
     assert set(boundaries(content, [len(content)])) <= set(accumulate(sizes))
     assert all(0 < size <= CHUNK_LIMIT for size in sizes)
+
+
+@settings(max_examples=20, deadline=None)
+@given(split(st.integers(0, len(large_files()) - 1).map(lambda place: large_files()[place])))
+def test_whoever_cuts_where_another_one_stopped_cuts_the_same_chunks(case: tuple[bytes, list[int]]) -> None:
+    """A chunk's end depends on no other chunk: what was cut elsewhere is looked through for boundaries only."""
+    content, ends = case
+    assert chunk_sizes(content, [len(content)]) == relayed_sizes(content, ends)
 
 
 @FEW

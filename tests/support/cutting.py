@@ -28,6 +28,20 @@ def chunk_sizes(content: bytes, ends: Iterable[int]) -> list[int]:
     return sizes
 
 
+def relayed_sizes(content: bytes, ends: Iterable[int]) -> list[int]:
+    """`chunk_sizes` by two cutters that take turns, one for each of `ends`; each passes over what the other one cut."""
+    view = memoryview(content)
+    cutter, other, sizes, start = Cutter(), Cutter(), list[int](), 0
+    for end in ends:
+        passed = view[:0] if cutter.needs_no_more else view[cutter.fed : max(cutter.fed, start)]
+        cutter.pass_over(passed, until=start)
+        decided = cutter.cut(view[start:end], final=end == len(view))
+        sizes += decided
+        start += sum(decided)
+        cutter, other = other, cutter
+    return sizes
+
+
 def boundaries(content: bytes, ends: Iterable[int]) -> list[int]:
     """Where segments end inside `content`, found in pieces that end at each of `ends`."""
     view = memoryview(content)
