@@ -97,14 +97,17 @@ def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
     return parse
 
 
-def _seconds(value: object) -> float:
-    try:
-        seconds = float("" if isinstance(value, bool) else str(value))
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 86400:
-        raise ValueError(f"{value!r} is no number of seconds from 0.1 to 86400")
-    return seconds
+def _seconds(maximum: int) -> Callable[[object], float]:
+    def parse(value: object) -> float:
+        try:
+            seconds = float("" if isinstance(value, bool) else str(value))
+        except ValueError:
+            seconds = 0.0
+        if not 0.1 <= seconds <= maximum:
+            raise ValueError(f"{value!r} is no number of seconds from 0.1 to {maximum}")
+        return seconds
+
+    return parse
 
 
 def _claim(value: object) -> bool:
@@ -239,7 +242,7 @@ class Settings:
             unit="seconds",
             default="30",
             environment="FILESTORE_STALL_SECONDS",
-            parse=_seconds,
+            parse=_seconds(86400),
         ),
     )
     host: str = field(
@@ -285,7 +288,7 @@ class Settings:
     spool_folder: Path | None = field(
         default=None,
         metadata=_knob(
-            "The folder in which a server lets an upload by form wait until it is whole",
+            "The folder in which a server lets an upload by form or in parts wait until it is whole",
             unit="path",
             default="the folder that root names",
             environment="FILESTORE_SPOOL_FOLDER",
@@ -295,11 +298,21 @@ class Settings:
     upload_limit: int | None = field(
         default=None,
         metadata=_knob(
-            "Bytes of the largest file that a server takes by form",
+            "Bytes of the largest file that a server takes by form or in parts",
             unit=_SIZE_UNIT,
             default="none: as much as the disk holds",
             environment="FILESTORE_UPLOAD_LIMIT",
             parse=_size(0),
+        ),
+    )
+    upload_idle_seconds: float = field(
+        default=86400.0,
+        metadata=_knob(
+            "How long an upload in parts may lie still before a server drops it and frees its space",
+            unit="seconds",
+            default="86400",
+            environment="FILESTORE_UPLOAD_IDLE_SECONDS",
+            parse=_seconds(30 * 86400),
         ),
     )
     drain_seconds: float = field(
@@ -309,7 +322,7 @@ class Settings:
             unit="seconds",
             default="30",
             environment="FILESTORE_DRAIN_SECONDS",
-            parse=_seconds,
+            parse=_seconds(86400),
         ),
     )
     signed_seconds: int = field(
@@ -329,7 +342,7 @@ class Settings:
             unit="seconds",
             default="300",
             environment="FILESTORE_RUN_SECONDS",
-            parse=_seconds,
+            parse=_seconds(86400),
         ),
     )
     run_memory_limit: int = field(
@@ -458,7 +471,7 @@ class Settings:
             unit="seconds",
             default="30",
             environment="FILESTORE_URL_FIRST_BYTE_SECONDS",
-            parse=_seconds,
+            parse=_seconds(86400),
             has_option=False,
         ),
     )

@@ -38,6 +38,7 @@ def runtime() -> None:
     "memory_limit",
     "spool_folder",
     "upload_limit",
+    "upload_idle_seconds",
     "drain_seconds",
     "signed_seconds",
 )

@@ -45,6 +45,7 @@ _BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
     "memory_limit",
     "spool_folder",
     "upload_limit",
+    "upload_idle_seconds",
     "drain_seconds",
     "signed_seconds",
 )
@@ -99,6 +100,7 @@ def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
         # By default on the disk that the file will be on: a temporary folder may be small, or in memory.
         "spool_folder": settings.spool_folder or root,
         "upload_limit": settings.upload_limit,
+        "upload_idle_seconds": settings.upload_idle_seconds,
         "drain_seconds": settings.drain_seconds,
         "signed_seconds": settings.signed_seconds,
     }

@@ -18,7 +18,7 @@ from filestore.errors import InvalidInput
 from filestore.http.server.app import Route
 from filestore.http.server.exchange import Exchange
 from filestore.http.server.forms import Form, receive_form
-from filestore.http.server.sdk import push_spool
+from filestore.http.server.pushes import push_spool
 from filestore.http.server.workers import Extension
 from filestore.index.protocol import Index
 from filestore.repository import LocalRepository

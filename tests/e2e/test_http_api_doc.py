@@ -15,6 +15,7 @@ from filestore.signing import PREFIX as SIGNED_PREFIX
 from tests.support.frames import encoded, manifest
 from tests.support.generator import octets
 from tests.support.server import RunningServer, batch, running_server
+from tests.support.uploads import PartsUpload
 
 # The runtime's part is that of `test_runtime_api_doc.py`.
 DOC = (Path(__file__).parents[2] / "docs/http-api.md").read_text().partition("\n## The runtime\n")[0]
@@ -53,6 +54,9 @@ def test_every_curl_line_does_what_it_says(server: RunningServer, tmp_path: Path
     known |= {"ID": record["id"], "DIGEST": record["digest"], "NAME": record["name"]}
     known["SIGNED"] = server.ask("POST", f"{API}/files/{record['id']}/sign").json["path"]
     known["RUN_PATH"] = known["SIGNED"].split("/", 4)[4]
+    upload = PartsUpload(server, "my_file.txt")
+    tag = upload.put(1, CONTENT).tag.strip('"')
+    known |= {"UPLOAD": upload.id, "TAG": tag, "PART_URL": upload.url(1).json["upload_url"]}
     options = '--silent --show-error --output /dev/null --write-out "%{http_code}"'
     done = subprocess.run(
         ["bash", "-c", f"curl {options} {typed[1]}"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,13 @@ from aiohttp.typedefs import Handler
 
 from filestore.aio import Budget
 from filestore.errors import FilestoreError
-from filestore.http.server import native, plain, sdk
+from filestore.http.server import native, plain
 from filestore.http.server.auth import Tokens
 from filestore.http.server.exchange import Exchange
 from filestore.http.server.problems import as_problems, problem
+from filestore.http.server.pushes import PUSHES_LIMIT
+from filestore.http.server.sdk import files, forms, multipart
+from filestore.http.server.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.wire import API
 from filestore.index.protocol import Index
 from filestore.layout import FILES_PREFIX, RUN_FILES_PREFIX
@@ -55,7 +58,17 @@ ROUTES = (
     Route("POST", f"{API}/files/{{id}}/sign", native.sign_file),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest),
     Route("GET", f"{API}/status", native.describe_status),
-    Route("POST", "/v3/pipeline_files", sdk.create_file),
+    Route("GET", "/v3/validate", files.validate_token),
+    Route("GET", "/v4/tokens/validate", files.validate_token),
+    Route("POST", "/v3/pipeline_files", forms.create_file),
+    Route("POST", "/v4/files", forms.create_file_with_url),
+    Route("POST", "/v3/pipeline_files/initiate-multipart-upload", multipart.begin_upload),
+    Route("POST", "/v3/pipeline_files/presigned-url", multipart.sign_part),
+    Route("PUT", multipart.PART_PATH, multipart.put_part, can_be_signed=True),
+    Route("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload),
+    Route("GET", "/v3/pipeline_files", files.list_files),
+    Route("GET", "/v3/pipeline_files/{id}", files.get_file),
+    Route("GET", "/v3/pipeline_files/download/{id}", files.download_file),
     Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content, can_be_signed=True),
     Route("GET", f"/{{path:{RUN_FILES_PREFIX}/.*}}", plain.get_content, can_be_signed=True),
 )
@@ -69,7 +82,9 @@ class Limits:
     memory_limit: int
     """Bytes in flight (I6)."""
     upload_limit: int | None
-    """Bytes of a file that a form uploads."""
+    """Bytes of a file that is uploaded by form or in parts."""
+    upload_idle_seconds: float
+    """How long an upload in parts may lie still."""
     signed_seconds: float
     """How long a signed URL of a file holds."""
 
@@ -116,7 +131,11 @@ def make_app(
 
     `secret` is what URLs are signed with, `board` that of all processes on the port.
     """
-    door = _Door(store, index, tokens=tokens, secret=secret, spool_folder=spool_folder, limits=limits, board=board)
+    push_budget = Budget(PUSHES_LIMIT)
+    assembly = Assembly(spool_folder, push_budget=push_budget, idle_seconds=limits.upload_idle_seconds)
+    door = _Door(
+        store, index, tokens=tokens, secret=secret, spool_folder=spool_folder, limits=limits, board=board, push_budget=push_budget
+    )
 
     @web.middleware
     async def finished(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -131,7 +150,13 @@ def make_app(
             response.headers["Connection"] = "close"
             response.force_close()
 
+    async def assembling(_: web.Application) -> AsyncIterator[None]:
+        async with assembly.running():
+            yield
+
     app = web.Application(middlewares=[finished, as_problems])
+    app[ASSEMBLY] = assembly
+    app.cleanup_ctx.append(assembling)
     app.on_response_prepare.append(complete_head)
     app.router.add_get(_any_slashes("/healthz"), _healthz)
     for route in (*ROUTES, *more_routes):
@@ -164,6 +189,7 @@ class _Door:
         spool_folder: Path,
         limits: Limits,
         board: Board,
+        push_budget: Budget,
     ) -> None:
         self._store = store
         self._index = index
@@ -173,7 +199,7 @@ class _Door:
         self._limits = limits
         self._board = board
         self._budget = Budget(limits.memory_limit)
-        self._push_budget = Budget(sdk.PUSHES_LIMIT)
+        self._push_budget = push_budget
 
     def opened_for(self, answer: _Answer) -> Handler:
         """A handler that lets `answer` see only requests that have a token or a signature."""

@@ -6,6 +6,7 @@ I6: what is still arriving on a connection, or waits to leave on it, holds at mo
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -41,7 +42,7 @@ class Exchange:
 
     def signed_url(self, method: str, path: str, *, namespace: str, seconds: float) -> str:
         """A URL of this server that stands for a request by `method` of `path`, and needs no token, for so long."""
-        expires_at = int(time.time() + seconds)
+        expires_at = math.ceil(time.time() + seconds)
         return f"{self.origin}{signed_path(self.secret, method, path, namespace=namespace, expires_at=expires_at)}"
 
     @property

@@ -50,8 +50,8 @@ async def receive_form(exchange: Exchange, spool: AsyncFileIO, *, file_part: str
         if part.name == file_part:
             if file_name is not None:
                 raise InvalidInput(f"the form has two parts {file_part}; send one file at a time")
-            # A client may send its own path: neither system's folders are part of the name.
-            file_name = _FOLDERS.split(part.filename or "")[-1]
+            # A client may send its own path.
+            file_name = last_part(part.filename or "")
             check_name(file_name)
             size = await _spool(exchange, part, spool)
         else:
@@ -59,6 +59,11 @@ async def receive_form(exchange: Exchange, spool: AsyncFileIO, *, file_part: str
             left -= len(value)
             fields.setdefault(part.name or "", []).append(value.decode(errors="surrogateescape"))
     return Form(file_name, size, fields)
+
+
+def last_part(path: str) -> str:
+    """The name at the end of a client's path, whose folders either of two systems wrote."""
+    return _FOLDERS.split(path)[-1]
 
 
 async def _parts(exchange: Exchange) -> AsyncIterator[BodyPartReader]:

@@ -118,12 +118,17 @@ async def commit_file(exchange: Exchange, repository: LocalRepository) -> web.St
 
 async def list_files(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
     """Records, the newest first."""
-    limit = _number(exchange.request, "limit")
-    before = _number(exchange.request, "before")
+    records = await records_asked_for(exchange.request, repository)
+    return web.json_response({"files": [record.as_json() for record in records]})
+
+
+async def records_asked_for(request: web.Request, repository: LocalRepository) -> list[Record]:
+    """The records that a query's `limit` and `before` mean, the newest first. Raises InvalidInput."""
+    limit = _number(request, "limit")
+    before = _number(request, "before")
     if limit is not None and not 1 <= limit <= RECORDS_LIMIT:
         raise InvalidInput(f"limit is {limit}, allowed are 1 to {RECORDS_LIMIT}")
-    records = await repository.records(limit=RECORDS_LIMIT if limit is None else limit, before=before)
-    return web.json_response({"files": [record.as_json() for record in records]})
+    return await repository.records(limit=RECORDS_LIMIT if limit is None else limit, before=before)
 
 
 async def find_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:

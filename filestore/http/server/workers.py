@@ -92,6 +92,7 @@ def serve(
     stall_seconds: float = 30,
     memory_limit: int = 128 << 20,
     upload_limit: int | None = None,
+    upload_idle_seconds: float = 86400,
     drain_seconds: float = 30,
     signed_seconds: float = SIGNED_SECONDS,
     knows_tokens: bool = True,
@@ -102,9 +103,10 @@ def serve(
     `announce(url)` is called once connections are accepted; port 0 is any free one. `tokens` (digests, and the namespaces
     that they are let in to) hold for this run, beside those of the index. A stop lets requests under way finish for
     `drain_seconds`; a second signal ends them at once. `memory_limit` is bytes in flight in each worker, pushes of
-    forms aside, which have 96 MiB; forms wait in `spool_folder`, by default the system's temporary one, and may hold files of
-    `upload_limit` bytes. Signed URLs hold for `signed_seconds`. Without `knows_tokens`, nobody but `tokens` is let in. Each
-    worker enters `extension`, for the routes that it serves beside those of files, and leaves it before it ends.
+    uploads aside, which have 96 MiB; uploads wait in `spool_folder`, by default the system's temporary one, and may be of
+    `upload_limit` bytes; one in parts is dropped once nothing came of it for `upload_idle_seconds`. Signed URLs hold for
+    `signed_seconds`. Without `knows_tokens`, nobody but `tokens` is let in. Each worker enters `extension`, for the routes
+    that it serves beside those of files, and leaves it before it ends.
 
     Raises AddressInUse, AddressError, and what `open_backend` raises.
     """
@@ -113,7 +115,11 @@ def serve(
         tokens=tokens or {},
         spool_folder=spool_folder or Path(tempfile.gettempdir()),
         limits=Limits(
-            stall_seconds=stall_seconds, memory_limit=memory_limit, upload_limit=upload_limit, signed_seconds=signed_seconds
+            stall_seconds=stall_seconds,
+            memory_limit=memory_limit,
+            upload_limit=upload_limit,
+            upload_idle_seconds=upload_idle_seconds,
+            signed_seconds=signed_seconds,
         ),
         drain_seconds=drain_seconds,
         knows_tokens=knows_tokens,

@@ -1,26 +1,19 @@
-"""The form upload of the Pipeline SDK, and of curl: `POST /v3/pipeline_files`.
-
-Source: RFC 7578 (multipart/form-data).
-"""
+"""The form uploads of the Pipeline SDK, and of curl: `POST /v3/pipeline_files` and `POST /v4/files`."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import NamedTuple
 
 from aiofiles.tempfile import TemporaryFile
-from aiofiles.threadpool.binary import AsyncFileIO
 from aiohttp import web
 
 from filestore.errors import InvalidInput
 from filestore.http.server.exchange import Exchange
 from filestore.http.server.forms import receive_form
+from filestore.http.server.pushes import push_spool
+from filestore.http.server.sdk.files import described
 from filestore.objects import Record, checked_name
-from filestore.push import WINDOWS_IN_FLIGHT, push
 from filestore.repository import LocalRepository
-from filestore.source import WINDOW_SIZE
-
-PUSHES_LIMIT = 2 * WINDOWS_IN_FLIGHT * WINDOW_SIZE
-"""Bytes of memory for pushing what forms brought: one large file at a time, or some small ones, as each push uses all cores."""
 
 
 async def create_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
@@ -28,6 +21,23 @@ async def create_file(exchange: Exchange, repository: LocalRepository) -> web.St
 
     Two records, so that the path ends in the file's own name, by whose ending loaders know it, and the alias is found as well.
     """
+    stored = await _store(exchange, repository)
+    return web.json_response(described(stored.record, alias=stored.alias), status=201)
+
+
+async def create_file_with_url(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """`create_file`, and a URL at which whoever runs a pipeline on the file reads it without a token."""
+    stored = await _store(exchange, repository)
+    url = f"{exchange.origin}/{await repository.sign(stored.record.id)}"
+    return web.json_response({**described(stored.record, alias=stored.alias), "url": url}, status=201)
+
+
+class _Stored(NamedTuple):
+    record: Record
+    alias: str
+
+
+async def _store(exchange: Exchange, repository: LocalRepository) -> _Stored:
     alias = exchange.request.query.get("name")
     if alias is not None:
         checked_name(alias)
@@ -46,16 +56,4 @@ async def create_file(exchange: Exchange, repository: LocalRepository) -> web.St
         record = await push_spool(exchange, repository, spool, size=form.size, name=name)
     if alias != record.name:
         await repository.commit(await repository.manifest(record.digest), name=alias)
-    return web.json_response(_answer(record, alias), status=201)
-
-
-async def push_spool(exchange: Exchange, repository: LocalRepository, spool: AsyncFileIO, *, size: int, name: str) -> Record:
-    """Store what a form brought, as `push` does."""
-    # Windows of it, and as much for their frames.
-    memory = 2 * min(size, WINDOWS_IN_FLIGHT * WINDOW_SIZE)
-    async with exchange.push_budget.take(memory):
-        return (await push(repository, Path(f"/dev/fd/{spool.fileno()}"), name=name)).record
-
-
-def _answer(record: Record, alias: str) -> dict[str, str | int]:
-    return {**record.as_json(), "name": alias, "file_name": record.name, "file_path": f"/{record.path}"}
+    return _Stored(record, alias)

@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from filestore.backends import connect
+from filestore.http.wire import API
+from filestore.push import push
+from tests.support.generator import octets
+from tests.support.models import safetensors_file, tensor, torch_file
+from tests.support.server import FORM, OTHER_TOKEN, Reply, RunningServer, eventually, form, reply, running_server
+from tests.support.uploads import PARTS, PartsUpload, Sent, listed, put, read
+
+FILE_GET = {"id", "path", "created_at", "updated_at"}
+"""What both versions of the SDK read of a file."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with one worker, which says nothing bad until its end."""
+    with running_server(tmp_path_factory.mktemp("served") / "root") as server:
+        yield server
+
+
+def by_form_v3(server: RunningServer, name: str, content: bytes) -> Reply:
+    """As version 1 uploads an input."""
+    return server.upload(name, content)
+
+
+def by_form_v4(server: RunningServer, name: str, content: bytes) -> Reply:
+    """As version 2 uploads an input."""
+    return server.ask("POST", "/v4/files", form(name, content), headers=FORM)
+
+
+def by_parts(server: RunningServer, name: str, content: bytes) -> Reply:
+    """As both upload a static file."""
+    upload = PartsUpload(server, name)
+    places = [*range(0, len(content), 3_000_000), len(content)]
+    return upload.finish([upload.put(number, content[start:end]) for number, (start, end) in enumerate(pairwise(places), 1)])
+
+
+DIALECTS = [by_form_v3, by_form_v4, by_parts]
+Dialect = Callable[[RunningServer, str, bytes], Reply]
+
+
+async def test_the_same_bytes_are_one_stored_file(server: RunningServer, tmp_path: Path) -> None:
+    """I8: by all dialects and by our own push, of either machine's version, they are one record and no byte more."""
+    content = safetensors_file([tensor(str(seed), 700, 1000, seed=seed) for seed in range(4)])
+    records = [dialect(server, "weights.safetensors", content).json for dialect in DIALECTS]
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    async with connect(server.url, token=server.token) as repository:
+        pushed = await push(repository, path)
+
+    assert {pushed.record.id} == {record["id"] for record in records}
+    assert {str(pushed.record.digest)} == {record["digest"] for record in records}
+    assert (0, len(content)) == (pushed.bytes_sent, pushed.bytes_shared)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2_999_999, 3_000_000, 3_000_001, 7_000_000])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_what_is_uploaded_is_downloaded(server: RunningServer, dialect: Dialect, size: int) -> None:
+    """All bytes and no others, by the record's id; an empty file too, which has no parts."""
+    content = octets(size, size)
+    uploaded = dialect(server, "my_file.txt", content).json
+    assert set(uploaded) > FILE_GET
+    assert uploaded["path"].endswith("/my_file.txt")
+    answer = server.ask("GET", f"{PARTS}/download/{uploaded['id']}")
+    assert (200, str(size), content) == (answer.status, answer.headers["Content-Length"], answer.body)
+
+
+def test_each_dialect_answers_in_its_own_shape(server: RunningServer) -> None:
+    """Status codes among them: version 1 takes no other than 201."""
+    v3, v4, parts = (dialect(server, "shape.bin", b"content") for dialect in DIALECTS)
+    assert [201, 201, 201] == [v3.status, v4.status, parts.status]
+    assert set(v3.json) >= FILE_GET | {"file_name", "file_path", "name", "size"}
+    assert set(v4.json) >= {"id", "path", "url"}
+    assert set(parts.json) >= FILE_GET
+
+
+def test_reading(server: RunningServer) -> None:
+    """A record, and the newest ones as a bare list; what is not there is told in `detail`."""
+    uploaded = server.upload("read.bin", b"content").json
+    answer = server.ask("GET", f"{PARTS}/{uploaded['id']}")
+    assert (200, uploaded) == (answer.status, answer.json)
+    answer = server.ask("GET", PARTS)
+    assert (200, uploaded) == (answer.status, answer.json[0])
+    assert [uploaded] == server.ask("GET", f"{PARTS}?limit=1").json
+    for path in (f"{PARTS}/file_{'0' * 32}", f"{PARTS}/download/file_{'0' * 32}", f"{PARTS}/nonsense"):
+        answer = server.ask("GET", path)
+        assert 404 == answer.status
+        assert answer.json["detail"]
+    assert 404 == server.ask("GET", f"{PARTS}/{uploaded['id']}", token=OTHER_TOKEN).status
+    assert [] == [record for record in server.ask("GET", PARTS, token=OTHER_TOKEN).json if record["id"] == uploaded["id"]]
+
+
+def test_a_download_is_read_in_ranges(server: RunningServer) -> None:
+    """As at the file's path."""
+    uploaded = server.upload("ranges.bin", b"0123456789").json
+    answer = server.ask("GET", f"{PARTS}/download/{uploaded['id']}", headers={"Range": "bytes=2-4"})
+    assert (206, b"234") == (answer.status, answer.body)
+
+
+@pytest.mark.parametrize("path", ["/v3/validate", "/v4/tokens/validate"])
+def test_tokens_are_validated(server: RunningServer, path: str) -> None:
+    """Any 2xx is a yes; a client without a token sends the word None."""
+    assert 200 == server.ask("GET", path).status
+    assert 200 == server.ask("GET", f"/{path}").status
+    for headers in ({"Authorization": "Bearer None"}, {"Authorization": "Bearer wrong"}, {}):
+        answer = server.ask("GET", path, token=None, headers=headers)
+        assert 401 == answer.status
+        assert answer.json["detail"]
+
+
+# A form's URL.
+
+
+@pytest.mark.parametrize("name", ["my file.bin", "100%.bin", "é.bin", "q?a#b.bin", "é" * 120 + ".bin"])
+def test_the_url_of_a_form_is_read_without_a_token(server: RunningServer, name: str) -> None:
+    """Its last part, percent-encoded, is the file's name, or as much of it as a client can make a file's name."""
+    url = by_form_v4(server, name, b"content of it").json["url"]
+    answer = read(url)
+    assert (200, b"content of it", "13") == (answer.status, answer.body, answer.headers["Content-Length"])
+    last = url.rpartition("/")[2]
+    assert len(last) <= 255
+    assert name.startswith(unquote(last).removesuffix(".bin"))
+
+
+def test_a_url_says_what_its_client_called_the_server(server: RunningServer) -> None:
+    """Behind a proxy that speaks TLS too; so do those of parts."""
+    headers = FORM | {"Host": "models.example", "X-Forwarded-Proto": "https"}
+    answer = server.ask("POST", "/v4/files", form("x", b"y"), headers=headers)
+    assert answer.json["url"].startswith("https://models.example/signed/")
+    question = json.dumps({**PartsUpload(server, "x").ids, "part_num": 1}).encode()
+    answer = server.ask("POST", f"{PARTS}/presigned-url", question, headers=headers)
+    assert answer.json["upload_url"].startswith("https://models.example/signed/")
+
+
+def test_a_part_s_url_lets_in_that_part_only(server: RunningServer) -> None:
+    """Neither another one, nor another method, upload or namespace, nor what has expired."""
+    upload, other = PartsUpload(server, "signed.bin"), PartsUpload(server, "other.bin")
+    url = upload.url(1).json["upload_url"]
+    _, _, _, _, namespace, expires_at, signature, *_ = url.split("/")
+    for changed in (
+        url.replace("/parts/1", "/parts/2"),
+        url.replace(upload.id, other.id),
+        url.replace(f"/{namespace}/", "/other/"),
+        url.replace(expires_at, "1"),
+        url.replace(signature, "0" * 64),
+    ):
+        answer = put(changed, b"content")
+        assert (403, "UrlRefused") == (answer.status, answer.json["title"])
+    assert 405 == read(url).status
+    assert "part 1 never arrived" in upload.finish([Sent(1, "x")]).json["detail"]
+
+
+# Parts.
+
+
+def test_parts_come_in_any_order(server: RunningServer) -> None:
+    """Also again, with the same bytes; the list may be in any order too, and name a part twice."""
+    content = torch_file([tensor(str(seed), 700, 1000, seed=seed) for seed in range(4)])
+    third = len(content) // 3
+    upload = PartsUpload(server, "parts.pt")
+    three = upload.put(3, content[2 * third :])
+    one = upload.put(1, content[:third])
+    two = upload.put(2, content[third : 2 * third])
+    assert one == upload.put(1, content[:third])
+
+    record = upload.finish([two, three, one, two])
+    assert 201 == record.status, record.body
+    assert by_form_v3(server, "parts.pt", content).json["id"] == record.json["id"]
+
+
+def test_a_part_sent_again_replaces_the_first(server: RunningServer) -> None:
+    """Its old ETag is not good any more; what was cut before is cut again."""
+    first, second, tail = octets(1, 20_000_000), octets(2, 20_000_000), octets(3, 1000)
+    upload = PartsUpload(server, "replaced.bin")
+    old = upload.put(1, first)
+    end = upload.put(2, tail)
+    eventually((server.root / "tmp/uploads" / upload.id / "cut").exists)
+    new = upload.put(1, second)
+
+    refused = upload.finish([old, end])
+    assert (400, "InvalidParts") == (refused.status, refused.json["title"])
+    record = upload.finish([new, end]).json
+    assert by_form_v3(server, "replaced.bin", second + tail).json["id"] == record["id"]
+
+
+def test_finishing_again_gives_the_same_answer(server: RunningServer) -> None:
+    """With other parts it is refused, and so is another part; once the record is removed, it is gone."""
+    upload = PartsUpload(server, "again.bin")
+    parts = [upload.put(1, b"one"), upload.put(2, b"two")]
+    first = upload.finish(parts)
+    assert (201, 201) == (first.status, upload.finish(parts).status)
+    assert first.json == upload.finish(parts).json
+    assert 400 == upload.finish(parts[:1]).status
+    assert 404 == put(upload.url(3).json["upload_url"], b"late").status
+    server.ask("DELETE", f"{API}/files/{first.json['id']}")
+    assert 404 == upload.finish(parts).status
+
+
+def test_an_upload_needs_no_name(server: RunningServer) -> None:
+    """It is called by its id then; of a path, the last part is the name."""
+    upload = PartsUpload(server, None)
+    assert upload.ids["file_id"] == upload.finish([]).json["name"]
+    assert "model.bin" == PartsUpload(server, "/home/user/model.bin").finish([]).json["name"]
+
+
+def test_a_part_of_unknown_length(server: RunningServer) -> None:
+    """Sent in chunks, as curl does with what it reads from a pipe."""
+    upload = PartsUpload(server, "piped.bin")
+    content = octets(4, 700_000)
+    path = upload.url(1).json["upload_url"].removeprefix(server.url)
+    body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (content[:300_000], content[300_000:])) + b"0\r\n\r\n"
+    tag = server.ask("PUT", path, body, headers={"Transfer-Encoding": "chunked"}, token=None).headers["ETag"]
+    record = upload.finish_with([{"ETag": tag.strip('"'), "PartNumber": 1}]).json
+    assert content == server.ask("GET", f"{PARTS}/download/{record['id']}").body
+
+
+def test_a_signature_is_checked_before_a_part_is_sent(server: RunningServer) -> None:
+    """Curl waits with a large part for 100 Continue."""
+    upload = PartsUpload(server, "asked.bin")
+    path = upload.url(1).json["upload_url"].removeprefix(server.url)
+    headers = ("Content-Length: 7", "Expect: 100-continue")
+    with server._replace(token="none").begin("PUT", path, *headers) as connection:
+        assert b"HTTP/1.1 100 Continue\r\n\r\n" == connection.recv(1000)
+        connection.sendall(b"content")
+        assert 200 == reply(connection).status
+    with server.begin("PUT", path.replace("/parts/1", "/parts/2"), *headers) as connection:
+        assert 403 == reply(connection).status
+
+
+# Bad input: the documented status and detail, nothing stored half, the server alive.
+
+
+@pytest.mark.parametrize("number", [0, -1, 10_001, 1.5, "1", None, True, 10**30])
+def test_part_numbers_out_of_range(server: RunningServer, number: object) -> None:
+    """1 to 10000, as whole numbers."""
+    upload = PartsUpload(server, "numbers.bin")
+    answer = upload.url(number)
+    assert (400, "InvalidInput") == (answer.status, answer.json["title"])
+    assert "part_num" in answer.json["detail"]
+    refused = upload.finish_with([{"ETag": "x", "PartNumber": number}])
+    assert (400, "InvalidInput") == (refused.status, refused.json["title"])
+
+
+def test_an_upload_of_somebody_else(server: RunningServer) -> None:
+    """Another namespace's token learns no more of it than of one that never was."""
+    upload = PartsUpload(server, "mine.bin")
+    part = upload.put(1, b"content")
+    foreign = PartsUpload(server, "theirs.bin", token=OTHER_TOKEN)
+    foreign.ids = upload.ids
+    for answer in (foreign.url(1), foreign.finish([part])):
+        assert (404, "UploadNotFound") == (answer.status, answer.json["title"])
+        assert upload.id in answer.json["detail"]
+    path = f"{PARTS}/uploads/{upload.id}/parts/1"
+    assert 404 == server.ask("PUT", path, b"x", token=OTHER_TOKEN).status
+    assert 401 == server.ask("PUT", path, b"x", token=None).status
+    assert 201 == upload.finish([part]).status
+
+
+@pytest.mark.parametrize("upload_id", ["0" * 32, "", "..", "../../root", "x", "%2e%2e", "a" * 300])
+def test_an_unknown_upload(server: RunningServer, upload_id: str) -> None:
+    """Whatever its id, no path outside is looked at."""
+    upload = PartsUpload(server, "unknown.bin")
+    upload.ids = {"upload_id": upload_id, "file_id": f"file_{upload_id}"}
+    for answer in (upload.url(1), upload.finish([])):
+        assert (404, "UploadNotFound") == (answer.status, answer.json["title"])
+
+
+def test_what_does_not_make_up_a_file_is_refused(server: RunningServer) -> None:
+    """Parts that are missing, wrong or left out are named; nothing is stored, and the upload goes on."""
+    upload = PartsUpload(server, "wrong.bin")
+    one, three = upload.put(1, b"one"), upload.put(3, b"three")
+    before = listed(server)
+    for parts, reason in (
+        ([one, three], "part 2 never arrived"),
+        ([one], "part 2 never arrived"),
+        ([three], "part 1 arrived and is not listed"),
+        ([one._replace(tag=three.tag), three], "part 1 has another ETag"),
+        ([one._replace(tag=""), three], "part 1 has another ETag"),
+        ([], "part 1 arrived and is not listed"),
+    ):
+        answer = upload.finish(parts)
+        assert (400, "InvalidParts") == (answer.status, answer.json["title"])
+        assert reason in answer.json["detail"]
+    assert before == listed(server)
+    two = upload.put(2, b"two")
+    assert 400 == upload.finish([one, two]).status
+    assert 201 == upload.finish([one, two, three]).status
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        "parts",
+        {},
+        [1],
+        [{"ETag": "x"}],
+        [{"PartNumber": 1}],
+        [{"ETag": 1, "PartNumber": 1}],
+        [{"ETag": "a", "PartNumber": 1}, {"ETag": "b", "PartNumber": 1}],
+    ],
+)
+def test_a_list_that_is_none(server: RunningServer, metadata: object) -> None:
+    """In one sentence."""
+    answer = PartsUpload(server, "list.bin").finish_with(metadata)
+    assert (400, "InvalidInput") == (answer.status, answer.json["title"])
+
+
+@pytest.mark.parametrize("route", ["initiate-multipart-upload", "presigned-url", "finalise-multipart-upload"])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"\xff", b'{"name": 1}', b'{"name": "a/.."}', b"[" * 100_000])
+def test_bodies_that_are_no_questions(server: RunningServer, route: str, body: bytes) -> None:
+    """In one sentence."""
+    answer = server.ask("POST", f"{PARTS}/{route}", body)
+    assert 400 == answer.status
+    assert answer.json["detail"]
+
+
+def test_another_upload_s_file_id(server: RunningServer) -> None:
+    """Both ids belong together."""
+    upload, other = PartsUpload(server, "a.bin"), PartsUpload(server, "b.bin")
+    upload.ids = upload.ids | {"file_id": other.ids["file_id"]}
+    assert (400, 400) == (upload.url(1).status, upload.finish([]).status)
+
+
+def test_a_question_that_is_too_large(server: RunningServer) -> None:
+    """As many parts as there may be fit; more are not read."""
+    upload = PartsUpload(server, "large.bin")
+    assert 400 == upload.finish_with([{"ETag": f'"{"0" * 64}"', "PartNumber": number + 1} for number in range(10_000)]).status
+    assert 413 == upload.finish_with([{"ETag": "0" * 64, "PartNumber": 1}] * 30_000).status
+
+
+def test_parts_of_an_upload_have_a_limit_together(tmp_path: Path) -> None:
+    """That of an upload by form; what is replaced does not count, and what was refused leaves nothing."""
+    with running_server(tmp_path / "root", upload_limit=100) as server:
+        upload = PartsUpload(server, "limited.bin")
+        one, _ = upload.put(1, b"x" * 60), upload.put(2, b"y" * 40)
+        two = upload.put(2, b"z" * 40)
+        for number, size in ((2, 41), (3, 1), (3, 101)):
+            answer = put(upload.url(number).json["upload_url"], b"x" * size)
+            assert (413, "LimitExceeded") == (answer.status, answer.json["title"])
+        assert 100 == upload.finish([one, two]).json["size"]
+
+
+def test_abandoned_uploads_are_dropped(tmp_path: Path) -> None:
+    """They count as unknown from then on, and free their space; those on which somebody worked since do not."""
+    root = tmp_path / "root"
+    folder = root / "tmp/uploads"
+    with running_server(root) as server:
+        abandoned, kept = PartsUpload(server, "abandoned.bin"), PartsUpload(server, "kept.bin")
+        url = abandoned.url(1).json["upload_url"]
+        part = abandoned.put(1, octets(1, 100_000))
+        a_day_ago = time.time() - 86401
+        for upload in (abandoned, kept):
+            os.utime(folder / upload.id, (a_day_ago, a_day_ago))
+        (folder / kept.id / "incoming-x").write_bytes(b"a part is arriving")
+        for answer in (abandoned.url(1), abandoned.finish([part]), put(url, b"x")):
+            assert (404, "UploadNotFound") == (answer.status, answer.json["title"])
+        assert 200 == kept.url(1).status
+        assert [] == listed(server)
+    with running_server(root) as server:
+        eventually(lambda: [folder / kept.id] == list(folder.iterdir()))

@@ -1,0 +1,91 @@
+"""Uploads in parts, as the Pipeline SDK makes them, one request at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from http.client import HTTPConnection
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from tests.support.server import SECONDS, TOKEN, Reply, RunningServer
+
+PARTS = "/v3/pipeline_files"
+
+
+class Sent(NamedTuple):
+    """A part that was taken, as the end of an upload lists it."""
+
+    number: int
+    tag: str
+
+    @property
+    def as_json(self) -> dict[str, str | int]:
+        """What the SDK makes of it."""
+        return {"ETag": self.tag, "PartNumber": self.number}
+
+
+class PartsUpload:
+    """An upload in parts at a server."""
+
+    def __init__(self, server: RunningServer, name: str | None, *, token: str = TOKEN) -> None:
+        self.server = server
+        self.token = token
+        answer = self._post("initiate-multipart-upload", {"name": name})
+        assert answer.status == 201, answer.body
+        self.ids: dict[str, str] = answer.json
+
+    @property
+    def id(self) -> str:
+        """What the server calls it."""
+        return self.ids["upload_id"]
+
+    def url(self, number: object) -> Reply:
+        """Ask for a part's URL."""
+        return self._post("presigned-url", {**self.ids, "part_num": number})
+
+    def put(self, number: int, content: bytes) -> Sent:
+        """Send a part, which must be taken."""
+        answer = put(self.url(number).json["upload_url"], content)
+        assert answer.status == 200, answer.body
+        return Sent(number, answer.headers["ETag"])
+
+    def finish(self, parts: Sequence[Sent]) -> Reply:
+        """Finish."""
+        return self._post("finalise-multipart-upload", {**self.ids, "multipart_metadata": [part.as_json for part in parts]})
+
+    def finish_with(self, metadata: object) -> Reply:
+        """Finish with a list that may be none."""
+        return self._post("finalise-multipart-upload", {**self.ids, "multipart_metadata": metadata})
+
+    def _post(self, route: str, question: object) -> Reply:
+        return self.server.ask("POST", f"{PARTS}/{route}", json.dumps(question).encode(), token=self.token)
+
+
+def put(url: str, content: bytes) -> Reply:
+    """Send bytes to a URL with no header that says who, or what."""
+    where = urlsplit(url)
+    connection = HTTPConnection(str(where.hostname), where.port, timeout=SECONDS)
+    try:
+        connection.request("PUT", where.path, content)
+        answer = connection.getresponse()
+        return Reply(answer.status, answer.headers, answer.read())
+    finally:
+        connection.close()
+
+
+def read(url: str) -> Reply:
+    """What stands at a URL, read without a token."""
+    where = urlsplit(url)
+    connection = HTTPConnection(str(where.hostname), where.port, timeout=SECONDS)
+    try:
+        connection.request("GET", where.path)
+        answer = connection.getresponse()
+        return Reply(answer.status, answer.headers, answer.read())
+    finally:
+        connection.close()
+
+
+def listed(server: RunningServer) -> list[Any]:
+    """The records of a server."""
+    return list(server.ask("GET", PARTS).json)
