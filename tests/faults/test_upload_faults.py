@@ -1,0 +1,245 @@
+"""Uploads in parts whose clients, servers and disks fail: a part is there whole or not at all, and so is the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from pathlib import Path
+
+import pytest
+
+from filestore.http.server.sdk.uploads import Cut, find
+from filestore.source import WINDOW_SIZE, unpacked
+from tests.support.disks import small_disk
+from tests.support.generator import octets
+from tests.support.models import tensor, torch_file
+from tests.support.server import RunningServer, eventually, reply, running_server
+from tests.support.uploads import PARTS, PartsUpload, Sent, listed, put
+
+CONTENT = octets(11, 41_000_000)
+PART_SIZE = 18_000_000
+LEFT = WINDOW_SIZE
+"""Bytes that cutting ahead leaves to the end, at most."""
+
+
+def part(number: int) -> bytes:
+    """A part of the content."""
+    return CONTENT[(number - 1) * PART_SIZE : number * PART_SIZE]
+
+
+def folder_of(server: RunningServer, upload: PartsUpload) -> Path:
+    """Where a server keeps an upload."""
+    return server.root / "tmp/uploads" / upload.id
+
+
+def cut_of(server: RunningServer, upload: PartsUpload) -> Cut:
+    """How far an upload is cut."""
+    return find(server.root / "tmp", upload.id, namespace="default", idle_seconds=1000).cut()
+
+
+def is_cut_ahead(server: RunningServer, upload: PartsUpload, size: int) -> bool:
+    """Whether all but the tail of the first `size` bytes is cut and stored."""
+    return size - sum(chunk.size for chunk in unpacked(cut_of(server, upload).chunks)) < LEFT
+
+
+def downloaded(server: RunningServer, record: dict[str, str]) -> bytes:
+    """The bytes of a record."""
+    return server.ask("GET", f"{PARTS}/download/{record['id']}").body
+
+
+def test_parts_are_cut_while_later_ones_arrive(tmp_path: Path) -> None:
+    """The unbroken run from the first on, and no further; what is behind a gap waits for it."""
+    with running_server(tmp_path / "root") as server:
+        upload = PartsUpload(server, "ahead.bin")
+        three = upload.put(3, part(3))
+        one = upload.put(1, part(1))
+        eventually(lambda: is_cut_ahead(server, upload, PART_SIZE))
+        assert [one.tag.strip('"')] == cut_of(server, upload).tags
+        two = upload.put(2, part(2))
+        eventually(lambda: is_cut_ahead(server, upload, len(CONTENT)))
+        assert 3 == len(cut_of(server, upload).tags)
+        assert CONTENT == downloaded(server, upload.finish([one, two, three]).json)
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_the_end_reads_the_tail_only(tmp_path: Path, *, is_restarted: bool) -> None:
+    """What was cut is not read again, also not by another process: here it could not be, as its bytes are gone."""
+    root = tmp_path / "root"
+    with running_server(root, check=False) as server:
+        upload = PartsUpload(server, "tail.bin")
+        sent = [upload.put(number, part(number)) for number in (1, 2, 3)]
+        eventually(lambda: is_cut_ahead(server, upload, len(CONTENT)))
+        with next(folder_of(server, upload).glob("part-00001-*")).open("r+b") as file:
+            file.seek(1000)  # a cutter of another process looks at what the file begins with
+            file.write(bytes(PART_SIZE - 1000))
+        if is_restarted:
+            os.kill(server.pid, signal.SIGKILL)
+        else:
+            assert CONTENT == downloaded(server, upload.finish(sent).json)
+    with running_server(root) as server:
+        upload.server = server
+        assert CONTENT == downloaded(server, upload.finish(sent).json)
+
+
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_any_worker_goes_on_with_an_upload(tmp_path: Path, *, is_zip: bool) -> None:
+    """Parts come to whichever process accepts the connection; a zip needs a cutter that has seen all of it."""
+    content = torch_file([tensor(str(seed), 1000, 1000, seed=seed) for seed in range(14)]) if is_zip else CONTENT
+    size = len(content) // 8 + 1
+    with running_server(tmp_path / "root", workers=2) as server:
+        upload = PartsUpload(server, "workers.pt")
+        sent = [upload.put(place + 1, content[place * size : (place + 1) * size]) for place in range(8)]
+        record = upload.finish(sent).json
+        assert content == downloaded(server, record)
+        assert server.upload("workers.pt", content).json["id"] == record["id"]
+
+
+def test_parts_side_by_side(tmp_path: Path) -> None:
+    """In several connections, each part twice."""
+    with running_server(tmp_path / "root", workers=2) as server:
+        upload = PartsUpload(server, "parallel.bin")
+        with ThreadPoolExecutor(6) as pool:
+            sent = list(pool.map(lambda number: upload.put(number, part(number)), [3, 1, 2, 1, 3, 2]))
+            records = [answer.json for answer in pool.map(lambda _: upload.finish(sent), range(3))]
+        assert [records[0]] * 3 == records
+        assert CONTENT == downloaded(server, records[0])
+
+
+def test_the_same_part_with_other_bytes_side_by_side(tmp_path: Path) -> None:
+    """One of them stays."""
+    contents = [octets(seed, 300_000) for seed in range(8)]
+    with running_server(tmp_path / "root", workers=2) as server:
+        upload = PartsUpload(server, "race.bin")
+        with ThreadPoolExecutor(8) as pool:
+            sent = list(pool.map(lambda content: upload.put(1, content), contents))
+        (kept,) = folder_of(server, upload).glob("part-*")
+        (winner,) = [place for place, one in enumerate(sent) if one.tag.strip('"') in kept.name]
+        assert contents[winner] == downloaded(server, upload.finish([sent[winner]]).json)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_upload_survives_its_server(tmp_path: Path, number: signal.Signals) -> None:
+    """Parts that were taken are there, URLs that were given out are good, at the next start; what was arriving is not."""
+    root = tmp_path / "root"
+    with running_server(root, check=False, drain_seconds=0.1) as server:
+        upload = PartsUpload(server, "survivor.bin")
+        one = upload.put(1, part(1))
+        url = upload.url(2).json["upload_url"]
+        path = f"{PARTS}/uploads/{upload.id}/parts/3"
+        with server.begin("PUT", path, f"Content-Length: {len(part(3))}", body=part(3)[:2_000_000]):
+            eventually(lambda: any(file.stat().st_size for file in folder_of(server, upload).glob("incoming-*")))
+            os.kill(server.pid, number)
+            server.process.wait()
+        port = server.port
+    with running_server(root, port=port) as server:
+        upload.server = server
+        two = Sent(2, put(url, part(2)).headers["ETag"])
+        assert "part 3 never arrived" in upload.finish([one, two, Sent(3, "x")]).json["detail"]
+        assert [] == listed(server)
+        assert CONTENT == downloaded(server, upload.finish([one, two, upload.put(3, part(3))]).json)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 400000", "Transfer-Encoding: chunked"])
+def test_a_part_that_is_cut_was_never_there(tmp_path: Path, framing: str) -> None:
+    """Neither in the upload nor on the disk."""
+    with running_server(tmp_path / "root") as server:
+        upload = PartsUpload(server, "cut.bin")
+        body = octets(1, 300_000)
+        framed = b"%x\r\n%s\r\n" % (len(body), body) if "chunked" in framing else body
+        with server.begin("PUT", f"{PARTS}/uploads/{upload.id}/parts/1", framing, body=framed):
+            eventually(lambda: any(file.stat().st_size for file in folder_of(server, upload).glob("incoming-*")))
+        eventually(lambda: not list(folder_of(server, upload).glob("incoming-*")))
+        assert "part 1 never arrived" in upload.finish([Sent(1, "x")]).json["detail"]
+
+
+def test_a_part_that_stalls_is_dropped(tmp_path: Path) -> None:
+    """Its connection is cut, and its client may send it again."""
+    with running_server(tmp_path / "root", stall_seconds=0.2) as server:
+        upload = PartsUpload(server, "stalled.bin")
+        with (
+            server.begin(
+                "PUT", f"{PARTS}/uploads/{upload.id}/parts/1", "Content-Length: 400000", body=b"x" * 300_000
+            ) as connection,
+            pytest.raises((HTTPException, ConnectionError)),
+        ):
+            reply(connection)
+        assert [] == list(folder_of(server, upload).glob("incoming-*"))
+        assert 201 == upload.finish([upload.put(1, b"x" * 400_000)]).status
+
+
+@pytest.mark.parametrize("fault", ["torn", "other digests", "no json", "gone", "of other parts"])
+def test_what_is_kept_of_the_cutting_is_no_more_than_a_hint(tmp_path: Path, fault: str) -> None:
+    """Damaged, or lost, it costs another reading of the parts."""
+    with running_server(tmp_path / "root", check=False) as server:
+        upload = PartsUpload(server, "hint.bin")
+        sent = [upload.put(number, part(number)) for number in (1, 2, 3)]
+        eventually(lambda: is_cut_ahead(server, upload, len(CONTENT)))
+        file = folder_of(server, upload) / "cut"
+        head, _, rows = file.read_bytes().partition(b"\n")
+        damaged = {
+            "torn": head + b"\n" + rows[:-7],
+            "other digests": head + b"\n" + bytes(reversed(rows[:32])) + rows[32:],
+            "no json": b"[" + head + b"\n" + rows,
+            "of other parts": json.dumps(["0" * 64]).encode() + b"\n" + rows,
+        }
+        file.write_bytes(damaged[fault]) if fault in damaged else file.unlink()
+        assert CONTENT == downloaded(server, upload.finish(sent).json)
+
+
+def test_chunks_that_are_gone_by_the_end_are_sent_again(tmp_path: Path) -> None:
+    """I9: a commit checks once more."""
+    with running_server(tmp_path / "root", check=False) as server:
+        upload = PartsUpload(server, "gone.bin")
+        sent = [upload.put(number, part(number)) for number in (1, 2, 3)]
+        eventually(lambda: is_cut_ahead(server, upload, len(CONTENT)))
+        digests = [chunk.digest for chunk in unpacked(cut_of(server, upload).chunks)]
+        shutil.rmtree(server.root / "chunks")
+        server.ask("POST", "/native/v1/chunks/recheck", b"".join(digests))
+        assert CONTENT == downloaded(server, upload.finish(sent).json)
+
+
+def test_a_part_that_the_disk_lost_bytes_of(tmp_path: Path) -> None:
+    """It is named, nothing is recorded, and it may be sent again."""
+    with running_server(tmp_path / "root") as server:
+        upload = PartsUpload(server, "short.bin")
+        sent = [upload.put(1, b"x" * 1000)]
+        next(folder_of(server, upload).glob("part-*")).write_bytes(b"x" * 999)
+        answer = upload.finish(sent)
+        assert (400, "InvalidParts") == (answer.status, answer.json["title"])
+        assert "part 1 cannot be read" in answer.json["detail"]
+        assert [] == listed(server)
+        upload.put(1, b"x" * 1000)
+        assert 1000 == upload.finish(sent).json["size"]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A part, or the chunks of all parts, that do not fit are told so and leave nothing; with space, the upload goes on."""
+    with small_disk(tmp_path / "disk", "size=30m") as resize, running_server(tmp_path / "disk/root", check=False) as server:
+        upload = PartsUpload(server, "full.bin")
+        one = upload.put(1, part(1)[:6_000_000])
+        answer = put(upload.url(2).json["upload_url"], CONTENT[:29_000_000])
+        assert (507, "StorageFull") == (answer.status, answer.json["title"])
+        assert [] == list(folder_of(server, upload).glob("incoming-*"))
+        two = upload.put(2, part(2)[:14_000_000])
+        answer = upload.finish([one, two])
+        assert (507, "StorageFull") == (answer.status, answer.json["title"])
+        assert [] == listed(server)
+        resize("size=200m")
+        assert part(1)[:6_000_000] + part(2)[:14_000_000] == downloaded(server, upload.finish([one, two]).json)
+
+
+def test_parts_are_told_apart_by_number_and_tag(tmp_path: Path) -> None:
+    """After a crash between a part's coming and its predecessor's going both are there: the list says which counts."""
+    with running_server(tmp_path / "root") as server:
+        upload = PartsUpload(server, "both.bin")
+        upload.put(1, b"old")
+        old = next(folder_of(server, upload).glob("part-*"))
+        shutil.copy(old, tmp_path / "old")
+        new = upload.put(1, b"new")
+        shutil.copy(tmp_path / "old", old)
+        assert b"new" == downloaded(server, upload.finish([new]).json)
+        assert [] == list(folder_of(server, upload).glob("part-*"))
