@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -212,7 +213,7 @@ def test_an_interrupted_measurement_leaves_nothing(home: Home) -> None:
         process.send_signal(signal.SIGTERM)
         assert 130 == process.wait(timeout=60)
     assert 2 == len(started)
-    assert [] == [pid for pid in started if Path(f"/proc/{pid}").exists()]
+    assert [] == [pid for pid in started if is_alive(pid)]
 
 
 def test_a_client_that_dies_ends_the_measurement(home: Home) -> None:
@@ -230,6 +231,28 @@ def test_a_server_that_dies_ends_the_measurement(home: Home) -> None:
         _, errors = process.communicate(timeout=60)
     assert (1, 1) == (process.returncode, errors.count("\n"))
     assert re.match(r"Error: http://127\.0\.0\.1:\d+ (cannot be reached|cut the connection): ", errors)
+
+
+def test_a_measurement_that_is_killed_leaves_no_process(home: Home) -> None:
+    """What it started ends by itself."""
+    work = home.folder / "work"
+    with under_way(home, MAKING) as process:
+        started = children(process.pid)
+        process.kill()
+        process.wait()
+        eventually(lambda: not any(is_alive(pid) for pid in started))
+        # The one thing that nobody is left to remove.
+        (folder,) = work.iterdir()
+        shutil.rmtree(folder)
+    assert 2 == len(started)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def kill_the(parent: subprocess.Popen[str], word: bytes) -> None:

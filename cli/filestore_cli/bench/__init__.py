@@ -4,6 +4,7 @@
     run        a plan, measured: a server, content, clients, and everything removed again
     processes  workers and servers, as they are started and ended
     worker     a process of a measurement: it makes content, finds ceilings, or is a client
+    server     a server of its own
     content    what is moved
     ceilings   what this machine can do at most
     report     what is said of it: text, JSON

@@ -97,7 +97,7 @@ async def serving(folder: Path, *, workers: int) -> AsyncIterator[Server]:
     environ = {key: value for key, value in os.environ.items() if not key.startswith("FILESTORE_")}
     # In the environment: anyone on this machine can read arguments.
     environ["FILESTORE_TOKEN"] = token
-    async with _started("filestore_cli", *arguments, log=log, environ=environ) as process:
+    async with _started("filestore_cli.bench.server", *arguments, log=log, environ=environ) as process:
         assert process.stdout is not None  # noqa: S101  # it is a pipe
         line = b""
         with suppress(TimeoutError):
