@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ class Adapter:
         self._cache = cache
         self._repository = repository
         self._spool_folder = spool_folder
+        self._copying = asyncio.Lock()
 
     async def prepare(self, files: Sequence[object], *, report: Report | None = None) -> Prepared:
         """Resolve the static files of a pipeline, all at once, the large ones first; what is in the cache asks no network.
@@ -109,7 +111,10 @@ class Adapter:
             return (await push(self._repository, file.content)).record
         name = handle_name(file.content, place.name)
         with ExitStack() as held:
-            path = await in_disk_thread(held.enter_context, readable_path(file.content, self._spool_folder, where=place.where))
+            opening = readable_path(file.content, self._spool_folder, where=place.where)
+            # One at a time: a handle that is returned twice is moved by whoever copies it.
+            async with self._copying:
+                path = await in_disk_thread(held.enter_context, opening)
             try:
                 return (await push(self._repository, path, name=name)).record
             except SourceError as error:

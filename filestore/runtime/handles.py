@@ -25,18 +25,27 @@ def handle_name(handle: io.IOBase, default: str) -> str:
     return checked_name(Path(name).name) if isinstance(name, str) and Path(name).name else checked_name(default)
 
 
+def check_handle(handle: io.IOBase, where: str) -> None:
+    """Whether all of a handle can be read; `where` stands in the error. Raises InvalidRun."""
+    if handle.closed:
+        raise InvalidRun(where, "it is closed; return the path of its file, or leave it open")
+    binary = _binary(handle)
+    if isinstance(binary, io.TextIOBase):
+        raise InvalidRun(where, f"it is a {type(handle).__name__}, which holds text; return a BytesIO")
+    if _descriptor(binary) is None and not binary.seekable():
+        raise InvalidRun(where, "it cannot be read from its start; return a file, or bytes in a BytesIO")
+
+
 @contextmanager
 def readable_path(handle: io.IOBase, folder: Path | None, *, where: str) -> Iterator[Path]:
-    """A path at which the content of a handle is read, from its start, as long as the block lasts. Blocks.
+    """A path at which the content of a handle that was checked is read, from its start, as long as the block lasts. Blocks.
 
     A file that is open is opened once more: nothing of the handle is used but what it has not written yet. Of what lies in
     memory, or is decoded as it is read, a copy is made in `folder`, without a name there. `where` stands in errors.
 
-    Raises InvalidRun, SourceUnreadable, StorageFull, StorageError.
+    Raises SourceUnreadable, StorageFull, StorageError.
     """
-    if handle.closed:
-        raise InvalidRun(where, "it is closed; return the path of its file, or leave it open")
-    binary = _binary(handle, where)
+    binary = _binary(handle)
     descriptor = _descriptor(binary)
     if descriptor is not None:
         _flush(handle, where)
@@ -55,12 +64,9 @@ def _spool(folder: Path | None) -> io.FileIO:
         raise storage_error("the spool folder of the runtime", error) from None
 
 
-def _binary(handle: io.IOBase, where: str) -> Any:
-    """The bytes under a handle. Raises InvalidRun for text that has none."""
-    inner = getattr(handle, "buffer", handle) if isinstance(handle, io.TextIOBase) else handle
-    if isinstance(inner, io.TextIOBase):
-        raise InvalidRun(where, f"it is a {type(handle).__name__}, which holds text; return a BytesIO")
-    return inner
+def _binary(handle: io.IOBase) -> Any:
+    """The bytes under a handle, or the handle itself."""
+    return getattr(handle, "buffer", handle) if isinstance(handle, io.TextIOBase) else handle
 
 
 def _descriptor(binary: object) -> int | None:
@@ -83,8 +89,6 @@ def _copy(binary: Any, spool: io.FileIO, where: str) -> None:
         with binary.getbuffer() as content:
             _write(spool, content)
         return
-    if not binary.seekable():
-        raise InvalidRun(where, "it cannot be read from its start; return a file, or bytes in a BytesIO")
     try:
         position = binary.tell()
         try:

@@ -1,13 +1,15 @@
-"""What a pipeline returned, as the JSON of a run's answer; files in it wait to be stored. Without I/O."""
+"""What a pipeline returned, as the JSON of a run's answer; files in it wait to be stored."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from filestore.errors import InvalidReference, InvalidRun
 from filestore.objects import Record
+from filestore.runtime.handles import check_handle
 from filestore.runtime.inputs import DEPTH_LIMIT
 from filestore.runtime.values import Local, Stored, described, returned_file
 
@@ -46,6 +48,8 @@ class Outputs:
         except InvalidReference as error:
             raise InvalidRun(where, str(error)) from None
         if file is not None:
+            if isinstance(file, Local) and isinstance(file.content, io.IOBase):
+                check_handle(file.content, where)
             self.places.append(OutputFile(container, key, file, f"output-{len(self.places)}", where))
             return
         answer, known = self._plain(value, where, depth)

@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -29,7 +30,10 @@ from filestore.objects import Directory, File, FileURL, Kind
 from filestore.push import push
 from filestore.repository import Repository
 from filestore.runtime import Adapter
+from filestore.runtime.outputs import Outputs
 from tests.support import sdk_values
+from tests.support.cancels import cancelled_at_every_await
+from tests.support.generator import octets
 from tests.support.watched import WatchedRepository
 
 URL = "http://models.example:8080"
@@ -145,6 +149,35 @@ async def test_a_handle_gives_all_of_it_and_stands_where_it_stood(
         assert before == handle.tell()
     assert CONTENT == await bytes_of(adapter, file)
     assert [] == list((tmp_path / "spool").iterdir())
+
+
+async def test_a_run_that_is_cancelled_while_its_outputs_are_stored(
+    adapter: Adapter, watched: WatchedRepository, image: Path, tmp_path: Path
+) -> None:
+    """At any await: no file stays open, a handle stands where it stood, and what was stored is whole."""
+    with image.open("rb") as handle:
+        handle.seek(3)
+        for place in Outputs([handle, io.BytesIO(CONTENT)]).places:
+            await adapter._store(place)  # the repository opens its files with their first use
+            before = len(list(Path("/proc/self/fd").iterdir()))
+            # What `outputs` has a task of its own for: the task that is cancelled must be the one that waits.
+            places = [number async for number in cancelled_at_every_await(partial(adapter._store, place))]
+            assert 10 < len(places)
+            assert before == len(list(Path("/proc/self/fd").iterdir()))
+        assert 3 == handle.tell()
+    assert [len(CONTENT)] * 2 == [record.size for record in await watched.records()]
+
+
+async def test_a_handle_that_is_returned_twice(adapter: Adapter, tmp_path: Path) -> None:
+    """Gives all of it each time, although it is moved while it is copied."""
+    content = octets(1, 3_000_000)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(content, 1))
+    with gzip.GzipFile(tmp_path / "a.gz") as handle:
+        handle.seek(1000)
+        answers: list[Any] = await adapter.outputs([handle] * 4)
+        assert 1000 == handle.tell()
+    assert 1 == len({answer["file"]["path"] for answer in answers})
+    assert content == await bytes_of(adapter, answers[0]["file"])
 
 
 async def test_what_a_handle_has_not_written_yet(adapter: Adapter, tmp_path: Path) -> None:
@@ -305,18 +338,24 @@ class Broken(io.RawIOBase):
 @pytest.mark.parametrize(
     ("make", "error", "said"),
     [
-        (closed, InvalidRun, "outputs[0] of the run cannot be used: it is closed"),
+        (closed, InvalidRun, "outputs[1] of the run cannot be used: it is closed"),
         (lambda: io.StringIO("text"), InvalidRun, "holds text; return a BytesIO"),
         (Stream, InvalidRun, "it cannot be read from its start"),
         (Broken, SourceUnreadable, "Input/output error"),
     ],
 )
 async def test_handles_that_give_nothing(
-    adapter: Adapter, watched: WatchedRepository, make: Callable[[], IO[Any]], error: type[FilestoreError], said: str
+    adapter: Adapter,
+    watched: WatchedRepository,
+    image: Path,
+    *,
+    make: Callable[[], IO[Any]],
+    error: type[FilestoreError],
+    said: str,
 ) -> None:
     """One sentence, no record, and no wait."""
     with pytest.raises(error) as refused:
-        await adapter.outputs([make()])
+        await adapter.outputs([image, make()] if error is InvalidRun else [make()])
     assert said in str(refused.value)
     assert "commit" not in watched.calls
 
