@@ -5,14 +5,32 @@
 >>> async with adapter.inputs(request["input_data"], [File, int]) as arguments:
 ...     answer["outputs"] = await adapter.outputs(pipeline(*arguments))
 
-Needs no Pipeline SDK: its classes are known by their names.
+Needs no Pipeline SDK: its classes are known by their names. Names are imported on first use: the process of a pipeline, whose
+messages are described in this package, has no need of them.
 """
 
 from __future__ import annotations
 
-from filestore.runtime.adapter import Adapter
-from filestore.runtime.inputs import Make
-from filestore.runtime.prepare import Prepared
-from filestore.runtime.values import stored_value
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from filestore.runtime.adapter import Adapter
+    from filestore.runtime.inputs import Make
+    from filestore.runtime.prepare import Prepared
+    from filestore.runtime.values import stored_value
 
 __all__ = ["Adapter", "Make", "Prepared", "stored_value"]
+
+_HOMES = {"Adapter": "adapter", "Make": "inputs", "Prepared": "prepare", "stored_value": "values"}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filestore.aio import in_disk_thread, uninterrupted
+from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.errors import LimitExceeded, PipelineEnded, RunFailed, RunTimedOut
 from filestore.runtime import messages
 
@@ -51,7 +51,7 @@ class PipelineProcess:
 
         Raises RunFailed for what its code raised, RunTimedOut, PipelineEnded, LimitExceeded.
         """
-        message = messages.encode({verb: dict(arguments)})
+        message = await in_cpu_thread(messages.encode, {verb: dict(arguments)})
         was_usable, self._is_spent = self.is_usable, True
         if not was_usable:
             raise PipelineEnded(_how(self._process.returncode), what)
@@ -84,7 +84,7 @@ class PipelineProcess:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self._connection, message)
         header = await self._receive(messages.HEADER_SIZE)
-        return messages.decode(await self._receive(messages.body_size(header)))
+        return await in_cpu_thread(messages.decode, await self._receive(messages.body_size(header)))
 
     async def _receive(self, size: int) -> bytes:
         loop = asyncio.get_running_loop()

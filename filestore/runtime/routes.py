@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from aiofiles.tempfile import TemporaryFile
 from aiohttp import web
 
-from filestore.aio import in_disk_thread
+from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.errors import InvalidInput
 from filestore.http.server.app import Route
 from filestore.http.server.exchange import Exchange
@@ -69,7 +69,11 @@ class Routes:
             path=record.path,
             **variables,
         )
-        await in_disk_thread(self._runtime.pipelines.add, pipeline)
+        try:
+            await in_disk_thread(self._runtime.pipelines.add, pipeline)
+        except BaseException:
+            await uninterrupted(repository.remove(record.id))
+            raise
         return web.json_response(pipeline.as_json())
 
     async def list_pointers(self, _: Exchange, __: LocalRepository) -> web.StreamResponse:
@@ -79,35 +83,43 @@ class Routes:
     async def create_run(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
         """Run a pipeline, and answer when it has ended, or at once where that is asked for."""
         run = await self._run(exchange, pipeline="pipeline_id_or_pointer", inputs="input_data")
-        return web.json_response(run.as_json())
+        return await _answer(run.as_json)
 
     async def create_run_v4(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
         """The same in the words of version 2 of the SDK."""
         run = await self._run(exchange, pipeline="pipeline", inputs="inputs")
-        return web.json_response(run.as_json_v4())
+        return await _answer(run.as_json_v4)
 
     async def get_run(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
         """How far a run is, and what it gave."""
-        return web.json_response(self._runtime.runs.find(exchange.request.match_info["id"]).as_json())
+        return await _answer(self._runtime.runs.find(exchange.request.match_info["id"]).as_json)
 
     async def get_run_v4(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
         """The same in the words of version 2 of the SDK."""
-        return web.json_response(self._runtime.runs.find(exchange.request.match_info["id"]).as_json_v4())
+        return await _answer(self._runtime.runs.find(exchange.request.match_info["id"]).as_json_v4)
 
     async def _run(self, exchange: Exchange, *, pipeline: str, inputs: str) -> Run:
         """What a request asks for, by its members `pipeline`, `inputs` and async_run."""
         async with exchange.whole_body(what="the size in bytes of the run's request", limit=MESSAGE_LIMIT) as body:
-            asked = _json(body.decode(errors="replace"), "the run's request")
+            # In a thread: this may be megabytes.
+            asked = await in_cpu_thread(_json, body.decode(errors="replace"), "the run's request")
+            size = len(body)
         reference, input_data = asked.get(pipeline), asked.get(inputs)
         if not isinstance(reference, str):
             raise InvalidInput(f"{pipeline} is missing: the id of a pipeline, or its name")
         if not isinstance(input_data, list):
             raise InvalidInput(f"{inputs} is missing: a list of inputs, which may be empty")
         found = await in_disk_thread(self._runtime.pipelines.find, reference)
-        run = self._runtime.begin(found, input_data, url=exchange.origin)
+        run = self._runtime.begin(found, input_data, request_size=size, url=exchange.origin)
         if not asked.get("async_run"):
             await run.ended.wait()
         return run
+
+
+async def _answer(told: Callable[[], dict[str, Any]]) -> web.Response:
+    """An answer that may be megabytes of JSON."""
+    body = await in_cpu_thread(lambda: json.dumps(told()).encode())
+    return web.Response(body=body, content_type="application/json")
 
 
 def runtime_extension(

@@ -6,7 +6,6 @@ import asyncio
 import json
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -19,6 +18,8 @@ REMEMBERED_SIZE = 64 << 20
 """Bytes of JSON of runs that have ended, the newest of which are kept."""
 WAITING_LIMIT = 1000
 """Runs that have not ended."""
+WAITING_SIZE = 64 << 20
+"""Bytes of their requests."""
 
 
 class State(IntEnum):
@@ -46,11 +47,13 @@ class Run:
     """One run of a pipeline."""
 
     pipeline: Pipeline
+    request_size: int
     id: str = field(default_factory=lambda: f"run_{uuid.uuid4().hex}")
     created_at: str = field(default_factory=timestamp)
     updated_at: str = field(default_factory=timestamp)
     state: State = State.IN_QUEUE
-    outputs: Sequence[dict[str, Any]] | None = None
+    outputs: bytes | None = None
+    """As JSON, which takes a tenth of the memory of what it stands for."""
     failure: RunFailed | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -63,8 +66,8 @@ class Run:
         """It has come that far."""
         self.state, self.updated_at = state, timestamp()
 
-    def complete(self, outputs: Sequence[dict[str, Any]]) -> None:
-        """It returned, and all that it returned is stored."""
+    def complete(self, outputs: bytes) -> None:
+        """It returned, and all that it returned is stored; `outputs` tells of it in JSON."""
         self.outputs = outputs
         self.enter(State.COMPLETED)
 
@@ -72,6 +75,12 @@ class Run:
         """It has no outputs, and never will."""
         self.failure = failure
         self.enter(State.FAILED)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes to remember it, about."""
+        failure = "" if self.failure is None else f"{self.failure}{self.failure.traceback}"
+        return 1000 + len(self.outputs or b"") + len(failure)
 
     def as_json(self) -> dict[str, Any]:
         """What `Run` is made from in version 1 of the Pipeline SDK; of one that failed, `detail` says why, as of any error."""
@@ -86,7 +95,7 @@ class Run:
             "result": None,
         }
         if self.outputs is not None:
-            told["result"] = {"run_id": self.id, "outputs": self.outputs}
+            told["result"] = {"run_id": self.id, "outputs": json.loads(self.outputs)}
         if self.failure is not None:
             told["error"] = {"exception": str(self.failure), "traceback": self.failure.traceback or None}
             told["detail"] = str(self.failure)
@@ -102,7 +111,7 @@ class Run:
             "state": self.state.word,
             "queue_position": None,
             "inputs": None,
-            "outputs": self.outputs,
+            "outputs": None if self.outputs is None else json.loads(self.outputs),
             "error": None,
         }
         if self.failure is not None:
@@ -115,33 +124,37 @@ class Run:
 class Runs:
     """The runs that have not ended, all of them, and as many of the others as may be remembered."""
 
-    def __init__(self, *, remembered_size: int = REMEMBERED_SIZE, waiting_limit: int = WAITING_LIMIT) -> None:
-        self._runs: OrderedDict[str, Run] = OrderedDict()
-        self._sizes: OrderedDict[str, int] = OrderedDict()
-        self._size = 0
-        self._remembered_size = remembered_size
+    def __init__(
+        self, *, remembered_size: int = REMEMBERED_SIZE, waiting_limit: int = WAITING_LIMIT, waiting_size: int = WAITING_SIZE
+    ) -> None:
+        self._waiting: dict[str, Run] = {}
         self._waiting_limit = waiting_limit
+        self._waiting_size = waiting_size
+        self._ended: OrderedDict[str, Run] = OrderedDict()
+        self._remembered = 0
+        self._remembered_size = remembered_size
 
-    def add(self, pipeline: Pipeline) -> Run:
+    def add(self, pipeline: Pipeline, *, request_size: int) -> Run:
         """A run that is to be done. Raises TooManyRuns."""
-        if len(self._runs) - len(self._sizes) >= self._waiting_limit:
-            raise TooManyRuns(self._waiting_limit)
-        run = Run(pipeline)
-        self._runs[run.id] = run
+        size = request_size + sum(run.request_size for run in self._waiting.values())
+        if self._waiting and (len(self._waiting) >= self._waiting_limit or size > self._waiting_size):
+            raise TooManyRuns(len(self._waiting))
+        run = Run(pipeline, request_size)
+        self._waiting[run.id] = run
         return run
 
     def end(self, run: Run) -> None:
         """It has ended: whoever waits is told, and the oldest ended ones are forgotten where too much is remembered."""
-        self._sizes[run.id] = len(json.dumps(run.as_json()))
-        self._size += self._sizes[run.id]
-        while self._size > self._remembered_size:
-            oldest, size = self._sizes.popitem(last=False)
-            self._size -= size
-            del self._runs[oldest]
+        self._ended[run.id] = self._waiting.pop(run.id)
+        self._remembered += run.size
+        while self._remembered > self._remembered_size:
+            _, oldest = self._ended.popitem(last=False)
+            self._remembered -= oldest.size
         run.ended.set()
 
     def find(self, run_id: str) -> Run:
         """Raises UnknownRun."""
-        if run_id not in self._runs:
+        run = self._waiting.get(run_id) or self._ended.get(run_id)
+        if run is None:
             raise UnknownRun(run_id)
-        return self._runs[run_id]
+        return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filestore.aio import in_disk_thread, uninterrupted
+from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.cache import Cache
 from filestore.cache.disk import storage_errors
 from filestore.errors import Busy, FilestoreError, RunFailed, SourceError, StorageFull, TransferError
@@ -34,7 +35,7 @@ _DECLARED: Mapping[str, object] = {"file": File, "directory": Directory, "url": 
 
 
 MakeCache = Callable[[Repository], Cache]
-"""Caches of one folder: each process and each run has one, and closes it when it does not need its files any more."""
+"""Caches of one folder: each pipeline that is loaded has one, all runs together another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +64,16 @@ class Runtime:
         self.runs = Runs()
         self._repository = repository
         self._make_cache = make_cache
-        self._work_folder = folder / "work"
+        self._cache = make_cache(repository)
+        self.work_folder = folder / "work"
         self._environ = environ
         self._limits = limits
         self._loaded = LoadedPipelines(limit=limits.pipelines)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(self, pipeline: Pipeline, input_data: list[Any], *, url: str) -> Run:
+    def begin(self, pipeline: Pipeline, input_data: list[Any], *, request_size: int, url: str) -> Run:
         """A run that is under way; `url` is that of this server as the client knows it. Raises TooManyRuns."""
-        run = self.runs.add(pipeline)
+        run = self.runs.add(pipeline, request_size=request_size)
         # A task of its own: it goes on when the client is gone, who can ask for it later.
         task = asyncio.create_task(self._perform(run, input_data, url))
         self._tasks.add(task)
@@ -85,18 +87,15 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._loaded.close()
-        await in_disk_thread(shutil.rmtree, self._work_folder, ignore_errors=True)
+        await self._cache.close()
+        await in_disk_thread(shutil.rmtree, self.work_folder, ignore_errors=True)
 
     async def _perform(self, run: Run, input_data: list[Any], url: str) -> None:
         """Do a run to its end, whatever that is."""
         try:
-            # A cache of its own: what the run was given stays in place until it has ended, and no longer.
-            async with (
-                self._make_cache(self._repository) as cache,
-                self._loaded.taken(run.pipeline.id, partial(self._load, run)) as loaded,
-            ):
+            async with self._loaded.taken(run.pipeline.id, partial(self._load, run)) as loaded:
                 run.enter(State.RUNNING)
-                run.complete(await self._outputs(run, loaded, input_data, Adapter(cache, self._repository, url=url)))
+                run.complete(await self._outputs(run, loaded, input_data, Adapter(self._cache, self._repository, url=url)))
         except RunFailed as failure:
             run.fail(failure)
         except Exception as error:  # noqa: BLE001  # whatever it is, it ends this run only
@@ -109,8 +108,9 @@ class Runtime:
     async def _load(self, run: Run) -> Loaded:
         """The pipeline in a new process, started."""
         run.enter(State.CACHING_GRAPH)
+        # Of its own: what it resolves stays in place until the pipeline is ended.
         cache = self._make_cache(self._repository)
-        process = await start_process(self._work_folder / run.id, environ=self._environ, limits=self._limits.process)
+        process = await start_process(self.work_folder / run.id, environ=self._environ, limits=self._limits.process)
         loaded = Loaded(run.pipeline.id, process, cache, [])
         try:
             graph = await cache.resolve(File(id=run.pipeline.graph_id))
@@ -122,15 +122,17 @@ class Runtime:
             raise
         return loaded._replace(input_kinds=[str(kind) for kind in described["inputs"]])
 
-    async def _outputs(self, run: Run, loaded: Loaded, input_data: list[Any], adapter: Adapter) -> list[dict[str, Any]]:
-        """What a run gives, stored."""
+    async def _outputs(self, run: Run, loaded: Loaded, input_data: list[Any], adapter: Adapter) -> bytes:
+        """What a run gives, stored, as JSON."""
         declared = [_DECLARED.get(kind) for kind in loaded.input_kinds]
         async with adapter.inputs(input_data, declared, make=_Here) as arguments, _folder(loaded.process, run) as folder:
-            sent = [described(argument, _told(given)) for argument, given in zip(arguments, input_data, strict=True)]
+            # In threads: this may be megabytes of JSON.
+            sent = await in_cpu_thread(_described, arguments, input_data)
             answer = await loaded.process.ask("run", {"inputs": sent, "folder": str(folder)}, what="the run")
             # A path for each file: what it is, a file or a folder, is looked at.
             returned = [valued(output, lambda told: Path(str(told["path"]))) for output in answer["outputs"]]
-            return await adapter.outputs(returned)
+            outputs = await adapter.outputs(returned)
+        return (await in_cpu_thread(json.dumps, outputs)).encode()
 
 
 @asynccontextmanager
@@ -145,7 +147,7 @@ async def open_runtime(
     runtime = Runtime(repository, make_cache, folder, environ=environ, limits=limits)
     try:
         # What a runtime that was killed has left.
-        await runtime.close()
+        await in_disk_thread(shutil.rmtree, runtime.work_folder, ignore_errors=True)
         yield runtime
     finally:
         await uninterrupted(runtime.close())
@@ -182,6 +184,11 @@ def _static(*, kind: str, id: str | None, url: str | None, path: str | None) -> 
     if id is not None:
         return make(id=id)
     return make(path) if url is None else make(url=url)
+
+
+def _described(arguments: list[object], input_data: list[Any]) -> list[dict[str, Any]]:
+    """The arguments as messages have them."""
+    return [described(argument, _told(given)) for argument, given in zip(arguments, input_data, strict=True)]
 
 
 def _told(given: Any) -> Any:

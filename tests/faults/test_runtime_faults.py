@@ -40,6 +40,12 @@ def misbehaving(runtime: RunningRuntime, graphs: Path) -> str:
     return runtime.pipeline(graphs / "misbehave")
 
 
+@pytest.fixture(scope="module")
+def entered(runtime: RunningRuntime, graphs: Path) -> str:
+    """A pipeline that takes two files."""
+    return runtime.pipeline(graphs / "entered")
+
+
 @pytest.mark.parametrize(
     ("how", "detail"),
     [
@@ -224,9 +230,8 @@ def test_an_unknown_pipeline(runtime: RunningRuntime, reference: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "pipeline_files/../../etc/passwd", "file:///etc/passwd", "x"])
-def test_an_input_names_no_file_of_this_machine(runtime: RunningRuntime, graphs: Path, path: str) -> None:
+def test_an_input_names_no_file_of_this_machine(runtime: RunningRuntime, entered: str, path: str) -> None:
     """Nor a URL of one."""
-    entered = runtime.pipeline(graphs / "entered")
     given = {"type": "file", "value": None, "file_name": "a", "file_path": path}
 
     assert runtime.failure(entered, given, given).startswith("input_data[0] of the run cannot be used: ")

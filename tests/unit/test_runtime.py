@@ -146,31 +146,36 @@ def test_names_of_pipelines(name: str) -> None:
 
 def test_ended_runs_are_forgotten_when_there_are_too_many() -> None:
     """The oldest first; one that has not ended stays."""
-    runs = Runs(remembered_size=1000)
-    waiting = runs.add(pipeline())
-    ended = [runs.add(pipeline()) for _ in range(10)]
+    runs = Runs(remembered_size=20_000)
+    waiting = runs.add(pipeline(), request_size=0)
+    ended = [runs.add(pipeline(), request_size=0) for _ in range(4)]
     for run in ended:
-        run.complete([])
+        run.complete(b'["' + bytes(b"x" * 8000) + b'"]')
         runs.end(run)
 
     assert waiting is runs.find(waiting.id)
-    assert ended[-1] is runs.find(ended[-1].id)
-    assert State.COMPLETED == runs.find(ended[-1].id).as_json()["state"]
-    with pytest.raises(UnknownRun):
-        runs.find(ended[0].id)
+    assert [*ended[2:]] == [runs.find(run.id) for run in ended[2:]]
+    assert ["x" * 8000] == runs.find(ended[-1].id).as_json_v4()["outputs"]
+    for run in ended[:2]:
+        with pytest.raises(UnknownRun):
+            runs.find(run.id)
 
 
 def test_runs_that_wait_are_bounded() -> None:
-    """One that ends makes room."""
-    runs = Runs(waiting_limit=2)
-    first, _ = runs.add(pipeline()), runs.add(pipeline())
+    """By their number, and by the size of their requests; one that ends makes room. A single one is always taken."""
+    runs = Runs(waiting_limit=2, waiting_size=100)
+    first = runs.add(pipeline(), request_size=1000)
     with pytest.raises(TooManyRuns):
-        runs.add(pipeline())
+        runs.add(pipeline(), request_size=0)
     first.fail(RunFailed("why"))
     runs.end(first)
+    for _ in range(2):
+        runs.add(pipeline(), request_size=0)
+    with pytest.raises(TooManyRuns):
+        runs.add(pipeline(), request_size=0)
 
     assert {"exception": "why", "traceback": None} == first.as_json()["error"]
-    assert runs.add(pipeline()).state is State.IN_QUEUE
+    assert State.FAILED is runs.find(first.id).state
 
 
 # Processes
@@ -227,7 +232,7 @@ async def test_a_cancelled_question_ends_the_process(processes: Processes) -> No
             await ask(taken.process, "load", {"graph": "none"})
 
     task = asyncio.create_task(run())
-    while not processes.started:
+    while not processes.started or processes.started[0].is_usable:
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
