@@ -35,24 +35,20 @@ graph = builder.get_pipeline()
 """
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RunningServer]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Where the files are."""
-    with running_server(tmp_path / "root") as server:
+    with running_server(tmp_path_factory.mktemp("served") / "root") as server:
         yield server
 
 
-@pytest.fixture
-def container(home: Home) -> Iterator[int]:
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a container, as its image starts one."""
+    home = Home(tmp_path_factory.mktemp("home"))
     (home.folder / "my_module.py").write_text(MODULE)
-    command = [
-        str(scripts_of(".venv-container") / "python"),
-        "-m",
-        "uvicorn",
-        "pipeline.container.startup:create_app",
-        "--factory",
-    ]
+    python = str(scripts_of(".venv-container") / "python")
+    command = [python, "-m", "uvicorn", "pipeline.container.startup:create_app", "--factory"]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = subprocess.Popen(
             [*command, "--fd", str(listener.fileno())],
