@@ -97,6 +97,21 @@ def test_a_directory_goes_in_as_a_tree(
     assert "content" == runtime.value(entered, tree, file | {"type": "pkl"})[2]
 
 
+def test_files_go_in_as_what_they_are_declared(
+    runtime: RunningRuntime, graphs: Path, file: dict[str, object], tmp_path: Path
+) -> None:
+    """A FileURL knows its URL and its path, an open file is open for reading, and a file may stand in a dictionary."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/a b.txt").write_text("behind a URL")
+    with running_site(tmp_path / "site") as url:
+        given = {"type": "file", "value": None, "file_name": "a", "file_path": f"{url}/a%20b.txt"}
+        opened = runtime.value(runtime.pipeline(graphs / "opened"), given, file)
+    schema = {"type": "dictionary", "value": {"title": "a title", "image": file}}
+
+    assert [given["file_path"], "behind a URL", "content", "rb"] == opened
+    assert "a title: content" == runtime.value(runtime.pipeline(graphs / "described"), schema)
+
+
 def test_files_stay_cached_while_they_are_used(
     user: Home, runtime: RunningRuntime, graphs: Path, tree: dict[str, object], file: dict[str, object]
 ) -> None:

@@ -12,13 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 from pipeline import File, Pipeline, Variable, pipe
-from pipeline.objects import Directory, Graph
+from pipeline.objects import Directory, FileURL, Graph
+from pipeline.objects.graph import InputField, InputSchema
 
 
 def said() -> str:
@@ -129,6 +130,23 @@ def entered(directory: Directory, handle: Any) -> Any:
     return [tree, os.access(directory.path / "run.sh", os.X_OK), handle.path.read_text()]
 
 
+def opened(url: FileURL, handle: BufferedReader) -> Any:
+    """What came in: a URL and the file behind it, and an open file, which cannot be written to."""
+    return [url.url, url.path.read_text(), handle.read().decode(), handle.mode]
+
+
+class Schema(InputSchema):  # type: ignore[misc]  # the SDK is not there when types are checked
+    """An input that is a dictionary, with a file in it."""
+
+    title: str = InputField()
+    image: File = InputField()
+
+
+def described(schema: Schema) -> Any:
+    """What came in: a text and what a file holds."""
+    return f"{schema.title}: {schema.image.path.read_text()}"
+
+
 class Slow:
     """Takes too long, or ends its process, when it is unpickled."""
 
@@ -162,6 +180,8 @@ def write_all(folder: Path) -> None:
         "misbehave": graph_of(misbehave, str),
         "returned": graph_of(returned, str),
         "entered": graph_of(entered, Directory, File),
+        "opened": graph_of(opened, FileURL, BufferedReader),
+        "described": graph_of(described, Schema),
         "unknown-file": graph_of(read, static=File(path="a", remote_id="file_" + "0" * 32)),
         "local-file": graph_of(read, static=File(path="/etc/hostname")),
         "no-graph": 42,
