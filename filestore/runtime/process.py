@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
+from filestore.cache.disk import remove_if_possible
 from filestore.errors import LimitExceeded, PipelineEnded, RunFailed, RunTimedOut
 from filestore.runtime import messages
 
@@ -78,7 +78,7 @@ class PipelineProcess:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await uninterrupted(self._process.wait())
-        await uninterrupted(in_disk_thread(shutil.rmtree, self.folder, ignore_errors=True))
+        await uninterrupted(in_disk_thread(remove_if_possible, self.folder))
 
     async def _exchange(self, message: bytes) -> dict[str, Any]:
         loop = asyncio.get_running_loop()

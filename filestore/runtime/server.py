@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.cache import Cache
-from filestore.cache.disk import storage_errors
+from filestore.cache.disk import remove_if_possible, storage_errors
 from filestore.errors import Busy, FilestoreError, RunFailed, SourceError, StorageFull, TransferError
 from filestore.http.wire import status_of
 from filestore.objects import Directory, File, FileURL, Kind
@@ -88,7 +87,7 @@ class Runtime:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._loaded.close()
         await self._cache.close()
-        await in_disk_thread(shutil.rmtree, self.work_folder, ignore_errors=True)
+        await in_disk_thread(remove_if_possible, self.work_folder)
 
     async def _perform(self, run: Run, input_data: list[Any], url: str) -> None:
         """Do a run to its end, whatever that is."""
@@ -147,7 +146,7 @@ async def open_runtime(
     runtime = Runtime(repository, make_cache, folder, environ=environ, limits=limits)
     try:
         # What a runtime that was killed has left.
-        await in_disk_thread(shutil.rmtree, runtime.work_folder, ignore_errors=True)
+        await in_disk_thread(remove_if_possible, runtime.work_folder)
         yield runtime
     finally:
         await uninterrupted(runtime.close())
@@ -175,7 +174,7 @@ async def _folder(process: PipelineProcess, run: Run) -> AsyncIterator[Path]:
     try:
         yield folder
     finally:
-        await uninterrupted(in_disk_thread(shutil.rmtree, folder, ignore_errors=True))
+        await uninterrupted(in_disk_thread(remove_if_possible, folder))
 
 
 def _static(*, kind: str, id: str | None, url: str | None, path: str | None) -> File | Directory:  # noqa: A002  # as messages have it

@@ -93,6 +93,7 @@ class _Work:
 
     def __init__(self) -> None:
         self._graph: Any = None
+        self._home = Path.cwd()
 
     def load(self, *, graph: str) -> dict[str, Any]:
         """Unpickle a graph; what it takes, and the files that it needs before it starts."""
@@ -115,14 +116,20 @@ class _Work:
         return {}
 
     def run(self, *, inputs: list[dict[str, Any]], folder: str) -> dict[str, Any]:
-        """Run the graph in a folder of its own."""
+        """Run the graph in a folder of its own, which is removed later."""
         os.chdir(folder)
+        try:
+            return self._run(inputs, Path(folder))
+        finally:
+            os.chdir(self._home)
+
+    def _run(self, inputs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
         declared = [variable.type_class for variable in self._graph.variables if variable.is_input]
         if len(inputs) != len(declared):
             raise TypeError(f"the pipeline takes {len(declared)} inputs, {len(inputs)} were given")
         values = [_value(kind, sent) for kind, sent in zip(declared, inputs, strict=True)]
         outputs = self._graph.run(*values)
-        return {"outputs": [_output(value, Path(folder)) for value in outputs]}
+        return {"outputs": [_output(value, folder) for value in outputs]}
 
     def _files(self) -> list[Any]:
         from pipeline.objects.graph import File  # noqa: PLC0415  # user code's
