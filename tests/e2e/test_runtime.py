@@ -1,8 +1,10 @@
+"""A runtime, the unmodified SDK, and real pipelines. Numbered: what the SDK does badly in runs, as in the contract with it."""
+
 from __future__ import annotations
 
 import json
 import zipfile
-from asyncio import to_thread
+from asyncio import StreamWriter, gather, to_thread
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +13,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.support.commands import REPOSITORY, Home, scripts_of
-from tests.support.origins import answers, running_origin, whole
+from tests.support.origins import Asked, answers, running_origin, whole
 from tests.support.runtimes import TOKEN, RunningRuntime, make_graphs, running_runtime, running_site, with_sdk
 from tests.support.server import eventually
 
@@ -86,7 +88,7 @@ def test_a_name_means_its_newest_pipeline(runtime: RunningRuntime, graphs: Path)
     assert older == runtime.run(older, "file")["pipeline_id"]
 
 
-def test_a_directory_goes_in_as_a_tree(
+def test_6_a_directory_goes_in_as_a_tree(
     runtime: RunningRuntime, graphs: Path, tree: dict[str, object], file: dict[str, object]
 ) -> None:
     """Which the SDK refuses: with its paths, empty folders and executable bits, by the declared type; a file is the file."""
@@ -125,7 +127,7 @@ def test_files_stay_cached_while_they_are_used(
     ]
 
 
-def test_a_directory_comes_out_as_a_zip(runtime: RunningRuntime, graphs: Path) -> None:
+def test_6_a_directory_comes_out_as_a_zip(runtime: RunningRuntime, graphs: Path) -> None:
     """Which hangs the SDK's runtime for ever: entries keep their folders and executable bits."""
     (output,) = runtime.run(runtime.pipeline(graphs / "returned"), "directory")["result"]["outputs"]
 
@@ -162,7 +164,7 @@ def test_what_a_pipeline_returns_is_stored_whole(
     assert content == runtime.ask("GET", "/" + file["path"].replace(" ", "%20")).body
 
 
-def test_a_returned_handle_is_only_read(runtime: RunningRuntime, graphs: Path) -> None:
+def test_6_a_returned_handle_is_only_read(runtime: RunningRuntime, graphs: Path) -> None:
     """The SDK's runtime truncates what it was opened on."""
     pipeline = runtime.pipeline(graphs / "returned")
     outputs = [runtime.run(pipeline, "kept")["result"]["outputs"][0] for _ in range(2)]
@@ -171,7 +173,7 @@ def test_a_returned_handle_is_only_read(runtime: RunningRuntime, graphs: Path) -
     assert outputs[0]["file"]["path"] == outputs[1]["file"]["path"]
 
 
-async def test_a_url_is_downloaded_once(runtime: RunningRuntime, graphs: Path, tree: dict[str, object]) -> None:
+async def test_7_a_url_is_downloaded_once(runtime: RunningRuntime, graphs: Path, tree: dict[str, object]) -> None:
     """The SDK does so for every run, into one path that concurrent runs overwrite; here a run asks whether it has changed."""
     entered = runtime.pipeline(graphs / "entered")
     unchanged = b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\n\r\n'
@@ -184,7 +186,7 @@ async def test_a_url_is_downloaded_once(runtime: RunningRuntime, graphs: Path, t
     assert [None, '"1"', '"1"'] == conditions
 
 
-def test_a_zip_that_would_fill_the_disk_is_no_tree(
+def test_10_a_zip_that_would_fill_the_disk_is_no_tree(
     runtime: RunningRuntime, graphs: Path, file: dict[str, object], tmp_path: Path
 ) -> None:
     """The SDK unpacks whatever it is given."""
@@ -195,7 +197,23 @@ def test_a_zip_that_would_fill_the_disk_is_no_tree(
     assert "raise the setting unpack_ratio" in failure
 
 
-def test_static_files_by_id_and_url(user: Home, runtime: RunningRuntime, tmp_path: Path) -> None:
+async def test_7_files_of_one_name_do_not_meet(runtime: RunningRuntime, graphs: Path, tree: dict[str, object]) -> None:
+    """Two runs at the same time, each with a URL that ends as the other one's does."""
+
+    async def answer(asked: Asked, writer: StreamWriter) -> None:
+        writer.write(whole(asked.path.encode()))
+        await writer.drain()
+
+    pipelines = [runtime.pipeline(graphs / "entered") for _ in range(2)]
+    async with running_origin(answer) as origin:
+        given = [{"type": "file", "value": None, "file_path": f"{origin.url}/{place}/x.txt"} for place in range(2)]
+        runs = [to_thread(runtime.value, *run) for run in zip(pipelines, [tree] * 2, given, strict=True)]
+        read = [value[2] for value in await gather(*runs)]
+
+    assert ["/0/x.txt", "/1/x.txt"] == read
+
+
+def test_8_static_files_by_id_and_url(user: Home, runtime: RunningRuntime, tmp_path: Path) -> None:
     """A File and a Directory that are stored already, and a FileURL: each is a local path before anything starts."""
     for name in ("weights.txt", "tree/inner/a.txt", "site/labels.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -232,7 +250,7 @@ def test_pipelines_that_are_loaded_are_bounded(runtime: RunningRuntime, graphs: 
     assert 4 == len(set(processes))
 
 
-def test_only_its_own_token_is_let_in(user: Home, runtime: RunningRuntime) -> None:
+def test_10_only_its_own_token_is_let_in(user: Home, runtime: RunningRuntime) -> None:
     """The tokens of the folder were made for files, and run nothing; files are served beside the pipelines."""
     made = user.result("token", "new", "--root", runtime.server.root)["token"]
 

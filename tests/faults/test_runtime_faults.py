@@ -230,7 +230,7 @@ def test_an_unknown_pipeline(runtime: RunningRuntime, reference: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "pipeline_files/../../etc/passwd", "file:///etc/passwd", "x"])
-def test_an_input_names_no_file_of_this_machine(runtime: RunningRuntime, entered: str, path: str) -> None:
+def test_10_an_input_names_no_file_of_this_machine(runtime: RunningRuntime, entered: str, path: str) -> None:
     """Nor a URL of one."""
     given = {"type": "file", "value": None, "file_name": "a", "file_path": path}
 
