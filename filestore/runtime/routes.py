@@ -56,14 +56,15 @@ class Routes:
                 raise InvalidInput(
                     "the form has no part graph, the pickled pipeline; upload_pipeline of the Pipeline SDK sends one"
                 )
-            name = checked_pipeline_name(_field(form, "name"))
+            # All that can be wrong with the form, before anything is stored.
+            name, environment_id = checked_pipeline_name(_field(form, "name")), _field(form, "environment_id_or_name")
             _check_python(form)
             variables = {key: _variables(form, key) for key in ("input_variables", "output_variables")}
             record = await push_spool(exchange, repository, spool, size=form.size, name=f"{pipeline_id}.graph")
         pipeline = Pipeline(
             id=pipeline_id,
             name=name,
-            environment_id=_field(form, "environment_id_or_name"),
+            environment_id=environment_id,
             created_at=timestamp(),
             graph_id=record.id,
             path=record.path,

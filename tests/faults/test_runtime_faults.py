@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Home
+from tests.support.disks import small_disk
+from tests.support.generator import octets
 from tests.support.runtimes import RunningRuntime, is_running, make_graphs, running_runtime
 from tests.support.server import eventually
 
@@ -175,6 +177,19 @@ def test_a_stop_ends_what_still_runs(user: Home, graphs: Path, tmp_path: Path) -
     assert not is_running(process)
 
 
+def test_a_full_disk_fails_what_needs_room(user: Home, graphs: Path, tmp_path: Path) -> None:
+    """An upload, and a run that returned more than there is room for; runs that need none go on."""
+    with small_disk(tmp_path / "disk", "size=24m"), running_runtime(user, tmp_path / "disk/root", complains=True) as runtime:
+        misbehaving = runtime.pipeline(graphs / "misbehave")
+        refused = runtime.upload(octets(1, 32 << 20))
+        failure = runtime.failure(misbehaving, "large file")
+
+        assert (507, "StorageFull") == (refused.status, refused.json["title"])
+        assert failure.endswith("its disk is full")
+        assert isinstance(runtime.value(misbehaving, "pid"), int)
+        assert [f"{misbehaving}.graph"] == [record["name"] for record in runtime.ask("GET", "/native/v1/files").json["files"]]
+
+
 def test_a_folder_has_one_runtime(user: Home, runtime: RunningRuntime) -> None:
     """A second one says so, and does not start."""
     with pytest.raises(AssertionError, match="another runtime runs its pipelines"), running_runtime(user, runtime.server.root):
@@ -184,6 +199,8 @@ def test_a_folder_has_one_runtime(user: Home, runtime: RunningRuntime) -> None:
 @pytest.mark.parametrize(
     ("fields", "detail"),
     [
+        ({"name": None}, "the form has 0 parts name, one is expected"),
+        ({"environment_id_or_name": None}, "the form has 0 parts environment_id_or_name, one is expected"),
         ({"name": ""}, "a pipeline's name is one line of printable text"),
         ({"name": "a\nb"}, "a pipeline's name is one line of printable text"),
         ({"input_variables": "{"}, "input_variables is no JSON object"),
@@ -192,13 +209,15 @@ def test_a_folder_has_one_runtime(user: Home, runtime: RunningRuntime) -> None:
         ({"_metadata": json.dumps({"python_version": "3.8.1"})}, "the pipeline was made by Python 3.8.1"),
     ],
 )
-def test_an_upload_that_cannot_be_right_is_refused(runtime: RunningRuntime, fields: dict[str, str], detail: str) -> None:
-    """400 and the reason, and there is no such pipeline."""
+def test_an_upload_that_cannot_be_right_is_refused(runtime: RunningRuntime, fields: dict[str, str | None], detail: str) -> None:
+    """400 and the reason; nothing is stored, and there is no such pipeline."""
+    before = runtime.ask("GET", "/native/v1/files").json
     reply = runtime.upload(b"graph", **({"name": "refused"} | fields))
 
     assert (400, "InvalidInput") == (reply.status, reply.json["title"])
     assert reply.json["detail"].startswith(detail)
     assert runtime.begin("refused").status == 404
+    assert before == runtime.ask("GET", "/native/v1/files").json
 
 
 @pytest.mark.parametrize(

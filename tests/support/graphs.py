@@ -60,6 +60,13 @@ def half() -> list[File]:
     return [File(path="first.bin"), File(path="nothing-is-here.bin")]
 
 
+def large() -> File:
+    """A file on another disk than the runtime's."""
+    path = Path.home() / "large.bin"
+    path.write_bytes(os.urandom(32 << 20))
+    return File(path=path)
+
+
 def garbled() -> str:
     """Write to whatever is open."""
     for descriptor in range(3, 64):
@@ -82,6 +89,7 @@ WAYS: dict[str, Callable[[], Any]] = {
     "nan": lambda: float("nan"),
     "deep": nested,
     "large": lambda: "x" * (17 << 20),
+    "large file": large,
     "absent": lambda: File(path="nothing-is-here.bin"),
     "absent folder": lambda: Directory(path="nothing-is-here.zip"),
     "pipe": piped,

@@ -37,10 +37,10 @@ class RunningRuntime(NamedTuple):
         finally:
             connection.close()
 
-    def upload(self, graph: bytes, **fields: str) -> Reply:
-        """Upload a pipeline, as `upload_pipeline` does."""
+    def upload(self, graph: bytes, **fields: str | None) -> Reply:
+        """Upload a pipeline, as `upload_pipeline` does; without the fields that are None."""
         sent = {"name": "a pipeline", "environment_id_or_name": "numpy"} | fields
-        parts = [f'name="{key}"\r\n\r\n{value}'.encode() for key, value in sent.items()]
+        parts = [f'name="{key}"\r\n\r\n{value}'.encode() for key, value in sent.items() if value is not None]
         parts.append(b'name="graph"; filename="upload"\r\n\r\n' + graph)
         body = b"".join(b"--%s\r\nContent-Disposition: form-data; %s\r\n" % (_BOUNDARY.encode(), part) for part in parts)
         headers = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
