@@ -35,8 +35,8 @@ Model.tell = pipe(Model.tell)  # type: ignore[method-assign]  # as the decorator
 
 with Pipeline() as builder:
     files = [
-        File(path="nothing-here", remote_id=sys.argv[1]),
-        Directory(path="nothing-here", remote_id=sys.argv[2]),
+        File.from_remote(id=sys.argv[1]),
+        Directory.from_remote(id=sys.argv[2]),
         FileURL(sys.argv[3]),
     ]
     what = Variable(str)
