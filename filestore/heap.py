@@ -21,7 +21,7 @@ _COLLECT_AFTER = 10_000
 
 
 def own_process() -> None:
-    """All that follows. Process-wide, so never called in a process that belongs to someone else."""
+    """All that follows, before anything heavy is loaded. Process-wide: never called in a process that belongs to someone else."""
     keep_heap()
     forgo_blas_threads()
     gc.set_threshold(_COLLECT_AFTER)

@@ -48,6 +48,10 @@ def serve_runtime(session: Session) -> None:
     A pipeline is code of whoever uploads it, and runs with the rights of this command: it reads and writes all that you can.
     Who has the token can do that, so one must be given, and no other is let in.
     """
+    from filestore.heap import keep_heap  # heavy
+
+    # Not `own_process`: the processes of pipelines inherit the environment, and may have use for numpy's threads.
+    keep_heap()
     settings = session.settings
     if settings.token is None:
         raise click.ClickException(

@@ -55,6 +55,9 @@ def serve(session: Session) -> None:
     The first start makes the folder and a token, and prints both. With --token, that token is let in for this run, and
     none is made.
     """
+    from filestore.heap import own_process  # heavy
+
+    own_process()
     from filestore.backends import open_backend  # heavy
     from filestore.http.server import serve as serve_forever  # heavy
 

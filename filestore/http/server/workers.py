@@ -29,7 +29,6 @@ from aiohttp import web
 
 from filestore.digest import Digest
 from filestore.errors import AddressError, AddressInUse, FilestoreError
-from filestore.heap import own_process
 from filestore.http import wire
 from filestore.http.server.app import Limits, Route, Traffic, make_app
 from filestore.http.server.auth import Tokens
@@ -126,7 +125,6 @@ def serve(
         extension=extension,
         board=Board(workers),
     )
-    own_process()
     _allow_many_files()
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(process)d %(levelname)s %(message)s")
