@@ -4,7 +4,8 @@ python bench/dialects.py --size 2GiB
 python bench/dialects.py --size 2GiB --only 'SDK 2, parts' --workers 2
 
 Each upload goes to a server and a folder of its own. The SDK's environments are those that `bash tests/run.sh` makes. *end*:
-how long the last request of an upload in parts took, for which nothing but the tail should be left.
+how long the last request of an upload in parts took. Over loopback parts come faster than they are stored; with `--pause` the
+last request comes when all of them may be, as over a slower link, and nothing but the tail is left.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from pathlib import Path
 from pipeline.cloud import files
 finalise = files._finalise_multipart_upload
 def timed(**arguments):
+    time.sleep(float(sys.argv[2]))
     started = time.perf_counter()
     stored = finalise(**arguments)
     print(time.perf_counter() - started)
@@ -62,6 +64,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=parse_size, default=parse_size("2GiB"), help="of the file (default 2GiB)")
     parser.add_argument("--workers", type=int, default=1, help="server processes (default %(default)s)")
+    parser.add_argument(
+        "--pause", type=float, default=0, help="seconds before the last request of an upload in parts (default 0)"
+    )
     parser.add_argument("--only", action="append", help="a way to measure; may be given again (default: all)")
     parser.add_argument("--folder", type=Path, help="where to work (default: the temporary folder)")
     options = parser.parse_args()
@@ -72,13 +77,13 @@ def main() -> None:
         print("| way | seconds | peak MiB: client | server grew by | CPU s: client | server | end, s |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for way in options.only or WAYS:
-            _show(_measured(folder, source, way, options.workers))
+            _show(_measured(folder, source, way, workers=options.workers, pause=options.pause))
 
 
 WAYS = ("filestore push", "curl, form v3", "curl, form v4", "SDK 1, form v3", "SDK 2, form v4", "SDK 1, parts", "SDK 2, parts")
 
 
-def _command(way: str, server: Server, source: Path) -> list[str | Path]:
+def _command(way: str, server: Server, source: Path, *, pause: float) -> list[str | Path]:
     form = ["curl", "-sSf", "-o", "/dev/null", "-H", f"Authorization: Bearer {TOKEN}", "-F", f"pfile=@{source}"]
     commands: dict[str, list[str | Path]] = {
         "filestore push": [*FILESTORE, "push", source, "--journal", source.with_suffix(".journal")],
@@ -86,18 +91,18 @@ def _command(way: str, server: Server, source: Path) -> list[str | Path]:
         "curl, form v4": [*form, f"{server.url}/v4/files"],
         "SDK 1, form v3": [SDK1 / "pipeline", "create", "file", source],
         "SDK 2, form v4": [SDK2 / "python", "-c", FORM_V4, source],
-        "SDK 1, parts": [SDK1 / "python", "-c", PARTS, source],
-        "SDK 2, parts": [SDK2 / "python", "-c", PARTS, source],
+        "SDK 1, parts": [SDK1 / "python", "-c", PARTS, source, str(pause)],
+        "SDK 2, parts": [SDK2 / "python", "-c", PARTS, source, str(pause)],
     }
     return commands[way]
 
 
-def _measured(folder: Path, source: Path, way: str, workers: int) -> Row:
+def _measured(folder: Path, source: Path, way: str, *, workers: int, pause: float) -> Row:
     user = {"HOME": str(folder), "PIPELINE_DIR": str(folder / "sdk"), "PIPELINE_API_TOKEN": TOKEN}
     with tempfile.TemporaryDirectory(dir=folder) as name, serving(Path(name) / "root", workers=workers) as server:
         before, cpu = server.peak_memory(), server.cpu_seconds()
         environment = {**user, **server.environment, "PIPELINE_API_URL": server.url}
-        done = run(_command(way, server, source), environment=environment)
+        done = run(_command(way, server, source, pause=pause), environment=environment)
         end = float(done.output.split()[-1]) if "parts" in way else None
         return Row(way, done, server.peak_memory() - before, server.cpu_seconds() - cpu, end)
 

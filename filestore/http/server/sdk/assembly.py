@@ -8,7 +8,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,8 +85,7 @@ class Assembly:
 
     def cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
         """Have what arrived be cut and stored in the background, unless that is under way."""
-        if self._group is not None:
-            self._start(self._cut_ahead(upload, repository))
+        self._start(self._cut_ahead(upload, repository))
 
     async def finish(self, upload: Upload, repository: LocalRepository, listed: Mapping[int, str]) -> Record:
         """Record the file that the listed parts make up, tags by their numbers. Asked again with the same ones, the same record.
@@ -100,13 +99,18 @@ class Assembly:
                 record = await self._record(upload, repository, parts)
                 await in_disk_thread(upload.save_finished, Finished([part.tag for part in parts], record.id))
                 self._kept.pop(upload.id, None)
+                # Not waited for: a disk takes its time to give up gigabytes.
+                self._start(self._free(upload))
                 return record
         if finished.tags != [listed[number] for number in sorted(listed)]:
             raise InvalidParts("it was finished before, with other parts")
         return await repository.record(Reference(id=finished.record_id))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
-        assert self._group is not None  # noqa: S101  # only `running` and `cut_ahead` call this
+        """Do this in the background; not at all once the process is about to end: it can be done by another one."""
+        if self._group is None:
+            work.close()
+            return
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -135,6 +139,11 @@ class Assembly:
             logger.info("upload %s changed while it was cut: %s", upload.id, error)
         except Exception as error:  # finishing does it again, and tells whoever asks
             logger.warning("upload %s is not cut ahead", upload.id, exc_info=error)
+
+    async def _free(self, upload: Upload) -> None:
+        """Free the space of a finished upload's parts; what is left of it goes when it expires."""
+        with suppress(UploadNotFound, OSError):
+            await in_disk_thread(upload.free)
 
     async def _record(self, upload: Upload, repository: LocalRepository, parts: Sequence[Part]) -> Record:
         content = await self._resumed(upload, parts, is_whole=True)

@@ -4,7 +4,7 @@
     SPOOL/uploads/ID/part-NUMBER-SIZE-TAG a part that arrived whole; TAG stands for its bytes
     SPOOL/uploads/ID/incoming-RANDOM      a part that is arriving
     SPOOL/uploads/ID/cut                  what is cut and stored so far
-    SPOOL/uploads/ID/finished.json        what became of it; its parts are gone then
+    SPOOL/uploads/ID/finished.json        what became of it; its parts go after that
     SPOOL/uploads/ID/lock                 held by who cuts; held by who finishes
     SPOOL/uploads/gone-ID                 being removed
 
@@ -129,12 +129,15 @@ class Upload:
             return None
 
     def save_finished(self, finished: Finished) -> None:
-        """Keep what became of it, and free the space of its parts."""
+        """Keep what became of it; from then on no part is taken."""
         with self._standing(), _locked_folder(self.folder):
             self._save(_FINISHED, json.dumps(finished).encode())
-            for part in self.parts():
-                part.path.unlink()
-            self._path(_CUT).unlink(missing_ok=True)
+
+    def free(self) -> None:
+        """Remove the parts of what is finished. Raises UploadNotFound."""
+        for part in self.parts():
+            part.path.unlink(missing_ok=True)
+        self._path(_CUT).unlink(missing_ok=True)
 
     def lock(self) -> int | None:
         """The lock of who cuts, held until the descriptor is closed; None where somebody, in any process, has it."""
