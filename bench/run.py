@@ -63,6 +63,12 @@ class Done(NamedTuple):
         return dict(json.loads(self.output))
 
 
+def _environment(command: Command) -> dict[str, str]:
+    # Programs of a checkout would be compiled anew at each start; those that people install are not.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return inherited | dict(command.environment)
+
+
 def run(command: Sequence[str | Path], *, environment: Mapping[str, str] | None = None) -> Done:
     """Run `command` to its end. Raises SystemExit with its error output when it fails."""
     return run_all([Command(command, environment or {})])[0]
@@ -95,7 +101,7 @@ class _Running:
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._error,
-            env={**os.environ, **command.environment},
+            env=_environment(command),
             cwd=command.folder,
         )
         self._peaks: dict[int, int] = {}
@@ -148,7 +154,7 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **command.environment},
+                env=_environment(command),
                 cwd=command.folder,
             )
         if port is not None:
