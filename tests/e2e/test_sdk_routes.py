@@ -185,7 +185,7 @@ def test_a_part_sent_again_replaces_the_first(server: RunningServer) -> None:
     upload = PartsUpload(server, "replaced.bin")
     old = upload.put(1, first)
     end = upload.put(2, tail)
-    eventually((server.root / "tmp/uploads" / upload.id / "cut").exists)
+    eventually((upload.folder / "cut").exists)
     new = upload.put(1, second)
 
     refused = upload.finish([old, end])
@@ -355,11 +355,11 @@ def test_parts_of_an_upload_have_a_limit_together(tmp_path: Path) -> None:
 def test_abandoned_uploads_are_dropped(tmp_path: Path) -> None:
     """They count as unknown from then on, and free their space; those on which somebody worked since do not."""
     root = tmp_path / "root"
-    folder = root / "tmp/uploads"
     with running_server(root) as server:
         abandoned, kept = PartsUpload(server, "abandoned.bin"), PartsUpload(server, "kept.bin")
         url = abandoned.url(1).json["upload_url"]
         part = abandoned.put(1, octets(1, 100_000))
+        folder = kept.folder.parent
         a_day_ago = time.time() - 86401
         for upload in (abandoned, kept):
             os.utime(folder / upload.id, (a_day_ago, a_day_ago))

@@ -31,19 +31,14 @@ def part(number: int) -> bytes:
     return CONTENT[(number - 1) * PART_SIZE : number * PART_SIZE]
 
 
-def folder_of(server: RunningServer, upload: PartsUpload) -> Path:
-    """Where a server keeps an upload."""
-    return server.root / "tmp/uploads" / upload.id
-
-
-def cut_of(server: RunningServer, upload: PartsUpload) -> Cut:
+def cut_of(upload: PartsUpload) -> Cut:
     """How far an upload is cut."""
-    return find(server.root / "tmp", upload.id, namespace="default", idle_seconds=1000).cut()
+    return find(upload.folder.parent, upload.id, namespace="default", idle_seconds=1000).cut()
 
 
-def is_cut_ahead(server: RunningServer, upload: PartsUpload, size: int) -> bool:
+def is_cut_ahead(upload: PartsUpload, size: int) -> bool:
     """Whether all but the tail of the first `size` bytes is cut and stored."""
-    return size - sum(chunk.size for chunk in unpacked(cut_of(server, upload).chunks)) < LEFT
+    return size - sum(chunk.size for chunk in unpacked(cut_of(upload).chunks)) < LEFT
 
 
 def downloaded(server: RunningServer, record: dict[str, str]) -> bytes:
@@ -57,11 +52,11 @@ def test_parts_are_cut_while_later_ones_arrive(tmp_path: Path) -> None:
         upload = PartsUpload(server, "ahead.bin")
         three = upload.put(3, part(3))
         one = upload.put(1, part(1))
-        eventually(lambda: is_cut_ahead(server, upload, PART_SIZE))
-        assert [one.tag.strip('"')] == cut_of(server, upload).tags
+        eventually(lambda: is_cut_ahead(upload, PART_SIZE))
+        assert [one.tag.strip('"')] == cut_of(upload).tags
         two = upload.put(2, part(2))
-        eventually(lambda: is_cut_ahead(server, upload, len(CONTENT)))
-        assert 3 == len(cut_of(server, upload).tags)
+        eventually(lambda: is_cut_ahead(upload, len(CONTENT)))
+        assert 3 == len(cut_of(upload).tags)
         assert CONTENT == downloaded(server, upload.finish([one, two, three]).json)
 
 
@@ -72,8 +67,8 @@ def test_the_end_reads_the_tail_only(tmp_path: Path, *, is_restarted: bool) -> N
     with running_server(root, check=False) as server:
         upload = PartsUpload(server, "tail.bin")
         sent = [upload.put(number, part(number)) for number in (1, 2, 3)]
-        eventually(lambda: is_cut_ahead(server, upload, len(CONTENT)))
-        with next(folder_of(server, upload).glob("part-00001-*")).open("r+b") as file:
+        eventually(lambda: is_cut_ahead(upload, len(CONTENT)))
+        with next(upload.folder.glob("part-00001-*")).open("r+b") as file:
             file.seek(1000)  # a cutter of another process looks at what the file begins with
             file.write(bytes(PART_SIZE - 1000))
         if is_restarted:
@@ -116,7 +111,7 @@ def test_the_same_part_with_other_bytes_side_by_side(tmp_path: Path) -> None:
         upload = PartsUpload(server, "race.bin")
         with ThreadPoolExecutor(8) as pool:
             sent = list(pool.map(lambda content: upload.put(1, content), contents))
-        (kept,) = folder_of(server, upload).glob("part-*")
+        (kept,) = upload.folder.glob("part-*")
         (winner,) = [place for place, one in enumerate(sent) if one.tag.strip('"') in kept.name]
         assert contents[winner] == downloaded(server, upload.finish([sent[winner]]).json)
 
@@ -131,7 +126,7 @@ def test_an_upload_survives_its_server(tmp_path: Path, number: signal.Signals) -
         url = upload.url(2).json["upload_url"]
         path = f"{PARTS}/uploads/{upload.id}/parts/3"
         with server.begin("PUT", path, f"Content-Length: {len(part(3))}", body=part(3)[:2_000_000]):
-            eventually(lambda: any(file.stat().st_size for file in folder_of(server, upload).glob("incoming-*")))
+            eventually(lambda: any(file.stat().st_size for file in upload.folder.glob("incoming-*")))
             os.kill(server.pid, number)
             server.process.wait()
         port = server.port
@@ -143,6 +138,18 @@ def test_an_upload_survives_its_server(tmp_path: Path, number: signal.Signals) -
         assert CONTENT == downloaded(server, upload.finish([one, two, upload.put(3, part(3))]).json)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_does_not_wait_for_the_cutting(tmp_path: Path, workers: int) -> None:
+    """It is given up in silence, and goes on at the next start."""
+    root = tmp_path / "root"
+    with running_server(root, workers=workers) as server:
+        upload = PartsUpload(server, "stopped.bin")
+        sent = [upload.put(number, part(number)) for number in (1, 2, 3)]
+    with running_server(root, workers=workers) as server:
+        upload.server = server
+        assert CONTENT == downloaded(server, upload.finish(sent).json)
+
+
 @pytest.mark.parametrize("framing", ["Content-Length: 400000", "Transfer-Encoding: chunked"])
 def test_a_part_that_is_cut_was_never_there(tmp_path: Path, framing: str) -> None:
     """Neither in the upload nor on the disk."""
@@ -151,8 +158,8 @@ def test_a_part_that_is_cut_was_never_there(tmp_path: Path, framing: str) -> Non
         body = octets(1, 300_000)
         framed = b"%x\r\n%s\r\n" % (len(body), body) if "chunked" in framing else body
         with server.begin("PUT", f"{PARTS}/uploads/{upload.id}/parts/1", framing, body=framed):
-            eventually(lambda: any(file.stat().st_size for file in folder_of(server, upload).glob("incoming-*")))
-        eventually(lambda: not list(folder_of(server, upload).glob("incoming-*")))
+            eventually(lambda: any(file.stat().st_size for file in upload.folder.glob("incoming-*")))
+        eventually(lambda: not list(upload.folder.glob("incoming-*")))
         assert "part 1 never arrived" in upload.finish([Sent(1, "x")]).json["detail"]
 
 
@@ -167,7 +174,7 @@ def test_a_part_that_stalls_is_dropped(tmp_path: Path) -> None:
             pytest.raises((HTTPException, ConnectionError)),
         ):
             reply(connection)
-        assert [] == list(folder_of(server, upload).glob("incoming-*"))
+        assert [] == list(upload.folder.glob("incoming-*"))
         assert 201 == upload.finish([upload.put(1, b"x" * 400_000)]).status
 
 
@@ -177,8 +184,8 @@ def test_what_is_kept_of_the_cutting_is_no_more_than_a_hint(tmp_path: Path, faul
     with running_server(tmp_path / "root", check=False) as server:
         upload = PartsUpload(server, "hint.bin")
         sent = [upload.put(number, part(number)) for number in (1, 2, 3)]
-        eventually(lambda: is_cut_ahead(server, upload, len(CONTENT)))
-        file = folder_of(server, upload) / "cut"
+        eventually(lambda: is_cut_ahead(upload, len(CONTENT)))
+        file = upload.folder / "cut"
         head, _, rows = file.read_bytes().partition(b"\n")
         damaged = {
             "torn": head + b"\n" + rows[:-7],
@@ -195,8 +202,8 @@ def test_chunks_that_are_gone_by_the_end_are_sent_again(tmp_path: Path) -> None:
     with running_server(tmp_path / "root", check=False) as server:
         upload = PartsUpload(server, "gone.bin")
         sent = [upload.put(number, part(number)) for number in (1, 2, 3)]
-        eventually(lambda: is_cut_ahead(server, upload, len(CONTENT)))
-        digests = [chunk.digest for chunk in unpacked(cut_of(server, upload).chunks)]
+        eventually(lambda: is_cut_ahead(upload, len(CONTENT)))
+        digests = [chunk.digest for chunk in unpacked(cut_of(upload).chunks)]
         shutil.rmtree(server.root / "chunks")
         server.ask("POST", "/native/v1/chunks/recheck", b"".join(digests))
         assert CONTENT == downloaded(server, upload.finish(sent).json)
@@ -207,7 +214,7 @@ def test_a_part_that_the_disk_lost_bytes_of(tmp_path: Path) -> None:
     with running_server(tmp_path / "root") as server:
         upload = PartsUpload(server, "short.bin")
         sent = [upload.put(1, b"x" * 1000)]
-        next(folder_of(server, upload).glob("part-*")).write_bytes(b"x" * 999)
+        next(upload.folder.glob("part-*")).write_bytes(b"x" * 999)
         answer = upload.finish(sent)
         assert (400, "InvalidParts") == (answer.status, answer.json["title"])
         assert "part 1 cannot be read" in answer.json["detail"]
@@ -223,7 +230,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         one = upload.put(1, part(1)[:6_000_000])
         answer = put(upload.url(2).json["upload_url"], CONTENT[:29_000_000])
         assert (507, "StorageFull") == (answer.status, answer.json["title"])
-        assert [] == list(folder_of(server, upload).glob("incoming-*"))
+        assert [] == list(upload.folder.glob("incoming-*"))
         two = upload.put(2, part(2)[:14_000_000])
         answer = upload.finish([one, two])
         assert (507, "StorageFull") == (answer.status, answer.json["title"])
@@ -237,9 +244,9 @@ def test_parts_are_told_apart_by_number_and_tag(tmp_path: Path) -> None:
     with running_server(tmp_path / "root") as server:
         upload = PartsUpload(server, "both.bin")
         upload.put(1, b"old")
-        old = next(folder_of(server, upload).glob("part-*"))
+        old = next(upload.folder.glob("part-*"))
         shutil.copy(old, tmp_path / "old")
         new = upload.put(1, b"new")
         shutil.copy(tmp_path / "old", old)
         assert b"new" == downloaded(server, upload.finish([new]).json)
-        eventually(lambda: not list(folder_of(server, upload).glob("part-*")))
+        eventually(lambda: not list(upload.folder.glob("part-*")))

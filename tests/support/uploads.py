@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -39,6 +40,12 @@ class PartsUpload:
     def id(self) -> str:
         """What the server calls it."""
         return self.ids["upload_id"]
+
+    @property
+    def folder(self) -> Path:
+        """Where the server keeps it."""
+        (folder,) = (self.server.root / "tmp").glob(f"uploads-*/{self.id}")
+        return folder
 
     def url(self, number: object) -> Reply:
         """Ask for a part's URL."""

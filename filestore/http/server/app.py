@@ -22,6 +22,7 @@ from filestore.http.server.problems import as_problems, problem
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.sdk import files, forms, multipart
 from filestore.http.server.sdk.assembly import ASSEMBLY, Assembly
+from filestore.http.server.sdk.uploads import uploads_folder
 from filestore.http.wire import API
 from filestore.index.protocol import Index
 from filestore.layout import FILES_PREFIX, RUN_FILES_PREFIX
@@ -132,7 +133,7 @@ def make_app(
     `secret` is what URLs are signed with, `board` that of all processes on the port.
     """
     push_budget = Budget(PUSHES_LIMIT)
-    assembly = Assembly(spool_folder, push_budget=push_budget, idle_seconds=limits.upload_idle_seconds)
+    assembly = Assembly(uploads_folder(spool_folder, secret), push_budget=push_budget, idle_seconds=limits.upload_idle_seconds)
     door = _Door(
         store, index, tokens=tokens, secret=secret, spool_folder=spool_folder, limits=limits, board=board, push_budget=push_budget
     )

@@ -51,8 +51,8 @@ class _Kept(NamedTuple):
 class Assembly:
     """The uploads that this process of a server works on; others may work on the same ones, one at a time on each."""
 
-    def __init__(self, spool_folder: Path, *, push_budget: Budget, idle_seconds: float) -> None:
-        self._spool_folder = spool_folder
+    def __init__(self, folders: Path, *, push_budget: Budget, idle_seconds: float) -> None:
+        self._folders = folders
         self._push_budget = push_budget
         self.idle_seconds = idle_seconds
         """How long an upload may lie still."""
@@ -75,13 +75,11 @@ class Assembly:
 
     async def begin(self, *, name: str | None, namespace: str) -> Upload:
         """Begin an upload. Raises StorageFull, StorageError."""
-        return await in_disk_thread(uploads.begin, self._spool_folder, name=name, namespace=namespace)
+        return await in_disk_thread(uploads.begin, self._folders, name=name, namespace=namespace)
 
     async def find(self, upload_id: str, *, namespace: str) -> Upload:
         """An upload that is under way, or was finished not long ago. Raises UploadNotFound."""
-        return await in_disk_thread(
-            uploads.find, self._spool_folder, upload_id, namespace=namespace, idle_seconds=self.idle_seconds
-        )
+        return await in_disk_thread(uploads.find, self._folders, upload_id, namespace=namespace, idle_seconds=self.idle_seconds)
 
     def cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
         """Have what arrived be cut and stored in the background, unless that is under way."""
@@ -119,7 +117,7 @@ class Assembly:
         """Remove abandoned uploads, again and again."""
         while True:
             try:
-                await in_disk_thread(uploads.expire, self._spool_folder, idle_seconds=self.idle_seconds)
+                await in_disk_thread(uploads.expire, self._folders, idle_seconds=self.idle_seconds)
             except OSError as error:
                 logger.error("abandoned uploads cannot be removed: %s", error)  # noqa: TRY400  # where it was raised says nothing
             await asyncio.sleep(min(self.idle_seconds / 4, SWEEP_SECONDS))

@@ -1,13 +1,14 @@
 """Uploads in parts: what is on disk of them, shared by all processes of a server and by the next one.
 
-    SPOOL/uploads/ID/upload.json          who began it, and under which name
-    SPOOL/uploads/ID/part-NUMBER-SIZE-TAG a part that arrived whole; TAG stands for its bytes
-    SPOOL/uploads/ID/incoming-RANDOM      a part that is arriving
-    SPOOL/uploads/ID/cut                  what is cut and stored so far
-    SPOOL/uploads/ID/finished.json        what became of it; its parts go after that
-    SPOOL/uploads/ID/lock                 held by who cuts; held by who finishes
-    SPOOL/uploads/gone-ID                 being removed
+    ID/upload.json              who began it, and under which name
+    ID/part-NUMBER-SIZE-TAG     a part that arrived whole; TAG stands for its bytes
+    ID/incoming-RANDOM          a part that is arriving
+    ID/cut                      what is cut and stored so far
+    ID/finished.json            what became of it; its parts go after that
+    ID/lock                     held by who cuts; held by who finishes
+    gone-ID                     being removed
 
+in a folder of the repository's own in the spool folder, which servers of several may share.
 Every file gets its name by a rename, when it is whole. Who changes which parts there are holds a lock on the folder itself, for
 as long as that takes. All functions block, unless they are coroutines.
 """
@@ -33,9 +34,9 @@ from filestore.durable import sync_descriptor, sync_path
 from filestore.errors import Busy, LimitExceeded, UploadNotFound
 from filestore.http.server.exchange import spooling
 from filestore.http.server.sdk.parts import Part
+from filestore.signing import sign
 from filestore.source import PACKED_SIZE
 
-FOLDER_NAME = "uploads"
 PART_LIMIT = 10_000
 """Parts of an upload, as S3 has it."""
 
@@ -201,10 +202,15 @@ class Incoming:
         self.path.unlink(missing_ok=True)
 
 
-def begin(spool_folder: Path, *, name: str | None, namespace: str) -> Upload:
+def uploads_folder(spool_folder: Path, secret: bytes) -> Path:
+    """Where the uploads to a repository are, by its secret: nobody else can guess the name, and make the folder before us."""
+    return spool_folder / f"uploads-{sign(secret, 'uploads', expires_at=0)[:32]}"
+
+
+def begin(folders: Path, *, name: str | None, namespace: str) -> Upload:
     """Begin an upload, under its own id where there is no name. Raises StorageFull, StorageError."""
     upload_id = secrets.token_hex(16)
-    folder = spool_folder / FOLDER_NAME / upload_id
+    folder = folders / upload_id
     # Shaped like the id of a record, which is not known before the bytes are.
     file_id = f"file_{upload_id}"
     description = {"file_id": file_id, "name": name or file_id, "namespace": namespace}
@@ -216,9 +222,9 @@ def begin(spool_folder: Path, *, name: str | None, namespace: str) -> Upload:
     return Upload(folder, **description)
 
 
-def find(spool_folder: Path, upload_id: str, *, namespace: str, idle_seconds: float) -> Upload:
+def find(folders: Path, upload_id: str, *, namespace: str, idle_seconds: float) -> Upload:
     """The upload of that id in the namespace, which does not lie still by this. Raises UploadNotFound."""
-    folder = spool_folder / FOLDER_NAME / upload_id
+    folder = folders / upload_id
     if not _ID.match(upload_id):
         raise UploadNotFound(upload_id)
     try:
@@ -233,9 +239,8 @@ def find(spool_folder: Path, upload_id: str, *, namespace: str, idle_seconds: fl
     return upload
 
 
-def expire(spool_folder: Path, *, idle_seconds: float) -> None:
+def expire(folders: Path, *, idle_seconds: float) -> None:
     """Remove all uploads that lay still for longer, unless somebody works on them. Raises OSError."""
-    folders = spool_folder / FOLDER_NAME
     for folder in list(folders.iterdir()) if folders.is_dir() else ():
         with suppress(OSError):  # another process may remove it at the same time
             if folder.name.startswith(_GONE):
