@@ -42,9 +42,12 @@ _POLL_SECONDS = 0.05
 
 
 class _Kept(NamedTuple):
-    """A cutter that waits for more, and the parts that it was fed, from the first on."""
+    """A cutter that waits for more."""
 
     tags: list[str]
+    """Those of the parts that it was fed, from the first on."""
+    chunks_size: int
+    """Bytes of the chunks, packed, that were cut by then."""
     cutter: Cutter
 
 
@@ -163,16 +166,17 @@ class Assembly:
         cut = await in_disk_thread(upload.cut)
         chunks = cut.chunks if cut.tags == tags[: len(cut.tags)] else bytearray()
         kept = self._kept.pop(upload.id, None)
-        # A cutter that is further than what was kept on disk, or was fed another part, is of no use.
-        is_useful = kept is not None and chunks and kept.tags == cut.tags[: len(kept.tags)]
-        cutter = kept.cutter if kept is not None and is_useful else Cutter()
+        cutter = Cutter()
+        # One that was fed other bytes, or is further than what is kept on disk, has forgotten boundaries that count again.
+        if kept is not None and kept.tags == tags[: len(kept.tags)] and kept.chunks_size <= len(chunks):
+            cutter = kept.cutter
         return await in_cpu_thread(PartsContent, upload.folder, parts, chunks, cutter, is_whole=is_whole)
 
     async def _save(self, upload: Upload, parts: Sequence[Part], content: PartsContent) -> None:
         tags = [part.tag for part in parts]
         await in_disk_thread(upload.save_cut, tags, content.chunks)
         if not content.cutter.needs_no_more:
-            self._kept[upload.id] = _Kept(tags, content.cutter)
+            self._kept[upload.id] = _Kept(tags, len(content.chunks), content.cutter)
             if len(self._kept) > CUTTERS_KEPT:
                 self._kept.popitem(last=False)
 
