@@ -250,6 +250,11 @@ def test_pipelines_that_are_loaded_are_bounded(runtime: RunningRuntime, graphs: 
     assert 4 == len(set(processes))
 
 
+def test_a_pipeline_may_use_all_cores(runtime: RunningRuntime, graphs: Path) -> None:
+    """What a process of ours is told about threads is not told to pipelines, which do use numpy."""
+    assert runtime.value(runtime.pipeline(graphs / "misbehave"), "threads") is False
+
+
 def test_10_only_its_own_token_is_let_in(user: Home, runtime: RunningRuntime) -> None:
     """The tokens of the folder were made for files, and run nothing; files are served beside the pipelines."""
     made = user.result("token", "new", "--root", runtime.server.root)["token"]

@@ -77,6 +77,7 @@ def garbled() -> str:
 
 WAYS: dict[str, Callable[[], Any]] = {
     "pid": os.getpid,
+    "threads": lambda: "OPENBLAS_NUM_THREADS" in os.environ,
     "secrets": lambda: [name for name in os.environ if "TOKEN" in name],
     "print": said,
     "exit": lambda: sys.exit("bye"),
