@@ -47,8 +47,9 @@ def path(server: RunningServer) -> str:
 
 def example(route: str, path: str) -> str:
     """A path that a route takes."""
-    digest = path.split("/")[-2]
-    return path if route.startswith("/{path") else route.replace("{digest}", digest).replace("{id}", f"file_{'0' * 32}")
+    if route.startswith("/{path"):
+        return path
+    return route.format(digest=path.split("/")[-2], id=f"file_{'0' * 32}", upload_id="0" * 32, number=1)
 
 
 # Who asks.
