@@ -54,7 +54,7 @@ class Room:
                 return
             if refusal.under_way != seen:
                 seen, patience = refusal.under_way, time.monotonic() + STALL_SECONDS
-            if not refusal.under_way or refusal.is_final or time.monotonic() > patience:
+            if refusal.is_final or not (refusal.under_way or refusal.is_passing) or time.monotonic() > patience:
                 raise CacheFull(str(self._root), refusal.reason)
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
@@ -99,7 +99,8 @@ class Room:
                 return None
         is_final = self._size_limit is not None and size > self._size_limit
         under_way = frozenset(other for other in usage.under_way if other[0] != key)
-        return _Refusal(self._reason(size, usage, sum(reserved for _, reserved, _ in under_way)), under_way, is_final)
+        reason = self._reason(size, usage, sum(reserved for _, reserved, _ in under_way))
+        return _Refusal(reason, under_way, is_final=is_final, is_passing=excess <= usage.evictable)
 
     def _evict(self, usage: _Usage, excess: int) -> None:
         for item in usage.victims:
@@ -152,6 +153,9 @@ class _Refusal(NamedTuple):
     under_way: frozenset[tuple[str, int, int]]
     """What others fetch; while it changes, it makes sense to wait."""
     is_final: bool
+    """It is more than can ever fit."""
+    is_passing: bool
+    """What was to go for it was in use just then, and is not any more."""
 
 
 class _Usage:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from filestore.cache import Cache
-from filestore.cache.inventory import ENTRY_SIZE, entries, staged
+from filestore.cache import Cache, room
+from filestore.cache.inventory import ENTRY_SIZE, Kept, Staged, discard, entries, staged
 from filestore.cache.leases import Leases
 from filestore.errors import CacheFull, Unreachable
 from filestore.http.download import DownloadLimits
@@ -355,3 +355,23 @@ async def test_whoever_comes_while_an_entry_is_taken_gets_it_back(
         await use(cache, files[1])
     assert entry.folder.exists()
     assert [] == list(staged(tmp_path / "cache"))
+
+
+async def test_what_was_in_use_for_a_moment_is_no_reason_to_refuse(
+    watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process had what was to go just when it was to go, and not any more: it goes a little later."""
+    cache = Cache(tmp_path / "cache", watched, size_limit=ROOM)
+    await use(cache, files[0])
+    refused: list[str] = []
+
+    def discard_later(leases: Leases, item: Kept | Staged) -> bool:
+        if not refused:
+            refused.append(item.key)
+            return False
+        return discard(leases, item)
+
+    monkeypatch.setattr(room, "discard", discard_later)
+    await use(cache, files[1])
+    assert 1 == len(refused)
+    assert ["1.bin"] == kept(tmp_path / "cache")
