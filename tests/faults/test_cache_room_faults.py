@@ -129,7 +129,8 @@ async def test_processes_that_share_a_limit_keep_it(local_repository: Repository
     cache = Cache(tmp_path / "cache", local_repository, size_limit=limit)
     (tmp_path / "cache").mkdir()
     async with sampled(tmp_path / "cache") as samples:
-        with start(tmp_path, limit, records[::-1]) as other, start(tmp_path, limit, records, "--kill-at-get", "5") as killed:
+        # Early: what the others have brought it does not get itself.
+        with start(tmp_path, limit, records[::-1]) as other, start(tmp_path, limit, records, "--kill-at-get", "2") as killed:
             for record in records[5:] + records:
                 await use(cache, record)
             await asyncio.to_thread(killed.communicate)
