@@ -11,18 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from filestore.stages import Stage, stage
-
 _SYNC_THREADS = 16
 
 
 def sync_descriptor(descriptor: int) -> None:
     """Have the disk keep all that was written to a file, or the names in a folder. Blocks. Raises OSError."""
-    with stage(Stage.SYNC):
-        if sys.platform == "darwin":
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # its fsync leaves the bytes in the drive's own memory
-        else:
-            os.fsync(descriptor)
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # its fsync leaves the bytes in the drive's own memory
+    else:
+        os.fsync(descriptor)
 
 
 def sync_path(path: Path) -> None:
@@ -57,8 +54,7 @@ def sync_file_system(path: Path) -> bool:
         return False
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with stage(Stage.SYNC):
-            call(descriptor)
+        call(descriptor)
     finally:
         os.close(descriptor)
     return True

@@ -26,6 +26,7 @@ from filestore.objects import Record, Report
 from filestore.receive import FileSeed, Located, Order, OvertakenError, Receiving, Seed, closing, copy_range, read_whole
 from filestore.repository import Repository
 from filestore.source import FileSource
+from filestore.stages import Stage, stage
 
 ATTEMPTS = 3
 
@@ -180,7 +181,8 @@ class _Staging:
 
     def sync(self) -> None:
         try:
-            sync_descriptor(self._descriptor)
+            with stage(Stage.SYNC):
+                sync_descriptor(self._descriptor)
         except OSError as error:
             raise storage_error(str(self._target.parent), error) from None
 
@@ -203,7 +205,8 @@ class _Staging:
     def publish(self) -> None:
         """Make the file durable, then let it appear: after a crash the name never stands for less than the whole (I3)."""
         try:
-            sync_descriptor(self._descriptor)
+            with stage(Stage.SYNC):
+                sync_descriptor(self._descriptor)
             self._path.rename(self._target)
             sync_path(self._target.parent)
         except FileNotFoundError:

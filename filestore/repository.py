@@ -28,7 +28,7 @@ from filestore.layout import run_path
 from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
 from filestore.objects import DEFAULT_NAMESPACE, Frame, Kind, Record, Reference, checked_name, checked_namespace
 from filestore.signing import shortened, signed_path
-from filestore.stages import Stage, stage
+from filestore.stages import Stage, part, stage
 from filestore.stores.protocol import ChunkStore, Staging
 
 REPOSITORY_VERSION = 1
@@ -388,7 +388,7 @@ class Delivery:
         if len(arrival.header) < HEADER_SIZE:
             arrival.header += bytes(memoryview(piece)[: HEADER_SIZE - len(arrival.header)])
         if arrival.refusal is None and len(piece):
-            arrival.staging.write(piece)
+            _write(arrival, piece)
         if arrival.received == arrival.stored_size:
             arrival.staging.rest()
             self._arriving = None
@@ -528,10 +528,17 @@ def _is_sound(frame: Frame) -> bool:
 
 
 def _settle(arrivals: Iterable[_Arrival]) -> None:
-    for arrival in arrivals:
-        if arrival.data is not None:
-            arrival.staging.write(arrival.data)
-        arrival.staging.sync()
+    with stage(Stage.SYNC):
+        for arrival in arrivals:
+            if arrival.data is not None:
+                _write(arrival, arrival.data)
+            arrival.staging.sync()
+
+
+def _write(arrival: _Arrival, data: Buffer) -> None:
+    started = time.perf_counter()
+    arrival.staging.write(data)
+    part(Stage.WRITE, len(data), time.perf_counter() - started)
 
 
 def _discard(staged: Iterable[Staging]) -> None:

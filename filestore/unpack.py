@@ -35,6 +35,7 @@ from filestore.objects import Record, Report
 from filestore.receive import FileSeed, Located, OvertakenError, Receiving, Seed, closing
 from filestore.repository import Repository
 from filestore.source import FileSource
+from filestore.stages import Stage, stage
 from filestore.tree_source import TreeSource
 from filestore.tree_staging import READ_FLAGS, TreeStaging, Zip, is_standing, read_zip
 from filestore.walk import Symlinks, walk
@@ -356,7 +357,8 @@ class _Target:
         """Make the tree durable, then let it appear (I3)."""
         with self._target_errors():
             try:
-                sync_tree(self.staging)
+                with stage(Stage.SYNC):
+                    sync_tree(self.staging)
             except FileNotFoundError:
                 raise OvertakenError from None
             staging.check_ours()

@@ -32,7 +32,7 @@ from filestore.durable import sync_path
 from filestore.errors import InvalidReference, StorageError, storage_error
 from filestore.layout import chunk_key, manifest_key, unhashed
 from filestore.manifest import CHUNK_LIMIT
-from filestore.stages import Stage, stage
+from filestore.stages import Stage, awaiting, stage
 from filestore.stores.protocol import Staging
 
 _FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
@@ -54,7 +54,7 @@ class DiskStaging:
         self._writing: int | None = None
 
     def write(self, data: Buffer) -> None:
-        with _translated(self._root), stage(Stage.WRITE, len(data)):
+        with _translated(self._root):
             if self._writing is None:
                 flags = os.O_WRONLY | os.O_APPEND if self._exists else os.O_WRONLY | os.O_CREAT | os.O_EXCL
                 self._writing = os.open(self._path, flags, 0o600)
@@ -132,7 +132,8 @@ class DiskStore:
         for digest, staging in staged:
             path = self._root / chunk_key(namespace, digest)
             folders[path.parent].append((cast("DiskStaging", staging), path))
-        await in_disk_thread(side_by_side, self._place, list(folders.values()))
+        with awaiting(Stage.COMMIT):
+            await in_disk_thread(side_by_side, self._place, list(folders.values()))
 
     async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
         opened: list[BinaryIO | None] = []
@@ -199,7 +200,7 @@ class DiskStore:
     def _place(self, places: list[_Place]) -> None:
         """Rename staging files into the one folder that they all go to, which is made where absent."""
         folder = places[0][1].parent
-        with _translated(self._root), stage(Stage.COMMIT):
+        with _translated(self._root):
             _make_folder(folder)
             for staging, path in places:
                 # I3: the bytes were verified at the door and synced. I1: what is replaced has the same content.
@@ -259,7 +260,8 @@ class DiskStore:
             return
         staging = self.stage()
         try:
-            staging.write(encoded)
+            with stage(Stage.WRITE, len(encoded)):
+                staging.write(encoded)
             staging.sync()
             self._place([(staging, path)])
         finally:

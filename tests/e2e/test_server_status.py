@@ -17,15 +17,13 @@ def test_the_server_tells_what_its_stages_did(tmp_path: Path) -> None:
     built = manifest(contents)
     stored_size = sum(len(frame.data) for frame in frames)
     with running_server(tmp_path / "root") as server:
-        before = server.ask("GET", STATUS).json["stages"]
         assert 200 == server.put(frames).status
         assert 201 == server.commit(built.encoded, name="a").status
         stages = server.ask("GET", STATUS).json["stages"]
     assert len(batch(frames)) == stages["receive"]["size"]
-    # Its first start writes the format file.
-    assert stored_size + len(built.encoded) == stages["write"]["size"] - before["write"]["size"]
+    assert stored_size + len(built.encoded) == stages["write"]["size"]
     assert (5, sum(map(len, contents))) == (stages["verify"]["times"], stages["verify"]["size"])
-    assert stages["sync"]["times"] > len(frames)
+    assert stages["sync"]["times"] > 0
     assert all(stage["seconds"] >= 0 <= stage["cpu_seconds"] for stage in stages.values())
 
 

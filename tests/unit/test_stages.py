@@ -10,7 +10,7 @@ import pytest
 
 from filestore.push import push
 from filestore.repository import Repository
-from filestore.stages import Board, Passed, Stage, Tally, added, awaiting, count_into, own_usage, stage
+from filestore.stages import Board, Passed, Stage, Tally, added, awaiting, count_into, own_usage, part, stage
 from tests.support.generator import octets
 from tests.support.trees import plant
 
@@ -64,6 +64,22 @@ def test_a_stage_does_not_count_what_another_takes_within_it(tally: Tally) -> No
     assert found[Stage.WRITE].cpu_seconds >= 0.05
     assert sum(passed.cpu_seconds for passed in found.values()) <= time.thread_time() - started
     assert found[Stage.RECEIVE].cpu_seconds >= 0.01
+
+
+def test_a_part_of_a_stage_is_another_ones(tally: Tally) -> None:
+    """Its bytes, times and time are the other's, with its share of the processor time; outside of a stage it is nobody's."""
+    part(Stage.WRITE, 7, 1.0)
+    with stage(Stage.RECEIVE, 10):
+        use_processor(0.02)
+        part(Stage.WRITE, 3, 0.005)
+        part(Stage.WRITE, 4, 0.005)
+    found = tally.passed()
+    assert (2, 7, 0.01) == found[Stage.WRITE][:3]
+    assert (1, 10) == found[Stage.RECEIVE][:2]
+    whole = found[Stage.RECEIVE].cpu_seconds + found[Stage.WRITE].cpu_seconds
+    assert whole >= 0.02
+    share = found[Stage.WRITE].seconds / (found[Stage.WRITE].seconds + found[Stage.RECEIVE].seconds)
+    assert found[Stage.WRITE].cpu_seconds == pytest.approx(share * whole)
 
 
 def test_threads_add_to_one_tally(tally: Tally) -> None:
