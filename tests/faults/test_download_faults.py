@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from tests.support.cancels import cancelled_at_every_await
 from tests.support.disks import small_disk
 from tests.support.downloads import Resolved
 from tests.support.generator import octets
-from tests.support.nginx import Nginx, running_nginx
+from tests.support.nginx import Nginx
 from tests.support.origins import Asked, answers, hanging, head, running_origin, whole
 
 ROOT = Path(__file__).parents[2]
@@ -38,13 +37,6 @@ BEGUN = head("200 OK", f"Content-Length: {len(CONTENT)}", 'ETag: "a"', "Last-Mod
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other at once."""
     monkeypatch.setattr("filestore.http.download.FIRST_PAUSE_SECONDS", 0)
-
-
-@pytest.fixture
-def nginx(tmp_path: Path) -> Iterator[Nginx]:
-    """A real server, on an address that is not public."""
-    with running_nginx(tmp_path / "nginx") as running:
-        yield running
 
 
 @pytest.fixture

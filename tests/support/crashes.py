@@ -64,22 +64,32 @@ async def push(root: Path) -> None:
         await repository.commit(manifest(CHUNKS).encoded, name=NAME)
 
 
-def main(folder: Path) -> None:
-    """Kill one process after the other, until one is done before it comes to that."""
+def kill_at_every_call(attempt: Callable[[int, Fuse], object]) -> int:
+    """`attempt(n, fuse)` in one process after the other, killed at its n-th call, until one is done before it comes to that.
+
+    `attempt` lights the fuse. Returns n of the last one.
+    """
     for place in count(1):
         # Forked, so that each starts in no time; there are no threads yet.
         pid = os.fork()
         if pid == 0:
-            _light(Fuse(place))
-            asyncio.run(push(folder / str(place)))
+            attempt(place, Fuse(place))
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         if status == 0:
-            sys.stdout.write(str(place))
-            return
+            return place
         if not os.WIFSIGNALED(status):
-            sys.exit(f"the push failed when it was to be killed at call {place}")
+            sys.exit(f"what was to be killed at call {place} failed")
+    raise AssertionError
+
+
+def _main(folder: Path) -> None:
+    def attempt(place: int, fuse: Fuse) -> None:
+        _light(fuse)
+        asyncio.run(push(folder / str(place)))
+
+    sys.stdout.write(str(kill_at_every_call(attempt)))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    _main(Path(sys.argv[1]))

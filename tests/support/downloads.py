@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import sys
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from filestore.cache import Cache
 from filestore.http import download
 from filestore.http.download import DownloadLimits
 from filestore.objects import FileURL, Progress, Report
-from tests.support.crashes import Fuse
+from tests.support.crashes import Fuse, kill_at_every_call
 
 CALLS = ("open", "pwrite", "ftruncate", "fsync", "mkdir", "rename", "unlink", "rmdir", "chmod")
 
@@ -49,20 +48,9 @@ async def resolve(repository: str, cache: Path, url: str, *, fuse: Fuse | None =
     return Resolved(str(resolved.path), resolved.bytes_received, resolved.bytes_reused)
 
 
-def kill_at_every_call(repository: str, cache: Path, url: str) -> int:
-    """Kill one process after the other, until one is done before it comes to that."""
-    for place in count(1):
-        # Forked, so that each starts in no time; there are no threads yet.
-        pid = os.fork()
-        if pid == 0:
-            asyncio.run(resolve(repository, cache / str(place), url, fuse=Fuse(place)))
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        if status == 0:
-            return place
-        if not os.WIFSIGNALED(status):
-            sys.exit(f"the resolve failed when it was to be killed at call {place}")
-    raise AssertionError
+def kill_each(repository: str, cache: Path, url: str) -> int:
+    """Resolve into one folder after the other, killed at each call."""
+    return kill_at_every_call(lambda place, fuse: asyncio.run(resolve(repository, cache / str(place), url, fuse=fuse)))
 
 
 def _main() -> None:
@@ -76,7 +64,7 @@ def _main() -> None:
     # So that a small file has something to be continued.
     download.SYNC_SIZE = download.PIECE = 256 << 10
     if given.kill_at_every_call:
-        sys.stdout.write(str(kill_at_every_call(given.repository, given.cache, given.url)))
+        sys.stdout.write(str(kill_each(given.repository, given.cache, given.url)))
         return
 
     def watch(progress: Progress) -> None:

@@ -13,14 +13,13 @@ import json
 import os
 import signal
 import sys
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 from filestore.backends import connect
 from filestore.cache import Cache
 from filestore.objects import Directory
-from tests.support.crashes import Fuse
+from tests.support.crashes import Fuse, kill_at_every_call
 from tests.support.watched import WatchedRepository
 
 CALLS = ("open", "write", "pwrite", "pwritev", "ftruncate", "fsync", "mkdir", "rename", "symlink", "unlink", "rmdir", "chmod")
@@ -52,23 +51,15 @@ async def resolve(repository: str, cache: Path, file_id: str, *, tasks: int = 1,
         return Resolved(str(path), watched.chunks_got, watched.calls)
 
 
-def kill_at_every_call(repository: str, cache: Path, file_id: str) -> int:
-    """Kill one process after the other, until one is done before it comes to that."""
-    for place in count(1):
-        # Forked, so that each starts in no time; there are no threads yet.
-        pid = os.fork()
-        if pid == 0:
-            fuse = Fuse(place)
-            for name in CALLS:
-                setattr(os, name, fuse.before(getattr(os, name)))
-            asyncio.run(resolve(repository, cache / str(place), file_id))
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        if status == 0:
-            return place
-        if not os.WIFSIGNALED(status):
-            sys.exit(f"the resolve failed when it was to be killed at call {place}")
-    raise AssertionError
+def kill_each(repository: str, cache: Path, file_id: str) -> int:
+    """Resolve into one folder after the other, killed at each call."""
+
+    def attempt(place: int, fuse: Fuse) -> None:
+        for name in CALLS:
+            setattr(os, name, fuse.before(getattr(os, name)))
+        asyncio.run(resolve(repository, cache / str(place), file_id))
+
+    return kill_at_every_call(attempt)
 
 
 def _main() -> None:
@@ -81,7 +72,7 @@ def _main() -> None:
     parser.add_argument("--kill-at-every-call", action="store_true")
     given = parser.parse_args()
     if given.kill_at_every_call:
-        sys.stdout.write(str(kill_at_every_call(given.repository, given.cache, given.file_id)))
+        sys.stdout.write(str(kill_each(given.repository, given.cache, given.file_id)))
         return
     resolving = resolve(given.repository, given.cache, given.file_id, tasks=given.tasks, kill_at_get=given.kill_at_get)
     sys.stdout.write(json.dumps(asyncio.run(resolving)))

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,13 @@ from filestore.objects import Directory, File, FileURL
 from filestore.push import manifest_of, push
 from filestore.repository import Repository
 from tests.support.generator import octets, prose
-from tests.support.nginx import Nginx, running_nginx
+from tests.support.nginx import Nginx
 from tests.support.origins import answers, head, running_origin, whole
 from tests.support.watched import WatchedRepository
 
 LOOPBACK = DownloadLimits(private_allowed=True)
 CONTENT = octets(1, 3_000_000)
 SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
-
-
-@pytest.fixture
-def nginx(tmp_path: Path) -> Iterator[Nginx]:
-    """A real server, on an address that is not public."""
-    with running_nginx(tmp_path / "nginx") as running:
-        yield running
 
 
 @pytest.fixture

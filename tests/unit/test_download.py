@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,11 @@ from filestore.errors import DownloadRefused, OriginUnreachable, ServerError
 from filestore.http.download import Downloaded, DownloadLimits, download
 from filestore.objects import FileURL, Progress
 from tests.support.generator import octets
-from tests.support.nginx import Nginx, running_nginx
+from tests.support.nginx import Nginx
 from tests.support.origins import answers, head, running_origin
 
 LOOPBACK = DownloadLimits(private_allowed=True)
 CONTENT = octets(1, 5_000_000)
-
-
-@pytest.fixture
-def nginx(tmp_path: Path) -> Iterator[Nginx]:
-    """A real server, on an address that is not public."""
-    with running_nginx(tmp_path / "nginx") as running:
-        yield running
 
 
 @pytest.fixture
