@@ -6,13 +6,15 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
 import pytest
 
-from filestore.http.server.sdk.uploads import Cut, find
+from filestore.http.server.sdk.uploads import Cut, begin, find
 from filestore.source import WINDOW_SIZE, unpacked
 from tests.support.disks import small_disk
 from tests.support.generator import octets
@@ -176,6 +178,25 @@ def test_a_part_that_stalls_is_dropped(tmp_path: Path) -> None:
             reply(connection)
         assert [] == list(upload.folder.glob("incoming-*"))
         assert 201 == upload.finish([upload.put(1, b"x" * 400_000)]).status
+
+
+def test_a_part_that_is_kept_while_its_upload_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was arriving has another name by then; the upload is there all the same."""
+    upload = begin(tmp_path / "uploads", name="a", namespace="default")
+    incoming = upload.receive()
+    look = os.scandir
+
+    @contextmanager
+    def look_and_lose(folder: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with look(folder) as entries:
+            found = list(entries)
+        incoming.path.unlink(missing_ok=True)
+        yield found
+
+    monkeypatch.setattr(os, "scandir", look_and_lose)
+    found = find(tmp_path / "uploads", upload.id, namespace="default", idle_seconds=60)
+    incoming.discard()
+    assert upload.folder == found.folder
 
 
 @pytest.mark.parametrize("fault", ["torn", "other digests", "no json", "gone", "of other parts"])

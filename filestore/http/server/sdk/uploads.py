@@ -263,8 +263,12 @@ def _remove(folder: Path) -> None:
 
 def _idle(folder: Path) -> float:
     """Seconds since anything was written in a folder, or it was touched. Raises OSError."""
+    last = 0.0
     with os.scandir(folder) as entries:
-        last = max((entry.stat().st_mtime for entry in entries if entry.name.startswith(_INCOMING)), default=0.0)
+        for entry in entries:
+            if entry.name.startswith(_INCOMING):
+                with suppress(FileNotFoundError):  # it arrived meanwhile, which the folder's own time tells
+                    last = max(last, entry.stat().st_mtime)
     return time.time() - max(last, folder.stat().st_mtime)
 
 
