@@ -1,4 +1,4 @@
-"""What makes bytes and names outlive a power cut."""
+"""Bytes on a disk: room for them, all of them written, and what makes them and their names outlive a power cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,39 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from filestore.digest import Buffer
+from filestore.errors import StorageFull
+
 _SYNC_THREADS = 16
+
+
+def free_space(place: int | Path) -> int:
+    """Bytes that may still be written to the file system of a path, or of an open file. Blocks. Raises OSError."""
+    found = os.statvfs(place)
+    return found.f_bavail * found.f_frsize
+
+
+def check_space(place: int, size: int, *, where: Path) -> None:
+    """Raises StorageFull, which names `where`, when `size` more bytes cannot fit beside an open file; else OSError."""
+    free = free_space(place)
+    if size > free:
+        raise StorageFull(str(where), f"{size} bytes are needed and {free} are free")
+
+
+def write_all(descriptor: int, content: Buffer) -> None:
+    """Append all of `content` to an open file. Blocks. Raises OSError."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def write_at(descriptor: int, content: Buffer, offset: int) -> int:
+    """Write all of `content` to an open file from `offset` on; how many bytes that is. Blocks. Raises OSError."""
+    written = 0
+    while written < len(content):
+        # The first call writes all, but for a full disk, a signal, or more than 2 GiB.
+        written += os.pwrite(descriptor, content[written:] if written else content, offset + written)
+    return written
 
 
 def sync_descriptor(descriptor: int) -> None:

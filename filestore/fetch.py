@@ -18,8 +18,8 @@ from typing import NamedTuple, Self
 from blake3 import blake3
 
 from filestore.aio import in_cpu_thread, in_disk_thread
-from filestore.durable import sync_descriptor, sync_path
-from filestore.errors import SourceError, StorageFull, TargetError, storage_error
+from filestore.durable import check_space, sync_descriptor, sync_path, write_at
+from filestore.errors import SourceError, TargetError, storage_error
 from filestore.following import Following
 from filestore.manifest import Manifest
 from filestore.objects import Record, Report
@@ -170,10 +170,9 @@ class _Staging:
         return copy_range(source, self._descriptor, offset, size)
 
     def take(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
-        written = len(content) if is_held else 0
         try:
-            while written < len(content):
-                written += os.pwrite(self._descriptor, content[written:], offset + written)
+            if not is_held:
+                write_at(self._descriptor, content, offset)
         except OSError as error:
             raise storage_error(str(self._target.parent), error) from None
         if self._following is not None:
@@ -197,10 +196,7 @@ class _Staging:
 
     def check_space(self, size: int) -> None:
         """Raises StorageFull when `size` more bytes cannot fit, before any is fetched."""
-        found = os.fstatvfs(self._descriptor)
-        free = found.f_bavail * found.f_frsize
-        if size > free:
-            raise StorageFull(str(self._target.parent), f"{size} bytes are needed and {free} are free")
+        check_space(self._descriptor, size, where=self._target.parent)
 
     def publish(self) -> None:
         """Make the file durable, then let it appear: after a crash the name never stands for less than the whole (I3)."""

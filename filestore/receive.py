@@ -277,7 +277,7 @@ class Receiving:
         places = await in_cpu_thread(self._overlapping, wanted)
         seeded = await in_cpu_thread(_look_up, places, self._seeds)
         for batch in _batches(places):
-            kept = self._kept | await in_cpu_thread(self._read_seeds, batch, seeded)
+            kept = await self._at_hand(batch, seeded)
             received = [place for place in batch if place.offsets[0] not in kept]
             async with self._buffers.take() as buffer:
                 frames = await self._get(received, buffer)
@@ -418,7 +418,7 @@ class Receiving:
         async with self._buffers.take() as buffer:
             for batch in batches:
                 places = batch.places
-                kept = self._kept | await in_cpu_thread(self._read_seeds, places, self._seeded)
+                kept = await self._at_hand(places, self._seeded)
                 frames = await self._get([place for place in places if place.offsets[0] not in kept], buffer)
                 if batch.after is not None:
                     await batch.after.wait()
@@ -439,10 +439,15 @@ class Receiving:
             self._unsynced = 0
             await in_disk_thread(sink.sync)
 
+    async def _at_hand(self, places: list[Place], seeded: Mapping[int, _Seeded]) -> Mapping[int, bytes]:
+        """What need not be received: what is kept, and the content of those places that a seed does hold."""
+        # Most fetches have no such seeds, and need no thread to find that out.
+        return self._kept | await in_cpu_thread(self._read_seeds, places, seeded) if seeded else self._kept
+
     def _read_seeds(self, places: list[Place], seeded: Mapping[int, _Seeded]) -> dict[int, bytes]:
         """The content of those places that a seed does hold, verified."""
         pieces = {}
-        for place in places if seeded else ():
+        for place in places:
             found = seeded.get(place.offsets[0])
             if found is None:
                 continue

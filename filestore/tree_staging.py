@@ -40,7 +40,7 @@ from filestore.archive.read import (
 )
 from filestore.archive.tree import shown
 from filestore.archive.write import Entry, local_header
-from filestore.durable import sync_file_system
+from filestore.durable import check_space, sync_file_system, write_at
 from filestore.errors import FilestoreError, StorageFull, TargetError, storage_error
 from filestore.layout import BLOCK_SIZE, in_blocks
 from filestore.receive import Located, Order, OvertakenError, copy_range, read_whole
@@ -260,10 +260,8 @@ class TreeStaging:
         missing = [number for number, done in enumerate(self._done) if not done]
         size = sum(self._zip.members[number].size for number in missing)
         size -= self._overwritten + sum(part.received for part in self._scattered.values())
+        check_space(self._root, size, where=self._target.parent)
         found = os.fstatvfs(self._root)
-        free = found.f_bavail * found.f_frsize
-        if size > free:
-            raise StorageFull(str(self._target.parent), f"{size} bytes are needed and {free} are free")
         # Some file systems have no such number, and say 0.
         if self.is_fresh and found.f_files and len(missing) > found.f_favail:
             reason = f"{len(missing)} files and folders are needed and {found.f_favail} can be made"
@@ -398,7 +396,7 @@ class TreeStaging:
         if data and not is_held:
             descriptor = self._open(number)
             try:
-                _write(descriptor, data, offset)
+                write_at(descriptor, data, offset)
             finally:
                 os.close(descriptor)
         crc = crc32(data)
@@ -450,9 +448,9 @@ class TreeStaging:
         else:
             descriptor = self._create(member)
             try:
-                size = _write(descriptor, first, 0)
+                size = write_at(descriptor, first, 0)
                 for piece in pieces:
-                    size += _write(descriptor, piece, size)
+                    size += write_at(descriptor, piece, size)
             finally:
                 os.close(descriptor)
 
@@ -678,7 +676,7 @@ class _Stream:
         if self._last:
             if self._descriptor < 0:
                 self._descriptor = self._create(self._member)
-            self._written += _write(self._descriptor, self._last, self._written)
+            self._written += write_at(self._descriptor, self._last, self._written)
             self._last = b""
 
 
@@ -714,14 +712,6 @@ def _inflated(member: Member, data: memoryview) -> Iterator[bytes]:
     inflater.finish()
     if last:
         yield last
-
-
-def _write(descriptor: int, content: bytes | memoryview, offset: int) -> int:
-    written = 0
-    while written < len(content):
-        # The first call writes all, but for a full disk, a signal, or more than 2 GiB.
-        written += os.pwrite(descriptor, content[written:] if written else content, offset + written)
-    return written
 
 
 def _parents(members: Iterable[Member]) -> set[str]:

@@ -11,7 +11,6 @@ more than is needed, but never exceed the limit.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from filestore.cache.disk import storage_errors
 from filestore.cache.inventory import Kept, Staged, discard, entries, staged
 from filestore.cache.leases import Hold, Leases
 from filestore.cache.lock import locked
-from filestore.durable import sync_file_system
+from filestore.durable import free_space, sync_file_system
 from filestore.errors import CacheFull
 
 STALL_SECONDS = 60
@@ -126,8 +125,7 @@ class Room:
 
     def _free(self) -> int:
         with storage_errors(self._root):
-            found = os.statvfs(self._root)
-        return found.f_bavail * found.f_frsize
+            return free_space(self._root)
 
     def _usage(self, spared: Collection[str] = ()) -> _Usage:
         # Leases first: what is published meanwhile is counted as reserved, at least.

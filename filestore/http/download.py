@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 from filestore.aio import in_disk_thread
-from filestore.durable import sync_descriptor
+from filestore.durable import check_space, sync_descriptor
 from filestore.errors import (
     DownloadRefused,
     Interrupted,
@@ -428,10 +428,8 @@ class _Staging:
         # First what is said of the bytes, then the bytes: never is something said of bytes that are not there.
         self._write_state()
         self._cut()
-        found = os.fstatvfs(self._descriptor)
-        free = found.f_bavail * found.f_frsize
-        if total is not None and total > free:
-            raise StorageFull(str(self.path.parent), f"{total} bytes are needed and {free} are free")
+        if total is not None:
+            check_space(self._descriptor, total, where=self.path.parent)
 
     def write(self, pieces: Sequence[bytes]) -> None:
         """Add to what is there. Raises StorageFull, StorageError."""

@@ -28,7 +28,7 @@ from typing import BinaryIO, cast
 from filestore.aio import in_disk_thread, side_by_side, uninterrupted
 from filestore.codec import frame_limit
 from filestore.digest import Buffer, Digest
-from filestore.durable import sync_path
+from filestore.durable import sync_path, write_all
 from filestore.errors import InvalidReference, StorageError, storage_error
 from filestore.layout import chunk_key, manifest_key, unhashed
 from filestore.manifest import CHUNK_LIMIT
@@ -59,7 +59,7 @@ class DiskStaging:
                 flags = os.O_WRONLY | os.O_APPEND if self._exists else os.O_WRONLY | os.O_CREAT | os.O_EXCL
                 self._writing = os.open(self._path, flags, 0o600)
                 self._exists = True
-            _write_all(self._writing, data)
+            write_all(self._writing, data)
             self.size += len(data)
 
     def rest(self) -> None:
@@ -381,12 +381,6 @@ def _holds_something(folder: Path) -> bool:
             return next(entries, None) is not None
     except FileNotFoundError:
         return False
-
-
-def _write_all(descriptor: int, data: Buffer) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def _opened(path: Path) -> BinaryIO | None:

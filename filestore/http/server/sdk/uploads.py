@@ -30,7 +30,7 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from filestore.digest import Buffer
-from filestore.durable import sync_descriptor, sync_path
+from filestore.durable import sync_descriptor, sync_path, write_all
 from filestore.errors import Busy, LimitExceeded, UploadNotFound
 from filestore.http.server.exchange import spooling
 from filestore.http.server.sdk.parts import Part
@@ -191,10 +191,8 @@ class Incoming:
         if limit is not None and self.size > limit:
             raise LimitExceeded("the file's size in bytes", self.size, limit)
         self._digest.update(piece)
-        view = memoryview(piece)
         with spooling():
-            while view:
-                view = view[os.write(self.descriptor, view) :]
+            write_all(self.descriptor, piece)
 
     def discard(self) -> None:
         """Close its file, and remove it unless it was kept."""
