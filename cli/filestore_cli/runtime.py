@@ -10,7 +10,7 @@ import click
 from filestore.digest import token_digest
 from filestore.errors import MissingPackage
 from filestore.objects import DEFAULT_NAMESPACE
-from filestore_cli.serving import reachable, server_arguments, warn_if_open
+from filestore_cli.serving import SERVER_SETTINGS, reachable, server_arguments, warn_if_open
 from filestore_cli.session import Session, takes
 from filestore_cli.text import printable
 
@@ -34,13 +34,7 @@ def runtime() -> None:
     "run_seconds",
     "run_memory_limit",
     "loaded_pipelines",
-    "stall_seconds",
-    "memory_limit",
-    "spool_folder",
-    "upload_limit",
-    "upload_idle_seconds",
-    "drain_seconds",
-    "signed_seconds",
+    *SERVER_SETTINGS,
 )
 def serve_runtime(session: Session) -> None:
     """Serve a folder, and run the pipelines that are uploaded to it, until stopped by Ctrl-C or SIGTERM.

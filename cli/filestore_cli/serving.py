@@ -31,16 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TOKEN_BYTES = 32
-_BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
-
-
-@click.command()
-@takes(
-    "root",
-    "host",
-    "port",
-    "workers",
-    "token",
+SERVER_SETTINGS = (
     "stall_seconds",
     "memory_limit",
     "spool_folder",
@@ -49,6 +40,13 @@ _BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
     "drain_seconds",
     "signed_seconds",
 )
+"""Of every server that we start, beside where it listens."""
+
+_BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
+
+
+@click.command()
+@takes("root", "host", "port", "workers", "token", *SERVER_SETTINGS)
 def serve(session: Session) -> None:
     """Serve a folder over HTTP until stopped by Ctrl-C or SIGTERM; transfers under way may finish.
 
@@ -95,18 +93,9 @@ def serve(session: Session) -> None:
 
 def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
     """What every server that we start has from the settings."""
-    return {
-        "host": settings.host,
-        "port": settings.port,
-        "stall_seconds": settings.stall_seconds,
-        "memory_limit": settings.memory_limit,
-        # By default on the disk that the file will be on: a temporary folder may be small, or in memory.
-        "spool_folder": settings.spool_folder or root,
-        "upload_limit": settings.upload_limit,
-        "upload_idle_seconds": settings.upload_idle_seconds,
-        "drain_seconds": settings.drain_seconds,
-        "signed_seconds": settings.signed_seconds,
-    }
+    given = {name: getattr(settings, name) for name in ("host", "port", *SERVER_SETTINGS)}
+    # By default on the disk that the file will be on: a temporary folder may be small, or in memory.
+    return given | {"spool_folder": settings.spool_folder or root}
 
 
 def warn_if_open(host: str) -> None:
