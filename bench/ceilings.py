@@ -6,7 +6,6 @@ import mmap
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +13,9 @@ from pathlib import Path
 from bench.data import bf16
 from filestore.chunking import Cutter
 from filestore.digest import chunk_digest
+from filestore_cli.bench.ceilings import PIECE, copy, seconds, write
 
 SIZE = 256 << 20
-PIECE = 1 << 20
 
 
 def ceilings(folder: Path) -> dict[str, float]:
@@ -30,40 +29,19 @@ def ceilings(folder: Path) -> dict[str, float]:
     steps: dict[str, Callable[[], object]] = {
         "BLAKE3, one core": lambda: [chunk_digest(memory[start : start + PIECE]) for start in range(0, SIZE, PIECE)],
         "FastCDC, one core": lambda: Cutter().cut(memory, final=True),
-        "copy of memory": lambda: _copy(memory),
+        "copy of memory": lambda: copy(memory),
         "copy into fresh memory": lambda: bytearray(memory),
         "loopback, send to receive": lambda: _over_loopback(source, None, send=_send_copies),
         "loopback, sendfile to receive": lambda: _over_loopback(source, None, send=_send_file),
         "loopback, sendfile to a new file": lambda: _over_loopback(source, target, send=_send_file),
-        "write to a new file": lambda: _write(target, memory, synced=False),
-        "write to a new file and sync": lambda: _write(target, memory, synced=True),
+        "write to a new file": lambda: write(target, memory, synced=False),
+        "write to a new file and sync": lambda: write(target, memory, synced=True),
     }
     try:
-        return {name: SIZE / _seconds(step) / 1e9 for name, step in steps.items()}
+        return {name: SIZE / seconds(step) / 1e9 for name, step in steps.items()}
     finally:
         for path in (source, target):
             path.unlink(missing_ok=True)
-
-
-def _seconds(step: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    step()
-    return time.perf_counter() - started
-
-
-def _copy(memory: memoryview) -> None:
-    place = memoryview(bytearray(PIECE))
-    for start in range(0, len(memory), PIECE):
-        place[:] = memory[start : start + PIECE]
-
-
-def _write(path: Path, content: memoryview, *, synced: bool) -> None:
-    path.unlink(missing_ok=True)
-    with path.open("wb", buffering=0) as file:
-        for start in range(0, len(content), PIECE):
-            file.write(content[start : start + PIECE])
-        if synced:
-            os.fsync(file.fileno())
 
 
 def _over_loopback(source: Path, target: Path | None, *, send: Callable[[Path, socket.socket], None]) -> None:

@@ -24,24 +24,26 @@ def ceilings(folder: Path, *, size: int) -> dict[str, float]:
         memory[start : start + PIECE] = block[: size - start]
     target = folder / "ceiling"
     steps: dict[str, Callable[[], object]] = {
-        "memory_copy": lambda: _copy(memory),
+        "memory_copy": lambda: copy(memory),
         "blake3": lambda: _hash(memory),
         "loopback": lambda: _over_loopback(memory),
-        "disk_write_sync": lambda: _write(target, memory),
+        "disk_write_sync": lambda: write(target, memory, synced=True),
     }
     try:
-        return {name: size / _seconds(step) for name, step in steps.items()}
+        return {name: size / seconds(step) for name, step in steps.items()}
     finally:
         target.unlink(missing_ok=True)
 
 
-def _seconds(step: Callable[[], object]) -> float:
+def seconds(step: Callable[[], object]) -> float:
+    """How long a step takes."""
     started = time.perf_counter()
     step()
     return time.perf_counter() - started
 
 
-def _copy(memory: memoryview) -> None:
+def copy(memory: memoryview) -> None:
+    """To one place in memory again and again, piece by piece."""
     place = memoryview(bytearray(PIECE))
     for start in range(0, len(memory), PIECE):
         piece = memory[start : start + PIECE]
@@ -54,11 +56,14 @@ def _hash(memory: memoryview) -> None:
         blake3(memory[start : start + PIECE]).digest()
 
 
-def _write(path: Path, memory: memoryview) -> None:
+def write(path: Path, memory: memoryview, *, synced: bool) -> None:
+    """To a new file, piece by piece."""
+    path.unlink(missing_ok=True)
     with path.open("wb", buffering=0) as file:
         for start in range(0, len(memory), PIECE):
             file.write(memory[start : start + PIECE])
-        os.fsync(file.fileno())
+        if synced:
+            os.fsync(file.fileno())
 
 
 def _over_loopback(memory: memoryview) -> None:
