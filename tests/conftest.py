@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
-from filestore.repository import Repository
+from filestore.repository import LocalRepository, Repository
 from tests.support.commands import Home
 from tests.support.nginx import Nginx, running_nginx
+from tests.support.runtimes import make_graphs
+from tests.support.unpacking import memory_repository
+from tests.support.watched import WatchedRepository
 
 
 @pytest.fixture
@@ -33,3 +36,36 @@ def nginx(tmp_path: Path) -> Iterator[Nginx]:
     """A real server, on an address that is not public."""
     with running_nginx(tmp_path / "nginx") as running:
         yield running
+
+
+@pytest.fixture
+def watched(local_repository: Repository) -> WatchedRepository:
+    """A repository in a folder that counts what is asked of it, and lets a test step in."""
+    return WatchedRepository(local_repository)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where to download to."""
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+async def repository(tmp_path: Path) -> AsyncIterator[LocalRepository]:
+    """A repository that takes what it is given."""
+    async with memory_repository(tmp_path) as repository:
+        yield repository
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Who runs the runtime of a module's tests."""
+    return Home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def graphs(user: Home, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pickled pipelines."""
+    return make_graphs(user, tmp_path_factory.mktemp("graphs") / "made")

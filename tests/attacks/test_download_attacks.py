@@ -145,14 +145,6 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where to download to."""
-    folder = tmp_path / "staging"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def one_public(monkeypatch: pytest.MonkeyPatch) -> None:
     """127.0.0.1 stands for the public Internet, and for nothing else does anything."""
     monkeypatch.setattr("filestore.http.download.is_public", lambda address: address == "127.0.0.1")

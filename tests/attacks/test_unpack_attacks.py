@@ -10,7 +10,6 @@ import shutil
 import stat
 import struct
 import zlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -24,19 +23,12 @@ from tests.support.archives import Forged, deflated, forged
 from tests.support.folding import names_without_case
 from tests.support.generator import octets
 from tests.support.trees import Folder, Script, plant, standing
-from tests.support.unpacking import cut_off, memory_repository, seen, staging_in, stored
+from tests.support.unpacking import cut_off, seen, staging_in, stored
 
 MIB = 1 << 20
 CHUNK_SIZES = (MIB, 40)
 """The whole in one chunk; and so that headers, content and descriptors are torn apart."""
 HONEST = Forged("honest.txt", b"all is well")
-
-
-@pytest.fixture
-async def repository(tmp_path: Path) -> AsyncIterator[LocalRepository]:
-    """A repository that takes what it is given."""
-    async with memory_repository(tmp_path) as repository:
-        yield repository
 
 
 @pytest.fixture

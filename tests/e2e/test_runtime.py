@@ -14,20 +14,8 @@ import pytest
 
 from tests.support.commands import REPOSITORY, Home, scripts_of
 from tests.support.origins import Asked, answers, running_origin, whole
-from tests.support.runtimes import TOKEN, RunningRuntime, make_graphs, running_runtime, running_site, with_sdk
+from tests.support.runtimes import TOKEN, RunningRuntime, running_runtime, running_site, with_sdk
 from tests.support.server import eventually
-
-
-@pytest.fixture(scope="module")
-def user(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """Who runs the runtime of these tests."""
-    return Home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
-def graphs(user: Home, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pickled pipelines."""
-    return make_graphs(user, tmp_path_factory.mktemp("graphs") / "made")
 
 
 @pytest.fixture(scope="module")

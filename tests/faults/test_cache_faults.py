@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from filestore.objects import Directory, Kind, Record
 from filestore.push import push
 from filestore.repository import Repository
 from tests.support.cancels import cancelled_at_every_await
+from tests.support.commands import start_module
 from tests.support.generator import octets, prose
 from tests.support.resolvers import Resolved, resolve
 from tests.support.trees import Planted, Script, plant, standing
 
-ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 
 THINGS: dict[str, Planted] = {
@@ -44,14 +43,7 @@ async def small_record(local_repository: Repository, tmp_path: Path) -> Record:
 
 def start(tmp_path: Path, cache: str, record: Record, *options: str) -> subprocess.Popen[str]:
     """A process that resolves the directory."""
-    arguments: list[str | Path] = [tmp_path / "repository", tmp_path / cache, record.id, *options]
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.resolvers", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return start_module("tests.support.resolvers", tmp_path / "repository", tmp_path / cache, record.id, *options)
 
 
 def result(process: subprocess.Popen[str]) -> Resolved:

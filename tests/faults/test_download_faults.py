@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 
@@ -19,13 +18,13 @@ from filestore.http.download import Downloaded, DownloadLimits, download
 from filestore.objects import FileURL, Kind, Progress
 from filestore.repository import Repository
 from tests.support.cancels import cancelled_at_every_await
+from tests.support.commands import start_module
 from tests.support.disks import small_disk
 from tests.support.downloads import Resolved
 from tests.support.generator import octets
 from tests.support.nginx import Nginx
 from tests.support.origins import Asked, answers, hanging, head, running_origin, whole
 
-ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 CONTENT = octets(1, 4 * MIB)
 LOOPBACK = DownloadLimits(private_allowed=True)
@@ -39,24 +38,9 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("filestore.http.download.FIRST_PAUSE_SECONDS", 0)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where to download to."""
-    folder = tmp_path / "staging"
-    folder.mkdir()
-    return folder
-
-
 def start(tmp_path: Path, cache: str, url: str, *options: str) -> subprocess.Popen[str]:
     """A process that resolves a URL."""
-    arguments: list[str | Path] = [tmp_path / "repository", tmp_path / cache, url, *options]
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.downloads", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return start_module("tests.support.downloads", tmp_path / "repository", tmp_path / cache, url, *options)
 
 
 def result(process: subprocess.Popen[str]) -> Resolved:

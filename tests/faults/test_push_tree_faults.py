@@ -36,12 +36,6 @@ THINGS: dict[str, Planted] = {
 
 
 @pytest.fixture
-def watched(local_repository: Repository) -> WatchedRepository:
-    """A repository that lets a test step in."""
-    return WatchedRepository(local_repository)
-
-
-@pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Less than one window: all of it is read before anything is sent."""
     return plant(tmp_path / "my_model", THINGS)

@@ -12,20 +12,8 @@ import pytest
 from tests.support.commands import Home
 from tests.support.disks import small_disk
 from tests.support.generator import octets
-from tests.support.runtimes import RunningRuntime, is_running, make_graphs, running_runtime
+from tests.support.runtimes import RunningRuntime, is_running, running_runtime
 from tests.support.server import eventually
-
-
-@pytest.fixture(scope="module")
-def user(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """Who runs the runtime of these tests."""
-    return Home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
-def graphs(user: Home, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pickled pipelines."""
-    return make_graphs(user, tmp_path_factory.mktemp("graphs") / "made")
 
 
 @pytest.fixture(scope="module")

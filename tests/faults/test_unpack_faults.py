@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from tests.support.cancels import cancelled_at_every_await
 from tests.support.disks import small_disk
 from tests.support.generator import octets, prose
 from tests.support.trees import plant, standing
-from tests.support.unpacking import cut_off, memory_repository, seen, staging_in, stored, things_in
+from tests.support.unpacking import cut_off, seen, staging_in, stored, things_in
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -36,13 +36,6 @@ FILES = [
     Forged("last.bin", octets(2, 160_000)),
 ]
 ARCHIVE = forged(FILES)
-
-
-@pytest.fixture
-async def repository(tmp_path: Path) -> AsyncIterator[LocalRepository]:
-    """A repository that takes what it is given."""
-    async with memory_repository(tmp_path) as repository:
-        yield repository
 
 
 @pytest.fixture

@@ -28,6 +28,17 @@ def scripts_of(environment: str) -> Path:
     return folder
 
 
+def start_module(module: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    """A module of these tests as a process of its own, both of whose outputs are pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 class Server(NamedTuple):
     """A server process that accepts connections."""
 

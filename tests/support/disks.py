@@ -1,4 +1,4 @@
-"""File systems of a test's own, which fill up."""
+"""File systems of a test's own, which fill up, or have no locks."""
 
 from __future__ import annotations
 
@@ -27,3 +27,12 @@ def small_disk(folder: Path, limit: str) -> Iterator[Callable[[str], None]]:
         yield change
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
+
+
+def refuse_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no file system have locks, as those of some networks have none."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)

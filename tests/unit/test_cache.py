@@ -20,17 +20,12 @@ from filestore.manifest import Chunk, Manifest
 from filestore.objects import File, Record
 from filestore.push import push
 from filestore.repository import Repository
+from tests.support.disks import refuse_locks
 from tests.support.models import safetensors_file, tensor
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
 TUNED = ("layers.3.weight", "layers.9.weight")
-
-
-@pytest.fixture
-def watched(local_repository: Repository) -> WatchedRepository:
-    """A repository that counts what a cache asks of it."""
-    return WatchedRepository(local_repository)
 
 
 @pytest.fixture
@@ -146,11 +141,7 @@ async def test_without_locks_the_file_is_still_right(
     watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lock that fails costs a second download, never a broken file."""
-
-    def refuse(descriptor: int, operation: int) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
+    refuse_locks(monkeypatch)
     async with asyncio.TaskGroup() as group:
         calls = [group.create_task(Cache(tmp_path / "cache", watched).resolve(File(id=record.id))) for _ in range(4)]
     assert [content(tmp_path)] * 4 == [call.result().read_bytes() for call in calls]

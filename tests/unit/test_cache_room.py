@@ -16,6 +16,7 @@ from filestore.objects import Directory, File, FileURL, Record
 from filestore.push import push
 from filestore.repository import Repository
 from tests.support.cancels import cancelled_at_every_await
+from tests.support.disks import refuse_locks
 from tests.support.generator import octets
 from tests.support.origins import answers, head, running_origin, whole
 from tests.support.trees import plant, standing
@@ -26,12 +27,6 @@ MIB = 1 << 20
 SIZE = 2 * MIB
 ROOM = SIZE + ENTRY_SIZE + 4096
 """What one of the files takes, with its manifest."""
-
-
-@pytest.fixture
-def watched(local_repository: Repository) -> WatchedRepository:
-    """A repository that counts what a cache asks of it."""
-    return WatchedRepository(local_repository)
 
 
 @pytest.fixture
@@ -321,11 +316,7 @@ async def test_without_locks_the_limit_holds(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each says what it needs before it counts: then both see both, whatever locks do."""
-
-    def refuse(descriptor: int, operation: int) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
+    refuse_locks(monkeypatch)
     limit = 4 * ROOM
     caches = [Cache(tmp_path / "cache", watched, size_limit=limit) for _ in range(3)]
     async with sampled(tmp_path / "cache") as samples:

@@ -20,6 +20,7 @@ from filestore.manifest import Manifest
 from filestore.objects import Directory, File, Progress, Record
 from filestore.push import push
 from filestore.repository import Repository
+from tests.support.disks import refuse_locks
 from tests.support.generator import octets, prose
 from tests.support.trees import Folder, Link, Planted, Script, plant, standing
 from tests.support.watched import WatchedRepository
@@ -34,12 +35,6 @@ THINGS: dict[str, Planted] = {
     "other/run.sh": Script(prose(4, 100)),
     "vocabulary.txt": prose(5, 200_000),
 }
-
-
-@pytest.fixture
-def watched(local_repository: Repository) -> WatchedRepository:
-    """A repository that counts what a cache asks of it."""
-    return WatchedRepository(local_repository)
 
 
 @pytest.fixture
@@ -169,11 +164,7 @@ async def test_without_locks_the_tree_is_still_right(
     watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lock that fails costs a second download, never a broken tree."""
-
-    def refuse(descriptor: int, operation: int) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
+    refuse_locks(monkeypatch)
     async with asyncio.TaskGroup() as group:
         calls = [group.create_task(Cache(tmp_path / "cache", watched).resolve(Directory(id=record.id))) for _ in range(4)]
     assert [THINGS] * 4 == [standing(call.result()) for call in calls]

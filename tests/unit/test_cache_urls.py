@@ -25,12 +25,6 @@ SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 
 
 @pytest.fixture
-def watched(local_repository: Repository) -> WatchedRepository:
-    """A repository that counts what a cache asks of it."""
-    return WatchedRepository(local_repository)
-
-
-@pytest.fixture
 def cache(watched: WatchedRepository, tmp_path: Path) -> Cache:
     """An empty cache, which may ask servers on this machine."""
     return Cache(tmp_path / "cache", watched, downloads=LOOPBACK)

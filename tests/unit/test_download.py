@@ -17,14 +17,6 @@ LOOPBACK = DownloadLimits(private_allowed=True)
 CONTENT = octets(1, 5_000_000)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where to download to."""
-    folder = tmp_path / "staging"
-    folder.mkdir()
-    return folder
-
-
 async def downloaded(url: str, folder: Path) -> Downloaded:
     """A download of something whose state nobody knows."""
     done = await download(FileURL(url), folder, limits=LOOPBACK)

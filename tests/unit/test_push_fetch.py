@@ -24,7 +24,6 @@ from filestore.layout import chunk_key
 from filestore.manifest import Manifest
 from filestore.objects import Progress
 from filestore.push import manifest_of, push
-from filestore.repository import Repository
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -42,12 +41,6 @@ def source(tmp_path: Path) -> Path:
 def settle(path: Path) -> None:
     """Make the file look as if nobody had written to it for long, as far as mtime goes."""
     os.utime(path, ns=(1_600_000_000_000_000_000, 1_600_000_000_000_000_000))
-
-
-@pytest.fixture
-def watched(local_repository: Repository) -> WatchedRepository:
-    """A repository that counts."""
-    return WatchedRepository(local_repository)
 
 
 async def test_what_was_pushed_is_fetched(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:

@@ -46,12 +46,6 @@ THINGS: dict[str, Planted] = {
 
 
 @pytest.fixture
-def watched(local_repository: Repository) -> WatchedRepository:
-    """A repository that counts."""
-    return WatchedRepository(local_repository)
-
-
-@pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Small files and two large ones, in three runs."""
     return plant(tmp_path / "my_model", THINGS)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -31,17 +30,10 @@ from filestore.receive import (
 from filestore.repository import LocalRepository
 from tests.support.frames import encoded
 from tests.support.generator import octets
-from tests.support.unpacking import memory_repository, stored
+from tests.support.unpacking import stored
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-async def repository(tmp_path: Path) -> AsyncIterator[LocalRepository]:
-    """A repository that takes what it is given."""
-    async with memory_repository(tmp_path) as repository:
-        yield repository
 
 
 def places_of(orders: str) -> list[Place]:

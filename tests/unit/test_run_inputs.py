@@ -11,7 +11,6 @@ from filestore.cache import Cache
 from filestore.errors import CacheFull, InvalidRun, NotAnArchive, NotFound
 from filestore.objects import Directory, File, FileURL, Kind, Record
 from filestore.push import push
-from filestore.repository import Repository
 from filestore.runtime import Adapter
 from filestore.runtime.inputs import DEPTH_LIMIT
 from tests.support import sdk_values
@@ -19,12 +18,6 @@ from tests.support.watched import WatchedRepository
 
 URL = "http://models.example:8080"
 CONTENT = b"what is in the file"
-
-
-@pytest.fixture
-def watched(local_repository: Repository) -> WatchedRepository:
-    """A repository that counts what is asked of it."""
-    return WatchedRepository(local_repository)
 
 
 @pytest.fixture

@@ -41,12 +41,6 @@ CONTENT = b"what is in the file"
 
 
 @pytest.fixture
-def watched(local_repository: Repository) -> WatchedRepository:
-    """A repository that counts what is asked of it."""
-    return WatchedRepository(local_repository)
-
-
-@pytest.fixture
 def adapter(watched: WatchedRepository, tmp_path: Path) -> Adapter:
     """An adapter of a server at `URL`."""
     (tmp_path / "spool").mkdir()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from filestore.walk import Symlinks
 from tests.support.archives import Forged, forged, zip_of
 from tests.support.generator import octets, prose
 from tests.support.trees import Folder, Link, Planted, Script, entries_of, plant, random_things, standing
-from tests.support.unpacking import cut_off, memory_repository, seen, staging_in, stored, things_in
+from tests.support.unpacking import cut_off, seen, staging_in, stored, things_in
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -38,13 +38,6 @@ TREE: dict[str, Planted] = {
     "weights/1.bin": octets(3, 300_000),
     "latest": Link("weights/1.bin"),
 }
-
-
-@pytest.fixture
-async def repository(tmp_path: Path) -> AsyncIterator[LocalRepository]:
-    """A repository that takes what it is given."""
-    async with memory_repository(tmp_path) as repository:
-        yield repository
 
 
 @pytest.fixture
