@@ -324,6 +324,7 @@ class _Arrival:
     """All of it, where it did not come piece by piece."""
     row: ChunkRow | None = None
     """Known once it was verified."""
+    is_synced: bool = False
     refusal: InvalidFrame | None = None
 
     @property
@@ -339,8 +340,9 @@ class Delivery:
     """Frames on their way in from one connection, verified (I4) and synced in the background while more arrive.
 
     One frame is received at a time: `begin`, then `write` until it is whole, both in a thread; then `check`, back in the event
-    loop. Or `add` one that is in memory. `keep` makes visible what was verified. Never use it from two places at once. A
-    failing disk cancels the block that it was made for, which then raises StorageError or StorageFull.
+    loop. One that is written in one piece is verified there and then, while it is in the processor's cache. Or `add` one that
+    is in memory. `keep` makes visible what was verified. Never use it from two places at once. A failing disk cancels the block
+    that it was made for, which then raises StorageError or StorageFull.
     """
 
     def __init__(
@@ -387,6 +389,9 @@ class Delivery:
         arrival.received += len(piece)
         if len(arrival.header) < HEADER_SIZE:
             arrival.header += bytes(memoryview(piece)[: HEADER_SIZE - len(arrival.header)])
+        is_whole = len(piece) == arrival.stored_size
+        if arrival.refusal is None and is_whole:
+            _verify(arrival, piece)
         if arrival.refusal is None and len(piece):
             _write(arrival, piece)
         if arrival.received == arrival.stored_size:
@@ -395,7 +400,7 @@ class Delivery:
             self._whole.append(arrival)
 
     def check(self) -> None:
-        """Begin to verify the frames that are whole."""
+        """Begin to verify and sync the frames that are whole."""
         whole, self._whole = self._whole, []
         for arrival in whole:
             if arrival.refusal is None:
@@ -418,7 +423,7 @@ class Delivery:
         if self._tasks:
             await asyncio.wait(self._tasks)
         arrivals, self._arrivals = self._arrivals, []
-        verified = {arrival: arrival.row for arrival in arrivals if arrival.row is not None}
+        verified = {arrival: arrival.row for arrival in arrivals if arrival.row is not None and arrival.is_synced}
         if verified:
             await self._publish(verified)
         for arrival in arrivals:
@@ -451,12 +456,12 @@ class Delivery:
             self._tasks.append(self._group.create_task(self._check(bundle, weight)))
 
     async def _check(self, bundle: list[_Arrival], weight: int) -> None:
-        # I6: taken when the frames are whole, so that a slow peer never holds any of it.
-        async with self._budget.take(weight):
-            rows = await in_cpu_thread(_verify, bundle)
-        await in_disk_thread(_settle, list(rows))
-        for arrival, row in rows.items():
-            arrival.row = row
+        unverified = [arrival for arrival in bundle if arrival.row is None]
+        if unverified:
+            # I6: taken when the frames are whole, so that a slow peer never holds any of it.
+            async with self._budget.take(weight):
+                await in_cpu_thread(_verify_all, unverified)
+        await in_disk_thread(_settle, [arrival for arrival in bundle if arrival.row is not None])
 
     async def _publish(self, verified: dict[_Arrival, ChunkRow]) -> None:
         async with self._index.transaction() as transaction:
@@ -500,23 +505,24 @@ _content_buffer = per_thread(lambda: memoryview(mmap.mmap(-1, CHUNK_LIMIT)))
 _frame_buffer = per_thread(lambda: memoryview(mmap.mmap(-1, _FRAME_LIMIT)))
 
 
-def _verify(bundle: list[_Arrival]) -> dict[_Arrival, ChunkRow]:
-    """The rows of those frames that decode to their digests; the others are marked as refused."""
-    rows = {}
+def _verify_all(bundle: list[_Arrival]) -> None:
     for arrival in bundle:
-        with stage(Stage.VERIFY) as verifying:
-            data = arrival.data
-            if data is None:
-                data = _frame_buffer()[: arrival.stored_size]
-                arrival.staging.read_into(data)
-            try:
-                content = _decoder().decode(Frame(arrival.digest, data), _content_buffer())
-            except InvalidFrame as refusal:
-                arrival.refusal = refusal
-            else:
-                verifying.add(len(content))
-                rows[arrival] = ChunkRow(arrival.digest, len(content), arrival.stored_size)
-    return rows
+        _verify(arrival, arrival.data)
+
+
+def _verify(arrival: _Arrival, data: Buffer | None) -> None:
+    """Give the frame its row, or the refusal if it does not decode to its digest. Without `data`, it lies in its staging file."""
+    with stage(Stage.VERIFY) as verifying:
+        if data is None:
+            data = _frame_buffer()[: arrival.stored_size]
+            arrival.staging.read_into(data)
+        try:
+            content = _decoder().decode(Frame(arrival.digest, data), _content_buffer())
+        except InvalidFrame as refusal:
+            arrival.refusal = refusal
+        else:
+            verifying.add(len(content))
+            arrival.row = ChunkRow(arrival.digest, len(content), arrival.stored_size)
 
 
 def _is_sound(frame: Frame) -> bool:
@@ -533,6 +539,7 @@ def _settle(arrivals: Iterable[_Arrival]) -> None:
             if arrival.data is not None:
                 _write(arrival, arrival.data)
             arrival.staging.sync()
+            arrival.is_synced = True
 
 
 def _write(arrival: _Arrival, data: Buffer) -> None:

@@ -85,6 +85,15 @@ class BatchParser:
         """Whether every byte of the batch was fed."""
         return self._to_come is not None and not self._to_come and not self._left
 
+    def reach(self, limit: int) -> int:
+        """How many bytes lead to the end of a frame: to that of one, or of as many as fit `limit`; `limit` within the header."""
+        reach = self._left
+        for entry in self._to_come or ():
+            if reach and reach + entry.stored_size > limit:
+                break
+            reach += entry.stored_size
+        return reach or limit
+
     def feed(self, piece: Buffer) -> Iterator[BatchEntry | memoryview]:
         """What `piece` adds: an entry where its frame begins, then that frame's bytes, as views of `piece`.
 

@@ -82,6 +82,15 @@ def test_a_batch_that_is_refused_is_read_to_its_end(server: RunningServer) -> No
     assert (1, 1) == (answers.count(b'"InvalidBatch"'), answers.count(b"HTTP/1.1 200 OK\r\n"))
 
 
+def test_frames_that_came_before_a_cut_are_kept(server: RunningServer) -> None:
+    """Also those that were received together with the end of the connection."""
+    sent = [large(200 + number, size=50_000) for number in range(8)]
+    body = batch(sent)
+    with server.begin("POST", f"{API}/chunks", f"Content-Length: {len(body)}", body=body[:-20_000]):
+        pass
+    eventually(lambda: server.missing([frame.digest for frame in sent]) == [sent[-1].digest])
+
+
 def test_a_sender_of_single_bytes_is_not_stalled(tmp_path: Path) -> None:
     """A server is woken up for whole pieces, and looks for less before it gives up."""
     frame = large(2)

@@ -129,6 +129,22 @@ async def test_first_refused_frame_is_named_and_the_others_are_kept(repository: 
     assert [lie.digest for lie in lies] == await repository.missing([frame.digest for frame in (*good, *lies)])
 
 
+async def test_a_frame_that_comes_in_one_piece_is_verified_at_once(repository: LocalRepository, root: Path) -> None:
+    """What does not decode to its digest never reaches the disk; what comes in pieces does, and is refused when it is whole."""
+    (good,) = frames(1, size=300_000)
+    lie = Frame(chunk_digest(b"other"), good.data)
+    async with repository.delivery() as delivery:
+        await in_disk_thread(_write, delivery, lie, 1 << 20)
+        assert [] == staging_files(root)
+        await in_disk_thread(_write, delivery, lie, 100_000)
+        assert [len(good.data)] == [path.stat().st_size for path in staging_files(root)]
+        await in_disk_thread(_write, delivery, good, 1 << 20)
+        with pytest.raises(InvalidFrame):
+            await delivery.keep()
+    assert [lie.digest] == await repository.missing([good.digest, lie.digest])
+    assert [] == staging_files(root)
+
+
 async def test_slow_peer_holds_nothing_of_the_budget(repository: LocalRepository) -> None:
     """I6: a frame that is all but whole lets others through."""
     slow, *others = frames(10, size=1_000_000)

@@ -4,7 +4,7 @@ import inspect
 import json
 import struct
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given
@@ -138,6 +138,26 @@ def test_a_batch_is_taken_apart_in_any_split(count: int, cuts: list[int]) -> Non
     places = sorted({0, len(whole), *(min(cut, len(whole)) for cut in cuts)})
     found, parser = parsed([whole[start:stop] for start, stop in pairwise(places)], size=len(whole))
     assert [(BatchEntry(frame.digest, len(frame.data)), bytes(frame.data)) for frame in sent] == found
+    assert parser.finished
+
+
+@given(sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=8), limit=st.integers(1, 4000), head=st.integers(36, 400))
+def test_a_batch_is_read_frame_by_frame(sizes: list[int], limit: int, head: int) -> None:
+    """Whatever came at first, `reach` leads to the end of a frame, over as many as fit the limit, and to the batch's end."""
+    sent = [frame._replace(data=bytes(size)) for frame, size in zip(frames(len(sizes)), sizes, strict=True)]
+    whole = batch(sent)
+    header = len(whole) - sum(sizes)
+    ends = list(accumulate(sizes, initial=header))
+    at = min(max(head, header), len(whole) - 1)
+    parser = BatchParser(size=len(whole))
+    assert limit == parser.reach(limit)
+    list(parser.feed(whole[:at]))
+    while at < len(whole):
+        reach = parser.reach(limit)
+        first = next(end for end in ends if end > at)
+        assert at + reach == max(first, max((end for end in ends if end <= at + limit), default=0))
+        list(parser.feed(whole[at : at + reach]))
+        at += reach
     assert parser.finished
 
 

@@ -1,6 +1,6 @@
 """One request and what its answer is made with: bodies received and sent in pieces, each under a stall timer.
 
-I6: what is still arriving on a connection, or waits to leave on it, holds at most 256 KiB here.
+I6: what is waited for on a connection, or waits to leave on it, holds at most 256 KiB here.
 """
 
 from __future__ import annotations

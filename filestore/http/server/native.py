@@ -56,7 +56,7 @@ async def put_chunks(exchange: Exchange, repository: LocalRepository) -> web.Str
 
         try:
             async with taken_in(exchange, size=size) as intake:
-                while await intake.turn(take):
+                while await intake.turn(take, reach=batch.reach):
                     delivery.check()
         except (Interrupted, Stalled):
             await delivery.keep()
