@@ -1,7 +1,7 @@
 """Push: path, chunks, frames, repository.
 
-A window of the content is read, cut and hashed in one thread; what the repository is missing of it is encoded in another
-and put, while the next window is read. Only the manifest has an order: windows may overtake one another.
+A window of the content is read and cut in one thread, then hashed in another while the next one is read; what the repository
+is missing of it is encoded and put. Only the manifest has an order: windows may overtake one another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from filestore.journal import Journal
 from filestore.manifest import CHUNK_LIMIT, Manifest
 from filestore.objects import Frame, Kind, Progress, Record, Report, archive_name, checked_name
 from filestore.repository import Identity, Repository
-from filestore.source import WINDOW_SIZE, Content, FileSource, Source, Window
+from filestore.source import WINDOW_SIZE, Content, FileSource, Source, Window, scan_and_hash
 from filestore.stages import Stage, stage
 from filestore.tree_source import TreeSource
 from filestore.walk import Symlinks, walk
@@ -212,7 +212,7 @@ async def _recall(journal: Journal | None, identity: Identity, source: Source) -
 async def _scan_all(source: Source, report: Report | None) -> Manifest:
     async with BufferPool(count=1, size=WINDOW_SIZE).take() as buffer:
         while not source.is_finished:
-            await in_cpu_thread(source.scan, buffer)
+            await in_cpu_thread(scan_and_hash, source, buffer)
             if report is not None:
                 done = source.read + source.remembered_size
                 report(Progress(source.size, done, 0, 0, source.read, source.file_count, source.files_done))
@@ -302,24 +302,17 @@ class _Sending:
         """Send what is missing of windows that lie in `buffer`, which is given back as soon as that is encoded."""
         with ExitStack() as held:
             held.callback(self._windows.release, buffer)
-            pieces, size = self._new(windows)
+            pieces, size = self._new(await in_cpu_thread(_hash, windows))
             missing = await self.repository.missing(list(pieces)) if pieces else []
             self.shared += size - sum(len(pieces[digest]) for digest in missing)
             self.report_progress()
             if missing:
                 await self._send_chunks([(digest, pieces[digest]) for digest in missing], encoded=held.close)
 
-    def _new(self, windows: list[Window]) -> tuple[dict[Digest, memoryview], int]:
-        """The chunks of windows that this push has not asked for yet, and the size of all that the windows hold."""
-        pieces: dict[Digest, memoryview] = {}
-        size = 0
-        for window in windows:
-            start = 0
-            for digest, chunk_size in window.chunks:
-                if digest not in self._asked:
-                    pieces[digest] = window.content[start : start + chunk_size]
-                start += chunk_size
-            size += start
+    def _new(self, chunks: list[tuple[Digest, memoryview]]) -> tuple[dict[Digest, memoryview], int]:
+        """Those of `chunks` that this push has not asked for yet, and the size of all of them."""
+        pieces = {digest: piece for digest, piece in chunks if digest not in self._asked}
+        size = sum(len(piece) for _, piece in chunks)
         if len(self._asked) + len(pieces) > ASKED_LIMIT:
             self._asked.clear()
         self._asked.update(pieces)
@@ -368,6 +361,16 @@ class _Sending:
         self.moved += size
         self._under_way += size
         self.report_progress()
+
+
+def _hash(windows: list[Window]) -> list[tuple[Digest, memoryview]]:
+    chunks = []
+    for window in windows:
+        start = 0
+        for digest, size in window.hash():
+            chunks.append((digest, window.content[start : start + size]))
+            start += size
+    return chunks
 
 
 def _placed(manifest: Manifest, digests: set[Digest]) -> Iterator[tuple[Digest, Place]]:

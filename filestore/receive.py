@@ -26,7 +26,7 @@ from filestore.following import Following
 from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
 from filestore.objects import Frame, Progress, Report
 from filestore.repository import Repository
-from filestore.source import WINDOW_SIZE, Source
+from filestore.source import WINDOW_SIZE, Source, scan_and_hash
 from filestore.stages import Stage, stage
 
 BATCHES_IN_FLIGHT = 4
@@ -266,7 +266,7 @@ class Receiving:
         """Cut and hash what stands where something else is to stand. Raises SourceChanged, SourceUnreadable."""
         async with BufferPool(count=1, size=WINDOW_SIZE).take() as buffer:
             while not source.is_finished:
-                await in_cpu_thread(source.scan, buffer)
+                await in_cpu_thread(scan_and_hash, source, buffer)
                 self._read = source.read
                 self.report_progress()
         return source.manifest()

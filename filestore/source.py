@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
@@ -16,7 +16,7 @@ from filestore.manifest import Chunk, Manifest
 from filestore.stages import Stage, stage
 
 WINDOW_SIZE = 16 << 20
-"""Bytes read, cut and hashed in one go; larger than `LOOKAHEAD`, so that each window cuts something."""
+"""Bytes read and cut in one go; larger than `LOOKAHEAD`, so that each window cuts something."""
 SETTLED_NANOSECONDS = 2_000_000_000
 """A file that changed within this time before it was recorded may have changed again within one tick of its clock."""
 
@@ -70,10 +70,32 @@ class FileState(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Chunks that lie back to back in `content`, which is memory of whoever asked for them."""
+    """Chunks that lie back to back in `content`, which is memory of whoever asked for them, and are still to be hashed."""
 
     content: memoryview
-    chunks: list[Chunk]
+    sizes: list[int]
+    row: bytearray
+    """Where their source keeps chunks, packed: `hash` fills the part that was left for these, from `place` on."""
+    place: int
+
+    @classmethod
+    def cut(cls, content: memoryview, sizes: list[int], row: bytearray) -> Self:
+        """A window that comes next in `row`."""
+        place = len(row)
+        row += bytes(len(sizes) * PACKED_SIZE)
+        return cls(content[: sum(sizes)], sizes, row, place)
+
+    def hash(self) -> list[Chunk]:
+        """Its chunks. In a thread, beside the scan of what follows."""
+        chunks = []
+        start = 0
+        with stage(Stage.HASH, len(self.content)):
+            for size in self.sizes:
+                chunks.append(Chunk(chunk_digest(self.content[start : start + size]), size))
+                start += size
+            packed = b"".join(_CHUNK.pack(*chunk) for chunk in chunks)
+        self.row[self.place : self.place + len(packed)] = packed
+        return chunks
 
 
 class Remembered(NamedTuple):
@@ -110,13 +132,13 @@ class Content(Protocol):
         """Whether nothing is left to be scanned."""
 
     def scan(self, buffer: memoryview) -> list[Window]:
-        """Read on, cut and hash as far as `buffer` reaches, which has `WINDOW_SIZE` bytes.
+        """Read on and cut as far as `buffer` reaches, which has `WINDOW_SIZE` bytes.
 
         Windows may come out of the order of the content, and there may be none. Raises SourceChanged, SourceUnreadable.
         """
 
     def manifest(self) -> Manifest:
-        """The chunks of all windows and of what was known before, in order. After the last scan. Raises LimitExceeded."""
+        """The chunks of all windows and of what was known before, in order. When all are hashed. Raises LimitExceeded."""
 
     def read_into(self, memory: memoryview, offset: int) -> None:
         """Fill `memory` with content from `offset` on. After the last scan. Raises SourceChanged, SourceUnreadable."""
@@ -132,7 +154,7 @@ class Source(Content, Protocol):
         """Leave out what is the same as at an earlier push. Before the first scan. What is damaged is as good as nothing."""
 
     def known(self) -> bytes:
-        """What `recall` needs of this push. After the last scan."""
+        """What `recall` needs of this push. When all windows are hashed."""
 
     def spans(self) -> Iterator[tuple[str, int, int]]:
         """Name, start and end of each entry in the content, in order, back to back."""
@@ -214,10 +236,7 @@ class FileSource:
         start = sum(sizes)
         self._uncut_size = end - start
         self._uncut[: self._uncut_size] = buffer[start:end]
-        with stage(Stage.HASH, start):
-            chunks = hashed(buffer, sizes)
-        self._chunks += packed(chunks)
-        return [Window(buffer[:start], chunks)]
+        return [Window.cut(buffer, sizes, self._chunks)]
 
     def manifest(self) -> Manifest:
         return self._remembered or Manifest.build(unpacked(self._chunks), cutting=self._cutting)
@@ -245,22 +264,13 @@ def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path | 
         filled += count
 
 
-def hashed(content: memoryview, sizes: Iterable[int]) -> list[Chunk]:
-    """The chunks of these sizes, back to back from the start of `content` on."""
-    chunks = []
-    start = 0
-    for size in sizes:
-        chunks.append(Chunk(chunk_digest(content[start : start + size]), size))
-        start += size
-    return chunks
-
-
-def packed(chunks: Iterable[Chunk]) -> bytes:
-    """A row of chunks in the form in which many are kept: as objects, a million would take 200 MiB (I6)."""
-    return b"".join(_CHUNK.pack(*chunk) for chunk in chunks)
+def scan_and_hash(content: Content, buffer: memoryview) -> None:
+    """`content.scan(buffer)` for who wants nothing of it but the manifest in the end."""
+    for window in content.scan(buffer):
+        window.hash()
 
 
 def unpacked(row: Buffer) -> Iterator[Chunk]:
-    """The inverse of `packed`."""
+    """The chunks of a packed row, the form in which many are kept: as objects, a million would take 200 MiB (I6)."""
     for digest, size in _CHUNK.iter_unpack(row):
         yield Chunk(Digest(digest), size)

@@ -25,8 +25,6 @@ from filestore.source import (
     FileState,
     Remembered,
     Window,
-    hashed,
-    packed,
     read_exactly,
     unpacked,
 )
@@ -126,16 +124,10 @@ class TreeSource:
         return bytes(known)
 
     def scan(self, buffer: memoryview) -> list[Window]:
-        windows = []
         with stage(Stage.CUT) as cutting:
             cuts = self._cutter.scan(buffer)
             cutting.add(sum(len(cut.content) for cut in cuts))
-        for cut in cuts:
-            with stage(Stage.HASH, len(cut.content)):
-                chunks = hashed(cut.content, cut.sizes)
-            self._chunks[cut.segment] += packed(chunks)
-            windows.append(Window(cut.content, chunks))
-        return windows
+        return [Window.cut(cut.content, cut.sizes, self._chunks[cut.segment]) for cut in cuts]
 
     def manifest(self) -> Manifest:
         return Manifest.build(chain.from_iterable(map(unpacked, self._chunks)), cutting=self._cutting)

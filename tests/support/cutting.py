@@ -9,6 +9,7 @@ from filestore.chunking import CUTTING_VERSION, Cutter
 from filestore.chunking.containers import segmenter
 from filestore.digest import chunk_digest
 from filestore.manifest import Chunk, Manifest
+from filestore.source import WINDOW_SIZE, Content, scan_and_hash
 
 
 def pieces(size: int, *, whole: int) -> Iterator[int]:
@@ -50,6 +51,13 @@ def boundaries(content: bytes, ends: Iterable[int]) -> list[int]:
         found += segments.feed(view[start:end])
         start = end
     return [boundary for boundary in found if boundary < len(view)]
+
+
+def scan(content: Content) -> None:
+    """What is left of it, to its end; all is hashed."""
+    buffer = memoryview(bytearray(WINDOW_SIZE))
+    while not content.is_finished:
+        scan_and_hash(content, buffer)
 
 
 def cut(content: bytes) -> list[bytes]:

@@ -19,10 +19,10 @@ from filestore.manifest import Manifest
 from filestore.objects import DEFAULT_NAMESPACE, Kind, Progress
 from filestore.push import Pushed, manifest_of, push, survey
 from filestore.repository import LocalRepository, Repository
-from filestore.source import WINDOW_SIZE
 from filestore.tree_source import TreeSource
 from filestore.walk import Symlinks, walk
 from tests.support.cancels import cancelled_at_every_await
+from tests.support.cutting import scan
 from tests.support.generator import octets
 from tests.support.golden import weights
 from tests.support.models import safetensors_file, torch_file
@@ -62,9 +62,7 @@ async def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 def _zip_of(root: Path) -> bytes:
     with TreeSource(walk(root)) as source:
-        buffer = memoryview(bytearray(WINDOW_SIZE))
-        while not source.is_finished:
-            source.scan(buffer)
+        scan(source)
         content = bytearray(source.size)
         source.read_into(memoryview(content), 0)
     return bytes(content)
@@ -333,9 +331,7 @@ async def test_a_push_that_is_cancelled_leaves_no_record_and_can_be_repeated(
 async def test_any_part_of_the_zip_can_be_put_together(tmp_path: Path, seed: int) -> None:
     """At every offset, as when a chunk must be sent again."""
     with TreeSource(walk(random_tree(tmp_path / "tree", seed))) as source:
-        buffer = memoryview(bytearray(WINDOW_SIZE))
-        while not source.is_finished:
-            source.scan(buffer)
+        scan(source)
         whole = memoryview(bytearray(source.size))
         source.read_into(whole, 0)
         for offset in range(0, source.size, 9_973):

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from filestore.aio import lasting_memory
 from filestore.chunking import Cutter
 from filestore.errors import InvalidParts
 from filestore.http.server.sdk.parts import Part, PartsContent, unbroken
 from filestore.http.server.sdk.uploads import uploads_folder
-from filestore.source import WINDOW_SIZE
-from tests.support.cutting import manifest_of
+from tests.support.cutting import manifest_of, scan
 from tests.support.generator import octets
 from tests.support.models import safetensors_file, tensor, torch_file
 
@@ -38,17 +36,14 @@ def parts_of(folder: Path, content: bytes, size: int) -> list[Part]:
 
 def cut_in_turns(folder: Path, parts: Sequence[Part], *, keeps: bool) -> PartsContent:
     """All of the parts, one more at each turn, by one cutter, or by another one each time."""
-    buffer = lasting_memory(WINDOW_SIZE)
     chunks, cutter = bytearray(), Cutter()
     for count in range(len(parts) + 1):
         content = PartsContent(folder, parts[:count], chunks, cutter, is_whole=False)
-        while not content.is_finished:
-            content.scan(buffer)
+        scan(content)
         chunks = content.chunks
         cutter = cutter if keeps else Cutter()
     content = PartsContent(folder, parts, chunks, cutter, is_whole=True)
-    while not content.is_finished:
-        content.scan(buffer)
+    scan(content)
     return content
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from filestore.manifest import Manifest
-from filestore.source import WINDOW_SIZE, FileSource, FileState, Remembered
+from filestore.source import FileSource, FileState, Remembered
+from tests.support.cutting import scan
 from tests.support.generator import octets
 
 
 def _scanned(source: FileSource) -> Manifest:
-    buffer = memoryview(bytearray(WINDOW_SIZE))
-    while not source.is_finished:
-        source.scan(buffer)
+    scan(source)
     return source.manifest()
 
 

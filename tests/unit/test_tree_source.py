@@ -13,6 +13,7 @@ from filestore.manifest import Manifest
 from filestore.source import WINDOW_SIZE, Remembered
 from filestore.tree_source import TreeSource
 from filestore.walk import Symlinks, walk
+from tests.support.cutting import scan
 from tests.support.generator import octets
 from tests.support.trees import Folder, Link, Planted, plant
 
@@ -22,9 +23,7 @@ LATER = 3_000_000_000
 
 
 def _scanned(source: TreeSource) -> Manifest:
-    buffer = memoryview(bytearray(WINDOW_SIZE))
-    while not source.is_finished:
-        source.scan(buffer)
+    scan(source)
     return source.manifest()
 
 

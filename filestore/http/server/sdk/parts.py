@@ -12,7 +12,7 @@ from typing import NamedTuple
 from filestore.chunking import CUTTING_VERSION, Cutter
 from filestore.errors import InvalidParts, SourceError
 from filestore.manifest import Manifest
-from filestore.source import Window, hashed, packed, read_exactly, unpacked
+from filestore.source import Window, read_exactly, unpacked
 
 
 class Part(NamedTuple):
@@ -69,10 +69,8 @@ class PartsContent:
         self._reached = start + len(data)
         self.read = self._reached
         sizes = self.cutter.cut(data, final=self._is_whole and self.is_finished)
-        chunks = hashed(data, sizes)
-        self.chunks += packed(chunks)
         self.cut_size += sum(sizes)
-        return [Window(data[: sum(sizes)], chunks)]
+        return [Window.cut(data, sizes, self.chunks)]
 
     def manifest(self) -> Manifest:
         return Manifest.build(unpacked(self.chunks), cutting=CUTTING_VERSION)
