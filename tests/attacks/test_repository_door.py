@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from filestore.backends import open_backend
+from filestore.chunking import CUTTING_VERSION
 from filestore.digest import chunk_digest, manifest_digest
 from filestore.errors import ChunksMissing, InvalidFrame, InvalidManifest, InvalidName, LimitExceeded, NotFound
 from filestore.manifest import CHUNK_LIMIT, MANIFEST_LIMIT, Chunk, Manifest
@@ -80,9 +81,9 @@ async def test_manifest_whose_chunk_sizes_are_not_the_chunks(repository: LocalRe
     """Sizes that add up, and lie: a reader would look for bytes at the wrong offsets."""
     await repository.put(frames(2))
     one, two = (chunk_digest(content) for content in contents(2))
-    lying = Manifest.build([Chunk(one, 999), Chunk(two, 1001)], cutting=0)
+    lying = Manifest.build([Chunk(one, 999), Chunk(two, 1001)], cutting=CUTTING_VERSION)
     await check_refused(repository, lying.encoded, because="has 1000 bytes, it says 999")
-    twice = Manifest.build([Chunk(one, 1000), Chunk(one, 999), Chunk(two, 1000)], cutting=0)
+    twice = Manifest.build([Chunk(one, 1000), Chunk(one, 999), Chunk(two, 1000)], cutting=CUTTING_VERSION)
     await check_refused(repository, twice.encoded, because="has 1000 bytes, it says 999")
 
 

@@ -403,7 +403,7 @@ def test_a_root_that_is_no_folder(home: Home, model: Path) -> None:
 def test_a_folder_of_a_later_format(home: Home) -> None:
     """A repository that this version cannot read is refused in one sentence."""
     home.result("ls")
-    (home.data / "format").write_text(json.dumps({"format": 2, "cutting": 0, "id": "0" * 32}))
+    (home.data / "format").write_text(json.dumps({"format": 2, "cutting": 1, "id": "0" * 32}))
     assert "has format 2, this program knows 1" in home.failure("ls")
 
 

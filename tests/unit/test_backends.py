@@ -51,9 +51,9 @@ async def test_url_that_names_no_repository(url: str) -> None:
 @pytest.mark.parametrize(
     "kept",
     [
-        {"format": 2, "cutting": 0, "id": "0" * 32},
+        {"format": 2, "cutting": 1, "id": "0" * 32},
         {"format": 1, "cutting": 9, "id": "0" * 32},
-        {"format": 1, "cutting": 0, "id": "no id"},
+        {"format": 1, "cutting": 1, "id": "no id"},
         {"format": 1},
         [],
         None,

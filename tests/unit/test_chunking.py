@@ -50,8 +50,8 @@ def ends_of(data: bytes, content: bytes) -> list[int]:
 
 def test_refuses_a_cutting_version_that_it_does_not_know() -> None:
     """Another version cuts otherwise, so no Cutter is made for it."""
-    with pytest.raises(UnknownFormat, match="format 1, this program knows 0"):
-        Cutter(cutting=1)
+    with pytest.raises(UnknownFormat, match="format 2, this program knows 1"):
+        Cutter(cutting=2)
 
 
 def test_refuses_to_cut_without_the_compiled_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,16 +79,16 @@ def described_chunks(segment: bytes) -> Iterator[int]:
         n = min(len(segment), 4194304)
         size = n
         h = 0
-        for p in range(262144, n if n % 2 == 0 else n - 1):
+        for p in range(524288, n if n % 2 == 0 else n - 1):
             h = (2 * h + gear[segment[p]]) % (1 << 64)
-            if h & (0x0000D91767537000 if p < 1048576 else 0x0000D91707537000) == 0:
+            if h & (0x0000D91767537000 if p < 786432 else 0x0000D91707537000) == 0:
                 size = p
                 break
         yield size
         segment = segment[size:]
 
 
-@pytest.mark.parametrize("size", [262144, 262145, 3_000_001])
+@pytest.mark.parametrize("size", [524288, 524289, 3_000_001])
 def test_the_description_in_the_docs_suffices(size: int) -> None:
     """Who implements docs/format.md, section Chunks, cuts as we do."""
     content = octets(3, size)
