@@ -113,7 +113,12 @@ def push(session: Session, path: Path, name: str | None, *, rehash: bool, dry_ru
     )
 
 
-@click.command("file")
+@click.group()
+def create() -> None:
+    """Make something under the name that pipelines have for it."""
+
+
+@create.command("file")
 @click.argument("path", type=_PATH)
 @click.option("-r", "--recursive", is_flag=True, help="PATH is a directory.")
 @click.option("--name", "-n", help="The name to keep it under.  [default: its own; of a directory, with .zip behind it]")

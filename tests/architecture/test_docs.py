@@ -18,8 +18,11 @@ OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 
 def commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command]]:
     """Every command that does something, by what one types."""
-    for command in group.commands.values():
-        typed = f"{name} {command.name}"
+    context = click.Context(group)
+    for own_name in group.list_commands(context):
+        command = group.get_command(context, own_name)
+        assert command is not None
+        typed = f"{name} {own_name}"
         if isinstance(command, click.Group):
             yield from commands(command, typed)
         else:
