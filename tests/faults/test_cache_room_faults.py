@@ -129,13 +129,14 @@ async def test_processes_that_share_a_limit_keep_it(local_repository: Repository
     cache = Cache(tmp_path / "cache", local_repository, size_limit=limit)
     (tmp_path / "cache").mkdir()
     async with sampled(tmp_path / "cache") as samples:
-        # Early: what the others have brought it does not get itself.
-        with start(tmp_path, limit, records[::-1]) as other, start(tmp_path, limit, records, "--kill-at-get", "2") as killed:
-            for record in records[5:] + records:
+        # What is killed uses files of its own: what the others have brought it would not get itself.
+        own, shared = records[:2], records[2:]
+        with start(tmp_path, limit, shared[::-1]) as other, start(tmp_path, limit, own, "--kill-at-get", "2") as killed:
+            for record in shared[4:] + shared:
                 await use(cache, record)
             await asyncio.to_thread(killed.communicate)
             said, _ = await asyncio.to_thread(other.communicate)
-    assert "".join(f"used {record.name}\n" for record in reversed(records)) == said
+    assert "".join(f"used {record.name}\n" for record in reversed(shared)) == said
     assert (0, -9) == (other.returncode, killed.returncode)
     assert 2 * ROOM < max(samples) < limit + LANES * 4 * MIB
     assert 4 >= len(kept(tmp_path / "cache"))
