@@ -364,13 +364,7 @@ class _Sending:
 
 
 def _hash(windows: list[Window]) -> list[tuple[Digest, memoryview]]:
-    chunks = []
-    for window in windows:
-        start = 0
-        for digest, size in window.hash():
-            chunks.append((digest, window.content[start : start + size]))
-            start += size
-    return chunks
+    return [chunk for window in windows for chunk in window.hash()]
 
 
 def _placed(manifest: Manifest, digests: set[Digest]) -> Iterator[tuple[Digest, Place]]:

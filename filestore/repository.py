@@ -451,15 +451,15 @@ class Delivery:
 
     def _start_bundle(self) -> None:
         bundle, self._bundle = self._bundle, []
-        weight, self._bundle_weight = self._bundle_weight, 0
+        self._bundle_weight = 0
         if bundle:
-            self._tasks.append(self._group.create_task(self._check(bundle, weight)))
+            self._tasks.append(self._group.create_task(self._check(bundle)))
 
-    async def _check(self, bundle: list[_Arrival], weight: int) -> None:
+    async def _check(self, bundle: list[_Arrival]) -> None:
         unverified = [arrival for arrival in bundle if arrival.row is None]
         if unverified:
             # I6: taken when the frames are whole, so that a slow peer never holds any of it.
-            async with self._budget.take(weight):
+            async with self._budget.take(sum(arrival.weight for arrival in unverified)):
                 await in_cpu_thread(_verify_all, unverified)
         await in_disk_thread(_settle, [arrival for arrival in bundle if arrival.row is not None])
 

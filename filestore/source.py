@@ -85,15 +85,16 @@ class Window(NamedTuple):
         row += bytes(len(sizes) * PACKED_SIZE)
         return cls(content[: sum(sizes)], sizes, row, place)
 
-    def hash(self) -> list[Chunk]:
-        """Its chunks. In a thread, beside the scan of what follows."""
+    def hash(self) -> list[tuple[Digest, memoryview]]:
+        """The digest and the content of each of its chunks. In a thread, beside the scan of what follows."""
         chunks = []
         start = 0
         with stage(Stage.HASH, len(self.content)):
             for size in self.sizes:
-                chunks.append(Chunk(chunk_digest(self.content[start : start + size]), size))
+                piece = self.content[start : start + size]
+                chunks.append((chunk_digest(piece), piece))
                 start += size
-            packed = b"".join(_CHUNK.pack(*chunk) for chunk in chunks)
+            packed = b"".join(_CHUNK.pack(digest, len(piece)) for digest, piece in chunks)
         self.row[self.place : self.place + len(packed)] = packed
         return chunks
 

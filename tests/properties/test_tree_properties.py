@@ -30,7 +30,9 @@ def _scanned(source: Source) -> tuple[Manifest, list[bytes]]:
     buffer = memoryview(bytearray(WINDOW_SIZE))
     windows = []
     while not source.is_finished:
-        windows += [(bytes(window.content), window.hash()) for window in source.scan(buffer)]
+        windows += [
+            (bytes(window.content), [(digest, len(piece)) for digest, piece in window.hash()]) for window in source.scan(buffer)
+        ]
     for content, chunks in windows:
         start = 0
         for digest, size in chunks:
