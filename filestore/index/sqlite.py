@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -290,9 +290,29 @@ def _translated(path: str) -> Iterator[None]:
         raise StorageError(path, error.strerror or str(error)) from error
 
 
+def _make_file(path: str) -> None:
+    """Make an empty index that only its owner can read, unless there is one. SQLite alone would make it readable for all.
+
+    Closing any descriptor of a file drops all the POSIX locks that this process holds on it; another process then believes
+    that it is the last one, and deletes the log. So no code opens a file of the index beside SQLite: this one is closed
+    before it gets its name, under which a second thread may open it at once.
+
+    Source: sqlite.org/howtocorrupt.html, section 2.2.
+    """
+    if Path(path).exists():
+        return
+    staging = f"{path}.{secrets.token_hex(8)}"
+    try:
+        os.close(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        with suppress(FileExistsError):
+            os.link(staging, path)
+    finally:
+        with suppress(FileNotFoundError):
+            Path(staging).unlink()
+
+
 def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
-    # SQLite would make it readable for all; names and digests of tokens are nobody else's business.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    _make_file(path)
     connection = sqlite3.connect(path, timeout=timeout_seconds, isolation_level=None)
     try:
         connection.execute("PRAGMA synchronous = FULL")
