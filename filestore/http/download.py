@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from enum import Enum, auto
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -102,6 +103,12 @@ class Validators(NamedTuple):
         """Whether a part that came with these is of the version that was begun: If-Range named one, and only that must come."""
         return self.etag == begun.etag if begun.for_range == begun.etag else self.modified == begun.modified
 
+    def differ_from(self, begun: Validators) -> bool:
+        """Whether an answer with these is surely of another version: both say by what theirs is known, and it is not the same."""
+        if self.etag is not None and begun.etag is not None:
+            return self.etag != begun.etag
+        return None not in {self.modified, begun.modified} and self.modified != begun.modified
+
 
 class Downloaded(NamedTuple):
     """What a download did, in bytes."""
@@ -125,7 +132,8 @@ async def download(
 ) -> Downloaded | None:
     """Make a file in `folder`, an existing one, of what is behind a URL; None where that is still what `known` says.
 
-    The bytes are those that are sent: no Content-Encoding is asked for or undone. The file is durable, but not verified: who has
+    The bytes are those that are sent: no Content-Encoding is asked for, and one that comes is refused where no digest is expected.
+    The file is durable, but not verified: who has
     an expected digest compares it. Broken off, `folder` holds what the next download to it continues; one at a time may use it.
     `reserve` is awaited with the bytes that the file will have, before they are written; where nobody knows, with a few more
     now and then, and says by raising that there is no room for them.
@@ -138,6 +146,16 @@ async def download(
         return await _Downloading(origin, staging, limits=limits, known=known, report=report, reserve=reserve).run()
     finally:
         await in_disk_thread(staging.close)
+
+
+class _Came(Enum):
+    """What one request has brought."""
+
+    NOTHING_NEW = auto()
+    """The origin says that the file has not changed."""
+    PART = auto()
+    """A part, as long as the answer said, and not the last one."""
+    ALL = auto()
 
 
 class _Part(NamedTuple):
@@ -179,9 +197,13 @@ class _Downloading:
         async with self._session() as session:
             while True:
                 try:
-                    if not await self._try(session):
+                    came = await self._try(session)
+                    if came is _Came.NOTHING_NEW:
                         return None
-                    break
+                    if came is _Came.ALL:
+                        break
+                    # A part that came as a whole is no failure, however small it is: the next one is asked for at once.
+                    continue
                 except TransferError as error:
                     # What begins anew again and again comes no further.
                     failures = 0 if self._staging.size - furthest >= PIECE else failures + 1
@@ -194,8 +216,8 @@ class _Downloading:
         await in_disk_thread(self._staging.note)
         return Downloaded(self._staging.path, self._staging.size, self._received, self._resumed, self._staging.validators)
 
-    async def _try(self, session: aiohttp.ClientSession) -> bool:
-        """Ask for what is still to come, and take it; False where the origin says that nothing has changed."""
+    async def _try(self, session: aiohttp.ClientSession) -> _Came:
+        """Ask for what is still to come, and take it."""
         staging = self._staging
         headers = {"Accept-Encoding": "identity"}
         if self._known is not None:
@@ -207,48 +229,84 @@ class _Downloading:
             headers |= {"Range": f"bytes={start}-", "If-Range": version}
         async with self._answer(session, headers) as response:
             if response.status == HTTPStatus.NOT_MODIFIED and self._known is not None:
-                return False
-            await self._take(response, await self._begin(response))
-        return True
+                return _Came.NOTHING_NEW
+            return await self._take(response, await self._begin(response))
 
     async def _begin(self, response: aiohttp.ClientResponse) -> _Part:
         """What the answer brings; staging begins anew, where it does not go on from there."""
-        if response.status == HTTPStatus.PARTIAL_CONTENT:
-            return await self._begin_part(response)
+        if response.status in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
+            self._check_encoding(response)
+            # Some origins answer a range with status 200: the header says which bytes come, whatever the status is.
+            if response.status == HTTPStatus.PARTIAL_CONTENT or "Content-Range" in response.headers:
+                return await self._begin_part(response)
+            return await self._begin_whole(response)
         if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            await self._begin_anew(Validators(), None)
+            await self._begin_anew(Validators(), self._staging.total)
             raise Interrupted(self._shown, "it has less than it had before")
-        if response.status != HTTPStatus.OK:
-            raise ServerError(self._shown, response.status, _phrase(response.status))
-        total = response.content_length
+        raise ServerError(self._shown, response.status, _phrase(response.status))
+
+    async def _begin_whole(self, response: aiohttp.ClientResponse) -> _Part:
+        """All of the file, from its first byte on.
+
+        A size that the origin said before is compared: of the same version it must be the same, and where no version is known
+        the origin must say another size twice.
+        """
+        validators = _validators(response)
+        total, known = response.content_length, self._staging.total
         is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
         if total is None and not is_chunked and self._origin.digest is None:
             reason = "its answer has no length, so that a cut would go unnoticed; say which digest is expected"
             raise DownloadRefused(self._shown, reason)
+        if known is not None and not validators.differ_from(self._staging.validators):
+            if total is None:
+                total = known
+            elif total != known:
+                await self._begin_anew(validators, total)
+                raise Interrupted(self._shown, f"it says that the file has {total} bytes, and said {known} before")
         await self._make_room(total or 0, is_all=total is not None)
-        await self._begin_anew(_validators(response), total)
+        await self._begin_anew(validators, total)
         return _Part(0, total)
 
     async def _begin_part(self, response: aiohttp.ClientResponse) -> _Part:
         staging = self._staging
+        validators, known = _validators(response), staging.total
         found = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
         if found is not None:
             start, stop = int(found[1]), int(found[2]) + 1
-            total = staging.total if found[3] == "*" else int(found[3])
-            is_same = staging.total in {None, total} and _validators(response).agree_with(staging.validators)
-            if is_same and 0 < start <= staging.size and start < stop <= (stop if total is None else total):
+            total = known if found[3] == "*" else int(found[3])
+            is_possible = start < stop <= (stop if total is None else total)
+            if start == 0 and not staging.size:
+                # Nothing was here, so that no range was asked for; status 206 is then a lie. A first part is of use where the
+                # next one can be asked for.
+                await self._begin_anew(validators, total)
+                is_taken = response.status == HTTPStatus.OK and (stop == total or validators.for_range is not None)
+                if is_taken and is_possible and known in {None, total}:
+                    await self._make_room(total or stop, is_all=total is not None)
+                    return _Part(0, stop)
+                raise Interrupted(self._shown, "it gave a part of the file, though all of it was asked for")
+            if is_possible and 0 < start <= staging.size and known in {None, total} and validators.agree_with(staging.validators):
                 await self._make_room(total or stop, is_all=total is not None)
                 staging.total = total
                 return _Part(start, stop)
         # What If-Range forbids.
-        await self._begin_anew(Validators(), None)
+        await self._begin_anew(Validators(), known)
         raise Interrupted(self._shown, "it gave a part of another file than it began with")
+
+    def _check_encoding(self, response: aiohttp.ClientResponse) -> None:
+        """Only `identity` was asked for: what is encoded all the same would be stored as it came, under the file's name.
+
+        Where a digest is expected, that says whether it is right. Raises DownloadRefused.
+        """
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in {"", "identity"} and self._origin.digest is None:
+            reason = f"it answers with Content-Encoding {encoding!r}, though none was asked for"
+            raise DownloadRefused(self._shown, f"{reason}; say which digest the bytes have as they are sent, or use another URL")
 
     async def _begin_anew(self, validators: Validators, total: int | None) -> None:
         self._resumed = 0
         await in_disk_thread(self._staging.begin, validators, total)
 
-    async def _take(self, response: aiohttp.ClientResponse, part: _Part) -> None:
+    async def _take(self, response: aiohttp.ClientResponse, part: _Part) -> _Came:
         """Write what comes. Raises Interrupted where it is not all that was to come, or more."""
         staging = self._staging
         staging.size = part.start
@@ -261,7 +319,7 @@ class _Downloading:
                 end = staging.size + waiting + len(piece)
                 if part.stop is not None and end > part.stop:
                     pieces = []
-                    await self._begin_anew(Validators(), None)
+                    await self._begin_anew(Validators(), staging.total)
                     raise Interrupted(self._shown, "it sent more than it said")
                 await self._make_room(end)
                 pieces.append(piece)
@@ -275,8 +333,11 @@ class _Downloading:
             # What has come before a cut is not asked for again.
             if pieces:
                 await in_disk_thread(staging.write, pieces)
+        if part.stop is not None and part.start < part.stop == staging.size != staging.total is not None:
+            return _Came.PART
         if staging.total is not None and staging.size != staging.total:
             raise Interrupted(self._shown, f"{staging.size} of {staging.total} bytes have come")
+        return _Came.ALL
 
     async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
         """What has come, as much as there is; nothing at its end. Raises Stalled."""

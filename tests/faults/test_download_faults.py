@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache, verify_cache
-from filestore.errors import CacheFull, Stalled, StorageError, StorageFull, UnexpectedContent
+from filestore.errors import CacheFull, Interrupted, Stalled, StorageError, StorageFull, UnexpectedContent
 from filestore.http.download import Downloaded, DownloadLimits, download
 from filestore.objects import FileURL, Kind, Progress
 from filestore.repository import Repository
@@ -325,3 +325,80 @@ async def test_a_cache_that_is_read_only(local_repository: Repository, tmp_path:
             assert path == await cache.resolve(FileURL(f"{origin.url}/a", max_age_seconds=3600))
             with pytest.raises(StorageError, match="Read-only file system"):
                 await cache.resolve(FileURL(f"{origin.url}/b"))
+
+
+def tail_as_whole(start: int, stop: int | None = None, *, status: str = "200 OK", total: int | str = len(CONTENT)) -> bytes:
+    """A part of the file under a status of the test's choice, as some origins answer a range."""
+    stop = len(CONTENT) if stop is None else stop
+    content_range = f"Content-Range: bytes {start}-{stop - 1}/{total}"
+    return head(status, 'ETag: "a"', content_range, f"Content-Length: {stop - start}") + CONTENT[start:stop]
+
+
+@pytest.mark.parametrize("total", [len(CONTENT), "*"])
+async def test_tail_under_status_200_is_not_taken_for_the_whole(folder: Path, total: int | str) -> None:
+    """The range of an answer counts, not its status: after a cut, the rest is added to what is here."""
+    async with running_origin(hanging(BEGUN + CONTENT[: 3 * MIB], tail_as_whole(3 * MIB, total=total))) as origin:
+        done = await downloaded(f"{origin.url}/a", folder, IMPATIENT)
+
+        assert [None, f"bytes={3 * MIB}-"] == [asked.headers.get("range") for asked in origin.asked]
+    assert (CONTENT, len(CONTENT)) == (done.path.read_bytes(), done.bytes_received)
+
+
+async def test_whole_under_status_200_with_its_range_is_taken(folder: Path) -> None:
+    """An origin may say the range of a whole file as well."""
+    async with running_origin(answers(tail_as_whole(0))) as origin:
+        done = await downloaded(f"{origin.url}/a", folder, LOOPBACK)
+
+    assert CONTENT == done.path.read_bytes()
+
+
+async def test_another_size_of_the_same_version_is_never_taken(folder: Path) -> None:
+    """The tail as if it were the whole, with the version that was begun and without its range: refused each time."""
+    lie = head("200 OK", f"Content-Length: {MIB}", 'ETag: "a"') + CONTENT[3 * MIB :]
+    async with running_origin(hanging(BEGUN + CONTENT[: 3 * MIB], lie, part(0), lie, BEGUN + CONTENT)) as origin:
+        done = await downloaded(f"{origin.url}/a", folder, IMPATIENT)
+
+    assert CONTENT == done.path.read_bytes()
+
+
+async def test_another_size_of_an_unknown_version_must_be_said_twice(folder: Path) -> None:
+    """Without any version a file may have changed, or its tail may have come: one answer alone does not tell."""
+    begun = head("200 OK", f"Content-Length: {len(CONTENT)}") + CONTENT[:MIB]
+    tail = whole(CONTENT[MIB:])
+    async with running_origin(answers(begun, tail, whole(CONTENT), whole(CONTENT))) as origin:
+        done = await downloaded(f"{origin.url}/a", folder, LOOPBACK)
+        assert 4 == len(origin.asked)
+    assert CONTENT == done.path.read_bytes()
+
+
+async def test_size_that_is_known_is_not_forgotten_by_an_answer_without_one(folder: Path) -> None:
+    """An answer in chunks that ends too early is no whole file, when the same version had a size before."""
+    packed = head("200 OK", 'ETag: "a"', "Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (MIB, CONTENT[:MIB])
+    async with running_origin(hanging(BEGUN + CONTENT[: 3 * MIB], packed, part(MIB))) as origin:
+        done = await downloaded(f"{origin.url}/a", folder, IMPATIENT)
+
+    assert CONTENT == done.path.read_bytes()
+
+
+async def test_small_slices_that_close_cleanly_are_all_asked_for(folder: Path) -> None:
+    """However many there are: each one is what the origin chose to send, and no failure."""
+    size = 100 << 10
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        start = int(asked.headers.get("range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        status = "206 Partial Content" if "range" in asked.headers else "200 OK"
+        writer.write(tail_as_whole(start, min(start + size, len(CONTENT)), status=status))
+        await writer.drain()
+
+    async with running_origin(answer) as origin:
+        done = await downloaded(f"{origin.url}/a", folder, LOOPBACK)
+
+        assert -(-len(CONTENT) // size) == len(origin.asked)
+    assert CONTENT == done.path.read_bytes()
+
+
+async def test_first_part_that_comes_again_and_again_ends(folder: Path) -> None:
+    """An origin that only ever sends the beginning is given up."""
+    async with running_origin(answers(tail_as_whole(0, MIB))) as origin:
+        with pytest.raises(Interrupted):
+            await downloaded(f"{origin.url}/a", folder, LOOPBACK)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 from pathlib import Path
 
@@ -78,15 +79,28 @@ async def test_no_secret_of_this_machine_is_sent(folder: Path, monkeypatch: pyte
         ]
 
 
-async def test_bytes_are_taken_as_they_are_sent(nginx: Nginx, folder: Path) -> None:
-    """Nothing compressed is asked for, and what comes compressed all the same is not undone."""
+async def test_content_that_comes_compressed_unasked_is_refused(nginx: Nginx, folder: Path) -> None:
+    """It would be stored compressed under the file's name. nginx compresses nothing, as nothing compressed is asked for."""
     packed = gzip.compress(CONTENT)
     answer = head("200 OK", "Content-Encoding: gzip", f"Content-Length: {len(packed)}") + packed
 
     async with running_origin(answers(answer)) as origin:
-        assert packed == (await downloaded(f"{origin.url}/a", folder)).path.read_bytes()
+        with pytest.raises(DownloadRefused, match="'gzip'"):
+            await downloaded(f"{origin.url}/a", folder)
     nginx.put("words.txt", b"words " * 1000)
     assert 6000 == (await downloaded(f"{nginx.url}/compressed/words.txt", folder)).size
+
+
+async def test_content_that_comes_compressed_is_taken_under_its_own_digest(folder: Path) -> None:
+    """Who gives the digest of the bytes as they are sent has said what is wanted."""
+    packed = gzip.compress(CONTENT)
+    answer = head("200 OK", "Content-Encoding: gzip", f"Content-Length: {len(packed)}") + packed
+
+    async with running_origin(answers(answer)) as origin:
+        url = FileURL(f"{origin.url}/a", digest=f"sha256:{hashlib.sha256(packed).hexdigest()}")
+        done = await download(url, folder, limits=LOOPBACK)
+    assert done is not None
+    assert packed == done.path.read_bytes()
 
 
 async def test_a_file_that_has_not_changed_is_not_sent_again(nginx: Nginx, folder: Path) -> None:
