@@ -262,6 +262,12 @@ class UnexpectedContent(InvalidContent):
         super().__init__(url, found, expected)
 
 
+class UnexpectedRecord(UnexpectedContent):
+    """A server answered with another record than the one that was asked for."""
+
+    sentence = "{0} answered with {1} when it was asked for {2}; nothing was kept, check that this is the URL of your server"
+
+
 class NotFound(FilestoreError):
     """Nothing is stored under a reference."""
 

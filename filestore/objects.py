@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import field as data_field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -108,12 +109,18 @@ class Record:
 
 
 def record_from_json(values: dict[str, str | int]) -> Record:
-    """The inverse of `Record.as_json`. Raises KeyError, TypeError or ValueError for anything else."""
+    """The inverse of `Record.as_json`: each value is checked, since ids and names become paths (I4).
+
+    Raises KeyError, TypeError, ValueError or a FilestoreError for anything else.
+    """
+    size = values["size"]
+    if not isinstance(size, int) or not 0 <= size < 1 << 63:
+        raise ValueError("its size is no number of bytes")
     return Record(
-        id=str(values["id"]),
+        id=checked_file_id(str(values["id"])),
         name=checked_name(str(values["name"])),
         digest=Digest.parse(str(values["digest"])),
-        size=int(values["size"]),
+        size=size,
         kind=Kind(str(values["kind"])),
         namespace=checked_namespace(str(values["namespace"])),
         created_at=_microseconds(str(values["created_at"])),
@@ -123,19 +130,25 @@ def record_from_json(values: dict[str, str | int]) -> Record:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """How a user names a stored file: exactly one of the four is given, or `digest` and `name` together (a path)."""
+    """How a user names a stored file: exactly one of the three is given, or `digest` and `name` together (a path)."""
 
     id: str | None = None
     digest: Digest | None = None
     name: str | None = None
+    _: KW_ONLY
+    name_otherwise: str | None = data_field(default=None, compare=False)
+    """The name that is meant where nothing is stored under `id` or `digest`: a name may look like either."""
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """An id, a digest, a path or a name, tried in this order. Raises InvalidReference."""
+        """An id, a digest, a path or a name, tried in this order. Raises InvalidReference.
+
+        What looks like an id or a digest may also be the name of a file, as in the caches of some model hubs.
+        """
         if _FILE_ID.match(text):
-            return cls(id=text)
+            return cls(id=text, name_otherwise=text)
         try:
-            return cls(digest=Digest.parse(text))
+            return cls(digest=Digest.parse(text), name_otherwise=text)
         except InvalidDigest:
             pass
         if "/" in text:
@@ -157,6 +170,12 @@ class Reference:
             return cls(digest=digest, name=checked_name(name))
         except InvalidName as error:
             raise InvalidReference(path, str(error)) from None
+
+    def means(self, record: Record) -> bool:
+        """Whether this reference can mean that record."""
+        if self.name_otherwise == record.name:
+            return True
+        return self.id in {None, record.id} and self.digest in {None, record.digest} and self.name in {None, record.name}
 
     def __str__(self) -> str:
         if self.digest is not None and self.name is not None:
@@ -273,7 +292,8 @@ class _Named:
         reference = Reference.parse(given)
         if (self.id is None) != (reference.id is None) or (self.digest is None) != (reference.digest is None):
             raise InvalidReference(given, "an id is file_ and 32 hexadecimal digits, a digest 64 of them")
-        return reference
+        # Whoever gives a digest or an id as such never means a name.
+        return replace(reference, name_otherwise=None)
 
     def _check(self) -> None:
         names = {"path": self.path, "id": self.id, "url": self.url, "digest": self.digest}
@@ -419,6 +439,13 @@ def checked_namespace(namespace: str) -> str:
     return namespace
 
 
+def checked_file_id(text: str) -> str:
+    """`text`, if it is the id of a record. Raises InvalidReference."""
+    if not _FILE_ID.match(text):
+        raise InvalidReference(text, "an id is file_ and 32 hexadecimal digits")
+    return text
+
+
 def _timestamp(microseconds: int) -> str:
     moment = datetime.fromtimestamp(microseconds // 1_000_000, UTC).replace(microsecond=microseconds % 1_000_000)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -426,4 +453,6 @@ def _timestamp(microseconds: int) -> str:
 
 def _microseconds(timestamp: str) -> int:
     moment = datetime.fromisoformat(timestamp)
+    if moment.tzinfo is None:
+        raise ValueError("a time has a time zone")
     return int(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond

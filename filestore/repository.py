@@ -108,7 +108,10 @@ class Repository(Protocol):
         """The canonical bytes of a file's manifest, verified. Raises NotFound, InvalidManifest."""
 
     async def record(self, reference: Reference) -> Record:
-        """The newest record that `reference` means. Raises NotFound."""
+        """The newest record that `reference` means; under a digest alone, that of a directory comes before that of a file.
+
+        Raises NotFound, and UnexpectedRecord where a server answers with another one.
+        """
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         """Records from the newest down; with `before`, those with an earlier `updated_at`, for the next page."""
@@ -235,6 +238,8 @@ class LocalRepository:
 
     async def record(self, reference: Reference) -> Record:
         record = await self._index.record(self._namespace, reference)
+        if record is None and reference.name_otherwise is not None:
+            record = await self._index.record(self._namespace, Reference(name=reference.name_otherwise))
         if record is None:
             raise NotFound(str(reference))
         return record
@@ -490,6 +495,15 @@ async def read_format(store: ChunkStore, *, location: str) -> tuple[str, int]:
     if not _REPOSITORY_ID.match(repository_id):
         raise UnknownFormat(location, str(version), str(REPOSITORY_VERSION))
     return repository_id, CUTTING_VERSION
+
+
+def checked_identity(repository_id: object, namespace: object, cutting: object) -> Identity:
+    """What a repository says of itself, checked: caches make paths of it (I4). Raises ValueError or InvalidName."""
+    if not isinstance(repository_id, str) or not _REPOSITORY_ID.match(repository_id):
+        raise ValueError("its id is not 32 hexadecimal digits")
+    if not isinstance(namespace, str) or type(cutting) is not int:
+        raise ValueError("its namespace is no text, or its cutting version no number")
+    return Identity(repository_id, checked_namespace(namespace), cutting)
 
 
 def check_versions(location: str, *, version: object, cutting: object) -> None:

@@ -25,6 +25,7 @@ SEGMENT_LIMIT = 255
 """Bytes of the last segment of a URL's path, as it stands there: clients use it as a file's name."""
 
 _SECONDS = re.compile(r"[1-9][0-9]{0,14}")
+_SIGNED = re.compile(r"/signed/[a-z0-9][a-z0-9_-]{0,62}/[1-9][0-9]{0,14}/[0-9a-f]{64}/[!-~]+\Z")
 
 
 def sign(secret: bytes, purpose: str, *parts: str, expires_at: int) -> str:
@@ -53,6 +54,11 @@ def unsigned_path(path: str) -> str:
     """The path that a signed one stands for; any other path is what it is."""
     _, first, *rest = path.split("/", 5)
     return f"/{rest[-1]}" if first == "signed" and len(rest) == 4 else path
+
+
+def is_signed_path(path: str) -> bool:
+    """Whether a path has the form of a signed one, whoever signed it."""
+    return _SIGNED.match(path) is not None
 
 
 def verify_path(secret: bytes, method: str, path: str, *, namespace: str, expires_at: str, signature: str, now: float) -> None:

@@ -36,8 +36,8 @@ from filestore.following import Following
 from filestore.http.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.layout import in_blocks
 from filestore.manifest import Manifest
-from filestore.objects import Directory, File, FileURL, Kind, Record, Reference, Report, checked_namespace
-from filestore.repository import Identity, Repository
+from filestore.objects import Directory, File, FileURL, Kind, Record, Reference, Report
+from filestore.repository import Identity, Repository, checked_identity
 from filestore.tree_staging import Zip
 from filestore.unpack import unpack
 
@@ -461,6 +461,6 @@ def _remember(path: Path, identity: Identity) -> None:
 def _read_identity(path: Path) -> Identity | None:
     try:
         found = json.loads(path.read_bytes())
-        return Identity(str(found["id"]), checked_namespace(found["namespace"]), int(found["cutting"]))
+        return checked_identity(found["id"], found["namespace"], found["cutting"])
     except (OSError, ValueError, KeyError, TypeError, FilestoreError):
         return None

@@ -23,19 +23,24 @@ from filestore.errors import (
     Interrupted,
     InvalidBatch,
     InvalidManifest,
+    InvalidReference,
     InvalidSetting,
     InvalidUrl,
     LimitExceeded,
+    NotFound,
     ServerError,
     Stalled,
     Unauthorized,
+    UnexpectedRecord,
     Unreachable,
 )
 from filestore.http import wire
 from filestore.http.channel import Channel, Channels, Head, Meter
+from filestore.layout import parse_run_path
 from filestore.manifest import MANIFEST_LIMIT
 from filestore.objects import Frame, Kind, Record, Reference, checked_namespace, record_from_json
-from filestore.repository import Identity, Moved, check_versions
+from filestore.repository import Identity, Moved, check_versions, checked_identity
+from filestore.signing import is_signed_path, unsigned_path
 from filestore.stages import Stage, awaiting, stage
 
 if TYPE_CHECKING:  # takes 0.15 s to import, and over plain HTTP nobody needs it
@@ -97,11 +102,16 @@ class RemoteRepository:
         if self._identity is None:
             answer = await self._json("GET", "/repository")
             try:
-                version = int(answer["format"])
-                found = Identity(str(answer["id"]), checked_namespace(str(answer["namespace"])), int(answer["cutting"]))
+                version, cutting = int(answer["format"]), int(answer["cutting"])
+                checked_namespace(str(answer["namespace"]))
             except (KeyError, TypeError, ValueError, FilestoreError):
                 raise ServerError(self.location, HTTPStatus.OK, "that is no answer of a filestore server") from None
-            check_versions(self.location, version=version, cutting=found.cutting)
+            # Before the rest is looked at, which another version may write in another way.
+            check_versions(self.location, version=version, cutting=cutting)
+            try:
+                found = checked_identity(answer["id"], answer["namespace"], cutting)
+            except (KeyError, ValueError, FilestoreError):
+                raise ServerError(self.location, HTTPStatus.OK, "that is no answer of a filestore server") from None
             self._identity = found
         return self._identity
 
@@ -110,7 +120,7 @@ class RemoteRepository:
         for start in range(0, len(digests), wire.DIGESTS_LIMIT):
             asked = digests[start : start + wire.DIGESTS_LIMIT]
             answer = await self._octets("POST", "/chunks/missing", body=b"".join(asked), limit=len(asked) * DIGEST_SIZE)
-            found.extend(parse_digests(answer))
+            found += self._among(asked, answer)
         return list(dict.fromkeys(found))
 
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
@@ -135,11 +145,15 @@ class RemoteRepository:
 
     async def recheck(self, digests: Sequence[Digest]) -> list[Digest]:
         limit = len(digests) * DIGEST_SIZE
-        return parse_digests(await self._octets("POST", "/chunks/recheck", body=b"".join(digests), limit=limit))
+        return self._among(digests, await self._octets("POST", "/chunks/recheck", body=b"".join(digests), limit=limit))
 
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
         headers = {wire.NAME_HEADER: quote(name, safe="")}
-        return self._record(await self._json("POST", f"/files?kind={kind.value}", body=manifest, headers=headers))
+        record = self._record(await self._json("POST", f"/files?kind={kind.value}", body=manifest, headers=headers))
+        committed = Reference(digest=manifest_digest(manifest), name=name)
+        if record.kind is not kind:
+            raise UnexpectedRecord(self.location, f"a {record.kind.value}", f"a {kind.value} called {name!r}")
+        return self._checked(record, committed)
 
     async def manifest(self, digest: Digest) -> bytes:
         encoded = await self._octets("GET", f"/manifests/{digest}", limit=MANIFEST_LIMIT)
@@ -148,6 +162,15 @@ class RemoteRepository:
         return encoded
 
     async def record(self, reference: Reference) -> Record:
+        try:
+            return self._checked(await self._find(reference), reference)
+        except NotFound:
+            if reference.name_otherwise is None:
+                raise
+        by_name = Reference(name=reference.name_otherwise)
+        return self._checked(await self._find(by_name), by_name)
+
+    async def _find(self, reference: Reference) -> Record:
         if reference.id is not None:
             return self._record(await self._json("GET", f"/files/{quote(reference.id, safe='')}"))
         asked = [f"digest={reference.digest}"] if reference.digest is not None else []
@@ -158,19 +181,32 @@ class RemoteRepository:
         page = f"/files?limit={limit}" + (f"&before={before}" if before is not None else "")
         answer = await self._json("GET", page)
         files = answer.get("files")
-        if not isinstance(files, list):
+        if not isinstance(files, list) or len(files) > limit:
             raise ServerError(self.location, HTTPStatus.OK, "its list of files is malformed")
-        return [self._record(values) for values in files]
+        found = [self._record(values) for values in files]
+        # A list that does not go on to older records would be asked for without end.
+        times = [record.updated_at for record in found]
+        if times != sorted(times, reverse=True) or (before is not None and times and times[0] >= before):
+            raise ServerError(self.location, HTTPStatus.OK, "its list of files is in no order")
+        return found
 
     async def sign(self, file_id: str) -> str:
         answer = await self._json("POST", f"/files/{quote(file_id, safe='')}/sign")
         path = answer.get("path")
-        if not isinstance(path, str) or not path.startswith("signed/"):
+        if not isinstance(path, str) or not is_signed_path(f"/{path}"):
             raise ServerError(self.location, HTTPStatus.OK, "its signed path is malformed")
+        signed = unsigned_path(f"/{path}")
+        try:
+            found, _ = parse_run_path(signed)
+        except InvalidReference:
+            found = signed
+        if found != file_id:
+            raise UnexpectedRecord(self.location, f"a path of {found!r}", f"one of {file_id!r}")
         return path
 
     async def remove(self, file_id: str) -> Record:
-        return self._record(await self._json("DELETE", f"/files/{quote(file_id, safe='')}"))
+        record = self._record(await self._json("DELETE", f"/files/{quote(file_id, safe='')}"))
+        return self._checked(record, Reference(id=file_id))
 
     async def status(self) -> dict[str, Any]:
         """What the server says of its own work. Raises Forbidden for a token of another namespace than the default one."""
@@ -402,6 +438,19 @@ class RemoteRepository:
         if self._rate is None:
             return FIRST_BATCH
         return int(min(self._rate * BATCH_SECONDS, wire.BATCH_LIMIT - wire.batch_header_size(wire.BATCH_COUNT_LIMIT)))
+
+    def _among(self, asked: Sequence[Digest], answer: bytes) -> list[Digest]:
+        """Digests in an answer, which must be some of those that were asked about."""
+        found = parse_digests(answer)
+        if not set(found) <= set(asked):
+            raise InvalidBatch(f"{self.location} answered with other chunks than those that were asked about")
+        return found
+
+    def _checked(self, record: Record, reference: Reference) -> Record:
+        """The record, if it is one that was asked for. Raises UnexpectedRecord."""
+        if not reference.means(record):
+            raise UnexpectedRecord(self.location, f"the record of {record.path}", repr(str(reference)))
+        return record
 
     def _record(self, values: object) -> Record:
         try:

@@ -132,9 +132,9 @@ async def download(
 ) -> Downloaded | None:
     """Make a file in `folder`, an existing one, of what is behind a URL; None where that is still what `known` says.
 
-    The bytes are those that are sent: no Content-Encoding is asked for, and one that comes is refused where no digest is expected.
-    The file is durable, but not verified: who has
-    an expected digest compares it. Broken off, `folder` holds what the next download to it continues; one at a time may use it.
+    The bytes are those that are sent: no Content-Encoding is asked for, and one is refused unless a digest is expected.
+    The file is durable, but not verified: the caller compares an expected digest. Broken off, `folder` holds what the next
+    download to it continues; one at a time may use it.
     `reserve` is awaited with the bytes that the file will have, before they are written; where nobody knows, with a few more
     now and then, and says by raising that there is no room for them.
 

@@ -83,7 +83,11 @@ class Index(Protocol):
         """
 
     async def record(self, namespace: str, reference: Reference) -> Record | None:
-        """The record that a reference means, the newest by `updated_at` where there are several."""
+        """The record that a reference means, the newest by `updated_at` where there are several.
+
+        Under a digest alone, the record of a directory comes before that of a file: whoever pushes the zip of a stored directory
+        as a file does not hide the directory. `name_otherwise` is not looked at.
+        """
 
     async def records(self, namespace: str, *, limit: int, before: int | None = None) -> list[Record]:
         """Records from the newest `updated_at` down; with `before`, only those updated earlier than that."""

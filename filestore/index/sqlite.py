@@ -82,7 +82,7 @@ _SCHEMA = (
 
 _NEWEST_RECORDS = (
     "SELECT id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
-    " WHERE namespace = ?{} ORDER BY updated_at DESC LIMIT ?"
+    " WHERE namespace = ?{} ORDER BY {}updated_at DESC LIMIT ?"
 )
 
 
@@ -460,7 +460,9 @@ def _delete_record(connection: sqlite3.Connection, namespace: str, file_id: str)
 def _select_record(connection: sqlite3.Connection, namespace: str, reference: Reference) -> Record | None:
     given = {"id = ?": reference.id, "digest = ?": reference.digest, "name = ?": reference.name}
     conditions = {condition: value for condition, value in given.items() if value is not None}
-    records = _newest_records(connection, namespace, conditions, limit=1)
+    is_by_digest = reference.digest is not None and reference.id is None
+    first = f"kind = '{Kind.DIRECTORY.value}' DESC, " if is_by_digest else ""
+    records = _newest_records(connection, namespace, conditions, limit=1, first=first)
     return records[0] if records else None
 
 
@@ -469,9 +471,10 @@ def _select_records(connection: sqlite3.Connection, namespace: str, limit: int, 
 
 
 def _newest_records(
-    connection: sqlite3.Connection, namespace: str, conditions: Mapping[str, object], *, limit: int
+    connection: sqlite3.Connection, namespace: str, conditions: Mapping[str, object], *, limit: int, first: str = ""
 ) -> list[Record]:
-    statement = _NEWEST_RECORDS.format("".join(f" AND {condition}" for condition in conditions))
+    """`first`: what comes before time in the order."""
+    statement = _NEWEST_RECORDS.format("".join(f" AND {condition}" for condition in conditions), first)
     return [_record(row) for row in connection.execute(statement, (namespace, *conditions.values(), limit))]
 
 

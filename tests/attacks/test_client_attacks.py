@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from filestore.cache import Cache
 from filestore.chunking import CUTTING_VERSION
 from filestore.digest import Digest, chunk_digest, manifest_digest
 from filestore.errors import (
@@ -23,14 +27,17 @@ from filestore.errors import (
     ServerError,
     Stalled,
     Unauthorized,
+    UnexpectedRecord,
     UnknownFormat,
     Unreachable,
 )
 from filestore.http import client as client_module
 from filestore.http import wire
 from filestore.http.client import RemoteRepository
+from filestore.layout import file_path
 from filestore.manifest import Manifest
-from filestore.objects import Frame, Reference
+from filestore.objects import Directory, File, Frame, Kind, Record, Reference
+from filestore.repository import Repository
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -371,3 +378,165 @@ def test_urls_that_name_no_server(url: str) -> None:
     """Said before anything is sent; a password in a URL would end up in logs."""
     with pytest.raises(InvalidUrl):
         RemoteRepository(url, token=None)
+
+
+RECORD = Record(
+    id="file_" + "0a" * 16,
+    name="model.bin",
+    digest=ONE,
+    size=3,
+    kind=Kind.FILE,
+    namespace="default",
+    created_at=1_700_000_000_000_000,
+    updated_at=1_700_000_000_000_000,
+)
+IDENTITY: dict[str, Any] = {"id": "0a" * 16, "namespace": "default", "cutting": CUTTING_VERSION, "format": 1}
+
+
+def as_answer(values: object) -> Handler:
+    """A server that answers everything with these values."""
+    return answering(json.dumps(values).encode(), content_type="application/json")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        Reference(id="file_" + "0b" * 16),
+        Reference(digest=TWO),
+        Reference(name="another.bin"),
+        Reference(digest=ONE, name="another.bin"),
+        Reference(digest=TWO, name="model.bin"),
+        Reference.parse("file_" + "0b" * 16),
+        Reference.parse(str(TWO)),
+        File(digest=str(TWO)).reference,
+        File(path=file_path(TWO, "model.bin")).reference,
+    ],
+)
+async def test_another_record_than_was_asked_for(reference: Reference) -> None:
+    """A pinned id, digest, path or name is enforced: the answer of a server does not stand for it by itself."""
+    async with facing(as_answer(RECORD.as_json())) as repository:
+        with pytest.raises(UnexpectedRecord):
+            await repository.record(reference)
+
+
+async def test_record_of_another_file_after_a_commit() -> None:
+    """What a server says that it recorded is what was pushed."""
+    manifest = Manifest.build([], cutting=CUTTING_VERSION)
+    right = replace(RECORD, digest=manifest.digest, size=0)
+    for wrong in (RECORD, replace(right, name="another.bin"), replace(right, kind=Kind.DIRECTORY)):
+        async with facing(as_answer(wrong.as_json())) as repository:
+            with pytest.raises(UnexpectedRecord):
+                await repository.commit(manifest.encoded, name=RECORD.name)
+    async with facing(as_answer(right.as_json())) as repository:
+        assert right == await repository.commit(manifest.encoded, name=RECORD.name)
+
+
+async def test_another_record_than_was_to_be_removed() -> None:
+    """A removal that is acknowledged for another record is no success."""
+    async with facing(as_answer(RECORD.as_json())) as repository:
+        with pytest.raises(UnexpectedRecord):
+            await repository.remove("file_" + "0b" * 16)
+
+
+PATHS = ["../../victim", "/etc/victim", "..", "", "file_../../victim", "file_" + "0A" * 16, "file_" + "0a" * 16 + "\n", 7, None]
+
+
+@pytest.mark.parametrize("text", PATHS)
+async def test_ids_that_would_be_paths(text: object, tmp_path: Path) -> None:
+    """Of a record or of a repository: neither enters, and no cache makes a folder or a file of it."""
+    for values in (RECORD.as_json() | {"id": text}, IDENTITY | {"id": text}, IDENTITY | {"namespace": text}):
+        async with facing(as_answer(values)) as repository:
+            cache = Cache(tmp_path / "cache", repository)
+            for wanted in (File(id="file_" + "0a" * 16), File(digest=str(ONE)), Directory(digest=str(ONE))):
+                with pytest.raises(ServerError):
+                    await cache.resolve(wanted)
+            await cache.close()
+        assert not list(tmp_path.rglob("*victim*"))
+    assert {"cache"} == {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name": "../x"},
+        {"name": "a/b"},
+        {"name": "a\x00b"},
+        {"size": -1},
+        {"size": 1 << 63},
+        {"size": "3"},
+        {"size": 3.5},
+        {"kind": "link"},
+        {"namespace": "../x"},
+        {"digest": "0" * 63},
+        {"updated_at": "soon"},
+        {"updated_at": "2024-01-01T00:00:00"},
+    ],
+)
+async def test_records_that_cannot_be(changed: dict[str, object]) -> None:
+    """Each value is checked where it enters."""
+    async with facing(as_answer(RECORD.as_json() | changed)) as repository:
+        with pytest.raises(ServerError):
+            await repository.record(Reference(id=RECORD.id))
+
+
+@pytest.mark.parametrize("text", PATHS)
+async def test_ids_in_a_cache_that_would_be_paths(text: object, tmp_path: Path, local_repository: Repository) -> None:
+    """What an earlier program, or somebody else, wrote into a cache is checked as well when it is read back."""
+    identity = await local_repository.identity()
+    cache = Cache(tmp_path / "cache", local_repository)
+    await cache.cached(File(digest=str(ONE)))
+    (remembered,) = (tmp_path / "cache" / "repositories").iterdir()
+    remembered.write_text(json.dumps(identity._asdict() | {"id": text}))
+    again = Cache(tmp_path / "cache", local_repository)
+    await again.cached(File(digest=str(ONE)))
+    assert again._shelf is not None
+    assert tmp_path / "cache" / identity.id / identity.namespace == again._shelf.root
+
+    records = again._shelf.root / "records"
+    records.mkdir(parents=True, exist_ok=True)
+    (records / f"{RECORD.id}.json").write_text(json.dumps(RECORD.as_json() | {"id": text}))
+    assert await again.cached(File(id=RECORD.id)) is None
+    await again.close()
+    await cache.close()
+
+
+async def test_digests_that_nobody_asked_about() -> None:
+    """Whether chunks are missing, or were damaged, is said of those that were asked about only."""
+    async with facing(answering(bytes(TWO))) as repository:
+        with pytest.raises(InvalidBatch):
+            await repository.missing([ONE])
+        with pytest.raises(InvalidBatch):
+            await repository.recheck([ONE])
+
+
+async def test_list_without_end() -> None:
+    """A list that never goes on to older records ends in an error, not in a loop."""
+    page = {"files": [RECORD.as_json()]}
+    async with facing(as_answer(page)) as repository:
+        assert [RECORD] == await repository.records(limit=1)
+        with pytest.raises(ServerError):
+            await repository.records(limit=1, before=RECORD.updated_at)
+        with pytest.raises(ServerError):
+            await repository.records(limit=0)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "signed/../../x",
+        "signed/default/1/" + "0" * 64 + "/../victim",
+        "signed/default/1/" + "0" * 63 + "/" + RECORD.run_path,
+        "signed/default/1/" + "0" * 64 + "/" + RECORD.run_path + "\r\nX: y",
+        "signed/Default/1/" + "0" * 64 + "/" + RECORD.run_path,
+        "https://example.org/",
+    ],
+)
+async def test_signed_paths_that_lead_elsewhere(path: str) -> None:
+    """Only a path of the form that servers of ours sign, and of the record that was asked for, becomes a part of a URL."""
+    async with facing(as_answer({"path": path})) as repository:
+        with pytest.raises((ServerError, UnexpectedRecord)):
+            await repository.sign(RECORD.id)
+    other = replace(RECORD, id="file_" + "0b" * 16)
+    async with facing(as_answer({"path": "signed/default/1/" + "0" * 64 + "/" + other.run_path})) as repository:
+        with pytest.raises(UnexpectedRecord):
+            await repository.sign(RECORD.id)

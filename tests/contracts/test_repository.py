@@ -10,7 +10,7 @@ from filestore.chunking import CUTTING_VERSION
 from filestore.digest import chunk_digest
 from filestore.errors import ChunksMissing, InvalidFrame, InvalidManifest, InvalidName, NotFound
 from filestore.manifest import CHUNK_LIMIT, Manifest
-from filestore.objects import Frame, Kind, Record, Reference
+from filestore.objects import File, Frame, Kind, Record, Reference
 from filestore.repository import Repository
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import contents, decoded, encoded, frames, manifest, room
@@ -291,3 +291,28 @@ async def test_recheck_believes_nobody(repository: Repository) -> None:
     assert [] == await repository.recheck([one.digest, absent.digest, one.digest])
     assert [] == await repository.recheck([])
     assert [absent.digest] == await repository.missing([one.digest, absent.digest])
+
+
+async def test_name_that_looks_like_a_digest_or_an_id_is_found(repository: Repository) -> None:
+    """What is typed is a name where nothing is stored under such a digest or id; a value's digest or id never is."""
+    for name in ("0a" * 32, "file_" + "0a" * 16):
+        pushed = await push(repository, contents(2), name=name)
+        assert pushed == await repository.record(Reference.parse(name))
+    for wanted in (File(digest="0a" * 32), File(id="file_" + "0a" * 16)):
+        with pytest.raises(NotFound):
+            await repository.record(wanted.reference)
+    other = await push(repository, contents(3), name=str(pushed.digest))
+    assert pushed.digest == (await repository.record(Reference.parse(str(pushed.digest)))).digest
+    assert other == await repository.record(Reference(name=other.name))
+
+
+async def test_zip_that_is_pushed_as_a_file_does_not_hide_the_directory(repository: Repository) -> None:
+    """A digest alone means the directory, whichever of the two was pushed last; a name means what was pushed last."""
+    tree = await push(repository, contents(2), name="model.zip", kind=Kind.DIRECTORY)
+    file = await push(repository, contents(2), name="model.zip")
+    assert tree.digest == file.digest
+    assert tree.id == (await repository.record(Reference(digest=tree.digest))).id
+    assert tree.id == (await repository.record(Reference(digest=tree.digest, name="model.zip"))).id
+    assert file.id == (await repository.record(Reference(name="model.zip"))).id
+    await repository.remove(tree.id)
+    assert file.id == (await repository.record(Reference(digest=tree.digest))).id
