@@ -548,13 +548,18 @@ class TreeStaging:
     def _resume(self) -> None:
         """Find out what an earlier fetch has left: what cannot be a part of the tree is removed."""
         numbers, folders = _paths(self._zip.members)
-        leaves = {member.path: number for number, member in enumerate(self._zip.members) if member.is_folder}
+        leaves: dict[str, list[int]] = {}
+        """The numbers of the entries for a folder: an archive may name it more than once."""
+        for number, member in enumerate(self._zip.members):
+            if member.is_folder:
+                leaves.setdefault(member.path, []).append(number)
         for path, status in _walk(self._root):
             if stat.S_ISDIR(status.st_mode):
                 if path not in folders:
                     shutil.rmtree(path, dir_fd=self._root)
-                elif path in leaves and path not in self._parents:
-                    self._note_done(leaves[path])
+                elif path not in self._parents:
+                    for number in leaves.get(path, ()):
+                        self._note_done(number)
             elif path not in numbers or not self._recall(numbers[path], status):
                 os.unlink(path, dir_fd=self._root)
 

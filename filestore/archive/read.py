@@ -440,7 +440,11 @@ class _Parser:
         ):
             if found > limit:
                 raise LimitExceeded(f"{what} of the entry {shown(name)!r}", found, limit, setting)
-        if reason := self._tree.add(path, is_folder=mode & zip_.MODE_KIND == zip_.MODE_FOLDER):
+        is_folder = mode & zip_.MODE_KIND == zip_.MODE_FOLDER
+        # Every reader makes the same one folder of two entries for it. Two files would not be one file.
+        if is_folder and self._tree.has_folder(path):
+            return path
+        if reason := self._tree.add(path, is_folder=is_folder):
             raise _refused(name, reason)
         return path
 

@@ -77,6 +77,10 @@ class Tree:
         self._kinds[path] = _Kind.FOLDER if is_folder else _Kind.LEAF
         return self._imply_parents(path)
 
+    def has_folder(self, path: str) -> bool:
+        """Whether a folder was added at this normalised path by itself, and not only implied by the paths of others."""
+        return self._kinds.get(path) is _Kind.FOLDER
+
     def links_flaw(self, targets: Mapping[str, str]) -> tuple[str, str] | None:
         """The first link (path to target) that must not be made, and why. All paths of the tree must have been added."""
         for path, target in targets.items():

@@ -100,6 +100,21 @@ def test_same_name_twice(second: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Forged("a", b"file"), Forged("a/", mode=0o40755)),
+        (Forged("a/", mode=0o40755), Forged("a", b"file")),
+        (Forged("a/", mode=0o40755), Forged("a", b"b", mode=0o120777)),
+        (Forged("a", b"b", mode=0o120777), Forged("a/", mode=0o40755)),
+        (Forged("a", b"b", mode=0o120777), Forged("a", b"b", mode=0o120777)),
+    ],
+)
+def test_folder_and_something_else_of_the_same_name(first: Forged, second: Forged) -> None:
+    """Only a folder may be named twice, and only as a folder."""
+    assert_refused(forged([Forged("b", b""), first, second]), str(second.name), "twice")
+
+
 def test_same_name_twice_by_back_slashes() -> None:
     """Two entries for one path, one of them with the separators of another system."""
     assert_refused(forged([Forged("a/b", b"1"), Forged("a\\b", b"2", host=0)]), "a/b", "twice")

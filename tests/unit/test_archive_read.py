@@ -53,6 +53,7 @@ TREES = {
     "java.jar": TREE | NOTHING_RUNS,
     "bsdtar.zip": TREE | ROOT,
     "bsdtar-streamed.zip": TREE | ROOT,
+    "bsdtar-folders-twice.zip": TREE | ROOT,
     "bsdtar-links.zip": TREE | ROOT | LINKS,
     "python.zip": TREE,
     "python-streamed.zip": TREE,
@@ -159,6 +160,16 @@ def test_folder_by_its_mode() -> None:
     tree = unpacked(forged([Forged("a", mode=0o40755), Forged("a/b", b"x")]))
 
     assert {"a": True, "a/b": False} == {path: found.is_folder for path, found in tree.items()}
+
+
+@pytest.mark.parametrize("again", ["a/", "a//", "./a/"])
+def test_folder_that_is_named_twice(again: str) -> None:
+    """Two entries for one folder are one folder, whatever lies in it and between them."""
+    folder = Forged("a/", mode=0o40755)
+
+    for between in ([], [Forged("a/b", b"x")]):
+        tree = unpacked(forged([folder, *between, Forged(again, mode=0o40700)]))
+        assert {"a": True} | {entry.name: False for entry in between} == {path: found.is_folder for path, found in tree.items()}
 
 
 @pytest.mark.parametrize("data", [b"", b"\3\0"])

@@ -102,6 +102,20 @@ async def test_a_foreign_archive(repository: LocalRepository, place: Path, name:
     assert things_in(archive) == standing(place / "target")
 
 
+@pytest.mark.parametrize("chunk_size", [30_000, 400])
+async def test_a_folder_that_is_named_twice(repository: LocalRepository, place: Path, chunk_size: int) -> None:
+    """An empty folder with two entries, and one with something in it; also where an unpack that was cut is continued."""
+    empty, full = Forged("empty/", mode=0o40755), Forged("full/", mode=0o40755)
+    filler = octets(9, 100_000)
+    archive = forged([empty, full, Forged("filler", filler), Forged("full/file", b"content"), full, empty])
+    record = await stored(repository, archive, chunk_size=chunk_size)
+
+    await cut_off(repository, record, place / "target")
+    await unpack(repository, record, place / "target")
+
+    assert {"empty": Folder(), "filler": filler, "full/file": b"content"} == standing(place / "target")
+
+
 async def test_an_empty_archive(repository: LocalRepository, place: Path) -> None:
     """An empty folder."""
     found = await unpack(repository, await stored(repository, forged([])), place / "target")

@@ -43,6 +43,8 @@ jar --create --file "$target/java.jar" --no-manifest -C . .
 # libarchive
 bsdtar --format zip -cf "$target/bsdtar.zip" .
 bsdtar --format zip -cf - . | cat >"$target/bsdtar-streamed.zip"
+bsdtar --format zip -n -cf "$target/bsdtar-folders-twice.zip" . folder folder/deep größe readme.txt run.sh empty.txt größe/naïve.txt \
+    folder/deep/text.txt 'empty folder' folder folder/deep größe .
 
 # Python
 python3 - "$target" <<'PYTHON'
