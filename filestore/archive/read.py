@@ -98,6 +98,8 @@ class End(NamedTuple):
     header_count: int
     shift: int
     """What is to be added to the offsets in it: bytes that were put before the archive after it was made."""
+    is_zip64: bool = False
+    """A Zip64 end record tells all this. Else the count is that of the headers modulo 65,536."""
 
 
 class Extent(NamedTuple):
@@ -179,7 +181,8 @@ def find_end(tail: Buffer, size: int, *, limits: Limits = DEFAULT_LIMITS) -> End
     narrow = _Totals(*numbers)
     located = at - zip_.LOCATOR.size
     if located >= 0 and data.startswith(zip_.LOCATOR_SIGNATURE, located):
-        return _checked(_wide_totals(data, located, narrow), base + located - zip_.END64_RECORD.size, limits)
+        wide = _wide_totals(data, located, narrow)
+        return _checked(wide, base + located - zip_.END64_RECORD.size, limits)._replace(is_zip64=True)
     return _checked(narrow, base + at, limits)
 
 
@@ -191,10 +194,9 @@ def parse_central_directory(directory: Buffer, end: End, *, limits: Limits = DEF
     data = bytes(directory)
     parser = _Parser(end, limits)
     at = 0
-    for _ in range(end.header_count):
+    while at < end.size:
         at = parser.take(data, at)
-    if at != end.size:
-        _refuse("its central directory holds more than its end record says")
+    _check_count(end, at, len(parser.members))
     members = _placed(parser.members, end)
     parser.check_ratio()
     return members
@@ -212,11 +214,12 @@ class Members(Sequence[Member]):
         self._end = end
         self._limits = limits
         starts, places, at = array("Q"), array("Q"), 0
-        for _ in range(end.header_count):
+        while at < end.size:
             member, following = self._parse(at)
             starts.append(member.start)
             places.append(at)
             at = following
+        _check_count(end, at, len(places))
         order = sorted(range(len(starts)), key=starts.__getitem__)
         self.starts = array("Q", (starts[number] for number in order))
         """Where local headers stand."""
@@ -375,8 +378,22 @@ def _checked(totals: _Totals, position: int, limits: Limits) -> End:
         what = "the size of the archive's central directory"
         raise LimitExceeded(what, totals.size, limits.directory_size, "unpack_directory_size")
     if totals.in_all > limits.entries:
-        raise LimitExceeded("the number of entries of the archive", totals.in_all, limits.entries, "unpack_entries")
+        raise _too_many(totals.in_all, limits)
     return End(start, totals.size, totals.in_all, start - totals.offset)
+
+
+def _check_count(end: End, directory_size: int, count: int) -> None:
+    """The headers of the directory are as many, and take as many bytes, as the end records say.
+
+    Old tools, and Finder of macOS, write more than 65,535 entries without a Zip64 end record. Readers then go by the size.
+    """
+    stated = count if end.is_zip64 else count & zip_.U16_MAX
+    if directory_size != end.size or stated != end.header_count:
+        _refuse("its central directory holds more or less than its end record says")
+
+
+def _too_many(count: int, limits: Limits) -> LimitExceeded:
+    return LimitExceeded("the number of entries of the archive", count, limits.entries, "unpack_entries")
 
 
 class _Parser:
@@ -396,6 +413,9 @@ class _Parser:
         name_at = at + zip_.CENTRAL_HEADER.size
         if name_at > len(data) or not data.startswith(zip_.CENTRAL_SIGNATURE, at):
             _refuse("its central directory is cut short, or holds something that is no header")
+        if len(self.members) == self._limits.entries:
+            # The end record was checked, but it may count modulo 65,536.
+            raise _too_many(len(self.members) + 1, self._limits)
         fields: tuple[int, ...] = zip_.CENTRAL_HEADER.unpack_from(data, at)
         _, made_by, _, flags, method, _, _, crc, stored_size, size = fields[:10]
         name_size, extra_size, comment_size, disk, _, attributes, offset = fields[10:]

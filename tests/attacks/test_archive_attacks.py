@@ -461,6 +461,28 @@ def test_end_record_that_counts_wrong(count: int) -> None:
     assert_refused(forged([HONEST, Forged("b", b"")], count=count), "", "central directory")
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 2 - 65_536, 2 + 65_536])
+def test_zip64_end_record_that_counts_wrong(count: int) -> None:
+    """64 bits hold any count: it is not taken modulo 65,536."""
+    honest = forged([HONEST, Forged("b", b"")])
+    directory = honest.index(b"PK\1\2")
+    size = len(honest) - 22 - directory
+    count %= 1 << 64
+    record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, directory)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, directory + size, 1)
+    narrow = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, size, directory, 0)
+
+    with pytest.raises((InvalidArchive, LimitExceeded)):
+        unpacked(honest[:-22] + record + locator + narrow)
+
+
+def test_bomb_by_count_that_the_end_record_hides() -> None:
+    """The limit holds for the entries that there are, where the end record counts modulo 65,536."""
+    archive = forged((Forged(f"{number}") for number in range(65_536 + 5)), count=5)
+
+    assert_beyond_limit(archive, "entries of the archive is 11", Limits(entries=10))
+
+
 def test_comment_that_holds_another_end() -> None:
     """An archive in the comment of an archive: tools would choose differently."""
     other = forged([Forged("other", b"evil")])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from filestore.archive.inflate import Inflater
 from filestore.archive.read import (
     TAIL_SIZE,
     Limits,
+    Members,
     check_crc,
     check_descriptor,
     check_links,
@@ -223,6 +226,18 @@ def test_zip64_end_records_that_were_not_needed() -> None:
 
     for preamble in (b"", b"#!/bin/sh\n"):
         assert {"a"} == set(unpacked(preamble + archive[:-22] + record + locator + archive[-22:]))
+
+
+@pytest.mark.parametrize("count", [65_536, 65_541])
+def test_more_entries_than_the_end_record_can_count(count: int) -> None:
+    """As tools without Zip64 write them: the end record has the last 16 bits of the count, and readers go by the size."""
+    names = [f"{number}" for number in range(count)]
+    archive = forged((Forged(name) for name in names), count=count & 0xFFFF)
+    end = find_end(archive[-TAIL_SIZE:], len(archive))
+
+    assert names == [member.path for member in members_of(archive)]
+    assert names == zipfile.ZipFile(io.BytesIO(archive)).namelist()
+    assert count == len(Members(archive[end.start :], end))
 
 
 def test_longest_comment() -> None:
