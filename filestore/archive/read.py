@@ -276,6 +276,9 @@ def check_local_header(member: Member, head: Buffer) -> Extent:
     other_name = _unicode_path(member.raw_name, extra)
     if other_name is not None and member.path not in {normalised(other_name), normalised(other_name.replace("\\", "/"))}:
         raise _refused(member.path, "its local header has another name in its extra field")
+    if flags & zip_.FLAG_DESCRIPTOR and not _has_zip64(extra):
+        # Some tools write the mark of Zip64 for a size that only the descriptor tells, and no field that would hold it.
+        size, stored_size = (0 if value == zip_.U32_MAX else value for value in (size, stored_size))
     size, stored_size = _wide(member.path, extra, size, stored_size)
     for what, stated, true in (
         ("checksum", crc, member.crc),
@@ -507,6 +510,10 @@ def _unicode_path(raw_name: bytes, extra: bytes) -> str | None:
             except UnicodeDecodeError:
                 return None
     return None
+
+
+def _has_zip64(extra: bytes) -> bool:
+    return any(kind == zip_.EXTRA_ZIP64 for kind, _ in zip_.extra_fields(extra))
 
 
 def _wide(name: str, extra: bytes, *values: int) -> list[int]:

@@ -553,6 +553,18 @@ def test_zip64_field_that_is_missing(extra: bytes) -> None:
     assert_refused(forged([Forged("a", b"12345", size=0xFFFFFFFF, extra=extra)]), "a", "Zip64")
 
 
+@pytest.mark.parametrize("flags", [0, FLAG_DESCRIPTOR])
+@pytest.mark.parametrize("value", [3, 0xFFFFFFFF])
+def test_saturated_local_size_that_lies(flags: int, value: int) -> None:
+    """The mark of Zip64 without a descriptor, or with a field that says something else."""
+    local = {"size": 0xFFFFFFFF, "stored_size": 0xFFFFFFFF}
+    extra = b"" if not flags else struct.pack("<HHQQ", 1, 16, value, value)
+    descriptor = struct.pack("<4s3I", b"PK\7\10", zlib.crc32(b"12345"), 5, 5) if flags else b""
+    entry = Forged("a", b"12345", flags=flags, local=local, local_extra=extra, descriptor=descriptor)
+
+    assert_refused(forged([entry]), "a", "Zip64|local header says that its")
+
+
 def test_zip64_field_that_is_there_twice() -> None:
     """Tools that take the first and tools that take the last would differ."""
     field = struct.pack("<HHQ", 1, 8, 5)

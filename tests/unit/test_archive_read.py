@@ -208,6 +208,22 @@ def test_descriptor_in_each_of_its_forms(layout: str, zeros: bool) -> None:  # n
     assert content == unpacked(forged([entry, Forged("b", b"")]))["a"].content
 
 
+@pytest.mark.parametrize("is_deflated", [False, True])
+@pytest.mark.parametrize("saturated", [("size",), ("stored_size",), ("size", "stored_size")])
+def test_saturated_local_sizes_before_a_descriptor(
+    saturated: tuple[str, ...],
+    is_deflated: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    """0xFFFFFFFF without a Zip64 field says, as 0 does, that the descriptor tells the size; with one of zeros it does too."""
+    content = b"content " * 99
+    data = deflated(content) if is_deflated else content
+    local = {"crc": 0, "size": 0, "stored_size": 0} | dict.fromkeys(saturated, 0xFFFFFFFF)
+    descriptor = struct.pack("<4s3I", b"PK\7\10", zlib.crc32(content), len(data), len(content))
+    for extra in (b"", b"UT\5\0\1\0\0\0\0", struct.pack("<HHQQ", 1, 16, 0, 0)):
+        entry = Forged("a", content, is_deflated, flags=FLAG_DESCRIPTOR, local=local, local_extra=extra, descriptor=descriptor)
+        assert content == unpacked(forged([entry, Forged("b", b"")]))["a"].content
+
+
 def test_zip64_sizes_in_the_local_header_alone() -> None:
     """As `zipfile` writes them when asked to, whether they are needed or not."""
     extra = struct.pack("<HHQQ", 1, 16, 5, 5)
