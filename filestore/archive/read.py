@@ -522,8 +522,10 @@ def _wide(name: str, extra: bytes, *values: int) -> list[int]:
         return list(values)
     fields = [field for kind, field in zip_.extra_fields(extra) if kind == zip_.EXTRA_ZIP64]
     missing = values.count(zip_.U32_MAX)
-    if len(fields) != 1 or len(fields[0]) < 8 * missing:
-        raise _refused(name, "its Zip64 extra field is missing, too short or there twice")
+    if not fields or len(fields[0]) < 8 * missing:
+        raise _refused(name, "its Zip64 extra field is missing or too short")
+    if any(field[: 8 * missing] != fields[0][: 8 * missing] for field in fields):
+        raise _refused(name, "its Zip64 extra field is there twice, with different values")
     numbers = iter(struct.unpack_from(f"<{missing}Q", fields[0]))
     return [next(numbers) if value == zip_.U32_MAX else value for value in values]
 

@@ -567,9 +567,11 @@ def test_saturated_local_size_that_lies(flags: int, value: int) -> None:
 
 def test_zip64_field_that_is_there_twice() -> None:
     """Tools that take the first and tools that take the last would differ."""
-    field = struct.pack("<HHQ", 1, 8, 5)
-
-    assert_refused(forged([Forged("a", b"12345", size=0xFFFFFFFF, extra=field + field)]), "a", "there twice")
+    fields = [struct.pack("<HHQ", 1, 8, size) for size in (5, 6)]
+    for extra in (b"".join(fields), b"".join(reversed(fields)), fields[0] + b"\1\0\0\0", fields[0] + fields[0] + fields[1]):
+        assert_refused(forged([Forged("a", b"12345", size=0xFFFFFFFF, extra=extra)]), "a", "there twice")
+        local = {"size": 0xFFFFFFFF}
+        assert_refused(forged([Forged("a", b"12345", local=local, local_extra=extra)]), "a", "there twice")
 
 
 def test_offset_beyond_the_file() -> None:

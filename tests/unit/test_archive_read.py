@@ -232,6 +232,14 @@ def test_zip64_sizes_in_the_local_header_alone() -> None:
     assert b"12345" == unpacked(forged([entry]))["a"].content
 
 
+def test_zip64_field_that_is_there_twice() -> None:
+    """With equal values it says one thing, in either header, however long the fields are."""
+    short, long = struct.pack("<HHQ", 1, 8, 5), struct.pack("<HHQQ", 1, 16, 5, 9)
+    for extra in (short + short, short + b"UT\5\0\1\0\0\0\0" + long, long + short):
+        entry = Forged("a", b"12345", size=0xFFFFFFFF, extra=extra, local_extra=extra)
+        assert b"12345" == unpacked(forged([entry]))["a"].content
+
+
 def test_zip64_end_records_that_were_not_needed() -> None:
     """As `torch.save` writes them: both end records say the same."""
     archive = forged([Forged("a", b"12345")])
