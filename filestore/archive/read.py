@@ -175,8 +175,9 @@ def find_end(tail: Buffer, size: int, *, limits: Limits = DEFAULT_LIMITS) -> End
     if at < 0 or at + zip_.END_RECORD.size > len(data):
         _refuse("it has no end record; it is no zip file, or its end is missing")
     _, *numbers, comment_size = zip_.END_RECORD.unpack_from(data, at)
-    # bsdtar fills the last block with zeros, which hide nothing.
-    if at + zip_.END_RECORD.size + comment_size > len(data) or any(data[at + zip_.END_RECORD.size + comment_size :]):
+    behind = at + zip_.END_RECORD.size + comment_size
+    # bsdtar fills the last block with zeros, and a web form or a mail may add the end of a line: these hide nothing.
+    if behind > len(data) or (any(data[behind:]) and data[behind:] != b"\r\n"):
         _refuse("bytes follow its end record, or its comment holds another one")
     narrow = _Totals(*numbers)
     located = at - zip_.LOCATOR.size

@@ -495,9 +495,10 @@ def test_archive_behind_an_archive() -> None:
     assert_refused(forged([Forged("first", b"evil")]) + forged([HONEST]), "", "begins with an entry")
 
 
-def test_bytes_behind_the_end() -> None:
+@pytest.mark.parametrize("behind", [b"x", b"\r\nx", b"\r\n\r\n", b"\n\r", b"\0\r\n", b"\r", b" "])
+def test_bytes_behind_the_end(behind: bytes) -> None:
     """Something hidden behind everything."""
-    assert_refused(forged([HONEST]) + b"x", "", "bytes follow its end record")
+    assert_refused(forged([HONEST]) + behind, "", "bytes follow its end record")
 
 
 def test_bytes_before_the_end_record() -> None:

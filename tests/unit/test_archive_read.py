@@ -273,6 +273,15 @@ def test_longest_comment() -> None:
     assert find_end(archive[-TAIL_SIZE:], len(archive)) == find_end(archive, len(archive))
 
 
+@pytest.mark.parametrize("comment", [b"", b"a comment", b"\r\n"])
+@pytest.mark.parametrize("behind", [b"\r\n", b"\0", bytes(500)])
+def test_what_may_stand_behind_the_end(behind: bytes, comment: bytes) -> None:
+    """The end of a line, as some web servers add it to an upload, and zeros."""
+    archive = forged([Forged("a", b"12345")], comment=comment) + behind
+
+    assert {"a"} == set(unpacked(archive)) == set(zipfile.ZipFile(io.BytesIO(archive)).namelist())
+
+
 def test_empty_archive() -> None:
     """Nothing, with and without a preamble."""
     assert {} == unpacked(forged([]))
