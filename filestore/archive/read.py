@@ -547,6 +547,9 @@ def _mode(name: str, mode: int, size: int) -> int:
     """Kind and permissions of an entry; setuid, setgid and sticky bits are dropped."""
     kind = mode & zip_.MODE_KIND
     permissions = mode & 0o777
+    if size and kind == zip_.MODE_FIFO and not name.endswith("/"):
+        # What `zip x.zip -` writes of content from a pipe. All readers make a file of it.
+        kind = zip_.MODE_FILE
     if refused := _REFUSED_MODES.get(kind):
         raise _refused(name, f"it is {refused}")
     if kind not in (0, zip_.MODE_FILE, zip_.MODE_FOLDER, zip_.MODE_LINK):

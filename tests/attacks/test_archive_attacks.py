@@ -209,6 +209,19 @@ def test_device_by_mode_bits(mode: int, what: str) -> None:
     assert_refused(forged([HONEST, Forged("dev", b"", mode=mode)]), "dev", what)
 
 
+@pytest.mark.parametrize(
+    ("mode", "what"), [(0o020644, "a character device"), (0o060644, "a block device"), (0o140644, "a socket")]
+)
+def test_device_that_holds_bytes(mode: int, what: str) -> None:
+    """Other tools make a file of it, but bsdtar makes a device, and of a socket a file of zeros."""
+    assert_refused(forged([HONEST, Forged("dev", b"bytes", mode=mode)]), "dev", what)
+
+
+def test_fifo_that_is_a_folder_too() -> None:
+    """Its name ends like that of a folder, and it holds bytes."""
+    assert_refused(forged([HONEST, Forged("dev/", b"bytes", mode=0o010644)]), "dev/", "it is a FIFO")
+
+
 def test_folder_that_holds_bytes() -> None:
     """A folder by its name or by its mode, and a file by its size."""
     assert_refused(forged([Forged("a/", b"evil", mode=0o40755)]), "a/", "something else at once")

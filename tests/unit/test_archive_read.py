@@ -39,6 +39,7 @@ ROOT = {"": Unpacked(b"", is_folder=True)}
 LINKS = {"link": Unpacked(b"", target="folder/deep/text.txt"), "folder/link": Unpacked(b"", target="../readme.txt")}
 APPLE = {"__MACOSX/._readme.txt": Unpacked(b"\0\5\x16\7\0\2\0\0Mac OS X        ")}
 NOTHING_RUNS = {"run.sh": FILES["run.sh"]._replace(is_executable=False)}
+STDIN = {"-": Unpacked(TEXT)}
 MAIN = {"__main__.py": Unpacked(b"print('hello')\n")}
 
 TREE = FILES | FOLDERS
@@ -49,6 +50,8 @@ TREES = {
     "infozip-streamed.zip": TREE,
     "infozip-comment.zip": TREE,
     "infozip-links.zip": TREE | LINKS,
+    "infozip-stdin.zip": STDIN,
+    "infozip-stdin-streamed.zip": STDIN,
     "preamble.zip": TREE,
     "preamble-adjusted.zip": TREE,
     "7zip.zip": TREE,
@@ -192,6 +195,12 @@ def test_folder_that_is_deflated(data: bytes) -> None:
 def test_executable_bit(mode: int, is_executable: bool) -> None:  # noqa: FBT001  # a parameter of the test
     """The owner's counts, and no other."""
     assert is_executable == unpacked(forged([Forged("a", mode=mode)]))["a"].is_executable
+
+
+@pytest.mark.parametrize(("mode", "is_executable"), [(0o010600, False), (0o010700, True)])
+def test_fifo_that_holds_bytes(mode: int, is_executable: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """It is the file that `zip` read from a pipe."""
+    assert {"-": Unpacked(b"piped", is_executable)} == unpacked(forged([Forged("-", b"piped", mode=mode)]))
 
 
 @pytest.mark.parametrize("layout", ["<3I", "<4s3I", "<I2Q", "<4sI2Q"])

@@ -28,6 +28,8 @@ zip -q -r -X - . | cat >"$target/infozip-streamed.zip"
 printf 'all of it\nand more\n' | zip -q -r -X -z "$target/infozip-comment.zip" . >/dev/null
 zip -q -r -X -e -P secret "$target/infozip-encrypted.zip" readme.txt
 zip -q -r -X -Z bzip2 "$target/infozip-bzip2.zip" folder
+cat folder/deep/text.txt | zip -q "$target/infozip-stdin.zip" -
+cat folder/deep/text.txt | zip -q - - | cat >"$target/infozip-stdin-streamed.zip"
 printf '#!/bin/sh\nexec unzip "$0"\n' | cat - "$target/infozip.zip" >"$target/preamble.zip"
 { printf '#!/bin/sh\nexec unzip "$0"\n'; cat "$target/infozip.zip"; } >"$target/preamble-adjusted.zip"
 zip -q -A "$target/preamble-adjusted.zip"
