@@ -486,19 +486,18 @@ def _decoded(raw_name: bytes, extra: bytes, *, flags: int, host: int) -> str:
     """An entry's name as text, its parts joined by `/`."""
     name = _unicode_path(raw_name, extra)
     if name is None:
-        name = _text(raw_name, is_utf8=bool(flags & zip_.FLAG_UTF8), host=host)
+        name = _text(raw_name, is_utf8=bool(flags & zip_.FLAG_UTF8))
     # .NET up to 4.6 wrote back slashes. Where they are separators, no name can hold one.
     return name.replace("\\", "/") if host in _BACK_SLASH_HOSTS else name
 
 
-def _text(raw_name: bytes, *, is_utf8: bool, host: int) -> str:
-    """Old zip tools mean code page 437; those of Unix and macOS write what their file names are, which is UTF-8."""
-    if is_utf8 or host in (zip_.HOST_UNIX, zip_.HOST_DARWIN):
-        try:
-            return raw_name.decode()
-        except UnicodeDecodeError:
-            if is_utf8:
-                raise _refused(raw_name.decode(errors="backslashreplace"), "its name is not UTF-8") from None
+def _text(raw_name: bytes, *, is_utf8: bool) -> str:
+    """Old zip tools mean code page 437. Many tools write UTF-8 and do not say so; hardly any other text is valid UTF-8."""
+    try:
+        return raw_name.decode()
+    except UnicodeDecodeError:
+        if is_utf8:
+            raise _refused(raw_name.decode(errors="backslashreplace"), "its name is not UTF-8") from None
     return raw_name.decode("cp437")
 
 
