@@ -51,7 +51,7 @@ _LOCKED_FLAGS = zip_.FLAG_ENCRYPTED | zip_.FLAG_STRONGLY_ENCRYPTED | zip_.FLAG_M
 _FOREIGN_METHODS = {
     1: "shrunk",
     6: "imploded",
-    9: "Deflate64",
+    9: "Deflate64, as Windows Explorer does with files above 2 GB",
     12: "bzip2",
     14: "LZMA",
     93: "Zstandard",
@@ -60,6 +60,7 @@ _FOREIGN_METHODS = {
     98: "PPMd",
     99: "AES encryption",
 }
+_WAY_OUT = "unpack the archive with the tool that made it or with 7z, and push the folder that comes out"
 _BACK_SLASH_HOSTS = (0, 6, 10, 11, 14)  # FAT, HPFS, NTFS as APPNOTE and as Info-ZIP number it, VFAT
 _REFUSED_MODES = {
     zip_.MODE_FIFO: "a FIFO",
@@ -532,10 +533,10 @@ def _wide(name: str, extra: bytes, *values: int) -> list[int]:
 
 def _check_packing(name: str, flags: int, method: int, *, stored_size: int, size: int) -> None:
     if flags & _LOCKED_FLAGS:
-        raise _refused(name, "it is encrypted")
+        raise _refused(name, f"it is encrypted; {_WAY_OUT}")
     if method not in (zip_.STORED, zip_.DEFLATED):
         found = _FOREIGN_METHODS.get(method, f"method {method}")
-        raise _refused(name, f"it is packed with {found}; only stored and deflated entries are unpacked")
+        raise _refused(name, f"it is packed with {found}, and only stored and deflated entries can be unpacked here; {_WAY_OUT}")
     if flags & zip_.FLAG_PATCHED:
         raise _refused(name, "it holds a patch")
     if method == zip_.STORED and stored_size != size:

@@ -70,6 +70,7 @@ TREES = {
 REFUSED = {
     "infozip-encrypted.zip": ("readme.txt", "it is encrypted"),
     "infozip-bzip2.zip": ("folder/deep/text.txt", "it is packed with bzip2"),
+    "7zip-deflate64.zip": ("folder/deep/text.txt", "it is packed with Deflate64, as Windows Explorer .* push the folder"),
     "7zip-lzma.zip": ("folder/deep/text.txt", "it is packed with LZMA"),
     "7zip-aes.zip": ("readme.txt", "it is encrypted"),
 }

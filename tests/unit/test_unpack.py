@@ -28,7 +28,7 @@ from tests.support.watched import WatchedRepository
 MIB = 1 << 20
 FIXTURES = Path(__file__).parents[1] / "golden/archives"
 ARCHIVES = [path.name for path in sorted(FIXTURES.iterdir()) if path.suffix != ".sh"]
-REFUSED = {"infozip-encrypted.zip", "infozip-bzip2.zip", "7zip-lzma.zip", "7zip-aes.zip"}
+REFUSED = {"infozip-encrypted.zip", "infozip-bzip2.zip", "7zip-deflate64.zip", "7zip-lzma.zip", "7zip-aes.zip"}
 TREE: dict[str, Planted] = {
     "config.json": prose(1, 700),
     "run.sh": Script(b"#!/bin/sh\n"),

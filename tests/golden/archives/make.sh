@@ -36,6 +36,7 @@ zip -q -A "$target/preamble-adjusted.zip"
 
 # 7-Zip
 7z a -bso0 -bsp0 -tzip "$target/7zip.zip" .
+7z a -bso0 -bsp0 -tzip -mm=Deflate64 "$target/7zip-deflate64.zip" folder
 7z a -bso0 -bsp0 -tzip -mm=LZMA "$target/7zip-lzma.zip" folder
 7z a -bso0 -bsp0 -tzip -psecret -mem=AES256 "$target/7zip-aes.zip" readme.txt
 
