@@ -26,7 +26,17 @@ from blake3 import blake3
 
 from filestore.aio import in_cpu_thread, in_disk_thread
 from filestore.archive import structures as zip_
-from filestore.archive.read import DEFAULT_LIMITS, TAIL_SIZE, Limits, Members, check_preamble, find_end, parse_central_directory
+from filestore.archive.read import (
+    DEFAULT_LIMITS,
+    TAIL_SIZE,
+    Limits,
+    Members,
+    check_other_reading,
+    check_preamble,
+    find_end,
+    other_readings,
+    parse_central_directory,
+)
 from filestore.digest import Digest
 from filestore.durable import sync_path, sync_tree
 from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded, NotAnArchive, TargetError, storage_error
@@ -147,6 +157,8 @@ async def _structure(receiving: Receiving, name: str, size: int, limits: Limits)
     archive = Zip(members, end, tail)
     if archive.preamble_size:
         check_preamble(await receiving.content(range(min(archive.preamble_size, 4))), members)
+    for offset in other_readings(members, end):
+        check_other_reading(await receiving.content(range(offset, offset + 4)))
     return archive
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from isal import isal_zlib
 from isal.igzip_lib import IsalError
 
+from filestore.archive import read
 from filestore.archive.checksum import crc32
 from filestore.archive.read import Member, check_crc
 from filestore.archive.tree import shown
@@ -22,6 +23,9 @@ PIECE_LIMIT = 256 << 10
 
 _INPUT_SLICE = 16 << 10
 """What is not inflated yet is copied for each piece: with so little of it, a bomb costs no more than its output."""
+
+_RATIO_MAX = 1032
+"""Deflate makes no more of one byte."""
 
 
 class Inflater:
@@ -62,7 +66,7 @@ class Inflater:
                 raise self._refused(f"its data cannot be inflated: {error}") from None
             self.size += len(piece)
             if self.size > self._member.size:
-                raise self._refused(f"it says to have {self._member.size} bytes, and has more")
+                raise self._refused(f"it says to have {self._member.size} bytes, and has more{self._cause}")
             self._crc = crc32(piece, self._crc)
             if piece:
                 yield piece
@@ -72,6 +76,13 @@ class Inflater:
             # More may be held inside, also where no input is left, as long as pieces come out full.
             if self._stream.eof or (not pending and len(piece) < PIECE_LIMIT):
                 return
+
+    @property
+    def _cause(self) -> str:
+        """What the reason may be, where there is enough data for 4 GiB more."""
+        if self._member.size >= read.OFFSET_SPACE or self._member.stored_size * _RATIO_MAX < read.OFFSET_SPACE:
+            return ""
+        return f", which is also what macOS Finder writes for a file of 4 GiB or more; {read.MAC_WAY_OUT}"
 
     def _refused(self, reason: str) -> InvalidArchive:
         return InvalidArchive(shown(self._member.path), reason)

@@ -3,6 +3,7 @@
     end = find_end(the last TAIL_SIZE bytes, size)
     members = parse_central_directory(the bytes of end.directory)
     check_preamble(the first 4 bytes, members)
+    check_other_reading(4 bytes) for each of other_readings(members, end)
     for each member, as its bytes arrive: content = check_local_header(...), check_descriptor(...), `Inflater` or `Checksum`
     check_links(members, targets)
 
@@ -32,8 +33,16 @@ from filestore.errors import InvalidArchive, LimitExceeded
 TAIL_SIZE = zip_.END_RECORD.size + zip_.U16_MAX + zip_.LOCATOR.size + zip_.END64_RECORD.size
 """The end of a file that `find_end` needs: its records, and the longest comment."""
 
+WAY_OUT = "unpack the archive with the tool that made it or with 7z, and push the folder that comes out"
+"""What to do with an archive that is honest and not taken."""
+MAC_WAY_OUT = "unpack the archive on the Mac, and push the folder that comes out"
+"""The same where other tools do not read the archive either."""
+
 RATIO_ALLOWANCE = 1 << 20
 """Bytes that an archive may unpack to, whatever the ratio."""
+
+OFFSET_SPACE = 1 << 32
+"""Tools without Zip64 write an offset or a size modulo this, where it does not fit."""
 
 _HEADER_SLACK = zip_.LOCAL_HEADER.size + 2 * zip_.U16_MAX + 24
 """The most that an entry has beside its data: local header, name, extra field, descriptor."""
@@ -60,7 +69,10 @@ _FOREIGN_METHODS = {
     98: "PPMd",
     99: "AES encryption",
 }
-_WAY_OUT = "unpack the archive with the tool that made it or with 7z, and push the folder that comes out"
+_UNPLACED = (
+    "it has more than 4 GiB and no Zip64 fields, as macOS Finder writes it, and where its entries lie cannot be told, "
+    f"which is so if one of them takes 4 GiB or more; {MAC_WAY_OUT}"
+)
 _BACK_SLASH_HOSTS = (0, 6, 10, 11, 14)  # FAT, HPFS, NTFS as APPNOTE and as Info-ZIP number it, VFAT
 _REFUSED_MODES = {
     zip_.MODE_FIFO: "a FIFO",
@@ -101,6 +113,11 @@ class End(NamedTuple):
     """What is to be added to the offsets in it: bytes that were put before the archive after it was made."""
     is_zip64: bool = False
     """A Zip64 end record tells all this. Else the count is that of the headers modulo 65,536."""
+
+    @property
+    def may_be_wrapped(self) -> bool:
+        """The offset of the directory is right modulo 4 GiB only."""
+        return not self.is_zip64 and self.shift > 0 and self.shift % OFFSET_SPACE == 0
 
 
 class Extent(NamedTuple):
@@ -222,6 +239,10 @@ class Members(Sequence[Member]):
             places.append(at)
             at = following
         _check_count(end, at, len(places))
+        if end.may_be_wrapped:
+            found = parse_central_directory(directory, end, limits=limits)
+            if _is_wrapped(found, end):
+                starts = array("Q", (member.start for member in found))
         order = sorted(range(len(starts)), key=starts.__getitem__)
         self.starts = array("Q", (starts[number] for number in order))
         """Where local headers stand."""
@@ -239,7 +260,7 @@ class Members(Sequence[Member]):
             return [self[each] for each in range(len(self))[number]]
         number = range(len(self))[number]
         end = self.starts[number + 1] if number + 1 < len(self) else self._end.start
-        return self._parse(self._places[number])[0]._replace(end=end)
+        return self._parse(self._places[number])[0]._replace(start=self.starts[number], end=end)
 
     def _parse(self, at: int) -> tuple[Member, int]:
         parser = _Parser(self._end, self._limits)
@@ -253,7 +274,31 @@ def check_preamble(head: Buffer, members: Sequence[Member]) -> None:
     Raises InvalidArchive.
     """
     if (not members or members[0].start) and bytes(head).startswith(_OTHER_BEGINNINGS):
+        if members and not members[0].start % OFFSET_SPACE:
+            # This many bytes are no preamble: they are what sizes and offsets modulo 4 GiB do not tell.
+            _refuse(_UNPLACED)
         _refuse("it begins with an entry that its central directory does not name")
+
+
+def other_readings(members: Sequence[Member], end: End) -> list[int]:
+    """Where readers that do not know of wrapped offsets look for local headers; none where offsets are what they say.
+
+    Some add what the end record is off by, others add nothing. Of each kind it is one place at which there is no local header
+    if the archive is honest, so that such a reader fails. `members`: all of them.
+    """
+    if not _is_wrapped(members, end):
+        return []
+    wrapped = [member.start % OFFSET_SPACE for member in members if member.start >= OFFSET_SPACE]
+    return [end.shift, *wrapped[:1]]
+
+
+def check_other_reading(head: Buffer) -> None:
+    """There is no second archive for readers that take offsets in another way. `head`: 4 bytes of one of `other_readings`.
+
+    Raises InvalidArchive.
+    """
+    if bytes(head) == zip_.LOCAL_SIGNATURE:
+        _refuse("its offsets, which are written modulo 4 GiB, find an entry in two ways, so that two tools would see two files")
 
 
 def check_local_header(member: Member, head: Buffer) -> Extent:
@@ -438,9 +483,9 @@ class _Parser:
         mode = _mode(name, attributes >> 16, size)
         path = self._path(name, mode)
         self._count(name, size)
-        start = offset + self._end.shift
-        if start >= self._end.start:
+        if offset >= self._end.start:
             raise _refused(name, "it has no local header before the central directory")
+        start = offset + self._end.shift
         # One number where two are equal: a million members are held in memory.
         stored_size, mode = (size if stored_size == size else stored_size), self._modes.setdefault(mode, mode)
         self.members.append(Member(path, raw_name, flags, method, mode, crc, stored_size, size, start, start))
@@ -533,10 +578,10 @@ def _wide(name: str, extra: bytes, *values: int) -> list[int]:
 
 def _check_packing(name: str, flags: int, method: int, *, stored_size: int, size: int) -> None:
     if flags & _LOCKED_FLAGS:
-        raise _refused(name, f"it is encrypted; {_WAY_OUT}")
+        raise _refused(name, f"it is encrypted; {WAY_OUT}")
     if method not in (zip_.STORED, zip_.DEFLATED):
         found = _FOREIGN_METHODS.get(method, f"method {method}")
-        raise _refused(name, f"it is packed with {found}, and only stored and deflated entries can be unpacked here; {_WAY_OUT}")
+        raise _refused(name, f"it is packed with {found}, and only stored and deflated entries can be unpacked here; {WAY_OUT}")
     if flags & zip_.FLAG_PATCHED:
         raise _refused(name, "it holds a patch")
     if method == zip_.STORED and stored_size != size:
@@ -565,7 +610,21 @@ def _mode(name: str, mode: int, size: int) -> int:
 
 def _placed(members: list[Member], end: End) -> list[Member]:
     """The members in the order of their data, each with its end. No two may overlap, and no gap may be too large."""
-    members.sort(key=lambda member: member.start)
+    try:
+        return _back_to_back(sorted(members, key=lambda member: member.start), end)
+    except InvalidArchive:
+        if not end.may_be_wrapped or members[0].start != end.shift:
+            raise
+    try:
+        return _back_to_back(_unwrapped(members, end), end)
+    except InvalidArchive:
+        _refuse(_UNPLACED)
+
+
+def _back_to_back(members: Sequence[Member], end: End) -> list[Member]:
+    """Each of `members` with its end, which is the start of the next one."""
+    if members and members[-1].start >= end.start:
+        raise _refused(members[-1].path, "it has no local header before the central directory")
     placed = []
     for member, following in zip_longest(members, members[1:]):
         member_end = following.start if following else end.start
@@ -577,6 +636,32 @@ def _placed(members: list[Member], end: End) -> list[Member]:
             raise _refused(member.path, f"{spare - _HEADER_SLACK} bytes or more behind it belong to no entry")
         placed.append(member._replace(end=member_end))
     return placed
+
+
+def _unwrapped(members: Sequence[Member], end: End) -> list[Member]:
+    """The members, which stand in the order of their data, where they start if offsets are written modulo 4 GiB.
+
+    Each starts at the first place behind the data of the one before it that its offset allows. Whether that is close enough is
+    left to `_back_to_back`; it is not behind an entry whose packed size is written modulo 4 GiB too.
+    """
+    placed = []
+    least = 0
+    for member in members:
+        offset = member.start - end.shift
+        if offset >= OFFSET_SPACE:
+            raise _refused(member.path, "its offset is not wrapped")
+        if member.stored_size and member.extent is None and not member.is_deflated:
+            # Readers of such archives go from one local header to the next, and would look for the descriptor in the data.
+            raise _refused(member.path, "only its descriptor says where its data ends")
+        start = least + (offset - least) % OFFSET_SPACE
+        placed.append(member._replace(start=start))
+        least = start + zip_.LOCAL_HEADER.size + len(member.raw_name) + member.stored_size
+    return placed
+
+
+def _is_wrapped(members: Sequence[Member], end: End) -> bool:
+    """Whether members that were placed have offsets modulo 4 GiB. Else none of them starts before `end.shift`."""
+    return bool(members) and members[0].start < end.shift
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -11,7 +11,7 @@ from filestore.archive.inflate import PIECE_LIMIT, Inflater
 from filestore.archive.read import DEFAULT_LIMITS, Limits, check_links, check_local_header
 from filestore.archive.structures import FLAG_DESCRIPTOR, FLAG_UTF8
 from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded
-from tests.support.archives import Forged, content_in, deflated, forged, members_of, unpacked
+from tests.support.archives import SMALL_SPACE, Forged, content_in, deflated, forged, members_of, unpacked, wrapped
 
 HONEST = Forged("honest.txt", b"all is well")
 MIB = 1 << 20
@@ -586,6 +586,54 @@ def test_zip64_field_that_is_there_twice() -> None:
         assert_refused(forged([Forged("a", b"12345", size=0xFFFFFFFF, extra=extra)]), "a", "there twice")
         local = {"size": 0xFFFFFFFF}
         assert_refused(forged([Forged("a", b"12345", local=local, local_extra=extra)]), "a", "there twice")
+
+
+@pytest.fixture
+def small_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that offsets without Zip64 are modulo 1 MiB, not 4 GiB."""
+    monkeypatch.setattr("filestore.archive.read.OFFSET_SPACE", SMALL_SPACE)
+
+
+@pytest.mark.usefixtures("small_space")
+def test_wrapped_archives_are_right_but_for_the_forgery() -> None:
+    """Without a lie in it, an archive whose offsets are wrapped is unpacked, whatever its files hold elsewhere."""
+    archive = wrapped(HONEST, decoys={2 * SMALL_SPACE - 1000: forged([HONEST]), SMALL_SPACE: forged([HONEST])})
+
+    assert b"all is well" == unpacked(archive)["honest.txt"].content
+
+
+@pytest.mark.usefixtures("small_space")
+@pytest.mark.parametrize(("offset", "name"), [(2 * SMALL_SPACE, "filler 0"), (1_400_076 - SMALL_SPACE, "filler 2")])
+def test_wrapped_offsets_that_another_reading_finds_an_entry_by(offset: int, name: str) -> None:
+    """Readers that add to offsets what the end record is off by, or add nothing, would unpack another file of that name."""
+    decoy = forged([Forged(name, b"evil", in_directory=False)])[:-22]
+
+    assert_refused(wrapped(HONEST, decoys={offset: decoy}), "", "in two ways")
+
+
+@pytest.mark.usefixtures("small_space")
+def test_wrapped_offsets_that_lie() -> None:
+    """Offsets that are out of order, that leave room for more, or that two entries share; data whose end is not clear."""
+    more = Forged("more", b"m" * 200)
+    for entries in (
+        [HONEST, more._replace(offset=5)],
+        [more._replace(gap=bytes(200_000)), HONEST],
+        [HONEST._replace(offset=0)],
+        [HONEST._replace(flags=FLAG_DESCRIPTOR, descriptor=struct.pack("<3I", zlib.crc32(HONEST.content), 11, 11))],
+        [more, HONEST._replace(in_body=False, offset=(3 * 700_038) % SMALL_SPACE)],
+    ):
+        assert_refused(wrapped(*entries), "", "where its entries lie cannot be told")
+    assert_refused(wrapped(more, HONEST._replace(in_directory=False)), "more", "bytes lie behind its data")
+    assert_refused(wrapped(more._replace(local_name=b"evil")), "more", "another name")
+
+
+@pytest.mark.usefixtures("small_space")
+def test_archive_behind_a_preamble_that_looks_wrapped() -> None:
+    """A preamble of a multiple of 4 GiB is one, if it does not begin as an entry does; else nobody knows which is meant."""
+    archive = forged([HONEST])
+
+    assert {"honest.txt"} == set(unpacked(bytes(SMALL_SPACE) + archive))
+    assert_refused(forged([Forged("first", b"evil")]).ljust(SMALL_SPACE, b"\0") + archive, "", "cannot be told")
 
 
 def test_offset_beyond_the_file() -> None:

@@ -22,9 +22,11 @@ from filestore.archive.read import (
     check_descriptor,
     check_links,
     check_local_header,
+    check_other_reading,
     check_preamble,
     find_end,
     link_target,
+    other_readings,
     parse_central_directory,
 )
 from filestore.archive.write import Entry, Placed, central_directory, local_header, sorted_entries
@@ -110,8 +112,11 @@ class Unpacked(NamedTuple):
 
 def unpacked(archive: bytes, *, limits: Limits = DEFAULT_LIMITS) -> dict[str, Unpacked]:
     """The tree of an archive, by path, after all checks."""
+    end = find_end(archive[-TAIL_SIZE:], len(archive), limits=limits)
     members = members_of(archive, limits=limits)
     check_preamble(archive[:4], members)
+    for offset in other_readings(members, end):
+        check_other_reading(archive[offset : offset + 4])
     tree = {member.path: _unpacked_member(archive, member) for member in members}
     check_links(members, {path: found.target for path, found in tree.items() if found.target is not None})
     return tree
@@ -145,6 +150,10 @@ def content_in(data: bytes, member: Member) -> bytes:
         checksum.add(start, data[start:end])
     check_crc(member, checksum.of(len(data)))
     return data
+
+
+SMALL_SPACE = 1 << 20
+"""What takes the place of 4 GiB, as `OFFSET_SPACE`, in tests of offsets that are written modulo it."""
 
 
 class Forged(NamedTuple):
@@ -187,10 +196,37 @@ def deflated(content: bytes) -> bytes:
     return packer.compress(content) + packer.flush()
 
 
+def wrapped(*entries: Forged, decoys: Mapping[int, bytes] | None = None) -> bytes:
+    """Two MiB of fillers and then `entries`, with offsets modulo 1 MiB; `decoys` are put at their offsets, into the fillers."""
+    size, header_size = 700_000, 30 + len("filler 0")
+    fillers = [bytearray(b"." * size) for _ in range(3)]
+    for at, decoy in (decoys or {}).items():
+        number, offset = divmod(at, header_size + size)
+        fillers[number][offset - header_size : offset - header_size + len(decoy)] = decoy
+    packed = [Forged(f"filler {number}", bytes(filler)) for number, filler in enumerate(fillers)]
+    return forged([*packed, *entries], space=SMALL_SPACE)
+
+
+def finder_entry(name: str, content: bytes, *, space: int = 1 << 32) -> Forged:
+    """A file as macOS Finder packs it: deflated, and sizes, modulo `space`, in a descriptor."""
+    data = deflated(content)
+    stored_size, size = len(data) % space, len(content) % space
+    descriptor = struct.pack("<4s3I", b"PK\7\10", crc32(content), stored_size, size)
+    local = {"crc": 0, "stored_size": 0, "size": 0}
+    entry = Forged(name, content, flags=8, method=8, data=data, local=local, descriptor=descriptor)
+    return entry._replace(stored_size=stored_size, size=size)
+
+
 def forged(
-    entries: Iterable[Forged], *, preamble: bytes = b"", before_end: bytes = b"", comment: bytes = b"", count: int | None = None
+    entries: Iterable[Forged],
+    *,
+    preamble: bytes = b"",
+    before_end: bytes = b"",
+    comment: bytes = b"",
+    count: int | None = None,
+    space: int = 1 << 32,
 ) -> bytes:
-    """A zip file of these entries; `count` is what its end record says."""
+    """A zip file of these entries; `count` is what its end record says, and offsets are written modulo `space`."""
     body, directory, found = bytearray(preamble), bytearray(), 0
     for entry in entries:
         data = entry.data
@@ -203,14 +239,14 @@ def forged(
             "stored_size": len(data) if entry.stored_size is None else entry.stored_size,
             "size": len(entry.content) if entry.size is None else entry.size,
         }
-        offset = len(body) if entry.offset is None else entry.offset
+        offset = len(body) % space if entry.offset is None else entry.offset
         if entry.in_body:
             body += _forged_local(entry, truth | dict(entry.local or {})) + data + entry.descriptor + entry.gap
         if entry.in_directory:
             directory += _forged_central(entry, truth, offset)
             found += 1
     found = found if count is None else count
-    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, found, found, len(directory), len(body), len(comment))
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, found, found, len(directory), len(body) % space, len(comment))
     return bytes(body + directory + before_end) + end + comment
 
 

@@ -4,6 +4,7 @@ import io
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,14 @@ from filestore.archive.read import (
     check_links,
     check_local_header,
     find_end,
+    other_readings,
+    parse_central_directory,
 )
 from filestore.archive.structures import FLAG_DESCRIPTOR, FLAG_UTF8
 from filestore.archive.write import Entry
 from filestore.errors import InvalidArchive
-from tests.support.archives import Forged, Unpacked, deflated, forged, members_of, unpacked, zip_of
+from tests.support.archives import SMALL_SPACE, Forged, Unpacked, deflated, finder_entry, forged, members_of, unpacked, zip_of
+from tests.support.generator import octets
 
 FIXTURES = Path(__file__).parents[1] / "golden/archives"
 TEXT = b"".join(b"line %d of a text that packs well\n" % number for number in range(1, 401))
@@ -264,6 +268,86 @@ def test_zip64_end_records_that_were_not_needed() -> None:
 
     for preamble in (b"", b"#!/bin/sh\n"):
         assert {"a"} == set(unpacked(preamble + archive[:-22] + record + locator + archive[-22:]))
+
+
+@pytest.fixture
+def small_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that offsets without Zip64 are modulo 1 MiB, not 4 GiB."""
+    monkeypatch.setattr("filestore.archive.read.OFFSET_SPACE", SMALL_SPACE)
+
+
+def finder_archive(contents: Mapping[str, bytes]) -> bytes:
+    """A folder and files as macOS Finder packs them."""
+    folder = Forged("folder/", mode=0o40755)
+    return forged(
+        [folder, *(finder_entry(name, content, space=SMALL_SPACE) for name, content in contents.items())], space=SMALL_SPACE
+    )
+
+
+@pytest.mark.usefixtures("small_space")
+@pytest.mark.parametrize("sizes", [[400_000] * 3, [400_000] * 9, [10, 1_040_000, 10, 1_048_150, 10], [10, 1_048_150]])
+def test_offsets_that_are_wrapped(sizes: list[int]) -> None:
+    """As macOS Finder writes archives above 4 GiB: each entry has one place, all the bytes between them are explained."""
+    contents = {f"folder/{number}": octets(number, size) for number, size in enumerate(sizes)}
+    archive = finder_archive(contents)
+    end = find_end(archive[-TAIL_SIZE:], len(archive))
+    members = members_of(archive)
+
+    assert end.may_be_wrapped
+    assert contents == {path: found.content for path, found in unpacked(archive).items() if not found.is_folder}
+    assert members == list(Members(archive[end.start :], end))
+    assert [member.start for member in members] == list(Members(archive[end.start :], end).starts)
+
+
+def test_offsets_that_are_wrapped_at_4_gib() -> None:
+    """9 GiB of files below 4 GiB, of which only headers are made: they are found where they stand."""
+    sizes = [5, 3 << 30, 5, (4 << 30) - 9, 5, 2 << 30, 5]
+    parts: dict[int, bytes] = {}
+    directory, at = b"", 0
+    for number, size in enumerate(sizes):
+        name = b"%d" % number
+        numbers = (20, 8, 8, 0, 33)
+        parts[at] = struct.pack("<4s5H3I2H", b"PK\3\4", *numbers, 0, 0, 0, len(name), 0) + name
+        fields = (0x315, *numbers, number, size, size, len(name), 0, 0, 0, 0, 0o100644 << 16, at % (1 << 32))
+        directory += struct.pack("<4s6H3I5H2I", b"PK\1\2", *fields) + name
+        at += len(parts[at]) + size
+        parts[at] = struct.pack("<4s3I", b"PK\7\10", number, size, size)
+        at += 16
+    tail = directory + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 7, 7, len(directory), at % (1 << 32), 0)
+
+    end = find_end(tail, at + len(tail))
+    members = parse_central_directory(directory, end)
+
+    assert (at, sizes) == (end.start, [member.size for member in members])
+    for member in members:
+        extent = check_local_header(member, parts[member.start].ljust(member.head_size, b"\0"))
+        check_descriptor(member, parts[extent.end])
+    assert [2 << 32, members[4].start % (1 << 32)] == other_readings(members, end)
+    assert not {2 << 32, members[4].start % (1 << 32)} & {member.start for member in members}
+
+
+@pytest.mark.usefixtures("small_space")
+@pytest.mark.parametrize("sizes", [[10, SMALL_SPACE + 10, 10], [10, 10, 2 * SMALL_SPACE], [SMALL_SPACE - 20]])
+def test_file_that_is_larger_than_what_finder_can_say(sizes: list[int]) -> None:
+    """Its packed size is modulo 4 GiB too, so that nobody knows which one it is: the cause is named, and the way out."""
+    archive = finder_archive({f"folder/{number}": octets(number, size) for number, size in enumerate(sizes)})
+
+    with pytest.raises(InvalidArchive, match=r"as macOS Finder writes it, .* push the folder") as caught:
+        unpacked(archive)
+    assert "" == caught.value.entry
+
+
+@pytest.mark.usefixtures("small_space")
+def test_file_that_unpacks_to_more_than_what_finder_can_say() -> None:
+    """Its packed size is known, its own one is modulo 4 GiB: the cause is named, and the way out."""
+    text = b"text of a file " * 80_000
+    archive = finder_archive({"folder/text": text})
+
+    assert len(deflated(text)) < SMALL_SPACE < len(text)
+    with pytest.raises(
+        InvalidArchive, match=f"to have {len(text) - SMALL_SPACE} bytes, and has more, .* Finder .* push the folder"
+    ):
+        unpacked(archive)
 
 
 @pytest.mark.parametrize("count", [65_536, 65_541])

@@ -19,7 +19,7 @@ from filestore.repository import LocalRepository
 from filestore.tree_staging import TreeStaging, Zip
 from filestore.unpack import TreeSeed, Unpacked, unpack
 from filestore.walk import Symlinks
-from tests.support.archives import Forged, forged, zip_of
+from tests.support.archives import SMALL_SPACE, Forged, finder_entry, forged, wrapped, zip_of
 from tests.support.generator import octets, prose
 from tests.support.trees import Folder, Link, Planted, Script, entries_of, plant, random_things, standing
 from tests.support.unpacking import cut_off, seen, staging_in, stored, things_in
@@ -114,6 +114,42 @@ async def test_a_folder_that_is_named_twice(repository: LocalRepository, place: 
     await unpack(repository, record, place / "target")
 
     assert {"empty": Folder(), "filler": filler, "full/file": b"content"} == standing(place / "target")
+
+
+@pytest.mark.parametrize("chunk_size", [200_000, 50_000])
+async def test_an_archive_whose_offsets_are_wrapped(
+    repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch, chunk_size: int
+) -> None:
+    """As macOS Finder writes it above 4 GiB, which are 1 MiB here; and what was unpacked is a seed of the next version."""
+    monkeypatch.setattr("filestore.archive.read.OFFSET_SPACE", SMALL_SPACE)
+    contents = {f"folder/{number}": octets(number, 300_000) for number in range(5)}
+    packed_entries = [finder_entry(name, content, space=SMALL_SPACE) for name, content in contents.items()]
+    stored_entry = Forged("stored", octets(9, 800_000))
+    archive = forged([*packed_entries, stored_entry], space=SMALL_SPACE)
+    things = contents | {"stored": stored_entry.content}
+
+    await cut_off(repository, await stored(repository, archive, chunk_size=chunk_size), place / "target")
+    first = await unpack(repository, await stored(repository, archive, chunk_size=chunk_size), place / "target", force=True)
+    assert things == standing(place / "target")
+
+    # Another mark at the end makes another zip, with the same chunks before it.
+    record = await stored(repository, archive[:-2] + b"\2\0ok", chunk_size=chunk_size)
+    seed = TreeSeed(place / "target", first.manifest, first.tail)
+    second = await unpack(repository, record, place / "other", seeds=[seed])
+    assert things == standing(place / "other")
+    assert 500_000 < second.bytes_reused
+
+
+@pytest.mark.parametrize("at", [2 * SMALL_SPACE, 1_400_076 - SMALL_SPACE])
+async def test_an_archive_whose_wrapped_offsets_find_two_entries(
+    repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """It is refused before anything of it is written."""
+    monkeypatch.setattr("filestore.archive.read.OFFSET_SPACE", SMALL_SPACE)
+    archive = wrapped(Forged("last", b"content"), decoys={at: b"PK\3\4"})
+    with pytest.raises(InvalidArchive, match="in two ways"):
+        await unpack(repository, await stored(repository, archive, chunk_size=100_000), place / "target")
+    assert [] == list(place.iterdir())
 
 
 async def test_an_empty_archive(repository: LocalRepository, place: Path) -> None:
