@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from filestore.objects import Kind, Reference
 from filestore_cli.filters import Filter
 from filestore_cli.progress import FETCH, shown
 from filestore_cli.session import Session, takes
+from filestore_cli.start import run_to_end
 from filestore_cli.text import age, duration, exactly, in_units, printable, table
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def warm(session: Session, references: tuple[str, ...], *, keeps_zip: bool, unzi
     """Fetch stored files and directories into the cache ahead of time, so that a later start finds them there."""
     if keeps_zip and unzip:
         raise click.UsageError("--zip keeps zip files and --unzip keeps their trees; give one of them")
-    asyncio.run(_warm(session, [Reference.parse(text) for text in references], keeps_zip=keeps_zip, unzip=unzip))
+    run_to_end(_warm(session, [Reference.parse(text) for text in references], keeps_zip=keeps_zip, unzip=unzip))
 
 
 @click.group()
@@ -131,7 +131,7 @@ def cache_verify(session: Session, folder: Path | None) -> None:
     from filestore.cache import verify_cache  # heavy
 
     root = folder or session.settings.cache
-    removed = asyncio.run(verify_cache(root))
+    removed = run_to_end(verify_cache(root))
     session.show(
         {"cache": str(root), "removed": [str(path) for path in removed]},
         *(f"removed {printable(path)}" for path in removed),

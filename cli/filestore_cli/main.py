@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import click
 
 from filestore.errors import FilestoreError
+from filestore_cli.start import OUTPUT_LEFT, how_interrupted, interrupted_status, output_failure, say, sentence
 from filestore_cli.text import printable
-
-INTERRUPTED = 130
-"""128 and the number of SIGINT, as shells have it."""
 
 _COMMANDS = {
     "bench": "bench.command:bench",
@@ -31,6 +29,10 @@ _COMMANDS = {
 }
 """Where each command is: only the one that runs is loaded, which saves a fifth of a start."""
 
+_RESUMED = {"create", "fetch", "push", "warm"}
+"""What goes on where it was interrupted."""
+_HOW_TO_GO_ON = "; run the same command again, what is there already is not transferred again."
+
 
 class Commands(click.Group):
     """Tells a failure in one sentence on standard error, with exit status 1; click itself does so for wrong usage, with 2."""
@@ -46,16 +48,30 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(f"filestore_cli.{module}"), name)
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except BrokenPipeError:
+            # What --help and --version print; click itself would exit with 1.
+            ctx.exit(OUTPUT_LEFT)
+        except OSError as error:
+            raise click.ClickException(f"standard output takes nothing: {output_failure(error)}") from None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except FilestoreError as error:
             raise click.ClickException(printable(str(error))) from error
         except KeyboardInterrupt:
-            click.echo("Interrupted; run the same command again, what is there already is not transferred again.", err=True)
-            ctx.exit(INTERRUPTED)
-        except OSError as error:
-            raise click.ClickException(printable(_explained(error))) from error
+            say(how_interrupted() + (_HOW_TO_GO_ON if ctx.invoked_subcommand in _RESUMED else "."))
+            ctx.exit(interrupted_status())
+        except BrokenPipeError:
+            # Whoever read the output has gone, and knows why.
+            ctx.exit(OUTPUT_LEFT)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            raise click.ClickException(printable(sentence(error))) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,20 +84,14 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """The console script `filestore`."""
-    run("filestore")
-
-
-def run(program: str) -> None:
-    """Run the command that the process's arguments name; exits."""
-    for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding cannot show is shown escaped, and is no failure.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # they are, in a console script
-    cli(prog_name=program)
-
-
-def _explained(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    what_to_do = "; get the right to use it, or use another place" if isinstance(error, PermissionError) else ""
-    return f"{where}{error.strerror or error}{what_to_do}"
+def status_of(program: str) -> int:
+    """Run the command that the process's arguments name; its exit status."""
+    try:
+        return int(cli.main(prog_name=program, standalone_mode=False) or 0)
+    except click.ClickException as error:
+        with suppress(OSError):
+            error.show()
+        return error.exit_code
+    except click.Abort:
+        say(f"{how_interrupted()}.")
+        return interrupted_status()

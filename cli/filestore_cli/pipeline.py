@@ -9,9 +9,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution
 
-import click
-
-from filestore_cli.main import run
+from filestore_cli.start import run, say
 
 SDK = "pipeline-ai"
 _OURS = ["create", "file"]
@@ -24,10 +22,7 @@ def main() -> None:
         return
     entry_point = sdk_entry_point()
     if entry_point is None:
-        click.echo(
-            f"Error: this `pipeline` knows `pipeline create file PATH` only; `pip install {SDK}` brings the SDK's commands",
-            err=True,
-        )
+        say(f"Error: this `pipeline` knows `pipeline create file PATH` only; `pip install {SDK}` brings the SDK's commands")
         sys.exit(1)
     sys.exit(entry_point.load()())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 
 import click
@@ -11,6 +10,7 @@ from filestore.errors import InvalidReference
 from filestore.objects import Kind, Record, Reference
 from filestore.repository import Repository
 from filestore_cli.session import Session, takes
+from filestore_cli.start import run_to_end
 from filestore_cli.text import exactly, in_units, printable, table
 
 _PAGE = 1000
@@ -31,7 +31,7 @@ def ls(session: Session, limit: int | None) -> None:
                 f"{_count(records)} in {session.place(repository)}",
             )
 
-    asyncio.run(run())
+    run_to_end(run())
 
 
 @click.command()
@@ -44,7 +44,7 @@ def info(session: Session, reference: str) -> None:
         async with session.repository() as repository:
             _show_record(session, repository, await repository.record(Reference.parse(reference)))
 
-    asyncio.run(run())
+    run_to_end(run())
 
 
 @click.command()
@@ -59,7 +59,7 @@ def rm(session: Session, file_id: str) -> None:
         async with session.repository() as repository:
             _show_record(session, repository, await repository.remove(file_id), removed=True)
 
-    asyncio.run(run())
+    run_to_end(run())
 
 
 async def _newest(repository: Repository, limit: int | None) -> list[Record]:

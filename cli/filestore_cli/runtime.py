@@ -10,7 +10,7 @@ import click
 from filestore.digest import token_digest
 from filestore.errors import MissingPackage
 from filestore.objects import DEFAULT_NAMESPACE
-from filestore_cli.serving import SERVER_SETTINGS, reachable, server_arguments, warn_if_open
+from filestore_cli.serving import NOT_SERVED, SERVER_SETTINGS, reachable, server_arguments, warn_if_open
 from filestore_cli.session import Session, takes
 from filestore_cli.text import printable
 
@@ -77,6 +77,7 @@ def serve_runtime(session: Session) -> None:
             "  export PIPELINE_API_TOKEN=...  # the token that this runtime was given",
             "",
             f"listening on {url}",
+            otherwise=NOT_SERVED,
         )
 
     limits = ProcessLimits(seconds=settings.run_seconds, memory=settings.run_memory_limit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import multiprocessing
 import re
@@ -22,6 +21,7 @@ from filestore.config import Settings, parse_setting
 from filestore.digest import token_digest
 from filestore.objects import DEFAULT_NAMESPACE, checked_namespace
 from filestore_cli.session import Session, takes
+from filestore_cli.start import run_to_end, say
 from filestore_cli.text import printable, table
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ SERVER_SETTINGS = (
     "signed_seconds",
 )
 """Of every server that we start, beside where it listens."""
+NOT_SERVED = "nothing is served, as standard output does not take what is said of it"
 
 _BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
 
@@ -63,7 +64,7 @@ def serve(session: Session) -> None:
     root = settings.root.absolute()
     made = None
     if settings.token is None:
-        made = in_child(lambda: asyncio.run(_first_token(root)))
+        made = in_child(lambda: run_to_end(_first_token(root)))
     warn_if_open(settings.host)
     if not session.json:
         # Before anything can go wrong: a token that was just made is not kept, and never said again.
@@ -80,6 +81,7 @@ def serve(session: Session) -> None:
             "  filestore push model.safetensors",
             "",
             f"listening on {url}",
+            otherwise=NOT_SERVED,
         )
 
     serve_forever(
@@ -101,10 +103,9 @@ def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
 def warn_if_open(host: str) -> None:
     """Say so where other machines can reach a server."""
     if not _is_loopback(host):
-        click.echo(
+        say(
             f"Warning: {printable(host)} can be reached from other machines, and traffic is not encrypted: "
-            "whoever listens reads the token and the files.",
-            err=True,
+            "whoever listens reads the token and the files."
         )
 
 
@@ -128,7 +129,7 @@ def new_token(session: Session, namespace: str, label: str) -> None:
     if not label.isprintable():
         raise click.BadParameter("a label is one line of printable text", param_hint="--label")
     root = session.settings.root.absolute()
-    made = asyncio.run(_with_index(root, lambda index: _add_token(index, namespace=namespace, label=label)))
+    made = run_to_end(_with_index(root, lambda index: _add_token(index, namespace=namespace, label=label)))
     session.show(
         {"token": made, "digest": str(token_digest(made)), "namespace": namespace, "label": label, "root": str(root)},
         made,
@@ -143,7 +144,7 @@ def new_token(session: Session, namespace: str, label: str) -> None:
 def list_tokens(session: Session) -> None:
     """List the tokens that are let in, the oldest first, by the beginnings of their digests."""
     root = session.settings.root.absolute()
-    rows = asyncio.run(_with_index(root, lambda index: index.tokens()))
+    rows = run_to_end(_with_index(root, lambda index: index.tokens()))
     session.show(
         {"tokens": [_row_result(row) for row in rows], "root": str(root)},
         *(f"{str(row.digest)[:16]}  {_created(row)}  {row.namespace}  {printable(row.label)}".rstrip() for row in rows),
@@ -157,7 +158,7 @@ def list_tokens(session: Session) -> None:
 def remove_token(session: Session, which: str) -> None:
     """Let a token in no more: the token itself, its digest, or the first 8 or more digits of that."""
     root = session.settings.root.absolute()
-    row = asyncio.run(_with_index(root, lambda index: _remove_token(index, which)))
+    row = run_to_end(_with_index(root, lambda index: _remove_token(index, which)))
     session.show({**_row_result(row), "root": str(root)}, f"{row.digest} is let in no more")
 
 

@@ -19,11 +19,13 @@ import click
 from filestore.config import Folders, Settings, knobs, option_of, parse_setting, settings_from
 from filestore.errors import InvalidSetting
 from filestore.repository import Repository
+from filestore_cli.start import output_failure, say
 from filestore_cli.text import printable
 
 Command: TypeAlias = Callable[..., None]
 Result: TypeAlias = Mapping[str, object]
 
+_NOT_TAKEN = "the work is done, but standard output does not take its result"
 _CONFIG_FILE = "config.toml"
 
 
@@ -63,20 +65,21 @@ class Session:
         )
         return printable(repository.location) + chosen
 
-    def show(self, result: Result, *lines: str) -> None:
-        """Print a result: as one JSON object, or as `lines` for a person."""
+    def show(self, result: Result, *lines: str, otherwise: str = _NOT_TAKEN) -> None:
+        """Print a result: as one JSON object, or as `lines` for a person; `otherwise` begins the sentence where that fails."""
         try:
             click.echo(json.dumps(result) if self.json else "\n".join(lines))
+        except BrokenPipeError:
+            # Whoever read the output has gone, and knows why.
+            raise
         except OSError as error:
-            # What is still buffered must not be tried again on the way out.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            reason = error.strerror or str(error)
-            raise click.ClickException(f"the work is done, but standard output does not take its result: {reason}") from None
+            reason = output_failure(error)
+            raise click.ClickException(f"{otherwise}: {reason}") from None
 
     def note(self, sentence: str) -> None:
         """Say something to a person beside the result, on standard error."""
         if not self.quiet and not self.json:
-            click.echo(sentence, err=True)
+            say(sentence)
 
 
 def takes(*names: str) -> Callable[[Command], Command]:
@@ -141,5 +144,5 @@ def _read(path: Path) -> Mapping[str, object]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSetting(str(path), f"it is no TOML ({error})") from None
     if "token" in values and mode & (stat.S_IRGRP | stat.S_IROTH):
-        click.echo(f"Warning: other users of this machine can read the token in {printable(path)}; `chmod 600` it.", err=True)
+        say(f"Warning: other users of this machine can read the token in {printable(path)}; `chmod 600` it.")
     return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import time
@@ -16,6 +15,7 @@ from filestore.errors import TargetError
 from filestore.objects import Kind, Reference, tree_name
 from filestore_cli.progress import FETCH, HASH, PUSH, SURVEY, shown
 from filestore_cli.session import Session, takes
+from filestore_cli.start import run_to_end
 from filestore_cli.text import duration, exactly, in_units, printable, table
 
 if TYPE_CHECKING:
@@ -92,10 +92,10 @@ def push(session: Session, path: Path, name: str | None, *, rehash: bool, dry_ru
     """Store the file or directory at PATH, sending only what the repository does not have."""
     selection.check(path)
     if dry_run:
-        surveyed, place, location = asyncio.run(_survey(session, path, rehash=rehash, selection=selection))
+        surveyed, place, location = run_to_end(_survey(session, path, rehash=rehash, selection=selection))
         session.show(_surveyed_result(surveyed, location), *_surveyed_lines(surveyed, place))
         return
-    pushed, place, location = asyncio.run(_push(session, path, name=name, rehash=rehash, selection=selection))
+    pushed, place, location = run_to_end(_push(session, path, name=name, rehash=rehash, selection=selection))
     session.show(
         _pushed_result(pushed, location),
         *table(
@@ -129,7 +129,7 @@ def create_file(session: Session, path: Path, name: str | None, *, recursive: bo
         raise click.ClickException(f"{printable(path)} is a directory; give -r to store it")
     if recursive and path.exists() and not path.is_dir():
         raise click.ClickException(f"{printable(path)} is no directory; leave out -r to store it")
-    pushed, place, location = asyncio.run(_push(session, path, name=name, rehash=False, selection=Selection(None, (), ())))
+    pushed, place, location = run_to_end(_push(session, path, name=name, rehash=False, selection=Selection(None, (), ())))
     session.show(_pushed_result(pushed, location), f"Pipeline File created with ID= {pushed.record.id}")
     # Standard output is exactly that line, for the scripts that read it.
     if session.settings.url is None:
@@ -155,7 +155,7 @@ def fetch(session: Session, reference: str, output: str | None, *, keeps_zip: bo
     if keeps_zip and unzip:
         raise click.UsageError("--zip writes a zip file and --unzip writes its tree; give one of them")
     wanted = Wanted(output, keeps_zip=keeps_zip, unzip=unzip, force=force)
-    done = asyncio.run(_fetch(session, Reference.parse(reference), wanted))
+    done = run_to_end(_fetch(session, Reference.parse(reference), wanted))
     record, fetched = done.record, done.fetched
     session.show(
         {
@@ -191,7 +191,7 @@ def hash_path(session: Session, path: Path, *, selection: Selection) -> None:
     """Print the digest that a push of PATH would give; asks no repository."""
     selection.check(path)
     started = time.monotonic()
-    manifest = asyncio.run(_hash(session, path, selection))
+    manifest = run_to_end(_hash(session, path, selection))
     session.show(
         {
             "digest": str(manifest.digest),

@@ -410,18 +410,6 @@ def test_a_folder_of_a_later_format(home: Home) -> None:
 # How a command ends.
 
 
-def test_a_reader_that_leaves(home: Home, model: Path) -> None:
-    """A closed standard output is a failure that is explained, and no traceback."""
-    home.result("push", model)
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run([SCRIPTS / "filestore", "ls"], env=home.environ, stdout=writer, stderr=subprocess.PIPE, check=False)
-    os.close(writer)
-
-    assert done.returncode == 1
-    assert done.stderr == b"Error: the work is done, but standard output does not take its result: Broken pipe\n"
-
-
 def test_a_full_output(home: Home) -> None:
     """A result that cannot be written is a failure."""
     with Path("/dev/full").open("w") as full:

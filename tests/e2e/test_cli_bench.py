@@ -211,7 +211,7 @@ def test_an_interrupted_measurement_leaves_nothing(home: Home) -> None:
     with under_way(home, MAKING) as process:
         started = children(process.pid)
         process.send_signal(signal.SIGTERM)
-        assert 130 == process.wait(timeout=60)
+        assert 143 == process.wait(timeout=60)
     assert 2 == len(started)
     assert [] == [pid for pid in started if is_alive(pid)]
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import re
-import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import click
 
 from filestore.config import parse_size
 from filestore_cli.session import Session, takes
+from filestore_cli.start import run_to_end
 from filestore_cli.text import printable
 
 KINDS = ("bf16", "fp32", "random", "text", "tree")
@@ -122,18 +120,11 @@ def _bench(session: Session, verb: str, asked: Asked) -> None:
         link={"connections": settings.connections, "stall_seconds": settings.stall_seconds},
     )
     check_space(plan)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    found = asyncio.run(measure(plan, shows_progress=session.shows_progress))
+    found = run_to_end(measure(plan, shows_progress=session.shows_progress))
     # First: a picture that cannot be written must not cost the numbers.
     session.show(as_json(plan, found), *lines(plan, found))
     if asked.plot is not None:
         plot(plan, found, asked.plot)
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    """End as by Ctrl-C, so that what was started and made is removed."""
-    signal.raise_signal(signal.SIGINT)
 
 
 def _given(kind: str) -> Path:

@@ -20,6 +20,7 @@ from filestore.objects import Progress, Reference
 from filestore.stages import Passed, Stage, added
 from filestore_cli.bench.processes import Job, Server, Worker, serving, working
 from filestore_cli.progress import Activity, shown
+from filestore_cli.start import say
 from filestore_cli.text import in_units, printable
 
 CEILING_SIZE_MIN, CEILING_SIZE_MAX = 16 << 20, 256 << 20
@@ -241,10 +242,9 @@ class _Measuring:
                 try:
                     self.removed += await _remove_records(server, names, self._plan.link)
                 except FilestoreError as error:
-                    click.echo(
+                    say(
                         f"Warning: the records named {', '.join(names)} may still be there, since {printable(str(error))};"
-                        " `filestore rm` removes them.",
-                        err=True,
+                        " `filestore rm` removes them."
                     )
 
     @asynccontextmanager

@@ -9,7 +9,7 @@ import ctypes
 import signal
 import sys
 
-from filestore_cli.main import main
+from filestore_cli.start import main
 
 # From <sys/prctl.h>.
 _PR_SET_PDEATHSIG = 1

@@ -20,6 +20,7 @@ from filestore.errors import FilestoreError
 from filestore.objects import Kind, Progress, Reference
 from filestore.repository import Repository
 from filestore.stages import Tally, count_into, own_usage
+from filestore_cli.start import sentence
 from filestore_cli.transfer import codec_of
 
 TELL_SECONDS = 0.1
@@ -34,9 +35,8 @@ def main() -> None:
         asyncio.run(_main())
     except FilestoreError as error:
         _say(error=str(error))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _say(error=f"{where}{error.strerror or error}")
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is told in a sentence
+        _say(error=sentence(error))
 
 
 def _say(**said: object) -> None:

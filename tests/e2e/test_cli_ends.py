@@ -1,0 +1,233 @@
+"""How a command ends: by a signal, without its outputs, and by what nobody foresaw."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import SCRIPTS, Home
+from tests.support.server import eventually
+
+ENDINGS = [(signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+GOES_ON = "run the same command again, what is there already is not transferred again.\n"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A small file."""
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"x" * 1000)
+    return path
+
+
+def as_first_process() -> list[str | Path]:
+    """What makes a command process 1, as a container does. CI must be able to."""
+    command: list[str | Path] = ["unshare", "--pid", "--fork"]
+    made = subprocess.run([*command, "true"], check=False, capture_output=True, text=True)
+    if made.returncode:
+        assert "CI" not in os.environ, made.stderr
+        pytest.skip(f"needs the right to make a namespace: {made.stderr}")
+    return command
+
+
+def ended(home: Home, command: Sequence[str | Path], *numbers: signal.Signals, of_child: bool = False) -> tuple[int, str, str]:
+    """The end of a push to a server that never answers, once it has connected and got these signals."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        process = subprocess.Popen(
+            [*command, "--url", f"http://127.0.0.1:{silent.getsockname()[1]}", "--quiet"],
+            env=home.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        connection, _ = silent.accept()
+        pid = process.pid
+        if of_child:
+            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        for number in numbers:
+            os.kill(pid, number)
+        output, errors = process.communicate(timeout=60)
+        connection.close()
+    return process.returncode, output, errors
+
+
+# Signals.
+
+
+@pytest.mark.parametrize(("number", "status"), ENDINGS)
+def test_the_first_process_of_a_container_ends_by_a_signal(home: Home, model: Path, number: signal.Signals, status: int) -> None:
+    """Where the kernel ignores a signal that a process has no handler for."""
+    command = [*as_first_process(), SCRIPTS / "filestore", "push", model]
+    assert (status, "", f"Interrupted by {number.name}; {GOES_ON}") == ended(home, command, number, of_child=True)
+
+
+def test_a_signal_ends_a_command_as_an_interrupt_does(home: Home, model: Path) -> None:
+    """With a sentence, and 128 and the signal's number; also under the name that pipelines have for it."""
+    done = ended(home, [SCRIPTS / "pipeline", "create", "file", model], signal.SIGTERM)
+    assert (143, "", f"Interrupted by SIGTERM; {GOES_ON}") == done
+
+
+def test_a_signal_ends_a_command_whose_interrupt_is_ignored(home: Home, model: Path) -> None:
+    """As a shell has it ignored by what it runs in the background."""
+    command: list[str | Path] = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", SCRIPTS / "filestore", "push", model]
+    assert (143, "", f"Interrupted by SIGTERM; {GOES_ON}") == ended(home, command, signal.SIGINT, signal.SIGTERM)
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(home: Home, model: Path) -> None:
+    """As nohup has it."""
+    command: list[str | Path] = ["nohup", SCRIPTS / "filestore", "push", model]
+    assert (143, "", f"Interrupted by SIGTERM; {GOES_ON}") == ended(home, command, signal.SIGHUP, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("workers", "number"), [("1", signal.SIGTERM), ("1", signal.SIGHUP), ("2", signal.SIGTERM), ("2", signal.SIGHUP)]
+)
+def test_a_signal_stops_a_server_well(home: Home, tmp_path: Path, workers: str, number: signal.Signals) -> None:
+    """It drains, and its exit status is 0; also as the first process of a container."""
+    process = subprocess.Popen(
+        [*as_first_process(), SCRIPTS / "filestore", "serve", "--root", tmp_path / "root", "--port", "0", "--workers", workers],
+        env=home.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert any(line.startswith("listening on ") for line in process.stdout)
+    os.kill(int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()), number)
+    _, errors = process.communicate(timeout=60)
+    assert (0, "") == (process.returncode, errors)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_under_nohup_outlives_its_terminal(home: Home, tmp_path: Path, workers: str) -> None:
+    """The hang-up is ignored; SIGTERM still stops it."""
+    command = ("nohup", SCRIPTS / "filestore", "serve")
+    with home.server("--workers", workers, root=tmp_path / "root", command=command) as server:
+        os.kill(server.process.pid, signal.SIGHUP)
+        assert home.result("ls", environ=server.environ)["files"] == []
+
+
+def test_a_measurement_that_is_interrupted_promises_nothing(home: Home, tmp_path: Path) -> None:
+    """What it made is removed, so that all of it is transferred again."""
+    process = subprocess.Popen(
+        [SCRIPTS / "filestore", "bench", "upload", "--size", "128MiB", "--folder", tmp_path, "--quiet"],
+        env=home.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    eventually(lambda: any(tmp_path.glob("filestore-bench-*/*")))
+    process.send_signal(signal.SIGINT)
+    assert (130, "Interrupted.\n") == (process.wait(timeout=60), process.communicate()[1])
+
+
+# Outputs.
+
+
+def outcome(home: Home, redirected: str, *arguments: str | Path) -> tuple[int, str]:
+    """The exit status of a command whose outputs a shell redirects, and what is left of what it says."""
+    command = ["sh", "-c", f'exec "$@" {redirected}', "sh", SCRIPTS / "filestore", *arguments]
+    done = subprocess.run(command, env=home.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["ls"], ["token", "ls"]])
+def test_an_output_that_is_closed(home: Home, arguments: list[str]) -> None:
+    """A result that goes nowhere is a failure; what is said on standard error may go nowhere."""
+    home.result("ls")
+    sentence = "Error: the work is done, but standard output does not take its result: it is closed\n"
+
+    assert (1, sentence) == outcome(home, ">&-", *arguments)
+    assert (1, "") == outcome(home, ">&- 2>&-", *arguments)
+    assert (1, "") == outcome(home, "<&- >&- 2>&-", *arguments)
+    assert (0, "") == outcome(home, "2>&-", *arguments)
+    assert (0, "") == outcome(home, "2>/dev/full", *arguments)
+    assert (1, "") == outcome(home, ">/dev/full 2>/dev/full", *arguments)
+
+
+def test_a_closed_output_is_not_what_is_opened_next(home: Home, model: Path) -> None:
+    """A file that has the number of a standard stream would be written to by whoever means that."""
+    assert (1, "") == outcome(home, "<&- >&- 2>&-", "push", model)
+    assert home.result("fetch", "model.bin", "-o", home.folder / "back.bin")["size"] == 1000
+    assert model.read_bytes() == (home.folder / "back.bin").read_bytes()
+
+
+def test_help_that_goes_nowhere(home: Home) -> None:
+    """What is printed before a command runs is a result too."""
+    assert (1, "Error: standard output takes nothing: it is closed\n") == outcome(home, ">&-", "--help")
+    assert (1, "Error: standard output takes nothing: No space left on device\n") == outcome(home, ">/dev/full", "--version")
+    assert (2, "") == outcome(home, "2>&-", "no-such-command")
+
+
+def test_a_server_whose_output_is_closed(home: Home, tmp_path: Path) -> None:
+    """It says that nothing is served, and why."""
+    status, errors = outcome(home, ">&-", "serve", "--root", tmp_path / "root", "--port", "0", "--json")
+    assert (1, "Error: nothing is served, as standard output does not take what is said of it: it is closed\n") == (
+        status,
+        errors,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["ls", "--help"],
+        ["ls", "--json"],
+        ["push", "{model}"],
+        ["create", "file", "{model}", "--quiet"],
+        ["hash", "{model}"],
+        ["token", "new", "--quiet"],
+        ["serve", "--port", "0"],
+    ],
+)
+def test_a_reader_that_leaves(home: Home, model: Path, arguments: list[str]) -> None:
+    """As of `ls | head`: the status that Unix tools have then, and no word."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    filled = [argument.format(model=model) for argument in arguments]
+    done = subprocess.run([SCRIPTS / "filestore", *filled], env=home.environ, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+
+    assert (128 + signal.SIGPIPE, b"") == (done.returncode, done.stderr)
+
+
+# What nobody foresaw.
+
+
+def broken(home: Home, tmp_path: Path, statement: str, *arguments: str) -> str:
+    """What a command says whose process begins with `statement`."""
+    (tmp_path / "sitecustomize.py").write_text(statement)
+    return home.run(*arguments, environ={"PYTHONPATH": str(tmp_path)}).stderr
+
+
+@pytest.mark.parametrize("module", ["click", "platformdirs", "blake3"])
+def test_an_installation_that_lacks_a_part(home: Home, tmp_path: Path, module: str) -> None:
+    """Whichever it is, and whenever it is missed: one sentence."""
+    said = broken(home, tmp_path, f"import sys; sys.modules[{module!r}] = None", "ls")
+    assert said.startswith("Error: a part of this installation cannot be loaded (import of ")
+    assert said.endswith("; install filestore again\n")
+    assert said.count("\n") == 1
+
+
+def test_a_fault_of_our_own_is_one_sentence(home: Home, tmp_path: Path) -> None:
+    """It says what to report, and where it was."""
+    said = broken(home, tmp_path, "import json\njson.dumps = lambda *_: {}['x']", "ls", "--json")
+    assert re.fullmatch(
+        r"Error: filestore failed by a fault of its own, KeyError: 'x' \(sitecustomize\.py, line 2\); please report it\n", said
+    )
+
+
+def test_an_interrupt_from_the_first_moment_on(home: Home, tmp_path: Path) -> None:
+    """While the command is still being loaded."""
+    interrupt = "import builtins, signal\nclass Finder:\n def find_spec(self, name, *_):\n"
+    interrupt += "  if name == 'click': signal.raise_signal(signal.SIGTERM)\n"
+    (tmp_path / "sitecustomize.py").write_text(f"{interrupt}import sys\nsys.meta_path.insert(0, Finder())\n")
+    done = home.run("ls", environ={"PYTHONPATH": str(tmp_path)})
+    assert (143, "Interrupted by SIGTERM.\n") == (done.returncode, done.stderr)
