@@ -388,6 +388,23 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, workers: int) -> No
     assert 1 == errors.count("\n")
 
 
+def test_a_signal_that_comes_while_a_worker_closes_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent stops a worker that fails at the same moment: its loop has closed what a signal would be written to."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/format").write_text('{"format": 99}')
+    (tmp_path / "sitecustomize.py").write_text(
+        "import asyncio.selector_events, signal\n"
+        "loop = asyncio.selector_events.BaseSelectorEventLoop\n"
+        "close = loop._close_self_pipe\n"
+        "loop._close_self_pipe = lambda self: (close(self), signal.raise_signal(signal.SIGTERM))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = start_server(tmp_path / "root", workers=2)
+    _, errors = process.communicate(timeout=60)
+    assert (1, 1) == (process.returncode, errors.count("\n")), errors
+    assert errors.startswith("UnknownFormat: ")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_port_is_free_after_a_stop(tmp_path: Path, workers: int) -> None:
     """Connections that linger do not matter."""

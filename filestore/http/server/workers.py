@@ -48,7 +48,7 @@ RESTART_SECONDS = 1.0
 _FILES_LIMIT = 65536
 _LAST_SECONDS = 5.0
 """For what was cancelled to clean up after itself."""
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NOTICED_SIGNALS = (*_STOP_SIGNALS, signal.SIGCHLD)
 _READY = b"+"
 
@@ -97,7 +97,7 @@ def serve(
     knows_tokens: bool = True,
     extension: Extension = no_extension,
 ) -> None:
-    """Serve a repository over HTTP, and return when SIGTERM or SIGINT stopped it. Call it in a process that has no threads.
+    """Serve a repository over HTTP, and return when SIGTERM, SIGINT or SIGHUP stopped it. Call it in a process without threads.
 
     `announce(url)` is called once connections are accepted; port 0 is any free one. `tokens` (digests, and the namespaces
     that they are let in to) hold for this run, beside those of the index. A stop lets requests under way finish for
@@ -150,12 +150,24 @@ async def _work(service: _Service, listener: socket.socket, *, ready: Callable[[
         (at_once if stopping.is_set() else stopping).set()
 
     if lifeline is None:
-        for number in _STOP_SIGNALS:
-            loop.add_signal_handler(number, stop)
+        handlers: dict[signal.Signals, Callable[[], None]] = dict.fromkeys(_stop_signals(), stop)
     else:
         # A second SIGTERM means no more than the first: a service manager may signal the workers as well as their parent.
-        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        handlers = {signal.SIGTERM: stopping.set}
         loop.add_reader(lifeline, _orphaned, lifeline, stopping)
+    with _handled(loop, handlers, is_last=lifeline is not None):
+        await _serve_until(service, listener, stopping, at_once, ready=ready)
+
+
+async def _serve_until(
+    service: _Service,
+    listener: socket.socket,
+    stopping: asyncio.Event,
+    at_once: asyncio.Event,
+    *,
+    ready: Callable[[], None],
+) -> None:
+    """Serve until `stopping`, and let requests under way finish then, but not once it is to be `at_once`."""
     store, index = await service.open_backend()
     traffic = Traffic()
     try:
@@ -182,6 +194,38 @@ async def _work(service: _Service, listener: socket.socket, *, ready: Callable[[
     finally:
         await index.close()
         await store.close()
+
+
+@contextmanager
+def _handled(
+    loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, Callable[[], None]], *, is_last: bool
+) -> Iterator[None]:
+    """Have the loop handle these signals until the end of the block, and then whoever handled them before.
+
+    Where this is the last that the process does, they are ignored then: it has yet to report how it went.
+
+    The loop must be rid of them before it closes: closing, it closes the socket that wakes it up first, and a signal that comes
+    then is told on standard error as one that cannot be written there.
+    """
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        # Blocked meanwhile: what the loop leaves behind is the default, which ends the process.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
+        for number in handlers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN if is_last else before[number] or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _stop_signals() -> Sequence[signal.Signals]:
+    """What stops a server. nohup has the end of a terminal, which is SIGHUP, ignored."""
+    return [
+        number for number in _STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    ]
 
 
 @asynccontextmanager
@@ -320,7 +364,7 @@ class _Parent:
             status = 0
         except FilestoreError as error:
             if is_ready:
-                logger.exception("a worker failed")
+                logger.error("a worker failed: %s", error)  # noqa: TRY400  # where it was raised says nothing
             else:
                 os.write(report, json.dumps(wire.encode_problem(error).document).encode())
         except BaseException:
@@ -332,8 +376,9 @@ class _Parent:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # A terminal sends it to the whole group; what the workers do is up to the parent.
+        # A terminal sends these to the whole group; what the workers do is up to the parent.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOTICED_SIGNALS)
         self._selector.close()
         os.close(self._lifeline[1])
@@ -347,7 +392,8 @@ class _Parent:
         reader, writer = socket.socketpair()
         for end in (reader, writer):
             end.settimeout(0)
-        before = {number: signal.signal(number, self._notice) for number in _NOTICED_SIGNALS}
+        noticed = (*_stop_signals(), signal.SIGCHLD)
+        before = {number: signal.signal(number, self._notice) for number in noticed}
         wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         self._selector.register(reader, selectors.EVENT_READ, reader)
         try:
