@@ -29,6 +29,7 @@ from filestore.aio import in_stoppable_thread
 from filestore.digest import Buffer
 from filestore.errors import Interrupted, ServerError, Stalled, Unreachable
 from filestore.http import wire
+from filestore.http.reasons import failure_reason
 from filestore.repository import Moved
 from filestore.stages import Stage, stage
 
@@ -262,7 +263,7 @@ class Channel:
                 self._wait(select.POLLIN)
                 continue
             except OSError as error:
-                raise Interrupted(self._peer.location, error.strerror or str(error)) from None
+                raise Interrupted(self._peer.location, failure_reason(error)) from None
             if not size:
                 raise Interrupted(self._peer.location, "its answer ended too early")
             return size
@@ -344,9 +345,9 @@ class Channels:
             # One without a number is our own timer's.
             if isinstance(error, TimeoutError) and error.errno is None:
                 raise Stalled(self._peer.location, self._stall_seconds) from None
-            raise Unreachable(self._peer.location, error.strerror or str(error)) from None
+            raise Unreachable(self._peer.location, failure_reason(error)) from None
         except UnicodeError as error:
-            raise Unreachable(self._peer.location, str(error)) from None
+            raise Unreachable(self._peer.location, failure_reason(error)) from None
         # A connection that is gone again refuses this on some systems; the exchange tells.
         with suppress(OSError):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

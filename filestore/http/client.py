@@ -37,6 +37,7 @@ from filestore.errors import (
 from filestore.http import wire
 from filestore.http.channel import Channel, Channels, Head, Meter
 from filestore.layout import parse_run_path
+from filestore.http.reasons import failure_reason
 from filestore.manifest import MANIFEST_LIMIT
 from filestore.objects import Frame, Kind, Record, Reference, checked_namespace, record_from_json
 from filestore.repository import Identity, Moved, check_versions, checked_identity
@@ -414,11 +415,11 @@ class RemoteRepository:
         except aiohttp.InvalidURL as error:
             raise InvalidUrl(self.location, str(error)) from None
         except aiohttp.ClientConnectorError as error:
-            raise Unreachable(self.location, error.os_error.strerror or str(error)) from None
+            raise Unreachable(self.location, failure_reason(error)) from None
         except aiohttp.ServerTimeoutError:
             raise Stalled(self.location, self._stall_seconds) from None
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise Interrupted(self.location, str(error) or type(error).__name__) from None
+            raise Interrupted(self.location, failure_reason(error)) from None
 
     def _open_session(self) -> aiohttp.ClientSession:
         import aiohttp  # noqa: PLC0415  # on first use

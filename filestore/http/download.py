@@ -42,6 +42,7 @@ from filestore.errors import (
     storage_error,
 )
 from filestore.http.addresses import is_public
+from filestore.http.reasons import failure_reason
 from filestore.objects import FileURL, Progress, Report, shown_url
 
 if TYPE_CHECKING:  # aiohttp takes 0.3 s to import
@@ -380,14 +381,14 @@ class _Downloading:
                 self._was_reached = True
                 yield response
         except aiohttp.ClientConnectorCertificateError as error:
-            raise OriginUnreachable(self._shown, f"its certificate is refused, {error.certificate_error}") from None
+            raise OriginUnreachable(self._shown, failure_reason(error)) from None
         except aiohttp.ClientConnectorError as error:
             if self._refused:
                 reason = f"it leads to {', '.join(sorted(self._refused))}, which is no public address"
                 raise DownloadRefused(self._shown, f"{reason}; the setting url_private_allowed allows it") from None
-            raise OriginUnreachable(self._shown, error.os_error.strerror or str(error.os_error)) from None
+            raise OriginUnreachable(self._shown, failure_reason(error)) from None
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise Interrupted(self._shown, _reason(error)) from None
+            raise Interrupted(self._shown, failure_reason(error)) from None
 
     async def _first(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> aiohttp.ClientResponse:
         """The head of the answer. One limit for all that comes before it: names, connections, TLS, redirects."""
@@ -574,8 +575,3 @@ def _encoded(url: str) -> str | URL:
     from yarl import URL  # noqa: PLC0415  # on first use
 
     return URL(url, encoded=True) if url.isascii() and " " not in url else url
-
-
-def _reason(error: Exception) -> str:
-    """Why a connection failed, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

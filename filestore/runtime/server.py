@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
-import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.cache import Cache
 from filestore.cache.disk import remove_if_possible, storage_errors
 from filestore.errors import Busy, FilestoreError, RunFailed, SourceError, StorageFull, TransferError
+from filestore.http.server.problems import log_failure
 from filestore.http.wire import status_of
 from filestore.objects import Directory, File, FileURL, Kind
 from filestore.repository import Repository
@@ -27,8 +27,6 @@ from filestore.runtime.messages import UnsupportedValue, described, valued
 from filestore.runtime.pipelines import Pipeline, Pipelines
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.runs import Run, Runs, State
-
-logger = logging.getLogger("filestore.runtime")
 
 _DECLARED: Mapping[str, object] = {"file": File, "directory": Directory, "url": FileURL, "handle": File}
 
@@ -206,6 +204,6 @@ def _failure(run: Run, error: Exception) -> RunFailed:
         return RunFailed(str(error))
     if isinstance(error, FilestoreError) and status_of(type(error)) < 500:
         return RunFailed(str(error))
-    logger.error("%s failed", run.id, exc_info=error)
+    log_failure(f"{run.id} failed", error)
     reason = "its disk is full" if isinstance(error, StorageFull) else "its log says why"
     return RunFailed(f"the server failed in the middle of {run.id}; {reason}")

@@ -231,3 +231,38 @@ def test_an_interrupt_from_the_first_moment_on(home: Home, tmp_path: Path) -> No
     (tmp_path / "sitecustomize.py").write_text(f"{interrupt}import sys\nsys.meta_path.insert(0, Finder())\n")
     done = home.run("ls", environ={"PYTHONPATH": str(tmp_path)})
     assert (143, "Interrupted by SIGTERM.\n") == (done.returncode, done.stderr)
+
+
+# What libraries say.
+
+
+@pytest.mark.parametrize(
+    ("answer", "url", "reason"),
+    [
+        (
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            "https://",
+            "what answers there does not speak TLS; a URL that begins with http://",
+        ),
+        (b"", "https://", "the connection was lost"),
+        (b"", "http://", "its answer ended too early"),
+        (None, "http://", "Connection refused"),
+        (None, "https://", "Connection refused"),
+    ],
+)
+def test_why_a_connection_failed_in_plain_words(home: Home, answer: bytes | None, url: str, reason: str) -> None:
+    """Neither a class of a library nor a code of one is in the sentence."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        if answer is None:
+            listener.close()
+        command: list[str | Path] = [SCRIPTS / "filestore", "ls", "--url", f"{url}127.0.0.1:{port}"]
+        with subprocess.Popen(command, env=home.environ, stderr=subprocess.PIPE, text=True) as process:
+            if answer is not None:
+                connection, _ = listener.accept()
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+                connection.close()
+            _, errors = process.communicate(timeout=60)
+    assert reason in errors
+    assert not re.search(r"\w+Error|Errno|_ssl|\[", errors)

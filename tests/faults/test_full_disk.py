@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import filecmp
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Home
+from tests.support.commands import SCRIPTS, Home
 from tests.support.disks import small_disk
 
 MIB = 1 << 20
@@ -29,6 +30,11 @@ def small(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
     """A file system of 16 MiB, and what makes it larger."""
     with small_disk(tmp_path / "small", "size=16m") as change:
         yield tmp_path / "small", lambda: change("size=256m")
+
+
+def lines_of(path: Path) -> list[str]:
+    """What a file holds."""
+    return path.read_text().splitlines()
 
 
 def test_the_target_s_disk_is_full(home: Home, source: Path, small: tuple[Path, Callable[[], None]], tmp_path: Path) -> None:
@@ -65,9 +71,14 @@ def test_the_target_s_disk_fills_up(home: Home, source: Path, small: tuple[Path,
 def test_the_server_s_disk_is_full(home: Home, source: Path, small: tuple[Path, Callable[[], None]], tmp_path: Path) -> None:
     """The pusher is told in one sentence, no record is made, the server lives on; then only the rest is sent."""
     folder, grow = small
-    with home.server(root=folder / "root", complains=True) as server:
+    log = tmp_path / "log"
+    logged = ("sh", "-c", f'exec "$@" 2>{log}', "sh", SCRIPTS / "filestore", "serve")
+    with home.server(root=folder / "root", command=logged) as server:
         sentence = home.failure("push", source, environ=server.environ)
         assert "is full" in sentence
+        # In one line for each request that failed, with the number under which the client can ask for it.
+        assert all(re.search(r" failed, [0-9a-f]{32}: .* is full: No space left on device; ", line) for line in lines_of(log))
+        assert lines_of(log)
         assert [] == home.result("ls", environ=server.environ)["files"]
         grow()
         pushed = home.result("push", source, environ=server.environ)

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from filestore.aio import Budget
 from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled, storage_error
+from filestore.http.reasons import failure_reason
 from filestore.http.server.answer import Answer
 from filestore.http.server.connection import PEER, PIECE, duplicate
 from filestore.signing import signed_path
@@ -189,7 +190,7 @@ def arriving() -> Iterator[None]:
     try:
         yield
     except (ConnectionError, web.RequestPayloadError) as error:
-        raise Interrupted(PEER, str(error) or type(error).__name__) from error
+        raise Interrupted(PEER, failure_reason(error)) from error
 
 
 @contextmanager

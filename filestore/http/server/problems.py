@@ -43,8 +43,14 @@ def problem(request: web.Request, error: Exception) -> web.Response:
         if described.status < 500:
             return _answer(described, _headers_of(error))
     correlation_id = uuid4().hex
-    logger.error("%s %r failed, %s", request.method, request.path, correlation_id, exc_info=error)
+    log_failure(f"{request.method} {request.path!r} failed, {correlation_id}", error)
     return _answer(wire.encode_problem(_without_secrets(error, correlation_id)), {CORRELATION_HEADER: correlation_id})
+
+
+def log_failure(what: str, error: BaseException, *, level: int = logging.ERROR) -> None:
+    """Write down in one line what failed, and why; where in our code it was, only of a fault of our own."""
+    is_ours = not isinstance(error, FilestoreError | OSError)
+    logger.log(level, "%s: %s", what, " ".join(str(error).split()), exc_info=error if is_ours else None)
 
 
 def concerns_us(record: logging.LogRecord) -> bool:

@@ -17,6 +17,7 @@ from aiohttp import web
 from filestore.aio import Budget, in_cpu_thread, in_disk_thread, task_group
 from filestore.chunking import Cutter
 from filestore.errors import Busy, ChunksMissing, InvalidManifest, InvalidParts, InvalidReference, SourceChanged, UploadNotFound
+from filestore.http.server.problems import log_failure
 from filestore.http.server.pushes import push_memory
 from filestore.http.server.sdk import uploads
 from filestore.http.server.sdk.parts import Part, PartsContent, unbroken
@@ -138,8 +139,8 @@ class Assembly:
                     await self._save(upload, run, content)
         except (UploadNotFound, InvalidParts) as error:
             logger.info("upload %s changed while it was cut: %s", upload.id, error)
-        except Exception as error:  # finishing does it again, and tells whoever asks
-            logger.warning("upload %s is not cut ahead", upload.id, exc_info=error)
+        except Exception as error:  # noqa: BLE001  # finishing does it again, and tells whoever asks
+            log_failure(f"upload {upload.id} is not cut ahead", error, level=logging.WARNING)
 
     async def _free(self, upload: Upload) -> None:
         """Free the space of a finished upload's parts; what is left of it goes when it expires."""
@@ -150,9 +151,9 @@ class Assembly:
         content = await self._resumed(upload, parts, is_whole=True)
         try:
             return await self._push(upload, repository, content)
-        except (ChunksMissing, InvalidManifest, InvalidReference, SourceChanged):
+        except (ChunksMissing, InvalidManifest, InvalidReference, SourceChanged) as error:
             # What was kept of the cutting may be damaged, or its chunks be gone: the parts themselves decide.
-            logger.exception("upload %s is cut once more, from its start", upload.id)
+            log_failure(f"upload {upload.id} is cut once more, from its start", error)
             whole = PartsContent(upload.folder, parts, bytearray(), Cutter(), is_whole=True)
             return await self._push(upload, repository, whole)
 
