@@ -11,6 +11,7 @@ from filestore.aio import uninterrupted
 from filestore.errors import InvalidUrl
 from filestore.index.protocol import Index
 from filestore.index.sqlite import open_index
+from filestore.paths import home_path
 from filestore.repository import LocalRepository, Repository, read_format
 from filestore.stores.disk import open_store
 from filestore.stores.protocol import ChunkStore
@@ -25,13 +26,13 @@ _INDEX_NAME = "index.sqlite"
 async def connect(
     url: str, *, token: str | None = None, connections: int = CONNECTIONS, stall_seconds: float = STALL_SECONDS
 ) -> AsyncIterator[Repository]:
-    """The repository at `url`: a server's `http://` or `https://` URL, `file:///folder`, or the path of a folder.
+    """The repository at `url`: a server's `http://` or `https://` URL, `file:///folder`, or the path of a folder (`~/` is home).
 
     >>> async with connect("file:///srv/models") as repository: ...
 
     A folder is made where absent. `token`, `connections` and `stall_seconds` (how long no byte may move) are for servers.
 
-    Raises InvalidUrl, UnknownFormat, StorageError.
+    Raises InvalidUrl, InvalidSetting (a `~` without a home folder), UnknownFormat, StorageError.
     """
     scheme = url.partition("://")[0].lower() if "://" in url else ""
     repository: Repository
@@ -68,7 +69,7 @@ def _folder(url: str) -> Path:
     if not url or "\0" in url:
         raise InvalidUrl(url, "a server's URL or the path of a folder is expected")
     if "://" not in url:
-        return Path(url)
+        return home_path(url)
     try:
         parts = urlsplit(url)
     except ValueError as error:

@@ -7,8 +7,10 @@ described in `docs/settings.md`, which a test compares with this module.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +18,23 @@ from typing import Any, NamedTuple
 from filestore.archive.read import DEFAULT_LIMITS, Limits
 from filestore.errors import InvalidSetting
 from filestore.http.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
+from filestore.paths import home_path
 
 CODEC_CHOICES = ("auto", "raw", "zstd", "planes2+zstd", "planes4+zstd")
 
-_SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB|TiB)?\Z")
-_SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_SIZE_UNIT = "bytes, or with B, KiB, MiB, GiB, TiB"
+_SIZE = re.compile(r"([0-9]{1,30})(\.[0-9]{1,30})?\s*([A-Za-z]*)\Z")
+_SIZE_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{infix}{suffix}": base**power
+    for power, prefixes in enumerate(("kK", "M", "G", "T", "P"), 1)
+    for prefix in prefixes
+    for base, infix in ((1000, ""), (1024, "i"))
+    for suffix in ("", "B")
+    if f"{prefix}{infix}" != "ki"
+}
+_SIZE_UNIT = "bytes, or a size such as 10GB, 10G or 1.5GiB"
+SIZE_WORDS = "kB, MB, GB, TB, PB (also k, M, G, T, P) are powers of 1000, KiB to PiB (also Ki to Pi) of 1024"
+_NOWHERE = Path("/dev/null/filestore")
+"""Nothing can be made there, and what can do without it does."""
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
 
 
@@ -43,9 +56,10 @@ class Knob(NamedTuple):
 class Folders(NamedTuple):
     """Where this machine's user keeps things; the command line asks the platform."""
 
-    data: Path
-    cache: Path
-    state: Path
+    data: Path | None
+    cache: Path | None
+    state: Path | None
+    """None: nobody knows where, as for a user without a home folder."""
 
 
 def _text(value: object) -> str:
@@ -71,11 +85,12 @@ def _token(value: object) -> str:
 
 
 def _path(value: object) -> Path:
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str) or not value or "\0" in value:
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError("a path is expected")
-    return Path(value)
+    try:
+        return home_path(value)
+    except InvalidSetting as error:
+        raise ValueError(error.reason) from None
 
 
 def _choice(*choices: str) -> Callable[[object], str]:
@@ -119,11 +134,15 @@ def _claim(value: object) -> bool:
 
 
 def parse_size(value: object, *, minimum: int) -> int:
-    """Bytes of a number, or of a text such as 128MiB. Raises ValueError."""
+    """Bytes of a number, or of a text such as 10GB, 10G, 10Gi or 1.5GiB. Raises ValueError."""
     match = None if isinstance(value, bool) else _SIZE.match(str(value))
-    size = int(match[1]) * _SIZE_UNITS[match[2]] if match else -1
+    unit = None if match is None else _SIZE_UNITS.get(match[3])
+    # There is no part of a byte, but of a unit there is; what is left of a byte then does not count.
+    if match is None or unit is None or (unit == 1 and match[2]):
+        raise ValueError(f"{value!r} is no size, such as 128MiB or 10GB: {SIZE_WORDS}")
+    size = int(Fraction(f"{match[1]}{match[2] or ''}") * unit)
     if size < minimum:
-        raise ValueError(f"{value!r} is no size of at least {minimum} bytes, such as 128MiB")
+        raise ValueError(f"{value!r} is less than the {minimum} bytes that are the least here")
     return size
 
 
@@ -505,25 +524,40 @@ def settings_from(
     environ: Mapping[str, str] | None = None,
     file: Mapping[str, object] | None = None,
     file_path: str = "",
+    used: Collection[str] = ("root", "cache"),
 ) -> Settings:
     """Settings by option, environment and configuration file, in that order; None and an empty variable say nothing.
+
+    A folder that nobody knows and that is not `used` becomes a path that nothing can be made at.
 
     Raises InvalidSetting, which names where a bad value stands, or that the file sets something unknown.
     """
     for name in file or {}:
         if name not in knobs() or knobs()[name].environment is None:
-            known = ", ".join(known for known, knob in knobs().items() if knob.environment is not None)
-            raise InvalidSetting(f"{name} in {file_path}", f"no such setting can stand there; those that can are {known}")
+            raise InvalidSetting(f"{name} in {file_path}", _unknown_reason(name))
     values: dict[str, Any] = {
-        "root": folders.data,
-        "cache": folders.cache,
-        "journal": folders.state / "journal.sqlite",
+        "root": folders.data or _NOWHERE,
+        "cache": folders.cache or _NOWHERE,
+        "journal": (folders.state or _NOWHERE) / "journal.sqlite",
     }
     for name, knob in knobs().items():
         given = _first_given(name, knob, options=options or {}, environ=environ or {}, file=file or {}, file_path=file_path)
         if given is not None:
             values[name] = parse_setting(name, given.value, source=given.source)
+        elif values.get(name) == _NOWHERE and name in used:
+            reason = f"this user has no home folder that is known; set HOME, or give {option_of(name)} or {knob.environment}"
+            raise InvalidSetting(f"the default of {name}", reason)
     return Settings(**values)
+
+
+def _unknown_reason(name: str) -> str:
+    if name in knobs():
+        return f"only the option {option_of(name)} changes it"
+    known = [known for known, knob in knobs().items() if knob.environment is not None]
+    nearest = get_close_matches(name.lower().replace("-", "_"), known, 1)
+    if nearest:
+        return f"there is no such setting; {nearest[0]} may be meant"
+    return f"there is no such setting; those that can stand there are {', '.join(known)}"
 
 
 def option_of(name: str) -> str:

@@ -123,26 +123,50 @@ def _setting_option(name: str) -> Callable[[Command], Command]:
 def _load(options: Mapping[str, object]) -> Settings:
     import platformdirs  # 20 ms, which --help need not wait for
 
+    if not os.environ.get("HOME"):
+        # Empty, it would be the root of all folders; without it, the system's list of users is asked.
+        os.environ.pop("HOME", None)
     folders = Folders(
-        platformdirs.user_data_path("filestore"),
-        platformdirs.user_cache_path("filestore"),
-        platformdirs.user_state_path("filestore"),
+        _known(platformdirs.user_data_path),
+        _known(platformdirs.user_cache_path),
+        _known(platformdirs.user_state_path),
     )
-    path = platformdirs.user_config_path("filestore") / _CONFIG_FILE
-    return settings_from(folders=folders, options=options, environ=os.environ, file=_read(path), file_path=str(path))
+    config = _known(platformdirs.user_config_path)
+    path = None if config is None else config / _CONFIG_FILE
+    file = {} if path is None else _read(path)
+    used = set(options)
+    if "url" in used and not (options["url"] or os.environ.get("FILESTORE_URL") or file.get("url")):
+        used.add("root")
+    return settings_from(folders=folders, options=options, environ=os.environ, file=file, file_path=str(path), used=used)
+
+
+def _known(find: Callable[[str], Path]) -> Path | None:
+    """None for a folder below a home that is not known."""
+    try:
+        folder = find("filestore")
+    except RuntimeError:
+        return None
+    # Older versions of platformdirs leave the ~ in it.
+    return folder if folder.is_absolute() else None
 
 
 def _read(path: Path) -> Mapping[str, object]:
     try:
         with path.open("rb") as opened:
             mode = os.fstat(opened.fileno()).st_mode
-            values = tomllib.load(opened)
+            # Windows' editors begin a text with a byte-order mark.
+            text = opened.read().decode("utf-8-sig")
+        values = tomllib.loads(text)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise InvalidSetting(str(path), error.strerror or str(error)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise InvalidSetting(str(path), "it is no text in UTF-8; save it as that") from None
+    except tomllib.TOMLDecodeError as error:
         raise InvalidSetting(str(path), f"it is no TOML ({error})") from None
+    except RecursionError:
+        raise InvalidSetting(str(path), "it is no TOML that settings could be in (its brackets are too deep)") from None
     if "token" in values and mode & (stat.S_IRGRP | stat.S_IROTH):
         say(f"Warning: other users of this machine can read the token in {printable(path)}; `chmod 600` it.")
     return values

@@ -38,6 +38,7 @@ from filestore.layout import in_blocks
 from filestore.manifest import Manifest
 from filestore.objects import Directory, File, FileURL, Kind, Record, Reference, Report
 from filestore.repository import Identity, Repository, checked_identity
+from filestore.paths import home_path
 from filestore.tree_staging import Zip
 from filestore.unpack import unpack
 
@@ -104,14 +105,14 @@ class Cache:
         size_limit: int | None = None,
         free_floor: int = 0,
     ) -> None:
-        """Touches nothing yet. Use a cache in one event loop; any number of processes may share `root`.
+        """Touches nothing yet. Use a cache in one event loop; any number of processes may share `root`, in which `~/` is home.
 
         `limits`: what a zip file may ask of whoever resolves it as a directory; `downloads`: what a URL may ask of whoever
         resolves it. `size_limit`: bytes of disk that all below `root`
         may take, of whatever repository, staging included. `free_floor`: bytes of disk to be left free. Both hold while
         something is fetched too: what was not used for the longest time goes first.
         """
-        self._root = Path(root)
+        self._root = home_path(root)
         self._repository = repository
         self._limits = limits
         self._downloads = downloads

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import ParseResult
 
-from filestore.errors import InvalidReference
+from filestore.errors import InvalidReference, InvalidSetting
 from filestore.objects import Directory, File, FileURL, Kind
+from filestore.paths import home_path
 from filestore.runtime.declared import kind_of_class
 
 Stored = File | Directory
@@ -65,7 +66,10 @@ def returned_file(value: object) -> Stored | Local | None:
         stored = stored_value(Directory(str(path)) if kind is Kind.DIRECTORY else File(str(path)))
         _ = stored.reference
     except InvalidReference:
-        return Local(Path(path), kind if kind is Kind.DIRECTORY else None)
+        try:
+            return Local(home_path(path), kind if kind is Kind.DIRECTORY else None)
+        except InvalidSetting as error:
+            raise InvalidReference(str(path), error.reason) from None
     return stored
 
 

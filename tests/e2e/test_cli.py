@@ -375,13 +375,65 @@ def test_the_local_folder_is_the_served_one(home: Home, tmp_path: Path) -> None:
     assert str(tmp_path / "root") == home.result("ls", environ={"FILESTORE_ROOT": str(tmp_path / "root")})["repository"]
 
 
+def test_a_tilde_in_a_variable_is_the_home_folder(home: Home, tmp_path: Path) -> None:
+    """Where no shell has replaced it, a folder of that name is not made in the current one."""
+    here = tmp_path / "here"
+    here.mkdir()
+    home.config_file.write_text('cache = "~/cached"\nurl = "~/repository"')
+    pushed = home.result("push", SCRIPTS / "filestore", cwd=here)
+    assert str(home.folder / "repository") == pushed["repository"]
+    assert str(home.folder / "cached") == home.result("warm", pushed["id"], cwd=here)["cache"]
+    assert str(home.folder / "root") == home.result("token", "ls", "--root=~/root", cwd=here)["root"]
+    assert [] == list(here.iterdir())
+
+
+def test_a_byte_order_mark_is_ignored(home: Home, tmp_path: Path) -> None:
+    """Some editors begin a text with one; what is not UTF-8 is told as such."""
+    home.config_file.write_bytes(b"\xef\xbb\xbf" + f'url = "{tmp_path}/file"'.encode())
+    assert f"{tmp_path}/file" == home.result("ls")["repository"]
+    home.config_file.write_bytes('url = "x"'.encode("utf-16"))
+    assert home.failure("ls") == f"{home.config_file} cannot be used: it is no text in UTF-8; save it as that"
+    home.config_file.write_text("a = " + "[" * 100_000)
+    assert home.failure("ls").startswith(f"{home.config_file} cannot be used: it is no TOML")
+
+
+def test_a_user_without_a_home(home: Home, tmp_path: Path) -> None:
+    """As one that is only a number in a container: what needs no home folder works, the rest says what it needs."""
+    command = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
+    made = subprocess.run([*command, "true"], check=False, capture_output=True, text=True)
+    if made.returncode:
+        assert "CI" not in os.environ, made.stderr
+        pytest.skip(f"needs the right to make a namespace: {made.stderr}")
+
+    def run(*arguments: str | Path, **environ: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [*command, SCRIPTS / "filestore", *arguments],
+            env={"PATH": os.environ["PATH"]} | environ,
+            cwd=home.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    needs = (
+        "Error: the default of {0} cannot be used: this user has no home folder that is known; set HOME, or give --{0} or {1}\n"
+    )
+    assert (1, needs.format("root", "FILESTORE_ROOT")) == run("ls")
+    assert (1, needs.format("cache", "FILESTORE_CACHE")) == run("cache", "ls")
+    assert (1, needs.format("root", "FILESTORE_ROOT")) == run("ls", HOME="")
+    assert (0, "") == run("hash", SCRIPTS / "filestore")
+    assert (0, "") == run("push", SCRIPTS / "filestore", FILESTORE_URL=str(tmp_path / "root"))
+    assert [] == list(home.folder.iterdir())
+
+
 def test_bad_settings_are_told_with_their_place(home: Home) -> None:
     """A bad variable or file is named; a secret is not."""
     assert home.failure("serve", environ={"FILESTORE_PORT": "x"}).startswith("FILESTORE_PORT cannot be used: 'x' is no whole")
     assert "secret" not in home.failure("ls", environ={"FILESTORE_TOKEN": "my secret"})
 
     home.config_file.write_text("urll = 1")
-    assert home.failure("ls").startswith(f"urll in {home.config_file} cannot be used: no such setting")
+    assert home.failure("ls").startswith(f"urll in {home.config_file} cannot be used: there is no such setting; url may be meant")
     home.config_file.write_text("url = ")
     assert home.failure("ls").startswith(f"{home.config_file} cannot be used: it is no TOML")
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect, open_backend
+from filestore.cache import Cache
 from filestore.errors import InvalidUrl, StorageError, UnknownFormat
+from filestore.objects import File
+from filestore.push import push
 from filestore.repository import Repository
 
 
@@ -104,3 +107,17 @@ async def test_opened_by_two_is_one_repository(tmp_path: Path) -> None:
     assert await store.initialise(b"") == await other_store.initialise(b"")
     for part in (store, index, other_store, other_index):
         await part.close()
+
+
+async def test_a_tilde_in_a_program_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a repository and of a cache; the current folder gets none of that name."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "file").write_bytes(b"x")
+    async with connect("~/repository") as repository, Cache("~/cache", repository) as cache:
+        pushed = await push(repository, tmp_path / "file")
+        assert (await cache.resolve(File(id=pushed.record.id))).is_relative_to(tmp_path / "home/cache")
+    assert str(tmp_path / "home/repository") == repository.location
+    assert [] == list((tmp_path / "here").iterdir())

@@ -12,6 +12,7 @@ from filestore.config import CODEC_CHOICES, Folders, Settings, knobs, settings_f
 from filestore.errors import InvalidSetting, LimitExceeded
 from filestore.http.client import RemoteRepository
 from filestore.http.server import serve
+from filestore.paths import home_path
 from tests.support.archives import Forged, forged, unpacked
 
 FOLDERS = Folders(data=Path("/data"), cache=Path("/cache"), state=Path("/state"))
@@ -95,9 +96,19 @@ def test_a_bad_value_is_told_with_its_place(given: dict[str, dict[str, object]],
         ("memory_limit", "1 MB"),
         ("memory_limit", True),
         ("memory_limit", 1.5e9),
+        ("memory_limit", "100000000.5"),
+        ("memory_limit", "100000000.5B"),
+        ("memory_limit", "128mib"),
+        ("memory_limit", "128 Mb"),
+        ("memory_limit", "1e9"),
+        ("memory_limit", "-1GB"),
+        ("memory_limit", "1.GiB"),
+        ("memory_limit", "9" * 5000),
+        ("root", "~somebody/models"),
+        ("journal", "~~"),
         ("unpack_entries", 0),
         ("unpack_ratio", 1.5),
-        ("unpack_total_size", "2 TB"),
+        ("unpack_total_size", "2 XB"),
         ("unpack_depth", -1),
     ],
 )
@@ -121,6 +132,23 @@ def test_values_that_cannot_be_used(name: str, value: object) -> None:
         ("memory_limit", "1GiB", 1 << 30),
         ("memory_limit", 1 << 28, 1 << 28),
         ("unpack_total_size", "3TiB", 3 << 40),
+        ("upload_limit", "0", 0),
+        ("upload_limit", "7B", 7),
+        ("upload_limit", "7k", 7000),
+        ("upload_limit", "7K", 7000),
+        ("upload_limit", "7kB", 7000),
+        ("upload_limit", "7KB", 7000),
+        ("upload_limit", "7Ki", 7 << 10),
+        ("upload_limit", "7KiB", 7 << 10),
+        ("upload_limit", "7M", 7 * 10**6),
+        ("upload_limit", "10G", 10**10),
+        ("upload_limit", "10GB", 10**10),
+        ("upload_limit", "10Gi", 10 << 30),
+        ("upload_limit", "1.5GiB", 3 << 29),
+        ("upload_limit", "2.0000000001kB", 2000),
+        ("upload_limit", "1.1Ti", 11 * (1 << 40) // 10),
+        ("upload_limit", "1P", 10**15),
+        ("upload_limit", "1PiB", 1 << 50),
         ("unpack_ratio", 1000, 1000),
         ("token", "a-token_~!", "a-token_~!"),
     ],
@@ -128,6 +156,44 @@ def test_values_that_cannot_be_used(name: str, value: object) -> None:
 def test_values(name: str, value: object, expected: object) -> None:
     """A text, a TOML value and the result itself mean the same."""
     assert expected == getattr(settings(options={name: value}), name)
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gives the path: a shell replaces it in few places."""
+    monkeypatch.setenv("HOME", "/home/ann")
+    given = [settings(options={"root": "~"}), settings(environ={"FILESTORE_ROOT": "~/"}), settings(file={"root": "~/./"})]
+    assert [Path("/home/ann")] * 3 == [each.root for each in given]
+    assert Path("/home/ann/a~b") == settings(environ={"FILESTORE_CACHE": "~/a~b"}).cache
+    assert Path("~") == settings(environ={"FILESTORE_CACHE": "./~"}).cache
+    assert Path("/home/ann/models") == home_path("~/models") == home_path(Path("~/models"))
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("urll", "there is no such setting; url may be meant"),
+        ("cache-size-limit", "there is no such setting; cache_size_limit may be meant"),
+        ("Token", "there is no such setting; token may be meant"),
+        ("host", "only the option --host changes it"),
+        ("qqqq", "there is no such setting; those that can stand there are url, token, root, "),
+    ],
+)
+def test_a_wrong_key_names_the_nearest_right_one(key: str, sentence: str) -> None:
+    """All of them only where none is near."""
+    with pytest.raises(InvalidSetting) as caught:
+        settings(file={key: "x"})
+    assert str(caught.value).startswith(f"{key} in /etc/config.toml cannot be used: {sentence}")
+
+
+def test_a_folder_that_nobody_knows_is_missed_where_it_is_used() -> None:
+    """And nowhere else; a journal is done without."""
+    homeless = Folders(None, None, None)
+    with pytest.raises(
+        InvalidSetting, match=r"the default of root cannot be used: .* set HOME, or give --root or FILESTORE_ROOT"
+    ):
+        settings_from(folders=homeless, used={"root"})
+    found = settings_from(folders=homeless, environ={"FILESTORE_ROOT": "/srv"}, used={"root", "journal"})
+    assert (Path("/srv"), Path("/dev/null/filestore/journal.sqlite")) == (found.root, found.journal)
 
 
 @pytest.mark.parametrize("host", ["", "two\nlines", "a..b", "x" * 64])
@@ -147,12 +213,6 @@ def test_a_bad_token_is_not_repeated() -> None:
 def test_a_token_is_not_in_the_repr() -> None:
     """A secret does not reach a log by way of its settings."""
     assert "hidden" not in repr(settings(environ={"FILESTORE_TOKEN": "hidden"}))
-
-
-def test_an_unknown_key_is_refused_with_those_that_are_known() -> None:
-    """A slip in the configuration file is told, not passed over."""
-    with pytest.raises(InvalidSetting, match=r"urll in /etc/config\.toml .* url, token"):
-        settings(file={"urll": "http://localhost"})
 
 
 def test_only_the_option_opens_a_server_to_others() -> None:
