@@ -1,4 +1,4 @@
-"""Bytes on a disk: room for them, all of them written, and what makes them and their names outlive a power cut."""
+"""Bytes on a disk: room for them, all of them written, file locks, and what makes bytes and names outlive a power cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from filestore.digest import Buffer
-from filestore.errors import StorageFull
+from filestore.errors import StorageError, StorageFull
 
 _SYNC_THREADS = 16
 
@@ -28,6 +28,21 @@ def check_space(place: int, size: int, *, where: Path) -> None:
     free = free_space(place)
     if size > free:
         raise StorageFull(str(where), f"{size} bytes are needed and {free} are free")
+
+
+def try_flock(descriptor: int, path: Path) -> bool:
+    """Whether this process has the lock of an open file now; False: another one has it. Blocks for no time.
+
+    Raises StorageError, which names `path`, where the file system has no file locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        reason = f"file locks do not work there ({error.strerror or error}), and processes know of each other by them"
+        raise StorageError(str(path), f"{reason}; mount its file system with locks, or use a local disk") from None
+    return True
 
 
 def write_all(descriptor: int, content: Buffer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.cache import Cache
 from filestore.cache.disk import remove_if_possible, storage_errors
+from filestore.durable import try_flock
 from filestore.errors import Busy, FilestoreError, RunFailed, SourceError, StorageFull, TransferError
 from filestore.http.server.problems import log_failure
 from filestore.http.wire import status_of
@@ -157,10 +157,11 @@ def _locked(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        if not try_flock(descriptor, folder):
+            raise Busy(str(folder), "another runtime runs its pipelines; stop that one first")
+    except FilestoreError:
         os.close(descriptor)
-        raise Busy(str(folder), "another runtime runs its pipelines; stop that one first") from None
+        raise
     return descriptor
 
 

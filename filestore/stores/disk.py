@@ -13,7 +13,6 @@ holds something is known to be durable, in every process and after any crash, wi
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -28,7 +27,7 @@ from typing import BinaryIO, cast
 from filestore.aio import in_disk_thread, side_by_side, uninterrupted
 from filestore.codec import frame_limit
 from filestore.digest import Buffer, Digest
-from filestore.durable import sync_path, write_all
+from filestore.durable import sync_path, try_flock, write_all
 from filestore.errors import InvalidReference, StorageError, storage_error
 from filestore.layout import chunk_key, manifest_key, unhashed
 from filestore.manifest import CHUNK_LIMIT
@@ -338,12 +337,12 @@ def _locked(folder: Path) -> int | None:
             return None
         raise
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Another process may have swept the folder away after it was made or opened, before it was locked.
-        if folder.exists():
+        if try_flock(lock, folder) and folder.exists():
             return lock
-    except BlockingIOError:
-        pass
+    except StorageError:
+        os.close(lock)
+        raise
     os.close(lock)
     return None
 

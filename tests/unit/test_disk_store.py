@@ -14,6 +14,7 @@ from filestore.digest import chunk_digest
 from filestore.errors import StorageError, StorageFull
 from filestore.layout import chunk_key, hashed
 from filestore.stores.disk import DiskStaging, DiskStore, open_store
+from tests.support.disks import refuse_locks
 
 DIGEST = chunk_digest(b"content")
 
@@ -30,6 +31,13 @@ async def publish(store: DiskStore, data: bytes = b"content") -> None:
     staging.write(data)
     staging.sync()
     await store.publish("a", [(DIGEST, staging)])
+
+
+async def test_a_file_system_without_locks_is_told_as_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence says what is missing and what to do."""
+    refuse_locks(monkeypatch)
+    with pytest.raises(StorageError, match=r"file locks do not work there \(No locks available\), .* or use a local disk"):
+        await open_store(root)
 
 
 async def test_files_lie_where_the_layout_says(root: Path) -> None:

@@ -32,6 +32,7 @@ from filestore.runtime.pipelines import Pipeline, Pipelines, checked_pipeline_na
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.runs import Runs, State
 from filestore.runtime.server import RuntimeLimits, open_runtime
+from tests.support.disks import refuse_locks
 from tests.support.runtimes import is_running
 
 LIMITS = ProcessLimits(seconds=60, memory=1 << 30)
@@ -288,6 +289,19 @@ async def test_a_pipeline_that_cannot_be_loaded_takes_no_place(processes: Proces
     async with loaded.taken("b", lambda: processes.load("b")) as taken:
         assert taken.process.is_usable
     await loaded.close()
+
+
+async def test_a_file_system_without_locks_is_told_as_one(
+    tmp_path: Path, local_repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not as another runtime, which nobody could find."""
+    refuse_locks(monkeypatch)
+    limits = RuntimeLimits(pipelines=1, process=LIMITS)
+    with pytest.raises(StorageError, match=r"file locks do not work there \(No locks available\)"):
+        async with open_runtime(
+            local_repository, partial(Cache, tmp_path / "cache"), tmp_path / "runtime", environ={}, limits=limits
+        ):
+            pass
 
 
 async def test_a_folder_has_one_runtime(tmp_path: Path, local_repository: Repository) -> None:
