@@ -63,12 +63,16 @@ def serve(session: Session) -> None:
     settings = session.settings
     root = settings.root.absolute()
     made = None
-    if settings.token is None:
-        made = in_child(lambda: run_to_end(_first_token(root)))
+
+    def prepare() -> None:
+        nonlocal made
+        if settings.token is None:
+            made = in_child(lambda: run_to_end(_first_token(root)))
+        if not session.json:
+            # Before anything can go wrong: a token that was just made is not kept, and never said again.
+            session.show({}, *table(folder=printable(root), token=_token_words(settings.token, made, root)), otherwise=NOT_SERVED)
+
     warn_if_open(settings.host)
-    if not session.json:
-        # Before anything can go wrong: a token that was just made is not kept, and never said again.
-        click.echo("\n".join(table(folder=printable(root), token=_token_words(settings.token, made, root))))
 
     def announce(url: str) -> None:
         session.show(
@@ -89,6 +93,7 @@ def serve(session: Session) -> None:
         workers=settings.workers,
         tokens={} if settings.token is None else {token_digest(settings.token): DEFAULT_NAMESPACE},
         announce=announce,
+        prepare=prepare,
         **server_arguments(settings, root),
     )
 

@@ -643,15 +643,14 @@ def test_serve_for_a_program(home: Home, tmp_path: Path) -> None:
     assert (files, rest, process.returncode) == ([], "", 0)
 
 
-def test_a_port_in_use(home: Home, tmp_path: Path, server: Server) -> None:
-    """A port that another server has is told in a sentence; a token that was made meanwhile was shown."""
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_in_use_costs_no_token(home: Home, tmp_path: Path, server: Server, workers: str) -> None:
+    """A port that another server has is told in a sentence, before a folder or a token is made."""
     port = server.url.rpartition(":")[2]
-    done = home.run("serve", "--root", tmp_path / "root", "--port", port)
+    sentence = home.failure("serve", "--root", tmp_path / "root", "--port", port, "--workers", workers)
 
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[1].startswith("token   ")
-    assert done.stderr.count("\n") == 1
-    assert port in done.stderr
+    assert sentence.startswith(f"127.0.0.1:{port} is taken: ")
+    assert not (tmp_path / "root").exists()
 
 
 def test_an_address_that_others_reach_is_warned_about(home: Home, tmp_path: Path) -> None:

@@ -167,11 +167,9 @@ def test_help_that_goes_nowhere(home: Home) -> None:
 
 def test_a_server_whose_output_is_closed(home: Home, tmp_path: Path) -> None:
     """It says that nothing is served, and why."""
-    status, errors = outcome(home, ">&-", "serve", "--root", tmp_path / "root", "--port", "0", "--json")
-    assert (1, "Error: nothing is served, as standard output does not take what is said of it: it is closed\n") == (
-        status,
-        errors,
-    )
+    sentence = "Error: nothing is served, as standard output does not take what is said of it: it is closed\n"
+    assert (1, sentence) == outcome(home, ">&-", "serve", "--root", tmp_path / "root", "--port", "0")
+    assert (1, sentence) == outcome(home, ">&-", "serve", "--root", tmp_path / "root", "--port", "0", "--json")
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def serve(
     host: str,
     port: int,
     announce: Callable[[str], None],
+    prepare: Callable[[], None] = lambda: None,
     workers: int = 1,
     tokens: Mapping[Digest, str] | None = None,
     spool_folder: Path | None = None,
@@ -99,6 +100,7 @@ def serve(
 ) -> None:
     """Serve a repository over HTTP, and return when SIGTERM, SIGINT or SIGHUP stopped it. Call it in a process without threads.
 
+    `prepare()` is called once the address is ours and before anything is opened, in a process that has no threads yet;
     `announce(url)` is called once connections are accepted; port 0 is any free one. `tokens` (digests, and the namespaces
     that they are let in to) hold for this run, beside those of the index. A stop lets requests under way finish for
     `drain_seconds`; a second signal ends them at once. `memory_limit` is bytes in flight in each worker, pushes of
@@ -107,7 +109,7 @@ def serve(
     `signed_seconds`. Without `knows_tokens`, nobody but `tokens` is let in. Each worker enters `extension`, for the routes
     that it serves beside those of files, and leaves it before it ends.
 
-    Raises AddressInUse, AddressError, and what `open_backend` raises.
+    Raises AddressInUse, AddressError, and what `prepare` and `open_backend` raise.
     """
     service = _Service(
         open_backend=open_backend,
@@ -130,6 +132,7 @@ def serve(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(process)d %(levelname)s %(message)s")
     if workers > 1:
         with _held_port(host, port) as holder:
+            prepare()
             _Parent(service, holder, count=workers).run(lambda: announce(_url(host, holder)))
         return
     service.board.join(0)
@@ -138,6 +141,7 @@ def serve(
             listener.listen(BACKLOG)
         except OSError as error:
             raise _address_error(listener.getsockname(), error) from error
+        prepare()
         asyncio.run(_work(service, listener, ready=lambda: announce(_url(host, listener))))
 
 
