@@ -92,7 +92,7 @@ def test_the_result_has_the_members_that_are_documented(home: Home) -> None:
     found = measured(home, "upload", "--size", "64KiB", "--clients", "1,2", "--plot", picture, environ=fonts)
     assert picture.read_bytes().startswith(PNG)
     documented = ["verb", "kind", "path", "server", "is_own_server", "codec", "connections", "workers", "folder", "machine"]
-    assert [*documented, "ceilings", "runs", "records_removed"] == list(found)
+    assert [*documented, "ceilings", "runs", "records_removed", "bytes_left"] == list(found)
     assert {"memory_copy", "blake3", "loopback", "disk_write_sync"} == set(found["ceilings"])
     assert all(rate > 1e6 for rate in found["ceilings"].values())
     assert ("upload", "bf16", None, True, "auto", 0) == tuple(
@@ -118,9 +118,37 @@ def test_a_server_of_the_user_is_left_as_it_was(home: Home, server: Server) -> N
         uploaded["runs"][0]["bytes_shared"],
         uploaded["runs"][0]["bytes_sent"],
     )
-    assert 1 == uploaded["records_removed"]
+    assert (1, 0) == (uploaded["records_removed"], uploaded["bytes_left"])
+    fetched = measured(home, "fetch", "--size", "64KiB", "--server", server.url, environ=server.environ)
+    assert (1, fetched["runs"][0]["bytes_received"]) == (fetched["records_removed"], fetched["bytes_left"])
     assert [pushed["id"]] == [record["id"] for record in home.result("ls", environ=server.environ)["files"]]
     assert octets(1, 300_000) == mine.read_bytes()
+
+
+def test_an_interrupted_upload_leaves_no_record_on_a_server(home: Home, server: Server) -> None:
+    """What was there before stays; that chunks stay too is said."""
+    before = home.result("ls", environ=server.environ)["files"]
+    frames = set((server.root / "chunks").rglob("*"))
+    work = home.folder / "work"
+    asked = ["--size", "256MiB", "--kind", "random", "--folder", str(work), "--quiet", "--server", server.url]
+    process = subprocess.Popen(
+        [SCRIPTS / "filestore", "bench", "upload", *asked],
+        env=home.environ | server.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    eventually(lambda: any(path.is_file() for path in set((server.root / "chunks").rglob("*")) - frames))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (
+        130,
+        f"Warning: chunks that were sent to {server.url} until then stay there, as nothing removes chunks yet.\nInterrupted.\n",
+    ) == (
+        process.returncode,
+        errors,
+    )
+    assert before == home.result("ls", environ=server.environ)["files"]
+    assert [] == list(work.iterdir())
 
 
 def test_a_tenant_is_not_told_what_the_server_does(home: Home, server: Server) -> None:
@@ -140,7 +168,9 @@ def test_a_person_sees_stages_ceilings_and_what_was_removed(home: Home, server: 
     begins = {"read", "cut", "hash", "encode", "send", "wait", "receive", "verify", "write", "sync", "commit"}
     assert begins <= {line.split(" ")[0] for line in lines}
     assert any(line.startswith("write to disk and sync") for line in lines)
-    assert lines[-1] == "1 record was removed from the server; the chunks of what was uploaded go with its next collection."
+    assert re.fullmatch(
+        r"1 record was removed from the server; [0-9.]+ kB of chunks stay there, as nothing removes chunks yet\.", lines[-1]
+    )
 
 
 @pytest.mark.parametrize(

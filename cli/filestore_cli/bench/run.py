@@ -96,6 +96,8 @@ class Found(NamedTuple):
     runs: Sequence[Run]
     removed: int
     """Records that were removed from the user's server."""
+    left: int
+    """Encoded bytes of chunks that stay on the user's server: no request removes one."""
 
 
 def check_space(plan: Plan) -> None:
@@ -123,7 +125,7 @@ async def measure(plan: Plan, *, shows_progress: bool) -> Found:
         job = {"do": "ceilings", "folder": name, "size": _ceiling_size(plan)}
         ceilings = await measuring.done(job, Activity("find ceilings"), total=0)
         runs = [await measuring.run(size, clients) for size in plan.sizes for clients in plan.clients]
-        return Found(measuring.url, ceilings, runs, measuring.removed)
+        return Found(measuring.url, ceilings, runs, measuring.removed, measuring.left)
 
 
 def _ceiling_size(plan: Plan) -> int:
@@ -135,6 +137,8 @@ class _Measuring:
 
     def __init__(self, plan: Plan, folder: Path, *, shows_progress: bool) -> None:
         self.removed = 0
+        self.left = 0
+        self._sends = False
         self.url = ""
         self._plan = plan
         self._folder = folder
@@ -159,13 +163,16 @@ class _Measuring:
         async with self._removing(server, names), AsyncExitStack() as stack:
             paths = [await stack.enter_async_context(self._content(name, size)) for name in names]
             jobs = [self._transfer("upload", server, name, path) for name, path in zip(names, paths, strict=True)]
-            return await self._moved(server, jobs, size)
+            run = await self._moved(server, jobs, size)
+            self._leave(run.bytes_moved)
+            return run
 
     async def _fetch(self, server: Server, size: int, clients: int) -> Run:
         name = _new_name()
         async with self._removing(server, [name]):
             async with self._content(name, size) as path:
-                await self.done(self._transfer("upload", server, name, path), Activity("push"), total=size)
+                pushed = await self.done(self._transfer("upload", server, name, path), Activity("push"), total=size)
+                self._leave(pushed["bytes_moved"])
             targets = [self._folder / f"fetched-{place}" for place in range(clients)]
             try:
                 return await self._moved(server, [self._transfer("fetch", server, name, target) for target in targets], size)
@@ -198,7 +205,12 @@ class _Measuring:
             server=None if before is None or after is None else _since(before, after),
         )
 
+    def _leave(self, size: int) -> None:
+        if self._plan.server is not None:
+            self.left += size
+
     def _transfer(self, verb: str, server: Server, name: str, path: Path) -> Job:
+        self._sends |= verb == "upload"
         return {
             "do": verb,
             "url": server.url,
@@ -237,6 +249,13 @@ class _Measuring:
         """Remove the records of these names from the user's server at the end, also those of a measurement that failed."""
         try:
             yield
+        except BaseException:
+            if self._plan.server is not None and self._sends:
+                say(
+                    f"Warning: chunks that were sent to {printable(server.url)} until then stay there,"
+                    " as nothing removes chunks yet."
+                )
+            raise
         finally:
             if self._plan.server is not None:
                 try:
