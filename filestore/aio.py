@@ -235,16 +235,26 @@ class SingleFlight:
         try:
             result = await asyncio.shield(flight)
         finally:
-            self._leave(key, flight)
+            if self._leave(key, flight):
+                # It still gives back what it has taken, which may be gone once the caller goes on.
+                await uninterrupted(_ended(flight))
         return result  # type: ignore[return-value]  # the key stands for one kind of result
 
-    def _leave(self, key: Hashable, flight: asyncio.Task[object]) -> None:
+    def _leave(self, key: Hashable, flight: asyncio.Task[object]) -> bool:
+        """Whether the execution was cancelled by that."""
         if self._flights.get(key) is not flight:
-            return
+            return False
         self._waiters[key] -= 1
-        if flight.done() or self._waiters[key] == 0:
-            flight.cancel()
-            del self._flights[key], self._waiters[key]
+        if not flight.done() and self._waiters[key]:
+            return False
+        del self._flights[key], self._waiters[key]
+        return flight.cancel()
+
+
+async def _ended(task: asyncio.Task[object]) -> None:
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # seen, so that the loop does not report it as lost
 
 
 async def _as_coroutine(function: Callable[[], Awaitable[T]]) -> T:

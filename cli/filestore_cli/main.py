@@ -48,12 +48,17 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(f"filestore_cli.{module}"), name)
         return command
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
         try:
-            return super().parse_args(ctx, args)
+            return super().make_context(info_name, args, parent, **extra)
+        except KeyboardInterrupt:
+            say(f"{how_interrupted()}.")
+            raise click.exceptions.Exit(interrupted_status()) from None
         except BrokenPipeError:
             # What --help and --version print; click itself would exit with 1.
-            ctx.exit(OUTPUT_LEFT)
+            raise click.exceptions.Exit(OUTPUT_LEFT) from None
         except OSError as error:
             raise click.ClickException(f"standard output takes nothing: {output_failure(error)}") from None
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import io
-import logging
 import os
 import signal
 import sys
@@ -59,7 +58,7 @@ def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
     """What `coroutine` gives. The first signal cancels it, and KeyboardInterrupt is raised once it has cleaned up after itself.
 
     As `asyncio.run` does, but that cancels in the signal's handler, in the middle of whatever the loop does: what is half done
-    then fails, and the loop prints a traceback of it. A second signal raises KeyboardInterrupt at once.
+    then fails, and the loop prints a traceback of it. A second signal ends the process at once.
     """
     import asyncio  # heavy
 
@@ -170,11 +169,12 @@ def _take_signals() -> None:
 
 def _interrupt(number: int, _: FrameType | None) -> None:
     global _ended_by, _cancel  # noqa: PLW0603  # a process has one end
+    if _ended_by is not None:
+        # Raised in the middle of what cleans up, an exception may leave that waiting for ever. What is on disk bears a kill.
+        os._exit(interrupted_status())
     _ended_by = signal.Signals(number)
     cancel, _cancel = _cancel, None
     if cancel is None:
-        # Whatever a loop says of its tasks now is nothing to the user.
-        logging.getLogger("asyncio").disabled = True
         raise KeyboardInterrupt
     cancel()
 

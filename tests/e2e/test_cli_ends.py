@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,6 +79,33 @@ def test_a_signal_ends_a_command_whose_interrupt_is_ignored(home: Home, model: P
     """As a shell has it ignored by what it runs in the background."""
     command: list[str | Path] = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", SCRIPTS / "filestore", "push", model]
     assert (143, "", f"Interrupted by SIGTERM; {GOES_ON}") == ended(home, command, signal.SIGINT, signal.SIGTERM)
+
+
+_STUBBORN = """
+import asyncio
+from filestore_cli import start
+async def main():
+    try:
+        print("works", flush=True)
+        await asyncio.Event().wait()
+    finally:
+        print("cleans up", flush=True)
+        await asyncio.Event().wait()
+start._take_signals()
+start.run_to_end(main())
+"""
+
+
+def test_a_second_signal_ends_a_command_at_once(home: Home) -> None:
+    """Also where cleaning up waits for what never comes."""
+    command = [sys.executable, "-c", _STUBBORN]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for said in ("works\n", "cleans up\n"):
+            assert said == process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert (143, "") == (process.returncode, errors)
 
 
 def test_a_hang_up_that_is_ignored_stays_ignored(home: Home, model: Path) -> None:

@@ -236,6 +236,32 @@ async def test_single_flight_is_cancelled_with_its_last_waiter() -> None:
         await call
 
 
+async def test_single_flight_has_ended_before_its_last_waiter_goes_on() -> None:
+    """What it still gives back may be closed by whoever asked for it; a failure of that is not reported as lost."""
+    flights, gate = SingleFlight(), asyncio.Event()
+    ended = False
+
+    async def work() -> None:
+        nonlocal ended
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await gate.wait()
+            ended = True
+            raise NotFound("x")
+
+    call = asyncio.create_task(flights.run("key", work))
+    await settle()
+    for _ in range(2):
+        call.cancel()
+        await settle()
+        assert not call.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert ended
+
+
 async def test_single_flight_gives_everyone_the_failure() -> None:
     """A failed execution fails each caller, and is not remembered."""
     flights = SingleFlight()
