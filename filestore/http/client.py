@@ -414,7 +414,7 @@ class RemoteRepository:
                 yield response
         except aiohttp.InvalidURL as error:
             raise InvalidUrl(self.location, str(error)) from None
-        except aiohttp.ClientConnectorError as error:
+        except (aiohttp.ClientConnectorError, UnicodeError) as error:  # the latter of a name that DNS cannot have
             raise Unreachable(self.location, failure_reason(error)) from None
         except aiohttp.ServerTimeoutError:
             raise Stalled(self.location, self._stall_seconds) from None
