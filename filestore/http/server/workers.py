@@ -32,7 +32,7 @@ from filestore.errors import AddressError, AddressInUse, FilestoreError
 from filestore.http import wire
 from filestore.http.server.app import Limits, Route, Traffic, make_app
 from filestore.http.server.auth import Tokens
-from filestore.http.server.problems import concerns_us
+from filestore.http.server.problems import concerns_us, log_failure
 from filestore.index.protocol import Index
 from filestore.repository import SIGNED_SECONDS
 from filestore.stages import Board
@@ -368,11 +368,11 @@ class _Parent:
             status = 0
         except FilestoreError as error:
             if is_ready:
-                logger.error("a worker failed: %s", error)  # noqa: TRY400  # where it was raised says nothing
+                log_failure("a worker failed", error)
             else:
                 os.write(report, json.dumps(wire.encode_problem(error).document).encode())
-        except BaseException:
-            logger.exception("a worker failed")
+        except BaseException as error:  # noqa: BLE001  # whatever it is, it ends this process only
+            log_failure("a worker failed", error)
         finally:
             os._exit(status)
 
