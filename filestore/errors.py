@@ -26,6 +26,8 @@ FilestoreError
 │   └── UnknownRun
 ├── ChunksMissing
 ├── LimitExceeded
+├── NotARepository
+├── ReadOnly
 ├── UnknownFormat
 ├── MissingCompiledPart
 ├── MissingPackage
@@ -42,6 +44,8 @@ FilestoreError
 │   └── SourceRefused
 ├── TargetError               where a fetch writes
 ├── StorageError              the disk under a repository, a cache or a target
+│   ├── NotPermitted
+│   ├── IndexUnreadable
 │   └── StorageFull
 │       └── CacheFull
 ├── Busy
@@ -321,6 +325,26 @@ class LimitExceeded(FilestoreError):
         return super().__str__() + (what_to_do if self.setting else "")
 
 
+class NotARepository(FilestoreError):
+    """A folder in which there is no repository; `found` says what is there, `advice` what to do."""
+
+    sentence = "{0} is not a repository: {1}; {2}"
+
+    def __init__(self, folder: str, found: str, advice: str) -> None:
+        super().__init__(folder, found, advice)
+        self.folder = folder
+        self.found = found
+
+
+class ReadOnly(FilestoreError):
+    """A repository that was opened for reading only is asked to write."""
+
+    sentence = "{0} was opened for reading only; open it without read_only to write to it"
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+
+
 class UnknownFormat(FilestoreError):
     """A repository or a cache of a version that this program does not know."""
 
@@ -460,6 +484,22 @@ class StorageError(FilestoreError):
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
+
+
+class NotPermitted(StorageError):
+    """Files of a repository belong to another user, who does not let this one use them."""
+
+    sentence = "{0} failed: {1}; ask its owner for the right to use it, or for the URL of a server that serves it"
+
+
+class IndexUnreadable(StorageError):
+    """The index of a repository is sound, and cannot be read from here."""
+
+    sentence = "{0} cannot be read: {1}; {2}"
+
+    def __init__(self, path: str, reason: str, advice: str) -> None:
+        super().__init__(path, reason)
+        self.args = (path, reason, advice)
 
 
 class StorageFull(StorageError):

@@ -22,7 +22,7 @@ from filestore.aio import Budget, in_cpu_thread, in_disk_thread, per_thread, tas
 from filestore.chunking import CUTTING_VERSION
 from filestore.codec import HEADER_SIZE, Decoder, decoded_size, frame_limit
 from filestore.digest import Buffer, Digest, manifest_digest
-from filestore.errors import ChunksMissing, InvalidFrame, InvalidManifest, NotFound, UnknownFormat
+from filestore.errors import Busy, ChunksMissing, InvalidFrame, InvalidManifest, NotFound, ReadOnly, StorageError, UnknownFormat
 from filestore.index.protocol import ChunkRow, Index, Transaction
 from filestore.layout import run_path
 from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
@@ -95,7 +95,8 @@ class Repository(Protocol):
     async def recheck(self, digests: Sequence[Digest]) -> list[Digest]:
         """Verify kept frames once more, and forget those that are damaged, so that the next push sends them again; returns these.
 
-        For whoever met damage: it is not believed, but looked at. At most 4096 digests.
+        For whoever met damage: it is not believed, but looked at. At most 4096 digests. A repository that was opened for reading
+        only forgets them where this process may write; where it may not, they are returned all the same.
         """
 
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
@@ -141,10 +142,11 @@ class LocalRepository:
         namespace: str = DEFAULT_NAMESPACE,
         budget: Budget | None = None,
         signed_seconds: float = SIGNED_SECONDS,
+        read_only: bool = False,
     ) -> None:
         """`budget`: bytes in flight (I6), none of which the caller may hold while it waits for a verb.
 
-        `signed_seconds`: how long a signed path holds. Raises InvalidName.
+        `signed_seconds`: how long a signed path holds. `read_only`: verbs that write raise ReadOnly. Raises InvalidName.
         """
         self.location = location
         self.fingerprint = blake3(f"{location}\0{namespace}".encode(errors="surrogateescape")).hexdigest()
@@ -153,6 +155,7 @@ class LocalRepository:
         self._namespace = checked_namespace(namespace)
         self._budget = Budget(IN_FLIGHT_LIMIT) if budget is None else budget
         self._signed_seconds = signed_seconds
+        self._read_only = read_only
         self._identity: Identity | None = None
 
     async def identity(self) -> Identity:
@@ -175,6 +178,7 @@ class LocalRepository:
     @asynccontextmanager
     async def delivery(self) -> AsyncIterator[Delivery]:
         """The door for frames that arrive one after the other. What is not kept when the block ends is discarded."""
+        self._check_writable()
         staged: set[Staging] = set()
         try:
             async with task_group() as group:
@@ -209,14 +213,20 @@ class LocalRepository:
         suspects = await self._damaged(digests)
         if not suspects:
             return []
-        async with self._index.transaction() as transaction:
-            # Another push may have mended it since. Inside a write transaction none does.
-            live = await transaction.sizes(self._namespace, suspects)
-            damaged = await self._damaged(list(live))
-            await transaction.forget_chunks(self._namespace, damaged)
+        try:
+            async with self._index.transaction() as transaction:
+                # Another push may have mended it since. Inside a write transaction none does.
+                live = await transaction.sizes(self._namespace, suspects)
+                damaged = await self._damaged(list(live))
+                await transaction.forget_chunks(self._namespace, damaged)
+        except (StorageError, Busy):
+            if not self._read_only:
+                raise
+            return suspects
         return damaged
 
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
+        self._check_writable()
         checked_name(name)
         parsed = await in_cpu_thread(Manifest.parse, manifest)
         identity = await self.identity()
@@ -255,6 +265,7 @@ class LocalRepository:
         return signed_path(secret, "GET", path, namespace=self._namespace, expires_at=expires_at).removeprefix("/")
 
     async def remove(self, file_id: str) -> Record:
+        self._check_writable()
         async with self._index.transaction() as transaction:
             record = await transaction.remove_record(self._namespace, file_id)
         if record is None:
@@ -267,6 +278,10 @@ class LocalRepository:
             await self._store.close()
         finally:
             await self._index.close()
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise ReadOnly(self.location)
 
     async def _check_chunks(self, transaction: Transaction, chunks: Sequence[Chunk]) -> None:
         """I9: all are live, and are seen now. Raises ChunksMissing, InvalidManifest."""
@@ -293,11 +308,16 @@ class LocalRepository:
         lost = [digest for digest in asked if digest not in without_row]
         if not lost:
             return
-        async with self._index.transaction() as transaction:
-            # A frame may have been put since. Inside a write transaction none is, so that what is absent now stays so.
-            live = await transaction.sizes(self._namespace, lost)
-            still_lost = [digest for digest in live if not await self._has_frame(digest)]
-            await transaction.forget_chunks(self._namespace, still_lost)
+        try:
+            async with self._index.transaction() as transaction:
+                # A frame may have been put since. Inside a write transaction none is, so that what is absent now stays so.
+                live = await transaction.sizes(self._namespace, lost)
+                still_lost = [digest for digest in live if not await self._has_frame(digest)]
+                await transaction.forget_chunks(self._namespace, still_lost)
+        except (StorageError, Busy):
+            # Who only reads, perhaps from a read-only disk, is told that the chunk is absent, and not that a row of it stays.
+            if not self._read_only:
+                raise
 
     async def _damaged(self, digests: Sequence[Digest]) -> list[Digest]:
         """Those of `digests` that have no frame which decodes to them."""
@@ -479,12 +499,12 @@ class Delivery:
         self._staged.difference_update(arrival.staging for arrival in new)
 
 
-async def read_format(store: ChunkStore, *, location: str) -> tuple[str, int]:
+async def read_format(store: ChunkStore, *, location: str, new_id: str | None = None) -> tuple[str, int]:
     """The id and the cutting version of the repository in `store`, which is made one where it is none yet.
 
-    Raises UnknownFormat.
+    A new one gets the id `new_id` (32 hex digits), without it a random one. Raises UnknownFormat.
     """
-    proposed = {"format": REPOSITORY_VERSION, "cutting": CUTTING_VERSION, "id": secrets.token_hex(16)}
+    proposed = {"format": REPOSITORY_VERSION, "cutting": CUTTING_VERSION, "id": new_id or secrets.token_hex(16)}
     kept = await store.initialise(json.dumps(proposed).encode() + b"\n")
     try:
         values = json.loads(kept)

@@ -20,8 +20,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from filestore.aio import in_thread, uninterrupted
 from filestore.digest import Digest
-from filestore.errors import Busy, StorageError, StorageFull, UnknownFormat
+from filestore.errors import Busy, IndexUnreadable, ReadOnly, StorageError, StorageFull, UnknownFormat
 from filestore.index.protocol import ChunkRow, TokenRow
+from filestore.index.reading import State, in_use_elsewhere, open_for_reading, state_of
 from filestore.objects import Kind, Record, Reference
 from filestore.stages import Stage, stage
 
@@ -39,6 +40,8 @@ _PARAMETERS = 500
 """Digests in one statement; SQLite allows 999 parameters before 3.32."""
 _SLICE_SECONDS = 0.1
 _CACHE_KIBIBYTES = 16384
+_READ_ATTEMPTS = 10
+"""Of a read that others write beside, where only a look at the file tells whether it was right."""
 _LOG_LIMIT = 64 << 20
 """Bytes that the log keeps on disk after a large commit."""
 
@@ -92,13 +95,19 @@ def system_now() -> int:
 
 
 class SqliteIndex:
-    """An index over two connections: one writes, one reads, each on a thread of its own. Open one with `open_index`."""
+    """An index over two connections: one writes, one reads, each on a thread of its own.
 
-    def __init__(self, writer: _Connection, reader: _Connection, *, busy_seconds: float, now: Callable[[], int]) -> None:
+    Open one with `open_index` or `open_index_for_reading`.
+    """
+
+    def __init__(
+        self, writer: _Connection, reader: _Connection, *, busy_seconds: float, now: Callable[[], int], read_only: bool = False
+    ) -> None:
         self._writer = writer
         self._reader = reader
         self._busy_seconds = busy_seconds
         self._now = now
+        self._read_only = read_only
         self._writing = asyncio.Lock()
 
     @asynccontextmanager
@@ -119,9 +128,11 @@ class SqliteIndex:
             self._writing.release()
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        """Read first; write only where last seen is old."""
+        """Read first; write only where last seen is old, and never where the index was opened for reading."""
         distinct = list(dict.fromkeys(digests))
         last_seen = await self._reader.run(_select_last_seen, namespace, distinct)
+        if self._read_only:
+            return [digest for digest in distinct if digest not in last_seen]
         horizon = self._now() - REFRESH_MICROSECONDS
         old = [digest for digest, seen in last_seen.items() if seen < horizon]
         if old:
@@ -148,6 +159,8 @@ class SqliteIndex:
 
     async def secret(self) -> bytes:
         kept = await self._reader.run(_select_secrets)
+        if not kept and self._read_only:
+            raise ReadOnly(self._writer.path)
         if not kept:
             async with self.transaction():
                 # Another process may have made one since.
@@ -234,6 +247,25 @@ async def open_index(path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Cal
     return index
 
 
+async def open_index_for_reading(
+    path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Callable[[], int] = system_now
+) -> SqliteIndex:
+    """The index in the file `path`, which must be there. Nothing is made, and nothing written but by `transaction`.
+
+    That is for who finds damage, and fails where this user may not write. Raises UnknownFormat, StorageError, Busy.
+    """
+    writer = _Connection(path, timeout_seconds=_SLICE_SECONDS)
+    reader = _ReadingConnection(path, timeout_seconds=busy_seconds)
+    index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now, read_only=True)
+    try:
+        if not await reader.run(_has_tables, str(path)):
+            raise StorageError(str(path), "it is empty, as an index is that was never finished")
+    except BaseException:
+        await index.close()
+        raise
+    return index
+
+
 class _Connection:
     """A connection that is opened by its first use, on a thread of its own."""
 
@@ -264,6 +296,45 @@ class _Connection:
     def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+
+
+class _ReadingConnection(_Connection):
+    """A connection by which nothing is changed. What is run on it must return all that it read."""
+
+    def __init__(self, path: Path, *, timeout_seconds: float) -> None:
+        super().__init__(path.absolute(), timeout_seconds=timeout_seconds)
+        self._state: State | None = None
+
+    def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        with _translated(self.path), stage(Stage.COMMIT):
+            for attempt in range(1, _READ_ATTEMPTS + 1):
+                before = state_of(self.path)
+                try:
+                    found = function(self._opened())
+                except (sqlite3.Error, IndexUnreadable, UnknownFormat, ValueError) as error:
+                    unshared = in_use_elsewhere(self.path, error)
+                    may_be_torn = self._state is not None or unshared is not None or isinstance(error, IndexUnreadable)
+                    self._close()
+                    if may_be_torn and attempt < _READ_ATTEMPTS and state_of(self.path) != before:
+                        # It was opened, closed or written to meanwhile: now another way to open it may be the right one.
+                        continue
+                    if unshared is not None:
+                        raise unshared from error
+                    raise
+                if self._state is None or self._state == state_of(self.path):
+                    return found
+                self._close()
+        raise Busy(self.path, "another process writes to it, and this user can only read it between two writes")
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection, self._state = open_for_reading(self.path, timeout_seconds=self._timeout_seconds)
+            self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
+        return self._connection
+
+    def _close(self) -> None:
+        super()._close()
+        self._connection = self._state = None
 
 
 async def _run_when_free(connection: _Connection, function: Callable[[sqlite3.Connection], T], deadline: float) -> T:

@@ -28,7 +28,7 @@ from filestore.aio import in_disk_thread, side_by_side, uninterrupted
 from filestore.codec import frame_limit
 from filestore.digest import Buffer, Digest
 from filestore.durable import sync_path, try_flock, write_all
-from filestore.errors import InvalidReference, StorageError, storage_error
+from filestore.errors import InvalidReference, NotPermitted, ReadOnly, StorageError, storage_error
 from filestore.layout import chunk_key, manifest_key, unhashed
 from filestore.manifest import CHUNK_LIMIT
 from filestore.stages import Stage, awaiting, stage
@@ -105,16 +105,17 @@ class DiskStaging:
 
 
 class DiskStore:
-    """Frames and manifests in files below `root`. Open one with `open_store`.
+    """Frames and manifests in files below `root`. Open one with `open_store`, or with `store_for_reading`.
 
     A frame whose file is empty or larger than any frame counts as absent: who finds it so forgets its row, and the next
     push heals it.
     """
 
-    def __init__(self, root: Path, own: Path, lock: int) -> None:
+    def __init__(self, root: Path, own: Path | None, lock: int | None) -> None:
+        """`own`: the folder for staging files, and `lock` the descriptor that claims it; None for reading only."""
         self._root = root
         self._own = own
-        self._lock: int | None = lock
+        self._lock = lock
         self._numbers = count()
 
     async def initialise(self, text: bytes) -> bytes:
@@ -122,6 +123,8 @@ class DiskStore:
         return await in_disk_thread(self._initialise, text)
 
     def stage(self) -> DiskStaging:
+        if self._own is None:
+            raise ReadOnly(str(self._root))
         # The folder has an unguessable name and is its owner's alone; a number is enough inside.
         return DiskStaging(self._own / str(next(self._numbers)), self._root)
 
@@ -173,7 +176,7 @@ class DiskStore:
     async def close(self) -> None:
         """Remove this process's staging files and give up its lock."""
         lock, self._lock = self._lock, None
-        if lock is not None:
+        if self._own is not None and lock is not None:
             await uninterrupted(in_disk_thread(_release, self._own, lock))
 
     def _initialise(self, text: bytes) -> bytes:
@@ -189,9 +192,10 @@ class DiskStore:
             finally:
                 staging.discard()
             kept = self._read_small(path)
-        with _translated(self._root):
-            # Also for the one who came second: the first may have died before this.
-            sync_path(self._root)
+        if self._own is not None:
+            with _translated(self._root):
+                # Also for the one who came second: the first may have died before this.
+                sync_path(self._root)
         if kept is None:
             raise StorageError(str(path), "it vanished")
         return kept
@@ -289,6 +293,11 @@ async def open_store(root: Path) -> DiskStore:
     return opened[0]
 
 
+def store_for_reading(root: Path) -> DiskStore:
+    """The store in `root`, in which it makes, locks and writes nothing; what would write raises ReadOnly."""
+    return DiskStore(root.absolute(), None, None)
+
+
 def _enter(root: Path, opened: list[DiskStore]) -> None:
     root = root.absolute()
     with _translated(root):
@@ -357,6 +366,8 @@ def _release(folder: Path, lock: int) -> None:
 def _translated(root: Path) -> Iterator[None]:
     try:
         yield
+    except PermissionError as error:
+        raise NotPermitted(str(error.filename or root), error.strerror or str(error)) from error
     except OSError as error:
         raise storage_error(str(root), error) from error
 
