@@ -75,7 +75,7 @@ def cache_hit(folder: Path) -> Iterator[tuple[str, str, str]]:
 
     async def measure() -> list[float]:
         times = []
-        async with connect(str(folder / "hit-repository")) as repository:
+        async with connect(str(folder / "hit-repository"), create=True) as repository:
             record = (await push(repository, source)).record
             cache = Cache(folder / "hit-cache", repository)
             await cache.resolve(File(id=record.id))

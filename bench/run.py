@@ -253,7 +253,7 @@ class Server(NamedTuple):
 def start_server(root: Path, *, workers: int = 1, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Server:
     """A server of the folder `root` on a free port; `prefix` starts the command, as `ip netns exec NAME` does."""
     root.parent.mkdir(parents=True, exist_ok=True)
-    options = ["--root", str(root), "--host", host, "--port", "0", "--workers", str(workers), "--token", TOKEN]
+    options = ["--create", "--root", str(root), "--host", host, "--port", "0", "--workers", str(workers), "--token", TOKEN]
     service = Service(Command([*prefix, *FILESTORE, "serve", *options]), log=root.with_name(f"{root.name}.log"))
     found: list[str] = []
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare checkout to a model that was pushed, changed, pushed again and fetched back from a real server.
-# Usage: bash docs/quickstart.sh [FOLDER]       FOLDER is what the server serves; without it, a temporary one.
+# Usage: bash docs/quickstart.sh [FOLDER]       FOLDER is what the server serves, new, empty or a repository; without it, a temporary one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -40,8 +40,8 @@ else
 fi
 
 step 'Start a server on a free port'
-printf '\n$ filestore serve --root %s --port 0 &\n' "$root"
-filestore serve --root "$root" --port 0 >"$work/serve.log" &
+printf '\n$ filestore serve --root %s --create --port 0 &\n' "$root"
+filestore serve --root "$root" --create --port 0 >"$work/serve.log" &
 server=$!
 until grep -q '^listening on ' "$work/serve.log"; do
     kill -0 "$server" 2>/dev/null || { echo 'the server did not start' >&2; exit 1; }

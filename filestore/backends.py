@@ -2,74 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import re
+import secrets
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from filestore.aio import uninterrupted
-from filestore.errors import InvalidUrl
+from filestore.aio import in_disk_thread, uninterrupted
+from filestore.errors import InvalidUrl, NotARepository, NotPermitted, storage_error
 from filestore.index.protocol import Index
-from filestore.index.sqlite import open_index
+from filestore.index.sqlite import open_index, open_index_for_reading
 from filestore.paths import home_path
 from filestore.repository import LocalRepository, Repository, read_format
-from filestore.stores.disk import open_store
+from filestore.stores.disk import open_store, store_for_reading
 from filestore.stores.protocol import ChunkStore
 
 CONNECTIONS = 4
 STALL_SECONDS = 30.0
 
+_FORMAT_NAME = "format"
 _INDEX_NAME = "index.sqlite"
+_BEGUN_NAME = re.compile(rf"tmp|{re.escape(_INDEX_NAME)}(?:-wal|-shm|-journal|\.[0-9a-f]{{16}})?")
+"""What is in a repository before its format file is, which comes last."""
+_FILE_SYSTEM_NAMES = frozenset({"lost+found"})
+"""What an empty file system holds."""
+_SHOWN_NAMES = 3
+_SLASHES = "/\\"
+
+_HOW_TO_MAKE = "`filestore serve --create` and `filestore push --create` make one there (in Python: create=True)"
+_HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}(?:/.*)?\Z")
+_TORN_SCHEME = re.compile(r"(https?|file)(?::|(?=//))(.*)\Z", re.IGNORECASE | re.DOTALL)
 
 
 @asynccontextmanager
 async def connect(
-    url: str, *, token: str | None = None, connections: int = CONNECTIONS, stall_seconds: float = STALL_SECONDS
+    url: str,
+    *,
+    token: str | None = None,
+    connections: int = CONNECTIONS,
+    stall_seconds: float = STALL_SECONDS,
+    create: bool = False,
+    read_only: bool = False,
 ) -> AsyncIterator[Repository]:
     """The repository at `url`: a server's `http://` or `https://` URL, `file:///folder`, or the path of a folder (`~/` is home).
 
     >>> async with connect("file:///srv/models") as repository: ...
 
-    A folder is made where absent. `token`, `connections` and `stall_seconds` (how long no byte may move) are for servers.
+    With `create`, a new or empty folder becomes a repository; see `create_repository`. With `read_only`, nothing is written to
+    the folder, which may lie on a read-only disk or be another user's, and verbs that write raise ReadOnly. Both are for
+    folders; `token`, `connections` and `stall_seconds` (how long no byte may move) are for servers.
 
-    Raises InvalidUrl, InvalidSetting (a `~` without a home folder), UnknownFormat, StorageError.
+    Raises InvalidUrl, InvalidSetting (a `~` without a home folder), NotARepository, UnknownFormat, StorageError, Busy.
     """
-    scheme = url.partition("://")[0].lower() if "://" in url else ""
+    folder = repository_folder(url)
     repository: Repository
-    if scheme in {"http", "https"}:
+    if folder is None:
         from filestore.http.client import RemoteRepository  # noqa: PLC0415  # heavy
 
         repository = RemoteRepository(url, token=token, connections=connections, stall_seconds=stall_seconds)
     else:
-        folder = _folder(url)
-        store, index = await open_backend(folder)
-        repository = LocalRepository(store, index, location=str(folder))
+        store, index = await open_backend(folder, create=create, read_only=read_only)
+        repository = LocalRepository(store, index, location=str(folder), read_only=read_only)
     try:
         yield repository
     finally:
         await repository.close()
 
 
-async def open_backend(root: Path) -> tuple[ChunkStore, Index]:
-    """The disk store and the SQLite index in `root`, which is made where absent. The caller closes both.
+async def open_backend(root: Path, *, create: bool = False, read_only: bool = False) -> tuple[ChunkStore, Index]:
+    """The disk store and the SQLite index in `root`. The caller closes both. `create` and `read_only`: as in `connect`.
 
-    Raises UnknownFormat, StorageError, StorageFull, Busy.
+    Raises NotARepository, UnknownFormat, StorageError, StorageFull, Busy.
     """
+    if create:
+        await create_repository(root)
+    await in_disk_thread(_check_repository, root)
+    reading = store_for_reading(root)
+    # First, so that nothing is made in, or read from, a repository of another version.
+    await read_format(reading, location=str(root))
+    await in_disk_thread(_check_index, root)
+    if read_only:
+        return reading, await open_index_for_reading(root / _INDEX_NAME)
     store = await open_store(root)
     try:
-        # First, so that nothing is made in, or read from, a repository of another version.
-        await read_format(store, location=str(root))
         return store, await open_index(root / _INDEX_NAME)
     except BaseException:
         await uninterrupted(store.close())
         raise
 
 
-def _folder(url: str) -> Path:
+async def create_repository(root: Path) -> bool:
+    """Make the folder `root`, which is new or empty, a repository; whether it was none before, and this call made it.
+
+    Does nothing to a repository. Goes on with one whose making was cut off. Of several calls at the same time, in any processes,
+    one makes it. A folder that holds nothing but `lost+found` is empty.
+
+    Raises NotARepository where the folder holds other things, UnknownFormat, StorageError, StorageFull, Busy.
+    """
+    is_one = await in_disk_thread(_check_can_become_one, root)
+    if is_one:
+        await read_format(store_for_reading(root), location=str(root))
+        if (root / _INDEX_NAME).exists():
+            return False
+    store = await open_store(root)
+    try:
+        index = await open_index(root / _INDEX_NAME)
+        await index.close()
+        # Last: what has a format file is a repository, and what has none can be made one.
+        new_id = secrets.token_hex(16)
+        repository_id, _ = await read_format(store, location=str(root), new_id=new_id)
+    finally:
+        await uninterrupted(store.close())
+    return repository_id == new_id
+
+
+def repository_folder(url: str) -> Path | None:
+    """The folder that `url` means, a path or `file:///folder`; None where it is the URL of a server. Raises InvalidUrl."""
     if not url or "\0" in url:
         raise InvalidUrl(url, "a server's URL or the path of a folder is expected")
     if "://" not in url:
+        _refuse_torn_url(url)
         return home_path(url)
+    if url.partition("://")[0].lower() in {"http", "https"}:
+        return None
     try:
         parts = urlsplit(url)
     except ValueError as error:
@@ -79,3 +135,110 @@ def _folder(url: str) -> Path:
     if parts.netloc not in {"", "localhost"} or parts.query or parts.fragment or not parts.path:
         raise InvalidUrl(url, "a folder's URL looks like file:///srv/models")
     return Path(unquote(parts.path))
+
+
+def _refuse_torn_url(text: str) -> None:
+    """Raise InvalidUrl for what was meant as a URL, and would be taken for the path of a folder."""
+    torn = _TORN_SCHEME.match(text)
+    probable = ""
+    if torn is not None:
+        scheme, rest = torn[1].lower(), torn[2]
+        reason = f"{torn[1]!r} is not followed by ://"
+        if scheme == "file":
+            probable = f"file:///{rest.lstrip('/')}" if rest.startswith("/") else rest
+        elif rest.strip(_SLASHES):
+            probable = f"{scheme}://{rest.lstrip(_SLASHES)}"
+    elif text.startswith("//") or _HOST_AND_PORT.match(text):
+        reason = "it looks like the address of a server, whose URL begins with http:// or https://"
+        probable = f"http://{text.lstrip('/')}"
+    elif ":" in text.partition("/")[0]:
+        reason = "it looks like a URL, and its colon is not followed by //"
+    else:
+        return
+    # What a folder of that name can always be called.
+    path = f"/{text.lstrip('/')}" if text.startswith("/") else f"./{text}"
+    meant = f"did you mean {probable!r}? For" if probable else "for"
+    raise InvalidUrl(text, f"{reason}; {meant} the folder of that name, give {path!r}")
+
+
+def _check_repository(root: Path) -> None:
+    """Raises NotARepository where there is none, StorageError."""
+    if not _has_format(root):
+        raise _not_a_repository(root, _names_in(root))
+
+
+def _check_index(root: Path) -> None:
+    """Raises NotARepository where the index is gone."""
+    if not (root / _INDEX_NAME).exists():
+        raise NotARepository(
+            str(root),
+            f"its index {_INDEX_NAME} is missing",
+            f"restore it from a backup; to begin with an empty one, {_HOW_TO_MAKE}",
+        )
+
+
+def _check_can_become_one(root: Path) -> bool:
+    """Whether `root` is a repository already. Raises NotARepository where it is none, and must not become one; StorageError."""
+    if _has_format(root):
+        return True
+    names = _names_in(root)
+    if not _strange(names or ()):
+        return False
+    # Another process may have finished one in between.
+    if _has_format(root):
+        return True
+    raise _not_a_repository(root, names)
+
+
+def _not_a_repository(root: Path, names: list[str] | None) -> NotARepository:
+    """What is said of a folder that has no format file, by the names in it; None where there is no folder."""
+    if names is None:
+        return NotARepository(
+            str(root),
+            "there is no such folder",
+            f"check the path (a server's URL begins with http://); {_HOW_TO_MAKE}",
+        )
+    strange = _strange(names)
+    if strange:
+        shown = ", ".join(map(repr, strange[:_SHOWN_NAMES]))
+        more = f" and {len(strange) - _SHOWN_NAMES} more" if len(strange) > _SHOWN_NAMES else ""
+        return NotARepository(
+            str(root),
+            f"the folder holds other things ({shown}{more})",
+            "give the folder of a repository; a new one is made in a new or an empty folder only",
+        )
+    if any(_BEGUN_NAME.fullmatch(name) for name in names):
+        return NotARepository(
+            str(root),
+            "making one there was cut off before the end",
+            "`filestore serve --create` and `filestore push --create` finish it (in Python: create=True)",
+        )
+    return NotARepository(
+        str(root),
+        "the folder is empty",
+        f"mount the disk that belongs there, if one does; otherwise {_HOW_TO_MAKE}",
+    )
+
+
+def _strange(names: Iterable[str]) -> list[str]:
+    """The names that are neither those of a repository that is being made nor a file system's own."""
+    return sorted(name for name in names if name not in _FILE_SYSTEM_NAMES and not _BEGUN_NAME.fullmatch(name))
+
+
+def _has_format(root: Path) -> bool:
+    try:
+        return (root / _FORMAT_NAME).is_file()
+    except PermissionError as error:
+        raise NotPermitted(str(root), error.strerror or str(error)) from error
+
+
+def _names_in(root: Path) -> list[str] | None:
+    """The names in a folder; None where there is none. Raises StorageError."""
+    try:
+        return [path.name for path in root.iterdir()]
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise NotPermitted(str(root), error.strerror or str(error)) from error
+    except OSError as error:
+        raise storage_error(str(root), error) from error

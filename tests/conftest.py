@@ -17,7 +17,7 @@ from tests.support.watched import WatchedRepository
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def new_home(tmp_path: Path) -> Home:
     """A user who has never used filestore."""
     folder = tmp_path / "home"
     folder.mkdir()
@@ -25,9 +25,16 @@ def home(tmp_path: Path) -> Home:
 
 
 @pytest.fixture
+def home(new_home: Home) -> Home:
+    """A user whose local folder is an empty repository."""
+    new_home.create_repository()
+    return new_home
+
+
+@pytest.fixture
 async def local_repository(tmp_path: Path) -> AsyncIterator[Repository]:
     """A repository in a folder of its own."""
-    async with connect(str(tmp_path / "repository")) as repository:
+    async with connect(str(tmp_path / "repository"), create=True) as repository:
         yield repository
 
 

@@ -151,7 +151,7 @@ async def _warm(session: Session, references: list[Reference], *, keeps_zip: boo
     settings = session.settings
     root = settings.cache.absolute()
     done: list[tuple[Record, Resolved]] = []
-    async with session.repository() as repository:
+    async with session.repository(read_only=True) as repository:
         # All at first, so that a slip in the last one does not show after hours.
         records = [await repository.record(reference) for reference in references]
         async with Cache(

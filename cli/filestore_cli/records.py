@@ -23,7 +23,7 @@ def ls(session: Session, limit: int | None) -> None:
     """List the stored files and directories, the newest first."""
 
     async def run() -> None:
-        async with session.repository() as repository:
+        async with session.repository(read_only=True) as repository:
             records = await _newest(repository, limit)
             session.show(
                 {"files": [record.as_json() for record in records], "repository": repository.location},
@@ -41,7 +41,7 @@ def info(session: Session, reference: str) -> None:
     """Show what is known of a stored file or directory; a name means its newest."""
 
     async def run() -> None:
-        async with session.repository() as repository:
+        async with session.repository(read_only=True) as repository:
             _show_record(session, repository, await repository.record(Reference.parse(reference)))
 
     run_to_end(run())

@@ -10,9 +10,16 @@ import click
 from filestore.digest import token_digest
 from filestore.errors import MissingPackage
 from filestore.objects import DEFAULT_NAMESPACE
-from filestore_cli.serving import NOT_SERVED, SERVER_SETTINGS, reachable, server_arguments, warn_if_open
-from filestore_cli.session import Session, takes
-from filestore_cli.text import printable
+from filestore_cli.serving import (
+    NOT_SERVED,
+    SERVER_SETTINGS,
+    folder_words,
+    open_served,
+    reachable,
+    server_arguments,
+    warn_if_open,
+)
+from filestore_cli.session import Session, creates, takes
 
 _SDK = "pipeline-ai"
 
@@ -23,6 +30,7 @@ def runtime() -> None:
 
 
 @runtime.command("serve")
+@creates
 @takes(
     "root",
     "cache",
@@ -36,7 +44,7 @@ def runtime() -> None:
     "loaded_pipelines",
     *SERVER_SETTINGS,
 )
-def serve_runtime(session: Session) -> None:
+def serve_runtime(session: Session, *, create: bool) -> None:
     """Serve a folder, and run the pipelines that are uploaded to it, until stopped by Ctrl-C or SIGTERM.
 
     A pipeline is code of whoever uploads it, and runs with the rights of this command: it reads and writes all that you can.
@@ -64,12 +72,18 @@ def serve_runtime(session: Session) -> None:
     from filestore.runtime.server import RuntimeLimits  # heavy
 
     root = settings.root.absolute()
+    created = False
+
+    def prepare() -> None:
+        nonlocal created
+        created, _ = open_served(session, root, create=create)
+
     warn_if_open(settings.host)
 
     def announce(url: str) -> None:
         session.show(
-            {"url": url, "root": str(root)},
-            f"folder  {printable(root)}",
+            {"url": url, "root": str(root), "repository_created": created},
+            f"folder  {folder_words(root, created=created)}",
             f"URL     {url}",
             "",
             "To run a pipeline, type in another terminal:",
@@ -87,6 +101,7 @@ def serve_runtime(session: Session) -> None:
         # Those that the folder knows were made for reading and storing files, not for running code.
         knows_tokens=False,
         announce=announce,
+        prepare=prepare,
         extension=runtime_extension(
             root,
             lambda repository: Cache(

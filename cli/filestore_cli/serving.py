@@ -19,8 +19,9 @@ import click
 
 from filestore.config import Settings, parse_setting
 from filestore.digest import token_digest
+from filestore.errors import NotARepository
 from filestore.objects import DEFAULT_NAMESPACE, checked_namespace
-from filestore_cli.session import Session, takes
+from filestore_cli.session import Session, creates, takes
 from filestore_cli.start import run_to_end, say
 from filestore_cli.text import printable, table
 
@@ -47,12 +48,13 @@ _BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
 
 
 @click.command()
+@creates
 @takes("root", "host", "port", "workers", "token", *SERVER_SETTINGS)
-def serve(session: Session) -> None:
+def serve(session: Session, *, create: bool) -> None:
     """Serve a folder over HTTP until stopped by Ctrl-C or SIGTERM; transfers under way may finish.
 
-    The first start makes the folder and a token, and prints both. With --token, that token is let in for this run, and
-    none is made.
+    The first start makes a token, and prints it. With --token, that token is let in for this run, and none is made. The
+    local folder is made where it is absent; one that you name by --root is made a repository with --create only.
     """
     from filestore.heap import own_process  # heavy
 
@@ -62,21 +64,21 @@ def serve(session: Session) -> None:
 
     settings = session.settings
     root = settings.root.absolute()
-    made = None
+    created, made = False, None
 
     def prepare() -> None:
-        nonlocal made
-        if settings.token is None:
-            made = in_child(lambda: run_to_end(_first_token(root)))
+        nonlocal created, made
+        created, made = open_served(session, root, create=create, with_token=settings.token is None)
         if not session.json:
             # Before anything can go wrong: a token that was just made is not kept, and never said again.
-            session.show({}, *table(folder=printable(root), token=_token_words(settings.token, made, root)), otherwise=NOT_SERVED)
+            words = table(folder=folder_words(root, created=created), token=_token_words(settings.token, made, root))
+            session.show({}, *words, otherwise=NOT_SERVED)
 
     warn_if_open(settings.host)
 
     def announce(url: str) -> None:
         session.show(
-            {"url": url, "root": str(root), "token": made},
+            {"url": url, "root": str(root), "token": made, "repository_created": created},
             f"URL     {url}",
             "",
             "To push a file, type in another terminal:",
@@ -96,6 +98,26 @@ def serve(session: Session) -> None:
         prepare=prepare,
         **server_arguments(settings, root),
     )
+
+
+def open_served(session: Session, root: Path, *, create: bool, with_token: bool = False) -> tuple[bool, str | None]:
+    """See to it, in a child, that `root` is a repository: whether it was made one just now, and the token that was made.
+
+    The local folder that nobody named is made one in any case. A token is made only `with_token`, where there is none yet.
+    Raises FilestoreError.
+    """
+    may_create = create or session.has_default_root
+
+    async def opened() -> tuple[bool, str | None]:
+        created = await _create(root) if may_create else False
+        return created, await _with_index(session, root, _first_token if with_token else _no_token)
+
+    return in_child(lambda: run_to_end(opened()))
+
+
+def folder_words(root: Path, *, created: bool) -> str:
+    """What a server's start says of its folder."""
+    return printable(root) + (" (a new repository, made just now)" if created else "")
 
 
 def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
@@ -127,18 +149,29 @@ def token() -> None:
     help="What the token may see: files and chunks are shared inside it only.",
 )
 @click.option("--label", default="", help="What the token is for, in your own words.")
+@creates
 @takes("root")
-def new_token(session: Session, namespace: str, label: str) -> None:
+def new_token(session: Session, namespace: str, label: str, *, create: bool) -> None:
     """Make a token and print it, this once."""
     checked_namespace(namespace)
     if not label.isprintable():
         raise click.BadParameter("a label is one line of printable text", param_hint="--label")
     root = session.settings.root.absolute()
-    made = run_to_end(_with_index(root, lambda index: _add_token(index, namespace=namespace, label=label)))
+    created = create and run_to_end(_create(root))
+    made = run_to_end(_with_index(session, root, lambda index: _add_token(index, namespace=namespace, label=label)))
     session.show(
-        {"token": made, "digest": str(token_digest(made)), "namespace": namespace, "label": label, "root": str(root)},
+        {
+            "token": made,
+            "digest": str(token_digest(made)),
+            "namespace": namespace,
+            "label": label,
+            "root": str(root),
+            "repository_created": created,
+        },
         made,
     )
+    if created:
+        session.note_created(root)
     session.note(
         f"It is let in to the namespace {namespace} of {printable(root)}; only its digest is kept, so it is not shown again."
     )
@@ -149,7 +182,7 @@ def new_token(session: Session, namespace: str, label: str) -> None:
 def list_tokens(session: Session) -> None:
     """List the tokens that are let in, the oldest first, by the beginnings of their digests."""
     root = session.settings.root.absolute()
-    rows = run_to_end(_with_index(root, lambda index: index.tokens()))
+    rows = run_to_end(_with_index(session, root, lambda index: index.tokens(), read_only=True))
     session.show(
         {"tokens": [_row_result(row) for row in rows], "root": str(root)},
         *(f"{str(row.digest)[:16]}  {_created(row)}  {row.namespace}  {printable(row.label)}".rstrip() for row in rows),
@@ -163,7 +196,7 @@ def list_tokens(session: Session) -> None:
 def remove_token(session: Session, which: str) -> None:
     """Let a token in no more: the token itself, its digest, or the first 8 or more digits of that."""
     root = session.settings.root.absolute()
-    row = run_to_end(_with_index(root, lambda index: _remove_token(index, which)))
+    row = run_to_end(_with_index(session, root, lambda index: _remove_token(index, which)))
     session.show({**_row_result(row), "root": str(root)}, f"{row.digest} is let in no more")
 
 
@@ -199,10 +232,19 @@ def _answer(function: Callable[[], object], sender: Connection) -> None:
     sender.send(answer)
 
 
-async def _with_index(root: Path, use: Callable[[Index], Awaitable[T]]) -> T:
+async def _create(root: Path) -> bool:
+    from filestore.backends import create_repository  # heavy
+
+    return await create_repository(root)
+
+
+async def _with_index(session: Session, root: Path, use: Callable[[Index], Awaitable[T]], *, read_only: bool = False) -> T:
     from filestore.backends import open_backend  # heavy
 
-    store, index = await open_backend(root)
+    try:
+        store, index = await open_backend(root, read_only=read_only)
+    except NotARepository as error:
+        raise session.advised(error) from None
     try:
         return await use(index)
     finally:
@@ -210,13 +252,14 @@ async def _with_index(root: Path, use: Callable[[Index], Awaitable[T]]) -> T:
         await store.close()
 
 
-async def _first_token(root: Path) -> str | None:
-    async def make(index: Index) -> str | None:
-        if await index.tokens():
-            return None
-        return await _add_token(index, namespace=DEFAULT_NAMESPACE, label="made by the first start of serve")
+async def _no_token(_: Index) -> None:
+    """Make none."""
 
-    return await _with_index(root, make)
+
+async def _first_token(index: Index) -> str | None:
+    if await index.tokens():
+        return None
+    return await _add_token(index, namespace=DEFAULT_NAMESPACE, label="made by the first start of serve")
 
 
 async def _add_token(index: Index, *, namespace: str, label: str) -> str:

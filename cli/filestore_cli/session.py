@@ -9,7 +9,7 @@ import stat
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import click
 
 from filestore.config import Folders, Settings, knobs, option_of, parse_setting, settings_from
-from filestore.errors import InvalidSetting
+from filestore.errors import InvalidSetting, NotARepository
 from filestore.repository import Repository
 from filestore_cli.start import output_failure, say
 from filestore_cli.text import printable
@@ -36,25 +36,75 @@ class Session:
     settings: Settings
     json: bool
     quiet: bool
+    default_root: Path | None
+    """The local folder of a user who names none; None where the home folder is not known."""
 
     @property
     def shows_progress(self) -> bool:
         """With --json, only to a person: what reads JSON has no use for it."""
         return not self.quiet and (not self.json or sys.stderr.isatty())
 
+    @property
+    def has_default_root(self) -> bool:
+        """Whether the local folder is the one that nobody named, which the first start of a server makes."""
+        return self.default_root is not None and self.settings.root.absolute() == self.default_root.absolute()
+
     @asynccontextmanager
-    async def repository(self) -> AsyncIterator[Repository]:
-        """The repository that the settings name, or else the local folder, closed at the end of the block."""
+    async def repository(self, *, read_only: bool = False) -> AsyncIterator[Repository]:
+        """The repository that the settings name, or else the local folder, closed at the end of the block.
+
+        A verb that only reads says `read_only`.
+        """
         from filestore.backends import connect  # heavy: aiohttp
 
         settings = self.settings
-        async with connect(
-            settings.url or str(settings.root.absolute()),
+        connecting = connect(
+            self._url,
             token=settings.token,
             connections=settings.connections,
             stall_seconds=settings.stall_seconds,
-        ) as repository:
+            read_only=read_only,
+        )
+        async with AsyncExitStack() as stack:
+            try:
+                repository = await stack.enter_async_context(connecting)
+            except NotARepository as error:
+                raise self.advised(error) from None
             yield repository
+
+    async def create_repository(self) -> bool:
+        """Make the folder that the settings name a repository, and say so; whether it was none before."""
+        from filestore.backends import create_repository, repository_folder  # heavy
+
+        folder = repository_folder(self._url)
+        if folder is None:
+            raise click.ClickException(
+                f"--create makes a repository in a folder of this machine, and {printable(self._url)} is the URL of a server; "
+                "leave --create out, or name a folder by --url"
+            )
+        created = await create_repository(folder)
+        if created:
+            self.note_created(folder.absolute())
+        return created
+
+    @property
+    def _url(self) -> str:
+        return self.settings.url or str(self.settings.root.absolute())
+
+    def advised(self, error: NotARepository) -> NotARepository:
+        """The same for a person who named neither a server nor a folder, and whose local folder was never made."""
+        root = self.settings.root.absolute()
+        if self.settings.url is not None or not self.has_default_root or error.folder != str(root) or root.exists():
+            return error
+        advice = (
+            "`filestore serve` makes it at its first start, and `filestore push --create` at once; "
+            "to use a server or another folder, name it by --url or FILESTORE_URL"
+        )
+        return NotARepository(error.folder, error.found, advice)
+
+    def note_created(self, folder: Path) -> None:
+        """Say that a folder has become a repository."""
+        self.note(f"A new repository was made in {printable(folder)}.")
 
     def place(self, repository: Repository) -> str:
         """Where a result comes from, for a person: a local folder that nobody chose is called one."""
@@ -82,6 +132,13 @@ class Session:
             say(sentence)
 
 
+def creates(command: Command) -> Command:
+    """Give a command the option --create."""
+    about = "Make the folder a repository where it is none yet; it must be new or empty."
+    decorated: Command = click.option("--create", is_flag=True, help=about)(command)
+    return decorated
+
+
 def takes(*names: str) -> Callable[[Command], Command]:
     """Give a command the options of these settings, --json and --quiet, and a Session as its first argument."""
 
@@ -89,7 +146,8 @@ def takes(*names: str) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def call(*, json: bool, quiet: bool, **arguments: Any) -> None:
             options = {name: arguments.pop(name) for name in names}
-            command(Session(_load(options), json, quiet), **arguments)
+            folders = _folders()
+            command(Session(_load(options, folders), json, quiet, folders.data), **arguments)
 
         decorated: Command = click.option("--quiet", is_flag=True, help="No progress and no notes.")(call)
         decorated = click.option("--json", is_flag=True, help="Print one JSON object, and nothing else on standard output.")(
@@ -120,17 +178,22 @@ def _setting_option(name: str) -> Callable[[Command], Command]:
     )
 
 
-def _load(options: Mapping[str, object]) -> Settings:
+def _folders() -> Folders:
     import platformdirs  # 20 ms, which --help need not wait for
 
     if not os.environ.get("HOME"):
         # Empty, it would be the root of all folders; without it, the system's list of users is asked.
         os.environ.pop("HOME", None)
-    folders = Folders(
+    return Folders(
         _known(platformdirs.user_data_path),
         _known(platformdirs.user_cache_path),
         _known(platformdirs.user_state_path),
     )
+
+
+def _load(options: Mapping[str, object], folders: Folders) -> Settings:
+    import platformdirs  # 20 ms, which --help need not wait for
+
     config = _known(platformdirs.user_config_path)
     path = None if config is None else config / _CONFIG_FILE
     file = {} if path is None else _read(path)

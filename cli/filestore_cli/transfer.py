@@ -14,7 +14,7 @@ import click
 from filestore.errors import TargetError
 from filestore.objects import Kind, Reference, tree_name
 from filestore_cli.progress import FETCH, HASH, PUSH, SURVEY, shown
-from filestore_cli.session import Session, takes
+from filestore_cli.session import Session, creates, takes
 from filestore_cli.start import run_to_end
 from filestore_cli.text import duration, exactly, in_units, printable, table
 
@@ -87,17 +87,24 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--rehash", is_flag=True, help="Read files even if they are in the same state as at their last push.")
 @click.option("--dry-run", is_flag=True, help="Send and record nothing; show what would be sent, entry by entry.")
 @_selects
+@creates
 @takes(*_CONNECTION, "codec", "journal")
-def push(session: Session, path: Path, name: str | None, *, rehash: bool, dry_run: bool, selection: Selection) -> None:
+def push(
+    session: Session, path: Path, name: str | None, *, rehash: bool, dry_run: bool, create: bool, selection: Selection
+) -> None:
     """Store the file or directory at PATH, sending only what the repository does not have."""
     selection.check(path)
+    if dry_run and create:
+        raise click.UsageError("--create makes a repository, and --dry-run makes nothing; give one of them")
     if dry_run:
         surveyed, place, location = run_to_end(_survey(session, path, rehash=rehash, selection=selection))
         session.show(_surveyed_result(surveyed, location), *_surveyed_lines(surveyed, place))
         return
-    pushed, place, location = run_to_end(_push(session, path, name=name, rehash=rehash, selection=selection))
+    pushed, place, location, created = run_to_end(
+        _push(session, path, name=name, rehash=rehash, create=create, selection=selection)
+    )
     session.show(
-        _pushed_result(pushed, location),
+        _pushed_result(pushed, location, created=created),
         *table(
             id=pushed.record.id,
             digest=pushed.record.digest,
@@ -122,15 +129,19 @@ def create() -> None:
 @click.argument("path", type=_PATH)
 @click.option("-r", "--recursive", is_flag=True, help="PATH is a directory.")
 @click.option("--name", "-n", help="The name to keep it under.  [default: its own; of a directory, with .zip behind it]")
+@creates
 @takes(*_CONNECTION, "codec", "journal")
-def create_file(session: Session, path: Path, name: str | None, *, recursive: bool) -> None:
+def create_file(session: Session, path: Path, name: str | None, *, recursive: bool, create: bool) -> None:
     """Store the file at PATH, with -r the directory, and print its id in a pipeline's words."""
     if path.is_dir() and not recursive:
         raise click.ClickException(f"{printable(path)} is a directory; give -r to store it")
     if recursive and path.exists() and not path.is_dir():
         raise click.ClickException(f"{printable(path)} is no directory; leave out -r to store it")
-    pushed, place, location = run_to_end(_push(session, path, name=name, rehash=False, selection=Selection(None, (), ())))
-    session.show(_pushed_result(pushed, location), f"Pipeline File created with ID= {pushed.record.id}")
+    everything = Selection(None, (), ())
+    pushed, place, location, created = run_to_end(
+        _push(session, path, name=name, rehash=False, create=create, selection=everything)
+    )
+    session.show(_pushed_result(pushed, location, created=created), f"Pipeline File created with ID= {pushed.record.id}")
     # Standard output is exactly that line, for the scripts that read it.
     if session.settings.url is None:
         session.note(f"It is kept in {place}.")
@@ -245,7 +256,10 @@ def target_path(output: str | None, name: str) -> Path:
     return path
 
 
-async def _push(session: Session, path: Path, *, name: str | None, rehash: bool, selection: Selection) -> tuple[Pushed, str, str]:
+async def _push(
+    session: Session, path: Path, *, name: str | None, rehash: bool, create: bool, selection: Selection
+) -> tuple[Pushed, str, str, bool]:
+    """What was pushed, where to, as a person and as a program are told, and whether that was made for it."""
     from filestore.heap import own_process  # heavy
 
     own_process()
@@ -253,6 +267,7 @@ async def _push(session: Session, path: Path, *, name: str | None, rehash: bool,
     from filestore.push import push as push_path  # heavy
 
     settings = session.settings
+    created = create and await session.create_repository()
     with Journal(settings.journal) as journal:
         async with session.repository() as repository, shown(PUSH, _label(path), enabled=session.shows_progress) as report:
             pushed = await push_path(
@@ -265,7 +280,7 @@ async def _push(session: Session, path: Path, *, name: str | None, rehash: bool,
                 report=report,
                 **selection.arguments(),
             )
-    return pushed, session.place(repository), repository.location
+    return pushed, session.place(repository), repository.location, created
 
 
 async def _survey(session: Session, path: Path, *, rehash: bool, selection: Selection) -> tuple[Survey, str, str]:
@@ -273,7 +288,10 @@ async def _survey(session: Session, path: Path, *, rehash: bool, selection: Sele
     from filestore.push import survey  # heavy
 
     with Journal(session.settings.journal) as journal:
-        async with session.repository() as repository, shown(SURVEY, _label(path), enabled=session.shows_progress) as report:
+        async with (
+            session.repository(read_only=True) as repository,
+            shown(SURVEY, _label(path), enabled=session.shows_progress) as report,
+        ):
             surveyed = await survey(repository, path, journal=journal, rehash=rehash, report=report, **selection.arguments())
     return surveyed, session.place(repository), repository.location
 
@@ -282,7 +300,7 @@ async def _fetch(session: Session, reference: Reference, wanted: Wanted) -> Done
     from filestore.heap import own_process  # heavy
 
     own_process()
-    async with session.repository() as repository:
+    async with session.repository(read_only=True) as repository:
         record = await repository.record(reference)
         place, location = session.place(repository), repository.location
         if wanted.is_tree(record):
@@ -332,7 +350,7 @@ def codec_of(choice: str) -> Codec | None:
     return None if choice == "auto" else Codec[choice.upper().replace("+", "_")]
 
 
-def _pushed_result(pushed: Pushed, location: str) -> dict[str, object]:
+def _pushed_result(pushed: Pushed, location: str, *, created: bool) -> dict[str, object]:
     return {
         **pushed.record.as_json(),
         "file_count": pushed.file_count,
@@ -341,6 +359,7 @@ def _pushed_result(pushed: Pushed, location: str) -> dict[str, object]:
         "bytes_shared": pushed.bytes_shared,
         "seconds": pushed.seconds,
         "repository": location,
+        "repository_created": created,
     }
 
 

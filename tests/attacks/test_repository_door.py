@@ -30,7 +30,7 @@ class Tenants(NamedTuple):
 @pytest.fixture
 async def tenants(tmp_path: Path) -> AsyncIterator[Tenants]:
     """Two namespaces over one store and index."""
-    store, index = await open_backend(tmp_path / "repository")
+    store, index = await open_backend(tmp_path / "repository", create=True)
     a, b = (LocalRepository(store, index, location="here", namespace=namespace) for namespace in ("a", "b"))
     yield Tenants(a, b)
     await a.close()
@@ -170,7 +170,7 @@ async def test_chunk_of_another_namespace_is_missing(tenants: Tenants) -> None:
 
 async def test_namespace_that_leaves_its_folder(tmp_path: Path) -> None:
     """A namespace is part of paths."""
-    store, index = await open_backend(tmp_path / "repository")
+    store, index = await open_backend(tmp_path / "repository", create=True)
     for namespace in ("..", "a/b", "", "A"):
         with pytest.raises(InvalidName):
             LocalRepository(store, index, location="here", namespace=namespace)

@@ -85,7 +85,7 @@ async def _local_memory_store(folder: Path) -> AsyncIterator[Repository]:
 
 
 def _local_disk(folder: Path) -> AbstractAsyncContextManager[Repository]:
-    return connect(str(folder / "repository"))
+    return connect(str(folder / "repository"), create=True)
 
 
 @asynccontextmanager

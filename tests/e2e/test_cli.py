@@ -72,7 +72,7 @@ def test_push_for_a_program(home: Home, model: Path) -> None:
     result = home.result("push", model)
 
     numbers = {"file_count", "bytes_read", "bytes_sent", "bytes_shared", "seconds"}
-    assert RECORD_KEYS | numbers | {"repository"} == set(result)
+    assert RECORD_KEYS | numbers | {"repository", "repository_created"} == set(result)
     assert (result["name"], result["size"], result["bytes_shared"]) == ("model.bin", SIZE, 0)
     assert result["path"] == f"pipeline_files/{result['digest'][:2]}/{result['digest'][2:4]}/{result['digest']}/model.bin"
     assert str(home.data) == result["repository"]
@@ -120,14 +120,14 @@ def test_codecs(home: Home, tmp_path: Path, codec: str) -> None:
     assert model.read_bytes() == (tmp_path / "back.bin").read_bytes()
 
 
-def test_hash_is_the_digest_of_a_push(home: Home, model: Path) -> None:
+def test_hash_is_the_digest_of_a_push(new_home: Home, model: Path) -> None:
     """A digest is known without a server."""
-    result = home.result("hash", model)
+    result = new_home.result("hash", model)
 
     assert {"digest", "path", "size", "chunks", "cutting", "seconds"} == set(result)
-    assert home.run("hash", model).stdout == f"{result['digest']}  {model}\n"
-    assert not home.data.exists()
-    assert home.result("push", model)["digest"] == result["digest"]
+    assert new_home.run("hash", model).stdout == f"{result['digest']}  {model}\n"
+    assert not new_home.data.exists()
+    assert new_home.result("push", model, "--create")["digest"] == result["digest"]
 
 
 @pytest.mark.parametrize("key", ["id", "digest", "path", "name"])
@@ -363,6 +363,8 @@ def test_option_environment_file_in_that_order(home: Home, tmp_path: Path) -> No
     """A command's repository is that of the first that names one; a folder is as good as a server."""
     home.config_file.write_text(f'url = "{tmp_path}/file"\n')
     environ = {"FILESTORE_URL": f"file://{tmp_path}/environment"}
+    for name in ("file", "environment", "option"):
+        home.create_repository(tmp_path / name)
 
     assert f"{tmp_path}/file" == home.result("ls")["repository"]
     assert f"{tmp_path}/environment" == home.result("ls", environ=environ)["repository"]
@@ -372,6 +374,7 @@ def test_option_environment_file_in_that_order(home: Home, tmp_path: Path) -> No
 
 def test_the_local_folder_is_the_served_one(home: Home, tmp_path: Path) -> None:
     """FILESTORE_ROOT moves what serve serves and what commands work on alike."""
+    home.create_repository(tmp_path / "root")
     assert str(tmp_path / "root") == home.result("ls", environ={"FILESTORE_ROOT": str(tmp_path / "root")})["repository"]
 
 
@@ -380,15 +383,17 @@ def test_a_tilde_in_a_variable_is_the_home_folder(home: Home, tmp_path: Path) ->
     here = tmp_path / "here"
     here.mkdir()
     home.config_file.write_text('cache = "~/cached"\nurl = "~/repository"')
-    pushed = home.result("push", SCRIPTS / "filestore", cwd=here)
+    pushed = home.result("push", "--create", SCRIPTS / "filestore", cwd=here)
     assert str(home.folder / "repository") == pushed["repository"]
     assert str(home.folder / "cached") == home.result("warm", pushed["id"], cwd=here)["cache"]
+    home.create_repository(home.folder / "root")
     assert str(home.folder / "root") == home.result("token", "ls", "--root=~/root", cwd=here)["root"]
     assert [] == list(here.iterdir())
 
 
 def test_a_byte_order_mark_is_ignored(home: Home, tmp_path: Path) -> None:
     """Some editors begin a text with one; what is not UTF-8 is told as such."""
+    home.create_repository(tmp_path / "file")
     home.config_file.write_bytes(b"\xef\xbb\xbf" + f'url = "{tmp_path}/file"'.encode())
     assert f"{tmp_path}/file" == home.result("ls")["repository"]
     home.config_file.write_bytes('url = "x"'.encode("utf-16"))
@@ -397,7 +402,7 @@ def test_a_byte_order_mark_is_ignored(home: Home, tmp_path: Path) -> None:
     assert home.failure("ls").startswith(f"{home.config_file} cannot be used: it is no TOML")
 
 
-def test_a_user_without_a_home(home: Home, tmp_path: Path) -> None:
+def test_a_user_without_a_home(new_home: Home, tmp_path: Path) -> None:
     """As one that is only a number in a container: what needs no home folder works, the rest says what it needs."""
     command = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
     made = subprocess.run([*command, "true"], check=False, capture_output=True, text=True)
@@ -409,7 +414,7 @@ def test_a_user_without_a_home(home: Home, tmp_path: Path) -> None:
         done = subprocess.run(
             [*command, SCRIPTS / "filestore", *arguments],
             env={"PATH": os.environ["PATH"]} | environ,
-            cwd=home.folder,
+            cwd=new_home.folder,
             capture_output=True,
             text=True,
             check=False,
@@ -423,8 +428,8 @@ def test_a_user_without_a_home(home: Home, tmp_path: Path) -> None:
     assert (1, needs.format("cache", "FILESTORE_CACHE")) == run("cache", "ls")
     assert (1, needs.format("root", "FILESTORE_ROOT")) == run("ls", HOME="")
     assert (0, "") == run("hash", SCRIPTS / "filestore")
-    assert (0, "") == run("push", SCRIPTS / "filestore", FILESTORE_URL=str(tmp_path / "root"))
-    assert [] == list(home.folder.iterdir())
+    assert (0, "") == run("push", "--create", "--quiet", SCRIPTS / "filestore", FILESTORE_URL=str(tmp_path / "root"))
+    assert [] == list(new_home.folder.iterdir())
 
 
 def test_bad_settings_are_told_with_their_place(home: Home) -> None:
@@ -532,7 +537,7 @@ def test_first_start(server: Server) -> None:
     """The folder, the token, the URL, what to type next, and the line that others wait for."""
     token = server.token
     assert [
-        f"folder  {server.root}",
+        f"folder  {server.root} (a new repository, made just now)",
         f"token   {token}  (shown this once, as only its digest is kept)",
         f"URL     {server.url}",
         "",
@@ -628,7 +633,7 @@ def test_two_workers(home: Home, tmp_path: Path, model: Path) -> None:
 def test_serve_for_a_program(home: Home, tmp_path: Path) -> None:
     """With --json, serve prints one object once it listens."""
     process = subprocess.Popen(
-        [SCRIPTS / "filestore", "serve", "--root", tmp_path / "root", "--port", "0", "--json"],
+        [SCRIPTS / "filestore", "serve", "--root", tmp_path / "root", "--create", "--port", "0", "--json"],
         env=home.environ,
         stdout=subprocess.PIPE,
         text=True,
@@ -639,7 +644,7 @@ def test_serve_for_a_program(home: Home, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=30)
 
-    assert {"url", "root", "token"} == set(said)
+    assert {"url", "root", "token", "repository_created"} == set(said)
     assert (files, rest, process.returncode) == ([], "", 0)
 
 
@@ -647,7 +652,7 @@ def test_serve_for_a_program(home: Home, tmp_path: Path) -> None:
 def test_a_port_in_use_costs_no_token(home: Home, tmp_path: Path, server: Server, workers: str) -> None:
     """A port that another server has is told in a sentence, before a folder or a token is made."""
     port = server.url.rpartition(":")[2]
-    sentence = home.failure("serve", "--root", tmp_path / "root", "--port", port, "--workers", workers)
+    sentence = home.failure("serve", "--root", tmp_path / "root", "--create", "--port", port, "--workers", workers)
 
     assert sentence.startswith(f"127.0.0.1:{port} is taken: ")
     assert not (tmp_path / "root").exists()
@@ -655,7 +660,7 @@ def test_a_port_in_use_costs_no_token(home: Home, tmp_path: Path, server: Server
 
 def test_an_address_that_others_reach_is_warned_about(home: Home, tmp_path: Path) -> None:
     """Traffic is not encrypted, and that is said before a server is open to others. 192.0.2.1 is no address of any machine."""
-    done = home.run("serve", "--root", tmp_path / "root", "--port", "0", "--host", "192.0.2.1")
+    done = home.run("serve", "--root", tmp_path / "root", "--create", "--port", "0", "--host", "192.0.2.1")
 
     assert done.returncode == 1
     warning, error = done.stderr.splitlines()

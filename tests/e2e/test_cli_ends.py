@@ -120,7 +120,18 @@ def test_a_hang_up_that_is_ignored_stays_ignored(home: Home, model: Path) -> Non
 def test_a_signal_stops_a_server_well(home: Home, tmp_path: Path, workers: str, number: signal.Signals) -> None:
     """It drains, and its exit status is 0; also as the first process of a container."""
     process = subprocess.Popen(
-        [*as_first_process(), SCRIPTS / "filestore", "serve", "--root", tmp_path / "root", "--port", "0", "--workers", workers],
+        [
+            *as_first_process(),
+            SCRIPTS / "filestore",
+            "serve",
+            "--root",
+            tmp_path / "root",
+            "--create",
+            "--port",
+            "0",
+            "--workers",
+            workers,
+        ],
         env=home.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -196,8 +207,8 @@ def test_help_that_goes_nowhere(home: Home) -> None:
 def test_a_server_whose_output_is_closed(home: Home, tmp_path: Path) -> None:
     """It says that nothing is served, and why."""
     sentence = "Error: nothing is served, as standard output does not take what is said of it: it is closed\n"
-    assert (1, sentence) == outcome(home, ">&-", "serve", "--root", tmp_path / "root", "--port", "0")
-    assert (1, sentence) == outcome(home, ">&-", "serve", "--root", tmp_path / "root", "--port", "0", "--json")
+    assert (1, sentence) == outcome(home, ">&-", "serve", "--root", tmp_path / "root", "--create", "--port", "0")
+    assert (1, sentence) == outcome(home, ">&-", "serve", "--root", tmp_path / "root", "--create", "--port", "0", "--json")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,15 @@ THINGS: dict[str, Planted] = {
 }
 FILE_COUNT = 5
 RECORD_KEYS = {"id", "name", "digest", "path", "size", "kind", "namespace", "created_at", "updated_at"}
-PUSHED_KEYS = RECORD_KEYS | {"file_count", "bytes_read", "bytes_sent", "bytes_shared", "seconds", "repository"}
+PUSHED_KEYS = RECORD_KEYS | {
+    "file_count",
+    "bytes_read",
+    "bytes_sent",
+    "bytes_shared",
+    "seconds",
+    "repository",
+    "repository_created",
+}
 FETCHED_KEYS = {
     *("id", "digest", "name", "path", "size", "file_count"),
     *("bytes_received", "bytes_reused", "seconds", "repository"),

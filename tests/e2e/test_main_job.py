@@ -39,8 +39,10 @@ def tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A user's home."""
-    return Home(tmp_path_factory.mktemp("home"))
+    """A user whose local folder is an empty repository."""
+    home = Home(tmp_path_factory.mktemp("home"))
+    home.create_repository()
+    return home
 
 
 @pytest.fixture(scope="module")

@@ -259,7 +259,7 @@ def test_10_only_its_own_token_is_let_in(user: Home, runtime: RunningRuntime) ->
 
 def test_it_starts_with_a_token_only(user: Home, tmp_path: Path) -> None:
     """None is made, and one that the folder knows is not enough."""
-    user.result("token", "new", "--root", tmp_path / "root")
+    user.result("token", "new", "--root", tmp_path / "root", "--create")
     done = user.run("runtime", "serve", "--root", tmp_path / "root", program=scripts_of(".venv-runtime") / "filestore")
 
     assert (1, "") == (done.returncode, done.stdout)

@@ -100,7 +100,7 @@ def open_in_another_process(root: Path) -> None:
 
 async def test_log_outlives_another_process_that_opens_and_closes_the_index(tmp_path: Path) -> None:
     """Two connections of one process keep their locks, so that the last close of another process deletes nothing."""
-    async with connect(str(tmp_path)) as repository:
+    async with connect(str(tmp_path), create=True) as repository:
         await repository.records()
         log = tmp_path / "index.sqlite-wal"
         before = log.stat().st_ino
@@ -110,7 +110,7 @@ async def test_log_outlives_another_process_that_opens_and_closes_the_index(tmp_
 
 async def test_log_outlives_a_second_index_of_the_same_process(tmp_path: Path) -> None:
     """Opening and closing an index a second time drops no lock of the first."""
-    async with connect(str(tmp_path)) as repository:
+    async with connect(str(tmp_path), create=True) as repository:
         await repository.records()
         second = await open_index(tmp_path / "index.sqlite")
         await second.close()
@@ -131,10 +131,12 @@ def test_nothing_but_sqlite_opens_a_file_of_the_index(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "async def main():\n"
         "    for _ in range(2):\n"
-        "        async with connect(sys.argv[1]) as repository:\n"
+        "        async with connect(sys.argv[1], create=True) as repository:\n"
         "            pushed = await push(repository, Path(sys.argv[2]))\n"
         "            await repository.sign(pushed.record.id)\n"
         "            await repository.remove((await repository.records())[0].id)\n"
+        "        async with connect(sys.argv[1], read_only=True) as repository:\n"
+        "            await repository.records()\n"
         "asyncio.run(main())\n"
         "print(*opened, sep='\\n')\n"
     )
@@ -219,7 +221,7 @@ def test_pushes_into_a_folder_side_by_side_are_all_kept(home: Home, tmp_path: Pa
             source = home.folder / f"{turn}-{number}.txt"
             source.write_text(source.name)
             names.append(source.name)
-            arguments: list[str | Path] = [SCRIPTS / "filestore", "push", "--url", root, "--quiet", source]
+            arguments: list[str | Path] = [SCRIPTS / "filestore", "push", "--url", root, "--create", "--quiet", source]
             environ = home.environ | {"FILESTORE_JOURNAL": str(home.folder / f"journal-{number}")}
             processes.append(
                 subprocess.Popen(arguments, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

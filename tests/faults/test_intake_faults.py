@@ -138,7 +138,7 @@ def test_readers_that_stall_hold_no_thread(server: RunningServer) -> None:
 
 async def test_cancelled_answer_leaves_no_frame_open(tmp_path: Path) -> None:
     """Whatever await is cancelled, of those that are open and those that are being opened."""
-    store, index = await open_backend(tmp_path / "repository")
+    store, index = await open_backend(tmp_path / "repository", create=True)
     repository = LocalRepository(store, index, location="here")
     sent = frames(2 * OPEN_TOGETHER + 1, size=100)
     await repository.put(sent)

@@ -74,7 +74,7 @@ async def test_kill_at_any_call_leaves_a_repository_that_goes_on(tmp_path: Path)
     assert places > 50
     for place in range(1, places + 1):
         root = tmp_path / str(place)
-        async with connect(str(root)) as repository:
+        async with connect(str(root), create=True) as repository:
             await check_whole(repository)
             assert crashes.NAME == (await push(repository, crashes.CHUNKS)).name
             await check_whole(repository)
@@ -84,7 +84,7 @@ async def test_kill_at_any_call_leaves_a_repository_that_goes_on(tmp_path: Path)
 async def test_cancelled_put_leaves_no_staging_file(tmp_path: Path) -> None:
     """Whatever await is cancelled, what was not kept is discarded."""
     root = tmp_path / "repository"
-    async with connect(str(root)) as repository:
+    async with connect(str(root), create=True) as repository:
         put = frames(4, size=300_000)
         async for _ in cancelled_at_every_await(lambda: repository.put(put)):
             assert [] == staging_files(root)
@@ -148,7 +148,7 @@ class WriteLimit:
 async def test_full_disk_is_said_and_loses_nothing(small_disk: SmallDisk) -> None:
     """The put that finds no space fails as a whole; what was kept before stays; with more space, the same put completes."""
     root = small_disk.folder / "repository"
-    async with connect(str(root)) as repository:
+    async with connect(str(root), create=True) as repository:
         before = frames(2, size=100_000)
         await repository.put(before)
         large = frames(20, size=400_000, seed=1)
@@ -164,7 +164,7 @@ async def test_full_disk_is_said_and_loses_nothing(small_disk: SmallDisk) -> Non
 
 async def test_disk_that_fills_up_before_the_commit(small_disk: SmallDisk) -> None:
     """No record without its manifest; with more space, the same commit completes."""
-    async with connect(str(small_disk.folder / "repository")) as repository:
+    async with connect(str(small_disk.folder / "repository"), create=True) as repository:
         chunks = contents(1)
         long_file = manifest(chunks * 50_000)
         await repository.put([encoded(content) for content in chunks])
@@ -182,7 +182,7 @@ async def test_disk_that_fills_up_before_the_commit(small_disk: SmallDisk) -> No
 async def test_lost_frame_is_forgotten_and_the_next_push_heals_it(tmp_path: Path, verb: str, damage: str) -> None:
     """Who reads a frame that is not there any more makes it missing; `missing` is what a push asks."""
     root = tmp_path / "repository"
-    store, index = await open_backend(root)
+    store, index = await open_backend(root, create=True)
     repository = LocalRepository(store, index, location=str(root))
     lost, other = frames(2)
     await repository.put([lost, other])
@@ -210,7 +210,7 @@ async def test_lost_frame_is_forgotten_and_the_next_push_heals_it(tmp_path: Path
 async def test_frame_that_came_back_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """I2: between finding a frame absent and forgetting its row, another push may have put it and committed."""
     root = tmp_path / "repository"
-    store, index = await open_backend(root)
+    store, index = await open_backend(root, create=True)
     repository = LocalRepository(store, index, location=str(root))
     (frame,) = frames(1)
     await repository.put([frame])
@@ -227,7 +227,7 @@ async def test_frame_that_came_back_is_not_forgotten(tmp_path: Path, monkeypatch
 
 async def test_damaged_manifest_is_healed_by_the_next_commit(tmp_path: Path) -> None:
     """A manifest that is there is not trusted to be the right one."""
-    async with connect(str(tmp_path / "repository")) as repository:
+    async with connect(str(tmp_path / "repository"), create=True) as repository:
         record = await push(repository, contents(2))
         path = tmp_path / "repository/manifests" / DEFAULT_NAMESPACE / hashed(record.digest)
         path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -298,7 +298,7 @@ async def test_power_cut_after_any_commit_leaves_frames_and_manifests(tmp_path: 
     """I2: when a row or a record becomes durable, its frame or manifest is, and every folder's name on the way to it."""
     root = tmp_path / "repository"
     platter = Platter(monkeypatch, root)
-    async with connect(str(root)) as repository:
+    async with connect(str(root), create=True) as repository:
         for seed in range(3):
             await repository.put(frames(40, seed=seed))
             await repository.commit(manifest(contents(40, seed=seed)).encoded, name="name")
@@ -309,7 +309,7 @@ async def test_power_cut_after_any_commit_leaves_frames_and_manifests(tmp_path: 
 async def test_no_descriptor_stays_open_for_a_staged_frame(tmp_path: Path) -> None:
     """A batch may have more frames than a process may have descriptors."""
     root = tmp_path / "repository"
-    store, index = await open_backend(root)
+    store, index = await open_backend(root, create=True)
     repository = LocalRepository(store, index, location=str(root))
     async with repository.delivery() as delivery:
         before = open_descriptors()

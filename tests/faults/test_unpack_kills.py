@@ -65,7 +65,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def pushed(root: Path, tree: Path) -> Record:
     """The record of a tree in a repository of its own."""
-    async with connect(str(root)) as repository:
+    async with connect(str(root), create=True) as repository:
         return (await push(repository, tree)).record
 
 

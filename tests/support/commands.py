@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -9,11 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from filestore.backends import create_repository
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
@@ -73,6 +77,12 @@ class Home:
         """The local folder that commands work on where nobody names another."""
         return self.folder / ".local/share/filestore"
 
+    def create_repository(self, folder: Path | None = None) -> None:
+        """Make a folder, by default the local one, a repository, as `--create` and the first start of a server do."""
+        # In a thread, which has no event loop yet; that of a test may run already.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, create_repository(folder or self.data)).result()
+
     @property
     def config_file(self) -> Path:
         """The configuration file, whose folder is there."""
@@ -125,13 +135,34 @@ class Home:
         is_killed: bool = False,
         command: Sequence[str | Path] = (SCRIPTS / "filestore", "serve"),
     ) -> Iterator[Server]:
-        """Serve `root` by `command` on a free port until the end of the block; then the server must stop when it is told to.
+        """Serve `root`, which is made where absent, by `command` on a free port until the end of the block.
 
-        On standard error it must have said nothing, or something where it `complains`; None: either. One that the block kills
-        need not stop.
+        Then the server must stop when it is told to; one that the block kills need not. On standard error it must have said
+        nothing, or something where it `complains`; None: either.
         """
+        served: list[str | Path] = [*command, "--root", root, "--create", "--port", "0", *arguments]
+        with self._serving(served, root=root, environ=environ, complains=complains, is_killed=is_killed) as server:
+            yield server
+
+    @contextmanager
+    def local_server(self) -> Iterator[Server]:
+        """Serve the local folder, which nobody names, as `server` does."""
+        served: list[str | Path] = [SCRIPTS / "filestore", "serve", "--port", "0"]
+        with self._serving(served, root=self.data, environ=None, complains=False, is_killed=False) as server:
+            yield server
+
+    @contextmanager
+    def _serving(
+        self,
+        command: Sequence[str | Path],
+        *,
+        root: Path,
+        environ: Mapping[str, str] | None,
+        complains: bool | None,
+        is_killed: bool,
+    ) -> Iterator[Server]:
         process = subprocess.Popen(
-            [*command, "--root", root, "--port", "0", *arguments],
+            command,
             env=self.environ | dict(environ or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

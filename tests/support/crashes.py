@@ -59,7 +59,7 @@ def _light(fuse: Fuse) -> None:
 
 async def push(root: Path) -> None:
     """What is killed: a repository is opened, or made; chunks are put and committed."""
-    async with connect(str(root)) as repository:
+    async with connect(str(root), create=True) as repository:
         await repository.put([encoded(content) for content in CHUNKS])
         await repository.commit(manifest(CHUNKS).encoded, name=NAME)
 

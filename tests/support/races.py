@@ -23,7 +23,7 @@ _FAR_FUTURE = 1 << 62
 
 async def push_again_and_again(number: int, root: Path) -> None:
     """Push a file that shares chunks with those of the others; check that all of it is there; remove it."""
-    store, index = await open_backend(root)
+    store, index = await open_backend(root, create=True)
     repository = LocalRepository(store, index, location=str(root))
     for turn in range(PUSHES):
         chunks = [*contents(2), *contents(2, seed=100 * number + turn)]
@@ -48,7 +48,7 @@ async def push_again_and_again(number: int, root: Path) -> None:
 
 async def collect_again_and_again(root: Path) -> None:
     """Remove all that no record needs, with no grace period at all: what I2 says about order must do."""
-    store, index = await open_backend(root)
+    store, index = await open_backend(root, create=True)
     for _ in range(COLLECTIONS):
         await _collect(store, index, DEFAULT_NAMESPACE)
     await store.close()

@@ -199,7 +199,7 @@ def _main() -> None:
             settings[key] = float(value) if key.endswith("_seconds") else int(value)
     try:
         serve(
-            lambda: open_backend(root),
+            lambda: open_backend(root, create=True),
             host=host,
             port=int(settings.pop("port", 0)),
             tokens={token_digest(TOKEN): DEFAULT_NAMESPACE, token_digest(OTHER_TOKEN): OTHER_NAMESPACE},

@@ -60,7 +60,7 @@ def _light(length: int) -> None:
 
 
 async def _prepare(root: Path) -> None:
-    async with connect(str(root)) as repository:
+    async with connect(str(root), create=True) as repository:
         await stored(repository, ARCHIVE, name=NAME, chunk_size=30_000)
 
 

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from filestore.backends import connect, open_backend
+from filestore.backends import connect, create_repository, open_backend, repository_folder
 from filestore.cache import Cache
-from filestore.errors import InvalidUrl, StorageError, UnknownFormat
+from filestore.errors import InvalidUrl, NotARepository, ReadOnly, StorageError, UnknownFormat
 from filestore.objects import File
 from filestore.push import push
 from filestore.repository import Repository
+from tests.support.frames import contents, encoded, frames, manifest, room
 
 
-async def identity_id(url: str) -> str:
+async def identity_id(url: str, *, create: bool = False) -> str:
     """The id of the repository at `url`."""
-    async with connect(url) as repository:
+    async with connect(url, create=create) as repository:
         return (await repository.identity()).id
 
 
+def tree(folder: Path) -> set[str]:
+    """All that is below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
 async def test_path_and_file_url_are_one_repository(tmp_path: Path) -> None:
-    """Percent-encoded in the URL, plain in the path; made where absent."""
+    """Percent-encoded in the URL, plain in the path."""
     folder = tmp_path / "models ü 100%"
-    first = await identity_id(str(folder))
+    first = await identity_id(str(folder), create=True)
     assert first == await identity_id(folder.as_uri())
     assert first == await identity_id(folder.as_uri().replace("file://", "file://localhost"))
 
 
 async def test_location_is_the_folder(tmp_path: Path) -> None:
     """What a result says that it worked on."""
-    async with connect((tmp_path / "models").as_uri()) as repository:
+    async with connect((tmp_path / "models").as_uri(), create=True) as repository:
         assert str(tmp_path / "models") == repository.location
 
 
@@ -72,7 +81,214 @@ async def test_repository_of_another_version_is_refused_and_not_touched(tmp_path
     with pytest.raises(UnknownFormat, match="this program knows"):
         await identity_id(str(root))
     assert text == (root / "format").read_text()
-    assert {"format", "tmp"} == {path.name for path in root.iterdir()}
+    assert {"format"} == {path.name for path in root.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        ("localhost:8080", "http://localhost:8080"),
+        ("models.example:80/", "http://models.example:80/"),
+        ("[::1]:8080", "http://[::1]:8080"),
+        ("//models.example", "http://models.example"),
+        ("//models.example:8080/", "http://models.example:8080/"),
+        ("http:/models.example", "http://models.example"),
+        ("https:models.example", "https://models.example"),
+        ("HTTPS:/models.example", "https://models.example"),
+        ("http:localhost:8080", "http://localhost:8080"),
+        ("http//localhost:8080", "http://localhost:8080"),
+        ("file:/srv/models", "file:///srv/models"),
+    ],
+)
+@pytest.mark.parametrize("create", [False, True], ids=["", "create"])
+async def test_mistyped_url_of_a_server_is_not_taken_for_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, meant: str, *, create: bool
+) -> None:
+    """Success in the wrong place: a URL that lost a part is refused with the one that was probably meant, and makes nothing."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidUrl) as caught:
+        await identity_id(url, create=create)
+    assert f"did you mean {meant!r}?" in str(caught.value)
+    assert set() == tree(tmp_path)
+
+
+@pytest.mark.parametrize("url", ["host:/srv/models", "s3:bucket", "user@host:8080", "http:"])
+def test_name_that_looks_like_a_url_is_refused_with_the_path_that_means_it(url: str) -> None:
+    """Where nobody can tell what was meant, a folder of that name is reached by another path."""
+    with pytest.raises(InvalidUrl, match="for the folder of that name, give"):
+        repository_folder(url)
+    assert Path(url) == repository_folder(f"./{url}")
+
+
+@pytest.mark.parametrize("path", ["models", "./a:b", "/srv/a:b", "models/a:b", "..", "http", "https/models"])
+def test_path_that_has_a_colon_only_where_paths_have_one(path: str) -> None:
+    """A folder."""
+    assert Path(path) == repository_folder(path)
+
+
+def fill_nothing(_: Path) -> None:
+    """No folder at all."""
+
+
+def fill_empty(folder: Path) -> None:
+    """An empty one, such as the place of a disk that is not mounted."""
+    folder.mkdir()
+
+
+def fill_formatted(folder: Path) -> None:
+    """A new file system."""
+    (folder / "lost+found").mkdir(parents=True)
+
+
+def fill_half(folder: Path) -> None:
+    """What a process that was killed while it made a repository has left."""
+    own = folder / "tmp" / ("0" * 32)
+    own.mkdir(parents=True)
+    (own / "0").write_bytes(b"{")
+    (folder / f"index.sqlite.{'0' * 16}").touch()
+
+
+def fill_home(folder: Path) -> None:
+    """Other things."""
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"thesis-{number}.txt").touch()
+
+
+@pytest.mark.parametrize(
+    ("fill", "said"),
+    [
+        (fill_nothing, "there is no such folder"),
+        (fill_empty, "the folder is empty; mount the disk that belongs there, if one does"),
+        (fill_formatted, "the folder is empty; mount the disk"),
+        (fill_half, "was cut off before the end"),
+        (fill_home, r"holds other things \('thesis-0.txt', 'thesis-1.txt', 'thesis-2.txt' and 2 more\)"),
+    ],
+)
+@pytest.mark.parametrize("read_only", [False, True], ids=["", "read-only"])
+async def test_folder_that_is_no_repository_is_not_made_one(
+    tmp_path: Path, fill: Callable[[Path], None], said: str, *, read_only: bool
+) -> None:
+    """Success in the wrong place: what is there is said, with what to do, and stays as it is."""
+    folder = tmp_path / "folder"
+    fill(folder)
+    before = tree(tmp_path)
+    with pytest.raises(NotARepository, match=said):
+        async with connect(str(folder), read_only=read_only):
+            pass
+    assert before == tree(tmp_path)
+
+
+@pytest.mark.parametrize("fill", [fill_nothing, fill_empty, fill_formatted, fill_half])
+async def test_new_or_empty_folder_becomes_a_repository_once(tmp_path: Path, fill: Callable[[Path], None]) -> None:
+    """Only the call that made it says so; what a file system has of its own, and what a crash has left, are no content."""
+    folder = tmp_path / "below" / "folder"
+    folder.parent.mkdir()
+    fill(folder)
+    assert await create_repository(folder)
+    first = await identity_id(str(folder))
+    assert not await create_repository(folder)
+    assert first == await identity_id(str(folder), create=True)
+    assert {"format", "index.sqlite", "tmp"} == tree(folder) - {"lost+found", f"index.sqlite.{'0' * 16}"}
+
+
+async def test_folder_that_holds_other_things_never_becomes_a_repository(tmp_path: Path) -> None:
+    """Success in the wrong place: nothing is scattered among them."""
+    fill_home(tmp_path / "folder")
+    before = tree(tmp_path)
+    with pytest.raises(NotARepository, match="a new one is made in a new or an empty folder only"):
+        await identity_id(str(tmp_path / "folder"), create=True)
+    assert before == tree(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["format", "index.sqlite"])
+async def test_repository_that_lost_a_part_is_not_made_anew(tmp_path: Path, lost: str) -> None:
+    """Success in the wrong place: a push into what is left of a repository would seem to have lost all that was there."""
+    folder = tmp_path / "folder"
+    async with connect(str(folder), create=True) as repository:
+        await repository.put(frames(1))
+    (folder / lost).unlink()
+    with pytest.raises(NotARepository, match=r"holds other things \('chunks'\)|its index index.sqlite is missing; restore it"):
+        await identity_id(str(folder))
+    assert not (folder / lost).exists()
+
+
+async def test_index_that_was_never_made_is_made_by_who_creates(tmp_path: Path) -> None:
+    """Earlier versions made the format file first, and may have been killed before the index was there."""
+    assert await create_repository(tmp_path)
+    first = await identity_id(str(tmp_path))
+    (tmp_path / "index.sqlite").unlink()
+    assert first == await identity_id(str(tmp_path), create=True)
+
+
+_CREATE = """
+import asyncio, sys
+from pathlib import Path
+from filestore.backends import create_repository, open_backend
+
+async def create():
+    made = await create_repository(Path(sys.argv[1]))
+    store, index = await open_backend(Path(sys.argv[1]))
+    await index.close()
+    await store.close()
+    print(made)
+
+sys.stdin.read()
+asyncio.run(create())
+"""
+
+
+async def test_of_processes_that_create_at_once_one_does(tmp_path: Path) -> None:
+    """All of them have a repository afterwards, and it is the same one."""
+    pipe = asyncio.subprocess.PIPE
+    processes = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", _CREATE, tmp_path / "folder", stdin=pipe, stdout=pipe)
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+    said = [(await process.communicate())[0] for process in processes]
+    assert [b"False\n", b"False\n", b"False\n", b"True\n"] == sorted(said)
+
+
+async def test_verbs_that_write_are_refused_where_it_was_opened_for_reading(tmp_path: Path) -> None:
+    """Those that read answer, and the folder is as before."""
+    async with connect(str(tmp_path), create=True) as repository:
+        put = frames(2)
+        await repository.put(put)
+        record = await repository.commit(manifest(contents(2)).encoded, name="name")
+    before = tree(tmp_path)
+    async with connect(str(tmp_path), read_only=True) as repository:
+        assert [record] == await repository.records()
+        assert manifest(contents(2)).encoded == await repository.manifest(record.digest)
+        digests = [frame.digest for frame in put]
+        assert [] == await repository.missing(digests)
+        assert [frame.data for frame in put] == await repository.get(digests, room(2))
+        assert [] == await repository.recheck(digests)
+        for verb in (
+            repository.put(frames(1, seed=1)),
+            repository.commit(manifest(contents(2)).encoded, name="other"),
+            repository.remove(record.id),
+        ):
+            with pytest.raises(ReadOnly):
+                await verb
+    assert before == tree(tmp_path)
+
+
+async def test_damage_that_a_reader_finds_is_forgotten_where_it_may_write(tmp_path: Path) -> None:
+    """So that the push that the error asks for sends the chunk again."""
+    (content,) = contents(1)
+    frame = encoded(content)
+    async with connect(str(tmp_path), create=True) as repository:
+        await repository.put([frame])
+    (path,) = (path for path in (tmp_path / "chunks").rglob("*") if path.is_file())
+    damaged = bytearray(frame.data)
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    async with connect(str(tmp_path), read_only=True) as repository:
+        assert [frame.digest] == await repository.recheck([frame.digest])
+        assert [frame.digest] == await repository.missing([frame.digest])
 
 
 async def test_folder_that_is_a_file(tmp_path: Path) -> None:
@@ -87,7 +303,7 @@ async def test_repository_is_closed_by_the_end_of_the_block(tmp_path: Path) -> N
     """Also by an error in it; nothing stays in `tmp`."""
 
     async def fail() -> None:
-        async with connect(str(tmp_path)) as repository:
+        async with connect(str(tmp_path), create=True) as repository:
             assert await use(repository)
             raise KeyError
 
@@ -103,7 +319,10 @@ async def use(repository: Repository) -> bool:
 
 async def test_opened_by_two_is_one_repository(tmp_path: Path) -> None:
     """What one keeps, the other finds: processes share a folder."""
-    (store, index), (other_store, other_index) = await open_backend(tmp_path), await open_backend(tmp_path)
+    (store, index), (other_store, other_index) = (
+        await open_backend(tmp_path, create=True),
+        await open_backend(tmp_path, create=True),
+    )
     assert await store.initialise(b"") == await other_store.initialise(b"")
     for part in (store, index, other_store, other_index):
         await part.close()
@@ -116,7 +335,7 @@ async def test_a_tilde_in_a_program_is_the_home_folder(tmp_path: Path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "file").write_bytes(b"x")
-    async with connect("~/repository") as repository, Cache("~/cache", repository) as cache:
+    async with connect("~/repository", create=True) as repository, Cache("~/cache", repository) as cache:
         pushed = await push(repository, tmp_path / "file")
         assert (await cache.resolve(File(id=pushed.record.id))).is_relative_to(tmp_path / "home/cache")
     assert str(tmp_path / "home/repository") == repository.location

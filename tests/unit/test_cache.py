@@ -257,7 +257,7 @@ async def test_a_cache_that_cannot_be_made(watched: WatchedRepository, record: R
 @pytest.fixture
 async def other_repository(tmp_path: Path) -> AsyncIterator[Repository]:
     """A second repository."""
-    async with connect(str(tmp_path / "other-repository")) as repository:
+    async with connect(str(tmp_path / "other-repository"), create=True) as repository:
         yield repository
 
 

@@ -477,7 +477,7 @@ if os.geteuid() == 0:  # root may write anywhere
     os.setuid(65534)
 
 async def main():
-    async with connect("repository") as repository:
+    async with connect("repository", create=True) as repository:
         record = (await push(repository, plant(Path("tree"), {"a.txt": b"a", "folder/b.txt": b"b"}))).record
         wanted = Directory(id=record.id)
         path = await Cache("cache", repository).resolve(wanted)

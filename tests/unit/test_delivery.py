@@ -28,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 async def repository(root: Path) -> AsyncIterator[LocalRepository]:
     """One that lets 1 MiB in at a time."""
-    store, index = await open_backend(root)
+    store, index = await open_backend(root, create=True)
     repository = LocalRepository(store, index, location=str(root), budget=Budget(1 << 20))
     yield repository
     await repository.close()

@@ -292,7 +292,7 @@ async def test_one_wrong_file_stops_the_run_before_anything_is_fetched(
 
 async def test_a_repository_in_a_folder_needs_no_url(file: Record, watched: WatchedRepository, tmp_path: Path) -> None:
     """To read what a run names."""
-    async with connect(str(tmp_path / "repository")) as repository:
+    async with connect(str(tmp_path / "repository"), create=True) as repository:
         (path,) = await taken(Adapter(Cache(tmp_path / "cache", repository), repository), [given(file)])
     assert isinstance(path, Path)
     assert CONTENT == path.read_bytes()

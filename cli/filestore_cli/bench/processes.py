@@ -93,7 +93,8 @@ async def serving(folder: Path, *, workers: int) -> AsyncIterator[Server]:
     """`filestore serve` of an empty folder below `folder`, on a free port of loopback; the folder is removed at the end."""
     root, log = folder / "served", folder / "server.log"
     token = secrets.token_urlsafe(32)
-    arguments = ["serve", "--json", "--root", str(root), "--host", "127.0.0.1", "--port", "0", "--workers", str(workers)]
+    arguments = ["serve", "--json", "--root", str(root), "--create", "--host", "127.0.0.1", "--port", "0"]
+    arguments += ["--workers", str(workers)]
     environ = {key: value for key, value in os.environ.items() if not key.startswith("FILESTORE_")}
     # In the environment: anyone on this machine can read arguments.
     environ["FILESTORE_TOKEN"] = token
