@@ -1,0 +1,246 @@
+"""A folder repository that cannot be written: on a read-only disk, or of another user. It can be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pytest
+
+from filestore.backends import connect, open_backend
+from filestore.errors import ChunksMissing, DamagedChunk
+from filestore.fetch import fetch
+from filestore.objects import Record
+from filestore.push import push
+from filestore.repository import LocalRepository
+from tests.support.commands import REPOSITORY, Home
+from tests.support.disks import small_disk
+from tests.support.readers import USER
+
+CONTENT = bytes(range(256)) * 100
+
+
+class Disk(NamedTuple):
+    """A file system of a test's own, with a repository."""
+
+    root: Path
+    file: Path
+    """What is pushed to it."""
+    remount: Callable[[str], None]
+    """With `ro` or `rw`."""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """One whose path has characters that mean something in a URL."""
+    file = tmp_path / "model.bin"
+    file.write_bytes(CONTENT)
+    folder = tmp_path / "disk ü 100%?mode=rw#x"
+    with small_disk(folder, "size=16m") as remount:
+        yield Disk(folder / "repository", file, remount)
+
+
+async def filled(root: Path, file: Path, *, name: str = "model.bin") -> Record:
+    """A record of `file`, in a repository that is made where absent."""
+    async with connect(str(root), create=True) as repository:
+        return (await push(repository, file, name=name)).record
+
+
+def tree(folder: Path) -> set[str]:
+    """All that is below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+async def test_repository_on_a_read_only_disk_is_read(disk: Disk, home: Home, tmp_path: Path) -> None:
+    """By every verb that only reads; those that write say that the disk is read-only."""
+    record = await filled(disk.root, disk.file)
+    disk.remount("ro")
+    before = tree(disk.root)
+
+    assert [record.as_json()] == home.result("ls", "--url", disk.root)["files"]
+    assert record.id == home.result("info", "model.bin", "--url", disk.root)["id"]
+    home.result("fetch", "model.bin", "--url", disk.root, "-o", tmp_path / "back.bin")
+    assert (tmp_path / "back.bin").read_bytes() == CONTENT
+    (warmed,) = home.result("warm", record.id, "--url", disk.root.as_uri())["files"]
+    assert Path(warmed["path"]).read_bytes() == CONTENT
+    assert 0 == home.result("push", disk.file, "--dry-run", "--url", disk.root)["bytes_new"]
+    assert [] == home.result("token", "ls", "--root", disk.root)["tokens"]
+    verbs: list[list[str | Path]] = [["push", disk.file, "--rehash", "--url", disk.root], ["rm", record.id, "--url", disk.root]]
+    for verb in verbs:
+        assert "Read-only file system" in home.failure(*verb)
+    assert before == tree(disk.root)
+
+
+_KILLED = """
+import asyncio, os, sys
+from pathlib import Path
+from filestore.backends import connect
+from filestore.push import push
+
+async def main():
+    async with connect(sys.argv[1]) as repository:
+        await push(repository, Path(sys.argv[2]), name="later.bin")
+        os._exit(9)
+
+asyncio.run(main())
+"""
+
+
+async def test_log_of_a_killed_process_on_a_read_only_disk_is_not_passed_over(disk: Disk, home: Home) -> None:
+    """What it acknowledged is in the log: the command refuses, and says why; once it was opened for writing, it is read."""
+    await filled(disk.root, disk.file)
+    subprocess.run([sys.executable, "-c", _KILLED, disk.root, disk.file], check=False)
+    assert (disk.root / "index.sqlite-wal").stat().st_size
+    disk.remount("ro")
+    for verb, option in ("ls", "--url"), ("info model.bin", "--url"), ("token ls", "--root"):
+        sentence = home.failure(*verb.split(), option, disk.root)
+        assert f"{disk.root}/index.sqlite cannot be read: its log index.sqlite-wal is not empty" in sentence
+        assert "its file system is read-only; stop the server that writes to it, or start and stop `filestore serve`" in sentence
+    disk.remount("rw")
+    with home.server(root=disk.root):
+        pass
+    disk.remount("ro")
+    assert ["later.bin", "model.bin"] == [file["name"] for file in home.result("ls", "--url", disk.root)["files"]]
+
+
+@pytest.mark.parametrize(("damage", "error"), [("flipped", DamagedChunk), ("lost", ChunksMissing)])
+async def test_damage_on_a_read_only_disk_is_told_as_what_it_is(disk: Disk, damage: str, error: type[Exception]) -> None:
+    """That it cannot be noted there hides nothing."""
+    record = await filled(disk.root, disk.file)
+    (path,) = (path for path in (disk.root / "chunks").rglob("*") if path.is_file())
+    if damage == "lost":
+        path.unlink()
+    else:
+        flipped = bytearray(path.read_bytes())
+        flipped[-1] ^= 1
+        path.write_bytes(flipped)
+    disk.remount("ro")
+    async with connect(str(disk.root), read_only=True) as repository:
+        with pytest.raises(error):
+            await fetch(repository, record, disk.file.with_name("back.bin"))
+
+
+class OtherUser:
+    """A process of another user, which reads when it is told to."""
+
+    def __init__(self, root: Path, target: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.readers", root, target],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def read(self, verb: str = "read") -> dict[str, Any]:
+        """What it finds, having fetched all that it sees; or the error."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{verb}\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, self._process.communicate()[1]
+        return dict(json.loads(line))
+
+    def end(self) -> None:
+        """End it; it must have said nothing on standard error."""
+        assert ("", "") == self._process.communicate(timeout=60)
+        assert 0 == self._process.returncode
+
+
+class Shared(NamedTuple):
+    """A repository of this user, and another user who may read there."""
+
+    root: Path
+    file: Path
+    target: Path
+    """A folder of the other user."""
+    other: OtherUser
+
+    def let_read(self) -> None:
+        """Let the other user read what is there now."""
+        subprocess.run(["chmod", "-R", "a+rX", self.root], check=True)
+
+
+@pytest.fixture
+async def shared(tmp_path: Path) -> AsyncIterator[Shared]:
+    """One with a file in it."""
+    if os.geteuid() != 0:
+        assert "CI" not in os.environ
+        pytest.skip("needs the right to be another user")
+    # Not below the folders of tests, which only root may enter.
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "target").mkdir()
+        os.chown(folder / "target", USER, USER)
+        file = tmp_path / "model.bin"
+        file.write_bytes(CONTENT)
+        await filled(folder / "repository", file)
+        other = OtherUser(folder / "repository", folder / "target")
+        yield Shared(folder / "repository", file, folder / "target", other)
+        other.end()
+
+
+async def test_idle_repository_of_another_user_is_read(shared: Shared) -> None:
+    """Nothing is left in it."""
+    shared.let_read()
+    before = tree(shared.root)
+    assert {"names": ["model.bin"]} == shared.other.read()
+    assert CONTENT == (shared.target / "model.bin").read_bytes()
+    assert before == tree(shared.root)
+
+
+async def test_what_its_owner_writes_meanwhile_is_read(shared: Shared) -> None:
+    """Before, while and after the owner has it open, a reader who is connected all the time finds what was acknowledged."""
+    shared.let_read()
+    assert {"names": ["model.bin"]} == shared.other.read()
+    store, index = await open_backend(shared.root)
+    repository = LocalRepository(store, index, location="")
+    for count in range(1, 4):
+        await push(repository, shared.file, name=f"{count}.bin")
+        shared.let_read()
+        assert count + 1 == len(shared.other.read()["names"])
+    await repository.close()
+    assert 4 == len(shared.other.read()["names"])
+    await filled(shared.root, shared.file, name="5.bin")
+    shared.let_read()
+    assert 5 == len(shared.other.read()["names"])
+
+
+async def test_repository_that_another_user_keeps_to_himself_says_how_to_read_it(shared: Shared) -> None:
+    """By asking for the right to, or for the URL of its server."""
+    said = shared.other.read()
+    assert "NotPermitted" == said["error"]
+    assert "Permission denied; ask its owner for the right to use it, or for the URL of a server" in said["sentence"]
+
+
+async def test_repository_that_another_user_has_open_says_how_to_read_it(shared: Shared) -> None:
+    """Where the memory that its processes share is their own."""
+    shared.let_read()
+    async with connect(str(shared.root)) as repository:
+        await push(repository, shared.file, name="other.bin")
+        (shared.root / "index.sqlite-shm").chmod(0o600)
+        said = shared.other.read()
+    assert "IndexUnreadable" == said["error"]
+    assert "a process of another user has it open" in said["sentence"]
+    assert "read it through the URL of that user's server" in said["sentence"]
+
+
+async def test_repository_of_another_user_is_not_written(shared: Shared) -> None:
+    """Who opens it for writing is told whose it is; nothing is left."""
+    shared.let_read()
+    before = tree(shared.root)
+    said = shared.other.read("open")
+    assert "NotPermitted" == said["error"]
+    assert (
+        "Permission denied; ask its owner for the right to use it, or for the URL of a server that serves it" in said["sentence"]
+    )
+    assert before == tree(shared.root)
