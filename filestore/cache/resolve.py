@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager, suppress
@@ -11,7 +12,7 @@ from typing import NamedTuple, Self, TypeVar
 
 from filestore.aio import SingleFlight, in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.archive.read import DEFAULT_LIMITS, Limits
-from filestore.cache.disk import write_durably
+from filestore.cache.disk import storage_errors, write_durably
 from filestore.cache.inventory import ENTRY_SIZE
 from filestore.cache.leases import Hold, Leases
 from filestore.cache.lock import Lock, locked
@@ -46,6 +47,8 @@ T = TypeVar("T")
 
 CACHE_VERSION = 1
 ATTEMPTS = 3
+_WRITING = re.compile(r"\.[0-9a-f]{32}")
+"""The name of a small file before it is whole."""
 
 
 class Resolved(NamedTuple):
@@ -432,18 +435,29 @@ def _kind(wanted: File | Directory | FileURL) -> Kind:
 
 
 def check_format(root: Path) -> None:
-    """Mark a new cache as one, or check that an old one is known. Blocks. Raises UnknownFormat, StorageError."""
+    """Mark a new cache as one, or check that an old one is known. Blocks. Raises InvalidInput, UnknownFormat, StorageError."""
     path = root / "format"
     known = {"cache": CACHE_VERSION}
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
+        _check_can_become_one(root)
         write_durably(path, known)
         return
     except (OSError, ValueError) as error:
         raise StorageError(str(path), str(error)) from None
     if found != known:
         raise UnknownFormat(str(root), str(found), str(known))
+
+
+def _check_can_become_one(root: Path) -> None:
+    """Raises InvalidInput where a folder without a format file holds other things, StorageError."""
+    with storage_errors(root):
+        names = sorted(path.name for path in root.iterdir()) if root.exists() else []
+    # What another process writes that makes the cache at this moment, and what a file system has of its own.
+    strange = [name for name in names if name != "lost+found" and not _WRITING.fullmatch(name)]
+    if strange and not (root / "format").exists():
+        raise InvalidInput(f"{root} is not a cache: it holds other things, such as {strange[0]!r}; give a new or an empty folder")
 
 
 def check_cache(root: Path) -> None:

@@ -14,7 +14,7 @@ from filestore.backends import connect
 from filestore.cache import Cache, verify_cache
 from filestore.cache.seeds import find_seeds
 from filestore.digest import chunk_digest
-from filestore.errors import InvalidReference, NotFound, StorageError, UnknownFormat, Unreachable
+from filestore.errors import InvalidInput, InvalidReference, NotFound, StorageError, UnknownFormat, Unreachable
 from filestore.layout import hashed
 from filestore.manifest import Chunk, Manifest
 from filestore.objects import File, Record
@@ -245,6 +245,19 @@ async def test_a_cache_of_another_version_is_refused(watched: WatchedRepository,
     with pytest.raises(UnknownFormat):
         await Cache(tmp_path / "cache", watched).resolve(File(id=record.id))
     assert ["format"] == [path.name for path in (tmp_path / "cache").iterdir()]
+
+
+async def test_no_cache_is_made_among_other_things(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
+    """Success in the wrong place: a mistyped folder that holds other things stays as it is; a new file system is empty."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").touch()
+    with pytest.raises(
+        InvalidInput, match=r"is not a cache: it holds other things, such as 'thesis.txt'; give a new or an empty"
+    ):
+        await Cache(tmp_path / "home", watched).resolve(File(id=record.id))
+    assert ["thesis.txt"] == [path.name for path in (tmp_path / "home").iterdir()]
+    (tmp_path / "disk" / "lost+found").mkdir(parents=True)
+    await Cache(tmp_path / "disk", watched).resolve(File(id=record.id))
 
 
 async def test_a_cache_that_cannot_be_made(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
