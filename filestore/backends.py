@@ -93,10 +93,10 @@ async def open_backend(root: Path, *, create: bool = False, read_only: bool = Fa
 
 
 async def create_repository(root: Path) -> bool:
-    """Make the folder `root`, which is new or empty, a repository; whether it was none before, and this call made it.
+    """Make the folder `root`, which is new or empty, a repository. True where this call made it, False where it was one already.
 
-    Does nothing to a repository. Goes on with one whose making was cut off. Of several calls at the same time, in any processes,
-    one makes it. A folder that holds nothing but `lost+found` is empty.
+    Goes on with a repository whose making was cut off. Of several calls at the same time, in any processes, one makes it. A
+    folder that holds nothing but `lost+found` is empty.
 
     Raises NotARepository where the folder holds other things, UnknownFormat, StorageError, StorageFull, Busy.
     """

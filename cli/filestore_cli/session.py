@@ -73,7 +73,7 @@ class Session:
             yield repository
 
     async def create_repository(self) -> bool:
-        """Make the folder that the settings name a repository, and say so; whether it was none before."""
+        """Make the folder that the settings name a repository, and say so. False where it was one already."""
         from filestore.backends import create_repository, repository_folder  # heavy
 
         folder = repository_folder(self._url)

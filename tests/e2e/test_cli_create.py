@@ -52,7 +52,7 @@ def test_verbs_that_only_read_make_nothing_at_a_mistyped_path(new_home: Home, mo
     assert {model.name} == visible(new_home)
 
 
-def test_local_folder_is_not_made_by_the_way(new_home: Home, model: Path) -> None:
+def test_local_folder_is_not_made_by_a_command_that_is_not_asked_to(new_home: Home, model: Path) -> None:
     """A push that names no repository, before any server was started, is refused with what to do."""
     for verb in (*READING_VERBS, ["push", "model.bin"], ["create", "file", "model.bin"], ["token", "new"]):
         sentence = new_home.failure(*verb)

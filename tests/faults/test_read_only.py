@@ -215,7 +215,7 @@ async def test_what_its_owner_writes_meanwhile_is_read(shared: Shared) -> None:
     assert 5 == len(shared.other.read()["names"])
 
 
-async def test_repository_that_another_user_keeps_to_himself_says_how_to_read_it(shared: Shared) -> None:
+async def test_repository_that_another_user_does_not_share_says_how_to_read_it(shared: Shared) -> None:
     """By asking for the right to, or for the URL of its server."""
     said = shared.other.read()
     assert "NotPermitted" == said["error"]

@@ -202,7 +202,7 @@ async def test_folder_that_holds_other_things_never_becomes_a_repository(tmp_pat
 
 
 @pytest.mark.parametrize("lost", ["format", "index.sqlite"])
-async def test_repository_that_lost_a_part_is_not_made_anew(tmp_path: Path, lost: str) -> None:
+async def test_repository_that_lost_a_part_is_not_made_again(tmp_path: Path, lost: str) -> None:
     """Success in the wrong place: a push into what is left of a repository would seem to have lost all that was there."""
     folder = tmp_path / "folder"
     async with connect(str(folder), create=True) as repository:
