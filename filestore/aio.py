@@ -3,36 +3,83 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import mmap
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager, suppress
-from functools import cache
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 DISK_THREADS = 16
 
-
-@cache
-def _cpu_pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="filestore-cpu")
-
-
-@cache
-def _disk_pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=DISK_THREADS, thread_name_prefix="filestore-disk")
+_pools: dict[str, ThreadPoolExecutor] = {}
+_forks = 0
+"""How many times the line of processes that leads to this one was forked since this module was loaded."""
 
 
-@cache
-def _waiting_pool() -> ThreadPoolExecutor:
-    # Not the threads of `in_disk_thread`: one of those waits for these.
-    return ThreadPoolExecutor(max_workers=DISK_THREADS, thread_name_prefix="filestore-waiting")
+class Forkable(Protocol):
+    """An object that must know of a fork: it is in the child too, without its threads, and with locks as they were."""
+
+    def after_fork(self) -> None:
+        """Called in the child, by its only thread."""
+
+
+_forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
+
+
+def tell_of_forks(item: Forkable) -> None:
+    """Call `item.after_fork()` in each forked child, for as long as the object lives."""
+    _forkables.add(item)
+
+
+def _begin_child() -> None:
+    global _forks  # noqa: PLW0603  # what a process is, is the process's
+    _forks += 1
+    # The threads have stayed with the parent.
+    _pools.clear()
+    for item in list(_forkables):
+        item.after_fork()
+
+
+os.register_at_fork(after_in_child=_begin_child)
+
+
+def abandon(item: object) -> None:
+    """Keep an object of the parent for ever, in a forked child, and so never close it: closing could harm the parent."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
+
+
+class ProcessLock:
+    """A reentrant lock that is free in a forked child, whichever thread of the parent held it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        tell_of_forks(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def after_fork(self) -> None:
+        """A new lock: the thread that held the old one is not here."""
+        self._lock = threading.RLock()
+
+
+def thread_pool(name: str, count: int) -> ThreadPoolExecutor:
+    """The threads of this process that have this name, `count` at most; a forked child has its own."""
+    pool = _pools.get(name)
+    if pool is None:
+        pool = _pools.setdefault(name, ThreadPoolExecutor(max_workers=count, thread_name_prefix=f"filestore-{name}"))
+    return pool
 
 
 def side_by_side(function: Callable[[T], object], items: Sequence[T]) -> None:
@@ -41,7 +88,9 @@ def side_by_side(function: Callable[[T], object], items: Sequence[T]) -> None:
     For a call in `in_disk_thread`: waking the event loop for each of them would cost more than the calls that they make.
     Raises the first failure in the order of `items`.
     """
-    calls = [_waiting_pool().submit(function, item) for item in items]
+    # Not the threads of `in_disk_thread`: one of those waits for these.
+    pool = thread_pool("waiting", DISK_THREADS)
+    calls = [pool.submit(function, item) for item in items]
     wait(calls)
     for call in calls:
         call.result()
@@ -52,12 +101,12 @@ async def in_cpu_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
     A cancelled call first waits for its thread, so that buffers are never reused under it.
     """
-    return await in_thread(_cpu_pool(), function, *args, **kwargs)
+    return await in_thread(thread_pool("cpu", os.cpu_count() or 1), function, *args, **kwargs)
 
 
 async def in_disk_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run calls that wait for a disk (open, write, fsync) in one of 16 threads; cancelled as `in_cpu_thread`."""
-    return await in_thread(_disk_pool(), function, *args, **kwargs)
+    return await in_thread(thread_pool("disk", DISK_THREADS), function, *args, **kwargs)
 
 
 async def in_thread(pool: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -104,12 +153,15 @@ async def uninterrupted(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def per_thread(make: Callable[[], T]) -> Callable[[], T]:
-    """A function that gives each thread an instance of its own: zstd contexts and scratch memory are not thread-safe."""
+    """A function that gives each thread an instance of its own: zstd contexts and scratch memory are not thread-safe.
+
+    The first thread of a forked child makes its own as well: memory may be shared with the parent.
+    """
     local = threading.local()
 
     def instance() -> T:
-        if not hasattr(local, "instance"):
-            local.instance = make()
+        if getattr(local, "forks", None) != _forks:
+            local.instance, local.forks = make(), _forks
         return cast("T", local.instance)
 
     return instance

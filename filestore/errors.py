@@ -437,6 +437,18 @@ class Forbidden(FilestoreError):
         super().__init__(where, namespace)
 
 
+class UsedAfterFork(FilestoreError):
+    """Something that a process has opened is used in a child that was forked from it."""
+
+    sentence = (
+        "{0} was open in process {1} when this process was forked from it, and cannot be used here;"
+        " open it after the fork, and close it before, or start processes by spawn or forkserver"
+    )
+
+    def __init__(self, what: str, parent: int) -> None:
+        super().__init__(what, parent)
+
+
 class SourceError(FilestoreError):
     """What is pushed."""
 

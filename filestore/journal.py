@@ -14,6 +14,7 @@ from typing import Self
 
 from zstandard import ZstdCompressor, ZstdError, decompress, get_frame_parameters
 
+from filestore.aio import abandon, tell_of_forks
 from filestore.digest import DIGEST_SIZE
 from filestore.errors import FilestoreError
 from filestore.manifest import Manifest
@@ -43,12 +44,19 @@ class Journal:
         """`path` is made with its folders where it is not there."""
         self._path = path
         self._connection = self._open()
+        tell_of_forks(self)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def after_fork(self) -> None:
+        """The connection stays the parent's; a child has its own."""
+        if self._connection is not None:
+            abandon(self._connection)
+            self._connection = self._open()
 
     def close(self) -> None:
         """Safe to call again."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import mmap
+import os
 import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Never, Protocol
 
 from blake3 import blake3
 
@@ -22,7 +23,17 @@ from filestore.aio import Budget, in_cpu_thread, in_disk_thread, per_thread, tas
 from filestore.chunking import CUTTING_VERSION
 from filestore.codec import HEADER_SIZE, Decoder, decoded_size, frame_limit
 from filestore.digest import Buffer, Digest, manifest_digest
-from filestore.errors import Busy, ChunksMissing, InvalidFrame, InvalidManifest, NotFound, ReadOnly, StorageError, UnknownFormat
+from filestore.errors import (
+    Busy,
+    ChunksMissing,
+    InvalidFrame,
+    InvalidManifest,
+    NotFound,
+    ReadOnly,
+    StorageError,
+    UnknownFormat,
+    UsedAfterFork,
+)
 from filestore.index.protocol import ChunkRow, Index, Transaction
 from filestore.layout import run_path
 from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
@@ -150,13 +161,31 @@ class LocalRepository:
         """
         self.location = location
         self.fingerprint = blake3(f"{location}\0{namespace}".encode(errors="surrogateescape")).hexdigest()
-        self._store = store
-        self._index = index
+        self._opened_store = store
+        self._opened_index = index
+        self._pid = os.getpid()
         self._namespace = checked_namespace(namespace)
         self._budget = Budget(IN_FLIGHT_LIMIT) if budget is None else budget
         self._signed_seconds = signed_seconds
         self._read_only = read_only
         self._identity: Identity | None = None
+
+    def __reduce__(self) -> Never:
+        raise TypeError(f"{self.location}: an open repository cannot be sent to another process; open it there by connect()")
+
+    @property
+    def _store(self) -> ChunkStore:
+        self._check_process()
+        return self._opened_store
+
+    @property
+    def _index(self) -> Index:
+        self._check_process()
+        return self._opened_index
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise UsedAfterFork(self.location, self._pid)
 
     async def identity(self) -> Identity:
         if self._identity is None:
@@ -273,11 +302,14 @@ class LocalRepository:
         return record
 
     async def close(self) -> None:
-        """Close the store and the index, also for others that share them. Does nothing a second time."""
+        """Close the store and the index, also for others that share them. Does nothing a second time.
+
+        In a forked child, what the parent has opened stays as it is.
+        """
         try:
-            await self._store.close()
+            await self._opened_store.close()
         finally:
-            await self._index.close()
+            await self._opened_index.close()
 
     def _check_writable(self) -> None:
         if self._read_only:

@@ -7,6 +7,7 @@ ten times that where threads wait for each other; 0.2 us while nobody wants it. 
 from __future__ import annotations
 
 import mmap
+import os
 import resource
 import sys
 import threading
@@ -242,6 +243,10 @@ def count_into(tally: Tally | None) -> None:
     """Count into `tally` from now on, in all threads of this process; None: nowhere."""
     global _tally  # noqa: PLW0603  # what a process does is the process's
     _tally = tally
+
+
+# What a forked child does is not counted for its parent, whose threads may hold the lock of the tally.
+os.register_at_fork(after_in_child=lambda: count_into(None))
 
 
 def stage(which: Stage, size: int = 0) -> _Passage | _Uncounted:

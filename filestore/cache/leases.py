@@ -29,6 +29,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from filestore.aio import ProcessLock
 from filestore.cache.lock import try_lock
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class Leases:
     def __init__(self, root: Path) -> None:
         """Touches nothing yet."""
         self._folder = root / "leases"
-        self._lock = threading.RLock()
+        self._lock = ProcessLock()
         self._counts: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
         self._holder: Path | None = None
@@ -82,10 +83,11 @@ class Leases:
             if not self._counts[key]:
                 del self._counts[key]
                 reserved = self._reserved.pop(key, 0)
-                if self._holder is not None:
+                holder = self._own_holder
+                if holder is not None:
                     with suppress(OSError):
-                        (self._holder / f"{key}+{reserved}").unlink(missing_ok=True)
-                        (self._holder / key).unlink(missing_ok=True)
+                        (holder / f"{key}+{reserved}").unlink(missing_ok=True)
+                        (holder / key).unlink(missing_ok=True)
 
     def reserve(self, key: str, size: int) -> None:
         """Promise bytes to an entry that is pinned; 0 takes them back. Raises OSError."""
@@ -93,8 +95,9 @@ class Leases:
             before = self._reserved.get(key, 0)
             self._reserved[key] = size
             self._write(key)
-            if before not in {0, size} and self._holder is not None:
-                (self._holder / f"{key}+{before}").unlink(missing_ok=True)
+            holder = self._own_holder
+            if before not in {0, size} and holder is not None:
+                (holder / f"{key}+{before}").unlink(missing_ok=True)
 
     def held(self) -> dict[str, int]:
         """What is in use by whatever living process, and the bytes that are reserved for it. What ended ones held is cleared."""
@@ -123,32 +126,39 @@ class Leases:
         with self._lock:
             self._counts.clear()
             self._reserved.clear()
-            # A fork has its parent's folder: that one is still in use.
-            if self._holder is not None and self._pid == os.getpid():
-                shutil.rmtree(self._holder, ignore_errors=True)
+            holder = self._own_holder
+            if holder is not None:
+                shutil.rmtree(holder, ignore_errors=True)
             self._holder = None
 
     def beat(self) -> None:
         """Say that this process goes on; where it was taken for ended, after a long pause, write all leases anew."""
         with self._lock, suppress(OSError):
-            if self._holder is None or self._pid != os.getpid():
+            holder = self._own_holder
+            if holder is None:
                 return
             try:
-                os.utime(self._holder)
+                os.utime(holder)
             except FileNotFoundError:
                 for key in self._counts:
                     self._write(key)
 
+    @property
+    def _own_holder(self) -> Path | None:
+        """The folder with the leases of this process, if it has one. A forked child must not touch that of its parent."""
+        return self._holder if self._pid == os.getpid() else None
+
     def _write(self, key: str) -> None:
-        if self._holder is None or self._pid != os.getpid():
+        holder = self._own_holder
+        if holder is None:
             self._pid = os.getpid()
-            self._holder = self._folder / f"{_identity(self._pid)}-{uuid.uuid4().hex[:8]}"
+            holder = self._holder = self._folder / f"{_identity(self._pid)}-{uuid.uuid4().hex[:8]}"
             _heart.beat_for(self)
-        for folder in (self._folder, self._holder):
+        for folder in (self._folder, holder):
             folder.mkdir(exist_ok=True)
-        (self._holder / key).touch()
+        (holder / key).touch()
         if self._reserved.get(key):
-            (self._holder / f"{key}+{self._reserved[key]}").touch()
+            (holder / f"{key}+{self._reserved[key]}").touch()
 
     def _holders(self) -> list[Path]:
         try:
@@ -184,7 +194,7 @@ class Hold:
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
         self._keys: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
 
     def pin(self, key: str) -> None:
         """Say that an entry is in use."""
@@ -226,7 +236,7 @@ class _Heart:
     """Lets others see that this process goes on: one thread for all of its leases, whatever its event loops do meanwhile."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._leases: set[Leases] = set()
         self._thread: threading.Thread | None = None
 

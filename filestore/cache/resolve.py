@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
@@ -38,8 +40,8 @@ from filestore.http.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.layout import in_blocks
 from filestore.manifest import Manifest
 from filestore.objects import Directory, File, FileURL, Kind, Record, Reference, Report
-from filestore.repository import Identity, Repository, checked_identity
 from filestore.paths import home_path
+from filestore.repository import Identity, Repository, checked_identity
 from filestore.tree_staging import Zip
 from filestore.unpack import unpack
 
@@ -119,12 +121,36 @@ class Cache:
         self._repository = repository
         self._limits = limits
         self._downloads = downloads
-        self._flights = SingleFlight()
+        self._size_limit = size_limit
+        self._free_floor = free_floor
         self._shelf: Shelf | None = None
         self._cutting = CUTTING_VERSION
+        self._begin_process()
+
+    def _begin_process(self) -> None:
+        self._pid = os.getpid()
+        self._flights = SingleFlight()
         self._leases = Leases(self._root)
         self._resolved = self._leases.hold()
-        self._room = Room(self._root, self._leases, size_limit=size_limit, free_floor=free_floor)
+        self._room = Room(self._root, self._leases, size_limit=self._size_limit, free_floor=self._free_floor)
+
+    def _enter_process(self) -> None:
+        """In a forked child, what the parent uses and fetches is the parent's: begin with neither."""
+        if self._pid != os.getpid():
+            self._begin_process()
+
+    def __reduce__(self) -> tuple[Callable[[], Cache], tuple[()]]:
+        """For processes that are started by spawn or forkserver: the same cache, with leases of their own."""
+        make = partial(
+            Cache,
+            self._root,
+            self._repository,
+            limits=self._limits,
+            downloads=self._downloads,
+            size_limit=self._size_limit,
+            free_floor=self._free_floor,
+        )
+        return make, ()
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,6 +160,7 @@ class Cache:
 
     async def close(self) -> None:
         """Say that nothing is in use any more; safe to call again. The repository stays open."""
+        self._enter_process()
         await in_disk_thread(self._leases.close)
 
     async def resolve(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Path:
@@ -153,11 +180,13 @@ class Cache:
 
     async def resolved(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Resolved:
         """`resolve`, with what it cost. Of callers that share one fetch, it is told to who began it."""
+        self._enter_process()
         return await self._resolve(wanted, self._resolved, report)
 
     @asynccontextmanager
     async def lease(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> AsyncIterator[Path]:
         """`resolve`, for as long as the block lasts."""
+        self._enter_process()
         hold = self._leases.hold()
         try:
             yield (await self._resolve(wanted, hold, report)).path
@@ -178,6 +207,7 @@ class Cache:
 
         Raises what `resolve` raises.
         """
+        self._enter_process()
         hold = self._leases.hold()
 
         async def resolve(following: Following) -> Path:
@@ -276,6 +306,7 @@ class Cache:
 
         That does not keep it: only what `resolve` and `lease` give is in use.
         """
+        self._enter_process()
         kind = _kind(wanted)
         shelf = await self._opened()
         if isinstance(wanted, FileURL):

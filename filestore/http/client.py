@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +19,7 @@ from urllib.parse import quote, urlsplit
 from blake3 import blake3
 from yarl import URL
 
+from filestore.aio import abandon
 from filestore.digest import DIGEST_SIZE, Digest, manifest_digest, parse_digests, token_digest
 from filestore.errors import (
     FilestoreError,
@@ -36,8 +39,8 @@ from filestore.errors import (
 )
 from filestore.http import wire
 from filestore.http.channel import Channel, Channels, Head, Meter
-from filestore.layout import parse_run_path
 from filestore.http.reasons import failure_reason
+from filestore.layout import parse_run_path
 from filestore.manifest import MANIFEST_LIMIT
 from filestore.objects import Frame, Kind, Record, Reference, checked_namespace, record_from_json
 from filestore.repository import Identity, Moved, check_versions, checked_identity
@@ -88,16 +91,33 @@ class RemoteRepository:
         self._token = token
         self._connections = connections
         self._stall_seconds = stall_seconds
-        # TLS is left to aiohttp.
-        self._channels = (
-            Channels(self.location, token=token, count=connections, stall_seconds=stall_seconds)
-            if parts.scheme == "http"
-            else None
-        )
+        self._pid = os.getpid()
+        self._channels = self._make_channels()
         self._session: aiohttp.ClientSession | None = None
         self._identity: Identity | None = None
         self._reached = False
         self._rate: float | None = None
+
+    def __reduce__(self) -> tuple[Callable[[], RemoteRepository], tuple[()]]:
+        """For processes that are started by spawn or forkserver: the same server, on connections of their own."""
+        make = partial(
+            RemoteRepository, self.location, token=self._token, connections=self._connections, stall_seconds=self._stall_seconds
+        )
+        return make, ()
+
+    def _make_channels(self) -> Channels | None:
+        """TLS is left to aiohttp."""
+        if not self.location.startswith("http:"):
+            return None
+        return Channels(self.location, token=self._token, count=self._connections, stall_seconds=self._stall_seconds)
+
+    def _enter_process(self) -> None:
+        """In a forked child, leave connections and threads to the parent, and begin with new ones."""
+        if self._pid != os.getpid():
+            abandon((self._channels, self._session))
+            self._pid = os.getpid()
+            self._channels = self._make_channels()
+            self._session = None
 
     async def identity(self) -> Identity:
         if self._identity is None:
@@ -214,6 +234,7 @@ class RemoteRepository:
         return await self._json("GET", "/status")
 
     async def close(self) -> None:
+        self._enter_process()
         if self._channels is not None:
             self._channels.close()
         if self._session is not None:
@@ -223,6 +244,7 @@ class RemoteRepository:
     # Below: requests. Each is idempotent, so that `_retried` may do it again.
 
     async def _retried(self, request: Callable[[], Awaitable[T]]) -> T:
+        self._enter_process()
         for attempt in count(1):
             try:
                 return await request()

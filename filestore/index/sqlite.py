@@ -18,9 +18,9 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from filestore.aio import in_thread, uninterrupted
+from filestore.aio import abandon, in_thread, tell_of_forks, uninterrupted
 from filestore.digest import Digest
-from filestore.errors import Busy, IndexUnreadable, ReadOnly, StorageError, StorageFull, UnknownFormat
+from filestore.errors import Busy, IndexUnreadable, ReadOnly, StorageError, StorageFull, UnknownFormat, UsedAfterFork
 from filestore.index.protocol import ChunkRow, TokenRow
 from filestore.index.reading import State, in_use_elsewhere, open_for_reading, state_of
 from filestore.objects import Kind, Record, Reference
@@ -266,23 +266,31 @@ async def open_index_for_reading(
     return index
 
 
+_inherited: dict[tuple[int, int], int] = {}
+"""Device and inode of each index that was open when this process was forked, and the process that has it open."""
+
+
 class _Connection:
     """A connection that is opened by its first use, on a thread of its own."""
 
     def __init__(self, path: Path, *, timeout_seconds: float) -> None:
         self.path = str(path)
         self.closed = False
+        self._pid = os.getpid()
+        tell_of_forks(self)
         self._timeout_seconds = timeout_seconds
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="filestore-index")
         self._connection: sqlite3.Connection | None = None
 
     async def run(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function(connection, ...)` on the thread. Raises Busy, StorageError, StorageFull."""
+        """`function(connection, ...)` on the thread. Raises Busy, StorageError, StorageFull, UsedAfterFork."""
+        if self._pid != os.getpid():
+            raise UsedAfterFork(self.path, self._pid)
         return await in_thread(self._thread, self._call, lambda connection: function(connection, *args, **kwargs))
 
     async def close(self) -> None:
         """Close the connection. Nothing runs on it afterwards."""
-        if not self.closed:
+        if not self.closed and self._pid == os.getpid():
             self.closed = True
             await in_thread(self._thread, self._close)
             self._thread.shutdown(wait=False)
@@ -296,6 +304,17 @@ class _Connection:
     def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+
+    def after_fork(self) -> None:
+        """Never close the parent's connection here, not even at the end of this process.
+
+        SQLite keeps its locks by process and file in memory that a child inherits, though the child holds none of these locks.
+        Source: sqlite.org/howtocorrupt.html, section 2.6.
+        """
+        if self._connection is not None and not self.closed:
+            abandon(self._connection)
+            with suppress(OSError):
+                _inherited[_file_id(self.path)] = self._pid
 
 
 class _ReadingConnection(_Connection):
@@ -328,6 +347,7 @@ class _ReadingConnection(_Connection):
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
+            _check_process(self.path)
             self._connection, self._state = open_for_reading(self.path, timeout_seconds=self._timeout_seconds)
             self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
         return self._connection
@@ -361,6 +381,11 @@ def _translated(path: str) -> Iterator[None]:
         raise StorageError(path, error.strerror or str(error)) from error
 
 
+def _file_id(path: str) -> tuple[int, int]:
+    found = Path(path).stat()
+    return found.st_dev, found.st_ino
+
+
 def _make_file(path: str) -> None:
     """Make an empty index that only its owner can read, unless there is one. SQLite alone would make it readable for all.
 
@@ -382,8 +407,19 @@ def _make_file(path: str) -> None:
             Path(staging).unlink()
 
 
+def _check_process(path: str) -> None:
+    """Raises UsedAfterFork for an index that the parent of this process had open at the fork.
+
+    SQLite would believe that this process has the locks of its parent, and another process would delete the log.
+    """
+    parent = _inherited.get(_file_id(path))
+    if parent is not None:
+        raise UsedAfterFork(path, parent)
+
+
 def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
     _make_file(path)
+    _check_process(path)
     connection = sqlite3.connect(path, timeout=timeout_seconds, isolation_level=None)
     try:
         connection.execute("PRAGMA synchronous = FULL")

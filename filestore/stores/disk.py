@@ -28,7 +28,7 @@ from filestore.aio import in_disk_thread, side_by_side, uninterrupted
 from filestore.codec import frame_limit
 from filestore.digest import Buffer, Digest
 from filestore.durable import sync_path, try_flock, write_all
-from filestore.errors import InvalidReference, NotPermitted, ReadOnly, StorageError, storage_error
+from filestore.errors import InvalidReference, NotPermitted, ReadOnly, StorageError, UsedAfterFork, storage_error
 from filestore.layout import chunk_key, manifest_key, unhashed
 from filestore.manifest import CHUNK_LIMIT
 from filestore.stages import Stage, awaiting, stage
@@ -116,6 +116,7 @@ class DiskStore:
         self._root = root
         self._own = own
         self._lock = lock
+        self._pid = os.getpid()
         self._numbers = count()
 
     async def initialise(self, text: bytes) -> bytes:
@@ -125,6 +126,8 @@ class DiskStore:
     def stage(self) -> DiskStaging:
         if self._own is None:
             raise ReadOnly(str(self._root))
+        if self._pid != os.getpid():
+            raise UsedAfterFork(str(self._root), self._pid)
         # The folder has an unguessable name and is its owner's alone; a number is enough inside.
         return DiskStaging(self._own / str(next(self._numbers)), self._root)
 
@@ -176,8 +179,13 @@ class DiskStore:
     async def close(self) -> None:
         """Remove this process's staging files and give up its lock."""
         lock, self._lock = self._lock, None
-        if self._own is not None and lock is not None:
-            await uninterrupted(in_disk_thread(_release, self._own, lock))
+        if self._own is None or lock is None:
+            return
+        if self._pid != os.getpid():
+            # The folder, and what is being written in it, is the parent's. Its lock outlives this descriptor.
+            os.close(lock)
+            return
+        await uninterrupted(in_disk_thread(_release, self._own, lock))
 
     def _initialise(self, text: bytes) -> bytes:
         path = self._root / "format"

@@ -13,9 +13,8 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import cache
 
-from filestore.aio import in_thread, lasting_memory, per_thread
+from filestore.aio import in_thread, lasting_memory, per_thread, thread_pool
 from filestore.codec import frame_limit
 from filestore.errors import Stalled
 from filestore.http.server.connection import PATIENCE_MILLISECONDS, PEER, PIECE, duplicate, readable
@@ -41,10 +40,9 @@ def _as_large_as_may_be(limit: int) -> int:
     return limit
 
 
-@cache
 def _turns() -> ThreadPoolExecutor:
     # Not those of `in_disk_thread`, of which each would come to hold the memory of a piece.
-    return ThreadPoolExecutor(max_workers=max(4, os.cpu_count() or 1), thread_name_prefix="filestore-turn")
+    return thread_pool("turn", max(4, os.cpu_count() or 1))
 
 
 _piece_memory = per_thread(lambda: lasting_memory(frame_limit(CHUNK_LIMIT)))

@@ -1,0 +1,169 @@
+"""A child whose parent has used the library works or says at once why not, never hangs, and never harms the parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filestore import Cache
+from filestore.repository import Repository
+from tests.support.server import RunningServer, running_server
+
+REPOSITORY = Path(__file__).parents[2]
+METHODS = ["fork", "pool", "loop", "forkserver", "spawn"]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server with two files."""
+    with running_server(tmp_path / "root") as running:
+        yield running
+
+
+def ids_of(server: RunningServer) -> list[str]:
+    """Two stored files."""
+    return [server.upload(name, name.encode()).json["id"] for name in ("hit.txt", "miss.txt")]
+
+
+def run(tmp_path: Path, method: str, whose: str, repository: str, ids: list[str]) -> Any:
+    """What a parent and its child say; all of their processes are ended after a minute."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    for name in ("of-parent.txt", "of-child.txt", "afterwards.txt"):
+        (folder / name).write_text(name)
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "tests.support.forks",
+        method,
+        repository,
+        tmp_path / "cache",
+        folder,
+        whose,
+        *ids,
+    ]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        said, errors = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        _, errors = process.communicate()
+        raise AssertionError(f"it hangs; {errors}") from None
+    assert (0, "") == (process.returncode, errors)
+    return json.loads(said)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_child_uses_what_its_parent_has_made(server: RunningServer, tmp_path: Path, method: str) -> None:
+    """The parent's repository and cache work in a child, on connections and leases of its own: a hit, a miss, a push."""
+    said = run(tmp_path, method, "parents", server.url, ids_of(server))
+    assert ["hit.txt", "of-parent.txt"] == said["parent"]
+    assert ["hit.txt", "miss.txt", "of-child.txt"] == said["child"]
+    assert ["hit.txt", "miss.txt", "afterwards.txt"] == said["afterwards"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_child_makes_its_own(server: RunningServer, tmp_path: Path, method: str) -> None:
+    """A repository and a cache that are made in the child work, whatever the parent has used."""
+    said = run(tmp_path, method, "new", server.url, ids_of(server))
+    assert ["hit.txt", "miss.txt", "of-child.txt"] == said["child"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> tuple[str, list[str]]:
+    """A folder that no process has open, and the ids of two files in it."""
+    with running_server(tmp_path / "root") as running:
+        ids = ids_of(running)
+    return str(tmp_path / "root"), ids
+
+
+@pytest.mark.parametrize("method", ["fork", "loop"])
+def test_open_folder_is_refused_in_a_forked_child(folder: tuple[str, list[str]], tmp_path: Path, method: str) -> None:
+    """What needs the parent's open index raises at once; a hit of the cache does not need it. The parent goes on."""
+    root, ids = folder
+    said = run(tmp_path, method, "parents", root, ids)
+    assert ["hit.txt", "UsedAfterFork", "UsedAfterFork"] == said["child"]
+    assert ["hit.txt", "miss.txt", "afterwards.txt"] == said["afterwards"]
+
+
+def test_folder_that_the_parent_has_open_is_refused_in_a_forked_child(folder: tuple[str, list[str]], tmp_path: Path) -> None:
+    """Opened anew in the child, too: SQLite would believe that the child has the locks of its parent."""
+    root, ids = folder
+    assert ["UsedAfterFork"] == run(tmp_path, "loop", "new", root, ids)["child"]
+
+
+@pytest.mark.parametrize("method", ["fork", "pool", "forkserver", "spawn"])
+def test_folder_that_the_parent_has_closed_is_opened_by_the_child(
+    folder: tuple[str, list[str]], tmp_path: Path, method: str
+) -> None:
+    """A folder that is closed before the fork works as in any other process."""
+    root, ids = folder
+    said = run(tmp_path, method, "new", root, ids)
+    assert ["hit.txt", "miss.txt", "of-child.txt"] == said["child"]
+
+
+IN_A_FORK = """
+import asyncio, gc, os, sys, warnings
+from contextlib import AsyncExitStack
+from filestore import Cache, File, connect
+from pathlib import Path
+
+warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
+root, cache_root, file_id = sys.argv[1:]
+
+def seen():
+    held = sorted(path.name for path in Path(cache_root, "leases").glob("*/*"))
+    staged = sorted(path.name for path in Path(root, "tmp").iterdir())
+    assert held and staged
+    return held, staged, Path(root, "index.sqlite-wal").stat().st_ino
+
+async def enter(stack):
+    repository = await stack.enter_async_context(connect(root))
+    cache = await stack.enter_async_context(Cache(cache_root, repository))
+    await stack.enter_async_context(cache.lease(File(id=file_id)))
+    return repository
+
+stack = AsyncExitStack()
+runner = asyncio.Runner()
+repository = runner.run(enter(stack))
+before = seen()
+pid = os.fork()
+if pid == 0:
+    # Leaves all of the parent's blocks, closes all of its objects, and lets go of them. It ends as children of multiprocessing
+    # do: Python itself, at its end, would close the parent's event loop, whose epoll both processes share.
+    asyncio.run(stack.aclose())
+    del stack, repository
+    gc.collect()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert before == seen()
+runner.run(repository.records())
+runner.run(stack.aclose())
+print("sound")
+"""
+
+
+def test_child_that_leaves_its_parents_blocks_takes_nothing_away(folder: tuple[str, list[str]], tmp_path: Path) -> None:
+    """Leases, staging folder and the index's log stay the parent's until the parent ends."""
+    root, ids = folder
+    command: list[str | Path] = [sys.executable, "-c", IN_A_FORK, root, tmp_path / "cache", ids[0]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ("sound\n", "", 0) == (done.stdout, done.stderr, done.returncode)
+
+
+async def test_open_folder_is_not_sent_to_another_process(local_repository: Repository, tmp_path: Path) -> None:
+    """Pickling it, or a cache of it, says at once what to do instead."""
+    for item in (local_repository, Cache(tmp_path / "cache", local_repository)):
+        with pytest.raises(TypeError, match=r"open it there by connect\(\)"):
+            pickle.dumps(item)
