@@ -20,6 +20,9 @@ WINDOW_SIZE = 16 << 20
 SETTLED_NANOSECONDS = 2_000_000_000
 """A file that changed within this time before it was recorded may have changed again within one tick of its clock."""
 
+_COPY_IT = "copy its content to another file (`cat FILE > COPY`) and push that one"
+"""What to do with a file whose size cannot be believed."""
+
 _CHUNK = struct.Struct(f"<{DIGEST_SIZE}sI")
 _STATE = struct.Struct("<QqqQQ")
 PACKED_SIZE = _CHUNK.size
@@ -250,10 +253,30 @@ class FileSource:
 
     def check_unchanged(self) -> None:
         self.state.check(FileState.of(os.fstat(self._descriptor)), self.path)
+        check_end(self._descriptor, self.size, self.path)
+
+
+def check_end(descriptor: int, size: int, path: Path | str) -> None:
+    """Read once more after the last byte, since the size that a file reports may be wrong: files in /proc report 0.
+
+    Raises SourceChanged when the file is longer by now, SourceUnreadable when it has more bytes than it reports.
+    """
+    try:
+        is_longer = bool(os.pread(descriptor, 1, size))
+        reported = os.fstat(descriptor).st_size
+    except OSError as error:
+        raise SourceUnreadable(str(path), error.strerror or str(error)) from None
+    if is_longer and reported > size:
+        raise SourceChanged(str(path), f"its size is {reported}, it was {size}")
+    if is_longer:
+        raise SourceUnreadable(str(path), f"it has more bytes than the {size} that it reports; {_COPY_IT}")
 
 
 def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path | str) -> None:
-    """Fill `memory` with the bytes from `offset` on. Raises SourceChanged when the file ends before that, SourceUnreadable."""
+    """Fill `memory` with the bytes from `offset` on.
+
+    Raises SourceChanged when the file became shorter, SourceUnreadable, also when it has fewer bytes than it reports.
+    """
     filled = 0
     while filled < len(memory):
         try:
@@ -261,6 +284,10 @@ def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path | 
         except OSError as error:
             raise SourceUnreadable(str(path), error.strerror or str(error)) from None
         if count == 0:
+            end = offset + filled
+            reported = os.fstat(descriptor).st_size
+            if reported > end:
+                raise SourceUnreadable(str(path), f"it has {end} bytes and reports {reported}; {_COPY_IT}")
             raise SourceChanged(str(path), "it became shorter")
         filled += count
 

@@ -25,11 +25,12 @@ from filestore.source import (
     FileState,
     Remembered,
     Window,
+    check_end,
     read_exactly,
     unpacked,
 )
 from filestore.stages import Stage, stage
-from filestore.walk import NO_STATE, Walked
+from filestore.walk import LEAVE_OUT, NO_STATE, Walked
 
 _KNOWN_MAGIC = b"tree1"
 _COUNTS = struct.Struct("<II")
@@ -140,7 +141,7 @@ class TreeSource:
             yield entry.stored_name.decode(), self._cutter.offsets[place], self._cutter.offsets[place + 1]
 
     def check_unchanged(self) -> None:
-        """Looks at each file once more, by its path: some microseconds a file."""
+        """Looks at each file once more, by its path: some microseconds a file. Those without content were not opened before."""
         states = self._walked.states
         for place in range(len(states)):
             if states.packed(place) != NO_STATE:
@@ -150,6 +151,10 @@ class TreeSource:
                 except OSError as error:
                     raise _failed(path, error) from None
                 states.check(place, now, path)
+                if not now.st_size:
+                    self._open(place)
+                    check_end(self._descriptor, 0, path)
+        self.close()
 
     @cached_property
     def _virtual(self) -> VirtualZip:
@@ -177,6 +182,7 @@ class TreeSource:
             read_exactly(self._descriptor, memory, offset, self._opened_path)
         self.read += len(memory)
         if offset + len(memory) == self._cutter.entries[place].size:
+            check_end(self._descriptor, offset + len(memory), self._opened_path)
             if offset:
                 self._check(place)  # the earlier a large file is found to have changed, the better
             self.files_done += 1
@@ -257,4 +263,4 @@ def _failed(path: str, error: OSError) -> SourceChanged | SourceUnreadable:
         return SourceChanged(path, "it vanished")
     if error.errno == errno.ELOOP:
         return SourceChanged(path, "a link was put in its place")
-    return SourceUnreadable(path, error.strerror or str(error))
+    return SourceUnreadable(path, f"{error.strerror or error}; {LEAVE_OUT}")

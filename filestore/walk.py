@@ -46,9 +46,10 @@ _OTHER_KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 
-_LEAVE_OUT = "leave it out with `--exclude`"
-_KEEP = f"keep links as they are with `--symlinks keep`, or {_LEAVE_OUT}"
-_FOLLOW = f"follow it with `--symlinks follow`, or {_LEAVE_OUT}"
+LEAVE_OUT = "leave it out with `--exclude`"
+"""What to do about something in a directory that cannot be pushed."""
+_KEEP = f"keep links as they are with `--symlinks keep`, or {LEAVE_OUT}"
+_FOLLOW = f"follow it with `--symlinks follow`, or {LEAVE_OUT}"
 
 
 class Symlinks(StrEnum):
@@ -309,7 +310,7 @@ class _Walking:
             return
         if not stat.S_ISREG(found.st_mode):
             kind = _OTHER_KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
-            raise self._refused(name, f"it is {kind}, which has no content to keep; {_LEAVE_OUT}")
+            raise self._refused(name, f"it is {kind}, which has no content to keep; {LEAVE_OUT}")
         self._count_one()
         if is_elsewhere:
             self._elsewhere[name] = path
@@ -329,7 +330,7 @@ class _Walking:
         try:
             entry.name.encode()
         except UnicodeEncodeError:
-            raise self._refused(entry.name, f"its name is not UTF-8; rename it, or {_LEAVE_OUT}") from None
+            raise self._refused(entry.name, f"its name is not UTF-8; rename it, or {LEAVE_OUT}") from None
         self.entries.append(entry)
         self._packed += state
 
@@ -350,7 +351,7 @@ class _Walking:
     def _translated(self, error: OSError, name: str) -> SourceError:
         if error.errno in _CHANGES:
             return SourceChanged(self._shown(name), _CHANGES[error.errno])
-        what_to_do = f"; {_LEAVE_OUT}" if name else ""
+        what_to_do = f"; {LEAVE_OUT}" if name else ""
         return SourceUnreadable(self._shown(name), f"{error.strerror or error}{what_to_do}")
 
 
@@ -362,7 +363,7 @@ def _led_to(link: os.DirEntry[str]) -> tuple[os.stat_result | None, str]:
         if error.errno in _LEADS_NOWHERE:
             return None, f"where nothing is; {_KEEP}"
         if error.errno == errno.ELOOP:
-            return None, f"which leads round in a circle, or through too many links; {_LEAVE_OUT}"
+            return None, f"which leads round in a circle, or through too many links; {LEAVE_OUT}"
         raise
 
 
