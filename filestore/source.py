@@ -60,8 +60,12 @@ class FileState(NamedTuple):
         return _STATE.pack(*self)
 
     def is_settled(self, recorded_at: int) -> bool:
-        """Whether a file in this state when it was recorded shows every change since then in its state."""
-        return max(self.mtime, self.ctime) + SETTLED_NANOSECONDS < recorded_at
+        """Whether a file in this state when it was recorded shows every change since then in its state.
+
+        An mtime in the future was set by hand: whoever writes to the file gives it another one, and another ctime.
+        """
+        is_mtime_settled = abs(recorded_at - self.mtime) > SETTLED_NANOSECONDS
+        return is_mtime_settled and self.ctime + SETTLED_NANOSECONDS < recorded_at
 
     def check(self, now: FileState, path: Path | str) -> None:
         """Raises SourceChanged where the state is another one by now."""

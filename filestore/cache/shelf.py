@@ -259,7 +259,8 @@ def note_use(folder: Path) -> None:
     """Say that an entry was used, by the mtime of its `entry.json`; once a minute is enough."""
     path = folder / "entry.json"
     with suppress(OSError):  # of a cache that is read-only nothing has to be known
-        if time.time() - path.stat().st_mtime > USE_SECONDS:
+        # A time in the future, from a clock that was wrong, would make the entry the last one to go for ever.
+        if abs(time.time() - path.stat().st_mtime) > USE_SECONDS:
             os.utime(path)
 
 

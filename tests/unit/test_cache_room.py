@@ -312,6 +312,17 @@ async def test_a_use_is_noted_once_a_minute(watched: WatchedRepository, files: l
     assert before.used_at <= after.used_at
 
 
+async def test_a_use_in_the_future_is_not_believed(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
+    """A clock that was wrong for a while does not make an entry the last one to go for ever: its next use is noted."""
+    cache = Cache(tmp_path / "cache", watched)
+    await use(cache, files[0])
+    (before,) = entries(tmp_path / "cache")
+    age(tmp_path / "cache", minutes=-60 * 24)
+    await use(cache, files[0])
+    (after,) = entries(tmp_path / "cache")
+    assert before.used_at <= after.used_at < before.used_at + 60 * 60
+
+
 async def test_without_locks_the_limit_holds(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

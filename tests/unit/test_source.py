@@ -59,3 +59,25 @@ def test_a_state_survives_packing() -> None:
     """Inode and device are unsigned 64-bit numbers, times may lie before 1970."""
     state = FileState(3, -1, 2**62, 2**64 - 1, 2**64 - 1)
     assert state == FileState.unpack(state.pack())
+
+
+def test_a_file_with_an_mtime_in_the_future_is_not_read_again(tmp_path: Path) -> None:
+    """Its mtime was set by hand; when it was last changed is told by its ctime."""
+    path = _settled(tmp_path / "model.bin")
+    ahead = time.time_ns() + 10**17
+    os.utime(path, ns=(0, ahead))
+    with FileSource(path) as first:
+        remembered = Remembered(_scanned(first), first.known(), first.state.ctime + 3_000_000_000)
+    with FileSource(path) as again:
+        again.recall(remembered)
+        assert True is again.is_finished
+
+
+@pytest.mark.parametrize("field", ["mtime", "ctime"])
+@pytest.mark.parametrize("seconds", [-1, 0, 1])
+def test_a_time_near_that_of_the_record_is_not_settled(field: str, seconds: int) -> None:
+    """Neither just before, nor just after, as clocks differ a little."""
+    now = 10**18
+    state = FileState(3, 0, 0, 1, 1)._replace(**{field: now + seconds * 10**9})
+    assert False is state.is_settled(now)
+    assert True is FileState(3, 0, 0, 1, 1).is_settled(now)
