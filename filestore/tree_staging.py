@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import threading
 from bisect import bisect_left, bisect_right
@@ -44,6 +43,7 @@ from filestore.durable import check_space, sync_file_system, write_at
 from filestore.errors import FilestoreError, StorageFull, TargetError, storage_error
 from filestore.layout import BLOCK_SIZE, in_blocks
 from filestore.receive import Located, Order, OvertakenError, copy_range, read_whole
+from filestore.removal import remove
 
 GATHER_LIMIT = 1 << 20
 """Bytes of an entry that has an order, up to which it is gathered in memory."""
@@ -556,7 +556,7 @@ class TreeStaging:
         for path, status in _walk(self._root):
             if stat.S_ISDIR(status.st_mode):
                 if path not in folders:
-                    shutil.rmtree(path, dir_fd=self._root)
+                    remove(path, dir_fd=self._root)
                 elif path not in self._parents:
                     for number in leaves.get(path, ()):
                         self._note_done(number)

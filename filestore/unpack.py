@@ -6,14 +6,14 @@ fetched: what the staging folder of a fetch that was cut holds, what the tree or
 seeds hold.
 
 Where the target is an empty folder, such as a mounted volume, the staging folder lies inside it, and the names in it are
-moved out one by one. That is not atomic: a reader may see some of them before the others.
+moved out one by one. That is not atomic: a reader may see some of them before the others. So it is with a target that came
+with a container image: an overlay file system does not rename such a folder.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -43,6 +43,7 @@ from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded, NotA
 from filestore.manifest import Manifest
 from filestore.objects import Record, Report
 from filestore.receive import FileSeed, Located, OvertakenError, Receiving, Seed, closing
+from filestore.removal import move, remove, remove_if_possible, remove_in_place
 from filestore.repository import Repository
 from filestore.source import FileSource
 from filestore.stages import Stage, stage
@@ -73,6 +74,8 @@ class Unpacked(NamedTuple):
     """The zip's bytes from its central directory on: with the manifest, what a `TreeSeed` of the tree needs."""
     is_atomic: bool
     """The tree appeared by one rename. Else the target was a folder that stays, and its names appeared one by one."""
+    left: Path | None
+    """What stood there before, or a part of it, where it could not be removed; None otherwise."""
 
 
 async def unpack(
@@ -130,6 +133,7 @@ async def unpack(
         manifest,
         archive.tail,
         not place.is_inside,
+        place.left,
     )
 
 
@@ -306,7 +310,9 @@ class _Target:
         self._discarded_name = f".{digest.hex()[:32]}-{label}.filestore-discarded"
         self._aside_name = f".{label}.filestore-aside"
         self.is_inside = False
-        """It is staged in the target itself, which stays."""
+        """It is staged in the target itself, or published name by name; the target stays."""
+        self.left: Path | None = None
+        """What was replaced and could not be removed."""
 
     @property
     def staging(self) -> Path:
@@ -326,7 +332,7 @@ class _Target:
 
         Whether the target holds what an earlier unpack has published. Raises TargetError.
         """
-        _remove(self.path.parent / self._discarded_name)
+        remove_if_possible(self.path.parent / self._discarded_name)
         try:
             self._recover(self.path.parent / self._aside_name, self.path)
             status = self.path.lstat()
@@ -344,6 +350,7 @@ class _Target:
         if not self._force:
             raise TargetError(str(self.path), "a file stands there; give another name, or --force to replace it")
         self.is_inside, self.is_replaced = False, True
+        self._check_aside(self.path.parent / self._aside_name)
         return False
 
     def holds(self, archive: Zip) -> bool:
@@ -360,10 +367,13 @@ class _Target:
     def discard(self) -> None:
         """Remove the staging folder, all of it at once: another process may be at work in it."""
         discarded = self._home / self._discarded_name
-        _remove(discarded)
-        with suppress(OSError):
+        remove_if_possible(discarded)
+        try:
             self.staging.rename(discarded)
-        _remove(discarded)
+        except OSError as error:
+            if error.errno == errno.EXDEV:  # it came with a container image
+                remove_if_possible(self.staging)
+        remove_if_possible(discarded)
 
     def publish(self, staging: TreeStaging) -> None:
         """Make the tree durable, then let it appear (I3)."""
@@ -375,17 +385,17 @@ class _Target:
                 raise OvertakenError from None
             staging.check_ours()
             if self.is_inside:
-                self._publish_inside()
+                self._publish_inside(self.staging)
             else:
                 self._publish_beside()
 
     def _look_into(self) -> bool:
-        _remove(self.path / self._discarded_name)
+        remove_if_possible(self.path / self._discarded_name)
         names = _names(self.path)
         aside, moving = self.path / self._aside_name, self.path / self._moving_name
         if self._moving_name in names:
             self._move_out(moving)
-            _remove(aside)
+            self._drop(aside)
             self.is_inside, self.is_replaced = True, True
             return True
         if self._aside_name in names:
@@ -397,7 +407,24 @@ class _Target:
                 str(self.path), "it is not empty; give a new name or an empty folder, or --force to replace all of it"
             )
         self.is_inside = not self.is_replaced or self.path.is_mount()
+        if self.is_replaced:
+            self._check_aside(self._home / self._aside_name)
         return False
+
+    def _check_aside(self, aside: Path) -> None:
+        """What an earlier fetch has replaced must go before anything else can be put in its place. Raises TargetError."""
+        try:
+            remove(aside)
+        except OSError as error:
+            reason = f"it is what a fetch to {self.path} has replaced before, and could not be removed: {error.strerror or error}"
+            raise TargetError(str(aside), f"{reason}; remove it, and fetch again") from None
+
+    def _drop(self, aside: Path) -> None:
+        """Remove what was replaced, and note where that is not possible."""
+        try:
+            remove(aside)
+        except OSError:
+            self.left = aside
 
     def _check_parent(self) -> bool:
         if not self.path.parent.is_dir():
@@ -407,7 +434,7 @@ class _Target:
     def _recover(self, aside: Path, path: Path) -> None:
         """What was moved aside by a process that ended before it was done goes back, or goes away."""
         if os.path.lexists(path):
-            _remove(aside)
+            remove_if_possible(aside)
         else:
             with suppress(FileNotFoundError):
                 aside.rename(path)
@@ -422,31 +449,60 @@ class _Target:
                         self.path.rename(aside)
                 self.staging.rename(self.path)
                 break
-            except OSError:
+            except OSError as error:
                 self._recover(aside, self.path)
                 if not self.staging.exists() or (not self.is_replaced and os.path.lexists(self.path)):
                     raise OvertakenError from None
+                if error.errno == errno.EXDEV:
+                    self._publish_in_place()
+                    return
                 if not self.is_replaced or attempt == ATTEMPTS:
                     raise
         sync_path(self.path.parent)
-        _remove(aside)
+        self._drop(aside)
 
-    def _publish_inside(self) -> None:
+    def _publish_in_place(self) -> None:
+        """The target, or the staging folder, came with a container image, and cannot be renamed."""
+        staging = self.staging
+        if self.is_replaced and not self.path.is_dir():
+            self.path.unlink()
+        self.path.mkdir(exist_ok=True)
+        mode = stat.S_IMODE(staging.stat().st_mode)
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            self.path.chmod(mode | stat.S_IRWXU)
+        self._publish_inside(staging)
+        self.is_inside = True
+        with suppress(OSError):  # another user's
+            self.path.chmod(mode)
+
+    def _publish_inside(self, staging: Path) -> None:
         aside, moving = self.path / self._aside_name, self.path / self._moving_name
         if self.is_replaced:
-            aside.mkdir(exist_ok=True)
-            for name in _names(self.path) - self._ours:
-                (self.path / name).rename(aside / name)
+            self._put_aside(aside)
         elif _names(self.path) - self._ours:
             raise OvertakenError
         try:
-            self.staging.rename(moving)
+            _move_as_is(staging, moving)
         except FileNotFoundError:
             raise OvertakenError from None
         sync_path(self.path)
         self._move_out(moving)
         sync_path(self.path)
-        _remove(aside)
+        self._drop(aside)
+
+    def _put_aside(self, aside: Path) -> None:
+        """Move all that is to be replaced. What cannot be moved is removed, after all that can be is out of harm's way."""
+        aside.mkdir(exist_ok=True)
+        stuck = []
+        for name in _names(self.path) - self._ours:
+            try:
+                move(self.path / name, aside / name)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                stuck.append(name)
+        for name in stuck:
+            remove_in_place(self.path / name)
 
     def _move_out(self, moving: Path) -> None:
         """Let all that was staged appear, name by name. Another process may do the same at once."""
@@ -455,7 +511,7 @@ class _Target:
                 if os.path.lexists(self.path / name):
                     raise TargetError(str(self.path), f"{name!r} was put there meanwhile; remove it")
                 with suppress(FileNotFoundError):
-                    (moving / name).rename(self.path / name)
+                    _move_as_is(moving / name, self.path / name)
             moving.rmdir()
 
     @contextmanager
@@ -476,15 +532,18 @@ def _names(folder: Path) -> set[str]:
 
 def _move_all(folder: Path, to: Path) -> None:
     for name in _names(folder):
-        (folder / name).rename(to / name)
+        move(folder / name, to / name)
     folder.rmdir()
 
 
-def _remove(path: Path) -> None:
-    """Remove what is ours, whatever it is; what cannot be removed now is tried again by the next unpack."""
+def _move_as_is(path: Path, to: Path) -> None:
+    """Rename what was staged; a folder that cannot be renamed, name by name. Raises OSError."""
     try:
-        path.unlink()
-    except FileNotFoundError:
-        return
-    except OSError:
-        shutil.rmtree(path, ignore_errors=True)
+        path.rename(to)
+    except OSError as error:
+        if error.errno != errno.EXDEV or not path.is_dir():
+            raise
+        to.mkdir()
+        for name in _names(path):
+            _move_as_is(path / name, to / name)
+        path.rmdir()

@@ -328,6 +328,8 @@ async def _fetch_tree(session: Session, repository: Repository, record: Record, 
         unpacked = await unpack(repository, record, target, force=wanted.force, limits=limits, report=report)
     if not unpacked.is_atomic:
         session.note(f"{printable(target)} was there; its names were moved into it one by one, so that it was not atomic.")
+    if unpacked.left is not None:
+        session.note(f"What was there before could not be removed, and is now {printable(unpacked.left)}; remove it yourself.")
     return unpacked
 
 

@@ -1,11 +1,9 @@
-"""Small files that appear whole, folders that vanish whole, and read-only ones that can be removed all the same. All blocks."""
+"""Small files that appear whole, and folders that vanish whole. All blocks."""
 
 from __future__ import annotations
 
 import errno
 import json
-import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,21 +56,3 @@ def take_aside(folder: Path, aside: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all that is in it, read-only or not; never what a link leads to. Raises OSError."""
-    if path.is_dir() and not path.is_symlink():
-        for folder, _, _ in os.walk(path):
-            os.chmod(folder, 0o700)  # noqa: PTH101  # no Path for each folder of a large tree
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def remove_if_possible(path: Path) -> None:
-    """`remove`, as far as it goes: another process may remove the same."""
-    try:
-        remove(path)
-    except OSError:
-        shutil.rmtree(path, ignore_errors=True)

@@ -9,12 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from filestore.cache.disk import remove_if_possible, storage_errors, take_aside
+from filestore.cache.disk import storage_errors, take_aside
 from filestore.cache.entries import FileEntry, TreeEntry, read_entry
 from filestore.cache.leases import Leases
 from filestore.cache.shelf import FOLDERS, SUFFIXES, contents
 from filestore.layout import BLOCK_SIZE, in_blocks
 from filestore.objects import Kind
+from filestore.removal import remove_if_possible
 
 ENTRY_SIZE = 4 * BLOCK_SIZE
 """Bytes of disk that an entry takes beside its content, manifest and tail: folders, and `entry.json`."""

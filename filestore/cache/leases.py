@@ -20,7 +20,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import threading
 import time
 import uuid
@@ -31,6 +30,7 @@ from typing import TypeVar
 
 from filestore.aio import ProcessLock
 from filestore.cache.lock import try_lock
+from filestore.removal import remove_if_possible
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ class Leases:
                 for key, size in _leases(holder):
                     found[key] = found.get(key, 0) + size
             else:
-                shutil.rmtree(holder, ignore_errors=True)
+                remove_if_possible(holder)
         return found
 
     def is_held(self, key: str) -> bool:
@@ -128,7 +128,7 @@ class Leases:
             self._reserved.clear()
             holder = self._own_holder
             if holder is not None:
-                shutil.rmtree(holder, ignore_errors=True)
+                remove_if_possible(holder)
             self._holder = None
 
     def beat(self) -> None:

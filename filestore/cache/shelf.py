@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filestore.archive.read import TAIL_SIZE, Limits, Member, find_end, parse_central_directory
-from filestore.cache.disk import remove, remove_if_possible, storage_errors, take_aside, write_durably, write_whole
+from filestore.cache.disk import storage_errors, take_aside, write_durably, write_whole
 from filestore.cache.entries import Entry, FileEntry, TreeEntry, encode_entry, read_entry, unseal
 from filestore.cache.leases import Hold
 from filestore.digest import Digest
@@ -25,6 +25,7 @@ from filestore.errors import FilestoreError, StorageError
 from filestore.layout import hashed
 from filestore.manifest import HEADER_SIZE, MANIFEST_LIMIT, Manifest, stated_size
 from filestore.objects import Kind, Record, Reference, record_from_json, tree_name
+from filestore.removal import remove, remove_if_possible
 from filestore.unpack import staging_folder
 
 FOLDERS = {Kind.FILE: "files", Kind.DIRECTORY: "trees"}

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from blake3 import blake3
 
 from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
-from filestore.cache.disk import remove_if_possible, storage_errors, take_aside, write_durably
+from filestore.cache.disk import storage_errors, take_aside, write_durably
 from filestore.cache.inventory import ENTRY_SIZE
 from filestore.cache.leases import Hold, Leases
 from filestore.cache.lock import Lock, locked
@@ -46,6 +46,7 @@ from filestore.layout import in_blocks
 from filestore.manifest import Manifest
 from filestore.objects import FileURL, Kind, Reference, Report
 from filestore.push import manifest_of
+from filestore.removal import remove_if_possible
 
 ATTEMPTS = 3
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
-from filestore.cache.disk import remove_if_possible
 from filestore.errors import LimitExceeded, PipelineEnded, RunFailed, RunTimedOut
+from filestore.removal import remove_if_possible
 from filestore.runtime import messages
 
 

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.cache import Cache
-from filestore.cache.disk import remove_if_possible, storage_errors
+from filestore.cache.disk import storage_errors
 from filestore.durable import try_flock
 from filestore.errors import Busy, FilestoreError, RunFailed, SourceError, StorageFull, TransferError
 from filestore.http.server.problems import log_failure
 from filestore.http.wire import status_of
 from filestore.objects import Directory, File, FileURL, Kind
+from filestore.removal import remove_if_possible
 from filestore.repository import Repository
 from filestore.runtime.adapter import Adapter
 from filestore.runtime.loaded import Loaded, LoadedPipelines

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import shutil
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -31,6 +30,7 @@ from filestore.durable import sync_path, try_flock, write_all
 from filestore.errors import InvalidReference, NotPermitted, ReadOnly, StorageError, UsedAfterFork, storage_error
 from filestore.layout import chunk_key, manifest_key, unhashed
 from filestore.manifest import CHUNK_LIMIT
+from filestore.removal import remove_if_possible
 from filestore.stages import Stage, awaiting, stage
 from filestore.stores.protocol import Staging
 
@@ -366,7 +366,7 @@ def _locked(folder: Path) -> int | None:
 
 def _release(folder: Path, lock: int) -> None:
     # In this order: a folder without a lock is swept by others at the same time.
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_if_possible(folder)
     os.close(lock)
 
 

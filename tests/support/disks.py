@@ -29,6 +29,25 @@ def small_disk(folder: Path, limit: str) -> Iterator[Callable[[str], None]]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+@contextmanager
+def overlay(folder: Path, image: Path) -> Iterator[None]:
+    """An overlay file system at `folder`, which is made; what is in `image` came with a container image.
+
+    As in most containers, a folder of the image cannot be renamed. CI must be able to mount it.
+    """
+    with small_disk(folder.with_name(f"{folder.name}-layer"), "size=64m"):
+        layer = folder.with_name(f"{folder.name}-layer")
+        for name in ("upper", "work"):
+            (layer / name).mkdir()
+        folder.mkdir()
+        options = f"lowerdir={image},upperdir={layer}/upper,workdir={layer}/work,redirect_dir=off"
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", folder], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "-l", folder], check=True)
+
+
 def refuse_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have no file system have locks, as those of some networks have none."""
 

@@ -20,7 +20,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +33,7 @@ from filestore.durable import sync_descriptor, sync_path, write_all
 from filestore.errors import Busy, LimitExceeded, UploadNotFound
 from filestore.http.server.exchange import spooling
 from filestore.http.server.sdk.parts import Part
+from filestore.removal import remove_if_possible
 from filestore.signing import sign
 from filestore.source import PACKED_SIZE
 
@@ -243,7 +243,7 @@ def expire(folders: Path, *, idle_seconds: float) -> None:
         with suppress(OSError):  # another process may remove it at the same time
             if folder.name.startswith(_GONE):
                 # Its process ended before it was removed.
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_if_possible(folder)
             elif _ID.match(folder.name) and _idle(folder) > idle_seconds:
                 _remove(folder)
 
@@ -254,7 +254,7 @@ def _remove(folder: Path) -> None:
         if _try_lock(descriptor):
             gone = folder.with_name(_GONE + folder.name)
             folder.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            remove_if_possible(gone)
     finally:
         os.close(descriptor)
 
