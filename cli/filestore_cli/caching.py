@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from filestore.errors import InvalidReference
+from filestore.errors import InvalidReference, StorageError
 from filestore.objects import Kind, Reference
 from filestore_cli.filters import Filter
 from filestore_cli.progress import FETCH, shown
@@ -276,11 +276,18 @@ class _Stock(NamedTuple):
 
 
 def _remove(session: Session, stock: _Stock, found: list[Kept | Staged], *, dry_run: bool) -> list[Kept]:
-    """Remove what is not in use, and say so; what is in use."""
+    """Remove what is not in use, and say so; what is in use. Raises StorageError, after all the others are removed."""
     from filestore.cache.inventory import Kept, discard  # heavy
 
-    removed = [item for item in found if (item.key not in stock.held if dry_run else discard(stock.leases, item))]
-    gone = {item.folder for item in removed}
+    removed: list[Kept | Staged] = []
+    stuck: dict[Path, StorageError] = {}
+    for item in found:
+        try:
+            if item.key not in stock.held if dry_run else discard(stock.leases, item):
+                removed.append(item)
+        except StorageError as error:
+            stuck[item.folder] = error
+    gone = {item.folder for item in removed} | stuck.keys()
     in_use = [item for item in found if isinstance(item, Kept) and item.folder not in gone]
     kept = [item for item in removed if isinstance(item, Kept)]
     left = [item for item in removed if not isinstance(item, Kept)]
@@ -299,6 +306,9 @@ def _remove(session: Session, stock: _Stock, found: list[Kept | Staged], *, dry_
         *left_lines,
         f"{verb} {_count(kept)}, {in_units(size)} in {printable(stock.root)}",
     )
+    if stuck:
+        # The others are gone all the same.
+        raise next(iter(stuck.values()))
     return in_use
 
 

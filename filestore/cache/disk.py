@@ -11,8 +11,13 @@ from pathlib import Path
 
 from filestore.durable import sync_descriptor, sync_path
 from filestore.errors import StorageError, storage_error
+from filestore.removal import remove_in_place
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class CannotMoveError(OSError):
+    """A folder that can only be emptied and removed where it is."""
 
 
 @contextmanager
@@ -49,10 +54,26 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def take_aside(folder: Path, aside: Path) -> bool:
-    """Take an entry out of readers' sight, the whole of it at once; False where there is none. Raises OSError."""
+    """Take an entry out of readers' sight, the whole of it at once; False where there is none. Raises OSError.
+
+    Raises CannotMoveError for one that came with a container image: an overlay file system does not rename such a folder.
+    """
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
         folder.rename(aside)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise CannotMoveError(error.errno, error.strerror, str(folder)) from None
+        raise
     return True
+
+
+def take_away(folder: Path, aside: Path) -> bool:
+    """`take_aside`, but what cannot be moved is removed where it is, and then there is none. Raises OSError."""
+    try:
+        return take_aside(folder, aside)
+    except CannotMoveError:
+        remove_in_place(folder)
+        return False

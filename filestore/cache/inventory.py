@@ -9,13 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from filestore.cache.disk import storage_errors, take_aside
+from filestore.cache.disk import CannotMoveError, storage_errors, take_aside, take_away
 from filestore.cache.entries import FileEntry, TreeEntry, read_entry
 from filestore.cache.leases import Leases
 from filestore.cache.shelf import FOLDERS, SUFFIXES, contents
 from filestore.layout import BLOCK_SIZE, in_blocks
 from filestore.objects import Kind
-from filestore.removal import remove_if_possible
+from filestore.removal import remove_if_possible, remove_in_place
 
 ENTRY_SIZE = 4 * BLOCK_SIZE
 """Bytes of disk that an entry takes beside its content, manifest and tail: folders, and `entry.json`."""
@@ -74,8 +74,13 @@ def discard(leases: Leases, item: Kept | Staged) -> bool:
     aside = _aside(item)
     with storage_errors(item.folder):
         with leases.taking():
-            if leases.is_held(item.key) or not take_aside(item.folder, aside):
+            if leases.is_held(item.key):
                 return False
+            try:
+                if not take_aside(item.folder, aside):
+                    return False
+            except CannotMoveError:
+                return _discard_in_place(leases, item)
             if leases.is_held(item.key):
                 # Locks do not work, and someone came meanwhile; or has made it anew, who needs this one no more.
                 with suppress(OSError):
@@ -89,8 +94,22 @@ def remove_damaged(item: Kept) -> None:
     """Remove an entry, in use or not: who has it open keeps what he has. Raises StorageError."""
     aside = _aside(item)
     with storage_errors(item.folder):
-        if take_aside(item.folder, aside):
+        if take_away(item.folder, aside):
             remove_if_possible(aside)
+
+
+def _discard_in_place(leases: Leases, item: Kept | Staged) -> bool:
+    """`discard` of what cannot be moved. Without its `entry.json` an entry is none, and is out of readers' sight."""
+    if isinstance(item, Kept):
+        seen = item.folder / "entry.json"
+        unseen = item.folder / f".{uuid.uuid4().hex}"
+        with suppress(FileNotFoundError):  # it is damaged
+            seen.rename(unseen)
+            if leases.is_held(item.key):
+                unseen.rename(seen)
+                return False
+    remove_in_place(item.folder)
+    return True
 
 
 def _aside(item: Kept | Staged) -> Path:

@@ -22,7 +22,7 @@ from filestore.cache.inventory import Kept, Staged, discard, entries, staged
 from filestore.cache.leases import Hold, Leases
 from filestore.cache.lock import locked
 from filestore.durable import free_space, sync_file_system
-from filestore.errors import CacheFull
+from filestore.errors import CacheFull, StorageError
 
 STALL_SECONDS = 60
 """How long who needs room waits for fetches of others that make no progress."""
@@ -37,6 +37,8 @@ class Room:
         self._leases = leases
         self._size_limit = size_limit
         self._free_floor = free_floor
+        self._stuck: dict[Path, str] = {}
+        """What could not be removed, and why: other entries go instead."""
 
     async def reserve(self, hold: Hold, key: str, size: int, *, spared: Collection[str] = ()) -> None:
         """Have `size` bytes of disk for an entry, those counted that are staged of it, until `hold` ends or reserves 0.
@@ -45,6 +47,7 @@ class Room:
         afterwards, it waits. Raises CacheFull, StorageError.
         """
         patience, seen = 0.0, None
+        self._stuck = {}
         pause, longest = _POLL_SECONDS
         while True:
             async with locked(self._leases.room_lock_path, lambda: False):
@@ -107,7 +110,12 @@ class Room:
                 excess = self._settled_excess()
             if excess <= 0:
                 break
-            if discard(self._leases, item):
+            try:
+                is_gone = discard(self._leases, item)
+            except StorageError as error:
+                self._stuck[item.folder] = str(error)
+                continue
+            if is_gone:
                 excess -= item.stored_size
 
     def _settled_excess(self) -> int:
@@ -132,11 +140,13 @@ class Room:
         held = self._leases.held()
         items: list[Kept | Staged] = [*entries(self._root)]
         items += staged(self._root)
-        return _Usage(items, held, spared)
+        return _Usage(items, held, spared, self._stuck)
 
     def _reason(self, size: int, usage: _Usage, fetched: int) -> str:
         """Why there is no room, and what to do."""
         used = f"{usage.pinned} bytes in it are in use and {fetched} are being fetched"
+        if self._stuck:
+            used += f", and what could not be removed stays ({next(iter(self._stuck.values()))})"
         if self._size_limit is not None and usage.total - usage.evictable > self._size_limit:
             what_to_do = "raise the limit (FILESTORE_CACHE_SIZE_LIMIT) or end what uses them (`filestore cache ls` shows it)"
             return f"{size} bytes are needed, its limit is {self._size_limit}, {used}; {what_to_do}"
@@ -159,7 +169,9 @@ class _Refusal(NamedTuple):
 class _Usage:
     """What a cache holds, and what of it may go."""
 
-    def __init__(self, items: list[Kept | Staged], held: Mapping[str, int], spared: Collection[str]) -> None:
+    def __init__(
+        self, items: list[Kept | Staged], held: Mapping[str, int], spared: Collection[str], stuck: Collection[Path]
+    ) -> None:
         stored: dict[str, int] = {}
         for item in items:
             stored[item.key] = stored.get(item.key, 0) + item.stored_size
@@ -169,6 +181,7 @@ class _Usage:
         self.under_way = frozenset((key, size, stored.get(key, 0)) for key, size in held.items() if size)
         self.pinned = sum(stored.get(key, 0) for key, size in held.items() if not size)
         self.victims = sorted(
-            (item for item in items if item.key not in held), key=lambda item: (item.key in spared, item.used_at, item.key)
+            (item for item in items if item.key not in held and item.folder not in stuck),
+            key=lambda item: (item.key in spared, item.used_at, item.key),
         )
         self.evictable = sum(item.stored_size for item in self.victims)

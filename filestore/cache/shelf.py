@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filestore.archive.read import TAIL_SIZE, Limits, Member, find_end, parse_central_directory
-from filestore.cache.disk import storage_errors, take_aside, write_durably, write_whole
+from filestore.cache.disk import storage_errors, take_away, write_durably, write_whole
 from filestore.cache.entries import Entry, FileEntry, TreeEntry, encode_entry, read_entry, unseal
 from filestore.cache.leases import Hold
 from filestore.digest import Digest
@@ -142,12 +142,12 @@ class Shelf:
         target = folder / "content" / kept_name(wanted.kind, name)
         with storage_errors(self.root):
             if takes_over:
-                take_aside(shared, folder)
+                take_away(shared, folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             if self.find(wanted.kind, Reference(digest=wanted.digest, name=name)) is None:
                 # What stands in the place of a sound entry is damaged, and most of it may be right all the same.
                 aside = self._aside(wanted.label)
-                if take_aside(self.root / wanted.path, aside):
+                if take_away(self.root / wanted.path, aside):
                     _salvage(aside, target, wanted)
             if is_alone:
                 for left in self._staging.glob(f".{wanted.label}.*"):

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from blake3 import blake3
 
 from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
-from filestore.cache.disk import storage_errors, take_aside, write_durably
+from filestore.cache.disk import storage_errors, take_away, write_durably
 from filestore.cache.inventory import ENTRY_SIZE
 from filestore.cache.leases import Hold, Leases
 from filestore.cache.lock import Lock, locked
@@ -253,7 +253,7 @@ class Urls:
         folder = shared if is_alone else aside
         with storage_errors(self._shelf.root):
             if lock.passes_by and is_first:
-                take_aside(shared, aside)
+                take_away(shared, aside)
             folder.mkdir(parents=True, exist_ok=True)
             if is_alone:
                 for left in shared.parent.glob(f".{label}.*"):

@@ -15,6 +15,7 @@ as long as that takes. All functions block, unless they are coroutines.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -33,7 +34,7 @@ from filestore.durable import sync_descriptor, sync_path, write_all
 from filestore.errors import Busy, LimitExceeded, UploadNotFound
 from filestore.http.server.exchange import spooling
 from filestore.http.server.sdk.parts import Part
-from filestore.removal import remove_if_possible
+from filestore.removal import remove_if_possible, remove_in_place
 from filestore.signing import sign
 from filestore.source import PACKED_SIZE
 
@@ -253,7 +254,12 @@ def _remove(folder: Path) -> None:
     try:
         if _try_lock(descriptor):
             gone = folder.with_name(_GONE + folder.name)
-            folder.rename(gone)
+            try:
+                folder.rename(gone)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                remove_in_place(folder)  # it came with a container image
             remove_if_possible(gone)
     finally:
         os.close(descriptor)
