@@ -53,8 +53,11 @@ async def fetch(
     report: Report | None = None,
     seeds: Sequence[Seed] = (),
     following: Following | None = None,
+    may_replace: bool = True,
 ) -> Fetched:
     """Write the file of `record` to `target`, a path in an existing folder, replacing a file that is there.
+
+    Unless it `may_replace`, only a file with the same content may be there, and then nothing is written.
 
     `manifest`: that of the file, where the caller has it already; else the repository is asked. `following` is told of each
     chunk, and what is waited for there comes first.
@@ -71,7 +74,7 @@ async def fetch(
         receiving = Receiving(repository, manifest, report)
         for attempt in count(1):
             try:
-                await _fetch(receiving, manifest, target, seeds, following)
+                await _fetch(receiving, manifest, target, seeds, following, may_replace=may_replace)
             except OvertakenError:
                 if attempt == ATTEMPTS:
                     reason = "its staging file was removed again and again by someone else"
@@ -82,20 +85,37 @@ async def fetch(
     raise AssertionError
 
 
-async def _fetch(
-    receiving: Receiving, manifest: Manifest, target: Path, seeds: Sequence[Seed], following: Following | None
+async def _fetch(  # each is a part of the call
+    receiving: Receiving,
+    manifest: Manifest,
+    target: Path,
+    seeds: Sequence[Seed],
+    following: Following | None,
+    *,
+    may_replace: bool,
 ) -> None:
     older = await _scan(target, manifest, receiving)
     if older is not None and older.digest == manifest.digest:
         receiving.note_whole()
         return
+    if not may_replace:
+        await in_disk_thread(_check_free, target)
     found = [] if older is None else [FileSeed(target, older)]
     with closing(found), _Staging(target, manifest, following) as staging:
         await in_disk_thread(staging.open)
         await receiving.reuse(staging, [*found, *seeds], resume=staging.held)
         await in_disk_thread(staging.check_space, receiving.missing_size())
         await receiving.download(staging, following=following)
+        if not may_replace:
+            await in_disk_thread(_check_free, target)
         await in_disk_thread(staging.publish)
+
+
+def _check_free(target: Path) -> None:
+    """Raises TargetError when something has that name."""
+    if os.path.lexists(target):
+        reason = "something else stands there, and its name was chosen by whoever stored the file"
+        raise TargetError(str(target), f"{reason}; give a target with -o, or --force to replace it")
 
 
 async def _scan(target: Path, manifest: Manifest, receiving: Receiving) -> Manifest | None:

@@ -154,7 +154,7 @@ def create_file(session: Session, path: Path, name: str | None, *, recursive: bo
 )
 @click.option("--zip", "keeps_zip", is_flag=True, help="Write a directory as the zip file that it is stored as.")
 @click.option("--unzip", is_flag=True, help="Write the tree of a zip file that was stored as a file.")
-@click.option("--force", is_flag=True, help="Replace what stands where the tree is written, with all that is in it.")
+@click.option("--force", is_flag=True, help="Replace what stands where something is written; a folder with all that is in it.")
 @takes(*_CONNECTION)
 def fetch(session: Session, reference: str, output: str | None, *, keeps_zip: bool, unzip: bool, force: bool) -> None:
     """Write a stored file or directory to TARGET, every byte verified.
@@ -162,11 +162,13 @@ def fetch(session: Session, reference: str, output: str | None, *, keeps_zip: bo
     Of a file, TARGET is understood as by cp: into an existing folder under the file's own name, else to that very path.
     Of a directory, it is the path of the tree, where nothing may stand yet. What is there already, of an earlier version
     or of a fetch that was cut, is not transferred again.
+
+    Without -o, a name that is not on the command line replaces no file and does not begin with a dot, unless you --force it.
     """
     if keeps_zip and unzip:
         raise click.UsageError("--zip writes a zip file and --unzip writes its tree; give one of them")
-    wanted = Wanted(output, keeps_zip=keeps_zip, unzip=unzip, force=force)
-    done = run_to_end(_fetch(session, Reference.parse(reference), wanted))
+    wanted = Wanted(reference, output, keeps_zip=keeps_zip, unzip=unzip, force=force)
+    done = run_to_end(_fetch(session, wanted))
     record, fetched = done.record, done.fetched
     session.show(
         {
@@ -217,8 +219,9 @@ def hash_path(session: Session, path: Path, *, selection: Selection) -> None:
 
 
 class Wanted(NamedTuple):
-    """In which form, and where, something stored is to be written."""
+    """What is to be written, in which form, and where."""
 
+    reference: str
     output: str | None
     keeps_zip: bool
     unzip: bool
@@ -227,6 +230,16 @@ class Wanted(NamedTuple):
     def is_tree(self, record: Record) -> bool:
         """Whether a tree is written, and not a file."""
         return self.unzip or (record.kind is Kind.DIRECTORY and not self.keeps_zip)
+
+    def is_chosen(self, name: str) -> bool:
+        """Whether the user chose to write under `name`: a target, that very name, or any name by force."""
+        return self.output is not None or self.force or self.reference.rpartition("/")[2] == name
+
+    def check_name(self, name: str) -> None:
+        """Raises TargetError when someone else chose a name that programs look for, such as `.bashrc` or `.ssh`."""
+        if name.startswith(".") and not self.is_chosen(name):
+            reason = "its name was chosen by whoever stored it, and begins with a dot, as those of settings and keys do"
+            raise TargetError(name, f"{reason}; give a target with -o, or --force to write under this name")
 
 
 class Done(NamedTuple):
@@ -239,14 +252,14 @@ class Done(NamedTuple):
     location: str
 
 
-def target_path(output: str | None, name: str) -> Path:
+def target_path(output: str | None, name: str, *, follows_link: bool = True) -> Path:
     """Where a fetch of the file `name` writes, given what the user said, as cp would have it. Raises TargetError."""
     path = Path(name if output is None else output)
     if output is not None and (path.is_dir() or output.endswith(os.sep)):
         if not path.is_dir():
             raise TargetError(output, "there is no such folder; make it first")
         path /= name
-    if path.is_symlink():
+    if follows_link and path.is_symlink():
         # A link goes on pointing at the file that it names.
         path = path.resolve()
     if path.is_dir():
@@ -296,10 +309,11 @@ async def _survey(session: Session, path: Path, *, rehash: bool, selection: Sele
     return surveyed, session.place(repository), repository.location
 
 
-async def _fetch(session: Session, reference: Reference, wanted: Wanted) -> Done:
+async def _fetch(session: Session, wanted: Wanted) -> Done:
     from filestore.heap import own_process  # heavy
 
     own_process()
+    reference = Reference.parse(wanted.reference)
     async with session.repository(read_only=True) as repository:
         record = await repository.record(reference)
         place, location = session.place(repository), repository.location
@@ -312,17 +326,19 @@ async def _fetch(session: Session, reference: Reference, wanted: Wanted) -> Done
 async def _fetch_file(session: Session, repository: Repository, record: Record, wanted: Wanted) -> Fetched:
     from filestore.fetch import fetch as fetch_file  # heavy
 
-    if wanted.force:
-        raise click.UsageError("--force is for trees; a file that stands at TARGET is replaced anyway")
-    target = target_path(wanted.output, record.name)
+    wanted.check_name(record.name)
+    is_chosen = wanted.is_chosen(record.name)
+    target = target_path(wanted.output, record.name, follows_link=is_chosen)
     async with shown(FETCH, record.name, enabled=session.shows_progress) as report:
-        return await fetch_file(repository, record, target, report=report)
+        return await fetch_file(repository, record, target, report=report, may_replace=is_chosen)
 
 
 async def _fetch_tree(session: Session, repository: Repository, record: Record, wanted: Wanted) -> Unpacked:
     from filestore.unpack import unpack  # heavy
 
-    target = Path(tree_name(record.name) if wanted.output is None else wanted.output)
+    name = tree_name(record.name)
+    wanted.check_name(name)
+    target = Path(name if wanted.output is None else wanted.output)
     limits = session.settings.unpack_limits
     async with shown(FETCH, record.name, enabled=session.shows_progress) as report:
         unpacked = await unpack(repository, record, target, force=wanted.force, limits=limits, report=report)

@@ -348,17 +348,12 @@ def test_a_folder_that_is_missing(home: Home, tree: Path, tmp_path: Path) -> Non
     assert sentence == f"{tmp_path}/missing/tree cannot be written: there is no folder {tmp_path}/missing; make it first"
 
 
-def test_wrong_usage_of_fetch(home: Home, tree: Path) -> None:
-    """Options that exclude each other, and --force where no tree is written, are told as wrong usage."""
-    home.result("push", tree)
-    home.result("push", tree / "config.json")
-
+def test_wrong_usage_of_fetch(home: Home) -> None:
+    """Options that exclude each other are told as wrong usage."""
     assert (
         usage_error(home, "fetch", "x", "--zip", "--unzip")
         == "--zip writes a zip file and --unzip writes its tree; give one of them"
     )
-    for arguments in (["config.json"], ["my_model.zip", "--zip"]):
-        assert usage_error(home, "fetch", *arguments, "--force").startswith("--force is for trees; ")
 
 
 # What is taken of a directory.
