@@ -17,7 +17,7 @@ from filestore.archive.virtual import VirtualZip
 from filestore.archive.write import Entry
 from filestore.chunking import CUTTING_VERSION
 from filestore.digest import DIGEST_SIZE
-from filestore.errors import SourceChanged, SourceUnreadable
+from filestore.errors import InvalidName, SourceChanged, SourceRefused, SourceUnreadable
 from filestore.manifest import Manifest
 from filestore.source import (
     PACKED_SIZE,
@@ -30,7 +30,7 @@ from filestore.source import (
     unpacked,
 )
 from filestore.stages import Stage, stage
-from filestore.walk import LEAVE_OUT, NO_STATE, Walked
+from filestore.walk import LEAVE_OUT, NO_STATE, Walked, shown_path
 
 _KNOWN_MAGIC = b"tree1"
 _COUNTS = struct.Struct("<II")
@@ -55,12 +55,16 @@ class TreeSource:
     """
 
     def __init__(self, walked: Walked, *, cutting: int = CUTTING_VERSION) -> None:
-        """Raises InvalidName, LimitExceeded, UnknownFormat."""
+        """Raises SourceRefused, LimitExceeded, UnknownFormat."""
         self.path = walked.root
         self.read = self.remembered_size = 0
         self._walked = walked
         self._cutting = cutting
-        self._cutter = TreeCutter(walked.entries, self._read, cutting=cutting)
+        try:
+            self._cutter = TreeCutter(walked.entries, self._read, cutting=cutting)
+        except InvalidName as error:
+            name, reason = error.args
+            raise SourceRefused(shown_path(walked.root, name), f"no archive can hold it: {reason}; {LEAVE_OUT}") from None
         self.size = self._cutter.size
         self.file_count = sum(not entry.is_folder for entry in self._cutter.entries)
         self.files_done = self.file_count - sum(map(_is_read, self._cutter.entries))

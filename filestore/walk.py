@@ -21,7 +21,7 @@ from typing import NamedTuple, overload
 
 from filestore.archive.read import DEFAULT_LIMITS
 from filestore.archive.write import Entry
-from filestore.errors import LimitExceeded, NothingMatches, SourceChanged, SourceError, SourceRefused, SourceUnreadable
+from filestore.errors import NothingMatches, SourceChanged, SourceError, SourceRefused, SourceUnreadable
 from filestore.source import STATE_SIZE, FileState
 
 ENTRIES_LIMIT = DEFAULT_LIMITS.entries
@@ -48,6 +48,7 @@ _OTHER_KINDS = {
 
 LEAVE_OUT = "leave it out with `--exclude`"
 """What to do about something in a directory that cannot be pushed."""
+_LEAVE_SOME_OUT = "leave some of them out with `--exclude`"
 _KEEP = f"keep links as they are with `--symlinks keep`, or {LEAVE_OUT}"
 _FOLLOW = f"follow it with `--symlinks follow`, or {LEAVE_OUT}"
 
@@ -121,7 +122,7 @@ def walk(root: Path, *, symlinks: Symlinks = Symlinks.INSIDE, include: Sequence[
     matches one of its globs is taken; what matches one of `exclude` never is, and is not looked at. An empty folder is taken by
     the same rule, and one that becomes empty by it is not.
 
-    Raises SourceUnreadable, SourceChanged, SourceRefused, LimitExceeded, NothingMatches.
+    Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches.
     """
     walking = _Walking(root, symlinks, include=_Globs(include) if include else None, exclude=_Globs(exclude))
     walking.run()
@@ -337,13 +338,11 @@ class _Walking:
     def _count_one(self) -> None:
         self._count += 1
         if self._count > ENTRIES_LIMIT:
-            what = f"the number of files, links and folders in {self._shown('')}"
-            raise LimitExceeded(what, self._count, ENTRIES_LIMIT)
+            reason = f"it holds more than {ENTRIES_LIMIT} files, links and folders, those behind links counted; {_LEAVE_SOME_OUT}"
+            raise self._refused("", reason)
 
     def _shown(self, name: str) -> str:
-        """The path by which the user knows what lies at `name`; bytes that are not UTF-8 as Python writes them."""
-        path = f"{self._root}/{name}" if name else str(self._root)
-        return os.fsencode(path).decode(errors="backslashreplace")
+        return shown_path(self._root, name)
 
     def _refused(self, name: str, reason: str) -> SourceRefused:
         return SourceRefused(self._shown(name), reason)
@@ -353,6 +352,12 @@ class _Walking:
             return SourceChanged(self._shown(name), _CHANGES[error.errno])
         what_to_do = f"; {LEAVE_OUT}" if name else ""
         return SourceUnreadable(self._shown(name), f"{error.strerror or error}{what_to_do}")
+
+
+def shown_path(root: Path, name: str) -> str:
+    """The path by which the user knows what lies at `name`; bytes that are not UTF-8 as Python writes them."""
+    path = f"{root}/{name}" if name else str(root)
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _led_to(link: os.DirEntry[str]) -> tuple[os.stat_result | None, str]:

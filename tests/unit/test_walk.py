@@ -16,6 +16,7 @@ from filestore.archive.cutter import TreeCutter
 from filestore.archive.write import Entry, sorted_entries
 from filestore.errors import InvalidName, NothingMatches, SourceChanged, SourceRefused, SourceUnreadable
 from filestore.source import FileState
+from filestore.tree_source import TreeSource
 from filestore.walk import Symlinks, Walked, walk
 from tests.support.trees import (
     AWKWARD_NAMES,
@@ -305,6 +306,8 @@ def test_kept_link_that_leads_out_by_way_of_another(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidName, match=r"'a/b/link'.*leads out of the tree, to '\.\./\.\./up/\.\./outside'"):
         TreeCutter(walked.entries, lambda *_: None)
+    with pytest.raises(SourceRefused, match=f"^{tmp_path}/tree/a/b/link was refused: .* leads out of the tree, .*--exclude"):
+        TreeSource(walked)
 
 
 @pytest.mark.parametrize("target", ["a", "nowhere", "folder", "/etc"])
@@ -503,12 +506,16 @@ def test_file_in_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["C:model", "..\\up", "\\root"])
 def test_name_that_no_archive_holds(tmp_path: Path, name: str) -> None:
-    """Whoever makes the zip refuses it, by name."""
+    """Whoever makes the zip refuses it, by name; whoever pushes it is told the path, and what to do."""
     walked = walk(plant(tmp_path / "tree", {"a": b"", name: b""}))
 
     with pytest.raises(InvalidName, match="the name") as caught:
         TreeCutter(walked.entries, lambda *_: None)
     assert name == caught.value.args[0]
+    with pytest.raises(SourceRefused) as refused:
+        TreeSource(walked)
+    assert str(refused.value).startswith(f"{tmp_path}/tree/{name} was refused: no archive can hold it: it ")
+    assert str(refused.value).endswith("; leave it out with `--exclude`")
 
 
 UNPRIVILEGED = """
