@@ -604,4 +604,9 @@ class ServerError(TransferError):
 def storage_error(where: str, error: OSError) -> StorageError:
     """What an operating system's error means for who stores something in `where`; a file that it names is named."""
     reason = error.strerror or str(error) or type(error).__name__
+    if error.errno == errno.EFBIG:
+        reason = (
+            "a file there may not have that many bytes, by the limit of its file system or by that of this process"
+            " (`ulimit -f`); use another file system, or raise that limit"
+        )
     return StorageFull(where, reason) if error.errno in _FULL else StorageError(str(error.filename or where), reason)

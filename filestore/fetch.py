@@ -7,6 +7,7 @@ fetch that was cut holds, chunks of the file that stands under the target's name
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -19,7 +20,7 @@ from blake3 import blake3
 
 from filestore.aio import in_cpu_thread, in_disk_thread
 from filestore.durable import check_space, sync_descriptor, sync_path, write_at
-from filestore.errors import SourceError, TargetError, storage_error
+from filestore.errors import SourceError, StorageError, TargetError, storage_error
 from filestore.following import Following
 from filestore.manifest import Manifest
 from filestore.objects import Record, Report
@@ -175,7 +176,7 @@ class _Staging:
             if self._following is not None:
                 self._following.begin(self._manifest, self._descriptor)
         except OSError as error:
-            raise storage_error(str(self._target.parent), error) from None
+            raise self._failure(error) from None
 
     def order(self, offset: int, size: int) -> Order | None:  # noqa: ARG002  # the protocol's
         return Order.ANY
@@ -194,7 +195,7 @@ class _Staging:
             if not is_held:
                 write_at(self._descriptor, content, offset)
         except OSError as error:
-            raise storage_error(str(self._target.parent), error) from None
+            raise self._failure(error) from None
         if self._following is not None:
             self._following.took(offset)
 
@@ -203,7 +204,7 @@ class _Staging:
             with stage(Stage.SYNC):
                 sync_descriptor(self._descriptor)
         except OSError as error:
-            raise storage_error(str(self._target.parent), error) from None
+            raise self._failure(error) from None
 
     def check_ours(self) -> None:
         """What is published is not written to."""
@@ -228,4 +229,9 @@ class _Staging:
         except FileNotFoundError:
             raise OvertakenError from None
         except OSError as error:
-            raise storage_error(str(self._target.parent), error) from None
+            raise self._failure(error) from None
+
+    def _failure(self, error: OSError) -> StorageError:
+        """What is full is the folder, what is too large is the file."""
+        where = self._target if error.errno == errno.EFBIG else self._target.parent
+        return storage_error(str(where), error)
