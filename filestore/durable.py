@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,22 @@ def free_space(place: int | Path) -> int:
     """Bytes that may still be written to the file system of a path, or of an open file. Blocks. Raises OSError."""
     found = os.statvfs(place)
     return found.f_bavail * found.f_frsize
+
+
+def stored_size_of(path: Path) -> tuple[int, float]:
+    """Bytes of disk that a file, or a folder with all that is in it, takes, holes left out; and when it was last written to.
+
+    Blocks. Raises OSError.
+    """
+    first = path.lstat()
+    size, written_at = first.st_blocks * 512, first.st_mtime
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            with suppress(OSError):
+                status = os.lstat(f"{folder}/{name}")  # no Path for each file of a large tree
+                size += status.st_blocks * 512
+                written_at = max(written_at, status.st_mtime)
+    return size, written_at
 
 
 def check_space(place: int, size: int, *, where: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -20,11 +21,24 @@ from blake3 import blake3
 
 from filestore.aio import in_cpu_thread, in_disk_thread
 from filestore.durable import check_space, sync_descriptor, sync_path, write_at
-from filestore.errors import SourceError, StorageError, TargetError, storage_error
+from filestore.errors import SourceError, StorageError, TargetError, TransferError, storage_error
 from filestore.following import Following
 from filestore.manifest import Manifest
 from filestore.objects import Record, Report
-from filestore.receive import FileSeed, Located, Order, OvertakenError, Receiving, Seed, closing, copy_range, read_whole
+from filestore.receive import (
+    FileSeed,
+    Located,
+    Order,
+    OvertakenError,
+    Receiving,
+    Seed,
+    claim,
+    closing,
+    copy_range,
+    has_data,
+    is_claimed,
+    read_whole,
+)
 from filestore.repository import Repository
 from filestore.source import FileSource
 from filestore.stages import Stage, stage
@@ -63,7 +77,8 @@ async def fetch(
     `manifest`: that of the file, where the caller has it already; else the repository is asked. `following` is told of each
     chunk, and what is waited for there comes first.
 
-    Every byte is verified before the file appears. Broken off, the staging file stays, and the next fetch continues it.
+    Every byte is verified before the file appears. Broken off, the staging file stays, and the next fetch continues it; refused
+    before anything was written, nothing stays.
     Chunks that a seed holds are copied instead of received. The seeds are closed.
 
     Raises TargetError, StorageFull, StorageError, DamagedChunk, ChunksMissing, NotFound, TransferError.
@@ -153,12 +168,21 @@ class _Staging:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: object, __: object) -> None:
         if self._descriptor >= 0:
+            if isinstance(error, Exception) and not isinstance(error, TransferError):
+                with suppress(OSError, OvertakenError):
+                    self._remove_if_empty()
             os.close(self._descriptor)
 
+    def _remove_if_empty(self) -> None:
+        """Leave nothing behind of a fetch that was refused. Raises OSError, OvertakenError where there is nothing any more."""
+        self.check_ours()
+        if not has_data(self._descriptor, 0, self._manifest.size) and not is_claimed(self._descriptor):
+            self._path.unlink()
+
     def open(self) -> None:
-        """Find or make the staging file. Raises TargetError, StorageFull, StorageError."""
+        """Find or make the staging file. Raises TargetError, StorageFull, StorageError, OvertakenError."""
         try:
             if not stat.S_ISREG(self._target.stat().st_mode):
                 raise TargetError(str(self._target), "what stands there is no regular file")
@@ -170,6 +194,8 @@ class _Staging:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise TargetError(str(self._target), error.strerror or str(error)) from None
+        claim(self._descriptor)
+        self.check_ours()
         try:
             self.held = os.fstat(self._descriptor).st_size > 0
             os.ftruncate(self._descriptor, self._manifest.size)

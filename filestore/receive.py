@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -40,6 +42,7 @@ RUN_MIN = 4 << 20
 """Bytes from which on content of a seed is copied by the operating system, which may share it instead."""
 SYNC_SIZE = 64 << 20
 """Bytes after which what was written is synced, while more arrives: else the disk would idle until all is there."""
+CLAIM_SECONDS = 1
 COPY_SIZE = 64 << 20
 """Bytes that are copied in one go, and that a cancel waits for."""
 
@@ -161,6 +164,34 @@ class OvertakenError(Exception):
     """Another process has published or removed the staging that this one writes to, or has published before it."""
 
 
+def claim(descriptor: int) -> None:
+    """Say that this process works on staging, by a lock that others may share. Blocks.
+
+    Who removes staging takes the lock alone, for as long as that lasts: this waits for it a little, and who is too late finds
+    that the staging is gone. Without locks nobody removes what was written to lately.
+    """
+    patience = time.monotonic() + CLAIM_SECONDS
+    with suppress(OSError):
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > patience:
+                    return
+                time.sleep(0.001)
+            else:
+                return
+
+
+def is_claimed(descriptor: int) -> bool:
+    """Whether another process works on staging; if not, none begins before the descriptor is closed. Raises OSError."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextmanager
 def closing(seeds: Iterable[Seed]) -> Iterator[None]:
     """Close seeds at the end of the block."""
@@ -190,7 +221,7 @@ def verified(chunk: Chunk, frame: memoryview, memory: memoryview | None = None) 
 def read_whole(descriptor: int, memory: memoryview, offset: int) -> bool:
     """Whether `memory` could be filled from an open file. A hole is not read: nothing of worth is in it."""
     try:
-        if descriptor < 0 or not _has_data(descriptor, offset, len(memory)):
+        if descriptor < 0 or not has_data(descriptor, offset, len(memory)):
             return False
         return os.preadv(descriptor, [memory], offset) == len(memory)
     except OSError:
@@ -687,7 +718,8 @@ def _write(sink: Sink, places: list[Place], frames: list[memoryview], kept: Mapp
                 sink.take(content, offset)
 
 
-def _has_data(descriptor: int, offset: int, size: int) -> bool:
+def has_data(descriptor: int, offset: int, size: int) -> bool:
+    """Whether anything was ever written to this part of a file, as far as its file system can tell."""
     try:
         return os.lseek(descriptor, offset, os.SEEK_DATA) < offset + size
     except OSError as error:

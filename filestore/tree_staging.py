@@ -42,7 +42,7 @@ from filestore.archive.write import Entry, local_header
 from filestore.durable import check_space, sync_file_system, write_at
 from filestore.errors import FilestoreError, StorageFull, TargetError, storage_error
 from filestore.layout import BLOCK_SIZE, in_blocks
-from filestore.receive import Located, Order, OvertakenError, copy_range, read_whole
+from filestore.receive import Located, Order, OvertakenError, claim, copy_range, is_claimed, read_whole
 from filestore.removal import remove
 
 GATHER_LIMIT = 1 << 20
@@ -327,6 +327,15 @@ class TreeStaging:
             pass
         raise OvertakenError
 
+    def is_unused(self) -> bool:
+        """Whether it is there, no file in it, and no other process at work in it; if so, none begins before this one ends."""
+        try:
+            self.check_ours()
+            has_files = any(not stat.S_ISDIR(status.st_mode) for _, status in _walk(self._root))
+            return not has_files and not is_claimed(self._root)
+        except (OSError, OvertakenError):
+            return False
+
     def finish(self) -> None:
         """Make the links, when all else is there, and nothing can be written through them any more."""
         missing = self._done.find(0)
@@ -356,6 +365,8 @@ class TreeStaging:
         self._root = os.open(self._path, _FOLDER)
         if os.fstat(self._root).st_uid != os.geteuid():
             raise TargetError(str(self._target), f"its staging folder {self._path} belongs to another user; remove it")
+        claim(self._root)
+        self.check_ours()
 
     def _take_piece(self, number: int, start: int, piece: memoryview, *, is_held: bool) -> None:
         member = self._zip.members[number]

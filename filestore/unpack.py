@@ -39,7 +39,15 @@ from filestore.archive.read import (
 )
 from filestore.digest import Digest
 from filestore.durable import sync_path, sync_tree
-from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded, NotAnArchive, TargetError, storage_error
+from filestore.errors import (
+    FilestoreError,
+    InvalidArchive,
+    LimitExceeded,
+    NotAnArchive,
+    TargetError,
+    TransferError,
+    storage_error,
+)
 from filestore.manifest import Manifest
 from filestore.objects import Record, Report
 from filestore.receive import FileSeed, Located, OvertakenError, Receiving, Seed, closing
@@ -97,8 +105,9 @@ async def unpack(
 
     With `force`, what stands there, a file or a folder with all that is in it, is replaced; a link never is. Every byte is
     verified before anything appears, but for a target that is an empty folder or a mounted one: there names appear one by one.
-    Refused, an archive leaves nothing behind. Broken off otherwise, the staging folder stays, and the next unpack to the same
-    target continues it. Chunks that a seed holds are copied instead of received. The seeds are closed.
+    Refused, an archive leaves nothing behind, nor does what was refused before anything was written. Broken off otherwise, the
+    staging folder stays, and the next unpack to the same target continues it. Chunks that a seed holds are copied instead of
+    received. The seeds are closed.
 
     Raises NotAnArchive, InvalidArchive, LimitExceeded, TargetError, StorageFull, StorageError, DamagedChunk, ChunksMissing,
     NotFound, TransferError.
@@ -198,6 +207,11 @@ async def _stage(receiving: Receiving, archive: Zip, manifest: Manifest, place: 
             await in_disk_thread(staging.finish)
         except TargetError:
             await in_disk_thread(place.discard)
+            raise
+        except FilestoreError as error:
+            # Nothing stays behind of what was refused before anything was written.
+            if not isinstance(error, TransferError) and await in_disk_thread(staging.is_unused):
+                await in_disk_thread(place.discard)
             raise
         await in_disk_thread(place.publish, staging)
 
@@ -304,7 +318,7 @@ class _Target:
         """Something stands there that is to go."""
         self._force = force
         # Of fixed length, since the target's own name may have 255 bytes already; other than that of a fetched file.
-        label = blake3(os.fsencode(self.path.name) + b"/").hexdigest()[:16]
+        label = tree_label(self.path.name)
         self._staging_name = f".{digest.hex()[:32]}-{label}.filestore-partial"
         self._moving_name = f".{digest.hex()[:32]}-{label}.filestore-moving"
         self._discarded_name = f".{digest.hex()[:32]}-{label}.filestore-discarded"
@@ -524,6 +538,11 @@ class _Target:
             if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV}:
                 raise TargetError(str(self.path), error.strerror or str(error)) from None
             raise storage_error(str(self.path), error) from None
+
+
+def tree_label(name: str) -> str:
+    """What the names beside a target tell of its name."""
+    return blake3(os.fsencode(name) + b"/").hexdigest()[:16]
 
 
 def _names(folder: Path) -> set[str]:

@@ -67,15 +67,26 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Remove nothing; show wh
 @_filters
 @takes("cache")
 def cache_ls(session: Session, filters: list[Filter]) -> None:
-    """List the cached files and directories, the most recently used first."""
+    """List the cached files and directories, the most recently used first, and what cut fetches have left."""
+    from filestore.cache.inventory import staged  # heavy
+
     stock = _Stock.of(session.settings.cache)
     kept = sorted(stock.matching(filters), key=lambda entry: entry.used_at, reverse=True)
     size = sum(entry.stored_size for entry in kept)
+    left = list(staged(stock.root))
+    abandoned = sum(item.stored_size for item in left if item.key not in stock.held)
     session.show(
-        {"cache": str(stock.root), "entries": [stock.as_json(entry) for entry in kept], "stored_size": size},
+        {
+            "cache": str(stock.root),
+            "entries": [stock.as_json(entry) for entry in kept],
+            "stored_size": size,
+            "staged": [stock.staged_as_json(item) for item in left],
+        },
         *(stock.line(entry) for entry in kept),
         f"{_count(kept)}, {in_units(size)} in {printable(stock.root)}",
     )
+    if abandoned:
+        session.note(f"Cut fetches have left {in_units(abandoned)} beside that; `filestore cache prune` removes it.")
 
 
 @cache.command("rm")
@@ -264,6 +275,15 @@ class _Stock(NamedTuple):
             "repository_id": repository,
             "namespace": namespace,
             "paths": [str(entry.folder / "content" / name) for name in entry.names],
+        }
+
+    def staged_as_json(self, item: Staged) -> dict[str, object]:
+        """What is told of what a fetch has staged, and may have left."""
+        return {
+            "path": str(item.folder),
+            "stored_size": item.stored_size,
+            "written_at": datetime.fromtimestamp(item.used_at, UTC).isoformat(),
+            "in_use": item.key in self.held,
         }
 
     def line(self, entry: Kept) -> str:

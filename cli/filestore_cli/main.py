@@ -19,6 +19,7 @@ _COMMANDS = {
     "fetch": "transfer:fetch",
     "hash": "transfer:hash_path",
     "info": "records:info",
+    "leftovers": "leftovers:leftovers",
     "ls": "records:ls",
     "push": "transfer:push",
     "rm": "records:rm",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +12,7 @@ from filestore.cache.disk import CannotMoveError, storage_errors, take_aside, ta
 from filestore.cache.entries import FileEntry, TreeEntry, read_entry
 from filestore.cache.leases import Leases
 from filestore.cache.shelf import FOLDERS, SUFFIXES, contents
+from filestore.durable import stored_size_of
 from filestore.layout import BLOCK_SIZE, in_blocks
 from filestore.objects import Kind
 from filestore.removal import remove_if_possible, remove_in_place
@@ -62,7 +62,7 @@ def staged(root: Path) -> Iterator[Staged]:
         # <label>, or .<label>.<32 hex digits>
         label = folder.name[1:].partition(".")[0] if folder.name.startswith(".") else folder.name
         with suppress(FileNotFoundError):
-            size, used_at = _allocated(folder)
+            size, used_at = stored_size_of(folder)
             yield Staged(_key(folder.parents[1], label), folder, size, used_at)
 
 
@@ -131,7 +131,7 @@ def _kept(folder: Path, kind: Kind) -> Kept:
         # A second name is a link to the first, and takes nothing.
         inodes = {status.st_ino: status.st_size for status in (path.lstat() for path in paths if not path.is_symlink())}
         size = entry.size if isinstance(entry, FileEntry) else 0
-        stored_size += sum(map(in_blocks, inodes.values())) if kind is Kind.FILE else _allocated(folder)[0]
+        stored_size += sum(map(in_blocks, inodes.values())) if kind is Kind.FILE else stored_size_of(folder)[0]
     used = folder / "entry.json" if entry is not None else folder
     label = folder.name + SUFFIXES[kind]
     names = [path.name for path in paths]
@@ -140,16 +140,3 @@ def _kept(folder: Path, kind: Kind) -> Kept:
 
 def _key(shelf: Path, label: str) -> str:
     return ".".join((*shelf.parts[-2:], label))
-
-
-def _allocated(path: Path) -> tuple[int, float]:
-    """Bytes of disk that a file, or a folder with all that is in it, takes, holes left out; and when it was last written to."""
-    first = path.lstat()
-    size, written_at = first.st_blocks * 512, first.st_mtime
-    for folder, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            with suppress(OSError):
-                status = os.lstat(f"{folder}/{name}")  # no Path for each file of a large tree
-                size += status.st_blocks * 512
-                written_at = max(written_at, status.st_mtime)
-    return size, written_at

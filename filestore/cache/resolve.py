@@ -382,7 +382,6 @@ class Cache:
                 cost = _sum(cost, spent)
                 await in_disk_thread(shelf.publish, wanted, target, manifest, tail=tail)
             except StorageFull:
-                await in_disk_thread(shelf.clear_empty, target)
                 raise
             except (TargetError, StorageError) as error:
                 # Another process may have passed this one by, and have taken what it was writing to.
@@ -390,6 +389,9 @@ class Cache:
             except (InvalidArchive, LimitExceeded):
                 await in_disk_thread(shelf.clear, target)
                 raise
+            finally:
+                if cost is None:
+                    await uninterrupted(in_disk_thread(shelf.clear_empty, target))
             if cost is not None and await in_disk_thread(shelf.find, wanted.kind, known) is not None:
                 return cost
         raise failure

@@ -37,7 +37,6 @@ from filestore.errors import (
     LimitExceeded,
     ServerError,
     StorageError,
-    StorageFull,
     TransferError,
     UnexpectedContent,
 )
@@ -149,15 +148,17 @@ class Urls:
             await self._room.reserve(hold, self._shelf.key(_label(origin)), in_blocks(size) + ENTRY_SIZE)
 
         validators = None if known is None else known.validators
+        downloaded = None
         try:
-            return await download(origin, folder, limits=self._limits, known=validators, report=report, reserve=reserve)
+            downloaded = await download(origin, folder, limits=self._limits, known=validators, report=report, reserve=reserve)
         except (DownloadRefused, LimitExceeded, ServerError) as error:
             if not error.retryable:
                 await in_disk_thread(remove_if_possible, folder)
             raise
-        except StorageFull:
-            await in_disk_thread(_clear_empty, folder)
-            raise
+        finally:
+            if downloaded is None:
+                await uninterrupted(in_disk_thread(_clear_empty, folder))
+        return downloaded
 
     async def _keep(self, origin: FileURL, downloaded: Downloaded, hold: Hold) -> Digest | None:
         """Verify what was downloaded and make an entry of it; None where that has to begin anew. Raises UnexpectedContent."""
@@ -269,8 +270,9 @@ class Urls:
 
 def _clear_empty(folder: Path) -> None:
     """Remove what holds nothing to be continued."""
+    partial = folder / PARTIAL_NAME
     with suppress(OSError):
-        if not (folder / PARTIAL_NAME).stat().st_size:
+        if not partial.exists() or not partial.stat().st_size:
             remove_if_possible(folder)
 
 

@@ -28,7 +28,7 @@ def large(home: Home, tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_file_that_is_too_large_is_named(home: Home, tmp_path: Path) -> None:
-    """By the path that it was to have."""
+    """By the path that it was to have; and nothing is left behind of it."""
     (tmp_path / "weights.bin").write_bytes(octets(1, SIZE))
     pushed = home.result("push", tmp_path / "weights.bin")
     target = tmp_path / "out/weights.bin"
@@ -36,6 +36,7 @@ def test_a_file_that_is_too_large_is_named(home: Home, tmp_path: Path) -> None:
     done = limited(home, "fetch", pushed["id"], "-o", target)
     assert (1, "") == (done.returncode, done.stdout)
     assert f"Error: {target} failed: {CAUSE}; use another file system, or raise that limit\n" == done.stderr
+    assert [] == list(target.parent.iterdir())
 
 
 def test_an_entry_that_is_too_large_is_named(home: Home, large: dict[str, str], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from filestore.codec import Codec
 from filestore.digest import Digest
 from filestore.errors import (
     DamagedChunk,
+    Interrupted,
     InvalidName,
     NotFound,
     SourceChanged,
@@ -242,10 +243,10 @@ async def test_fetch_trusts_nothing_that_a_staging_file_holds(watched: WatchedRe
 
     async def cut(verb: str) -> None:
         if verb == "get":
-            raise NotFound("the network")
+            raise Interrupted("the repository", "the network")
 
     watched.before = cut
-    with pytest.raises(NotFound):
+    with pytest.raises(Interrupted):
         await fetch(watched, record, tmp_path / "back")
     (staging,) = tmp_path.glob(".*.filestore-partial")
     rubbish = bytearray(source.read_bytes())

@@ -1,0 +1,84 @@
+"""leftovers: what fetches that were cut have left beside their targets."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from filestore.errors import StorageError
+from filestore_cli.session import Session, takes
+from filestore_cli.text import age, in_units, printable
+
+if TYPE_CHECKING:
+    # Heavy: the command imports it when it runs.
+    from filestore.leftovers import Leftover
+
+
+@click.command()
+@click.argument("folder", default=".", type=click.Path(path_type=Path))
+@click.option("--remove", "removes", is_flag=True, help="Remove them; what a running fetch uses stays.")
+@takes()
+def leftovers(session: Session, folder: Path, *, removes: bool) -> None:
+    """List the hidden files and folders that fetches to FOLDER, or to something in it, have left when they were cut.
+
+    The same fetch again goes on from them.
+    """
+    from filestore.leftovers import leftovers as leftovers_of  # heavy
+    from filestore.leftovers import remove_leftover
+
+    found = leftovers_of(folder)
+    gone: set[Path] = set()
+    failure: StorageError | None = None
+    for each in found if removes else ():
+        try:
+            if remove_leftover(each):
+                gone.add(each.path)
+        except StorageError as error:
+            failure = error
+    size = sum(each.stored_size for each in found)
+    removed_size = sum(each.stored_size for each in found if each.path in gone)
+    summary = f"{_count(len(found))}, {in_units(size)} in {printable(folder)}"
+    if removes:
+        summary = f"removed {_count(len(gone))}, {in_units(removed_size)} in {printable(folder)}"
+    session.show(
+        {
+            "folder": str(folder),
+            "leftovers": [_as_json(each, is_removed=each.path in gone) for each in found],
+            "stored_size": size,
+            "removed_size": removed_size,
+        },
+        *(_line(each, is_removed=each.path in gone) for each in found),
+        summary,
+    )
+    if failure is not None:
+        raise failure
+    if not removes and any(not each.is_in_use and not each.is_needed for each in found):
+        session.note("`filestore leftovers --remove` removes them; the same fetch again goes on from them.")
+
+
+def _as_json(leftover: Leftover, *, is_removed: bool) -> dict[str, object]:
+    return {
+        "path": str(leftover.path),
+        "stored_size": leftover.stored_size,
+        "written_at": datetime.fromtimestamp(leftover.written_at, UTC).isoformat(),
+        "in_use": leftover.is_in_use,
+        "needed": leftover.is_needed,
+        "removed": is_removed,
+    }
+
+
+def _line(leftover: Leftover, *, is_removed: bool) -> str:
+    verb = "removed " if is_removed else ""
+    remark = "  (in use)" if leftover.is_in_use else ""
+    if leftover.is_needed:
+        remark = "  (a replacement was cut: fetch to that target again, which puts it right)"
+    written = age(time.time() - leftover.written_at)
+    return f"{verb}{in_units(leftover.stored_size):>8}  {written:>7}  {printable(leftover.path)}{remark}"
+
+
+def _count(count: int) -> str:
+    return "1 leftover" if count == 1 else f"{count} leftovers"
