@@ -13,8 +13,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-_ATTEMPTS = 5
-"""Another process may remove, or add to, the same folder meanwhile."""
+_ATTEMPTS = 1000
+"""Another process may remove the same folder meanwhile: each attempt that meets it finds less than the one before."""
 _ALL_OF_OWNER = stat.S_IRWXU
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

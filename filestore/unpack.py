@@ -451,7 +451,7 @@ class _Target:
             remove_if_possible(aside)
         else:
             with suppress(FileNotFoundError):
-                aside.rename(path)
+                _move_as_is(aside, path)
 
     def _publish_beside(self) -> None:
         """Two processes may do this at once: what the other one has renamed is not there, or is there again."""
@@ -551,14 +551,14 @@ def _names(folder: Path) -> set[str]:
 
 def _move_all(folder: Path, to: Path) -> None:
     for name in _names(folder):
-        move(folder / name, to / name)
+        _move_as_is(folder / name, to / name)
     folder.rmdir()
 
 
 def _move_as_is(path: Path, to: Path) -> None:
-    """Rename what was staged; a folder that cannot be renamed, name by name. Raises OSError."""
+    """Rename a file or a folder; one that came with a container image, and cannot be renamed, name by name. Raises OSError."""
     try:
-        path.rename(to)
+        move(path, to)
     except OSError as error:
         if error.errno != errno.EXDEV or not path.is_dir():
             raise

@@ -15,7 +15,7 @@ import pytest
 from filestore.cache.inventory import entries
 from filestore.digest import Digest
 from filestore.http.server.sdk.uploads import begin, expire
-from filestore.unpack import staging_folder
+from filestore.unpack import staging_folder, tree_label
 from tests.support.commands import Home
 from tests.support.disks import overlay, small_disk
 from tests.support.generator import octets
@@ -94,6 +94,19 @@ def test_what_an_image_has_staged_is_used(home: Home, new: dict[str, str], image
         fetched = home.result("fetch", new["id"], "-o", target, *(["--force"] if stands in {"folder", "file"} else []), "--quiet")
         assert (NEW, ["target"]) == (standing(target), names(target.parent))
         assert 300_000 < fetched["bytes_reused"]
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_what_an_image_has_put_aside_comes_back(
+    home: Home, new: dict[str, str], image: Path, tmp_path: Path, *, is_inside: bool
+) -> None:
+    """A replacement that was cut while the image was built: what stood at the target is there again, as it was."""
+    aside = f".{tree_label('target')}.filestore-aside"
+    plant(image / (f"target/{aside}" if is_inside else aside), OLD)
+    with overlay(tmp_path / "root", image):
+        target = tmp_path / "root/target"
+        assert "it is not empty" in home.failure("fetch", new["id"], "-o", target)
+        assert (OLD, ["target"]) == (standing(target), names(target.parent))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,14 @@ def test_a_removal_fixes_permissions_first(tmp_path: Path) -> None:
     run_python(code, tmp_path, "by descriptor")
     assert ["kept"] == names(tmp_path)
     assert b"kept" == (kept / "file").read_bytes()
+
+
+def test_two_removals_at_once_are_one(tmp_path: Path) -> None:
+    """Neither fails where the other was quicker."""
+    folder = plant(tmp_path / "tree", {f"{number}/{name}": b"" for number in range(200) for name in range(5)})
+    with ThreadPoolExecutor(4) as pool:
+        assert [None] * 4 == list(pool.map(remove, [folder] * 4))
+    assert [] == names(tmp_path)
 
 
 def test_a_removal_of_nothing_is_none(tmp_path: Path) -> None:
