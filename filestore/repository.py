@@ -51,6 +51,9 @@ IN_FLIGHT_LIMIT = 64 << 20
 _BUNDLE_SIZE = 4 << 20
 """Bytes, encoded and decoded, that are verified in one turn in a thread, and then synced in another: some frames."""
 _COMMIT_SLICE = 8192
+_RECORDS_AT_ONCE = 1000
+_FAR_FUTURE = 1 << 62
+"""Microseconds since 1970: later than any chunk was seen."""
 _FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
 _REPOSITORY_ID = re.compile(r"[0-9a-f]{32}\Z")
 
@@ -134,8 +137,12 @@ class Repository(Protocol):
         Any HTTP client may, until the path expires. Raises NotFound.
         """
 
-    async def remove(self, file_id: str) -> Record:
-        """Remove a record; its chunks go with a later collection. Raises NotFound."""
+    async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
+        """Remove a record. Its chunks stay, unless `with_chunks`: then those that no other record needs are removed as well.
+
+        That reads the manifest of every record of the namespace. A push in progress that was told that such a chunk is there is
+        told at its commit that it is missing, and sends it. Raises NotFound.
+        """
 
     async def close(self) -> None:
         """Free connections and files. No verb may be called afterwards."""
@@ -293,13 +300,60 @@ class LocalRepository:
         secret = await self._index.secret()
         return signed_path(secret, "GET", path, namespace=self._namespace, expires_at=expires_at).removeprefix("/")
 
-    async def remove(self, file_id: str) -> Record:
+    async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
         self._check_writable()
+        chunks: dict[Digest, None] = {}
+        seen_until = None
+        if with_chunks:
+            found = await self.record(Reference(id=file_id))
+            chunks = await self._chunks_of(found.digest)
+            seen_until = await self._keep_needed(chunks, without=file_id)
         async with self._index.transaction() as transaction:
+            if with_chunks:
+                # What was committed since; while this transaction lasts, nothing is.
+                await self._keep_needed(chunks, without=file_id, since=seen_until)
             record = await transaction.remove_record(self._namespace, file_id)
-        if record is None:
-            raise NotFound(file_id)
+            if record is None:
+                raise NotFound(file_id)
+            # I2: the record, then the rows marked, then frame and row.
+            await transaction.mark_going(self._namespace, list(chunks), unseen_since=_FAR_FUTURE)
+        if with_chunks:
+            await self._remove_going(record.digest, list(chunks))
         return record
+
+    async def _chunks_of(self, digest: Digest) -> dict[Digest, None]:
+        manifest = await in_cpu_thread(Manifest.parse, await self.manifest(digest))
+        return dict.fromkeys(chunk.digest for chunk in manifest.chunks)
+
+    async def _keep_needed(self, chunks: dict[Digest, None], *, without: str, since: int | None = None) -> int | None:
+        """Take out of `chunks` what records need, other than that of the id `without`; the latest update that was looked at.
+
+        `since`: only records that were updated later.
+        """
+        latest, before = since, None
+        while chunks:
+            page = await self._index.records(self._namespace, limit=_RECORDS_AT_ONCE, before=before)
+            newer = [record for record in page if since is None or record.updated_at > since]
+            for record in newer:
+                latest = record.updated_at if latest is None else max(latest, record.updated_at)
+                if record.id != without:
+                    for digest in await self._chunks_of(record.digest):
+                        chunks.pop(digest, None)
+            if len(newer) < _RECORDS_AT_ONCE:
+                break
+            before = newer[-1].updated_at
+        return latest
+
+    async def _remove_going(self, manifest: Digest, chunks: Sequence[Digest]) -> None:
+        """Remove the manifest, unless a record needs it, and those of `chunks` that are marked as going."""
+        for start in range(0, len(chunks), _COMMIT_SLICE):
+            async with self._index.transaction() as transaction:
+                going = await transaction.going(self._namespace, chunks[start : start + _COMMIT_SLICE])
+                await self._store.remove(self._namespace, going)
+                await transaction.forget_chunks(self._namespace, going)
+        async with self._index.transaction():
+            if await self._index.record(self._namespace, Reference(digest=manifest)) is None:
+                await self._store.remove_manifest(self._namespace, manifest)
 
     async def close(self) -> None:
         """Close the store and the index, also for others that share them. Does nothing a second time.

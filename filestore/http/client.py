@@ -225,8 +225,9 @@ class RemoteRepository:
             raise UnexpectedRecord(self.location, f"a path of {found!r}", f"one of {file_id!r}")
         return path
 
-    async def remove(self, file_id: str) -> Record:
-        record = self._record(await self._json("DELETE", f"/files/{quote(file_id, safe='')}"))
+    async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
+        query = "?chunks=true" if with_chunks else ""
+        record = self._record(await self._json("DELETE", f"/files/{quote(file_id, safe='')}{query}"))
         return self._checked(record, Reference(id=file_id))
 
     async def status(self) -> dict[str, Any]:

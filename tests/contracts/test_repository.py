@@ -316,3 +316,39 @@ async def test_zip_that_is_pushed_as_a_file_does_not_hide_the_directory(reposito
     assert file.id == (await repository.record(Reference(name="model.zip"))).id
     await repository.remove(tree.id)
     assert file.id == (await repository.record(Reference(digest=tree.digest))).id
+
+
+async def test_record_is_removed_with_the_chunks_that_no_other_needs(repository: Repository) -> None:
+    """What another record shares stays, and the same content under another name needs all of it."""
+    shared, own = contents(2), contents(2, seed=7)
+    kept = await push(repository, [*shared, *contents(1, seed=8)], name="kept")
+    first = await push(repository, [*shared, *own], name="first")
+    second = await push(repository, [*shared, *own], name="second")
+    digests = [chunk_digest(content) for content in [*shared, *own]]
+
+    assert first == await repository.remove(first.id, with_chunks=True)
+    assert [] == await repository.missing(digests)
+    assert second == await repository.remove(second.id, with_chunks=True)
+    assert digests[2:] == await repository.missing(digests)
+    with pytest.raises(NotFound):
+        await repository.manifest(second.digest)
+    with pytest.raises(NotFound):
+        await repository.remove(second.id, with_chunks=True)
+    assert [kept] == await repository.records()
+    got = await repository.get(digests, room(4))
+    assert shared == [decoded(digest, data) for digest, data in zip(digests, got, strict=True) if data is not None]
+    again = await push(repository, [*shared, *own], name="first")
+    assert [] == await repository.missing([chunk.digest for chunk in manifest([*shared, *own]).chunks])
+    assert again == await repository.record(Reference(id=again.id))
+
+
+async def test_push_that_counts_on_chunks_that_are_removed_sends_them(repository: Repository) -> None:
+    """It was told that they are there; its commit tells it that they are missing."""
+    chunks = contents(2)
+    record = await push(repository, chunks, name="first")
+    assert [] == await repository.missing([chunk_digest(content) for content in chunks])
+    await repository.remove(record.id, with_chunks=True)
+    with pytest.raises(ChunksMissing) as caught:
+        await repository.commit(manifest(chunks).encoded, name="second")
+    assert {str(chunk_digest(content)) for content in chunks} == set(caught.value.digests)
+    await push(repository, chunks, name="second")

@@ -92,7 +92,7 @@ def test_the_result_has_the_members_that_are_documented(home: Home) -> None:
     found = measured(home, "upload", "--size", "64KiB", "--clients", "1,2", "--plot", picture, environ=fonts)
     assert picture.read_bytes().startswith(PNG)
     documented = ["verb", "kind", "path", "server", "is_own_server", "codec", "connections", "workers", "folder", "machine"]
-    assert [*documented, "ceilings", "runs", "records_removed", "bytes_left"] == list(found)
+    assert [*documented, "ceilings", "runs", "records_removed"] == list(found)
     assert {"memory_copy", "blake3", "loopback", "disk_write_sync"} == set(found["ceilings"])
     assert all(rate > 1e6 for rate in found["ceilings"].values())
     assert ("upload", "bf16", None, True, "auto", 0) == tuple(
@@ -106,11 +106,17 @@ def test_the_result_has_the_members_that_are_documented(home: Home) -> None:
             assert side["peak_memory"] > 1 << 20
 
 
+def stored(server: Server) -> set[Path]:
+    """The frames and manifests that a server keeps."""
+    return {path for name in ("chunks", "manifests") for path in (server.root / name).rglob("*") if path.is_file()}
+
+
 def test_a_server_of_the_user_is_left_as_it_was(home: Home, server: Server) -> None:
-    """The records of a measurement are removed, and no other, also where the content is the same."""
+    """What a measurement has pushed is removed, and nothing else, also where the content is the same."""
     mine = home.folder / "mine.bin"
     mine.write_bytes(octets(1, 300_000))
     pushed = home.result("push", mine, environ=server.environ)
+    before = stored(server)
     uploaded = measured(home, "upload", "--kind", mine, "--server", server.url, environ=server.environ)
     assert ("path", str(mine), 300_000, 0) == (
         uploaded["kind"],
@@ -118,9 +124,12 @@ def test_a_server_of_the_user_is_left_as_it_was(home: Home, server: Server) -> N
         uploaded["runs"][0]["bytes_shared"],
         uploaded["runs"][0]["bytes_sent"],
     )
-    assert (1, 0) == (uploaded["records_removed"], uploaded["bytes_left"])
+    assert 1 == uploaded["records_removed"]
     fetched = measured(home, "fetch", "--size", "64KiB", "--server", server.url, environ=server.environ)
-    assert (1, fetched["runs"][0]["bytes_received"]) == (fetched["records_removed"], fetched["bytes_left"])
+    assert 1 == fetched["records_removed"]
+    again = measured(home, "upload", "--size", "64KiB,1MiB", "--clients", "1,2", "--server", server.url, environ=server.environ)
+    assert 6 == again["records_removed"]
+    assert before == stored(server)
     assert [pushed["id"]] == [record["id"] for record in home.result("ls", environ=server.environ)["files"]]
     assert octets(1, 300_000) == mine.read_bytes()
 
@@ -142,7 +151,10 @@ def test_an_interrupted_upload_leaves_no_record_on_a_server(home: Home, server: 
     _, errors = process.communicate(timeout=60)
     assert (
         130,
-        f"Warning: chunks that were sent to {server.url} until then stay there, as nothing removes chunks yet.\nInterrupted.\n",
+        (
+            f"Warning: chunks that were sent to {server.url} until then stay there,"
+            " since nothing removes chunks without a record yet.\nInterrupted.\n"
+        ),
     ) == (
         process.returncode,
         errors,
@@ -168,9 +180,7 @@ def test_a_person_sees_stages_ceilings_and_what_was_removed(home: Home, server: 
     begins = {"read", "cut", "hash", "encode", "send", "wait", "receive", "verify", "write", "sync", "commit"}
     assert begins <= {line.split(" ")[0] for line in lines}
     assert any(line.startswith("write to disk and sync") for line in lines)
-    assert re.fullmatch(
-        r"1 record was removed from the server; [0-9.]+ kB of chunks stay there, as nothing removes chunks yet\.", lines[-1]
-    )
+    assert re.fullmatch(r"1 record was removed from the server, with all chunks that no other record needs\.", lines[-1])
 
 
 @pytest.mark.parametrize(

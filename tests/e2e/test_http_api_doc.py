@@ -90,5 +90,5 @@ def test_every_problem_has_the_status_that_is_documented() -> None:
     statuses = {kind.__name__: status_of(kind) for kind in kinds}
     assert documented == {title: statuses[title] for title in documented}
     client_side = {"InvalidReference", "InvalidUrl", "InvalidSetting", "InvalidContent", "NothingMatches", "NotAnArchive"}
-    client_side |= {"CacheFull", "DownloadRefused", "UnexpectedContent"}  # of a cache
+    client_side |= {"CacheFull", "DownloadRefused", "UnexpectedContent", "UnexpectedRecord"}  # of a cache, or of a client
     assert {title for title, status in statuses.items() if status != 500} - client_side <= set(documented)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from filestore.backends import connect, open_backend
+from filestore.digest import chunk_digest
 from filestore.errors import ChunksMissing, StorageFull
 from filestore.layout import chunk_key, hashed
 from filestore.objects import DEFAULT_NAMESPACE, Record
@@ -330,3 +331,25 @@ async def test_no_descriptor_stays_open_for_a_staged_frame(tmp_path: Path) -> No
 def open_descriptors() -> int:
     """How many this process has."""
     return len(list(Path("/dev/fd").iterdir()))
+
+
+async def test_record_that_is_committed_while_chunks_are_looked_through_keeps_its_own(
+    local_repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was committed after the first look is looked at again, in the transaction that removes."""
+    assert isinstance(local_repository, LocalRepository)
+    chunks = contents(3)
+    await local_repository.put([encoded(content) for content in chunks])
+    first = await local_repository.commit(manifest(chunks).encoded, name="first")
+    look = local_repository._keep_needed
+
+    async def look_and_commit(*arguments: Any, **options: Any) -> int | None:
+        looked = await look(*arguments, **options)
+        if options.get("since") is None:
+            await local_repository.commit(manifest(chunks[:2]).encoded, name="second")
+        return looked
+
+    monkeypatch.setattr(local_repository, "_keep_needed", look_and_commit)
+    await local_repository.remove(first.id, with_chunks=True)
+    digests = [chunk_digest(content) for content in chunks]
+    assert digests[2:] == await local_repository.missing(digests)

@@ -74,9 +74,9 @@ class WatchedRepository:
         await self._note("sign")
         return await self.inner.sign(file_id)
 
-    async def remove(self, file_id: str) -> Record:
+    async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
         await self._note("remove")
-        return await self.inner.remove(file_id)
+        return await self.inner.remove(file_id, with_chunks=with_chunks)
 
     async def close(self) -> None:
         await self.inner.close()

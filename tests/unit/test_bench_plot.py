@@ -31,7 +31,7 @@ def test_what_brings_matplotlib_is_said_before_anything_is_measured(monkeypatch:
 @pytest.mark.parametrize("server", [None, SIDE])
 def test_any_measurement_can_be_told_and_drawn(tmp_path: Path, size: int, server: Side | None) -> None:
     """Of an empty file too, and where the server tells nothing of itself."""
-    found = Found("http://127.0.0.1:1", CEILINGS, [Run(size, 1, 0.5, size // 2, 0, SIDE, server)], 0, 0)
+    found = Found("http://127.0.0.1:1", CEILINGS, [Run(size, 1, 0.5, size // 2, 0, SIDE, server)], 0)
     picture = tmp_path / "a.png"
     plot(plan(tmp_path / "mine"), found, picture)
     assert picture.stat().st_size > 1000

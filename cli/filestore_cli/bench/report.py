@@ -52,7 +52,6 @@ def as_json(plan: Plan, found: Found) -> dict[str, object]:
         "ceilings": dict(found.ceilings),
         "runs": [_run_json(plan, run) for run in found.runs],
         "records_removed": found.removed,
-        "bytes_left": found.left,
     }
 
 
@@ -91,7 +90,7 @@ def lines(plan: Plan, found: Found) -> Iterator[str]:
     if plan.server is not None:
         records = "1 record was" if found.removed == 1 else f"{found.removed} records were"
         yield ""
-        yield f"{records} removed from the server; {in_units(found.left)} of chunks stay there, as nothing removes chunks yet."
+        yield f"{records} removed from the server, with all chunks that no other record needs."
 
 
 def _run_lines(plan: Plan, run: Run, here: Machine) -> Iterator[str]:

@@ -96,8 +96,6 @@ class Found(NamedTuple):
     runs: Sequence[Run]
     removed: int
     """Records that were removed from the user's server."""
-    left: int
-    """Encoded bytes of chunks that stay on the user's server: no request removes one."""
 
 
 def check_space(plan: Plan) -> None:
@@ -125,7 +123,7 @@ async def measure(plan: Plan, *, shows_progress: bool) -> Found:
         job = {"do": "ceilings", "folder": name, "size": _ceiling_size(plan)}
         ceilings = await measuring.done(job, Activity("find ceilings"), total=0)
         runs = [await measuring.run(size, clients) for size in plan.sizes for clients in plan.clients]
-        return Found(measuring.url, ceilings, runs, measuring.removed, measuring.left)
+        return Found(measuring.url, ceilings, runs, measuring.removed)
 
 
 def _ceiling_size(plan: Plan) -> int:
@@ -137,7 +135,6 @@ class _Measuring:
 
     def __init__(self, plan: Plan, folder: Path, *, shows_progress: bool) -> None:
         self.removed = 0
-        self.left = 0
         self._sends = False
         self.url = ""
         self._plan = plan
@@ -163,16 +160,13 @@ class _Measuring:
         async with self._removing(server, names), AsyncExitStack() as stack:
             paths = [await stack.enter_async_context(self._content(name, size)) for name in names]
             jobs = [self._transfer("upload", server, name, path) for name, path in zip(names, paths, strict=True)]
-            run = await self._moved(server, jobs, size)
-            self._leave(run.bytes_moved)
-            return run
+            return await self._moved(server, jobs, size)
 
     async def _fetch(self, server: Server, size: int, clients: int) -> Run:
         name = _new_name()
         async with self._removing(server, [name]):
             async with self._content(name, size) as path:
-                pushed = await self.done(self._transfer("upload", server, name, path), Activity("push"), total=size)
-                self._leave(pushed["bytes_moved"])
+                await self.done(self._transfer("upload", server, name, path), Activity("push"), total=size)
             targets = [self._folder / f"fetched-{place}" for place in range(clients)]
             try:
                 return await self._moved(server, [self._transfer("fetch", server, name, target) for target in targets], size)
@@ -204,10 +198,6 @@ class _Measuring:
             client=_all_clients(results),
             server=None if before is None or after is None else _since(before, after),
         )
-
-    def _leave(self, size: int) -> None:
-        if self._plan.server is not None:
-            self.left += size
 
     def _transfer(self, verb: str, server: Server, name: str, path: Path) -> Job:
         self._sends |= verb == "upload"
@@ -253,7 +243,7 @@ class _Measuring:
             if self._plan.server is not None and self._sends:
                 say(
                     f"Warning: chunks that were sent to {printable(server.url)} until then stay there,"
-                    " as nothing removes chunks yet."
+                    " since nothing removes chunks without a record yet."
                 )
             raise
         finally:
@@ -298,12 +288,12 @@ async def _connected(server: Server, link: Link) -> AsyncIterator[Any]:
 
 
 async def _remove_records(server: Server, names: Sequence[str], link: Link) -> int:
-    """Remove the records of these names; how many there were."""
+    """Remove the records of these names, with the chunks that no other record needs; how many there were."""
     count = 0
     async with _connected(server, link) as repository:
         for name in names:
             with suppress(NotFound):
-                await repository.remove((await repository.record(Reference(name=name))).id)
+                await repository.remove((await repository.record(Reference(name=name))).id, with_chunks=True)
                 count += 1
     return count
 

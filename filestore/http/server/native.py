@@ -147,8 +147,11 @@ async def get_file(exchange: Exchange, repository: LocalRepository) -> web.Strea
 
 
 async def remove_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
-    """Remove a record; the answer is what it was."""
-    return _answer(await repository.remove(exchange.request.match_info["id"]))
+    """Remove a record, on demand with its chunks; the answer is what it was."""
+    asked = exchange.request.query.get("chunks", "false")
+    if asked not in {"true", "false"}:
+        raise InvalidInput("chunks is true or false")
+    return _answer(await repository.remove(exchange.request.match_info["id"], with_chunks=asked == "true"))
 
 
 async def sign_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
