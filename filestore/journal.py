@@ -53,10 +53,10 @@ class Journal:
         self.close()
 
     def after_fork(self) -> None:
-        """The connection stays the parent's; a child has its own."""
+        """The connection stays the parent's: SQLite does not survive a fork. In a child this journal is as good as empty."""
         if self._connection is not None:
             abandon(self._connection)
-            self._connection = self._open()
+            self._connection = None
 
     def close(self) -> None:
         """Safe to call again."""

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from filestore.aio import ProcessLock
-from filestore.cache.lock import try_lock
+from filestore.cache.lock import try_lock, unlock
 from filestore.removal import remove_if_possible
 
 T = TypeVar("T")
@@ -281,7 +281,7 @@ def _locked_briefly(path: Path, operation: int) -> Iterator[None]:
                 time.sleep(0.001)
         yield
     finally:
-        os.close(descriptor)
+        unlock(descriptor)
 
 
 def _leases(holder: Path) -> Iterator[tuple[str, int]]:

@@ -69,7 +69,7 @@ async def locked(path: Path, is_done: Callable[[], bool]) -> AsyncIterator[Lock]
                 beating.cancel()
     finally:
         if descriptor >= 0:
-            os.close(descriptor)
+            unlock(descriptor)
 
 
 def _open(path: Path) -> int:
@@ -87,6 +87,13 @@ def try_lock(descriptor: int, operation: int = fcntl.LOCK_EX) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def unlock(descriptor: int) -> None:
+    """Give a lock back, and the descriptor. Closing alone would leave the lock with a child that was forked meanwhile."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _age(descriptor: int) -> float:

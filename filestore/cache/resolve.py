@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
@@ -12,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
-from filestore.aio import SingleFlight, in_cpu_thread, in_disk_thread, uninterrupted
+from filestore.aio import SingleFlight, in_cpu_thread, in_disk_thread, tell_of_forks, uninterrupted
 from filestore.archive.read import DEFAULT_LIMITS, Limits
 from filestore.cache.disk import storage_errors, write_durably
 from filestore.cache.inventory import ENTRY_SIZE
@@ -126,18 +125,17 @@ class Cache:
         self._shelf: Shelf | None = None
         self._cutting = CUTTING_VERSION
         self._begin_process()
+        tell_of_forks(self)
 
     def _begin_process(self) -> None:
-        self._pid = os.getpid()
         self._flights = SingleFlight()
         self._leases = Leases(self._root)
         self._resolved = self._leases.hold()
         self._room = Room(self._root, self._leases, size_limit=self._size_limit, free_floor=self._free_floor)
 
-    def _enter_process(self) -> None:
-        """In a forked child, what the parent uses and fetches is the parent's: begin with neither."""
-        if self._pid != os.getpid():
-            self._begin_process()
+    def after_fork(self) -> None:
+        """What the parent uses and fetches is the parent's; a child begins with neither."""
+        self._begin_process()
 
     def __reduce__(self) -> tuple[Callable[[], Cache], tuple[()]]:
         """For processes that are started by spawn or forkserver: the same cache, with leases of their own."""
@@ -160,7 +158,6 @@ class Cache:
 
     async def close(self) -> None:
         """Say that nothing is in use any more; safe to call again. The repository stays open."""
-        self._enter_process()
         await in_disk_thread(self._leases.close)
 
     async def resolve(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Path:
@@ -180,13 +177,11 @@ class Cache:
 
     async def resolved(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Resolved:
         """`resolve`, with what it cost. Of callers that share one fetch, it is told to who began it."""
-        self._enter_process()
         return await self._resolve(wanted, self._resolved, report)
 
     @asynccontextmanager
     async def lease(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> AsyncIterator[Path]:
         """`resolve`, for as long as the block lasts."""
-        self._enter_process()
         hold = self._leases.hold()
         try:
             yield (await self._resolve(wanted, hold, report)).path
@@ -207,7 +202,6 @@ class Cache:
 
         Raises what `resolve` raises.
         """
-        self._enter_process()
         hold = self._leases.hold()
 
         async def resolve(following: Following) -> Path:
@@ -306,7 +300,6 @@ class Cache:
 
         That does not keep it: only what `resolve` and `lease` give is in use.
         """
-        self._enter_process()
         kind = _kind(wanted)
         shelf = await self._opened()
         if isinstance(wanted, FileURL):

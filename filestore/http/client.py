@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import re
 import time
@@ -19,7 +18,7 @@ from urllib.parse import quote, urlsplit
 from blake3 import blake3
 from yarl import URL
 
-from filestore.aio import abandon
+from filestore.aio import abandon, tell_of_forks
 from filestore.digest import DIGEST_SIZE, Digest, manifest_digest, parse_digests, token_digest
 from filestore.errors import (
     FilestoreError,
@@ -91,9 +90,9 @@ class RemoteRepository:
         self._token = token
         self._connections = connections
         self._stall_seconds = stall_seconds
-        self._pid = os.getpid()
         self._channels = self._make_channels()
         self._session: aiohttp.ClientSession | None = None
+        tell_of_forks(self)
         self._identity: Identity | None = None
         self._reached = False
         self._rate: float | None = None
@@ -111,13 +110,11 @@ class RemoteRepository:
             return None
         return Channels(self.location, token=self._token, count=self._connections, stall_seconds=self._stall_seconds)
 
-    def _enter_process(self) -> None:
-        """In a forked child, leave connections and threads to the parent, and begin with new ones."""
-        if self._pid != os.getpid():
-            abandon((self._channels, self._session))
-            self._pid = os.getpid()
-            self._channels = self._make_channels()
-            self._session = None
+    def after_fork(self) -> None:
+        """Connections and threads stay the parent's; a child has its own."""
+        abandon((self._channels, self._session))
+        self._channels = self._make_channels()
+        self._session = None
 
     async def identity(self) -> Identity:
         if self._identity is None:
@@ -235,7 +232,6 @@ class RemoteRepository:
         return await self._json("GET", "/status")
 
     async def close(self) -> None:
-        self._enter_process()
         if self._channels is not None:
             self._channels.close()
         if self._session is not None:
@@ -245,7 +241,6 @@ class RemoteRepository:
     # Below: requests. Each is idempotent, so that `_retried` may do it again.
 
     async def _retried(self, request: Callable[[], Awaitable[T]]) -> T:
-        self._enter_process()
         for attempt in count(1):
             try:
                 return await request()

@@ -281,6 +281,8 @@ class _Connection:
         self._timeout_seconds = timeout_seconds
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="filestore-index")
         self._connection: sqlite3.Connection | None = None
+        self._may_be_open = False
+        """From before it is opened until after it is closed."""
 
     async def run(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`function(connection, ...)` on the thread. Raises Busy, StorageError, StorageFull, UsedAfterFork."""
@@ -298,12 +300,14 @@ class _Connection:
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
         with _translated(self.path), stage(Stage.COMMIT):
             if self._connection is None:
+                self._may_be_open = True
                 self._connection = _connect(self.path, self._timeout_seconds)
             return function(self._connection)
 
     def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+        self._may_be_open = False
 
     def after_fork(self) -> None:
         """Never close the parent's connection here, not even at the end of this process.
@@ -311,7 +315,7 @@ class _Connection:
         SQLite keeps its locks by process and file in memory that a child inherits, though the child holds none of these locks.
         Source: sqlite.org/howtocorrupt.html, section 2.6.
         """
-        if self._connection is not None and not self.closed:
+        if self._may_be_open:
             abandon(self._connection)
             with suppress(OSError):
                 _inherited[_file_id(self.path)] = self._pid
@@ -348,6 +352,7 @@ class _ReadingConnection(_Connection):
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
             _check_process(self.path)
+            self._may_be_open = True
             self._connection, self._state = open_for_reading(self.path, timeout_seconds=self._timeout_seconds)
             self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
         return self._connection

@@ -167,3 +167,32 @@ async def test_open_folder_is_not_sent_to_another_process(local_repository: Repo
     for item in (local_repository, Cache(tmp_path / "cache", local_repository)):
         with pytest.raises(TypeError, match=r"open it there by connect\(\)"):
             pickle.dumps(item)
+
+
+JOURNAL_IN_A_FORK = """
+import os, sys
+from pathlib import Path
+from filestore.journal import Journal
+from filestore.manifest import Manifest
+from filestore.repository import Identity
+
+path = Path(sys.argv[1])
+identity, manifest = Identity("0" * 32, "default", 1), Manifest.build([], cutting=1)
+with Journal(path) as journal:
+    journal.record(identity, path, manifest, b"")
+    pid = os.fork()
+    if pid == 0:
+        journal.record(identity, path.parent, manifest, b"")
+        os._exit(0 if journal.find(identity, path) is None else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert journal.find(identity, path) is not None
+    assert journal.find(identity, path.parent) is None
+print("sound")
+"""
+
+
+def test_journal_that_is_open_is_an_empty_one_in_a_forked_child(tmp_path: Path) -> None:
+    """The child reads and writes nothing by the parent's connection, and the parent goes on."""
+    command: list[str | Path] = [sys.executable, "-W", "ignore", "-c", JOURNAL_IN_A_FORK, tmp_path / "journal"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ("sound\n", "", 0) == (done.stdout, done.stderr, done.returncode)
