@@ -20,6 +20,7 @@ FilestoreError
 │   │   └── NotAnArchive
 │   ├── DamagedChunk
 │   └── UnexpectedContent
+│       └── UnexpectedRecord
 ├── NotFound
 │   ├── UploadNotFound
 │   ├── UnknownPipeline
@@ -28,6 +29,7 @@ FilestoreError
 ├── LimitExceeded
 ├── NotARepository
 ├── ReadOnly
+├── UsedAfterFork
 ├── UnknownFormat
 ├── MissingCompiledPart
 ├── MissingPackage
