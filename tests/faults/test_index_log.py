@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from filestore.backends import connect
 from filestore.index.sqlite import open_index
 from filestore.objects import record_from_json
 from tests.support.commands import SCRIPTS, Home
-from tests.support.server import RunningServer, running_server
+from tests.support.server import Reply, RunningServer, running_server
 
 COMMAND_COUNT = int(os.environ.get("FILESTORE_TEST_COMMANDS", "12"))
 """Commands that come and go during pushes; 150 take more than a minute (CONTRIBUTING.md)."""
@@ -49,7 +50,7 @@ class Pushes:
         for _ in range(count):
             number = len(self.contents)
             name, content = f"file-{number}.txt", b"content %d" % number
-            answer = server.upload(name, content)
+            answer = acknowledged(server, name, content)
             assert 2 == answer.status // 100, answer.body
             self.contents[name] = content
 
@@ -60,6 +61,15 @@ class Pushes:
             assert set() == set(self.contents) - set(listed)
             for name, content in self.contents.items():
                 assert content == server.ask("GET", f"/{listed[name]}").body
+
+
+def acknowledged(server: RunningServer, name: str, content: bytes) -> Reply:
+    """The answer to an upload, which is sent again where the connection is refused or cut, as one worker follows another."""
+    while True:
+        try:
+            return server.upload(name, content)
+        except (ConnectionError, HTTPException):
+            assert server.process.poll() is None
 
 
 def listing(server: RunningServer) -> Iterator[tuple[str, str]]:
