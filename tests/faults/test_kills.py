@@ -148,8 +148,11 @@ def test_a_server_that_comes_back_is_not_even_noticed(home: Home, source: Path, 
         port = server.url.rpartition(":")[2]
         command = start(home, server, "push", source)
         kill_when(lambda: stored(root) >= 8, server.process.pid, command)
+        # A server may take longer to start, on a busy machine, than a client is patient.
+        command.send_signal(signal.SIGSTOP)
         server.process.wait()
     with home.server("--token", token, "--port", port, root=root) as server:
+        command.send_signal(signal.SIGCONT)
         assert 0 == command.wait(60)
         environ = {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": token}
         assert [SIZE] == [record["size"] for record in home.result("ls", environ=environ)["files"]]
