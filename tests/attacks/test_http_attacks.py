@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server that waits for half a second only."""
-    with running_server(tmp_path_factory.mktemp("served") / "root", stall_seconds=0.5) as server:
+    with running_server(tmp_path_factory.mktemp("served") / "root", stall_seconds=1) as server:
         yield server
 
 

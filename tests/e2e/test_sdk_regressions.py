@@ -119,7 +119,7 @@ def test_2_a_broken_download_leaves_what_was_there(tmp_path: Path, home: Home) -
             file.write(bytes(100))
         (home.folder / "model.bin").write_bytes(b"the old one")
         home.environ |= {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": server.token}
-        assert "is damaged in the repository" in home.failure("fetch", record["id"], "--quiet")
+        assert "is damaged in the repository" in home.failure("fetch", record["id"], "-o", "model.bin", "--quiet")
         assert b"the old one" == (home.folder / "model.bin").read_bytes()
         with suppress(IncompleteRead, ConnectionError):
             assert 500 == server.ask("GET", f"{PARTS}/download/{record['id']}").status

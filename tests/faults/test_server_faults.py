@@ -132,7 +132,7 @@ def test_a_sender_that_stalls_is_dropped_and_what_it_sent_is_kept(tmp_path: Path
     """After the time that is set, its connection is closed without an answer."""
     sent = frames(3, seed=4)
     whole = batch(sent)
-    with running_server(tmp_path / "root", stall_seconds=0.2) as server:
+    with running_server(tmp_path / "root", stall_seconds=1) as server:
         with server.begin("POST", f"{API}/chunks", f"Content-Length: {len(whole)}", body=whole[:-1]) as connection:
             assert is_hung_up(connection)
         assert [sent[-1].digest] == server.missing([frame.digest for frame in sent])
@@ -158,7 +158,7 @@ def test_a_reader_that_stalls_is_dropped(tmp_path: Path) -> None:
     """What it gets in the end is less than was announced."""
     sent = large_frames(LARGE // 400_000, seed=5)
     content = octets(5, LARGE)
-    with running_server(tmp_path / "root", stall_seconds=0.2) as server:
+    with running_server(tmp_path / "root", stall_seconds=1) as server:
         server.put(sent)
         path = server.upload("large.bin", content).json["path"]
         digests = b"".join(frame.digest for frame in sent)

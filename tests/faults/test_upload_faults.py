@@ -167,7 +167,7 @@ def test_a_part_that_is_cut_was_never_there(tmp_path: Path, framing: str) -> Non
 
 def test_a_part_that_stalls_is_dropped(tmp_path: Path) -> None:
     """Its connection is cut, and its client may send it again."""
-    with running_server(tmp_path / "root", stall_seconds=0.2) as server:
+    with running_server(tmp_path / "root", stall_seconds=1) as server:
         upload = PartsUpload(server, "stalled.bin")
         with (
             server.begin(
