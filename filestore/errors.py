@@ -59,6 +59,7 @@ FilestoreError
     ├── Stalled
     ├── Interrupted
     └── ServerError
+        └── ForeignAnswer     what filestore did not make
 
 The arguments are the facts, in the order of the constructor; the message is built from them, and is one sentence:
 what happened, why, and what to do. `retryable` is decided where an error is born: the two rooms that retry (the HTTP
@@ -80,6 +81,8 @@ class FilestoreError(Exception):
     """The root of the tree. `args` hold the facts as JSON values, so that an error can cross the wire."""
 
     retryable: bool = False
+    retry_after_seconds: float | None = None
+    """How long whoever answered with this asks to wait before the next try; None where nobody said."""
     sentence: ClassVar[str] = "{0}"
 
     def __init__(self, *facts: Fact) -> None:
@@ -601,6 +604,21 @@ class ServerError(TransferError):
         super().__init__(url, status, detail)
         self.status = status
         self.retryable = status in _RETRYABLE_STATUSES
+
+
+class ForeignAnswer(ServerError):
+    """Something between this machine and the server answered, or another server than filestore. `server` may be empty."""
+
+    sentence = "{0} answered {1}, and this answer was not made by filestore but by {2}: {3} (docs/behind-a-proxy.md says more)"
+
+    def __init__(self, url: str, status: int, server: str, advice: str) -> None:
+        super().__init__(url, status, advice)
+        self.args = (url, status, server, advice)
+
+    def __str__(self) -> str:
+        url, status, server, advice = self.args
+        name = f"a server that calls itself {server!r}" if server else "a server that does not say its name"
+        return self.sentence.format(url, status, name, advice)
 
 
 def storage_error(where: str, error: OSError) -> StorageError:

@@ -29,6 +29,7 @@ from filestore.aio import in_stoppable_thread
 from filestore.digest import Buffer
 from filestore.errors import Interrupted, ServerError, Stalled, Unreachable
 from filestore.http import wire
+from filestore.http.foreign import Said, foreign_answer, said_by
 from filestore.http.reasons import failure_reason
 from filestore.repository import Moved
 from filestore.stages import Stage, stage
@@ -50,6 +51,7 @@ _HEAD_END = b"\r\n\r\n"
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*")
 _SIZE = re.compile(rb"[0-9]{1,18}")
+_SAID = ("Server", "Content-Type", "Location", "Retry-After", "Date")
 _BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 
@@ -60,6 +62,8 @@ class Head(NamedTuple):
     size: int | None
     """Bytes of its body; None where that is not said in the one way that is taken, a single Content-Length."""
     keeps_open: bool
+    said: Said = Said()
+    """What it says of who made it."""
 
 
 def parse_head(raw: bytes) -> Head:
@@ -76,7 +80,16 @@ def parse_head(raw: bytes) -> Head:
         fields.setdefault(field[1].lower(), []).append(field[2])
     options = {option.strip() for value in fields.get(b"connection", []) for option in value.lower().split(b",")}
     status = int(found[2])
-    return Head(status, 0 if status in _BODILESS else _size(fields), keeps_open=found[1] == b"1" and b"close" not in options)
+    return Head(
+        status,
+        0 if status in _BODILESS else _size(fields),
+        keeps_open=found[1] == b"1" and b"close" not in options,
+        said=said_by({name: _text(fields, name) for name in _SAID}),
+    )
+
+
+def _text(fields: dict[bytes, list[bytes]], name: str) -> str:
+    return fields.get(name.lower().encode(), [b""])[0].decode("latin-1")
 
 
 def _size(fields: dict[bytes, list[bytes]]) -> int | None:
@@ -187,6 +200,8 @@ class Channel:
         if head.status < HTTPStatus.MULTIPLE_CHOICES:
             if not is_sent:
                 raise Interrupted(self._peer.location, "it answered before it had the whole request")
+            if head.said.is_page:
+                raise foreign_answer(self._peer.location, head.status, head.said)
             if head.size is None:
                 raise ServerError(self._peer.location, head.status, "the length of its answer is not plain")
         self.left = head.size or 0

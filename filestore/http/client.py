@@ -38,6 +38,7 @@ from filestore.errors import (
 )
 from filestore.http import wire
 from filestore.http.channel import Channel, Channels, Head, Meter
+from filestore.http.foreign import Said, error_of, foreign_answer, said_by
 from filestore.http.reasons import failure_reason
 from filestore.layout import parse_run_path
 from filestore.manifest import MANIFEST_LIMIT
@@ -267,7 +268,8 @@ class RemoteRepository:
         self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None, limit: int
     ) -> bytes:
         def exchange(channel: Channel) -> bytes:
-            self._check(channel, channel.ask(path, body, method=method, fields=headers or {}))
+            head = channel.ask(path, body, method=method, fields=headers or {})
+            self._check(channel, head, sent_size=len(body or b""))
             return self._read_all(channel, limit=limit)
 
         async def ask() -> bytes:
@@ -300,7 +302,8 @@ class RemoteRepository:
     def _send(self, channel: Channel, header: bytes, frames: Sequence[Frame], meter: Meter) -> float:
         """Put a batch, in a thread; how many seconds it took."""
         started = time.monotonic()
-        self._check(channel, channel.ask("/chunks", header, [frame.data for frame in frames], moved=meter.add))
+        head = channel.ask("/chunks", header, [frame.data for frame in frames], moved=meter.add)
+        self._check(channel, head, sent_size=len(header) + sum(len(frame.data) for frame in frames))
         self._read_all(channel)
         return time.monotonic() - started
 
@@ -362,11 +365,11 @@ class RemoteRepository:
         finally:
             found.extend(_whole_frames(entries, batch, filled))
 
-    def _check(self, channel: Channel, head: Head) -> None:
-        """Raises the error that an answer stands for."""
+    def _check(self, channel: Channel, head: Head, *, sent_size: int = 0) -> None:
+        """Raises the error that an answer to a request with a body of `sent_size` bytes stands for."""
         self._reached = True
         if head.status not in _SUCCESSES:
-            raise _problem(self.location, head.status, self._read_all(channel))
+            raise _problem(self.location, head.status, self._read_all(channel), head.said, sent_size=sent_size)
 
     def _read_all(self, channel: Channel, *, limit: int = PROBLEM_LIMIT) -> bytes:
         if channel.left > limit:
@@ -377,7 +380,7 @@ class RemoteRepository:
         self, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], meter: Meter
     ) -> None:
         async with self._request("POST", "/chunks/get", body=b"".join(digests)) as response:
-            if response.status != HTTPStatus.OK:
+            if response.status != HTTPStatus.OK or said_by(response.headers).is_page:
                 await _whole(response, limit=PROBLEM_LIMIT)
             try:
                 header = await response.content.readexactly(wire.batch_header_size(len(digests)))
@@ -483,7 +486,10 @@ class RemoteRepository:
 async def _whole(response: aiohttp.ClientResponse, *, limit: int) -> bytes:
     """The whole answer. Raises the error that it stands for, LimitExceeded past `limit` bytes."""
     url = str(response.url.origin())
+    said = said_by(response.headers)
     failed = response.status >= HTTPStatus.MULTIPLE_CHOICES
+    if said.is_page and not failed:
+        raise foreign_answer(url, response.status, said)
     body = bytearray()
     limit = PROBLEM_LIMIT if failed else limit
     async for piece in response.content.iter_any():
@@ -491,17 +497,19 @@ async def _whole(response: aiohttp.ClientResponse, *, limit: int) -> bytes:
         if len(body) > limit:
             raise LimitExceeded(f"the answer of {url} in bytes", len(body), limit)
     if failed:
-        raise _problem(url, response.status, bytes(body))
+        sent_size = int(response.request_info.headers.get("Content-Length", "0"))
+        raise _problem(url, response.status, bytes(body), said, sent_size=sent_size)
     return bytes(body)
 
 
-def _problem(url: str, status: int, body: bytes) -> FilestoreError:
+def _problem(url: str, status: int, body: bytes, said: Said, *, sent_size: int) -> FilestoreError:
     try:
         document = json.loads(body)
     except ValueError:
         document = None
-    error = wire.decode_problem(url, status, document)
-    return Unauthorized(url) if status == HTTPStatus.UNAUTHORIZED else error
+    if status == HTTPStatus.UNAUTHORIZED and not said.is_page:  # a page is the login of something between
+        return Unauthorized(url)
+    return error_of(url, status, document, said, sent_size=sent_size)
 
 
 def _whole_frames(entries: Sequence[wire.BatchEntry], batch: memoryview, filled: int) -> Iterator[memoryview | None]:

@@ -1,11 +1,10 @@
-"""nginx, as the origin of files behind URLs: a server of another make."""
+"""nginx: as the origin of files behind URLs, and in front of a filestore server."""
 
 from __future__ import annotations
 
 import os
 import socket
 import subprocess
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,17 +27,20 @@ _CONFIGURATION = """\
         uwsgi_temp_path {folder}/uwsgi;
         scgi_temp_path {folder}/scgi;
         default_type application/octet-stream;
-        server {{
-            listen 127.0.0.1:{port};
-            root {folder}/files;
-            location /throttled/ {{ alias {folder}/files/; limit_rate_after 3m; limit_rate 1k; }}
-            location /moved/ {{ rewrite ^/moved/(.*)$ /$1 redirect; }}
-            location /twice/ {{ rewrite ^/twice/(.*)$ /moved/$1 permanent; }}
-            location /compressed/ {{ alias {folder}/files/; gzip on; gzip_types *; gzip_min_length 1; }}
-            location /untagged/ {{ alias {folder}/files/; etag off; add_header Last-Modified ""; }}
-            location /undated/ {{ alias {folder}/files/; etag off; }}
-        }}
+        {servers}
     }}
+"""
+_FILES = """\
+server {{
+    listen 127.0.0.1:{port};
+    root {folder}/files;
+    location /throttled/ {{ alias {folder}/files/; limit_rate_after 3m; limit_rate 1k; }}
+    location /moved/ {{ rewrite ^/moved/(.*)$ /$1 redirect; }}
+    location /twice/ {{ rewrite ^/twice/(.*)$ /moved/$1 permanent; }}
+    location /compressed/ {{ alias {folder}/files/; gzip on; gzip_types *; gzip_min_length 1; }}
+    location /untagged/ {{ alias {folder}/files/; etag off; add_header Last-Modified ""; }}
+    location /undated/ {{ alias {folder}/files/; etag off; }}
+}}
 """
 
 
@@ -70,17 +72,37 @@ class Nginx(NamedTuple):
 def running_nginx(folder: Path) -> Iterator[Nginx]:
     """Serve FOLDER/files on a free port of 127.0.0.1 until the end of the block."""
     (folder / "files").mkdir(parents=True)
+    port = free_port()
+    with _running(folder, port, _FILES.format(folder=folder, port=port)):
+        yield Nginx(f"http://127.0.0.1:{port}", folder)
+
+
+@contextmanager
+def running_proxy(folder: Path, port: int, servers: str) -> Iterator[None]:
+    """Run nginx with `servers`, blocks of its configuration that listen on `port`, until the end of the block."""
+    folder.mkdir(parents=True)
+    with _running(folder, port, servers):
+        yield
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _running(folder: Path, port: int, servers: str) -> Iterator[None]:
     user = "user root;" if os.geteuid() == 0 else ""
     path = folder / "nginx.conf"
-    path.write_text(textwrap.dedent(_CONFIGURATION).format(folder=folder, port=port, user=user))
+    path.write_text(_CONFIGURATION.format(folder=folder, user=user, servers=servers))
     errors = folder / "error.log"
     process = subprocess.Popen(["nginx", "-p", folder, "-c", path, "-e", errors], stdin=subprocess.DEVNULL)
     try:
         eventually(lambda: process.poll() is not None or _accepts(port))
         assert process.poll() is None, errors.read_text()
-        yield Nginx(f"http://127.0.0.1:{port}", folder)
+        yield
     finally:
         process.terminate()
         process.wait()

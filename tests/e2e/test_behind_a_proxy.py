@@ -1,0 +1,133 @@
+"""A server behind the real nginx: what a client says where nginx answers, and the example of docs/behind-a-proxy.md."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from filestore.backends import connect
+from filestore.codec import Codec
+from filestore.errors import ForeignAnswer
+from filestore.http import wire
+from filestore.http.foreign import SETTINGS_OF_A_PROXY
+from tests.support.frames import encoded
+from tests.support.generator import octets
+from tests.support.nginx import free_port, running_proxy
+from tests.support.server import TOKEN, RunningServer, running_server
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = (REPOSITORY / "docs/behind-a-proxy.md").read_text()
+FILESTORE = Path(sys.executable).with_name("filestore")
+CERTIFICATE = REPOSITORY / "tests/support/localhost.pem"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server for nginx to stand in front of."""
+    with running_server(tmp_path / "root") as running:
+        yield running
+
+
+def example() -> str:
+    """The configuration that the page tells people to copy."""
+    found = re.search(r"```nginx\n(.*?)```", PAGE, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    """`text` with one place changed, which must be there."""
+    assert old in text
+    return text.replace(old, new)
+
+
+async def pushed(url: str, size: int) -> str:
+    """What happened to a batch of `size` bytes that was put: nothing bad, or the sentence of the error."""
+    async with connect(url, token=TOKEN) as repository:
+        try:
+            await repository.put([encoded(octets(7, size), codec=Codec.RAW)])
+        except ForeignAnswer as error:
+            return str(error)
+        return ""
+
+
+def test_a_413_of_nginx_names_nginx_the_size_and_the_settings(tmp_path: Path, server: RunningServer) -> None:
+    """With its defaults, nginx takes no batch: the error says who refused it, how large it was, and what to set."""
+    port = free_port()
+    block = f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {server.url}; }} }}"
+    with running_proxy(tmp_path / "nginx", port, block):
+        told = asyncio.run(pushed(f"http://127.0.0.1:{port}", 2_000_000))
+
+    assert re.match(
+        rf"http://127\.0\.0\.1:{port} answered 413, and this answer was not made by filestore but by a server that calls itself"
+        r" 'nginx/[0-9.]+[^']*': it does not take a request of 20[0-9]{5} bytes, and filestore sends up to ",
+        told,
+    ), told
+    assert f"{wire.BATCH_LIMIT} bytes in one; if it is nginx, set {SETTINGS_OF_A_PROXY}" in told
+
+
+@pytest.mark.parametrize(
+    ("rule", "status", "advice"),
+    [
+        ("return 308 https://elsewhere.test$request_uri;", 308, "it redirects to 'https://elsewhere.test', and a redirect"),
+        ("return 404;", 404, "it does not pass this path on to filestore"),
+        ("return 401;", 401, "it refuses this client before filestore sees the request"),
+        ("return 502;", 502, "it had no answer from filestore in time"),
+        ("default_type text/html; return 200 '<html>Log in</html>';", 200, "check the URL and its port"),
+    ],
+    ids=["308", "404", "401", "502", "page"],
+)
+async def test_an_answer_of_another_server_is_told_from_one_of_filestore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, status: int, advice: str
+) -> None:
+    """Redirects, pages and another server's errors name who answered, and never mean that a token or a file is wrong."""
+    monkeypatch.setattr("filestore.http.client.FIRST_PAUSE_SECONDS", 0.001)
+    port = free_port()
+    with running_proxy(tmp_path / "nginx", port, f"server {{ listen 127.0.0.1:{port}; location / {{ {rule} }} }}"):
+        async with connect(f"http://127.0.0.1:{port}", token=TOKEN) as repository:
+            with pytest.raises(ForeignAnswer) as raised:
+                await repository.identity()
+
+    assert status == raised.value.status
+    assert "by a server that calls itself 'nginx/" in str(raised.value)
+    assert advice in str(raised.value)
+
+
+def test_the_example_of_the_page_takes_pushes_over_tls(tmp_path: Path, server: RunningServer) -> None:
+    """The configuration of the page, with this machine's port and certificate, takes and gives a file of many batches."""
+    port = free_port()
+    block = replaced(example(), "listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;")
+    block = replaced(block, "http://127.0.0.1:8080", server.url)
+    for name in ("files.example.org.pem", "files.example.org.key"):
+        block = replaced(block, f"/etc/nginx/{name}", str(CERTIFICATE))
+    source, target = tmp_path / "weights.bin", tmp_path / "back.bin"
+    source.write_bytes(octets(11, 12_000_000))
+    environ = {**os.environ, "SSL_CERT_FILE": str(CERTIFICATE), "FILESTORE_TOKEN": TOKEN, "HOME": str(tmp_path)}
+    url = f"https://localhost:{port}"
+    with running_proxy(tmp_path / "nginx", port, block):
+        for command in (["push", str(source)], ["fetch", "weights.bin", "-o", str(target)]):
+            done = subprocess.run(
+                [FILESTORE, *command, "--url", url, "--quiet"],
+                env=environ,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert (0, "") == (done.returncode, done.stderr)
+
+    assert source.read_bytes() == target.read_bytes()
+
+
+def test_the_settings_in_an_error_are_those_of_the_page() -> None:
+    """What an error tells to set is in the example, line for line, and the size that the page names is that of a batch."""
+    lines = [f"{setting};" for setting in SETTINGS_OF_A_PROXY.rstrip(";").split("; ")]
+
+    assert [line for line in lines if line not in example()] == []
+    assert f"up to {wire.BATCH_LIMIT >> 20} MiB in one request" in PAGE
