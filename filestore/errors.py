@@ -599,11 +599,19 @@ class ServerError(TransferError):
     """A server answered with a status that no other error stands for."""
 
     sentence = "{0} answered {1}: {2}"
+    _asks_to_wait = "{0}; it asks to wait {1:g} seconds before the next try"
 
     def __init__(self, url: str, status: int, detail: str) -> None:
         super().__init__(url, status, detail)
         self.status = status
         self.retryable = status in _RETRYABLE_STATUSES
+
+    def __str__(self) -> str:
+        return self._with_wait(super().__str__())
+
+    def _with_wait(self, sentence: str) -> str:
+        wait = self.retry_after_seconds
+        return sentence if wait is None else self._asks_to_wait.format(sentence, wait)
 
 
 class ForeignAnswer(ServerError):
@@ -618,7 +626,7 @@ class ForeignAnswer(ServerError):
     def __str__(self) -> str:
         url, status, server, advice = self.args
         name = f"a server that calls itself {server!r}" if server else "a server that does not say its name"
-        return self.sentence.format(url, status, name, advice)
+        return self._with_wait(self.sentence.format(url, status, name, advice))
 
 
 def storage_error(where: str, error: OSError) -> StorageError:

@@ -38,7 +38,7 @@ from filestore.errors import (
 )
 from filestore.http import wire
 from filestore.http.channel import Channel, Channels, Head, Meter
-from filestore.http.foreign import Said, error_of, foreign_answer, said_by
+from filestore.http.foreign import Said, error_of, foreign_answer, may_try_again, pause_seconds, said_by
 from filestore.http.reasons import failure_reason
 from filestore.layout import parse_run_path
 from filestore.manifest import MANIFEST_LIMIT
@@ -247,9 +247,11 @@ class RemoteRepository:
                 return await request()
             except FilestoreError as error:
                 # A server that was never reached is not there: saying so at once beats waiting for it.
-                if not error.retryable or attempt == ATTEMPTS or not self._reached:
+                if not may_try_again(error) or attempt == ATTEMPTS or not self._reached:
                     raise
-            await asyncio.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+                pause = FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+                pause = pause_seconds(error, pause)
+            await asyncio.sleep(pause)
         raise AssertionError
 
     async def _json(

@@ -42,6 +42,7 @@ from filestore.errors import (
     storage_error,
 )
 from filestore.http.addresses import is_public
+from filestore.http.foreign import may_try_again, pause_seconds, said_by
 from filestore.http.reasons import failure_reason
 from filestore.objects import FileURL, Progress, Report, shown_url
 
@@ -211,9 +212,11 @@ class _Downloading:
                     furthest = max(furthest, self._staging.size)
                     # A host that never answered is not there: saying so at once beats waiting for it.
                     is_there = self._was_reached or isinstance(error, Interrupted)
-                    if not error.retryable or not is_there or failures == ATTEMPTS:
+                    if not may_try_again(error) or not is_there or failures == ATTEMPTS:
                         raise
-                await asyncio.sleep(FIRST_PAUSE_SECONDS * 2**failures * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+                    pause = FIRST_PAUSE_SECONDS * 2**failures * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+                    pause = pause_seconds(error, pause)
+                await asyncio.sleep(pause)
         await in_disk_thread(self._staging.note)
         return Downloaded(self._staging.path, self._staging.size, self._received, self._resumed, self._staging.validators)
 
@@ -244,7 +247,9 @@ class _Downloading:
         if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             await self._begin_anew(Validators(), self._staging.total)
             raise Interrupted(self._shown, "it has less than it had before")
-        raise ServerError(self._shown, response.status, _phrase(response.status))
+        error = ServerError(self._shown, response.status, _phrase(response.status))
+        error.retry_after_seconds = said_by(response.headers).retry_after_seconds
+        raise error
 
     async def _begin_whole(self, response: aiohttp.ClientResponse) -> _Part:
         """All of the file, from its first byte on.

@@ -1,4 +1,4 @@
-"""Answers that filestore did not make: who made them, why, and what to set. Pure.
+"""Answers that filestore did not make: who made them, why, and what to set; and how long an answer asks to wait.
 
 Between a client and its server there may be a reverse proxy, a forward proxy, or the login page of a network. Each answers in its
 own way, and what it answers must not be taken for what a filestore server says.
@@ -8,6 +8,7 @@ Source: RFC 9110, sections 10.2.3 (Retry-After), 10.2.4 (Server) and 15 (status 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from filestore.http import wire
 SETTINGS_OF_A_PROXY = (
     "client_max_body_size 0; proxy_request_buffering off; proxy_buffering off; proxy_http_version 1.1;"  # nginx's words
 )
+RETRY_AFTER_LIMIT_SECONDS = 120.0
+"""Who asks to wait longer than this is not asked again: the error says how long, and the user decides."""
 _NOT_PASSED_ON = "it does not pass this path on to filestore; check the URL, its port and the path in it"
 _REFUSED = "it refuses this client before filestore sees the request; let it pass requests on with their Authorization header"
 _NO_ANSWER = (
@@ -66,7 +69,8 @@ class Said(NamedTuple):
             return float(text[:9])
         try:
             # By the clock of whoever answered, where the answer tells it: ours may be wrong.
-            return max(0.0, (parsedate_to_datetime(text) - parsedate_to_datetime(self.date)).total_seconds())
+            now = parsedate_to_datetime(self.date) if self.date else datetime.now(UTC)
+            return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
         except (ValueError, TypeError):
             return None
 
@@ -85,6 +89,16 @@ def error_of(url: str, status: int, document: object, said: Said, *, sent_size: 
     error = wire.decode_problem(url, status, document) if is_ours else foreign_answer(url, status, said, sent_size=sent_size)
     error.retry_after_seconds = said.retry_after_seconds
     return error
+
+
+def may_try_again(error: FilestoreError) -> bool:
+    """Whether another try may help, and comes within the time that anybody waits for it."""
+    return error.retryable and (error.retry_after_seconds or 0.0) <= RETRY_AFTER_LIMIT_SECONDS
+
+
+def pause_seconds(error: FilestoreError, otherwise: float) -> float:
+    """How long to wait before the next try: `otherwise`, or longer where whoever answered asks for it."""
+    return max(otherwise, error.retry_after_seconds or 0.0)
 
 
 def foreign_answer(url: str, status: int, said: Said, *, sent_size: int = 0) -> ForeignAnswer:
