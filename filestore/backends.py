@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from filestore.aio import in_disk_thread, uninterrupted
@@ -17,6 +19,9 @@ from filestore.paths import home_path
 from filestore.repository import LocalRepository, Repository, read_format
 from filestore.stores.disk import open_store, store_for_reading
 from filestore.stores.protocol import ChunkStore
+
+if TYPE_CHECKING:
+    from filestore.http.proxies import Proxy
 
 CONNECTIONS = 4
 STALL_SECONDS = 30.0
@@ -44,6 +49,7 @@ async def connect(
     stall_seconds: float = STALL_SECONDS,
     create: bool = False,
     read_only: bool = False,
+    proxy: str | None = None,
 ) -> AsyncIterator[Repository]:
     """The repository at `url`: a server's `http://` or `https://` URL, `file:///folder`, or the path of a folder (`~/` is home).
 
@@ -51,16 +57,21 @@ async def connect(
 
     With `create`, a new or empty folder becomes a repository; see `create_repository`. With `read_only`, nothing is written to
     the folder, which may lie on a read-only disk or be another user's, and verbs that write raise ReadOnly. Both are for
-    folders; `token`, `connections` and `stall_seconds` (how long no byte may move) are for servers.
+    folders; `token`, `connections` and `stall_seconds` (how long no byte may move) are for servers, and so is `proxy`, the URL of
+    an HTTP proxy that leads to them: without it, HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY of the environment say which
+    one, and with "" there is none.
 
-    Raises InvalidUrl, InvalidSetting (a `~` without a home folder), NotARepository, UnknownFormat, StorageError, Busy.
+    Raises InvalidUrl, InvalidSetting (a `~` without a home folder, a proxy that cannot be used), NotARepository, UnknownFormat,
+    StorageError, Busy.
     """
     folder = repository_folder(url)
     repository: Repository
     if folder is None:
         from filestore.http.client import RemoteRepository  # noqa: PLC0415  # heavy
 
-        repository = RemoteRepository(url, token=token, connections=connections, stall_seconds=stall_seconds)
+        repository = RemoteRepository(
+            url, token=token, connections=connections, stall_seconds=stall_seconds, proxy=_proxy(url, proxy)
+        )
     else:
         store, index = await open_backend(folder, create=create, read_only=read_only)
         repository = LocalRepository(store, index, location=str(folder), read_only=read_only)
@@ -68,6 +79,17 @@ async def connect(
         yield repository
     finally:
         await repository.close()
+
+
+def _proxy(url: str, given: str | None) -> Proxy | None:
+    from filestore.http.proxies import parse_proxy, proxy_for  # noqa: PLC0415  # only for servers
+
+    if given is not None:
+        return parse_proxy(given, source="proxy") if given else None
+    try:
+        return proxy_for(os.environ, url)
+    except ValueError:
+        return None  # the URL is malformed, and whoever takes it says so
 
 
 async def open_backend(root: Path, *, create: bool = False, read_only: bool = False) -> tuple[ChunkStore, Index]:

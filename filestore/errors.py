@@ -55,7 +55,8 @@ FilestoreError
 │   └── AddressInUse
 └── TransferError          the way to a server
     ├── Unreachable
-    │   └── OriginUnreachable
+    │   ├── OriginUnreachable
+    │   └── ProxyUnreachable
     ├── Stalled
     ├── Interrupted
     └── ServerError
@@ -577,6 +578,19 @@ class OriginUnreachable(Unreachable):
     sentence = "{0} cannot be reached: {1}"
 
 
+class ProxyUnreachable(Unreachable):
+    """No connection could be made to the proxy by which a server is reached."""
+
+    sentence = (
+        "{0} cannot be reached: the proxy {1}, which {2} names, gave no connection ({3}); "
+        "correct {2}, or name the host in NO_PROXY to reach it without the proxy"
+    )
+
+    def __init__(self, url: str, proxy: str, source: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.args = (url, proxy, source, reason)
+
+
 class Stalled(TransferError):
     """A peer moved no byte for too long."""
 
@@ -619,6 +633,9 @@ class ForeignAnswer(ServerError):
 
     sentence = "{0} answered {1}, and this answer was not made by filestore but by {2}: {3} (docs/behind-a-proxy.md says more)"
 
+    through: str = ""
+    """The proxy that the request went through, and who names it."""
+
     def __init__(self, url: str, status: int, server: str, advice: str) -> None:
         super().__init__(url, status, advice)
         self.args = (url, status, server, advice)
@@ -626,7 +643,8 @@ class ForeignAnswer(ServerError):
     def __str__(self) -> str:
         url, status, server, advice = self.args
         name = f"a server that calls itself {server!r}" if server else "a server that does not say its name"
-        return self._with_wait(self.sentence.format(url, status, name, advice))
+        through = f"; the request went through {self.through}" if self.through else ""
+        return self._with_wait(self.sentence.format(url, status, name, advice) + through)
 
 
 def storage_error(where: str, error: OSError) -> StorageError:

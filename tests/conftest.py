@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from tests.support.nginx import Nginx, running_nginx
 from tests.support.runtimes import make_graphs
 from tests.support.unpacking import memory_repository
 from tests.support.watched import WatchedRepository
+
+# The proxy of a developer's network leads to no server of these tests.
+for _name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+    os.environ.pop(_name, None)
+    os.environ.pop(_name.upper(), None)
 
 
 @pytest.fixture

@@ -27,9 +27,10 @@ from yarl import URL
 
 from filestore.aio import in_stoppable_thread
 from filestore.digest import Buffer
-from filestore.errors import Interrupted, ServerError, Stalled, Unreachable
+from filestore.errors import Interrupted, ProxyUnreachable, ServerError, Stalled, Unreachable
 from filestore.http import wire
 from filestore.http.foreign import Said, foreign_answer, said_by
+from filestore.http.proxies import Proxy
 from filestore.http.reasons import failure_reason
 from filestore.repository import Moved
 from filestore.stages import Stage, stage
@@ -300,13 +301,18 @@ class Channels:
     Up to `count` exchanges run at a time, and besides as many short ones, which so never wait behind batches.
     """
 
-    def __init__(self, location: str, *, token: str | None, count: int, stall_seconds: float) -> None:
-        """`location` is an `http://` URL, `token` printable ASCII."""
+    def __init__(self, location: str, *, token: str | None, count: int, stall_seconds: float, proxy: Proxy | None = None) -> None:
+        """`location` is an `http://` URL, `token` printable ASCII. A proxy is asked by whole URLs (RFC 9112, section 3.2.2)."""
         url = URL(location)
         fields = [f"Host: {url.host_port_subcomponent}", "User-Agent: filestore"]
         fields += [f"Authorization: Bearer {token}"] if token is not None else []
-        self._peer = Peer(location, url.raw_path.rstrip("/") + wire.API, fields)
-        self._address = (url.raw_host, url.port)
+        path = url.raw_path.rstrip("/") + wire.API
+        if proxy is not None:
+            path = f"http://{url.host_port_subcomponent}{path}"
+            fields += [f"Proxy-Authorization: {proxy.authorization}"] if proxy.authorization is not None else []
+        self._peer = Peer(location, path, fields)
+        self._proxy = proxy
+        self._address = (url.raw_host, url.port) if proxy is None else (proxy.host, proxy.port)
         self._stall_seconds = stall_seconds
         self._places, self._short_places = asyncio.Semaphore(count), asyncio.Semaphore(count)
         self._threads = ThreadPoolExecutor(max_workers=2 * count, thread_name_prefix="filestore-channel")
@@ -360,10 +366,16 @@ class Channels:
             # One without a number is our own timer's.
             if isinstance(error, TimeoutError) and error.errno is None:
                 raise Stalled(self._peer.location, self._stall_seconds) from None
-            raise Unreachable(self._peer.location, failure_reason(error)) from None
+            raise self._unreachable(error) from None
         except UnicodeError as error:
-            raise Unreachable(self._peer.location, failure_reason(error)) from None
+            raise self._unreachable(error) from None
         # A connection that is gone again refuses this on some systems; the exchange tells.
         with suppress(OSError):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Channel(connected, self._peer, stall_seconds=self._stall_seconds)
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        reason = failure_reason(error)
+        if self._proxy is not None:
+            return ProxyUnreachable(self._peer.location, self._proxy.url, self._proxy.source, reason)
+        return Unreachable(self._peer.location, reason)

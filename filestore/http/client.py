@@ -22,6 +22,7 @@ from filestore.aio import abandon, tell_of_forks
 from filestore.digest import DIGEST_SIZE, Digest, manifest_digest, parse_digests, token_digest
 from filestore.errors import (
     FilestoreError,
+    ForeignAnswer,
     Interrupted,
     InvalidBatch,
     InvalidManifest,
@@ -30,6 +31,7 @@ from filestore.errors import (
     InvalidUrl,
     LimitExceeded,
     NotFound,
+    ProxyUnreachable,
     ServerError,
     Stalled,
     Unauthorized,
@@ -39,6 +41,7 @@ from filestore.errors import (
 from filestore.http import wire
 from filestore.http.channel import Channel, Channels, Head, Meter
 from filestore.http.foreign import Said, error_of, foreign_answer, may_try_again, pause_seconds, said_by
+from filestore.http.proxies import Proxy
 from filestore.http.reasons import failure_reason
 from filestore.layout import parse_run_path
 from filestore.manifest import MANIFEST_LIMIT
@@ -69,10 +72,18 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 class RemoteRepository:
     """A server's repository. Its verbs retry what is retryable, on a new connection each time; nobody above retries.
 
-    Use it in one event loop. Proxies named in the environment are not used.
+    Use it in one event loop. A proxy is used only where one is given; `filestore.backends.connect` takes it from the environment.
     """
 
-    def __init__(self, url: str, *, token: str | None, connections: int = 4, stall_seconds: float = 30) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None,
+        connections: int = 4,
+        stall_seconds: float = 30,
+        proxy: Proxy | None = None,
+    ) -> None:
         """Asks nothing yet. Raises InvalidUrl, InvalidSetting."""
         try:
             parts = urlsplit(url)
@@ -91,6 +102,7 @@ class RemoteRepository:
         self._token = token
         self._connections = connections
         self._stall_seconds = stall_seconds
+        self._proxy = proxy
         self._channels = self._make_channels()
         self._session: aiohttp.ClientSession | None = None
         tell_of_forks(self)
@@ -101,7 +113,12 @@ class RemoteRepository:
     def __reduce__(self) -> tuple[Callable[[], RemoteRepository], tuple[()]]:
         """For processes that are started by spawn or forkserver: the same server, on connections of their own."""
         make = partial(
-            RemoteRepository, self.location, token=self._token, connections=self._connections, stall_seconds=self._stall_seconds
+            RemoteRepository,
+            self.location,
+            token=self._token,
+            connections=self._connections,
+            stall_seconds=self._stall_seconds,
+            proxy=self._proxy,
         )
         return make, ()
 
@@ -109,7 +126,9 @@ class RemoteRepository:
         """TLS is left to aiohttp."""
         if not self.location.startswith("http:"):
             return None
-        return Channels(self.location, token=self._token, count=self._connections, stall_seconds=self._stall_seconds)
+        return Channels(
+            self.location, token=self._token, count=self._connections, stall_seconds=self._stall_seconds, proxy=self._proxy
+        )
 
     def after_fork(self) -> None:
         """Connections and threads stay the parent's; a child has its own."""
@@ -246,6 +265,8 @@ class RemoteRepository:
             try:
                 return await request()
             except FilestoreError as error:
+                if isinstance(error, ForeignAnswer) and self._proxy is not None:
+                    error.through = f"the proxy {self._proxy.url}, which {self._proxy.source} names"
                 # A server that was never reached is not there: saying so at once beats waiting for it.
                 if not may_try_again(error) or attempt == ATTEMPTS or not self._reached:
                     raise
@@ -426,23 +447,38 @@ class RemoteRepository:
         import aiohttp  # noqa: PLC0415  # on first use
 
         sent = {"Content-Type": wire.OCTETS} if body is not None else {}
+        # Not of the session: what that sends with each request, it sends to a proxy, too.
+        sent |= {"Authorization": f"Bearer {self._token}"} if self._token is not None else {}
         # encoded=True: names are percent-encoded already, and must arrive as they are.
         url = URL(self.location + wire.API + path, encoded=True)
         try:
             # No redirects: the token is for this server alone.
             async with self._open_session().request(
-                method, url, data=body, headers=sent | (headers or {}), allow_redirects=False
+                method, url, data=body, headers=sent | (headers or {}), allow_redirects=False, **self._by_proxy()
             ) as response:
                 self._reached = True
                 yield response
         except aiohttp.InvalidURL as error:
             raise InvalidUrl(self.location, str(error)) from None
+        except aiohttp.ClientHttpProxyError as error:
+            # What the proxy answered to CONNECT.
+            raise foreign_answer(self.location, error.status, said_by(error.headers or {})) from None
         except (aiohttp.ClientConnectorError, UnicodeError) as error:  # the latter of a name that DNS cannot have
+            if isinstance(error, aiohttp.ClientProxyConnectionError) and self._proxy is not None:
+                reason = failure_reason(error)
+                raise ProxyUnreachable(self.location, self._proxy.url, self._proxy.source, reason) from None
             raise Unreachable(self.location, failure_reason(error)) from None
         except aiohttp.ServerTimeoutError:
             raise Stalled(self.location, self._stall_seconds) from None
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Interrupted(self.location, failure_reason(error)) from None
+
+    def _by_proxy(self) -> dict[str, Any]:
+        """What aiohttp is told, to reach the server by CONNECT through the proxy."""
+        if self._proxy is None:
+            return {}
+        sent = {"Proxy-Authorization": self._proxy.authorization} if self._proxy.authorization is not None else {}
+        return {"proxy": self._proxy.url, "proxy_headers": sent}
 
     def _open_session(self) -> aiohttp.ClientSession:
         import aiohttp  # noqa: PLC0415  # on first use
@@ -451,7 +487,6 @@ class RemoteRepository:
             self._session = aiohttp.ClientSession(
                 # Twice as many connections as batches under way: questions must not wait behind batches.
                 connector=aiohttp.TCPConnector(limit=self._connections * 2),
-                headers={"Authorization": f"Bearer {self._token}"} if self._token is not None else {},
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._stall_seconds, sock_read=self._stall_seconds),
                 read_bufsize=PIECE,
                 auto_decompress=False,

@@ -1,0 +1,97 @@
+"""Proxies of a network, by which its machines reach others: which one, if any, leads to a URL. Pure.
+
+The variables and their meaning are those of curl and requests: the scheme's own variable counts before ALL_PROXY, lower case
+before upper case, an empty one means no proxy, and a server of this machine is reached through the proxy, too, unless NO_PROXY
+names it.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from filestore.errors import InvalidSetting
+
+_PORT = 80
+
+
+class Proxy(NamedTuple):
+    """An HTTP proxy. Its `repr` must be shown to nobody: `authorization` is a secret."""
+
+    host: str
+    port: int
+    authorization: str | None
+    """The value of Proxy-Authorization."""
+    source: str
+    """Who names it: a variable or a setting."""
+
+    @property
+    def url(self) -> str:
+        """Its URL, without user name and password."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def parse_proxy(text: str, *, source: str) -> Proxy:
+    """The proxy of a URL such as `http://USER:PASSWORD@HOST:PORT`; a text without a scheme is one of HTTP.
+
+    Raises InvalidSetting, which names `source` and not the URL, as a password may be in it.
+    """
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        host, port = parts.hostname, parts.port or _PORT
+    except ValueError:
+        raise InvalidSetting(source, "it is not a URL such as http://HOST:PORT") from None
+    if parts.scheme != "http":
+        scheme = parts.scheme if parts.scheme.isalnum() else "that scheme"
+        raise InvalidSetting(source, f"a proxy is used by http://, not by {scheme}; name an HTTP proxy, or the host in NO_PROXY")
+    if not host or not text.isascii() or not text.isprintable() or " " in text:
+        raise InvalidSetting(source, "it is not a URL such as http://HOST:PORT")
+    authorization = None
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        authorization = f"Basic {b64encode(pair.encode()).decode()}"
+    return Proxy(host, port, authorization, source)
+
+
+def proxy_named_in(environ: Mapping[str, str], url: str) -> tuple[str, str] | None:
+    """The name and the value of the variable that says by which proxy `url` is reached; None for none."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+    for variable in (f"{parts.scheme}_proxy", "all_proxy"):
+        name = variable if variable in environ else variable.upper()
+        if name == "HTTP_PROXY" and "REQUEST_METHOD" in environ:
+            continue  # in a CGI program, a client sets it by a header called Proxy
+        if name in environ:
+            is_direct = not environ[name] or _is_exempt(host, port, environ.get("no_proxy", environ.get("NO_PROXY", "")))
+            return None if is_direct else (name, environ[name])
+    return None
+
+
+def proxy_for(environ: Mapping[str, str], url: str) -> Proxy | None:
+    """The proxy by which `url` is reached, as the environment says. Raises InvalidSetting."""
+    named = proxy_named_in(environ, url)
+    return parse_proxy(named[1], source=named[0]) if named is not None else None
+
+
+def _is_exempt(host: str, port: int, exempt: str) -> bool:
+    return any(_means(entry.strip().lower(), host.lower(), port) for entry in exempt.split(","))
+
+
+def _means(entry: str, host: str, port: int) -> bool:
+    """Whether an entry of NO_PROXY, a host, a domain, an address or a network, means this host."""
+    if entry == "*":
+        return True
+    name, colon, digits = entry.rpartition(":")
+    if colon and digits.isdigit() and (":" not in name or name.endswith("]")):
+        if int(digits) != port:
+            return False
+        entry = name
+    entry = entry.strip("[]").lstrip(".").rstrip(".")
+    try:
+        return ip_address(host) in ip_network(entry, strict=False)
+    except ValueError:
+        return bool(entry) and (host.rstrip(".") == entry or host.rstrip(".").endswith(f".{entry}"))
