@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from filestore.archive.read import DEFAULT_LIMITS, Limits
 from filestore.errors import InvalidSetting
 from filestore.http.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
+from filestore.http.proxies import parse_proxy
 from filestore.paths import home_path
 
 CODEC_CHOICES = ("auto", "raw", "zstd", "planes2+zstd", "planes4+zstd")
@@ -91,6 +92,14 @@ def _path(value: object) -> Path:
         return home_path(value)
     except InvalidSetting as error:
         raise ValueError(error.reason) from None
+
+
+def _proxy(value: object) -> str:
+    try:
+        parse_proxy(value if isinstance(value, str) else "", source="")
+    except InvalidSetting as error:
+        raise ValueError(error.reason) from None
+    return str(value)
 
 
 def _choice(*choices: str) -> Callable[[object], str]:
@@ -494,6 +503,18 @@ class Settings:
             has_option=False,
         ),
     )
+    url_proxy: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_knob(
+            "The HTTP proxy by which files behind URLs are downloaded; it then decides which addresses may be connected to",
+            unit="URL such as http://HOST:PORT",
+            default="none: HTTP_PROXY and HTTPS_PROXY are not used for them",
+            environment="FILESTORE_URL_PROXY",
+            parse=_proxy,
+            has_option=False,
+        ),
+    )
 
     @property
     def download_limits(self) -> DownloadLimits:
@@ -504,6 +525,7 @@ class Settings:
             first_byte_seconds=self.url_first_byte_seconds,
             stall_seconds=self.stall_seconds,
             private_allowed=self.url_private_allowed,
+            proxy=self.url_proxy,
         )
 
     @property

@@ -40,6 +40,13 @@ _6TO4 = IPv6Network("2002::/16")
 _TEREDO = IPv6Network("2001::/32")
 
 
+def is_address(text: str) -> bool:
+    """Whether a host is written as an address, in any way that a resolver takes for one: `127.1` and `0x7f.1`, too."""
+    last = text.rstrip(".").rpartition(".")[2]
+    # Source: the URL standard of the WHATWG, section 3.5: what ends in a number is an IPv4 address.
+    return ":" in text or last.isdigit() or last.lower().startswith("0x")
+
+
 def is_public(text: str) -> bool:
     """Whether an address, as `getaddrinfo` gives it, is one of the public Internet. What is no address is not."""
     try:

@@ -2,7 +2,7 @@
 
 Nothing is trusted here (I4): not where a name or a redirect leads to, not what an origin says of lengths and ranges. The address
 is checked on the socket that connects to it, so that a name which resolves otherwise a second time gains nothing. No token,
-cookie or proxy of this machine's is ever used.
+cookie of this machine's is ever used, and a proxy only where a setting names one.
 
 What was cut is resumed: the origin is asked for the rest of the very version that was begun (If-Range), and answers with all of
 another where there is one. Without a validator that tells versions apart, a download begins anew.
@@ -18,7 +18,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from http import HTTPStatus
@@ -41,8 +41,9 @@ from filestore.errors import (
     TransferError,
     storage_error,
 )
-from filestore.http.addresses import is_public
+from filestore.http.addresses import is_address, is_public
 from filestore.http.foreign import may_try_again, pause_seconds, said_by
+from filestore.http.proxies import parse_proxy, proxy_named_in
 from filestore.http.reasons import failure_reason
 from filestore.objects import FileURL, Progress, Report, shown_url
 
@@ -80,6 +81,8 @@ class DownloadLimits:
     stall_seconds: float = 30
     private_allowed: bool = False
     """Addresses that are not public may be connected to."""
+    proxy: str | None = field(default=None, repr=False)
+    """The URL of an HTTP proxy to download by. It looks names up and connects: the addresses behind names are its to judge."""
 
 
 DEFAULT_DOWNLOAD_LIMITS = DownloadLimits()
@@ -192,6 +195,7 @@ class _Downloading:
         self._resumed = staging.size
         self._refused: set[str] = set()
         self._was_reached = False
+        self._proxy = parse_proxy(limits.proxy, source="url_proxy") if limits.proxy is not None else None
 
     async def run(self) -> Downloaded | None:
         """Try until it is whole, or there is no point in it."""
@@ -391,7 +395,9 @@ class _Downloading:
             if self._refused:
                 reason = f"it leads to {', '.join(sorted(self._refused))}, which is no public address"
                 raise DownloadRefused(self._shown, f"{reason}; the setting url_private_allowed allows it") from None
-            raise OriginUnreachable(self._shown, failure_reason(error)) from None
+            raise OriginUnreachable(self._shown, self._with_proxy(failure_reason(error))) from None
+        except aiohttp.ClientHttpProxyError as error:
+            raise OriginUnreachable(self._shown, self._with_proxy(f"the proxy answered {error.status}")) from None
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Interrupted(self._shown, failure_reason(error)) from None
 
@@ -403,7 +409,12 @@ class _Downloading:
             async with asyncio.timeout(self._limits.first_byte_seconds):
                 return await self._follow(session, headers)
         except TimeoutError:
-            raise Stalled(self._shown, self._limits.first_byte_seconds) from None
+            seconds = self._limits.first_byte_seconds
+            if self._proxy is None and proxy_named_in(os.environ, self._origin.url) is not None:
+                # How a network that lets only its proxy out mostly answers: not at all.
+                reason = self._with_proxy(f"it moved no byte for {seconds:g} seconds")
+                raise OriginUnreachable(self._shown, reason) from None
+            raise Stalled(self._shown, seconds) from None
         except (aiohttp.InvalidURL, UnicodeError):  # the latter of a name that DNS cannot have
             raise DownloadRefused(self._shown, "its host is malformed") from None
 
@@ -412,7 +423,7 @@ class _Downloading:
         seen: set[str] = set()
         while len(seen) <= self._limits.redirects:
             seen.add(url)
-            response = await session.get(_encoded(url), headers=headers, allow_redirects=False)
+            response = await session.get(_encoded(url), headers=headers, allow_redirects=False, **self._by_proxy(url))
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or location is None:
                 return response
@@ -421,6 +432,28 @@ class _Downloading:
             if url in seen:
                 raise DownloadRefused(self._shown, f"it redirects in a circle, by {shown_url(url)}")
         raise DownloadRefused(self._shown, f"it redirects more than {self._limits.redirects} times")
+
+    def _by_proxy(self, url: str) -> dict[str, Any]:
+        """What aiohttp is told, to reach `url` by the proxy, if there is one. Raises DownloadRefused."""
+        if self._proxy is None:
+            return {}
+        host = urlsplit(url).hostname or ""
+        if not self._limits.private_allowed and is_address(host) and not is_public(host):
+            raise DownloadRefused(
+                self._shown, f"it leads to {host}, which is no public address; the setting url_private_allowed allows it"
+            )
+        sent = {"Proxy-Authorization": self._proxy.authorization} if self._proxy.authorization is not None else {}
+        return {"proxy": self._proxy.url, "proxy_headers": sent}
+
+    def _with_proxy(self, reason: str) -> str:
+        """Why there was no connection, with the proxy that was used, or was not used although the environment names one."""
+        if self._proxy is not None:
+            return f"{reason}; the setting url_proxy (FILESTORE_URL_PROXY) has it downloaded by the proxy {self._proxy.url}"
+        named = proxy_named_in(os.environ, self._origin.url)
+        if named is None:
+            return reason
+        setting = "the setting url_proxy (FILESTORE_URL_PROXY)"
+        return f"{reason}; {named[0]} names a proxy, which downloads use only where {setting} says so"
 
     def _next(self, url: str, location: str) -> str:
         """Where a redirect leads to. Raises DownloadRefused."""
@@ -451,7 +484,8 @@ class _Downloading:
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:
         """The socket that connects to an address, of which a name may have several. Raises OSError for one that is not public."""
         family, kind, protocol, _, place = address
-        if not (self._limits.private_allowed or is_public(place[0])):
+        # Through a proxy, the only address that this machine connects to is the proxy's, which the user has named.
+        if self._proxy is None and not (self._limits.private_allowed or is_public(place[0])):
             self._refused.add(str(place[0]))
             raise OSError(f"{place[0]} is no public address")
         return socket.socket(family, kind, protocol)

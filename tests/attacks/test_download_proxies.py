@@ -1,0 +1,92 @@
+"""Downloads and proxies: a proxy is used where a setting says so, and is never a way to an address that is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from filestore.errors import DownloadRefused, OriginUnreachable
+from filestore.http.download import DownloadLimits, download
+from filestore.objects import FileURL
+from tests.support.forwarding import running_forwarding
+from tests.support.nginx import Nginx, free_port
+from tests.support.origins import Asked, running_origin
+
+
+async def test_a_download_uses_no_proxy_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nginx: Nginx) -> None:
+    """Addresses are checked on our own connection, so that a proxy variable changes nothing."""
+    url = nginx.put("weights.bin", b"content")
+    async with running_forwarding() as forwarding:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{forwarding.port}")
+        done = await download(FileURL(url), tmp_path, limits=DownloadLimits(private_allowed=True))
+
+    assert done is not None
+    assert b"content" == done.path.read_bytes()
+    assert [] == forwarding.asked
+
+
+async def test_a_setting_has_a_download_use_a_proxy(tmp_path: Path, nginx: Nginx) -> None:
+    """The proxy of the setting looks the name up: one that this machine cannot find is downloaded from."""
+    port = nginx.put("weights.bin", b"content").rsplit(":", 1)[1].partition("/")[0]
+    async with running_forwarding() as forwarding:
+        limits = DownloadLimits(proxy=f"http://127.0.0.1:{forwarding.port}")
+        done = await download(FileURL(f"http://origin.test:{port}/weights.bin"), tmp_path, limits=limits)
+
+    assert done is not None
+    assert b"content" == done.path.read_bytes()
+    assert [f"GET http://origin.test:{port}/weights.bin HTTP/1.1"] == [line for line, _ in forwarding.asked]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "0x7f.1", "2130706433", "[::1]", "169.254.169.254"])
+async def test_a_proxy_is_no_way_to_an_address_that_is_not_public(tmp_path: Path, host: str) -> None:
+    """A host that is written as a private address is refused before the proxy is asked."""
+    async with running_forwarding() as forwarding:
+        limits = DownloadLimits(proxy=f"http://127.0.0.1:{forwarding.port}")
+        with pytest.raises(DownloadRefused):
+            await download(FileURL(f"http://{host}/latest"), tmp_path, limits=limits)
+
+    assert [] == forwarding.asked
+
+
+async def test_a_redirect_is_no_way_either(tmp_path: Path) -> None:
+    """What the proxy brings may redirect to a private address: that is refused, too."""
+
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 302 X\r\nLocation: http://127.0.0.1/latest\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    async with running_origin(answer) as origin, running_forwarding() as forwarding:
+        limits = DownloadLimits(proxy=f"http://127.0.0.1:{forwarding.port}")
+        with pytest.raises(DownloadRefused, match="no public address"):
+            await download(FileURL(origin.url.replace("127.0.0.1", "origin.test") + "/x"), tmp_path, limits=limits)
+
+    assert 1 == len(forwarding.asked)
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy"])
+async def test_where_no_connection_is_made_a_proxy_that_is_not_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The error says which variable names a proxy, and which setting has downloads use one; the value is not shown."""
+    monkeypatch.setenv(name, "http://me:secret@proxy.test:3128")
+    url = f"http://127.0.0.1:{free_port()}/weights.bin"
+    with pytest.raises(OriginUnreachable, match=rf"; {name} names a proxy, .* url_proxy \(FILESTORE_URL_PROXY\)") as raised:
+        await download(FileURL(url), tmp_path, limits=DownloadLimits(private_allowed=True))
+
+    assert "secret" not in str(raised.value)
+
+
+async def test_an_origin_that_never_answers_names_the_proxy_that_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that lets only its proxy out answers nothing at all: that is no reason to leave the proxy unnamed."""
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
+
+    async def answer(asked: Asked, _: asyncio.StreamWriter) -> None:
+        await asked.until_gone()
+
+    async with running_origin(answer) as origin:
+        limits = DownloadLimits(private_allowed=True, first_byte_seconds=0.2)
+        with pytest.raises(OriginUnreachable, match=r"moved no byte for 0\.2 seconds; HTTP_PROXY names a proxy"):
+            await download(FileURL(f"{origin.url}/x"), tmp_path, limits=limits)
