@@ -28,6 +28,8 @@ PATH=$PWD/.venv/bin:$PATH
 # The journal of pushes belongs to the user; this one is for the day.
 export FILESTORE_JOURNAL=$work/journal.sqlite
 unset FILESTORE_URL FILESTORE_TOKEN FILESTORE_ROOT
+# The server is on this machine: no proxy that the environment names can reach it.
+export NO_PROXY=${NO_PROXY:+$NO_PROXY,}127.0.0.1 no_proxy=${no_proxy:+$no_proxy,}127.0.0.1
 
 step 'Get a real model: the weights of all-MiniLM-L6-v2, 90 MB'
 model=$work/model.safetensors
