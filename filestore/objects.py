@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from dataclasses import field as data_field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from filestore.digest import Buffer, Digest
@@ -24,6 +25,8 @@ _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _FILE_ID = re.compile(r"file_[0-9a-f]{32}\Z")
 _SHA256 = re.compile(r"sha256:[0-9a-fA-F]{64}\Z")
 _USER = re.compile(r"\A([a-z]+://)[^/]*@", re.IGNORECASE)
+_LAST_MOMENT = 253_402_300_800_000_000
+"""Microseconds from 1970 to the year 10000."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -114,18 +117,41 @@ def record_from_json(values: dict[str, str | int]) -> Record:
     Raises KeyError, TypeError, ValueError or a FilestoreError for anything else.
     """
     size = values["size"]
-    if not isinstance(size, int) or not 0 <= size < 1 << 63:
-        raise ValueError("its size is no number of bytes")
-    return Record(
-        id=checked_file_id(str(values["id"])),
-        name=checked_name(str(values["name"])),
-        digest=Digest.parse(str(values["digest"])),
-        size=size,
-        kind=Kind(str(values["kind"])),
-        namespace=checked_namespace(str(values["namespace"])),
-        created_at=_microseconds(str(values["created_at"])),
-        updated_at=_microseconds(str(values["updated_at"])),
+    texts = {name: values[name] for name in ("id", "name", "digest", "kind", "namespace", "created_at", "updated_at")}
+    if type(size) is not int or not all(isinstance(text, str) for text in texts.values()):
+        raise TypeError("its size is no number, or another of its values no text")
+    return checked_record(
+        Record(
+            id=str(texts["id"]),
+            name=str(texts["name"]),
+            digest=Digest.parse(str(texts["digest"])),
+            size=size,
+            kind=Kind(str(texts["kind"])),
+            namespace=str(texts["namespace"]),
+            created_at=_microseconds(str(texts["created_at"])),
+            updated_at=_microseconds(str(texts["updated_at"])),
+        )
     )
+
+
+def checked_record(record: Record) -> Record:
+    """`record`, if its values can be those of one: ids and names become paths (I4). Raises ValueError or a FilestoreError."""
+    checked_file_id(record.id)
+    checked_name(record.name)
+    checked_namespace(record.namespace)
+    if not 0 <= record.size < 1 << 63:
+        raise ValueError("its size is no number of bytes")
+    if not all(0 <= moment < _LAST_MOMENT for moment in (record.created_at, record.updated_at)):
+        raise ValueError("its times are out of range")
+    return record
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The value that a JSON text stands for. Raises ValueError for anything else, also for what is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +198,7 @@ class Reference:
             raise InvalidReference(path, str(error)) from None
 
     def means(self, record: Record) -> bool:
-        """Whether this reference can mean that record."""
-        if self.name_otherwise == record.name:
-            return True
+        """Whether that record has the id, the digest and the name that are given here; `name_otherwise` does not count."""
         return self.id in {None, record.id} and self.digest in {None, record.digest} and self.name in {None, record.name}
 
     def __str__(self) -> str:

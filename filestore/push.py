@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from http import HTTPStatus
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from filestore.aio import BufferPool, in_cpu_thread, in_disk_thread, per_thread,
 from filestore.chunking import CUTTING_VERSION
 from filestore.codec import Codec, Encoder, frame_limit
 from filestore.digest import Digest, chunk_digest
-from filestore.errors import ChunksMissing, InvalidReference, SourceChanged
+from filestore.errors import ChunksMissing, InvalidDigest, InvalidReference, ServerError, SourceChanged
 from filestore.journal import Journal
 from filestore.manifest import CHUNK_LIMIT, Manifest
 from filestore.objects import Frame, Kind, Progress, Record, Report, archive_name, checked_name
@@ -248,7 +249,13 @@ async def _commit(sending: _Sending, manifest: Manifest, name: str, kind: Kind) 
         except ChunksMissing as error:
             if attempt == COMMIT_ATTEMPTS:
                 raise
-            await sending.send_again(manifest, {Digest.parse(text) for text in error.digests})
+            try:
+                missing = {Digest.parse(text) for text in error.digests}
+            except (InvalidDigest, TypeError):
+                # I4: a server says this.
+                reason = "it names missing chunks by what is no digest"
+                raise ServerError(sending.repository.location, HTTPStatus.CONFLICT, reason) from None
+            await sending.send_again(manifest, missing)
     raise AssertionError
 
 

@@ -25,7 +25,7 @@ SEGMENT_LIMIT = 255
 """Bytes of the last segment of a URL's path, as it stands there: clients use it as a file's name."""
 
 _SECONDS = re.compile(r"[1-9][0-9]{0,14}")
-_SIGNED = re.compile(r"/signed/[a-z0-9][a-z0-9_-]{0,62}/[1-9][0-9]{0,14}/[0-9a-f]{64}/[!-~]+\Z")
+_SIGNED = re.compile(r"/signed/[a-z0-9][a-z0-9_-]{0,62}/[1-9][0-9]{0,14}/[0-9a-f]{64}/[!$->@-~]+\Z")
 
 
 def sign(secret: bytes, purpose: str, *parts: str, expires_at: int) -> str:

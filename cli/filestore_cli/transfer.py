@@ -316,6 +316,9 @@ async def _fetch(session: Session, wanted: Wanted) -> Done:
     reference = Reference.parse(wanted.reference)
     async with session.repository(read_only=True) as repository:
         record = await repository.record(reference)
+        if not reference.means(record):
+            what = "id" if reference.id is not None else "digest"
+            session.note(f"Nothing is stored under the {what} {reference}; this is the file of that name.")
         place, location = session.place(repository), repository.location
         if wanted.is_tree(record):
             unpacked = await _fetch_tree(session, repository, record, wanted)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from filestore.layout import BLOCK_SIZE, in_blocks
-from filestore.objects import Kind
+from filestore.objects import Kind, parse_json
 
 WATCHED_FILES = 100
 """Files of a tree that a hit looks at, the largest ones: weights are among them, and 100 looks take 0.2 ms."""
@@ -92,7 +92,7 @@ def encode_entry(entry: Entry) -> bytes:
 def read_entry(folder: Path, kind: Kind) -> Entry | None:
     """What the entry in `folder` says of itself; None where it says nothing that can be understood."""
     try:
-        values = json.loads((folder / "entry.json").read_bytes())
+        values = parse_json((folder / "entry.json").read_bytes())
         if kind is Kind.FILE:
             return FileEntry(**values)
         files = {str(name): (int(size), int(mtime)) for name, (size, mtime) in values["files"].items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
@@ -38,7 +37,7 @@ from filestore.following import Following
 from filestore.http.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.layout import in_blocks
 from filestore.manifest import Manifest
-from filestore.objects import Directory, File, FileURL, Kind, Record, Reference, Report
+from filestore.objects import Directory, File, FileURL, Kind, Record, Reference, Report, parse_json
 from filestore.paths import home_path
 from filestore.repository import Identity, Repository, checked_identity
 from filestore.tree_staging import Zip
@@ -456,7 +455,7 @@ def check_format(root: Path) -> None:
     path = root / "format"
     known = {"cache": CACHE_VERSION}
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
     except FileNotFoundError:
         _check_can_become_one(root)
         write_durably(path, known)
@@ -492,7 +491,7 @@ def _remember(path: Path, identity: Identity) -> None:
 
 def _read_identity(path: Path) -> Identity | None:
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
         return checked_identity(found["id"], found["namespace"], found["cutting"])
     except (OSError, ValueError, KeyError, TypeError, FilestoreError):
         return None

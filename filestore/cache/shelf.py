@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import json
 import os
 import sys
 import time
@@ -24,7 +23,7 @@ from filestore.durable import sync_path
 from filestore.errors import FilestoreError, StorageError
 from filestore.layout import hashed
 from filestore.manifest import HEADER_SIZE, MANIFEST_LIMIT, Manifest, stated_size
-from filestore.objects import Kind, Record, Reference, record_from_json, tree_name
+from filestore.objects import Kind, Record, Reference, checked_name, parse_json, record_from_json, tree_name
 from filestore.removal import remove, remove_if_possible
 from filestore.unpack import staging_folder
 
@@ -53,7 +52,8 @@ class Wanted(NamedTuple):
 
 
 def kept_name(kind: Kind, name: str) -> str:
-    """What the content of an entry is called, of a file that was pushed under `name`."""
+    """What the content of an entry is called, of a file pushed under `name`, which becomes a path. Raises InvalidName."""
+    checked_name(name)
     return tree_name(name) if kind is Kind.DIRECTORY else name
 
 
@@ -230,7 +230,7 @@ def recall(root: Path, file_id: str) -> list[Record]:
 
 def _read_record(path: Path) -> Record | None:
     try:
-        return record_from_json(json.loads(path.read_bytes()))
+        return record_from_json(parse_json(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, FilestoreError):
         return None
 

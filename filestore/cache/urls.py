@@ -14,7 +14,6 @@ secret.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import uuid
 from contextlib import suppress
@@ -40,10 +39,10 @@ from filestore.errors import (
     TransferError,
     UnexpectedContent,
 )
-from filestore.http.download import PARTIAL_NAME, Downloaded, DownloadLimits, Validators, download
+from filestore.http.download import PARTIAL_NAME, Downloaded, DownloadLimits, Validators, download, validators_from
 from filestore.layout import in_blocks
 from filestore.manifest import Manifest
-from filestore.objects import FileURL, Kind, Reference, Report
+from filestore.objects import FileURL, Kind, Reference, Report, parse_json
 from filestore.push import manifest_of
 from filestore.removal import remove_if_possible
 
@@ -235,7 +234,7 @@ class Urls:
     def _recall(self, origin: FileURL) -> _Known | None:
         values = _read(self._record_path(origin))
         try:
-            return _Known(Digest.parse(values["digest"]), Validators(*values["validators"]), float(values["asked_at"]))
+            return _Known(Digest.parse(values["digest"]), validators_from(values["validators"]), float(values["asked_at"]))
         except (KeyError, TypeError, ValueError, FilestoreError):
             return None
 
@@ -297,7 +296,7 @@ def _sha256_of(path: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """A small file that was kept; nothing where there is none, or another's."""
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

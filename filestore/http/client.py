@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
 import time
@@ -13,7 +12,7 @@ from functools import partial
 from http import HTTPStatus
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from blake3 import blake3
 from yarl import URL
@@ -26,6 +25,7 @@ from filestore.errors import (
     Interrupted,
     InvalidBatch,
     InvalidManifest,
+    InvalidName,
     InvalidReference,
     InvalidSetting,
     InvalidUrl,
@@ -44,8 +44,9 @@ from filestore.http.foreign import Said, error_of, foreign_answer, may_try_again
 from filestore.http.proxies import Proxy
 from filestore.http.reasons import failure_reason
 from filestore.layout import parse_run_path
-from filestore.manifest import MANIFEST_LIMIT
-from filestore.objects import Frame, Kind, Record, Reference, checked_namespace, record_from_json
+from filestore.manifest import HEADER_SIZE as MANIFEST_HEADER_SIZE
+from filestore.manifest import MANIFEST_LIMIT, stated_size
+from filestore.objects import Frame, Kind, Record, Reference, checked_name, checked_namespace, parse_json, record_from_json
 from filestore.repository import Identity, Moved, check_versions, checked_identity
 from filestore.signing import is_signed_path, unsigned_path
 from filestore.stages import Stage, awaiting, stage
@@ -140,7 +141,9 @@ class RemoteRepository:
         if self._identity is None:
             answer = await self._json("GET", "/repository")
             try:
-                version, cutting = int(answer["format"]), int(answer["cutting"])
+                version, cutting = answer["format"], answer["cutting"]
+                if type(version) is not int or type(cutting) is not int:
+                    raise TypeError("its versions are no numbers")
                 checked_namespace(str(answer["namespace"]))
             except (KeyError, TypeError, ValueError, FilestoreError):
                 raise ServerError(self.location, HTTPStatus.OK, "that is no answer of a filestore server") from None
@@ -189,6 +192,8 @@ class RemoteRepository:
         headers = {wire.NAME_HEADER: quote(name, safe="")}
         record = self._record(await self._json("POST", f"/files?kind={kind.value}", body=manifest, headers=headers))
         committed = Reference(digest=manifest_digest(manifest), name=name)
+        if record.size != stated_size(manifest[:MANIFEST_HEADER_SIZE]):
+            raise UnexpectedRecord(self.location, f"a file of {record.size} bytes", f"{name!r}")
         if record.kind is not kind:
             raise UnexpectedRecord(self.location, f"a {record.kind.value}", f"a {kind.value} called {name!r}")
         return self._checked(record, committed)
@@ -235,8 +240,9 @@ class RemoteRepository:
             raise ServerError(self.location, HTTPStatus.OK, "its signed path is malformed")
         signed = unsigned_path(f"/{path}")
         try:
-            found, _ = parse_run_path(signed)
-        except InvalidReference:
+            found, name = parse_run_path(signed)
+            checked_name(unquote(name))
+        except (InvalidReference, InvalidName):
             found = signed
         if found != file_id:
             raise UnexpectedRecord(self.location, f"a path of {found!r}", f"one of {file_id!r}")
@@ -280,7 +286,7 @@ class RemoteRepository:
     ) -> dict[str, Any]:
         answer = await self._octets(method, path, body=body, headers=headers, limit=PROBLEM_LIMIT)
         try:
-            values = json.loads(answer)
+            values = parse_json(answer)
         except ValueError:
             values = None
         if not isinstance(values, dict):
@@ -507,7 +513,8 @@ class RemoteRepository:
 
     def _checked(self, record: Record, reference: Reference) -> Record:
         """The record, if it is one that was asked for. Raises UnexpectedRecord."""
-        if not reference.means(record):
+        is_foreign = self._identity is not None and record.namespace != self._identity.namespace
+        if is_foreign or not reference.means(record):
             raise UnexpectedRecord(self.location, f"the record of {record.path}", repr(str(reference)))
         return record
 
@@ -541,7 +548,7 @@ async def _whole(response: aiohttp.ClientResponse, *, limit: int) -> bytes:
 
 def _problem(url: str, status: int, body: bytes, said: Said, *, sent_size: int) -> FilestoreError:
     try:
-        document = json.loads(body)
+        document = parse_json(body)
     except ValueError:
         document = None
     if status == HTTPStatus.UNAUTHORIZED and not said.is_page:  # a page is the login of something between

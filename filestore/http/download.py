@@ -45,7 +45,7 @@ from filestore.http.addresses import is_address, is_public
 from filestore.http.foreign import may_try_again, pause_seconds, said_by
 from filestore.http.proxies import parse_proxy, proxy_named_in
 from filestore.http.reasons import failure_reason
-from filestore.objects import FileURL, Progress, Report, shown_url
+from filestore.objects import FileURL, Progress, Report, parse_json, shown_url
 
 if TYPE_CHECKING:  # aiohttp takes 0.3 s to import
     import aiohttp
@@ -67,6 +67,7 @@ _STATE_SIZE = 16 << 10
 """More bytes than headers may have that are kept."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)\Z")
+_NO_RANGE = re.compile(r"bytes \*/([0-9]{1,18})\Z")
 _STRONG_AFTER_SECONDS = 60
 """How much older than its answer a Last-Modified must be to tell versions apart. Source: RFC 7232, section 2.2.2."""
 
@@ -208,8 +209,11 @@ class _Downloading:
                         return None
                     if came is _Came.ALL:
                         break
-                    # A part that came as a whole is no failure, however small it is: the next one is asked for at once.
-                    continue
+                    if self._staging.size > furthest:
+                        # A part that came as a whole is no failure, however small it is: the next one is asked for at once.
+                        furthest = self._staging.size
+                        continue
+                    raise Interrupted(self._shown, "it sends the same part again and again")
                 except TransferError as error:
                     # What begins anew again and again comes no further.
                     failures = 0 if self._staging.size - furthest >= PIECE else failures + 1
@@ -238,17 +242,21 @@ class _Downloading:
         async with self._answer(session, headers) as response:
             if response.status == HTTPStatus.NOT_MODIFIED and self._known is not None:
                 return _Came.NOTHING_NEW
-            return await self._take(response, await self._begin(response))
+            part = await self._begin(response)
+            return _Came.ALL if part is None else await self._take(response, part)
 
-    async def _begin(self, response: aiohttp.ClientResponse) -> _Part:
-        """What the answer brings; staging begins anew, where it does not go on from there."""
+    async def _begin(self, response: aiohttp.ClientResponse) -> _Part | None:
+        """What the answer brings; staging begins anew, where it does not go on from there. None: all is here already."""
         if response.status in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
             self._check_encoding(response)
             # Some origins answer a range with status 200: the header says which bytes come, whatever the status is.
-            if response.status == HTTPStatus.PARTIAL_CONTENT or "Content-Range" in response.headers:
+            said = response.headers.get("Content-Range")
+            if response.status == HTTPStatus.PARTIAL_CONTENT or not (said is None or _NO_RANGE.match(said)):
                 return await self._begin_part(response)
             return await self._begin_whole(response)
         if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if self._is_end(response):
+                return None
             await self._begin_anew(Validators(), self._staging.total)
             raise Interrupted(self._shown, "it has less than it had before")
         error = ServerError(self._shown, response.status, _phrase(response.status))
@@ -268,8 +276,11 @@ class _Downloading:
             reason = "its answer has no length, so that a cut would go unnoticed; say which digest is expected"
             raise DownloadRefused(self._shown, reason)
         if known is not None and not validators.differ_from(self._staging.validators):
-            if total is None:
+            if total is None and validators.for_range is not None and validators.agree_with(self._staging.validators):
                 total = known
+            elif total is None:
+                await self._begin_anew(validators, None)
+                raise Interrupted(self._shown, f"it does not say a size, and said {known} bytes before")
             elif total != known:
                 await self._begin_anew(validators, total)
                 raise Interrupted(self._shown, f"it says that the file has {total} bytes, and said {known} before")
@@ -302,14 +313,23 @@ class _Downloading:
         await self._begin_anew(Validators(), known)
         raise Interrupted(self._shown, "it gave a part of another file than it began with")
 
+    def _is_end(self, response: aiohttp.ClientResponse) -> bool:
+        """Whether a range could not be given because all bytes are here, which is how a file without a known size ends."""
+        staging = self._staging
+        found = _NO_RANGE.match(response.headers.get("Content-Range", ""))
+        is_same = not _validators(response).differ_from(staging.validators)
+        return found is not None and staging.total is None and is_same and 0 < staging.size == int(found[1])
+
     def _check_encoding(self, response: aiohttp.ClientResponse) -> None:
         """Only `identity` was asked for: what is encoded all the same would be stored as it came, under the file's name.
 
         Where a digest is expected, that says whether it is right. Raises DownloadRefused.
         """
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in {"", "identity"} and self._origin.digest is None:
-            reason = f"it answers with Content-Encoding {encoding!r}, though none was asked for"
+        said = response.headers.getall("Content-Encoding", []) + response.headers.getall("Transfer-Encoding", [])
+        codings = {coding.strip().lower() for line in said for coding in line.split(",")}
+        unasked = ", ".join(sorted(codings - {"", "identity", "chunked"}))
+        if unasked and self._origin.digest is None:
+            reason = f"it answers with Content-Encoding {unasked!r}, though none was asked for"
             raise DownloadRefused(self._shown, f"{reason}; say which digest the bytes have as they are sent, or use another URL")
 
     async def _begin_anew(self, validators: Validators, total: int | None) -> None:
@@ -343,7 +363,11 @@ class _Downloading:
             # What has come before a cut is not asked for again.
             if pieces:
                 await in_disk_thread(staging.write, pieces)
-        if part.stop is not None and part.start < part.stop == staging.size != staging.total is not None:
+        if part.stop is not None and staging.size != part.stop:
+            raise Interrupted(self._shown, f"{staging.size} of {part.stop} bytes have come")
+        # Without a size, nothing but the digest that is expected tells whether there is more.
+        is_part = staging.total is None and self._origin.digest is None
+        if part.stop is not None and (is_part or (staging.total is not None and staging.size < staging.total)):
             return _Came.PART
         if staging.total is not None and staging.size != staging.total:
             raise Interrupted(self._shown, f"{staging.size} of {staging.total} bytes have come")
@@ -515,10 +539,11 @@ class _Staging:
         except OSError as error:
             raise storage_error(str(self.path), error) from None
         with suppress(OSError, ValueError, KeyError, TypeError):
-            state = json.loads(self._state.read_bytes())
-            size, total, validators = int(state["size"]), state["total"], Validators(*state["validators"])
+            state = parse_json(self._state.read_bytes())
+            size, total, validators = state["size"], state["total"], validators_from(state["validators"])
+            is_number = type(size) is int and (total is None or type(total) is int)
             # Only what was synced before it was noted is there after a crash of the machine.
-            if 0 <= size <= there and (total is None or size <= int(total)):
+            if is_number and 0 <= size <= there and (total is None or size <= total):
                 self.size, self.total, self.validators = size, total, validators
         self._noted = self.size
         self._cut()
@@ -584,12 +609,22 @@ class _Staging:
         self._noted = self.size
 
 
+def validators_from(values: Any) -> Validators:
+    """What was written down as JSON, checked. Raises ValueError, TypeError."""
+    etag, modified, is_dated = values
+    if any(value is not None and _header_value(value) is None for value in (etag, modified)) or type(is_dated) is not bool:
+        raise ValueError("these are no validators")
+    return Validators(etag, modified, is_dated)
+
+
+def _header_value(value: object) -> str | None:
+    """A header's value, if it can be sent back as it came."""
+    return value if isinstance(value, str) and value and value.isascii() and value.isprintable() else None
+
+
 def _validators(response: aiohttp.ClientResponse) -> Validators:
     # What could not be sent back as it came is of no use.
-    etag, modified = (
-        value if value and value.isascii() and value.isprintable() else None
-        for value in (response.headers.get("ETag"), response.headers.get("Last-Modified"))
-    )
+    etag, modified = (_header_value(response.headers.get(name)) for name in ("ETag", "Last-Modified"))
     is_dated = False
     with suppress(ValueError, TypeError):
         age = parsedate_to_datetime(response.headers.get("Date", "")) - parsedate_to_datetime(modified or "")

@@ -20,10 +20,19 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from filestore.aio import abandon, in_thread, tell_of_forks, uninterrupted
 from filestore.digest import Digest
-from filestore.errors import Busy, IndexUnreadable, ReadOnly, StorageError, StorageFull, UnknownFormat, UsedAfterFork
+from filestore.errors import (
+    Busy,
+    FilestoreError,
+    IndexUnreadable,
+    ReadOnly,
+    StorageError,
+    StorageFull,
+    UnknownFormat,
+    UsedAfterFork,
+)
 from filestore.index.protocol import ChunkRow, TokenRow
 from filestore.index.reading import State, in_use_elsewhere, open_for_reading, state_of
-from filestore.objects import Kind, Record, Reference
+from filestore.objects import Kind, Record, Reference, checked_record
 from filestore.stages import Stage, stage
 
 P = ParamSpec("P")
@@ -587,21 +596,28 @@ def _newest_records(
 ) -> list[Record]:
     """`first`: what comes before time in the order."""
     statement = _NEWEST_RECORDS.format("".join(f" AND {condition}" for condition in conditions), first)
-    return [_record(row) for row in connection.execute(statement, (namespace, *conditions.values(), limit))]
+    return [_record(connection, row) for row in connection.execute(statement, (namespace, *conditions.values(), limit))]
 
 
-def _record(row: tuple[Any, ...]) -> Record:
+def _record(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Record:
+    """A row, checked: a folder may be another user's, and names become paths (I4). Raises StorageError."""
     file_id, name, digest, size, kind, namespace, created_at, updated_at = row
-    return Record(
-        id=file_id,
-        name=name,
-        digest=Digest(digest),
-        size=size,
-        kind=Kind(kind),
-        namespace=namespace,
-        created_at=created_at,
-        updated_at=updated_at,
-    )
+    try:
+        return checked_record(
+            Record(
+                id=file_id,
+                name=name,
+                digest=Digest(digest),
+                size=size,
+                kind=Kind(kind),
+                namespace=namespace,
+                created_at=created_at,
+                updated_at=updated_at,
+            )
+        )
+    except (TypeError, ValueError, AttributeError, FilestoreError) as error:
+        _, _, path = connection.execute("PRAGMA database_list").fetchone()
+        raise StorageError(path, f"its record {file_id!r} cannot be one ({error}); restore the index from a backup") from None
 
 
 def _select_token_namespace(connection: sqlite3.Connection, token_digest: Digest) -> str | None:

@@ -37,6 +37,7 @@ from filestore.http.client import RemoteRepository
 from filestore.layout import file_path
 from filestore.manifest import Manifest
 from filestore.objects import Directory, File, Frame, Kind, Record, Reference
+from filestore.push import push
 from filestore.repository import Repository
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -540,3 +541,79 @@ async def test_signed_paths_that_lead_elsewhere(path: str) -> None:
     async with facing(as_answer({"path": "signed/default/1/" + "0" * 64 + "/" + other.run_path})) as repository:
         with pytest.raises(UnexpectedRecord):
             await repository.sign(RECORD.id)
+
+
+@pytest.mark.parametrize("status", [200, 404])
+@pytest.mark.parametrize("body", [b"[" * 200_000, json.dumps(IDENTITY).replace("1}", "1e999}").encode()])
+async def test_json_that_python_cannot_take(body: bytes, status: int) -> None:
+    """What is nested too deep, or no number that can be: an error of ours, never of Python."""
+    async with facing(answering(body, status=status, content_type="application/json")) as repository:
+        with pytest.raises(FilestoreError):
+            await repository.identity()
+
+
+@pytest.mark.parametrize("changed", [{"name": ["x"]}, {"name": None}, {"size": True}, {"digest": 7}])
+async def test_values_of_another_type(changed: dict[str, object]) -> None:
+    """Nothing is made a text or a number that is none."""
+    async with facing(as_answer(RECORD.as_json() | changed)) as repository:
+        with pytest.raises(ServerError):
+            await repository.record(Reference(id=RECORD.id))
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "1969-12-31T23:59:59+00:00"])
+async def test_times_that_no_clock_shows(moment: str) -> None:
+    """They could be neither printed nor written down."""
+    async with facing(as_answer(RECORD.as_json() | {"updated_at": moment})) as repository:
+        with pytest.raises(ServerError):
+            await repository.record(Reference(id=RECORD.id))
+
+
+async def test_file_that_is_called_like_the_digest_that_was_asked_for() -> None:
+    """The answer to a digest has that digest; only the answer to the name may have another one."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if "digest" in request.query:
+            return web.json_response(RECORD.as_json() | {"name": str(TWO)})
+        return web.json_response({"type": "urn:filestore:error:NotFound", "facts": ["x"]}, status=404)
+
+    async with facing(answer) as repository:
+        with pytest.raises(UnexpectedRecord):
+            await repository.record(Reference.parse(str(TWO)))
+
+
+async def test_commit_that_is_answered_with_another_size() -> None:
+    """The size of a record is that of its manifest."""
+    manifest = Manifest.build([], cutting=CUTTING_VERSION)
+    async with facing(as_answer(replace(RECORD, digest=manifest.digest, size=77).as_json())) as repository:
+        with pytest.raises(UnexpectedRecord):
+            await repository.commit(manifest.encoded, name=RECORD.name)
+
+
+async def test_record_of_another_namespace() -> None:
+    """A token sees one namespace."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response(IDENTITY if request.path.endswith("/repository") else RECORD.as_json() | {"namespace": "other"})
+
+    async with facing(answer) as repository:
+        await repository.identity()
+        with pytest.raises(UnexpectedRecord):
+            await repository.record(Reference(id=RECORD.id))
+
+
+@pytest.mark.parametrize("fact", [7, "../x", "0" * 63])
+async def test_missing_chunks_that_are_none(tmp_path: Path, fact: object) -> None:
+    """What a push is to send again is looked up by digests."""
+    source = tmp_path / "source"
+    source.write_bytes(b"abc")
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path.endswith("/repository"):
+            return web.json_response(IDENTITY)
+        if request.path.endswith("/missing"):
+            return web.Response(body=b"", content_type=wire.OCTETS)
+        return web.json_response({"type": "urn:filestore:error:ChunksMissing", "facts": [fact]}, status=409)
+
+    async with facing(answer) as repository:
+        with pytest.raises(ServerError):
+            await push(repository, source)

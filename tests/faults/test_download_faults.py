@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache, verify_cache
-from filestore.errors import CacheFull, Interrupted, Stalled, StorageError, StorageFull, UnexpectedContent
+from filestore.errors import CacheFull, Interrupted, Stalled, StorageError, StorageFull, TransferError, UnexpectedContent
 from filestore.http.download import Downloaded, DownloadLimits, download
 from filestore.objects import FileURL, Kind, Progress
 from filestore.repository import Repository
@@ -23,7 +23,7 @@ from tests.support.disks import small_disk
 from tests.support.downloads import Resolved
 from tests.support.generator import octets
 from tests.support.nginx import Nginx
-from tests.support.origins import Asked, answers, hanging, head, running_origin, whole
+from tests.support.origins import Answer, Asked, answers, hanging, head, running_origin, whole
 
 MIB = 1 << 20
 CONTENT = octets(1, 4 * MIB)
@@ -402,3 +402,77 @@ async def test_first_part_that_comes_again_and_again_ends(folder: Path) -> None:
     async with running_origin(answers(tail_as_whole(0, MIB))) as origin:
         with pytest.raises(Interrupted):
             await downloaded(f"{origin.url}/a", folder, LOOPBACK)
+
+
+CHUNKED = head("200 OK", "Transfer-Encoding: chunked", 'ETag: "a"') + b"%x\r\n%b\r\n" % (MIB, CONTENT[:MIB])
+
+
+async def given_up(url: str, folder: Path, limits: DownloadLimits = LOOPBACK) -> None:
+    """A download that must end in an error, and give no file."""
+    with pytest.raises(TransferError):
+        await downloaded(url, folder, limits)
+
+
+@pytest.mark.parametrize("start", [2 * MIB, 3 * MIB - 1])
+async def test_part_that_does_not_go_on_ends(folder: Path, start: int) -> None:
+    """An origin that sends bytes again which are here already is given up, and not asked without end."""
+    async with running_origin(
+        hanging(BEGUN + CONTENT[: 3 * MIB], tail_as_whole(start, start + 1, status="206 Partial Content"))
+    ) as origin:
+        await given_up(f"{origin.url}/a", folder, IMPATIENT)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answers(tail_as_whole(0, MIB, total="*")),
+        hanging(CHUNKED, tail_as_whole(MIB, 2 * MIB, status="206 Partial Content", total="*")),
+    ],
+)
+async def test_part_of_a_file_of_unknown_size_is_not_taken_for_the_whole(folder: Path, answer: Answer) -> None:
+    """Nothing says that there is no more."""
+    async with running_origin(answer) as origin:
+        await given_up(f"{origin.url}/a", folder, IMPATIENT)
+
+
+async def test_part_that_is_shorter_than_its_range_is_not_taken_for_the_whole(folder: Path) -> None:
+    """Of a range, all bytes must come."""
+    lie = head("200 OK", 'ETag: "a"', f"Content-Range: bytes 0-{len(CONTENT) - 1}/*", f"Content-Length: {MIB}") + CONTENT[:MIB]
+    async with running_origin(answers(lie)) as origin:
+        await given_up(f"{origin.url}/a", folder)
+
+
+async def test_file_of_unknown_size_ends_where_there_is_no_range(folder: Path) -> None:
+    """Parts whose total is unknown are asked for until the origin says that no byte is left."""
+    end = head("416 Range Not Satisfiable", f"Content-Range: bytes */{len(CONTENT)}", "Content-Length: 0")
+    parts = [tail_as_whole(start, start + MIB, status="206 Partial Content", total="*") for start in range(MIB, 4 * MIB, MIB)]
+    async with running_origin(hanging(CHUNKED, *parts, end)) as origin:
+        done = await downloaded(f"{origin.url}/a", folder, IMPATIENT)
+    assert CONTENT == done.path.read_bytes()
+
+
+@pytest.mark.parametrize("content", [CONTENT, b""])
+async def test_range_without_bytes_beside_the_whole_does_not_count(folder: Path, content: bytes) -> None:
+    """Some origins state the size of the file in that way."""
+    async with running_origin(answers(whole(content, f"Content-Range: bytes */{len(content)}"))) as origin:
+        assert content == (await downloaded(f"{origin.url}/a", folder, LOOPBACK)).path.read_bytes()
+
+
+async def test_file_that_became_shorter_and_states_no_size_any_more(folder: Path) -> None:
+    """Without any version, the missing size must be met twice, and then it is not remembered."""
+    begun = head("200 OK", f"Content-Length: {len(CONTENT)}") + CONTENT[:MIB]
+    chunked = head("200 OK", "Transfer-Encoding: chunked") + b"5\r\n01234\r\n0\r\n\r\n"
+    async with running_origin(answers(begun, chunked)) as origin:
+        assert b"01234" == (await downloaded(f"{origin.url}/a", folder, LOOPBACK)).path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"validators": [7, None, False]}, {"validators": ['"a"\r\nX: y', None, False]}, {"total": "20"}, {"size": None}]
+)
+async def test_damaged_state_of_a_download_is_none(folder: Path, changed: dict[str, object]) -> None:
+    """What is read back is checked: the download begins from its first byte."""
+    (folder / "partial").write_bytes(CONTENT[:10])
+    state = {"size": 10, "total": 20, "validators": ['"a"', None, False]} | changed
+    (folder / "state.json").write_text(json.dumps(state))
+    async with running_origin(answers(whole(CONTENT))) as origin:
+        assert CONTENT == (await downloaded(f"{origin.url}/a", folder, LOOPBACK)).path.read_bytes()

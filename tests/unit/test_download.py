@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from filestore.errors import DownloadRefused, OriginUnreachable, ServerError
+from filestore.errors import DownloadRefused, FilestoreError, OriginUnreachable, ServerError
 from filestore.http.download import Downloaded, DownloadLimits, download
 from filestore.objects import FileURL, Progress
 from tests.support.generator import octets
@@ -89,6 +89,24 @@ async def test_content_that_comes_compressed_unasked_is_refused(nginx: Nginx, fo
             await downloaded(f"{origin.url}/a", folder)
     nginx.put("words.txt", b"words " * 1000)
     assert 6000 == (await downloaded(f"{nginx.url}/compressed/words.txt", folder)).size
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["Content-Encoding: identity", "Content-Encoding: gzip"],
+        ["Transfer-Encoding: gzip, chunked"],
+        ["Content-Encoding: x-gzip"],
+    ],
+)
+async def test_content_that_is_said_to_be_compressed_in_another_way_is_refused(folder: Path, fields: list[str]) -> None:
+    """By a second header, or as a transfer coding."""
+    packed = gzip.compress(CONTENT)
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(packed), packed) if "Transfer" in fields[0] else packed
+    length = [] if "Transfer" in fields[0] else [f"Content-Length: {len(packed)}"]
+    async with running_origin(answers(head("200 OK", *fields, *length) + body)) as origin:
+        with pytest.raises(FilestoreError):
+            await downloaded(f"{origin.url}/a", folder)
 
 
 async def test_content_that_comes_compressed_is_taken_under_its_own_digest(folder: Path) -> None:

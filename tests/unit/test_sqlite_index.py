@@ -14,6 +14,7 @@ from filestore.digest import chunk_digest
 from filestore.errors import StorageError, StorageFull, UnknownFormat
 from filestore.index.protocol import ChunkRow
 from filestore.index.sqlite import REFRESH_MICROSECONDS, SCHEMA_VERSION, open_index, system_now
+from filestore.objects import Kind, Reference
 
 DIGEST = chunk_digest(b"content")
 
@@ -121,4 +122,33 @@ async def test_commit_reaches_the_disk(tmp_path: Path) -> None:
         return mode, synchronous
 
     assert ("wal", 2) == await index._writer.run(pragmas)
+    await index.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("name", "../escaped"),
+        ("name", "/tmp/x/y"),
+        ("id", "../../x"),
+        ("kind", "link"),
+        ("digest", b"short"),
+        ("size", -1),
+    ],
+)
+async def test_record_that_cannot_be_one_is_an_error_of_the_index(tmp_path: Path, column: str, value: object) -> None:
+    """A folder may be another user's, and names and ids become paths: no row is believed."""
+    path = tmp_path / "index.sqlite"
+    index = await open_index(path)
+    async with index.transaction() as transaction:
+        record = await transaction.add_record("a", name="name", digest=DIGEST, size=1, kind=Kind.FILE)
+    await index.close()
+    with raw(path) as connection:
+        connection.execute(f"UPDATE records SET {column} = ?", (value,))
+    index = await open_index(path)
+    with pytest.raises(StorageError, match=str(path)):
+        await index.records("a", limit=10)
+    if column != "id":
+        with pytest.raises(StorageError, match=str(path)):
+            await index.record("a", Reference(id=record.id))
     await index.close()
