@@ -77,7 +77,10 @@ def test_the_server_s_disk_is_full(home: Home, source: Path, small: tuple[Path, 
         sentence = home.failure("push", source, environ=server.environ)
         assert "is full" in sentence
         # In one line for each request that failed, with the number under which the client can ask for it.
-        assert all(re.search(r" failed, [0-9a-f]{32}: .* is full: No space left on device; ", line) for line in lines_of(log))
+        assert all(
+            re.search(r" failed, [0-9a-f]{32}: .* is full: (No space left on device|database or disk is full); ", line)
+            for line in lines_of(log)
+        )
         assert lines_of(log)
         assert [] == home.result("ls", environ=server.environ)["files"]
         grow()
