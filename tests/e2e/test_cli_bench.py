@@ -226,8 +226,10 @@ def test_a_stranger_is_told_before_anything_is_made(home: Home, server: Server) 
 def under_way(home: Home, sign: str) -> Iterator[subprocess.Popen[str]]:
     """An upload under way, far enough that `sign` is there; afterwards nothing is left of it."""
     work = home.folder / "work"
+    # Content whose making is interrupted is so large that it is never done before that.
+    size = "1GiB" if sign == MAKING else "128MiB"
     process = subprocess.Popen(
-        [SCRIPTS / "filestore", "bench", "upload", "--size", "128MiB", "--folder", work, "--quiet"],
+        [SCRIPTS / "filestore", "bench", "upload", "--size", size, "--folder", work, "--quiet"],
         env=home.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
