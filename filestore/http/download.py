@@ -626,7 +626,7 @@ def _validators(response: aiohttp.ClientResponse) -> Validators:
     # What could not be sent back as it came is of no use.
     etag, modified = (_header_value(response.headers.get(name)) for name in ("ETag", "Last-Modified"))
     is_dated = False
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, OverflowError):
         age = parsedate_to_datetime(response.headers.get("Date", "")) - parsedate_to_datetime(modified or "")
         is_dated = age.total_seconds() >= _STRONG_AFTER_SECONDS
     return Validators(etag, modified, is_dated)

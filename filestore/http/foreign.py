@@ -71,7 +71,7 @@ class Said(NamedTuple):
             # By the clock of whoever answered, where the answer tells it: ours may be wrong.
             now = parsedate_to_datetime(self.date) if self.date else datetime.now(UTC)
             return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
 
 

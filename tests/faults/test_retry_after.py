@@ -13,7 +13,7 @@ import pytest
 from filestore.errors import ServerError
 from filestore.http.client import RemoteRepository
 from filestore.http.download import DownloadLimits, download
-from filestore.http.foreign import Said
+from filestore.http.foreign import Said, said_by
 from filestore.objects import FileURL
 from tests.support.origins import Asked, running_origin
 
@@ -95,3 +95,9 @@ def test_what_is_no_time_asks_for_no_wait(text: str) -> None:
 def test_a_date_that_has_passed_asks_for_no_wait() -> None:
     """A date in the past is now, by our clock where the answer has no Date."""
     assert 0.0 == Said(retry_after="Mon, 02 Nov 2015 00:00:00 GMT").retry_after_seconds
+
+
+def test_date_that_no_clock_shows_is_none() -> None:
+    """A year that Python has no date for says nothing of how long to wait."""
+    said = said_by({"Retry-After": "Fri, 31 Dec 99999999999 23:59:59 GMT"})
+    assert said.retry_after_seconds is None
