@@ -194,12 +194,13 @@ class Hold:
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
         self._keys: set[str] = set()
+        self._is_released = False
         self._lock = ProcessLock()
 
     def pin(self, key: str) -> None:
-        """Say that an entry is in use."""
+        """Say that an entry is in use; not after `release`, which may come while a fetch goes on for others."""
         with self._lock:
-            if key not in self._keys:
+            if key not in self._keys and not self._is_released:
                 self._keys.add(key)
                 self._leases.pin(key)
 
@@ -219,6 +220,12 @@ class Hold:
         self.pin(key)
         self._leases.reserve(key, size)
 
+    def hand_over(self, key: str, other: Hold) -> None:
+        """Have `other` pin an entry that is pinned here, without a moment in between; what was reserved for it is taken back."""
+        with suppress(OSError):  # where nothing can be written, nothing is reserved either
+            self._leases.reserve(key, 0)
+        other.pin(key)
+
     def unpin(self, key: str) -> None:
         """Say that an entry is not in use; safe to call again."""
         with self._lock:
@@ -228,8 +235,10 @@ class Hold:
 
     def release(self) -> None:
         """Say so of all; safe to call again."""
-        for key in list(self._keys):
-            self.unpin(key)
+        with self._lock:
+            self._is_released = True
+            for key in list(self._keys):
+                self.unpin(key)
 
 
 class _Heart:

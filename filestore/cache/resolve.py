@@ -271,10 +271,7 @@ class Cache:
             if path is not None:
                 received, reused = cost or (0, 0)
                 return Resolved(path, received, reused, 0, was_cached=cost is None)
-            filled, is_ours = await self._once(
-                (kind, reference), lambda: self._fill(shelf, kind, reference, asked.report, record, following=asked.following)
-            )
-            # The fetch has pinned the entry until its end; it is pinned for this caller before it is looked at again.
+            filled, is_ours = await self._once((kind, reference), lambda: self._fill(asked, reference, record))
             known = filled.known
             if is_ours and filled.cost is not None:
                 cost = _sum(cost, filled.cost)
@@ -325,16 +322,8 @@ class Cache:
             self._cutting = identity.cutting
         return self._shelf
 
-    async def _fill(  # what is wanted, what is known of it, and who is told
-        self,
-        shelf: Shelf,
-        kind: Kind,
-        reference: Reference,
-        report: Report | None,
-        known_record: Record | None = None,
-        *,
-        following: Following | None = None,
-    ) -> _Filled:
+    async def _fill(self, asked: _Asked, reference: Reference, known_record: Record | None) -> _Filled:
+        shelf, kind = asked.shelf, asked.kind
         record = await self._repository.record(reference) if known_record is None else known_record
         wanted = Wanted(kind, record.digest)
         known = Reference(digest=record.digest, name=record.name)
@@ -345,10 +334,12 @@ class Cache:
             async with locked(shelf.lock_path(wanted), lambda: shelf.find(kind, known) is not None) as lock:
                 # Another process may have filled it while this one waited.
                 path = await in_disk_thread(shelf.find, kind, known)
-                making = _Making(shelf, wanted, record, hold, report, following)
+                making = _Making(shelf, wanted, record, hold, asked.report, asked.following)
                 cost = None if path is not None else await self._make(making, lock)
                 if known_record is None:
                     await in_disk_thread(shelf.remember, record)
+            # Before `hold` ends: nobody who needs room takes the entry away before the caller looks at it.
+            await in_disk_thread(hold.hand_over, shelf.key(wanted.label), asked.hold)
         finally:
             await uninterrupted(in_disk_thread(hold.release))
         return _Filled(known, cost)

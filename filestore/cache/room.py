@@ -26,6 +26,8 @@ from filestore.errors import CacheFull, StorageError
 
 STALL_SECONDS = 60
 """How long who needs room waits for fetches of others that make no progress."""
+SETTLE_SECONDS = 1
+"""How long it waits where nobody fetches: what has just been fetched may be in use for a moment only."""
 _POLL_SECONDS = (0.05, 1.0)
 
 
@@ -44,9 +46,10 @@ class Room:
         """Have `size` bytes of disk for an entry, those counted that are staged of it, until `hold` ends or reserves 0.
 
         Entries that nobody uses go for it, the least recently used first, `spared` ones last. While others fetch what may go
-        afterwards, it waits. Raises CacheFull, StorageError.
+        afterwards, it waits; where nobody does, for a moment. Raises CacheFull, StorageError.
         """
-        patience, seen = 0.0, None
+        patience = 0.0
+        seen: tuple[frozenset[tuple[str, int, int]], bool] | None = None
         self._stuck = {}
         pause, longest = _POLL_SECONDS
         while True:
@@ -54,9 +57,10 @@ class Room:
                 refusal = await in_disk_thread(self._make, hold, key, size, spared)
             if refusal is None:
                 return
-            if refusal.under_way != seen:
-                seen, patience = refusal.under_way, time.monotonic() + STALL_SECONDS
-            if refusal.is_final or not (refusal.under_way or refusal.is_passing) or time.monotonic() > patience:
+            if seen != (refusal.under_way, refusal.is_passing):
+                seen = (refusal.under_way, refusal.is_passing)
+                patience = time.monotonic() + (STALL_SECONDS if any(seen) else SETTLE_SECONDS)
+            if refusal.is_final or time.monotonic() > patience:
                 raise CacheFull(str(self._root), refusal.reason)
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)

@@ -168,13 +168,14 @@ class Shelf:
                 content.parent.mkdir(parents=True)
                 # A folder can be moved only as long as it can be written to.
                 target.rename(content)
+                # Now: both folders, with what is written next, would take more than is reserved. Once the entry has appeared,
+                # nobody would come back for what is left of it.
+                self.clear(target)
                 entry: Entry = FileEntry.seal(content, cutting=manifest.cutting) if tail is None else TreeEntry.seal(content)
                 write_whole(folder / "manifest", manifest.encoded)
                 if tail is not None:
                     write_whole(folder / "tail", tail)
                 write_whole(folder / "entry.json", encode_entry(entry))
-                # Before the entry appears: afterwards nobody would come back for what is left of it.
-                self.clear(target)
                 self._appear(folder, self.root / wanted.path)
             finally:
                 remove_if_possible(folder)

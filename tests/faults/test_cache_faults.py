@@ -10,6 +10,7 @@ import pytest
 
 from filestore.cache import Cache, verify_cache
 from filestore.cache.leases import Leases
+from filestore.cache.resolve import _Asked
 from filestore.objects import Directory, Kind, Record
 from filestore.push import push
 from filestore.repository import Repository
@@ -102,7 +103,12 @@ async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
         used.append(next(caches))
         cache = Cache(used[-1], local_repository)
         # What `resolve` has a task of its own for: the task that is cancelled must be the one that waits.
-        await cache._fill(await cache._opened(), Kind.DIRECTORY, wanted.reference, None)
+        hold = cache._leases.hold()
+        asked = _Asked(await cache._opened(), Kind.DIRECTORY, hold, None, None)
+        try:
+            await cache._fill(asked, wanted.reference, None)
+        finally:
+            hold.release()
 
     places = [place async for place in cancelled_at_every_await(resolve_anew)]
     assert 15 < len(places)

@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from filestore.cache import Cache, room
+from filestore.cache.disk import write_whole
 from filestore.cache.inventory import ENTRY_SIZE, Kept, Staged, discard, entries, staged
 from filestore.cache.leases import Leases
 from filestore.errors import CacheFull, Unreachable
@@ -377,3 +379,42 @@ async def test_what_was_in_use_for_a_moment_is_no_reason_to_refuse(
     await use(cache, files[1])
     assert 1 == len(refused)
     assert ["1.bin"] == kept(tmp_path / "cache")
+
+
+async def test_who_has_just_fetched_something_is_waited_for_a_moment(
+    watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in use when room is first looked for, and not any more a moment later, goes for what is wanted."""
+    cache = Cache(tmp_path / "cache", watched, size_limit=ROOM)
+    looked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    room_for = room.Room._room_for
+
+    def tell(self: room.Room, key: str, size: int, spared: Collection[str]) -> object:
+        refusal = room_for(self, key, size, spared)
+        loop.call_soon_threadsafe(looked.set)
+        return refusal
+
+    async with cache.lease(files[0]):
+        monkeypatch.setattr(room.Room, "_room_for", tell)
+        monkeypatch.setattr("filestore.cache.room.SETTLE_SECONDS", 60)
+        second = asyncio.create_task(use(cache, files[1]))
+        await looked.wait()
+    await second
+    assert ["1.bin"] == kept(tmp_path / "cache")
+
+
+async def test_what_is_being_published_takes_no_more_than_is_reserved(
+    watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else others, who count at that moment, would have an entry too many removed."""
+    taken: list[int] = []
+
+    def look(path: Path, content: bytes) -> None:
+        write_whole(path, content)
+        taken.append(sum(item.stored_size for item in staged(tmp_path / "cache")))
+
+    monkeypatch.setattr("filestore.cache.shelf.write_whole", look)
+    await use(Cache(tmp_path / "cache", watched), files[0])
+    assert 2 == len(taken)
+    assert SIZE < max(taken) <= ROOM
