@@ -2,7 +2,8 @@
 
 The variables and their meaning are those of curl and requests: the scheme's own variable counts before ALL_PROXY, lower case
 before upper case, an empty one means no proxy, and a server of this machine is reached through the proxy, too, unless NO_PROXY
-names it.
+names it. One thing differs: ALL_PROXY is set for all programs of a machine, so it does not count where it names a proxy that
+is not one of HTTP, such as `socks5://`.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ def parse_proxy(text: str, *, source: str) -> Proxy:
     except ValueError:
         raise InvalidSetting(source, "it is not a URL such as http://HOST:PORT") from None
     if parts.scheme != "http":
-        scheme = parts.scheme if parts.scheme.isalnum() else "that scheme"
-        raise InvalidSetting(source, f"a proxy is used by http://, not by {scheme}; name an HTTP proxy, or the host in NO_PROXY")
+        scheme = parts.scheme if parts.scheme.isalnum() else "not http"
+        reason = f"its scheme is {scheme}, and only a proxy that is reached by http:// can be used"
+        raise InvalidSetting(source, f"{reason}; name such a proxy (http://HOST:PORT), or name the host in NO_PROXY")
     if not host or not text.isascii() or not text.isprintable() or " " in text:
         raise InvalidSetting(source, "it is not a URL such as http://HOST:PORT")
     authorization = None
@@ -65,6 +67,8 @@ def proxy_named_in(environ: Mapping[str, str], url: str) -> tuple[str, str] | No
         name = variable if variable in environ else variable.upper()
         if name == "HTTP_PROXY" and "REQUEST_METHOD" in environ:
             continue  # in a CGI program, a client sets it by a header called Proxy
+        if variable == "all_proxy" and _is_of_another_protocol(environ.get(name, "")):
+            continue
         if name in environ:
             is_direct = not environ[name] or _is_exempt(host, port, environ.get("no_proxy", environ.get("NO_PROXY", "")))
             return None if is_direct else (name, environ[name])
@@ -75,6 +79,11 @@ def proxy_for(environ: Mapping[str, str], url: str) -> Proxy | None:
     """The proxy by which `url` is reached, as the environment says. Raises InvalidSetting."""
     named = proxy_named_in(environ, url)
     return parse_proxy(named[1], source=named[0]) if named is not None else None
+
+
+def _is_of_another_protocol(proxy: str) -> bool:
+    scheme, separator, _ = proxy.partition("://")
+    return bool(separator) and scheme.lower() not in {"http", "https"}
 
 
 def _is_exempt(host: str, port: int, exempt: str) -> bool:

@@ -84,6 +84,44 @@ def test_a_proxy_that_cannot_be_used_is_refused_without_its_password(text: str) 
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("value", ["socks5://127.0.0.1:1080", "SOCKS5h://u:secret@127.0.0.1:1080", "socks4a://[::1"])
+@pytest.mark.parametrize("url", ["http://store.test", "https://store.test"])
+def test_all_proxy_of_another_protocol_is_ignored(name: str, value: str, url: str) -> None:
+    """It is set for all programs of a machine, of which some use such a proxy: it does not keep this one from its servers."""
+    assert None is proxy_for({name: value}, url)
+    found = proxy_for({name: value, "HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY}, url)
+    assert PROXY == (found.url if found is not None else None)
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy"])
+def test_socks_proxy_that_is_set_for_the_protocol_is_refused(name: str) -> None:
+    """Who set it wants no direct connection: the error names the variable, and says what to do."""
+    with pytest.raises(InvalidSetting) as raised:
+        proxy_for({name: "socks5h://u:secret@127.0.0.1:1080"}, "https://store.test")
+
+    expected = (
+        f"{name} cannot be used: its scheme is socks5h, and only a proxy that is reached by http:// can be used; "
+        "name such a proxy (http://HOST:PORT), or name the host in NO_PROXY"
+    )
+    assert expected == str(raised.value)
+
+
+@pytest.mark.parametrize("value", ["https://proxy.test", "http://proxy.test:x"])
+def test_all_proxy_that_names_a_web_proxy_is_not_passed_by(value: str) -> None:
+    """One that is meant for these servers and cannot be used is an error, and not a direct connection."""
+    with pytest.raises(InvalidSetting, match="ALL_PROXY cannot be used: "):
+        proxy_for({"ALL_PROXY": value}, "https://store.test")
+
+
+async def test_a_server_is_reached_in_spite_of_a_socks_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a tunnel has set ALL_PROXY for browsers and curl."""
+    monkeypatch.setenv("ALL_PROXY", f"socks5://127.0.0.1:{free_port()}")
+    with running_server(tmp_path / "root") as server:
+        async with connect(server.url, token=TOKEN) as repository:
+            assert await repository.identity()
+
+
 @pytest.mark.parametrize("plane", ["http", "https"])
 async def test_a_server_is_reached_through_the_proxy_of_the_environment(tmp_path: Path, plane: str) -> None:
     """Plain HTTP by whole URLs, TLS by CONNECT, which shows the proxy no token; the password of the URL is sent."""
