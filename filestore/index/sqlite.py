@@ -343,11 +343,16 @@ class _ReadingConnection(_Connection):
                 before = state_of(self.path)
                 try:
                     found = function(self._opened())
-                except (sqlite3.Error, IndexUnreadable, UnknownFormat, ValueError) as error:
+                except Exception as error:
+                    # Any of them: a torn page may give a value of any type, and a record that cannot be one.
                     unshared = in_use_elsewhere(self.path, error)
-                    may_be_torn = self._state is not None or unshared is not None or isinstance(error, IndexUnreadable)
+                    # A torn read says nothing of the file; that it cannot be shared or has a log may be so for long.
+                    may_last = unshared is not None or isinstance(error, IndexUnreadable)
+                    may_change = self._state is not None or (may_last and attempt < _READ_ATTEMPTS)
+                    # The connection may have pages from before this read.
+                    since = self._state or before
                     self._close()
-                    if may_be_torn and attempt < _READ_ATTEMPTS and state_of(self.path) != before:
+                    if may_change and state_of(self.path) != since:
                         # It was opened, closed or written to meanwhile: now another way to open it may be the right one.
                         continue
                     if unshared is not None:

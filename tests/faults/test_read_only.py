@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -244,3 +247,100 @@ async def test_repository_of_another_user_is_not_written(shared: Shared) -> None
         "Permission denied; ask its owner for the right to use it, or for the URL of a server that serves it" in said["sentence"]
     )
     assert before == tree(shared.root)
+
+
+_TORN = """
+import asyncio, os, sys
+from pathlib import Path
+from filestore.errors import FilestoreError
+from filestore.index import sqlite
+
+async def main():
+    index = await sqlite.open_index_for_reading(Path(sys.argv[1]))
+
+    def read(connection):
+        try:
+            return sqlite._select_records(connection, "default", 10, None)
+        except FilestoreError:
+            print("torn", flush=True)
+            sys.stdin.readline()
+            raise
+
+    if "kept" in sys.argv:
+        await index._reader.run(lambda connection: connection.execute("SELECT * FROM records").fetchall())
+        print("kept", flush=True)
+        sys.stdin.readline()
+    try:
+        print(*(record.name for record in await index._reader.run(read)), flush=True)
+    except FilestoreError as error:
+        print(type(error).__name__, error, flush=True)
+    await index.close()
+
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[2]))
+asyncio.run(main())
+"""
+
+
+def said_of_torn_record(shared: Shared, names: Iterator[str], *options: str) -> tuple[list[str], str]:
+    """How a reader of another user comes to a record that cannot be one, which is then written anew, and what it says at last.
+
+    With `kept`, it has the record in its memory before it looks at it.
+    """
+
+    def write(name: str) -> None:
+        with closing(sqlite3.connect(shared.root / "index.sqlite", isolation_level=None)) as connection:
+            connection.execute("UPDATE records SET name = ?", (name,))
+        # As if a while had passed: two writes within a tick of the clock may have the same time.
+        modified_at = next(moments)
+        os.utime(shared.root / "index.sqlite", ns=(modified_at, modified_at))
+
+    moments = itertools.count((shared.root / "index.sqlite").stat().st_mtime_ns, 1_000_000_000)
+    write("../torn")
+    shared.let_read()
+    reader = subprocess.Popen(
+        [sys.executable, "-c", _TORN, shared.root / "index.sqlite", str(USER), *options],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert reader.stdin is not None
+    assert reader.stdout is not None
+    steps = []
+    while (line := reader.stdout.readline().rstrip()) in {"kept", "torn"}:
+        steps.append(line)
+        for name in itertools.islice(names, 1):
+            write(name)
+        reader.stdin.write("\n")
+        reader.stdin.flush()
+    assert "" == reader.communicate()[0]
+    assert 0 == reader.returncode
+    return steps, line
+
+
+async def test_record_that_is_torn_by_a_write_is_read_again(shared: Shared) -> None:
+    """A file that was written to meanwhile is not damaged: what was read of it does not count."""
+    assert (["torn"], "model.bin") == said_of_torn_record(shared, iter(["model.bin"]))
+
+
+async def test_record_that_was_torn_by_an_earlier_write_is_read_again(shared: Shared) -> None:
+    """A write that ended before the read began counts as well: the reader may still have pages from before it."""
+    assert (["kept", "torn"], "model.bin") == said_of_torn_record(shared, iter(["model.bin"]), "kept")
+
+
+async def test_record_that_is_torn_by_each_write_is_not_said_to_be_damaged(shared: Shared) -> None:
+    """As long as the file changes between the reads, the error says that somebody writes to it."""
+    steps, said = said_of_torn_record(shared, (f"../{'x' * number}" for number in range(100)))
+    assert ["torn"] * 10 == steps
+    assert said.startswith("Busy ")
+    assert "another process writes to it, and this user can only read it between two writes" in said
+
+
+async def test_record_that_is_damaged_and_not_torn_is_told_at_once(shared: Shared) -> None:
+    """Where nobody wrote, there is nothing to read again."""
+    steps, said = said_of_torn_record(shared, iter([]))
+    assert ["torn"] == steps
+    assert said.startswith("StorageError ")
+    assert "cannot be one" in said
