@@ -35,7 +35,10 @@ _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 
 def tell_of_forks(item: Forkable) -> None:
-    """Call `item.after_fork()` in each forked child, for as long as the object lives."""
+    """Call `item.after_fork()` in each forked child, for as long as the object lives.
+
+    Last in `__init__`: another thread may fork at any moment, and what that call uses must be there.
+    """
     _forkables.add(item)
 
 
@@ -44,8 +47,15 @@ def _begin_child() -> None:
     _forks += 1
     # The threads have stayed with the parent.
     _pools.clear()
+    failures = []
     for item in list(_forkables):
-        item.after_fork()
+        try:
+            item.after_fork()
+        except Exception as error:  # noqa: BLE001  # each object gets its call, whichever fails
+            failures.append(error)
+    if failures:
+        # Python shows it by `sys.unraisablehook`; it cannot end the fork.
+        raise ExceptionGroup("objects of the parent process did not take note of a fork", failures)
 
 
 os.register_at_fork(after_in_child=_begin_child)

@@ -106,10 +106,10 @@ class RemoteRepository:
         self._proxy = proxy
         self._channels = self._make_channels()
         self._session: aiohttp.ClientSession | None = None
-        tell_of_forks(self)
         self._identity: Identity | None = None
         self._reached = False
         self._rate: float | None = None
+        tell_of_forks(self)
 
     def __reduce__(self) -> tuple[Callable[[], RemoteRepository], tuple[()]]:
         """For processes that are started by spawn or forkserver: the same server, on connections of their own."""

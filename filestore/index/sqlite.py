@@ -286,12 +286,12 @@ class _Connection:
         self.path = str(path)
         self.closed = False
         self._pid = os.getpid()
-        tell_of_forks(self)
         self._timeout_seconds = timeout_seconds
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="filestore-index")
         self._connection: sqlite3.Connection | None = None
         self._may_be_open = False
         """From before it is opened until after it is closed."""
+        tell_of_forks(self)
 
     async def run(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`function(connection, ...)` on the thread. Raises Busy, StorageError, StorageFull, UsedAfterFork."""
@@ -334,8 +334,8 @@ class _ReadingConnection(_Connection):
     """A connection by which nothing is changed. What is run on it must return all that it read."""
 
     def __init__(self, path: Path, *, timeout_seconds: float) -> None:
-        super().__init__(path.absolute(), timeout_seconds=timeout_seconds)
         self._state: State | None = None
+        super().__init__(path.absolute(), timeout_seconds=timeout_seconds)
 
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
         with _translated(self.path), stage(Stage.COMMIT):

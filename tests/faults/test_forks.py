@@ -8,13 +8,17 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from filestore import Cache
+from filestore import Cache, aio, journal
+from filestore.cache import resolve
+from filestore.http import client
+from filestore.index import sqlite
 from filestore.repository import Repository
 from tests.support.server import RunningServer, running_server
 
@@ -118,6 +122,7 @@ import asyncio, gc, os, sys, warnings
 from contextlib import AsyncExitStack
 from filestore import Cache, File, connect
 from pathlib import Path
+from types import ModuleType
 
 warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
 root, cache_root, file_id = sys.argv[1:]
@@ -172,6 +177,7 @@ async def test_open_folder_is_not_sent_to_another_process(local_repository: Repo
 JOURNAL_IN_A_FORK = """
 import os, sys
 from pathlib import Path
+from types import ModuleType
 from filestore.journal import Journal
 from filestore.manifest import Manifest
 from filestore.repository import Identity
@@ -196,3 +202,40 @@ def test_journal_that_is_open_is_an_empty_one_in_a_forked_child(tmp_path: Path) 
     command: list[str | Path] = [sys.executable, "-W", "ignore", "-c", JOURNAL_IN_A_FORK, tmp_path / "journal"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ("sound\n", "", 0) == (done.stdout, done.stderr, done.returncode)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("module", "make"),
+    [
+        (aio, lambda _: aio.ProcessLock()),
+        (resolve, lambda folder: Cache(folder, client.RemoteRepository("http://store.test", token=None))),
+        (client, lambda _: client.RemoteRepository("http://store.test", token=None)),
+        (sqlite, lambda folder: sqlite._Connection(folder / "index.sqlite", timeout_seconds=1)),
+        (sqlite, lambda folder: sqlite._ReadingConnection(folder / "index.sqlite", timeout_seconds=1)),
+        (journal, lambda folder: journal.Journal(folder / "journal")),
+    ],
+    ids=["lock", "cache", "client", "index", "index for reading", "journal"],
+)
+def test_object_that_is_made_while_another_thread_forks_can_be_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: ModuleType, make: Callable[[Path], object]
+) -> None:
+    """From the moment on at which it can be told, it has all that it needs for it and nothing is added to it."""
+    registered = module.tell_of_forks
+    made: list[tuple[object, list[str]]] = []
+
+    def register_and_fork(item: aio.Forkable) -> None:
+        registered(item)
+        made.append((item, sorted(vars(item))))
+        child = os.fork()
+        if not child:
+            os._exit(len(shown))
+        assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    shown: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    monkeypatch.setattr(module, "tell_of_forks", register_and_fork)
+
+    item = make(tmp_path)
+
+    assert [(item, sorted(vars(item)))] == [entry for entry in made if entry[0] is item]

@@ -1,11 +1,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 
 import pytest
 
-from filestore.aio import Budget, BufferPool, SingleFlight, in_cpu_thread, in_disk_thread, per_thread, side_by_side, task_group
+from filestore.aio import (
+    Budget,
+    BufferPool,
+    SingleFlight,
+    in_cpu_thread,
+    in_disk_thread,
+    per_thread,
+    side_by_side,
+    task_group,
+    tell_of_forks,
+)
 from filestore.errors import NotFound
 
 
@@ -271,3 +283,40 @@ async def test_single_flight_gives_everyone_the_failure() -> None:
 
     results = await asyncio.gather(*(flights.run("key", fail) for _ in range(3)), return_exceptions=True)
     assert [NotFound] * 3 == [type(result) for result in results]
+
+
+class Told:
+    """An object that knows whether it was told of a fork."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def after_fork(self) -> None:
+        self.times += 1
+
+
+class Failing:
+    """An object that fails when it is told."""
+
+    def after_fork(self) -> None:
+        raise RuntimeError("this one cannot")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_each_object_is_told_of_a_fork_whichever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails does not keep the others from being told, and every failure is shown."""
+    failing, told = [Failing() for _ in range(20)], [Told() for _ in range(20)]
+    for pair in zip(failing, told, strict=True):
+        for item in pair:
+            tell_of_forks(item)
+    shown: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: shown.append(unraisable.exc_value))
+
+    child = os.fork()
+    if not child:
+        failures = [error for group in shown if isinstance(group, ExceptionGroup) for error in group.exceptions]
+        are_told = [1] * len(told) == [item.times for item in told]
+        os._exit((not are_told) + 2 * (len(failing) != len(failures)))
+    _, status = os.waitpid(child, 0)
+
+    assert 0 == os.waitstatus_to_exitcode(status)
