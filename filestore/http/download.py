@@ -314,11 +314,15 @@ class _Downloading:
         raise Interrupted(self._shown, "it gave a part of another file than it began with")
 
     def _is_end(self, response: aiohttp.ClientResponse) -> bool:
-        """Whether a range could not be given because all bytes are here, which is how a file without a known size ends."""
+        """Whether a range could not be given because all bytes are here, which is how a file without a known size ends.
+
+        An answer that does not say the size is believed where a digest is expected, which tells whether it is true.
+        """
         staging = self._staging
+        if not staging.size or staging.total is not None or _validators(response).differ_from(staging.validators):
+            return False
         found = _NO_RANGE.match(response.headers.get("Content-Range", ""))
-        is_same = not _validators(response).differ_from(staging.validators)
-        return found is not None and staging.total is None and is_same and 0 < staging.size == int(found[1])
+        return staging.size == int(found[1]) if found is not None else self._origin.digest is not None
 
     def _check_encoding(self, response: aiohttp.ClientResponse) -> None:
         """Only `identity` was asked for: what is encoded all the same would be stored as it came, under the file's name.
@@ -365,9 +369,8 @@ class _Downloading:
                 await in_disk_thread(staging.write, pieces)
         if part.stop is not None and staging.size != part.stop:
             raise Interrupted(self._shown, f"{staging.size} of {part.stop} bytes have come")
-        # Without a size, nothing but the digest that is expected tells whether there is more.
-        is_part = staging.total is None and self._origin.digest is None
-        if part.stop is not None and (is_part or (staging.total is not None and staging.size < staging.total)):
+        # Where nobody knows the size, there may be more: only the origin can say that there is not.
+        if part.stop is not None and (staging.total is None or staging.size < staging.total):
             return _Came.PART
         if staging.total is not None and staging.size != staging.total:
             raise Interrupted(self._shown, f"{staging.size} of {staging.total} bytes have come")

@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache, verify_cache
-from filestore.errors import CacheFull, Interrupted, Stalled, StorageError, StorageFull, TransferError, UnexpectedContent
+from filestore.errors import (
+    CacheFull,
+    Interrupted,
+    LimitExceeded,
+    Stalled,
+    StorageError,
+    StorageFull,
+    TransferError,
+    UnexpectedContent,
+)
 from filestore.http.download import Downloaded, DownloadLimits, download
 from filestore.objects import FileURL, Kind, Progress
 from filestore.repository import Repository
@@ -449,6 +458,105 @@ async def test_file_of_unknown_size_ends_where_there_is_no_range(folder: Path) -
     async with running_origin(hanging(CHUNKED, *parts, end)) as origin:
         done = await downloaded(f"{origin.url}/a", folder, IMPATIENT)
     assert CONTENT == done.path.read_bytes()
+
+
+SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+
+
+def slices(*last: bytes, size: int = MIB) -> Answer:
+    """An origin that gives a slice of the file at a time and never says how much there is, and at its end `last`, one by one."""
+    ends = iter(last)
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        start = int(asked.headers.get("range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        status = "206 Partial Content" if "range" in asked.headers else "200 OK"
+        more = start < len(CONTENT)
+        writer.write(tail_as_whole(start, min(start + size, len(CONTENT)), status=status, total="*") if more else next(ends))
+        await writer.drain()
+
+    return answer
+
+
+NO_MORE = [
+    head("416 Range Not Satisfiable", f"Content-Range: bytes */{len(CONTENT)}", "Content-Length: 0"),
+    head("416 Range Not Satisfiable", "Content-Length: 0"),
+    whole(CONTENT, 'ETag: "a"'),
+    head("200 OK", "Transfer-Encoding: chunked", 'ETag: "a"') + b"%x\r\n%b\r\n0\r\n\r\n" % (len(CONTENT), CONTENT),
+]
+"""The ways to say that there is no byte after the last one."""
+
+
+@pytest.mark.parametrize("digest", [SHA256, "0" * 64])
+@pytest.mark.parametrize("last", NO_MORE, ids=["416", "416 without a size", "all", "all in chunks"])
+async def test_slices_of_a_file_of_unknown_size_are_all_taken_where_a_digest_is_expected(
+    folder: Path, last: bytes, digest: str
+) -> None:
+    """The digest says whether the bytes are right, and not that the first slice is all of them."""
+    async with running_origin(slices(last)) as origin:
+        done = await download(FileURL(f"{origin.url}/a", digest=digest), folder, limits=LOOPBACK)
+
+        ranges = [None, *(f"bytes={start}-" for start in range(MIB, 5 * MIB, MIB))]
+        assert ranges == [asked.headers.get("range") for asked in origin.asked]
+    assert done is not None
+    assert CONTENT == done.path.read_bytes()
+
+
+@pytest.mark.parametrize("size", [MIB, len(CONTENT)])
+async def test_slices_of_a_file_of_unknown_size_end_where_a_total_appears(folder: Path, size: int) -> None:
+    """At the last slice, or in one that has been here in part."""
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        start = int(asked.headers.get("range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        status = "206 Partial Content" if start else "200 OK"
+        stop = min(start + size, len(CONTENT)) if start else MIB
+        writer.write(tail_as_whole(start, stop, status=status, total=len(CONTENT) if stop == len(CONTENT) else "*"))
+        await writer.drain()
+
+    async with running_origin(answer) as origin:
+        done = await download(FileURL(f"{origin.url}/a", digest=SHA256), folder, limits=LOOPBACK)
+
+        assert 1 + 3 * MIB // min(size, 3 * MIB) == len(origin.asked)
+    assert done is not None
+    assert CONTENT == done.path.read_bytes()
+
+
+@pytest.mark.parametrize("digest", ["sha256:" + "0" * 64, "0" * 64])
+async def test_slices_of_a_file_of_unknown_size_with_another_digest_are_not_kept(
+    local_repository: Repository, tmp_path: Path, digest: str
+) -> None:
+    """The error is that of other content, after all of it has come."""
+    async with running_origin(slices(*NO_MORE[:1])) as origin:
+        cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+        with pytest.raises(UnexpectedContent):
+            await cache.resolve(FileURL(f"{origin.url}/a", digest=digest))
+        assert 5 == len(origin.asked)
+    assert [] == list((tmp_path / "cache").glob("*/*/staging/*"))
+
+
+async def test_slices_without_end_end_at_the_limit(folder: Path) -> None:
+    """Of an origin that always has one more."""
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        start = int(asked.headers.get("range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        writer.write(
+            head("206 Partial Content" if start else "200 OK", 'ETag: "a"', f"Content-Range: bytes {start}-{start + 9}/*")
+        )
+        writer.write(b"0123456789")
+        await writer.drain()
+
+    limits = DownloadLimits(private_allowed=True, size=95)
+    async with running_origin(answer) as origin:
+        with pytest.raises(LimitExceeded):
+            await download(FileURL(f"{origin.url}/a", digest=SHA256), folder, limits=limits)
+        assert 10 == len(origin.asked)
+
+
+async def test_slice_of_a_file_of_unknown_size_that_comes_again_and_again_ends(folder: Path) -> None:
+    """A slice must bring something new, also where a digest is expected."""
+    parts = [tail_as_whole(0, MIB, total="*"), tail_as_whole(MIB - 9, MIB, status="206 Partial Content", total="*")]
+    async with running_origin(answers(*parts)) as origin:
+        with pytest.raises(Interrupted):
+            await download(FileURL(f"{origin.url}/a", digest=SHA256), folder, limits=LOOPBACK)
 
 
 @pytest.mark.parametrize("content", [CONTENT, b""])
