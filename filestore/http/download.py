@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urldefrag, urljoin, urlsplit
 
-from filestore.aio import in_disk_thread
+from filestore.aio import in_disk_thread, uninterrupted
 from filestore.durable import check_space, sync_descriptor
 from filestore.errors import (
     DownloadRefused,
@@ -151,7 +151,7 @@ async def download(
         await in_disk_thread(staging.open)
         return await _Downloading(origin, staging, limits=limits, known=known, report=report, reserve=reserve).run()
     finally:
-        await in_disk_thread(staging.close)
+        await uninterrupted(in_disk_thread(staging.close))
 
 
 class _Came(Enum):
@@ -362,11 +362,12 @@ class _Downloading:
                 if waiting >= PIECE:
                     # Taken before it is written: what a cancel waits for must not be written again below.
                     batch, pieces, waiting = pieces, [], 0
-                    await in_disk_thread(staging.write, batch)
+                    # Where all threads are busy, a cancel would otherwise drop a write that has not begun.
+                    await uninterrupted(in_disk_thread(staging.write, batch))
         finally:
             # What has come before a cut is not asked for again.
             if pieces:
-                await in_disk_thread(staging.write, pieces)
+                await uninterrupted(in_disk_thread(staging.write, pieces))
         if part.stop is not None and staging.size != part.stop:
             raise Interrupted(self._shown, f"{staging.size} of {part.stop} bytes have come")
         # Where nobody knows the size, there may be more: only the origin can say that there is not.

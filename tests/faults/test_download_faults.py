@@ -7,11 +7,14 @@ import json
 import os
 import signal
 import subprocess
+import threading
+from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from filestore.aio import DISK_THREADS, thread_pool
 from filestore.cache import Cache, verify_cache
 from filestore.errors import (
     CacheFull,
@@ -134,6 +137,42 @@ async def test_a_throttled_origin_is_left_and_continued(nginx: Nginx, folder: Pa
     task = asyncio.create_task(until_throttled())
     with pytest.raises(asyncio.CancelledError):
         await task
+    done = await downloaded(f"{nginx.url}/model.bin", folder, LOOPBACK)
+
+    assert CONTENT == done.path.read_bytes()
+    assert (len(CONTENT) - received, received) == (done.bytes_received, done.bytes_resumed)
+
+
+async def test_what_has_come_is_kept_by_a_cancel_while_the_disk_is_busy(nginx: Nginx, folder: Path) -> None:
+    """The bytes of a write that waits for its turn are not asked for again."""
+    nginx.put("model.bin", CONTENT)
+    disk_is_free = threading.Event()
+    received = 0
+
+    async def free_disk() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)  # the cancel is heard
+        disk_is_free.set()
+
+    async def until_busy() -> None:
+        def tell(progress: Progress) -> None:
+            nonlocal received
+            received = progress.moved
+            if received >= MIB and not busy:
+                pool = thread_pool("disk", DISK_THREADS)
+                busy.extend(pool.submit(disk_is_free.wait) for _ in range(DISK_THREADS))
+                loop.call_soon(task.cancel)
+                freeing.append(loop.create_task(free_disk()))
+
+        await download(FileURL(f"{nginx.url}/throttled/model.bin"), folder, limits=LOOPBACK, report=tell)
+
+    loop = asyncio.get_running_loop()
+    busy: list[Future[bool]] = []
+    freeing: list[asyncio.Task[None]] = []
+    task = loop.create_task(until_busy())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await freeing[0]
     done = await downloaded(f"{nginx.url}/model.bin", folder, LOOPBACK)
 
     assert CONTENT == done.path.read_bytes()
