@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import matplotlib as mpl
 import pytest
 from matplotlib import font_manager
 
+from filestore_cli.bench import processes
 from tests.support.commands import SCRIPTS, Home, Server
 from tests.support.generator import octets
 from tests.support.server import eventually
@@ -264,6 +267,27 @@ def test_a_client_that_dies_ends_the_measurement(home: Home) -> None:
         kill_the(process, b"bench.worker")
         _, errors = process.communicate(timeout=60)
     assert (1, "Error: a process of the measurement died: it did not say why\n") == (process.returncode, errors)
+
+
+@pytest.mark.filterwarnings("ignore:.*[Cc]hild.?[Ww]atcher.*:DeprecationWarning")
+async def test_a_process_that_dies_before_it_is_ended_is_waited_for_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only asyncio takes its exit status: who ends it takes none away, of which asyncio would complain on standard error."""
+    if sys.version_info < (3, 12):
+        # As in later versions: it takes the status in the loop, and not in a thread, at a moment that nobody knows.
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        asyncio.set_child_watcher(watcher)
+    try:
+        async with processes._started("filestore_cli.bench.worker", log=tmp_path / "log") as process:
+            os.kill(process.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    finally:
+        if sys.version_info < (3, 12):
+            asyncio.set_child_watcher(None)  # type: ignore[arg-type]  # back to its default
+
+    assert ([], -signal.SIGKILL) == ([record.getMessage() for record in caplog.records], process.returncode)
 
 
 def test_a_server_that_dies_ends_the_measurement(home: Home) -> None:

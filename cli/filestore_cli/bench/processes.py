@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -109,8 +110,8 @@ async def serving(folder: Path, *, workers: int) -> AsyncIterator[Server]:
         try:
             yield Server(json.loads(line)["url"], token)
         finally:
-            with suppress(ProcessLookupError, TimeoutError):
-                process.terminate()
+            _signal(process, signal.SIGTERM)
+            with suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await process.wait()
     await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
@@ -135,9 +136,16 @@ async def _started(
         yield process
     finally:
         if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
+            _signal(process, signal.SIGKILL)
             await process.wait()
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    # Not by its own `kill`, which first takes the exit status of a process that has just ended: asyncio then has none to take,
+    # and complains of that on standard error.
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def _last_line(log: Path) -> str:
