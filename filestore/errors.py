@@ -19,6 +19,7 @@ FilestoreError
 │   ├── InvalidArchive
 │   │   └── NotAnArchive
 │   ├── DamagedChunk
+│   ├── DamagedRecord
 │   └── UnexpectedContent
 │       └── UnexpectedRecord
 ├── NotFound
@@ -259,6 +260,18 @@ class DamagedChunk(InvalidContent):
 
     def __init__(self, digest: str, reason: str) -> None:
         super().__init__(digest, reason)
+
+
+class DamagedRecord(InvalidContent):
+    """A record whose manifest cannot be read, so that nobody knows which chunks it needs."""
+
+    sentence = (
+        "the record {0} ({1!r}) is damaged in the repository: {2}, so that nobody can tell which chunks it needs, and nothing was"
+        " removed; push its file again, or remove that record by `filestore rm {0}`"
+    )
+
+    def __init__(self, file_id: str, name: str, reason: str) -> None:
+        super().__init__(file_id, name, reason)
 
 
 class UnexpectedContent(InvalidContent):

@@ -26,6 +26,7 @@ from filestore.digest import Buffer, Digest, manifest_digest
 from filestore.errors import (
     Busy,
     ChunksMissing,
+    DamagedRecord,
     InvalidFrame,
     InvalidManifest,
     NotFound,
@@ -141,7 +142,9 @@ class Repository(Protocol):
         """Remove a record. Its chunks stay, unless `with_chunks`: then those that no other record needs are removed as well.
 
         That reads the manifest of every record of the namespace. A push in progress that was told that such a chunk is there is
-        told at its commit that it is missing, and sends it. Raises NotFound.
+        told at its commit that it is missing, and sends it.
+
+        Raises NotFound; DamagedRecord, and nothing is removed, where one of these manifests is missing or damaged.
         """
 
     async def close(self) -> None:
@@ -305,8 +308,7 @@ class LocalRepository:
         chunks: dict[Digest, None] = {}
         seen_until = None
         if with_chunks:
-            found = await self.record(Reference(id=file_id))
-            chunks = await self._chunks_of(found.digest)
+            chunks = await self._chunks_of(await self.record(Reference(id=file_id)))
             seen_until = await self._keep_needed(chunks, without=file_id)
         async with self._index.transaction() as transaction:
             if with_chunks:
@@ -321,8 +323,16 @@ class LocalRepository:
             await self._remove_going(record.digest, list(chunks))
         return record
 
-    async def _chunks_of(self, digest: Digest) -> dict[Digest, None]:
-        manifest = await in_cpu_thread(Manifest.parse, await self.manifest(digest))
+    async def _chunks_of(self, record: Record) -> dict[Digest, None]:
+        """The chunks that a record needs: none where it was removed meanwhile. Raises DamagedRecord, StorageError."""
+        try:
+            manifest = await in_cpu_thread(Manifest.parse, await self.manifest(record.digest))
+        except (NotFound, InvalidManifest) as error:
+            # The record goes before its manifest (I2), and an id is never given again.
+            if await self._index.record(self._namespace, Reference(id=record.id)) is None:
+                return {}
+            how = "missing" if isinstance(error, NotFound) else "damaged"
+            raise DamagedRecord(record.id, record.name, f"its manifest {record.digest} is {how}") from error
         return dict.fromkeys(chunk.digest for chunk in manifest.chunks)
 
     async def _keep_needed(self, chunks: dict[Digest, None], *, without: str, since: int | None = None) -> int | None:
@@ -337,7 +347,7 @@ class LocalRepository:
             for record in newer:
                 latest = record.updated_at if latest is None else max(latest, record.updated_at)
                 if record.id != without:
-                    for digest in await self._chunks_of(record.digest):
+                    for digest in await self._chunks_of(record):
                         chunks.pop(digest, None)
             if len(newer) < _RECORDS_AT_ONCE:
                 break

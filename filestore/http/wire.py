@@ -148,6 +148,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.InvalidRange: 416,
     errors.InvalidContent: 422,
     errors.DamagedChunk: 500,
+    errors.DamagedRecord: 500,
     errors.NotFound: 404,
     errors.ChunksMissing: 409,
     errors.LimitExceeded: 413,

@@ -137,6 +137,24 @@ def test_a_server_of_the_user_is_left_as_it_was(home: Home, server: Server) -> N
     assert octets(1, 300_000) == mine.read_bytes()
 
 
+def test_what_cannot_be_removed_from_a_server_is_told(home: Home) -> None:
+    """The manifest of another record is lost: the warning names that record, and what stays."""
+    mine = home.folder / "mine.bin"
+    mine.write_bytes(octets(2, 70_000))
+    with home.server(root=home.folder / "root", complains=True) as server:
+        pushed = home.result("push", mine, environ=server.environ)
+        (manifest,) = (path for path in (server.root / "manifests").rglob("*") if path.is_file())
+        manifest.unlink()
+        done = home.run("bench", "upload", "--size", "64KiB", "--server", server.url, "--quiet", environ=server.environ)
+        left = [record["name"] for record in home.result("ls", environ=server.environ)["files"]]
+    assert 2 == len(left)
+    assert left[0].startswith("filestore-bench-")
+    assert (0, "0 records were removed from the server") == (done.returncode, done.stdout.splitlines()[-1].partition(",")[0])
+    assert done.stderr.startswith(f"Warning: the records named {left[0]} may still be there, since the record {pushed['id']} ")
+    assert f"its manifest {pushed['digest']} is missing" in done.stderr
+    assert done.stderr.endswith("; `filestore rm` removes them.\n")
+
+
 def test_an_interrupted_upload_leaves_no_record_on_a_server(home: Home, server: Server) -> None:
     """What was there before stays; that chunks stay too is said."""
     before = home.result("ls", environ=server.environ)["files"]

@@ -16,8 +16,8 @@ import pytest
 
 from filestore.backends import connect, open_backend
 from filestore.digest import chunk_digest
-from filestore.errors import ChunksMissing, StorageFull
-from filestore.layout import chunk_key, hashed
+from filestore.errors import ChunksMissing, DamagedRecord, StorageFull
+from filestore.layout import chunk_key, hashed, manifest_key
 from filestore.objects import DEFAULT_NAMESPACE, Record
 from filestore.repository import LocalRepository, Repository
 from tests.support import crashes
@@ -353,3 +353,71 @@ async def test_record_that_is_committed_while_chunks_are_looked_through_keeps_it
     await local_repository.remove(first.id, with_chunks=True)
     digests = [chunk_digest(content) for content in chunks]
     assert digests[2:] == await local_repository.missing(digests)
+
+
+@pytest.fixture
+async def three(local_repository: Repository) -> list[Record]:
+    """Three records: the first two share a chunk, and each has one of its own."""
+    shared, *own = contents(4)
+    records = []
+    for number, chunks in enumerate(([shared, own[0]], [shared, own[1]], [own[2]])):
+        await local_repository.put([encoded(content) for content in chunks])
+        records.append(await local_repository.commit(manifest(chunks).encoded, name=f"name-{number}"))
+    return records
+
+
+async def test_removal_with_chunks_goes_on_where_another_record_is_removed_meanwhile(
+    local_repository: Repository, three: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was listed, and is gone when its manifest is read: then it needs no chunk."""
+    assert isinstance(local_repository, LocalRepository)
+    index = local_repository._opened_index
+    listed = index.records
+    others = three[1:]
+
+    async def list_and_remove(*arguments: Any, **options: Any) -> list[Record]:
+        page = await listed(*arguments, **options)
+        if others:
+            await local_repository.remove(others.pop().id, with_chunks=True)
+        return page
+
+    monkeypatch.setattr(index, "records", list_and_remove)
+    assert three[0] == await local_repository.remove(three[0].id, with_chunks=True)
+    monkeypatch.undo()
+    assert [] == await local_repository.records()
+    digests = [chunk_digest(content) for content in contents(4)]
+    assert digests == await local_repository.missing(digests)
+
+
+def lose(path: Path) -> None:
+    """Have a manifest be gone."""
+    path.unlink()
+
+
+def flip(path: Path) -> None:
+    """Have a manifest be other bytes."""
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+
+
+@pytest.mark.parametrize("whose", [0, 1], ids=["own", "another"])
+@pytest.mark.parametrize(("damage", "said"), [(lose, "is missing"), (flip, "is damaged")])
+async def test_removal_with_chunks_names_the_record_whose_manifest_is_gone(
+    local_repository: Repository, three: list[Record], damage: Callable[[Path], None], said: str, whose: int
+) -> None:
+    """Nobody knows which chunks that one needs, so nothing is removed; what the error asks for makes it work."""
+    found = three[whose]
+    damage(Path(local_repository.location) / manifest_key(DEFAULT_NAMESPACE, found.digest))
+    with pytest.raises(DamagedRecord) as caught:
+        await local_repository.remove(three[0].id, with_chunks=True)
+    assert f"the record {found.id} ({found.name!r}) is damaged in the repository: its manifest {found.digest} {said}" in str(
+        caught.value
+    )
+    assert 3 == len(await local_repository.records())
+    digests = [chunk_digest(content) for content in contents(4)]
+    assert [] == await local_repository.missing(digests)
+
+    assert found == await local_repository.remove(found.id)
+    if whose == 1:
+        await local_repository.remove(three[0].id, with_chunks=True)
+        # The chunk of the record that was removed without its chunks stays.
+        assert digests[:2] == await local_repository.missing(digests)

@@ -70,6 +70,7 @@ def test_every_error_has_a_status_and_an_explanation(kind: type[FilestoreError])
         (errors.InvalidBatch, 422),
         (errors.InvalidManifest, 422),
         (errors.DamagedChunk, 500),
+        (errors.DamagedRecord, 500),
         (errors.StorageError, 500),
         (errors.Busy, 503),
         (errors.StorageFull, 507),

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -292,9 +292,13 @@ async def _remove_records(server: Server, names: Sequence[str], link: Link) -> i
     count = 0
     async with _connected(server, link) as repository:
         for name in names:
-            with suppress(NotFound):
-                await repository.remove((await repository.record(Reference(name=name))).id, with_chunks=True)
-                count += 1
+            try:
+                record = await repository.record(Reference(name=name))
+            except NotFound:
+                # A client that failed has recorded nothing.
+                continue
+            await repository.remove(record.id, with_chunks=True)
+            count += 1
     return count
 
 

@@ -11,7 +11,17 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Handler
 
-from filestore.errors import Busy, DamagedChunk, FilestoreError, Interrupted, InvalidRange, Stalled, StorageFull, Unauthorized
+from filestore.errors import (
+    Busy,
+    DamagedChunk,
+    DamagedRecord,
+    FilestoreError,
+    Interrupted,
+    InvalidRange,
+    Stalled,
+    StorageFull,
+    Unauthorized,
+)
 from filestore.http import wire
 from filestore.http.server.auth import CHALLENGE
 
@@ -68,7 +78,7 @@ def _headers_of(error: Exception) -> Mapping[str, str]:
 
 def _without_secrets(error: Exception, correlation_id: str) -> FilestoreError:
     """`error` without paths and other things of this machine, where a client can do something about it."""
-    if isinstance(error, DamagedChunk):
+    if isinstance(error, DamagedChunk | DamagedRecord):
         return error
     if isinstance(error, StorageFull):
         return StorageFull("the server's disk", "no space is left")
