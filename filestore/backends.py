@@ -30,6 +30,8 @@ _FORMAT_NAME = "format"
 _INDEX_NAME = "index.sqlite"
 _BEGUN_NAME = re.compile(rf"tmp|{re.escape(_INDEX_NAME)}(?:-wal|-shm|-journal|\.[0-9a-f]{{16}})?")
 """What is in a repository before its format file is, which comes last."""
+_LOG_NAMES = frozenset(f"{_INDEX_NAME}-{part}" for part in ("wal", "shm", "journal"))
+"""What SQLite has beside an index, and never without one."""
 _FILE_SYSTEM_NAMES = frozenset({"lost+found"})
 """What an empty file system holds."""
 _SHOWN_NAMES = 3
@@ -120,12 +122,13 @@ async def create_repository(root: Path) -> bool:
     Goes on with a repository whose making was cut off. Of several calls at the same time, in any processes, one makes it. A
     folder that holds nothing but `lost+found` is empty.
 
-    Raises NotARepository where the folder holds other things, UnknownFormat, StorageError, StorageFull, Busy.
+    Raises NotARepository where the folder holds other things, or is a repository that has lost its index; UnknownFormat,
+    StorageError, StorageFull, Busy.
     """
     is_one = await in_disk_thread(_check_can_become_one, root)
     if is_one:
         await read_format(store_for_reading(root), location=str(root))
-        if (root / _INDEX_NAME).exists():
+        if await in_disk_thread(_has_index, root):
             return False
     store = await open_store(root)
     try:
@@ -191,12 +194,34 @@ def _check_repository(root: Path) -> None:
 
 def _check_index(root: Path) -> None:
     """Raises NotARepository where the index is gone."""
-    if not (root / _INDEX_NAME).exists():
+    if not _has_index(root):
         raise NotARepository(
             str(root),
             f"its index {_INDEX_NAME} is missing",
             f"restore it from a backup; to begin with an empty one, {_HOW_TO_MAKE}",
         )
+
+
+def _has_index(root: Path) -> bool:
+    """Whether the repository in `root` has an index; it may be made where not. Raises NotARepository where one was lost.
+
+    Today the index is there before the format file. Earlier versions made it after that, but before anything else: where
+    there is nothing else yet, making the repository was cut off, and no record is lost.
+    """
+    index = root / _INDEX_NAME
+    if index.exists():
+        return True
+    names = set(_names_in(root) or ())
+    is_used = bool({*_strange(names), *(names & _LOG_NAMES)} - {_FORMAT_NAME})
+    # Another process may have made it in between.
+    if not is_used or index.exists():
+        return False
+    raise NotARepository(
+        str(root),
+        f"its index {_INDEX_NAME} is missing, which holds the records and tokens of what is stored there",
+        f"restore {_INDEX_NAME} from a backup; without one, move the folder away, make a new repository by"
+        " `filestore serve --create` or `filestore push --create` (in Python: create=True), and push the files again",
+    )
 
 
 def _check_can_become_one(root: Path) -> bool:

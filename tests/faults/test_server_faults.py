@@ -342,6 +342,27 @@ def test_dead_workers_are_replaced(tmp_path: Path) -> None:
     assert all(f"worker {pid} ended" in log for pid in before)
 
 
+def test_a_worker_that_is_restarted_makes_no_other_index(tmp_path: Path) -> None:
+    """The index of a folder that holds chunks is lost: that is said, also where the folder would be made if it were empty."""
+    with running_server(tmp_path / "root", check=False, workers=2) as server:
+        server.put(frames(1))
+        before = workers_of(server.pid)
+        seen = set(before)
+        index = server.root / "index.sqlite"
+        index.unlink()
+        os.kill(before[0], signal.SIGKILL)
+
+        def has_tried() -> bool:
+            seen.update(workers_of(server.pid))
+            return len(seen) >= len(before) + 2 or index.exists()
+
+        eventually(has_tried)
+        assert not index.exists()
+        status, log = server.stop()
+    assert 0 == status
+    assert f"{server.root} is not a repository: its index index.sqlite is missing, which holds the records" in log
+
+
 def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
     """They stop when it dies, whatever it died of."""
     with running_server(tmp_path / "root", check=False, workers=2) as server:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -202,23 +203,59 @@ async def test_folder_that_holds_other_things_never_becomes_a_repository(tmp_pat
 
 
 @pytest.mark.parametrize("lost", ["format", "index.sqlite"])
-async def test_repository_that_lost_a_part_is_not_made_again(tmp_path: Path, lost: str) -> None:
+@pytest.mark.parametrize("create", [False, True], ids=["", "create"])
+async def test_repository_that_lost_a_part_is_not_made_again(tmp_path: Path, lost: str, *, create: bool) -> None:
     """Success in the wrong place: a push into what is left of a repository would seem to have lost all that was there."""
     folder = tmp_path / "folder"
     async with connect(str(folder), create=True) as repository:
         await repository.put(frames(1))
     (folder / lost).unlink()
-    with pytest.raises(NotARepository, match=r"holds other things \('chunks'\)|its index index.sqlite is missing; restore it"):
-        await identity_id(str(folder))
-    assert not (folder / lost).exists()
+    before = tree(folder)
+    with pytest.raises(NotARepository, match=r"holds other things \('chunks'\)|its index index.sqlite is missing") as caught:
+        await identity_id(str(folder), create=create)
+    if lost == "index.sqlite":
+        assert (
+            f"{folder} is not a repository: its index index.sqlite is missing, which holds the records and tokens"
+            " of what is stored there; restore index.sqlite from a backup; without one, move the folder away, make a new"
+            " repository by `filestore serve --create` or `filestore push --create` (in Python: create=True), and push the files"
+            " again"
+        ) == str(caught.value)
+    assert before == tree(folder)
+
+
+async def test_index_that_left_its_log_was_lost(tmp_path: Path) -> None:
+    """A process that was killed has left the log, which is there only where an index was: no other one is made."""
+    assert await create_repository(tmp_path)
+    (tmp_path / "index.sqlite").rename(tmp_path / "index.sqlite-wal")
+    with pytest.raises(NotARepository, match=r"its index index\.sqlite is missing, which holds the records"):
+        await identity_id(str(tmp_path), create=True)
+    assert not (tmp_path / "index.sqlite").exists()
+
+
+_FORMAT_ONLY = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from filestore.repository import read_format
+from filestore.stores.disk import open_store
+
+async def make():
+    await read_format(await open_store(Path(sys.argv[1])), location="there")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(make())
+"""
 
 
 async def test_index_that_was_never_made_is_made_by_who_creates(tmp_path: Path) -> None:
     """Earlier versions made the format file first, and may have been killed before the index was there."""
-    assert await create_repository(tmp_path)
-    first = await identity_id(str(tmp_path))
-    (tmp_path / "index.sqlite").unlink()
-    assert first == await identity_id(str(tmp_path), create=True)
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", _FORMAT_ONLY, tmp_path)
+    assert -signal.SIGKILL == await killed.wait()
+    assert {"format", "tmp"} == {path.name for path in tmp_path.iterdir()}
+    kept = (tmp_path / "format").read_text()
+    with pytest.raises(NotARepository, match=r"its index index\.sqlite is missing; .*; to begin with an empty one, `filestore"):
+        await identity_id(str(tmp_path))
+    first = await identity_id(str(tmp_path), create=True)
+    assert first == await identity_id(str(tmp_path)) == json.loads(kept)["id"]
 
 
 _CREATE = """
