@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import matplotlib as mpl
 import pytest
@@ -18,6 +19,7 @@ from matplotlib import font_manager
 
 from filestore_cli.bench import processes
 from tests.support.commands import SCRIPTS, Home, Server
+from tests.support.forwarding import running_forwarding
 from tests.support.generator import octets
 from tests.support.server import eventually
 
@@ -78,6 +80,29 @@ def test_a_fetch_is_counted_to_the_byte(home: Home) -> None:
     received = run["bytes_received"]
     assert {"receive": received, "verify": 2 * SIZE, "write": 2 * SIZE} == sizes(run["client"])
     assert {"send": received} == sizes(run["server"])
+
+
+def test_a_server_of_its_own_is_reached_without_the_proxy(home: Home) -> None:
+    """It is on loopback, and the proxy of the environment, here one that is not there, leads to other machines."""
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:1")
+    (run,) = measured(home, "fetch", "--size", "64KiB", environ=proxies)["runs"]
+    assert run["server"] is not None
+    assert 64 << 10 == sizes(run["client"])["verify"]
+
+
+async def test_a_server_of_the_user_is_reached_through_the_proxy(home: Home, server: Server) -> None:
+    """By all that a measurement asks of it: clients, what the server says of itself, and the removal of records."""
+    async with running_forwarding() as proxy:
+        proxies = {"HTTP_PROXY": f"http://127.0.0.1:{proxy.port}"}
+        # A name that only the proxy knows.
+        url = f"http://models.invalid:{urlsplit(server.url).port}"
+        asked = ["upload", "--size", "64KiB", "--server", url]
+        found = await asyncio.to_thread(measured, home, *asked, environ=server.environ | proxies)
+    assert found["runs"][0]["server"] is not None
+    assert 1 == found["records_removed"]
+    asked_of = {(line.split()[0], urlsplit(line.split()[1]).path.removeprefix("/native/v1")) for line, _ in proxy.asked}
+    assert {("GET", "/repository"), ("GET", "/status"), ("POST", "/chunks")} <= asked_of
+    assert "DELETE" in {method for method, _ in asked_of}
 
 
 def test_a_fetch_of_a_tree_unpacks_it(home: Home) -> None:

@@ -28,6 +28,8 @@ class Server(NamedTuple):
 
     url: str
     token: str | None
+    proxy: str | None = None
+    """As `filestore.backends.connect` takes it: by default that of the environment."""
 
 
 class Worker:
@@ -108,7 +110,8 @@ async def serving(folder: Path, *, workers: int) -> AsyncIterator[Server]:
         if not line:
             raise click.ClickException(f"the server did not start: {_last_line(log)}")
         try:
-            yield Server(json.loads(line)["url"], token)
+            # It is on loopback, where no proxy leads.
+            yield Server(json.loads(line)["url"], token, proxy="")
         finally:
             _signal(process, signal.SIGTERM)
             with suppress(TimeoutError):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypedDict
 import click
 
 from filestore.aio import task_group
-from filestore.errors import FilestoreError, Forbidden, NotFound, ServerError
+from filestore.errors import FilestoreError, Forbidden, InvalidUrl, NotFound, ServerError
 from filestore.objects import Progress, Reference
 from filestore.stages import Passed, Stage, added
 from filestore_cli.bench.processes import Job, Server, Worker, serving, working
@@ -205,6 +205,7 @@ class _Measuring:
             "do": verb,
             "url": server.url,
             "token": server.token,
+            "proxy": server.proxy,
             "name": name,
             "path": str(path),
             "codec": self._plan.codec,
@@ -278,13 +279,12 @@ def _new_name() -> str:
 
 @asynccontextmanager
 async def _connected(server: Server, link: Link) -> AsyncIterator[Any]:
-    from filestore.http.client import RemoteRepository  # heavy
+    from filestore.backends import connect, repository_folder  # heavy
 
-    repository = RemoteRepository(server.url, token=server.token, **link)
-    try:
+    if repository_folder(server.url) is not None:
+        raise InvalidUrl(server.url, "a server's URL looks like http://HOST:PORT")
+    async with connect(server.url, token=server.token, proxy=server.proxy, **link) as repository:
         yield repository
-    finally:
-        await repository.close()
 
 
 async def _remove_records(server: Server, names: Sequence[str], link: Link) -> int:

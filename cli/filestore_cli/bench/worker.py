@@ -148,7 +148,7 @@ async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitab
     import numpy as np  # noqa: F401  # the first chunk would load it, and that is no part of a transfer
 
     options = {"connections": job["connections"], "stall_seconds": job["stall_seconds"]}
-    async with connect(job["url"], token=job["token"], **options) as repository:
+    async with connect(job["url"], token=job["token"], proxy=job["proxy"], **options) as repository:
         await repository.identity()
         await begin()
         tally = Tally()
