@@ -249,9 +249,26 @@ class RemoteRepository:
         return path
 
     async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
-        query = "?chunks=true" if with_chunks else ""
-        record = self._record(await self._json("DELETE", f"/files/{quote(file_id, safe='')}{query}"))
-        return self._checked(record, Reference(id=file_id))
+        # First: once it is gone and the answer that told of it is lost, nobody can say what it was.
+        record = await self.record(Reference(id=file_id))
+        path = f"/files/{quote(file_id, safe='')}{'?chunks=true' if with_chunks else ''}"
+        tries = count(1)
+
+        async def ask() -> Record:
+            is_again = next(tries) > 1
+            try:
+                document = self._document(await self._octets_once("DELETE", path, limit=PROBLEM_LIMIT))
+            except NotFound as error:
+                if is_again and error.args == (file_id,):
+                    return record
+                raise
+            # A removal that took long may have failed after the server had to answer with a status.
+            if "type" in document:
+                status = document.get("status")
+                raise wire.decode_problem(self.location, status if type(status) is int else 500, document)
+            return self._checked(self._record(document), Reference(id=file_id))
+
+        return await self._retried(ask)
 
     async def status(self) -> dict[str, Any]:
         """What the server says of its own work. Raises Forbidden for a token of another namespace than the default one."""
@@ -284,7 +301,9 @@ class RemoteRepository:
     async def _json(
         self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> dict[str, Any]:
-        answer = await self._octets(method, path, body=body, headers=headers, limit=PROBLEM_LIMIT)
+        return self._document(await self._octets(method, path, body=body, headers=headers, limit=PROBLEM_LIMIT))
+
+    def _document(self, answer: bytes) -> dict[str, Any]:
         try:
             values = parse_json(answer)
         except ValueError:
@@ -296,19 +315,21 @@ class RemoteRepository:
     async def _octets(
         self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None, limit: int
     ) -> bytes:
+        return await self._retried(lambda: self._octets_once(method, path, body=body, headers=headers, limit=limit))
+
+    async def _octets_once(
+        self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None, limit: int
+    ) -> bytes:
         def exchange(channel: Channel) -> bytes:
             head = channel.ask(path, body, method=method, fields=headers or {})
             self._check(channel, head, sent_size=len(body or b""))
             return self._read_all(channel, limit=limit)
 
-        async def ask() -> bytes:
-            if self._channels is not None:
-                return await self._channels.run(exchange, is_short=True)
-            with awaiting(Stage.WAIT):
-                async with self._request(method, path, body=body, headers=headers) as response:
-                    return await _whole(response, limit=limit)
-
-        return await self._retried(ask)
+        if self._channels is not None:
+            return await self._channels.run(exchange, is_short=True)
+        with awaiting(Stage.WAIT):
+            async with self._request(method, path, body=body, headers=headers) as response:
+                return await _whole(response, limit=limit)
 
     async def _put_batch(self, frames: Sequence[Frame], moved: Moved | None) -> None:
         entries = [wire.BatchEntry(frame.digest, len(frame.data)) for frame in frames]

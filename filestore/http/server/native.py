@@ -13,6 +13,7 @@ from filestore.http import wire
 from filestore.http.server.exchange import Exchange
 from filestore.http.server.frames import Frames
 from filestore.http.server.intake import taken_in
+from filestore.http.server.slow import answer_slowly
 from filestore.http.server.validators import IMMUTABLE, matches_any
 from filestore.manifest import MANIFEST_LIMIT
 from filestore.objects import DEFAULT_NAMESPACE, Kind, Record, Reference
@@ -151,7 +152,14 @@ async def remove_file(exchange: Exchange, repository: LocalRepository) -> web.St
     asked = exchange.request.query.get("chunks", "false")
     if asked not in {"true", "false"}:
         raise InvalidInput("chunks is true or false")
-    return _answer(await repository.remove(exchange.request.match_info["id"], with_chunks=asked == "true"))
+    file_id = exchange.request.match_info["id"]
+    if asked == "false":
+        return _answer(await repository.remove(file_id))
+
+    async def removed() -> web.Response:
+        return _answer(await repository.remove(file_id, with_chunks=True))
+
+    return await answer_slowly(exchange, removed())
 
 
 async def sign_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:

@@ -1,0 +1,195 @@
+"""A removal with chunks reads the manifests of all records: what a server sends meanwhile, and what its client makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from filestore.backends import connect
+from filestore.digest import chunk_digest
+from filestore.errors import DamagedRecord, NotFound
+from filestore.http.wire import API
+from filestore.layout import manifest_key
+from filestore.objects import DEFAULT_NAMESPACE, Record, record_from_json
+from filestore.repository import Repository
+from tests.support.frames import contents, encoded, manifest
+from tests.support.nginx import free_port, running_proxy
+from tests.support.server import TOKEN, RunningServer, eventually, running_server
+
+SLOW_SIZE = 65536
+OWN, OTHERS = contents(1), contents(1, seed=7)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server that may say bad things, and must stop."""
+    with running_server(tmp_path / "root", check=False) as server:
+        yield server
+        assert 0 == server.stop()[0]
+
+
+class Slow(NamedTuple):
+    """A server with two records, where reading the manifest of the other one takes until a test gives its bytes."""
+
+    record: Record
+    """What is removed."""
+    other: Record
+    pipe: Path
+    """Its manifest."""
+
+    def give(self, encoded: bytes) -> None:
+        """Have the server read this as the manifest; waits until it does."""
+        self.pipe.write_bytes(encoded)
+
+
+@pytest.fixture
+def slow(server: RunningServer) -> Slow:
+    """What makes a removal from `server` slow."""
+    records = []
+    for name, chunks in (("own", OWN), ("other", OTHERS)):
+        server.put([encoded(content) for content in chunks])
+        records.append(record_from_json(server.commit(manifest(chunks).encoded, name=name).json))
+    pipe = server.root / manifest_key(DEFAULT_NAMESPACE, records[1].digest)
+    pipe.unlink()
+    os.mkfifo(pipe)
+    return Slow(records[0], records[1], pipe)
+
+
+@pytest.fixture(params=["plain", "nginx"])
+def reached(server: RunningServer, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningServer]:
+    """`server`, as it is reached by its own port, and through nginx as docs/behind-a-proxy.md sets it."""
+    if request.param == "plain":
+        yield server
+        return
+    port = free_port()
+    rules = f"proxy_pass {server.url}; proxy_buffering off; proxy_http_version 1.1;"
+    with running_proxy(tmp_path / "nginx", port, f"server {{ listen 127.0.0.1:{port}; location / {{ {rules} }} }}"):
+        yield server._replace(url=f"http://127.0.0.1:{port}")
+
+
+def test_a_slow_removal_sends_bytes_before_its_end(reached: RunningServer, slow: Slow) -> None:
+    """The head, and a blank again and again; then the record, of the length that the head said."""
+    with reached.begin("DELETE", f"{API}/files/{slow.record.id}?chunks=true") as connection, connection.makefile("rb") as answer:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += answer.readline()
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert f"Content-Length: {SLOW_SIZE}\r\n".encode() in head
+        assert b"  " == answer.read(2)
+        slow.give(manifest(OTHERS).encoded)
+        assert slow.record == record_from_json(json.loads(answer.read(SLOW_SIZE - 2)))
+        # The connection is as good as before.
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: server\r\n\r\n")
+        assert b"HTTP/1.1 200 OK\r\n" == answer.readline()
+    assert [chunk_digest(content) for content in OWN] == reached.missing([chunk_digest(content) for content in OWN + OTHERS])
+
+
+def test_a_slow_removal_ends_although_its_client_is_gone(server: RunningServer, slow: Slow) -> None:
+    """A client that gives up finds it done when it asks again."""
+    before = sockets_of(server)
+    with server.begin("DELETE", f"{API}/files/{slow.record.id}?chunks=true") as connection:
+        assert b"HTTP" == connection.recv(4)
+    eventually(lambda: sockets_of(server) <= before)
+    assert 200 == server.ask("GET", f"{API}/files/{slow.record.id}").status
+    slow.give(manifest(OTHERS).encoded)
+    eventually(lambda: 404 == server.ask("GET", f"{API}/files/{slow.record.id}").status)
+    digests = [chunk_digest(content) for content in OWN]
+    eventually(lambda: digests == server.missing(digests))
+
+
+def sockets_of(server: RunningServer) -> set[str]:
+    """Those that a server has open."""
+    found = set()
+    for path in Path(f"/proc/{server.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(str(path.readlink()))
+    return {link for link in found if link.startswith("socket:")}
+
+
+class Relay(NamedTuple):
+    """What stands between a client and a server, and can lose an answer."""
+
+    url: str
+    asked: list[bytes]
+    """The methods of the requests, each of which has a connection of its own."""
+    passed: list[int]
+    """The sizes of the pieces of the answers to DELETE that were passed on, in order."""
+
+
+@asynccontextmanager
+async def relay(server: RunningServer, *, loses: Callable[[list[bytes]], bool] = lambda _: False) -> AsyncIterator[Relay]:
+    """A relay to a server; it cuts the connection in place of an answer where `loses(asked)`."""
+    asked: list[bytes] = []
+    passed: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, out = await asyncio.open_connection("127.0.0.1", server.port)
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            request = await reader.readuntil(b"\r\n\r\n")
+            asked.append(request.split()[0])
+            is_lost = loses(asked)
+            out.write(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            while piece := await upstream.read(1 << 16):
+                if not is_lost:
+                    writer.write(piece)
+                    await writer.drain()
+                    if request.startswith(b"DELETE"):
+                        passed.append(len(piece))
+        for end in (out, writer):
+            end.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listening:
+        yield Relay(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", asked, passed)
+
+
+async def begin_removal(repository: Repository, slow: Slow, between: Relay) -> asyncio.Task[Record]:
+    """A removal of which the client has a part of the answer already."""
+    removing = asyncio.create_task(repository.remove(slow.record.id, with_chunks=True))
+    while sum(between.passed) < 2:
+        assert not removing.done()
+        await asyncio.sleep(0)
+    return removing
+
+
+async def test_a_client_waits_for_a_slow_removal(server: RunningServer, slow: Slow) -> None:
+    """It asks once, and gets the record."""
+    async with relay(server) as between, connect(between.url, token=TOKEN) as repository:
+        removing = await begin_removal(repository, slow, between)
+        await asyncio.to_thread(slow.give, manifest(OTHERS).encoded)
+        assert slow.record == await removing
+        assert [b"GET", b"DELETE"] == between.asked
+
+
+async def test_a_slow_removal_that_fails_is_an_error(server: RunningServer, slow: Slow) -> None:
+    """What went wrong comes behind a status that says success."""
+    async with relay(server) as between, connect(between.url, token=TOKEN) as repository:
+        removing = await begin_removal(repository, slow, between)
+        await asyncio.to_thread(slow.give, b"damaged")
+        with pytest.raises(DamagedRecord) as caught:
+            await removing
+        assert (slow.other.id, "other", f"its manifest {slow.other.digest} is damaged") == caught.value.args
+        assert [b"GET", b"DELETE"] == between.asked
+        assert slow.record == (await repository.records())[1]
+
+
+@pytest.mark.parametrize("with_chunks", [False, True], ids=["", "chunks"])
+async def test_a_removal_whose_answer_is_lost_is_done(server: RunningServer, *, with_chunks: bool) -> None:
+    """The client asks again, is told that there is no such record, and knows why."""
+    server.put([encoded(content) for content in OWN])
+    record = record_from_json(server.commit(manifest(OWN).encoded, name="own").json)
+    async with (
+        relay(server, loses=lambda asked: asked.count(b"DELETE") == 1) as between,
+        connect(between.url, token=TOKEN) as repository,
+    ):
+        assert record == await repository.remove(record.id, with_chunks=with_chunks)
+        assert [b"GET", b"DELETE", b"DELETE"] == between.asked
+        with pytest.raises(NotFound):
+            await repository.remove(record.id, with_chunks=with_chunks)
