@@ -18,7 +18,9 @@ from filestore.unpack import tree_label
 UNLOCKED_SECONDS = 86400
 """Where locks do not work, what was written to within this time may be in use."""
 
-_NAME = re.compile(r"\.(?:[0-9a-f]{32}-)?([0-9a-f]{16})\.filestore-(partial|discarded|moving|aside)\Z")
+_NAME = re.compile(r"\.(?:[0-9a-f]{32}-)?([0-9a-f]{16})\.filestore-(partial|discarded|replacing|moving|aside|halfway)\Z")
+_WHOLE = re.compile(r"\.filestore-(partial|aside|halfway)\Z")
+"""Of a folder that has such a name, a part is never taken for the whole."""
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -49,7 +51,7 @@ def leftovers(folder: Path) -> list[Leftover]:
         if match is None:
             continue
         label, kind = match.groups()
-        is_needed = kind == "moving" or (kind == "aside" and label not in labels)
+        is_needed = kind in {"replacing", "moving"} or (kind in {"aside", "halfway"} and label not in labels)
         path = folder / name
         with suppress(FileNotFoundError):  # it went meanwhile
             size, written_at = stored_size_of(path)
@@ -82,7 +84,7 @@ def remove_leftover(leftover: Leftover) -> bool:
 
 def _remove(path: Path) -> None:
     """Remove a folder the whole of it at once, as far as other processes see."""
-    gone = path.with_name(path.name.replace(".filestore-partial", ".filestore-discarded"))
+    gone = path.with_name(_WHOLE.sub(".filestore-discarded", path.name))
     if gone != path and path.is_dir():
         remove_if_possible(gone)
         with suppress(OSError):

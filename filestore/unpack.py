@@ -13,6 +13,7 @@ with a container image: an overlay file system does not rename such a folder.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import time
@@ -20,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from blake3 import blake3
 
@@ -60,6 +61,8 @@ from filestore.tree_staging import READ_FLAGS, TreeStaging, Zip, is_standing, re
 from filestore.walk import Symlinks, walk
 
 ATTEMPTS = 3
+
+_REPLACING, _MOVING = ".filestore-replacing", ".filestore-moving"
 
 _OURS = ".*.filestore-*"
 """A glob for the names that we put beside, or into, a target."""
@@ -306,10 +309,15 @@ class _Target:
 
         .<digest>-<label>.filestore-partial     the staging folder
         .<digest>-<label>.filestore-discarded   what was the staging folder and is being removed
-        .<label>.filestore-aside                what is replaced, between two renames
+        .<label>.filestore-aside                what is replaced, while the new tree is not yet published: a crash brings it back
+        .<label>.filestore-halfway              what goes back, or is moved out, where it cannot be renamed
+        .<label>.filestore-discarded            what was replaced and is being removed
 
-    In a target that is an empty folder, or a mounted one with `force`, they stand in it; and when all is staged, the staging
-    folder becomes `.<digest>-<label>.filestore-moving`, so that what a crash interrupts is moved on by the next unpack.
+    In a target that is an empty folder, or a mounted one with `force`, they stand in it; and when all is staged, one rename of
+    the staging folder decides that the new tree is published, so that what a crash interrupts is carried on by the next unpack:
+
+        .<digest>-<label>.filestore-replacing   what of the old tree cannot be moved aside is still to be removed
+        .<digest>-<label>.filestore-moving      nothing of it is left beside `aside`; the names are moved out
     """
 
     def __init__(self, path: Path, digest: Digest, *, force: bool) -> None:
@@ -319,10 +327,13 @@ class _Target:
         self._force = force
         # Of fixed length, since the target's own name may have 255 bytes already; other than that of a fetched file.
         label = tree_label(self.path.name)
-        self._staging_name = f".{digest.hex()[:32]}-{label}.filestore-partial"
-        self._moving_name = f".{digest.hex()[:32]}-{label}.filestore-moving"
-        self._discarded_name = f".{digest.hex()[:32]}-{label}.filestore-discarded"
+        self._stem = f".{digest.hex()[:32]}-{label}"
+        self._staging_name = f"{self._stem}.filestore-partial"
+        self._discarded_name = f"{self._stem}.filestore-discarded"
         self._aside_name = f".{label}.filestore-aside"
+        self._halfway_name = f".{label}.filestore-halfway"
+        self._replaced_name = f".{label}.filestore-discarded"
+        self._decided_ends = f"-{label}{_REPLACING}", f"-{label}{_MOVING}"
         self.is_inside = False
         """It is staged in the target itself, or published name by name; the target stays."""
         self.left: Path | None = None
@@ -339,14 +350,16 @@ class _Target:
 
     @property
     def _ours(self) -> set[str]:
-        return {self._staging_name, self._moving_name, self._discarded_name, self._aside_name}
+        names = {self._staging_name, self._discarded_name, self._aside_name, self._replaced_name, self._halfway_name}
+        return names | {self._stem + _REPLACING, self._stem + _MOVING}
 
     def look(self) -> bool:
         """Find out how the tree can be published, and put right what a crash has left in the middle of it.
 
         Whether the target holds what an earlier unpack has published. Raises TargetError.
         """
-        remove_if_possible(self.path.parent / self._discarded_name)
+        for name in (self._discarded_name, self._replaced_name):
+            remove_if_possible(self.path.parent / name)
         try:
             self._recover(self.path.parent / self._aside_name, self.path)
             status = self.path.lstat()
@@ -364,7 +377,7 @@ class _Target:
         if not self._force:
             raise TargetError(str(self.path), "a file stands there; give another name, or --force to replace it")
         self.is_inside, self.is_replaced = False, True
-        self._check_aside(self.path.parent / self._aside_name)
+        self._check_replaced(self.path.parent)
         return False
 
     def holds(self, archive: Zip) -> bool:
@@ -404,41 +417,73 @@ class _Target:
                 self._publish_beside()
 
     def _look_into(self) -> bool:
-        remove_if_possible(self.path / self._discarded_name)
-        names = _names(self.path)
-        aside, moving = self.path / self._aside_name, self.path / self._moving_name
-        if self._moving_name in names:
-            self._move_out(moving)
-            self._drop(aside)
+        for name in (self._discarded_name, self._replaced_name):
+            remove_if_possible(self.path / name)
+        if self._put_right():
             self.is_inside, self.is_replaced = True, True
             return True
-        if self._aside_name in names:
-            _move_all(aside, self.path)
-            names = _names(self.path)
-        self.is_replaced = bool(names - self._ours)
+        self.is_replaced = bool(_names(self.path) - self._ours)
         if self.is_replaced and not self._force:
             raise TargetError(
                 str(self.path), "it is not empty; give a new name or an empty folder, or --force to replace all of it"
             )
         self.is_inside = not self.is_replaced or self.path.is_mount()
         if self.is_replaced:
-            self._check_aside(self._home / self._aside_name)
+            self._check_replaced(self._home)
         return False
 
-    def _check_aside(self, aside: Path) -> None:
+    def _put_right(self) -> bool:
+        """Carry on a publication in the target that was decided when a crash came; take back one that was not.
+
+        Whether that has published the very tree.
+        """
+        aside = self.path / self._aside_name
+        with _held(aside):
+            names = _names(self.path)
+            decided = {name.partition(".filestore-")[0] for name in names if name.endswith(self._decided_ends)}
+            for stem in decided:
+                self._complete(stem)
+            if not decided and self._aside_name in names:
+                self._put_back(aside)
+        return self._stem in decided
+
+    def _put_back(self, aside: Path) -> None:
+        for name in _names(aside):
+            if os.path.lexists(self.path / name) and not (_is_folder(self.path / name) and _is_folder(aside / name)):
+                reason = f"{name!r} was put there meanwhile, and what stood there before is {aside / name}; remove one of the two"
+                raise TargetError(str(self.path), reason)
+        _move_into(aside, self.path)
+        aside.rmdir()
+
+    def _check_replaced(self, folder: Path) -> None:
         """What an earlier fetch has replaced must go before anything else can be put in its place. Raises TargetError."""
-        try:
-            remove(aside)
-        except OSError as error:
-            reason = f"it is what a fetch to {self.path} has replaced before, and could not be removed: {error.strerror or error}"
-            raise TargetError(str(aside), f"{reason}; remove it, and fetch again") from None
+        for name in (self._aside_name, self._replaced_name):
+            try:
+                remove(folder / name)
+            except OSError as error:
+                cause = error.strerror or error
+                reason = f"it is what a fetch to {self.path} has replaced before, and could not be removed: {cause}"
+                raise TargetError(str(folder / name), f"{reason}; remove it, and fetch again") from None
 
     def _drop(self, aside: Path) -> None:
-        """Remove what was replaced, and note where that is not possible."""
+        """Remove what was replaced, and note where that is not possible.
+
+        It is renamed first: what is found aside after a crash is always whole, and not yet replaced.
+        """
+        replaced = aside.with_name(self._replaced_name)
+        remove_if_possible(replaced)
         try:
-            remove(aside)
+            aside.rename(replaced)
+        except FileNotFoundError:
+            return
         except OSError:
-            self.left = aside
+            replaced = aside  # it came with a container image
+        else:
+            sync_path(aside.parent)
+        try:
+            remove(replaced)
+        except OSError:
+            self.left = replaced
 
     def _check_parent(self) -> bool:
         if not self.path.parent.is_dir():
@@ -447,20 +492,23 @@ class _Target:
 
     def _recover(self, aside: Path, path: Path) -> None:
         """What was moved aside by a process that ended before it was done goes back, or goes away."""
+        halfway = aside.with_name(self._halfway_name)
         if os.path.lexists(path):
-            remove_if_possible(aside)
-        else:
-            with suppress(FileNotFoundError):
-                _move_as_is(aside, path)
+            self._drop(aside)
+            remove_if_possible(halfway)
+            return
+        with suppress(FileNotFoundError):
+            if os.path.lexists(halfway) or not _is_moved(aside, path):
+                _move_through(halfway, aside, path)
 
     def _publish_beside(self) -> None:
         """Two processes may do this at once: what the other one has renamed is not there, or is there again."""
         aside = self.path.parent / self._aside_name
         for attempt in count(1):
             try:
-                if self.is_replaced:
-                    with suppress(FileNotFoundError):
-                        self.path.rename(aside)
+                if self.is_replaced and not self._take_aside(aside):
+                    self._publish_in_place()
+                    return
                 self.staging.rename(self.path)
                 break
             except OSError as error:
@@ -468,19 +516,39 @@ class _Target:
                 if not self.staging.exists() or (not self.is_replaced and os.path.lexists(self.path)):
                     raise OvertakenError from None
                 if error.errno == errno.EXDEV:
-                    self._publish_in_place()
-                    return
+                    self._renew(self.staging)
                 if not self.is_replaced or attempt == ATTEMPTS:
                     raise
         sync_path(self.path.parent)
         self._drop(aside)
 
+    def _take_aside(self, aside: Path) -> bool:
+        """False where the target came with a container image, and cannot be renamed."""
+        try:
+            self.path.rename(aside)
+        except FileNotFoundError:
+            return True  # another process has done it
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            return False
+        return True
+
+    def _renew(self, staging: Path) -> NoReturn:
+        """Have a staging folder that came with a container image be one that can be renamed. Raises OvertakenError.
+
+        So it is looked through once more before it is published: what a crash or another process has made of it meanwhile is
+        found as a staging folder with less in it.
+        """
+        half = staging.with_name(self._discarded_name)
+        with suppress(FileNotFoundError):
+            remove(half)
+            _move_through(half, staging, staging)
+        raise OvertakenError
+
     def _publish_in_place(self) -> None:
-        """The target, or the staging folder, came with a container image, and cannot be renamed."""
+        """The target is a folder that came with a container image, and cannot be renamed."""
         staging = self.staging
-        if self.is_replaced and not self.path.is_dir():
-            self.path.unlink()
-        self.path.mkdir(exist_ok=True)
         mode = stat.S_IMODE(staging.stat().st_mode)
         if not os.access(self.path, os.W_OK | os.X_OK):
             self.path.chmod(mode | stat.S_IRWXU)
@@ -490,43 +558,85 @@ class _Target:
             self.path.chmod(mode)
 
     def _publish_inside(self, staging: Path) -> None:
-        aside, moving = self.path / self._aside_name, self.path / self._moving_name
+        aside = self.path / self._aside_name
         if self.is_replaced:
-            self._put_aside(aside)
+            aside.mkdir(exist_ok=True)
         elif _names(self.path) - self._ours:
             raise OvertakenError
-        try:
-            _move_as_is(staging, moving)
-        except FileNotFoundError:
-            raise OvertakenError from None
-        sync_path(self.path)
+        with _held(aside):
+            if not staging.exists():
+                raise OvertakenError
+            is_clear = not self.is_replaced or self._put_aside(aside)
+            decided = self.path / (self._stem + (_MOVING if is_clear else _REPLACING))
+            try:
+                if not _is_moved(staging, decided):
+                    self._renew(staging)
+            except FileNotFoundError:
+                raise OvertakenError from None
+            sync_path(self.path)
+            self._complete(self._stem)
+
+    def _put_aside(self, aside: Path) -> bool:
+        """Move all that is to be replaced. False: what came with a container image could not be moved, and is still there."""
+        aside.mkdir(exist_ok=True)
+        is_clear = True
+        for name in _names(self.path) - self._ours:
+            is_clear = _is_moved(self.path / name, aside / name) and is_clear
+        return is_clear
+
+    def _complete(self, stem: str) -> None:
+        """Carry a publication in the target to its end, once it is decided. Another process may do the same at once."""
+        replacing, moving, aside = self.path / (stem + _REPLACING), self.path / (stem + _MOVING), self.path / self._aside_name
+        if os.path.lexists(replacing):
+            if not os.path.lexists(moving):
+                self._remove_stuck(_names(self.path) - self._ours - {replacing.name})
+            self._clear_to_move(replacing, moving)
+            sync_path(self.path)
         self._move_out(moving)
         sync_path(self.path)
         self._drop(aside)
+        # Last: while it is there, what stands aside does not come back.
+        if self.left != aside:
+            with suppress(FileNotFoundError):
+                moving.rmdir()
 
-    def _put_aside(self, aside: Path) -> None:
-        """Move all that is to be replaced. What cannot be moved is removed, after all that can be is out of harm's way."""
-        aside.mkdir(exist_ok=True)
-        stuck = []
-        for name in _names(self.path) - self._ours:
+    def _remove_stuck(self, names: set[str]) -> None:
+        for name in sorted(names):
             try:
-                move(self.path / name, aside / name)
+                remove_in_place(self.path / name)
+            except FileNotFoundError:
+                continue
             except OSError as error:
-                if error.errno != errno.EXDEV:
+                reason = f"{name!r} in it could not be removed: {error.strerror or error}; remove it, and fetch again"
+                raise TargetError(str(self.path), reason) from None
+
+    def _clear_to_move(self, replacing: Path, moving: Path) -> None:
+        with suppress(FileNotFoundError):
+            try:
+                replacing.rename(moving)
+            except OSError as error:
+                if error.errno not in {errno.EXDEV, errno.ENOTEMPTY, errno.EEXIST}:
                     raise
-                stuck.append(name)
-        for name in stuck:
-            remove_in_place(self.path / name)
+                moving.mkdir(exist_ok=True)
+                _move_into(replacing, moving)
+                replacing.rmdir()
 
     def _move_out(self, moving: Path) -> None:
-        """Let all that was staged appear, name by name. Another process may do the same at once."""
+        """Let all that was staged appear, name by name."""
+        halfway = self.path / self._halfway_name
         with suppress(FileNotFoundError):
-            for name in _names(moving):
-                if os.path.lexists(self.path / name):
+            names = _names(moving)
+            half_moved = _names(halfway) if halfway.is_dir() else set()
+            for name in names | half_moved:
+                if os.path.lexists(self.path / name) and os.path.lexists(moving / name):
                     raise TargetError(str(self.path), f"{name!r} was put there meanwhile; remove it")
                 with suppress(FileNotFoundError):
-                    _move_as_is(moving / name, self.path / name)
-            moving.rmdir()
+                    if name not in half_moved and _is_moved(moving / name, self.path / name):
+                        continue
+                    halfway.mkdir(exist_ok=True)
+                    _move_through(halfway / name, moving / name, self.path / name)
+            if half_moved or halfway.is_dir():
+                halfway.rmdir()
 
     @contextmanager
     def _target_errors(self) -> Iterator[None]:
@@ -549,20 +659,61 @@ def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def _move_all(folder: Path, to: Path) -> None:
-    for name in _names(folder):
-        _move_as_is(folder / name, to / name)
-    folder.rmdir()
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
-def _move_as_is(path: Path, to: Path) -> None:
-    """Rename a file or a folder; one that came with a container image, and cannot be renamed, name by name. Raises OSError."""
+def _is_moved(path: Path, to: Path) -> bool:
+    """`move`. False where it is a folder that came with a container image, and cannot be renamed. Raises OSError."""
     try:
         move(path, to)
     except OSError as error:
-        if error.errno != errno.EXDEV or not path.is_dir():
+        if error.errno != errno.EXDEV or not _is_folder(path):
             raise
-        to.mkdir()
-        for name in _names(path):
-            _move_as_is(path / name, to / name)
+        return False
+    return True
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Have no other process put a target right, or publish in it, meanwhile; where there is such a folder, and locks work."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _move_through(half: Path, path: Path, to: Path) -> None:
+    """Move a folder that came with a container image, and cannot be renamed: name by name to `half`, which is then renamed.
+
+    So `to` is whole as soon as it is there. A half that a crash has left is carried on. Raises OSError.
+    """
+    half.mkdir(exist_ok=True)
+    if path.exists():
+        mode = stat.S_IMODE(path.stat().st_mode)
+        _move_into(path, half)
+        half.chmod(mode)
         path.rmdir()
+    sync_tree(half)
+    half.rename(to)
+
+
+def _move_into(folder: Path, to: Path) -> None:
+    """Move all that is in a folder to another one, and what is in inner folders that cannot be renamed. Raises OSError."""
+    for name in _names(folder):
+        inner, new = folder / name, to / name
+        if not os.path.lexists(new):
+            if _is_moved(inner, new):
+                continue
+            new.mkdir()
+        elif not (_is_folder(inner) and _is_folder(new)):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
+        _move_into(inner, new)
+        inner.rmdir()

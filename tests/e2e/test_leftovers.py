@@ -157,6 +157,19 @@ def test_what_stood_at_a_target_is_not_removed(home: Home, tree: Record, place: 
     assert (False, True) == (listed["needed"], listed["removed"])
 
 
+def test_what_a_publication_in_a_folder_needs_is_not_removed(home: Home, tree: Record, place: Path) -> None:
+    """Neither what is to be published nor what is replaced; what was replaced goes."""
+    label = tree_label(place.name)
+    stem = staging_folder(place, tree.digest).name.removesuffix(".filestore-partial")
+    needed = {f"{stem}.filestore-{kind}" for kind in ("replacing", "moving")}
+    needed |= {f".{label}.filestore-{kind}" for kind in ("aside", "halfway")}
+    for name in (*needed, f".{label}.filestore-discarded"):
+        plant(place / name, {"mine": b"1"})
+    listed = home.result("leftovers", place, "--remove")["leftovers"]
+    assert needed == {Path(each["path"]).name for each in listed if each["needed"]}
+    assert sorted(needed) == names(place)
+
+
 def test_without_locks_what_was_written_lately_stays(tree: Record, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can tell whether it is in use."""
     refuse_locks(monkeypatch)

@@ -91,7 +91,7 @@ def aside_name(tmp_path: Path, record: dict[str, str]) -> str:
 def test_what_cannot_be_removed_is_told(home: Home, new: dict[str, str], tmp_path: Path) -> None:
     """The new tree is in place, and what stays of the old one is named; the next fetch gives the cause before it transfers."""
     target = plant(tmp_path / "place" / "target", OLD | {"mounted/z": b"z"})
-    aside = target.parent / aside_name(tmp_path, new)
+    aside = target.parent / aside_name(tmp_path, new).replace("aside", "discarded")
     with small_disk(tmp_path / "disk", "size=1m"):
         subprocess.run(["mount", "--bind", tmp_path / "disk", target / "mounted"], check=True)
         try:
@@ -108,6 +108,25 @@ def test_what_cannot_be_removed_is_told(home: Home, new: dict[str, str], tmp_pat
     done = run(home, "fetch", new["id"], "-o", target, "--force", "--quiet")
     assert (0, "") == (done.returncode, done.stderr)
     assert (["target"], NEW) == (names(target.parent), standing(target))
+
+
+def test_what_cannot_be_removed_in_place_does_not_come_back(home: Home, new: dict[str, str], tmp_path: Path) -> None:
+    """Of a mounted target: the new tree stays as it is, and --force works again as soon as the cause is gone."""
+    with small_disk(tmp_path / "target", "size=8m"), small_disk(tmp_path / "disk", "size=1m"):
+        target = plant(tmp_path / "target", OLD | {"outer/mounted/z": b"z"})
+        subprocess.run(["mount", "--bind", tmp_path / "disk", target / "outer/mounted"], check=True)
+        done = run(home, "fetch", new["id"], "-o", target, "--force")
+        assert 0 == done.returncode
+        (left,) = target.glob(".*")
+        assert f"could not be removed, and is now {left}; remove it yourself" in done.stderr
+        assert "it is not empty" in run(home, "fetch", new["id"], "-o", target).stderr
+        assert [left.name, "config.json", "data"] == names(target)
+        done = run(home, "fetch", new["id"], "-o", target, "--force", "--quiet")
+        assert f"{left} cannot be written: it is what a fetch to {target} has replaced before" in done.stderr
+        subprocess.run(["umount", "-l", left / "outer/mounted"], check=True)
+        done = run(home, "fetch", new["id"], "-o", target, "--force", "--quiet")
+        assert (0, "") == (done.returncode, done.stderr)
+        assert NEW == standing(target)
 
 
 def test_a_read_only_folder_in_staging_goes(home: Home, new: dict[str, str], tmp_path: Path) -> None:

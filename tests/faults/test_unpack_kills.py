@@ -16,6 +16,7 @@ from filestore.backends import connect
 from filestore.objects import Record
 from filestore.push import push
 from filestore.unpack import Unpacked, unpack
+from tests.support.disks import small_disk
 from tests.support.trees import standing
 
 MIB = 1 << 20
@@ -34,20 +35,31 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("way", ["new", "inside", "force"])
-def test_an_unpack_is_killed_at_every_system_call(tmp_path: Path, way: str) -> None:
-    """To a new target, into an empty folder, and over an older tree: what follows completes, and leaves nothing behind."""
+def kill_everywhere(folder: Path, way: str) -> int:
+    """At how many calls an unpack was killed."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.unpack_crashes", tmp_path, way],
+        [sys.executable, "-m", "tests.support.unpack_crashes", folder, way],
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
         cwd=Path(__file__).parents[2],
     )
-
     assert (0, "") == (done.returncode, done.stderr)
-    assert int(done.stdout) > 20
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("way", ["new", "inside", "force"])
+def test_an_unpack_is_killed_at_every_system_call(tmp_path: Path, way: str) -> None:
+    """To a new target, into an empty folder, and over an older tree: what follows completes, and leaves nothing behind."""
+    assert kill_everywhere(tmp_path, way) > 20
+
+
+@pytest.mark.parametrize("way", ["mounted", "image", "staged"])
+def test_a_replacement_in_place_is_killed_at_every_change(tmp_path: Path, way: str) -> None:
+    """The next command finds the whole old tree or the whole new one, never a mixture, and `--force` works again."""
+    with small_disk(tmp_path / "probe", "size=1m"):
+        assert kill_everywhere(tmp_path, way) > 5
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,10 @@
 
 WAY is new, inside (an empty folder) or force (over an older tree). Each time the same unpack runs again, and must complete: the
 tree is whole, and nothing else is left. Prints how many there were.
+
+The other ways are replacements that are no single rename, each killed at every call that changes a name, from the moment when all
+is staged: mounted (over what is in a mounted folder), image (over a folder that came with a container image) and staged (the
+staging folder did, and there is no older tree).
 """
 
 from __future__ import annotations
@@ -12,21 +16,29 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import filestore.unpack
 from filestore.backends import connect
+from filestore.durable import sync_tree
+from filestore.errors import TargetError
 from filestore.objects import Reference
-from filestore.unpack import unpack
+from filestore.unpack import staging_folder, unpack
 from tests.support.archives import Forged, forged
+from tests.support.disks import overlay, small_disk
+from tests.support.frames import manifest
 from tests.support.generator import octets
-from tests.support.trees import plant, standing
+from tests.support.trees import Planted, plant, standing
 from tests.support.unpacking import stored, things_in
 
 NAME = "archive.zip"
 CALLS = ("open", "pwrite", "mkdir", "symlink", "rename", "unlink", "rmdir", "fsync")
+CHANGES = ("mkdir", "symlink", "rename", "unlink", "rmdir")
+"""Those calls that change a name: between two of them, a kill always finds the same."""
 ARCHIVE = forged(
     [
         Forged("large.bin", octets(1, 70_000)),
@@ -36,10 +48,13 @@ ARCHIVE = forged(
         Forged("link", b"folder/packed.txt", mode=0o120777),
     ]
 )
+CHUNK_SIZE = 30_000
+DIGEST = manifest([ARCHIVE[start : start + CHUNK_SIZE] for start in range(0, len(ARCHIVE), CHUNK_SIZE)]).digest
 OLDER = {"large.bin": b"of an older version", "gone.txt": b"of an older version", "folder/packed.txt": b"packed"}
+OLD: dict[str, Planted] = {"large.bin": b"old", "folder/packed.txt": b"packed", "gone/deep/1": b"1"}
 
 
-def _light(length: int) -> None:
+def _light(length: int, calls: Sequence[str] = CALLS) -> None:
     """Kill this process at the n-th call, as `kill -9` does."""
     lock = threading.Lock()
     left = length
@@ -55,13 +70,13 @@ def _light(length: int) -> None:
 
         return call
 
-    for name in CALLS:
+    for name in calls:
         setattr(os, name, burning(getattr(os, name)))
 
 
 async def _prepare(root: Path) -> None:
     async with connect(str(root), create=True) as repository:
-        await stored(repository, ARCHIVE, name=NAME, chunk_size=30_000)
+        await stored(repository, ARCHIVE, name=NAME, chunk_size=CHUNK_SIZE)
 
 
 async def _unpack(root: Path, target: Path, *, force: bool, fuse: int | None) -> None:
@@ -125,5 +140,79 @@ def main(folder: Path, way: str) -> None:
         shutil.rmtree(place)
 
 
+@contextmanager
+def _place(folder: Path, way: str) -> Iterator[Path]:
+    """The folder in which the target lies, as it is before the unpack that is killed."""
+    place = folder / "place"
+    if way == "mounted":
+        place.mkdir()
+        with small_disk(place / "target", "size=8m"):
+            plant(place / "target", OLD)
+            yield place
+    else:
+        image = folder / "image"
+        image.mkdir()
+        if way == "image":
+            plant(image / "target", OLD)
+        else:
+            plant(image / staging_folder(image / "target", DIGEST).name, things_in(ARCHIVE))
+        with overlay(place, image):
+            yield place
+        shutil.rmtree(image)
+        shutil.rmtree(folder / "place-layer")
+    shutil.rmtree(place)
+
+
+async def _replace(root: Path, target: Path, *, fuse: int) -> None:
+    """Be killed at the n-th change of a name after all is staged."""
+
+    def sync_then_light(staging: Path) -> None:
+        setattr(filestore.unpack, "sync_tree", sync_tree)  # noqa: B010  # it is no name of that module's own
+        sync_tree(staging)
+        _light(fuse, CHANGES)
+
+    setattr(filestore.unpack, "sync_tree", sync_then_light)  # noqa: B010
+    await _unpack(root, target, force=True, fuse=None)
+
+
+async def _look(root: Path, target: Path, *, fuse: int | None) -> None:
+    """The next command. Without `--force` it is refused where the old tree stands, or any other."""
+    if fuse is not None:
+        _light(fuse, CHANGES)
+    with suppress(TargetError):
+        await _unpack(root, target, force=False, fuse=None)
+
+
+def _seen(target: Path) -> dict[str, Planted]:
+    """What stands at a target, beside what is ours and hidden."""
+    return {name: thing for name, thing in standing(target).items() if ".filestore-" not in name} if target.exists() else {}
+
+
+def replacements(folder: Path, way: str) -> None:
+    """After each kill, the next command finds the whole old tree or the whole new one, even if another was killed before."""
+    root = folder / "root"
+    assert _in_child(_prepare(root)) == 0
+    before = {} if way == "staged" else OLD
+    for fuse in count(1):
+        with _place(folder, way) as place:
+            target = place / "target"
+            status = _in_child(_replace(root, target, fuse=fuse))
+            if not os.WIFSIGNALED(status):
+                assert status == 0, f"the unpack failed when it was to be killed at change {fuse}"
+                _check(place, target)
+                sys.stdout.write(str(fuse))
+                return
+            if fuse % 2:
+                _in_child(_look(root, target, fuse=1 + fuse * 5 % 11))
+            if _in_child(_look(root, target, fuse=None)):
+                sys.exit(f"the next command failed after a kill at change {fuse}")
+            found = _seen(target)
+            assert found in (before, things_in(ARCHIVE)), f"a mixture after a kill at change {fuse}: {sorted(found)}"
+            is_done = found == things_in(ARCHIVE) == standing(target)
+            if not is_done and _in_child(_unpack(root, target, force=True, fuse=None)):
+                sys.exit(f"--force did not work after a kill at change {fuse}")
+            _check(place, target)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    (main if sys.argv[2] in {"new", "inside", "force"} else replacements)(Path(sys.argv[1]), sys.argv[2])

@@ -17,7 +17,7 @@ from filestore.push import push
 from filestore.receive import FileSeed, Seed
 from filestore.repository import LocalRepository
 from filestore.tree_staging import TreeStaging, Zip
-from filestore.unpack import TreeSeed, Unpacked, unpack
+from filestore.unpack import TreeSeed, Unpacked, staging_folder, unpack
 from filestore.walk import Symlinks
 from tests.support.archives import SMALL_SPACE, Forged, finder_entry, forged, wrapped, zip_of
 from tests.support.generator import octets, prose
@@ -337,6 +337,41 @@ async def test_a_mounted_target_is_replaced_inside(
     assert TREE == standing(target)
     assert inode == target.stat().st_ino
     assert not found.is_atomic
+
+
+@pytest.mark.parametrize("kind", ["moving", "replacing"])
+@pytest.mark.parametrize("force", [True, False])
+async def test_what_was_decided_is_carried_on_by_whoever_comes(
+    repository: LocalRepository,
+    place: Path,
+    kind: str,
+    force: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    """A crash in the middle of a replacement in place, and then another tree is fetched to there: never a mixture."""
+    target = plant(place / "target", {"published/1": b"1"} if kind == "moving" else {"old/that/could/not/be/moved": b"1"})
+    first = await stored(repository, packed({"published/1": b"1", "waiting/2": b"2", "older": b"new"}), name="first")
+    stem = staging_folder(target, first.digest).name.removesuffix(".filestore-partial")
+    waiting = {"waiting/2": b"2", "older": b"new"} | ({} if kind == "moving" else {"published/1": b"1"})
+    plant(target / f"{stem}.filestore-{kind}", waiting)
+    plant(target / aside_of(target).name, {"older": b"version", "gone": b"1"})
+    second = await stored(repository, packed(TREE), name="second", chunk_size=50_000)
+    if force:
+        await unpack(repository, second, target, force=True)
+        assert TREE == standing(target)
+    else:
+        with pytest.raises(TargetError, match="it is not empty"):
+            await unpack(repository, second, target)
+        assert {"published/1": b"1", "waiting/2": b"2", "older": b"new"} == standing(target)
+    assert [target] == list(place.iterdir())
+
+
+async def test_what_a_user_puts_in_place_of_what_stands_aside_is_kept(repository: LocalRepository, place: Path) -> None:
+    """Nothing goes back over it, even with --force; which of the two is to stay is for the user to say."""
+    target = plant(place / "target", {"a": b"mine", aside_of(place / "target").name + "/a": b"older"})
+    before = standing(target)
+    with pytest.raises(TargetError, match="'a' was put there meanwhile, and what stood there before is "):
+        await unpack(repository, await stored(repository, packed(TREE)), target, force=True)
+    assert before == standing(target)
 
 
 async def test_limits_are_those_of_the_caller(repository: LocalRepository, place: Path) -> None:
