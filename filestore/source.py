@@ -23,6 +23,9 @@ SETTLED_NANOSECONDS = 2_000_000_000
 _COPY_IT = "copy its content to another file (`cat FILE > COPY`) and push that one"
 """What to do with a file whose size cannot be believed."""
 
+MAKE_READABLE = "make it readable with `chmod`"
+"""What to do with a file or a folder that this user may not read."""
+
 _CHUNK = struct.Struct(f"<{DIGEST_SIZE}sI")
 _STATE = struct.Struct("<QqqQQ")
 PACKED_SIZE = _CHUNK.size

@@ -30,7 +30,7 @@ from filestore.source import (
     unpacked,
 )
 from filestore.stages import Stage, stage
-from filestore.walk import LEAVE_OUT, NO_STATE, Walked, shown_path
+from filestore.walk import LEAVE_OUT, NO_STATE, Walked, shown_path, unreadable_reason
 
 _KNOWN_MAGIC = b"tree1"
 _COUNTS = struct.Struct("<II")
@@ -145,7 +145,10 @@ class TreeSource:
             yield entry.stored_name.decode(), self._cutter.offsets[place], self._cutter.offsets[place + 1]
 
     def check_unchanged(self) -> None:
-        """Looks at each file once more, by its path: some microseconds a file. Those without content were not opened before."""
+        """Looks at each file once more, by its path: some microseconds a file. Those without content were not opened before.
+
+        One of them that may not be read is refused like any other: what reports size 0 may have content.
+        """
         states = self._walked.states
         for place in range(len(states)):
             if states.packed(place) != NO_STATE:
@@ -267,4 +270,4 @@ def _failed(path: str, error: OSError) -> SourceChanged | SourceUnreadable:
         return SourceChanged(path, "it vanished")
     if error.errno == errno.ELOOP:
         return SourceChanged(path, "a link was put in its place")
-    return SourceUnreadable(path, f"{error.strerror or error}; {LEAVE_OUT}")
+    return SourceUnreadable(path, unreadable_reason(error, LEAVE_OUT))

@@ -22,7 +22,7 @@ from typing import NamedTuple, overload
 from filestore.archive.read import DEFAULT_LIMITS
 from filestore.archive.write import Entry
 from filestore.errors import NothingMatches, SourceChanged, SourceError, SourceRefused, SourceUnreadable
-from filestore.source import STATE_SIZE, FileState
+from filestore.source import MAKE_READABLE, STATE_SIZE, FileState
 
 ENTRIES_LIMIT = DEFAULT_LIMITS.entries
 """Files, links and folders of one directory: links to folders can multiply what there is without end."""
@@ -350,14 +350,19 @@ class _Walking:
     def _translated(self, error: OSError, name: str) -> SourceError:
         if error.errno in _CHANGES:
             return SourceChanged(self._shown(name), _CHANGES[error.errno])
-        what_to_do = f"; {LEAVE_OUT}" if name else ""
-        return SourceUnreadable(self._shown(name), f"{error.strerror or error}{what_to_do}")
+        return SourceUnreadable(self._shown(name), unreadable_reason(error, LEAVE_OUT if name else ""))
 
 
 def shown_path(root: Path, name: str) -> str:
     """The path by which the user knows what lies at `name`; bytes that are not UTF-8 as Python writes them."""
     path = f"{root}/{name}" if name else str(root)
     return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def unreadable_reason(error: OSError, *ways: str) -> str:
+    """Why something that is there cannot be read, and what can be done about it: one of the `ways` that are not empty."""
+    found = [way for way in (MAKE_READABLE if isinstance(error, PermissionError) else "", *ways) if way]
+    return f"{error.strerror or error}; {', or '.join(found)}" if found else error.strerror or str(error)
 
 
 def _led_to(link: os.DirEntry[str]) -> tuple[os.stat_result | None, str]:

@@ -12,9 +12,10 @@ from filestore.errors import SourceChanged, SourceUnreadable
 from filestore.source import FileSource, Remembered
 from filestore.tree_source import TreeSource
 from filestore.walk import Symlinks, walk
-from tests.support.commands import Home
+from tests.support.commands import AS_ANY_USER, SCRIPTS, Home
 from tests.support.cutting import scan
 from tests.support.generator import octets
+from tests.support.trees import plant
 
 REPORTS_NOTHING = Path("/proc/version")
 REPORTS_TOO_MUCH = Path("/sys/kernel/cpu_byteorder")
@@ -47,6 +48,22 @@ def test_a_file_of_reported_size_0_in_a_directory_is_not_stored_empty(home: Home
     assert [] == home.result("ls")["files"]
     (folder / "version").unlink()
     assert 1 == home.result("push", folder)["file_count"]
+
+
+@pytest.mark.parametrize(("name", "content"), [("closed", b""), ("closed", b"content"), ("folder", b"")])
+def test_what_may_not_be_read_is_told_by_name(home: Home, name: str, content: bytes) -> None:
+    """A file that reports size 0 too: whether it is empty is not known. Nothing is recorded; it can be opened up, or left out."""
+    tree = plant(home.folder / "tree", {"closed": content, "folder/inner": b"1", "open": b""})
+    (tree / name).chmod(0)
+    program, *before = (*AS_ANY_USER, SCRIPTS / "filestore")
+    done = home.run(*before, "push", tree, program=program)
+    assert 1 == done.returncode
+    advice = "make it readable with `chmod`, or leave it out with `--exclude`"
+    assert f"{tree / name} cannot be read: Permission denied; {advice}" in done.stderr
+    assert [] == home.result("ls")["files"]
+    assert 0 == home.run(*before, "push", tree, "--exclude", name, program=program).returncode
+    (tree / name).chmod(0o755)
+    assert 0 == home.run(*before, "push", tree, program=program).returncode
 
 
 @needs_proc

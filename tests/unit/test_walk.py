@@ -559,18 +559,18 @@ def test_folders_that_may_not_be_read(tmp_path: Path) -> None:
     plant(tmp_path / "tree", {"closed/a": b"", "blind/a": b"", "free": b""})
     done = subprocess.run([sys.executable, "-c", UNPRIVILEGED], cwd=tmp_path, capture_output=True, text=True, check=True)
 
-    denied = "cannot be read: Permission denied"
+    denied = "cannot be read: Permission denied; make it readable with `chmod`"
     lines = done.stdout.splitlines()
     assert lines[0].startswith("SourceUnreadable tree/")
     assert [
-        f"SourceUnreadable tree/closed {denied}; leave it out with `--exclude`",
-        f"SourceUnreadable tree/blind/a {denied}; leave it out with `--exclude`",
+        f"SourceUnreadable tree/closed {denied}, or leave it out with `--exclude`",
+        f"SourceUnreadable tree/blind/a {denied}, or leave it out with `--exclude`",
         "['free']",
         "['free']",
         "['free']",
         f"SourceUnreadable tree/closed {denied}",
         "['free']",
-        f"SourceUnreadable tree/door {denied}; leave it out with `--exclude`",
+        f"SourceUnreadable tree/door {denied}, or leave it out with `--exclude`",
     ] == lines[1:]
 
 
