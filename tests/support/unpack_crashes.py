@@ -21,8 +21,8 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import filestore.unpack
 from filestore.backends import connect
 from filestore.durable import sync_tree
 from filestore.errors import TargetError
@@ -167,11 +167,12 @@ async def _replace(root: Path, target: Path, *, fuse: int) -> None:
     """Be killed at the n-th change of a name after all is staged."""
 
     def sync_then_light(staging: Path) -> None:
-        setattr(filestore.unpack, "sync_tree", sync_tree)  # noqa: B010  # it is no name of that module's own
+        syncing.stop()
         sync_tree(staging)
         _light(fuse, CHANGES)
 
-    setattr(filestore.unpack, "sync_tree", sync_then_light)  # noqa: B010
+    syncing = patch("filestore.unpack.sync_tree", sync_then_light)
+    syncing.start()
     await _unpack(root, target, force=True, fuse=None)
 
 
