@@ -62,7 +62,8 @@ from filestore.walk import Symlinks, walk
 
 ATTEMPTS = 3
 
-_REPLACING, _MOVING = ".filestore-replacing", ".filestore-moving"
+_REPLACING = ".filestore-replacing"
+_MOVING = ".filestore-moving"
 
 _OURS = ".*.filestore-*"
 """A glob for the names that we put beside, or into, a target."""
