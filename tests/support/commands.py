@@ -21,6 +21,8 @@ from filestore.backends import create_repository
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
+TRANSFERS = frozenset({"push", "fetch", "warm", "create"})
+"""Commands that tell on the standard error how far they are, where they take longer than a second."""
 AS_ANY_USER: tuple[str, ...] = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 """What makes permissions count in a command, as they do for any user but root."""
 
@@ -120,8 +122,13 @@ class Home:
         return json.loads(done.stdout)
 
     def failure(self, *arguments: str | Path, environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
-        """The sentence in which a command explains why it failed, which must be all that it prints."""
-        done = self.run(*arguments, environ=environ, cwd=cwd)
+        """The sentence in which a command explains why it failed, which must be all that it prints.
+
+        A transfer is told to be quiet: on a busy machine it tells how far it is before it fails.
+        """
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        quiet = ("--quiet",) if arguments[0] in TRANSFERS and "--quiet" not in arguments else ()
+        done = self.run(*arguments[:end], *quiet, *arguments[end:], environ=environ, cwd=cwd)
         assert (done.returncode, done.stdout) == (1, ""), done.stderr
         assert done.stderr.startswith("Error: ")
         assert done.stderr.count("\n") == 1
