@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from bench.data import bf16
-from filestore.chunking import Cutter
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.format.chunking import Cutter
 from filestore_cli.bench.ceilings import PIECE, copy, seconds, write
 
 SIZE = 256 << 20

@@ -20,8 +20,8 @@ from pyfastcdc import FastCDC
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from filestore.chunking.containers import segmenter
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.format.chunking.containers import segmenter
 from tests.support.models import Tensor, ZipEntry, gguf_file, safetensors_file, zip_file
 
 KIB = 1 << 10

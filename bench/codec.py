@@ -21,10 +21,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.data import bf16
-from filestore.codec import Codec, Decoder, Encoder, frame_limit
-from filestore.digest import Digest, chunk_digest
-from filestore.manifest import CHUNK_LIMIT
-from filestore.objects import Frame
+from filestore.core.digest import Digest, chunk_digest
+from filestore.core.manifest import CHUNK_LIMIT
+from filestore.format.codec import Codec, Decoder, Encoder, Frame, frame_limit
 
 ODD = 1
 """Bytes that a chunk begins after a multiple of 4, as cuts do: the exponents are not where they usually are."""

@@ -24,8 +24,8 @@ from bench.data import TENSOR_SIZE, bf16, write_safetensors  # noqa: E402  # a s
 from bench.run import FILESTORE, TOKEN, Done, Server, parse_size, run, serving, unwind_when_told_to_end  # noqa: E402
 from filestore.backends import connect  # noqa: E402
 from filestore.cache import Cache  # noqa: E402
-from filestore.objects import File  # noqa: E402
-from filestore.push import push  # noqa: E402
+from filestore.core.references import File  # noqa: E402
+from filestore.transfer.push import push  # noqa: E402
 from tests.support.models import Tensor, torch_file  # noqa: E402
 
 MIB = 1 << 20

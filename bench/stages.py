@@ -36,14 +36,14 @@ sys.path.insert(0, str(ROOT))
 
 from bench.codec import measured  # noqa: E402  # a script finds its neighbours only now
 from bench.data import bf16, write_safetensors  # noqa: E402
-from filestore.archive.checksum import Checksum  # noqa: E402
-from filestore.chunking import CUTTING_VERSION, Cutter  # noqa: E402
-from filestore.codec import Codec  # noqa: E402
-from filestore.digest import DIGEST_SIZE, Digest, chunk_digest  # noqa: E402
+from filestore.core.digest import DIGEST_SIZE, Digest, chunk_digest  # noqa: E402
+from filestore.core.manifest import Chunk, Manifest  # noqa: E402
+from filestore.format.chunking import CUTTING_VERSION, Cutter  # noqa: E402
+from filestore.format.codec import Codec  # noqa: E402
+from filestore.format.zip.checksum import Checksum  # noqa: E402
 from filestore.http.wire import BatchEntry, BatchParser, decode_batch_entries, encode_batch_header  # noqa: E402
-from filestore.index.protocol import ChunkRow  # noqa: E402
-from filestore.index.sqlite import SqliteIndex, open_index  # noqa: E402
-from filestore.manifest import Chunk, Manifest  # noqa: E402
+from filestore.repository.index.protocol import ChunkRow  # noqa: E402
+from filestore.repository.index.sqlite import SqliteIndex, open_index  # noqa: E402
 
 MIB = 1 << 20
 PIECE = 256 << 10

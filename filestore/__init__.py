@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filestore.backends import connect
     from filestore.cache import Cache
+    from filestore.core.records import Record
+    from filestore.core.references import Directory, File, FileURL, Reference
     from filestore.errors import FilestoreError
-    from filestore.objects import Directory, File, FileURL, Record, Reference
 
 __all__ = ["Cache", "Directory", "File", "FileURL", "FilestoreError", "Record", "Reference", "connect"]
 
 _HOMES = {
     "Cache": "filestore.cache",
-    "Directory": "filestore.objects",
-    "File": "filestore.objects",
-    "FileURL": "filestore.objects",
+    "Directory": "filestore.core.references",
+    "File": "filestore.core.references",
+    "FileURL": "filestore.core.references",
     "FilestoreError": "filestore.errors",
-    "Record": "filestore.objects",
-    "Reference": "filestore.objects",
+    "Record": "filestore.core.references",
+    "Reference": "filestore.core.references",
     "connect": "filestore.backends",
 }
 

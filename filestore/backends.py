@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from filestore.aio import in_disk_thread, uninterrupted
 from filestore.errors import InvalidUrl, NotARepository, NotPermitted, storage_error
-from filestore.index.protocol import Index
-from filestore.index.sqlite import open_index, open_index_for_reading
-from filestore.paths import home_path
-from filestore.repository import LocalRepository, Repository, read_format
-from filestore.stores.disk import open_store, store_for_reading
-from filestore.stores.protocol import ChunkStore
+from filestore.repository.format_file import read_format
+from filestore.repository.index.protocol import Index
+from filestore.repository.index.sqlite import open_index, open_index_for_reading
+from filestore.repository.local import LocalRepository
+from filestore.repository.protocol import Repository
+from filestore.repository.stores.disk import open_store, store_for_reading
+from filestore.repository.stores.protocol import ChunkStore
+from filestore.system.files import home_path
+from filestore.system.threads import in_disk_thread, uninterrupted
 
 if TYPE_CHECKING:
-    from filestore.http.proxies import Proxy
+    from filestore.system.proxies import Proxy
 
 CONNECTIONS = 4
 STALL_SECONDS = 30.0
@@ -69,7 +71,7 @@ async def connect(
     folder = repository_folder(url)
     repository: Repository
     if folder is None:
-        from filestore.http.client import RemoteRepository  # noqa: PLC0415  # heavy
+        from filestore.http.client.repository import RemoteRepository  # noqa: PLC0415  # heavy
 
         repository = RemoteRepository(
             url, token=token, connections=connections, stall_seconds=stall_seconds, proxy=_proxy(url, proxy)
@@ -84,7 +86,7 @@ async def connect(
 
 
 def _proxy(url: str, given: str | None) -> Proxy | None:
-    from filestore.http.proxies import parse_proxy, proxy_for  # noqa: PLC0415  # only for servers
+    from filestore.system.proxies import parse_proxy, proxy_for  # noqa: PLC0415  # only for servers
 
     if given is not None:
         return parse_proxy(given, source="proxy") if given else None

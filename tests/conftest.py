@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
-from filestore.repository import LocalRepository, Repository
+from filestore.repository.local import LocalRepository
+from filestore.repository.protocol import Repository
 from tests.support.commands import Home
 from tests.support.nginx import Nginx, running_nginx
 from tests.support.runtimes import make_graphs

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from filestore.core.records import Kind
+from filestore.core.references import Reference
 from filestore.errors import InvalidReference, StorageError
-from filestore.objects import Kind, Reference
 from filestore_cli.filters import Filter
 from filestore_cli.progress import FETCH, shown
 from filestore_cli.session import Session, takes
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from filestore.cache import Resolved
     from filestore.cache.inventory import Kept, Staged
     from filestore.cache.leases import Leases
-    from filestore.objects import Record
+    from filestore.core.records import Record
 
 _PREFIX_DIGITS = 8
 """So many digits of a digest are enough."""
@@ -119,7 +120,7 @@ def cache_prune(session: Session, filters: list[Filter], *, dry_run: bool) -> No
 
     What is in use stays.
     """
-    from filestore.cache.room import Room  # heavy
+    from filestore.cache.quota import Room  # heavy
 
     settings = session.settings
     stock = _Stock.of(settings.cache)
@@ -155,8 +156,8 @@ def cache_verify(session: Session, folder: Path | None) -> None:
 
 async def _warm(session: Session, references: list[Reference], *, keeps_zip: bool, unzip: bool) -> None:
     from filestore.cache import Cache  # heavy
-    from filestore.heap import keep_heap  # heavy
-    from filestore.objects import Directory, File
+    from filestore.core.references import Directory, File
+    from filestore_cli.process import keep_heap  # heavy
 
     keep_heap()
     settings = session.settings
@@ -228,9 +229,9 @@ class _Stock(NamedTuple):
     @classmethod
     def of(cls, root: Path) -> _Stock:
         """Look. Raises InvalidInput, UnknownFormat, StorageError."""
+        from filestore.cache.cache import check_cache  # heavy
         from filestore.cache.inventory import entries  # heavy
         from filestore.cache.leases import Leases  # heavy
-        from filestore.cache.resolve import check_cache  # heavy
 
         root = root.absolute()
         check_cache(root)
@@ -247,7 +248,7 @@ class _Stock(NamedTuple):
 
     def named(self, text: str) -> list[Kept]:
         """The entries of a digest, or of the first 8 or more digits of one, of an id, of a name, or at a path."""
-        from filestore.cache.shelf import recall  # heavy
+        from filestore.cache.entry_store import recall  # heavy
 
         digests = {str(record.digest) for record in recall(self.root, text)}
         path = Path(text).absolute()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Self
 
-from filestore.config import SIZE_WORDS, parse_size
+from filestore_cli.settings import SIZE_WORDS, parse_size
 
 _FILTER = re.compile(r"\s*(size|accessed)\s*(>=|<=|>|<)\s*(([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*))\s*\Z")
 _COMPARE: dict[str, Callable[[float, float], bool]] = {

@@ -15,7 +15,7 @@ from filestore_cli.text import age, in_units, printable
 
 if TYPE_CHECKING:
     # Heavy: the command imports it when it runs.
-    from filestore.leftovers import Leftover
+    from filestore.transfer.leftovers import Leftover
 
 
 @click.command()
@@ -27,8 +27,8 @@ def leftovers(session: Session, folder: Path, *, removes: bool) -> None:
 
     The same fetch again goes on from them.
     """
-    from filestore.leftovers import leftovers as leftovers_of  # heavy
-    from filestore.leftovers import remove_leftover
+    from filestore.transfer.leftovers import leftovers as leftovers_of  # heavy
+    from filestore.transfer.leftovers import remove_leftover
 
     found = leftovers_of(folder)
     gone: set[Path] = set()

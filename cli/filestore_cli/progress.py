@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple, Protocol, Self, TextIO
 
-from filestore.objects import Progress, Report
+from filestore.core.progress import Progress, Report
 from filestore_cli.text import duration, in_units, printable
 
 TICK_SECONDS = 0.125

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 import click
 
+from filestore.core.records import Kind, Record
+from filestore.core.references import Reference
 from filestore.errors import InvalidReference
-from filestore.objects import Kind, Record, Reference
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
 from filestore_cli.session import Session, takes
 from filestore_cli.start import run_to_end
 from filestore_cli.text import exactly, in_units, printable, table

@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from filestore.digest import token_digest
+from filestore.core.digest import token_digest
+from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.errors import MissingPackage
-from filestore.objects import DEFAULT_NAMESPACE
 from filestore_cli.serving import (
     NOT_SERVED,
     SERVER_SETTINGS,
@@ -50,7 +50,7 @@ def serve_runtime(session: Session, *, create: bool) -> None:
     A pipeline is code of whoever uploads it, and runs with the rights of this command: it reads and writes all that you can.
     Who has the token can do that, so one must be given, and no other is let in.
     """
-    from filestore.heap import keep_heap  # heavy
+    from filestore_cli.process import keep_heap  # heavy
 
     # Not `own_process`: the processes of pipelines inherit the environment, and may have use for numpy's threads.
     keep_heap()

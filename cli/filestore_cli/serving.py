@@ -17,17 +17,17 @@ from urllib.parse import urlsplit, urlunsplit
 
 import click
 
-from filestore.config import Settings, parse_setting
-from filestore.digest import token_digest
+from filestore.core.digest import token_digest
+from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace
 from filestore.errors import NotARepository
-from filestore.objects import DEFAULT_NAMESPACE, checked_namespace
 from filestore_cli.session import Session, creates, takes
+from filestore_cli.settings import Settings, parse_setting
 from filestore_cli.start import run_to_end, say
 from filestore_cli.text import printable, table
 
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
-    from filestore.index.protocol import Index, TokenRow
+    from filestore.repository.index.protocol import Index, TokenRow
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ def serve(session: Session, *, create: bool) -> None:
     The first start makes a token, and prints it. With --token, that token is let in for this run, and none is made. The
     local folder is made where it is absent; one that you name by --root is made a repository with --create only.
     """
-    from filestore.heap import own_process  # heavy
+    from filestore_cli.process import own_process  # heavy
 
     own_process()
     from filestore.backends import open_backend  # heavy

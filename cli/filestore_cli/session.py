@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 
 import click
 
-from filestore.config import Folders, Settings, knobs, option_of, parse_setting, settings_from
 from filestore.errors import InvalidSetting, NotARepository
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
+from filestore_cli.settings import Folders, Settings, knobs, option_of, parse_setting, settings_from
 from filestore_cli.start import output_failure, say
 from filestore_cli.text import printable
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import click
 
+from filestore.core.names import tree_name
+from filestore.core.records import Kind
+from filestore.core.references import Reference
 from filestore.errors import TargetError
-from filestore.objects import Kind, Reference, tree_name
 from filestore_cli.progress import FETCH, HASH, PUSH, SURVEY, shown
 from filestore_cli.session import Session, creates, takes
 from filestore_cli.start import run_to_end
@@ -20,17 +22,17 @@ from filestore_cli.text import duration, exactly, in_units, printable, table
 
 if TYPE_CHECKING:
     # Heavy: the commands import these when they run.
-    from filestore.codec import Codec
-    from filestore.fetch import Fetched
-    from filestore.manifest import Manifest
-    from filestore.objects import Record
-    from filestore.push import Pushed, Survey
-    from filestore.repository import Repository
-    from filestore.unpack import Unpacked
-    from filestore.walk import Symlinks
+    from filestore.core.manifest import Manifest
+    from filestore.core.records import Record
+    from filestore.format.codec import Codec
+    from filestore.repository.protocol import Repository
+    from filestore.transfer.fetch import Fetched
+    from filestore.transfer.fetch_tree import Unpacked
+    from filestore.transfer.push import Pushed, Survey
+    from filestore.transfer.sources.walk import Symlinks
 
 SYMLINKS = ("inside", "follow", "keep", "refuse")
-"""The values of `filestore.walk.Symlinks`."""
+"""The values of `filestore.transfer.sources.walk.Symlinks`."""
 
 _PATH = click.Path(path_type=Path)
 _CONNECTION = ("url", "token", "connections", "stall_seconds")
@@ -52,13 +54,13 @@ class Selection(NamedTuple):
 
     def arguments(self) -> WalkArguments:
         """The same for whoever walks the directory."""
-        from filestore.walk import Symlinks  # heavy
+        from filestore.transfer.sources.walk import Symlinks  # heavy
 
         return WalkArguments(symlinks=Symlinks(self.symlinks or "inside"), include=self.include, exclude=self.exclude)
 
 
 class WalkArguments(TypedDict):
-    """What `filestore.walk` and those who call it are told."""
+    """What `filestore.transfer.sources.walk` and those who call it are told."""
 
     symlinks: Symlinks
     include: tuple[str, ...]
@@ -273,11 +275,11 @@ async def _push(
     session: Session, path: Path, *, name: str | None, rehash: bool, create: bool, selection: Selection
 ) -> tuple[Pushed, str, str, bool]:
     """What was pushed, where to, as a person and as a program are told, and whether that was made for it."""
-    from filestore.heap import own_process  # heavy
+    from filestore_cli.process import own_process  # heavy
 
     own_process()
-    from filestore.journal import Journal  # heavy
-    from filestore.push import push as push_path  # heavy
+    from filestore.transfer.push import push as push_path  # heavy
+    from filestore.transfer.sources.push_cache import Journal  # heavy
 
     settings = session.settings
     created = create and await session.create_repository()
@@ -297,8 +299,8 @@ async def _push(
 
 
 async def _survey(session: Session, path: Path, *, rehash: bool, selection: Selection) -> tuple[Survey, str, str]:
-    from filestore.journal import Journal  # heavy
-    from filestore.push import survey  # heavy
+    from filestore.transfer.push import survey  # heavy
+    from filestore.transfer.sources.push_cache import Journal  # heavy
 
     with Journal(session.settings.journal) as journal:
         async with (
@@ -310,7 +312,7 @@ async def _survey(session: Session, path: Path, *, rehash: bool, selection: Sele
 
 
 async def _fetch(session: Session, wanted: Wanted) -> Done:
-    from filestore.heap import own_process  # heavy
+    from filestore_cli.process import own_process  # heavy
 
     own_process()
     reference = Reference.parse(wanted.reference)
@@ -327,7 +329,7 @@ async def _fetch(session: Session, wanted: Wanted) -> Done:
 
 
 async def _fetch_file(session: Session, repository: Repository, record: Record, wanted: Wanted) -> Fetched:
-    from filestore.fetch import fetch as fetch_file  # heavy
+    from filestore.transfer.fetch import fetch as fetch_file  # heavy
 
     wanted.check_name(record.name)
     is_chosen = wanted.is_chosen(record.name)
@@ -337,7 +339,7 @@ async def _fetch_file(session: Session, repository: Repository, record: Record, 
 
 
 async def _fetch_tree(session: Session, repository: Repository, record: Record, wanted: Wanted) -> Unpacked:
-    from filestore.unpack import unpack  # heavy
+    from filestore.transfer.fetch_tree import unpack  # heavy
 
     name = tree_name(record.name)
     wanted.check_name(name)
@@ -353,7 +355,7 @@ async def _fetch_tree(session: Session, repository: Repository, record: Record, 
 
 
 async def _hash(session: Session, path: Path, selection: Selection) -> Manifest:
-    from filestore.push import manifest_of  # heavy
+    from filestore.transfer.push import manifest_of  # heavy
 
     async with shown(HASH, _label(path), enabled=session.shows_progress) as report:
         return await manifest_of(path, report=report, **selection.arguments())
@@ -366,7 +368,7 @@ def _label(path: Path) -> str:
 
 def codec_of(choice: str) -> Codec | None:
     """What the setting `codec` means: None where each chunk gets the best for it."""
-    from filestore.codec import Codec  # heavy
+    from filestore.format.codec import Codec  # heavy
 
     return None if choice == "auto" else Codec[choice.upper().replace("+", "_")]
 

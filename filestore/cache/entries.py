@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from filestore.layout import BLOCK_SIZE, in_blocks
-from filestore.objects import Kind, parse_json
+from filestore.core.records import Kind, parse_json
+from filestore.system.files import BLOCK_SIZE, in_blocks
 
 WATCHED_FILES = 100
 """Files of a tree that a hit looks at, the largest ones: weights are among them, and 100 looks take 0.2 ms."""

@@ -8,14 +8,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from filestore.cache.disk import CannotMoveError, storage_errors, take_aside, take_away
 from filestore.cache.entries import FileEntry, TreeEntry, read_entry
+from filestore.cache.entry_store import FOLDERS, SUFFIXES, contents
 from filestore.cache.leases import Leases
-from filestore.cache.shelf import FOLDERS, SUFFIXES, contents
-from filestore.durable import stored_size_of
-from filestore.layout import BLOCK_SIZE, in_blocks
-from filestore.objects import Kind
-from filestore.removal import remove_if_possible, remove_in_place
+from filestore.core.records import Kind
+from filestore.system.files import (
+    BLOCK_SIZE,
+    CannotMoveError,
+    in_blocks,
+    remove_if_possible,
+    remove_in_place,
+    storage_errors,
+    stored_size_of,
+    take_aside,
+    take_away,
+)
 
 ENTRY_SIZE = 4 * BLOCK_SIZE
 """Bytes of disk that an entry takes beside its content, manifest and tail: folders, and `entry.json`."""

@@ -28,9 +28,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from filestore.aio import ProcessLock
-from filestore.cache.lock import try_lock, unlock
-from filestore.removal import remove_if_possible
+from filestore.system.files import remove_if_possible
+from filestore.system.locks import try_lock, unlock
+from filestore.system.threads import ProcessLock
 
 T = TypeVar("T")
 

@@ -7,13 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from filestore.archive.read import Limits
-from filestore.cache.shelf import FOLDERS, Wanted, contents, read_manifest
-from filestore.digest import DIGEST_SIZE
-from filestore.manifest import MANIFEST_LIMIT, Manifest
-from filestore.objects import Kind
-from filestore.receive import FileSeed, Seed
-from filestore.unpack import TreeSeed
+from filestore.cache.entry_store import FOLDERS, Wanted, contents, read_manifest
+from filestore.core.digest import DIGEST_SIZE
+from filestore.core.manifest import MANIFEST_LIMIT, Manifest
+from filestore.core.records import Kind
+from filestore.format.zip.read import Limits
+from filestore.transfer.seeds import FileSeed, Seed
+from filestore.transfer.tree_seed import TreeSeed
 
 if TYPE_CHECKING:  # numpy takes 0.15 s to import: a hit does not pay for it
     import numpy as np

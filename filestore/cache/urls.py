@@ -22,14 +22,16 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
-from filestore.cache.disk import storage_errors, take_away, write_durably
+from filestore.cache.entry_store import Shelf, Wanted
 from filestore.cache.inventory import ENTRY_SIZE
 from filestore.cache.leases import Hold, Leases
-from filestore.cache.lock import Lock, locked
-from filestore.cache.room import Room
-from filestore.cache.shelf import Shelf, Wanted
-from filestore.digest import Digest
+from filestore.cache.quota import Room
+from filestore.core.digest import Digest
+from filestore.core.manifest import Manifest
+from filestore.core.progress import Report
+from filestore.core.records import Kind, parse_json
+from filestore.core.references import FileURL, Reference
+from filestore.download.download import PARTIAL_NAME, Downloaded, DownloadLimits, Validators, download, validators_from
 from filestore.errors import (
     DownloadRefused,
     FilestoreError,
@@ -39,12 +41,10 @@ from filestore.errors import (
     TransferError,
     UnexpectedContent,
 )
-from filestore.http.download import PARTIAL_NAME, Downloaded, DownloadLimits, Validators, download, validators_from
-from filestore.layout import in_blocks
-from filestore.manifest import Manifest
-from filestore.objects import FileURL, Kind, Reference, Report, parse_json
-from filestore.push import manifest_of
-from filestore.removal import remove_if_possible
+from filestore.system.files import in_blocks, remove_if_possible, storage_errors, take_away, write_durably
+from filestore.system.locks import Lock, locked
+from filestore.system.threads import in_cpu_thread, in_disk_thread, uninterrupted
+from filestore.transfer.push import manifest_of
 
 ATTEMPTS = 3
 

@@ -7,21 +7,21 @@ import stat
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from filestore.aio import in_disk_thread
-from filestore.archive import write
-from filestore.archive.read import Member
-from filestore.cache.disk import storage_errors
+from filestore.cache.cache import check_cache
 from filestore.cache.entries import Entry, FileEntry, read_entry
+from filestore.cache.entry_store import contents, read_manifest, read_members, read_tail
 from filestore.cache.inventory import entries, remove_damaged
-from filestore.cache.resolve import check_cache
-from filestore.cache.shelf import contents, read_manifest, read_members, read_tail
-from filestore.digest import Digest
+from filestore.core.digest import Digest
+from filestore.core.paths import unhashed
+from filestore.core.records import Kind
 from filestore.errors import FilestoreError
-from filestore.layout import unhashed
-from filestore.objects import Kind
-from filestore.push import manifest_of
-from filestore.tree_staging import is_standing
-from filestore.walk import Symlinks
+from filestore.format.zip import write
+from filestore.format.zip.read import Member
+from filestore.system.files import storage_errors
+from filestore.system.threads import in_disk_thread
+from filestore.transfer.push import manifest_of
+from filestore.transfer.sinks.compare import is_standing
+from filestore.transfer.sources.walk import Symlinks
 
 _BYTECODE = "__pycache__"
 """What Python adds to a tree that it imports from."""

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from filestore import errors
-from filestore.digest import DIGEST_SIZE, Buffer, Digest
-from filestore.manifest import CHUNK_LIMIT
+from filestore.core.digest import DIGEST_SIZE, Buffer, Digest
+from filestore.core.manifest import CHUNK_LIMIT
 
 API = "/native/v1"
 BATCH_COUNT_LIMIT = 4096

@@ -7,17 +7,18 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
-from filestore.aio import in_disk_thread
 from filestore.cache import Cache
+from filestore.core.progress import Report
+from filestore.core.records import Kind, Record
 from filestore.errors import InvalidSetting, SourceError, SourceRefused
-from filestore.objects import Kind, Record, Report
-from filestore.push import push
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
 from filestore.runtime.handles import handle_name, readable_path
 from filestore.runtime.inputs import InputFile, Inputs, Make
 from filestore.runtime.outputs import OutputFile, Outputs, file_answer
 from filestore.runtime.prepare import Prepared, in_lanes, prepare
 from filestore.runtime.values import Local, stored_value
+from filestore.system.threads import in_disk_thread
+from filestore.transfer.push import push
 
 
 def _as_path(_: Kind, path: Path) -> object:

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 
-from filestore.objects import Kind
+from filestore.core.records import Kind
 
 _KINDS = {"File": Kind.FILE, "FileURL": Kind.FILE, "Directory": Kind.DIRECTORY}
 _PACKAGES = ("filestore", "pipeline")

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filestore.core.names import checked_name
 from filestore.errors import InvalidRun, SourceUnreadable, storage_error
-from filestore.objects import checked_name
 
 _PIECE = 1 << 20
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from filestore.core.records import Kind
+from filestore.core.references import Directory, File
+from filestore.core.signing import unsigned_path
 from filestore.errors import InvalidInput, InvalidRun
-from filestore.objects import Directory, File, Kind
 from filestore.runtime.declared import allows_none, declared_field, declared_item, declared_kind, is_list
 from filestore.runtime.values import Stored, described
-from filestore.signing import unsigned_path
 
 Make = Callable[[Kind, Path], object]
 """What a pipe is given for a local path: the path itself, or a value of a class that its parameter is declared as."""

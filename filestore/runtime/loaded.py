@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from filestore.aio import uninterrupted
 from filestore.cache import Cache
 from filestore.runtime.process import PipelineProcess
+from filestore.system.threads import uninterrupted
 
 
 class Loaded(NamedTuple):

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from filestore.core.records import Record
 from filestore.errors import InvalidReference, InvalidRun
-from filestore.objects import Record
 from filestore.runtime.handles import check_handle
 from filestore.runtime.inputs import DEPTH_LIMIT
 from filestore.runtime.values import Local, Stored, described, returned_file

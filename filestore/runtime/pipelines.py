@@ -16,9 +16,9 @@ from typing import Any
 
 from blake3 import blake3
 
-from filestore.cache.disk import write_durably
+from filestore.core.names import NAME_LIMIT
 from filestore.errors import InvalidInput, StorageError, UnknownPipeline
-from filestore.objects import NAME_LIMIT
+from filestore.system.files import write_durably
 
 _ID = re.compile(r"pipeline_[0-9a-f]{32}")
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from filestore.aio import task_group
 from filestore.cache import Cache, Resolved
-from filestore.objects import Report
-from filestore.repository import Repository
+from filestore.core.progress import Report
+from filestore.repository.protocol import Repository
 from filestore.runtime.values import Stored
+from filestore.system.threads import task_group
 
 T = TypeVar("T")
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.errors import LimitExceeded, PipelineEnded, RunFailed, RunTimedOut
-from filestore.removal import remove_if_possible
-from filestore.runtime import messages
+from filestore.runtime import worker_protocol as messages
+from filestore.system.files import remove_if_possible
+from filestore.system.threads import in_cpu_thread, in_disk_thread, uninterrupted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,20 +13,20 @@ from typing import Any
 from aiofiles.tempfile import TemporaryFile
 from aiohttp import web
 
-from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.errors import InvalidInput
 from filestore.http.server.app import Route
-from filestore.http.server.exchange import Exchange
-from filestore.http.server.forms import Form, receive_form
+from filestore.http.server.body.forms import Form, receive_form
+from filestore.http.server.context import Exchange
 from filestore.http.server.pushes import push_spool
-from filestore.http.server.workers import Extension
-from filestore.index.protocol import Index
-from filestore.repository import LocalRepository
-from filestore.runtime.messages import MESSAGE_LIMIT
+from filestore.http.server.worker import Extension
+from filestore.repository.index.protocol import Index
+from filestore.repository.local import LocalRepository
+from filestore.repository.stores.protocol import ChunkStore
 from filestore.runtime.pipelines import Pipeline, checked_pipeline_name
 from filestore.runtime.runs import Run, timestamp
 from filestore.runtime.server import MakeCache, Runtime, RuntimeLimits, open_runtime
-from filestore.stores.protocol import ChunkStore
+from filestore.runtime.worker_protocol import MESSAGE_LIMIT
+from filestore.system.threads import in_cpu_thread, in_disk_thread, uninterrupted
 
 
 class Routes:

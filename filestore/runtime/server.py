@@ -12,22 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filestore.aio import in_cpu_thread, in_disk_thread, uninterrupted
 from filestore.cache import Cache
-from filestore.cache.disk import storage_errors
-from filestore.durable import try_flock
+from filestore.core.records import Kind
+from filestore.core.references import Directory, File, FileURL
 from filestore.errors import Busy, FilestoreError, RunFailed, SourceError, StorageFull, TransferError
-from filestore.http.server.problems import log_failure
+from filestore.http.server.errors import log_failure
 from filestore.http.wire import status_of
-from filestore.objects import Directory, File, FileURL, Kind
-from filestore.removal import remove_if_possible
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
 from filestore.runtime.adapter import Adapter
 from filestore.runtime.loaded import Loaded, LoadedPipelines
-from filestore.runtime.messages import UnsupportedValue, described, valued
 from filestore.runtime.pipelines import Pipeline, Pipelines
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.runs import Run, Runs, State
+from filestore.runtime.worker_protocol import UnsupportedValue, described, valued
+from filestore.system.files import remove_if_possible, storage_errors
+from filestore.system.locks import try_flock
+from filestore.system.threads import in_cpu_thread, in_disk_thread, uninterrupted
 
 _DECLARED: Mapping[str, object] = {"file": File, "directory": Directory, "url": FileURL, "handle": File}
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import ParseResult
 
+from filestore.core.records import Kind
+from filestore.core.references import Directory, File, FileURL
 from filestore.errors import InvalidReference, InvalidSetting
-from filestore.objects import Directory, File, FileURL, Kind
-from filestore.paths import home_path
 from filestore.runtime.declared import kind_of_class
+from filestore.system.files import home_path
 
 Stored = File | Directory
 

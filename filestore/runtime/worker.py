@@ -23,8 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filestore.runtime import messages
-from filestore.runtime.messages import UnsupportedValue
+from filestore.runtime import worker_protocol as messages
+from filestore.runtime.worker_protocol import UnsupportedValue
 
 UNSUPPORTED = "Tried to return a non-supported type from a pipeline"
 """The Pipeline SDK looks for these words."""

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-from filestore.config import knobs, option_of
 from filestore_cli.main import cli
+from filestore_cli.settings import knobs, option_of
 
 REPOSITORY = Path(__file__).parents[2]
 CLI = (REPOSITORY / "docs/cli.md").read_text()

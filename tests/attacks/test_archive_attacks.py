@@ -7,10 +7,10 @@ import zlib
 
 import pytest
 
-from filestore.archive.inflate import PIECE_LIMIT, Inflater
-from filestore.archive.read import DEFAULT_LIMITS, Limits, check_links, check_local_header
-from filestore.archive.structures import FLAG_DESCRIPTOR, FLAG_UTF8
 from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded
+from filestore.format.zip.inflate import PIECE_LIMIT, Inflater
+from filestore.format.zip.read import DEFAULT_LIMITS, Limits, check_links, check_local_header
+from filestore.format.zip.structures import FLAG_DESCRIPTOR, FLAG_UTF8
 from tests.support.archives import SMALL_SPACE, Forged, content_in, deflated, forged, members_of, unpacked, wrapped
 
 HONEST = Forged("honest.txt", b"all is well")
@@ -591,7 +591,7 @@ def test_zip64_field_that_is_there_twice() -> None:
 @pytest.fixture
 def small_space(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that offsets without Zip64 are modulo 1 MiB, not 4 GiB."""
-    monkeypatch.setattr("filestore.archive.read.OFFSET_SPACE", SMALL_SPACE)
+    monkeypatch.setattr("filestore.format.zip.read.OFFSET_SPACE", SMALL_SPACE)
 
 
 @pytest.mark.usefixtures("small_space")

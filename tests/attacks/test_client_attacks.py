@@ -14,8 +14,11 @@ import pytest
 from aiohttp import web
 
 from filestore.cache import Cache
-from filestore.chunking import CUTTING_VERSION
-from filestore.digest import Digest, chunk_digest, manifest_digest
+from filestore.core.digest import Digest, chunk_digest, manifest_digest
+from filestore.core.manifest import Manifest
+from filestore.core.paths import file_path
+from filestore.core.records import Kind, Record
+from filestore.core.references import Directory, File, Reference
 from filestore.errors import (
     FilestoreError,
     Interrupted,
@@ -31,14 +34,13 @@ from filestore.errors import (
     UnknownFormat,
     Unreachable,
 )
-from filestore.http import client as client_module
+from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.codec import Frame
 from filestore.http import wire
-from filestore.http.client import RemoteRepository
-from filestore.layout import file_path
-from filestore.manifest import Manifest
-from filestore.objects import Directory, File, Frame, Kind, Record, Reference
-from filestore.push import push
-from filestore.repository import Repository
+from filestore.http.client import repository as client_module
+from filestore.http.client.repository import RemoteRepository
+from filestore.repository.protocol import Repository
+from filestore.transfer.push import push
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache
+from filestore.core.references import Directory, FileURL
+from filestore.download.addresses import is_public
+from filestore.download.download import ATTEMPTS, DownloadLimits, _Downloading, _Staging, download
 from filestore.errors import (
     DownloadRefused,
     FilestoreError,
@@ -21,10 +24,7 @@ from filestore.errors import (
     ServerError,
     Stalled,
 )
-from filestore.http.addresses import is_public
-from filestore.http.download import ATTEMPTS, DownloadLimits, _Downloading, _Staging, download
-from filestore.objects import Directory, FileURL
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
 from tests.support.archives import Forged, forged
 from tests.support.generator import octets
 from tests.support.nginx import running_nginx
@@ -141,13 +141,13 @@ PUBLIC = [
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other at once."""
-    monkeypatch.setattr("filestore.http.download.FIRST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr("filestore.download.download.FIRST_PAUSE_SECONDS", 0)
 
 
 @pytest.fixture
 def one_public(monkeypatch: pytest.MonkeyPatch) -> None:
     """127.0.0.1 stands for the public Internet, and for nothing else does anything."""
-    monkeypatch.setattr("filestore.http.download.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("filestore.download.download.is_public", lambda address: address == "127.0.0.1")
 
 
 def port_of(origin: Origin) -> int:
@@ -178,7 +178,7 @@ def test_an_address_that_is_public(address: str) -> None:
 async def test_a_literal_address_is_judged_too(folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No resolver is asked about one, and no socket is made for it."""
     made: list[object] = []
-    monkeypatch.setattr("filestore.http.download.socket.socket", lambda *given: made.append(given))
+    monkeypatch.setattr("filestore.download.download.socket.socket", lambda *given: made.append(given))
 
     sentence = await refused(f"http://[{address}]/" if ":" in address else f"http://{address}/", folder)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from filestore.core.references import FileURL
+from filestore.download.download import DownloadLimits, download
 from filestore.errors import DownloadRefused, OriginUnreachable
-from filestore.http.download import DownloadLimits, download
-from filestore.objects import FileURL
 from tests.support.forwarding import running_forwarding
 from tests.support.nginx import Nginx, free_port
 from tests.support.origins import Asked, running_origin

@@ -6,11 +6,10 @@ import struct
 
 import pytest
 
-from filestore.codec import Codec, Decoder, Encoder, frame_limit
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import CHUNK_LIMIT
 from filestore.errors import InvalidFrame
-from filestore.manifest import CHUNK_LIMIT
-from filestore.objects import Frame
+from filestore.format.codec import Codec, Decoder, Encoder, Frame, frame_limit
 
 CONTENT = b"".join(f"{place} bottles of beer on the wall\n".encode() for place in range(99))
 WEIGHTS = b"".join(bytes([place * 97 % 251, 0x3C + place % 3]) for place in range(2000))

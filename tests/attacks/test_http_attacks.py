@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from filestore.codec import Codec
-from filestore.digest import DIGEST_SIZE
+from filestore.core.digest import DIGEST_SIZE
+from filestore.core.manifest import CHUNK_LIMIT, MANIFEST_LIMIT
+from filestore.core.paths import manifest_key
+from filestore.format.codec import Codec
 from filestore.http import wire
 from filestore.http.server.app import ROUTES, Route
 from filestore.http.wire import API, BatchEntry
-from filestore.layout import manifest_key
-from filestore.manifest import CHUNK_LIMIT, MANIFEST_LIMIT
 from tests.support.frames import contents, encoded, frames, manifest
 from tests.support.generator import octets
 from tests.support.server import FORM, OTHER_TOKEN, TOKEN, RunningServer, batch, form, reply, running_server

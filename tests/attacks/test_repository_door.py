@@ -10,12 +10,13 @@ from typing import NamedTuple
 import pytest
 
 from filestore.backends import open_backend
-from filestore.chunking import CUTTING_VERSION
-from filestore.digest import chunk_digest, manifest_digest
+from filestore.core.digest import chunk_digest, manifest_digest
+from filestore.core.manifest import CHUNK_LIMIT, MANIFEST_LIMIT, Chunk, Manifest
+from filestore.core.references import Reference
 from filestore.errors import ChunksMissing, InvalidFrame, InvalidManifest, InvalidName, LimitExceeded, NotFound
-from filestore.manifest import CHUNK_LIMIT, MANIFEST_LIMIT, Chunk, Manifest
-from filestore.objects import Frame, Reference
-from filestore.repository import LocalRepository
+from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.codec import Frame
+from filestore.repository.local import LocalRepository
 from tests.support.frames import contents, encoded, frames, manifest, room
 from tests.support.generator import prose
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from filestore.backends import open_backend
+from filestore.core.signing import signed_path
 from filestore.http.wire import API
-from filestore.signing import signed_path
 from tests.support.frames import contents, encoded, manifest
 from tests.support.server import OTHER_TOKEN, RunningServer, running_server
 

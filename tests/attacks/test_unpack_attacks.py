@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from filestore.archive.read import DEFAULT_LIMITS, Limits
-from filestore.archive.structures import FLAG_DESCRIPTOR
 from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded, NotAnArchive, TargetError
-from filestore.repository import LocalRepository
-from filestore.unpack import unpack
+from filestore.format.zip.read import DEFAULT_LIMITS, Limits
+from filestore.format.zip.structures import FLAG_DESCRIPTOR
+from filestore.repository.local import LocalRepository
+from filestore.transfer.fetch_tree import unpack
 from tests.support.archives import Forged, deflated, forged
 from tests.support.folding import names_without_case
 from tests.support.generator import octets
@@ -387,7 +387,7 @@ async def test_descriptor_that_lies(
     descriptor = struct.pack("<4s3I", b"PK\7\10", zlib.crc32(content), len(data), len(content) + 1)
     archive = forged([HONEST, Forged("a", content, deflated=is_deflated, flags=FLAG_DESCRIPTOR, descriptor=descriptor)])
     await assert_refused(repository, archive, place, "the descriptor")
-    monkeypatch.setattr("filestore.tree_staging.GATHER_LIMIT", 0)
+    monkeypatch.setattr("filestore.transfer.sinks.zip_index.GATHER_LIMIT", 0)
     await assert_refused(repository, archive, place, "the descriptor")
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from filestore import walk as walk_room
-from filestore.archive.read import DEFAULT_LIMITS
 from filestore.errors import SourceChanged, SourceRefused, SourceUnreadable
-from filestore.walk import Symlinks, Walked, walk
+from filestore.format.zip.read import DEFAULT_LIMITS
+from filestore.transfer.sources import walk as walk_room
+from filestore.transfer.sources.walk import Symlinks, Walked, walk
 from tests.support.trees import Folder, Link, Planted, looped_tree, plant
 
 FOLLOWING = (Symlinks.INSIDE, Symlinks.FOLLOW)

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
-from filestore.http.client import RemoteRepository
-from filestore.index.protocol import Index
-from filestore.index.sqlite import open_index
-from filestore.repository import LocalRepository, Repository
-from filestore.stores.disk import open_store
-from filestore.stores.memory import MemoryStore
-from filestore.stores.protocol import ChunkStore
+from filestore.http.client.repository import RemoteRepository
+from filestore.repository.index.protocol import Index
+from filestore.repository.index.sqlite import open_index
+from filestore.repository.local import LocalRepository
+from filestore.repository.protocol import Repository
+from filestore.repository.stores.disk import open_store
+from filestore.repository.stores.memory import MemoryStore
+from filestore.repository.stores.protocol import ChunkStore
 from tests.support.server import running_server
 
 OpenIndex = Callable[..., Awaitable[Index]]

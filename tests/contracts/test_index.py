@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from filestore.digest import Digest, chunk_digest, token_digest
+from filestore.core.digest import Digest, chunk_digest, token_digest
+from filestore.core.records import Kind, Record
+from filestore.core.references import Reference
 from filestore.errors import Busy
-from filestore.index.protocol import ChunkRow, Index
-from filestore.objects import Kind, Record, Reference
+from filestore.repository.index.protocol import ChunkRow, Index
 from tests.contracts.conftest import Clock, OpenIndex
 from tests.support.cancels import cancelled_at_every_await
 

@@ -6,12 +6,14 @@ import asyncio
 
 import pytest
 
-from filestore.chunking import CUTTING_VERSION
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import CHUNK_LIMIT, Manifest
+from filestore.core.records import Kind, Record
+from filestore.core.references import File, Reference
 from filestore.errors import ChunksMissing, InvalidFrame, InvalidManifest, InvalidName, NotFound
-from filestore.manifest import CHUNK_LIMIT, Manifest
-from filestore.objects import File, Frame, Kind, Record, Reference
-from filestore.repository import Repository
+from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.codec import Frame
+from filestore.repository.protocol import Repository
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import contents, decoded, encoded, frames, manifest, room
 from tests.support.generator import octets, prose

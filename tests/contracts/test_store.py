@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from filestore.digest import Digest, chunk_digest
-from filestore.stores.protocol import ChunkStore, Staging
+from filestore.core.digest import Digest, chunk_digest
+from filestore.repository.stores.protocol import ChunkStore, Staging
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import contents
 

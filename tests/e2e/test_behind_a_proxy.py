@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
-from filestore.codec import Codec
 from filestore.errors import ForeignAnswer
+from filestore.format.codec import Codec
 from filestore.http import wire
-from filestore.http.foreign import SETTINGS_OF_A_PROXY
+from filestore.http.client.foreign import SETTINGS_OF_A_PROXY
 from tests.support.frames import encoded
 from tests.support.generator import octets
 from tests.support.nginx import free_port, running_proxy
@@ -88,7 +88,7 @@ async def test_an_answer_of_another_server_is_told_from_one_of_filestore(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, status: int, advice: str
 ) -> None:
     """Redirects, pages and another server's errors name who answered, and never mean that a token or a file is wrong."""
-    monkeypatch.setattr("filestore.http.client.FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("filestore.http.client.repository.FIRST_PAUSE_SECONDS", 0.001)
     port = free_port()
     with running_proxy(tmp_path / "nginx", port, f"server {{ listen 127.0.0.1:{port}; location / {{ {rule} }} }}"):
         async with connect(f"http://127.0.0.1:{port}", token=TOKEN) as repository:

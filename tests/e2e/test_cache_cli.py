@@ -14,8 +14,8 @@ from filestore.backends import connect
 from filestore.cache import Cache
 from filestore.cache.inventory import entries
 from filestore.cache.leases import Leases
-from filestore.objects import File
-from filestore.push import push
+from filestore.core.references import File
+from filestore.transfer.push import push
 from tests.support.commands import Home
 from tests.support.generator import octets
 from tests.support.trees import plant, standing

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from filestore.walk import Symlinks
+from filestore.transfer.sources.walk import Symlinks
 from filestore_cli.transfer import SYMLINKS
 from tests.support.archives import Forged, forged
 from tests.support.commands import SCRIPTS, Home, Server

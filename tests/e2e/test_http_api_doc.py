@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from filestore import errors
+from filestore.core.signing import PREFIX as SIGNED_PREFIX
 from filestore.http.server.app import ROUTES
 from filestore.http.wire import API, status_of
-from filestore.signing import PREFIX as SIGNED_PREFIX
 from tests.support.frames import encoded, manifest
 from tests.support.generator import octets
 from tests.support.server import RunningServer, batch, running_server

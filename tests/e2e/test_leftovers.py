@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
-from filestore.digest import Digest
-from filestore.fetch import fetch
-from filestore.leftovers import leftovers, remove_leftover
-from filestore.objects import Kind, Record, record_from_json
-from filestore.unpack import staging_folder, tree_label, unpack
+from filestore.core.digest import Digest
+from filestore.core.records import Kind, Record, record_from_json
+from filestore.transfer.fetch import fetch
+from filestore.transfer.fetch_tree import unpack
+from filestore.transfer.leftovers import leftovers, remove_leftover
+from filestore.transfer.target import staging_folder, tree_label
 from tests.support.commands import SCRIPTS, Home
 from tests.support.disks import refuse_locks, small_disk
 from tests.support.generator import octets

@@ -15,7 +15,7 @@ import pytest
 from filestore import Directory, File
 from filestore.backends import connect
 from filestore.cache import Cache
-from filestore.http.download import DownloadLimits
+from filestore.download.download import DownloadLimits
 from filestore.runtime import Adapter
 from tests.support.commands import Home, Server
 from tests.support.nginx import running_nginx

@@ -12,7 +12,7 @@ import pytest
 
 from filestore.backends import connect
 from filestore.http.wire import API
-from filestore.push import push
+from filestore.transfer.push import push
 from tests.support.generator import octets
 from tests.support.models import safetensors_file, tensor, torch_file
 from tests.support.server import FORM, OTHER_TOKEN, Reply, RunningServer, eventually, form, reply, running_server

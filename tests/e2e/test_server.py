@@ -10,12 +10,12 @@ from urllib.parse import quote
 import pytest
 
 from filestore.backends import connect
-from filestore.digest import parse_digests
+from filestore.core.digest import parse_digests
+from filestore.core.manifest import Manifest
+from filestore.core.records import record_from_json
 from filestore.http import wire
 from filestore.http.wire import API, BatchEntry
-from filestore.manifest import Manifest
-from filestore.objects import record_from_json
-from filestore.push import manifest_of
+from filestore.transfer.push import manifest_of
 from tests.support.commands import Home
 from tests.support.frames import contents, encoded, frames, manifest
 from tests.support.generator import octets

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache, verify_cache
+from filestore.cache.cache import _Asked
 from filestore.cache.leases import Leases
-from filestore.cache.resolve import _Asked
-from filestore.objects import Directory, Kind, Record
-from filestore.push import push
-from filestore.repository import Repository
+from filestore.core.records import Kind, Record
+from filestore.core.references import Directory
+from filestore.repository.protocol import Repository
+from filestore.transfer.push import push
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.commands import start_module
 from tests.support.generator import octets, prose

@@ -17,10 +17,11 @@ import pytest
 from filestore.cache import Cache
 from filestore.cache.inventory import ENTRY_SIZE, entries, staged
 from filestore.cache.leases import Leases
+from filestore.core.records import Record
+from filestore.core.references import Directory, File
 from filestore.errors import CacheFull, StorageError, StorageFull
-from filestore.objects import Directory, File, Record
-from filestore.push import push
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
+from filestore.transfer.push import push
 from tests.support.disks import small_disk
 from tests.support.trees import plant, standing
 from tests.support.usage import sampled

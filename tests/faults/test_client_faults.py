@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
-from filestore.codec import Codec
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
 from filestore.errors import Unauthorized
-from filestore.http import client as client_module
-from filestore.objects import Frame
+from filestore.format.codec import Codec, Frame
+from filestore.http.client import repository as client_module
 from tests.support.frames import encoded, room
 from tests.support.generator import octets
 from tests.support.server import TOKEN, RunningServer, running_server

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from filestore.aio import DISK_THREADS, thread_pool
 from filestore.cache import Cache, verify_cache
+from filestore.core.progress import Progress
+from filestore.core.records import Kind
+from filestore.core.references import FileURL
+from filestore.download.download import Downloaded, DownloadLimits, download
 from filestore.errors import (
     CacheFull,
     Interrupted,
@@ -26,9 +29,8 @@ from filestore.errors import (
     TransferError,
     UnexpectedContent,
 )
-from filestore.http.download import Downloaded, DownloadLimits, download
-from filestore.objects import FileURL, Kind, Progress
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
+from filestore.system.threads import DISK_THREADS, thread_pool
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.commands import start_module
 from tests.support.disks import small_disk
@@ -47,7 +49,7 @@ BEGUN = head("200 OK", f"Content-Length: {len(CONTENT)}", 'ETag: "a"', "Last-Mod
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other at once."""
-    monkeypatch.setattr("filestore.http.download.FIRST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr("filestore.download.download.FIRST_PAUSE_SECONDS", 0)
 
 
 def start(tmp_path: Path, cache: str, url: str, *options: str) -> subprocess.Popen[str]:

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from filestore import Cache, aio, journal
-from filestore.cache import resolve
-from filestore.http import client
-from filestore.index import sqlite
-from filestore.repository import Repository
+from filestore import Cache
+from filestore.cache import cache as resolve
+from filestore.http.client import repository as client
+from filestore.repository.index import sqlite
+from filestore.repository.protocol import Repository
+from filestore.system import threads as aio
+from filestore.transfer.sources import push_cache as journal
 from tests.support.server import RunningServer, running_server
 
 REPOSITORY = Path(__file__).parents[2]
@@ -178,9 +180,9 @@ JOURNAL_IN_A_FORK = """
 import os, sys
 from pathlib import Path
 from types import ModuleType
-from filestore.journal import Journal
-from filestore.manifest import Manifest
-from filestore.repository import Identity
+from filestore.transfer.sources.push_cache import Journal
+from filestore.core.manifest import Manifest
+from filestore.repository.protocol import Identity
 
 path = Path(sys.argv[1])
 identity, manifest = Identity("0" * 32, "default", 1), Manifest.build([], cutting=1)

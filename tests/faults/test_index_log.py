@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
-from filestore.index.sqlite import open_index
-from filestore.objects import record_from_json
+from filestore.core.records import record_from_json
+from filestore.repository.index.sqlite import open_index
 from tests.support.commands import SCRIPTS, Home
 from tests.support.server import Reply, RunningServer, running_server
 
@@ -137,7 +137,7 @@ def test_nothing_but_sqlite_opens_a_file_of_the_index(tmp_path: Path) -> None:
         "opened = []\n"
         "sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == 'open' else None)\n"
         "from filestore.backends import connect\n"
-        "from filestore.push import push\n"
+        "from filestore.transfer.push import push\n"
         "from pathlib import Path\n"
         "async def main():\n"
         "    for _ in range(2):\n"

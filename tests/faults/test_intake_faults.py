@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from filestore.aio import DISK_THREADS
 from filestore.backends import open_backend
-from filestore.codec import Codec
-from filestore.http.server.answer import Answer
-from filestore.http.server.connection import PIECE
-from filestore.http.server.frames import OPEN_TOGETHER, Frames
+from filestore.format.codec import Codec, Frame
+from filestore.http.server.body.connection import PIECE
+from filestore.http.server.body.frames import OPEN_TOGETHER, Frames
+from filestore.http.server.body.writer import Answer
 from filestore.http.wire import API
-from filestore.objects import Frame
-from filestore.repository import LocalRepository
+from filestore.repository.local import LocalRepository
+from filestore.system.threads import DISK_THREADS
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import encoded, frames
 from tests.support.generator import octets

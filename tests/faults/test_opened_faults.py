@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache
+from filestore.core.manifest import Manifest
+from filestore.core.paths import chunk_key
+from filestore.core.records import Record
+from filestore.core.references import File
 from filestore.errors import CacheFull, DamagedChunk
-from filestore.layout import chunk_key
-from filestore.manifest import Manifest
-from filestore.objects import File, Record
-from filestore.push import push
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
+from filestore.transfer.push import push
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.generator import octets
 from tests.support.watched import WatchedRepository
@@ -156,7 +157,7 @@ async def test_a_file_that_the_cache_has_no_room_for(
     local_repository: Repository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sentence; the block does not begin, and nothing is left."""
-    monkeypatch.setattr("filestore.cache.room.STALL_SECONDS", 0.1)
+    monkeypatch.setattr("filestore.cache.quota.STALL_SECONDS", 0.1)
     with pytest.raises(CacheFull):
         async with Cache(tmp_path / "cache", local_repository, size_limit=4 * MIB) as cache, cache.open(File(id=record.id)):
             pytest.fail("the block began")

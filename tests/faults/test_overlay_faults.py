@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from filestore.cache.inventory import entries
-from filestore.digest import Digest
-from filestore.http.server.sdk.uploads import begin, expire
-from filestore.unpack import staging_folder, tree_label
+from filestore.core.digest import Digest
+from filestore.http.server.routes.sdk.uploads import begin, expire
+from filestore.transfer.target import staging_folder, tree_label
 from tests.support.commands import Home
 from tests.support.disks import overlay, small_disk
 from tests.support.generator import octets

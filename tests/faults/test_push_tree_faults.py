@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from filestore import push as push_module
+from filestore.core.manifest import Manifest
+from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.errors import ChunksMissing, SourceChanged
-from filestore.journal import Journal
-from filestore.manifest import Manifest
-from filestore.objects import DEFAULT_NAMESPACE
-from filestore.push import WINDOWS_IN_FLIGHT, manifest_of, push, survey
-from filestore.repository import LocalRepository, Repository
-from filestore.source import WINDOW_SIZE
+from filestore.repository.local import LocalRepository
+from filestore.repository.protocol import Repository
+from filestore.transfer import push as push_module
+from filestore.transfer.push import WINDOWS_IN_FLIGHT, manifest_of, push, survey
+from filestore.transfer.sources.file import WINDOW_SIZE
+from filestore.transfer.sources.push_cache import Journal
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.generator import octets
 from tests.support.trees import Planted, Script, plant

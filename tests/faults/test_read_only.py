@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from filestore.backends import connect, open_backend
+from filestore.core.records import Record
 from filestore.errors import ChunksMissing, DamagedChunk
-from filestore.fetch import fetch
-from filestore.objects import Record
-from filestore.push import push
-from filestore.repository import LocalRepository
+from filestore.repository.local import LocalRepository
+from filestore.transfer.fetch import fetch
+from filestore.transfer.push import push
 from tests.support.commands import REPOSITORY, Home
 from tests.support.disks import small_disk
 from tests.support.readers import USER
@@ -84,7 +84,7 @@ _KILLED = """
 import asyncio, os, sys
 from pathlib import Path
 from filestore.backends import connect
-from filestore.push import push
+from filestore.transfer.push import push
 
 async def main():
     async with connect(sys.argv[1]) as repository:
@@ -253,7 +253,7 @@ _TORN = """
 import asyncio, os, sys
 from pathlib import Path
 from filestore.errors import FilestoreError
-from filestore.index import sqlite
+from filestore.repository.index import sqlite
 
 async def main():
     index = await sqlite.open_index_for_reading(Path(sys.argv[1]))

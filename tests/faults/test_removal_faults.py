@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from filestore.digest import Digest
-from filestore.removal import move, remove
-from filestore.unpack import staging_folder
+from filestore.core.digest import Digest
+from filestore.system.files import move, remove
+from filestore.transfer.target import staging_folder
 from tests.support.commands import AS_ANY_USER, SCRIPTS, Home
 from tests.support.disks import small_disk
 from tests.support.trees import Planted, plant, standing
@@ -161,8 +161,10 @@ def test_a_removal_fixes_permissions_first(tmp_path: Path) -> None:
         (tmp_path / name).chmod(0o755)
         (tmp_path / name / "link").symlink_to(kept)
         (tmp_path / name).chmod(0o555)
-    run_python("import sys; from filestore.removal import remove; remove(sys.argv[1])", tmp_path / "by path")
-    code = "import os, sys; from filestore.removal import remove; remove(sys.argv[2], dir_fd=os.open(sys.argv[1], os.O_RDONLY))"
+    run_python("import sys; from filestore.system.files import remove; remove(sys.argv[1])", tmp_path / "by path")
+    code = (
+        "import os, sys; from filestore.system.files import remove; remove(sys.argv[2], dir_fd=os.open(sys.argv[1], os.O_RDONLY))"
+    )
     run_python(code, tmp_path, "by descriptor")
     assert ["kept"] == names(tmp_path)
     assert b"kept" == (kept / "file").read_bytes()
@@ -189,7 +191,9 @@ def test_a_read_only_folder_that_is_moved_stays_read_only(tmp_path: Path) -> Non
     """What is put back after a crash is as it was."""
     plant(tmp_path, {"a/folder/file": b"1", "b/other": b"2"})
     (tmp_path / "a/folder").chmod(0o555)
-    code = "import sys; from pathlib import Path; from filestore.removal import move; move(Path(sys.argv[1]), Path(sys.argv[2]))"
+    code = (
+        "import sys; from pathlib import Path; from filestore.system.files import move;move(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
     run_python(code, tmp_path / "a/folder", tmp_path / "b/folder")
     assert 0o555 == (tmp_path / "b/folder").stat().st_mode & 0o777
     (tmp_path / "b/folder").chmod(0o755)

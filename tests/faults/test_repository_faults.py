@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from filestore.backends import connect, open_backend
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.paths import chunk_key, hashed, manifest_key
+from filestore.core.records import Record
 from filestore.errors import ChunksMissing, DamagedRecord, StorageFull
-from filestore.layout import chunk_key, hashed, manifest_key
-from filestore.objects import DEFAULT_NAMESPACE, Record
-from filestore.repository import LocalRepository, Repository
+from filestore.repository.local import LocalRepository
+from filestore.repository.protocol import Repository
 from tests.support import crashes
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import contents, decoded, encoded, frames, manifest, room

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from filestore.core.references import FileURL
+from filestore.download.download import DownloadLimits, download
 from filestore.errors import ServerError
-from filestore.http.client import RemoteRepository
-from filestore.http.download import DownloadLimits, download
-from filestore.http.foreign import Said, said_by
-from filestore.objects import FileURL
+from filestore.http.client.repository import RemoteRepository
+from filestore.system.http_answers import Said, said_by
 from tests.support.origins import Asked, running_origin
 
 LOOPBACK = DownloadLimits(private_allowed=True)

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from filestore.codec import Codec
+from filestore.core.manifest import Manifest
+from filestore.core.paths import chunk_key
 from filestore.errors import AddressInUse
+from filestore.format.codec import Codec, Frame
 from filestore.http import wire
 from filestore.http.wire import API
-from filestore.layout import chunk_key
-from filestore.manifest import Manifest
-from filestore.objects import Frame
 from tests.support.frames import encoded, frames
 from tests.support.generator import octets
 from tests.support.server import (

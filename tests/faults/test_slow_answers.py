@@ -13,12 +13,13 @@ from typing import NamedTuple
 import pytest
 
 from filestore.backends import connect
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.paths import manifest_key
+from filestore.core.records import Record, record_from_json
 from filestore.errors import DamagedRecord, NotFound
 from filestore.http.wire import API
-from filestore.layout import manifest_key
-from filestore.objects import DEFAULT_NAMESPACE, Record, record_from_json
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
 from tests.support.frames import contents, encoded, manifest
 from tests.support.nginx import free_port, running_proxy
 from tests.support.server import TOKEN, RunningServer, eventually, running_server

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from filestore.errors import SourceChanged, SourceUnreadable
-from filestore.source import FileSource, Remembered
-from filestore.tree_source import TreeSource
-from filestore.walk import Symlinks, walk
+from filestore.transfer.sources.file import FileSource, Remembered
+from filestore.transfer.sources.tree import TreeSource
+from filestore.transfer.sources.walk import Symlinks, walk
 from tests.support.commands import AS_ANY_USER, SCRIPTS, Home
 from tests.support.cutting import scan
 from tests.support.generator import octets

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import Manifest
+from filestore.core.paths import chunk_key
 from filestore.errors import DamagedChunk, InvalidArchive, StorageFull, TargetError
-from filestore.layout import chunk_key
-from filestore.manifest import Manifest
-from filestore.push import push
-from filestore.repository import LocalRepository, Repository
-from filestore.unpack import unpack
+from filestore.repository.local import LocalRepository
+from filestore.repository.protocol import Repository
+from filestore.transfer.fetch_tree import unpack
+from filestore.transfer.push import push
 from tests.support.archives import Forged, forged
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.disks import small_disk
@@ -75,9 +76,9 @@ async def test_a_second_unpack_receives_what_is_missing(
     repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch, gather_limit: int
 ) -> None:
     """Chunks that are staged are not received again, nor those of packed entries that are whole."""
-    monkeypatch.setattr("filestore.receive.BATCHES_IN_FLIGHT", 1)
-    monkeypatch.setattr("filestore.receive.BATCH_SIZE", 30_000)
-    monkeypatch.setattr("filestore.tree_staging.GATHER_LIMIT", gather_limit)
+    monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
+    monkeypatch.setattr("filestore.transfer.schedule.BATCH_SIZE", 30_000)
+    monkeypatch.setattr("filestore.transfer.sinks.zip_index.GATHER_LIMIT", gather_limit)
     record = await stored(repository, ARCHIVE, chunk_size=10_000)
     watched = WatchedRepository(repository)
     whole = (await unpack(watched, record, place / "other")).bytes_received

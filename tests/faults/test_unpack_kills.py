@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
-from filestore.objects import Record
-from filestore.push import push
-from filestore.unpack import Unpacked, unpack
+from filestore.core.records import Record
+from filestore.transfer.fetch_tree import Unpacked, unpack
+from filestore.transfer.push import push
 from tests.support.disks import small_disk
 from tests.support.trees import standing
 
@@ -24,8 +24,8 @@ UNPACK = """
 import asyncio, sys
 from pathlib import Path
 from filestore.backends import connect
-from filestore.objects import Reference
-from filestore.unpack import unpack
+from filestore.core.references import Reference
+from filestore.transfer.fetch_tree import unpack
 
 async def main(root, id, target):
     async with connect(root) as repository:

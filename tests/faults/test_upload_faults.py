@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from filestore.http.server.sdk.uploads import Cut, begin, find
-from filestore.source import WINDOW_SIZE, unpacked
+from filestore.http.server.routes.sdk.uploads import Cut, begin, find
+from filestore.transfer.sources.file import WINDOW_SIZE, unpacked
 from tests.support.disks import small_disk
 from tests.support.generator import octets
 from tests.support.models import tensor, torch_file

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from filestore.codec import Codec, Decoder, decoded_size
-from filestore.digest import Digest, chunk_digest
-from filestore.manifest import CHUNK_LIMIT
-from filestore.objects import Frame
+from filestore.core.digest import Digest, chunk_digest
+from filestore.core.manifest import CHUNK_LIMIT
+from filestore.format.codec import Codec, Decoder, Frame, decoded_size
 
 FRAMES = Path(__file__).with_name("frames")
 

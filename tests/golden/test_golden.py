@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from filestore.digest import Digest
-from filestore.layout import parse_file_path, unhashed
-from filestore.manifest import Chunk, Manifest
+from filestore.core.digest import Digest
+from filestore.core.manifest import Chunk, Manifest
+from filestore.core.paths import parse_file_path, unhashed
 from tests.support.cutting import boundaries, chunk_sizes, pieces
 from tests.support.golden import CUTTING_INPUTS, cutting_vector, digest_vectors, layout_vector, manifest_vector, read
 

@@ -11,12 +11,12 @@ from itertools import accumulate, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filestore.archive.checksum import Checksum, crc32, crc32_combine
-from filestore.archive.cutter import WINDOW_MIN
-from filestore.archive.inflate import PIECE_LIMIT, Inflater
-from filestore.archive.read import Member
-from filestore.archive.write import Entry
 from filestore.errors import FilestoreError, InvalidArchive
+from filestore.format.zip.checksum import Checksum, crc32, crc32_combine
+from filestore.format.zip.chunker import WINDOW_MIN
+from filestore.format.zip.inflate import PIECE_LIMIT, Inflater
+from filestore.format.zip.read import Member
+from filestore.format.zip.write import Entry
 from tests.support.archives import Pipe, Unpacked, scanned, tree_cutter, unpacked, zip_of
 from tests.support.cutting import cut
 from tests.support.generator import octets, prose

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filestore.codec import Codec, Decoder, Encoder, decoded_size, frame_limit
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import CHUNK_LIMIT
 from filestore.errors import InvalidFrame
-from filestore.manifest import CHUNK_LIMIT
-from filestore.objects import Frame
+from filestore.format.codec import Codec, Decoder, Encoder, Frame, decoded_size, frame_limit
 
 ENCODERS = {codec: Encoder(codec=codec) for codec in (None, *Codec)}
 DECODER = Decoder()

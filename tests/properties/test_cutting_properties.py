@@ -6,8 +6,8 @@ from itertools import accumulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filestore.chunking import LOOKAHEAD
-from filestore.manifest import CHUNK_LIMIT
+from filestore.core.manifest import CHUNK_LIMIT
+from filestore.format.chunking import LOOKAHEAD
 from tests.support.cutting import boundaries, chunk_sizes, relayed_sizes
 from tests.support.generator import octets, prose
 from tests.support.models import Tensor, ZipEntry, gguf_file, safetensors_file, tensor, torch_file, zip_file

@@ -9,12 +9,13 @@ from urllib.parse import quote, unquote
 from hypothesis import given
 from hypothesis import strategies as st
 
+from filestore.core.names import SEGMENT_LIMIT, checked_name, shortened
+from filestore.core.paths import parse_run_path, run_path
+from filestore.core.references import Reference
+from filestore.core.signing import signed_path, unsigned_path, verify_path
 from filestore.errors import InvalidName
-from filestore.layout import parse_run_path, run_path
-from filestore.objects import Reference, checked_name
 from filestore.runtime.inputs import Inputs
 from filestore.runtime.outputs import Outputs
-from filestore.signing import SEGMENT_LIMIT, shortened, signed_path, unsigned_path, verify_path
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filestore import tree_source as tree_source_module
-from filestore.digest import chunk_digest
-from filestore.manifest import Manifest
-from filestore.source import WINDOW_SIZE, FileSource, Remembered, Source, read_exactly
-from filestore.tree_source import TreeSource
-from filestore.walk import Symlinks, walk
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import Manifest
+from filestore.transfer.sources import tree as tree_source_module
+from filestore.transfer.sources.file import WINDOW_SIZE, FileSource, Remembered, Source, read_exactly
+from filestore.transfer.sources.tree import TreeSource
+from filestore.transfer.sources.walk import Symlinks, walk
 from tests.support.archives import zip_of
 from tests.support.cutting import manifest_of
 from tests.support.trees import Folder, Link, Planted, Script, entries_of, plant, random_things

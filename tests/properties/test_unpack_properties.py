@@ -15,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from filestore.archive.read import TAIL_SIZE
 from filestore.errors import InvalidArchive
-from filestore.push import push
-from filestore.unpack import TreeSeed, unpack
+from filestore.format.zip.read import TAIL_SIZE
+from filestore.transfer.fetch_tree import unpack
+from filestore.transfer.push import push
+from filestore.transfer.tree_seed import TreeSeed
 from tests.support.archives import Pipe, zip_of
 from tests.support.generator import octets, prose
 from tests.support.trees import Folder, Link, Planted, Script, entries_of, plant, random_things, standing
@@ -74,16 +75,16 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
 def small_limits() -> Iterator[None]:
     """So that entries of some KiB count as large."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("filestore.receive.RUN_MIN", 1)
-        patch.setattr("filestore.receive.COPY_SIZE", 9000)
-        patch.setattr("filestore.tree_staging.GATHER_LIMIT", 2000)
+        patch.setattr("filestore.transfer.schedule.RUN_MIN", 1)
+        patch.setattr("filestore.transfer.receiver.COPY_SIZE", 9000)
+        patch.setattr("filestore.transfer.sinks.zip_index.GATHER_LIMIT", 2000)
         yield
 
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that many batches are in flight."""
-    monkeypatch.setattr("filestore.receive.BATCH_SIZE", 64 * KIB)
+    monkeypatch.setattr("filestore.transfer.schedule.BATCH_SIZE", 64 * KIB)
 
 
 @pytest.mark.usefixtures("small_batches")

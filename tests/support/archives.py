@@ -10,10 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from filestore.archive.checksum import Checksum, crc32
-from filestore.archive.cutter import WINDOW_MIN, Cut, TreeCutter
-from filestore.archive.inflate import Inflater
-from filestore.archive.read import (
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import Chunk, Manifest
+from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.zip.checksum import Checksum, crc32
+from filestore.format.zip.chunker import WINDOW_MIN, Cut, TreeCutter
+from filestore.format.zip.inflate import Inflater
+from filestore.format.zip.read import (
     DEFAULT_LIMITS,
     TAIL_SIZE,
     Limits,
@@ -29,10 +32,7 @@ from filestore.archive.read import (
     other_readings,
     parse_central_directory,
 )
-from filestore.archive.write import Entry, Placed, central_directory, local_header, sorted_entries
-from filestore.chunking import CUTTING_VERSION
-from filestore.digest import chunk_digest
-from filestore.manifest import Chunk, Manifest
+from filestore.format.zip.write import Entry, Placed, central_directory, local_header, sorted_entries
 from tests.support.generator import octets, prose
 from tests.support.golden import Vector, weights
 from tests.support.models import ZipEntry, safetensors_file, zip_file

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filestore.backends import connect
 from filestore.cache import Cache
-from filestore.objects import File
+from filestore.core.references import File
 from tests.support.watched import WatchedRepository
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, pairwise
 
-from filestore.chunking import CUTTING_VERSION, Cutter
-from filestore.chunking.containers import segmenter
-from filestore.digest import chunk_digest
-from filestore.manifest import Chunk, Manifest
-from filestore.source import WINDOW_SIZE, Content, scan_and_hash
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import Chunk, Manifest
+from filestore.format.chunking import CUTTING_VERSION, Cutter
+from filestore.format.chunking.containers import segmenter
+from filestore.transfer.sources.file import WINDOW_SIZE, Content, scan_and_hash
 
 
 def pieces(size: int, *, whole: int) -> Iterator[int]:

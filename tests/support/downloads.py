@@ -20,9 +20,10 @@ import aiohttp  # noqa: F401  # before a fork: each child would load it anew
 
 from filestore.backends import connect
 from filestore.cache import Cache
-from filestore.http import download
-from filestore.http.download import DownloadLimits
-from filestore.objects import FileURL, Progress, Report
+from filestore.core.progress import Progress, Report
+from filestore.core.references import FileURL
+from filestore.download import download
+from filestore.download.download import DownloadLimits
 from tests.support.crashes import Fuse, kill_at_every_call
 
 CALLS = ("open", "pwrite", "ftruncate", "fsync", "mkdir", "rename", "unlink", "rmdir", "chmod")

@@ -19,10 +19,10 @@ from typing import Any
 
 from filestore import Cache, File, connect
 from filestore.errors import FilestoreError
-from filestore.http.client import RemoteRepository
-from filestore.journal import Journal
-from filestore.push import push
-from filestore.repository import Repository
+from filestore.http.client.repository import RemoteRepository
+from filestore.repository.protocol import Repository
+from filestore.transfer.push import push
+from filestore.transfer.sources.push_cache import Journal
 
 SECONDS = 50
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from filestore.chunking import CUTTING_VERSION
-from filestore.codec import HEADER_SIZE, Codec, Decoder, Encoder, frame_limit
-from filestore.digest import Buffer, Digest, chunk_digest
-from filestore.manifest import CHUNK_LIMIT, Chunk, Manifest
-from filestore.objects import Frame
+from filestore.core.digest import Buffer, Digest, chunk_digest
+from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
+from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.codec import HEADER_SIZE, Codec, Decoder, Encoder, Frame, frame_limit
 from tests.support.generator import octets
 
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from filestore.chunking import CUTTING_VERSION
-from filestore.digest import chunk_digest, manifest_digest, token_digest
-from filestore.layout import chunk_key, file_path, hashed, manifest_key
-from filestore.manifest import Chunk, Manifest
+from filestore.core.digest import chunk_digest, manifest_digest, token_digest
+from filestore.core.manifest import Chunk, Manifest
+from filestore.core.paths import chunk_key, file_path, hashed, manifest_key
+from filestore.format.chunking import CUTTING_VERSION
 from tests.support.cutting import boundaries, chunk_sizes, manifest_of
 from tests.support.generator import octets, prose
 from tests.support.models import (

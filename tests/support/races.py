@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 from filestore.backends import open_backend
-from filestore.digest import Digest
+from filestore.core.digest import Digest
+from filestore.core.manifest import Manifest
+from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.errors import ChunksMissing
-from filestore.index.protocol import Index
-from filestore.manifest import Manifest
-from filestore.objects import DEFAULT_NAMESPACE
-from filestore.repository import LocalRepository
-from filestore.stores.protocol import ChunkStore
+from filestore.repository.index.protocol import Index
+from filestore.repository.local import LocalRepository
+from filestore.repository.stores.protocol import ChunkStore
 from tests.support.frames import contents, decoded, encoded, manifest, room
 
 PUSHES = 15

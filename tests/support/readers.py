@@ -18,8 +18,8 @@ import numpy as np  # noqa: F401  # all that is needed is imported while it can 
 
 from filestore.backends import connect
 from filestore.errors import FilestoreError
-from filestore.fetch import fetch
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
+from filestore.transfer.fetch import fetch
 
 USER = 65534
 """Nobody, by the number that it has everywhere."""

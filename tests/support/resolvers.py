@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from filestore.backends import connect
 from filestore.cache import Cache
-from filestore.objects import Directory
+from filestore.core.references import Directory
 from tests.support.crashes import Fuse, kill_at_every_call
 from tests.support.watched import WatchedRepository
 

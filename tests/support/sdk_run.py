@@ -18,7 +18,7 @@ from pipeline.objects import Directory, File
 
 from filestore.backends import connect
 from filestore.cache import Cache
-from filestore.objects import Kind
+from filestore.core.records import Kind
 from filestore.runtime import Adapter
 
 

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from filestore.backends import open_backend
-from filestore.digest import Digest, parse_digests, token_digest
+from filestore.core.digest import Digest, parse_digests, token_digest
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.format.codec import Frame
 from filestore.http import wire
-from filestore.objects import DEFAULT_NAMESPACE, Frame
 
 SECONDS = 60
 """How long a test waits before it fails."""

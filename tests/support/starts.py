@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from filestore.backends import connect
 from filestore.cache import Cache
-from filestore.objects import Directory, File
+from filestore.core.references import Directory, File
 from filestore.runtime import Adapter
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from filestore.archive.write import Entry
+from filestore.format.zip.write import Entry
 from tests.support.generator import octets, prose
 from tests.support.golden import weights
 from tests.support.models import safetensors_file

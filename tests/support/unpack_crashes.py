@@ -24,10 +24,11 @@ from typing import Any
 from unittest.mock import patch
 
 from filestore.backends import connect
-from filestore.durable import sync_tree
+from filestore.core.references import Reference
 from filestore.errors import TargetError
-from filestore.objects import Reference
-from filestore.unpack import staging_folder, unpack
+from filestore.system.files import sync_tree
+from filestore.transfer.fetch_tree import unpack
+from filestore.transfer.target import staging_folder
 from tests.support.archives import Forged, forged
 from tests.support.disks import overlay, small_disk
 from tests.support.frames import manifest
@@ -171,7 +172,7 @@ async def _replace(root: Path, target: Path, *, fuse: int) -> None:
         sync_tree(staging)
         _light(fuse, CHANGES)
 
-    syncing = patch("filestore.unpack.sync_tree", sync_then_light)
+    syncing = patch("filestore.transfer.target.sync_tree", sync_then_light)
     syncing.start()
     await _unpack(root, target, force=True, fuse=None)
 

@@ -10,15 +10,16 @@ from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
-from filestore.archive.read import DEFAULT_LIMITS, Limits
-from filestore.codec import Codec
-from filestore.digest import Digest
+from filestore.core.digest import Digest
+from filestore.core.records import Record
 from filestore.errors import Interrupted
-from filestore.index.sqlite import open_index
-from filestore.objects import Record
-from filestore.repository import LocalRepository, Moved, Repository
-from filestore.stores.memory import MemoryStore
-from filestore.unpack import unpack
+from filestore.format.codec import Codec
+from filestore.format.zip.read import DEFAULT_LIMITS, Limits
+from filestore.repository.index.sqlite import open_index
+from filestore.repository.local import LocalRepository
+from filestore.repository.protocol import Moved, Repository
+from filestore.repository.stores.memory import MemoryStore
+from filestore.transfer.fetch_tree import unpack
 from tests.support.archives import unpacked
 from tests.support.frames import encoded, manifest
 from tests.support.trees import Folder, Link, Planted, Script

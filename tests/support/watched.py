@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from filestore.digest import Digest
-from filestore.objects import Frame, Kind, Record, Reference
-from filestore.repository import Identity, Moved, Repository
+from filestore.core.digest import Digest
+from filestore.core.records import Kind, Record
+from filestore.core.references import Reference
+from filestore.format.codec import Frame
+from filestore.repository.protocol import Identity, Moved, Repository
 
 
 async def _nothing(_: str) -> None:

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from filestore.aio import (
-    Budget,
-    BufferPool,
+from filestore.errors import NotFound
+from filestore.system.buffers import Budget, BufferPool
+from filestore.system.threads import (
     SingleFlight,
     in_cpu_thread,
     in_disk_thread,
@@ -18,7 +18,6 @@ from filestore.aio import (
     task_group,
     tell_of_forks,
 )
-from filestore.errors import NotFound
 
 
 async def settle() -> None:

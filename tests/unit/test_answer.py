@@ -10,10 +10,10 @@ from typing import BinaryIO, NamedTuple
 
 import pytest
 
-from filestore.aio import in_disk_thread
 from filestore.errors import Stalled
-from filestore.http.server import answer as answer_module
-from filestore.http.server.answer import Answer, FilePart
+from filestore.http.server.body import writer as answer_module
+from filestore.http.server.body.writer import Answer, FilePart
+from filestore.system.threads import in_disk_thread
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.generator import octets
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from filestore.archive.checksum import Checksum
-from filestore.archive.inflate import Inflater
-from filestore.archive.read import (
+from filestore.errors import InvalidArchive
+from filestore.format.zip.checksum import Checksum
+from filestore.format.zip.inflate import Inflater
+from filestore.format.zip.read import (
     TAIL_SIZE,
     Limits,
     Members,
@@ -23,9 +24,8 @@ from filestore.archive.read import (
     other_readings,
     parse_central_directory,
 )
-from filestore.archive.structures import FLAG_DESCRIPTOR, FLAG_UTF8
-from filestore.archive.write import Entry
-from filestore.errors import InvalidArchive
+from filestore.format.zip.structures import FLAG_DESCRIPTOR, FLAG_UTF8
+from filestore.format.zip.write import Entry
 from tests.support.archives import SMALL_SPACE, Forged, Unpacked, deflated, finder_entry, forged, members_of, unpacked, zip_of
 from tests.support.generator import octets
 
@@ -273,7 +273,7 @@ def test_zip64_end_records_that_were_not_needed() -> None:
 @pytest.fixture
 def small_space(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that offsets without Zip64 are modulo 1 MiB, not 4 GiB."""
-    monkeypatch.setattr("filestore.archive.read.OFFSET_SPACE", SMALL_SPACE)
+    monkeypatch.setattr("filestore.format.zip.read.OFFSET_SPACE", SMALL_SPACE)
 
 
 def finder_archive(contents: Mapping[str, bytes]) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from filestore.archive.structures import FLAG_DESCRIPTOR
+from filestore.format.zip.structures import FLAG_DESCRIPTOR
 from tests.support.archives import Forged, deflated, forged
 from tests.support.trees import Folder, Planted, Script, plant, standing
 from tests.support.unpacking import things_in

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from filestore.archive.checksum import crc32
-from filestore.archive.virtual import VirtualZip
-from filestore.archive.write import Entry, local_header_size, sorted_entries
+from filestore.format.zip.checksum import crc32
+from filestore.format.zip.virtual import VirtualZip
+from filestore.format.zip.write import Entry, local_header_size, sorted_entries
 from tests.support.archives import content_of, zip_of
 from tests.support.generator import octets, prose
 

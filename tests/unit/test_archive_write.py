@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from filestore.archive.checksum import crc32
-from filestore.archive.cutter import WINDOW_MIN, TreeCutter
-from filestore.archive.read import End, parse_central_directory
-from filestore.archive.write import (
+from filestore.errors import InvalidName, LimitExceeded, SourceChanged, UnknownFormat
+from filestore.format.zip.checksum import crc32
+from filestore.format.zip.chunker import WINDOW_MIN, TreeCutter
+from filestore.format.zip.read import End, parse_central_directory
+from filestore.format.zip.write import (
     NAME_LIMIT,
     SIZE_LIMIT,
     Entry,
@@ -26,7 +27,6 @@ from filestore.archive.write import (
     local_header_size,
     sorted_entries,
 )
-from filestore.errors import InvalidName, LimitExceeded, SourceChanged, UnknownFormat
 from tests.support.archives import scanned, tree_cutter, zip_of
 from tests.support.generator import octets, prose
 

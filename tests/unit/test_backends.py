@@ -13,10 +13,10 @@ import pytest
 
 from filestore.backends import connect, create_repository, open_backend, repository_folder
 from filestore.cache import Cache
+from filestore.core.references import File
 from filestore.errors import InvalidUrl, NotARepository, ReadOnly, StorageError, UnknownFormat
-from filestore.objects import File
-from filestore.push import push
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
+from filestore.transfer.push import push
 from tests.support.frames import contents, encoded, frames, manifest, room
 
 
@@ -235,8 +235,8 @@ async def test_index_that_left_its_log_was_lost(tmp_path: Path) -> None:
 _FORMAT_ONLY = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from filestore.repository import read_format
-from filestore.stores.disk import open_store
+from filestore.repository.format_file import read_format
+from filestore.repository.stores.disk import open_store
 
 async def make():
     await read_format(await open_store(Path(sys.argv[1])), location="there")

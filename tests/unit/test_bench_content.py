@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from filestore.chunking import Cutter
-from filestore.digest import Digest, chunk_digest
+from filestore.core.digest import Digest, chunk_digest
+from filestore.format.chunking import Cutter
 from filestore_cli.bench.content import make
 
 KINDS = ["bf16", "fp32", "random", "text"]

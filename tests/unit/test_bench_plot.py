@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from filestore.errors import MissingPackage
-from filestore.stages import Passed, Stage
+from filestore.system.metrics import Passed, Stage
 from filestore_cli.bench import plot as plot_module
 from filestore_cli.bench.plot import check_plot, plot
 from filestore_cli.bench.report import as_json, lines

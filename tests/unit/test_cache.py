@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from filestore.archive.read import DEFAULT_LIMITS
 from filestore.backends import connect
 from filestore.cache import Cache, verify_cache
 from filestore.cache.seeds import find_seeds
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import Chunk, Manifest
+from filestore.core.paths import hashed
+from filestore.core.records import Record
+from filestore.core.references import File
 from filestore.errors import InvalidInput, InvalidReference, NotFound, StorageError, UnknownFormat, Unreachable
-from filestore.layout import hashed
-from filestore.manifest import Chunk, Manifest
-from filestore.objects import File, Record
-from filestore.push import push
-from filestore.repository import Repository
+from filestore.format.zip.read import DEFAULT_LIMITS
+from filestore.repository.protocol import Repository
+from filestore.transfer.push import push
 from tests.support.disks import refuse_locks
 from tests.support.models import safetensors_file, tensor
 from tests.support.watched import WatchedRepository
@@ -151,7 +152,7 @@ async def test_a_lock_whose_holder_hangs_is_passed_by(
     watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who was not seen alive for a minute is passed by, though he holds the lock."""
-    monkeypatch.setattr("filestore.cache.lock.BEAT_SECONDS", 3600)
+    monkeypatch.setattr("filestore.system.locks.BEAT_SECONDS", 3600)
     gate = asyncio.Event()
 
     async def hang(verb: str) -> None:
@@ -213,7 +214,7 @@ async def test_a_cut_fetch_is_continued(
     watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next resolve fetches what is not there yet, and nothing of the first is visible before."""
-    monkeypatch.setattr("filestore.receive.BATCHES_IN_FLIGHT", 1)
+    monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
 
     async def cut(verb: str) -> None:
         if verb == "get" and watched.calls.count("get") == 2:

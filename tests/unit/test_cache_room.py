@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from filestore.cache import Cache, room
-from filestore.cache.disk import write_whole
+from filestore.cache import Cache
+from filestore.cache import quota as room
 from filestore.cache.inventory import ENTRY_SIZE, Kept, Staged, discard, entries, staged
 from filestore.cache.leases import Leases
+from filestore.core.records import Record
+from filestore.core.references import Directory, File, FileURL
+from filestore.download.download import DownloadLimits
 from filestore.errors import CacheFull, Unreachable
-from filestore.http.download import DownloadLimits
-from filestore.objects import Directory, File, FileURL, Record
-from filestore.push import push
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
+from filestore.system.files import write_whole
+from filestore.transfer.push import push
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.disks import refuse_locks
 from tests.support.generator import octets
@@ -184,7 +186,7 @@ async def test_who_gets_no_further_is_not_waited_for_longer(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fetch that makes no progress keeps nobody waiting for ever."""
-    monkeypatch.setattr("filestore.cache.room.STALL_SECONDS", 0.1)
+    monkeypatch.setattr("filestore.cache.quota.STALL_SECONDS", 0.1)
     gate = asyncio.Event()
 
     async def hang(verb: str) -> None:
@@ -241,7 +243,7 @@ async def test_what_a_cut_fetch_has_left_goes_like_an_entry(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counts, and goes when there is need of room and nobody fetches it."""
-    monkeypatch.setattr("filestore.receive.BATCHES_IN_FLIGHT", 1)
+    monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
     large = await push_file(watched, tmp_path / "large.bin", 10, 12 * MIB)
 
     async def cut(verb: str) -> None:
@@ -397,7 +399,7 @@ async def test_who_has_just_fetched_something_is_waited_for_a_moment(
 
     async with cache.lease(files[0]):
         monkeypatch.setattr(room.Room, "_room_for", tell)
-        monkeypatch.setattr("filestore.cache.room.SETTLE_SECONDS", 60)
+        monkeypatch.setattr("filestore.cache.quota.SETTLE_SECONDS", 60)
         second = asyncio.create_task(use(cache, files[1]))
         await looked.wait()
     await second
@@ -414,7 +416,7 @@ async def test_what_is_being_published_takes_no_more_than_is_reserved(
         write_whole(path, content)
         taken.append(sum(item.stored_size for item in staged(tmp_path / "cache")))
 
-    monkeypatch.setattr("filestore.cache.shelf.write_whole", look)
+    monkeypatch.setattr("filestore.cache.entry_store.write_whole", look)
     await use(Cache(tmp_path / "cache", watched), files[0])
     assert 2 == len(taken)
     assert SIZE < max(taken) <= ROOM

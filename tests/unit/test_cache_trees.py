@@ -13,13 +13,15 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from filestore.archive.read import Limits
 from filestore.cache import Cache, verify_cache
+from filestore.core.manifest import Manifest
+from filestore.core.progress import Progress
+from filestore.core.records import Record
+from filestore.core.references import Directory, File
 from filestore.errors import InvalidArchive, InvalidReference, LimitExceeded, NotFound
-from filestore.manifest import Manifest
-from filestore.objects import Directory, File, Progress, Record
-from filestore.push import push
-from filestore.repository import Repository
+from filestore.format.zip.read import Limits
+from filestore.repository.protocol import Repository
+from filestore.transfer.push import push
 from tests.support.disks import refuse_locks
 from tests.support.generator import octets, prose
 from tests.support.trees import Folder, Link, Planted, Script, plant, standing
@@ -175,7 +177,7 @@ async def test_a_holder_that_hangs_is_passed_by(
     watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who was not seen alive for a minute is passed by, and what it fetched is used; when it goes on, it finds the tree."""
-    monkeypatch.setattr("filestore.cache.lock.BEAT_SECONDS", 3600)
+    monkeypatch.setattr("filestore.system.locks.BEAT_SECONDS", 3600)
     gate = asyncio.Event()
 
     async def hang(verb: str) -> None:
@@ -465,10 +467,12 @@ import asyncio, os, sys
 from pathlib import Path
 from filestore.backends import connect
 from filestore.cache import Cache, verify_cache
-from filestore.objects import Directory
-from filestore.push import push
+from filestore.core.references import Directory
+from filestore.transfer.push import push
 from tests.support.trees import plant
-import filestore.http.client, filestore.index.sqlite, filestore.stores.disk, numpy  # while they can be read
+# While they can be read.
+import filestore.http.client.repository
+import filestore.repository.index.sqlite, filestore.repository.stores.disk, numpy
 
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:  # root may write anywhere

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache, Cached
+from filestore.core.references import Directory, File, FileURL
+from filestore.download.download import DownloadLimits
 from filestore.errors import LimitExceeded, NotAnArchive, OriginUnreachable, ServerError, UnexpectedContent
-from filestore.http.download import DownloadLimits
-from filestore.objects import Directory, File, FileURL
-from filestore.push import manifest_of, push
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
+from filestore.transfer.push import manifest_of, push
 from tests.support.generator import octets, prose
 from tests.support.nginx import Nginx
 from tests.support.origins import answers, head, running_origin, whole
@@ -200,7 +200,7 @@ async def test_a_stale_copy_where_it_is_allowed(
     cache: Cache, local_repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """An origin out of reach is an error, or what it gave last; one that never gave anything is an error in any case."""
-    monkeypatch.setattr("filestore.http.download.FIRST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr("filestore.download.download.FIRST_PAUSE_SECONDS", 0)
     busy = head("503 Service Unavailable", "Content-Length: 0")
     async with running_origin(answers(whole(CONTENT), busy)) as origin:
         url = f"{origin.url}/model.bin"

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from filestore.errors import Interrupted, ServerError, Stalled, Unreachable
-from filestore.http import channel as channel_module
-from filestore.http.channel import HEAD_LIMIT, Channel, Channels, Head, Meter, Peer, parse_head
+from filestore.http.client import channel as channel_module
+from filestore.http.client.channel import HEAD_LIMIT, Channel, Channels, Head, Meter, Peer, parse_head
 from tests.support.cancels import cancelled_at_every_await
 
 SECONDS = 30

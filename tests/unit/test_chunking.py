@@ -15,10 +15,10 @@ import pyfastcdc.py
 import pytest
 import safetensors
 
-from filestore.chunking import LOOKAHEAD, Cutter
-from filestore.chunking.containers import segmenter
+from filestore.core.manifest import CHUNK_LIMIT
 from filestore.errors import MissingCompiledPart, UnknownFormat
-from filestore.manifest import CHUNK_LIMIT
+from filestore.format.chunking import LOOKAHEAD, Cutter
+from filestore.format.chunking.containers import segmenter
 from tests.support.cutting import boundaries, chunk_sizes, cut, pieces
 from tests.support.generator import octets, prose
 from tests.support.golden import weights
@@ -63,7 +63,7 @@ def test_refuses_to_cut_without_the_compiled_part(monkeypatch: pytest.MonkeyPatc
 
 def test_importing_does_not_load_the_scanner() -> None:
     """The first Cutter loads pyfastcdc, not the import."""
-    program = "import sys, filestore.chunking; print('pyfastcdc' in sys.modules)"
+    program = "import sys, filestore.format.chunking; print('pyfastcdc' in sys.modules)"
     assert "False\n" == subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
 
 

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import zstandard
 
-from filestore.codec import HEADER_SIZE, Codec, Decoder, Encoder, decoded_size, frame_limit
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import CHUNK_LIMIT
 from filestore.errors import InvalidFrame
-from filestore.manifest import CHUNK_LIMIT
-from filestore.objects import Frame
+from filestore.format.codec import HEADER_SIZE, Codec, Decoder, Encoder, Frame, decoded_size, frame_limit
 
 MIB = 1 << 20
 GENERATOR = np.random.default_rng(20)
@@ -208,7 +207,7 @@ def test_impossible_header_is_refused(header: bytes, reason: str) -> None:
 def test_importing_the_codec_imports_nothing_heavy() -> None:
     """The libraries behind it wait for the first chunk that needs them."""
     script = (
-        "import sys; from filestore.codec import Decoder, Encoder; Decoder(), Encoder();"
+        "import sys; from filestore.format.codec import Decoder, Encoder; Decoder(), Encoder();"
         "print({'numpy', 'zstandard'} & sys.modules.keys())"
     )
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from filestore.archive.read import DEFAULT_LIMITS, Limits
-from filestore.codec import Codec
-from filestore.config import CODEC_CHOICES, Folders, Settings, knobs, settings_from
 from filestore.errors import InvalidSetting, LimitExceeded
-from filestore.http.client import RemoteRepository
+from filestore.format.codec import Codec
+from filestore.format.zip.read import DEFAULT_LIMITS, Limits
+from filestore.http.client.repository import RemoteRepository
 from filestore.http.server import serve
-from filestore.paths import home_path
+from filestore.system.files import home_path
+from filestore_cli.settings import CODEC_CHOICES, Folders, Settings, knobs, settings_from
 from tests.support.archives import Forged, forged, unpacked
 
 FOLDERS = Folders(data=Path("/data"), cache=Path("/cache"), state=Path("/state"))

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 import pytest
 
 from filestore import Directory, File, FileURL
-from filestore.objects import Kind
+from filestore.core.records import Kind
 from filestore.runtime.declared import allows_none, declared_field, declared_item, declared_kind, is_list
 from tests.support import sdk_values
 

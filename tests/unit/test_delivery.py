@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from filestore.aio import Budget, in_disk_thread
 from filestore.backends import open_backend
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
 from filestore.errors import InvalidFrame, StorageFull
-from filestore.objects import Frame
-from filestore.repository import Delivery, LocalRepository
-from filestore.stores.disk import DiskStaging
+from filestore.format.codec import Frame
+from filestore.repository.ingest import Delivery
+from filestore.repository.local import LocalRepository
+from filestore.repository.stores.disk import DiskStaging
+from filestore.system.buffers import Budget
+from filestore.system.threads import in_disk_thread
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import frames, room
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from filestore.digest import Digest, chunk_digest, manifest_digest, parse_digests, token_digest
+from filestore.core.digest import Digest, chunk_digest, manifest_digest, parse_digests, token_digest
 from filestore.errors import InvalidDigest
 
 TEXT = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.core.paths import chunk_key, hashed
 from filestore.errors import StorageError, StorageFull
-from filestore.layout import chunk_key, hashed
-from filestore.stores.disk import DiskStaging, DiskStore, open_store
+from filestore.repository.stores.disk import DiskStaging, DiskStore, open_store
 from tests.support.disks import refuse_locks
 
 DIGEST = chunk_digest(b"content")

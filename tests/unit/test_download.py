@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from filestore.core.progress import Progress
+from filestore.core.references import FileURL
+from filestore.download.download import Downloaded, DownloadLimits, download
 from filestore.errors import DownloadRefused, FilestoreError, OriginUnreachable, ServerError
-from filestore.http.download import Downloaded, DownloadLimits, download
-from filestore.objects import FileURL, Progress
 from tests.support.generator import octets
 from tests.support.nginx import Nginx
 from tests.support.origins import answers, head, running_origin
@@ -154,7 +155,7 @@ async def test_an_answer_that_is_no_file(folder: Path, status: str, asked: int) 
 
 async def test_a_server_that_is_busy_is_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that says so is not the last word."""
-    monkeypatch.setattr("filestore.http.download.FIRST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr("filestore.download.download.FIRST_PAUSE_SECONDS", 0)
     busy = head("503 Service Unavailable", "Content-Length: 0")
 
     async with running_origin(answers(busy, busy, head("200 OK", "Content-Length: 0"))) as origin:
@@ -196,7 +197,7 @@ async def test_room_is_reserved_before_anything_is_written(nginx: Nginx, folder:
 
 async def test_room_for_what_has_no_stated_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is reserved as the file grows, ahead of what is written."""
-    monkeypatch.setattr("filestore.http.download.RESERVED_SIZE", 2 << 20)
+    monkeypatch.setattr("filestore.download.download.RESERVED_SIZE", 2 << 20)
     reserved = 0
 
     async def reserve(size: int) -> None:

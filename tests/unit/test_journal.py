@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from filestore import journal as journal_module
-from filestore.digest import chunk_digest
-from filestore.journal import Journal
-from filestore.manifest import Chunk, Manifest
-from filestore.repository import Identity
-from filestore.source import Remembered
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import Chunk, Manifest
+from filestore.repository.protocol import Identity
+from filestore.transfer.sources import push_cache as journal_module
+from filestore.transfer.sources.file import Remembered
+from filestore.transfer.sources.push_cache import Journal
 
 IDENTITY = Identity("0" * 32, "default", 0)
 MANIFEST = Manifest.build([Chunk(chunk_digest(b"abc"), 3)], cutting=0)

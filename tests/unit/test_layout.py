@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from filestore.digest import Digest, chunk_digest
+from filestore.core.digest import Digest, chunk_digest
+from filestore.core.paths import chunk_key, file_path, hashed, manifest_key, parse_file_path, parse_run_path, run_path, unhashed
 from filestore.errors import InvalidReference
-from filestore.layout import chunk_key, file_path, hashed, manifest_key, parse_file_path, parse_run_path, run_path, unhashed
 
 DIGEST = Digest.parse("ab" + "cd" + "0" * 60)
 TEXT = str(DIGEST)

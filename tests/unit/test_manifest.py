@@ -7,9 +7,9 @@ from itertools import repeat
 
 import pytest
 
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import CHUNK_LIMIT, MANIFEST_LIMIT, Chunk, Manifest
 from filestore.errors import InvalidManifest, LimitExceeded
-from filestore.manifest import CHUNK_LIMIT, MANIFEST_LIMIT, Chunk, Manifest
 
 CHUNKS = [Chunk(chunk_digest(bytes([number])), number * 1000 + 1) for number in range(5)]
 

@@ -7,21 +7,12 @@ from typing import Any
 
 import pytest
 
-from filestore.digest import Digest, chunk_digest
+from filestore.core.digest import Digest, chunk_digest
+from filestore.core.names import checked_name, checked_namespace, tree_name
+from filestore.core.paths import run_path
+from filestore.core.records import Kind, Record, record_from_json
+from filestore.core.references import Directory, File, FileURL, Reference
 from filestore.errors import InvalidName, InvalidReference
-from filestore.layout import run_path
-from filestore.objects import (
-    Directory,
-    File,
-    FileURL,
-    Kind,
-    Record,
-    Reference,
-    checked_name,
-    checked_namespace,
-    record_from_json,
-    tree_name,
-)
 
 DIGEST = chunk_digest(b"content")
 SHA256 = "sha256:" + "0b" * 32

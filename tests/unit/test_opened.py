@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache
-from filestore.digest import Digest
+from filestore.core.digest import Digest
+from filestore.core.manifest import Manifest
+from filestore.core.records import Record
+from filestore.core.references import File
 from filestore.errors import InvalidRange, NotFound, Unreachable
-from filestore.manifest import Manifest
-from filestore.objects import File, Record
-from filestore.push import push
-from filestore.repository import Moved, Repository
+from filestore.repository.protocol import Moved, Repository
+from filestore.transfer.push import push
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -89,7 +90,7 @@ async def test_what_is_asked_for_comes_first(
     gated: Gated, record: Record, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one lane: behind the batch under way, and before all others; no chunk is asked for twice."""
-    monkeypatch.setattr("filestore.receive.BATCHES_IN_FLIGHT", 1)
+    monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
     gated.let(lambda: False)
     async with cache_of(gated, tmp_path).open(File(id=record.id)) as opened:
         while not gated.asked:

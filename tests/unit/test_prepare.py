@@ -7,13 +7,14 @@ import pytest
 
 from filestore.backends import connect
 from filestore.cache import Cache
-from filestore.digest import Digest
+from filestore.core.digest import Digest
+from filestore.core.records import Record
+from filestore.core.references import Directory, File, FileURL
+from filestore.download.download import DownloadLimits
 from filestore.errors import InvalidReference, NotFound, Unreachable
-from filestore.http.download import DownloadLimits
-from filestore.objects import Directory, File, FileURL, Record
-from filestore.push import push
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
 from filestore.runtime import Adapter
+from filestore.transfer.push import push
 from tests.support import sdk_values
 from tests.support.generator import octets
 from tests.support.nginx import running_nginx

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from filestore.objects import Progress
+from filestore.core.progress import Progress
 from filestore_cli.progress import FETCH, HASH, PUSH, SURVEY, Activity, Bar, Meter, PlainLines, sentence
 from tests.support.clock import Clock
 

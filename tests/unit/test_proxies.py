@@ -10,7 +10,7 @@ import pytest
 
 from filestore.backends import connect
 from filestore.errors import ForeignAnswer, InvalidSetting, ProxyUnreachable
-from filestore.http.proxies import parse_proxy, proxy_for
+from filestore.system.proxies import parse_proxy, proxy_for
 from tests.support.forwarding import running_forwarding
 from tests.support.generator import octets
 from tests.support.nginx import free_port, running_proxy

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from filestore.codec import Codec
-from filestore.digest import Digest
+from filestore.core.digest import Digest
+from filestore.core.manifest import Manifest
+from filestore.core.paths import chunk_key
+from filestore.core.progress import Progress
 from filestore.errors import (
     DamagedChunk,
     Interrupted,
@@ -19,12 +21,10 @@ from filestore.errors import (
     SourceUnreadable,
     TargetError,
 )
-from filestore.fetch import fetch
-from filestore.journal import Journal
-from filestore.layout import chunk_key
-from filestore.manifest import Manifest
-from filestore.objects import Progress
-from filestore.push import manifest_of, push
+from filestore.format.codec import Codec
+from filestore.transfer.fetch import fetch
+from filestore.transfer.push import manifest_of, push
+from filestore.transfer.sources.push_cache import Journal
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -217,7 +217,7 @@ async def test_fetch_continues_what_was_cut(
     watched: WatchedRepository, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second fetch moves only what the first has not written, and no half file ever has the name."""
-    monkeypatch.setattr("filestore.receive.BATCHES_IN_FLIGHT", 1)
+    monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
     record = (await push(watched, source)).record
     target = tmp_path / "back"
 

@@ -10,17 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from filestore import push as push_module
-from filestore.chunking.segments import SEGMENT_MIN
-from filestore.digest import Digest
+from filestore.core.digest import Digest
+from filestore.core.manifest import Manifest
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.progress import Progress
+from filestore.core.records import Kind
 from filestore.errors import InvalidName, SourceChanged, SourceRefused
-from filestore.journal import Journal
-from filestore.manifest import Manifest
-from filestore.objects import DEFAULT_NAMESPACE, Kind, Progress
-from filestore.push import Pushed, manifest_of, push, survey
-from filestore.repository import LocalRepository, Repository
-from filestore.tree_source import TreeSource
-from filestore.walk import Symlinks, walk
+from filestore.format.chunking.segments import SEGMENT_MIN
+from filestore.repository.local import LocalRepository
+from filestore.repository.protocol import Repository
+from filestore.transfer import push as push_module
+from filestore.transfer.push import Pushed, manifest_of, push, survey
+from filestore.transfer.sources.push_cache import Journal
+from filestore.transfer.sources.tree import TreeSource
+from filestore.transfer.sources.walk import Symlinks, walk
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.cutting import scan
 from tests.support.generator import octets

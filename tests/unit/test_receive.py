@@ -8,26 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from filestore import receive
-from filestore.archive.read import TAIL_SIZE
-from filestore.digest import Digest, chunk_digest
+from filestore.core.digest import Digest, chunk_digest
+from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import ChunksMissing, DamagedChunk, TargetError
-from filestore.fetch import fetch
-from filestore.manifest import Chunk, Manifest
-from filestore.push import manifest_of, push
-from filestore.receive import (
-    BATCH_SIZE,
-    BATCHES_IN_FLIGHT,
-    FileSeed,
-    Order,
-    Place,
-    Receiving,
-    _Batch,
-    _chains,
-    _in_turns,
-    verified,
-)
-from filestore.repository import LocalRepository
+from filestore.format.zip.read import TAIL_SIZE
+from filestore.repository.local import LocalRepository
+from filestore.transfer import receiver as receive
+from filestore.transfer.fetch import fetch
+from filestore.transfer.push import manifest_of, push
+from filestore.transfer.receiver import Receiving, verified
+from filestore.transfer.schedule import BATCH_SIZE, BATCHES_IN_FLIGHT, Batch, Place, ordered_chains, round_robin
+from filestore.transfer.seeds import FileSeed
+from filestore.transfer.sinks.protocol import Order
 from tests.support.frames import encoded
 from tests.support.generator import octets
 from tests.support.unpacking import stored
@@ -45,9 +37,9 @@ def places_of(orders: str) -> list[Place]:
     ]
 
 
-def batches_of(orders: str) -> list[_Batch]:
+def batches_of(orders: str) -> list[Batch]:
     """The batches in which lanes take them."""
-    return list(_in_turns(_chains(places_of(orders))))
+    return list(round_robin(ordered_chains(places_of(orders))))
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -181,7 +173,7 @@ async def test_what_was_written_is_synced_while_more_arrives(
     """Once for so many bytes at most, besides the last time before the file appears."""
     monkeypatch.setattr(receive, "SYNC_SIZE", MIB)
     synced: list[int] = []
-    monkeypatch.setattr("filestore.fetch.sync_descriptor", synced.append)
+    monkeypatch.setattr("filestore.transfer.fetch.sync_descriptor", synced.append)
     record = (await push(repository, source)).record
     await fetch(repository, record, tmp_path / "back")
     assert 2 <= len(synced) <= 21

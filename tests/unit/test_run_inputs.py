@@ -8,11 +8,12 @@ import pytest
 
 from filestore.backends import connect
 from filestore.cache import Cache
+from filestore.core.records import Kind, Record
+from filestore.core.references import Directory, File, FileURL
 from filestore.errors import CacheFull, InvalidRun, NotAnArchive, NotFound
-from filestore.objects import Directory, File, FileURL, Kind, Record
-from filestore.push import push
 from filestore.runtime import Adapter
 from filestore.runtime.inputs import DEPTH_LIMIT
+from filestore.transfer.push import push
 from tests.support import sdk_values
 from tests.support.watched import WatchedRepository
 
@@ -302,7 +303,7 @@ async def test_the_files_of_a_run_stay_while_it_runs(
     watched: WatchedRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever else is fetched into a cache with room for one of them; afterwards they may go."""
-    monkeypatch.setattr("filestore.cache.room.STALL_SECONDS", 0.1)
+    monkeypatch.setattr("filestore.cache.quota.STALL_SECONDS", 0.1)
     records = []
     for number in range(3):
         (tmp_path / f"{number}.bin").write_bytes(bytes([number]) * 3_000_000)

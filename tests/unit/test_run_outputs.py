@@ -16,6 +16,8 @@ from typing import IO, Any, cast
 import pytest
 
 from filestore.cache import Cache
+from filestore.core.records import Kind
+from filestore.core.references import Directory, File, FileURL
 from filestore.errors import (
     FilestoreError,
     InvalidName,
@@ -26,11 +28,10 @@ from filestore.errors import (
     SourceRefused,
     SourceUnreadable,
 )
-from filestore.objects import Directory, File, FileURL, Kind
-from filestore.push import push
-from filestore.repository import Repository
+from filestore.repository.protocol import Repository
 from filestore.runtime import Adapter
 from filestore.runtime.outputs import Outputs
+from filestore.transfer.push import push
 from tests.support import sdk_values
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.generator import octets

@@ -25,8 +25,8 @@ from filestore.errors import (
     UnknownPipeline,
     UnknownRun,
 )
-from filestore.repository import Repository
-from filestore.runtime import messages
+from filestore.repository.protocol import Repository
+from filestore.runtime import worker_protocol as messages
 from filestore.runtime.loaded import Loaded, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines, checked_pipeline_name
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from filestore.chunking import Cutter
 from filestore.errors import InvalidParts
-from filestore.http.server.sdk.parts import Part, PartsContent, unbroken
-from filestore.http.server.sdk.uploads import uploads_folder
+from filestore.format.chunking import Cutter
+from filestore.http.server.routes.sdk.parts import Part, PartsContent, unbroken
+from filestore.http.server.routes.sdk.uploads import uploads_folder
 from tests.support.cutting import manifest_of, scan
 from tests.support.generator import octets
 from tests.support.models import safetensors_file, tensor, torch_file

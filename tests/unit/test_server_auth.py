@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from filestore.digest import token_digest
+from filestore.core.digest import token_digest
 from filestore.errors import Unauthorized
 from filestore.http.server.auth import REMEMBER_SECONDS, Tokens
-from filestore.index.protocol import Index
-from filestore.index.sqlite import open_index
+from filestore.repository.index.protocol import Index
+from filestore.repository.index.sqlite import open_index
 from tests.support.clock import Clock
 
 

@@ -4,8 +4,9 @@ from urllib.parse import quote
 
 import pytest
 
+from filestore.core.names import SEGMENT_LIMIT, shortened
+from filestore.core.signing import sign, signed_path, unsigned_path, verify, verify_path
 from filestore.errors import UrlRefused
-from filestore.signing import SEGMENT_LIMIT, shortened, sign, signed_path, unsigned_path, verify, verify_path
 
 SECRET, OTHER = b"s" * 32, b"o" * 32
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from filestore.manifest import Manifest
-from filestore.source import FileSource, FileState, Remembered
+from filestore.core.manifest import Manifest
+from filestore.transfer.sources.file import FileSource, FileState, Remembered
 from tests.support.cutting import scan
 from tests.support.generator import octets
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from filestore.digest import chunk_digest
+from filestore.core.digest import chunk_digest
+from filestore.core.records import Kind
+from filestore.core.references import Reference
 from filestore.errors import StorageError, StorageFull, UnknownFormat
-from filestore.index.protocol import ChunkRow
-from filestore.index.sqlite import REFRESH_MICROSECONDS, SCHEMA_VERSION, open_index, system_now
-from filestore.objects import Kind, Reference
+from filestore.repository.index.protocol import ChunkRow
+from filestore.repository.index.sqlite import REFRESH_MICROSECONDS, SCHEMA_VERSION, open_index, system_now
 
 DIGEST = chunk_digest(b"content")
 

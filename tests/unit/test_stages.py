@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from filestore.push import push
-from filestore.repository import Repository
-from filestore.stages import Board, Passed, Stage, Tally, added, awaiting, count_into, own_usage, part, stage
+from filestore.repository.protocol import Repository
+from filestore.system.metrics import Board, Passed, Stage, Tally, added, awaiting, count_into, own_usage, part, stage
+from filestore.transfer.push import push
 from tests.support.generator import octets
 from tests.support.trees import plant
 

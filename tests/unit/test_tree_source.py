@@ -8,11 +8,11 @@ from zlib import crc32
 
 import pytest
 
+from filestore.core.manifest import Manifest
 from filestore.errors import SourceChanged
-from filestore.manifest import Manifest
-from filestore.source import WINDOW_SIZE, Remembered
-from filestore.tree_source import TreeSource
-from filestore.walk import Symlinks, walk
+from filestore.transfer.sources.file import WINDOW_SIZE, Remembered
+from filestore.transfer.sources.tree import TreeSource
+from filestore.transfer.sources.walk import Symlinks, walk
 from tests.support.cutting import scan
 from tests.support.generator import octets
 from tests.support.trees import Folder, Link, Planted, plant

@@ -9,16 +9,20 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from filestore.archive.read import TAIL_SIZE, Limits, Members, find_end, parse_central_directory
-from filestore.durable import sync_tree
+from filestore.core.progress import Progress
+from filestore.core.records import Record
 from filestore.errors import InvalidArchive, LimitExceeded, StorageError, TargetError
-from filestore.objects import Progress, Record
-from filestore.push import push
-from filestore.receive import FileSeed, Seed
-from filestore.repository import LocalRepository
-from filestore.tree_staging import TreeStaging, Zip
-from filestore.unpack import TreeSeed, Unpacked, staging_folder, unpack
-from filestore.walk import Symlinks
+from filestore.format.zip.read import TAIL_SIZE, Limits, Members, find_end, parse_central_directory
+from filestore.repository.local import LocalRepository
+from filestore.system.files import sync_tree
+from filestore.transfer.fetch_tree import Unpacked, unpack
+from filestore.transfer.push import push
+from filestore.transfer.seeds import FileSeed, Seed
+from filestore.transfer.sinks.tree import TreeStaging
+from filestore.transfer.sinks.zip_index import Zip
+from filestore.transfer.sources.walk import Symlinks
+from filestore.transfer.target import staging_folder
+from filestore.transfer.tree_seed import TreeSeed
 from tests.support.archives import SMALL_SPACE, Forged, finder_entry, forged, wrapped, zip_of
 from tests.support.generator import octets, prose
 from tests.support.trees import Folder, Link, Planted, Script, entries_of, plant, random_things, standing
@@ -121,7 +125,7 @@ async def test_an_archive_whose_offsets_are_wrapped(
     repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch, chunk_size: int
 ) -> None:
     """As macOS Finder writes it above 4 GiB, which are 1 MiB here; and what was unpacked is a seed of the next version."""
-    monkeypatch.setattr("filestore.archive.read.OFFSET_SPACE", SMALL_SPACE)
+    monkeypatch.setattr("filestore.format.zip.read.OFFSET_SPACE", SMALL_SPACE)
     contents = {f"folder/{number}": octets(number, 300_000) for number in range(5)}
     packed_entries = [finder_entry(name, content, space=SMALL_SPACE) for name, content in contents.items()]
     stored_entry = Forged("stored", octets(9, 800_000))
@@ -145,7 +149,7 @@ async def test_an_archive_whose_wrapped_offsets_find_two_entries(
     repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """It is refused before anything of it is written."""
-    monkeypatch.setattr("filestore.archive.read.OFFSET_SPACE", SMALL_SPACE)
+    monkeypatch.setattr("filestore.format.zip.read.OFFSET_SPACE", SMALL_SPACE)
     archive = wrapped(Forged("last", b"content"), decoys={at: b"PK\3\4"})
     with pytest.raises(InvalidArchive, match="in two ways"):
         await unpack(repository, await stored(repository, archive, chunk_size=100_000), place / "target")
@@ -514,8 +518,8 @@ async def test_a_tree_is_synced_before_it_appears(
         assert not (place / "target").exists()
         synced.append(path)
 
-    monkeypatch.setattr("filestore.durable._syncfs", lambda: None)
-    monkeypatch.setattr("filestore.durable.sync_path", sync)
+    monkeypatch.setattr("filestore.system.files._syncfs", lambda: None)
+    monkeypatch.setattr("filestore.system.files.sync_path", sync)
     await unpack(repository, record, place / "target")
 
     (staging,) = {path for path in synced if path.parent == place}

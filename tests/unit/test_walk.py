@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from filestore.archive.cutter import TreeCutter
-from filestore.archive.write import Entry, sorted_entries
 from filestore.errors import InvalidName, NothingMatches, SourceChanged, SourceRefused, SourceUnreadable
-from filestore.source import FileState
-from filestore.tree_source import TreeSource
-from filestore.walk import Symlinks, Walked, walk
+from filestore.format.zip.chunker import TreeCutter
+from filestore.format.zip.write import Entry, sorted_entries
+from filestore.transfer.sources.file import FileState
+from filestore.transfer.sources.tree import TreeSource
+from filestore.transfer.sources.walk import Symlinks, Walked, walk
 from tests.support.trees import (
     AWKWARD_NAMES,
     Folder,
@@ -522,7 +522,7 @@ UNPRIVILEGED = """
 import os, sys
 from pathlib import Path
 from filestore.errors import FilestoreError
-from filestore.walk import Symlinks, walk
+from filestore.transfer.sources.walk import Symlinks, walk
 
 if os.geteuid() == 0:  # root may look anywhere
     for folder, folders, files in os.walk("."):

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from filestore.config import parse_size
 from filestore_cli.session import Session, takes
+from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
 from filestore_cli.text import printable
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from filestore.errors import MissingPackage
-from filestore.stages import Passed, Stage
+from filestore.system.metrics import Passed, Stage
 from filestore_cli.bench.report import CEILINGS, stages_of
 from filestore_cli.bench.run import Found, Plan
 from filestore_cli.text import in_units, printable

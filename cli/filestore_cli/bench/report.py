@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import NamedTuple
 
-from filestore.stages import Passed, Stage
+from filestore.system.metrics import Passed, Stage
 from filestore_cli.bench.run import Found, Plan, Run, Side
 from filestore_cli.text import duration, in_units, printable, table
 

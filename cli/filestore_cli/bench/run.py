@@ -14,10 +14,11 @@ from typing import Any, NamedTuple, TypedDict
 
 import click
 
-from filestore.aio import task_group
+from filestore.core.progress import Progress
+from filestore.core.references import Reference
 from filestore.errors import FilestoreError, Forbidden, InvalidUrl, NotFound, ServerError
-from filestore.objects import Progress, Reference
-from filestore.stages import Passed, Stage, added
+from filestore.system.metrics import Passed, Stage, added
+from filestore.system.threads import task_group
 from filestore_cli.bench.processes import Job, Server, Worker, serving, working
 from filestore_cli.progress import Activity, shown
 from filestore_cli.start import say

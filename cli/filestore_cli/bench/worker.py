@@ -16,10 +16,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filestore.core.progress import Progress
+from filestore.core.records import Kind
+from filestore.core.references import Reference
 from filestore.errors import FilestoreError
-from filestore.objects import Kind, Progress, Reference
-from filestore.repository import Repository
-from filestore.stages import Tally, count_into, own_usage
+from filestore.repository.protocol import Repository
+from filestore.system.metrics import Tally, count_into, own_usage
 from filestore_cli.start import sentence
 from filestore_cli.transfer import codec_of
 
@@ -115,7 +117,7 @@ class _Moved(NamedTuple):
 
 
 async def _upload(job: Job, begin: Begin) -> Job:
-    from filestore.push import push  # heavy
+    from filestore.transfer.push import push  # heavy
 
     codec = codec_of(job["codec"])
 
@@ -128,8 +130,8 @@ async def _upload(job: Job, begin: Begin) -> Job:
 
 
 async def _fetch(job: Job, begin: Begin) -> Job:
-    from filestore.fetch import fetch  # heavy
-    from filestore.unpack import unpack  # heavy
+    from filestore.transfer.fetch import fetch  # heavy
+    from filestore.transfer.fetch_tree import unpack  # heavy
 
     async def move(repository: Repository) -> _Moved:
         record = await repository.record(Reference(name=job["name"]))
@@ -142,7 +144,7 @@ async def _fetch(job: Job, begin: Begin) -> Job:
 
 async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitable[_Moved]]) -> Job:
     from filestore.backends import connect  # heavy
-    from filestore.heap import own_process  # heavy
+    from filestore_cli.process import own_process  # heavy
 
     own_process()
     import numpy as np  # noqa: F401  # the first chunk would load it, and that is no part of a transfer

@@ -13,24 +13,25 @@ from typing import NamedTuple
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from filestore.aio import Budget
+from filestore.core.paths import FILES_PREFIX, RUN_FILES_PREFIX
+from filestore.core.signing import PREFIX as SIGNED_PREFIX
+from filestore.core.signing import verify_path
 from filestore.errors import FilestoreError
-from filestore.http.server import native, plain
 from filestore.http.server.auth import Tokens
-from filestore.http.server.exchange import Exchange
-from filestore.http.server.problems import as_problems, problem
+from filestore.http.server.context import Exchange
+from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.pushes import PUSHES_LIMIT
-from filestore.http.server.sdk import files, forms, multipart
-from filestore.http.server.sdk.assembly import ASSEMBLY, Assembly
-from filestore.http.server.sdk.uploads import uploads_folder
+from filestore.http.server.routes import api as native
+from filestore.http.server.routes import content as plain
+from filestore.http.server.routes.sdk import files, forms, multipart
+from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
+from filestore.http.server.routes.sdk.uploads import uploads_folder
 from filestore.http.wire import API
-from filestore.index.protocol import Index
-from filestore.layout import FILES_PREFIX, RUN_FILES_PREFIX
-from filestore.repository import LocalRepository
-from filestore.signing import PREFIX as SIGNED_PREFIX
-from filestore.signing import verify_path
-from filestore.stages import Board
-from filestore.stores.protocol import ChunkStore
+from filestore.repository.index.protocol import Index
+from filestore.repository.local import LocalRepository
+from filestore.repository.stores.protocol import ChunkStore
+from filestore.system.buffers import Budget
+from filestore.system.metrics import Board
 
 _Answer = Callable[[Exchange, LocalRepository], Awaitable[web.StreamResponse]]
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from filestore.digest import Digest, token_digest
+from filestore.core.digest import Digest, token_digest
 from filestore.errors import Unauthorized
-from filestore.index.protocol import Index
+from filestore.repository.index.protocol import Index
 
 REMEMBER_SECONDS = 2.0
 """How long a token that was removed may still be let in."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from aiofiles.threadpool.binary import AsyncFileIO
 
-from filestore.http.server.exchange import Exchange
-from filestore.objects import Record
-from filestore.push import WINDOWS_IN_FLIGHT, push
-from filestore.repository import LocalRepository
-from filestore.source import WINDOW_SIZE
+from filestore.core.records import Record
+from filestore.http.server.context import Exchange
+from filestore.repository.local import LocalRepository
+from filestore.transfer.push import WINDOWS_IN_FLIGHT, push
+from filestore.transfer.sources.file import WINDOW_SIZE
 
 PUSHES_LIMIT = 2 * WINDOWS_IN_FLIGHT * WINDOW_SIZE
 """Bytes of memory for these pushes: one large file at a time, or some small ones, as each push uses all cores."""

@@ -8,11 +8,11 @@ from typing import Any
 
 from aiohttp import web
 
-from filestore.aio import task_group
 from filestore.errors import Stalled
-from filestore.http.server.answer import Answer
-from filestore.http.server.exchange import Exchange
-from filestore.http.server.problems import problem
+from filestore.http.server.body.writer import Answer
+from filestore.http.server.context import Exchange
+from filestore.http.server.errors import problem
+from filestore.system.threads import task_group
 
 BLANK_SECONDS = 1.0
 """How long nothing is said. Less than anybody's patience: a client's is a setting, a proxy's is often 60 seconds."""

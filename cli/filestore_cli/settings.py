@@ -1,0 +1,618 @@
+"""Settings: every knob with its meaning, unit, default and environment variable.
+
+Pure: the command line reads the environment and the configuration file, and passes what they say. All settings are
+described in `docs/settings.md`, which a test compares with this module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
+from filestore.errors import InvalidSetting
+from filestore.format.zip.read import DEFAULT_LIMITS, Limits
+from filestore.system.files import home_path
+from filestore.system.proxies import parse_proxy
+
+CODEC_CHOICES = ("auto", "raw", "zstd", "planes2+zstd", "planes4+zstd")
+
+_SIZE = re.compile(r"([0-9]{1,30})(\.[0-9]{1,30})?\s*([A-Za-z]*)\Z")
+_SIZE_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{infix}{suffix}": base**power
+    for power, prefixes in enumerate(("kK", "M", "G", "T", "P"), 1)
+    for prefix in prefixes
+    for base, infix in ((1000, ""), (1024, "i"))
+    for suffix in ("", "B")
+    if f"{prefix}{infix}" != "ki"
+}
+_SIZE_UNIT = "bytes, or a size such as 10GB, 10G or 1.5GiB"
+SIZE_WORDS = "kB, MB, GB, TB, PB (also k, M, G, T, P) are powers of 1000, KiB to PiB (also Ki to Pi) of 1024"
+_NOWHERE = Path("/dev/null/filestore")
+"""Nothing can be made there, and what can do without it does."""
+_TOKEN = re.compile(r"[\x21-\x7e]+\Z")
+
+
+class Knob(NamedTuple):
+    """What there is to know of a setting beside its value."""
+
+    meaning: str
+    unit: str
+    default: str
+    """As one writes it, or in words where it is no constant."""
+    environment: str | None
+    """The environment variable, or None for a setting that only an option may change."""
+    parse: Callable[[object], object]
+    """The value that a text, or a TOML value, stands for; its own results stand for themselves. Raises ValueError."""
+    has_option: bool = True
+    """Whether commands take it as an option; what one sets once for a machine has none."""
+
+
+class Folders(NamedTuple):
+    """Where this machine's user keeps things; the command line asks the platform."""
+
+    data: Path | None
+    cache: Path | None
+    state: Path | None
+    """None: nobody knows where, as for a user without a home folder."""
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError("one line of printable text is expected")
+    return value
+
+
+def _host(value: object) -> str:
+    host = _text(value)
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{host!r} is no host name or address") from None
+    return host
+
+
+def _token(value: object) -> str:
+    # The value is a secret: it must not stand in the error.
+    if not isinstance(value, str) or not _TOKEN.match(value):
+        raise ValueError("a token has printable ASCII characters only, and no spaces")
+    return value
+
+
+def _path(value: object) -> Path:
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise ValueError("a path is expected")
+    try:
+        return home_path(value)
+    except InvalidSetting as error:
+        raise ValueError(error.reason) from None
+
+
+def _proxy(value: object) -> str:
+    try:
+        parse_proxy(value if isinstance(value, str) else "", source="")
+    except InvalidSetting as error:
+        raise ValueError(error.reason) from None
+    return str(value)
+
+
+def _choice(*choices: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in choices:
+            raise ValueError(f"{value!r} is none of {', '.join(choices)}")
+        return str(value)
+
+    return parse
+
+
+def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        text = str(value)
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", text) or not minimum <= int(text) <= maximum:
+            raise ValueError(f"{value!r} is no whole number from {minimum} to {maximum}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(maximum: int) -> Callable[[object], float]:
+    def parse(value: object) -> float:
+        try:
+            seconds = float("" if isinstance(value, bool) else str(value))
+        except ValueError:
+            seconds = 0.0
+        if not 0.1 <= seconds <= maximum:
+            raise ValueError(f"{value!r} is no number of seconds from 0.1 to {maximum}")
+        return seconds
+
+    return parse
+
+
+def _claim(value: object) -> bool:
+    claims = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+    text = str(value).lower()
+    if text not in claims:
+        raise ValueError(f"{value!r} is neither yes nor no")
+    return claims[text]
+
+
+def parse_size(value: object, *, minimum: int) -> int:
+    """Bytes of a number, or of a text such as 10GB, 10G, 10Gi or 1.5GiB. Raises ValueError."""
+    match = None if isinstance(value, bool) else _SIZE.match(str(value))
+    unit = None if match is None else _SIZE_UNITS.get(match[3])
+    # There is no part of a byte, but of a unit there is; what is left of a byte then does not count.
+    if match is None or unit is None or (unit == 1 and match[2]):
+        raise ValueError(f"{value!r} is no size, such as 128MiB or 10GB: {SIZE_WORDS}")
+    size = int(Fraction(f"{match[1]}{match[2] or ''}") * unit)
+    if size < minimum:
+        raise ValueError(f"{value!r} is less than the {minimum} bytes that are the least here")
+    return size
+
+
+def _size(minimum: int) -> Callable[[object], int]:
+    return partial(parse_size, minimum=minimum)
+
+
+def _knob(
+    meaning: str,
+    *,
+    unit: str,
+    default: str,
+    parse: Callable[[object], object],
+    environment: str | None,
+    has_option: bool = True,
+) -> dict[str, Knob]:
+    return {"knob": Knob(meaning, unit, default, environment, parse, has_option)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What can be set, and what holds where nobody said anything. Make one with `settings_from`."""
+
+    url: str | None = field(
+        default=None,
+        metadata=_knob(
+            "The repository to work on: the URL of a server, or a folder (a path or file:///...)",
+            unit="URL or path",
+            default="the folder that root names",
+            environment="FILESTORE_URL",
+            parse=_text,
+        ),
+    )
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_knob(
+            "The secret that a server asks for; `filestore serve` lets it in for that run",
+            unit="text",
+            default="none",
+            environment="FILESTORE_TOKEN",
+            parse=_token,
+        ),
+    )
+    root: Path = field(
+        metadata=_knob(
+            "The folder that `filestore serve` serves, and that commands work on where no url is set",
+            unit="path",
+            default="filestore in the user's data folder; on Linux ~/.local/share/filestore",
+            environment="FILESTORE_ROOT",
+            parse=_path,
+        ),
+    )
+    cache: Path = field(
+        metadata=_knob(
+            "The cache folder that `filestore warm` fills and `filestore cache` works on",
+            unit="path",
+            default="filestore in the user's cache folder; on Linux ~/.cache/filestore",
+            environment="FILESTORE_CACHE",
+            parse=_path,
+        ),
+    )
+    cache_size_limit: int | None = field(
+        default=None,
+        metadata=_knob(
+            "Bytes of disk that a cache may take; what was not used for the longest time goes before more is written",
+            unit=_SIZE_UNIT,
+            default="none: as much as the disk holds",
+            environment="FILESTORE_CACHE_SIZE_LIMIT",
+            parse=_size(0),
+        ),
+    )
+    cache_free_floor: int = field(
+        default=0,
+        metadata=_knob(
+            "Bytes of its disk that a cache leaves free; what was not used for the longest time goes before more is written",
+            unit=_SIZE_UNIT,
+            default="0",
+            environment="FILESTORE_CACHE_FREE_FLOOR",
+            parse=_size(0),
+        ),
+    )
+    journal: Path = field(
+        metadata=_knob(
+            "The file that remembers what was pushed from where, so that an unchanged file is not read again",
+            unit="path",
+            default="journal.sqlite in the user's state folder; on Linux ~/.local/state/filestore/journal.sqlite",
+            environment="FILESTORE_JOURNAL",
+            parse=_path,
+        ),
+    )
+    codec: str = field(
+        default="auto",
+        metadata=_knob(
+            f"How a push encodes chunks: {', '.join(CODEC_CHOICES)}; auto takes the best for each by looking at a sample",
+            unit="choice",
+            default="auto",
+            environment="FILESTORE_CODEC",
+            parse=_choice(*CODEC_CHOICES),
+        ),
+    )
+    connections: int = field(
+        default=4,
+        metadata=_knob(
+            "Connections to a server that a push or a fetch uses side by side",
+            unit="count",
+            default="4",
+            environment="FILESTORE_CONNECTIONS",
+            parse=_whole(1, 64),
+        ),
+    )
+    stall_seconds: float = field(
+        default=30.0,
+        metadata=_knob(
+            "How long a transfer may move no byte before its connection is dropped; a client then tries anew",
+            unit="seconds",
+            default="30",
+            environment="FILESTORE_STALL_SECONDS",
+            parse=_seconds(86400),
+        ),
+    )
+    host: str = field(
+        default="127.0.0.1",
+        metadata=_knob(
+            "The address that `filestore serve` listens on; traffic is not encrypted, so only the option changes it",
+            unit="host name or address",
+            default="127.0.0.1",
+            environment=None,
+            parse=_host,
+        ),
+    )
+    port: int = field(
+        default=8080,
+        metadata=_knob(
+            "The port that `filestore serve` listens on; 0 takes any free one",
+            unit="port",
+            default="8080",
+            environment="FILESTORE_PORT",
+            parse=_whole(0, 65535),
+        ),
+    )
+    workers: int = field(
+        default=1,
+        metadata=_knob(
+            "Server processes on that port; as many as there are cores to spare",
+            unit="count",
+            default="1",
+            environment="FILESTORE_WORKERS",
+            parse=_whole(1, 256),
+        ),
+    )
+    memory_limit: int = field(
+        default=128 << 20,
+        metadata=_knob(
+            "Bytes in flight in one server process at most, whatever the number of clients",
+            unit=_SIZE_UNIT,
+            default="128MiB",
+            environment="FILESTORE_MEMORY_LIMIT",
+            parse=_size(16 << 20),
+        ),
+    )
+    spool_folder: Path | None = field(
+        default=None,
+        metadata=_knob(
+            "The folder in which a server lets an upload by form or in parts wait until it is whole",
+            unit="path",
+            default="the folder that root names",
+            environment="FILESTORE_SPOOL_FOLDER",
+            parse=_path,
+        ),
+    )
+    upload_limit: int | None = field(
+        default=None,
+        metadata=_knob(
+            "Bytes of the largest file that a server takes by form or in parts",
+            unit=_SIZE_UNIT,
+            default="none: as much as the disk holds",
+            environment="FILESTORE_UPLOAD_LIMIT",
+            parse=_size(0),
+        ),
+    )
+    upload_idle_seconds: float = field(
+        default=86400.0,
+        metadata=_knob(
+            "How long an upload in parts may lie still before a server drops it and frees its space",
+            unit="seconds",
+            default="86400",
+            environment="FILESTORE_UPLOAD_IDLE_SECONDS",
+            parse=_seconds(30 * 86400),
+        ),
+    )
+    drain_seconds: float = field(
+        default=30.0,
+        metadata=_knob(
+            "How long a server that was told to stop lets transfers finish",
+            unit="seconds",
+            default="30",
+            environment="FILESTORE_DRAIN_SECONDS",
+            parse=_seconds(86400),
+        ),
+    )
+    signed_seconds: int = field(
+        default=86400,
+        metadata=_knob(
+            "How long a signed URL lets anyone read the file that it was made for",
+            unit="seconds",
+            default="86400",
+            environment="FILESTORE_SIGNED_SECONDS",
+            parse=_whole(1, 31_622_400),
+        ),
+    )
+    run_seconds: float = field(
+        default=300.0,
+        metadata=_knob(
+            "How long a pipeline may take to load, to start, and for each run, before `filestore runtime serve` ends it",
+            unit="seconds",
+            default="300",
+            environment="FILESTORE_RUN_SECONDS",
+            parse=_seconds(86400),
+        ),
+    )
+    run_memory_limit: int = field(
+        default=16 << 30,
+        metadata=_knob(
+            "Bytes of memory that each process of a pipeline may have; mapped files and those of a GPU do not count",
+            unit=_SIZE_UNIT,
+            default="16GiB",
+            environment="FILESTORE_RUN_MEMORY_LIMIT",
+            parse=_size(256 << 20),
+        ),
+    )
+    loaded_pipelines: int = field(
+        default=4,
+        metadata=_knob(
+            "Pipelines that `filestore runtime serve` keeps loaded at the same time, each in a process of its own",
+            unit="count",
+            default="4",
+            environment="FILESTORE_LOADED_PIPELINES",
+            parse=_whole(1, 1024),
+        ),
+    )
+    unpack_entries: int = field(
+        default=DEFAULT_LIMITS.entries,
+        metadata=_knob(
+            "Files, links and folders that a zip file may unpack to",
+            unit="count",
+            default="1000000",
+            environment="FILESTORE_UNPACK_ENTRIES",
+            parse=_whole(1, 1_000_000_000),
+            has_option=False,
+        ),
+    )
+    unpack_total_size: int = field(
+        default=DEFAULT_LIMITS.total_size,
+        metadata=_knob(
+            "Bytes that a zip file may unpack to",
+            unit=_SIZE_UNIT,
+            default="2TiB",
+            environment="FILESTORE_UNPACK_TOTAL_SIZE",
+            parse=_size(1),
+            has_option=False,
+        ),
+    )
+    unpack_ratio: int = field(
+        default=DEFAULT_LIMITS.ratio,
+        metadata=_knob(
+            "How many times its own size a zip file may unpack to, beside the first MiB",
+            unit="ratio",
+            default="200",
+            environment="FILESTORE_UNPACK_RATIO",
+            parse=_whole(1, 1_000_000),
+            has_option=False,
+        ),
+    )
+    unpack_name_size: int = field(
+        default=DEFAULT_LIMITS.name_size,
+        metadata=_knob(
+            "Bytes that a path in a zip file may have",
+            unit=_SIZE_UNIT,
+            default="4KiB",
+            environment="FILESTORE_UNPACK_NAME_SIZE",
+            parse=_size(1),
+            has_option=False,
+        ),
+    )
+    unpack_depth: int = field(
+        default=DEFAULT_LIMITS.depth,
+        metadata=_knob(
+            "Folders inside each other that a zip file may unpack to",
+            unit="count",
+            default="128",
+            environment="FILESTORE_UNPACK_DEPTH",
+            parse=_whole(1, 65535),
+            has_option=False,
+        ),
+    )
+    unpack_directory_size: int = field(
+        default=DEFAULT_LIMITS.directory_size,
+        metadata=_knob(
+            "Bytes that the central directory of a zip file may have; it is held in memory",
+            unit=_SIZE_UNIT,
+            default="256MiB",
+            environment="FILESTORE_UNPACK_DIRECTORY_SIZE",
+            parse=_size(1),
+            has_option=False,
+        ),
+    )
+    url_private_allowed: bool = field(
+        default=DEFAULT_DOWNLOAD_LIMITS.private_allowed,
+        metadata=_knob(
+            "Whether a file behind a URL may come from an address that is not public, such as 127.0.0.1 or 10.0.0.1",
+            unit="yes or no",
+            default="no",
+            environment="FILESTORE_URL_PRIVATE_ALLOWED",
+            parse=_claim,
+            has_option=False,
+        ),
+    )
+    url_size_limit: int = field(
+        default=DEFAULT_DOWNLOAD_LIMITS.size,
+        metadata=_knob(
+            "Bytes that a file behind a URL may have",
+            unit=_SIZE_UNIT,
+            default="1TiB",
+            environment="FILESTORE_URL_SIZE_LIMIT",
+            parse=_size(0),
+            has_option=False,
+        ),
+    )
+    url_redirects: int = field(
+        default=DEFAULT_DOWNLOAD_LIMITS.redirects,
+        metadata=_knob(
+            "How many redirects from a URL are followed",
+            unit="count",
+            default="10",
+            environment="FILESTORE_URL_REDIRECTS",
+            parse=_whole(0, 100),
+            has_option=False,
+        ),
+    )
+    url_first_byte_seconds: float = field(
+        default=DEFAULT_DOWNLOAD_LIMITS.first_byte_seconds,
+        metadata=_knob(
+            "How long the server behind a URL may take until its answer begins, redirects included",
+            unit="seconds",
+            default="30",
+            environment="FILESTORE_URL_FIRST_BYTE_SECONDS",
+            parse=_seconds(86400),
+            has_option=False,
+        ),
+    )
+    url_proxy: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_knob(
+            "The HTTP proxy by which files behind URLs are downloaded; it then decides which addresses may be connected to",
+            unit="URL such as http://HOST:PORT",
+            default="none: HTTP_PROXY and HTTPS_PROXY are not used for them",
+            environment="FILESTORE_URL_PROXY",
+            parse=_proxy,
+            has_option=False,
+        ),
+    )
+
+    @property
+    def download_limits(self) -> DownloadLimits:
+        """What a URL may ask of whoever downloads from it: all settings whose names begin with `url_`, and `stall_seconds`."""
+        return DownloadLimits(
+            size=self.url_size_limit,
+            redirects=self.url_redirects,
+            first_byte_seconds=self.url_first_byte_seconds,
+            stall_seconds=self.stall_seconds,
+            private_allowed=self.url_private_allowed,
+            proxy=self.url_proxy,
+        )
+
+    @property
+    def unpack_limits(self) -> Limits:
+        """What a zip file may ask of whoever unpacks it: all settings whose names begin with `unpack_`."""
+        return Limits(**{limit.name: getattr(self, f"unpack_{limit.name}") for limit in fields(Limits)})
+
+
+def knobs() -> dict[str, Knob]:
+    """Every setting's knob by its name, in the order of the documentation."""
+    return {setting.name: setting.metadata["knob"] for setting in fields(Settings)}
+
+
+def settings_from(
+    *,
+    folders: Folders,
+    options: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    file: Mapping[str, object] | None = None,
+    file_path: str = "",
+    used: Collection[str] = ("root", "cache"),
+) -> Settings:
+    """Settings by option, environment and configuration file, in that order; None and an empty variable say nothing.
+
+    A folder that nobody knows and that is not `used` becomes a path that nothing can be made at.
+
+    Raises InvalidSetting, which names where a bad value stands, or that the file sets something unknown.
+    """
+    for name in file or {}:
+        if name not in knobs() or knobs()[name].environment is None:
+            raise InvalidSetting(f"{name} in {file_path}", _unknown_reason(name))
+    values: dict[str, Any] = {
+        "root": folders.data or _NOWHERE,
+        "cache": folders.cache or _NOWHERE,
+        "journal": (folders.state or _NOWHERE) / "journal.sqlite",
+    }
+    for name, knob in knobs().items():
+        given = _first_given(name, knob, options=options or {}, environ=environ or {}, file=file or {}, file_path=file_path)
+        if given is not None:
+            values[name] = parse_setting(name, given.value, source=given.source)
+        elif values.get(name) == _NOWHERE and name in used:
+            reason = f"this user has no home folder that is known; set HOME, or give {option_of(name)} or {knob.environment}"
+            raise InvalidSetting(f"the default of {name}", reason)
+    return Settings(**values)
+
+
+def _unknown_reason(name: str) -> str:
+    if name in knobs():
+        return f"only the option {option_of(name)} changes it"
+    known = [known for known, knob in knobs().items() if knob.environment is not None]
+    nearest = get_close_matches(name.lower().replace("-", "_"), known, 1)
+    if nearest:
+        return f"there is no such setting; {nearest[0]} may be meant"
+    return f"there is no such setting; those that can stand there are {', '.join(known)}"
+
+
+def option_of(name: str) -> str:
+    """The command line's option for a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_setting(name: str, value: object, *, source: str) -> Any:
+    """What `value`, which stands in `source`, means for the setting `name`. Raises InvalidSetting."""
+    try:
+        return knobs()[name].parse(value)
+    except ValueError as error:
+        raise InvalidSetting(source, str(error)) from None
+
+
+class _Given(NamedTuple):
+    source: str
+    value: object
+
+
+def _first_given(
+    name: str,
+    knob: Knob,
+    *,
+    options: Mapping[str, object],
+    environ: Mapping[str, str],
+    file: Mapping[str, object],
+    file_path: str,
+) -> _Given | None:
+    if options.get(name) is not None:
+        return _Given(option_of(name), options[name])
+    if knob.environment is not None and environ.get(knob.environment):
+        return _Given(knob.environment, environ[knob.environment])
+    if name in file:
+        return _Given(f"{name} in {file_path}", file[name])
+    return None

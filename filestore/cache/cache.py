@@ -1,0 +1,498 @@
+"""Resolve: a value that names what is stored becomes a path on this machine."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Self, TypeVar
+
+from filestore.cache.entry_store import Shelf, Wanted
+from filestore.cache.inventory import ENTRY_SIZE
+from filestore.cache.leases import Hold, Leases
+from filestore.cache.quota import Room
+from filestore.cache.seeds import find_seeds
+from filestore.cache.streaming import Opened, opened_while
+from filestore.cache.urls import Obtained, Urls
+from filestore.core.manifest import Manifest
+from filestore.core.progress import Report
+from filestore.core.records import Kind, Record, parse_json
+from filestore.core.references import Directory, File, FileURL, Reference
+from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
+from filestore.errors import (
+    FilestoreError,
+    InvalidArchive,
+    InvalidInput,
+    LimitExceeded,
+    StorageError,
+    StorageFull,
+    TargetError,
+    UnknownFormat,
+)
+from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.zip.read import DEFAULT_LIMITS, Limits
+from filestore.repository.format_file import checked_identity
+from filestore.repository.protocol import Identity, Repository
+from filestore.system.files import home_path, in_blocks, storage_errors, write_durably
+from filestore.system.locks import Lock, locked
+from filestore.system.threads import SingleFlight, in_cpu_thread, in_disk_thread, tell_of_forks, uninterrupted
+from filestore.transfer.fetch import fetch
+from filestore.transfer.fetch_tree import unpack
+from filestore.transfer.partial_file import Following
+from filestore.transfer.sinks.zip_index import Zip
+
+T = TypeVar("T")
+
+CACHE_VERSION = 1
+ATTEMPTS = 3
+_WRITING = re.compile(r"\.[0-9a-f]{32}")
+"""The name of a small file before it is whole."""
+
+
+class Resolved(NamedTuple):
+    """What a resolve did, in bytes."""
+
+    path: Path
+    bytes_received: int
+    """Encoded bytes of the frames that were received; of what stands behind a URL, its bytes."""
+    bytes_reused: int
+    """Decoded bytes that were copied from other entries, or were here from a fetch that was cut."""
+    seconds: float
+    was_cached: bool
+    """Nothing was fetched for this call: it was here, or someone else has fetched it, meanwhile or at the same time."""
+
+
+class Cached(NamedTuple):
+    """What is here already."""
+
+    path: Path
+    size: int
+    """Bytes of content: of a tree, those of its zip."""
+
+
+class _Filled(NamedTuple):
+    """What a miss came to."""
+
+    known: Reference
+    """What was asked for, by digest and name."""
+    cost: _Cost | None
+    """None where another process was quicker."""
+
+
+class _Cost(NamedTuple):
+    received: int
+    reused: int
+
+
+class Cache:
+    """Files and directories of one repository on this machine.
+
+    >>> async with Cache("/var/cache/models", repository, size_limit=200 << 30) as cache:
+    ...     path = await cache.resolve(File(id="file_..."))
+    ...     async with cache.lease(Directory(id="file_...")) as folder:
+    ...         ...
+
+    What is in use is never removed to make room: what `resolve` has returned until the cache is closed, what `lease` has given
+    until the end of its block, and both no longer than this process lives.
+    """
+
+    def __init__(  # each is a limit of its own
+        self,
+        root: str | Path,
+        repository: Repository,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        downloads: DownloadLimits = DEFAULT_DOWNLOAD_LIMITS,
+        size_limit: int | None = None,
+        free_floor: int = 0,
+    ) -> None:
+        """Touches nothing yet. Use a cache in one event loop; any number of processes may share `root`, in which `~/` is home.
+
+        `limits`: what a zip file may ask of whoever resolves it as a directory; `downloads`: what a URL may ask of whoever
+        resolves it. `size_limit`: bytes of disk that all below `root`
+        may take, of whatever repository, staging included. `free_floor`: bytes of disk to be left free. Both hold while
+        something is fetched too: what was not used for the longest time goes first.
+        """
+        self._root = home_path(root)
+        self._repository = repository
+        self._limits = limits
+        self._downloads = downloads
+        self._size_limit = size_limit
+        self._free_floor = free_floor
+        self._shelf: Shelf | None = None
+        self._cutting = CUTTING_VERSION
+        self._begin_process()
+        tell_of_forks(self)
+
+    def _begin_process(self) -> None:
+        self._flights = SingleFlight()
+        self._leases = Leases(self._root)
+        self._resolved = self._leases.hold()
+        self._room = Room(self._root, self._leases, size_limit=self._size_limit, free_floor=self._free_floor)
+
+    def after_fork(self) -> None:
+        """What the parent uses and fetches is the parent's; a child begins with neither."""
+        self._begin_process()
+
+    def __reduce__(self) -> tuple[Callable[[], Cache], tuple[()]]:
+        """For processes that are started by spawn or forkserver: the same cache, with leases of their own."""
+        make = partial(
+            Cache,
+            self._root,
+            self._repository,
+            limits=self._limits,
+            downloads=self._downloads,
+            size_limit=self._size_limit,
+            free_floor=self._free_floor,
+        )
+        return make, ()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Say that nothing is in use any more; safe to call again. The repository stays open."""
+        await in_disk_thread(self._leases.close)
+
+    async def resolve(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Path:
+        """The path of the whole, verified file, or of the tree that a zip file unpacks to; do not write to it.
+
+        It stays there until the cache is closed: for what is needed for a while, such as the input of one run, use `lease`.
+
+        A file has the name that it was pushed with, a tree that name without `.zip`. A hit asks no network and hashes nothing:
+        size and mtime are checked, of a tree those of its 100 largest files and the mtime of its folder. A miss takes what it
+        shares with other entries from these, and fetches the rest; callers that ask for the same at the same time, in this
+        process or another, wait for one fetch. The origin of a URL is asked each time, unless the value says otherwise.
+
+        Raises NotFound, InvalidReference, InvalidArchive, LimitExceeded, CacheFull, StorageFull, StorageError, DamagedChunk,
+        TransferError, UnknownFormat; of a URL also DownloadRefused and UnexpectedContent.
+        """
+        return (await self.resolved(wanted, report=report)).path
+
+    async def resolved(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Resolved:
+        """`resolve`, with what it cost. Of callers that share one fetch, it is told to who began it."""
+        return await self._resolve(wanted, self._resolved, report)
+
+    @asynccontextmanager
+    async def lease(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> AsyncIterator[Path]:
+        """`resolve`, for as long as the block lasts."""
+        hold = self._leases.hold()
+        try:
+            yield (await self._resolve(wanted, hold, report)).path
+        finally:
+            await uninterrupted(in_disk_thread(hold.release))
+
+    @asynccontextmanager
+    async def open(self, wanted: File, *, report: Report | None = None) -> AsyncIterator[Opened]:
+        """A file that can be read, by range, before all of it is here: what is read comes first, the rest in the background.
+
+        >>> async with cache.open(File(id="file_...")) as opened:
+        ...     header = await opened.read(0, 8)
+
+        The block begins once it is known what the file is made of, and ends, without an error, when the file is whole and in
+        the cache as `resolve` would have put it there. An error or a cancel in the block stops the fetch, which goes on from
+        there next time; a fetch that fails cancels the block, which then raises its error. Where this task did not begin the
+        fetch, or another process has, and of what stands behind a URL, the block begins when that one is done.
+
+        Raises what `resolve` raises.
+        """
+        hold = self._leases.hold()
+
+        async def resolve(following: Following) -> Path:
+            return (await self._resolve(wanted, hold, report, following)).path
+
+        try:
+            async with opened_while(resolve) as opened:
+                yield opened
+        finally:
+            await uninterrupted(in_disk_thread(hold.release))
+
+    async def _resolve(
+        self, wanted: File | Directory | FileURL, hold: Hold, report: Report | None, following: Following | None = None
+    ) -> Resolved:
+        """The entry stays as long as `hold` does."""
+        started = time.monotonic()
+        kind = _kind(wanted)
+        shelf = await self._opened()
+        asked = _Asked(shelf, kind, hold, report, following)
+        if isinstance(wanted, FileURL):
+            resolved = await self._resolve_url(asked, wanted)
+        elif wanted.origin is not None:
+            resolved = await self._resolve_url(asked, wanted.origin)
+        else:
+            resolved = await self._resolve_stored(asked, wanted.reference)
+        return resolved._replace(seconds=time.monotonic() - started)
+
+    async def _resolve_url(self, asked: _Asked, origin: FileURL) -> Resolved:
+        shelf, kind = asked.shelf, asked.kind
+        urls = self._urls(shelf)
+        bytes_received = 0
+        for _ in range(ATTEMPTS):
+            digest = await in_disk_thread(urls.find, origin, kind)
+            obtained = Obtained(digest) if digest is not None else await self._obtained(urls, kind, origin, asked.report)
+            bytes_received += obtained.bytes_received
+            hold = self._leases.hold()
+            try:
+                # A tree is made of the zip file that is here now, as of any entry that shares chunks with it: nobody is asked for
+                # them. So that file stays until then.
+                await in_disk_thread(hold.pin, shelf.key(Wanted(Kind.FILE, obtained.digest).label))
+                await in_disk_thread(hold.pin, shelf.key(Wanted(kind, obtained.digest).label))
+                if not await in_disk_thread(urls.has, kind, obtained.digest):
+                    continue  # removed by someone who needed room
+                record = Record("", origin.name, obtained.digest, 0, kind, shelf.root.name, 0, 0)
+                reference = Reference(digest=obtained.digest, name=origin.name)
+                resolved = await self._resolve_stored(asked, reference, record=record)
+            finally:
+                await uninterrupted(in_disk_thread(hold.release))
+            if not bytes_received and obtained.was_cached:
+                return resolved
+            return resolved._replace(bytes_received=bytes_received, bytes_reused=obtained.bytes_resumed, was_cached=False)
+        raise self._lost()
+
+    def _urls(self, shelf: Shelf) -> Urls:
+        return Urls(shelf, self._leases, self._room, cutting=self._cutting, limits=self._downloads)
+
+    async def _obtained(self, urls: Urls, kind: Kind, origin: FileURL, report: Report | None) -> Obtained:
+        obtained, is_ours = await self._once(("url", kind, origin), lambda: urls.obtain(origin, kind, report=report))
+        return obtained if is_ours else Obtained(obtained.digest)
+
+    async def _resolve_stored(self, asked: _Asked, reference: Reference, *, record: Record | None = None) -> Resolved:
+        """`record`: what `reference` means, where the repository need not, or cannot, be asked."""
+        shelf, kind = asked.shelf, asked.kind
+        known = reference
+        cost: _Cost | None = None
+        for _ in range(ATTEMPTS):
+            path = await in_disk_thread(shelf.find, kind, known, hold=asked.hold)
+            if path is not None:
+                received, reused = cost or (0, 0)
+                return Resolved(path, received, reused, 0, was_cached=cost is None)
+            filled, is_ours = await self._once((kind, reference), lambda: self._fill(asked, reference, record))
+            known = filled.known
+            if is_ours and filled.cost is not None:
+                cost = _sum(cost, filled.cost)
+        raise self._lost()
+
+    def _lost(self) -> StorageError:
+        return StorageError(str(self._root), "what was fetched was removed again and again by someone else")
+
+    async def _once(self, key: Hashable, function: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
+        """What a call gives that is shared by all who ask for the same meanwhile, and whether it is this one's."""
+        is_ours = False
+
+        async def call() -> T:
+            nonlocal is_ours
+            is_ours = True
+            return await function()
+
+        return await self._flights.run(key, call), is_ours
+
+    async def cached(self, wanted: File | Directory | FileURL) -> Cached | None:
+        """What `resolve` would give at once, or None; asks no network, once this folder knows the repository.
+
+        That does not keep it: only what `resolve` and `lease` give is in use.
+        """
+        kind = _kind(wanted)
+        shelf = await self._opened()
+        if isinstance(wanted, FileURL):
+            path = await in_disk_thread(self._find_url, shelf, kind, wanted)
+        elif wanted.origin is not None:
+            path = await in_disk_thread(self._find_url, shelf, kind, wanted.origin)
+        else:
+            path = await in_disk_thread(shelf.find, kind, wanted.reference)
+        return None if path is None else Cached(path, await in_disk_thread(shelf.size, kind, path))
+
+    def _find_url(self, shelf: Shelf, kind: Kind, origin: FileURL) -> Path | None:
+        digest = self._urls(shelf).find(origin, kind)
+        return None if digest is None else shelf.find(kind, Reference(digest=digest, name=origin.name))
+
+    async def _opened(self) -> Shelf:
+        if self._shelf is None:
+            await in_disk_thread(check_format, self._root)
+            remembered = self._root / "repositories" / f"{self._repository.fingerprint}.json"
+            identity = await in_disk_thread(_read_identity, remembered)
+            if identity is None:
+                identity = await self._repository.identity()
+                await in_disk_thread(_remember, remembered, identity)
+            self._shelf = Shelf(self._root / identity.id / identity.namespace)
+            self._cutting = identity.cutting
+        return self._shelf
+
+    async def _fill(self, asked: _Asked, reference: Reference, known_record: Record | None) -> _Filled:
+        shelf, kind = asked.shelf, asked.kind
+        record = await self._repository.record(reference) if known_record is None else known_record
+        wanted = Wanted(kind, record.digest)
+        known = Reference(digest=record.digest, name=record.name)
+        hold = self._leases.hold()
+        try:
+            # From here on what is staged of it is nobody else's to remove.
+            await in_disk_thread(hold.pin, shelf.key(wanted.label))
+            async with locked(shelf.lock_path(wanted), lambda: shelf.find(kind, known) is not None) as lock:
+                # Another process may have filled it while this one waited.
+                path = await in_disk_thread(shelf.find, kind, known)
+                making = _Making(shelf, wanted, record, hold, asked.report, asked.following)
+                cost = None if path is not None else await self._make(making, lock)
+                if known_record is None:
+                    await in_disk_thread(shelf.remember, record)
+            # Before `hold` ends: nobody who needs room takes the entry away before the caller looks at it.
+            await in_disk_thread(hold.hand_over, shelf.key(wanted.label), asked.hold)
+        finally:
+            await uninterrupted(in_disk_thread(hold.release))
+        return _Filled(known, cost)
+
+    async def _make(self, making: _Making, lock: Lock) -> _Cost:
+        """Make the entry, which another process may do at the same time."""
+        shelf, wanted, record = making.shelf, making.wanted, making.record
+        manifest = await self._manifest(shelf, record)
+        known = Reference(digest=record.digest, name=record.name)
+        failure: FilestoreError = StorageError(str(shelf.root), "someone else writes to what was fetched, again and again")
+        cost: _Cost | None = None
+        for attempt in range(ATTEMPTS):
+            is_first = attempt == 0
+            target = await in_disk_thread(
+                shelf.stage,
+                wanted,
+                record.name,
+                is_alone=lock.is_held and is_first,
+                takes_over=lock.passes_by and is_first,
+            )
+            try:
+                spent, tail = await self._receive(making, manifest, target)
+                cost = _sum(cost, spent)
+                await in_disk_thread(shelf.publish, wanted, target, manifest, tail=tail)
+            except StorageFull:
+                raise
+            except (TargetError, StorageError) as error:
+                # Another process may have passed this one by, and have taken what it was writing to.
+                failure = error
+            except (InvalidArchive, LimitExceeded):
+                await in_disk_thread(shelf.clear, target)
+                raise
+            finally:
+                if cost is None:
+                    await uninterrupted(in_disk_thread(shelf.clear_empty, target))
+            if cost is not None and await in_disk_thread(shelf.find, wanted.kind, known) is not None:
+                return cost
+        raise failure
+
+    async def _manifest(self, shelf: Shelf, record: Record) -> Manifest:
+        """What is wanted, from what is here where it is: a zip file that is resolved in both ways is asked for once."""
+        manifest = await in_disk_thread(shelf.manifest, record.digest)
+        if manifest is None:
+            manifest = await in_cpu_thread(Manifest.parse, await self._repository.manifest(record.digest))
+        return manifest
+
+    async def _receive(self, making: _Making, manifest: Manifest, target: Path) -> tuple[_Cost, bytes | None]:
+        """Make the content of an entry at `target`; the tail of a tree's zip."""
+        shelf, record, report = making.shelf, making.record, making.report
+        found = await in_disk_thread(find_seeds, shelf.root, manifest, limits=self._limits)
+        spared = {shelf.key(seed.wanted.label) for seed in found}
+        seeds = [seed.seed for seed in found]
+
+        async def reserve(content_size: int) -> None:
+            size = content_size + in_blocks(len(manifest.encoded)) + ENTRY_SIZE
+            await self._room.reserve(making.hold, shelf.key(making.wanted.label), size, spared=spared)
+
+        async def reserve_tree(archive: Zip) -> None:
+            await reserve(await in_cpu_thread(lambda: archive.stored_size) + in_blocks(len(archive.tail)))
+
+        if making.wanted.kind is Kind.FILE:
+            await reserve(in_blocks(manifest.size))
+            fetched = await fetch(
+                self._repository, record, target, manifest=manifest, seeds=seeds, report=report, following=making.following
+            )
+            return _Cost(fetched.bytes_received, fetched.bytes_reused), None
+        unpacked = await unpack(
+            self._repository,
+            record,
+            target,
+            manifest=manifest,
+            limits=self._limits,
+            seeds=seeds,
+            report=report,
+            reserve=reserve_tree,
+        )
+        return _Cost(unpacked.bytes_received, unpacked.bytes_reused), unpacked.tail
+
+
+class _Asked(NamedTuple):
+    """What someone wants."""
+
+    shelf: Shelf
+    kind: Kind
+    hold: Hold
+    """By which it stays."""
+    report: Report | None
+    following: Following | None
+
+
+class _Making(NamedTuple):
+    """An entry that is being made."""
+
+    shelf: Shelf
+    wanted: Wanted
+    record: Record
+    hold: Hold
+    report: Report | None
+    following: Following | None
+
+
+def _sum(first: _Cost | None, second: _Cost) -> _Cost:
+    # What an attempt reuses may be what the one before it has received.
+    return second if first is None else _Cost(first.received + second.received, second.reused)
+
+
+def _kind(wanted: File | Directory | FileURL) -> Kind:
+    return Kind.DIRECTORY if isinstance(wanted, Directory) else Kind.FILE
+
+
+def check_format(root: Path) -> None:
+    """Mark a new cache as one, or check that an old one is known. Blocks. Raises InvalidInput, UnknownFormat, StorageError."""
+    path = root / "format"
+    known = {"cache": CACHE_VERSION}
+    try:
+        found = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        _check_can_become_one(root)
+        write_durably(path, known)
+        return
+    except (OSError, ValueError) as error:
+        raise StorageError(str(path), str(error)) from None
+    if found != known:
+        raise UnknownFormat(str(root), str(found), str(known))
+
+
+def _check_can_become_one(root: Path) -> None:
+    """Raises InvalidInput where a folder without a format file holds other things, StorageError."""
+    with storage_errors(root):
+        names = sorted(path.name for path in root.iterdir()) if root.exists() else []
+    # What another process writes that makes the cache at this moment, and what a file system has of its own.
+    strange = [name for name in names if name != "lost+found" and not _WRITING.fullmatch(name)]
+    if strange and not (root / "format").exists():
+        raise InvalidInput(f"{root} is not a cache: it holds other things, such as {strange[0]!r}; give a new or an empty folder")
+
+
+def check_cache(root: Path) -> None:
+    """Check that there is a cache, and a known one. Blocks. Raises InvalidInput, UnknownFormat, StorageError."""
+    if not (root / "format").exists():
+        raise InvalidInput(f"there is no cache in {root}; give the folder of one")
+    check_format(root)
+
+
+def _remember(path: Path, identity: Identity) -> None:
+    # A cache that was made elsewhere, and is read-only here, is as good without.
+    with suppress(StorageError):
+        write_durably(path, identity._asdict())
+
+
+def _read_identity(path: Path) -> Identity | None:
+    try:
+        found = parse_json(path.read_bytes())
+        return checked_identity(found["id"], found["namespace"], found["cutting"])
+    except (OSError, ValueError, KeyError, TypeError, FilestoreError):
+        return None

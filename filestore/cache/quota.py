@@ -1,0 +1,190 @@
+"""Room: the limit of a cache and the floor of free disk, both of which hold while entries are fetched.
+
+Bytes are reserved before they are written: the least recently used entries that nobody uses go first, and what cannot fit is
+refused before any of it is fetched. A reservation is told to other processes by a lease, and so ends with its process.
+
+What an entry takes is counted as a whole from the moment when it is reserved, though its staging file is sparse at first. Two
+processes that reserve at once each say so first and count afterwards, so that both see both: without locks they may remove
+more than is needed, but never exceed the limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from filestore.cache.inventory import Kept, Staged, discard, entries, staged
+from filestore.cache.leases import Hold, Leases
+from filestore.errors import CacheFull, StorageError
+from filestore.system.files import free_space, storage_errors, sync_file_system
+from filestore.system.locks import locked
+from filestore.system.threads import in_disk_thread
+
+STALL_SECONDS = 60
+"""How long who needs room waits for fetches of others that make no progress."""
+SETTLE_SECONDS = 1
+"""How long it waits where nobody fetches: what has just been fetched may be in use for a moment only."""
+_POLL_SECONDS = (0.05, 1.0)
+
+
+class Room:
+    """The limits of one cache. `size_limit` and `free_floor` are bytes, of all that lies below its root, and of its disk."""
+
+    def __init__(self, root: Path, leases: Leases, *, size_limit: int | None, free_floor: int) -> None:
+        self._root = root
+        self._leases = leases
+        self._size_limit = size_limit
+        self._free_floor = free_floor
+        self._stuck: dict[Path, str] = {}
+        """What could not be removed, and why: other entries go instead."""
+
+    async def reserve(self, hold: Hold, key: str, size: int, *, spared: Collection[str] = ()) -> None:
+        """Have `size` bytes of disk for an entry, those counted that are staged of it, until `hold` ends or reserves 0.
+
+        Entries that nobody uses go for it, the least recently used first, `spared` ones last. While others fetch what may go
+        afterwards, it waits; where nobody does, for a moment. Raises CacheFull, StorageError.
+        """
+        patience = 0.0
+        seen: tuple[frozenset[tuple[str, int, int]], bool] | None = None
+        self._stuck = {}
+        pause, longest = _POLL_SECONDS
+        while True:
+            async with locked(self._leases.room_lock_path, lambda: False):
+                refusal = await in_disk_thread(self._make, hold, key, size, spared)
+            if refusal is None:
+                return
+            if seen != (refusal.under_way, refusal.is_passing):
+                seen = (refusal.under_way, refusal.is_passing)
+                patience = time.monotonic() + (STALL_SECONDS if any(seen) else SETTLE_SECONDS)
+            if refusal.is_final or time.monotonic() > patience:
+                raise CacheFull(str(self._root), refusal.reason)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, longest)
+
+    def surplus(self) -> list[Kept | Staged]:
+        """What processes that ended have left in staging, and the least recently used entries that the limits have no room for.
+
+        Blocks. Raises StorageError.
+        """
+        usage = self._usage()
+        found: list[Kept | Staged] = [item for item in usage.victims if isinstance(item, Staged)]
+        excess = self._excess(usage) - sum(item.stored_size for item in found)
+        for item in usage.victims:
+            if excess > 0 and isinstance(item, Kept):
+                found.append(item)
+                excess -= item.stored_size
+        return found
+
+    def _make(self, hold: Hold, key: str, size: int, spared: Collection[str]) -> _Refusal | None:
+        """One attempt to reserve. Raises StorageError."""
+        with storage_errors(self._root):
+            hold.reserve(key, size)
+            try:
+                refusal = self._room_for(key, size, spared)
+            except BaseException:
+                hold.reserve(key, 0)
+                raise
+            if refusal is not None:
+                hold.reserve(key, 0)
+        return refusal
+
+    def _room_for(self, key: str, size: int, spared: Collection[str]) -> _Refusal | None:
+        if self._size_limit is None and self._free() - sum(self._leases.held().values()) >= self._free_floor:
+            return None  # in no case is more than that written
+        usage = self._usage(spared)
+        excess = self._excess(usage)
+        if excess <= usage.evictable:
+            self._evict(usage, excess)
+            usage = self._usage(spared)
+            excess = self._excess(usage)
+            if excess <= 0:
+                return None
+        is_final = self._size_limit is not None and size > self._size_limit
+        under_way = frozenset(other for other in usage.under_way if other[0] != key)
+        reason = self._reason(size, usage, sum(reserved for _, reserved, _ in under_way))
+        return _Refusal(reason, under_way, is_final=is_final, is_passing=excess <= usage.evictable)
+
+    def _evict(self, usage: _Usage, excess: int) -> None:
+        for item in usage.victims:
+            if excess <= 0:
+                excess = self._settled_excess()
+            if excess <= 0:
+                break
+            try:
+                is_gone = discard(self._leases, item)
+            except StorageError as error:
+                self._stuck[item.folder] = str(error)
+                continue
+            if is_gone:
+                excess -= item.stored_size
+
+    def _settled_excess(self) -> int:
+        excess = self._excess(self._usage())
+        if excess > 0:
+            # Some file systems give room back when they are told to, and what two entries share they never had to give.
+            sync_file_system(self._root)
+            excess = self._excess(self._usage())
+        return excess
+
+    def _excess(self, usage: _Usage) -> int:
+        """Bytes that are too many, by the limit or by the floor; not above 0 where both hold."""
+        excess = self._free_floor + usage.outstanding - self._free()
+        return excess if self._size_limit is None else max(excess, usage.total - self._size_limit)
+
+    def _free(self) -> int:
+        with storage_errors(self._root):
+            return free_space(self._root)
+
+    def _usage(self, spared: Collection[str] = ()) -> _Usage:
+        # Leases first: what is published meanwhile is counted as reserved, at least.
+        held = self._leases.held()
+        items: list[Kept | Staged] = [*entries(self._root)]
+        items += staged(self._root)
+        return _Usage(items, held, spared, self._stuck)
+
+    def _reason(self, size: int, usage: _Usage, fetched: int) -> str:
+        """Why there is no room, and what to do."""
+        used = f"{usage.pinned} bytes in it are in use and {fetched} are being fetched"
+        if self._stuck:
+            used += f", and what could not be removed stays ({next(iter(self._stuck.values()))})"
+        if self._size_limit is not None and usage.total - usage.evictable > self._size_limit:
+            what_to_do = "raise the limit (FILESTORE_CACHE_SIZE_LIMIT) or end what uses them (`filestore cache ls` shows it)"
+            return f"{size} bytes are needed, its limit is {self._size_limit}, {used}; {what_to_do}"
+        return (
+            f"{size} bytes are needed, {self._free()} are free on its disk, of which {self._free_floor} must stay free, {used}; "
+            "free some space, lower that floor (FILESTORE_CACHE_FREE_FLOOR) or end what uses them (`filestore cache ls` shows it)"
+        )
+
+
+class _Refusal(NamedTuple):
+    reason: str
+    under_way: frozenset[tuple[str, int, int]]
+    """What others fetch; while it changes, it makes sense to wait."""
+    is_final: bool
+    """It is more than can ever fit."""
+    is_passing: bool
+    """What was to go for it was in use just then, and is not any more."""
+
+
+class _Usage:
+    """What a cache holds, and what of it may go."""
+
+    def __init__(
+        self, items: list[Kept | Staged], held: Mapping[str, int], spared: Collection[str], stuck: Collection[Path]
+    ) -> None:
+        stored: dict[str, int] = {}
+        for item in items:
+            stored[item.key] = stored.get(item.key, 0) + item.stored_size
+        self.total = sum(max(stored.get(key, 0), held.get(key, 0)) for key in stored.keys() | held.keys())
+        self.outstanding = sum(max(size - stored.get(key, 0), 0) for key, size in held.items())
+        """Bytes that are reserved and not written yet."""
+        self.under_way = frozenset((key, size, stored.get(key, 0)) for key, size in held.items() if size)
+        self.pinned = sum(stored.get(key, 0) for key, size in held.items() if not size)
+        self.victims = sorted(
+            (item for item in items if item.key not in held and item.folder not in stuck),
+            key=lambda item: (item.key in spared, item.used_at, item.key),
+        )
+        self.evictable = sum(item.stored_size for item in self.victims)

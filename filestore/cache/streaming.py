@@ -1,0 +1,141 @@
+"""Open: a file of the cache that can be read, by range, before all of it is here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from filestore.errors import InvalidRange, StorageError, storage_error
+from filestore.system.threads import in_disk_thread, task_group, uninterrupted
+from filestore.transfer.partial_file import Following
+
+READ_SIZE = 64 << 20
+"""Bytes that are read in one go, and that a cancel waits for."""
+
+
+class Opened:
+    """A file of which verified ranges are read while the rest arrives. Any number of tasks may read at the same time."""
+
+    def __init__(self, following: Following) -> None:
+        """`Cache.open` makes it. It stays the caller's to close."""
+        self._following = following
+        self._path: asyncio.Future[Path] = asyncio.get_running_loop().create_future()
+        self._descriptor = -1
+        self._size = 0
+        self._reads = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_closed = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self._size if self._path.done() else self._following.size
+
+    async def read(self, start: int, stop: int) -> bytearray:
+        """The bytes from `start` to `stop`, verified; what is not here yet is received before anything else.
+
+        They are the caller's own. Raises InvalidRange, StorageError. A fetch that fails cancels the block instead, which then
+        raises its error.
+        """
+        self._check(start, stop)
+        memory = bytearray(stop - start)
+        await self.read_into(memoryview(memory), start)
+        return memory
+
+    async def read_into(self, memory: memoryview, start: int) -> None:
+        """`read`, into all of `memory`, which must be left alone meanwhile. A cancel waits for the read of 64 MiB at most."""
+        memory = memory.cast("B")
+        self._check(start, start + len(memory))
+        if not self._path.done():
+            await self._following.have(start, start + len(memory))
+        for done in range(0, len(memory), READ_SIZE):
+            await self._read(memory[done : done + READ_SIZE], start + done)
+
+    async def whole(self) -> Path:
+        """The path of the whole file, once it is in the cache as `Cache.resolve` would have put it there."""
+        return await asyncio.shield(self._path)
+
+    async def complete(self, path: Path) -> None:
+        """The whole file is at `path`. Raises StorageError."""
+        descriptor, size = await in_disk_thread(_open, path)
+        self._descriptor, self._size = descriptor, size
+        self._path.set_result(path)
+        self._following.finish()
+
+    async def ready(self) -> None:
+        """Wait until there is something to read from."""
+        began = asyncio.ensure_future(self._following.began.wait())
+        try:
+            waiting: list[asyncio.Future[Any]] = [began, self._path]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            began.cancel()
+
+    async def close(self) -> None:
+        """Wait for reads under way, and give descriptors back."""
+        self._is_closed = True
+        await self._idle.wait()
+        self._following.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    async def _read(self, memory: memoryview, start: int) -> None:
+        if self._is_closed:
+            raise ValueError("the file was closed at the end of its block")
+        descriptor = self._descriptor if self._descriptor >= 0 else self._following.descriptor
+        self._reads += 1
+        self._idle.clear()
+        try:
+            await in_disk_thread(_read_exactly, descriptor, memory, start)
+        finally:
+            self._reads -= 1
+            if not self._reads:
+                self._idle.set()
+
+    def _check(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.size:
+            raise InvalidRange(f"{start}-{stop}", self.size)
+
+
+@asynccontextmanager
+async def opened_while(resolve: Callable[[Following], Awaitable[Path]]) -> AsyncIterator[Opened]:
+    """A file that `resolve` gets in the background, telling how far it is. The block ends when it has."""
+    following = Following()
+    opened = Opened(following)
+
+    async def fill() -> None:
+        await opened.complete(await resolve(following))
+
+    try:
+        async with task_group() as group:
+            group.create_task(fill())
+            await opened.ready()
+            yield opened
+    finally:
+        await uninterrupted(opened.close())
+
+
+def _open(path: Path) -> tuple[int, int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return descriptor, os.fstat(descriptor).st_size
+    except OSError as error:
+        raise storage_error(str(path), error) from None
+
+
+def _read_exactly(descriptor: int, memory: memoryview, offset: int) -> None:
+    done = 0
+    try:
+        while done < len(memory):
+            size = os.preadv(descriptor, [memory[done:]], offset + done)
+            if not size:
+                raise StorageError("the cache", f"a file of it ended at byte {offset + done}; run `filestore verify`")
+            done += size
+    except OSError as error:
+        raise storage_error("the cache", error) from None

@@ -1,0 +1,1 @@
+"""Values and rules without I/O: digests, names, paths, records, references, manifests, signatures."""

@@ -1,0 +1,165 @@
+r"""Manifests: the recipe of a file in one canonical byte form, whose digest is the file digest.
+
+Layout, little-endian; normative text and golden vector: `docs/format.md`, `tests/golden/`:
+
+    offset 0   8 bytes   magic b"FSMANIF\0"
+           8   u16       manifest version, 1
+          10   u16       cutting version
+          12   u32       chunk count
+          16   u64       file size
+          24   count x (32 bytes digest, u32 size)
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self, overload
+
+from filestore.core.digest import DIGEST_SIZE, Buffer, Digest, manifest_digest
+from filestore.errors import InvalidManifest, LimitExceeded
+
+MANIFEST_VERSION = 1
+MANIFEST_LIMIT = 64 << 20
+CHUNK_LIMIT = 4 << 20
+
+_MAGIC = b"FSMANIF\0"
+_HEADER = struct.Struct("<8sHHIQ")
+HEADER_SIZE = _HEADER.size
+_ENTRY = struct.Struct(f"<{DIGEST_SIZE}sI")
+_ENTRY_SIZE = struct.Struct(f"<{DIGEST_SIZE}xI")
+_VERSION_LIMIT = 1 << 16
+
+
+class Chunk(NamedTuple):
+    """A chunk's digest and its decoded size."""
+
+    digest: Digest
+    size: int
+
+
+class Chunks(Sequence[Chunk]):
+    """The chunks of a manifest, each made when it is asked for: kept, two million of them would take 400 MiB (I6)."""
+
+    __slots__ = ("_entries",)
+    __hash__ = None  # type: ignore[assignment]  # equal to any sequence of the same chunks, so hashed as none
+
+    def __init__(self, encoded: bytes) -> None:
+        """`encoded` is a whole manifest, checked."""
+        self._entries = memoryview(encoded)[_HEADER.size :]
+
+    def __len__(self) -> int:
+        return len(self._entries) // _ENTRY.size
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for digest, size in _ENTRY.iter_unpack(self._entries):
+            yield Chunk(Digest(digest), size)
+
+    @overload
+    def __getitem__(self, place: int) -> Chunk: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Chunk, ...]: ...
+    def __getitem__(self, place: int | slice) -> Chunk | tuple[Chunk, ...]:
+        if isinstance(place, slice):
+            return tuple(self[each] for each in range(len(self))[place])
+        digest, size = _ENTRY.unpack_from(self._entries, range(len(self))[place] * _ENTRY.size)
+        return Chunk(Digest(digest), size)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Chunks):
+            return self._entries == other._entries
+        if isinstance(other, Sequence):
+            return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
+        return NotImplemented
+
+    @property
+    def encoded(self) -> memoryview:
+        """The table that stands for them, 36 bytes a chunk: for whoever goes through millions."""
+        return self._entries
+
+    def sizes(self) -> Iterator[int]:
+        """The sizes alone: five times faster than the chunks."""
+        return (size for (size,) in _ENTRY_SIZE.iter_unpack(self._entries))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The ordered chunks of a file. Make one with `build` or `parse`: both check, the constructor does not."""
+
+    cutting: int
+    chunks: Chunks = field(repr=False, compare=False)
+    size: int
+    encoded: bytes = field(repr=False)
+    digest: Digest
+
+    @classmethod
+    def build(cls, chunks: Iterable[Chunk], *, cutting: int) -> Self:
+        """Raises LimitExceeded past 64 MiB of manifest, InvalidManifest for a size or a version that it cannot hold."""
+        if not 0 <= cutting < _VERSION_LIMIT:
+            raise InvalidManifest(f"its cutting version is {cutting}, allowed are 0 to {_VERSION_LIMIT - 1}")
+        encoded = bytearray(_HEADER.size)
+        size = 0
+        for digest, chunk_size in chunks:
+            _check_size(digest, chunk_size)
+            encoded += _ENTRY.pack(digest, chunk_size)
+            size += chunk_size
+            _check_length(len(encoded))
+        count = (len(encoded) - _HEADER.size) // _ENTRY.size
+        _HEADER.pack_into(encoded, 0, _MAGIC, MANIFEST_VERSION, cutting, count, size)
+        return cls._of(bytes(encoded), cutting=cutting, size=size)
+
+    @classmethod
+    def parse(cls, encoded: Buffer) -> Self:
+        """The manifest that `encoded` is the canonical form of. Raises InvalidManifest, LimitExceeded.
+
+        Cost: about 0.2 microseconds a chunk, and no memory beyond a copy of `encoded`.
+        """
+        _check_length(len(encoded))
+        raw = bytes(encoded)
+        if len(raw) < _HEADER.size:
+            raise InvalidManifest("it is shorter than its header")
+        magic, version, cutting, count, size = _HEADER.unpack_from(raw)
+        if magic != _MAGIC:
+            raise InvalidManifest("it does not begin with a manifest's magic bytes")
+        if version != MANIFEST_VERSION:
+            raise InvalidManifest(f"its version is {version}, this program knows {MANIFEST_VERSION}")
+        if len(raw) != _HEADER.size + count * _ENTRY.size:
+            raise InvalidManifest(f"it has {len(raw)} bytes, which is not the length that {count} chunks need")
+        manifest = cls._of(raw, cutting=cutting, size=size)
+        total = 0
+        for place, chunk_size in enumerate(manifest.chunks.sizes()):
+            if not 0 < chunk_size <= CHUNK_LIMIT:
+                _check_size(manifest.chunks[place].digest, chunk_size)
+            total += chunk_size
+        if total != size:
+            raise InvalidManifest(f"its chunks add up to {total} bytes, it says {size}")
+        return manifest
+
+    @classmethod
+    def _of(cls, encoded: bytes, *, cutting: int, size: int) -> Self:
+        return cls(cutting, Chunks(encoded), size, encoded, manifest_digest(encoded))
+
+    def offsets(self) -> Iterator[int]:
+        """The offset of each chunk in the file, in order."""
+        offset = 0
+        for size in self.chunks.sizes():
+            yield offset
+            offset += size
+
+
+def stated_size(header: Buffer) -> int:
+    """The file's size that the first bytes of a manifest state, which is as good as they are. Raises InvalidManifest."""
+    if len(header) < HEADER_SIZE:
+        raise InvalidManifest("it is shorter than its header")
+    return int(_HEADER.unpack_from(header)[-1])
+
+
+def _check_size(digest: Digest, size: int) -> None:
+    if not 0 < size <= CHUNK_LIMIT:
+        raise InvalidManifest(f"chunk {digest} has {size} bytes, allowed are 1 to {CHUNK_LIMIT}")
+
+
+def _check_length(length: int) -> None:
+    if length > MANIFEST_LIMIT:
+        raise LimitExceeded("the manifest's size in bytes", length, MANIFEST_LIMIT)

@@ -1,0 +1,1 @@
+"""Downloads from third-party servers."""

@@ -1,0 +1,1 @@
+"""What bytes look like: frames, chunk boundaries, zip files. No I/O."""

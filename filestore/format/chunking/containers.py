@@ -1,0 +1,29 @@
+"""Which container a file or a stored zip entry is, by its first bytes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from filestore.format.chunking import gguf, safetensors, zip  # noqa: A004  # the container's name
+from filestore.format.chunking.segments import Feed, Parsing, Segmenter
+from filestore.format.zip.structures import LOCAL_SIGNATURE
+
+DEPTH_LIMIT = 2
+"""Containers inside containers below the file itself."""
+
+
+def segmenter(start: int = 0, *, depth: int = 0) -> Segmenter:
+    """A segmenter for content that starts at `start` of a file, `depth` containers below it."""
+    return Segmenter(partial(_parse, depth=depth), start=start)
+
+
+def _parse(feed: Feed, *, depth: int) -> Parsing[None]:
+    yield from feed.at_least(safetensors.SNIFF_SIZE)
+    head = bytes(feed.here()[: safetensors.SNIFF_SIZE])
+    if head.startswith(LOCAL_SIGNATURE):
+        nest = partial(segmenter, depth=depth + 1) if depth < DEPTH_LIMIT else None
+        yield from zip.segment(feed, nest=nest)
+    elif head.startswith(gguf.SIGNATURE):
+        yield from gguf.segment(feed)
+    elif safetensors.is_head(head):
+        yield from safetensors.segment(feed)

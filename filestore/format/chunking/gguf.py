@@ -1,0 +1,212 @@
+"""Segments of a GGUF file: the data of its tensors.
+
+Source: GGUF specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple
+
+from filestore.format.chunking.segments import Doubt, Feed, Parsing
+
+SIGNATURE = b"GGUF"
+HEADER_LIMIT = 64 << 20
+"""Bytes from the signature to the end of the tensor table. They pass by and are not kept; large vocabularies need 15 MiB."""
+COUNT_LIMIT = 1 << 16
+"""Tensors, and metadata keys: each."""
+NAME_LIMIT = 1 << 16
+DIMENSIONS_LIMIT = 8
+ARRAY_DEPTH_LIMIT = 4
+ALIGNMENT_LIMIT = 1 << 16
+
+_VERSIONS = (2, 3)
+_HEAD = struct.Struct("<4sIQQ")
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+_ARRAY = struct.Struct("<IQ")
+_EXTENT = struct.Struct("<IQ")
+
+_ALIGNMENT_KEY = b"general.alignment"
+_DEFAULT_ALIGNMENT = 32
+_UINT32, _STRING, _ARRAY_TYPE = 4, 8, 9
+_VALUE_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+
+# Type: (elements in a block, bytes of a block). Q8_1 (9) is left out, its size differs between sources, and no file has it.
+_BLOCKS = {
+    0: (1, 4),  # F32
+    1: (1, 2),  # F16
+    2: (32, 18),  # Q4_0
+    3: (32, 20),  # Q4_1
+    6: (32, 22),  # Q5_0
+    7: (32, 24),  # Q5_1
+    8: (32, 34),  # Q8_0
+    10: (256, 84),  # Q2_K
+    11: (256, 110),  # Q3_K
+    12: (256, 144),  # Q4_K
+    13: (256, 176),  # Q5_K
+    14: (256, 210),  # Q6_K
+    15: (256, 292),  # Q8_K
+    16: (256, 66),  # IQ2_XXS
+    17: (256, 74),  # IQ2_XS
+    18: (256, 98),  # IQ3_XXS
+    19: (256, 50),  # IQ1_S
+    20: (32, 18),  # IQ4_NL
+    21: (256, 110),  # IQ3_S
+    22: (256, 82),  # IQ2_S
+    23: (256, 136),  # IQ4_XS
+    24: (1, 1),  # I8
+    25: (1, 2),  # I16
+    26: (1, 4),  # I32
+    27: (1, 8),  # I64
+    28: (1, 8),  # F64
+    29: (256, 56),  # IQ1_M
+    30: (1, 2),  # BF16
+    34: (256, 54),  # TQ1_0
+    35: (256, 66),  # TQ2_0
+    39: (32, 17),  # MXFP4
+    40: (64, 36),  # NVFP4
+    41: (128, 18),  # Q1_0
+}
+
+
+class _Tensor(NamedTuple):
+    offset: int
+    size: int | None
+    """None: of a type that this cutting version does not know."""
+
+
+def segment(feed: Feed) -> Parsing[None]:
+    """Mark the tensors' data, once the whole tensor table is there. No boundary lies before its end."""
+    table = _Table(feed)
+    _, version, tensor_count, key_count = _HEAD.unpack((yield from table.take(_HEAD.size)))
+    if version not in _VERSIONS or tensor_count > COUNT_LIMIT or key_count > COUNT_LIMIT:
+        raise Doubt("its version is unknown, or its counts are beyond the limits")
+    alignment = yield from _alignment(table, key_count)
+    tensors: list[_Tensor] = []
+    for _ in range(tensor_count):
+        tensors.append((yield from _tensor(table)))  # noqa: PERF401  # a comprehension cannot yield
+    data = feed.position + (feed.start - feed.position) % alignment
+    feed.mark_extents((data + begin, data + end) for begin, end in _extents(tensors))
+
+
+def _extents(tensors: Sequence[_Tensor]) -> Iterator[tuple[int, int]]:
+    ordered = sorted(tensors, key=lambda tensor: (tensor.offset, tensor.size or 0))
+    for tensor, following in pairwise(ordered):
+        size = following.offset - tensor.offset if tensor.size is None else tensor.size
+        yield tensor.offset, tensor.offset + size
+    if ordered and ordered[-1].size is not None:
+        yield ordered[-1].offset, ordered[-1].offset + ordered[-1].size
+
+
+class _Table:
+    """A feed that doubts whatever would read beyond the header's limit."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._limit = feed.start + HEADER_LIMIT
+
+    def take(self, size: int) -> Parsing[bytearray]:
+        self._check(size)
+        return (yield from self._feed.take(size))
+
+    def skip(self, size: int) -> Parsing[None]:
+        self._check(size)
+        yield from self._feed.skip(size)
+
+    def number(self, layout: struct.Struct) -> Parsing[int]:
+        return int(layout.unpack((yield from self.take(layout.size)))[0])
+
+    def skip_strings(self, count: int) -> Parsing[None]:
+        """Pass over `count` strings: a vocabulary has a million of them."""
+        while count:
+            yield from self._feed.at_least(_U64.size)
+            size, passed = _strings(self._feed.here(), limit=count)
+            count -= passed
+            yield from self.skip(size)
+
+    def _check(self, size: int) -> None:
+        if self._feed.position + size > self._limit:
+            raise Doubt("its header is beyond the limit")
+
+
+def _alignment(table: _Table, key_count: int) -> Parsing[int]:
+    found: list[int] = []
+    for _ in range(key_count):
+        length = yield from table.number(_U64)
+        if length >= NAME_LIMIT:
+            raise Doubt("a key is too long")
+        key = yield from table.take(length)
+        kind = yield from table.number(_U32)
+        if key != _ALIGNMENT_KEY:
+            yield from _skip_value(table, kind)
+        elif kind == _UINT32:
+            found.append((yield from table.number(_U32)))
+        else:
+            raise Doubt("its alignment is no 32-bit number")
+    if not found:
+        return _DEFAULT_ALIGNMENT
+    alignment = found[0]
+    if len(found) > 1 or not 8 <= alignment <= ALIGNMENT_LIMIT or alignment & (alignment - 1):
+        raise Doubt("its alignment stands twice or is no power of two in bounds")
+    return alignment
+
+
+def _strings(view: memoryview, *, limit: int) -> tuple[int, int]:
+    """The size of the strings that begin in `view`, and how many they are; the last one may end beyond it."""
+    size = count = 0
+    while count < limit and size + _U64.size <= len(view):
+        size += _U64.size + _U64.unpack_from(view, size)[0]
+        count += 1
+    return size, count
+
+
+def _skip_value(table: _Table, kind: int) -> Parsing[None]:
+    if kind == _ARRAY_TYPE:
+        yield from _skip_array(table, depth=1)
+    elif kind == _STRING:
+        yield from table.skip_strings(1)
+    elif kind in _VALUE_SIZES:
+        yield from table.skip(_VALUE_SIZES[kind])
+    else:
+        raise Doubt("a value's type is unknown")
+
+
+def _skip_array(table: _Table, *, depth: int) -> Parsing[None]:
+    if depth > ARRAY_DEPTH_LIMIT:
+        raise Doubt("its arrays are nested too deep")
+    kind, count = _ARRAY.unpack((yield from table.take(_ARRAY.size)))
+    if kind == _STRING:
+        yield from table.skip_strings(count)
+    elif kind == _ARRAY_TYPE:
+        for _ in range(count):
+            yield from _skip_array(table, depth=depth + 1)
+    elif kind in _VALUE_SIZES:
+        yield from table.skip(count * _VALUE_SIZES[kind])
+    else:
+        raise Doubt("an array's type is unknown")
+
+
+def _tensor(table: _Table) -> Parsing[_Tensor]:
+    length = yield from table.number(_U64)
+    if length >= NAME_LIMIT:
+        raise Doubt("a tensor's name is too long")
+    yield from table.skip(length)
+    count = yield from table.number(_U32)
+    if count > DIMENSIONS_LIMIT:
+        raise Doubt("a tensor has too many dimensions")
+    dimensions = struct.unpack(f"<{count}Q", (yield from table.take(count * _U64.size)))
+    kind, offset = _EXTENT.unpack((yield from table.take(_EXTENT.size)))
+    return _Tensor(offset, _size(kind, dimensions))
+
+
+def _size(kind: int, dimensions: tuple[int, ...]) -> int | None:
+    if kind not in _BLOCKS:
+        return None
+    elements, size = _BLOCKS[kind]
+    if (dimensions[0] if dimensions else 1) % elements:
+        raise Doubt("a tensor's rows are no whole blocks")
+    return prod(dimensions) // elements * size

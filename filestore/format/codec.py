@@ -1,0 +1,426 @@
+"""Frames: chunks encoded for storage and transfer. Normative text and golden frames: `docs/format.md`, `tests/golden/`.
+
+A frame is never part of a chunk's identity (I8) and is never recoded (I7). Layout, little-endian:
+
+    offset 0   u8        codec
+           1   3 bytes   zero
+           4   u32       decoded size, 1 to 4 MiB
+           8   payload   raw              the content
+                         zstd             one zstd frame
+                         planesN+zstd     N x u32 lengths, N planes, the decoded size mod N bytes left over
+
+Plane i of N holds the bytes at i, i + N, i + 2N, ...: weights are floats of N bytes, whose exponents repeat and whose
+mantissas do not, and only apart from each other does that show.
+
+Source: RFC 8878, Zstandard Compression, section 3.1.1 (frames and blocks).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from enum import IntEnum
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+from filestore.core.digest import Buffer, Digest, chunk_digest
+from filestore.core.manifest import CHUNK_LIMIT
+from filestore.errors import InvalidFrame
+
+if TYPE_CHECKING:  # numpy takes 0.15 s to import: whoever only names a codec does not pay for it
+    from zstandard import ZstdCompressor, ZstdDecompressor
+
+
+HEADER_SIZE = 8
+
+_HEADER = struct.Struct("<B3sI")
+_RESERVED = bytes(3)
+
+_WORTHWHILE = 0.03
+"""Of a chunk or a plane: what is kept raw, and what a slower codec is not chosen for, where less than this is saved."""
+_WORTHWHILE_PLANES = 0.01
+"""Planes cost no more than one run of Huffman coding over the whole chunk, so less is enough to choose them."""
+_SMALLEST = 64
+"""Bytes of content. Below that no codec pays for its own headers."""
+
+_SLICE_COUNT = 8
+_FREQUENCY_SLICE_SIZE = 1024
+_REPETITION_SLICE_SIZE = 2048
+"""A sample of 8 KiB shows a plane's entropy to 1 %; that text repeats itself takes 16 KiB to show."""
+
+_MAGIC = b"\x28\xb5\x2f\xfd"
+_BLOCK_HEADER_SIZE = 3
+_RLE_BLOCK = 1
+_BLOCK_RATIO = 256
+"""Bytes of content for each block that a zstd frame may have: encoders make blocks of some KiB and more."""
+
+
+class Codec(IntEnum):
+    """How a frame's payload is encoded; the value is the frame's first byte."""
+
+    RAW = 0
+    ZSTD = 1
+    PLANES2_ZSTD = 2
+    PLANES4_ZSTD = 3
+
+
+_PLANE_COUNTS = {Codec.PLANES2_ZSTD: 2, Codec.PLANES4_ZSTD: 4}
+
+
+def frame_limit(size: int) -> int:
+    """The most bytes that the frame of a chunk of `size` bytes has."""
+    return HEADER_SIZE + size
+
+
+def decoded_size(header: Buffer, *, digest: Digest) -> int:
+    """The decoded size that the first 8 bytes of a frame state, which is all that is looked at. Raises InvalidFrame."""
+    return _parse_header(header, digest).size
+
+
+class _Header(NamedTuple):
+    codec: Codec
+    size: int
+
+
+def _parse_header(data: Buffer, digest: Digest) -> _Header:
+    if len(data) < HEADER_SIZE:
+        raise InvalidFrame(str(digest), "it is shorter than its header")
+    codec, reserved, size = _HEADER.unpack_from(data)
+    if reserved != _RESERVED:
+        raise InvalidFrame(str(digest), "its reserved bytes are not zero")
+    if not 0 < size <= CHUNK_LIMIT:
+        raise InvalidFrame(str(digest), f"it says to decode to {size} bytes, allowed are 1 to {CHUNK_LIMIT}")
+    try:
+        return _Header(Codec(codec), size)
+    except ValueError:
+        raise InvalidFrame(str(digest), f"this program does not know its codec, {codec}") from None
+
+
+class _Plan(NamedTuple):
+    """How one chunk is to be encoded."""
+
+    codec: Codec
+    is_huffman: tuple[bool, ...] = ()
+    """Of each plane, or of a whole zstd chunk: whether it is Huffman coded. A plane that is not stays raw."""
+
+
+_AS_IT_IS = _Plan(Codec.RAW)
+_ORDINARY = _Plan(Codec.ZSTD, (False,))
+
+
+class Encoder:
+    """Makes frames, of the codec that a sample of each chunk suggests. One per thread.
+
+    A `codec` that is given is used wherever it saves enough. Scratch memory of 2 MiB and zstd contexts are kept.
+    """
+
+    def __init__(self, *, codec: Codec | None = None) -> None:
+        self._codec = codec
+        self._plane = memoryview(bytearray(CHUNK_LIMIT // 2))
+
+    @cached_property
+    def _ordinary(self) -> ZstdCompressor:
+        """For what repeats itself: text, tables, code.
+
+        As fast as zstd's level 1 and nearer to level 3, which leaves 2 to 7 % less and costs 1.2 to 2.2 times as much: the hash
+        table has 128 KiB, which stay in the processor's cache, and matches have 6 bytes and more.
+        """
+        return _fast_compressor(window_log=22, hash_log=15, min_match=6)
+
+    @cached_property
+    def _huffman(self) -> ZstdCompressor:
+        """For exponents and small integers, where only the frequencies of bytes are uneven.
+
+        The smallest search for matches that zstd can be told to make, and literals still Huffman coded (which the negative levels
+        turn off): smaller and 3 to 4 times faster than level 1 there, which wastes both on matches that save nothing.
+        """
+        return _fast_compressor(window_log=17, hash_log=6, min_match=7)
+
+    def encode(self, content: memoryview, out: memoryview) -> int:
+        """Write the frame of `content` (1 byte to 4 MiB, any alignment) at the start of `out`; returns its length.
+
+        `out` holds `frame_limit(len(content))` bytes at least, apart from `content`.
+        """
+        plan = self._plan(content)
+        length = 0
+        if plan.codec is Codec.ZSTD:
+            length = self._write_zstd(content, out, plan)
+        elif plan.codec is not Codec.RAW:
+            length = self._write_planes(content, out, plan)
+        return length or _write_raw(content, out)
+
+    def _plan(self, content: memoryview) -> _Plan:
+        """The codec that saves most by a sample, the faster one where that is about equal. Costs a tenth of encoding bf16."""
+        if self._codec is Codec.RAW or len(content) < _SMALLEST:
+            return _AS_IT_IS
+        whole, *planes = _huffman_shares(_sample(content, _FREQUENCY_SLICE_SIZE))
+        best, share = _AS_IT_IS, 1.0
+        for codec, shares, worthwhile in (
+            (Codec.ZSTD, [whole], _WORTHWHILE),
+            (Codec.PLANES2_ZSTD, planes[:2], _WORTHWHILE_PLANES),
+            (Codec.PLANES4_ZSTD, planes[2:], _WORTHWHILE_PLANES),
+        ):
+            if self._codec not in (None, codec):
+                continue
+            is_huffman = tuple(plane <= 1 - _WORTHWHILE for plane in shares)
+            left = sum(plane if coded else 1 for plane, coded in zip(shares, is_huffman, strict=True)) / len(shares)
+            if left <= min(share - worthwhile, 1 - _WORTHWHILE):
+                best, share = _Plan(codec, is_huffman), left
+        if self._codec in (None, Codec.ZSTD):
+            sample = _sample(content, _REPETITION_SLICE_SIZE)
+            if len(self._ordinary.compress(sample)) <= (share - _WORTHWHILE) * len(sample):
+                return _ORDINARY
+        return best
+
+    def _write_zstd(self, content: memoryview, out: memoryview, plan: _Plan) -> int:
+        """The length of the frame that was written, 0 if it is not worth its while."""
+        compressor = self._huffman if plan.is_huffman[0] else self._ordinary
+        # compress() and a copy: stream_reader().readinto(out) saves the copy, but compresses the last block with the interpreter
+        # locked, which costs two threads a fifth of their speed.
+        payload = compressor.compress(content)
+        length = HEADER_SIZE + len(payload)
+        if length > _worthwhile_limit(len(content)):
+            return 0
+        _HEADER.pack_into(out, 0, plan.codec, _RESERVED, len(content))
+        out[HEADER_SIZE:length] = payload
+        return length
+
+    def _write_planes(self, content: memoryview, out: memoryview, plan: _Plan) -> int:
+        """The length of the frame that was written, 0 if it is not worth its while."""
+        count = len(plan.is_huffman)
+        size, left_over = divmod(len(content), count)
+        limit = _worthwhile_limit(len(content)) - left_over
+        layout = struct.Struct(f"<{count}I")
+        end = HEADER_SIZE + layout.size
+        lengths = []
+        for place, is_huffman in enumerate(plan.is_huffman):
+            coded = self._coded_plane(content, place, count) if is_huffman else None
+            start, end = end, end + (len(coded) if coded else size)
+            if end > limit:
+                return 0
+            if coded:
+                out[start:end] = coded
+            else:
+                _take_plane(content, place, count, out[start:end])
+            lengths.append(end - start)
+        _HEADER.pack_into(out, 0, plan.codec, _RESERVED, len(content))
+        layout.pack_into(out, HEADER_SIZE, *lengths)
+        out[end : end + left_over] = content[size * count :]
+        return end + left_over
+
+    def _coded_plane(self, content: memoryview, place: int, count: int) -> bytes | None:
+        """One plane, Huffman coded; None where it is better kept raw."""
+        plane = self._plane[: len(content) // count]
+        _take_plane(content, place, count, plane)
+        coded = self._huffman.compress(plane)
+        return coded if len(coded) <= _worthwhile_limit(len(plane)) else None
+
+
+class Decoder:
+    """Gives back the content of frames, verified. One per thread.
+
+    Trusts nothing (I4): whatever the bytes of a frame are, no other error than InvalidFrame is raised, and no memory is taken but
+    the scratch that is given, and 2 MiB and a zstd context that are kept from frame to frame.
+    """
+
+    def __init__(self) -> None:
+        self._plane = memoryview(bytearray(CHUNK_LIMIT // 2))
+
+    @cached_property
+    def _zstd(self) -> ZstdDecompressor:
+        from zstandard import ZstdDecompressor  # noqa: PLC0415  # on first use
+
+        return ZstdDecompressor()
+
+    def decode(self, frame: Frame, scratch: memoryview) -> memoryview:
+        """The content of `frame`: a part of `frame.data` itself where it is raw, else of `scratch`, valid until that is reused.
+
+        `scratch` holds the decoded size that the frame states, or 4 MiB, apart from `frame.data`; merging planes is faster where
+        it starts at a multiple of 4.
+        Raises InvalidFrame unless the frame is whole, well formed, and decodes to what its digest names.
+        """
+        data = memoryview(frame.data)
+        codec, size = _parse_header(data, frame.digest)
+        if len(data) > frame_limit(size):
+            raise InvalidFrame(str(frame.digest), f"it has {len(data)} bytes, allowed are {frame_limit(size)}")
+        payload = data[HEADER_SIZE:]
+        content = scratch[:size]
+        if codec is Codec.RAW:
+            if len(payload) != size:
+                raise InvalidFrame(str(frame.digest), f"it holds {len(payload)} bytes, it says {size}")
+            content = payload
+        elif codec is Codec.ZSTD:
+            self._unpack(payload, content, frame.digest)
+        else:
+            self._merge(payload, content, _PLANE_COUNTS[codec], frame.digest)
+        if chunk_digest(content) != frame.digest:
+            raise InvalidFrame(str(frame.digest), "its content has another digest")
+        return content
+
+    def _unpack(self, payload: memoryview, content: memoryview, digest: Digest) -> None:
+        """Fill `content` from exactly one zstd frame. Raises InvalidFrame."""
+        from zstandard import ZstdError  # noqa: PLC0415  # on first use
+
+        try:
+            _check_zstd(payload, len(content), digest)
+            # Its content size is ours and its blocks end where it ends, so zstd decodes it at once and in place: a window buffer,
+            # for decoding piece by piece, is never made.
+            size = self._zstd.stream_reader(payload).readinto(content)
+        except ZstdError as error:
+            raise InvalidFrame(str(digest), str(error)) from None
+        if size != len(content):
+            raise InvalidFrame(str(digest), f"it unpacks to {size} bytes, it says {len(content)}")
+
+    def _merge(self, payload: memoryview, content: memoryview, count: int, digest: Digest) -> None:
+        """Fill `content` from `count` planes. Raises InvalidFrame."""
+        import numpy as np  # noqa: PLC0415  # on first use
+
+        lengths = struct.Struct(f"<{count}I")
+        size, left_over = divmod(len(content), count)
+        if len(payload) < lengths.size + left_over:
+            raise InvalidFrame(str(digest), "it is shorter than the lengths of its planes")
+        ends = list(accumulate(lengths.unpack_from(payload), initial=lengths.size))
+        if ends[-1] + left_over != len(payload):
+            raise InvalidFrame(str(digest), f"its parts add up to {ends[-1] + left_over} bytes, it holds {len(payload)}")
+        words = np.frombuffer(content, f"<u{count}", size)
+        for place in reversed(range(count)):
+            plane = np.frombuffer(self._stored_plane(payload[ends[place] : ends[place + 1]], size, digest), "u1")
+            if place == count - 1:
+                np.copyto(words, plane)
+            else:
+                np.left_shift(words, 8, out=words)
+                np.bitwise_or(words, plane, out=words)
+        content[size * count :] = payload[ends[-1] :]
+
+    def _stored_plane(self, stored: memoryview, size: int, digest: Digest) -> memoryview:
+        """The `size` bytes of a plane, valid until the next one is asked for. Raises InvalidFrame."""
+        if len(stored) == size:
+            return stored
+        if len(stored) > size:
+            raise InvalidFrame(str(digest), f"one of its planes has {len(stored)} bytes, allowed are {size}")
+        plane = self._plane[:size]
+        self._unpack(stored, plane, digest)
+        return plane
+
+
+def _fast_compressor(*, window_log: int, hash_log: int, min_match: int) -> ZstdCompressor:
+    from zstandard import STRATEGY_FAST, ZstdCompressionParameters, ZstdCompressor  # noqa: PLC0415  # on first use
+
+    parameters = ZstdCompressionParameters(
+        strategy=STRATEGY_FAST,
+        window_log=window_log,
+        hash_log=hash_log,
+        chain_log=hash_log,
+        search_log=1,
+        min_match=min_match,
+        target_length=0,
+        write_content_size=True,
+        write_checksum=False,
+        write_dict_id=False,
+    )
+    return ZstdCompressor(compression_params=parameters)
+
+
+def _worthwhile_limit(size: int) -> int:
+    """The most bytes in which `size` bytes are better kept than raw."""
+    return int(size * (1 - _WORTHWHILE))
+
+
+def _write_raw(content: memoryview, out: memoryview) -> int:
+    length = frame_limit(len(content))
+    _HEADER.pack_into(out, 0, Codec.RAW, _RESERVED, len(content))
+    out[HEADER_SIZE:length] = content
+    return length
+
+
+def _sample(content: memoryview, slice_size: int) -> bytes:
+    """Slices of `content` from its start to its end, each from a multiple of 4: a multiple of 4 bytes in all."""
+    if len(content) <= _SLICE_COUNT * slice_size:
+        return bytes(content[: len(content) // 4 * 4])
+    step = (len(content) - slice_size) // (_SLICE_COUNT - 1) // 4 * 4
+    return b"".join(content[start : start + slice_size] for start in range(0, step * _SLICE_COUNT, step))
+
+
+def _huffman_shares(sample: bytes) -> list[float]:
+    """What Huffman coding would leave of the whole, of each of 2 planes and of each of 4: seven numbers from 0 to 1.
+
+    Cuts fall on odd offsets, so that the exponents may be in any plane.
+    """
+    import numpy as np  # noqa: PLC0415  # on first use
+
+    columns = np.frombuffer(sample, "u1").reshape(-1, 4)
+    counts = np.empty((7, 256))
+    for place in range(4):
+        counts[3 + place] = np.bincount(columns[:, place], minlength=256)
+    counts[1:3] = counts[3:5] + counts[5:]
+    counts[0] = counts[1] + counts[2]
+    kinds = np.count_nonzero(counts, axis=1)
+    logs = (counts * np.log2(np.maximum(counts, 1))).sum(axis=1)
+    rows = zip(counts.sum(axis=1).tolist(), counts.max(axis=1).tolist(), kinds.tolist(), logs.tolist(), strict=True)
+    return [_huffman_share(*row) for row in rows]
+
+
+def _huffman_share(total: float, most: float, kinds: int, logs: float) -> float:
+    """What Huffman coding leaves of `total` bytes of so many `kinds`, `most` of one kind; `logs` sums count x log2(count).
+
+    Source: G. A. Miller, Note on the bias of information estimates, 1955: a sample shows too little entropy.
+    """
+    if kinds == 1:
+        return 0.0
+    bits = math.log2(total) - logs / total + (kinds - 1) / (2 * total * math.log(2))
+    frequency = most / total
+    if frequency > 0.5:  # no code is shorter than a bit, though this byte's entropy is
+        bits += 1 + frequency * math.log2(frequency) + (1 - frequency) * math.log2(1 - frequency)
+    return min(bits / 8, 1.0)
+
+
+def _take_plane(content: memoryview, place: int, count: int, plane: memoryview) -> None:
+    """Fill `plane` with the bytes of `content` at `place`, `place` + `count`, ..."""
+    import numpy as np  # noqa: PLC0415  # on first use
+
+    # A little-endian word's lowest byte is its first: narrowing the words that start at the plane's bytes gives the plane, at any
+    # alignment, and seven times faster than a strided copy. The last word may end behind the content.
+    last = len(plane) - 1
+    words = np.frombuffer(content, f"<u{count}", last, place)
+    np.copyto(np.frombuffer(plane, "u1", last), words, casting="unsafe")
+    plane[last] = content[last * count + place]
+
+
+def _check_zstd(payload: memoryview, size: int, digest: Digest) -> None:
+    """Raises InvalidFrame or ZstdError unless `payload` is one zstd frame, and nothing else, that says to unpack to `size` bytes.
+
+    What is inside its blocks is not looked at.
+    """
+    from zstandard import frame_header_size, get_frame_parameters  # noqa: PLC0415  # on first use
+
+    if payload[: len(_MAGIC)] != _MAGIC:
+        raise InvalidFrame(str(digest), "it holds no zstd frame where one belongs")
+    parameters = get_frame_parameters(payload)
+    if parameters.content_size != size:
+        raise InvalidFrame(str(digest), f"its zstd frame does not say to unpack to {size} bytes")
+    if parameters.window_size > CHUNK_LIMIT:
+        raise InvalidFrame(str(digest), f"its zstd window has {parameters.window_size} bytes, allowed are {CHUNK_LIMIT}")
+    if parameters.dict_id or parameters.has_checksum:
+        raise InvalidFrame(str(digest), "its zstd frame has a dictionary or a checksum")
+    end = _zstd_end(payload, frame_header_size(payload), block_limit=size // _BLOCK_RATIO + 2)
+    if end != len(payload):
+        raise InvalidFrame(str(digest), "the blocks of its zstd frame do not end where it ends")
+
+
+def _zstd_end(payload: memoryview, start: int, *, block_limit: int) -> int:
+    """Where the blocks of a zstd frame that begin at `start` end, by their headers; -1 if none of the first ones is the last."""
+    for _ in range(block_limit):
+        header = int.from_bytes(payload[start : start + _BLOCK_HEADER_SIZE], "little")
+        is_last, kind, size = header & 1, header >> 1 & 3, header >> 3
+        start += _BLOCK_HEADER_SIZE + (1 if kind == _RLE_BLOCK else size)
+        if is_last or start >= len(payload):
+            return start if is_last else -1
+    return -1
+
+
+class Frame(NamedTuple):
+    """An encoded chunk on its way. `data` is a whole frame, its header included; who made it owns its memory."""
+
+    digest: Digest
+    data: Buffer

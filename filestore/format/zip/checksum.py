@@ -1,0 +1,47 @@
+"""The CRC-32 of content whose pieces come in any order."""
+
+from __future__ import annotations
+
+from isal.isal_zlib import crc32, crc32_combine
+
+from filestore.core.digest import Buffer
+
+__all__ = ["Checksum", "crc32", "crc32_combine"]
+
+
+class Checksum:
+    """Sums pieces in whatever order they arrive. Not thread-safe.
+
+    Pieces that touch are joined at once, so that what is kept grows with the number of gaps.
+    """
+
+    def __init__(self) -> None:
+        self._ends: dict[int, tuple[int, int]] = {}  # where a run of pieces begins: where it ends, and its sum
+        self._begins: dict[int, int] = {}  # where it ends: where it begins
+
+    def add(self, offset: int, piece: Buffer) -> None:
+        """Take in the piece at `offset`. No byte may come twice."""
+        self.add_summed(offset, memoryview(piece).nbytes, crc32(piece))
+
+    def add_summed(self, offset: int, size: int, crc: int) -> None:
+        """Take in a piece whose own sum is known."""
+        if not size:
+            return
+        begin, end = offset, offset + size
+        if begin in self._begins:
+            begin = self._begins.pop(begin)
+            _, before = self._ends.pop(begin)
+            crc = crc32_combine(before, crc, size)
+        if end in self._ends:
+            following = end
+            end, after = self._ends.pop(following)
+            crc = crc32_combine(crc, after, end - following)
+        self._ends[begin] = end, crc
+        self._begins[end] = begin
+
+    def of(self, size: int) -> int | None:
+        """The sum of the first `size` bytes; None where not exactly these have come."""
+        if not size:
+            return 0 if not self._ends else None
+        end, crc = self._ends.get(0, (0, 0))
+        return crc if end == size and len(self._ends) == 1 else None

@@ -1,0 +1,329 @@
+"""The tree cutter: the chunks of the zip that stands for a directory, while each byte of each file is read once.
+
+The zip is a row of segments: the content of every file of at least 256 KiB is one, and what stands between two of them,
+small files and headers, is another, a *run*. Where a segment lies is known from the entries alone, and how it is cut
+depends on its own bytes alone. What is missing at first are the checksums: a run ends with the header of the file that
+follows it, so its end is cut behind the content of that file, and only the manifest has an order.
+
+Invariant, held by a property test: the chunks, in the order of their segments, are those that `Cutter` gives for the zip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import NamedTuple
+
+from filestore.errors import LimitExceeded
+from filestore.format.chunking import CUTTING_VERSION, LOOKAHEAD, Cutter
+from filestore.format.chunking.containers import segmenter
+from filestore.format.chunking.segments import SEGMENT_MIN, Feed, Parsing, Segmenter
+from filestore.format.zip.checksum import crc32
+from filestore.format.zip.write import (
+    NAME_LIMIT,
+    SIZE_LIMIT,
+    Entry,
+    Placed,
+    central_header,
+    central_header_size,
+    end_records,
+    local_header,
+    local_header_size,
+    sorted_entries,
+)
+
+WINDOW_MIN = LOOKAHEAD + SEGMENT_MIN + NAME_LIMIT + 256
+"""The least that `TreeCutter.scan` needs: room for what is not cut yet, and for one small file with its header."""
+_SLICE = 1 << 20
+"""Bytes read before they are summed: they are still in the processor's cache then."""
+
+Read = Callable[[int, int, memoryview], None]
+"""Fills memory with content of the entry at a place of `TreeCutter.entries`, from an offset on; or raises."""
+
+_Part = tuple[int, Callable[[memoryview], None]]
+"""What a run is made of: a size, and what writes so many bytes."""
+
+
+class Segment(NamedTuple):
+    """A part of the zip that is cut on its own."""
+
+    start: int
+    size: int
+    entries: range
+    """The places of those whose content lies in it. Empty for a run that has headers only."""
+    is_content: bool
+    """It is the content of one large file. Else it is a run."""
+
+
+class Cut(NamedTuple):
+    """Chunks of one segment. They follow those that came of it before."""
+
+    segment: int
+    """Its place in `TreeCutter.segments`."""
+    content: memoryview
+    """The chunks back to back, in the caller's buffer."""
+    sizes: list[int]
+
+
+class TreeCutter:
+    """Cuts one tree. Blocks only where `read` does; not thread-safe.
+
+    `scan` goes through the files in the order of the archive. What an earlier push knows is not read again: `remember` the
+    checksums of unchanged files and `skip` the segments in which nothing changed, all before the first `scan`.
+    Twice `LOOKAHEAD` bytes are all the content that is kept between calls.
+
+    Raises InvalidName, LimitExceeded, UnknownFormat.
+    """
+
+    def __init__(self, entries: Iterable[Entry], read: Read, *, cutting: int = CUTTING_VERSION) -> None:
+        self.entries = sorted_entries(entries)
+        self.offsets = _offsets(self.entries)
+        """Where local headers stand; the last number is the central directory's."""
+        self.segments = _segments(self.entries, self.offsets)
+        """Runs and contents in turn, back to back; the first and the last one are runs."""
+        self.size = self.segments[-1].start + self.segments[-1].size
+        if self.size >= SIZE_LIMIT:
+            raise LimitExceeded("the size of the archive", self.size, SIZE_LIMIT - 1)
+        self.crcs = [_known_crc(entry) for entry in self.entries]
+        """The checksums of the entries' content; None where it is not known yet."""
+        self._read = read
+        self._cutting = cutting
+        Cutter(cutting=cutting)  # an unknown version is refused before anything is read
+        self._waiting = set(range(len(self.segments)))
+        self._spares = memoryview(bytearray(LOOKAHEAD)), memoryview(bytearray(LOOKAHEAD))
+        self._work = self._streams()
+        self._stream: _Stream | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the chunks of all segments were given, but for those that are skipped."""
+        return not self._waiting
+
+    def remember(self, place: int, crc: int) -> None:
+        """The content of an entry is known to have this checksum. Read all the same, it counts as it is then."""
+        self.crcs[place] = crc
+
+    def skip(self, number: int) -> None:
+        """Do not produce a segment: its chunks are known. The checksums of its entries must be known too."""
+        if any(self.crcs[place] is None for place in self.segments[number].entries):
+            raise ValueError(f"segment {number} holds entries of unknown content")
+        self._waiting.discard(number)
+
+    def headers_of(self, number: int) -> Iterator[bytes]:
+        """All bytes of a run but the content of its files, piece by piece, from checksums that must be known.
+
+        They are those of its own entries and the next one's; the last run's, that of every entry. A run is the same as before if
+        this is, and if its files are. Raises ValueError at the first checksum that is not known.
+        """
+        for place in self.segments[number].entries:
+            yield self._local_header(place) + (self.entries[place].target or "").encode()
+        yield from self._behind(number)
+
+    def scan(self, buffer: memoryview) -> list[Cut]:
+        """Read on, and cut, as far as `buffer` reaches, which has at least `WINDOW_MIN` bytes.
+
+        Some bytes at the end of the buffer may be left over. What was read and is not cut yet is kept. After an error of
+        `read` nothing can be scanned any more.
+        """
+        if len(buffer) < WINDOW_MIN:
+            raise ValueError(f"the buffer has {len(buffer)} bytes, needed are {WINDOW_MIN}")
+        cuts = []
+        if self._stream is None:
+            self._stream = next(self._work, None)
+        while self._stream is not None and self._stream.room <= len(buffer):
+            stream = self._stream
+            if sizes := stream.scan(buffer):
+                cuts.append(Cut(stream.number, buffer[: sum(sizes)], sizes))
+                buffer = buffer[sum(sizes) :]
+            if not stream.remaining:
+                self._waiting.discard(stream.number)
+            if stream.rests:
+                self._stream = next(self._work, None)
+        return cuts
+
+    def _streams(self) -> Iterator[_Stream]:
+        """What is to be scanned, in this order; a run twice, before the content behind it and after."""
+        for number in range(0, len(self.segments), 2):
+            run, content = number, number + 1
+            stream = None
+            if run in self._waiting:
+                cutter = Cutter(cutting=self._cutting, segments=_unsegmented())
+                stream = _Run(run, self.segments[run], cutter, self._spares[0], self._parts(run))
+                yield stream
+            if content in self._waiting:
+                cutter = Cutter(cutting=self._cutting, segments=segmenter(depth=1))
+                yield _Content(content, self.segments[content], cutter, self._spares[1], self._fill)
+            if stream is not None and stream.remaining:
+                stream.resume()
+                yield stream
+
+    def _parts(self, number: int) -> Iterator[_Part | None]:
+        """What a run is made of; None is where the content behind the run must have been summed."""
+        for place in self.segments[number].entries:
+            yield self.offsets[place + 1] - self.offsets[place], partial(self._write_small, place)
+        yield None
+        for header in self._behind(number):
+            yield len(header), partial(_write, header)
+
+    def _behind(self, number: int) -> Iterator[bytes]:
+        """What follows the last small file of a run: the header of the next content, or the central directory."""
+        if number + 1 < len(self.segments):
+            yield self._local_header(self.segments[number + 1].entries.start)
+            return
+        size = 0
+        for place, entry in enumerate(self.entries):
+            header = central_header(Placed(entry, self._crc(place), self.offsets[place]))
+            size += len(header)
+            yield header
+        yield end_records(count=len(self.entries), size=size, offset=self.offsets[-1])
+
+    def _local_header(self, place: int) -> bytes:
+        return local_header(self.entries[place], self._crc(place))
+
+    def _crc(self, place: int) -> int:
+        crc = self.crcs[place]
+        if crc is None:
+            raise ValueError(f"the content of {self.entries[place].name!r} is not known yet")
+        return crc
+
+    def _write_small(self, place: int, memory: memoryview) -> None:
+        """An entry, from its header to the end of its content. The header is written last: it holds the checksum."""
+        entry = self.entries[place]
+        content = memory[len(memory) - entry.size :]
+        if entry.target is not None:
+            content[:] = entry.target.encode()
+        elif entry.size:
+            self.crcs[place] = 0
+            self._fill(place, 0, content)
+        memory[: len(memory) - entry.size] = self._local_header(place)
+
+    def _fill(self, place: int, offset: int, memory: memoryview) -> None:
+        """Read content, and sum it up. Its pieces come in order."""
+        crc = self._crc(place) if offset else 0
+        for at in range(0, len(memory), _SLICE):
+            piece = memory[at : at + _SLICE]
+            self._read(place, offset + at, piece)
+            crc = crc32(piece, crc)
+        self.crcs[place] = crc
+
+
+class _Stream:
+    """A segment on its way through the cutter."""
+
+    def __init__(self, number: int, segment: Segment, cutter: Cutter, spare: memoryview) -> None:
+        self.number = number
+        self.remaining = segment.size
+        """Bytes that are not made yet."""
+        self.rests = False
+        """It must not be scanned for now, or ever again."""
+        self._cutter = cutter
+        self._spare = spare
+        self._uncut = 0
+
+    @property
+    def room(self) -> int:
+        """The size of a buffer in which scanning gets on."""
+        return min(self._uncut + self.remaining, WINDOW_MIN)
+
+    def scan(self, buffer: memoryview) -> list[int]:
+        """Make bytes until the buffer is full or the stream rests; the sizes of the chunks at the start of the buffer."""
+        buffer[: self._uncut] = self._spare[: self._uncut]
+        end = self._make(buffer, self._uncut)
+        self.remaining -= end - self._uncut
+        sizes = self._cutter.cut(buffer[:end], final=not self.remaining)
+        decided = sum(sizes)
+        self._uncut = end - decided
+        self._spare[: self._uncut] = buffer[decided:end]
+        return sizes
+
+    def _make(self, buffer: memoryview, start: int) -> int:
+        """Make bytes in the buffer from `start` on; where they end."""
+        raise NotImplementedError
+
+
+class _Run(_Stream):
+    """Small files and headers."""
+
+    def __init__(self, number: int, segment: Segment, cutter: Cutter, spare: memoryview, parts: Iterator[_Part | None]) -> None:
+        super().__init__(number, segment, cutter, spare)
+        self._parts = parts
+        self._part = next(parts)
+
+    def resume(self) -> None:
+        """Go on: the content behind it was summed."""
+        self._part = next(self._parts)
+        self.rests = False
+
+    def _make(self, buffer: memoryview, start: int) -> int:
+        at = start
+        # A part is never split: what the buffer does not hold any more is the first thing in the next one.
+        while self._part is not None and at + self._part[0] <= len(buffer):
+            size, write = self._part
+            write(buffer[at : at + size])
+            at += size
+            self._part = next(self._parts, None)
+        self.rests = self._part is None
+        return at
+
+
+class _Content(_Stream):
+    """The content of a large file."""
+
+    def __init__(
+        self,
+        number: int,
+        segment: Segment,
+        cutter: Cutter,
+        spare: memoryview,
+        fill: Callable[[int, int, memoryview], None],
+    ) -> None:
+        super().__init__(number, segment, cutter, spare)
+        self._fill = partial(fill, segment.entries.start)
+        self._offset = 0
+
+    def _make(self, buffer: memoryview, start: int) -> int:
+        end = min(len(buffer), start + self.remaining)
+        self._fill(self._offset, buffer[start:end])
+        self._offset += end - start
+        self.rests = end - start == self.remaining
+        return end
+
+
+def _write(content: bytes, memory: memoryview) -> None:
+    memory[:] = content
+
+
+def _known_crc(entry: Entry) -> int | None:
+    if entry.target is not None:
+        return crc32(entry.target.encode())
+    return None if entry.size else 0
+
+
+def _offsets(entries: Sequence[Entry]) -> list[int]:
+    return list(accumulate((local_header_size(entry) + entry.size for entry in entries), initial=0))
+
+
+def _segments(entries: Sequence[Entry], offsets: Sequence[int]) -> list[Segment]:
+    segments = []
+    start = first = 0
+    for place, entry in enumerate(entries):
+        if entry.size >= SEGMENT_MIN:
+            end = offsets[place + 1]
+            content = end - entry.size
+            segments.append(Segment(start, content - start, range(first, place), is_content=False))
+            segments.append(Segment(content, entry.size, range(place, place + 1), is_content=True))
+            start, first = end, place + 1
+    size = sum(map(central_header_size, entries, offsets))
+    tail = size + len(end_records(count=len(entries), size=size, offset=offsets[-1]))
+    segments.append(Segment(start, offsets[-1] - start + tail, range(first, len(entries)), is_content=False))
+    return segments
+
+
+def _unsegmented() -> Segmenter:
+    """For a run: it is one segment."""
+
+    def parse(_: Feed) -> Parsing[None]:
+        yield from ()
+
+    return Segmenter(parse)

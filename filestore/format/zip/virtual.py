@@ -1,0 +1,51 @@
+"""The zip of a tree at any offset, though it is nowhere."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from filestore.format.zip.write import Entry, Placed, central_directory, local_header
+
+Read = Callable[[int, int, memoryview], None]
+"""Fills memory with content of the entry at a place, from an offset on; or raises."""
+
+
+class VirtualZip:
+    """Puts together what a zip holds at an offset: headers are made, content is read."""
+
+    def __init__(self, entries: Sequence[Entry], crcs: Sequence[int], offsets: Sequence[int], read: Read) -> None:
+        """`offsets`: where local headers stand, in order; behind them where the central directory does."""
+        self._entries = entries
+        self._crcs = crcs
+        self._offsets = offsets
+        self._read = read
+
+    def read_into(self, memory: memoryview, offset: int) -> None:
+        """Fill `memory` with the bytes from `offset` on, which must be there. Raises what `read` raises."""
+        place = bisect_right(self._offsets, offset) - 1
+        while len(memory) and place < len(self._entries):
+            size = min(len(memory), self._offsets[place + 1] - offset)
+            self._read_entry(place, memory[:size], offset - self._offsets[place])
+            memory, offset, place = memory[size:], offset + size, place + 1
+        if len(memory):
+            start = offset - self._offsets[-1]
+            memory[:] = self._tail[start : start + len(memory)]
+
+    def _read_entry(self, place: int, memory: memoryview, start: int) -> None:
+        """A part of an entry, from `start` bytes behind the beginning of its local header on."""
+        entry = self._entries[place]
+        header = local_header(entry, self._crcs[place])
+        head = header[start : start + len(memory)]
+        memory[: len(head)] = head
+        content = memory[len(head) :]
+        content_start = max(start - len(header), 0)
+        if entry.target is not None:
+            content[:] = entry.target.encode()[content_start : content_start + len(content)]
+        elif len(content):
+            self._read(place, content_start, content)
+
+    @cached_property
+    def _tail(self) -> bytes:
+        return central_directory(map(Placed, self._entries, self._crcs, self._offsets), self._offsets[-1])

@@ -1,0 +1,203 @@
+"""The zip file that stands for a directory: every byte of it that is no file's content, from the entries alone.
+
+Normative text: `docs/format.md`, section Directories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from filestore.errors import InvalidName, LimitExceeded
+from filestore.format.zip import structures as zip_
+from filestore.format.zip.tree import Tree, flaw, normalised, shown, target_flaw
+
+NAME_LIMIT = 0xFFFF
+"""Bytes of a name as it is written, the `/` of a folder included."""
+SIZE_LIMIT = 1 << 63
+"""No file and no archive has so many bytes."""
+
+_MADE_BY = zip_.HOST_UNIX << 8 | 45
+_NEEDS_NOTHING, _NEEDS_FOLDERS, _NEEDS_ZIP64 = 10, 20, 45
+_TIME, _DATE = 0, 1 << 5 | 1  # midnight of the first day that the format knows: 1980-01-01
+_ZIP64_LOCAL = 20
+
+
+class Entry(NamedTuple):
+    """A file, an empty folder or a link that is kept as one."""
+
+    name: str
+    """Its path in the tree, without a `/` at its end."""
+    size: int = 0
+    is_executable: bool = False
+    is_folder: bool = False
+    target: str | None = None
+    """Where a link leads; its size is that of the target in UTF-8, which is its content."""
+
+    @property
+    def stored_name(self) -> bytes:
+        """The name as it is written, and by which entries are sorted."""
+        return self.name.encode() + b"/" if self.is_folder else self.name.encode()
+
+
+class Placed(NamedTuple):
+    """An entry, the checksum of its content, and where its local header stands."""
+
+    entry: Entry
+    crc: int
+    offset: int
+
+
+def sorted_entries(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """The entries of a tree in the order of the archive.
+
+    Raises InvalidName for one that no archive holds, LimitExceeded for a name or a size that is too large.
+    """
+    tree = Tree()
+    checked = []
+    for entry in entries:
+        reason = _flaw(entry) or tree.add(entry.name, is_folder=entry.is_folder)
+        if reason:
+            raise InvalidName(shown(entry.name), reason)
+        checked.append(entry)
+    if found := tree.links_flaw({entry.name: entry.target for entry in checked if entry.target is not None}):
+        raise InvalidName(*found)
+    return tuple(sorted(checked, key=lambda entry: entry.stored_name))
+
+
+def local_header_size(entry: Entry) -> int:
+    """The size of what `local_header` gives."""
+    return zip_.LOCAL_HEADER.size + len(entry.stored_name) + (_ZIP64_LOCAL if entry.size >= zip_.U32_MAX else 0)
+
+
+def local_header(entry: Entry, crc: int) -> bytes:
+    """What stands before the content of an entry."""
+    name = entry.stored_name
+    extra = b""
+    size = entry.size
+    if size >= zip_.U32_MAX:
+        extra = _zip64(size, size)
+        size = zip_.U32_MAX
+    return (
+        zip_.LOCAL_HEADER.pack(
+            zip_.LOCAL_SIGNATURE,
+            _version_needed(entry, extra),
+            _flags(name),
+            zip_.STORED,
+            _TIME,
+            _DATE,
+            crc,
+            size,
+            size,
+            len(name),
+            len(extra),
+        )
+        + name
+        + extra
+    )
+
+
+def central_header_size(entry: Entry, offset: int) -> int:
+    """The size of what `central_header` gives."""
+    return zip_.CENTRAL_HEADER.size + len(entry.stored_name) + len(_central_extra(entry.size, offset))
+
+
+def central_header(placed: Placed) -> bytes:
+    """An entry's header in the central directory."""
+    entry, crc, offset = placed
+    name = entry.stored_name
+    extra = _central_extra(entry.size, offset)
+    size = min(entry.size, zip_.U32_MAX)
+    return (
+        zip_.CENTRAL_HEADER.pack(
+            zip_.CENTRAL_SIGNATURE,
+            _MADE_BY,
+            _version_needed(entry, extra),
+            _flags(name),
+            zip_.STORED,
+            _TIME,
+            _DATE,
+            crc,
+            size,
+            size,
+            len(name),
+            len(extra),
+            0,
+            0,
+            0,
+            _mode(entry) << 16 | (zip_.DOS_FOLDER if entry.is_folder else 0),
+            min(offset, zip_.U32_MAX),
+        )
+        + name
+        + extra
+    )
+
+
+def end_records(*, count: int, size: int, offset: int) -> bytes:
+    """What follows the last header of a central directory of `count` entries, `size` bytes long, at `offset`."""
+    wide = b""
+    if count >= zip_.U16_MAX or size >= zip_.U32_MAX or offset >= zip_.U32_MAX:
+        numbers = (_MADE_BY, _NEEDS_ZIP64, 0, 0, count, count, size, offset)
+        wide = zip_.END64_RECORD.pack(zip_.END64_SIGNATURE, zip_.END64_RECORD_REST, *numbers)
+        wide += zip_.LOCATOR.pack(zip_.LOCATOR_SIGNATURE, 0, offset + size, 1)
+    count = min(count, zip_.U16_MAX)
+    size, offset = min(size, zip_.U32_MAX), min(offset, zip_.U32_MAX)
+    return wide + zip_.END_RECORD.pack(zip_.END_SIGNATURE, 0, 0, count, count, size, offset, 0)
+
+
+def central_directory(placed: Iterable[Placed], offset: int) -> bytes:
+    """All that stands behind the last content, which ends at `offset`. For a large tree ask for it header by header."""
+    headers = [central_header(entry) for entry in placed]
+    size = sum(map(len, headers))
+    return b"".join(headers) + end_records(count=len(headers), size=size, offset=offset)
+
+
+def _flaw(entry: Entry) -> str | None:
+    name = entry.name
+    try:
+        name_size = len(entry.stored_name)
+        target = (entry.target or "").encode()
+    except UnicodeEncodeError:
+        return "it, or where its link leads, is not UTF-8"
+    if name_size > NAME_LIMIT:
+        raise LimitExceeded(f"the size of the name {shown(name)!r}", name_size, NAME_LIMIT)
+    if not 0 <= entry.size < SIZE_LIMIT:
+        raise LimitExceeded(f"the size of {shown(name)!r}", entry.size, SIZE_LIMIT - 1)
+    if reason := flaw(name):
+        return reason
+    if not name or normalised(name) != name:
+        return "a part of it is empty or `.`"
+    if entry.target is None:
+        return "a folder has no content" if entry.is_folder and entry.size else None
+    if entry.size != len(target):
+        return f"its size is {entry.size}, that of where it leads {len(target)}"
+    return target_flaw(entry.target)
+
+
+def _zip64(*values: int) -> bytes:
+    return zip_.EXTRA_HEADER.pack(zip_.EXTRA_ZIP64, 8 * len(values)) + b"".join(map(zip_.U64.pack, values))
+
+
+def _central_extra(size: int, offset: int) -> bytes:
+    values = [size, size] if size >= zip_.U32_MAX else []
+    if offset >= zip_.U32_MAX:
+        values.append(offset)
+    return _zip64(*values) if values else b""
+
+
+def _version_needed(entry: Entry, zip64: bytes) -> int:
+    if zip64:
+        return _NEEDS_ZIP64
+    return _NEEDS_FOLDERS if entry.is_folder else _NEEDS_NOTHING
+
+
+def _flags(name: bytes) -> int:
+    return 0 if name.isascii() else zip_.FLAG_UTF8
+
+
+def _mode(entry: Entry) -> int:
+    if entry.is_folder:
+        return zip_.MODE_FOLDER | 0o755
+    if entry.target is not None:
+        return zip_.MODE_LINK | 0o777
+    return zip_.MODE_FILE | (0o755 if entry.is_executable else 0o644)

@@ -1,0 +1,382 @@
+"""Exchanges on sockets of our own: threads that block, behind an async face.
+
+A byte goes from the caller's memory to the kernel, and from there into the caller's memory, with no copy in between, and a
+whole exchange costs one hop to a thread; and a command starts in half the time that it takes with an HTTP library loaded. It is
+HTTP/1.1 as far as our server speaks it; whatever else comes is refused.
+Source: RFC 9112, sections 4 to 6 and 9.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http import HTTPStatus
+from itertools import islice
+from types import MappingProxyType
+from typing import NamedTuple, TypeVar
+
+from aiohappyeyeballs import start_connection
+from yarl import URL
+
+from filestore.core.digest import Buffer
+from filestore.errors import Interrupted, ProxyUnreachable, ServerError, Stalled, Unreachable
+from filestore.http import wire
+from filestore.http.client.foreign import foreign_answer
+from filestore.repository.protocol import Moved
+from filestore.system.connection_errors import failure_reason
+from filestore.system.http_answers import Said, said_by
+from filestore.system.metrics import Stage, stage
+from filestore.system.proxies import Proxy
+from filestore.system.threads import in_stoppable_thread
+
+T = TypeVar("T")
+
+HEAD_LIMIT = 64 << 10
+"""Bytes of an answer's head, interim answers before it included."""
+TELL_SECONDS = 0.05
+"""Between two reports of progress: waking the loop for each piece would cost more than moving it."""
+
+_HEAD_PIECE = 4096
+_BODY_PIECE = 64 << 10
+_VIEWS_AT_ONCE = 64
+# RFC 8305, section 8.
+_NEXT_ADDRESS_SECONDS = 0.25
+
+_HEAD_END = b"\r\n\r\n"
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*")
+_SIZE = re.compile(rb"[0-9]{1,18}")
+_SAID = ("Server", "Content-Type", "Location", "Retry-After", "Date")
+_BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+
+
+class Head(NamedTuple):
+    """What the head of an answer says."""
+
+    status: int
+    size: int | None
+    """Bytes of its body; None where that is not said in the one way that is taken, a single Content-Length."""
+    keeps_open: bool
+    said: Said = Said()
+    """What it says of who made it."""
+
+
+def parse_head(raw: bytes) -> Head:
+    """The head of an answer, without the empty line at its end. Raises ValueError with a reason."""
+    status_line, *lines = raw.split(b"\r\n")
+    found = _STATUS_LINE.fullmatch(status_line)
+    if found is None:
+        raise ValueError("its answer is no HTTP")
+    fields: dict[bytes, list[bytes]] = {}
+    for line in lines:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            raise ValueError("a header of its answer is malformed")
+        fields.setdefault(field[1].lower(), []).append(field[2])
+    options = {option.strip() for value in fields.get(b"connection", []) for option in value.lower().split(b",")}
+    status = int(found[2])
+    return Head(
+        status,
+        0 if status in _BODILESS else _size(fields),
+        keeps_open=found[1] == b"1" and b"close" not in options,
+        said=said_by({name: _text(fields, name) for name in _SAID}),
+    )
+
+
+def _text(fields: dict[bytes, list[bytes]], name: str) -> str:
+    return fields.get(name.lower().encode(), [b""])[0].decode("latin-1")
+
+
+def _size(fields: dict[bytes, list[bytes]]) -> int | None:
+    sizes = fields.get(b"content-length", [])
+    # Two lengths, or a length beside a coding, are how answers are smuggled.
+    if b"transfer-encoding" in fields or len(sizes) != 1 or not _SIZE.fullmatch(sizes[0]):
+        return None
+    return int(sizes[0])
+
+
+class Meter:
+    """Counts bytes in a thread, and tells `moved` of them on the event loop that it was made in."""
+
+    def __init__(self, moved: Moved | None) -> None:
+        self._moved = moved
+        self._loop = asyncio.get_running_loop()
+        self._count = self._told = 0
+        self._tell_at = 0.0
+        self._is_settled = False
+
+    def add(self, size: int) -> None:
+        """Count `size` bytes; for one thread."""
+        self._count += size
+        if self._moved is not None and (now := time.monotonic()) >= self._tell_at:
+            self._tell_at = now + TELL_SECONDS
+            self._loop.call_soon_threadsafe(self._tell)
+
+    def settle(self, count: int) -> None:
+        """Tell, once and for all, what is left to tell of `count` bytes; a negative number where more were told. In the loop."""
+        self._count = count
+        self._tell()
+        self._is_settled = True
+
+    def _tell(self) -> None:
+        size = self._count - self._told
+        if self._moved is not None and size and not self._is_settled:
+            self._told += size
+            self._moved(size)
+
+
+class Peer(NamedTuple):
+    """The server at the other end."""
+
+    location: str
+    """What it is called in errors."""
+    path: str
+    """Where its routes begin."""
+    fields: Sequence[str]
+    """The lines that are the same in the head of every request."""
+
+
+class Channel:
+    """A connection for one exchange at a time: `ask`, then the body of the answer to its end. Blocks: call it in a thread."""
+
+    def __init__(self, connected: socket.socket, peer: Peer, *, stall_seconds: float) -> None:
+        """`connected` does not block, and is the channel's from now on."""
+        self._socket = connected
+        self._peer = peer
+        self._stall_seconds = stall_seconds
+        self._poll = select.poll()
+        self._poll.register(connected)
+        self._ahead = memoryview(b"")
+        self.left = 0
+        """Bytes that are still to come of the answer's body."""
+        self._keeps_open = True
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether another exchange may follow: the last one is over, and the server has neither closed it nor said more."""
+        return self._keeps_open and not self.left and not self._ahead and not self._ready(select.POLLIN, seconds=0)
+
+    def close(self) -> None:
+        """Give the connection up. In no thread may an exchange be under way."""
+        self._socket.close()
+
+    def abort(self) -> None:
+        """End the exchange under way in another thread, which then raises Interrupted."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def ask(
+        self,
+        path: str,
+        header: bytes | None = None,
+        frames: Sequence[Buffer] = (),
+        *,
+        method: str = "POST",
+        fields: Mapping[str, str] = MappingProxyType({}),
+        moved: Moved = lambda _: None,
+    ) -> Head:
+        """Send a request, and take the head of the answer; `moved` is told of the frames' bytes as they leave.
+
+        Its body is `header` and `frames`; where there is no header, it has none. `path` and `fields` are ASCII without spaces.
+        An answer may come before all was sent: then the rest stays here. Only an error may do so.
+
+        Raises Interrupted, Stalled, ServerError.
+        """
+        self._keeps_open = False
+        lines = [f"{method} {self._peer.path}{path} HTTP/1.1", *self._peer.fields, *map(": ".join, fields.items())]
+        if header is not None:
+            size = len(header) + sum(len(frame) for frame in frames)
+            lines += [f"Content-Type: {wire.OCTETS}", f"Content-Length: {size}"]
+        request = "\r\n".join([*lines, "", ""]).encode("ascii")
+        with stage(Stage.SEND, sum(len(frame) for frame in frames)):
+            is_sent = self._send([request + (header or b"")], lambda _: None) and self._send(frames, moved)
+        with stage(Stage.WAIT):
+            head = self._receive_head()
+        if head.status < HTTPStatus.MULTIPLE_CHOICES:
+            if not is_sent:
+                raise Interrupted(self._peer.location, "it answered before it had the whole request")
+            if head.said.is_page:
+                raise foreign_answer(self._peer.location, head.status, head.said)
+            if head.size is None:
+                raise ServerError(self._peer.location, head.status, "the length of its answer is not plain")
+        self.left = head.size or 0
+        self._keeps_open = is_sent and head.keeps_open and head.size is not None
+        return head
+
+    def receive_into(self, memory: memoryview) -> int:
+        """The next bytes of the answer's body, as many as are there, at least one; 0 at its end. Raises Interrupted, Stalled."""
+        wanted = memory[: self.left]
+        if not wanted:
+            return 0
+        if self._ahead:
+            size = min(len(wanted), len(self._ahead))
+            wanted[:size] = self._ahead[:size]
+            self._ahead = self._ahead[size:]
+        else:
+            size = self._receive(wanted)
+        self.left -= size
+        return size
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes of the answer's body, fewer where it ends. Raises Interrupted, Stalled."""
+        # What is held grows with what came, not with what was announced.
+        body = bytearray()
+        piece = memoryview(bytearray(min(size, _BODY_PIECE)))
+        while received := self.receive_into(piece[: size - len(body)]):
+            body += piece[:received]
+        return bytes(body)
+
+    def _send(self, buffers: Sequence[Buffer], moved: Moved) -> bool:
+        """Whether all was sent; else an answer came, or the connection ended, before that."""
+        views = deque(memoryview(buffer) for buffer in buffers)
+        while views:
+            try:
+                sent = self._socket.sendmsg(islice(views, _VIEWS_AT_ONCE))
+            except BlockingIOError:
+                if self._wait(select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
+                    return False
+                continue
+            except OSError:
+                # What a server said before it hung up counts for more than that it did.
+                return False
+            moved(sent)
+            while views and sent >= len(views[0]):
+                sent -= len(views.popleft())
+            if sent:
+                views[0] = views[0][sent:]
+        return True
+
+    def _receive_head(self) -> Head:
+        received = bytearray()
+        piece = memoryview(bytearray(_HEAD_PIECE))
+        start = 0
+        while True:
+            while (end := received.find(_HEAD_END, start)) < 0:
+                if len(received) >= HEAD_LIMIT:
+                    raise Interrupted(self._peer.location, f"the head of its answer is larger than {HEAD_LIMIT} bytes")
+                received += piece[: self._receive(piece)]
+            try:
+                head = parse_head(bytes(received[start:end]))
+            except ValueError as error:
+                raise Interrupted(self._peer.location, str(error)) from None
+            start = end + len(_HEAD_END)
+            # An interim answer (RFC 9110, section 15.2) may be sent unasked; the final one follows it.
+            if head.status >= HTTPStatus.OK:
+                self._ahead = memoryview(bytes(received[start:]))
+                return head
+
+    def _receive(self, memory: memoryview) -> int:
+        while True:
+            try:
+                size = self._socket.recv_into(memory)
+            except BlockingIOError:
+                self._wait(select.POLLIN)
+                continue
+            except OSError as error:
+                raise Interrupted(self._peer.location, failure_reason(error)) from None
+            if not size:
+                raise Interrupted(self._peer.location, "its answer ended too early")
+            return size
+
+    def _wait(self, events: int) -> int:
+        ready = self._ready(events, seconds=self._stall_seconds)
+        if not ready:
+            raise Stalled(self._peer.location, self._stall_seconds)
+        return ready
+
+    def _ready(self, events: int, *, seconds: float) -> int:
+        self._poll.modify(self._socket, events)
+        return next((ready for _, ready in self._poll.poll(seconds * 1000)), 0)
+
+
+class Channels:
+    """Channels to one server, each made when it is needed and kept, and as many threads. For one event loop.
+
+    Up to `count` exchanges run at a time, and besides as many short ones, which so never wait behind batches.
+    """
+
+    def __init__(self, location: str, *, token: str | None, count: int, stall_seconds: float, proxy: Proxy | None = None) -> None:
+        """`location` is an `http://` URL, `token` printable ASCII. A proxy is asked by whole URLs (RFC 9112, section 3.2.2)."""
+        url = URL(location)
+        fields = [f"Host: {url.host_port_subcomponent}", "User-Agent: filestore"]
+        fields += [f"Authorization: Bearer {token}"] if token is not None else []
+        path = url.raw_path.rstrip("/") + wire.API
+        if proxy is not None:
+            path = f"http://{url.host_port_subcomponent}{path}"
+            fields += [f"Proxy-Authorization: {proxy.authorization}"] if proxy.authorization is not None else []
+        self._peer = Peer(location, path, fields)
+        self._proxy = proxy
+        self._address = (url.raw_host, url.port) if proxy is None else (proxy.host, proxy.port)
+        self._stall_seconds = stall_seconds
+        self._places, self._short_places = asyncio.Semaphore(count), asyncio.Semaphore(count)
+        self._threads = ThreadPoolExecutor(max_workers=2 * count, thread_name_prefix="filestore-channel")
+        self._idle: list[Channel] = []
+        self._busy: set[Channel] = set()
+
+    async def run(self, exchange: Callable[[Channel], T], *, is_short: bool = False) -> T:
+        """`exchange(channel)` in a thread, on a channel that no other call uses meanwhile.
+
+        A cancelled call ends its exchange and waits for the thread, so that buffers are never reused under it.
+
+        Raises Unreachable, Stalled, and what `exchange` raises.
+        """
+        async with self._short_places if is_short else self._places:
+            channel = self._take_idle() or await self._connect()
+            self._busy.add(channel)
+            try:
+                return await in_stoppable_thread(self._threads, channel.abort, exchange, channel)
+            finally:
+                self._busy.remove(channel)
+                if channel.is_reusable:
+                    self._idle.append(channel)
+                else:
+                    channel.close()
+
+    def close(self) -> None:
+        """Close what is idle, and end what is under way."""
+        while self._idle:
+            self._idle.pop().close()
+        for channel in self._busy:
+            channel.abort()
+        self._threads.shutdown(wait=False)
+
+    def _take_idle(self) -> Channel | None:
+        while self._idle:
+            # The one used last: its congestion window has not shrunk yet.
+            channel = self._idle.pop()
+            if channel.is_reusable:
+                return channel
+            channel.close()
+        return None
+
+    async def _connect(self) -> Channel:
+        loop = asyncio.get_running_loop()
+        host, port = self._address
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                connected = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS)
+        except OSError as error:
+            # One without a number is our own timer's.
+            if isinstance(error, TimeoutError) and error.errno is None:
+                raise Stalled(self._peer.location, self._stall_seconds) from None
+            raise self._unreachable(error) from None
+        except UnicodeError as error:
+            raise self._unreachable(error) from None
+        # A connection that is gone again refuses this on some systems; the exchange tells.
+        with suppress(OSError):
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return Channel(connected, self._peer, stall_seconds=self._stall_seconds)
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        reason = failure_reason(error)
+        if self._proxy is not None:
+            return ProxyUnreachable(self._peer.location, self._proxy.url, self._proxy.source, reason)
+        return Unreachable(self._peer.location, reason)

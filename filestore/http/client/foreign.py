@@ -1,0 +1,87 @@
+"""Answers that filestore did not make: who made them, why, and what to set.
+
+Between a client and its server there may be a reverse proxy, a forward proxy, or the login page of a network. Each answers in its
+own way, and what it answers must not be taken for what a filestore server says.
+Source: RFC 9110, sections 10.2.4 (Server) and 15 (status codes).
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from filestore.errors import FilestoreError, ForeignAnswer
+from filestore.http import wire
+from filestore.system.http_answers import Said
+
+SETTINGS_OF_A_PROXY = (
+    "client_max_body_size 0; proxy_request_buffering off; proxy_buffering off; proxy_http_version 1.1;"  # nginx's words
+)
+_NOT_PASSED_ON = "it does not pass this path on to filestore; check the URL, its port and the path in it"
+_REFUSED = "it refuses this client before filestore sees the request; let it pass requests on with their Authorization header"
+_NO_ANSWER = (
+    "it had no answer from filestore in time; check that `filestore serve` runs behind it, "
+    f"and if it is nginx, set {SETTINGS_OF_A_PROXY}"
+)
+_TOO_MANY = "it takes no more requests for now; try again later, or raise its limits"
+_ADVICE: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: _REFUSED,
+    HTTPStatus.FORBIDDEN: _REFUSED,
+    HTTPStatus.NOT_FOUND: _NOT_PASSED_ON,
+    HTTPStatus.METHOD_NOT_ALLOWED: _NOT_PASSED_ON,
+    HTTPStatus.PROXY_AUTHENTICATION_REQUIRED: (
+        "it is a proxy that wants a user name and a password; write them into its URL, http://USER:PASSWORD@HOST:PORT"
+    ),
+    HTTPStatus.REQUEST_TIMEOUT: _NO_ANSWER,
+    HTTPStatus.BAD_GATEWAY: _NO_ANSWER,
+    HTTPStatus.GATEWAY_TIMEOUT: _NO_ANSWER,
+    HTTPStatus.TOO_MANY_REQUESTS: _TOO_MANY,
+    HTTPStatus.SERVICE_UNAVAILABLE: _TOO_MANY,
+}
+_SHOWN_SIZE = 100
+
+
+def error_of(url: str, status: int, document: object, said: Said, *, sent_size: int = 0) -> FilestoreError:
+    """The error that an answer stands for: the server's own one, or ForeignAnswer for what filestore did not make.
+
+    `sent_size` is bytes of the request's body.
+    """
+    is_ours = isinstance(document, dict) and "type" in document and not said.is_page
+    error = wire.decode_problem(url, status, document) if is_ours else foreign_answer(url, status, said, sent_size=sent_size)
+    error.retry_after_seconds = said.retry_after_seconds
+    return error
+
+
+def foreign_answer(url: str, status: int, said: Said, *, sent_size: int = 0) -> ForeignAnswer:
+    """The error for an answer that filestore did not make."""
+    return ForeignAnswer(url, status, _shown(said.server), _what_to_do(status, said, sent_size))
+
+
+def _what_to_do(status: int, said: Said, sent_size: int) -> str:
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return (
+            f"it does not take a request of {sent_size} bytes, and filestore sends up to {wire.BATCH_LIMIT} bytes in one; "
+            f"if it is nginx, set {SETTINGS_OF_A_PROXY}"
+        )
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        return (
+            f"it redirects to {_target(said)}, and a redirect is not followed because the token is for one server only; "
+            "if you trust that address, give it as the URL"
+        )
+    return _ADVICE.get(status, "check the URL and its port, and what is between this machine and filestore")
+
+
+def _target(said: Said) -> str:
+    """Where a redirect leads to, as the URL of a repository: without the route that was asked for."""
+    try:
+        parts = urlsplit(said.location)
+    except ValueError:
+        parts = urlsplit("")
+    path = parts.path.partition(wire.API)[0].rstrip("/")
+    shown = _shown(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}") if parts.netloc else ""
+    return repr(shown) if shown else "another address"
+
+
+def _shown(text: str) -> str:
+    """What a stranger said, as it may be shown in a sentence."""
+    return "".join(letter for letter in text if letter.isascii() and letter.isprintable())[:_SHOWN_SIZE]

@@ -1,0 +1,1 @@
+"""Request and response bodies: read and written beside aiohttp, in threads."""

@@ -1,0 +1,101 @@
+"""Frames on their way out, untouched: a few of them are open at a time, whatever their number."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from filestore.core.digest import Digest
+from filestore.errors import DamagedChunk
+from filestore.http import wire
+from filestore.http.server.body.writer import Answer, FilePart
+from filestore.repository.local import LocalRepository
+from filestore.system.threads import in_disk_thread, uninterrupted
+
+OPEN_TOGETHER = 16
+"""Frames that an answer opens at once; the next as many are opened while these are sent."""
+
+_Files = list[BinaryIO | None]
+
+
+class Frames:
+    """The frames of an answer: `entries` tells what it will hold, `send` sends that. Leave its block to close them."""
+
+    def __init__(self, repository: LocalRepository, digests: Sequence[Digest]) -> None:
+        self._repository = repository
+        self._groups = [digests[start : start + OPEN_TOGETHER] for start in range(0, len(digests), OPEN_TOGETHER)]
+        self._open: dict[int, asyncio.Task[_Files]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for place in list(self._open):
+            await uninterrupted(self._close(place))
+
+    async def entries(self) -> list[wire.BatchEntry]:
+        """Which frames there are, and their sizes: an answer's head says so, and not all of them can be open at once."""
+        entries: list[wire.BatchEntry] = []
+        for place, group in enumerate(self._groups):
+            entries += map(wire.BatchEntry, group, map(_size, await self._opened(place)))
+            if len(self._groups) > 1:
+                await self._close(place)
+        return entries
+
+    async def send(self, answer: Answer, entries: Sequence[wire.BatchEntry]) -> None:
+        """Send the frames of `entries`, all that were given. Raises DamagedChunk where one is not there any more as it was."""
+        for place, group in enumerate(self._groups):
+            files = await self._opened(place)
+            self._begin_opening(place + 1)
+            start = place * OPEN_TOGETHER
+            await _send_group(answer, files, entries[start : start + len(group)])
+            await self._close(place)
+
+    def _begin_opening(self, place: int) -> None:
+        if place < len(self._groups) and place not in self._open:
+            self._open[place] = asyncio.create_task(self._repository.open(self._groups[place]))
+
+    async def _opened(self, place: int) -> _Files:
+        self._begin_opening(place)
+        return await self._open[place]
+
+    async def _close(self, place: int) -> None:
+        opening = self._open[place]
+        await asyncio.wait([opening])
+        if not opening.cancelled() and opening.exception() is None:
+            # In a thread: a file that was replaced meanwhile is removed from the disk by this.
+            await in_disk_thread(_close_all, opening.result())
+        del self._open[place]
+
+
+async def _send_group(answer: Answer, files: _Files, entries: Sequence[wire.BatchEntry]) -> None:
+    """Raises DamagedChunk for the first frame that is not what the answer's head announced."""
+    parts = []
+    for file, entry in zip(files, entries, strict=True):
+        found = _size(file)
+        if found != entry.stored_size:
+            raise _changed(entry, found)
+        if file is not None:
+            parts.append(FilePart(file, found))
+    sent = await answer.send_files(parts)
+    for entry in entries:
+        if sent < entry.stored_size:
+            raise _changed(entry, sent)
+        sent -= entry.stored_size
+
+
+def _changed(entry: wire.BatchEntry, found: int) -> DamagedChunk:
+    return DamagedChunk(str(entry.digest), f"its frame had {entry.stored_size} bytes a moment ago, and now has {found}")
+
+
+def _size(file: BinaryIO | None) -> int:
+    return 0 if file is None else file.seek(0, os.SEEK_END)
+
+
+def _close_all(files: Iterable[BinaryIO | None]) -> None:
+    for file in files:
+        if file is not None:
+            file.close()

@@ -1,0 +1,136 @@
+"""The body of an answer on its way out, under a stall timer."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import socket
+from collections.abc import Sequence
+from typing import BinaryIO, NamedTuple
+
+from filestore.core.digest import Buffer
+from filestore.errors import Stalled
+from filestore.http.server.body.connection import PATIENCE_MILLISECONDS, PEER, PIECE, writable
+from filestore.system.metrics import Stage, stage
+from filestore.system.threads import in_disk_thread
+
+TURN_SIZE = 8 << 20
+"""Bytes of files that a thread sends in one turn to a client that takes them as fast as they come."""
+OFFER_SIZE = 1 << 20
+"""Bytes that the event loop copies to the kernel at one go: 0.2 ms."""
+PATIENCE_SECONDS = 0.25
+"""How long decoded bytes wait for a client: then their memory is worth more to others."""
+
+
+class FilePart(NamedTuple):
+    """The first `size` bytes of an open file."""
+
+    file: BinaryIO
+    size: int
+
+
+class Answer:
+    """What is sent goes to the kernel at once: nothing of it waits in this process once a call returns."""
+
+    def __init__(self, connection: socket.socket, *, stall_seconds: float) -> None:
+        """`connection` stays the caller's. Nobody else may write to what it is connected to."""
+        self._connection = connection
+        self._stall_seconds = stall_seconds
+
+    async def send(self, piece: Buffer) -> None:
+        """Send a piece, of 256 KiB at most (I6). Raises Stalled, ConnectionError."""
+        view = memoryview(piece)
+        while view := view[self._send(view) :]:
+            await self.wait()
+
+    async def offer(self, piece: Buffer) -> int:
+        """Send as much of a piece as the client takes without making it wait; how many bytes. Raises ConnectionError."""
+        view = memoryview(piece)
+        sent = 0
+        while sent < len(view):
+            taken = self._send(view[sent : sent + OFFER_SIZE])
+            if not taken and not await writable(self._connection, seconds=PATIENCE_SECONDS):
+                break
+            sent += taken
+        return sent
+
+    async def wait(self) -> None:
+        """Wait until the client takes more. Raises Stalled."""
+        if not await writable(self._connection, seconds=self._stall_seconds):
+            raise Stalled(PEER, self._stall_seconds)
+
+    async def send_files(self, parts: Sequence[FilePart]) -> int:
+        """Send files one after the other, by the kernel where it can; how many bytes were sent.
+
+        They are fewer than asked for where a file is shorter than that: then nothing behind it is sent. Raises Stalled,
+        ConnectionError.
+        """
+        outflow = _Outflow(self._connection, parts)
+        while not await in_disk_thread(outflow.counted_turn):
+            if outflow.is_held_up:
+                await self.wait()
+        return outflow.sent
+
+    def _send(self, view: memoryview) -> int:
+        """Send what there is room for; how many bytes."""
+        try:
+            return self._connection.send(view)
+        except BlockingIOError:
+            return 0
+
+
+class _Outflow:
+    """Files that threads send, one thread at a time."""
+
+    def __init__(self, connection: socket.socket, parts: Sequence[FilePart]) -> None:
+        self.sent = 0
+        self.is_held_up = False
+        self._connection = connection
+        self._parts = [part for part in parts if part.size]
+        self._place = 0
+        self._offset = 0
+
+    def counted_turn(self) -> bool:
+        """`turn`, as a stage."""
+        before = self.sent
+        with stage(Stage.SEND) as sending:
+            is_whole = self.turn()
+            sending.add(self.sent - before)
+        return is_whole
+
+    def turn(self) -> bool:
+        """Send for as long as the client takes it, some MiB at most; whether that was all. Blocks.
+
+        In a thread and not in the event loop: `sendfile` waits for the disk.
+        """
+        poll = select.poll()
+        poll.register(self._connection, select.POLLOUT)
+        self.is_held_up = False
+        end = self.sent + TURN_SIZE
+        while self._place < len(self._parts):
+            if self.sent >= end:
+                return False
+            try:
+                sent = self._send(self._parts[self._place])
+            except BlockingIOError:
+                if poll.poll(PATIENCE_MILLISECONDS):
+                    continue
+                self.is_held_up = True
+                return False
+            if not sent:
+                break
+            self.sent += sent
+            self._offset += sent
+            if self._offset == self._parts[self._place].size:
+                self._place, self._offset = self._place + 1, 0
+        return True
+
+    def _send(self, part: FilePart) -> int:
+        size = part.size - self._offset
+        try:
+            descriptor = part.file.fileno()
+        except io.UnsupportedOperation:
+            part.file.seek(self._offset)
+            return self._connection.send(part.file.read(min(size, PIECE)))
+        return os.sendfile(self._connection.fileno(), descriptor, self._offset, size)

@@ -1,0 +1,202 @@
+"""One request and what its answer is made with: bodies received and sent in pieces, each under a stall timer.
+
+I6: what is waited for on a connection, or waits to leave on it, holds at most 256 KiB here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiofiles.tempfile import SpooledTemporaryFile
+from aiofiles.threadpool.binary import AsyncBufferedReader
+from aiohttp import web
+
+from filestore.core.signing import signed_path
+from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled, storage_error
+from filestore.http.server.body.connection import PEER, PIECE, duplicate
+from filestore.http.server.body.writer import Answer
+from filestore.system.buffers import Budget
+from filestore.system.connection_errors import failure_reason
+from filestore.system.metrics import Board
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request, and what its answer is made with."""
+
+    request: web.Request
+    budget: Budget
+    push_budget: Budget
+    """That of pushes, which take from `budget` in turn: no holder of one part ever waits for another part of the same."""
+    spool_folder: Path
+    stall_seconds: float
+    upload_limit: int | None
+    board: Board
+    secret: bytes
+    """What URLs are signed with."""
+
+    def signed_url(self, method: str, path: str, *, namespace: str, seconds: float) -> str:
+        """A URL of this server that stands for a request by `method` of `path`, and needs no token, for so long."""
+        expires_at = math.ceil(time.time() + seconds)
+        return f"{self.origin}{signed_path(self.secret, method, path, namespace=namespace, expires_at=expires_at)}"
+
+    @property
+    def origin(self) -> str:
+        """This server's URL as the client knows it. A proxy in front says whether the client spoke TLS to it."""
+        forwarded = self.request.headers.get("X-Forwarded-Proto", "").lower()
+        scheme = forwarded if forwarded in {"http", "https"} else self.request.scheme
+        return f"{scheme}://{self.request.host}"
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The connection. Raises ConnectionError when the client is gone."""
+        transport = self.request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        return transport
+
+    @asynccontextmanager
+    async def whole_body(self, *, what: str, limit: int) -> AsyncIterator[bytes]:
+        """The whole body, of at most `limit` bytes; `what` names its size in an error.
+
+        One of more than 256 KiB waits in a file until it is whole. Only then it takes its part of the budget (I6).
+
+        Raises LimitExceeded, Interrupted, Stalled, StorageError.
+        """
+        announced = self.request.content_length
+        if announced is not None and announced > limit:
+            raise LimitExceeded(what, announced, limit)
+        if announced is not None and announced <= PIECE:
+            body = b"".join([piece async for piece in self._pieces()])
+            async with self.budget.take(len(body)):
+                yield body
+            return
+        async with self.spool() as spool:
+            async for piece in self._pieces():
+                if spool.size + len(piece) > limit:
+                    raise LimitExceeded(what, spool.size + len(piece), limit)
+                await spool.write(piece)
+            async with self.budget.take(spool.size):
+                await spool.rewind()
+                yield await spool.read(spool.size)
+
+    @asynccontextmanager
+    async def spool(self) -> AsyncIterator[Spool]:
+        """A place for a body: memory up to 256 KiB, beyond that a file without a name, gone with the block or the process."""
+        async with SpooledTemporaryFile(max_size=PIECE, dir=self.spool_folder) as file:
+            yield Spool(file)
+
+    async def finish(self, response: web.StreamResponse) -> web.StreamResponse:
+        """Send what is not sent yet of the answer that a handler gave. A client that is gone, or takes too long, is dropped."""
+        try:
+            body = response.body if isinstance(response, web.Response) and not response.prepared else None
+            if isinstance(body, bytes) and len(body) > PIECE:
+                async with self.spool() as spool:
+                    await spool.write(body)
+                    whole = web.StreamResponse(status=response.status, headers=response.headers)
+                    return await self.answer_with(spool, whole)
+            async with self.moving():
+                await response.prepare(self.request)
+                await response.write_eof()
+        except (FilestoreError, ConnectionError):
+            if self.request.transport is not None:
+                self.request.transport.abort()
+        return response
+
+    async def answer_with(self, spool: Spool, response: web.StreamResponse) -> web.StreamResponse:
+        """Answer with what is in `spool`. Raises Stalled, ConnectionError."""
+        await spool.rewind()
+        async with self.answering(response, size=spool.size) as answer:
+            if self.request.method != "HEAD":
+                while piece := await spool.read(PIECE):
+                    await answer.send(piece)
+        return response
+
+    @asynccontextmanager
+    async def answering(self, response: web.StreamResponse, *, size: int) -> AsyncIterator[Answer]:
+        """Send the head of an answer of `size` bytes; the block sends those, or the connection is cut.
+
+        Raises Stalled, ConnectionError.
+        """
+        response.content_length = size
+        await response.prepare(self.request)
+        # The head must have gone before anything else does: it takes another way.
+        self.transport.set_write_buffer_limits(high=0)
+        async with self.moving():
+            await self.request.writer.drain()
+        with duplicate(self.transport) as connection:
+            try:
+                yield Answer(connection, stall_seconds=self.stall_seconds)
+                await response.write_eof()
+            except BaseException:
+                # A short answer must never look whole.
+                if self.request.transport is not None:
+                    self.request.transport.abort()
+                raise
+
+    @asynccontextmanager
+    async def moving(self) -> AsyncIterator[None]:
+        """A step that only waits for the client. Raises Stalled when that takes too long."""
+        try:
+            async with asyncio.timeout(self.stall_seconds):
+                yield
+        except TimeoutError:
+            raise Stalled(PEER, self.stall_seconds) from None
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises Interrupted, Stalled."""
+        while True:
+            with arriving():
+                async with self.moving():
+                    piece = await self.request.content.readany()
+            if not piece:
+                return
+            yield piece
+
+
+class Spool:
+    """A body on its way through a server. Its methods raise StorageFull, StorageError."""
+
+    def __init__(self, file: AsyncBufferedReader) -> None:
+        self.size = 0
+        self._file = file
+
+    async def write(self, content: bytes) -> None:
+        """Append."""
+        with spooling():
+            await self._file.write(content)
+        self.size += len(content)
+
+    async def rewind(self) -> None:
+        """Have `read` begin at the start."""
+        with spooling():
+            await self._file.seek(0)
+
+    async def read(self, size: int) -> bytes:
+        """The next bytes, `size` at most; empty at the end."""
+        with spooling():
+            return await self._file.read(size)
+
+
+@contextmanager
+def arriving() -> Iterator[None]:
+    """Reading a body. Raises Interrupted when the client cuts it, or breaks its framing."""
+    try:
+        yield
+    except (ConnectionError, web.RequestPayloadError) as error:
+        raise Interrupted(PEER, failure_reason(error)) from error
+
+
+@contextmanager
+def spooling() -> Iterator[None]:
+    """Writing to the spool folder. Raises StorageFull, StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error("the spool folder of the server", error) from error

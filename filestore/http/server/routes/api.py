@@ -1,0 +1,230 @@
+"""The native routes: octet-streams on the data path, JSON beside it. Normative text: `docs/http-api.md`."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from filestore.core.digest import DIGEST_SIZE, Digest, parse_digests
+from filestore.core.manifest import MANIFEST_LIMIT
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.records import Kind, Record
+from filestore.core.references import Reference
+from filestore.errors import Forbidden, Interrupted, InvalidBatch, InvalidInput, InvalidName, LimitExceeded, NotFound, Stalled
+from filestore.http import wire
+from filestore.http.server.body.frames import Frames
+from filestore.http.server.body.reader import taken_in
+from filestore.http.server.context import Exchange
+from filestore.http.server.slow import answer_slowly
+from filestore.http.server.validators import IMMUTABLE, matches_any
+from filestore.repository.format_file import REPOSITORY_VERSION
+from filestore.repository.local import LocalRepository
+from filestore.system.metrics import added
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+RECORDS_LIMIT = 1000
+
+
+async def describe_repository(_: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """What the repository says of itself."""
+    identity = await repository.identity()
+    return web.json_response({**identity._asdict(), "format": REPOSITORY_VERSION})
+
+
+async def missing_chunks(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """Those of the digests asked about that must be sent."""
+    async with exchange.whole_body(what="the question's size in bytes", limit=wire.DIGESTS_LIMIT * DIGEST_SIZE) as body:
+        missing = await repository.missing(parse_digests(body))
+    return web.Response(body=b"".join(missing), content_type=wire.OCTETS)
+
+
+async def put_chunks(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """Keep the frames of a batch; of one that is cut off, those that arrived whole."""
+    size = exchange.request.content_length
+    if size is None:
+        raise web.HTTPLengthRequired(text="a batch of frames needs a Content-Length")
+    if size > wire.BATCH_LIMIT:
+        raise LimitExceeded("the batch's size in bytes", size, wire.BATCH_LIMIT)
+    batch = wire.BatchParser(size=size)
+    async with repository.delivery() as delivery:
+
+        def take(piece: memoryview) -> None:
+            for part in batch.feed(piece):
+                if isinstance(part, wire.BatchEntry):
+                    delivery.begin(part.digest, part.stored_size)
+                else:
+                    delivery.write(part)
+
+        try:
+            async with taken_in(exchange, size=size) as intake:
+                while await intake.turn(take, reach=batch.reach):
+                    delivery.check()
+        except (Interrupted, Stalled):
+            await delivery.keep()
+            raise
+        kept = await delivery.keep()
+    if not batch.finished:
+        raise InvalidBatch("it ends before its header does")
+    return web.json_response({"kept": kept})
+
+
+async def get_chunks(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """A batch of the frames asked for, in that order; what is absent is marked in its header."""
+    async with exchange.whole_body(what="the question's size in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE) as body:
+        digests = parse_digests(body)
+    async with Frames(repository, digests) as frames:
+        entries = await frames.entries()
+        header = wire.encode_batch_header(entries)
+        response = web.StreamResponse(headers={"Content-Type": wire.OCTETS})
+        async with exchange.answering(response, size=len(header) + sum(entry.stored_size for entry in entries)) as answer:
+            await answer.send(header)
+            await frames.send(answer, entries)
+    return response
+
+
+async def recheck_chunks(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """Those of the chunks asked about that are damaged, and are forgotten now."""
+    async with exchange.whole_body(what="the question's size in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE) as body:
+        digests = parse_digests(body)
+    return web.Response(body=b"".join(await repository.recheck(digests)), content_type=wire.OCTETS)
+
+
+async def get_chunk(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """One frame."""
+    digest = Digest.parse(exchange.request.match_info["digest"])
+    # Weak: the same chunk may have been encoded differently when it was pushed again after a loss.
+    headers = {"Content-Type": wire.OCTETS, "ETag": f'W/"{digest}"', "Cache-Control": IMMUTABLE}
+    async with Frames(repository, [digest]) as frames:
+        entries = await frames.entries()
+        size = entries[0].stored_size
+        if not size:
+            raise NotFound(str(digest))
+        if matches_any(exchange.request.if_none_match, str(digest), weak=True):
+            return web.Response(status=304, headers=headers)
+        response = web.StreamResponse(headers=headers)
+        async with exchange.answering(response, size=size) as answer:
+            if exchange.request.method != "HEAD":
+                await frames.send(answer, entries)
+    return response
+
+
+async def commit_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """Record a file whose chunks are there."""
+    name = _name_header(exchange.request)
+    kind = _kind(exchange.request)
+    async with exchange.whole_body(what="the manifest's size in bytes", limit=MANIFEST_LIMIT) as manifest:
+        record = await repository.commit(manifest, name=name, kind=kind)
+    return _answer(record, status=201)
+
+
+async def list_files(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """Records, the newest first."""
+    records = await records_asked_for(exchange.request, repository)
+    return web.json_response({"files": [record.as_json() for record in records]})
+
+
+async def records_asked_for(request: web.Request, repository: LocalRepository) -> list[Record]:
+    """The records that a query's `limit` and `before` mean, the newest first. Raises InvalidInput."""
+    limit = _number(request, "limit")
+    before = _number(request, "before")
+    if limit is not None and not 1 <= limit <= RECORDS_LIMIT:
+        raise InvalidInput(f"limit is {limit}, allowed are 1 to {RECORDS_LIMIT}")
+    return await repository.records(limit=RECORDS_LIMIT if limit is None else limit, before=before)
+
+
+async def find_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """The newest record that an id, a digest, a name, or a digest and a name together, mean."""
+    query = exchange.request.query
+    file_id, digest, name = (query.get(key) for key in ("id", "digest", "name"))
+    if (file_id is None) == (digest is None and name is None):
+        raise InvalidInput("give an id, a digest, a name, or a digest and a name")
+    reference = Reference(id=file_id, digest=Digest.parse(digest) if digest is not None else None, name=name)
+    return _answer(await repository.record(reference))
+
+
+async def get_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """A record."""
+    return _answer(await repository.record(Reference(id=exchange.request.match_info["id"])))
+
+
+async def remove_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """Remove a record, on demand with its chunks; the answer is what it was."""
+    asked = exchange.request.query.get("chunks", "false")
+    if asked not in {"true", "false"}:
+        raise InvalidInput("chunks is true or false")
+    file_id = exchange.request.match_info["id"]
+    if asked == "false":
+        return _answer(await repository.remove(file_id))
+
+    async def removed() -> web.Response:
+        return _answer(await repository.remove(file_id, with_chunks=True))
+
+    return await answer_slowly(exchange, removed())
+
+
+async def sign_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """A path at which anyone may read the file for a while."""
+    return web.json_response({"path": await repository.sign(exchange.request.match_info["id"])})
+
+
+async def get_manifest(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """A manifest's canonical bytes."""
+    digest = Digest.parse(exchange.request.match_info["digest"])
+    headers = {"Content-Type": wire.OCTETS, "ETag": f'"{digest}"', "Cache-Control": IMMUTABLE}
+    async with exchange.spool() as spool:
+        # In memory only on its way to the spool: how fast the client reads does not matter (I6).
+        async with exchange.budget.take(MANIFEST_LIMIT):
+            await spool.write(await repository.manifest(digest))
+        if matches_any(exchange.request.if_none_match, str(digest), weak=True):
+            return web.Response(status=304, headers=headers)
+        return await exchange.answer_with(spool, web.StreamResponse(headers=headers))
+
+
+async def describe_status(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """What the server's processes have done and used so far."""
+    # The numbers are those of all namespaces together: who may see one of them only learns nothing of the others.
+    if (await repository.identity()).namespace != DEFAULT_NAMESPACE:
+        raise Forbidden("the server", DEFAULT_NAMESPACE)
+    exchange.board.own.note_usage()
+    tallies = exchange.board.tallies()
+    stages = added([tally.passed() for tally in tallies])
+    return web.json_response(
+        {
+            "processes": [tally.usage()._asdict() for tally in tallies],
+            "stages": {stage.value: passed._asdict() for stage, passed in stages.items()},
+        }
+    )
+
+
+def _answer(record: Record, *, status: int = 200) -> web.Response:
+    return web.json_response(record.as_json(), status=status)
+
+
+def _name_header(request: web.Request) -> str:
+    header = request.headers.get(wire.NAME_HEADER)
+    if header is None:
+        raise InvalidInput(f"the header {wire.NAME_HEADER} is missing: the file's name, percent-encoded")
+    try:
+        return unquote(header, errors="strict")
+    except UnicodeDecodeError:
+        raise InvalidName(header, "it is not valid UTF-8") from None
+
+
+def _kind(request: web.Request) -> Kind:
+    text = request.query.get("kind", Kind.FILE.value)
+    try:
+        return Kind(text)
+    except ValueError:
+        raise InvalidInput(f"the kind is {text!r}, allowed are {', '.join(Kind)}") from None
+
+
+def _number(request: web.Request, key: str) -> int | None:
+    text = request.query.get(key)
+    if text is None:
+        return None
+    if not _NUMBER.fullmatch(text):
+        raise InvalidInput(f"{key} is {text!r}, a whole number is expected")
+    return int(text)

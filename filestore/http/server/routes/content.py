@@ -1,0 +1,219 @@
+"""Files' decoded bytes for anyone's HTTP client: GET and HEAD with ranges, every chunk verified (I4).
+
+Source: RFC 9110, sections 13.2.2 (precedence of conditions) and 14 (ranges).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections import deque
+from contextlib import AsyncExitStack, suppress
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+from aiohttp import web
+
+from filestore.core.manifest import Chunk, Manifest
+from filestore.core.records import Record
+from filestore.core.references import Reference
+from filestore.errors import DamagedChunk, FilestoreError, InvalidDigest, InvalidReference, NotFound
+from filestore.format.codec import frame_limit
+from filestore.http import wire
+from filestore.http.server.body.writer import Answer
+from filestore.http.server.context import Exchange
+from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
+from filestore.repository.local import LocalRepository
+from filestore.system.threads import in_cpu_thread
+from filestore.transfer.receiver import verified
+
+LOAD_SIZE = 2 << 20
+"""Decoded bytes that one read and one turn in a thread are for, or a single chunk."""
+LOADS_AHEAD = 2
+"""Loads under way while one is being sent."""
+
+
+async def get_content(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """The bytes of the file that a path names, or a range of them."""
+    return await send_content(exchange, repository, await _record(exchange, repository))
+
+
+async def send_content(exchange: Exchange, repository: LocalRepository, record: Record) -> web.StreamResponse:
+    """A file's bytes, or a range of them."""
+    request = exchange.request
+    tag = str(record.digest)
+    headers = {"ETag": f'"{tag}"', "Cache-Control": IMMUTABLE}
+    if request.if_match is not None and not matches_any(request.if_match, tag, weak=False):
+        raise web.HTTPPreconditionFailed(text=f"the file's entity tag is {tag}")
+    if matches_any(request.if_none_match, tag, weak=True):
+        return web.Response(status=304, headers=headers)
+    headers |= {
+        "Content-Type": wire.OCTETS,
+        "Content-Disposition": attachment(record.name),
+        "X-Content-Type-Options": "nosniff",
+        "Accept-Ranges": "bytes",
+    }
+    part = _asked_range(request, record)
+    if part is not None:
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{record.size}"
+    wanted = part or range(record.size)
+    response = web.StreamResponse(status=206 if part else 200, headers=headers)
+    if request.method == "HEAD":
+        async with exchange.answering(response, size=len(wanted)):
+            return response
+    manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
+    async with _Content(exchange, repository, manifest, wanted) as content:
+        # Before the head: damage found now is still an answer that says so.
+        await content.load()
+        async with exchange.answering(response, size=len(wanted)) as answer:
+            while await content.load():
+                if not await content.send(answer):
+                    # I6: memory does not wait for a client that takes its time.
+                    await content.forget()
+                    await answer.wait()
+    return response
+
+
+async def _record(exchange: Exchange, repository: LocalRepository) -> Record:
+    path = exchange.request.match_info["path"]
+    try:
+        reference = Reference.parse_path(path)
+    except (InvalidReference, InvalidDigest):
+        raise NotFound(path) from None
+    return await repository.record(reference)
+
+
+def _asked_range(request: web.Request, record: Record) -> range | None:
+    # If-Range takes a strong tag, or a date, which no answer of ours has.
+    if request.method != "GET" or request.headers.get("If-Range", f'"{record.digest}"') != f'"{record.digest}"':
+        return None
+    return parse_range(request.headers.get("Range"), record.size)
+
+
+class _Load(NamedTuple):
+    """Some chunks of a file that lie back to back, and the part of them that is wanted."""
+
+    chunks: list[Chunk]
+    wanted: range
+    """Counted from the start of the first chunk."""
+
+
+class _Loaded(NamedTuple):
+    parts: deque[memoryview]
+    held: AsyncExitStack
+    """The part of the budget that the memory counts against that they are views of."""
+
+
+class _Content:
+    """The bytes of a file in `wanted`; what comes next is read, decoded and verified ahead, within the budget.
+
+    Close it by leaving its block.
+    """
+
+    def __init__(self, exchange: Exchange, repository: LocalRepository, manifest: Manifest, wanted: range) -> None:
+        self._budget = exchange.budget
+        self._repository = repository
+        self._chunks = manifest.chunks
+        self._offsets = list(manifest.offsets())
+        self._stop = wanted.stop
+        self._position = self._ahead = wanted.start
+        self._loading: deque[asyncio.Task[_Loaded]] = deque()
+        self._loaded: _Loaded | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.forget()
+
+    async def load(self) -> bool:
+        """Have the next bytes at hand; False at the end. Raises DamagedChunk, StorageError."""
+        while self._loaded is None or not self._loaded.parts:
+            if self._loaded is not None:
+                held, self._loaded = self._loaded.held, None
+                await held.aclose()
+            self._load_ahead()
+            if not self._loading:
+                return False
+            self._loaded = await self._loading.popleft()
+        return True
+
+    async def send(self, answer: Answer) -> bool:
+        """Send what was loaded, as far as the client takes it soon; whether it took all. Raises ConnectionError."""
+        while self._loaded is not None and self._loaded.parts:
+            part = self._loaded.parts.popleft()
+            sent = await answer.offer(part)
+            self._position += sent
+            if sent < len(part):
+                return False
+        return True
+
+    async def forget(self) -> None:
+        """Give up what was loaded and its part of the budget; it is loaded again when it is asked for."""
+        for task in self._loading:
+            task.cancel()
+        for loaded in [self._loaded, *await asyncio.gather(*self._loading, return_exceptions=True)]:
+            if isinstance(loaded, _Loaded):
+                await loaded.held.aclose()
+        self._loading.clear()
+        self._loaded = None
+        self._ahead = self._position
+
+    def _load_ahead(self) -> None:
+        while len(self._loading) <= LOADS_AHEAD and self._ahead < self._stop:
+            load = self._next_load()
+            self._ahead += len(load.wanted)
+            self._loading.append(asyncio.create_task(self._read(load)))
+
+    def _next_load(self) -> _Load:
+        first = bisect_right(self._offsets, self._ahead) - 1
+        chunks: list[Chunk] = []
+        size = 0
+        for place in range(first, len(self._chunks)):
+            chunk = self._chunks[place]
+            if chunks and size + chunk.size > LOAD_SIZE:
+                break
+            chunks.append(chunk)
+            size += chunk.size
+        start = self._offsets[first]
+        return _Load(chunks, range(self._ahead - start, min(size, self._stop - start)))
+
+    async def _read(self, load: _Load) -> _Loaded:
+        space = sum(_rounded(frame_limit(chunk.size)) for chunk in load.chunks)
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(self._budget.take(2 * space))
+            digests = [chunk.digest for chunk in load.chunks]
+            frames = await self._repository.get(digests, _memory(space))
+            try:
+                parts = await in_cpu_thread(_decoded, load, frames, _memory(space))
+            except DamagedChunk:
+                await held.aclose()  # which a recheck may wait for
+                with suppress(FilestoreError):
+                    await self._repository.recheck(digests)
+                raise
+            return _Loaded(parts, held.pop_all())
+
+
+def _decoded(load: _Load, frames: list[memoryview | None], memory: memoryview) -> deque[memoryview]:
+    """What is wanted of each chunk, views of `memory` and of `frames`."""
+    parts: deque[memoryview] = deque()
+    offset = place = 0
+    for chunk, data in zip(load.chunks, frames, strict=True):
+        if data is None:
+            raise DamagedChunk(str(chunk.digest), "its frame is gone")
+        content = verified(chunk, data, memory[place : place + chunk.size])
+        place += _rounded(chunk.size)
+        parts.append(content[max(0, load.wanted.start - offset) : load.wanted.stop - offset])
+        offset += chunk.size
+    return parts
+
+
+def _memory(size: int) -> memoryview:
+    """Bytes of any value: to clear what is written to next would cost as much as copying it."""
+    return np.empty(size, "u1").data
+
+
+def _rounded(size: int) -> int:
+    """Where the next chunk may start: codecs are faster at multiples of 64."""
+    return -(-size // 64) * 64

@@ -1,0 +1,41 @@
+"""What the Pipeline SDK reads: files by their ids, the list of them, and whether a token is let in."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from filestore.core.records import Record
+from filestore.core.references import Reference
+from filestore.http.server.context import Exchange
+from filestore.http.server.routes.api import records_asked_for
+from filestore.http.server.routes.content import send_content
+from filestore.repository.local import LocalRepository
+
+
+async def validate_token(_: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """That the token was let in is the answer."""
+    return web.json_response({"namespace": (await repository.identity()).namespace})
+
+
+async def list_files(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """Records as a bare list, the newest first."""
+    return web.json_response([described(record) for record in await records_asked_for(exchange.request, repository)])
+
+
+async def get_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """A record."""
+    return web.json_response(described(await _record(exchange, repository)))
+
+
+async def download_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """A file's bytes, by its id."""
+    return await send_content(exchange, repository, await _record(exchange, repository))
+
+
+def described(record: Record, *, alias: str | None = None) -> dict[str, str | int]:
+    """A record as the SDK reads it: `path` and `file_path` end in the file's own name, `name` is its alias if it has one."""
+    return {**record.as_json(), "name": alias or record.name, "file_name": record.name, "file_path": f"/{record.path}"}
+
+
+async def _record(exchange: Exchange, repository: LocalRepository) -> Record:
+    return await repository.record(Reference(id=exchange.request.match_info["id"]))

@@ -1,0 +1,144 @@
+"""Uploads in parts, each to a signed URL: begin, ask for a URL, `PUT`, finish."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from aiohttp import web
+
+from filestore.core.names import checked_name
+from filestore.errors import InvalidInput, LimitExceeded
+from filestore.http.server.body.forms import last_part
+from filestore.http.server.body.reader import taken_in
+from filestore.http.server.context import Exchange, arriving
+from filestore.http.server.routes.sdk.assembly import ASSEMBLY
+from filestore.http.server.routes.sdk.files import described
+from filestore.http.server.routes.sdk.uploads import PART_LIMIT, Incoming, Upload
+from filestore.repository.local import LocalRepository
+from filestore.system.threads import in_cpu_thread, in_disk_thread, uninterrupted
+
+QUESTION_LIMIT = 2 << 20
+"""Bytes of JSON in a request: as many parts as there may be, with their ETags, have half of that."""
+PART_PATH = "/v3/pipeline_files/uploads/{upload_id}/parts/{number}"
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+async def begin_upload(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """Begin an upload under a name."""
+    question = await _question(exchange)
+    given = question.get("name")
+    if given is not None and not isinstance(given, str):
+        raise InvalidInput(f"name is {given!r}, a text is expected")
+    name = checked_name(last_part(given)) if given is not None else None
+    upload = await exchange.request.app[ASSEMBLY].begin(name=name, namespace=(await repository.identity()).namespace)
+    return web.json_response({"file_id": upload.file_id, "upload_id": upload.id}, status=201)
+
+
+async def sign_part(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """A URL at which a part is taken without a token."""
+    question = await _question(exchange)
+    upload = await _upload_asked_for(exchange, repository, question)
+    number = _part_number(question.get("part_num"), key="part_num")
+    path = PART_PATH.format(upload_id=upload.id, number=number)
+    seconds = exchange.request.app[ASSEMBLY].idle_seconds
+    url = exchange.signed_url("PUT", path, namespace=upload.namespace, seconds=seconds)
+    return web.json_response({"upload_url": url})
+
+
+async def put_part(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """Take a part; one that came before under its number is replaced once this one is whole."""
+    found = exchange.request.match_info
+    upload = await _upload(exchange, repository, found["upload_id"])
+    text = found["number"]
+    number = _part_number(int(text) if _NUMBER.fullmatch(text) else text, key="the part's number")
+    incoming = await in_disk_thread(upload.receive)
+    try:
+        await _receive(exchange, incoming)
+        part = await in_disk_thread(upload.keep, incoming, number, limit=exchange.upload_limit)
+    finally:
+        await uninterrupted(in_disk_thread(incoming.discard))
+    exchange.request.app[ASSEMBLY].cut_ahead(upload, repository)
+    return web.Response(headers={"ETag": f'"{part.tag}"'})
+
+
+async def finish_upload(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    """Record the file that the listed parts make up."""
+    question = await _question(exchange)
+    upload = await _upload_asked_for(exchange, repository, question)
+    record = await exchange.request.app[ASSEMBLY].finish(upload, repository, _listed(question.get("multipart_metadata")))
+    return web.json_response(described(record), status=201)
+
+
+async def _receive(exchange: Exchange, incoming: Incoming) -> None:
+    """Raises Interrupted, Stalled, LimitExceeded, StorageFull, StorageError."""
+    limit = exchange.upload_limit
+
+    def take(piece: memoryview) -> None:
+        incoming.write(piece, limit=limit)
+
+    size = exchange.request.content_length
+    if size is not None:
+        if limit is not None and size > limit:
+            raise LimitExceeded("the file's size in bytes", size, limit)
+        async with taken_in(exchange, size=size) as intake:
+            while await intake.turn(take):
+                pass
+        return
+    while True:
+        with arriving():
+            async with exchange.moving():
+                piece = await exchange.request.content.readany()
+        if not piece:
+            return
+        await in_disk_thread(take, memoryview(piece))
+
+
+async def _question(exchange: Exchange) -> dict[str, Any]:
+    async with exchange.whole_body(what="the question's size in bytes", limit=QUESTION_LIMIT) as body:
+        try:
+            # In a thread: a list of all parts takes 10 ms and more.
+            question = await in_cpu_thread(json.loads, body)
+        except (ValueError, RecursionError) as error:
+            raise InvalidInput(f"the body is no JSON: {error}") from None
+    if not isinstance(question, dict):
+        raise InvalidInput("the body is no JSON object")
+    return question
+
+
+async def _upload_asked_for(exchange: Exchange, repository: LocalRepository, question: dict[str, Any]) -> Upload:
+    upload_id, file_id = question.get("upload_id"), question.get("file_id")
+    if not isinstance(upload_id, str) or not isinstance(file_id, str):
+        raise InvalidInput("upload_id and file_id are expected, as the upload's beginning gave them")
+    upload = await _upload(exchange, repository, upload_id)
+    if file_id != upload.file_id:
+        raise InvalidInput(f"the file_id of the upload {upload_id} is {upload.file_id}, not {file_id}")
+    return upload
+
+
+async def _upload(exchange: Exchange, repository: LocalRepository, upload_id: str) -> Upload:
+    return await exchange.request.app[ASSEMBLY].find(upload_id, namespace=(await repository.identity()).namespace)
+
+
+def _part_number(number: object, *, key: str) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= PART_LIMIT:
+        raise InvalidInput(f"{key} is {number!r}, a whole number from 1 to {PART_LIMIT} is expected")
+    return number
+
+
+def _listed(parts: object) -> dict[int, str]:
+    """Tags by numbers, from a list in any order, in which a part may stand again. Raises InvalidInput."""
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise InvalidInput("multipart_metadata is no list of objects with ETag and PartNumber")
+    listed: dict[int, str] = {}
+    for part in parts:
+        number, tag = _part_number(part.get("PartNumber"), key="PartNumber"), part.get("ETag")
+        if not isinstance(tag, str):
+            raise InvalidInput(f"the ETag of part {number} is {tag!r}, a text is expected")
+        # With quotes, as the header has it, or without them, as some clients leave them out.
+        tag = tag.strip('"')
+        if listed.setdefault(number, tag) != tag:
+            raise InvalidInput(f"part {number} is listed with two ETags")
+    return listed

@@ -1,0 +1,116 @@
+"""The parts of an upload, one after the other, as the content that they make up; it may grow while it is cut."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+from filestore.core.manifest import Manifest
+from filestore.errors import InvalidParts, SourceError
+from filestore.format.chunking import CUTTING_VERSION, Cutter
+from filestore.transfer.sources.file import Window, read_exactly, unpacked
+
+
+class Part(NamedTuple):
+    """A part that arrived whole, in a file that nobody writes to any more."""
+
+    number: int
+    tag: str
+    """64 hex digits that stand for its bytes: the ETag of its upload."""
+    size: int
+    path: Path
+
+
+class PartsContent:
+    """An unbroken run of parts from the first on, of which the first bytes may have been cut before, and maybe elsewhere.
+
+    `chunks` are those cut so far, packed; more are added. With `is_whole`, no part will follow, and the last bytes are cut too;
+    else they are left for later, never more than a cutter looks ahead. Files are opened for each read: there may be more
+    parts than a process may have descriptors.
+    """
+
+    file_count = 1
+    remembered_size = 0
+
+    def __init__(self, folder: Path, parts: Sequence[Part], chunks: bytearray, cutter: Cutter, *, is_whole: bool) -> None:
+        self.path = folder
+        self.cutter = cutter
+        self.chunks = chunks
+        self.cut_size = sum(chunk.size for chunk in unpacked(chunks))
+        """Bytes that all chunks so far hold."""
+        self.read = 0
+        self._parts = parts
+        self._ends = list(accumulate(part.size for part in parts))
+        self._is_whole = is_whole
+        self.size = self._ends[-1] if parts else 0
+        self._reached = self.cut_size
+
+    @property
+    def files_done(self) -> int:
+        return int(self.is_finished)
+
+    @property
+    def is_finished(self) -> bool:
+        return self._reached == self.size
+
+    def scan(self, buffer: memoryview) -> list[Window]:
+        if self.cutter.fed < self.cut_size and not self.cutter.needs_no_more:
+            self._look_through(buffer)
+            return []
+        self.cutter.pass_over(buffer[:0], until=self.cut_size)
+        start = self.cut_size
+        # What was read and not cut the last time is read again: the system has it at hand, and it is the smaller part.
+        data = buffer[: self.size - start]
+        self.read_into(data, start)
+        self._reached = start + len(data)
+        self.read = self._reached
+        sizes = self.cutter.cut(data, final=self._is_whole and self.is_finished)
+        self.cut_size += sum(sizes)
+        return [Window.cut(data, sizes, self.chunks)]
+
+    def manifest(self) -> Manifest:
+        return Manifest.build(unpacked(self.chunks), cutting=CUTTING_VERSION)
+
+    def read_into(self, memory: memoryview, offset: int) -> None:
+        """Raises InvalidParts for a part that is gone or damaged."""
+        place = bisect_right(self._ends, offset)
+        while memory:
+            part = self._parts[place]
+            start = self._ends[place] - part.size
+            piece = memory[: self._ends[place] - offset]
+            _read(part, piece, offset - start)
+            memory = memory[len(piece) :]
+            offset += len(piece)
+            place += 1
+
+    def check_unchanged(self) -> None:
+        """A part is never written to once it has its name; one that is replaced is gone, which reading tells."""
+
+    def _look_through(self, buffer: memoryview) -> None:
+        """Read on in what was cut elsewhere, for the boundaries in it."""
+        start = self.cutter.fed
+        data = buffer[: self.cut_size - start]
+        self.read_into(data, start)
+        self.cutter.pass_over(data, until=start + len(data))
+
+
+def _read(part: Part, memory: memoryview, offset: int) -> None:
+    try:
+        descriptor = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            read_exactly(descriptor, memory, offset, part.path)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise InvalidParts(f"part {part.number} came again with other bytes meanwhile") from None
+    except (OSError, SourceError) as error:
+        raise InvalidParts(f"part {part.number} cannot be read any more") from error
+
+
+def unbroken(parts: Sequence[Part]) -> list[Part]:
+    """As many of `parts`, in order, as follow each other from the first on."""
+    return [part for number, part in enumerate(sorted(parts), start=1) if part.number == number]

@@ -1,0 +1,310 @@
+"""Uploads in parts: what is on disk of them, shared by all processes of a server and by the next one.
+
+    ID/upload.json              who began it, and under which name
+    ID/part-NUMBER-SIZE-TAG     a part that arrived whole; TAG stands for its bytes
+    ID/incoming-RANDOM          a part that is arriving
+    ID/cut                      what is cut and stored so far
+    ID/finished.json            what became of it; its parts go after that
+    ID/lock                     held by who cuts; held by who finishes
+    gone-ID                     being removed
+
+in a folder of the repository's own in the spool folder, which servers of several may share.
+Every file gets its name by a rename, when it is whole. Who changes which parts there are holds a lock on the folder itself, for
+as long as that takes. All functions block, unless they are coroutines.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from filestore.core.digest import Buffer
+from filestore.core.signing import sign
+from filestore.errors import Busy, LimitExceeded, UploadNotFound
+from filestore.http.server.context import spooling
+from filestore.http.server.routes.sdk.parts import Part
+from filestore.system.files import remove_if_possible, remove_in_place, sync_descriptor, sync_path, write_all
+from filestore.transfer.sources.file import PACKED_SIZE
+
+PART_LIMIT = 10_000
+"""Parts of an upload, as S3 has it."""
+
+BUSY_SECONDS = 30.0
+"""How long who changes the parts of an upload waits for others who do, each for a moment."""
+
+_POLL_SECONDS = 0.005
+_ID = re.compile(r"[0-9a-f]{32}\Z")
+_PART = re.compile(r"part-([0-9]{5})-([0-9]+)-([0-9a-f]{64})\Z")
+_INCOMING, _GONE = "incoming-", "gone-"
+_CUT, _DESCRIPTION, _FINISHED, _LOCK = "cut", "upload.json", "finished.json", "lock"
+
+
+class Cut(NamedTuple):
+    """How far an upload is cut, and its chunks stored."""
+
+    tags: list[str]
+    """Those of the parts that were looked at, from the first on."""
+    chunks: bytearray
+    """Packed."""
+
+
+class Finished(NamedTuple):
+    """What became of an upload."""
+
+    tags: list[str]
+    record_id: str
+
+
+class Upload:
+    """One upload. Make one with `begin`, find one with `find`."""
+
+    def __init__(self, folder: Path, *, file_id: str, name: str, namespace: str) -> None:
+        self.folder = folder
+        self.id = folder.name
+        self.file_id = file_id
+        self.name = name
+        self.namespace = namespace
+
+    def receive(self) -> Incoming:
+        """A place for a part while it arrives; the caller discards it. Raises UploadNotFound."""
+        path = self._path(f"{_INCOMING}{secrets.token_hex(8)}")
+        with self._standing():
+            return Incoming(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path)
+
+    def keep(self, incoming: Incoming, number: int, *, limit: int | None) -> Part:
+        """Have what arrived as this part, durably, instead of one that came before.
+
+        Raises UploadNotFound, LimitExceeded where all parts would hold more than `limit` bytes.
+        """
+        with spooling():
+            sync_descriptor(incoming.descriptor)
+        part = Part(number, incoming.tag, incoming.size, self._path(f"part-{number:05}-{incoming.size}-{incoming.tag}"))
+        with self._standing(), _locked_folder(self.folder):
+            if self._path(_FINISHED).exists():
+                raise UploadNotFound(self.id)
+            parts = self.parts()
+            total = part.size + sum(other.size for other in parts if other.number != number)
+            if limit is not None and total > limit:
+                raise LimitExceeded("the file's size in bytes", total, limit)
+            incoming.path.rename(part.path)
+            for other in parts:
+                if other.number == number and other.tag != part.tag:
+                    other.path.unlink()
+            sync_path(self.folder)
+        return part
+
+    def parts(self) -> list[Part]:
+        """All parts that arrived, in order; two of one number where a crash left them. Raises UploadNotFound."""
+        with self._standing(), os.scandir(self.folder) as entries:
+            found = [(match, Path(entry.path)) for entry in entries if (match := _PART.match(entry.name))]
+        return sorted(Part(int(match[1]), match[3], int(match[2]), path) for match, path in found)
+
+    def cut(self) -> Cut:
+        """How far it is cut; not at all where that cannot be read."""
+        with suppress(OSError, ValueError):
+            head, _, chunks = self._path(_CUT).read_bytes().partition(b"\n")
+            if len(chunks) % PACKED_SIZE == 0:
+                return Cut(json.loads(head), bytearray(chunks))
+        return Cut([], bytearray())
+
+    def save_cut(self, tags: Sequence[str], chunks: Buffer) -> None:
+        """Keep how far it is cut."""
+        self._save(_CUT, json.dumps(tags).encode() + b"\n" + chunks)
+
+    def finished(self) -> Finished | None:
+        """What became of it, or None while it is under way."""
+        try:
+            return Finished(*json.loads(self._path(_FINISHED).read_bytes()))
+        except FileNotFoundError:
+            return None
+
+    def save_finished(self, finished: Finished) -> None:
+        """Keep what became of it; from then on no part is taken."""
+        with self._standing(), _locked_folder(self.folder):
+            self._save(_FINISHED, json.dumps(finished).encode())
+
+    def free(self) -> None:
+        """Remove the parts of what is finished. Raises UploadNotFound."""
+        for part in self.parts():
+            part.path.unlink(missing_ok=True)
+        self._path(_CUT).unlink(missing_ok=True)
+
+    def lock(self) -> int | None:
+        """The lock of who cuts, held until the descriptor is closed; None where somebody, in any process, has it."""
+        with self._standing():
+            descriptor = os.open(self._path(_LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if _try_lock(descriptor):
+            return descriptor
+        os.close(descriptor)
+        return None
+
+    def touch(self) -> None:
+        """It does not lie still."""
+        with suppress(OSError):
+            os.utime(self.folder)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name
+
+    def _save(self, name: str, content: Buffer) -> None:
+        with self._standing():
+            _write(self._path(f"{_INCOMING}{secrets.token_hex(8)}"), self._path(name), content)
+
+    @contextmanager
+    def _standing(self) -> Iterator[None]:
+        """Raises UploadNotFound where the folder is gone by now, StorageFull, StorageError."""
+        with spooling():
+            try:
+                yield
+            except FileNotFoundError:
+                raise UploadNotFound(self.id) from None
+
+
+class Incoming:
+    """A part that is arriving."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self.descriptor = descriptor
+        self.path = path
+        self.size = 0
+        self._digest = blake3()
+
+    @property
+    def tag(self) -> str:
+        """64 hex digits that stand for its bytes."""
+        return self._digest.hexdigest()
+
+    def write(self, piece: Buffer, *, limit: int | None) -> None:
+        """Take the next bytes. Raises LimitExceeded, StorageFull, StorageError."""
+        self.size += len(piece)
+        if limit is not None and self.size > limit:
+            raise LimitExceeded("the file's size in bytes", self.size, limit)
+        self._digest.update(piece)
+        with spooling():
+            write_all(self.descriptor, piece)
+
+    def discard(self) -> None:
+        """Close its file, and remove it unless it was kept."""
+        os.close(self.descriptor)
+        self.path.unlink(missing_ok=True)
+
+
+def uploads_folder(spool_folder: Path, secret: bytes) -> Path:
+    """Where the uploads to a repository are, by its secret: nobody else can guess the name, and make the folder before us."""
+    return spool_folder / f"uploads-{sign(secret, 'uploads', expires_at=0)[:32]}"
+
+
+def begin(folders: Path, *, name: str | None, namespace: str) -> Upload:
+    """Begin an upload, under its own id where there is no name. Raises StorageFull, StorageError."""
+    upload_id = secrets.token_hex(16)
+    folder = folders / upload_id
+    # Shaped like the id of a record, which is not known before the bytes are.
+    file_id = f"file_{upload_id}"
+    description = {"file_id": file_id, "name": name or file_id, "namespace": namespace}
+    with spooling():
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        _write(folder / f"{_INCOMING}0", folder / _DESCRIPTION, json.dumps(description).encode())
+        sync_path(folder.parent)
+    return Upload(folder, **description)
+
+
+def find(folders: Path, upload_id: str, *, namespace: str, idle_seconds: float) -> Upload:
+    """The upload of that id in the namespace, which does not lie still by this. Raises UploadNotFound."""
+    folder = folders / upload_id
+    if not _ID.match(upload_id):
+        raise UploadNotFound(upload_id)
+    try:
+        upload = Upload(folder, **json.loads((folder / _DESCRIPTION).read_bytes()))
+        idle = _idle(folder)
+    except (FileNotFoundError, ValueError):
+        raise UploadNotFound(upload_id) from None
+    # Whoever asks with another namespace's token learns nothing by the answer.
+    if upload.namespace != namespace or idle > idle_seconds:
+        raise UploadNotFound(upload_id)
+    upload.touch()
+    return upload
+
+
+def expire(folders: Path, *, idle_seconds: float) -> None:
+    """Remove all uploads that lay still for longer, unless somebody works on them. Raises OSError."""
+    for folder in list(folders.iterdir()) if folders.is_dir() else ():
+        with suppress(OSError):  # another process may remove it at the same time
+            if folder.name.startswith(_GONE):
+                # Its process ended before it was removed.
+                remove_if_possible(folder)
+            elif _ID.match(folder.name) and _idle(folder) > idle_seconds:
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if _try_lock(descriptor):
+            gone = folder.with_name(_GONE + folder.name)
+            try:
+                folder.rename(gone)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                remove_in_place(folder)  # it came with a container image
+            remove_if_possible(gone)
+    finally:
+        os.close(descriptor)
+
+
+def _idle(folder: Path) -> float:
+    """Seconds since anything was written in a folder, or it was touched. Raises OSError."""
+    last = 0.0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(_INCOMING):
+                with suppress(FileNotFoundError):  # it arrived meanwhile, which the folder's own time tells
+                    last = max(last, entry.stat().st_mtime)
+    return time.time() - max(last, folder.stat().st_mtime)
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + BUSY_SECONDS
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise Busy(str(folder), "another process of the server holds it")
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A file system without locks: two that cut at once do the same work twice, and write down the same.
+        return True
+    return True
+
+
+def _write(staging: Path, path: Path, content: Buffer) -> None:
+    """Have `path` hold `content`, durably. Raises OSError."""
+    with staging.open("xb") as file:
+        file.write(content)
+        file.flush()
+        sync_descriptor(file.fileno())
+    staging.rename(path)
+    sync_path(path.parent)

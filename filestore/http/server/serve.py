@@ -1,0 +1,100 @@
+"""Server processes: one, or several on one port under a parent that restarts those that die.
+
+The parent never runs an event loop or a thread, so that it can fork at any time. It binds the port without listening:
+the port stays taken while workers come and go, each listening on a socket of its own (SO_REUSEPORT).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from filestore.core.digest import Digest
+from filestore.http.server.app import Limits
+from filestore.http.server.errors import concerns_us
+from filestore.http.server.listener import address_error, bind, hold_port, resolve_address, server_url
+from filestore.http.server.supervisor import Supervisor
+from filestore.http.server.worker import BACKLOG, Extension, OpenBackend, Service, no_extension, run_worker
+from filestore.repository.protocol import SIGNED_SECONDS
+from filestore.system.metrics import Board
+
+logger = logging.getLogger("filestore.server")
+_FILES_LIMIT = 65536
+
+
+def serve(
+    open_backend: OpenBackend,
+    *,
+    host: str,
+    port: int,
+    announce: Callable[[str], None],
+    prepare: Callable[[], None] = lambda: None,
+    workers: int = 1,
+    tokens: Mapping[Digest, str] | None = None,
+    spool_folder: Path | None = None,
+    stall_seconds: float = 30,
+    memory_limit: int = 128 << 20,
+    upload_limit: int | None = None,
+    upload_idle_seconds: float = 86400,
+    drain_seconds: float = 30,
+    signed_seconds: float = SIGNED_SECONDS,
+    knows_tokens: bool = True,
+    extension: Extension = no_extension,
+) -> None:
+    """Serve a repository over HTTP, and return when SIGTERM, SIGINT or SIGHUP stopped it. Call it in a process without threads.
+
+    `prepare()` is called once the address is ours and before anything is opened, in a process that has no threads yet;
+    `announce(url)` is called once connections are accepted; port 0 is any free one. `tokens` (digests, and the namespaces
+    that they are let in to) hold for this run, beside those of the index. A stop lets requests under way finish for
+    `drain_seconds`; a second signal ends them at once. `memory_limit` is bytes in flight in each worker, pushes of
+    uploads aside, which have 96 MiB; uploads wait in `spool_folder`, by default the system's temporary one, and may be of
+    `upload_limit` bytes; one in parts is dropped once nothing came of it for `upload_idle_seconds`. Signed URLs hold for
+    `signed_seconds`. Without `knows_tokens`, nobody but `tokens` is let in. Each worker enters `extension`, for the routes
+    that it serves beside those of files, and leaves it before it ends.
+
+    Raises AddressInUse, AddressError, and what `prepare` and `open_backend` raise.
+    """
+    service = Service(
+        open_backend=open_backend,
+        tokens=tokens or {},
+        spool_folder=spool_folder or Path(tempfile.gettempdir()),
+        limits=Limits(
+            stall_seconds=stall_seconds,
+            memory_limit=memory_limit,
+            upload_limit=upload_limit,
+            upload_idle_seconds=upload_idle_seconds,
+            signed_seconds=signed_seconds,
+        ),
+        drain_seconds=drain_seconds,
+        knows_tokens=knows_tokens,
+        extension=extension,
+        board=Board(workers),
+    )
+    _allow_many_files()
+    logging.getLogger("aiohttp.server").addFilter(concerns_us)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    if workers > 1:
+        with hold_port(host, port) as holder:
+            prepare()
+            Supervisor(service, holder, count=workers).run(lambda: announce(server_url(host, holder)))
+        return
+    service.board.join(0)
+    with bind(*resolve_address(host, port), is_shared=False) as listener:
+        try:
+            listener.listen(BACKLOG)
+        except OSError as error:
+            raise address_error(listener.getsockname(), error) from error
+        prepare()
+        asyncio.run(run_worker(service, listener, ready=lambda: announce(server_url(host, listener))))
+
+
+def _allow_many_files() -> None:
+    """A connection and the frames that it is sent are open files, and many systems allow 1024 unless asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES_LIMIT if hard == resource.RLIM_INFINITY else min(_FILES_LIMIT, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

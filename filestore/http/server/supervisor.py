@@ -1,0 +1,228 @@
+"""Several server processes on one port, under a parent that restarts those that die."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+from filestore.errors import FilestoreError
+from filestore.http import wire
+from filestore.http.server.errors import log_failure
+from filestore.http.server.listener import bind
+from filestore.http.server.worker import CLEANUP_SECONDS, STOP_SIGNALS, Service, run_worker, stop_signals
+
+logger = logging.getLogger("filestore.server")
+
+RESTART_SECONDS = 1.0
+"""Between two starts of one worker."""
+_NOTICED_SIGNALS = (*STOP_SIGNALS, signal.SIGCHLD)
+_READY = b"+"
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A place for a worker, and the process that fills it, if there is one."""
+
+    place: int
+    pid: int = 0
+    report: int = -1
+    """The pipe on which the process says that it is ready, or why it cannot be."""
+    said: bytes = b""
+    start_at: float = 0.0
+    """When the next process may start here."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether connections are accepted here."""
+        return self.pid != 0 and self.said == _READY
+
+    @property
+    def failure(self) -> FilestoreError:
+        """Why the process could not start."""
+        try:
+            return wire.decode_problem("", 500, json.loads(self.said))
+        except ValueError:
+            return FilestoreError("a process of the server ended before it could start; its own messages say why")
+
+
+class Supervisor:
+    """Starts workers, restarts those that die, and stops them all."""
+
+    def __init__(self, service: Service, holder: socket.socket, *, count: int) -> None:
+        self._service = service
+        self._holder = holder
+        self._workers = [_Worker(place) for place in range(count)]
+        self._selector = selectors.DefaultSelector()
+        self._lifeline = os.pipe()
+        self._stops = 0
+
+    def run(self, announce: Callable[[], None]) -> None:
+        """Return once a signal stopped all workers. Raises what kept one from starting."""
+        is_announced = False
+        with self._noticed_signals():
+            try:
+                while not self._stops:
+                    self._start_due()
+                    self._wait(self._next_start())
+                    for pid, worker in self._ended():
+                        if not is_announced:
+                            raise worker.failure
+                        reason = "" if worker.said == _READY else f": {worker.failure}"
+                        logger.error("worker %d ended%s; another one takes its place", pid, reason)
+                    if not is_announced and all(worker.is_ready for worker in self._workers):
+                        announce()
+                        is_announced = True
+            finally:
+                self._stop_all()
+
+    def _next_start(self) -> float | None:
+        return min((worker.start_at for worker in self._workers if not worker.pid), default=None)
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for worker in self._workers:
+            if not worker.pid and worker.start_at <= now:
+                worker.start_at = now + RESTART_SECONDS
+                self._start(worker)
+
+    def _start(self, worker: _Worker) -> None:
+        # What is still buffered would be written by the child too.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        report, write_end = os.pipe()
+        # A signal that came to the child before it has handlers of its own would run the parent's.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICED_SIGNALS)
+        pid = os.fork()
+        if pid == 0:
+            self._be_worker(worker, write_end)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(write_end)
+        worker.pid, worker.report, worker.said = pid, report, b""
+        self._selector.register(report, selectors.EVENT_READ, worker)
+
+    def _be_worker(self, worker: _Worker, report: int) -> NoReturn:
+        """What the child does, to its end: nothing of the parent's own business runs in it."""
+        is_ready = False
+
+        def ready() -> None:
+            nonlocal is_ready
+            is_ready = True
+            os.write(report, _READY)
+            os.close(report)
+
+        status = 1
+        try:
+            self._become_child()
+            self._service.board.join(worker.place)
+            with bind(self._holder.family, self._holder.getsockname(), is_shared=True) as listener:
+                self._holder.close()
+                asyncio.run(run_worker(self._service, listener, ready=ready, lifeline=self._lifeline[0]))
+            status = 0
+        except FilestoreError as error:
+            if is_ready:
+                log_failure("a worker failed", error)
+            else:
+                os.write(report, json.dumps(wire.encode_problem(error).document).encode())
+        except BaseException as error:  # noqa: BLE001  # whatever it is, it ends this process only
+            log_failure("a worker failed", error)
+        finally:
+            os._exit(status)
+
+    def _become_child(self) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # A terminal sends these to the whole group; what the workers do is up to the parent.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOTICED_SIGNALS)
+        self._selector.close()
+        os.close(self._lifeline[1])
+        for worker in self._workers:
+            if worker.report >= 0:
+                os.close(worker.report)
+
+    @contextmanager
+    def _noticed_signals(self) -> Iterator[None]:
+        """Have signals end a wait: one that stops the server, and one that says that a worker ended."""
+        reader, writer = socket.socketpair()
+        for end in (reader, writer):
+            end.settimeout(0)
+        noticed = (*stop_signals(), signal.SIGCHLD)
+        before = {number: signal.signal(number, self._notice) for number in noticed}
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self._selector.register(reader, selectors.EVENT_READ, reader)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._selector.close()
+            reader.close()
+            writer.close()
+            for descriptor in self._lifeline:
+                os.close(descriptor)
+
+    def _notice(self, number: int, _: FrameType | None) -> None:
+        if number in STOP_SIGNALS:
+            self._stops += 1
+
+    def _wait(self, until: float | None) -> None:
+        """Wait for a signal or a report, and no longer than until then."""
+        timeout = None if until is None else max(0.0, until - time.monotonic())
+        for key, _ in self._selector.select(timeout):
+            if isinstance(key.data, _Worker):
+                self._hear(key.data)
+            else:
+                key.data.recv(4096)
+
+    def _hear(self, worker: _Worker) -> None:
+        """Take what there is of a worker's report."""
+        said = os.read(worker.report, 1 << 16)
+        worker.said += said
+        if not said:
+            self._selector.unregister(worker.report)
+            os.close(worker.report)
+            worker.report = -1
+
+    def _ended(self) -> list[tuple[int, _Worker]]:
+        """Processes that have ended, each once, and the places that they leave, with all that they said."""
+        ended = []
+        for worker in self._workers:
+            pid = worker.pid
+            if pid and os.waitpid(pid, os.WNOHANG)[0]:
+                worker.pid = 0
+                while worker.report >= 0:
+                    self._hear(worker)
+                ended.append((pid, worker))
+        return ended
+
+    def _stop_all(self) -> None:
+        """Let the workers finish what is under way; end them at once at the next signal, or when they take too long."""
+        stops = self._stops
+        self._signal_all(signal.SIGTERM)
+        deadline: float | None = time.monotonic() + self._service.drain_seconds + 2 * CLEANUP_SECONDS
+        while any(worker.pid for worker in self._workers):
+            self._wait(deadline)
+            if self._stops > stops or (deadline is not None and time.monotonic() >= deadline):
+                self._signal_all(signal.SIGKILL)
+                deadline = None
+            self._ended()
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for worker in self._workers:
+            if worker.pid:
+                os.kill(worker.pid, number)

@@ -1,0 +1,173 @@
+"""What one server process runs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from filestore.core.digest import Digest
+from filestore.http.server.app import Limits, Route, Traffic, make_app
+from filestore.http.server.auth import Tokens
+from filestore.repository.index.protocol import Index
+from filestore.repository.stores.protocol import ChunkStore
+from filestore.system.metrics import Board
+
+BACKLOG = 512
+KEEPALIVE_SECONDS = 75
+"""How long a connection may wait for a request's head, or be idle."""
+CLEANUP_SECONDS = 5.0
+"""For what was cancelled to clean up after itself."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+OpenBackend = Callable[[], Awaitable[tuple[ChunkStore, Index]]]
+Extension = Callable[[ChunkStore, Index], AbstractAsyncContextManager[Sequence[Route]]]
+"""What a server process serves beside files, for as long as it is entered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """What every worker runs."""
+
+    open_backend: OpenBackend
+    tokens: Mapping[Digest, str]
+    spool_folder: Path
+    knows_tokens: bool
+    limits: Limits
+    drain_seconds: float
+    board: Board
+    extension: Extension
+
+
+@asynccontextmanager
+async def no_extension(_: ChunkStore, __: Index) -> AsyncIterator[Sequence[Route]]:
+    """A server of files, and of nothing beside them."""
+    yield ()
+
+
+async def run_worker(
+    service: Service, listener: socket.socket, *, ready: Callable[[], None], lifeline: int | None = None
+) -> None:
+    """Serve until told to stop: by a signal or, for a worker, by the end of the parent, which has the other end of `lifeline`."""
+    loop = asyncio.get_running_loop()
+    stopping, at_once = asyncio.Event(), asyncio.Event()
+
+    def stop() -> None:
+        (at_once if stopping.is_set() else stopping).set()
+
+    if lifeline is None:
+        handlers: dict[signal.Signals, Callable[[], None]] = dict.fromkeys(stop_signals(), stop)
+    else:
+        # A second SIGTERM means no more than the first: a service manager may signal the workers as well as their parent.
+        handlers = {signal.SIGTERM: stopping.set}
+        loop.add_reader(lifeline, _orphaned, lifeline, stopping)
+    with _handled(loop, handlers, is_last=lifeline is not None):
+        await _serve_until(service, listener, stopping, at_once, ready=ready)
+
+
+async def _serve_until(
+    service: Service,
+    listener: socket.socket,
+    stopping: asyncio.Event,
+    at_once: asyncio.Event,
+    *,
+    ready: Callable[[], None],
+) -> None:
+    """Serve until `stopping`, and let requests under way finish then, but not once it is to be `at_once`."""
+    store, index = await service.open_backend()
+    traffic = Traffic()
+    try:
+        async with service.extension(store, index) as more_routes:
+            app = make_app(
+                store,
+                index,
+                tokens=Tokens(index if service.knows_tokens else None, service.tokens),
+                secret=await index.secret(),
+                spool_folder=service.spool_folder,
+                limits=service.limits,
+                traffic=traffic,
+                board=service.board,
+                more_routes=more_routes,
+            )
+            async with _accepting(app, listener) as site:
+                ready()
+                await stopping.wait()
+                traffic.draining = True
+                await site.stop()
+                await _first(traffic.idle(), at_once.wait(), within=service.drain_seconds)
+            # What was cancelled still cleans up after itself, and needs store and index for that.
+            await _first(traffic.idle(), within=CLEANUP_SECONDS)
+    finally:
+        await index.close()
+        await store.close()
+
+
+@contextmanager
+def _handled(
+    loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, Callable[[], None]], *, is_last: bool
+) -> Iterator[None]:
+    """Have the loop handle these signals until the end of the block, and then whoever handled them before.
+
+    Where this is the last that the process does, they are ignored then: it has yet to report how it went.
+
+    The loop must be rid of them before it closes: closing, it closes the socket that wakes it up first, and a signal that comes
+    then is told on standard error as one that cannot be written there.
+    """
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        # Blocked meanwhile: what the loop leaves behind is the default, which ends the process.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
+        for number in handlers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN if is_last else before[number] or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def stop_signals() -> Sequence[signal.Signals]:
+    """What stops a server. nohup has the end of a terminal, which is SIGHUP, ignored."""
+    return [number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN]
+
+
+@asynccontextmanager
+async def _accepting(app: web.Application, listener: socket.socket) -> AsyncIterator[web.BaseSite]:
+    """Answer what comes to `listener` until the site is stopped; at the end of the block, requests under way are cancelled."""
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        auto_decompress=False,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        # A connection is read from only when all that was read was taken: no more than one read of 256 KiB waits (I6), and a cut,
+        # which is noticed by reading, never comes before what arrived ahead of it.
+        read_bufsize=1,
+        shutdown_timeout=0.1,
+    )
+    await runner.setup()
+    try:
+        site = web.SockSite(runner, listener, backlog=BACKLOG)
+        await site.start()
+        yield site
+    finally:
+        await runner.cleanup()
+
+
+def _orphaned(lifeline: int, stopping: asyncio.Event) -> None:
+    asyncio.get_running_loop().remove_reader(lifeline)
+    stopping.set()
+
+
+async def _first(*events: Coroutine[None, None, object], within: float) -> None:
+    """Wait for the first of `events`, and no longer than `within` seconds."""
+    waiting = [asyncio.create_task(event) for event in events]
+    await asyncio.wait(waiting, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+    for event in waiting:
+        event.cancel()

@@ -1,0 +1,656 @@
+"""An index in one SQLite file, on a local file system.
+
+Write-ahead log with `synchronous=FULL`: readers and the one writer do not wait for each other, and what was committed
+survives a power cut. Every write begins with BEGIN IMMEDIATE: a read that becomes a write fails at once, whatever the
+timeout. Needs SQLite 3.24.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from filestore.core.digest import Digest
+from filestore.core.records import Kind, Record, checked_record
+from filestore.core.references import Reference
+from filestore.errors import (
+    Busy,
+    FilestoreError,
+    IndexUnreadable,
+    ReadOnly,
+    StorageError,
+    StorageFull,
+    UnknownFormat,
+    UsedAfterFork,
+)
+from filestore.repository.index.protocol import ChunkRow, TokenRow
+from filestore.repository.index.reading import State, in_use_elsewhere, open_for_reading, state_of
+from filestore.system.metrics import Stage, stage
+from filestore.system.threads import abandon, in_thread, tell_of_forks, uninterrupted
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SCHEMA_VERSION = 2
+BUSY_SECONDS = 60.0
+REFRESH_MICROSECONDS = 3600 * 1_000_000
+"""A chunk seen more recently than this is not refreshed: a grace period is much longer, and a write much dearer."""
+
+SECRET_SIZE = 32
+
+_PARAMETERS = 500
+"""Digests in one statement; SQLite allows 999 parameters before 3.32."""
+_SLICE_SECONDS = 0.1
+_CACHE_KIBIBYTES = 16384
+_READ_ATTEMPTS = 10
+"""Of a read that others write beside, where only a look at the file tells whether it was right."""
+_LOG_LIMIT = 64 << 20
+"""Bytes that the log keeps on disk after a large commit."""
+
+_SCHEMA = (
+    """CREATE TABLE chunks (
+        namespace TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        size INTEGER NOT NULL,
+        stored_size INTEGER NOT NULL,
+        last_seen INTEGER NOT NULL,
+        going INTEGER NOT NULL,
+        PRIMARY KEY (namespace, digest)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE records (
+        namespace TEXT NOT NULL,
+        id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        size INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        PRIMARY KEY (namespace, id),
+        UNIQUE (namespace, name, kind, digest)
+    ) WITHOUT ROWID""",
+    "CREATE UNIQUE INDEX records_by_time ON records (namespace, updated_at)",
+    "CREATE INDEX records_by_name ON records (namespace, name, updated_at)",
+    "CREATE INDEX records_by_digest ON records (namespace, digest, updated_at)",
+    # The last `updated_at` given out: later ones are later even when the clock is set back, or that record is removed.
+    "CREATE TABLE clocks (namespace TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE tokens (
+        digest BLOB NOT NULL PRIMARY KEY,
+        namespace TEXT NOT NULL,
+        label TEXT NOT NULL,
+        created_at INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+    # One row at most.
+    "CREATE TABLE secrets (secret BLOB NOT NULL)",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+_NEWEST_RECORDS = (
+    "SELECT id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
+    " WHERE namespace = ?{} ORDER BY {}updated_at DESC LIMIT ?"
+)
+
+
+def system_now() -> int:
+    """Microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+class SqliteIndex:
+    """An index over two connections: one writes, one reads, each on a thread of its own.
+
+    Open one with `open_index` or `open_index_for_reading`.
+    """
+
+    def __init__(
+        self, writer: _Connection, reader: _Connection, *, busy_seconds: float, now: Callable[[], int], read_only: bool = False
+    ) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._busy_seconds = busy_seconds
+        self._now = now
+        self._read_only = read_only
+        self._writing = asyncio.Lock()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[SqliteTransaction]:
+        """BEGIN IMMEDIATE; waits in short slices, so that a cancel is heard while another process writes."""
+        deadline = asyncio.get_running_loop().time() + self._busy_seconds
+        await self._take_turn(deadline)
+        try:
+            await _run_when_free(self._writer, _begin, deadline)
+            yield SqliteTransaction(self._writer, self._now)
+            await uninterrupted(self._writer.run(_commit))
+        except BaseException:
+            # Also after a cancel in the middle of BEGIN, which may have begun, or of COMMIT, which has committed.
+            if not self._writer.closed:
+                await uninterrupted(self._writer.run(_roll_back))
+            raise
+        finally:
+            self._writing.release()
+
+    async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
+        """Read first; write only where last seen is old, and never where the index was opened for reading."""
+        distinct = list(dict.fromkeys(digests))
+        last_seen = await self._reader.run(_select_last_seen, namespace, distinct)
+        if self._read_only:
+            return [digest for digest in distinct if digest not in last_seen]
+        horizon = self._now() - REFRESH_MICROSECONDS
+        old = [digest for digest, seen in last_seen.items() if seen < horizon]
+        if old:
+            async with self.transaction() as transaction:
+                await transaction.refresh(namespace, old)
+                # I9: one that a collection marked since the read above is reported missing.
+                still_live = await transaction.sizes(namespace, old)
+            for digest in old:
+                if digest not in still_live:
+                    del last_seen[digest]
+        return [digest for digest in distinct if digest not in last_seen]
+
+    async def record(self, namespace: str, reference: Reference) -> Record | None:
+        return await self._reader.run(_select_record, namespace, reference)
+
+    async def records(self, namespace: str, *, limit: int, before: int | None = None) -> list[Record]:
+        return await self._reader.run(_select_records, namespace, limit, before)
+
+    async def token_namespace(self, token_digest: Digest) -> str | None:
+        return await self._reader.run(_select_token_namespace, token_digest)
+
+    async def tokens(self) -> list[TokenRow]:
+        return await self._reader.run(_select_tokens)
+
+    async def secret(self) -> bytes:
+        kept = await self._reader.run(_select_secrets)
+        if not kept and self._read_only:
+            raise ReadOnly(self._writer.path)
+        if not kept:
+            async with self.transaction():
+                # Another process may have made one since.
+                await self._writer.run(_insert_secret, secrets.token_bytes(SECRET_SIZE))
+                kept = await self._writer.run(_select_secrets)
+        return kept[0]
+
+    async def close(self) -> None:
+        """Close both connections; SQLite rolls back what is open."""
+        await uninterrupted(self._writer.close())
+        await uninterrupted(self._reader.close())
+
+    async def _take_turn(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._writing.acquire()
+        except TimeoutError:
+            raise Busy(self._writer.path, f"another write of this process took more than {self._busy_seconds:g} s") from None
+
+
+class SqliteTransaction:
+    """Writes on the connection that writes; one call, one hop to its thread."""
+
+    def __init__(self, writer: _Connection, now: Callable[[], int]) -> None:
+        self._writer = writer
+        self._now = now
+
+    async def sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
+        return await self._writer.run(_select_sizes, namespace, digests)
+
+    async def add_chunks(self, namespace: str, rows: Sequence[ChunkRow]) -> None:
+        await self._writer.run(_insert_chunks, namespace, rows, self._now())
+
+    async def refresh(self, namespace: str, digests: Sequence[Digest]) -> None:
+        await self._writer.run(_update_last_seen, namespace, digests, self._now())
+
+    async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
+        await self._writer.run(_delete_chunks, namespace, digests)
+
+    async def mark_going(self, namespace: str, digests: Sequence[Digest], *, unseen_since: int) -> list[Digest]:
+        return await self._writer.run(_update_going, namespace, digests, unseen_since)
+
+    async def going(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
+        return await self._writer.run(_select_going, namespace, digests)
+
+    async def add_record(self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
+        record = Record(
+            id=f"file_{secrets.token_hex(16)}",
+            name=name,
+            digest=digest,
+            size=size,
+            kind=kind,
+            namespace=namespace,
+            created_at=0,
+            updated_at=0,
+        )
+        return await self._writer.run(_insert_record, record, self._now())
+
+    async def remove_record(self, namespace: str, file_id: str) -> Record | None:
+        return await self._writer.run(_delete_record, namespace, file_id)
+
+    async def add_token(self, token_digest: Digest, *, namespace: str, label: str) -> None:
+        await self._writer.run(_insert_token, TokenRow(token_digest, namespace, label, self._now()))
+
+    async def remove_token(self, token_digest: Digest) -> bool:
+        return await self._writer.run(_delete_token, token_digest)
+
+
+async def open_index(path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Callable[[], int] = system_now) -> SqliteIndex:
+    """The index in the file `path`, which is made where absent; its folder must exist.
+
+    `busy_seconds`: how long a write waits for other writers. Raises UnknownFormat, StorageError, StorageFull, Busy.
+    """
+    # The one that writes waits in slices, see `_run_when_free`. The other waits only while a crash is recovered from.
+    writer = _Connection(path, timeout_seconds=_SLICE_SECONDS)
+    reader = _Connection(path, timeout_seconds=busy_seconds)
+    index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now)
+    try:
+        deadline = asyncio.get_running_loop().time() + busy_seconds
+        await _run_when_free(writer, _prepare, deadline)
+    except BaseException:
+        await index.close()
+        raise
+    return index
+
+
+async def open_index_for_reading(
+    path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Callable[[], int] = system_now
+) -> SqliteIndex:
+    """The index in the file `path`, which must be there. Nothing is made, and nothing written but by `transaction`.
+
+    That is for who finds damage, and fails where this user may not write. Raises UnknownFormat, StorageError, Busy.
+    """
+    writer = _Connection(path, timeout_seconds=_SLICE_SECONDS)
+    reader = _ReadingConnection(path, timeout_seconds=busy_seconds)
+    index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now, read_only=True)
+    try:
+        if not await reader.run(_has_tables, str(path)):
+            raise StorageError(str(path), "it is empty, as an index is that was never finished")
+    except BaseException:
+        await index.close()
+        raise
+    return index
+
+
+_inherited: dict[tuple[int, int], int] = {}
+"""Device and inode of each index that was open when this process was forked, and the process that has it open."""
+
+
+class _Connection:
+    """A connection that is opened by its first use, on a thread of its own."""
+
+    def __init__(self, path: Path, *, timeout_seconds: float) -> None:
+        self.path = str(path)
+        self.closed = False
+        self._pid = os.getpid()
+        self._timeout_seconds = timeout_seconds
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="filestore-index")
+        self._connection: sqlite3.Connection | None = None
+        self._may_be_open = False
+        """From before it is opened until after it is closed."""
+        tell_of_forks(self)
+
+    async def run(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`function(connection, ...)` on the thread. Raises Busy, StorageError, StorageFull, UsedAfterFork."""
+        if self._pid != os.getpid():
+            raise UsedAfterFork(self.path, self._pid)
+        return await in_thread(self._thread, self._call, lambda connection: function(connection, *args, **kwargs))
+
+    async def close(self) -> None:
+        """Close the connection. Nothing runs on it afterwards."""
+        if not self.closed and self._pid == os.getpid():
+            self.closed = True
+            await in_thread(self._thread, self._close)
+            self._thread.shutdown(wait=False)
+
+    def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        with _translated(self.path), stage(Stage.COMMIT):
+            if self._connection is None:
+                self._may_be_open = True
+                self._connection = _connect(self.path, self._timeout_seconds)
+            return function(self._connection)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._may_be_open = False
+
+    def after_fork(self) -> None:
+        """Never close the parent's connection here, not even at the end of this process.
+
+        SQLite keeps its locks by process and file in memory that a child inherits, though the child holds none of these locks.
+        Source: sqlite.org/howtocorrupt.html, section 2.6.
+        """
+        if self._may_be_open:
+            abandon(self._connection)
+            with suppress(OSError):
+                _inherited[_file_id(self.path)] = self._pid
+
+
+class _ReadingConnection(_Connection):
+    """A connection by which nothing is changed. What is run on it must return all that it read."""
+
+    def __init__(self, path: Path, *, timeout_seconds: float) -> None:
+        self._state: State | None = None
+        super().__init__(path.absolute(), timeout_seconds=timeout_seconds)
+
+    def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        with _translated(self.path), stage(Stage.COMMIT):
+            for attempt in range(1, _READ_ATTEMPTS + 1):
+                before = state_of(self.path)
+                try:
+                    found = function(self._opened())
+                except Exception as error:
+                    # Any of them: a torn page may give a value of any type, and a record that cannot be one.
+                    unshared = in_use_elsewhere(self.path, error)
+                    # A torn read says nothing of the file; that it cannot be shared or has a log may be so for long.
+                    may_last = unshared is not None or isinstance(error, IndexUnreadable)
+                    may_change = self._state is not None or (may_last and attempt < _READ_ATTEMPTS)
+                    # The connection may have pages from before this read.
+                    since = self._state or before
+                    self._close()
+                    if may_change and state_of(self.path) != since:
+                        # It was opened, closed or written to meanwhile: now another way to open it may be the right one.
+                        continue
+                    if unshared is not None:
+                        raise unshared from error
+                    raise
+                if self._state is None or self._state == state_of(self.path):
+                    return found
+                self._close()
+        raise Busy(self.path, "another process writes to it, and this user can only read it between two writes")
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            _check_process(self.path)
+            self._may_be_open = True
+            self._connection, self._state = open_for_reading(self.path, timeout_seconds=self._timeout_seconds)
+            self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
+        return self._connection
+
+    def _close(self) -> None:
+        super()._close()
+        self._connection = self._state = None
+
+
+async def _run_when_free(connection: _Connection, function: Callable[[sqlite3.Connection], T], deadline: float) -> T:
+    """Try until no other process writes. SQLite's own wait cannot be cancelled, so each try waits a tenth of a second only."""
+    while True:
+        try:
+            return await connection.run(function)
+        except Busy:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the low byte: the primary code
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise Busy(path, "another process is writing to it") from error
+        kind = StorageFull if code == sqlite3.SQLITE_FULL else StorageError
+        raise kind(path, str(error)) from error
+    except OSError as error:
+        raise StorageError(path, error.strerror or str(error)) from error
+
+
+def _file_id(path: str) -> tuple[int, int]:
+    found = Path(path).stat()
+    return found.st_dev, found.st_ino
+
+
+def _make_file(path: str) -> None:
+    """Make an empty index that only its owner can read, unless there is one. SQLite alone would make it readable for all.
+
+    Closing any descriptor of a file drops all the POSIX locks that this process holds on it; another process then believes
+    that it is the last one, and deletes the log. So no code opens a file of the index beside SQLite: this one is closed
+    before it gets its name, under which a second thread may open it at once.
+
+    Source: sqlite.org/howtocorrupt.html, section 2.2.
+    """
+    if Path(path).exists():
+        return
+    staging = f"{path}.{secrets.token_hex(8)}"
+    try:
+        os.close(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        with suppress(FileExistsError):
+            os.link(staging, path)
+    finally:
+        with suppress(FileNotFoundError):
+            Path(staging).unlink()
+
+
+def _check_process(path: str) -> None:
+    """Raises UsedAfterFork for an index that the parent of this process had open at the fork.
+
+    SQLite would believe that this process has the locks of its parent, and another process would delete the log.
+    """
+    parent = _inherited.get(_file_id(path))
+    if parent is not None:
+        raise UsedAfterFork(path, parent)
+
+
+def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
+    _make_file(path)
+    _check_process(path)
+    connection = sqlite3.connect(path, timeout=timeout_seconds, isolation_level=None)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA fullfsync = ON")  # macOS only: its fsync leaves the bytes in the drive's own memory
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Make the tables, unless they are there. A file of another version, or another program, is not touched."""
+    _, _, path = connection.execute("PRAGMA database_list").fetchone()
+    _has_tables(connection, path)
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StorageError(path, "its file system cannot share memory between processes, which SQLite's log needs")
+    if _has_tables(connection, path):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if not _has_tables(connection, path):  # another process may have been faster
+            for statement in _SCHEMA:
+                connection.execute(statement)
+        connection.execute("COMMIT")
+    finally:
+        _roll_back(connection)
+
+
+def _has_tables(connection: sqlite3.Connection, path: str) -> bool:
+    # In this order: another process may make the tables, and with them the version, in between.
+    (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0 and count == 0:
+        return False
+    if version != SCHEMA_VERSION:
+        raise UnknownFormat(path, str(version), str(SCHEMA_VERSION))
+    return True
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+
+
+def _commit(connection: sqlite3.Connection) -> None:
+    connection.execute("COMMIT")
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+
+
+def _batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
+    # In the order of the table: each of its pages is visited once, however many millions of rows there are.
+    ordered = sorted(digests)
+    for start in range(0, len(ordered), _PARAMETERS):
+        yield ordered[start : start + _PARAMETERS]
+
+
+def _read(
+    connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...], digests: Iterable[Digest]
+) -> Iterator[tuple[Any, ...]]:
+    """The rows that `statement` gives for all `digests`, which stand for `{}` in it, after `parameters`."""
+    for batch in _batches(digests):
+        yield from connection.execute(statement.format(",".join("?" * len(batch))), (*parameters, *batch))
+
+
+def _write(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...], digests: Iterable[Digest]) -> None:
+    """Execute `statement` for all `digests`, as `_read` does."""
+    for batch in _batches(digests):
+        connection.execute(statement.format(",".join("?" * len(batch))), (*parameters, *batch))
+
+
+def _select_last_seen(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
+    statement = "SELECT digest, last_seen FROM chunks WHERE namespace = ? AND going = 0 AND digest IN ({})"
+    return {Digest(digest): seen for digest, seen in _read(connection, statement, (namespace,), digests)}
+
+
+def _select_sizes(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
+    statement = "SELECT digest, size FROM chunks WHERE namespace = ? AND going = 0 AND digest IN ({})"
+    return {Digest(digest): size for digest, size in _read(connection, statement, (namespace,), digests)}
+
+
+def _insert_chunks(connection: sqlite3.Connection, namespace: str, rows: Sequence[ChunkRow], now: int) -> None:
+    connection.executemany(
+        "INSERT INTO chunks (namespace, digest, size, stored_size, last_seen, going) VALUES (?, ?, ?, ?, ?, 0)"
+        " ON CONFLICT (namespace, digest) DO UPDATE SET"
+        " size = excluded.size, stored_size = excluded.stored_size, last_seen = excluded.last_seen, going = 0",
+        [(namespace, *row, now) for row in rows],
+    )
+
+
+def _update_last_seen(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest], now: int) -> None:
+    statement = "UPDATE chunks SET last_seen = ? WHERE namespace = ? AND going = 0 AND last_seen < ? AND digest IN ({})"
+    parameters = (now, namespace, now - REFRESH_MICROSECONDS)
+    _write(connection, statement, parameters, digests)
+
+
+def _delete_chunks(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> None:
+    statement = "DELETE FROM chunks WHERE namespace = ? AND digest IN ({})"
+    _write(connection, statement, (namespace,), digests)
+
+
+def _update_going(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest], unseen_since: int) -> list[Digest]:
+    reading = "SELECT digest FROM chunks WHERE namespace = ? AND going = 0 AND last_seen < ? AND digest IN ({})"
+    writing = "UPDATE chunks SET going = 1 WHERE namespace = ? AND going = 0 AND last_seen < ? AND digest IN ({})"
+    parameters = (namespace, unseen_since)
+    marked = {digest for (digest,) in _read(connection, reading, parameters, digests)}
+    _write(connection, writing, parameters, digests)
+    return [digest for digest in digests if digest in marked]
+
+
+def _select_going(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
+    statement = "SELECT digest FROM chunks WHERE namespace = ? AND going = 1 AND digest IN ({})"
+    going = {digest for (digest,) in _read(connection, statement, (namespace,), digests)}
+    return [digest for digest in digests if digest in going]
+
+
+def _insert_record(connection: sqlite3.Connection, record: Record, now: int) -> Record:
+    connection.execute(
+        "INSERT INTO clocks (namespace, last) VALUES (?, ?)"
+        " ON CONFLICT (namespace) DO UPDATE SET last = max(excluded.last, clocks.last + 1)",
+        (record.namespace, now),
+    )
+    (moment,) = connection.execute("SELECT last FROM clocks WHERE namespace = ?", (record.namespace,)).fetchone()
+    connection.execute(
+        "INSERT INTO records (namespace, id, name, kind, digest, size, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (namespace, name, kind, digest) DO UPDATE SET updated_at = excluded.updated_at",
+        (record.namespace, record.id, record.name, record.kind.value, record.digest, record.size, moment, moment),
+    )
+    # The one with the newest moment: what was just inserted, or updated.
+    return _select_records(connection, record.namespace, 1, None)[0]
+
+
+def _delete_record(connection: sqlite3.Connection, namespace: str, file_id: str) -> Record | None:
+    record = _select_record(connection, namespace, Reference(id=file_id))
+    if record is not None:
+        connection.execute("DELETE FROM records WHERE namespace = ? AND id = ?", (namespace, file_id))
+    return record
+
+
+def _select_record(connection: sqlite3.Connection, namespace: str, reference: Reference) -> Record | None:
+    given = {"id = ?": reference.id, "digest = ?": reference.digest, "name = ?": reference.name}
+    conditions = {condition: value for condition, value in given.items() if value is not None}
+    is_by_digest = reference.digest is not None and reference.id is None
+    first = f"kind = '{Kind.DIRECTORY.value}' DESC, " if is_by_digest else ""
+    records = _newest_records(connection, namespace, conditions, limit=1, first=first)
+    return records[0] if records else None
+
+
+def _select_records(connection: sqlite3.Connection, namespace: str, limit: int, before: int | None) -> list[Record]:
+    return _newest_records(connection, namespace, {} if before is None else {"updated_at < ?": before}, limit=limit)
+
+
+def _newest_records(
+    connection: sqlite3.Connection, namespace: str, conditions: Mapping[str, object], *, limit: int, first: str = ""
+) -> list[Record]:
+    """`first`: what comes before time in the order."""
+    statement = _NEWEST_RECORDS.format("".join(f" AND {condition}" for condition in conditions), first)
+    return [_record(connection, row) for row in connection.execute(statement, (namespace, *conditions.values(), limit))]
+
+
+def _record(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Record:
+    """A row, checked: a folder may be another user's, and names become paths (I4). Raises StorageError."""
+    file_id, name, digest, size, kind, namespace, created_at, updated_at = row
+    try:
+        return checked_record(
+            Record(
+                id=file_id,
+                name=name,
+                digest=Digest(digest),
+                size=size,
+                kind=Kind(kind),
+                namespace=namespace,
+                created_at=created_at,
+                updated_at=updated_at,
+            )
+        )
+    except (TypeError, ValueError, AttributeError, FilestoreError) as error:
+        _, _, path = connection.execute("PRAGMA database_list").fetchone()
+        raise StorageError(path, f"its record {file_id!r} cannot be one ({error}); restore the index from a backup") from None
+
+
+def _select_token_namespace(connection: sqlite3.Connection, token_digest: Digest) -> str | None:
+    row = connection.execute("SELECT namespace FROM tokens WHERE digest = ?", (token_digest,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _select_tokens(connection: sqlite3.Connection) -> list[TokenRow]:
+    rows = connection.execute("SELECT digest, namespace, label, created_at FROM tokens ORDER BY created_at, digest")
+    return [TokenRow(Digest(digest), namespace, label, created_at) for digest, namespace, label, created_at in rows]
+
+
+def _select_secrets(connection: sqlite3.Connection) -> list[bytes]:
+    return [bytes(secret) for (secret,) in connection.execute("SELECT secret FROM secrets")]
+
+
+def _insert_secret(connection: sqlite3.Connection, secret: bytes) -> None:
+    connection.execute("INSERT INTO secrets (secret) SELECT ? WHERE NOT EXISTS (SELECT * FROM secrets)", (secret,))
+
+
+def _insert_token(connection: sqlite3.Connection, token: TokenRow) -> None:
+    connection.execute(
+        "INSERT INTO tokens (digest, namespace, label, created_at) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (digest) DO UPDATE SET namespace = excluded.namespace, label = excluded.label",
+        token,
+    )
+
+
+def _delete_token(connection: sqlite3.Connection, token_digest: Digest) -> bool:
+    return connection.execute("DELETE FROM tokens WHERE digest = ?", (token_digest,)).rowcount > 0

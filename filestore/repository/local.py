@@ -1,0 +1,333 @@
+"""A repository: a chunk store and an index behind a few verbs, and the order between them.
+
+Invariants I1 to I9 are stated in `ARCHITECTURE.md` and cited here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import BinaryIO, Never
+
+from blake3 import blake3
+
+from filestore.core.digest import Digest, manifest_digest
+from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
+from filestore.core.names import DEFAULT_NAMESPACE, checked_name, checked_namespace, shortened
+from filestore.core.paths import run_path
+from filestore.core.records import Kind, Record
+from filestore.core.references import Reference
+from filestore.core.signing import signed_path
+from filestore.errors import (
+    Busy,
+    ChunksMissing,
+    DamagedRecord,
+    InvalidManifest,
+    NotFound,
+    ReadOnly,
+    StorageError,
+    UsedAfterFork,
+)
+from filestore.format.codec import Frame
+from filestore.repository.format_file import read_format
+from filestore.repository.index.protocol import Index, Transaction
+from filestore.repository.ingest import FRAME_LIMIT, Delivery, discard_all, is_intact
+from filestore.repository.protocol import SIGNED_SECONDS, Identity, Moved
+from filestore.repository.stores.protocol import ChunkStore, Staging
+from filestore.system.buffers import Budget
+from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group, uninterrupted
+
+IN_FLIGHT_LIMIT = 64 << 20
+"""Bytes that a repository decodes at the same time where it is given no budget."""
+_COMMIT_SLICE = 8192
+_RECORDS_AT_ONCE = 1000
+_FAR_FUTURE = 1 << 62
+"""Microseconds since 1970: later than any chunk was seen."""
+
+
+class LocalRepository:
+    """A chunk store and an index in this process, for one namespace. Several may share a store, an index and a budget."""
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        index: Index,
+        *,
+        location: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        budget: Budget | None = None,
+        signed_seconds: float = SIGNED_SECONDS,
+        read_only: bool = False,
+    ) -> None:
+        """`budget`: bytes in flight (I6), none of which the caller may hold while it waits for a verb.
+
+        `signed_seconds`: how long a signed path holds. `read_only`: verbs that write raise ReadOnly. Raises InvalidName.
+        """
+        self.location = location
+        self.fingerprint = blake3(f"{location}\0{namespace}".encode(errors="surrogateescape")).hexdigest()
+        self._opened_store = store
+        self._opened_index = index
+        self._pid = os.getpid()
+        self._namespace = checked_namespace(namespace)
+        self._budget = Budget(IN_FLIGHT_LIMIT) if budget is None else budget
+        self._signed_seconds = signed_seconds
+        self._read_only = read_only
+        self._identity: Identity | None = None
+
+    def __reduce__(self) -> Never:
+        raise TypeError(f"{self.location}: an open repository cannot be sent to another process; open it there by connect()")
+
+    @property
+    def _store(self) -> ChunkStore:
+        self._check_process()
+        return self._opened_store
+
+    @property
+    def _index(self) -> Index:
+        self._check_process()
+        return self._opened_index
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise UsedAfterFork(self.location, self._pid)
+
+    async def identity(self) -> Identity:
+        if self._identity is None:
+            repository_id, cutting = await read_format(self._store, location=self.location)
+            self._identity = Identity(repository_id, self._namespace, cutting)
+        return self._identity
+
+    async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        return await self._index.missing(self._namespace, digests)
+
+    async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
+        async with self.delivery() as delivery:
+            for frame in frames:
+                delivery.add(frame)
+            await delivery.keep()
+        if moved is not None:
+            moved(sum(len(frame.data) for frame in frames))
+
+    @asynccontextmanager
+    async def delivery(self) -> AsyncIterator[Delivery]:
+        """The door for frames that arrive one after the other. What is not kept when the block ends is discarded."""
+        self._check_writable()
+        staged: set[Staging] = set()
+        try:
+            async with task_group() as group:
+                delivery = Delivery(self._store, self._index, self._namespace, budget=self._budget, group=group, staged=staged)
+                try:
+                    yield delivery
+                finally:
+                    delivery.stop()
+        finally:
+            if staged:
+                await uninterrupted(in_disk_thread(discard_all, staged))
+
+    async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
+        """A live row whose frame is gone from the store is forgotten, so that the next push heals it."""
+        frames = await self._store.read_into(self._namespace, digests, buffer)
+        await self._forget_lost(digest for digest, frame in zip(digests, frames, strict=True) if frame is None)
+        if moved is not None:
+            moved(sum(len(frame) for frame in frames if frame is not None))
+        return frames
+
+    async def open(self, digests: Sequence[Digest]) -> list[BinaryIO | None]:
+        """`get` for `sendfile`: frames open for reading, in the order asked; None where one is absent. The caller closes each."""
+        files = await self._store.open(self._namespace, digests)
+        try:
+            await self._forget_lost(digest for digest, file in zip(digests, files, strict=True) if file is None)
+        except BaseException:
+            _close(files)
+            raise
+        return files
+
+    async def recheck(self, digests: Sequence[Digest]) -> list[Digest]:
+        suspects = await self._damaged(digests)
+        if not suspects:
+            return []
+        try:
+            async with self._index.transaction() as transaction:
+                # Another push may have mended it since. Inside a write transaction none does.
+                live = await transaction.sizes(self._namespace, suspects)
+                damaged = await self._damaged(list(live))
+                await transaction.forget_chunks(self._namespace, damaged)
+        except (StorageError, Busy):
+            if not self._read_only:
+                raise
+            return suspects
+        return damaged
+
+    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
+        self._check_writable()
+        checked_name(name)
+        parsed = await in_cpu_thread(Manifest.parse, manifest)
+        identity = await self.identity()
+        if parsed.cutting != identity.cutting:
+            raise InvalidManifest(f"its cutting version is {parsed.cutting}, this repository's is {identity.cutting}")
+        async with self._index.transaction() as transaction:
+            await self._check_chunks(transaction, parsed.chunks)
+            # I2: durable before its record, and in the same transaction, so that no collection takes it in between.
+            await self._store.put_manifest(self._namespace, parsed.digest, parsed.encoded)
+            return await transaction.add_record(self._namespace, name=name, digest=parsed.digest, size=parsed.size, kind=kind)
+
+    async def manifest(self, digest: Digest) -> bytes:
+        encoded = await self._store.manifest(self._namespace, digest)
+        if encoded is None:
+            raise NotFound(str(digest))
+        if await in_cpu_thread(manifest_digest, encoded) != digest:
+            raise InvalidManifest(f"what is kept as {digest} is damaged; push the file again")
+        return encoded
+
+    async def record(self, reference: Reference) -> Record:
+        record = await self._index.record(self._namespace, reference)
+        if record is None and reference.name_otherwise is not None:
+            record = await self._index.record(self._namespace, Reference(name=reference.name_otherwise))
+        if record is None:
+            raise NotFound(str(reference))
+        return record
+
+    async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
+        return await self._index.records(self._namespace, limit=limit, before=before)
+
+    async def sign(self, file_id: str) -> str:
+        record = await self.record(Reference(id=file_id))
+        path = f"/{run_path(record.id, shortened(record.name))}"
+        expires_at = int(time.time() + self._signed_seconds)
+        secret = await self._index.secret()
+        return signed_path(secret, "GET", path, namespace=self._namespace, expires_at=expires_at).removeprefix("/")
+
+    async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
+        self._check_writable()
+        chunks: dict[Digest, None] = {}
+        seen_until = None
+        if with_chunks:
+            chunks = await self._chunks_of(await self.record(Reference(id=file_id)))
+            seen_until = await self._keep_needed(chunks, without=file_id)
+        async with self._index.transaction() as transaction:
+            if with_chunks:
+                # What was committed since; while this transaction lasts, nothing is.
+                await self._keep_needed(chunks, without=file_id, since=seen_until)
+            record = await transaction.remove_record(self._namespace, file_id)
+            if record is None:
+                raise NotFound(file_id)
+            # I2: the record, then the rows marked, then frame and row.
+            await transaction.mark_going(self._namespace, list(chunks), unseen_since=_FAR_FUTURE)
+        if with_chunks:
+            await self._remove_going(record.digest, list(chunks))
+        return record
+
+    async def _chunks_of(self, record: Record) -> dict[Digest, None]:
+        """The chunks that a record needs: none where it was removed meanwhile. Raises DamagedRecord, StorageError."""
+        try:
+            manifest = await in_cpu_thread(Manifest.parse, await self.manifest(record.digest))
+        except (NotFound, InvalidManifest) as error:
+            # The record goes before its manifest (I2), and an id is never given again.
+            if await self._index.record(self._namespace, Reference(id=record.id)) is None:
+                return {}
+            how = "missing" if isinstance(error, NotFound) else "damaged"
+            raise DamagedRecord(record.id, record.name, f"its manifest {record.digest} is {how}") from error
+        return dict.fromkeys(chunk.digest for chunk in manifest.chunks)
+
+    async def _keep_needed(self, chunks: dict[Digest, None], *, without: str, since: int | None = None) -> int | None:
+        """Take out of `chunks` what records need, other than that of the id `without`; the latest update that was looked at.
+
+        `since`: only records that were updated later.
+        """
+        latest, before = since, None
+        while chunks:
+            page = await self._index.records(self._namespace, limit=_RECORDS_AT_ONCE, before=before)
+            newer = [record for record in page if since is None or record.updated_at > since]
+            for record in newer:
+                latest = record.updated_at if latest is None else max(latest, record.updated_at)
+                if record.id != without:
+                    for digest in await self._chunks_of(record):
+                        chunks.pop(digest, None)
+            if len(newer) < _RECORDS_AT_ONCE:
+                break
+            before = newer[-1].updated_at
+        return latest
+
+    async def _remove_going(self, manifest: Digest, chunks: Sequence[Digest]) -> None:
+        """Remove the manifest, unless a record needs it, and those of `chunks` that are marked as going."""
+        for start in range(0, len(chunks), _COMMIT_SLICE):
+            async with self._index.transaction() as transaction:
+                going = await transaction.going(self._namespace, chunks[start : start + _COMMIT_SLICE])
+                await self._store.remove(self._namespace, going)
+                await transaction.forget_chunks(self._namespace, going)
+        async with self._index.transaction():
+            if await self._index.record(self._namespace, Reference(digest=manifest)) is None:
+                await self._store.remove_manifest(self._namespace, manifest)
+
+    async def close(self) -> None:
+        """Close the store and the index, also for others that share them. Does nothing a second time.
+
+        In a forked child, what the parent has opened stays as it is.
+        """
+        try:
+            await self._opened_store.close()
+        finally:
+            await self._opened_index.close()
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise ReadOnly(self.location)
+
+    async def _check_chunks(self, transaction: Transaction, chunks: Sequence[Chunk]) -> None:
+        """I9: all are live, and are seen now. Raises ChunksMissing, InvalidManifest."""
+        absent: dict[Digest, None] = {}
+        for start in range(0, len(chunks), _COMMIT_SLICE):
+            part = chunks[start : start + _COMMIT_SLICE]
+            sizes = await transaction.sizes(self._namespace, [chunk.digest for chunk in part])
+            for digest, size in part:
+                found = sizes.get(digest)
+                if found is None:
+                    absent[digest] = None
+                elif found != size:
+                    raise InvalidManifest(f"chunk {digest} has {found} bytes, it says {size}")
+            await transaction.refresh(self._namespace, list(sizes))
+        if absent:
+            raise ChunksMissing(*map(str, absent))
+
+    async def _forget_lost(self, absent: Iterable[Digest]) -> None:
+        """Forget the rows of frames that were not in the store."""
+        asked = list(dict.fromkeys(absent))
+        if not asked:
+            return
+        without_row = set(await self._index.missing(self._namespace, asked))
+        lost = [digest for digest in asked if digest not in without_row]
+        if not lost:
+            return
+        try:
+            async with self._index.transaction() as transaction:
+                # A frame may have been put since. Inside a write transaction none is, so that what is absent now stays so.
+                live = await transaction.sizes(self._namespace, lost)
+                still_lost = [digest for digest in live if not await self._has_frame(digest)]
+                await transaction.forget_chunks(self._namespace, still_lost)
+        except (StorageError, Busy):
+            # Who only reads, perhaps from a read-only disk, is told that the chunk is absent, and not that a row of it stays.
+            if not self._read_only:
+                raise
+
+    async def _damaged(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Those of `digests` that have no frame which decodes to them."""
+        damaged = []
+        for digest in dict.fromkeys(digests):
+            async with self._budget.take(FRAME_LIMIT + CHUNK_LIMIT):
+                (frame,) = await self._store.read_into(self._namespace, [digest], memoryview(bytearray(FRAME_LIMIT)))
+                if frame is None or not await in_cpu_thread(is_intact, Frame(digest, frame)):
+                    damaged.append(digest)
+        return damaged
+
+    async def _has_frame(self, digest: Digest) -> bool:
+        files = await self._store.open(self._namespace, [digest])
+        _close(files)
+        return files != [None]
+
+
+def _close(files: Iterable[BinaryIO | None]) -> None:
+    for file in files:
+        if file is not None:
+            file.close()

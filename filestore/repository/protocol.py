@@ -1,0 +1,106 @@
+"""The repository protocol: what push, fetch and the server need from any repository."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from filestore.core.digest import Digest
+from filestore.core.records import Kind, Record
+from filestore.core.references import Reference
+from filestore.format.codec import Frame
+
+SIGNED_SECONDS = 86400
+"""How long a signed path holds where nobody says."""
+
+Moved = Callable[[int], None]
+"""The one upward signal of a transfer: encoded bytes that moved just now."""
+
+
+class Identity(NamedTuple):
+    """What a repository says of itself. Caches and journals key what they keep by `id` and `namespace`."""
+
+    id: str
+    """32 hex digits, made with the repository."""
+    namespace: str
+    cutting: int
+    """The cutting version that pushers follow."""
+
+
+class Repository(Protocol):
+    """A folder here, or a server across HTTP: callers cannot tell which.
+
+    All verbs are idempotent and may be cancelled at any await: then the whole of something is there, or nothing of it.
+    `tests/contracts/test_repository.py` runs every rule against every implementation.
+    """
+
+    @property
+    def location(self) -> str:
+        """What a user calls it: a URL, or the path of a folder."""
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits that stand for location and token, known without asking anyone; no secret can be had from them."""
+
+    async def identity(self) -> Identity:
+        """Asked once, then remembered. Raises UnknownFormat for a repository of another version."""
+
+    async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Those of `digests` that must be sent, once each, in order. What is reported present stays for the grace period (I9)."""
+
+    async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
+        """Keep frames, durably; each is verified first (I4). The caller may reuse their memory afterwards.
+
+        `moved` is called with the number of encoded bytes of every step forward; a retry takes back with a negative one.
+
+        Raises InvalidFrame for the first that does not decode to its digest; the whole ones before and after it may be kept.
+        """
+
+    async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
+        """Read frames into `buffer`, one after the other; give each one's part of it, None where a chunk is absent.
+
+        `buffer` must hold decoded sizes and 8 bytes a frame. Frames are not verified: whoever decodes them does that.
+        """
+
+    async def recheck(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Verify kept frames once more, and forget those that are damaged, so that the next push sends them again; returns these.
+
+        For whoever met damage: it is not believed, but looked at. At most 4096 digests. A repository that was opened for reading
+        only forgets them where this process may write; where it may not, they are returned all the same.
+        """
+
+    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
+        """Record a file whose chunks were put. The same manifest, name and kind again is the same record, now the newest.
+
+        Raises ChunksMissing with what must be sent first, InvalidManifest, InvalidName, LimitExceeded.
+        """
+
+    async def manifest(self, digest: Digest) -> bytes:
+        """The canonical bytes of a file's manifest, verified. Raises NotFound, InvalidManifest."""
+
+    async def record(self, reference: Reference) -> Record:
+        """The newest record that `reference` means; under a digest alone, that of a directory comes before that of a file.
+
+        Raises NotFound, and UnexpectedRecord where a server answers with another one.
+        """
+
+    async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
+        """Records from the newest down; with `before`, those with an earlier `updated_at`, for the next page."""
+
+    async def sign(self, file_id: str) -> str:
+        """The path, below the URL of a server of this repository, at which a record's bytes are read without a token.
+
+        Any HTTP client may, until the path expires. Raises NotFound.
+        """
+
+    async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
+        """Remove a record. Its chunks stay, unless `with_chunks`: then those that no other record needs are removed as well.
+
+        That reads the manifest of every record of the namespace. A push in progress that was told that such a chunk is there is
+        told at its commit that it is missing, and sends it.
+
+        Raises NotFound; DamagedRecord, and nothing is removed, where one of these manifests is missing or damaged.
+        """
+
+    async def close(self) -> None:
+        """Free connections and files. No verb may be called afterwards."""

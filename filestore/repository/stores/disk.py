@@ -1,0 +1,436 @@
+"""A chunk store in a folder of a local file system.
+
+    ROOT/format                       the repository's format file
+    ROOT/chunks/<namespace>/ab/cd/    frames
+    ROOT/manifests/<namespace>/ab/cd/ manifests
+    ROOT/tmp/<random>/                what one process is writing; the process holds a lock on the folder while it lives
+
+What is durable, and when: bytes are synced in their staging file; a rename gives them their name (I3); the folder is
+synced, and with it the name. A new folder's own name is synced before anything is put into it, so that a folder that
+holds something is known to be durable, in every process and after any crash, without asking or remembering.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from filestore.core.digest import Buffer, Digest
+from filestore.core.manifest import CHUNK_LIMIT
+from filestore.core.paths import chunk_key, manifest_key, unhashed
+from filestore.errors import InvalidReference, NotPermitted, ReadOnly, StorageError, UsedAfterFork, storage_error
+from filestore.format.codec import frame_limit
+from filestore.repository.stores.protocol import Staging
+from filestore.system.files import remove_if_possible, sync_path, write_all
+from filestore.system.locks import try_flock
+from filestore.system.metrics import Stage, awaiting, stage
+from filestore.system.threads import in_disk_thread, side_by_side, uninterrupted
+
+_FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
+_OWN_BYTES = 16
+_OWN_PATTERN = "[0-9a-f]" * 2 * _OWN_BYTES
+
+_Place = tuple["DiskStaging", Path]
+"""A staging file, and the path that it gets."""
+
+
+class DiskStaging:
+    """A frame on its way in, in a file of its own, which the first write makes."""
+
+    def __init__(self, path: Path, root: Path) -> None:
+        self.size = 0
+        self._path = path
+        self._root = root
+        self._exists = False
+        self._writing: int | None = None
+
+    def write(self, data: Buffer) -> None:
+        with _translated(self._root):
+            if self._writing is None:
+                flags = os.O_WRONLY | os.O_APPEND if self._exists else os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                self._writing = os.open(self._path, flags, 0o600)
+                self._exists = True
+            write_all(self._writing, data)
+            self.size += len(data)
+
+    def rest(self) -> None:
+        """Close the file: a batch has more frames than a process may have descriptors."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            os.close(writing)
+
+    def read_into(self, buffer: memoryview) -> None:
+        if not self._exists:
+            return
+        with _translated(self._root):
+            descriptor = os.open(self._path, os.O_RDONLY)
+            try:
+                size = _read_all(descriptor, buffer[: self.size])
+            finally:
+                os.close(descriptor)
+        if size != self.size:
+            raise StorageError(str(self._path), "it is shorter than what was written to it")
+
+    def sync(self) -> None:
+        self.rest()
+        if self._exists:
+            with _translated(self._root):
+                # A descriptor of its own sees write errors of those before it, since none of them has reported any.
+                sync_path(self._path)
+
+    def discard(self) -> None:
+        self.rest()
+        if self._exists:
+            self._exists = False
+            with suppress(OSError):
+                self._path.unlink()
+
+    def link_to(self, path: Path) -> None:
+        """Give the file a second name, unless something has it already. Raises OSError."""
+        with suppress(FileExistsError):
+            os.link(self._path, path)
+
+    def move_to(self, path: Path) -> None:
+        """Rename the file; it is no staging file any more. Raises OSError."""
+        self._path.rename(path)
+        self._exists = False
+
+
+class DiskStore:
+    """Frames and manifests in files below `root`. Open one with `open_store`, or with `store_for_reading`.
+
+    A frame whose file is empty or larger than any frame counts as absent: who finds it so forgets its row, and the next
+    push heals it.
+    """
+
+    def __init__(self, root: Path, own: Path | None, lock: int | None) -> None:
+        """`own`: the folder for staging files, and `lock` the descriptor that claims it; None for reading only."""
+        self._root = root
+        self._own = own
+        self._lock = lock
+        self._pid = os.getpid()
+        self._numbers = count()
+
+    async def initialise(self, text: bytes) -> bytes:
+        """Link a whole, synced file to its name, which fails where there is one."""
+        return await in_disk_thread(self._initialise, text)
+
+    def stage(self) -> DiskStaging:
+        if self._own is None:
+            raise ReadOnly(str(self._root))
+        if self._pid != os.getpid():
+            raise UsedAfterFork(str(self._root), self._pid)
+        # The folder has an unguessable name and is its owner's alone; a number is enough inside.
+        return DiskStaging(self._own / str(next(self._numbers)), self._root)
+
+    async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
+        """Rename staging files into place and sync their folders, side by side."""
+        folders: defaultdict[Path, list[_Place]] = defaultdict(list)
+        for digest, staging in staged:
+            path = self._root / chunk_key(namespace, digest)
+            folders[path.parent].append((cast("DiskStaging", staging), path))
+        with awaiting(Stage.COMMIT):
+            await in_disk_thread(side_by_side, self._place, list(folders.values()))
+
+    async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
+        opened: list[BinaryIO | None] = []
+        try:
+            await in_disk_thread(self._open, namespace, digests, opened)
+        except BaseException:
+            # A cancel comes after the thread has ended: `opened` holds all that there is to close.
+            for file in opened:
+                if file is not None:
+                    file.close()
+            raise
+        return opened
+
+    async def read_into(self, namespace: str, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
+        return await in_disk_thread(self._read_into, namespace, digests, buffer)
+
+    async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
+        # Not synced: a frame that comes back after a power cut has no row, and is garbage for the next collection.
+        await in_disk_thread(self._unlink, [chunk_key(namespace, digest) for digest in digests])
+
+    def digests(self, namespace: str) -> AsyncIterator[Digest]:
+        """All frames of a namespace; holds the names of 1/256 of them at a time."""
+        return self._walk(self._root / "chunks" / namespace)
+
+    async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
+        """Write, sync and rename; a file that is there is replaced only where it has other bytes, which are damage."""
+        await in_disk_thread(self._put_manifest, self._root / manifest_key(namespace, digest), encoded)
+
+    async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
+        return await in_disk_thread(self._read_small, self._root / manifest_key(namespace, digest))
+
+    async def remove_manifest(self, namespace: str, digest: Digest) -> None:
+        await in_disk_thread(self._unlink, [manifest_key(namespace, digest)])
+
+    def manifests(self, namespace: str) -> AsyncIterator[Digest]:
+        return self._walk(self._root / "manifests" / namespace)
+
+    async def close(self) -> None:
+        """Remove this process's staging files and give up its lock."""
+        lock, self._lock = self._lock, None
+        if self._own is None or lock is None:
+            return
+        if self._pid != os.getpid():
+            # The folder, and what is being written in it, is the parent's. Its lock outlives this descriptor.
+            os.close(lock)
+            return
+        await uninterrupted(in_disk_thread(_release, self._own, lock))
+
+    def _initialise(self, text: bytes) -> bytes:
+        path = self._root / "format"
+        kept = self._read_small(path)
+        if kept is None:
+            staging = self.stage()
+            try:
+                staging.write(text)
+                staging.sync()
+                with _translated(self._root):
+                    staging.link_to(path)
+            finally:
+                staging.discard()
+            kept = self._read_small(path)
+        if self._own is not None:
+            with _translated(self._root):
+                # Also for the one who came second: the first may have died before this.
+                sync_path(self._root)
+        if kept is None:
+            raise StorageError(str(path), "it vanished")
+        return kept
+
+    def _place(self, places: list[_Place]) -> None:
+        """Rename staging files into the one folder that they all go to, which is made where absent."""
+        folder = places[0][1].parent
+        with _translated(self._root):
+            _make_folder(folder)
+            for staging, path in places:
+                # I3: the bytes were verified at the door and synced. I1: what is replaced has the same content.
+                staging.move_to(path)
+            # I2: a name is durable with its folder; only then may the caller commit its row.
+            sync_path(folder)
+
+    def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
+        with _translated(self._root), stage(Stage.READ):
+            for digest in digests:
+                file = _opened(self._root / chunk_key(namespace, digest))
+                opened.append(file)
+                if file is not None and sys.platform == "linux":
+                    # `sendfile` waits for the disk in the event loop: let the kernel read ahead now.
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def _read_into(self, namespace: str, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
+        parts: list[memoryview | None] = []
+        start = 0
+        with _translated(self._root):
+            for digest in digests:
+                size = _read_frame(self._root / chunk_key(namespace, digest), buffer[start:])
+                parts.append(buffer[start : start + size] if size else None)
+                start += size
+        return parts
+
+    def _unlink(self, keys: list[str]) -> None:
+        with _translated(self._root):
+            for key in keys:
+                (self._root / key).unlink(missing_ok=True)
+
+    async def _walk(self, top: Path) -> AsyncIterator[Digest]:
+        for folder in await in_disk_thread(self._listed, top):
+            for digest in await in_disk_thread(self._digests_below, folder):
+                yield digest
+
+    def _listed(self, folder: Path) -> list[Path]:
+        with _translated(self._root):
+            try:
+                return list(folder.iterdir())
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def _digests_below(self, folder: Path) -> list[Digest]:
+        digests = []
+        for inner in self._listed(folder):
+            for path in self._listed(inner):
+                with suppress(InvalidReference):  # a stranger's file
+                    digests.append(unhashed("/".join(path.parts[-3:])))
+        return digests
+
+    def _put_manifest(self, path: Path, encoded: Buffer) -> None:
+        if self._read_small(path) == encoded:
+            with _translated(self._root):
+                # Who wrote it may have died between its rename and this.
+                sync_path(path.parent)
+            return
+        staging = self.stage()
+        try:
+            with stage(Stage.WRITE, len(encoded)):
+                staging.write(encoded)
+            staging.sync()
+            self._place([(staging, path)])
+        finally:
+            staging.discard()
+
+    def _read_small(self, path: Path) -> bytes | None:
+        with _translated(self._root):
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                return None
+
+
+async def open_store(root: Path) -> DiskStore:
+    """The store in `root`, which is made where absent. Removes what processes that died left in `tmp`.
+
+    Raises StorageError, StorageFull.
+    """
+    opened: list[DiskStore] = []
+    try:
+        await in_disk_thread(_enter, root, opened)
+    except BaseException:
+        for store in opened:
+            await store.close()
+        raise
+    return opened[0]
+
+
+def store_for_reading(root: Path) -> DiskStore:
+    """The store in `root`, in which it makes, locks and writes nothing; what would write raises ReadOnly."""
+    return DiskStore(root.absolute(), None, None)
+
+
+def _enter(root: Path, opened: list[DiskStore]) -> None:
+    root = root.absolute()
+    with _translated(root):
+        _make_root(root)
+        tmp = root / "tmp"
+        tmp.mkdir(0o700, exist_ok=True)
+        for folder in tmp.glob(_OWN_PATTERN):
+            _sweep(folder)
+        opened.append(DiskStore(root, *_claim(tmp)))
+
+
+def _make_root(root: Path) -> None:
+    new = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(0o700, parents=True, exist_ok=True)
+    for folder in new:
+        sync_path(folder.parent)
+
+
+def _claim(tmp: Path) -> tuple[Path, int]:
+    """A new folder for this process's staging files, and the descriptor that holds its lock.
+
+    `flock` says whether a process lives better than a process id would: the kernel gives it up at any death, it means
+    the same in containers that share the folder, and after a restart nobody else has the same one.
+    """
+    while True:
+        folder = tmp / secrets.token_hex(_OWN_BYTES)
+        folder.mkdir(0o700)
+        lock = _locked(folder)
+        if lock is not None:
+            return folder, lock
+
+
+def _sweep(folder: Path) -> None:
+    """Remove a folder of `tmp` that no living process holds."""
+    lock = _locked(folder)
+    if lock is not None:
+        _release(folder, lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the lock of `folder`; None where another process holds it, or where it is no folder."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+    try:
+        # Another process may have swept the folder away after it was made or opened, before it was locked.
+        if try_flock(lock, folder) and folder.exists():
+            return lock
+    except StorageError:
+        os.close(lock)
+        raise
+    os.close(lock)
+    return None
+
+
+def _release(folder: Path, lock: int) -> None:
+    # In this order: a folder without a lock is swept by others at the same time.
+    remove_if_possible(folder)
+    os.close(lock)
+
+
+@contextmanager
+def _translated(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise NotPermitted(str(error.filename or root), error.strerror or str(error)) from error
+    except OSError as error:
+        raise storage_error(str(root), error) from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make `folder`, and what is above it, durably.
+
+    Where something is in it, its name is durable already: this function sees to that before anything is.
+    """
+    if _holds_something(folder):
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(0o700, exist_ok=True)
+    # Also where another process made the folder: it may not have come here yet, or have died before.
+    sync_path(folder.parent)
+
+
+def _holds_something(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except FileNotFoundError:
+        return False
+
+
+def _opened(path: Path) -> BinaryIO | None:
+    """The frame at `path`, open for reading; None where it is absent or cannot be one by its size."""
+    try:
+        file = path.open("rb", buffering=0)
+    except FileNotFoundError:
+        return None
+    if 0 < os.fstat(file.fileno()).st_size <= _FRAME_LIMIT:
+        return file
+    file.close()
+    return None
+
+
+def _read_frame(path: Path, buffer: memoryview) -> int:
+    """Read the frame at `path` to the start of `buffer`; its size, or 0 where `_opened` would give None."""
+    file = _opened(path)
+    if file is None:
+        return 0
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        if size > len(buffer):
+            raise ValueError(f"the buffer has {len(buffer)} bytes left, the frame {size}")
+        return _read_all(file.fileno(), buffer[:size])
+
+
+def _read_all(descriptor: int, buffer: memoryview) -> int:
+    """Fill `buffer` from the start of a file; how many bytes there were."""
+    done = 0
+    while done < len(buffer):
+        size = os.preadv(descriptor, [buffer[done:]], done)
+        if size == 0:
+            break
+        done += size
+    return done

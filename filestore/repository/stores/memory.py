@@ -1,0 +1,111 @@
+"""A chunk store in memory, for tests and for content that may go with the process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from io import BytesIO
+from typing import BinaryIO, cast
+
+from filestore.core.digest import Buffer, Digest
+from filestore.repository.stores.protocol import Staging
+
+_Key = tuple[str, Digest]
+
+
+class MemoryStaging:
+    """A frame on its way in, in memory."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._data = bytearray()
+
+    def write(self, data: Buffer) -> None:
+        self._data += data
+        self.size += len(data)
+
+    def rest(self) -> None:
+        """Do nothing: writing holds nothing."""
+
+    def read_into(self, buffer: memoryview) -> None:
+        buffer[: self.size] = self._data
+
+    def sync(self) -> None:
+        """Do nothing: this store is as durable as its process."""
+
+    def discard(self) -> None:
+        self._data = bytearray()
+
+    def take(self) -> bytes:
+        """What was written; the staging is empty afterwards."""
+        data = bytes(self._data)
+        self.discard()
+        return data
+
+
+class MemoryStore:
+    """Frames and manifests in dictionaries; gone when it is closed."""
+
+    def __init__(self) -> None:
+        self._format: bytes | None = None
+        self._frames: dict[_Key, bytes] = {}
+        self._manifests: dict[_Key, bytes] = {}
+
+    async def initialise(self, text: bytes) -> bytes:
+        if self._format is None:
+            self._format = text
+        return self._format
+
+    def stage(self) -> MemoryStaging:
+        return MemoryStaging()
+
+    async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
+        for digest, staging in staged:
+            self._frames[namespace, digest] = cast("MemoryStaging", staging).take()
+
+    async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
+        """Open frames; they have no descriptor."""
+        frames = (self._frames.get((namespace, digest)) for digest in digests)
+        return [None if frame is None else BytesIO(frame) for frame in frames]
+
+    async def read_into(self, namespace: str, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
+        parts: list[memoryview | None] = []
+        start = 0
+        for digest in digests:
+            frame = self._frames.get((namespace, digest))
+            if frame is None:
+                parts.append(None)
+                continue
+            part = buffer[start : start + len(frame)]
+            part[:] = frame  # raises ValueError where `part` is shorter
+            parts.append(part)
+            start += len(frame)
+        return parts
+
+    async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
+        for digest in digests:
+            self._frames.pop((namespace, digest), None)
+
+    async def digests(self, namespace: str) -> AsyncIterator[Digest]:
+        """All frames of a namespace when it was asked."""
+        for kept, digest in list(self._frames):
+            if kept == namespace:
+                yield digest
+
+    async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
+        self._manifests[namespace, digest] = bytes(encoded)
+
+    async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
+        return self._manifests.get((namespace, digest))
+
+    async def remove_manifest(self, namespace: str, digest: Digest) -> None:
+        self._manifests.pop((namespace, digest), None)
+
+    async def manifests(self, namespace: str) -> AsyncIterator[Digest]:
+        """All manifests of a namespace when it was asked."""
+        for kept, digest in list(self._manifests):
+            if kept == namespace:
+                yield digest
+
+    async def close(self) -> None:
+        self._frames.clear()
+        self._manifests.clear()

@@ -1,0 +1,98 @@
+"""Memory that is bounded and reused: page-aligned buffers, pools, budgets."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+
+def lasting_memory(size: int) -> memoryview:
+    """Page-aligned memory to be made once and reused, of large pages where the system has them, which cost an eighth to make."""
+    # Private: by default Python maps memory that a fork would share, which no system backs with large pages.
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel that was built without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(pages)
+
+
+class BufferPool:
+    """`count` page-aligned buffers of `size` bytes, made on first need and reused: fresh pages cost more than a copy."""
+
+    def __init__(self, *, count: int, size: int) -> None:
+        self._free: list[memoryview] = []
+        self._size = size
+        self._places = asyncio.Semaphore(count)
+
+    async def acquire(self) -> memoryview:
+        """A buffer, waiting for one where all are taken. Its content is what the last owner left."""
+        await self._places.acquire()
+        return self._free.pop() if self._free else lasting_memory(self._size)
+
+    def release(self, buffer: memoryview) -> None:
+        """Give a buffer back; nobody may use it any more."""
+        self._free.append(buffer)
+        self._places.release()
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[memoryview]:
+        """`acquire`, then `release` at the end of the block."""
+        buffer = await self.acquire()
+        try:
+            yield buffer
+        finally:
+            self.release(buffer)
+
+
+class Budget:
+    """Bytes in flight: `take(n)` waits, first come first served, until `n` more fit under the limit (I6).
+
+    What is larger than the whole limit is let through alone.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def take(self, size: int) -> AsyncIterator[None]:
+        """Hold `size` bytes of the budget."""
+        size = min(size, self._limit)
+        await self._acquire(size)
+        try:
+            yield
+        finally:
+            self._release(size)
+
+    async def _acquire(self, size: int) -> None:
+        if not self._waiting and self._taken + size <= self._limit:
+            self._taken += size
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (size, turn)
+        self._waiting.append(place)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release(size)
+            else:
+                with suppress(ValueError):  # `_wake` has dropped it already if room was made in the same moment
+                    self._waiting.remove(place)
+                self._wake()
+            raise
+
+    def _release(self, size: int) -> None:
+        self._taken -= size
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting and self._taken + self._waiting[0][0] <= self._limit:
+            size, turn = self._waiting.popleft()
+            if not turn.done():
+                self._taken += size
+                turn.set_result(None)

@@ -1,0 +1,332 @@
+"""Files: whole and durable writes, free space, removal."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+from filestore.core.digest import Buffer
+from filestore.errors import InvalidSetting, StorageError, StorageFull, storage_error
+
+_SYNC_THREADS = 16
+
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+BLOCK_SIZE = 4096
+"""What file systems round sizes up to."""
+
+_ATTEMPTS = 1000
+"""Another process may remove the same folder meanwhile: each attempt that meets it finds less than the one before."""
+_ALL_OF_OWNER = stat.S_IRWXU
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def free_space(place: int | Path) -> int:
+    """Bytes that may still be written to the file system of a path, or of an open file. Blocks. Raises OSError."""
+    found = os.statvfs(place)
+    return found.f_bavail * found.f_frsize
+
+
+def stored_size_of(path: Path) -> tuple[int, float]:
+    """Bytes of disk that a file, or a folder with all that is in it, takes, holes left out; and when it was last written to.
+
+    Blocks. Raises OSError.
+    """
+    first = path.lstat()
+    size, written_at = first.st_blocks * 512, first.st_mtime
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            with suppress(OSError):
+                status = os.lstat(f"{folder}/{name}")  # no Path for each file of a large tree
+                size += status.st_blocks * 512
+                written_at = max(written_at, status.st_mtime)
+    return size, written_at
+
+
+def check_space(place: int, size: int, *, where: Path) -> None:
+    """Raises StorageFull, which names `where`, when `size` more bytes cannot fit beside an open file; else OSError."""
+    free = free_space(place)
+    if size > free:
+        raise StorageFull(str(where), f"{size} bytes are needed and {free} are free")
+
+
+def write_all(descriptor: int, content: Buffer) -> None:
+    """Append all of `content` to an open file. Blocks. Raises OSError."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def write_at(descriptor: int, content: Buffer, offset: int) -> int:
+    """Write all of `content` to an open file from `offset` on; how many bytes that is. Blocks. Raises OSError."""
+    written = 0
+    while written < len(content):
+        # The first call writes all, but for a full disk, a signal, or more than 2 GiB.
+        written += os.pwrite(descriptor, content[written:] if written else content, offset + written)
+    return written
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """Have the disk keep all that was written to a file, or the names in a folder. Blocks. Raises OSError."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # its fsync leaves the bytes in the drive's own memory
+    else:
+        os.fsync(descriptor)
+
+
+def sync_path(path: Path) -> None:
+    """`sync_descriptor` for a file or a folder by its path."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync_descriptor(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(root: Path) -> None:
+    """Have the disk keep a folder and all that lies in it; links are not followed. Blocks. Raises OSError.
+
+    Where the operating system can, its whole file system is synced in one call, which for thousands of files is far quicker
+    than one after the other, and waits for what others have written there too.
+    """
+    if sync_file_system(root):
+        return
+    with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+        for _ in pool.map(sync_path, _standing(root)):
+            pass
+
+
+def sync_file_system(path: Path) -> bool:
+    """Have the disk keep all of the file system that `path` lies on, and the file system do what it has put off.
+
+    False where that is no single call. Blocks. Raises OSError.
+    """
+    call = _syncfs()
+    if call is None:
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        call(descriptor)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@cache
+def _syncfs() -> Callable[[int], None] | None:
+    """The call of Linux's C libraries that syncs the file system of a descriptor, where there is one."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):
+        return None
+
+    def syncfs(descriptor: int) -> None:
+        if call(descriptor):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+    return syncfs
+
+
+def _standing(root: Path) -> Iterator[Path]:
+    """Files and folders of a tree, its root the last."""
+    for folder, _, names in os.walk(root, topdown=False, onerror=_raise):
+        yield from (path for path in (Path(folder, name) for name in names) if not path.is_symlink())
+        yield Path(folder)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+class CannotMoveError(OSError):
+    """A folder that can only be emptied and removed where it is."""
+
+
+@contextmanager
+def storage_errors(where: Path) -> Iterator[None]:
+    """Raises StorageError, StorageFull for what the operating system says in the block."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _READ_ONLY:
+            reason = f"{error.strerror}, so that nothing new can be kept there; make it writable, or give another cache folder"
+            raise StorageError(str(error.filename or where), reason) from None
+        raise storage_error(str(where), error) from None
+
+
+def write_durably(path: Path, values: Mapping[str, object]) -> None:
+    """Write a small file, and its folders. Raises StorageError, StorageFull."""
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(values).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file that appears whole, and stays. Raises OSError."""
+    staging = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with staging.open("xb") as file:
+            file.write(content)
+            file.flush()
+            sync_descriptor(file.fileno())
+        staging.rename(path)
+    finally:
+        staging.unlink(missing_ok=True)
+    sync_path(path.parent)
+
+
+def take_aside(folder: Path, aside: Path) -> bool:
+    """Take an entry out of readers' sight, the whole of it at once; False where there is none. Raises OSError.
+
+    Raises CannotMoveError for one that came with a container image: an overlay file system does not rename such a folder.
+    """
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise CannotMoveError(error.errno, error.strerror, str(folder)) from None
+        raise
+    return True
+
+
+def take_away(folder: Path, aside: Path) -> bool:
+    """`take_aside`, but what cannot be moved is removed where it is, and then there is none. Raises OSError."""
+    try:
+        return take_aside(folder, aside)
+    except CannotMoveError:
+        remove_in_place(folder)
+        return False
+
+
+def in_blocks(size: int) -> int:
+    """Bytes of disk that a file of `size` bytes takes, as most file systems keep it."""
+    return -(-size // BLOCK_SIZE) * BLOCK_SIZE
+
+
+def home_path(text: str | Path) -> Path:
+    """The path that `text` means, in which `~` and `~/` at the beginning stand for the home folder, as in a shell.
+
+    Raises InvalidSetting where the home folder is not known, and for the `~name` of another user.
+    """
+    path = str(text)
+    if not path.startswith("~"):
+        return Path(text)
+    if path != "~" and not path.startswith("~/"):
+        reason = "only ~ and ~/ stand for a home folder; write that of another user in full, and ./~ for a name that begins so"
+        raise InvalidSetting(path, reason)
+    expanded = os.path.expanduser(path)  # noqa: PTH111  # that one has an error of its own
+    if not os.path.isabs(expanded):  # noqa: PTH117  # a text
+        raise InvalidSetting(path, "this user has no home folder that is known; set HOME, or write the path in full")
+    return Path(expanded)
+
+
+def remove(path: str | Path, *, dir_fd: int | None = None) -> None:
+    """Remove a file, a link or a folder with all that is in it, read-only or not; never what a link leads to.
+
+    What is not there counts as removed, and so does what another process removes meanwhile. Raises OSError, when as much as
+    possible is gone.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            _remove(path, dir_fd)
+        except FileNotFoundError:
+            if not _is_there(path, dir_fd):
+                return
+            if attempt == _ATTEMPTS:
+                raise
+        except OSError:
+            if attempt == _ATTEMPTS or not _make_writable(path, dir_fd):
+                shutil.rmtree(path, ignore_errors=True, dir_fd=dir_fd)
+                raise
+        else:
+            return
+
+
+def remove_if_possible(path: str | Path, *, dir_fd: int | None = None) -> None:
+    """`remove`, as far as it goes."""
+    with suppress(OSError):
+        remove(path, dir_fd=dir_fd)
+
+
+def remove_in_place(folder: Path) -> None:
+    """Remove a folder that cannot be renamed first. What another process puts there meanwhile stays. Raises OSError."""
+    with suppress(OSError):
+        if folder.stat(follow_symlinks=False).st_mode & _ALL_OF_OWNER != _ALL_OF_OWNER:
+            folder.chmod(_ALL_OF_OWNER)
+    descriptor = os.open(folder, _FOLDER)
+    try:
+        for name in os.listdir(descriptor):  # noqa: PTH208  # of a descriptor
+            remove(name, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+
+
+def move(path: Path, to: Path) -> None:
+    """Rename a file, a link, or a folder, which for another parent must be writable. Raises OSError."""
+    try:
+        path.rename(to)
+    except PermissionError:
+        mode = path.lstat().st_mode
+        if not stat.S_ISDIR(mode) or mode & stat.S_IWUSR:
+            raise
+        path.chmod(stat.S_IMODE(mode) | _ALL_OF_OWNER)
+        path.rename(to)
+        to.chmod(stat.S_IMODE(mode))
+
+
+def _remove(path: str | Path, dir_fd: int | None) -> None:
+    if stat.S_ISDIR(os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+        shutil.rmtree(path, dir_fd=dir_fd)
+    else:
+        os.unlink(path, dir_fd=dir_fd)
+
+
+def _is_there(path: str | Path, dir_fd: int | None) -> bool:
+    try:
+        os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _make_writable(path: str | Path, dir_fd: int | None) -> bool:
+    """Give the owner all rights to each folder of a tree, as far as that is possible; whether one had not had them."""
+    waiting = [os.fspath(path)]
+    has_changed = False
+    while waiting:
+        folder = waiting.pop()
+        with suppress(OSError):
+            mode = os.stat(folder, dir_fd=dir_fd, follow_symlinks=False).st_mode
+            if not stat.S_ISDIR(mode):
+                continue
+            if mode & _ALL_OF_OWNER != _ALL_OF_OWNER:
+                os.chmod(folder, _ALL_OF_OWNER, dir_fd=dir_fd)
+                has_changed = True
+            # Through a descriptor, which never leads through a link that was put in the folder's place.
+            descriptor = os.open(folder, _FOLDER, dir_fd=dir_fd)
+            try:
+                with os.scandir(descriptor) as found:
+                    waiting += [f"{folder}/{item.name}" for item in found if item.is_dir(follow_symlinks=False)]
+            finally:
+                os.close(descriptor)
+    return has_changed

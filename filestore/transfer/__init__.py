@@ -1,0 +1,1 @@
+"""Push and fetch of files and directories."""

@@ -1,0 +1,110 @@
+"""What fetches that were cut have left beside their targets, or in them: what it takes, and how it goes. All blocks."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from filestore.errors import storage_error
+from filestore.system.files import remove, remove_if_possible, stored_size_of
+from filestore.system.locks import is_claimed
+from filestore.transfer.target import tree_label
+
+UNLOCKED_SECONDS = 86400
+"""Where locks do not work, what was written to within this time may be in use."""
+
+_NAME = re.compile(r"\.(?:[0-9a-f]{32}-)?([0-9a-f]{16})\.filestore-(partial|discarded|replacing|moving|aside|halfway)\Z")
+_WHOLE = re.compile(r"\.filestore-(partial|aside|halfway)\Z")
+"""Of a folder that has such a name, a part is never taken for the whole."""
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Leftover(NamedTuple):
+    """A staging file, or a folder of a fetch."""
+
+    path: Path
+    stored_size: int
+    """Bytes of disk that it takes."""
+    written_at: float
+    """When it was last written to, in seconds since 1970."""
+    is_in_use: bool
+    """A fetch works on it."""
+    is_needed: bool
+    """A replacement was cut between its two steps: the next fetch to that target puts it right, and nothing else does."""
+
+
+def leftovers(folder: Path) -> list[Leftover]:
+    """What fetches into `folder`, or to something in it, have left. Raises StorageError."""
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208  # names are enough
+    except OSError as error:
+        raise storage_error(str(folder), error) from None
+    labels = {tree_label(name) for name in names}
+    found = []
+    for name in names:
+        match = _NAME.match(name)
+        if match is None:
+            continue
+        label, kind = match.groups()
+        is_needed = kind in {"replacing", "moving"} or (kind in {"aside", "halfway"} and label not in labels)
+        path = folder / name
+        with suppress(FileNotFoundError):  # it went meanwhile
+            size, written_at = stored_size_of(path)
+            found.append(Leftover(path, size, written_at, _is_in_use(path, written_at), is_needed))
+    return found
+
+
+def remove_leftover(leftover: Leftover) -> bool:
+    """Remove it, unless it is in use or needed; whether that was done. Raises StorageError."""
+    if leftover.is_needed:
+        return False
+    path = leftover.path
+    try:
+        descriptor = os.open(path, _OPEN)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise storage_error(str(path), error) from None
+    try:
+        # Held until it is gone: a fetch that begins meanwhile waits for that, and makes its own.
+        if _is_claimed(descriptor, leftover.written_at):
+            return False
+        _remove(path)
+    except OSError as error:
+        raise storage_error(str(path), error) from None
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder the whole of it at once, as far as other processes see."""
+    gone = path.with_name(_WHOLE.sub(".filestore-discarded", path.name))
+    if gone != path and path.is_dir():
+        remove_if_possible(gone)
+        with suppress(OSError):
+            path.rename(gone)
+            path = gone
+    remove(path)
+
+
+def _is_in_use(path: Path, written_at: float) -> bool:
+    try:
+        descriptor = os.open(path, _OPEN)
+    except OSError:
+        return False
+    try:
+        return _is_claimed(descriptor, written_at)
+    finally:
+        os.close(descriptor)
+
+
+def _is_claimed(descriptor: int, written_at: float) -> bool:
+    try:
+        return is_claimed(descriptor)
+    except OSError:
+        return time.time() - written_at < UNLOCKED_SECONDS

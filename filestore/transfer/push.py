@@ -1,0 +1,400 @@
+"""Push: path, chunks, frames, repository.
+
+A window of the content is read and cut in one thread, then hashed in another while the next one is read; what the repository
+is missing of it is encoded and put. Only the manifest has an order: windows may overtake one another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from http import HTTPStatus
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+from filestore.core.digest import Digest, chunk_digest
+from filestore.core.manifest import CHUNK_LIMIT, Manifest
+from filestore.core.names import archive_name, checked_name
+from filestore.core.progress import Progress, Report
+from filestore.core.records import Kind, Record
+from filestore.errors import ChunksMissing, InvalidDigest, InvalidReference, ServerError, SourceChanged
+from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.codec import Codec, Encoder, Frame, frame_limit
+from filestore.repository.protocol import Identity, Repository
+from filestore.system.buffers import BufferPool
+from filestore.system.metrics import Stage, stage
+from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread, task_group
+from filestore.transfer.sources.file import WINDOW_SIZE, Content, FileSource, Source, Window, scan_and_hash
+from filestore.transfer.sources.push_cache import Journal
+from filestore.transfer.sources.tree import TreeSource
+from filestore.transfer.sources.walk import Symlinks, walk
+
+WINDOWS_IN_FLIGHT = 3
+"""One that is read, one that is asked about, one that is encoded, and as many buffers of frames: a window is free once it is
+encoded."""
+ASKED_LIMIT = 1 << 18
+"""Chunks of a push that are remembered as asked for; asking for more of them again costs less than keeping them (I6)."""
+COMMIT_ATTEMPTS = 3
+
+_FRAMES_SIZE = WINDOW_SIZE + (64 << 10)
+"""Room for all frames of a window: of a tree, it may hold many small segments."""
+
+
+class Place(NamedTuple):
+    """Where a chunk lies in the source."""
+
+    offset: int
+    size: int
+
+
+class Pushed(NamedTuple):
+    """What a push did, in bytes."""
+
+    record: Record
+    bytes_sent: int
+    """Encoded bytes of the frames that were sent."""
+    bytes_shared: int
+    """Decoded bytes that were not sent, because the repository, or this push, had them already."""
+    bytes_read: int
+    file_count: int
+    seconds: float
+
+
+class Surveyed(NamedTuple):
+    """A file of a survey, in decoded bytes."""
+
+    name: str
+    size: int
+    """With its headers, where it is part of a directory."""
+    bytes_new: int
+    """Those that lie in chunks which the repository has not got."""
+
+
+class Survey(NamedTuple):
+    """What a push would do, in decoded bytes."""
+
+    digest: Digest
+    size: int
+    entries: list[Surveyed]
+    bytes_new: int
+    bytes_shared: int
+    bytes_read: int
+    seconds: float
+
+
+async def push(
+    repository: Repository,
+    path: Path,
+    *,
+    name: str | None = None,
+    journal: Journal | None = None,
+    rehash: bool = False,
+    codec: Codec | None = None,
+    report: Report | None = None,
+    symlinks: Symlinks = Symlinks.INSIDE,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Pushed:
+    """Store the file or directory at `path` under `name` (its own where none is given), sending what the repository has not got.
+
+    A directory becomes a record of that kind, `my_model.zip` for `my_model`; `symlinks`, `include` and `exclude` say what is
+    taken of it, as `walk` has them. With `journal`, what is in the same state as at its last push to this repository is not
+    read; `rehash` reads it all the same. `codec` forces one for all chunks. Cancelled or broken off, what was sent stays, and
+    the next push does not send it again.
+
+    Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches, InvalidName, LimitExceeded, StorageError,
+    TransferError.
+    """
+    started = time.monotonic()
+    kept_name = await in_disk_thread(_name, path) if name is None else checked_name(name)
+    identity = await repository.identity()
+    with ExitStack() as held:
+        source = await in_disk_thread(_opened, held, path, identity.cutting, symlinks=symlinks, include=include, exclude=exclude)
+        if not rehash:
+            await _recall(journal, identity, source)
+        sending = _Sending(repository, source, codec=codec, report=report)
+        await sending.send_all()
+        manifest = await in_cpu_thread(source.manifest)
+        kind = Kind.DIRECTORY if isinstance(source, TreeSource) else Kind.FILE
+        record = await _commit(sending, manifest, kept_name, kind)
+        if journal is not None:
+            known = await in_cpu_thread(source.known)
+            await in_disk_thread(journal.record, identity, path, manifest, known)
+    read = source.read + sending.read_again
+    return Pushed(record, sending.moved, sending.shared, read, source.file_count, time.monotonic() - started)
+
+
+async def send(repository: Repository, content: Content) -> None:
+    """Send the chunks of what is left to scan of `content`, as far as the repository has not got them, and record nothing.
+
+    Raises SourceUnreadable, StorageError, TransferError.
+    """
+    await _Sending(repository, content, codec=None, report=None).send_all()
+
+
+async def send_and_commit(repository: Repository, content: Content, *, name: str) -> Record:
+    """`send`, then record all of `content` as a file called `name`.
+
+    Raises what `send` does, and SourceChanged, InvalidName, InvalidManifest, LimitExceeded.
+    """
+    sending = _Sending(repository, content, codec=None, report=None)
+    await sending.send_all()
+    return await _commit(sending, await in_cpu_thread(content.manifest), name, Kind.FILE)
+
+
+async def survey(
+    repository: Repository,
+    path: Path,
+    *,
+    journal: Journal | None = None,
+    rehash: bool = False,
+    report: Report | None = None,
+    symlinks: Symlinks = Symlinks.INSIDE,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Survey:
+    """What a push of `path` would send, entry by entry; sends and records nothing. Arguments and errors are those of `push`."""
+    started = time.monotonic()
+    identity = await repository.identity()
+    with ExitStack() as held:
+        source = await in_disk_thread(_opened, held, path, identity.cutting, symlinks=symlinks, include=include, exclude=exclude)
+        if not rehash:
+            await _recall(journal, identity, source)
+        manifest = await _scan_all(source, report)
+        missing = set(await repository.missing(list(dict.fromkeys(chunk.digest for chunk in manifest.chunks))))
+        entries = await in_cpu_thread(_surveyed, source, manifest, frozenset(missing))
+    new = sum({chunk.digest: chunk.size for chunk in manifest.chunks if chunk.digest in missing}.values())
+    seconds = time.monotonic() - started
+    return Survey(manifest.digest, manifest.size, entries, new, manifest.size - new, source.read, seconds)
+
+
+async def manifest_of(
+    path: Path,
+    *,
+    cutting: int = CUTTING_VERSION,
+    report: Report | None = None,
+    symlinks: Symlinks = Symlinks.INSIDE,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Manifest:
+    """The manifest that a push of `path` would commit; its digest is the file digest. Asks no repository.
+
+    Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches, InvalidName, LimitExceeded.
+    """
+    with ExitStack() as held:
+        source = await in_disk_thread(_opened, held, path, cutting, symlinks=symlinks, include=include, exclude=exclude)
+        return await _scan_all(source, report)
+
+
+def _opened(
+    held: ExitStack, path: Path, cutting: int, *, symlinks: Symlinks, include: Sequence[str], exclude: Sequence[str]
+) -> FileSource | TreeSource:
+    """What is to be pushed; `held` closes it, also where a cancel keeps it from the caller."""
+    if path.is_dir():
+        return held.enter_context(TreeSource(walk(path, symlinks=symlinks, include=include, exclude=exclude), cutting=cutting))
+    return held.enter_context(FileSource(path, cutting=cutting))
+
+
+def _name(path: Path) -> str:
+    """The name that is kept where nobody says another: of `.` or `..`, that of the folder it stands for."""
+    if path.is_dir():
+        return archive_name(path.name if path.name not in {"", ".."} else path.resolve().name)
+    return checked_name(path.name)
+
+
+async def _recall(journal: Journal | None, identity: Identity, source: Source) -> None:
+    if journal is None:
+        return
+    remembered = await in_disk_thread(journal.find, identity, source.path)
+    if remembered is not None:
+        await in_cpu_thread(source.recall, remembered)
+
+
+async def _scan_all(source: Source, report: Report | None) -> Manifest:
+    async with BufferPool(count=1, size=WINDOW_SIZE).take() as buffer:
+        while not source.is_finished:
+            await in_cpu_thread(scan_and_hash, source, buffer)
+            if report is not None:
+                done = source.read + source.remembered_size
+                report(Progress(source.size, done, 0, 0, source.read, source.file_count, source.files_done))
+    await in_cpu_thread(source.check_unchanged)
+    return await in_cpu_thread(source.manifest)
+
+
+def _surveyed(source: Source, manifest: Manifest, missing: frozenset[Digest]) -> list[Surveyed]:
+    """How much of each entry lies in missing chunks. Both go by their offsets."""
+    chunks = zip(manifest.offsets(), manifest.chunks, strict=True)
+    offset, end, is_new = 0, 0, False
+    entries = []
+    for name, start, stop in source.spans():
+        new = 0
+        at = start
+        while at < stop:
+            while end <= at:
+                offset, chunk = next(chunks)
+                end, is_new = offset + chunk.size, chunk.digest in missing
+            until = min(stop, end)
+            new += (until - at) * is_new
+            at = until
+        entries.append(Surveyed(name, stop - start, new))
+    return entries
+
+
+async def _commit(sending: _Sending, manifest: Manifest, name: str, kind: Kind) -> Record:
+    for attempt in count(1):
+        # Nothing of what changed meanwhile is recorded: what was cut may be of two versions.
+        await in_cpu_thread(sending.source.check_unchanged)
+        try:
+            return await sending.repository.commit(manifest.encoded, name=name, kind=kind)
+        except ChunksMissing as error:
+            if attempt == COMMIT_ATTEMPTS:
+                raise
+            try:
+                missing = {Digest.parse(text) for text in error.digests}
+            except (InvalidDigest, TypeError):
+                # I4: a server says this.
+                reason = "it names missing chunks by what is no digest"
+                raise ServerError(sending.repository.location, HTTPStatus.CONFLICT, reason) from None
+            await sending.send_again(manifest, missing)
+    raise AssertionError
+
+
+class _Sending:
+    """One push under way: its counters, its buffers, and what it has asked the repository for."""
+
+    def __init__(self, repository: Repository, source: Content, *, codec: Codec | None, report: Report | None) -> None:
+        self.repository = repository
+        self.source = source
+        self.moved = 0
+        self.shared = source.remembered_size
+        self.read_again = 0
+        self._sent = self._under_way = self._done = 0
+        self._report = report
+        self._asked: set[Digest] = set()
+        self._encoder = per_thread(lambda: Encoder(codec=codec))
+        self._windows = BufferPool(count=WINDOWS_IN_FLIGHT, size=WINDOW_SIZE)
+        self._frames = BufferPool(count=WINDOWS_IN_FLIGHT, size=_FRAMES_SIZE)
+
+    async def send_all(self) -> None:
+        """Read the source once and send what is missing."""
+        self.report_progress()
+        async with task_group() as group:
+            while not self.source.is_finished:
+                buffer = await self._windows.acquire()
+                windows = await in_cpu_thread(self.source.scan, buffer)
+                self.report_progress()
+                group.create_task(self._send_windows(windows, buffer))
+
+    async def send_again(self, manifest: Manifest, digests: set[Digest]) -> None:
+        """Send those chunks of the source. Raises SourceChanged when they are not what the manifest says."""
+        async with self._windows.take() as buffer:
+            for batch in _batches(_placed(manifest, digests), limit=WINDOW_SIZE - CHUNK_LIMIT):
+                pieces = await in_cpu_thread(self._read_chunks, batch, buffer)
+                size = sum(len(piece) for _, piece in pieces)
+                self.read_again += size
+                self.shared = max(0, self.shared - size)
+                await self._send_chunks(pieces)
+
+    def report_progress(self) -> None:
+        """Tell how far it is."""
+        if self._report is not None:
+            source = self.source
+            # What is under way counts with its encoded bytes; what a retry takes back is not taken off the bar.
+            self._done = max(self._done, min(source.size, self._sent + self.shared + self._under_way))
+            self._report(
+                Progress(source.size, self._done, self.moved, self.shared, source.read, source.file_count, source.files_done)
+            )
+
+    async def _send_windows(self, windows: list[Window], buffer: memoryview) -> None:
+        """Send what is missing of windows that lie in `buffer`, which is given back as soon as that is encoded."""
+        with ExitStack() as held:
+            held.callback(self._windows.release, buffer)
+            pieces, size = self._new(await in_cpu_thread(_hash, windows))
+            missing = await self.repository.missing(list(pieces)) if pieces else []
+            self.shared += size - sum(len(pieces[digest]) for digest in missing)
+            self.report_progress()
+            if missing:
+                await self._send_chunks([(digest, pieces[digest]) for digest in missing], encoded=held.close)
+
+    def _new(self, chunks: list[tuple[Digest, memoryview]]) -> tuple[dict[Digest, memoryview], int]:
+        """Those of `chunks` that this push has not asked for yet, and the size of all of them."""
+        pieces = {digest: piece for digest, piece in chunks if digest not in self._asked}
+        size = sum(len(piece) for _, piece in chunks)
+        if len(self._asked) + len(pieces) > ASKED_LIMIT:
+            self._asked.clear()
+        self._asked.update(pieces)
+        return pieces, size
+
+    async def _send_chunks(self, pieces: list[tuple[Digest, memoryview]], *, encoded: Callable[[], None] = lambda: None) -> None:
+        """`encoded` is called when `pieces` are not needed any more."""
+        size = sum(len(piece) for _, piece in pieces)
+        waiting = deque(pieces)
+        async with self._frames.take() as out:
+            while waiting:
+                frames = await in_cpu_thread(self._encode, waiting, out)
+                if not waiting:
+                    encoded()
+                await self.repository.put(frames, moved=self._count_moved)
+                self._under_way -= sum(len(frame.data) for frame in frames)
+        self._sent += size
+        self.report_progress()
+
+    def _read_chunks(self, chunks: list[tuple[Digest, Place]], buffer: memoryview) -> list[tuple[Digest, memoryview]]:
+        pieces = []
+        start = 0
+        for digest, (offset, size) in chunks:
+            piece = buffer[start : start + size]
+            self.source.read_into(piece, offset)
+            if chunk_digest(piece) != digest:
+                raise SourceChanged(str(self.source.path), f"the bytes at offset {offset} are others")
+            pieces.append((digest, piece))
+            start += size
+        return pieces
+
+    def _encode(self, waiting: deque[tuple[Digest, memoryview]], out: memoryview) -> list[Frame]:
+        """Take as many of `waiting` as surely fit into `out`."""
+        encoder = self._encoder()
+        frames = []
+        start = 0
+        while waiting and start + frame_limit(len(waiting[0][1])) <= len(out):
+            digest, piece = waiting.popleft()
+            with stage(Stage.ENCODE, len(piece)):
+                end = start + encoder.encode(piece, out[start:])
+            frames.append(Frame(digest, out[start:end]))
+            start = end
+        return frames
+
+    def _count_moved(self, size: int) -> None:
+        self.moved += size
+        self._under_way += size
+        self.report_progress()
+
+
+def _hash(windows: list[Window]) -> list[tuple[Digest, memoryview]]:
+    return [chunk for window in windows for chunk in window.hash()]
+
+
+def _placed(manifest: Manifest, digests: set[Digest]) -> Iterator[tuple[Digest, Place]]:
+    """Where each of `digests`, which are used up, lies. Raises InvalidReference at the end if the manifest lacks any."""
+    for offset, chunk in zip(manifest.offsets(), manifest.chunks, strict=True):
+        if chunk.digest in digests:
+            digests.remove(chunk.digest)
+            yield chunk.digest, Place(offset, chunk.size)
+    if digests:
+        raise InvalidReference(str(manifest.digest), "the repository asks for chunks that its manifest does not name")
+
+
+def _batches(wanted: Iterable[tuple[Digest, Place]], *, limit: int) -> Iterator[list[tuple[Digest, Place]]]:
+    batch: list[tuple[Digest, Place]] = []
+    held = 0
+    for digest, place in wanted:
+        batch.append((digest, place))
+        held += place.size
+        if held >= limit:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch

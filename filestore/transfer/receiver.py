@@ -1,0 +1,404 @@
+"""Receive: chunks of a repository, each verified, into a sink; and what is here already, which is not fetched.
+
+What fetch and unpack share. A sink is staging of some kind: it takes verified content by its offset in the file, in almost
+any order. What is here already is what the sink holds from a fetch that was cut, and what a seed holds: another version of
+the same content on this machine. No journal is trusted for that, only digests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
+
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
+from filestore.core.progress import Progress, Report
+from filestore.errors import ChunksMissing, DamagedChunk, FilestoreError, InvalidFrame, SourceError
+from filestore.format.codec import Decoder, Frame, decoded_size
+from filestore.repository.protocol import Repository
+from filestore.system.buffers import BufferPool
+from filestore.system.metrics import Stage, stage
+from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread, task_group
+from filestore.transfer import schedule
+from filestore.transfer.partial_file import Following
+from filestore.transfer.schedule import (
+    Batch,
+    Place,
+    asked_first,
+    batches_by_size,
+    long_extents,
+    ordered_chains,
+    round_robin,
+)
+from filestore.transfer.seeds import Seed
+from filestore.transfer.sinks.protocol import Order, Sink
+from filestore.transfer.sources.file import WINDOW_SIZE, Source, scan_and_hash
+
+KEPT_LIMIT = 16 << 20
+"""Bytes that were read ahead of everything, and are kept so that they are not received twice."""
+SYNC_SIZE = 64 << 20
+"""Bytes after which what was written is synced, while more arrives: else the disk would idle until all is there."""
+COPY_SIZE = 64 << 20
+"""Bytes that are copied in one go, and that a cancel waits for."""
+
+_decoder = per_thread(Decoder)
+_scratch = per_thread(lambda: memoryview(bytearray(CHUNK_LIMIT)))
+
+
+def verified(chunk: Chunk, frame: memoryview, memory: memoryview | None = None) -> memoryview:
+    """The content of a chunk: a part of `frame` itself where that is raw, else of `memory`, which has as many bytes.
+
+    Where none is given, it is memory that the next call in the same thread uses again. Raises DamagedChunk.
+    """
+    try:
+        # Before it is decoded: `memory` is not larger than what the manifest says.
+        size = decoded_size(frame, digest=chunk.digest)
+        if size != chunk.size:
+            raise DamagedChunk(str(chunk.digest), f"it says to decode to {size} bytes, the manifest says {chunk.size}")
+        with stage(Stage.VERIFY, size):
+            return _decoder().decode(Frame(chunk.digest, frame), _scratch() if memory is None else memory)
+    except InvalidFrame as error:
+        raise DamagedChunk(str(chunk.digest), error.reason) from None
+
+
+class Receiving:
+    """One fetch under way: its counters, and the places that are still to be filled.
+
+    First `content`, where a part must be known before there is a sink; then `reuse`, then `download`.
+    """
+
+    def __init__(self, repository: Repository, manifest: Manifest, report: Report | None, *, seeds: Sequence[Seed] = ()) -> None:
+        """`seeds`: where `content` looks before it asks the repository. The caller closes them."""
+        self.moved = 0
+        """Encoded bytes of the frames that were received."""
+        self.reused = 0
+        """Decoded bytes that were here already."""
+        self._repository = repository
+        self._manifest = manifest
+        self._report = report
+        self._buffers = BufferPool(count=schedule.BATCHES_IN_FLIGHT, size=schedule.BATCH_SIZE)
+        self._sink: Sink | None = None
+        self._missing: dict[int, Place] = {}
+        self._kept: dict[int, bytes] = {}
+        self._ahead: set[int] = set()
+        self._seeds = seeds
+        self._seeded: dict[int, _Seeded] = {}
+        self._seed_lock = threading.Lock()
+        self._read = self._written = self._under_way = self._done = 0
+        self._unsynced = 0
+        self._syncing = asyncio.Lock()
+        self.report_progress()
+
+    def note_whole(self) -> None:
+        """All of it is here."""
+        self.reused = self._manifest.size
+        self.report_progress()
+
+    async def scan(self, source: Source) -> Manifest:
+        """Cut and hash what stands where something else is to stand. Raises SourceChanged, SourceUnreadable."""
+        async with BufferPool(count=1, size=WINDOW_SIZE).take() as buffer:
+            while not source.is_finished:
+                await in_cpu_thread(scan_and_hash, source, buffer)
+                self._read = source.read
+                self.report_progress()
+        return source.manifest()
+
+    async def content(self, wanted: range) -> bytes:
+        """A part of the content, verified. Chunks of it are kept up to a limit: `download` does not receive them again."""
+        memory = bytearray(len(wanted))
+        places = await in_cpu_thread(self._overlapping, wanted)
+        seeded = await in_cpu_thread(_look_up, places, self._seeds)
+        for batch in batches_by_size(places):
+            kept = await self._at_hand(batch, seeded)
+            received = [place for place in batch if place.offsets[0] not in kept]
+            async with self._buffers.take() as buffer:
+                frames = await self._get(received, buffer)
+                async with self._mending(batch):
+                    pieces = await in_cpu_thread(_contents, batch, frames, kept)
+            self._under_way -= sum(len(frame) for frame in frames)
+            self._ahead.update(place.offsets[0] for place in received)
+            for place, piece in zip(batch, pieces, strict=True):
+                offset = place.offsets[0]
+                start, stop = max(offset, wanted.start), min(offset + len(piece), wanted.stop)
+                memory[start - wanted.start : stop - wanted.start] = memoryview(piece)[start - offset : stop - offset]
+                if sum(map(len, self._kept.values())) + len(piece) <= KEPT_LIMIT:
+                    self._kept[offset] = piece
+        return bytes(memory)
+
+    async def reuse(self, sink: Sink, seeds: Sequence[Seed], *, resume: bool) -> None:
+        """Find out what `sink` needs, and fill what is here already: in the sink itself, where `resume`, and in seeds.
+
+        Starts over, where that was done before. Seeds are closed as soon as they are of no use any more.
+        """
+        self._sink = sink
+        self.reused = self._written = self._under_way = 0
+        self._missing = await in_cpu_thread(self._places, sink)
+        self._kept = {offset: piece for offset, piece in self._kept.items() if offset in self._missing}
+        self.report_progress()
+        if resume:
+            await self._reuse_each(batches_by_size(self._reusable()), lambda batch: _held(sink, batch))
+        for seed in seeds:
+            with suppress(SourceError):
+                await self._reuse_seed(sink, seed)
+        # What has an order is read when its turn comes, from seeds that stay open until then.
+        ordered = [place for place in self._missing.values() if place.order is not Order.ANY]
+        self._seeded = await in_cpu_thread(_look_up, ordered, seeds)
+        needed = {id(seeded.seed) for seeded in self._seeded.values()}
+        for seed in seeds:
+            if id(seed) not in needed:
+                await in_disk_thread(seed.close)
+
+    def missing_size(self) -> int:
+        """Bytes that are still to be filled."""
+        return sum(place.size for place in self._missing.values())
+
+    async def download(self, sink: Sink, *, following: Following | None = None) -> None:
+        """Fill what is missing from the repository, several batches at a time; what is waited for comes first.
+
+        Who follows may do so where a sink takes all chunks in any order.
+        """
+        if following is None:
+            batches = round_robin(ordered_chains(list(self._missing.values())))
+        else:
+            batches = asked_first(list(self._missing.values()), following)
+        async with task_group() as group:
+            for _ in range(schedule.BATCHES_IN_FLIGHT):
+                group.create_task(self._download_batches(batches, sink, group))
+        self._kept.clear()
+
+    def report_progress(self) -> None:
+        """Tell how far it is."""
+        if self._report is None:
+            return
+        # What is under way counts with its encoded bytes; what a retry takes back is not taken off the bar.
+        self._done = max(self._done, min(self._manifest.size, self.reused + self._written + self._under_way))
+        count, done = (1, 0) if self._sink is None else (self._sink.file_count, self._sink.files_done)
+        self._report(Progress(self._manifest.size, self._done, self.moved, self.reused, self._read, count, done))
+
+    def _overlapping(self, wanted: range) -> list[Place]:
+        return [
+            Place(chunk, [offset])
+            for chunk, offset in zip(self._manifest.chunks, self._manifest.offsets(), strict=True)
+            if offset < wanted.stop and wanted.start < offset + chunk.size
+        ]
+
+    def _places(self, sink: Sink) -> dict[int, Place]:
+        """What is to be filled, by the first offset, in the order of the file. What is not needed is dealt with."""
+        places: dict[int, Place] = {}
+        anywhere: dict[bytes, Place] = {}
+        for chunk, offset in zip(self._manifest.chunks, self._manifest.offsets(), strict=True):
+            order = sink.order(offset, chunk.size)
+            if order is None:
+                if offset in self._ahead:
+                    self._written += chunk.size
+                else:
+                    self.reused += chunk.size
+                continue
+            if order is Order.ANY and chunk.digest in anywhere:
+                anywhere[chunk.digest].offsets.append(offset)
+                continue
+            places[offset] = Place(chunk, [offset], order)
+            if order is Order.ANY:
+                anywhere[chunk.digest] = places[offset]
+        return places
+
+    def _reusable(self) -> list[Place]:
+        return [place for place in self._missing.values() if place.order is Order.ANY]
+
+    async def _reuse_seed(self, sink: Sink, seed: Seed) -> None:
+        """Fill places from a seed: long runs by copies, which are then verified in the sink, all others piece by piece."""
+        found = await in_cpu_thread(self._found_in, seed.manifest)
+        places = [self._missing[offset] for offset in sorted(found)]
+        for run in long_extents(places, found, sink):
+            if await self._copy_run(sink, seed, run, found):
+                await self._reuse_each(batches_by_size(run), lambda batch: _held(sink, batch))
+        rest = [place for place in places if place.offsets[0] in self._missing]
+        for batch in batches_by_size(rest):
+            self._note_reused(await in_cpu_thread(_copied, sink, seed, batch, found))
+
+    def _found_in(self, other: Manifest) -> dict[int, int]:
+        """Where the chunks of places stand in another manifest, by the first offset of each place."""
+        wanted = {place.chunk.digest: place.offsets[0] for place in self._reusable()}
+        found = {}
+        for chunk, offset in zip(other.chunks, other.offsets(), strict=True):
+            place = wanted.pop(chunk.digest, None)
+            if place is not None:
+                found[place] = offset
+        return found
+
+    async def _copy_run(self, sink: Sink, seed: Seed, run: list[Place], found: dict[int, int]) -> bool:
+        first = run[0].offsets[0]
+        size = run[-1].offsets[0] + run[-1].chunk.size - first
+        for start in range(0, size, COPY_SIZE):
+            count = min(COPY_SIZE, size - start)
+            if not await in_disk_thread(_copy, sink, seed, found[first] + start, first + start, count):
+                return False
+        return True
+
+    async def _reuse_each(self, batches: Iterator[list[Place]], find: Callable[[list[Place]], list[Place]]) -> None:
+        """Note what `find` finds of each batch, several at a time."""
+
+        async def lane() -> None:
+            for batch in batches:
+                self._note_reused(await in_cpu_thread(find, batch))
+
+        async with task_group() as group:
+            for _ in range(schedule.BATCHES_IN_FLIGHT):
+                group.create_task(lane())
+
+    async def _download_batches(self, batches: Iterator[Batch], sink: Sink, group: asyncio.TaskGroup) -> None:
+        async with self._buffers.take() as buffer:
+            for batch in batches:
+                places = batch.places
+                kept = await self._at_hand(places, self._seeded)
+                frames = await self._get([place for place in places if place.offsets[0] not in kept], buffer)
+                if batch.after is not None:
+                    await batch.after.wait()
+                async with self._mending(places):
+                    await in_cpu_thread(_write, sink, places, frames, kept)
+                batch.written.set()
+                self._under_way -= sum(len(frame) for frame in frames)
+                reused = sum(place.size for place in places if place.offsets[0] in kept.keys() - self._ahead)
+                self.reused += reused
+                self._written += sum(place.size for place in places) - reused
+                self._unsynced += sum(place.size for place in places)
+                self.report_progress()
+                if self._unsynced >= SYNC_SIZE and not self._syncing.locked():
+                    group.create_task(self._sync(sink))
+
+    async def _sync(self, sink: Sink) -> None:
+        async with self._syncing:
+            self._unsynced = 0
+            await in_disk_thread(sink.sync)
+
+    async def _at_hand(self, places: list[Place], seeded: Mapping[int, _Seeded]) -> Mapping[int, bytes]:
+        """What need not be received: what is kept, and the content of those places that a seed does hold."""
+        # Most fetches have no such seeds, and need no thread to find that out.
+        return self._kept | await in_cpu_thread(self._read_seeds, places, seeded) if seeded else self._kept
+
+    def _read_seeds(self, places: list[Place], seeded: Mapping[int, _Seeded]) -> dict[int, bytes]:
+        """The content of those places that a seed does hold, verified."""
+        pieces = {}
+        for place in places:
+            found = seeded.get(place.offsets[0])
+            if found is None:
+                continue
+            memory = bytearray(place.chunk.size)
+            with suppress(SourceError), self._seed_lock:
+                if found.seed.read_into(memoryview(memory), found.offset) and chunk_digest(memory) == place.chunk.digest:
+                    pieces[place.offsets[0]] = bytes(memory)
+        return pieces
+
+    async def _get(self, places: list[Place], buffer: memoryview) -> list[memoryview]:
+        """The frames of places. Raises ChunksMissing."""
+        if not places:
+            return []
+        digests = [place.chunk.digest for place in places]
+        frames = []
+        for digest, frame in zip(digests, await self._repository.get(digests, buffer, moved=self._count_moved), strict=True):
+            if frame is None:
+                raise ChunksMissing(str(digest))
+            frames.append(frame)
+        return frames
+
+    @asynccontextmanager
+    async def _mending(self, places: list[Place]) -> AsyncIterator[None]:
+        """Have the repository look at chunks that turn out to be damaged: whoever pushes the file again mends them then."""
+        try:
+            yield
+        except DamagedChunk:
+            with suppress(FilestoreError):
+                await self._repository.recheck([place.chunk.digest for place in places])
+            raise
+
+    def _note_reused(self, places: list[Place]) -> None:
+        for place in places:
+            del self._missing[place.offsets[0]]
+            self.reused += place.size
+        self.report_progress()
+
+    def _count_moved(self, size: int) -> None:
+        self.moved += size
+        self._under_way += size
+        self.report_progress()
+
+
+class _Seeded(NamedTuple):
+    """Where a seed should hold a chunk."""
+
+    seed: Seed
+    offset: int
+
+
+def _look_up(places: Sequence[Place], seeds: Sequence[Seed]) -> dict[int, _Seeded]:
+    """Where seeds should hold the chunks of places, by the first offset of these."""
+    wanted: dict[bytes, list[int]] = {}
+    for place in places:
+        wanted.setdefault(place.chunk.digest, []).append(place.offsets[0])
+    found = {}
+    for seed in seeds:
+        if not wanted:
+            break
+        for chunk, offset in zip(seed.manifest.chunks, seed.manifest.offsets(), strict=True):
+            for place_offset in wanted.pop(chunk.digest, ()):
+                found[place_offset] = _Seeded(seed, offset)
+    return found
+
+
+def _copy(sink: Sink, seed: Seed, seed_offset: int, offset: int, size: int) -> bool:
+    sink.check_ours()
+    located = seed.locate(seed_offset, size)
+    return located is not None and sink.copy(located, offset, size)
+
+
+def _held(sink: Sink, places: list[Place]) -> list[Place]:
+    """Those of `places` whose chunk the sink holds; afterwards it holds it everywhere."""
+    found = []
+    for place in places:
+        content = _scratch()[: place.chunk.size]
+        for offset in place.offsets:
+            if sink.read_into(content, offset) and chunk_digest(content) == place.chunk.digest:
+                for other in place.offsets:
+                    sink.take(content, other, is_held=other == offset)
+                found.append(place)
+                break
+    return found
+
+
+def _copied(sink: Sink, seed: Seed, places: list[Place], found: Mapping[int, int]) -> list[Place]:
+    """Those of `places` whose chunk could be copied from a seed."""
+    sink.check_ours()
+    copied = []
+    for place in places:
+        content = _scratch()[: place.chunk.size]
+        try:
+            if not seed.read_into(content, found[place.offsets[0]]):
+                continue
+        except SourceError:
+            continue
+        if chunk_digest(content) == place.chunk.digest:
+            for offset in place.offsets:
+                sink.take(content, offset)
+            copied.append(place)
+    return copied
+
+
+def _contents(places: list[Place], frames: list[memoryview], kept: Mapping[int, bytes]) -> list[bytes]:
+    """The content of each place: what is kept, else the next frame."""
+    waiting = iter(frames)
+    return [kept.get(place.offsets[0]) or bytes(verified(place.chunk, next(waiting))) for place in places]
+
+
+def _write(sink: Sink, places: list[Place], frames: list[memoryview], kept: Mapping[int, bytes]) -> None:
+    """Verify and write the content of each place."""
+    sink.check_ours()
+    waiting = iter(frames)
+    for place in places:
+        piece = kept.get(place.offsets[0])
+        content = verified(place.chunk, next(waiting)) if piece is None else memoryview(piece)
+        with stage(Stage.WRITE, place.size):
+            for offset in place.offsets:
+                sink.take(content, offset)

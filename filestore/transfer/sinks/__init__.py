@@ -1,0 +1,1 @@
+"""What a fetch writes to."""

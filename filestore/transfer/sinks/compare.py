@@ -1,0 +1,78 @@
+"""Compare a folder with the members of a zip file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Container, Iterator, Sequence
+
+from filestore.format.zip.checksum import crc32
+from filestore.format.zip.read import (
+    Member,
+)
+from filestore.transfer.sinks.zip_index import READ_FLAGS, member_paths
+
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ_SIZE = 1 << 20
+
+
+def is_standing(root: int, members: Sequence[Member], *, ignored: Container[str] = ()) -> bool:
+    """Whether what stands in a folder is the tree of these members: the same names, and content of the same checksums.
+
+    What is in it under a name that is `ignored`, in whatever folder, does not count.
+    """
+    numbers, folders = member_paths(members)
+    try:
+        for path, status in walk_folder(root):
+            if any(name in ignored for name in path.split("/")):
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                is_right = path in folders
+                folders.discard(path)
+            else:
+                number = numbers.pop(path, None)
+                is_right = number is not None and is_whole(root, members[number], status)
+            if not is_right:
+                return False
+    except OSError:
+        return False
+    return not numbers and not folders
+
+
+def walk_folder(root: int) -> Iterator[tuple[str, os.stat_result]]:
+    """All that stands in a folder; a folder before what is in it, which is left out if it was removed by then."""
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            descriptor = os.open(folder or ".", FOLDER_FLAGS, dir_fd=root)
+        except FileNotFoundError:
+            continue
+        try:
+            with os.scandir(descriptor) as entries:
+                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+        finally:
+            os.close(descriptor)
+        for name, status in found:
+            path = f"{folder}/{name}" if folder else name
+            yield path, status
+            if stat.S_ISDIR(status.st_mode):
+                waiting.append(path)
+
+
+def is_whole(root: int, member: Member, status: os.stat_result) -> bool:
+    """Whether a file or a link has the right size and checksum. Raises OSError."""
+    if member.is_link:
+        return stat.S_ISLNK(status.st_mode) and crc32(os.fsencode(os.readlink(member.path, dir_fd=root))) == member.crc
+    if not stat.S_ISREG(status.st_mode) or status.st_size != member.size:
+        return False
+    crc = offset = 0
+    memory = memoryview(bytearray(min(_READ_SIZE, member.size)))
+    descriptor = os.open(member.path, READ_FLAGS, dir_fd=root)
+    try:
+        while size := os.preadv(descriptor, [memory], offset) if memory else 0:
+            crc = crc32(memory[:size], crc)
+            offset += size
+    finally:
+        os.close(descriptor)
+    return offset == member.size and crc == member.crc

@@ -1,0 +1,468 @@
+"""The tree of a zip while it is fetched: chunks of the zip come in, in almost any order, and files are made of them.
+
+No zip touches the disk. What chunks hold of an entry is told apart by where the central directory says that it lies:
+
+- Stored content is written where it belongs in its file, whenever it comes.
+- Deflated content, and all that a descriptor follows, has an order: it is known what a byte means only when all before it
+  are. Small entries of this kind are gathered; of large ones a chunk is taken after the one before it.
+
+Local headers, descriptors and checksums are compared on the way, and a file that has an order gets its last bytes when all
+of that was found right: so, of the size that it must have, it was checked, even by a process that was killed since.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from filestore.errors import FilestoreError, StorageFull, TargetError, storage_error
+from filestore.format.zip.checksum import Checksum, crc32
+from filestore.format.zip.read import (
+    Member,
+    check_crc,
+    check_descriptor,
+    check_links,
+    check_local_header,
+    link_target,
+)
+from filestore.format.zip.tree import shown
+from filestore.system.files import check_space, remove, sync_file_system, write_at
+from filestore.system.locks import claim, is_claimed
+from filestore.transfer.seeds import Located, copy_range
+from filestore.transfer.sinks.compare import FOLDER_FLAGS, is_whole, walk_folder
+from filestore.transfer.sinks.protocol import Order, OvertakenError
+from filestore.transfer.sinks.zip_index import Way, Zip, known_extent, member_paths, parent_folders, read_zip, way_of
+from filestore.transfer.sinks.zip_stream import EntryStream, inflated
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+_UNKEPT = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO)
+"""What a file system says to a name that it does not keep, or that something else has."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_FILE, _FOLDER_ENTRY = 1, 2
+"""What is done. Not done is 0."""
+
+
+class TreeStaging:
+    """The folder that becomes the tree: a `Sink` for the zip. Its methods block: call them in a thread.
+
+    Two processes that unpack the same zip to the same target write the same verified bytes at the same places of one staging
+    folder; the one that comes too late finds the tree. First `prepare`, last `finish`.
+
+    Raises InvalidArchive, TargetError, StorageFull, StorageError.
+    """
+
+    def __init__(self, path: Path, target: Path, archive: Zip) -> None:
+        """Touches nothing yet."""
+        self.is_fresh = False
+        """Nothing stood in the staging folder before."""
+        self.file_count = 0
+        self._path = path
+        self._target = target
+        self._zip = archive
+        self._done = bytearray(len(archive.members))
+        self._ways = bytearray()
+        self._parents: set[str] = set()
+        self._scattered: dict[int, _Scattered] = {}
+        self._gathered: dict[int, _Gathered] = {}
+        self._streams: dict[int, EntryStream] = {}
+        self._links: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._is_shared = False
+        self._overwritten = 0
+        self._root = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in self._streams.values():
+            stream.close()
+        if self._root >= 0:
+            os.close(self._root)
+
+    @property
+    def files_done(self) -> int:
+        return self._done.count(_FILE)
+
+    def prepare(self) -> None:
+        """Find or make the staging folder, and all folders in it.
+
+        Before that, what stands there and is no part of the tree is removed, and what is whole is found.
+        """
+        self.file_count = self._zip.file_count
+        self._ways = bytearray(way_of(member) for member in self._zip.members)
+        self._parents = parent_folders(self._zip.members)
+        try:
+            self._open_root()
+            if not self.is_fresh:
+                self._resume()
+        except OSError as error:
+            raise self._failure(error) from None
+        for path in sorted(self._parents):
+            self._make_folder(path)
+
+    def check_space(self) -> None:
+        """Raises StorageFull when what is missing cannot fit, before it is fetched."""
+        missing = [number for number, done in enumerate(self._done) if not done]
+        size = sum(self._zip.members[number].size for number in missing)
+        size -= self._overwritten + sum(part.received for part in self._scattered.values())
+        check_space(self._root, size, where=self._target.parent)
+        found = os.fstatvfs(self._root)
+        # Some file systems have no such number, and say 0.
+        if self.is_fresh and found.f_files and len(missing) > found.f_favail:
+            reason = f"{len(missing)} files and folders are needed and {found.f_favail} can be made"
+            raise StorageFull(str(self._target.parent), reason)
+
+    def order(self, offset: int, size: int) -> Order | None:
+        if offset < self._zip.preamble_size:
+            return Order.ANY if offset + size <= self._zip.preamble_size else Order.ONCE
+        numbers = self._zip.overlap(offset, size)
+        if not numbers or self._done.find(0, numbers.start, numbers.stop) < 0:
+            return None
+        first = numbers.start
+        if self._ways[first] == Way.STREAMED and not self._done[first] and self._zip.members[first].start < offset:
+            return Order.AFTER
+        return Order.ONCE if any(self._ways[numbers.start : numbers.stop]) else Order.ANY
+
+    def file_at(self, offset: int, size: int) -> int | None:
+        part = self._zip.content_at(offset, size)
+        return None if part is None or self._done[part.number] else part.number
+
+    def read_into(self, memory: memoryview, offset: int) -> bool:
+        return read_zip(self._root, self._zip, memory, offset)
+
+    def copy(self, source: Located, offset: int, size: int) -> bool:
+        part = self._zip.content_at(offset, size)
+        if part is None:
+            return False
+        try:
+            descriptor = self._open(part.number)
+            try:
+                return copy_range(source, descriptor, part.offset, size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._failure(error, self._zip.members[part.number].path) from None
+
+    def take(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
+        end = offset + len(content)
+        for number in self._zip.overlap(offset, len(content)):
+            member = self._zip.members[number]
+            start = max(member.start, offset)
+            piece = content[start - offset : min(member.end, end) - offset]
+            if self._done[number] or not piece:
+                continue
+            try:
+                self._take_piece(number, start, piece, is_held=is_held)
+            except OSError as error:
+                raise self._failure(error, member.path) from None
+
+    def sync(self) -> None:
+        try:
+            # File by file it would be done again and again for those that are synced already.
+            sync_file_system(self._path)
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def check_ours(self) -> None:
+        """What is published is not written to."""
+        try:
+            if os.path.samestat(os.fstat(self._root), self._path.lstat()):
+                return
+        except FileNotFoundError:
+            pass
+        raise OvertakenError
+
+    def is_unused(self) -> bool:
+        """Whether it is there, no file in it, and no other process at work in it; if so, none begins before this one ends."""
+        try:
+            self.check_ours()
+            has_files = any(not stat.S_ISDIR(status.st_mode) for _, status in walk_folder(self._root))
+            return not has_files and not is_claimed(self._root)
+        except (OSError, OvertakenError):
+            return False
+
+    def finish(self) -> None:
+        """Make the links, when all else is there, and nothing can be written through them any more."""
+        missing = self._done.find(0)
+        if missing >= 0:
+            check_crc(self._zip.members[missing], None)
+        check_links(self._zip.members, self._links)
+        for path, target in self._links.items():
+            self._make_link(path, target)
+        if self._is_shared:
+            try:
+                self._check_names()
+            except OSError as error:
+                raise self._failure(error) from None
+
+    def _open_root(self) -> None:
+        try:
+            if self._path.is_symlink() or self._path.is_file():
+                self._path.unlink()
+            self._path.mkdir()
+            self.is_fresh = True
+        except FileExistsError:
+            self._is_shared = True
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            raise TargetError(str(self._target), error.strerror or str(error)) from None
+        self._root = os.open(self._path, FOLDER_FLAGS)
+        if os.fstat(self._root).st_uid != os.geteuid():
+            raise TargetError(str(self._target), f"its staging folder {self._path} belongs to another user; remove it")
+        claim(self._root)
+        self.check_ours()
+
+    def _take_piece(self, number: int, start: int, piece: memoryview, *, is_held: bool) -> None:
+        member = self._zip.members[number]
+        if len(piece) == member.end - member.start:
+            self._take_whole(number, piece, is_held=is_held)
+        elif self._ways[number] == Way.FREE:
+            self._take_scattered(number, start, piece, is_held=is_held)
+        elif self._ways[number] == Way.GATHERED:
+            self._gather(number, start, piece)
+        else:
+            # In order, and so by one thread at a time.
+            if number not in self._streams:
+                self._streams[number] = EntryStream(member, self._create)
+            if self._streams[number].take(start, piece):
+                del self._streams[number]
+                self._note_done(number)
+
+    def _take_whole(self, number: int, entry: memoryview, *, is_held: bool) -> None:
+        """An entry from its local header to its end."""
+        member = self._zip.members[number]
+        extent = check_local_header(member, entry[: member.head_size])
+        data = entry[extent.start - member.start : extent.end - member.start]
+        check_descriptor(member, entry[extent.end - member.start :])
+        if member.is_deflated:
+            self._keep(member, inflated(member, data))
+        else:
+            check_crc(member, crc32(data))
+            if not is_held or not data:
+                self._keep(member, iter((data,)))
+        self._note_done(number)
+
+    def _take_scattered(self, number: int, start: int, piece: memoryview, *, is_held: bool) -> None:
+        """A part of an entry whose other parts come before or after it."""
+        member = self._zip.members[number]
+        extent = known_extent(member)
+        head = piece[: max(extent.start - start, 0)]
+        data, offset = piece[len(head) :], max(start - extent.start, 0)
+        if data and not is_held:
+            descriptor = self._open(number)
+            try:
+                write_at(descriptor, data, offset)
+            finally:
+                os.close(descriptor)
+        crc = crc32(data)
+        with self._lock:
+            part = self._part(number)
+            part.checksum.add_summed(offset, len(data), crc)
+            part.received += len(data)
+            part.head[start - member.start : start - member.start + len(head)] = head
+            part.head_missing -= len(head)
+            is_whole = not part.head_missing and part.received == member.size
+        if head and not part.head_missing:
+            check_local_header(member, part.head)
+        if is_whole:
+            check_crc(member, part.checksum.of(member.size))
+            if not member.size:
+                self._keep(member, iter(()))
+            del self._scattered[number]
+            self._note_done(number)
+
+    def _part(self, number: int) -> _Scattered:
+        """What is there of a scattered entry. To be called, and used, under the lock."""
+        if number not in self._scattered:
+            self._scattered[number] = _Scattered(self._zip.members[number])
+        return self._scattered[number]
+
+    def _gather(self, number: int, start: int, piece: memoryview) -> None:
+        """A part of a small entry that is used when it is there as a whole."""
+        member = self._zip.members[number]
+        with self._lock:
+            if number not in self._gathered:
+                self._gathered[number] = _Gathered(member)
+            gathered = self._gathered[number]
+            gathered.entry[start - member.start : start - member.start + len(piece)] = piece
+            gathered.missing -= len(piece)
+            is_whole = not gathered.missing
+        if is_whole:
+            del self._gathered[number]
+            self._take_whole(number, memoryview(gathered.entry), is_held=False)
+
+    def _keep(self, member: Member, pieces: Iterator[bytes | memoryview]) -> None:
+        """Make what an entry stands for. It is checked once `pieces` are exhausted, and before the last one of them."""
+        first = next(pieces, b"")
+        if member.is_folder:
+            # What lies in a folder makes it, so that an empty one which stands there was checked.
+            if member.path and member.path not in self._parents:
+                self._make_folder(member.path)
+        elif member.is_link:
+            self._links[member.path] = link_target(member, b"".join((first, *pieces)))
+        else:
+            descriptor = self._create(member)
+            try:
+                size = write_at(descriptor, first, 0)
+                for piece in pieces:
+                    size += write_at(descriptor, piece, size)
+            finally:
+                os.close(descriptor)
+
+    def _note_done(self, number: int) -> None:
+        self._done[number] = _FOLDER_ENTRY if self._zip.members[number].is_folder else _FILE
+
+    def _open(self, number: int) -> int:
+        """A scattered file for writing, made on first need."""
+        member = self._zip.members[number]
+        with self._lock:
+            part = self._part(number)
+            if not part.is_made:
+                descriptor = self._create(member)
+                part.is_made = True
+                return descriptor
+        return os.open(member.path, _WRITE, dir_fd=self._root)
+
+    def _create(self, member: Member) -> int:
+        """A file that must be new, or that another process, or an earlier one, has made under the very same name."""
+        try:
+            return os.open(member.path, _CREATE, 0o777 if member.is_executable else 0o666, dir_fd=self._root)
+        except FileExistsError:
+            self._check_name(member.path)
+        descriptor = os.open(member.path, _WRITE, dir_fd=self._root)
+        if os.fstat(descriptor).st_size > member.size:
+            os.ftruncate(descriptor, member.size)
+        return descriptor
+
+    def _make_folder(self, path: str) -> None:
+        try:
+            os.mkdir(path, dir_fd=self._root)
+        except FileExistsError:
+            self._check_name(path)
+            if not stat.S_ISDIR(os.stat(path, dir_fd=self._root, follow_symlinks=False).st_mode):
+                raise self._failure(OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), path) from None
+        except OSError as error:
+            raise self._failure(error, path) from None
+
+    def _make_link(self, path: str, target: str) -> None:
+        try:
+            os.symlink(target, path, dir_fd=self._root)
+        except FileExistsError:
+            self._check_name(path)
+            try:
+                is_right = os.readlink(path, dir_fd=self._root) == target
+            except OSError as error:
+                raise self._failure(error, path) from None
+            if not is_right:
+                raise OvertakenError from None
+        except OSError as error:
+            raise self._failure(error, path) from None
+
+    def _check_name(self, path: str) -> None:
+        """What stands at `path`, which should be new, has that very name; or else the file system takes two names for one.
+
+        Once that was asked, `finish` compares all names: a file system may also keep another name than it was given.
+        """
+        if self._is_shared:
+            return
+        folder, _, name = path.rpartition("/")
+        descriptor = os.open(folder or ".", FOLDER_FLAGS, dir_fd=self._root)
+        try:
+            names = {entry.name: entry.inode() for entry in os.scandir(descriptor)}
+            inode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_ino
+        finally:
+            os.close(descriptor)
+        if name not in names:
+            others = [other for other, its in names.items() if its == inode]
+            raise self._not_apart(path, f"{folder}/{others[0]}" if folder else others[0])
+        self._is_shared = True
+
+    def _check_names(self) -> None:
+        numbers, folders = member_paths(self._zip.members)
+        standing = {path: status.st_ino for path, status in walk_folder(self._root)}
+        wanted = numbers.keys() | folders
+        for path in sorted(wanted - standing.keys()):
+            inode = os.stat(path, dir_fd=self._root, follow_symlinks=False).st_ino
+            others = [other for other, its in standing.items() if its == inode]
+            raise self._not_apart(path, others[0]) if others else OvertakenError
+        if standing.keys() - wanted:
+            raise OvertakenError
+
+    def _not_apart(self, path: str, other: str) -> TargetError:
+        reason = f"the file system there does not keep {shown(other)!r} and {shown(path)!r} apart"
+        return TargetError(str(self._target), reason)
+
+    def _failure(self, error: OSError, path: str = "") -> FilestoreError:
+        """What an error of the operating system means. Raises OvertakenError when the staging folder is gone."""
+        if error.errno == errno.ENOENT:
+            self.check_ours()
+        if error.errno in _UNKEPT and path:
+            return TargetError(str(self._target), f"the entry {shown(path)!r} cannot be made there: {error.strerror}")
+        return storage_error(str(self._target / path), OSError(error.errno, error.strerror))
+
+    def _resume(self) -> None:
+        """Find out what an earlier fetch has left: what cannot be a part of the tree is removed."""
+        numbers, folders = member_paths(self._zip.members)
+        leaves: dict[str, list[int]] = {}
+        """The numbers of the entries for a folder: an archive may name it more than once."""
+        for number, member in enumerate(self._zip.members):
+            if member.is_folder:
+                leaves.setdefault(member.path, []).append(number)
+        for path, status in walk_folder(self._root):
+            if stat.S_ISDIR(status.st_mode):
+                if path not in folders:
+                    remove(path, dir_fd=self._root)
+                elif path not in self._parents:
+                    for number in leaves.get(path, ()):
+                        self._note_done(number)
+            elif path not in numbers or not self._recall(numbers[path], status):
+                os.unlink(path, dir_fd=self._root)
+
+    def _recall(self, number: int, status: os.stat_result) -> bool:
+        """Whether a file, or a link, may stay. Of those that have an order, whole ones were checked before they became that."""
+        member = self._zip.members[number]
+        if member.is_link:
+            return is_whole(self._root, member, status)
+        if stat.S_ISREG(status.st_mode) and bool(status.st_mode & stat.S_IXUSR) != member.is_executable:
+            os.chmod(member.path, 0o755 if member.is_executable else 0o644, dir_fd=self._root)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > member.size:
+            return False
+        if self._ways[number] == Way.FREE and member.size:
+            return True
+        if status.st_size < member.size:
+            self._overwritten += status.st_size
+            return True
+        if is_whole(self._root, member, status):
+            self._note_done(number)
+            return True
+        return False
+
+
+class _Scattered:
+    """A file of which parts are there."""
+
+    def __init__(self, member: Member) -> None:
+        self.is_made = False
+        self.head = bytearray(known_extent(member).start - member.start)
+        self.head_missing = len(self.head)
+        self.checksum = Checksum()
+        self.received = 0
+
+
+class _Gathered:
+    """A small entry of which parts are there."""
+
+    def __init__(self, member: Member) -> None:
+        self.entry = bytearray(member.end - member.start)
+        self.missing = len(self.entry)

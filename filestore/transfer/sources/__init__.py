@@ -1,0 +1,1 @@
+"""What a push reads: files, directories, and the cache of earlier pushes."""

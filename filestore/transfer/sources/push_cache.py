@@ -1,0 +1,142 @@
+"""What was pushed from where: lets a second push of an unchanged file or directory read none of it.
+
+A cache and nothing more: a journal that is damaged, locked or of another version is as good as an empty one.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Self
+
+from zstandard import ZstdCompressor, ZstdError, decompress, get_frame_parameters
+
+from filestore.core.digest import DIGEST_SIZE
+from filestore.core.manifest import Manifest
+from filestore.errors import FilestoreError
+from filestore.repository.protocol import Identity
+from filestore.system.threads import abandon, tell_of_forks
+from filestore.transfer.sources.file import Remembered
+
+ENTRY_LIMIT = 10_000
+SIZE_LIMIT = 1 << 30
+"""Bytes of all entries."""
+KNOWN_LIMIT = 256 << 20
+"""Bytes of what a source may have written down: ten times what 200,000 files take."""
+
+_SCHEMA_VERSION = 2
+_SCHEMA = """
+CREATE TABLE pushed (
+    repository TEXT, namespace TEXT, path BLOB,
+    cutting INTEGER, recorded_at INTEGER, manifest BLOB, known BLOB,
+    PRIMARY KEY (repository, namespace, path)
+)
+"""
+
+
+class Journal:
+    """Blocks: call its methods in a thread, one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` is made with its folders where it is not there."""
+        self._path = path
+        self._connection = self._open()
+        tell_of_forks(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def after_fork(self) -> None:
+        """The connection stays the parent's: SQLite does not survive a fork. In a child this journal is as good as empty."""
+        if self._connection is not None:
+            abandon(self._connection)
+            self._connection = None
+
+    def close(self) -> None:
+        """Safe to call again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def find(self, identity: Identity, path: Path) -> Remembered | None:
+        """What the last push of `path` to that repository left."""
+        if self._connection is None:
+            return None
+        try:
+            with closing(
+                self._connection.execute(
+                    "SELECT manifest, known, recorded_at FROM pushed"
+                    " WHERE repository = ? AND namespace = ? AND path = ? AND cutting = ?",
+                    (identity.id, identity.namespace, _key(path), identity.cutting),
+                )
+            ) as rows:
+                row = rows.fetchone()
+            if row is None:
+                return None
+            encoded, kept, recorded_at = row
+            manifest = Manifest.parse(encoded)
+            return Remembered(manifest, _known(kept, manifest), int(recorded_at))
+        except (sqlite3.Error, ZstdError, FilestoreError, TypeError, ValueError):
+            return None
+
+    def record(self, identity: Identity, path: Path, manifest: Manifest, known: bytes) -> None:
+        """Remember a push that was committed; forgets the oldest entries past `ENTRY_LIMIT` and `SIZE_LIMIT`."""
+        if self._connection is None:
+            return
+        key = (identity.id, identity.namespace, _key(path))
+        # With a checksum over both: what was damaged must not be taken for true.
+        kept = ZstdCompressor(write_checksum=True).compress(manifest.digest + known)
+        row = (*key, identity.cutting, time.time_ns(), manifest.encoded, kept)
+        try:
+            with self._connection:
+                self._connection.execute("INSERT OR REPLACE INTO pushed VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+                self._connection.execute(
+                    "DELETE FROM pushed WHERE rowid NOT IN (SELECT id FROM (SELECT rowid AS id, recorded_at,"
+                    " SUM(LENGTH(manifest) + LENGTH(known)) OVER (ORDER BY recorded_at DESC, rowid DESC) AS size"
+                    " FROM pushed) WHERE size <= ? ORDER BY recorded_at DESC LIMIT ?)",
+                    (SIZE_LIMIT, ENTRY_LIMIT),
+                )
+        except sqlite3.Error:
+            return
+
+    def _open(self) -> sqlite3.Connection | None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Used from one thread at a time, but not always the same one.
+            connection = sqlite3.connect(self._path, timeout=5, check_same_thread=False)
+        except (OSError, sqlite3.Error):
+            return None
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version < _SCHEMA_VERSION:
+                with connection:
+                    connection.execute("DROP TABLE IF EXISTS pushed")
+                    connection.execute(_SCHEMA)
+                    connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            elif version != _SCHEMA_VERSION:
+                connection.close()
+                return None
+        except sqlite3.Error:
+            connection.close()
+            return None
+        return connection
+
+
+def _known(kept: bytes, manifest: Manifest) -> bytes:
+    """What was written down beside a manifest. Raises ValueError, ZstdError where either is not what it was."""
+    if get_frame_parameters(kept).content_size > DIGEST_SIZE + KNOWN_LIMIT:
+        raise ValueError("it is larger than anything that was kept")
+    plain = decompress(kept)
+    if plain[:DIGEST_SIZE] != manifest.digest:
+        raise ValueError("it belongs to another manifest")
+    return plain[DIGEST_SIZE:]
+
+
+def _key(path: Path) -> bytes:
+    return os.fsencode(os.path.realpath(path))

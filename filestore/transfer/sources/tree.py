@@ -1,0 +1,273 @@
+"""A directory that is pushed: the zip that stands for it is cut while each byte of each file is read once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import chain
+from typing import Self
+
+from blake3 import blake3
+
+from filestore.core.digest import DIGEST_SIZE
+from filestore.core.manifest import Manifest
+from filestore.errors import InvalidName, SourceChanged, SourceRefused, SourceUnreadable
+from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.zip.chunker import TreeCutter
+from filestore.format.zip.virtual import VirtualZip
+from filestore.format.zip.write import Entry
+from filestore.system.metrics import Stage, stage
+from filestore.transfer.sources.file import (
+    PACKED_SIZE,
+    STATE_SIZE,
+    FileState,
+    Remembered,
+    Window,
+    check_end,
+    read_exactly,
+    unpacked,
+)
+from filestore.transfer.sources.walk import LEAVE_OUT, NO_STATE, Walked, shown_path, unreadable_reason
+
+_KNOWN_MAGIC = b"tree1"
+_COUNTS = struct.Struct("<II")
+"""How many files and how many segments are known."""
+_FILE = struct.Struct("<HI")
+"""The length of a name, and a checksum; the name and the state follow."""
+_SEGMENT = struct.Struct(f"<{DIGEST_SIZE}sI")
+"""What a segment is known by, and how many chunks it has."""
+_UNKNOWN = bytes(DIGEST_SIZE)
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+
+
+class TreeSource:
+    """The zip of a directory, as a source. Planning takes a second or two for 200,000 entries.
+
+    Each file must be in the state in which the walk found it when it is opened, and all of them once more at the end, so that
+    what is recorded is the tree as it stood at one moment.
+
+    What it writes down for `recall` is, of each file, name, state and checksum, and of each segment of the zip the digest of
+    what its chunks hang on beside the files' content, so that a segment whose files and headers are the same is not made again.
+    """
+
+    def __init__(self, walked: Walked, *, cutting: int = CUTTING_VERSION) -> None:
+        """Raises SourceRefused, LimitExceeded, UnknownFormat."""
+        self.path = walked.root
+        self.read = self.remembered_size = 0
+        self._walked = walked
+        self._cutting = cutting
+        try:
+            self._cutter = TreeCutter(walked.entries, self._read, cutting=cutting)
+        except InvalidName as error:
+            name, reason = error.args
+            raise SourceRefused(shown_path(walked.root, name), f"no archive can hold it: {reason}; {LEAVE_OUT}") from None
+        self.size = self._cutter.size
+        self.file_count = sum(not entry.is_folder for entry in self._cutter.entries)
+        self.files_done = self.file_count - sum(map(_is_read, self._cutter.entries))
+        self._chunks = [bytearray() for _ in self._cutter.segments]
+        self._known: bytes | None = None
+        self._descriptor = -1
+        self._opened = -1
+        self._opened_path = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._opened = -1
+
+    @property
+    def is_finished(self) -> bool:
+        return self._cutter.is_finished
+
+    def recall(self, remembered: Remembered) -> None:
+        try:
+            known = _Known(remembered)
+            unchanged = dict(known.unchanged(self._walked))
+            segments = known.segments()
+        except (ValueError, struct.error):
+            return  # as good as nothing
+        for place, crc in unchanged.items():
+            self._cutter.remember(place, crc)
+        for number, segment in enumerate(self._cutter.segments):
+            if any(place not in unchanged for place in segment.entries if self._walked.states.packed(place) != NO_STATE):
+                continue
+            chunks = segments.get(self._segment_key(number), b"")
+            if sum(chunk.size for chunk in unpacked(chunks)) == segment.size:
+                self._cutter.skip(number)
+                self._chunks[number] += chunks
+                self.remembered_size += segment.size
+                self.files_done += sum(_is_read(self._cutter.entries[place]) for place in segment.entries)
+        if self.is_finished:
+            self._known = remembered.known  # would come out the same, after a second for 200,000 files
+
+    def known(self) -> bytes:
+        if self._known is not None:
+            return self._known
+        segments = (_SEGMENT.pack(self._segment_key(number), len(row) // PACKED_SIZE) for number, row in enumerate(self._chunks))
+        files = bytearray()
+        file_count = 0
+        for place, (entry, crc) in enumerate(zip(self._cutter.entries, self._cutter.crcs, strict=True)):
+            state = self._walked.states.packed(place)
+            if state != NO_STATE:
+                name = entry.stored_name
+                files += _FILE.pack(len(name), crc or 0) + name + state
+                file_count += 1
+        known = bytearray(_KNOWN_MAGIC + _COUNTS.pack(file_count, len(self._chunks)))
+        known += b"".join(segments)
+        known += files
+        return bytes(known)
+
+    def scan(self, buffer: memoryview) -> list[Window]:
+        with stage(Stage.CUT) as cutting:
+            cuts = self._cutter.scan(buffer)
+            cutting.add(sum(len(cut.content) for cut in cuts))
+        return [Window.cut(cut.content, cut.sizes, self._chunks[cut.segment]) for cut in cuts]
+
+    def manifest(self) -> Manifest:
+        return Manifest.build(chain.from_iterable(map(unpacked, self._chunks)), cutting=self._cutting)
+
+    def read_into(self, memory: memoryview, offset: int) -> None:
+        self._virtual.read_into(memory, offset)
+
+    def spans(self) -> Iterator[tuple[str, int, int]]:
+        for place, entry in enumerate(self._cutter.entries):
+            yield entry.stored_name.decode(), self._cutter.offsets[place], self._cutter.offsets[place + 1]
+
+    def check_unchanged(self) -> None:
+        """Looks at each file once more, by its path: some microseconds a file. Those without content were not opened before.
+
+        One of them that may not be read is refused like any other: what reports size 0 may have content.
+        """
+        states = self._walked.states
+        for place in range(len(states)):
+            if states.packed(place) != NO_STATE:
+                path = self._walked.path(place)
+                try:
+                    now = os.stat(path, follow_symlinks=False)  # noqa: PTH116  # a `Path` costs more than the call
+                except OSError as error:
+                    raise _failed(path, error) from None
+                states.check(place, now, path)
+                if not now.st_size:
+                    self._open(place)
+                    check_end(self._descriptor, 0, path)
+        self.close()
+
+    @cached_property
+    def _virtual(self) -> VirtualZip:
+        crcs = [crc or 0 for crc in self._cutter.crcs]
+        return VirtualZip(self._cutter.entries, crcs, self._cutter.offsets, self._read_again)
+
+    def _segment_key(self, number: int) -> bytes:
+        """What the chunks of a segment hang on beside the content of its files; zeros where that is not known."""
+        segment = self._cutter.segments[number]
+        if segment.is_content:
+            return blake3(b"content" + self._cutter.entries[segment.entries.start].stored_name).digest()
+        headers = blake3()
+        try:
+            for piece in self._cutter.headers_of(number):
+                headers.update(piece)
+        except ValueError:
+            return _UNKNOWN
+        return headers.digest()
+
+    def _read(self, place: int, offset: int, memory: memoryview) -> None:
+        """Read content for the first time, in order."""
+        with stage(Stage.READ, len(memory)):
+            if place != self._opened:
+                self._open(place)
+            read_exactly(self._descriptor, memory, offset, self._opened_path)
+        self.read += len(memory)
+        if offset + len(memory) == self._cutter.entries[place].size:
+            check_end(self._descriptor, offset + len(memory), self._opened_path)
+            if offset:
+                self._check(place)  # the earlier a large file is found to have changed, the better
+            self.files_done += 1
+            self.close()
+
+    def _read_again(self, place: int, offset: int, memory: memoryview) -> None:
+        if place != self._opened:
+            self._open(place)
+        read_exactly(self._descriptor, memory, offset, self._opened_path)
+
+    def _open(self, place: int) -> None:
+        self.close()
+        path = self._walked.path(place)
+        try:
+            self._descriptor = os.open(path, _READ)
+        except OSError as error:
+            raise _failed(path, error) from None
+        self._opened, self._opened_path = place, path
+        self._check(place)
+
+    def _check(self, place: int) -> None:
+        self._walked.states.check(place, os.fstat(self._descriptor), self._opened_path)
+
+
+class _Known:
+    """What an earlier push wrote down. Raises ValueError or struct.error for anything else."""
+
+    def __init__(self, remembered: Remembered) -> None:
+        data = remembered.known
+        if not data.startswith(_KNOWN_MAGIC):
+            raise ValueError("it is not what a directory writes down")
+        self._data = data
+        self._chunks = remembered.manifest.chunks.encoded
+        self._recorded_at = remembered.recorded_at
+        self._file_count, self._segment_count = _COUNTS.unpack_from(data, len(_KNOWN_MAGIC))
+
+    def segments(self) -> dict[bytes, memoryview]:
+        """The chunks of each segment, packed, by what it is known by."""
+        found = {}
+        start = len(_KNOWN_MAGIC) + _COUNTS.size
+        at = 0
+        for number in range(self._segment_count):
+            key, count = _SEGMENT.unpack_from(self._data, start + number * _SEGMENT.size)
+            found[key] = self._chunks[at : at + count * PACKED_SIZE]
+            at += count * PACKED_SIZE
+        found.pop(_UNKNOWN, None)
+        return found
+
+    def unchanged(self, walked: Walked) -> Iterator[tuple[int, int]]:
+        """The place and the checksum of each file that is in the same state as it was then, and is settled."""
+        waiting = self._files()
+        name, packed_state, crc = next(waiting, (b"", b"", 0))
+        for place, entry in enumerate(walked.entries):
+            # Both are in the order of names.
+            while name and name < entry.stored_name:
+                name, packed_state, crc = next(waiting, (b"", b"", 0))
+            is_same = name == entry.stored_name and packed_state == walked.states.packed(place)
+            if is_same and FileState.unpack(packed_state).is_settled(self._recorded_at):
+                yield place, crc
+
+    def _files(self) -> Iterator[tuple[bytes, bytes, int]]:
+        at = len(_KNOWN_MAGIC) + _COUNTS.size + self._segment_count * _SEGMENT.size
+        for _ in range(self._file_count):
+            length, crc = _FILE.unpack_from(self._data, at)
+            at += _FILE.size
+            yield self._data[at : at + length], self._data[at + length : at + length + STATE_SIZE], crc
+            at += length + STATE_SIZE
+
+
+def _is_read(entry: Entry) -> bool:
+    """Whether there is content that lies in a file."""
+    return entry.size > 0 and entry.target is None
+
+
+def _failed(path: str, error: OSError) -> SourceChanged | SourceUnreadable:
+    """What it means that a file which the walk has found cannot be had."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return SourceChanged(path, "it vanished")
+    if error.errno == errno.ELOOP:
+        return SourceChanged(path, "a link was put in its place")
+    return SourceUnreadable(path, unreadable_reason(error, LEAVE_OUT))

@@ -1,0 +1,460 @@
+"""Where a fetched tree is published, the names beside it that belong to a fetch, and recovery after a crash."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import NoReturn
+
+from blake3 import blake3
+
+from filestore.core.digest import Digest
+from filestore.errors import (
+    TargetError,
+    storage_error,
+)
+from filestore.system.files import move, remove, remove_if_possible, remove_in_place, sync_path, sync_tree
+from filestore.system.metrics import Stage, stage
+from filestore.transfer.sinks.compare import is_standing
+from filestore.transfer.sinks.protocol import OvertakenError
+from filestore.transfer.sinks.tree import TreeStaging
+from filestore.transfer.sinks.zip_index import Zip
+
+ATTEMPTS = 3
+
+_REPLACING = ".filestore-replacing"
+_MOVING = ".filestore-moving"
+
+OWN_NAMES = ".*.filestore-*"
+"""A glob for the names that we put beside, or into, a target."""
+
+
+def staging_folder(target: Path, digest: Digest) -> Path:
+    """Where the tree of a zip of this digest is staged, for a `target` that is new.
+
+    A tree that is put there is taken for what an unpack that was cut has left: checked, mended, and moved to `target`.
+    """
+    return Target(target, digest, force=False).staging
+
+
+class Target:
+    """Where the tree is to stand, and the names beside or in it that are ours. Its methods block: call them in a thread.
+
+    Beside a target that is new, or is replaced as a whole:
+
+        .<digest>-<label>.filestore-partial     the staging folder
+        .<digest>-<label>.filestore-discarded   what was the staging folder and is being removed
+        .<label>.filestore-aside                what is replaced, while the new tree is not yet published: a crash brings it back
+        .<label>.filestore-halfway              what goes back, or is moved out, where it cannot be renamed
+        .<label>.filestore-discarded            what was replaced and is being removed
+
+    In a target that is an empty folder, or a mounted one with `force`, they stand in it; and when all is staged, one rename of
+    the staging folder decides that the new tree is published, so that what a crash interrupts is carried on by the next unpack:
+
+        .<digest>-<label>.filestore-replacing   what of the old tree cannot be moved aside is still to be removed
+        .<digest>-<label>.filestore-moving      nothing of it is left beside `aside`; the names are moved out
+    """
+
+    def __init__(self, path: Path, digest: Digest, *, force: bool) -> None:
+        self.path = path if path.name not in {"", ".."} else path.resolve()
+        self.is_replaced = False
+        """Something stands there that is to go."""
+        self._force = force
+        # Of fixed length, since the target's own name may have 255 bytes already; other than that of a fetched file.
+        label = tree_label(self.path.name)
+        self._stem = f".{digest.hex()[:32]}-{label}"
+        self._staging_name = f"{self._stem}.filestore-partial"
+        self._discarded_name = f"{self._stem}.filestore-discarded"
+        self._aside_name = f".{label}.filestore-aside"
+        self._halfway_name = f".{label}.filestore-halfway"
+        self._replaced_name = f".{label}.filestore-discarded"
+        self._decided_ends = f"-{label}{_REPLACING}", f"-{label}{_MOVING}"
+        self.is_inside = False
+        """It is staged in the target itself, or published name by name; the target stays."""
+        self.left: Path | None = None
+        """What was replaced and could not be removed."""
+
+    @property
+    def staging(self) -> Path:
+        """The staging folder."""
+        return self._home / self._staging_name
+
+    @property
+    def _home(self) -> Path:
+        return self.path if self.is_inside else self.path.parent
+
+    @property
+    def _ours(self) -> set[str]:
+        names = {self._staging_name, self._discarded_name, self._aside_name, self._replaced_name, self._halfway_name}
+        return names | {self._stem + _REPLACING, self._stem + _MOVING}
+
+    def look(self) -> bool:
+        """Find out how the tree can be published, and put right what a crash has left in the middle of it.
+
+        Whether the target holds what an earlier unpack has published. Raises TargetError.
+        """
+        for name in (self._discarded_name, self._replaced_name):
+            remove_if_possible(self.path.parent / name)
+        try:
+            self._recover(self.path.parent / self._aside_name, self.path)
+            status = self.path.lstat()
+        except FileNotFoundError:
+            self.is_inside = self.is_replaced = False
+            return self._check_parent()
+        except OSError as error:
+            raise TargetError(str(self.path), error.strerror or str(error)) from None
+        if stat.S_ISLNK(status.st_mode):
+            reason = f"it is a link to {self.path.readlink()}; give the place that it leads to, or remove the link"
+            raise TargetError(str(self.path), reason)
+        if stat.S_ISDIR(status.st_mode):
+            with self._target_errors():
+                return self._look_into()
+        if not self._force:
+            raise TargetError(str(self.path), "a file stands there; give another name, or --force to replace it")
+        self.is_inside, self.is_replaced = False, True
+        self._check_replaced(self.path.parent)
+        return False
+
+    def holds(self, archive: Zip) -> bool:
+        """Whether the very tree of `archive` stands there. Cost: all of it is read."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return is_standing(descriptor, archive.members, ignored=self._ours)
+        finally:
+            os.close(descriptor)
+
+    def discard(self) -> None:
+        """Remove the staging folder, all of it at once: another process may be at work in it."""
+        discarded = self._home / self._discarded_name
+        remove_if_possible(discarded)
+        try:
+            self.staging.rename(discarded)
+        except OSError as error:
+            if error.errno == errno.EXDEV:  # it came with a container image
+                remove_if_possible(self.staging)
+        remove_if_possible(discarded)
+
+    def publish(self, staging: TreeStaging) -> None:
+        """Make the tree durable, then let it appear (I3)."""
+        with self._target_errors():
+            try:
+                with stage(Stage.SYNC):
+                    sync_tree(self.staging)
+            except FileNotFoundError:
+                raise OvertakenError from None
+            staging.check_ours()
+            if self.is_inside:
+                self._publish_inside(self.staging)
+            else:
+                self._publish_beside()
+
+    def _look_into(self) -> bool:
+        for name in (self._discarded_name, self._replaced_name):
+            remove_if_possible(self.path / name)
+        if self._put_right():
+            self.is_inside, self.is_replaced = True, True
+            return True
+        self.is_replaced = bool(_names(self.path) - self._ours)
+        if self.is_replaced and not self._force:
+            raise TargetError(
+                str(self.path), "it is not empty; give a new name or an empty folder, or --force to replace all of it"
+            )
+        self.is_inside = not self.is_replaced or self.path.is_mount()
+        if self.is_replaced:
+            self._check_replaced(self._home)
+        return False
+
+    def _put_right(self) -> bool:
+        """Carry on a publication in the target that was decided when a crash came; take back one that was not.
+
+        Whether that has published the very tree.
+        """
+        aside = self.path / self._aside_name
+        with _held(aside):
+            names = _names(self.path)
+            decided = {name.partition(".filestore-")[0] for name in names if name.endswith(self._decided_ends)}
+            for stem in decided:
+                self._complete(stem)
+            if not decided and self._aside_name in names:
+                self._put_back(aside)
+        return self._stem in decided
+
+    def _put_back(self, aside: Path) -> None:
+        for name in _names(aside):
+            if os.path.lexists(self.path / name) and not (_is_folder(self.path / name) and _is_folder(aside / name)):
+                reason = f"{name!r} was put there meanwhile, and what stood there before is {aside / name}; remove one of the two"
+                raise TargetError(str(self.path), reason)
+        _move_into(aside, self.path)
+        aside.rmdir()
+
+    def _check_replaced(self, folder: Path) -> None:
+        """What an earlier fetch has replaced must go before anything else can be put in its place. Raises TargetError."""
+        for name in (self._aside_name, self._replaced_name):
+            try:
+                remove(folder / name)
+            except OSError as error:
+                cause = error.strerror or error
+                reason = f"it is what a fetch to {self.path} has replaced before, and could not be removed: {cause}"
+                raise TargetError(str(folder / name), f"{reason}; remove it, and fetch again") from None
+
+    def _drop(self, aside: Path) -> None:
+        """Remove what was replaced, and note where that is not possible.
+
+        It is renamed first: what is found aside after a crash is always whole, and not yet replaced.
+        """
+        replaced = aside.with_name(self._replaced_name)
+        remove_if_possible(replaced)
+        try:
+            aside.rename(replaced)
+        except FileNotFoundError:
+            return
+        except OSError:
+            replaced = aside  # it came with a container image
+        else:
+            sync_path(aside.parent)
+        try:
+            remove(replaced)
+        except OSError:
+            self.left = replaced
+
+    def _check_parent(self) -> bool:
+        if not self.path.parent.is_dir():
+            raise TargetError(str(self.path), f"there is no folder {self.path.parent}; make it first")
+        return False
+
+    def _recover(self, aside: Path, path: Path) -> None:
+        """What was moved aside by a process that ended before it was done goes back, or goes away."""
+        halfway = aside.with_name(self._halfway_name)
+        if os.path.lexists(path):
+            self._drop(aside)
+            remove_if_possible(halfway)
+            return
+        with suppress(FileNotFoundError):
+            if os.path.lexists(halfway) or not _is_moved(aside, path):
+                _move_through(halfway, aside, path)
+
+    def _publish_beside(self) -> None:
+        """Two processes may do this at once: what the other one has renamed is not there, or is there again."""
+        aside = self.path.parent / self._aside_name
+        for attempt in count(1):
+            try:
+                if self.is_replaced and not self._take_aside(aside):
+                    self._publish_in_place()
+                    return
+                self.staging.rename(self.path)
+                break
+            except OSError as error:
+                self._recover(aside, self.path)
+                if not self.staging.exists() or (not self.is_replaced and os.path.lexists(self.path)):
+                    raise OvertakenError from None
+                if error.errno == errno.EXDEV:
+                    self._renew(self.staging)
+                if not self.is_replaced or attempt == ATTEMPTS:
+                    raise
+        sync_path(self.path.parent)
+        self._drop(aside)
+
+    def _take_aside(self, aside: Path) -> bool:
+        """False where the target came with a container image, and cannot be renamed."""
+        try:
+            self.path.rename(aside)
+        except FileNotFoundError:
+            return True  # another process has done it
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            return False
+        return True
+
+    def _renew(self, staging: Path) -> NoReturn:
+        """Have a staging folder that came with a container image be one that can be renamed. Raises OvertakenError.
+
+        So it is looked through once more before it is published: what a crash or another process has made of it meanwhile is
+        found as a staging folder with less in it.
+        """
+        half = staging.with_name(self._discarded_name)
+        with suppress(FileNotFoundError):
+            remove(half)
+            _move_through(half, staging, staging)
+        raise OvertakenError
+
+    def _publish_in_place(self) -> None:
+        """The target is a folder that came with a container image, and cannot be renamed."""
+        staging = self.staging
+        mode = stat.S_IMODE(staging.stat().st_mode)
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            self.path.chmod(mode | stat.S_IRWXU)
+        self._publish_inside(staging)
+        self.is_inside = True
+        with suppress(OSError):  # another user's
+            self.path.chmod(mode)
+
+    def _publish_inside(self, staging: Path) -> None:
+        aside = self.path / self._aside_name
+        if self.is_replaced:
+            aside.mkdir(exist_ok=True)
+        elif _names(self.path) - self._ours:
+            raise OvertakenError
+        with _held(aside):
+            if not staging.exists():
+                raise OvertakenError
+            is_clear = not self.is_replaced or self._put_aside(aside)
+            decided = self.path / (self._stem + (_MOVING if is_clear else _REPLACING))
+            try:
+                if not _is_moved(staging, decided):
+                    self._renew(staging)
+            except FileNotFoundError:
+                raise OvertakenError from None
+            sync_path(self.path)
+            self._complete(self._stem)
+
+    def _put_aside(self, aside: Path) -> bool:
+        """Move all that is to be replaced. False: what came with a container image could not be moved, and is still there."""
+        aside.mkdir(exist_ok=True)
+        is_clear = True
+        for name in _names(self.path) - self._ours:
+            is_clear = _is_moved(self.path / name, aside / name) and is_clear
+        return is_clear
+
+    def _complete(self, stem: str) -> None:
+        """Carry a publication in the target to its end, once it is decided. Another process may do the same at once."""
+        replacing, moving, aside = self.path / (stem + _REPLACING), self.path / (stem + _MOVING), self.path / self._aside_name
+        if os.path.lexists(replacing):
+            if not os.path.lexists(moving):
+                self._remove_stuck(_names(self.path) - self._ours - {replacing.name})
+            self._clear_to_move(replacing, moving)
+            sync_path(self.path)
+        self._move_out(moving)
+        sync_path(self.path)
+        self._drop(aside)
+        # Last: while it is there, what stands aside does not come back.
+        if self.left != aside:
+            with suppress(FileNotFoundError):
+                moving.rmdir()
+
+    def _remove_stuck(self, names: set[str]) -> None:
+        for name in sorted(names):
+            try:
+                remove_in_place(self.path / name)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                reason = f"{name!r} in it could not be removed: {error.strerror or error}; remove it, and fetch again"
+                raise TargetError(str(self.path), reason) from None
+
+    def _clear_to_move(self, replacing: Path, moving: Path) -> None:
+        with suppress(FileNotFoundError):
+            try:
+                replacing.rename(moving)
+            except OSError as error:
+                if error.errno not in {errno.EXDEV, errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                moving.mkdir(exist_ok=True)
+                _move_into(replacing, moving)
+                replacing.rmdir()
+
+    def _move_out(self, moving: Path) -> None:
+        """Let all that was staged appear, name by name."""
+        halfway = self.path / self._halfway_name
+        with suppress(FileNotFoundError):
+            names = _names(moving)
+            half_moved = _names(halfway) if halfway.is_dir() else set()
+            for name in names | half_moved:
+                if os.path.lexists(self.path / name) and os.path.lexists(moving / name):
+                    raise TargetError(str(self.path), f"{name!r} was put there meanwhile; remove it")
+                with suppress(FileNotFoundError):
+                    if name not in half_moved and _is_moved(moving / name, self.path / name):
+                        continue
+                    halfway.mkdir(exist_ok=True)
+                    _move_through(halfway / name, moving / name, self.path / name)
+            if half_moved or halfway.is_dir():
+                halfway.rmdir()
+
+    @contextmanager
+    def _target_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}:
+                raise TargetError(str(self.path), "something else was put there meanwhile") from None
+            if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV}:
+                raise TargetError(str(self.path), error.strerror or str(error)) from None
+            raise storage_error(str(self.path), error) from None
+
+
+def tree_label(name: str) -> str:
+    """What the names beside a target tell of its name."""
+    return blake3(os.fsencode(name) + b"/").hexdigest()[:16]
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is_moved(path: Path, to: Path) -> bool:
+    """`move`. False where it is a folder that came with a container image, and cannot be renamed. Raises OSError."""
+    try:
+        move(path, to)
+    except OSError as error:
+        if error.errno != errno.EXDEV or not _is_folder(path):
+            raise
+        return False
+    return True
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Have no other process put a target right, or publish in it, meanwhile; where there is such a folder, and locks work."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _move_through(half: Path, path: Path, to: Path) -> None:
+    """Move a folder that came with a container image, and cannot be renamed: name by name to `half`, which is then renamed.
+
+    So `to` is whole as soon as it is there. A half that a crash has left is carried on. Raises OSError.
+    """
+    half.mkdir(exist_ok=True)
+    if path.exists():
+        mode = stat.S_IMODE(path.stat().st_mode)
+        _move_into(path, half)
+        half.chmod(mode)
+        path.rmdir()
+    sync_tree(half)
+    half.rename(to)
+
+
+def _move_into(folder: Path, to: Path) -> None:
+    """Move all that is in a folder to another one, and what is in inner folders that cannot be renamed. Raises OSError."""
+    for name in _names(folder):
+        inner, new = folder / name, to / name
+        if not os.path.lexists(new):
+            if _is_moved(inner, new):
+                continue
+            new.mkdir()
+        elif not (_is_folder(inner) and _is_folder(new)):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
+        _move_into(inner, new)
+        inner.rmdir()

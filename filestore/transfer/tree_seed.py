@@ -1,0 +1,120 @@
+"""A tree on this machine as a seed, and what the end of a zip file tells about it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from filestore.core.manifest import Manifest
+from filestore.errors import (
+    FilestoreError,
+    InvalidArchive,
+    NotAnArchive,
+)
+from filestore.format.zip import structures as zip_
+from filestore.format.zip.read import (
+    DEFAULT_LIMITS,
+    TAIL_SIZE,
+    Limits,
+    Members,
+    check_other_reading,
+    check_preamble,
+    find_end,
+    other_readings,
+    parse_central_directory,
+)
+from filestore.system.threads import in_cpu_thread
+from filestore.transfer.receiver import Receiving
+from filestore.transfer.seeds import Located
+from filestore.transfer.sinks.zip_index import READ_FLAGS, Zip, read_zip
+from filestore.transfer.sources.tree import TreeSource
+
+
+async def read_structure(receiving: Receiving, name: str, size: int, limits: Limits) -> Zip:
+    """What the end of a zip file tells, and no more than that is read. Raises InvalidArchive, LimitExceeded."""
+    start = max(size - TAIL_SIZE, 0)
+    tail = await receiving.content(range(start, size))
+    try:
+        end = find_end(tail, size, limits=limits)
+    except InvalidArchive as error:
+        if zip_.END_SIGNATURE in tail:
+            raise
+        raise NotAnArchive(name, error.reason) from None
+    # What was read already is kept, and costs nothing here.
+    tail = tail[end.start - start :] if end.start >= start else await receiving.content(range(end.start, size))
+    members = await in_cpu_thread(parse_central_directory, tail, end, limits=limits)
+    archive = Zip(members, end, tail)
+    if archive.preamble_size:
+        check_preamble(await receiving.content(range(min(archive.preamble_size, 4))), members)
+    for offset in other_readings(members, end):
+        check_other_reading(await receiving.content(range(offset, offset + 4)))
+    return archive
+
+
+def tree_tail(tree: TreeSource) -> bytes:
+    """The bytes of a directory's zip from its central directory on."""
+    start = max((stop for _, _, stop in tree.spans()), default=0)
+    memory = bytearray(tree.size - start)
+    tree.read_into(memoryview(memory), start)
+    return bytes(memory)
+
+
+class TreeSeed:
+    """A tree that was unpacked, or pushed, with the manifest of its zip and the zip's bytes from the central directory on.
+
+    Opened on first need, so that it may be gone by then.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, tail: bytes, *, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.manifest = manifest
+        self._root = root
+        self._tail = tail
+        self._limits = limits
+        self._archive: Zip | None = None
+        self._descriptor = -1
+        self._located: tuple[int, int] | None = None
+        """The file that was located last: its number, and a descriptor."""
+
+    def read_into(self, memory: memoryview, offset: int) -> bool:
+        archive = self._opened()
+        return archive is not None and read_zip(self._descriptor, archive, memory, offset)
+
+    def locate(self, offset: int, size: int) -> Located | None:
+        archive = self._opened()
+        found = None if archive is None else archive.content_at(offset, size)
+        if archive is None or found is None:
+            return None
+        if self._located is None or self._located[0] != found.number:
+            self._close_located()
+            try:
+                descriptor = os.open(archive.members[found.number].path, READ_FLAGS, dir_fd=self._descriptor)
+            except OSError:
+                return None
+            self._located = found.number, descriptor
+        return Located(self._located[1], found.offset)
+
+    def close(self) -> None:
+        self._close_located()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+        self._archive = None
+        self._tail = b""
+
+    def _opened(self) -> Zip | None:
+        """None where there is no such tree, or no longer."""
+        if self._archive is None and self._tail:
+            tail, self._tail = self._tail, b""
+            with suppress(FilestoreError, OSError):
+                end = find_end(tail[-TAIL_SIZE:], self.manifest.size, limits=self._limits)
+                if self.manifest.size - len(tail) == end.start:
+                    members = Members(tail, end, limits=self._limits)
+                    self._descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    self._archive = Zip(members, end, tail)
+        return self._archive
+
+    def _close_located(self) -> None:
+        if self._located is not None:
+            os.close(self._located[1])
+            self._located = None
