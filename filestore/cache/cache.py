@@ -99,7 +99,7 @@ class Cache:
     until the end of its block, and both no longer than this process lives.
     """
 
-    def __init__(  # each is a limit of its own
+    def __init__(
         self,
         root: str | Path,
         repository: Repository,

@@ -135,7 +135,7 @@ def _read_exactly(descriptor: int, memory: memoryview, offset: int) -> None:
         while done < len(memory):
             size = os.preadv(descriptor, [memory[done:]], offset + done)
             if not size:
-                raise StorageError("the cache", f"a file of it ended at byte {offset + done}; run `filestore verify`")
+                raise StorageError("the cache", f"a file of it ended at byte {offset + done}; run `filestore cache verify`")
             done += size
     except OSError as error:
         raise storage_error("the cache", error) from None

@@ -57,9 +57,9 @@ ATTEMPTS = 6
 """Connections in a row that may fail without a MiB of progress."""
 FIRST_PAUSE_SECONDS = 0.2
 PIECE = 1 << 20
+"""Bytes that are written at once."""
 RESERVED_SIZE = 16 << 20
 """Bytes that are reserved ahead at most, where nobody knows how many will come."""
-"""Bytes that are written at once."""
 SYNC_SIZE = 32 << 20
 """Bytes after which what was written is made durable and noted: more than that is never downloaded twice."""
 

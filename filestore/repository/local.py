@@ -93,6 +93,11 @@ class LocalRepository:
         if self._pid != os.getpid():
             raise UsedAfterFork(self.location, self._pid)
 
+    @property
+    def namespace(self) -> str:
+        """The namespace that all verbs work in. Costs nothing, unlike the rest of what `identity` tells."""
+        return self._namespace
+
     async def identity(self) -> Identity:
         if self._identity is None:
             repository_id, cutting = await read_format(self._store, location=self.location)

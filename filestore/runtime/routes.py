@@ -136,7 +136,7 @@ def runtime_extension(
     @asynccontextmanager
     async def extension(store: ChunkStore, index: Index) -> AsyncIterator[Sequence[Route]]:
         repository = LocalRepository(store, index, location=str(root), signed_seconds=signed_seconds)
-        folder = root / "runtime" / (await repository.identity()).namespace
+        folder = root / "runtime" / repository.namespace
         async with open_runtime(repository, make_cache, folder, environ=environ, limits=limits) as runtime:
             yield Routes(runtime).all
 

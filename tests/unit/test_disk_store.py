@@ -13,6 +13,8 @@ import pytest
 from filestore.core.digest import chunk_digest
 from filestore.core.paths import chunk_key, hashed
 from filestore.errors import StorageError, StorageFull
+from filestore.repository.index.sqlite import open_index
+from filestore.repository.local import LocalRepository
 from filestore.repository.stores.disk import DiskStaging, DiskStore, open_store
 from tests.support.disks import refuse_locks
 
@@ -48,6 +50,22 @@ async def test_files_lie_where_the_layout_says(root: Path) -> None:
     await store.initialise(b"format")
     found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     assert {"format", f"chunks/a/{hashed(DIGEST)}", f"manifests/a/{hashed(DIGEST)}"} == found
+    await store.close()
+
+
+async def test_format_file_is_read_and_synced_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server makes a repository for each request: what never changes costs no request a read and a sync."""
+    store = await open_store(root)
+    index = await open_index(root / "index.sqlite")
+    identities = {await LocalRepository(store, index, location="here", namespace="a").identity()}
+    synced: list[Path] = []
+    monkeypatch.setattr("filestore.repository.stores.disk.sync_path", synced.append)
+    monkeypatch.setattr(store, "_read_small", synced.append)
+    for _ in range(3):
+        identities.add(await LocalRepository(store, index, location="here", namespace="a").identity())
+    assert [] == synced
+    assert 1 == len(identities)
+    await index.close()
     await store.close()
 
 

@@ -118,6 +118,8 @@ class DiskStore:
         self._lock = lock
         self._pid = os.getpid()
         self._numbers = count()
+        self._format: bytes | None = None
+        """The format file, once it is known to be durable. It never changes."""
 
     async def initialise(self, text: bytes) -> bytes:
         """Link a whole, synced file to its name, which fails where there is one."""
@@ -188,6 +190,8 @@ class DiskStore:
         await uninterrupted(in_disk_thread(_release, self._own, lock))
 
     def _initialise(self, text: bytes) -> bytes:
+        if self._format is not None:
+            return self._format
         path = self._root / "format"
         kept = self._read_small(path)
         if kept is None:
@@ -206,6 +210,7 @@ class DiskStore:
                 sync_path(self._root)
         if kept is None:
             raise StorageError(str(path), "it vanished")
+        self._format = kept
         return kept
 
     def _place(self, places: list[_Place]) -> None:

@@ -186,7 +186,7 @@ async def get_manifest(exchange: Exchange, repository: LocalRepository) -> web.S
 async def describe_status(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
     """What the server's processes have done and used so far."""
     # The numbers are those of all namespaces together: who may see one of them only learns nothing of the others.
-    if (await repository.identity()).namespace != DEFAULT_NAMESPACE:
+    if repository.namespace != DEFAULT_NAMESPACE:
         raise Forbidden("the server", DEFAULT_NAMESPACE)
     exchange.board.own.note_usage()
     tallies = exchange.board.tallies()

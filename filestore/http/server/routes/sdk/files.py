@@ -14,7 +14,7 @@ from filestore.repository.local import LocalRepository
 
 async def validate_token(_: Exchange, repository: LocalRepository) -> web.StreamResponse:
     """That the token was let in is the answer."""
-    return web.json_response({"namespace": (await repository.identity()).namespace})
+    return web.json_response({"namespace": repository.namespace})
 
 
 async def list_files(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:

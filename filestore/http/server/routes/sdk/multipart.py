@@ -33,7 +33,7 @@ async def begin_upload(exchange: Exchange, repository: LocalRepository) -> web.S
     if given is not None and not isinstance(given, str):
         raise InvalidInput(f"name is {given!r}, a text is expected")
     name = checked_name(last_part(given)) if given is not None else None
-    upload = await exchange.request.app[ASSEMBLY].begin(name=name, namespace=(await repository.identity()).namespace)
+    upload = await exchange.request.app[ASSEMBLY].begin(name=name, namespace=repository.namespace)
     return web.json_response({"file_id": upload.file_id, "upload_id": upload.id}, status=201)
 
 
@@ -119,7 +119,7 @@ async def _upload_asked_for(exchange: Exchange, repository: LocalRepository, que
 
 
 async def _upload(exchange: Exchange, repository: LocalRepository, upload_id: str) -> Upload:
-    return await exchange.request.app[ASSEMBLY].find(upload_id, namespace=(await repository.identity()).namespace)
+    return await exchange.request.app[ASSEMBLY].find(upload_id, namespace=repository.namespace)
 
 
 def _part_number(number: object, *, key: str) -> int:
