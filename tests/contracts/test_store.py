@@ -184,6 +184,13 @@ async def test_open_gives_files_in_the_order_asked(store: ChunkStore) -> None:
             file.close()
 
 
+async def test_sizes_are_those_of_whole_frames(store: ChunkStore) -> None:
+    """In the order asked; 0 stands for an absent frame, also of another namespace."""
+    one, two = await publish(store, b"one", b"second")
+    assert [6, 0, 3, 3] == await store.sizes(A, [two, chunk_digest(b"absent"), one, one])
+    assert [0] == await store.sizes(B, [one])
+
+
 async def test_cancelled_open_leaks_no_descriptor(store: ChunkStore) -> None:
     """Files that the caller never got are closed; pytest makes an error of the warning for one that is not."""
     digests = await publish(store, b"one", b"two")

@@ -17,6 +17,7 @@ from filestore.http.server.body.frames import OPEN_TOGETHER, Frames
 from filestore.http.server.body.writer import Answer
 from filestore.http.wire import API
 from filestore.repository.local import LocalRepository
+from filestore.repository.stores import disk
 from filestore.system.threads import DISK_THREADS
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import encoded, frames
@@ -153,6 +154,32 @@ async def test_cancelled_answer_leaves_no_frame_open(tmp_path: Path) -> None:
         async for _ in cancelled_at_every_await(send):
             assert before == open_frames(tmp_path)
             drain(theirs)
+    await repository.close()
+
+
+async def test_each_frame_of_a_large_batch_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size is known without: an answer's head tells all sizes, and not all frames can be open at once."""
+    store, index = await open_backend(tmp_path / "repository", create=True)
+    repository = LocalRepository(store, index, location="here")
+    sent = frames(2 * OPEN_TOGETHER + 1, size=100)
+    await repository.put(sent)
+    opened: list[Path] = []
+    open_frame = disk._opened
+
+    def note(path: Path) -> object:
+        opened.append(path)
+        return open_frame(path)
+
+    monkeypatch.setattr(disk, "_opened", note)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(0)
+        async with Frames(repository, [frame.digest for frame in sent]) as answered:
+            entries = await answered.entries()
+            await answered.send(Answer(ours, stall_seconds=60), entries)
+    assert [len(frame.data) for frame in sent] == [entry.stored_size for entry in entries]
+    assert sorted(set(opened)) == sorted(opened)
+    assert len(sent) == len(opened)
     await repository.close()
 
 

@@ -154,6 +154,9 @@ class DiskStore:
             raise
         return opened
 
+    async def sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
+        return await in_disk_thread(self._sizes, namespace, digests)
+
     async def read_into(self, namespace: str, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
         return await in_disk_thread(self._read_into, namespace, digests, buffer)
 
@@ -232,6 +235,10 @@ class DiskStore:
                 if file is not None and sys.platform == "linux":
                     # `sendfile` waits for the disk in the event loop: let the kernel read ahead now.
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def _sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
+        with _translated(self._root), stage(Stage.READ):
+            return [_frame_size(self._root / chunk_key(namespace, digest)) for digest in digests]
 
     def _read_into(self, namespace: str, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
         parts: list[memoryview | None] = []
@@ -416,6 +423,15 @@ def _opened(path: Path) -> BinaryIO | None:
         return file
     file.close()
     return None
+
+
+def _frame_size(path: Path) -> int:
+    """Bytes of the frame at `path`, or 0 where `_opened` would give None. Raises OSError."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return 0
+    return size if size <= _FRAME_LIMIT else 0
 
 
 def _read_frame(path: Path, buffer: memoryview) -> int:

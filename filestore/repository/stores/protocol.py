@@ -57,6 +57,9 @@ class ChunkStore(Protocol):
         A file has a descriptor (`fileno`) where the store has one, for `sendfile`.
         """
 
+    async def sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
+        """Bytes of each frame, in the order asked, without opening one; 0 where a frame is absent. Raises StorageError."""
+
     async def read_into(self, namespace: str, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
         """Read whole frames back to back into `buffer`; give each one's part of it, None where a frame is absent.
 

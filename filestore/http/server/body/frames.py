@@ -26,6 +26,7 @@ class Frames:
 
     def __init__(self, repository: LocalRepository, digests: Sequence[Digest]) -> None:
         self._repository = repository
+        self._digests = digests
         self._groups = [digests[start : start + OPEN_TOGETHER] for start in range(0, len(digests), OPEN_TOGETHER)]
         self._open: dict[int, asyncio.Task[_Files]] = {}
 
@@ -38,12 +39,12 @@ class Frames:
 
     async def entries(self) -> list[wire.BatchEntry]:
         """Which frames there are, and their sizes: an answer's head says so, and not all of them can be open at once."""
-        entries: list[wire.BatchEntry] = []
-        for place, group in enumerate(self._groups):
-            entries += map(wire.BatchEntry, group, map(_size, await self._opened(place)))
-            if len(self._groups) > 1:
-                await self._close(place)
-        return entries
+        if len(self._groups) == 1:
+            sizes = [_size(file) for file in await self._opened(0)]
+        else:
+            self._begin_opening(0)
+            sizes = await self._repository.frame_sizes(self._digests)
+        return list(map(wire.BatchEntry, self._digests, sizes))
 
     async def send(self, answer: Answer, entries: Sequence[wire.BatchEntry]) -> None:
         """Send the frames of `entries`, all that were given. Raises DamagedChunk where one is not there any more as it was."""
