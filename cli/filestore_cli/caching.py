@@ -31,7 +31,7 @@ _PREFIX_DIGITS = 8
 _SHOWN_DIGITS = 16
 
 
-@click.command()
+@click.command(short_help="Fetch into the cache ahead of time.")
 @click.argument("references", metavar="ID|DIGEST|PATH|NAME", nargs=-1, required=True)
 @click.option("--zip", "keeps_zip", is_flag=True, help="Keep directories as the zip files that they are stored as.")
 @click.option("--unzip", is_flag=True, help="Keep the trees of zip files that were stored as files.")
@@ -43,7 +43,7 @@ def warm(session: Session, references: tuple[str, ...], *, keeps_zip: bool, unzi
     run_to_end(_warm(session, [Reference.parse(text) for text in references], keeps_zip=keeps_zip, unzip=unzip))
 
 
-@click.group()
+@click.group(short_help="List, check and clear the cache.")
 def cache() -> None:
     """What the cache of this machine holds: list it, remove from it, check it."""
 
@@ -64,7 +64,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
 _dry_run = click.option("--dry-run", is_flag=True, help="Remove nothing; show what would be removed.")
 
 
-@cache.command("ls")
+@cache.command("ls", short_help="List what is in the cache.")
 @_filters
 @takes("cache")
 def cache_ls(session: Session, filters: list[Filter]) -> None:
@@ -90,7 +90,7 @@ def cache_ls(session: Session, filters: list[Filter]) -> None:
         session.note(f"Cut fetches have left {in_units(abandoned)} beside that; `filestore cache prune` removes it.")
 
 
-@cache.command("rm")
+@cache.command("rm", short_help="Remove cached files and directories.")
 @click.argument("wanted", metavar="DIGEST|ID|NAME|PATH", nargs=-1, required=True)
 @_dry_run
 @takes("cache")
@@ -111,7 +111,7 @@ def cache_rm(session: Session, wanted: tuple[str, ...], *, dry_run: bool) -> Non
         raise click.ClickException(f"{what} is in use and was not removed; end the process that uses it, and try again")
 
 
-@cache.command("prune")
+@cache.command("prune", short_help="Remove leftovers and free space.")
 @_filters
 @_dry_run
 @takes("cache", "cache_size_limit", "cache_free_floor")
@@ -132,7 +132,7 @@ def cache_prune(session: Session, filters: list[Filter], *, dry_run: bool) -> No
     _remove(session, stock, found, dry_run=dry_run)
 
 
-@cache.command("verify")
+@cache.command("verify", short_help="Check the cache; remove what is damaged.")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @takes("cache")
 def cache_verify(session: Session, folder: Path | None) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from filestore.transfer.leftovers import Leftover
 
 
-@click.command()
+@click.command(short_help="List what interrupted fetches left.")
 @click.argument("folder", default=".", type=click.Path(path_type=Path))
 @click.option("--remove", "removes", is_flag=True, help="Remove them; what a running fetch uses stays.")
 @takes()

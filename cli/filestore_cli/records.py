@@ -17,7 +17,7 @@ from filestore_cli.text import exactly, in_units, printable, table
 _PAGE = 1000
 
 
-@click.command()
+@click.command(short_help="List stored files and directories.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="COUNT", help="Only so many, the newest.  [default: all]")
 @takes("url", "token")
 def ls(session: Session, limit: int | None) -> None:
@@ -35,7 +35,7 @@ def ls(session: Session, limit: int | None) -> None:
     run_to_end(run())
 
 
-@click.command()
+@click.command(short_help="Show one stored file or directory.")
 @click.argument("reference", metavar="ID|DIGEST|PATH|NAME")
 @takes("url", "token")
 def info(session: Session, reference: str) -> None:
@@ -48,7 +48,7 @@ def info(session: Session, reference: str) -> None:
     run_to_end(run())
 
 
-@click.command()
+@click.command(short_help="Remove a stored file or directory.")
 @click.argument("file_id", metavar="ID")
 @takes("url", "token")
 def rm(session: Session, file_id: str) -> None:

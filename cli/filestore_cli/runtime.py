@@ -24,12 +24,12 @@ from filestore_cli.session import Session, creates, takes
 _SDK = "pipeline-ai"
 
 
-@click.group()
+@click.group(short_help="Run pipelines of the Pipeline SDK.")
 def runtime() -> None:
     """Run pipelines of the Pipeline SDK."""
 
 
-@runtime.command("serve")
+@runtime.command("serve", short_help="Serve a folder and run its pipelines.")
 @creates
 @takes(
     "root",

@@ -47,7 +47,7 @@ NOT_SERVED = "nothing is served, as standard output does not take what is said o
 _BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
 
 
-@click.command()
+@click.command(short_help="Serve a folder over HTTP.")
 @creates
 @takes("root", "host", "port", "workers", "token", *SERVER_SETTINGS)
 def serve(session: Session, *, create: bool) -> None:
@@ -136,12 +136,12 @@ def warn_if_open(host: str) -> None:
         )
 
 
-@click.group()
+@click.group(short_help="Make, list and remove access tokens.")
 def token() -> None:
     """Make, list and remove the tokens that a served folder lets in."""
 
 
-@token.command("new")
+@token.command("new", short_help="Make a token and print it.")
 @click.option(
     "--namespace",
     default=DEFAULT_NAMESPACE,
@@ -177,7 +177,7 @@ def new_token(session: Session, namespace: str, label: str, *, create: bool) -> 
     )
 
 
-@token.command("ls")
+@token.command("ls", short_help="List the tokens.")
 @takes("root")
 def list_tokens(session: Session) -> None:
     """List the tokens that are let in, the oldest first, by the beginnings of their digests."""
@@ -190,7 +190,7 @@ def list_tokens(session: Session) -> None:
     )
 
 
-@token.command("rm")
+@token.command("rm", short_help="Remove a token.")
 @click.argument("which", metavar="TOKEN|DIGEST")
 @takes("root")
 def remove_token(session: Session, which: str) -> None:

@@ -83,7 +83,7 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-@click.command()
+@click.command(short_help="Store a file or directory.")
 @click.argument("path", type=_PATH)
 @click.option("--name", help="The name to keep it under.  [default: its own; of a directory, with .zip behind it]")
 @click.option("--rehash", is_flag=True, help="Read files even if they are in the same state as at their last push.")
@@ -122,12 +122,12 @@ def push(
     )
 
 
-@click.group()
+@click.group(short_help="Store a file for pipelines.")
 def create() -> None:
     """Make something under the name that pipelines have for it."""
 
 
-@create.command("file")
+@create.command("file", short_help="Store a file or directory; print its id.")
 @click.argument("path", type=_PATH)
 @click.option("-r", "--recursive", is_flag=True, help="PATH is a directory.")
 @click.option("--name", "-n", help="The name to keep it under.  [default: its own; of a directory, with .zip behind it]")
@@ -149,7 +149,7 @@ def create_file(session: Session, path: Path, name: str | None, *, recursive: bo
         session.note(f"It is kept in {place}.")
 
 
-@click.command()
+@click.command(short_help="Fetch a stored file or directory.")
 @click.argument("reference", metavar="ID|DIGEST|PATH|NAME")
 @click.option(
     "-o", "--output", metavar="TARGET", help="A folder, or the path of what is written.  [default: in the current folder]"
@@ -198,7 +198,7 @@ def fetch(session: Session, reference: str, output: str | None, *, keeps_zip: bo
     )
 
 
-@click.command("hash")
+@click.command("hash", short_help="Print the digest of a file or directory.")
 @click.argument("path", type=_PATH)
 @_selects
 @takes()

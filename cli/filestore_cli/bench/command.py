@@ -70,7 +70,7 @@ def _asks(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-@click.group()
+@click.group(short_help="Measure the speed of this hardware.")
 def bench() -> None:
     """Measure how fast a server takes and gives on this hardware, and what limits it.
 
@@ -79,7 +79,7 @@ def bench() -> None:
     """
 
 
-@bench.command("upload")
+@bench.command("upload", short_help="Measure uploads.")
 @_asks
 @takes("token", "codec", "connections", "stall_seconds", "workers")
 def bench_upload(session: Session, asked: Asked) -> None:
@@ -87,7 +87,7 @@ def bench_upload(session: Session, asked: Asked) -> None:
     _bench(session, "upload", asked)
 
 
-@bench.command("fetch")
+@bench.command("fetch", short_help="Measure fetches.")
 @_asks
 @takes("token", "codec", "connections", "stall_seconds", "workers")
 def bench_fetch(session: Session, asked: Asked) -> None:

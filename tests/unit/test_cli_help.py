@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from filestore_cli.main import cli
+
+
+def groups(command: click.Group, context: click.Context) -> Iterator[tuple[click.Group, click.Context]]:
+    """A group of commands and all groups below it, each with its context."""
+    yield command, context
+    for name in command.list_commands(context):
+        below = command.get_command(context, name)
+        if isinstance(below, click.Group):
+            yield from groups(below, click.Context(below, info_name=name, parent=context))
+
+
+GROUPS = list(groups(cli, click.Context(cli, info_name="filestore")))
+
+
+@pytest.mark.parametrize(("group", "context"), GROUPS, ids=[context.command_path for _, context in GROUPS])
+def test_help_cuts_no_summary_off(group: click.Group, context: click.Context) -> None:
+    """Each command has a summary that fits on its line of the help of its group."""
+    lines = group.get_help(context).splitlines()
+    assert [] == [line for line in lines if line.endswith("...") and not line.startswith("Usage:")]
+    assert all((group.get_command(context, name) or cli).short_help for name in group.list_commands(context))
