@@ -74,8 +74,14 @@ async def test_put_of_many_small_frames(repository: Repository) -> None:
 
 
 async def test_put_of_nothing(repository: Repository) -> None:
-    """A batch may be empty."""
-    await repository.put([])
+    """A batch may be empty: nothing moves, and what is there and what is missing stays so."""
+    kept, absent = frames(2)
+    await repository.put([kept])
+    moved: list[int] = []
+    await repository.put([], moved=moved.append)
+    assert 0 == sum(moved)
+    assert [absent.digest] == await repository.missing([kept.digest, absent.digest])
+    assert [] == await repository.records()
 
 
 async def test_put_again_changes_nothing(repository: Repository) -> None:

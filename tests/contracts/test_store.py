@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -272,8 +273,9 @@ async def test_manifests_gives_all_of_a_namespace(store: ChunkStore) -> None:
     assert sorted(digests) == sorted([digest async for digest in store.manifests(A)])
 
 
-async def test_close_discards_what_is_staged(store: ChunkStore) -> None:
+async def test_close_discards_what_is_staged(store: ChunkStore, tmp_path: Path) -> None:
     """Nothing that was never published outlives the store; closing twice does nothing."""
     staged(store, b"never published")
     for _ in range(2):
         await store.close()
+        assert [] == [path for path in tmp_path.rglob("*") if path.is_file()]

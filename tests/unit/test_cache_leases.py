@@ -182,9 +182,12 @@ def test_a_fork_does_not_end_its_parent_s_leases(tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_written_a_pin_is_no_error(tmp_path: Path) -> None:
-    """What is there can be used all the same."""
+    """What is there can be used all the same; only others are not told that it is in use."""
     (tmp_path / "leases").write_bytes(b"")
-    Leases(tmp_path).hold().pin(KEY)
+    leases = Leases(tmp_path)
+    leases.hold().pin(KEY)
+    assert not leases.is_held(KEY)
+    assert (["leases"], b"") == ([path.name for path in tmp_path.iterdir()], (tmp_path / "leases").read_bytes())
 
 
 def test_a_lock_that_is_held_for_long_is_passed_by(ours: Leases, theirs: Leases, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -378,10 +378,15 @@ async def test_a_meter_does_not_tell_more_often_than_it_must() -> None:
 
 
 async def test_a_meter_that_nobody_reads() -> None:
-    """Counting for nobody is no error."""
+    """Counting for nobody asks nothing of the loop that runs."""
+    loop = asyncio.get_running_loop()
+    asked: list[object] = []
     meter = Meter(None)
-    meter.add(1)
-    meter.settle(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "call_soon_threadsafe", lambda *call: asked.append(call))
+        meter.add(1)
+        meter.settle(1)
+    assert [] == asked
 
 
 # Several channels.
