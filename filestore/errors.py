@@ -80,7 +80,11 @@ _RETRYABLE_STATUSES = (408, 429, 502, 503, 504)
 
 
 class FilestoreError(Exception):
-    """The root of the tree. `args` hold the facts as JSON values, so that an error can cross the wire."""
+    """The root of the tree. `args` hold the facts as JSON values, so that an error can cross the wire.
+
+    `args` are the arguments of the constructor, so that a pickle and a wire's end make the same error. A class with other facts
+    than its parent therefore calls the constructor of this class, and not that of its parent.
+    """
 
     retryable: bool = False
     retry_after_seconds: float | None = None
@@ -237,7 +241,7 @@ class InvalidArchive(InvalidContent):
         self.reason = reason
 
     def __str__(self) -> str:
-        return super().__str__() if self.entry else f"the archive was refused: {self.reason}"
+        return super().__str__() if self.args[0] else f"the archive was refused: {self.reason}"
 
 
 class NotAnArchive(InvalidArchive):
@@ -246,11 +250,9 @@ class NotAnArchive(InvalidArchive):
     sentence = "{0!r} cannot be unpacked: {1}; fetch it as the file that it is"
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__("", reason)
-        self.args = (name, reason)
-
-    def __str__(self) -> str:
-        return self.sentence.format(*self.args)
+        FilestoreError.__init__(self, name, reason)
+        self.entry = ""
+        self.reason = reason
 
 
 class DamagedChunk(InvalidContent):
@@ -412,6 +414,8 @@ class UrlRefused(FilestoreError):
 class RunFailed(FilestoreError):
     """A pipeline could not be loaded or started, or a run of it failed. `traceback` is empty where no code of its own did."""
 
+    traceback: str = ""
+
     def __init__(self, exception: str, traceback: str = "") -> None:
         super().__init__(exception, traceback)
         self.traceback = traceback
@@ -423,8 +427,7 @@ class RunTimedOut(RunFailed):
     sentence = "{0} took longer than {1:g} seconds and was ended; the setting run_seconds (FILESTORE_RUN_SECONDS) allows more"
 
     def __init__(self, what: str, seconds: float) -> None:
-        super().__init__(what)
-        self.args = (what, seconds)
+        FilestoreError.__init__(self, what, seconds)
 
 
 class PipelineEnded(RunFailed):
@@ -433,8 +436,7 @@ class PipelineEnded(RunFailed):
     sentence = "the process of the pipeline {0} in the middle of {1}; the next run is given a new one"
 
     def __init__(self, how: str, what: str) -> None:
-        super().__init__(how)
-        self.args = (how, what)
+        FilestoreError.__init__(self, how, what)
 
 
 class TooManyRuns(FilestoreError):
@@ -529,8 +531,7 @@ class IndexUnreadable(StorageError):
     sentence = "{0} cannot be read: {1}; {2}"
 
     def __init__(self, path: str, reason: str, advice: str) -> None:
-        super().__init__(path, reason)
-        self.args = (path, reason, advice)
+        FilestoreError.__init__(self, path, reason, advice)
 
 
 class StorageFull(StorageError):
@@ -600,8 +601,7 @@ class ProxyUnreachable(Unreachable):
     )
 
     def __init__(self, url: str, proxy: str, source: str, reason: str) -> None:
-        super().__init__(url, reason)
-        self.args = (url, proxy, source, reason)
+        FilestoreError.__init__(self, url, proxy, source, reason)
 
 
 class Stalled(TransferError):
@@ -650,8 +650,9 @@ class ForeignAnswer(ServerError):
     """The proxy that the request went through, and who names it."""
 
     def __init__(self, url: str, status: int, server: str, advice: str) -> None:
-        super().__init__(url, status, advice)
-        self.args = (url, status, server, advice)
+        FilestoreError.__init__(self, url, status, server, advice)
+        self.status = status
+        self.retryable = status in _RETRYABLE_STATUSES
 
     def __str__(self) -> str:
         url, status, server, advice = self.args

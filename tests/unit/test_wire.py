@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 import struct
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
@@ -45,6 +46,22 @@ def test_every_error_crosses_the_wire(kind: type[FilestoreError]) -> None:
         assert f"{URL} answered 500: a fact" == str(arrived)
         return
     assert (kind, error.args) == (type(arrived), arrived.args)
+
+
+@pytest.mark.parametrize("kind", list(classes()), ids=lambda kind: kind.__name__)
+def test_every_error_is_made_of_its_facts(kind: type[FilestoreError]) -> None:
+    """A pickle gives the same error with all attributes; its repr is the call that makes it."""
+    error = example(kind)
+    copied = pickle.loads(pickle.dumps(error))
+    state = (kind, error.args, str(error), vars(error))
+    assert state == (type(copied), copied.args, str(copied), vars(copied))
+    made = eval(repr(error), {kind.__name__: kind})
+    assert state == (type(made), made.args, str(made), vars(made))
+
+
+def test_no_error_replaces_its_args() -> None:
+    """The facts are given to a constructor once; nothing that is set afterwards differs from what was passed."""
+    assert "self.args =" not in inspect.getsource(errors)
 
 
 @pytest.mark.parametrize("kind", list(classes()), ids=lambda kind: kind.__name__)
