@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -26,3 +28,20 @@ def test_help_cuts_no_summary_off(group: click.Group, context: click.Context) ->
     lines = group.get_help(context).splitlines()
     assert [] == [line for line in lines if line.endswith("...") and not line.startswith("Usage:")]
     assert all((group.get_command(context, name) or cli).short_help for name in group.list_commands(context))
+
+
+def test_messages_name_commands_that_exist() -> None:
+    """What a message of the library or of the command line says to run can be run."""
+    top = Path(__file__).parents[2]
+    sources = [*(top / "filestore").rglob("*.py"), *(top / "cli").rglob("*.py")]
+    named = {words for path in sources for words in re.findall(r"`filestore ([a-z]+(?: [a-z]+)?)", path.read_text())}
+    assert {"cache verify", "ls", "serve"} <= named
+    assert [] == [words for words in sorted(named) if not exists(words)]
+
+
+def exists(words: str) -> bool:
+    """Whether that is a command: of two words the second counts only where the first is a group."""
+    first, _, second = words.partition(" ")
+    commands = {context.command_path: group.list_commands(context) for group, context in GROUPS}
+    below = commands.get(f"filestore {first}")
+    return first in commands["filestore"] and (below is None or not second or second in below)
