@@ -123,7 +123,7 @@ class RunningServer(NamedTuple):
 def running_server(root: Path, *, check: bool = True, **settings: str | float) -> Iterator[RunningServer]:
     """Serve `root` on a free port, or `port`, until the end of the block, where it must stop and say nothing bad, if `check`.
 
-    `settings` are arguments of `serve`.
+    `settings` are arguments of `serve`; with `opens`, a path, the server writes there what it opens (`tests.support.opens`).
     """
     process = start_server(root, **settings)
     try:
@@ -188,6 +188,7 @@ def _main() -> None:
     # Only here: the process of a test has no need of it.
     from filestore.errors import FilestoreError
     from filestore.http.server import serve
+    from tests.support.opens import log_opens
 
     root = Path(sys.argv[1])
     settings: dict[str, int | float] = {}
@@ -196,6 +197,8 @@ def _main() -> None:
         key, _, value = argument.partition("=")
         if key == "host":
             host = value
+        elif key == "opens":
+            log_opens(Path(value))
         else:
             settings[key] = float(value) if key.endswith("_seconds") else int(value)
     try:
