@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_version(home: Home) -> None:
     """--version names the program and its version."""
     assert home.run("--version").stdout == "filestore 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], ["push", "--help"], ["ls"], ["no-such-command"], ["info", "nothing"]], ids=" ".join
+)
+def test_python_m_filestore_is_the_command_filestore(home: Home, arguments: list[str]) -> None:
+    """`python -m filestore` prints, and ends with, what the console script does."""
+    script = home.run(*arguments)
+    module = home.run("-m", "filestore", *arguments, program=sys.executable)
+
+    assert (script.returncode, script.stdout, script.stderr) == (module.returncode, module.stdout, module.stderr)
 
 
 def test_push_for_a_person(home: Home, model: Path) -> None:
