@@ -48,6 +48,7 @@ sdk_venv .venv-container sdk-last 'pipeline-ai==2.8.0' 'setuptools<81' loguru==0
 
 .venv/bin/ruff check
 .venv/bin/ruff format --check
+.venv/bin/codespell
 .venv/bin/mypy
 .venv/bin/lint-imports
 exec .venv/bin/pytest -n "${JOBS:-2}" "$@"
