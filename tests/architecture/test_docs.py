@@ -7,6 +7,12 @@ from pathlib import Path
 import click
 import pytest
 
+from filestore.cache.cache import CACHE_VERSION
+from filestore.format.chunking import CUTTING_VERSION
+from filestore.http.wire import API
+from filestore.repository.format_file import REPOSITORY_VERSION
+from filestore.repository.index import sqlite
+from filestore.transfer.sources import push_cache
 from filestore_cli.main import cli
 from filestore_cli.settings import knobs, option_of
 
@@ -95,3 +101,19 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
 
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("what", "number"),
+    [
+        ("repository format", REPOSITORY_VERSION),
+        ("cutting version", CUTTING_VERSION),
+        ("index schema", sqlite.SCHEMA_VERSION),
+        ("cache format", CACHE_VERSION),
+        ("journal schema", push_cache._SCHEMA_VERSION),
+        ("protocol", int(API.removeprefix("/native/v"))),
+    ],
+)
+def test_docs_releasing_has_the_numbers_of_stored_data(what: str, number: int) -> None:
+    """The table of which versions work together has the number that the code has."""
+    assert f"\n| {what} | {number} |" in (REPOSITORY / "docs/releasing.md").read_text()

@@ -8,12 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import SCRIPTS, Home, Server
+from tests.support.commands import REPOSITORY, SCRIPTS, Home, Server
 
 SIZE = 3_000_000
 RECORD_KEYS = {"id", "name", "digest", "path", "size", "kind", "namespace", "created_at", "updated_at"}
@@ -54,8 +55,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_version(home: Home) -> None:
-    """--version names the program and its version."""
-    assert home.run("--version").stdout == "filestore 0.1.0\n"
+    """--version names the program and the version that pyproject.toml has."""
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+
+    assert home.run("--version").stdout == f"filestore {version}\n"
 
 
 @pytest.mark.parametrize(
