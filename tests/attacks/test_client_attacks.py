@@ -261,6 +261,7 @@ async def test_a_cut_batch_is_asked_for_from_where_it_was_cut(plane: str) -> Non
     assert 10 == sum(moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["get", "put", "missing"])
 @pytest.mark.parametrize("plane", PLANES)
 async def test_a_server_that_moves_no_byte(verb: str, plane: str) -> None:

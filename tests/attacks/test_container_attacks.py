@@ -125,6 +125,7 @@ def header_of(tensor_count: int) -> bytes:
     return json.dumps(members, separators=(",", ":")).encode()
 
 
+@pytest.mark.slow
 def test_safetensors_header_of_many_tensors() -> None:
     """60,000 tensors in one file are still segmented."""
     content = safetensors_from_header(header_of(60_000))
@@ -305,6 +306,7 @@ def test_flood_of_false_descriptors(flood: bytes) -> None:
     assert [30] == boundaries(content, pieces(997, whole=len(content)))
 
 
+@pytest.mark.slow
 def test_flood_of_tiny_entries() -> None:
     """Entries cost no memory: a million of them are one segment."""
     content = memoryview(local_header() * 100_000)

@@ -55,6 +55,7 @@ def example(route: str, path: str) -> str:
 # Who asks.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "authorization",
     [
@@ -275,6 +276,7 @@ def test_two_readings_of_one_request_are_refused(server: RunningServer, lines: t
         assert refused(connection)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [b"zz\r\n", b"-5\r\n", b"ffffffffffffffffffffffff\r\n", b"5;" + b"x" * 100_000, b"5\r\nabcdefgh\r\n", b"5 5\r\n"],
@@ -321,6 +323,7 @@ def test_slow_senders_hold_no_memory(server: RunningServer) -> None:
         assert 201 == server.upload("meanwhile.bin", content).status
 
 
+@pytest.mark.slow
 def test_slow_readers_hold_no_memory(server: RunningServer) -> None:
     """I6: what is decoded for a client that does not take it is given up, and decoded again when it does."""
     content = octets(14, 12 << 20)
@@ -375,6 +378,7 @@ def test_ranges_cannot_be_abused(server: RunningServer, path: str, header: str) 
 # What is said of this machine.
 
 
+@pytest.mark.slow
 def test_a_failure_says_nothing_of_the_machine(tmp_path: Path) -> None:
     """No path, no traceback: an id, under which the log has both."""
     with running_server(tmp_path / "root", check=False) as server:
@@ -400,6 +404,7 @@ def test_a_failure_says_nothing_of_the_machine(tmp_path: Path) -> None:
     assert TOKEN not in log
 
 
+@pytest.mark.slow
 def test_frames_cannot_be_asked_for_without_end(server: RunningServer) -> None:
     """As many as one question may hold; a few are open at a time, fewer than the files that a process may have."""
     frame = frames(1, seed=16)[0]

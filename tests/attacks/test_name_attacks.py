@@ -27,6 +27,7 @@ def stored(home: Home, tmp_path: Path, name: str) -> dict[str, str]:
     return pushed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["id", "digest"])
 def test_a_file_that_the_user_has_is_not_replaced(home: Home, tmp_path: Path, here: Path, key: str) -> None:
     """Whoever stored it cannot know what else is in the folder; with --force it is replaced, and by its own name."""
@@ -43,6 +44,7 @@ def test_a_file_that_the_user_has_is_not_replaced(home: Home, tmp_path: Path, he
     assert {"run.sh": CONTENT} == standing(here)
 
 
+@pytest.mark.slow
 def test_a_second_fetch_of_the_same_is_no_replacement(home: Home, tmp_path: Path, here: Path) -> None:
     """What is there already, and is the same, is found."""
     pushed = stored(home, tmp_path, "run.sh")
@@ -50,6 +52,7 @@ def test_a_second_fetch_of_the_same_is_no_replacement(home: Home, tmp_path: Path
     assert len(CONTENT) == home.result("fetch", pushed["id"], cwd=here)["bytes_reused"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leads_to", ["outside", "nowhere"])
 def test_a_link_by_that_name_is_not_followed(home: Home, tmp_path: Path, here: Path, leads_to: str) -> None:
     """What it leads to stays as it is, or away."""
@@ -64,6 +67,7 @@ def test_a_link_by_that_name_is_not_followed(home: Home, tmp_path: Path, here: P
     assert not outside.exists() or b"mine" == outside.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["id", "digest", "path of another name"])
 def test_a_name_with_a_dot_is_not_written(home: Home, tmp_path: Path, here: Path, way: str) -> None:
     """Neither where there is such a file, nor where there is none; with --force, a target, or the name itself, it is."""
@@ -88,6 +92,7 @@ def _uuid(file_id: str) -> str:
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["id", "name"])
 def test_a_directory_with_a_dot_is_not_written(home: Home, tmp_path: Path, here: Path, key: str) -> None:
     """`.ssh.zip` would become `./.ssh`, which nobody typed."""
@@ -105,6 +110,7 @@ def test_a_directory_with_a_dot_is_not_written(home: Home, tmp_path: Path, here:
     assert {"authorized_keys": CONTENT} == standing(here / ".ssh")
 
 
+@pytest.mark.slow
 def test_a_zip_with_a_dot_is_not_written(home: Home, tmp_path: Path, here: Path) -> None:
     """Nor is the tree of a zip file, nor a directory as its zip."""
     pushed = home.result("push", plant(tmp_path / "tree", {"a": CONTENT}), "--name", ".profile.zip")

@@ -108,6 +108,7 @@ async def test_chunk_that_is_a_manifest_is_no_manifest(repository: LocalReposito
         await repository.manifest(chunk_digest(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lie",
     [

@@ -49,6 +49,7 @@ def secret_of(server: RunningServer) -> bytes:
     return asyncio.run(read())
 
 
+@pytest.mark.slow
 def test_a_signed_url_needs_nothing_else(server: RunningServer) -> None:
     """Any of the workers lets it in; the length is told, and HEAD and ranges work."""
     path = signed(server, stored(server))
@@ -113,6 +114,7 @@ def test_nobody_signs_for_another_namespace(server: RunningServer) -> None:
     assert 401 == server.ask("GET", f"/{run_path}", token=None).status
 
 
+@pytest.mark.slow
 def test_a_signature_outlives_a_restart(server: RunningServer) -> None:
     """The secret is in the repository."""
     path = signed(server, stored(server))

@@ -58,6 +58,7 @@ async def assert_refused(
             assert before == seen(place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "..", "a/..\\evil", "outside/../../evil"])
 @pytest.mark.parametrize("host", [0, 3])
 async def test_parent_path(repository: LocalRepository, place: Path, name: str, host: int) -> None:
@@ -305,6 +306,7 @@ async def test_bomb_that_is_a_zip_of_zips(repository: LocalRepository, place: Pa
     assert {"lib 0.zip": inner, "lib 1.zip": inner} == standing(place / "target")
 
 
+@pytest.mark.slow
 async def test_bomb_that_lies(repository: LocalRepository, place: Path) -> None:
     """More comes out than the directory declares: it stops there."""
     archive = forged([HONEST, Forged("liar", bytes(64 * MIB), deflated=True, size=1000)])
@@ -342,6 +344,7 @@ async def test_wrong_checksum(repository: LocalRepository, place: Path, is_defla
     await assert_refused(repository, forged([HONEST, entry]), place, "checksum")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "entry",
     [
@@ -367,6 +370,7 @@ async def test_entry_that_the_central_directory_does_not_name(repository: LocalR
         await assert_refused(repository, forged(entries), place, "begins with an entry|bytes lie behind its data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gap", [b"\0", b"garbage", b"PK\7\10", bytes(200_000)])
 async def test_garbage_between_entries(repository: LocalRepository, place: Path, gap: bytes) -> None:
     """Bytes that no entry explains."""
@@ -403,6 +407,7 @@ async def test_bytes_behind_the_deflated_data(repository: LocalRepository, place
         await assert_refused(repository, forged([HONEST, entry]), place, reason)
 
 
+@pytest.mark.slow
 async def test_name_of_65535_bytes(repository: LocalRepository, place: Path) -> None:
     """Longer than any path; and one that passes the limit and that no file system keeps. The message is not as long."""
     await assert_refused(
@@ -426,6 +431,7 @@ async def test_longest_comment(repository: LocalRepository, place: Path) -> None
     assert {"honest.txt": HONEST.content} == standing(place / "target")
 
 
+@pytest.mark.slow
 async def test_truncated_at_every_byte(repository: LocalRepository, place: Path) -> None:
     """Whatever is missing at the end, or at the start: refused, and by nothing but an error of our own."""
     archive = forged([HONEST, Forged("f/", mode=0o40755), Forged("b", b"b" * 99, deflated=True)], comment=b"a comment")

@@ -186,6 +186,7 @@ def test_long_chain_of_links(tree: Path, symlinks: Symlinks) -> None:
 # Deep.
 
 
+@pytest.mark.slow
 def test_deep_folders(tmp_path: Path) -> None:
     """There is no depth at which a walk fails, as long as a path can be opened."""
     paths = [f"{tmp_path}/tree{'/d' * depth}" for depth in range(1200)]

@@ -25,6 +25,7 @@ async def push(repository: Repository, chunks: list[bytes], *, name: str = "name
     return await repository.commit(manifest(chunks).encoded, name=name, kind=kind)
 
 
+@pytest.mark.slow
 async def test_identity_is_that_of_the_repository(repository: Repository) -> None:
     """Always the same; pushers follow its cutting version."""
     identity = await repository.identity()
@@ -32,12 +33,14 @@ async def test_identity_is_that_of_the_repository(repository: Repository) -> Non
     assert (32, "default", CUTTING_VERSION) == (len(identity.id), identity.namespace, identity.cutting)
 
 
+@pytest.mark.slow
 async def test_location_and_fingerprint_are_known_at_once(repository: Repository) -> None:
     """A user sees the one, a cache keys by the other."""
     assert repository.location
     assert 64 == len(bytes.fromhex(repository.fingerprint).hex())
 
 
+@pytest.mark.slow
 async def test_missing_is_what_was_not_put(repository: Repository) -> None:
     """Once each, in the order asked."""
     one, two, three = frames(3)
@@ -47,6 +50,7 @@ async def test_missing_is_what_was_not_put(repository: Repository) -> None:
     assert [] == await repository.missing([])
 
 
+@pytest.mark.slow
 async def test_frames_are_given_back_as_they_were_put(repository: Repository) -> None:
     """I7: never recoded, whatever their size; the largest and the smallest chunk among them."""
     put = [encoded(b"x"), encoded(octets(1, CHUNK_LIMIT)), encoded(prose(2, 1 << 20)), encoded(octets(3, 5000))]
@@ -55,6 +59,7 @@ async def test_frames_are_given_back_as_they_were_put(repository: Repository) ->
     assert [frame.data for frame in put] == got
 
 
+@pytest.mark.slow
 async def test_get_packs_frames_in_the_order_asked(repository: Repository) -> None:
     """None for a chunk that is absent, twice what is asked for twice; each part is a part of the buffer."""
     one, two, absent = frames(3)
@@ -66,6 +71,7 @@ async def test_get_packs_frames_in_the_order_asked(repository: Repository) -> No
     assert [] == await repository.get([], buffer)
 
 
+@pytest.mark.slow
 async def test_put_of_many_small_frames(repository: Repository) -> None:
     """Headers between tensors are chunks of a few bytes."""
     put = frames(500, size=40)
@@ -73,6 +79,7 @@ async def test_put_of_many_small_frames(repository: Repository) -> None:
     assert [] == await repository.missing([frame.digest for frame in put])
 
 
+@pytest.mark.slow
 async def test_put_of_nothing(repository: Repository) -> None:
     """A batch may be empty: nothing moves, and what is there and what is missing stays so."""
     kept, absent = frames(2)
@@ -84,6 +91,7 @@ async def test_put_of_nothing(repository: Repository) -> None:
     assert [] == await repository.records()
 
 
+@pytest.mark.slow
 async def test_put_again_changes_nothing(repository: Repository) -> None:
     """I1: a kept frame stays as it is, also when it comes again in another encoding, or twice at once."""
     content = prose(1, 100_000)
@@ -93,6 +101,7 @@ async def test_put_again_changes_nothing(repository: Repository) -> None:
     assert [first.data] == await repository.get([first.digest], room(1))
 
 
+@pytest.mark.slow
 async def test_memory_of_put_frames_is_the_callers_again(repository: Repository) -> None:
     """What is overwritten after `put` does not change what was put."""
     frame = encoded(octets(1, 300_000))
@@ -102,6 +111,7 @@ async def test_memory_of_put_frames_is_the_callers_again(repository: Repository)
     assert [frame.data] == await repository.get([frame.digest], room(1))
 
 
+@pytest.mark.slow
 async def test_frame_of_another_chunk_is_refused(repository: Repository) -> None:
     """I4: the error names the first; it is not kept, the whole ones around it may be."""
     good, other, behind = frames(3)
@@ -113,6 +123,7 @@ async def test_frame_of_another_chunk_is_refused(repository: Repository) -> None
     assert {lie.digest, second_lie.digest} <= set(await repository.missing([good.digest, lie.digest, second_lie.digest]))
 
 
+@pytest.mark.slow
 async def test_moved_adds_up_to_the_encoded_bytes(repository: Repository) -> None:
     """The one upward signal counts what went over the wire, both ways."""
     put = frames(5, size=200_000)
@@ -125,6 +136,7 @@ async def test_moved_adds_up_to_the_encoded_bytes(repository: Repository) -> Non
     assert total == sum(moves)
 
 
+@pytest.mark.slow
 async def test_cancelled_put_can_be_repeated(repository: Repository) -> None:
     """Whatever await is cancelled: what is reported present is whole, and the next put completes the rest."""
     seed = 0
@@ -147,6 +159,7 @@ async def test_cancelled_put_can_be_repeated(repository: Repository) -> None:
         assert [] == await repository.missing(digests)
 
 
+@pytest.mark.slow
 async def test_committed_file_is_found_and_read_back(repository: Repository) -> None:
     """By id, digest, name and path; manifest and frames give its bytes again."""
     chunks = [*contents(3, size=70_000), contents(1, size=70_000)[0]]
@@ -163,6 +176,7 @@ async def test_committed_file_is_found_and_read_back(repository: Repository) -> 
     assert chunks == [decoded(digest, data) for digest, data in zip(digests, got, strict=True) if data is not None]
 
 
+@pytest.mark.slow
 async def test_empty_file_is_committed(repository: Repository) -> None:
     """It has no chunks."""
     record = await push(repository, [])
@@ -170,6 +184,7 @@ async def test_empty_file_is_committed(repository: Repository) -> None:
     assert manifest([]).encoded == await repository.manifest(record.digest)
 
 
+@pytest.mark.slow
 async def test_commit_again_is_the_same_record_now_the_newest(repository: Repository) -> None:
     """Same manifest, name and kind: same id, later `updated_at`."""
     first = await push(repository, contents(1), name="first")
@@ -195,6 +210,7 @@ async def test_kind_tells_records_apart(repository: Repository) -> None:
     assert [directory, file] == await repository.records()
 
 
+@pytest.mark.slow
 async def test_commit_names_all_chunks_that_are_missing(repository: Repository) -> None:
     """Once each; nothing is recorded, and what it names is all that must be sent."""
     chunks = contents(5)
@@ -210,6 +226,7 @@ async def test_commit_names_all_chunks_that_are_missing(repository: Repository) 
     assert [record] == await repository.records()
 
 
+@pytest.mark.slow
 async def test_commit_refuses_what_is_no_manifest(repository: Repository) -> None:
     """Nothing is recorded."""
     with pytest.raises(InvalidManifest):
@@ -217,6 +234,7 @@ async def test_commit_refuses_what_is_no_manifest(repository: Repository) -> Non
     assert [] == await repository.records()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "..", "a/b", "new\nline", "x" * 256])
 async def test_commit_refuses_a_name_that_cannot_be_kept(repository: Repository, name: str) -> None:
     """Whoever calls it: a name must be a file name on any machine."""
@@ -225,6 +243,7 @@ async def test_commit_refuses_a_name_that_cannot_be_kept(repository: Repository,
     assert [] == await repository.records()
 
 
+@pytest.mark.slow
 async def test_cancelled_commit_is_whole_or_nothing(repository: Repository) -> None:
     """Whatever await is cancelled: a record has its manifest, or there is none; the next commit gives one."""
     chunks = contents(3)
@@ -237,6 +256,7 @@ async def test_cancelled_commit_is_whole_or_nothing(repository: Repository) -> N
     assert ["name"] == [record.name for record in await repository.records()]
 
 
+@pytest.mark.slow
 async def test_records_come_in_pages(repository: Repository) -> None:
     """From the newest down; `before` continues."""
     added = [await push(repository, contents(1), name=f"name{number}") for number in range(5)]
@@ -245,6 +265,7 @@ async def test_records_come_in_pages(repository: Repository) -> None:
     assert added[2::-1] == await repository.records(before=page[-1].updated_at)
 
 
+@pytest.mark.slow
 async def test_removed_record_is_gone(repository: Repository) -> None:
     """Its chunks stay until a collection; a second removal finds nothing."""
     record = await push(repository, contents(1))
@@ -255,6 +276,7 @@ async def test_removed_record_is_gone(repository: Repository) -> None:
     assert [] == await repository.missing([chunk_digest(contents(1)[0])])
 
 
+@pytest.mark.slow
 async def test_a_signed_path_ends_in_the_record_s_own(repository: Repository) -> None:
     """Its id as a UUID, and its name, percent-encoded; a long name is shortened, and keeps its extension."""
     short = await push(repository, contents(2), name="a b.jpg")
@@ -266,6 +288,7 @@ async def test_a_signed_path_ends_in_the_record_s_own(repository: Repository) ->
         assert f"{folder}/{name}" == signed.split("/", 4)[4]
 
 
+@pytest.mark.slow
 async def test_what_was_never_there_is_not_found(repository: Repository) -> None:
     """Each verb says so by the same error."""
     digest = chunk_digest(b"")
@@ -282,6 +305,7 @@ async def test_what_was_never_there_is_not_found(repository: Repository) -> None
             await verb
 
 
+@pytest.mark.slow
 async def test_many_at_once(repository: Repository) -> None:
     """Pushes that share chunks, side by side, all succeed."""
     shared = contents(4, size=3000)
@@ -292,6 +316,7 @@ async def test_many_at_once(repository: Repository) -> None:
     assert sorted(record.id for record in records) == sorted(record.id for record in await repository.records())
 
 
+@pytest.mark.slow
 async def test_recheck_believes_nobody(repository: Repository) -> None:
     """A sound frame stays, whoever calls it damaged; what is not there is not damaged either."""
     one, absent = frames(2)
@@ -301,6 +326,7 @@ async def test_recheck_believes_nobody(repository: Repository) -> None:
     assert [absent.digest] == await repository.missing([one.digest, absent.digest])
 
 
+@pytest.mark.slow
 async def test_name_that_looks_like_a_digest_or_an_id_is_found(repository: Repository) -> None:
     """What is typed is a name where nothing is stored under such a digest or id; a value's digest or id never is."""
     for name in ("0a" * 32, "file_" + "0a" * 16):
@@ -314,6 +340,7 @@ async def test_name_that_looks_like_a_digest_or_an_id_is_found(repository: Repos
     assert other == await repository.record(Reference(name=other.name))
 
 
+@pytest.mark.slow
 async def test_zip_that_is_pushed_as_a_file_does_not_hide_the_directory(repository: Repository) -> None:
     """A digest alone means the directory, whichever of the two was pushed last; a name means what was pushed last."""
     tree = await push(repository, contents(2), name="model.zip", kind=Kind.DIRECTORY)
@@ -326,6 +353,7 @@ async def test_zip_that_is_pushed_as_a_file_does_not_hide_the_directory(reposito
     assert file.id == (await repository.record(Reference(digest=tree.digest))).id
 
 
+@pytest.mark.slow
 async def test_record_is_removed_with_the_chunks_that_no_other_needs(repository: Repository) -> None:
     """What another record shares stays, and the same content under another name needs all of it."""
     shared, own = contents(2), contents(2, seed=7)
@@ -350,6 +378,7 @@ async def test_record_is_removed_with_the_chunks_that_no_other_needs(repository:
     assert again == await repository.record(Reference(id=again.id))
 
 
+@pytest.mark.slow
 async def test_push_that_counts_on_chunks_that_are_removed_sends_them(repository: Repository) -> None:
     """It was told that they are there; its commit tells it that they are missing."""
     chunks = contents(2)

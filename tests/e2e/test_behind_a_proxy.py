@@ -100,6 +100,7 @@ async def test_an_answer_of_another_server_is_told_from_one_of_filestore(
     assert advice in str(raised.value)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_takes_pushes_over_tls(tmp_path: Path, server: RunningServer) -> None:
     """The configuration of the page, with this machine's port and certificate, takes and gives a file of many batches."""
     port = free_port()

@@ -70,6 +70,7 @@ def used(cache: Path, name: str) -> Iterator[None]:
     leases.close()
 
 
+@pytest.mark.slow
 def test_warm_fills_the_cache(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
     """Files by any reference, directories as trees; the second time nothing is received."""
     tree = home.result("push", plant(home.folder / "my_model", THINGS))
@@ -88,6 +89,7 @@ def test_warm_fills_the_cache(home: Home, files: list[dict[str, Any]], cache: Pa
     assert said.stdout.startswith(f"was there  {first['files'][2]['path']}\nreceived")
 
 
+@pytest.mark.slow
 def test_warm_keeps_zips_where_one_says_so(home: Home) -> None:
     """--zip and --unzip choose, as in fetch; both at once are wrong usage."""
     home.result("push", plant(home.folder / "my_model", THINGS))
@@ -116,6 +118,7 @@ def test_a_slip_is_told_before_anything_is_fetched(home: Home, files: list[dict[
     assert not cache.exists()
 
 
+@pytest.mark.slow
 async def test_ls_shows_what_there_is(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
     """The most recently used first; sizes, ages, names, and what is in use; filters choose."""
     await fill(home, cache, files)
@@ -136,6 +139,7 @@ async def test_ls_shows_what_there_is(home: Home, files: list[dict[str, Any]], c
     assert octets(1, SIZE) == Path(entry["paths"][0]).read_bytes()
 
 
+@pytest.mark.slow
 async def test_rm_removes_what_is_named(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
     """By digest or its beginning, id, name, or path; a dry run removes nothing."""
     paths = await fill(home, cache, files)
@@ -164,6 +168,7 @@ async def test_rm_of_what_is_not_there_or_in_use(home: Home, files: list[dict[st
     assert [["0.bin"]] == listed(home)
 
 
+@pytest.mark.slow
 async def test_prune_removes_what_is_too_much(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
     """Without a filter what the limits have no room for, and what cut fetches have left; with one all that matches."""
     await fill(home, cache, files)

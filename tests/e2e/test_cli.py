@@ -61,6 +61,7 @@ def test_version(home: Home) -> None:
     assert home.run("--version").stdout == f"filestore {version}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["--version"], ["--help"], ["push", "--help"], ["ls"], ["no-such-command"], ["info", "nothing"]], ids=" ".join
 )
@@ -94,6 +95,7 @@ def test_push_for_a_program(home: Home, model: Path) -> None:
     assert 0 < result["bytes_sent"] - SIZE < 1000
 
 
+@pytest.mark.slow
 def test_a_second_push_sends_nothing(home: Home, model: Path) -> None:
     """The same bytes again, under another name too, are shared."""
     first = home.result("push", model)
@@ -103,6 +105,7 @@ def test_a_second_push_sends_nothing(home: Home, model: Path) -> None:
     assert (second["bytes_sent"], second["bytes_shared"], second["bytes_read"]) == (0, SIZE, SIZE)
 
 
+@pytest.mark.slow
 def test_an_unchanged_file_is_not_read_again(home: Home) -> None:
     """A push remembers the state of a file that has settled, as this one has; --rehash forgets it."""
     settled = Path(os.__file__)
@@ -111,6 +114,7 @@ def test_an_unchanged_file_is_not_read_again(home: Home) -> None:
     assert [size, 0, size] == [home.result("push", settled, *more)["bytes_read"] for more in ([], [], ["--rehash"])]
 
 
+@pytest.mark.slow
 def test_a_changed_file_sends_its_change(home: Home, model: Path) -> None:
     """A push of another version shares what it can, and says so."""
     home.result("push", model)
@@ -123,6 +127,7 @@ def test_a_changed_file_sends_its_change(home: Home, model: Path) -> None:
     assert 0 < result["bytes_shared"] < SIZE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["raw", "zstd", "planes2+zstd", "planes4+zstd", "auto"])
 def test_codecs(home: Home, tmp_path: Path, codec: str) -> None:
     """Any codec gives the same digest, and the same bytes back."""
@@ -145,6 +150,7 @@ def test_hash_is_the_digest_of_a_push(new_home: Home, model: Path) -> None:
     assert new_home.result("push", model, "--create")["digest"] == result["digest"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["id", "digest", "path", "name"])
 def test_fetch_by_any_reference(home: Home, model: Path, key: str) -> None:
     """An id, a digest, a path and a name all find the file."""
@@ -169,6 +175,7 @@ def test_fetch_for_a_person(home: Home, model: Path) -> None:
     assert str(home.data) in done.stdout
 
 
+@pytest.mark.slow
 def test_ls_info_and_rm(home: Home, model: Path) -> None:
     """What is pushed is listed, the newest first, shown, and gone once removed."""
     first = home.result("push", model)
@@ -229,6 +236,7 @@ def test_a_terminal_shows_a_bar(home: Home, model: Path) -> None:
 # Where a fetch writes.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "expected"),
     [("folder", "folder/model.bin"), ("folder/", "folder/model.bin"), ("new.bin", "new.bin"), ("folder/new", "folder/new")],
@@ -242,6 +250,7 @@ def test_targets_as_with_cp(home: Home, model: Path, target: str, expected: str)
     assert model.read_bytes() == (home.folder / expected).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "sentence"),
     [
@@ -285,6 +294,7 @@ def test_an_older_version_is_reused(home: Home, model: Path) -> None:
 # Names and files that are out of the ordinary.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_names(home: Home, tmp_path: Path, server: Server, name: str) -> None:
     """Any name that a file can have here comes back as it was, by way of a server too."""
@@ -300,6 +310,7 @@ def test_names(home: Home, tmp_path: Path, server: Server, name: str) -> None:
     assert pushed["id"] == fetched["id"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../../x", "a/b", "..", ".", "", "a\nb", "n" * 256, "é" * 128])
 def test_names_that_cannot_be_kept(home: Home, model: Path, name: str) -> None:
     """A name that is no file's name is refused, and nothing is recorded."""
@@ -337,6 +348,7 @@ def test_an_empty_file(home: Home, tmp_path: Path, server: Server) -> None:
     assert (home.folder / fetched["path"]).read_bytes() == b""
 
 
+@pytest.mark.slow
 def test_sources_that_are_no_file(home: Home, tmp_path: Path) -> None:
     """A pipe, a device and what is not there are each told as what they are."""
     os.mkfifo(tmp_path / "pipe")
@@ -350,6 +362,7 @@ def test_sources_that_are_no_file(home: Home, tmp_path: Path) -> None:
 # Usage and settings.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -393,6 +406,7 @@ def test_the_local_folder_is_the_served_one(home: Home, tmp_path: Path) -> None:
     assert str(tmp_path / "root") == home.result("ls", environ={"FILESTORE_ROOT": str(tmp_path / "root")})["repository"]
 
 
+@pytest.mark.slow
 def test_a_tilde_in_a_variable_is_the_home_folder(home: Home, tmp_path: Path) -> None:
     """Where no shell has replaced it, a folder of that name is not made in the current one."""
     here = tmp_path / "here"
@@ -406,6 +420,7 @@ def test_a_tilde_in_a_variable_is_the_home_folder(home: Home, tmp_path: Path) ->
     assert [] == list(here.iterdir())
 
 
+@pytest.mark.slow
 def test_a_byte_order_mark_is_ignored(home: Home, tmp_path: Path) -> None:
     """Some editors begin a text with one; what is not UTF-8 is told as such."""
     home.create_repository(tmp_path / "file")
@@ -417,6 +432,7 @@ def test_a_byte_order_mark_is_ignored(home: Home, tmp_path: Path) -> None:
     assert home.failure("ls").startswith(f"{home.config_file} cannot be used: it is no TOML")
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home(new_home: Home, tmp_path: Path) -> None:
     """As one that is only a number in a container: what needs no home folder works, the rest says what it needs."""
     command = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
@@ -512,6 +528,7 @@ def test_an_interrupt(home: Home, model: Path) -> None:
 # With a server.
 
 
+@pytest.mark.slow
 def test_push_and_fetch_through_a_server(home: Home, tmp_path: Path, model: Path, server: Server) -> None:
     """The same verbs, and the result names the server."""
     pushed = home.result("push", model, environ=server.environ)
@@ -523,6 +540,7 @@ def test_push_and_fetch_through_a_server(home: Home, tmp_path: Path, model: Path
     assert "local folder" not in home.run("ls", environ=server.environ).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", ["wrong", "None", ""])
 def test_a_wrong_token(home: Home, model: Path, server: Server, token: str) -> None:
     """A token that the server does not know is told, with where to find the right one."""
@@ -539,6 +557,7 @@ def test_no_server(home: Home, model: Path) -> None:
     assert home.failure("push", model, "--url", url).startswith(f"{url} cannot be reached: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url",
     ["ftp://host/x", "http://", "http://[::1", "http://host:99999", "http://user:secret@host", "file://host/dir", "file://["],
@@ -572,6 +591,7 @@ def test_a_token_is_kept_nowhere(server: Server) -> None:
         assert path.is_dir() or server.token.encode() not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_later_starts(home: Home, tmp_path: Path) -> None:
     """The first token goes on working and is not printed again; the way to another one is."""
     with home.server(root=tmp_path / "root") as first:
@@ -582,6 +602,7 @@ def test_later_starts(home: Home, tmp_path: Path) -> None:
         assert home.result("ls", environ={"FILESTORE_URL": second.url, "FILESTORE_TOKEN": token})["files"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["option", "environment"])
 def test_a_given_token(home: Home, tmp_path: Path, by: str) -> None:
     """--token and FILESTORE_TOKEN let a token in for one run, and none is made."""
@@ -594,6 +615,7 @@ def test_a_given_token(home: Home, tmp_path: Path, by: str) -> None:
         assert "refused the token" in home.failure("ls", "--url", server.url, "--token", "given")
 
 
+@pytest.mark.slow
 def test_tokens(home: Home, tmp_path: Path) -> None:
     """A running server lets a new token in at once, into its namespace alone; one that was removed is refused."""
     root = tmp_path / "root"
@@ -614,6 +636,7 @@ def test_tokens(home: Home, tmp_path: Path) -> None:
         assert len(home.result("ls", environ=server.environ | {"FILESTORE_URL": later.url})["files"]) == 1
 
 
+@pytest.mark.slow
 def test_tokens_for_a_person(home: Home) -> None:
     """Standard output of `token new` is the token; `rm` takes it, and refuses what means none."""
     done = home.run("token", "new")
@@ -627,12 +650,14 @@ def test_tokens_for_a_person(home: Home) -> None:
     assert home.run("token", "ls").stdout == f"0 tokens in {home.data}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", ["", "UPPER", "a/b", "x" * 64])
 def test_a_namespace_that_is_none(home: Home, namespace: str) -> None:
     """A namespace is part of paths and keys, and must be fit for it."""
     assert "a namespace is" in home.failure("token", "new", "--namespace", namespace)
 
 
+@pytest.mark.slow
 def test_two_workers(home: Home, tmp_path: Path, model: Path) -> None:
     """Several processes serve one port, from the first start on, and all stop when they are told to."""
     with home.server("--workers", "2", root=tmp_path / "root") as server:
@@ -645,6 +670,7 @@ def test_two_workers(home: Home, tmp_path: Path, model: Path) -> None:
     assert [child for child in children if Path(f"/proc/{child}").exists()] == []
 
 
+@pytest.mark.slow
 def test_serve_for_a_program(home: Home, tmp_path: Path) -> None:
     """With --json, serve prints one object once it listens."""
     process = subprocess.Popen(
@@ -663,6 +689,7 @@ def test_serve_for_a_program(home: Home, tmp_path: Path) -> None:
     assert (files, rest, process.returncode) == ([], "", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_port_in_use_costs_no_token(home: Home, tmp_path: Path, server: Server, workers: str) -> None:
     """A port that another server has is told in a sentence, before a folder or a token is made."""

@@ -54,6 +54,7 @@ def sizes(side: Any) -> dict[str, int]:
     return {name: stage["size"] for name, stage in side["stages"].items() if stage["size"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bf16", "fp32", "random", "text"])
 def test_an_upload_is_counted_to_the_byte(home: Home, server: Server, kind: str) -> None:
     """Each stage has all of the content, or all of the frames, and none of it was there before."""
@@ -72,6 +73,7 @@ def test_an_upload_is_counted_to_the_byte(home: Home, server: Server, kind: str)
     assert 0 < run["server"]["stages"]["sync"]["times"] <= chunks
 
 
+@pytest.mark.slow
 def test_a_fetch_is_counted_to_the_byte(home: Home) -> None:
     """All clients together: each receives and verifies all of it."""
     found = measured(home, "fetch", "--size", str(SIZE), "--clients", "2")
@@ -82,6 +84,7 @@ def test_a_fetch_is_counted_to_the_byte(home: Home) -> None:
     assert {"send": received} == sizes(run["server"])
 
 
+@pytest.mark.slow
 def test_a_server_of_its_own_is_reached_without_the_proxy(home: Home) -> None:
     """It is on loopback, and the proxy of the environment, here one that is not there, leads to other machines."""
     proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:1")
@@ -90,6 +93,7 @@ def test_a_server_of_its_own_is_reached_without_the_proxy(home: Home) -> None:
     assert 64 << 10 == sizes(run["client"])["verify"]
 
 
+@pytest.mark.slow
 async def test_a_server_of_the_user_is_reached_through_the_proxy(home: Home, server: Server) -> None:
     """By all that a measurement asks of it: clients, what the server says of itself, and the removal of records."""
     async with running_forwarding() as proxy:
@@ -105,12 +109,14 @@ async def test_a_server_of_the_user_is_reached_through_the_proxy(home: Home, ser
     assert "DELETE" in {method for method, _ in asked_of}
 
 
+@pytest.mark.slow
 def test_a_fetch_of_a_tree_unpacks_it(home: Home) -> None:
     """Every byte of its files is written."""
     (run,) = measured(home, "fetch", "--kind", "tree", "--size", str(SIZE))["runs"]
     assert run["size"] >= sizes(run["client"])["write"] >= SIZE
 
 
+@pytest.mark.slow
 def test_the_result_has_the_members_that_are_documented(home: Home) -> None:
     """With numbers that can be; and a picture is drawn of them."""
     picture = home.folder / "bench.png"
@@ -139,6 +145,7 @@ def stored(server: Server) -> set[Path]:
     return {path for name in ("chunks", "manifests") for path in (server.root / name).rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_server_of_the_user_is_left_as_it_was(home: Home, server: Server) -> None:
     """What a measurement has pushed is removed, and nothing else, also where the content is the same."""
     mine = home.folder / "mine.bin"
@@ -162,6 +169,7 @@ def test_a_server_of_the_user_is_left_as_it_was(home: Home, server: Server) -> N
     assert octets(1, 300_000) == mine.read_bytes()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_removed_from_a_server_is_told(home: Home) -> None:
     """The manifest of another record is lost: the warning names that record, and what stays."""
     mine = home.folder / "mine.bin"
@@ -180,6 +188,7 @@ def test_what_cannot_be_removed_from_a_server_is_told(home: Home) -> None:
     assert done.stderr.endswith("; `filestore rm` removes them.\n")
 
 
+@pytest.mark.slow
 def test_an_interrupted_upload_leaves_no_record_on_a_server(home: Home, server: Server) -> None:
     """What was there before stays; that chunks stay too is said."""
     before = home.result("ls", environ=server.environ)["files"]
@@ -209,6 +218,7 @@ def test_an_interrupted_upload_leaves_no_record_on_a_server(home: Home, server: 
     assert [] == list(work.iterdir())
 
 
+@pytest.mark.slow
 def test_a_tenant_is_not_told_what_the_server_does(home: Home, server: Server) -> None:
     """Its own side is measured all the same."""
     token = home.result("token", "new", "--namespace", "tenant", "--root", server.root)["token"]
@@ -218,6 +228,7 @@ def test_a_tenant_is_not_told_what_the_server_does(home: Home, server: Server) -
     assert run["client"]["stages"]["encode"]["size"] == 64 << 10
 
 
+@pytest.mark.slow
 def test_a_person_sees_stages_ceilings_and_what_was_removed(home: Home, server: Server) -> None:
     """In lines."""
     done = home.run("bench", "upload", "--size", "64KiB", "--server", server.url, "--quiet", environ=server.environ)
@@ -229,6 +240,7 @@ def test_a_person_sees_stages_ceilings_and_what_was_removed(home: Home, server: 
     assert re.fullmatch(r"1 record was removed from the server, with all chunks that no other record needs\.", lines[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -248,6 +260,7 @@ def test_bad_input_is_one_sentence(home: Home, arguments: list[str], said: str) 
     assert failure.startswith(said.format(home=home.folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--size", "1"], ["--size", "1MiB,x"], ["--clients", "0"], ["--clients", "1,65"]])
 def test_a_bad_number_is_wrong_usage(home: Home, arguments: list[str]) -> None:
     """With the option named."""
@@ -294,6 +307,7 @@ MAKING = "*/filestore-bench-*"
 SENDING = "*/served/chunks/*"
 
 
+@pytest.mark.slow
 def test_an_interrupted_measurement_leaves_nothing(home: Home) -> None:
     """No file, and no process: those that it started end with it."""
     with under_way(home, MAKING) as process:
@@ -304,6 +318,7 @@ def test_an_interrupted_measurement_leaves_nothing(home: Home) -> None:
     assert [] == [pid for pid in started if is_alive(pid)]
 
 
+@pytest.mark.slow
 def test_a_client_that_dies_ends_the_measurement(home: Home) -> None:
     """In one sentence."""
     with under_way(home, MAKING) as process:
@@ -333,6 +348,7 @@ async def test_a_process_that_dies_before_it_is_ended_is_waited_for_once(
     assert ([], -signal.SIGKILL) == ([record.getMessage() for record in caplog.records], process.returncode)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_ends_the_measurement(home: Home) -> None:
     """In one sentence, once the client has tried in vain."""
     with under_way(home, SENDING) as process:
@@ -342,6 +358,7 @@ def test_a_server_that_dies_ends_the_measurement(home: Home) -> None:
     assert re.match(r"Error: http://127\.0\.0\.1:\d+ (cannot be reached|cut the connection): ", errors)
 
 
+@pytest.mark.slow
 def test_a_measurement_that_is_killed_leaves_no_process(home: Home) -> None:
     """What it started ends by itself."""
     work = home.folder / "work"

@@ -31,6 +31,7 @@ def visible(home: Home) -> set[str]:
     return {path.name for path in home.folder.iterdir() if not path.name.startswith(".")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["localhost:8080", "//localhost", "http:/localhost:8080", "https:localhost"])
 @pytest.mark.parametrize("command", [["push", "model.bin"], ["push", "model.bin", "--create"], ["create", "file", "model.bin"]])
 def test_push_to_a_mistyped_url_makes_no_folder(new_home: Home, model: Path, url: str, command: list[str]) -> None:
@@ -41,6 +42,7 @@ def test_push_to_a_mistyped_url_makes_no_folder(new_home: Home, model: Path, url
     assert {model.name} == visible(new_home)
 
 
+@pytest.mark.slow
 def test_verbs_that_only_read_make_nothing_at_a_mistyped_path(new_home: Home, model: Path) -> None:
     """Nor does any verb that is not asked to."""
     for verb in READING_VERBS:
@@ -52,6 +54,7 @@ def test_verbs_that_only_read_make_nothing_at_a_mistyped_path(new_home: Home, mo
     assert {model.name} == visible(new_home)
 
 
+@pytest.mark.slow
 def test_local_folder_is_not_made_by_a_command_that_is_not_asked_to(new_home: Home, model: Path) -> None:
     """A push that names no repository, before any server was started, is refused with what to do."""
     for verb in (*READING_VERBS, ["push", "model.bin"], ["create", "file", "model.bin"], ["token", "new"]):
@@ -63,6 +66,7 @@ def test_local_folder_is_not_made_by_a_command_that_is_not_asked_to(new_home: Ho
     assert {model.name} == visible(new_home)
 
 
+@pytest.mark.slow
 def test_local_folder_is_made_by_the_first_serve(new_home: Home) -> None:
     """Which says so; from then on it is served as it is."""
     for said in (f"folder  {new_home.data} (a new repository, made just now)", f"folder  {new_home.data}"):
@@ -70,6 +74,7 @@ def test_local_folder_is_made_by_the_first_serve(new_home: Home) -> None:
             assert said == server.said.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_serve_makes_a_folder_that_is_named_by_create_only(new_home: Home) -> None:
     """Whether an option or the environment names it: a disk that is not mounted is an empty folder, too."""
     root = new_home.folder / "disk"
@@ -83,6 +88,7 @@ def test_serve_makes_a_folder_that_is_named_by_create_only(new_home: Home) -> No
         assert f"folder  {root} (a new repository, made just now)" == server.said.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_push_makes_a_folder_by_create_and_says_so(new_home: Home, model: Path) -> None:
     """A person on standard error, a program in the result."""
     done = new_home.run("push", model, "--url", "new", "--create")
@@ -110,6 +116,7 @@ def test_create_is_for_folders(new_home: Home, model: Path) -> None:
     assert (2, {model.name}) == (done.returncode, visible(new_home))
 
 
+@pytest.mark.slow
 def test_server_of_a_folder_that_was_lost_makes_no_other(new_home: Home) -> None:
     """Once it was mounted and served, an empty folder in its place is not served as a new repository."""
     root = new_home.folder / "disk"

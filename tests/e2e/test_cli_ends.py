@@ -114,6 +114,7 @@ def test_a_hang_up_that_is_ignored_stays_ignored(home: Home, model: Path) -> Non
     assert (143, "", f"Interrupted by SIGTERM; {GOES_ON}") == ended(home, command, signal.SIGHUP, signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "number"), [("1", signal.SIGTERM), ("1", signal.SIGHUP), ("2", signal.SIGTERM), ("2", signal.SIGHUP)]
 )

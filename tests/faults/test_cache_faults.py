@@ -55,6 +55,7 @@ def result(process: subprocess.Popen[str]) -> Resolved:
     return Resolved(*json.loads(said))
 
 
+@pytest.mark.slow
 def test_sixteen_tasks_in_four_processes_fetch_once(record: Record, tmp_path: Path) -> None:
     """One process fetches, for all of them; the others find its tree."""
     processes = [start(tmp_path, "cache", record, "--tasks", "4") for _ in range(4)]
@@ -65,6 +66,7 @@ def test_sixteen_tasks_in_four_processes_fetch_once(record: Record, tmp_path: Pa
     assert [0, 0, 0] == sorted(found.chunks_got for found in results)[:3]
 
 
+@pytest.mark.slow
 async def test_a_resolve_that_is_killed_is_continued(record: Record, tmp_path: Path) -> None:
     """Nothing of a tree is visible before all of it is; the next resolve keeps what was fetched, and leaves nothing behind."""
     killed = start(tmp_path, "cache", record, "--kill-at-get", "7")
@@ -78,6 +80,7 @@ async def test_a_resolve_that_is_killed_is_continued(record: Record, tmp_path: P
     assert [] == list((tmp_path / "cache").glob("*/*/staging/*"))
 
 
+@pytest.mark.slow
 async def test_a_resolve_that_is_killed_at_any_call_is_continued(small_record: Record, tmp_path: Path) -> None:
     """Whatever the process was about to do to the disk: the next resolve gives the whole tree, and leaves nothing behind."""
     said, errors = start(tmp_path, "caches", small_record, "--kill-at-every-call").communicate()
@@ -92,6 +95,7 @@ async def test_a_resolve_that_is_killed_at_any_call_is_continued(small_record: R
         assert [] == await verify_cache(cache)
 
 
+@pytest.mark.slow
 async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
     local_repository: Repository, small_record: Record, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ async def use(cache: Cache, record: Record) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_sixteen_processes_that_resolve_one_file_fetch_it_once(records: list[Record], tmp_path: Path) -> None:
     """One asks for its chunks, for all of them, and nothing of theirs is left."""
     with start(tmp_path, ROOM, records[:1], "--processes", "16") as process:
@@ -96,6 +97,7 @@ def test_sixteen_processes_that_resolve_one_file_fetch_it_once(records: list[Rec
     assert {} == Leases(tmp_path / "cache").held()
 
 
+@pytest.mark.slow
 async def test_what_another_process_uses_stays_until_it_is_killed(
     local_repository: Repository, records: list[Record], tmp_path: Path
 ) -> None:
@@ -109,6 +111,7 @@ async def test_what_another_process_uses_stays_until_it_is_killed(
     assert ["1.bin"] == kept(tmp_path / "cache")
 
 
+@pytest.mark.slow
 async def test_what_a_killed_process_has_reserved_and_staged_is_free_again(
     local_repository: Repository, records: list[Record], tmp_path: Path
 ) -> None:
@@ -124,6 +127,7 @@ async def test_what_a_killed_process_has_reserved_and_staged_is_free_again(
     assert ["1.bin"] == kept(tmp_path / "cache")
 
 
+@pytest.mark.slow
 async def test_processes_that_share_a_limit_keep_it(local_repository: Repository, records: list[Record], tmp_path: Path) -> None:
     """Two of them and this one use ten files that do not all fit, one is killed: looked at every 10 ms, the limit holds."""
     limit = 4 * ROOM
@@ -156,6 +160,7 @@ def free(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("disk")
 async def test_a_floor_of_free_disk_holds(local_repository: Repository, records: list[Record], tmp_path: Path) -> None:
     """Ten files on a disk that takes five, of which room for one and a half is to stay free, whatever else comes to lie there."""
@@ -179,6 +184,7 @@ async def test_a_floor_of_free_disk_holds(local_repository: Repository, records:
         await use(Cache(tmp_path / "small" / "cache", local_repository, free_floor=30 * MIB), records[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("disk")
 async def test_without_a_floor_a_full_disk_makes_room(
     local_repository: Repository, records: list[Record], tmp_path: Path
@@ -190,6 +196,7 @@ async def test_without_a_floor_a_full_disk_makes_room(
     assert 5 == len(kept(tmp_path / "small" / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("disk")
 async def test_a_disk_that_others_fill_while_something_is_fetched(
     local_repository: Repository, records: list[Record], tmp_path: Path

@@ -49,6 +49,7 @@ async def test_a_large_batch_without_a_token_is_refused_by_that_name(tmp_path: P
                     await repository.put(large_frames(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["put", "get"])
 async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str) -> None:
     """Killed in the middle of a batch: the batch goes on where the next server is, and counts come out right."""
@@ -91,6 +92,7 @@ async def test_connections_of_a_server_that_was_restarted_are_left(tmp_path: Pat
                 assert [frame.data] == await repository.get([frame.digest], room(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["put", "get"])
 async def test_a_cancelled_batch_lets_go_of_its_memory(tmp_path: Path, verb: str) -> None:
     """Once the cancel is raised nobody writes there or reads from there any more, and the next batch finds all in order."""
@@ -156,6 +158,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_trusted", [True, False])
 async def test_a_server_behind_tls(tmp_path: Path, *, is_trusted: bool) -> None:
     """The same repository; a certificate that nobody trusts is an error, whatever travels behind it."""

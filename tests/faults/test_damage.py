@@ -14,6 +14,7 @@ from tests.support.commands import Home, Server
 SIZE = 5 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["fetch", "curl"])
 def test_damage_is_said_and_the_next_push_mends_it(home: Home, tmp_path: Path, reader: str) -> None:
     """Whoever reads meets it; the repository forgets the frame, and the pusher's own journal does not hide that."""

@@ -260,6 +260,7 @@ async def test_a_process_that_is_killed_in_the_middle_is_continued(
     assert [] == list((tmp_path / "cache").glob("*/*/staging/*"))
 
 
+@pytest.mark.slow
 async def test_a_resolve_that_is_killed_at_any_call_is_continued(
     nginx: Nginx, local_repository: Repository, tmp_path: Path
 ) -> None:
@@ -276,6 +277,7 @@ async def test_a_resolve_that_is_killed_at_any_call_is_continued(
         assert [] == await verify_cache(cache)
 
 
+@pytest.mark.slow
 async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
     nginx: Nginx, local_repository: Repository, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def run(tmp_path: Path, method: str, whose: str, repository: str, ids: list[str]
     return json.loads(said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_child_uses_what_its_parent_has_made(server: RunningServer, tmp_path: Path, method: str) -> None:
     """The parent's repository and cache work in a child, on connections and leases of its own: a hit, a miss, a push."""
@@ -79,6 +80,7 @@ def test_child_uses_what_its_parent_has_made(server: RunningServer, tmp_path: Pa
     assert ["hit.txt", "miss.txt", "afterwards.txt"] == said["afterwards"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_child_makes_its_own(server: RunningServer, tmp_path: Path, method: str) -> None:
     """A repository and a cache that are made in the child work, whatever the parent has used."""
@@ -94,6 +96,7 @@ def folder(tmp_path: Path) -> tuple[str, list[str]]:
     return str(tmp_path / "root"), ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "loop"])
 def test_open_folder_is_refused_in_a_forked_child(folder: tuple[str, list[str]], tmp_path: Path, method: str) -> None:
     """What needs the parent's open index raises at once; a hit of the cache does not need it. The parent goes on."""
@@ -109,6 +112,7 @@ def test_folder_that_the_parent_has_open_is_refused_in_a_forked_child(folder: tu
     assert ["UsedAfterFork"] == run(tmp_path, "loop", "new", root, ids)["child"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "pool", "forkserver", "spawn"])
 def test_folder_that_the_parent_has_closed_is_opened_by_the_child(
     folder: tuple[str, list[str]], tmp_path: Path, method: str
@@ -206,6 +210,7 @@ def test_journal_that_is_open_is_an_empty_one_in_a_forked_child(tmp_path: Path) 
     assert ("sound\n", "", 0) == (done.stdout, done.stderr, done.returncode)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize(
     ("module", "make"),

@@ -49,6 +49,7 @@ def test_the_target_s_disk_is_full(home: Home, source: Path, small: tuple[Path, 
     assert filecmp.cmp(source, folder / "back", shallow=False)
 
 
+@pytest.mark.slow
 def test_the_target_s_disk_fills_up(home: Home, source: Path, small: tuple[Path, Callable[[], None]], tmp_path: Path) -> None:
     """Somebody else takes the room: what was written before is used by the fetch that completes."""
     folder, grow = small
@@ -68,6 +69,7 @@ def test_the_target_s_disk_fills_up(home: Home, source: Path, small: tuple[Path,
     assert filecmp.cmp(source, folder / "back", shallow=False)
 
 
+@pytest.mark.slow
 def test_the_server_s_disk_is_full(home: Home, source: Path, small: tuple[Path, Callable[[], None]], tmp_path: Path) -> None:
     """The pusher is told in one sentence, no record is made, the server lives on; then only the rest is sent."""
     folder, grow = small

@@ -160,6 +160,7 @@ def test_nothing_but_sqlite_opens_a_file_of_the_index(tmp_path: Path) -> None:
     assert [] == [name for name in names if name in {"index.sqlite", "index.sqlite-wal", "index.sqlite-shm"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=command_id)
 def test_command_beside_a_server_that_is_killed_loses_no_push(home: Home, tmp_path: Path, command: tuple[str, ...]) -> None:
     """What was acknowledged before and after the command is there after kill -9 and a restart."""
@@ -175,6 +176,7 @@ def test_command_beside_a_server_that_is_killed_loses_no_push(home: Home, tmp_pa
     pushes.assert_kept(root)
 
 
+@pytest.mark.slow
 def test_push_into_the_folder_outlives_the_server_that_stops(home: Home, tmp_path: Path) -> None:
     """A server that ends cleanly overwrites nothing that another process has written."""
     root = tmp_path / "root"
@@ -190,6 +192,7 @@ def test_push_into_the_folder_outlives_the_server_that_stops(home: Home, tmp_pat
     assert_sound(root)
 
 
+@pytest.mark.slow
 def test_workers_that_end_one_by_one_lose_no_push(tmp_path: Path) -> None:
     """A worker that is stopped, and one that takes its place, leave the log to the others."""
     root = tmp_path / "root"
@@ -207,6 +210,7 @@ def test_workers_that_end_one_by_one_lose_no_push(tmp_path: Path) -> None:
     pushes.assert_kept(root)
 
 
+@pytest.mark.slow
 def test_rolling_restart_loses_no_push(tmp_path: Path) -> None:
     """A second server on the folder takes over while the first one stops."""
     root = tmp_path / "root"
@@ -221,6 +225,7 @@ def test_rolling_restart_loses_no_push(tmp_path: Path) -> None:
     pushes.assert_kept(root)
 
 
+@pytest.mark.slow
 def test_pushes_into_a_folder_side_by_side_are_all_kept(home: Home, tmp_path: Path) -> None:
     """Four processes at a time open the folder, push and close it; nobody is killed."""
     root = tmp_path / "root"
@@ -243,6 +248,7 @@ def test_pushes_into_a_folder_side_by_side_are_all_kept(home: Home, tmp_path: Pa
     assert_sound(root)
 
 
+@pytest.mark.slow
 def test_commands_that_come_and_go_during_pushes_lose_nothing(home: Home, tmp_path: Path) -> None:
     """All kinds of commands one after another, while a client pushes without a pause; then kill -9."""
     root = tmp_path / "root"

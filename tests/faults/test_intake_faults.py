@@ -91,6 +91,7 @@ def test_frames_that_came_before_a_cut_are_kept(server: RunningServer) -> None:
     eventually(lambda: server.missing([frame.digest for frame in sent]) == [sent[-1].digest])
 
 
+@pytest.mark.slow
 def test_a_sender_of_single_bytes_is_not_stalled(tmp_path: Path) -> None:
     """A server is woken up for whole pieces, and looks for less before it gives up."""
     frame = large(2)

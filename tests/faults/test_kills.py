@@ -55,6 +55,7 @@ def held(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.glob(".*.filestore-partial"))
 
 
+@pytest.mark.slow
 def test_a_client_is_killed_in_the_middle_of_a_push(home: Home, source: Path, tmp_path: Path) -> None:
     """No record is made; the second push sends only what the first has not, and completes."""
     root = tmp_path / "root"
@@ -70,6 +71,7 @@ def test_a_client_is_killed_in_the_middle_of_a_push(home: Home, source: Path, tm
     assert filecmp.cmp(source, tmp_path / "back", shallow=False)
 
 
+@pytest.mark.slow
 def test_a_client_is_killed_in_the_middle_of_the_push_of_a_directory(home: Home, source: Path, tmp_path: Path) -> None:
     """No record is made, and none half; the second push sends only what the first has not, and what is fetched is the tree."""
     root = tmp_path / "root"
@@ -86,6 +88,7 @@ def test_a_client_is_killed_in_the_middle_of_the_push_of_a_directory(home: Home,
     assert standing(tree) == standing(tmp_path / "back")
 
 
+@pytest.mark.slow
 def test_the_server_is_killed_in_the_middle_of_a_push(home: Home, source: Path, tmp_path: Path) -> None:
     """What was acknowledged is there after the restart; the second push completes."""
     root = tmp_path / "root"
@@ -104,6 +107,7 @@ def test_the_server_is_killed_in_the_middle_of_a_push(home: Home, source: Path, 
     assert filecmp.cmp(source, tmp_path / "back", shallow=False)
 
 
+@pytest.mark.slow
 def test_a_client_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, tmp_path: Path) -> None:
     """No half file has the name; the second fetch keeps what the first has written, and completes."""
     target = tmp_path / "out" / "back"
@@ -121,6 +125,7 @@ def test_a_client_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, t
     assert ["back"] == [path.name for path in target.parent.iterdir()]
 
 
+@pytest.mark.slow
 def test_the_server_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, tmp_path: Path) -> None:
     """The command says so in one sentence; the second fetch completes."""
     root, target = tmp_path / "root", tmp_path / "out" / "back"
@@ -140,6 +145,7 @@ def test_the_server_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path,
     assert 0 < fetched["bytes_reused"]
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_is_not_even_noticed(home: Home, source: Path, tmp_path: Path) -> None:
     """A push whose server is killed and started again on the same port goes on by itself."""
     root = tmp_path / "root"

@@ -54,6 +54,7 @@ def cannot_be_renamed(folder: Path) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_folder_of_an_image_is_replaced(home: Home, new: dict[str, str], image: Path, tmp_path: Path) -> None:
     """Name by name, which is said; read-only folders too. The next time all of it is as ever."""
     plant(image / "target", OLD)
@@ -78,6 +79,7 @@ def test_the_inner_folders_of_a_mounted_one_are_replaced(home: Home, new: dict[s
         assert NEW == standing(tmp_path / "target")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stands", ["nothing", "empty folder", "folder", "file"])
 def test_what_an_image_has_staged_is_used(home: Home, new: dict[str, str], image: Path, tmp_path: Path, stands: str) -> None:
     """A fetch that was cut while the image was built goes on in the container, wherever its target is."""
@@ -96,6 +98,7 @@ def test_what_an_image_has_staged_is_used(home: Home, new: dict[str, str], image
         assert 300_000 < fetched["bytes_reused"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_inside", [False, True])
 def test_what_an_image_has_put_aside_comes_back(
     home: Home, new: dict[str, str], image: Path, tmp_path: Path, *, is_inside: bool
@@ -130,6 +133,7 @@ def listed(home: Home, cache: Path) -> set[str]:
     return {entry["digest"] for entry in home.result("cache", "ls", "--cache", cache)["entries"]}
 
 
+@pytest.mark.slow
 def test_a_cache_of_an_image_makes_room(home: Home, filled: list[dict[str, Any]], image: Path, tmp_path: Path) -> None:
     """Files and trees that came with the image go like any others, and are fetched like any others."""
     (tmp_path / "more.bin").write_bytes(octets(9, 500_000))
@@ -145,6 +149,7 @@ def test_a_cache_of_an_image_makes_room(home: Home, filled: list[dict[str, Any]]
         assert [] == list(cache.glob("*/*/staging/*"))
 
 
+@pytest.mark.slow
 def test_damage_in_a_cache_of_an_image_is_mended(home: Home, filled: list[dict[str, Any]], image: Path, tmp_path: Path) -> None:
     """By whoever verifies the cache, and by whoever needs the entry."""
     for entry in entries(image / "cache"):
@@ -158,6 +163,7 @@ def test_damage_in_a_cache_of_an_image_is_mended(home: Home, filled: list[dict[s
         assert {filled[0]["digest"], filled[2]["digest"]} == listed(home, cache)
 
 
+@pytest.mark.slow
 def test_an_entry_that_cannot_go_is_skipped(home: Home, filled: list[dict[str, Any]], image: Path, tmp_path: Path) -> None:
     """The next one goes instead; what is said when no other is left gives the reason."""
     (tmp_path / "more.bin").write_bytes(octets(9, 500_000))

@@ -149,6 +149,7 @@ def _open_count() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+@pytest.mark.slow
 async def test_windows_are_read_into_again_once_they_are_encoded(watched: WatchedRepository, tmp_path: Path) -> None:
     """While all buffers of frames are on their way as many windows are read and asked about."""
     tree = tmp_path / "tree"

@@ -60,6 +60,7 @@ def tree(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 async def test_repository_on_a_read_only_disk_is_read(disk: Disk, home: Home, tmp_path: Path) -> None:
     """By every verb that only reads; those that write say that the disk is read-only."""
     record = await filled(disk.root, disk.file)
@@ -95,6 +96,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_log_of_a_killed_process_on_a_read_only_disk_is_not_passed_over(disk: Disk, home: Home) -> None:
     """What it acknowledged is in the log: the command refuses, and says why; once it was opened for writing, it is read."""
     await filled(disk.root, disk.file)

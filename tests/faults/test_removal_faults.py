@@ -51,6 +51,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_tree_with_read_only_folders_is_replaced(home: Home, new: dict[str, str], tmp_path: Path) -> None:
     """Again and again, and nothing of the old tree stays."""
     target = plant(tmp_path / "place" / "target", OLD)
@@ -71,6 +72,7 @@ def test_a_mounted_folder_with_read_only_folders_is_replaced(home: Home, new: di
         assert NEW == standing(target)
 
 
+@pytest.mark.slow
 def test_what_an_earlier_version_left_hidden_goes(home: Home, new: dict[str, str], tmp_path: Path) -> None:
     """It could not remove the old tree, and every later --force failed: now the next one clears up."""
     place = tmp_path / "place"
@@ -88,6 +90,7 @@ def aside_name(tmp_path: Path, record: dict[str, str]) -> str:
     return f".{staging.split('-')[1].removesuffix('.filestore')}.filestore-aside"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_removed_is_told(home: Home, new: dict[str, str], tmp_path: Path) -> None:
     """The new tree is in place, and what stays of the old one is named; the next fetch gives the cause before it transfers."""
     target = plant(tmp_path / "place" / "target", OLD | {"mounted/z": b"z"})
@@ -110,6 +113,7 @@ def test_what_cannot_be_removed_is_told(home: Home, new: dict[str, str], tmp_pat
     assert (["target"], NEW) == (names(target.parent), standing(target))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_removed_in_place_does_not_come_back(home: Home, new: dict[str, str], tmp_path: Path) -> None:
     """Of a mounted target: the new tree stays as it is, and --force works again as soon as the cause is gone."""
     with small_disk(tmp_path / "target", "size=8m"), small_disk(tmp_path / "disk", "size=1m"):
@@ -129,6 +133,7 @@ def test_what_cannot_be_removed_in_place_does_not_come_back(home: Home, new: dic
         assert NEW == standing(target)
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_in_staging_goes(home: Home, new: dict[str, str], tmp_path: Path) -> None:
     """What is no part of the tree is removed from what an earlier fetch has left."""
     target = tmp_path / "target"
@@ -140,6 +145,7 @@ def test_a_read_only_folder_in_staging_goes(home: Home, new: dict[str, str], tmp
     assert not staging.exists()
 
 
+@pytest.mark.slow
 def test_an_entry_with_closed_folders_goes_from_the_cache(home: Home, new: dict[str, str]) -> None:
     """Whoever made it may have closed a folder of it."""
     home.run("warm", new["id"])

@@ -71,6 +71,7 @@ async def check_whole(repository: Repository) -> None:
         assert digests == live
 
 
+@pytest.mark.slow
 async def test_kill_at_any_call_leaves_a_repository_that_goes_on(tmp_path: Path) -> None:
     """I2: wherever `kill -9` hits, what is recorded is whole; the same push completes, and the dead one's files are gone."""
     places = int(finish(start("crashes", tmp_path)))
@@ -93,6 +94,7 @@ async def test_cancelled_put_leaves_no_staging_file(tmp_path: Path) -> None:
             assert [] == staging_files(root)
 
 
+@pytest.mark.slow
 def test_processes_that_race_never_lose_what_a_record_needs(tmp_path: Path) -> None:
     """Two that push and one that collects without any grace: each push finds all of its file once it is committed."""
     root = tmp_path / "repository"
@@ -165,6 +167,7 @@ async def test_full_disk_is_said_and_loses_nothing(small_disk: SmallDisk) -> Non
         assert [frame.data for frame in large] == await repository.get([frame.digest for frame in large], room(20))
 
 
+@pytest.mark.slow
 async def test_disk_that_fills_up_before_the_commit(small_disk: SmallDisk) -> None:
     """No record without its manifest; with more space, the same commit completes."""
     async with connect(str(small_disk.folder / "repository"), create=True) as repository:
@@ -297,6 +300,7 @@ class Platter:
         return call
 
 
+@pytest.mark.slow
 async def test_power_cut_after_any_commit_leaves_frames_and_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """I2: when a row or a record becomes durable, its frame or manifest is, and every folder's name on the way to it."""
     root = tmp_path / "repository"
@@ -309,6 +313,7 @@ async def test_power_cut_after_any_commit_leaves_frames_and_manifests(tmp_path: 
     assert [] == [violation for violation in platter.violations if violation]
 
 
+@pytest.mark.slow
 async def test_no_descriptor_stays_open_for_a_staged_frame(tmp_path: Path) -> None:
     """A batch may have more frames than a process may have descriptors."""
     root = tmp_path / "repository"

@@ -49,6 +49,7 @@ def date(wait: int) -> list[str]:
     return [f"Date: {formatdate(now, usegmt=True)}", f"Retry-After: {formatdate(now + wait, usegmt=True)}"]
 
 
+@pytest.mark.slow
 @USES
 @pytest.mark.parametrize("said", [seconds, date])
 async def test_who_says_when_to_ask_again_is_not_asked_before(tmp_path: Path, use: Use, said: Callable[[int], list[str]]) -> None:

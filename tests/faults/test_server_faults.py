@@ -86,6 +86,7 @@ def frame_path(server: RunningServer, frame: Frame) -> Path:
 # Connections that end too early.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_reset", [False, True])
 def test_a_batch_that_is_cut_keeps_its_whole_frames(tmp_path: Path, *, is_reset: bool) -> None:
     """However it is cut, also where much of it is still on its way through the server; a torn frame is discarded."""
@@ -109,6 +110,7 @@ def _unsent(connection: socket.socket) -> bytes:
     return fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
 
 
+@pytest.mark.slow
 def test_small_frames_that_arrived_before_a_cut_are_kept(tmp_path: Path) -> None:
     """All of them, though many lay in one read."""
     sent = frames(200, seed=2)
@@ -118,6 +120,7 @@ def test_small_frames_that_arrived_before_a_cut_are_kept(tmp_path: Path) -> None
         eventually(lambda: server.missing([frame.digest for frame in sent]) == [sent[-1].digest])
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_cut_in_its_header_keeps_nothing(tmp_path: Path) -> None:
     """And harms nothing."""
     whole = batch(frames(2, seed=3))
@@ -127,6 +130,7 @@ def test_a_batch_that_is_cut_in_its_header_keeps_nothing(tmp_path: Path) -> None
         assert 2 == len(server.missing([frame.digest for frame in frames(2, seed=3)]))
 
 
+@pytest.mark.slow
 def test_a_sender_that_stalls_is_dropped_and_what_it_sent_is_kept(tmp_path: Path) -> None:
     """After the time that is set, its connection is closed without an answer."""
     sent = frames(3, seed=4)
@@ -153,6 +157,7 @@ def is_hung_up(connection: socket.socket) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_a_reader_that_stalls_is_dropped(tmp_path: Path) -> None:
     """What it gets in the end is less than was announced."""
     sent = large_frames(LARGE // 400_000, seed=5)
@@ -183,6 +188,7 @@ def connections_of(pid: int, port: int) -> int:
     return sum(row[9] in inodes and row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
 
 
+@pytest.mark.slow
 def test_a_form_that_is_cut_leaves_nothing(tmp_path: Path) -> None:
     """No record, no file in the spool folder."""
     body = form("cut.bin", octets(6, 5 << 20))
@@ -198,6 +204,7 @@ def test_a_form_that_is_cut_leaves_nothing(tmp_path: Path) -> None:
 # Damage in the store.
 
 
+@pytest.mark.slow
 def test_damage_in_the_middle_of_a_file_cuts_the_connection(tmp_path: Path) -> None:
     """A short answer never looks whole; a file whose first chunk is damaged is answered with what is wrong."""
     with running_server(tmp_path / "root", check=False) as server:
@@ -232,6 +239,7 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["gone", "shorter", "longer"])
 def test_a_frame_that_changes_while_others_are_sent_cuts_the_answer(tmp_path: Path, fault: str) -> None:
     """Its size was announced with the others': what comes must be that, or nothing."""
@@ -255,6 +263,7 @@ def test_a_frame_that_changes_while_others_are_sent_cuts_the_answer(tmp_path: Pa
 # Being told to stop.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stop_lets_transfers_finish(tmp_path: Path, workers: int) -> None:
     """A download and an upload go on to their end; nobody else gets in; then the server ends well."""
@@ -279,6 +288,7 @@ def test_a_stop_lets_transfers_finish(tmp_path: Path, workers: int) -> None:
         assert (0, "") == (server.process.wait(), server.process.communicate()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_stops_at_once(tmp_path: Path, workers: int, number: signal.Signals) -> None:
@@ -293,6 +303,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, workers: int, number: sig
             assert is_cut(answer)
 
 
+@pytest.mark.slow
 def test_a_stop_waits_no_longer_than_it_was_told(tmp_path: Path) -> None:
     """A client that does not go on is cut when the time is over."""
     with running_server(tmp_path / "root", check=False, drain_seconds=0.2) as server:
@@ -302,6 +313,7 @@ def test_a_stop_waits_no_longer_than_it_was_told(tmp_path: Path) -> None:
             assert is_cut(answer)
 
 
+@pytest.mark.slow
 def test_idle_connections_do_not_delay_a_stop(tmp_path: Path) -> None:
     """Those that were used, and those that never sent anything."""
     with (
@@ -318,6 +330,7 @@ def test_idle_connections_do_not_delay_a_stop(tmp_path: Path) -> None:
 # Processes that die.
 
 
+@pytest.mark.slow
 def test_dead_workers_are_replaced(tmp_path: Path) -> None:
     """What was acknowledged is there; a batch that was under way is sent again; what it left behind is cleared away."""
     first, second = large_frames(5, seed=12), large_frames(5, seed=13)
@@ -341,6 +354,7 @@ def test_dead_workers_are_replaced(tmp_path: Path) -> None:
     assert all(f"worker {pid} ended" in log for pid in before)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_restarted_makes_no_other_index(tmp_path: Path) -> None:
     """The index of a folder that holds chunks is lost: that is said, also where the folder would be made if it were empty."""
     with running_server(tmp_path / "root", check=False, workers=2) as server:
@@ -362,6 +376,7 @@ def test_a_worker_that_is_restarted_makes_no_other_index(tmp_path: Path) -> None
     assert f"{server.root} is not a repository: its index index.sqlite is missing, which holds the records" in log
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
     """They stop when it dies, whatever it died of."""
     with running_server(tmp_path / "root", check=False, workers=2) as server:
@@ -372,6 +387,7 @@ def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
         assert "" == server.process.communicate()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_port_in_use_is_an_error(tmp_path: Path, workers: int) -> None:
     """Also where both could share it: the port, and what to do, in one sentence, and nothing is disturbed."""
@@ -385,6 +401,7 @@ def test_a_port_in_use_is_an_error(tmp_path: Path, workers: int) -> None:
             assert 200 == server.ask("GET", "/healthz").status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_an_address_of_another_machine_is_an_error(tmp_path: Path, host: str) -> None:
     """One sentence says why."""
@@ -395,6 +412,7 @@ def test_an_address_of_another_machine_is_an_error(tmp_path: Path, host: str) ->
     assert 1 == errors.count("\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, workers: int) -> None:
     """What kept a worker from starting is raised by the parent, once."""
@@ -408,6 +426,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, workers: int) -> No
     assert 1 == errors.count("\n")
 
 
+@pytest.mark.slow
 def test_a_signal_that_comes_while_a_worker_closes_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parent stops a worker that fails at the same moment: its loop has closed what a signal would be written to."""
     (tmp_path / "root").mkdir()

@@ -25,6 +25,7 @@ def test_every_vector_has_an_input() -> None:
     assert list(CUTTING) == list(CUTTING_INPUTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", PIECES)
 @pytest.mark.parametrize("name", CUTTING_INPUTS)
 def test_chunks_of_pieces(name: str, size: int) -> None:
@@ -33,6 +34,7 @@ def test_chunks_of_pieces(name: str, size: int) -> None:
     assert CUTTING[name]["chunks"] == chunk_sizes(content, pieces(size, whole=len(content)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", PIECES)
 @pytest.mark.parametrize("name", CUTTING_INPUTS)
 def test_boundaries_of_pieces(name: str, size: int) -> None:

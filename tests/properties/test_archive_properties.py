@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from itertools import accumulate, pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,6 +74,7 @@ def trees(draw: st.DrawFn, contents: list[bytes], max_size: int) -> tuple[list[E
 windows = st.one_of(st.integers(WINDOW_MIN, WINDOW_MIN + 300_000), st.just(16 * MIB))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(trees(CONTENTS, 9), windows)
 def test_chunks_of_a_tree_are_those_of_its_zip(tree: tuple[list[Entry], dict[str, bytes]], window: int) -> None:
@@ -93,6 +95,7 @@ def test_chunks_of_a_tree_are_those_of_its_zip(tree: tuple[list[Entry], dict[str
     assert {name: len(content) for name, content in contents.items() if content} == ends
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(st.randoms(use_true_random=False), windows)
 def test_chunks_of_many_small_files_are_those_of_their_zip(random_: random.Random, window: int) -> None:
@@ -172,6 +175,7 @@ def archives(draw: st.DrawFn) -> tuple[bytes, dict[str, bytes]]:
     return file.getvalue(), contents
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(archives())
 def test_we_read_what_zipfile_writes(made: tuple[bytes, dict[str, bytes]]) -> None:
@@ -181,6 +185,7 @@ def test_we_read_what_zipfile_writes(made: tuple[bytes, dict[str, bytes]]) -> No
     assert contents == {path: found.content for path, found in unpacked(archive).items()}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=250)
 @given(archives(), st.data())
 def test_damaged_archive_is_read_as_zipfile_reads_it_or_not_at_all(
@@ -218,6 +223,7 @@ def inflated(data: bytes) -> bytes:
     return content
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=500)
 @given(
     st.one_of(st.binary(max_size=300), st.sampled_from([*SMALL, bytes(700_000)])),

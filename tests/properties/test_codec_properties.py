@@ -88,6 +88,7 @@ Damage = Callable[[bytes, int, bytes], bytes]
 damages = st.sampled_from((cut_off, overwritten, extended, inserted))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=500)
 @given(contents, codecs, damages, st.data())
 def test_damaged_frame_decodes_to_its_content_or_not_at_all(

@@ -3,6 +3,7 @@ from __future__ import annotations
 from functools import cache
 from itertools import accumulate
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +65,7 @@ def split(draw: st.DrawFn, contents: st.SearchStrategy[bytes]) -> tuple[bytes, l
     return content, sorted([*ends, size])
 
 
+@pytest.mark.slow
 @FEW
 @given(split(damaged_files()))
 def test_any_split_gives_the_same_segments(case: tuple[bytes, list[int]]) -> None:
@@ -88,6 +90,7 @@ def large_files() -> list[bytes]:
     ]
 
 
+@pytest.mark.slow
 @FEW
 @given(split(st.integers(0, 5).map(lambda place: large_files()[place])))
 def test_any_split_gives_the_same_chunks(case: tuple[bytes, list[int]]) -> None:
@@ -108,6 +111,7 @@ def test_whoever_cuts_where_another_one_stopped_cuts_the_same_chunks(case: tuple
     assert chunk_sizes(content, [len(content)]) == relayed_sizes(content, ends)
 
 
+@pytest.mark.slow
 @FEW
 @given(damaged_files())
 def test_whatever_a_file_holds_all_of_it_is_cut(content: bytes) -> None:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 from urllib.parse import quote, unquote
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ def is_kept(name: str) -> bool:
 NAMES = st.text(min_size=1, max_size=255).filter(is_kept)
 
 
+@pytest.mark.slow
 @given(st.lists(VALUES))
 def test_what_is_no_file_passes(values: list[Any]) -> None:
     """What a pipeline returns is what another one gets, by the types that the first was told with."""

@@ -87,6 +87,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("filestore.transfer.schedule.BATCH_SIZE", 64 * KIB)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_batches")
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(archives(), seeds)
@@ -112,6 +113,7 @@ def test_unpacking_is_what_zipfile_reads(made: tuple[bytes, dict[str, Planted]],
         run(check(Path(folder)))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(seeds, st.integers(0, 3))
 def test_another_version_of_a_tree_costs_what_changed(seed: int, change_count: int) -> None:
@@ -152,6 +154,7 @@ def test_another_version_of_a_tree_costs_what_changed(seed: int, change_count: i
         run(check(Path(folder)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_batches")
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(archives(), seeds, st.data())
@@ -184,6 +187,7 @@ def test_a_damaged_archive_is_refused_or_read_as_ever(
         run(check(Path(folder)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_batches")
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seeds, seeds)

@@ -350,6 +350,7 @@ def test_file_that_unpacks_to_more_than_what_finder_can_say() -> None:
         unpacked(archive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [65_536, 65_541])
 def test_more_entries_than_the_end_record_can_count(count: int) -> None:
     """As tools without Zip64 write them: the end record has the last 16 bits of the count, and readers go by the size."""

@@ -177,6 +177,7 @@ def test_zip64_end_records(count: int, size: int, offset: int, length: int) -> N
     assert length == len(end_records(count=count, size=size, offset=offset))
 
 
+@pytest.mark.slow
 def test_zip64_by_count(tmp_path: Path) -> None:
     """More entries than 16 bits can count."""
     entries = [Entry(f"{place}") for place in range(65537)]

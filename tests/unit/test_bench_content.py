@@ -23,6 +23,7 @@ def chunks(content: bytes) -> set[Digest]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [64 << 10, 1_000_003])
 def test_content_has_the_size_that_was_asked_for(tmp_path: Path, kind: str, size: int) -> None:
@@ -32,6 +33,7 @@ def test_content_has_the_size_that_was_asked_for(tmp_path: Path, kind: str, size
     assert [size, size] == [(tmp_path / "content").stat().st_size, sum(told)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_seed_shares_no_chunk(tmp_path: Path, kind: str) -> None:
     """What is measured is moved; and no chunk is twice in one content either."""

@@ -27,6 +27,7 @@ def test_what_brings_matplotlib_is_said_before_anything_is_measured(monkeypatch:
         check_plot(tmp_path / "a.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1, 1 << 30])
 @pytest.mark.parametrize("server", [None, SIDE])
 def test_any_measurement_can_be_told_and_drawn(tmp_path: Path, size: int, server: Side | None) -> None:

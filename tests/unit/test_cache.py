@@ -171,6 +171,7 @@ async def test_a_lock_whose_holder_hangs_is_passed_by(
     assert path == await hanging
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["shorter", "written", "gone", "no entry", "rubbish entry"])
 async def test_damage_that_a_look_shows_is_a_miss(
     cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path, damage: str

@@ -204,6 +204,7 @@ async def test_who_gets_no_further_is_not_waited_for_longer(
     assert ["0.bin"] == kept(tmp_path / "cache")
 
 
+@pytest.mark.slow
 async def test_ten_files_that_do_not_all_fit_never_exceed_the_limit(
     watched: WatchedRepository, files: list[File], tmp_path: Path
 ) -> None:
@@ -262,6 +263,7 @@ async def test_what_a_cut_fetch_has_left_goes_like_an_entry(
     assert ["1.bin"] == kept(tmp_path / "cache")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_told", [True, False], ids=["its length is told", "nobody knows its length"])
 async def test_what_a_url_brings_keeps_within_the_limit(
     watched: WatchedRepository, files: list[File], tmp_path: Path, *, is_told: bool

@@ -355,6 +355,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_damage_that_a_look_shows_is_repaired(
     cache: Cache, watched: WatchedRepository, record: Record, damage: str
@@ -422,6 +423,7 @@ FOREIGN_DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", FOREIGN_DAMAGES)
 async def test_verify_compares_trees_of_foreign_zips(
     cache: Cache, watched: WatchedRepository, tmp_path: Path, damage: str

@@ -54,6 +54,7 @@ def staging_files(root: Path) -> list[Path]:
     return [path for path in (root / "tmp").rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [1, 7, 1000, 100_000, 1 << 20])
 async def test_any_split_keeps_the_same_frames(repository: LocalRepository, piece: int) -> None:
     """Frames smaller and larger than what is verified together, in pieces of any size."""
