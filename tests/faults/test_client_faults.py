@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from filestore.format.codec import Codec, Frame
 from filestore.http.client import repository as client_module
 from tests.support.frames import encoded, room
 from tests.support.generator import octets
+from tests.support.listening import listening
 from tests.support.server import TOKEN, RunningServer, running_server
 
 CERTIFICATE = Path(__file__).parents[1] / "support" / "localhost.pem"
@@ -133,12 +134,13 @@ async def behind_tls(server: RunningServer) -> AsyncIterator[str]:
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", server.port)
-        await asyncio.gather(pass_on(reader, server_writer), pass_on(server_reader, writer), return_exceptions=True)
+        with closing(server_writer):
+            await asyncio.gather(pass_on(reader, server_writer), pass_on(server_reader, writer), return_exceptions=True)
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
-    async with await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context) as proxy:
-        yield f"https://localhost:{proxy.sockets[0].getsockname()[1]}"
+    async with listening(handle, tls=context) as port:
+        yield f"https://localhost:{port}"
 
 
 _OVER_TLS = """

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from filestore.errors import DamagedRecord, NotFound
 from filestore.http.wire import API
 from filestore.repository.protocol import Repository
 from tests.support.frames import contents, encoded, manifest
+from tests.support.listening import listening
 from tests.support.nginx import free_port, running_proxy
 from tests.support.server import TOKEN, RunningServer, eventually, running_server
 
@@ -132,7 +133,7 @@ async def relay(server: RunningServer, *, loses: Callable[[list[bytes]], bool] =
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream, out = await asyncio.open_connection("127.0.0.1", server.port)
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        with closing(out), suppress(ConnectionError, asyncio.IncompleteReadError):
             request = await reader.readuntil(b"\r\n\r\n")
             asked.append(request.split()[0])
             is_lost = loses(asked)
@@ -143,12 +144,9 @@ async def relay(server: RunningServer, *, loses: Callable[[list[bytes]], bool] =
                     await writer.drain()
                     if request.startswith(b"DELETE"):
                         passed.append(len(piece))
-        for end in (out, writer):
-            end.close()
 
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with listening:
-        yield Relay(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", asked, passed)
+    async with listening(serve) as port:
+        yield Relay(f"http://127.0.0.1:{port}", asked, passed)
 
 
 async def begin_removal(repository: Repository, slow: Slow, between: Relay) -> asyncio.Task[Record]:

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from tests.support.listening import listening
+
 
 class Forwarding(NamedTuple):
     """A proxy that is running."""
@@ -21,18 +23,10 @@ class Forwarding(NamedTuple):
 async def running_forwarding(*, authorization: str | None = None) -> AsyncIterator[Forwarding]:
     """Forward until the end of the block; 407 for whoever does not give `authorization`, where there is one."""
     asked: list[tuple[str, dict[str, str]]] = []
-    tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                await forward(reader, writer)
-        finally:
-            writer.close()
-            tasks.discard(task)
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await forward(reader, writer)
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -57,14 +51,8 @@ async def running_forwarding(*, authorization: str | None = None) -> AsyncIterat
         finally:
             up_writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield Forwarding(server.sockets[0].getsockname()[1], asked)
-    finally:
-        server.close()
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async with listening(serve) as port:
+        yield Forwarding(port, asked)
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

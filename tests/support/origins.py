@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from tests.support.listening import listening
+
 
 class Asked(NamedTuple):
     """One request."""
@@ -47,15 +49,9 @@ async def running_origin(
             await answer(asked[-1], writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # its peer has gone
-        finally:
-            writer.close()
 
-    server = await asyncio.start_server(serve, host, port, ssl=tls)
-    try:
-        yield Origin(f"{'https' if tls else 'http'}://{host}:{server.sockets[0].getsockname()[1]}", asked)
-    finally:
-        server.close()
-        # No wait_closed: a peer that was given up on may still be connected.
+    async with listening(serve, host=host, port=port, tls=tls) as port_taken:
+        yield Origin(f"{'https' if tls else 'http'}://{host}:{port_taken}", asked)
 
 
 def answers(*raw: bytes) -> Answer:
