@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.data import bf16
 from filestore.core.digest import chunk_digest
-from filestore.format.chunking import Cutter
+from filestore.format.chunking import Chunker
 from filestore_cli.bench.ceilings import PIECE, copy, seconds, write
 
 SIZE = 256 << 20
@@ -28,7 +28,7 @@ def ceilings(folder: Path) -> dict[str, float]:
     memory[:] = content
     steps: dict[str, Callable[[], object]] = {
         "BLAKE3, one core": lambda: [chunk_digest(memory[start : start + PIECE]) for start in range(0, SIZE, PIECE)],
-        "FastCDC, one core": lambda: Cutter().cut(memory, final=True),
+        "FastCDC, one core": lambda: Chunker().cut(memory, final=True),
         "copy of memory": lambda: copy(memory),
         "copy into fresh memory": lambda: bytearray(memory),
         "loopback, send to receive": lambda: _over_loopback(source, None, send=_send_copies),

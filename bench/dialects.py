@@ -86,7 +86,7 @@ WAYS = ("filestore push", "curl, form v3", "curl, form v4", "SDK 1, form v3", "S
 def _command(way: str, server: Server, source: Path, *, pause: float) -> list[str | Path]:
     form = ["curl", "-sSf", "-o", "/dev/null", "-H", f"Authorization: Bearer {TOKEN}", "-F", f"pfile=@{source}"]
     commands: dict[str, list[str | Path]] = {
-        "filestore push": [*FILESTORE, "push", source, "--journal", source.with_suffix(".journal")],
+        "filestore push": [*FILESTORE, "push", source, "--push-cache", source.with_suffix(".push_cache")],
         "curl, form v3": [*form, f"{server.url}/v3/pipeline_files"],
         "curl, form v4": [*form, f"{server.url}/v4/files"],
         "SDK 1, form v3": [SDK1 / "pipeline", "create", "file", source],

@@ -122,7 +122,7 @@ def _peaks(command: Done, server: Server) -> str:
 
 
 def again(folder: Path, size: int) -> Iterator[tuple[str, str, str]]:
-    """The same file twice: by the journal, then with every byte hashed again."""
+    """The same file twice: by the push cache, then with every byte hashed again."""
     source = folder / "again.safetensors"
     write_safetensors(source, size=size)
     total = source.stat().st_size

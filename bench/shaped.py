@@ -108,7 +108,7 @@ def _round(link: Link, folder: Path, source: Path) -> tuple[float, float, float]
     target = folder / "fetched.safetensors"
     try:
         client = [*link.inside(link.client), *FILESTORE]
-        environment = {**server.environment, "FILESTORE_JOURNAL": str(folder / "journal.sqlite")}
+        environment = {**server.environment, "FILESTORE_PUSH_CACHE": str(folder / "journal.sqlite")}
         pushed = run([*client, "push", source, "--rehash", "--json"], environment=environment)
         fetched = run([*client, "fetch", pushed.json["id"], "-o", target, "--json"], environment=environment)
     finally:

@@ -38,7 +38,7 @@ from bench.codec import measured  # noqa: E402  # a script finds its neighbours 
 from bench.data import bf16, write_safetensors  # noqa: E402
 from filestore.core.digest import DIGEST_SIZE, Digest, chunk_digest  # noqa: E402
 from filestore.core.manifest import Chunk, Manifest  # noqa: E402
-from filestore.format.chunking import CUTTING_VERSION, Cutter  # noqa: E402
+from filestore.format.chunking import CHUNKING_VERSION, Chunker  # noqa: E402
 from filestore.format.codec import Codec  # noqa: E402
 from filestore.format.zip.checksum import Checksum  # noqa: E402
 from filestore.http.wire import BatchEntry, BatchParser, decode_batch_entries, encode_batch_header  # noqa: E402
@@ -108,8 +108,8 @@ def _scanning(folder: Path, size: int, rounds: int) -> Iterator[Stage]:
     weights[:] = path.read_bytes()
     noise = memoryview(mmap.mmap(-1, size))
     noise[:] = np.random.default_rng(1).bytes(size)
-    yield _rate("cut: safetensors of bf16", len(weights), rounds, lambda: Cutter().cut(weights, final=True))
-    yield _rate("cut: random bytes, no structure", size, rounds, lambda: Cutter().cut(noise, final=True))
+    yield _rate("cut: safetensors of bf16", len(weights), rounds, lambda: Chunker().cut(weights, final=True))
+    yield _rate("cut: random bytes, no structure", size, rounds, lambda: Chunker().cut(noise, final=True))
     pieces = [weights[start : start + MIB] for start in range(0, len(weights), MIB)]
     yield _rate("hash: chunks of 1 MiB", len(weights), rounds, lambda: [chunk_digest(piece) for piece in pieces])
     yield _rate("sum: CRC of an entry, pieces of 1 MiB", len(weights), rounds, lambda: _summed(pieces))
@@ -176,8 +176,8 @@ def _framing(size: int, rounds: int) -> Iterator[Stage]:
 def _listing(rounds: int) -> Iterator[Stage]:
     count = 200_000
     chunks = [Chunk(_digest(place, count), MIB) for place in range(count)]
-    manifest = Manifest.build(chunks, cutting=CUTTING_VERSION)
-    seconds = _median(lambda: Manifest.build(chunks, cutting=CUTTING_VERSION), rounds)
+    manifest = Manifest.build(chunks, chunking_version=CHUNKING_VERSION)
+    seconds = _median(lambda: Manifest.build(chunks, chunking_version=CHUNKING_VERSION), rounds)
     yield Stage("build a manifest: a chunk", seconds / count * 1e6, "us")
     yield Stage("parse a manifest: a chunk", _median(lambda: Manifest.parse(manifest.encoded), rounds) / count * 1e6, "us")
 

@@ -25,8 +25,8 @@ step 'Install filestore into .venv'
 bash tests/make_venv.sh .venv
 .venv/bin/pip install --quiet --editable .
 PATH=$PWD/.venv/bin:$PATH
-# The journal of pushes belongs to the user; this one is for the day.
-export FILESTORE_JOURNAL=$work/journal.sqlite
+# The push cache of pushes belongs to the user; this one is for the day.
+export FILESTORE_PUSH_CACHE=$work/journal.sqlite
 unset FILESTORE_URL FILESTORE_TOKEN FILESTORE_ROOT
 # The server is on this machine: no proxy that the environment names can reach it.
 export NO_PROXY=${NO_PROXY:+$NO_PROXY,}127.0.0.1 no_proxy=${no_proxy:+$no_proxy,}127.0.0.1

@@ -20,7 +20,7 @@ from filestore.repository.protocol import Repository
 from filestore.repository.stores.disk import open_store, store_for_reading
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.files import home_path
-from filestore.system.threads import in_disk_thread, uninterrupted
+from filestore.system.threads import in_disk_thread, shield_until_done
 
 if TYPE_CHECKING:
     from filestore.system.proxies import Proxy
@@ -114,7 +114,7 @@ async def open_backend(root: Path, *, create: bool = False, read_only: bool = Fa
     try:
         return store, await open_index(root / _INDEX_NAME)
     except BaseException:
-        await uninterrupted(store.close())
+        await shield_until_done(store.close())
         raise
 
 
@@ -140,7 +140,7 @@ async def create_repository(root: Path) -> bool:
         new_id = secrets.token_hex(16)
         repository_id, _ = await read_format(store, location=str(root), new_id=new_id)
     finally:
-        await uninterrupted(store.close())
+        await shield_until_done(store.close())
     return repository_id == new_id
 
 

@@ -13,9 +13,9 @@ from filestore.backends import connect
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
 from tests.support.commands import Home
+from tests.support.fetching_trees import memory_repository
 from tests.support.nginx import Nginx, running_nginx
 from tests.support.runtimes import make_graphs
-from tests.support.unpacking import memory_repository
 from tests.support.watched import WatchedRepository
 
 # The proxy of a developer's network leads to no server of these tests.

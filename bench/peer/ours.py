@@ -26,7 +26,7 @@ class Served(Peer):
         self.environment = {
             **server.environment,
             "FILESTORE_CODEC": self.codec,
-            "FILESTORE_JOURNAL": str(self.folder / "journal.sqlite"),
+            "FILESTORE_PUSH_CACHE": str(self.folder / "journal.sqlite"),
         }
 
 

@@ -13,16 +13,16 @@ import click
 from filestore.core.records import Kind
 from filestore.core.references import Reference
 from filestore.errors import InvalidReference, StorageError
+from filestore_cli.context import CommandContext, takes
 from filestore_cli.filters import Filter
 from filestore_cli.progress import FETCH, shown
-from filestore_cli.session import Session, takes
 from filestore_cli.start import run_to_end
-from filestore_cli.text import age, duration, exactly, in_units, printable, table
+from filestore_cli.text import age, duration, exactly, for_display, in_units, table
 
 if TYPE_CHECKING:
     # Heavy: the commands import these when they run.
-    from filestore.cache import Resolved
-    from filestore.cache.inventory import Kept, Staged
+    from filestore.cache import ResolveResult
+    from filestore.cache.inventory import CachedEntry, StagedEntry
     from filestore.cache.leases import Leases
     from filestore.core.records import Record
 
@@ -35,12 +35,12 @@ _SHOWN_DIGITS = 16
 @click.argument("references", metavar="ID|DIGEST|PATH|NAME", nargs=-1, required=True)
 @click.option("--zip", "keeps_zip", is_flag=True, help="Keep directories as the zip files that they are stored as.")
 @click.option("--unzip", is_flag=True, help="Keep the trees of zip files that were stored as files.")
-@takes("url", "token", "connections", "stall_seconds", "cache", "cache_size_limit", "cache_free_floor")
-def warm(session: Session, references: tuple[str, ...], *, keeps_zip: bool, unzip: bool) -> None:
+@takes("url", "token", "connections", "stall_seconds", "cache", "cache_size_limit", "cache_min_free")
+def warm(context: CommandContext, references: tuple[str, ...], *, keeps_zip: bool, unzip: bool) -> None:
     """Fetch stored files and directories into the cache ahead of time, so that a later start finds them there."""
     if keeps_zip and unzip:
         raise click.UsageError("--zip keeps zip files and --unzip keeps their trees; give one of them")
-    run_to_end(_warm(session, [Reference.parse(text) for text in references], keeps_zip=keeps_zip, unzip=unzip))
+    run_to_end(_warm(context, [Reference.parse(text) for text in references], keeps_zip=keeps_zip, unzip=unzip))
 
 
 @click.group(short_help="List, check and clear the cache.")
@@ -67,16 +67,16 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Remove nothing; show wh
 @cache.command("ls", short_help="List what is in the cache.")
 @_filters
 @takes("cache")
-def cache_ls(session: Session, filters: list[Filter]) -> None:
+def cache_ls(context: CommandContext, filters: list[Filter]) -> None:
     """List the cached files and directories, the most recently used first, and what cut fetches have left."""
     from filestore.cache.inventory import staged  # heavy
 
-    stock = _Stock.of(session.settings.cache)
+    stock = _Stock.of(context.settings.cache)
     kept = sorted(stock.matching(filters), key=lambda entry: entry.used_at, reverse=True)
     size = sum(entry.stored_size for entry in kept)
     left = list(staged(stock.root))
     abandoned = sum(item.stored_size for item in left if item.key not in stock.held)
-    session.show(
+    context.show(
         {
             "cache": str(stock.root),
             "entries": [stock.as_json(entry) for entry in kept],
@@ -84,20 +84,20 @@ def cache_ls(session: Session, filters: list[Filter]) -> None:
             "staged": [stock.staged_as_json(item) for item in left],
         },
         *(stock.line(entry) for entry in kept),
-        f"{_count(kept)}, {in_units(size)} in {printable(stock.root)}",
+        f"{_count(kept)}, {in_units(size)} in {for_display(stock.root)}",
     )
     if abandoned:
-        session.note(f"Cut fetches have left {in_units(abandoned)} beside that; `filestore cache prune` removes it.")
+        context.note(f"Cut fetches have left {in_units(abandoned)} beside that; `filestore cache prune` removes it.")
 
 
 @cache.command("rm", short_help="Remove cached files and directories.")
 @click.argument("wanted", metavar="DIGEST|ID|NAME|PATH", nargs=-1, required=True)
 @_dry_run
 @takes("cache")
-def cache_rm(session: Session, wanted: tuple[str, ...], *, dry_run: bool) -> None:
+def cache_rm(context: CommandContext, wanted: tuple[str, ...], *, dry_run: bool) -> None:
     """Remove cached files and directories; what is in use stays."""
-    stock = _Stock.of(session.settings.cache)
-    found: dict[Path, Kept | Staged] = {}
+    stock = _Stock.of(context.settings.cache)
+    found: dict[Path, CachedEntry | StagedEntry] = {}
     for text in wanted:
         matching = stock.named(text)
         if not matching:
@@ -105,83 +105,83 @@ def cache_rm(session: Session, wanted: tuple[str, ...], *, dry_run: bool) -> Non
                 text, "nothing in the cache has that digest, id, name or path; `filestore cache ls` shows what it has"
             )
         found |= {entry.folder: entry for entry in matching}
-    in_use = _remove(session, stock, list(found.values()), dry_run=dry_run)
+    in_use = _remove(context, stock, list(found.values()), dry_run=dry_run)
     if in_use:
-        what = ", ".join(printable(" ".join(entry.names)) for entry in in_use)
+        what = ", ".join(for_display(" ".join(entry.names)) for entry in in_use)
         raise click.ClickException(f"{what} is in use and was not removed; end the process that uses it, and try again")
 
 
 @cache.command("prune", short_help="Remove leftovers and free space.")
 @_filters
 @_dry_run
-@takes("cache", "cache_size_limit", "cache_free_floor")
-def cache_prune(session: Session, filters: list[Filter], *, dry_run: bool) -> None:
+@takes("cache", "cache_size_limit", "cache_min_free")
+def cache_prune(context: CommandContext, filters: list[Filter], *, dry_run: bool) -> None:
     """Remove what is left of fetches that were cut, and what the limits have no room for; with --filter, all that matches.
 
     What is in use stays.
     """
-    from filestore.cache.quota import Room  # heavy
+    from filestore.cache.quota import Quota  # heavy
 
-    settings = session.settings
+    settings = context.settings
     stock = _Stock.of(settings.cache)
     if filters:
-        found: list[Kept | Staged] = [entry for entry in stock.matching(filters) if entry.key not in stock.held]
+        found: list[CachedEntry | StagedEntry] = [entry for entry in stock.matching(filters) if entry.key not in stock.held]
     else:
-        room = Room(stock.root, stock.leases, size_limit=settings.cache_size_limit, free_floor=settings.cache_free_floor)
-        found = room.surplus()
-    _remove(session, stock, found, dry_run=dry_run)
+        quota = Quota(stock.root, stock.leases, size_limit=settings.cache_size_limit, min_free=settings.cache_min_free)
+        found = quota.surplus()
+    _remove(context, stock, found, dry_run=dry_run)
 
 
 @cache.command("verify", short_help="Check the cache; remove what is damaged.")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @takes("cache")
-def cache_verify(session: Session, folder: Path | None) -> None:
+def cache_verify(context: CommandContext, folder: Path | None) -> None:
     """Check every file and directory of the cache FOLDER and remove the damaged ones, to be fetched anew when they are needed.
 
     Exit status 1 says that some were damaged.
     """
     from filestore.cache import verify_cache  # heavy
 
-    root = folder or session.settings.cache
+    root = folder or context.settings.cache
     removed = run_to_end(verify_cache(root))
-    session.show(
+    context.show(
         {"cache": str(root), "removed": [str(path) for path in removed]},
-        *(f"removed {printable(path)}" for path in removed),
-        f"{printable(root)}: {len(removed)} damaged",
+        *(f"removed {for_display(path)}" for path in removed),
+        f"{for_display(root)}: {len(removed)} damaged",
     )
     if removed:
         were, are = ("entry was", "it is") if len(removed) == 1 else ("entries were", "they are")
         raise click.ClickException(f"{len(removed)} damaged {were} removed from the cache; {are} fetched anew when needed")
 
 
-async def _warm(session: Session, references: list[Reference], *, keeps_zip: bool, unzip: bool) -> None:
+async def _warm(context: CommandContext, references: list[Reference], *, keeps_zip: bool, unzip: bool) -> None:
     from filestore.cache import Cache  # heavy
     from filestore.core.references import Directory, File
     from filestore_cli.process import keep_heap  # heavy
 
     keep_heap()
-    settings = session.settings
+    settings = context.settings
     root = settings.cache.absolute()
-    done: list[tuple[Record, Resolved]] = []
-    async with session.repository(read_only=True) as repository:
+    done: list[tuple[Record, ResolveResult]] = []
+    async with context.repository(read_only=True) as repository:
         # All at first, so that a slip in the last one does not show after hours.
         records = [await repository.record(reference) for reference in references]
         async with Cache(
             root,
             repository,
-            limits=settings.unpack_limits,
+            limits=settings.zip_limits,
             size_limit=settings.cache_size_limit,
-            free_floor=settings.cache_free_floor,
+            min_free=settings.cache_min_free,
         ) as warmed:
             for record in records:
                 is_tree = unzip or (record.kind is Kind.DIRECTORY and not keeps_zip)
                 wanted = Directory(id=record.id) if is_tree else File(id=record.id)
-                async with shown(FETCH, record.name, enabled=session.shows_progress) as report:
+                async with shown(FETCH, record.name, enabled=context.shows_progress) as report:
                     done.append((record, await warmed.resolved(wanted, report=report)))
         received = sum(resolved.bytes_received for _, resolved in done)
         reused = sum(resolved.bytes_reused for _, resolved in done)
         seconds = sum(resolved.seconds for _, resolved in done)
-        session.show(
+        context.show(
             {
                 "files": [_warmed(record, resolved) for record, resolved in done],
                 "bytes_received": received,
@@ -190,18 +190,18 @@ async def _warm(session: Session, references: list[Reference], *, keeps_zip: boo
                 "cache": str(root),
                 "repository": repository.location,
             },
-            *(f"{'was there' if resolved.was_cached else 'fetched':<9}  {printable(resolved.path)}" for _, resolved in done),
+            *(f"{'was there' if resolved.was_cached else 'fetched':<9}  {for_display(resolved.path)}" for _, resolved in done),
             *table(
                 received=exactly(received),
                 reused=exactly(reused),
                 time=duration(seconds),
-                cache=printable(root),
-                repository=session.place(repository),
+                cache=for_display(root),
+                repository=context.place(repository),
             ),
         )
 
 
-def _warmed(record: Record, resolved: Resolved) -> dict[str, object]:
+def _warmed(record: Record, resolved: ResolveResult) -> dict[str, object]:
     return {
         "id": record.id,
         "digest": str(record.digest),
@@ -221,7 +221,7 @@ class _Stock(NamedTuple):
 
     root: Path
     leases: Leases
-    entries: list[Kept]
+    entries: list[CachedEntry]
     held: frozenset[str]
     """Keys of what is in use."""
     now: float
@@ -238,7 +238,7 @@ class _Stock(NamedTuple):
         leases = Leases(root)
         return cls(root, leases, list(entries(root)), frozenset(leases.held()), time.time())
 
-    def matching(self, filters: Sequence[Filter]) -> list[Kept]:
+    def matching(self, filters: Sequence[Filter]) -> list[CachedEntry]:
         """The entries that all filters take."""
         return [
             entry
@@ -246,7 +246,7 @@ class _Stock(NamedTuple):
             if all(each.takes(stored_size=entry.stored_size, age=self.now - entry.used_at) for each in filters)
         ]
 
-    def named(self, text: str) -> list[Kept]:
+    def named(self, text: str) -> list[CachedEntry]:
         """The entries of a digest, or of the first 8 or more digits of one, of an id, of a name, or at a path."""
         from filestore.cache.entry_store import recall  # heavy
 
@@ -262,7 +262,7 @@ class _Stock(NamedTuple):
             or entry.folder in path.parents
         ]
 
-    def as_json(self, entry: Kept) -> dict[str, object]:
+    def as_json(self, entry: CachedEntry) -> dict[str, object]:
         """What is told of an entry."""
         repository, namespace, _ = entry.key.split(".", 2)
         return {
@@ -278,7 +278,7 @@ class _Stock(NamedTuple):
             "paths": [str(entry.folder / "content" / name) for name in entry.names],
         }
 
-    def staged_as_json(self, item: Staged) -> dict[str, object]:
+    def staged_as_json(self, item: StagedEntry) -> dict[str, object]:
         """What is told of what a fetch has staged, and may have left."""
         return {
             "path": str(item.folder),
@@ -287,20 +287,22 @@ class _Stock(NamedTuple):
             "in_use": item.key in self.held,
         }
 
-    def line(self, entry: Kept) -> str:
+    def line(self, entry: CachedEntry) -> str:
         """The same for a person."""
         kind = "  (directory)" if entry.kind is Kind.DIRECTORY else ""
         in_use = "  (in use)" if entry.key in self.held else ""
-        names = printable(", ".join(entry.names) or "nothing sound")
+        names = for_display(", ".join(entry.names) or "nothing sound")
         used = age(self.now - entry.used_at)
         return f"{entry.digest[:_SHOWN_DIGITS]}  {in_units(entry.stored_size):>8}  {used:>7}  {names}{kind}{in_use}"
 
 
-def _remove(session: Session, stock: _Stock, found: list[Kept | Staged], *, dry_run: bool) -> list[Kept]:
+def _remove(
+    context: CommandContext, stock: _Stock, found: list[CachedEntry | StagedEntry], *, dry_run: bool
+) -> list[CachedEntry]:
     """Remove what is not in use, and say so; what is in use. Raises StorageError, after all the others are removed."""
-    from filestore.cache.inventory import Kept, discard  # heavy
+    from filestore.cache.inventory import CachedEntry, discard  # heavy
 
-    removed: list[Kept | Staged] = []
+    removed: list[CachedEntry | StagedEntry] = []
     stuck: dict[Path, StorageError] = {}
     for item in found:
         try:
@@ -309,13 +311,13 @@ def _remove(session: Session, stock: _Stock, found: list[Kept | Staged], *, dry_
         except StorageError as error:
             stuck[item.folder] = error
     gone = {item.folder for item in removed} | stuck.keys()
-    in_use = [item for item in found if isinstance(item, Kept) and item.folder not in gone]
-    kept = [item for item in removed if isinstance(item, Kept)]
-    left = [item for item in removed if not isinstance(item, Kept)]
+    in_use = [item for item in found if isinstance(item, CachedEntry) and item.folder not in gone]
+    kept = [item for item in removed if isinstance(item, CachedEntry)]
+    left = [item for item in removed if not isinstance(item, CachedEntry)]
     size = sum(item.stored_size for item in removed)
     verb = "would remove" if dry_run else "removed"
     left_lines = [f"{verb} {in_units(sum(item.stored_size for item in left))} that cut fetches have left"] if left else []
-    session.show(
+    context.show(
         {
             "cache": str(stock.root),
             "dry_run": dry_run,
@@ -325,7 +327,7 @@ def _remove(session: Session, stock: _Stock, found: list[Kept | Staged], *, dry_
         },
         *(f"{verb} {stock.line(entry)}" for entry in kept),
         *left_lines,
-        f"{verb} {_count(kept)}, {in_units(size)} in {printable(stock.root)}",
+        f"{verb} {_count(kept)}, {in_units(size)} in {for_display(stock.root)}",
     )
     if stuck:
         # The others are gone all the same.
@@ -333,5 +335,5 @@ def _remove(session: Session, stock: _Stock, found: list[Kept | Staged], *, dry_
     return in_use
 
 
-def _count(entries: Sequence[Kept]) -> str:
+def _count(entries: Sequence[CachedEntry]) -> str:
     return "1 entry" if len(entries) == 1 else f"{len(entries)} entries"

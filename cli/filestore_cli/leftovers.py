@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from filestore.errors import StorageError
-from filestore_cli.session import Session, takes
-from filestore_cli.text import age, in_units, printable
+from filestore_cli.context import CommandContext, takes
+from filestore_cli.text import age, for_display, in_units
 
 if TYPE_CHECKING:
     # Heavy: the command imports it when it runs.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("folder", default=".", type=click.Path(path_type=Path))
 @click.option("--remove", "removes", is_flag=True, help="Remove them; what a running fetch uses stays.")
 @takes()
-def leftovers(session: Session, folder: Path, *, removes: bool) -> None:
+def leftovers(context: CommandContext, folder: Path, *, removes: bool) -> None:
     """List the hidden files and folders that fetches to FOLDER, or to something in it, have left when they were cut.
 
     The same fetch again goes on from them.
@@ -41,10 +41,10 @@ def leftovers(session: Session, folder: Path, *, removes: bool) -> None:
             failure = error
     size = sum(each.stored_size for each in found)
     removed_size = sum(each.stored_size for each in found if each.path in gone)
-    summary = f"{_count(len(found))}, {in_units(size)} in {printable(folder)}"
+    summary = f"{_count(len(found))}, {in_units(size)} in {for_display(folder)}"
     if removes:
-        summary = f"removed {_count(len(gone))}, {in_units(removed_size)} in {printable(folder)}"
-    session.show(
+        summary = f"removed {_count(len(gone))}, {in_units(removed_size)} in {for_display(folder)}"
+    context.show(
         {
             "folder": str(folder),
             "leftovers": [_as_json(each, is_removed=each.path in gone) for each in found],
@@ -57,7 +57,7 @@ def leftovers(session: Session, folder: Path, *, removes: bool) -> None:
     if failure is not None:
         raise failure
     if not removes and any(not each.is_in_use and not each.is_needed for each in found):
-        session.note("`filestore leftovers --remove` removes them; the same fetch again goes on from them.")
+        context.note("`filestore leftovers --remove` removes them; the same fetch again goes on from them.")
 
 
 def _as_json(leftover: Leftover, *, is_removed: bool) -> dict[str, object]:
@@ -77,7 +77,7 @@ def _line(leftover: Leftover, *, is_removed: bool) -> str:
     if leftover.is_needed:
         remark = "  (a replacement was cut: fetch to that target again, which puts it right)"
     written = age(time.time() - leftover.written_at)
-    return f"{verb}{in_units(leftover.stored_size):>8}  {written:>7}  {printable(leftover.path)}{remark}"
+    return f"{verb}{in_units(leftover.stored_size):>8}  {written:>7}  {for_display(leftover.path)}{remark}"
 
 
 def _count(count: int) -> str:

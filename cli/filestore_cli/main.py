@@ -10,7 +10,7 @@ import click
 
 from filestore.errors import FilestoreError
 from filestore_cli.start import OUTPUT_LEFT, how_interrupted, interrupted_status, output_failure, say, sentence
-from filestore_cli.text import printable
+from filestore_cli.text import for_display
 
 _COMMANDS = {
     "bench": "bench.command:bench",
@@ -67,7 +67,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except FilestoreError as error:
-            raise click.ClickException(printable(str(error))) from error
+            raise click.ClickException(for_display(str(error))) from error
         except KeyboardInterrupt:
             say(how_interrupted() + (_HOW_TO_GO_ON if ctx.invoked_subcommand in _RESUMED else "."))
             ctx.exit(interrupted_status())
@@ -77,7 +77,7 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            raise click.ClickException(printable(sentence(error))) from error
+            raise click.ClickException(for_display(sentence(error))) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -20,14 +20,14 @@ _COLLECT_AFTER = 10_000
 """New objects between two collections of garbage; Python's own number is 700, and a tree of small files makes millions."""
 
 
-def own_process() -> None:
+def tune_process() -> None:
     """All that follows, before anything heavy is loaded. Process-wide: never called in a process that belongs to someone else."""
     keep_heap()
-    forgo_blas_threads()
+    limit_blas_threads()
     gc.set_threshold(_COLLECT_AFTER)
 
 
-def forgo_blas_threads() -> None:
+def limit_blas_threads() -> None:
     """Have numpy, which must not be loaded yet, start no threads for linear algebra: none is done here.
 
     They spin for a while before they sleep, which is a tenth of a second of processor time on each start.

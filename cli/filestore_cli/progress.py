@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple, Protocol, Self, TextIO
 
 from filestore.core.progress import Progress, Report
-from filestore_cli.text import duration, in_units, printable
+from filestore_cli.text import duration, for_display, in_units
 
 TICK_SECONDS = 0.125
 RATE_SECONDS = 10.0
@@ -36,12 +36,12 @@ class Activity(NamedTuple):
 
 
 PUSH = Activity("push", read="read", moved="sent", shared="shared")
-SURVEY = Activity("look at", read="read", shared="shared")
+PLAN = Activity("look at", read="read", shared="shared")
 FETCH = Activity("fetch", moved="received", shared="reused")
 HASH = Activity("hash")
 
 
-class Meter:
+class ProgressMeter:
     """Turns reports, which come when they come, into rates, whenever one looks."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -90,7 +90,7 @@ class Meter:
         return self._samples[-1][0] - self._moved_at
 
 
-def sentence(activity: Activity, meter: Meter) -> str:
+def sentence(activity: Activity, meter: ProgressMeter) -> str:
     """`45 %, 1.20 GB of 2.70 GB, 0.90 GB sent, ...`: what a line and a bar both say."""
     parts = [] if meter.latest is None else _amounts(activity, meter.latest)
     if meter.still_seconds >= STILL_SECONDS:
@@ -126,7 +126,7 @@ class _Display(Protocol):
 class PlainLines:
     """A line when the work has lasted a second, and one every few seconds from then on."""
 
-    def __init__(self, activity: Activity, name: str, meter: Meter, stream: TextIO) -> None:
+    def __init__(self, activity: Activity, name: str, meter: ProgressMeter, stream: TextIO) -> None:
         self._activity = activity
         self._label = f"{activity.verb} {name}"
         self._meter = meter
@@ -150,7 +150,7 @@ class PlainLines:
 class Bar:
     """Two lines of a terminal, gone when the work is done."""
 
-    def __init__(self, activity: Activity, name: str, meter: Meter, stream: TextIO) -> None:
+    def __init__(self, activity: Activity, name: str, meter: ProgressMeter, stream: TextIO) -> None:
         from rich.console import Console  # heavy
         from rich.live import Live  # heavy
 
@@ -194,9 +194,9 @@ async def shown(activity: Activity, name: str, *, enabled: bool) -> AsyncIterato
     if not enabled:
         yield None
         return
-    meter = Meter()
+    meter = ProgressMeter()
     make = Bar if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else PlainLines
-    with make(activity, printable(name), meter, sys.stderr) as display:
+    with make(activity, for_display(name), meter, sys.stderr) as display:
         showing = asyncio.create_task(_keep_showing(meter, display))
         try:
             yield meter.report
@@ -205,7 +205,7 @@ async def shown(activity: Activity, name: str, *, enabled: bool) -> AsyncIterato
             await asyncio.wait([showing])
 
 
-async def _keep_showing(meter: Meter, display: _Display) -> None:
+async def _keep_showing(meter: ProgressMeter, display: _Display) -> None:
     # Standard error may be gone before the work is done; the work is worth more than its display.
     with suppress(OSError):
         while True:

@@ -10,9 +10,9 @@ from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import InvalidReference
 from filestore.repository.protocol import Repository
-from filestore_cli.session import Session, takes
+from filestore_cli.context import CommandContext, takes
 from filestore_cli.start import run_to_end
-from filestore_cli.text import exactly, in_units, printable, table
+from filestore_cli.text import exactly, for_display, in_units, table
 
 _PAGE = 1000
 
@@ -20,16 +20,16 @@ _PAGE = 1000
 @click.command(short_help="List stored files and directories.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="COUNT", help="Only so many, the newest.  [default: all]")
 @takes("url", "token")
-def ls(session: Session, limit: int | None) -> None:
+def ls(context: CommandContext, limit: int | None) -> None:
     """List the stored files and directories, the newest first."""
 
     async def run() -> None:
-        async with session.repository(read_only=True) as repository:
+        async with context.repository(read_only=True) as repository:
             records = await _newest(repository, limit)
-            session.show(
+            context.show(
                 {"files": [record.as_json() for record in records], "repository": repository.location},
                 *(_line(record) for record in records),
-                f"{_count(records)} in {session.place(repository)}",
+                f"{_count(records)} in {context.place(repository)}",
             )
 
     run_to_end(run())
@@ -38,12 +38,12 @@ def ls(session: Session, limit: int | None) -> None:
 @click.command(short_help="Show one stored file or directory.")
 @click.argument("reference", metavar="ID|DIGEST|PATH|NAME")
 @takes("url", "token")
-def info(session: Session, reference: str) -> None:
+def info(context: CommandContext, reference: str) -> None:
     """Show what is known of a stored file or directory; a name means its newest."""
 
     async def run() -> None:
-        async with session.repository(read_only=True) as repository:
-            _show_record(session, repository, await repository.record(Reference.parse(reference)))
+        async with context.repository(read_only=True) as repository:
+            _show_record(context, repository, await repository.record(Reference.parse(reference)))
 
     run_to_end(run())
 
@@ -51,14 +51,14 @@ def info(session: Session, reference: str) -> None:
 @click.command(short_help="Remove a stored file or directory.")
 @click.argument("file_id", metavar="ID")
 @takes("url", "token")
-def rm(session: Session, file_id: str) -> None:
+def rm(context: CommandContext, file_id: str) -> None:
     """Remove the record of a stored file or directory; other records of the same content stay."""
     if Reference.parse(file_id).id is None:
         raise InvalidReference(file_id, "rm takes an id, file_ and 32 hexadecimal digits, as `filestore ls` shows it")
 
     async def run() -> None:
-        async with session.repository() as repository:
-            _show_record(session, repository, await repository.remove(file_id), removed=True)
+        async with context.repository() as repository:
+            _show_record(context, repository, await repository.remove(file_id), removed=True)
 
     run_to_end(run())
 
@@ -74,28 +74,28 @@ async def _newest(repository: Repository, limit: int | None) -> list[Record]:
     return records
 
 
-def _show_record(session: Session, repository: Repository, record: Record, *, removed: bool = False) -> None:
-    session.show(
+def _show_record(context: CommandContext, repository: Repository, record: Record, *, removed: bool = False) -> None:
+    context.show(
         {**record.as_json(), "repository": repository.location},
         *(["removed"] if removed else []),
         *table(
             id=record.id,
             digest=record.digest,
-            path=printable(record.path),
-            name=printable(record.name),
+            path=for_display(record.path),
+            name=for_display(record.name),
             size=exactly(record.size),
             kind=record.kind.value,
             namespace=record.namespace,
             created=_minute(record.created_at),
             updated=_minute(record.updated_at),
-            repository=session.place(repository),
+            repository=context.place(repository),
         ),
     )
 
 
 def _line(record: Record) -> str:
     kind = "  (directory)" if record.kind is Kind.DIRECTORY else ""
-    return f"{record.id}  {in_units(record.size):>8}  {_minute(record.updated_at)}  {printable(record.name)}{kind}"
+    return f"{record.id}  {in_units(record.size):>8}  {_minute(record.updated_at)}  {for_display(record.name)}{kind}"
 
 
 def _count(records: list[Record]) -> str:

@@ -10,6 +10,7 @@ import click
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.errors import MissingPackage
+from filestore_cli.context import CommandContext, creates, takes
 from filestore_cli.serving import (
     NOT_SERVED,
     SERVER_SETTINGS,
@@ -19,7 +20,6 @@ from filestore_cli.serving import (
     server_arguments,
     warn_if_open,
 )
-from filestore_cli.session import Session, creates, takes
 
 _SDK = "pipeline-ai"
 
@@ -35,7 +35,7 @@ def runtime() -> None:
     "root",
     "cache",
     "cache_size_limit",
-    "cache_free_floor",
+    "cache_min_free",
     "host",
     "port",
     "token",
@@ -44,7 +44,7 @@ def runtime() -> None:
     "loaded_pipelines",
     *SERVER_SETTINGS,
 )
-def serve_runtime(session: Session, *, create: bool) -> None:
+def serve_runtime(context: CommandContext, *, create: bool) -> None:
     """Serve a folder, and run the pipelines that are uploaded to it, until stopped by Ctrl-C or SIGTERM.
 
     A pipeline is code of whoever uploads it, and runs with the rights of this command: it reads and writes all that you can.
@@ -52,9 +52,9 @@ def serve_runtime(session: Session, *, create: bool) -> None:
     """
     from filestore_cli.process import keep_heap  # heavy
 
-    # Not `own_process`: the processes of pipelines inherit the environment, and may have use for numpy's threads.
+    # Not `tune_process`: the processes of pipelines inherit the environment, and may have use for numpy's threads.
     keep_heap()
-    settings = session.settings
+    settings = context.settings
     if settings.token is None:
         raise click.ClickException(
             "a runtime runs the code of whoever has its token, so it makes none by itself: "
@@ -76,12 +76,12 @@ def serve_runtime(session: Session, *, create: bool) -> None:
 
     def prepare() -> None:
         nonlocal created
-        created, _ = open_served(session, root, create=create)
+        created, _ = open_served(context, root, create=create)
 
     warn_if_open(settings.host)
 
     def announce(url: str) -> None:
-        session.show(
+        context.show(
             {"url": url, "root": str(root), "repository_created": created},
             f"folder  {folder_words(root, created=created)}",
             f"URL     {url}",
@@ -107,10 +107,10 @@ def serve_runtime(session: Session, *, create: bool) -> None:
             lambda repository: Cache(
                 settings.cache.absolute(),
                 repository,
-                limits=settings.unpack_limits,
+                limits=settings.zip_limits,
                 downloads=settings.download_limits,
                 size_limit=settings.cache_size_limit,
-                free_floor=settings.cache_free_floor,
+                min_free=settings.cache_min_free,
             ),
             # A pipeline has no use for our secrets.
             environ={name: value for name, value in os.environ.items() if not name.startswith(("FILESTORE_", "PIPELINE_API_"))},

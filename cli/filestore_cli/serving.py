@@ -20,10 +20,10 @@ import click
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace
 from filestore.errors import NotARepository
-from filestore_cli.session import Session, creates, takes
+from filestore_cli.context import CommandContext, creates, takes
 from filestore_cli.settings import Settings, parse_setting
 from filestore_cli.start import run_to_end, say
-from filestore_cli.text import printable, table
+from filestore_cli.text import for_display, table
 
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
@@ -50,34 +50,34 @@ _BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
 @click.command(short_help="Serve a folder over HTTP.")
 @creates
 @takes("root", "host", "port", "workers", "token", *SERVER_SETTINGS)
-def serve(session: Session, *, create: bool) -> None:
+def serve(context: CommandContext, *, create: bool) -> None:
     """Serve a folder over HTTP until stopped by Ctrl-C or SIGTERM; transfers under way may finish.
 
     The first start makes a token, and prints it. With --token, that token is let in for this run, and none is made. The
     local folder is made where it is absent; one that you name by --root is made a repository with --create only.
     """
-    from filestore_cli.process import own_process  # heavy
+    from filestore_cli.process import tune_process  # heavy
 
-    own_process()
+    tune_process()
     from filestore.backends import open_backend  # heavy
     from filestore.http.server import serve as serve_forever  # heavy
 
-    settings = session.settings
+    settings = context.settings
     root = settings.root.absolute()
     created, made = False, None
 
     def prepare() -> None:
         nonlocal created, made
-        created, made = open_served(session, root, create=create, with_token=settings.token is None)
-        if not session.json:
+        created, made = open_served(context, root, create=create, with_token=settings.token is None)
+        if not context.json:
             # Before anything can go wrong: a token that was just made is not kept, and never said again.
             words = table(folder=folder_words(root, created=created), token=_token_words(settings.token, made, root))
-            session.show({}, *words, otherwise=NOT_SERVED)
+            context.show({}, *words, otherwise=NOT_SERVED)
 
     warn_if_open(settings.host)
 
     def announce(url: str) -> None:
-        session.show(
+        context.show(
             {"url": url, "root": str(root), "token": made, "repository_created": created},
             f"URL     {url}",
             "",
@@ -100,24 +100,24 @@ def serve(session: Session, *, create: bool) -> None:
     )
 
 
-def open_served(session: Session, root: Path, *, create: bool, with_token: bool = False) -> tuple[bool, str | None]:
+def open_served(context: CommandContext, root: Path, *, create: bool, with_token: bool = False) -> tuple[bool, str | None]:
     """See to it, in a child, that `root` is a repository: whether it was made one just now, and the token that was made.
 
     The local folder that nobody named is made one in any case. A token is made only `with_token`, where there is none yet.
     Raises FilestoreError.
     """
-    may_create = create or session.has_default_root
+    may_create = create or context.has_default_root
 
     async def opened() -> tuple[bool, str | None]:
         created = await _create(root) if may_create else False
-        return created, await _with_index(session, root, _first_token if with_token else _no_token)
+        return created, await _with_index(context, root, _first_token if with_token else _no_token)
 
     return in_child(lambda: run_to_end(opened()))
 
 
 def folder_words(root: Path, *, created: bool) -> str:
     """What a server's start says of its folder."""
-    return printable(root) + (" (a new repository, made just now)" if created else "")
+    return for_display(root) + (" (a new repository, made just now)" if created else "")
 
 
 def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def warn_if_open(host: str) -> None:
     """Say so where other machines can reach a server."""
     if not _is_loopback(host):
         say(
-            f"Warning: {printable(host)} can be reached from other machines, and traffic is not encrypted: "
+            f"Warning: {for_display(host)} can be reached from other machines, and traffic is not encrypted: "
             "whoever listens reads the token and the files."
         )
 
@@ -151,15 +151,15 @@ def token() -> None:
 @click.option("--label", default="", help="What the token is for, in your own words.")
 @creates
 @takes("root")
-def new_token(session: Session, namespace: str, label: str, *, create: bool) -> None:
+def new_token(context: CommandContext, namespace: str, label: str, *, create: bool) -> None:
     """Make a token and print it, this once."""
     checked_namespace(namespace)
     if not label.isprintable():
         raise click.BadParameter("a label is one line of printable text", param_hint="--label")
-    root = session.settings.root.absolute()
+    root = context.settings.root.absolute()
     created = create and run_to_end(_create(root))
-    made = run_to_end(_with_index(session, root, lambda index: _add_token(index, namespace=namespace, label=label)))
-    session.show(
+    made = run_to_end(_with_index(context, root, lambda index: _add_token(index, namespace=namespace, label=label)))
+    context.show(
         {
             "token": made,
             "digest": str(token_digest(made)),
@@ -171,33 +171,33 @@ def new_token(session: Session, namespace: str, label: str, *, create: bool) -> 
         made,
     )
     if created:
-        session.note_created(root)
-    session.note(
-        f"It is let in to the namespace {namespace} of {printable(root)}; only its digest is kept, so it is not shown again."
+        context.note_created(root)
+    context.note(
+        f"It is let in to the namespace {namespace} of {for_display(root)}; only its digest is kept, so it is not shown again."
     )
 
 
 @token.command("ls", short_help="List the tokens.")
 @takes("root")
-def list_tokens(session: Session) -> None:
+def list_tokens(context: CommandContext) -> None:
     """List the tokens that are let in, the oldest first, by the beginnings of their digests."""
-    root = session.settings.root.absolute()
-    rows = run_to_end(_with_index(session, root, lambda index: index.tokens(), read_only=True))
-    session.show(
+    root = context.settings.root.absolute()
+    rows = run_to_end(_with_index(context, root, lambda index: index.tokens(), read_only=True))
+    context.show(
         {"tokens": [_row_result(row) for row in rows], "root": str(root)},
-        *(f"{str(row.digest)[:16]}  {_created(row)}  {row.namespace}  {printable(row.label)}".rstrip() for row in rows),
-        f"{len(rows)} token{'' if len(rows) == 1 else 's'} in {printable(root)}",
+        *(f"{str(row.digest)[:16]}  {_created(row)}  {row.namespace}  {for_display(row.label)}".rstrip() for row in rows),
+        f"{len(rows)} token{'' if len(rows) == 1 else 's'} in {for_display(root)}",
     )
 
 
 @token.command("rm", short_help="Remove a token.")
 @click.argument("which", metavar="TOKEN|DIGEST")
 @takes("root")
-def remove_token(session: Session, which: str) -> None:
+def remove_token(context: CommandContext, which: str) -> None:
     """Let a token in no more: the token itself, its digest, or the first 8 or more digits of that."""
-    root = session.settings.root.absolute()
-    row = run_to_end(_with_index(session, root, lambda index: _remove_token(index, which)))
-    session.show({**_row_result(row), "root": str(root)}, f"{row.digest} is let in no more")
+    root = context.settings.root.absolute()
+    row = run_to_end(_with_index(context, root, lambda index: _remove_token(index, which)))
+    context.show({**_row_result(row), "root": str(root)}, f"{row.digest} is let in no more")
 
 
 def in_child(function: Callable[[], T]) -> T:
@@ -238,13 +238,13 @@ async def _create(root: Path) -> bool:
     return await create_repository(root)
 
 
-async def _with_index(session: Session, root: Path, use: Callable[[Index], Awaitable[T]], *, read_only: bool = False) -> T:
+async def _with_index(context: CommandContext, root: Path, use: Callable[[Index], Awaitable[T]], *, read_only: bool = False) -> T:
     from filestore.backends import open_backend  # heavy
 
     try:
         store, index = await open_backend(root, read_only=read_only)
     except NotARepository as error:
-        raise session.advised(error) from None
+        raise context.advised(error) from None
     try:
         return await use(index)
     finally:
@@ -306,7 +306,7 @@ def _token_words(given: str | None, made: str | None, root: Path) -> str:
         return f"{made}  (shown this once, as only its digest is kept)"
     if given is not None:
         return "the one given by --token, FILESTORE_TOKEN or the configuration file, for this run; others are let in as before"
-    return f"printed at the first start; `filestore token new --root {shlex.quote(printable(root))}` makes another"
+    return f"printed at the first start; `filestore token new --root {shlex.quote(for_display(root))}` makes another"
 
 
 def reachable(url: str) -> str:

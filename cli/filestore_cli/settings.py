@@ -1,4 +1,4 @@
-"""Settings: every knob with its meaning, unit, default and environment variable.
+"""Settings: every setting with its meaning, unit, default and environment variable.
 
 Pure: the command line reads the environment and the configuration file, and passes what they say. All settings are
 described in `docs/settings.md`, which a test compares with this module.
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.errors import InvalidSetting
-from filestore.format.zip.read import DEFAULT_LIMITS, Limits
+from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.system.files import home_path
 from filestore.system.proxies import parse_proxy
 
@@ -39,7 +39,7 @@ _NOWHERE = Path("/dev/null/filestore")
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
 
 
-class Knob(NamedTuple):
+class Setting(NamedTuple):
     """What there is to know of a setting beside its value."""
 
     meaning: str
@@ -159,7 +159,7 @@ def _size(minimum: int) -> Callable[[object], int]:
     return partial(parse_size, minimum=minimum)
 
 
-def _knob(
+def _setting(
     meaning: str,
     *,
     unit: str,
@@ -167,8 +167,8 @@ def _knob(
     parse: Callable[[object], object],
     environment: str | None,
     has_option: bool = True,
-) -> dict[str, Knob]:
-    return {"knob": Knob(meaning, unit, default, environment, parse, has_option)}
+) -> dict[str, Setting]:
+    return {"setting": Setting(meaning, unit, default, environment, parse, has_option)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +177,7 @@ class Settings:
 
     url: str | None = field(
         default=None,
-        metadata=_knob(
+        metadata=_setting(
             "The repository to work on: the URL of a server, or a folder (a path or file:///...)",
             unit="URL or path",
             default="the folder that root names",
@@ -188,7 +188,7 @@ class Settings:
     token: str | None = field(
         default=None,
         repr=False,
-        metadata=_knob(
+        metadata=_setting(
             "The secret that a server asks for; `filestore serve` lets it in for that run",
             unit="text",
             default="none",
@@ -197,7 +197,7 @@ class Settings:
         ),
     )
     root: Path = field(
-        metadata=_knob(
+        metadata=_setting(
             "The folder that `filestore serve` serves, and that commands work on where no url is set",
             unit="path",
             default="filestore in the user's data folder; on Linux ~/.local/share/filestore",
@@ -206,7 +206,7 @@ class Settings:
         ),
     )
     cache: Path = field(
-        metadata=_knob(
+        metadata=_setting(
             "The cache folder that `filestore warm` fills and `filestore cache` works on",
             unit="path",
             default="filestore in the user's cache folder; on Linux ~/.cache/filestore",
@@ -216,7 +216,7 @@ class Settings:
     )
     cache_size_limit: int | None = field(
         default=None,
-        metadata=_knob(
+        metadata=_setting(
             "Bytes of disk that a cache may take; what was not used for the longest time goes before more is written",
             unit=_SIZE_UNIT,
             default="none: as much as the disk holds",
@@ -224,28 +224,28 @@ class Settings:
             parse=_size(0),
         ),
     )
-    cache_free_floor: int = field(
+    cache_min_free: int = field(
         default=0,
-        metadata=_knob(
+        metadata=_setting(
             "Bytes of its disk that a cache leaves free; what was not used for the longest time goes before more is written",
             unit=_SIZE_UNIT,
             default="0",
-            environment="FILESTORE_CACHE_FREE_FLOOR",
+            environment="FILESTORE_CACHE_MIN_FREE",
             parse=_size(0),
         ),
     )
-    journal: Path = field(
-        metadata=_knob(
+    push_cache: Path = field(
+        metadata=_setting(
             "The file that remembers what was pushed from where, so that an unchanged file is not read again",
             unit="path",
             default="journal.sqlite in the user's state folder; on Linux ~/.local/state/filestore/journal.sqlite",
-            environment="FILESTORE_JOURNAL",
+            environment="FILESTORE_PUSH_CACHE",
             parse=_path,
         ),
     )
     codec: str = field(
         default="auto",
-        metadata=_knob(
+        metadata=_setting(
             f"How a push encodes chunks: {', '.join(CODEC_CHOICES)}; auto takes the best for each by looking at a sample",
             unit="choice",
             default="auto",
@@ -255,7 +255,7 @@ class Settings:
     )
     connections: int = field(
         default=4,
-        metadata=_knob(
+        metadata=_setting(
             "Connections to a server that a push or a fetch uses side by side",
             unit="count",
             default="4",
@@ -265,7 +265,7 @@ class Settings:
     )
     stall_seconds: float = field(
         default=30.0,
-        metadata=_knob(
+        metadata=_setting(
             "How long a transfer may move no byte before its connection is dropped; a client then tries anew",
             unit="seconds",
             default="30",
@@ -275,7 +275,7 @@ class Settings:
     )
     host: str = field(
         default="127.0.0.1",
-        metadata=_knob(
+        metadata=_setting(
             "The address that `filestore serve` listens on; traffic is not encrypted, so only the option changes it",
             unit="host name or address",
             default="127.0.0.1",
@@ -285,7 +285,7 @@ class Settings:
     )
     port: int = field(
         default=8080,
-        metadata=_knob(
+        metadata=_setting(
             "The port that `filestore serve` listens on; 0 takes any free one",
             unit="port",
             default="8080",
@@ -295,7 +295,7 @@ class Settings:
     )
     workers: int = field(
         default=1,
-        metadata=_knob(
+        metadata=_setting(
             "Server processes on that port; as many as there are cores to spare",
             unit="count",
             default="1",
@@ -305,7 +305,7 @@ class Settings:
     )
     memory_limit: int = field(
         default=128 << 20,
-        metadata=_knob(
+        metadata=_setting(
             "Bytes in flight in one server process at most, whatever the number of clients",
             unit=_SIZE_UNIT,
             default="128MiB",
@@ -315,7 +315,7 @@ class Settings:
     )
     spool_folder: Path | None = field(
         default=None,
-        metadata=_knob(
+        metadata=_setting(
             "The folder in which a server lets an upload by form or in parts wait until it is whole",
             unit="path",
             default="the folder that root names",
@@ -325,7 +325,7 @@ class Settings:
     )
     upload_limit: int | None = field(
         default=None,
-        metadata=_knob(
+        metadata=_setting(
             "Bytes of the largest file that a server takes by form or in parts",
             unit=_SIZE_UNIT,
             default="none: as much as the disk holds",
@@ -335,7 +335,7 @@ class Settings:
     )
     upload_idle_seconds: float = field(
         default=86400.0,
-        metadata=_knob(
+        metadata=_setting(
             "How long an upload in parts may lie still before a server drops it and frees its space",
             unit="seconds",
             default="86400",
@@ -345,7 +345,7 @@ class Settings:
     )
     drain_seconds: float = field(
         default=30.0,
-        metadata=_knob(
+        metadata=_setting(
             "How long a server that was told to stop lets transfers finish",
             unit="seconds",
             default="30",
@@ -355,7 +355,7 @@ class Settings:
     )
     signed_seconds: int = field(
         default=86400,
-        metadata=_knob(
+        metadata=_setting(
             "How long a signed URL lets anyone read the file that it was made for",
             unit="seconds",
             default="86400",
@@ -365,7 +365,7 @@ class Settings:
     )
     run_seconds: float = field(
         default=300.0,
-        metadata=_knob(
+        metadata=_setting(
             "How long a pipeline may take to load, to start, and for each run, before `filestore runtime serve` ends it",
             unit="seconds",
             default="300",
@@ -375,7 +375,7 @@ class Settings:
     )
     run_memory_limit: int = field(
         default=16 << 30,
-        metadata=_knob(
+        metadata=_setting(
             "Bytes of memory that each process of a pipeline may have; mapped files and those of a GPU do not count",
             unit=_SIZE_UNIT,
             default="16GiB",
@@ -385,7 +385,7 @@ class Settings:
     )
     loaded_pipelines: int = field(
         default=4,
-        metadata=_knob(
+        metadata=_setting(
             "Pipelines that `filestore runtime serve` keeps loaded at the same time, each in a process of its own",
             unit="count",
             default="4",
@@ -395,7 +395,7 @@ class Settings:
     )
     unpack_entries: int = field(
         default=DEFAULT_LIMITS.entries,
-        metadata=_knob(
+        metadata=_setting(
             "Files, links and folders that a zip file may unpack to",
             unit="count",
             default="1000000",
@@ -406,7 +406,7 @@ class Settings:
     )
     unpack_total_size: int = field(
         default=DEFAULT_LIMITS.total_size,
-        metadata=_knob(
+        metadata=_setting(
             "Bytes that a zip file may unpack to",
             unit=_SIZE_UNIT,
             default="2TiB",
@@ -417,7 +417,7 @@ class Settings:
     )
     unpack_ratio: int = field(
         default=DEFAULT_LIMITS.ratio,
-        metadata=_knob(
+        metadata=_setting(
             "How many times its own size a zip file may unpack to, beside the first MiB",
             unit="ratio",
             default="200",
@@ -428,7 +428,7 @@ class Settings:
     )
     unpack_name_size: int = field(
         default=DEFAULT_LIMITS.name_size,
-        metadata=_knob(
+        metadata=_setting(
             "Bytes that a path in a zip file may have",
             unit=_SIZE_UNIT,
             default="4KiB",
@@ -439,7 +439,7 @@ class Settings:
     )
     unpack_depth: int = field(
         default=DEFAULT_LIMITS.depth,
-        metadata=_knob(
+        metadata=_setting(
             "Folders inside each other that a zip file may unpack to",
             unit="count",
             default="128",
@@ -450,7 +450,7 @@ class Settings:
     )
     unpack_directory_size: int = field(
         default=DEFAULT_LIMITS.directory_size,
-        metadata=_knob(
+        metadata=_setting(
             "Bytes that the central directory of a zip file may have; it is held in memory",
             unit=_SIZE_UNIT,
             default="256MiB",
@@ -461,7 +461,7 @@ class Settings:
     )
     url_private_allowed: bool = field(
         default=DEFAULT_DOWNLOAD_LIMITS.private_allowed,
-        metadata=_knob(
+        metadata=_setting(
             "Whether a file behind a URL may come from an address that is not public, such as 127.0.0.1 or 10.0.0.1",
             unit="yes or no",
             default="no",
@@ -472,7 +472,7 @@ class Settings:
     )
     url_size_limit: int = field(
         default=DEFAULT_DOWNLOAD_LIMITS.size,
-        metadata=_knob(
+        metadata=_setting(
             "Bytes that a file behind a URL may have",
             unit=_SIZE_UNIT,
             default="1TiB",
@@ -483,7 +483,7 @@ class Settings:
     )
     url_redirects: int = field(
         default=DEFAULT_DOWNLOAD_LIMITS.redirects,
-        metadata=_knob(
+        metadata=_setting(
             "How many redirects from a URL are followed",
             unit="count",
             default="10",
@@ -494,7 +494,7 @@ class Settings:
     )
     url_first_byte_seconds: float = field(
         default=DEFAULT_DOWNLOAD_LIMITS.first_byte_seconds,
-        metadata=_knob(
+        metadata=_setting(
             "How long the server behind a URL may take until its answer begins, redirects included",
             unit="seconds",
             default="30",
@@ -506,7 +506,7 @@ class Settings:
     url_proxy: str | None = field(
         default=None,
         repr=False,
-        metadata=_knob(
+        metadata=_setting(
             "The HTTP proxy by which files behind URLs are downloaded; it then decides which addresses may be connected to",
             unit="URL such as http://HOST:PORT",
             default="none: HTTP_PROXY and HTTPS_PROXY are not used for them",
@@ -529,14 +529,14 @@ class Settings:
         )
 
     @property
-    def unpack_limits(self) -> Limits:
+    def zip_limits(self) -> ZipLimits:
         """What a zip file may ask of whoever unpacks it: all settings whose names begin with `unpack_`."""
-        return Limits(**{limit.name: getattr(self, f"unpack_{limit.name}") for limit in fields(Limits)})
+        return ZipLimits(**{limit.name: getattr(self, f"unpack_{limit.name}") for limit in fields(ZipLimits)})
 
 
-def knobs() -> dict[str, Knob]:
-    """Every setting's knob by its name, in the order of the documentation."""
-    return {setting.name: setting.metadata["knob"] for setting in fields(Settings)}
+def setting_definitions() -> dict[str, Setting]:
+    """Every setting's setting by its name, in the order of the documentation."""
+    return {setting.name: setting.metadata["setting"] for setting in fields(Settings)}
 
 
 def settings_from(
@@ -555,27 +555,27 @@ def settings_from(
     Raises InvalidSetting, which names where a bad value stands, or that the file sets something unknown.
     """
     for name in file or {}:
-        if name not in knobs() or knobs()[name].environment is None:
+        if name not in setting_definitions() or setting_definitions()[name].environment is None:
             raise InvalidSetting(f"{name} in {file_path}", _unknown_reason(name))
     values: dict[str, Any] = {
         "root": folders.data or _NOWHERE,
         "cache": folders.cache or _NOWHERE,
-        "journal": (folders.state or _NOWHERE) / "journal.sqlite",
+        "push_cache": (folders.state or _NOWHERE) / "journal.sqlite",
     }
-    for name, knob in knobs().items():
-        given = _first_given(name, knob, options=options or {}, environ=environ or {}, file=file or {}, file_path=file_path)
+    for name, setting in setting_definitions().items():
+        given = _first_given(name, setting, options=options or {}, environ=environ or {}, file=file or {}, file_path=file_path)
         if given is not None:
             values[name] = parse_setting(name, given.value, source=given.source)
         elif values.get(name) == _NOWHERE and name in used:
-            reason = f"this user has no home folder that is known; set HOME, or give {option_of(name)} or {knob.environment}"
+            reason = f"this user has no home folder that is known; set HOME, or give {option_of(name)} or {setting.environment}"
             raise InvalidSetting(f"the default of {name}", reason)
     return Settings(**values)
 
 
 def _unknown_reason(name: str) -> str:
-    if name in knobs():
+    if name in setting_definitions():
         return f"only the option {option_of(name)} changes it"
-    known = [known for known, knob in knobs().items() if knob.environment is not None]
+    known = [known for known, setting in setting_definitions().items() if setting.environment is not None]
     nearest = get_close_matches(name.lower().replace("-", "_"), known, 1)
     if nearest:
         return f"there is no such setting; {nearest[0]} may be meant"
@@ -590,29 +590,29 @@ def option_of(name: str) -> str:
 def parse_setting(name: str, value: object, *, source: str) -> Any:
     """What `value`, which stands in `source`, means for the setting `name`. Raises InvalidSetting."""
     try:
-        return knobs()[name].parse(value)
+        return setting_definitions()[name].parse(value)
     except ValueError as error:
         raise InvalidSetting(source, str(error)) from None
 
 
-class _Given(NamedTuple):
+class _GivenValue(NamedTuple):
     source: str
     value: object
 
 
 def _first_given(
     name: str,
-    knob: Knob,
+    setting: Setting,
     *,
     options: Mapping[str, object],
     environ: Mapping[str, str],
     file: Mapping[str, object],
     file_path: str,
-) -> _Given | None:
+) -> _GivenValue | None:
     if options.get(name) is not None:
-        return _Given(option_of(name), options[name])
-    if knob.environment is not None and environ.get(knob.environment):
-        return _Given(knob.environment, environ[knob.environment])
+        return _GivenValue(option_of(name), options[name])
+    if setting.environment is not None and environ.get(setting.environment):
+        return _GivenValue(setting.environment, environ[setting.environment])
     if name in file:
-        return _Given(f"{name} in {file_path}", file[name])
+        return _GivenValue(f"{name} in {file_path}", file[name])
     return None

@@ -7,7 +7,7 @@ from pathlib import Path
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
-def printable(text: str | Path) -> str:
+def for_display(text: str | Path) -> str:
     """`text` in one line that does nothing to a terminal: what is not printable is escaped as in Python."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 

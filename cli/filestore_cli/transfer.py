@@ -15,10 +15,10 @@ from filestore.core.names import tree_name
 from filestore.core.records import Kind
 from filestore.core.references import Reference
 from filestore.errors import TargetError
-from filestore_cli.progress import FETCH, HASH, PUSH, SURVEY, shown
-from filestore_cli.session import Session, creates, takes
+from filestore_cli.context import CommandContext, creates, takes
+from filestore_cli.progress import FETCH, HASH, PLAN, PUSH, shown
 from filestore_cli.start import run_to_end
-from filestore_cli.text import duration, exactly, in_units, printable, table
+from filestore_cli.text import duration, exactly, for_display, in_units, table
 
 if TYPE_CHECKING:
     # Heavy: the commands import these when they run.
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from filestore.core.records import Record
     from filestore.format.codec import Codec
     from filestore.repository.protocol import Repository
-    from filestore.transfer.fetch import Fetched
-    from filestore.transfer.fetch_tree import Unpacked
-    from filestore.transfer.push import Pushed, Survey
+    from filestore.transfer.fetch import FetchResult
+    from filestore.transfer.fetch_tree import FetchTreeResult
+    from filestore.transfer.push import PushPlan, PushResult
     from filestore.transfer.sources.walk import Symlinks
 
 SYMLINKS = ("inside", "follow", "keep", "refuse")
@@ -49,7 +49,7 @@ class Selection(NamedTuple):
         """Raises ClickException when something was said, and `path` is no directory."""
         if any(self) and path.exists() and not path.is_dir():
             raise click.ClickException(
-                f"{printable(path)} is no directory; --symlinks, --include and --exclude say what is taken of one"
+                f"{for_display(path)} is no directory; --symlinks, --include and --exclude say what is taken of one"
             )
 
     def arguments(self) -> WalkArguments:
@@ -90,28 +90,28 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--dry-run", is_flag=True, help="Send and record nothing; show what would be sent, entry by entry.")
 @_selects
 @creates
-@takes(*_CONNECTION, "codec", "journal")
+@takes(*_CONNECTION, "codec", "push_cache")
 def push(
-    session: Session, path: Path, name: str | None, *, rehash: bool, dry_run: bool, create: bool, selection: Selection
+    context: CommandContext, path: Path, name: str | None, *, rehash: bool, dry_run: bool, create: bool, selection: Selection
 ) -> None:
     """Store the file or directory at PATH, sending only what the repository does not have."""
     selection.check(path)
     if dry_run and create:
         raise click.UsageError("--create makes a repository, and --dry-run makes nothing; give one of them")
     if dry_run:
-        surveyed, place, location = run_to_end(_survey(session, path, rehash=rehash, selection=selection))
-        session.show(_surveyed_result(surveyed, location), *_surveyed_lines(surveyed, place))
+        plan, place, location = run_to_end(_plan_push(context, path, rehash=rehash, selection=selection))
+        context.show(_plan_result(plan, location), *_plan_lines(plan, place))
         return
     pushed, place, location, created = run_to_end(
-        _push(session, path, name=name, rehash=rehash, create=create, selection=selection)
+        _push(context, path, name=name, rehash=rehash, create=create, selection=selection)
     )
-    session.show(
+    context.show(
         _pushed_result(pushed, location, created=created),
         *table(
             id=pushed.record.id,
             digest=pushed.record.digest,
-            path=printable(pushed.record.path),
-            name=printable(pushed.record.name),
+            path=for_display(pushed.record.path),
+            name=for_display(pushed.record.name),
             size=exactly(pushed.record.size),
             **_files(pushed.file_count, is_tree=pushed.record.kind is Kind.DIRECTORY),
             sent=exactly(pushed.bytes_sent),
@@ -132,21 +132,21 @@ def create() -> None:
 @click.option("-r", "--recursive", is_flag=True, help="PATH is a directory.")
 @click.option("--name", "-n", help="The name to keep it under.  [default: its own; of a directory, with .zip behind it]")
 @creates
-@takes(*_CONNECTION, "codec", "journal")
-def create_file(session: Session, path: Path, name: str | None, *, recursive: bool, create: bool) -> None:
+@takes(*_CONNECTION, "codec", "push_cache")
+def create_file(context: CommandContext, path: Path, name: str | None, *, recursive: bool, create: bool) -> None:
     """Store the file at PATH, with -r the directory, and print its id in a pipeline's words."""
     if path.is_dir() and not recursive:
-        raise click.ClickException(f"{printable(path)} is a directory; give -r to store it")
+        raise click.ClickException(f"{for_display(path)} is a directory; give -r to store it")
     if recursive and path.exists() and not path.is_dir():
-        raise click.ClickException(f"{printable(path)} is no directory; leave out -r to store it")
+        raise click.ClickException(f"{for_display(path)} is no directory; leave out -r to store it")
     everything = Selection(None, (), ())
     pushed, place, location, created = run_to_end(
-        _push(session, path, name=name, rehash=False, create=create, selection=everything)
+        _push(context, path, name=name, rehash=False, create=create, selection=everything)
     )
-    session.show(_pushed_result(pushed, location, created=created), f"Pipeline File created with ID= {pushed.record.id}")
+    context.show(_pushed_result(pushed, location, created=created), f"Pipeline File created with ID= {pushed.record.id}")
     # Standard output is exactly that line, for the scripts that read it.
-    if session.settings.url is None:
-        session.note(f"It is kept in {place}.")
+    if context.settings.url is None:
+        context.note(f"It is kept in {place}.")
 
 
 @click.command(short_help="Fetch a stored file or directory.")
@@ -158,7 +158,7 @@ def create_file(session: Session, path: Path, name: str | None, *, recursive: bo
 @click.option("--unzip", is_flag=True, help="Write the tree of a zip file that was stored as a file.")
 @click.option("--force", is_flag=True, help="Replace what stands where something is written; a folder with all that is in it.")
 @takes(*_CONNECTION)
-def fetch(session: Session, reference: str, output: str | None, *, keeps_zip: bool, unzip: bool, force: bool) -> None:
+def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_zip: bool, unzip: bool, force: bool) -> None:
     """Write a stored file or directory to TARGET, every byte verified.
 
     Of a file, TARGET is understood as by cp: into an existing folder under the file's own name, else to that very path.
@@ -169,10 +169,10 @@ def fetch(session: Session, reference: str, output: str | None, *, keeps_zip: bo
     """
     if keeps_zip and unzip:
         raise click.UsageError("--zip writes a zip file and --unzip writes its tree; give one of them")
-    wanted = Wanted(reference, output, keeps_zip=keeps_zip, unzip=unzip, force=force)
-    done = run_to_end(_fetch(session, wanted))
+    wanted = FetchRequest(reference, output, keeps_zip=keeps_zip, unzip=unzip, force=force)
+    done = run_to_end(_fetch(context, wanted))
     record, fetched = done.record, done.fetched
-    session.show(
+    context.show(
         {
             "id": record.id,
             "digest": str(record.digest),
@@ -186,7 +186,7 @@ def fetch(session: Session, reference: str, output: str | None, *, keeps_zip: bo
             "repository": done.location,
         },
         *table(
-            path=printable(fetched.path),
+            path=for_display(fetched.path),
             digest=record.digest,
             size=exactly(fetched.size),
             **_files(done.file_count, is_tree=wanted.is_tree(record)),
@@ -202,25 +202,25 @@ def fetch(session: Session, reference: str, output: str | None, *, keeps_zip: bo
 @click.argument("path", type=_PATH)
 @_selects
 @takes()
-def hash_path(session: Session, path: Path, *, selection: Selection) -> None:
+def hash_path(context: CommandContext, path: Path, *, selection: Selection) -> None:
     """Print the digest that a push of PATH would give; asks no repository."""
     selection.check(path)
     started = time.monotonic()
-    manifest = run_to_end(_hash(session, path, selection))
-    session.show(
+    manifest = run_to_end(_hash(context, path, selection))
+    context.show(
         {
             "digest": str(manifest.digest),
             "path": str(path),
             "size": manifest.size,
             "chunks": len(manifest.chunks),
-            "cutting": manifest.cutting,
+            "chunking_version": manifest.chunking_version,
             "seconds": time.monotonic() - started,
         },
-        f"{manifest.digest}  {printable(path)}",
+        f"{manifest.digest}  {for_display(path)}",
     )
 
 
-class Wanted(NamedTuple):
+class FetchRequest(NamedTuple):
     """What is to be written, in which form, and where."""
 
     reference: str
@@ -248,7 +248,7 @@ class Done(NamedTuple):
     """What was written, and where it came from."""
 
     record: Record
-    fetched: Fetched | Unpacked
+    fetched: FetchResult | FetchTreeResult
     file_count: int
     place: str
     location: str
@@ -272,92 +272,92 @@ def target_path(output: str | None, name: str, *, follows_link: bool = True) -> 
 
 
 async def _push(
-    session: Session, path: Path, *, name: str | None, rehash: bool, create: bool, selection: Selection
-) -> tuple[Pushed, str, str, bool]:
+    context: CommandContext, path: Path, *, name: str | None, rehash: bool, create: bool, selection: Selection
+) -> tuple[PushResult, str, str, bool]:
     """What was pushed, where to, as a person and as a program are told, and whether that was made for it."""
-    from filestore_cli.process import own_process  # heavy
+    from filestore_cli.process import tune_process  # heavy
 
-    own_process()
+    tune_process()
     from filestore.transfer.push import push as push_path  # heavy
-    from filestore.transfer.sources.push_cache import Journal  # heavy
+    from filestore.transfer.sources.push_cache import PushCache  # heavy
 
-    settings = session.settings
-    created = create and await session.create_repository()
-    with Journal(settings.journal) as journal:
-        async with session.repository() as repository, shown(PUSH, _label(path), enabled=session.shows_progress) as report:
+    settings = context.settings
+    created = create and await context.create_repository()
+    with PushCache(settings.push_cache) as push_cache:
+        async with context.repository() as repository, shown(PUSH, _label(path), enabled=context.shows_progress) as report:
             pushed = await push_path(
                 repository,
                 path,
                 name=name,
-                journal=journal,
+                push_cache=push_cache,
                 rehash=rehash,
                 codec=codec_of(settings.codec),
                 report=report,
                 **selection.arguments(),
             )
-    return pushed, session.place(repository), repository.location, created
+    return pushed, context.place(repository), repository.location, created
 
 
-async def _survey(session: Session, path: Path, *, rehash: bool, selection: Selection) -> tuple[Survey, str, str]:
-    from filestore.transfer.push import survey  # heavy
-    from filestore.transfer.sources.push_cache import Journal  # heavy
+async def _plan_push(context: CommandContext, path: Path, *, rehash: bool, selection: Selection) -> tuple[PushPlan, str, str]:
+    from filestore.transfer.push import plan_push  # heavy
+    from filestore.transfer.sources.push_cache import PushCache  # heavy
 
-    with Journal(session.settings.journal) as journal:
+    with PushCache(context.settings.push_cache) as push_cache:
         async with (
-            session.repository(read_only=True) as repository,
-            shown(SURVEY, _label(path), enabled=session.shows_progress) as report,
+            context.repository(read_only=True) as repository,
+            shown(PLAN, _label(path), enabled=context.shows_progress) as report,
         ):
-            surveyed = await survey(repository, path, journal=journal, rehash=rehash, report=report, **selection.arguments())
-    return surveyed, session.place(repository), repository.location
+            plan = await plan_push(repository, path, push_cache=push_cache, rehash=rehash, report=report, **selection.arguments())
+    return plan, context.place(repository), repository.location
 
 
-async def _fetch(session: Session, wanted: Wanted) -> Done:
-    from filestore_cli.process import own_process  # heavy
+async def _fetch(context: CommandContext, wanted: FetchRequest) -> Done:
+    from filestore_cli.process import tune_process  # heavy
 
-    own_process()
+    tune_process()
     reference = Reference.parse(wanted.reference)
-    async with session.repository(read_only=True) as repository:
+    async with context.repository(read_only=True) as repository:
         record = await repository.record(reference)
         if not reference.means(record):
             what = "id" if reference.id is not None else "digest"
-            session.note(f"Nothing is stored under the {what} {reference}; this is the file of that name.")
-        place, location = session.place(repository), repository.location
+            context.note(f"Nothing is stored under the {what} {reference}; this is the file of that name.")
+        place, location = context.place(repository), repository.location
         if wanted.is_tree(record):
-            unpacked = await _fetch_tree(session, repository, record, wanted)
+            unpacked = await _fetch_tree(context, repository, record, wanted)
             return Done(record, unpacked, unpacked.file_count, place, location)
-        return Done(record, await _fetch_file(session, repository, record, wanted), 1, place, location)
+        return Done(record, await _fetch_file(context, repository, record, wanted), 1, place, location)
 
 
-async def _fetch_file(session: Session, repository: Repository, record: Record, wanted: Wanted) -> Fetched:
+async def _fetch_file(context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest) -> FetchResult:
     from filestore.transfer.fetch import fetch as fetch_file  # heavy
 
     wanted.check_name(record.name)
     is_chosen = wanted.is_chosen(record.name)
     target = target_path(wanted.output, record.name, follows_link=is_chosen)
-    async with shown(FETCH, record.name, enabled=session.shows_progress) as report:
+    async with shown(FETCH, record.name, enabled=context.shows_progress) as report:
         return await fetch_file(repository, record, target, report=report, may_replace=is_chosen)
 
 
-async def _fetch_tree(session: Session, repository: Repository, record: Record, wanted: Wanted) -> Unpacked:
-    from filestore.transfer.fetch_tree import unpack  # heavy
+async def _fetch_tree(context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest) -> FetchTreeResult:
+    from filestore.transfer.fetch_tree import fetch_tree  # heavy
 
     name = tree_name(record.name)
     wanted.check_name(name)
     target = Path(name if wanted.output is None else wanted.output)
-    limits = session.settings.unpack_limits
-    async with shown(FETCH, record.name, enabled=session.shows_progress) as report:
-        unpacked = await unpack(repository, record, target, force=wanted.force, limits=limits, report=report)
+    limits = context.settings.zip_limits
+    async with shown(FETCH, record.name, enabled=context.shows_progress) as report:
+        unpacked = await fetch_tree(repository, record, target, force=wanted.force, limits=limits, report=report)
     if not unpacked.is_atomic:
-        session.note(f"{printable(target)} was there; its names were moved into it one by one, so that it was not atomic.")
+        context.note(f"{for_display(target)} was there; its names were moved into it one by one, so that it was not atomic.")
     if unpacked.left is not None:
-        session.note(f"What was there before could not be removed, and is now {printable(unpacked.left)}; remove it yourself.")
+        context.note(f"What was there before could not be removed, and is now {for_display(unpacked.left)}; remove it yourself.")
     return unpacked
 
 
-async def _hash(session: Session, path: Path, selection: Selection) -> Manifest:
+async def _hash(context: CommandContext, path: Path, selection: Selection) -> Manifest:
     from filestore.transfer.push import manifest_of  # heavy
 
-    async with shown(HASH, _label(path), enabled=session.shows_progress) as report:
+    async with shown(HASH, _label(path), enabled=context.shows_progress) as report:
         return await manifest_of(path, report=report, **selection.arguments())
 
 
@@ -373,7 +373,7 @@ def codec_of(choice: str) -> Codec | None:
     return None if choice == "auto" else Codec[choice.upper().replace("+", "_")]
 
 
-def _pushed_result(pushed: Pushed, location: str, *, created: bool) -> dict[str, object]:
+def _pushed_result(pushed: PushResult, location: str, *, created: bool) -> dict[str, object]:
     return {
         **pushed.record.as_json(),
         "file_count": pushed.file_count,
@@ -386,31 +386,31 @@ def _pushed_result(pushed: Pushed, location: str, *, created: bool) -> dict[str,
     }
 
 
-def _surveyed_result(surveyed: Survey, location: str) -> dict[str, object]:
+def _plan_result(plan: PushPlan, location: str) -> dict[str, object]:
     return {
-        "digest": str(surveyed.digest),
-        "size": surveyed.size,
-        "entries": [{"name": entry.name, "size": entry.size, "bytes_new": entry.bytes_new} for entry in surveyed.entries],
-        "bytes_new": surveyed.bytes_new,
-        "bytes_shared": surveyed.bytes_shared,
-        "bytes_read": surveyed.bytes_read,
-        "seconds": surveyed.seconds,
+        "digest": str(plan.digest),
+        "size": plan.size,
+        "entries": [{"name": entry.name, "size": entry.size, "bytes_new": entry.bytes_new} for entry in plan.entries],
+        "bytes_new": plan.bytes_new,
+        "bytes_shared": plan.bytes_shared,
+        "bytes_read": plan.bytes_read,
+        "seconds": plan.seconds,
         "repository": location,
     }
 
 
-def _surveyed_lines(surveyed: Survey, place: str) -> list[str]:
+def _plan_lines(plan: PushPlan, place: str) -> list[str]:
     rows = [("size", "new", "name")]
-    rows += [(in_units(entry.size), in_units(entry.bytes_new), printable(entry.name)) for entry in surveyed.entries]
+    rows += [(in_units(entry.size), in_units(entry.bytes_new), for_display(entry.name)) for entry in plan.entries]
     return [
         *(f"{size:>8}  {new:>8}  {name}" for size, new, name in rows),
         "",
         *table(
-            digest=surveyed.digest,
-            size=exactly(surveyed.size),
-            new=f"{exactly(surveyed.bytes_new)}, to be encoded before they are sent, so that fewer go over the wire",
-            shared=exactly(surveyed.bytes_shared),
-            time=_time(surveyed.seconds, surveyed.size),
+            digest=plan.digest,
+            size=exactly(plan.size),
+            new=f"{exactly(plan.bytes_new)}, to be encoded before they are sent, so that fewer go over the wire",
+            shared=exactly(plan.bytes_shared),
+            time=_time(plan.seconds, plan.size),
             repository=place,
         ),
         "Nothing was sent or recorded.",

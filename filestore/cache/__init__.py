@@ -25,8 +25,8 @@ used, once it was verified, and cleared by whoever next fetches the same entry, 
 
 from __future__ import annotations
 
-from filestore.cache.cache import CACHE_VERSION, Cache, Cached, Resolved
-from filestore.cache.streaming import Opened
+from filestore.cache.cache import CACHE_VERSION, Cache, CachedPath, ResolveResult
+from filestore.cache.streaming import StreamingFile
 from filestore.cache.verify import verify_cache
 
-__all__ = ["CACHE_VERSION", "Cache", "Cached", "Opened", "Resolved", "verify_cache"]
+__all__ = ["CACHE_VERSION", "Cache", "CachedPath", "ResolveResult", "StreamingFile", "verify_cache"]

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
-from filestore.cache.entry_store import Shelf, Wanted
+from filestore.cache.entry_store import EntryStore, WantedEntry
 from filestore.cache.inventory import ENTRY_SIZE
-from filestore.cache.leases import Hold, Leases
-from filestore.cache.quota import Room
+from filestore.cache.leases import Leases, LeaseSet
+from filestore.cache.quota import Quota
 from filestore.cache.seeds import find_seeds
-from filestore.cache.streaming import Opened, opened_while
-from filestore.cache.urls import Obtained, Urls
+from filestore.cache.streaming import StreamingFile, opened_while
+from filestore.cache.urls import UrlResult, Urls
 from filestore.core.manifest import Manifest
 from filestore.core.progress import Report
 from filestore.core.records import Kind, Record, parse_json
@@ -32,16 +32,16 @@ from filestore.errors import (
     TargetError,
     UnknownFormat,
 )
-from filestore.format.chunking import CUTTING_VERSION
-from filestore.format.zip.read import DEFAULT_LIMITS, Limits
+from filestore.format.chunking import CHUNKING_VERSION
+from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.repository.format_file import checked_identity
 from filestore.repository.protocol import Identity, Repository
 from filestore.system.files import home_path, in_blocks, storage_errors, write_durably
 from filestore.system.locks import Lock, locked
-from filestore.system.threads import SingleFlight, in_cpu_thread, in_disk_thread, tell_of_forks, uninterrupted
+from filestore.system.threads import SingleFlight, in_cpu_thread, in_disk_thread, shield_until_done, tell_of_forks
 from filestore.transfer.fetch import fetch
-from filestore.transfer.fetch_tree import unpack
-from filestore.transfer.partial_file import Following
+from filestore.transfer.fetch_tree import fetch_tree
+from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.sinks.zip_index import Zip
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ _WRITING = re.compile(r"\.[0-9a-f]{32}")
 """The name of a small file before it is whole."""
 
 
-class Resolved(NamedTuple):
+class ResolveResult(NamedTuple):
     """What a resolve did, in bytes."""
 
     path: Path
@@ -65,7 +65,7 @@ class Resolved(NamedTuple):
     """Nothing was fetched for this call: it was here, or someone else has fetched it, meanwhile or at the same time."""
 
 
-class Cached(NamedTuple):
+class CachedPath(NamedTuple):
     """What is here already."""
 
     path: Path
@@ -73,7 +73,7 @@ class Cached(NamedTuple):
     """Bytes of content: of a tree, those of its zip."""
 
 
-class _Filled(NamedTuple):
+class _FillResult(NamedTuple):
     """What a miss came to."""
 
     known: Reference
@@ -104,16 +104,16 @@ class Cache:
         root: str | Path,
         repository: Repository,
         *,
-        limits: Limits = DEFAULT_LIMITS,
+        limits: ZipLimits = DEFAULT_LIMITS,
         downloads: DownloadLimits = DEFAULT_DOWNLOAD_LIMITS,
         size_limit: int | None = None,
-        free_floor: int = 0,
+        min_free: int = 0,
     ) -> None:
         """Touches nothing yet. Use a cache in one event loop; any number of processes may share `root`, in which `~/` is home.
 
         `limits`: what a zip file may ask of whoever resolves it as a directory; `downloads`: what a URL may ask of whoever
         resolves it. `size_limit`: bytes of disk that all below `root`
-        may take, of whatever repository, staging included. `free_floor`: bytes of disk to be left free. Both hold while
+        may take, of whatever repository, staging included. `min_free`: bytes of disk to be left free. Both hold while
         something is fetched too: what was not used for the longest time goes first.
         """
         self._root = home_path(root)
@@ -121,9 +121,9 @@ class Cache:
         self._limits = limits
         self._downloads = downloads
         self._size_limit = size_limit
-        self._free_floor = free_floor
-        self._shelf: Shelf | None = None
-        self._cutting = CUTTING_VERSION
+        self._min_free = min_free
+        self._entry_store: EntryStore | None = None
+        self._chunking_version = CHUNKING_VERSION
         self._begin_process()
         tell_of_forks(self)
 
@@ -131,7 +131,7 @@ class Cache:
         self._flights = SingleFlight()
         self._leases = Leases(self._root)
         self._resolved = self._leases.hold()
-        self._room = Room(self._root, self._leases, size_limit=self._size_limit, free_floor=self._free_floor)
+        self._quota = Quota(self._root, self._leases, size_limit=self._size_limit, min_free=self._min_free)
 
     def after_fork(self) -> None:
         """What the parent uses and fetches is the parent's; a child begins with neither."""
@@ -146,7 +146,7 @@ class Cache:
             limits=self._limits,
             downloads=self._downloads,
             size_limit=self._size_limit,
-            free_floor=self._free_floor,
+            min_free=self._min_free,
         )
         return make, ()
 
@@ -175,7 +175,7 @@ class Cache:
         """
         return (await self.resolved(wanted, report=report)).path
 
-    async def resolved(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Resolved:
+    async def resolved(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> ResolveResult:
         """`resolve`, with what it cost. Of callers that share one fetch, it is told to who began it."""
         return await self._resolve(wanted, self._resolved, report)
 
@@ -186,10 +186,10 @@ class Cache:
         try:
             yield (await self._resolve(wanted, hold, report)).path
         finally:
-            await uninterrupted(in_disk_thread(hold.release))
+            await shield_until_done(in_disk_thread(hold.release))
 
     @asynccontextmanager
-    async def open(self, wanted: File, *, report: Report | None = None) -> AsyncIterator[Opened]:
+    async def open(self, wanted: File, *, report: Report | None = None) -> AsyncIterator[StreamingFile]:
         """A file that can be read, by range, before all of it is here: what is read comes first, the rest in the background.
 
         >>> async with cache.open(File(id="file_...")) as opened:
@@ -204,23 +204,23 @@ class Cache:
         """
         hold = self._leases.hold()
 
-        async def resolve(following: Following) -> Path:
-            return (await self._resolve(wanted, hold, report, following)).path
+        async def resolve(partial_file: PartialFile) -> Path:
+            return (await self._resolve(wanted, hold, report, partial_file)).path
 
         try:
             async with opened_while(resolve) as opened:
                 yield opened
         finally:
-            await uninterrupted(in_disk_thread(hold.release))
+            await shield_until_done(in_disk_thread(hold.release))
 
     async def _resolve(
-        self, wanted: File | Directory | FileURL, hold: Hold, report: Report | None, following: Following | None = None
-    ) -> Resolved:
+        self, wanted: File | Directory | FileURL, hold: LeaseSet, report: Report | None, partial_file: PartialFile | None = None
+    ) -> ResolveResult:
         """The entry stays as long as `hold` does."""
         started = time.monotonic()
         kind = _kind(wanted)
-        shelf = await self._opened()
-        asked = _Asked(shelf, kind, hold, report, following)
+        entry_store = await self._opened()
+        asked = _ResolveRequest(entry_store, kind, hold, report, partial_file)
         if isinstance(wanted, FileURL):
             resolved = await self._resolve_url(asked, wanted)
         elif wanted.origin is not None:
@@ -229,49 +229,51 @@ class Cache:
             resolved = await self._resolve_stored(asked, wanted.reference)
         return resolved._replace(seconds=time.monotonic() - started)
 
-    async def _resolve_url(self, asked: _Asked, origin: FileURL) -> Resolved:
-        shelf, kind = asked.shelf, asked.kind
-        urls = self._urls(shelf)
+    async def _resolve_url(self, asked: _ResolveRequest, origin: FileURL) -> ResolveResult:
+        entry_store, kind = asked.entry_store, asked.kind
+        urls = self._urls(entry_store)
         bytes_received = 0
         for _ in range(ATTEMPTS):
             digest = await in_disk_thread(urls.find, origin, kind)
-            obtained = Obtained(digest) if digest is not None else await self._obtained(urls, kind, origin, asked.report)
+            obtained = UrlResult(digest) if digest is not None else await self._obtained(urls, kind, origin, asked.report)
             bytes_received += obtained.bytes_received
             hold = self._leases.hold()
             try:
                 # A tree is made of the zip file that is here now, as of any entry that shares chunks with it: nobody is asked for
                 # them. So that file stays until then.
-                await in_disk_thread(hold.pin, shelf.key(Wanted(Kind.FILE, obtained.digest).label))
-                await in_disk_thread(hold.pin, shelf.key(Wanted(kind, obtained.digest).label))
+                await in_disk_thread(hold.pin, entry_store.key(WantedEntry(Kind.FILE, obtained.digest).label))
+                await in_disk_thread(hold.pin, entry_store.key(WantedEntry(kind, obtained.digest).label))
                 if not await in_disk_thread(urls.has, kind, obtained.digest):
                     continue  # removed by someone who needed room
-                record = Record("", origin.name, obtained.digest, 0, kind, shelf.root.name, 0, 0)
+                record = Record("", origin.name, obtained.digest, 0, kind, entry_store.root.name, 0, 0)
                 reference = Reference(digest=obtained.digest, name=origin.name)
                 resolved = await self._resolve_stored(asked, reference, record=record)
             finally:
-                await uninterrupted(in_disk_thread(hold.release))
+                await shield_until_done(in_disk_thread(hold.release))
             if not bytes_received and obtained.was_cached:
                 return resolved
             return resolved._replace(bytes_received=bytes_received, bytes_reused=obtained.bytes_resumed, was_cached=False)
         raise self._lost()
 
-    def _urls(self, shelf: Shelf) -> Urls:
-        return Urls(shelf, self._leases, self._room, cutting=self._cutting, limits=self._downloads)
+    def _urls(self, entry_store: EntryStore) -> Urls:
+        return Urls(entry_store, self._leases, self._quota, chunking_version=self._chunking_version, limits=self._downloads)
 
-    async def _obtained(self, urls: Urls, kind: Kind, origin: FileURL, report: Report | None) -> Obtained:
+    async def _obtained(self, urls: Urls, kind: Kind, origin: FileURL, report: Report | None) -> UrlResult:
         obtained, is_ours = await self._once(("url", kind, origin), lambda: urls.obtain(origin, kind, report=report))
-        return obtained if is_ours else Obtained(obtained.digest)
+        return obtained if is_ours else UrlResult(obtained.digest)
 
-    async def _resolve_stored(self, asked: _Asked, reference: Reference, *, record: Record | None = None) -> Resolved:
+    async def _resolve_stored(
+        self, asked: _ResolveRequest, reference: Reference, *, record: Record | None = None
+    ) -> ResolveResult:
         """`record`: what `reference` means, where the repository need not, or cannot, be asked."""
-        shelf, kind = asked.shelf, asked.kind
+        entry_store, kind = asked.entry_store, asked.kind
         known = reference
         cost: _Cost | None = None
         for _ in range(ATTEMPTS):
-            path = await in_disk_thread(shelf.find, kind, known, hold=asked.hold)
+            path = await in_disk_thread(entry_store.find, kind, known, hold=asked.hold)
             if path is not None:
                 received, reused = cost or (0, 0)
-                return Resolved(path, received, reused, 0, was_cached=cost is None)
+                return ResolveResult(path, received, reused, 0, was_cached=cost is None)
             filled, is_ours = await self._once((kind, reference), lambda: self._fill(asked, reference, record))
             known = filled.known
             if is_ours and filled.cost is not None:
@@ -292,70 +294,70 @@ class Cache:
 
         return await self._flights.run(key, call), is_ours
 
-    async def cached(self, wanted: File | Directory | FileURL) -> Cached | None:
+    async def cached(self, wanted: File | Directory | FileURL) -> CachedPath | None:
         """What `resolve` would give at once, or None; asks no network, once this folder knows the repository.
 
         That does not keep it: only what `resolve` and `lease` give is in use.
         """
         kind = _kind(wanted)
-        shelf = await self._opened()
+        entry_store = await self._opened()
         if isinstance(wanted, FileURL):
-            path = await in_disk_thread(self._find_url, shelf, kind, wanted)
+            path = await in_disk_thread(self._find_url, entry_store, kind, wanted)
         elif wanted.origin is not None:
-            path = await in_disk_thread(self._find_url, shelf, kind, wanted.origin)
+            path = await in_disk_thread(self._find_url, entry_store, kind, wanted.origin)
         else:
-            path = await in_disk_thread(shelf.find, kind, wanted.reference)
-        return None if path is None else Cached(path, await in_disk_thread(shelf.size, kind, path))
+            path = await in_disk_thread(entry_store.find, kind, wanted.reference)
+        return None if path is None else CachedPath(path, await in_disk_thread(entry_store.size, kind, path))
 
-    def _find_url(self, shelf: Shelf, kind: Kind, origin: FileURL) -> Path | None:
-        digest = self._urls(shelf).find(origin, kind)
-        return None if digest is None else shelf.find(kind, Reference(digest=digest, name=origin.name))
+    def _find_url(self, entry_store: EntryStore, kind: Kind, origin: FileURL) -> Path | None:
+        digest = self._urls(entry_store).find(origin, kind)
+        return None if digest is None else entry_store.find(kind, Reference(digest=digest, name=origin.name))
 
-    async def _opened(self) -> Shelf:
-        if self._shelf is None:
+    async def _opened(self) -> EntryStore:
+        if self._entry_store is None:
             await in_disk_thread(check_format, self._root)
             remembered = self._root / "repositories" / f"{self._repository.fingerprint}.json"
             identity = await in_disk_thread(_read_identity, remembered)
             if identity is None:
                 identity = await self._repository.identity()
                 await in_disk_thread(_remember, remembered, identity)
-            self._shelf = Shelf(self._root / identity.id / identity.namespace)
-            self._cutting = identity.cutting
-        return self._shelf
+            self._entry_store = EntryStore(self._root / identity.id / identity.namespace)
+            self._chunking_version = identity.chunking_version
+        return self._entry_store
 
-    async def _fill(self, asked: _Asked, reference: Reference, known_record: Record | None) -> _Filled:
-        shelf, kind = asked.shelf, asked.kind
+    async def _fill(self, asked: _ResolveRequest, reference: Reference, known_record: Record | None) -> _FillResult:
+        entry_store, kind = asked.entry_store, asked.kind
         record = await self._repository.record(reference) if known_record is None else known_record
-        wanted = Wanted(kind, record.digest)
+        wanted = WantedEntry(kind, record.digest)
         known = Reference(digest=record.digest, name=record.name)
         hold = self._leases.hold()
         try:
             # From here on what is staged of it is nobody else's to remove.
-            await in_disk_thread(hold.pin, shelf.key(wanted.label))
-            async with locked(shelf.lock_path(wanted), lambda: shelf.find(kind, known) is not None) as lock:
+            await in_disk_thread(hold.pin, entry_store.key(wanted.label))
+            async with locked(entry_store.lock_path(wanted), lambda: entry_store.find(kind, known) is not None) as lock:
                 # Another process may have filled it while this one waited.
-                path = await in_disk_thread(shelf.find, kind, known)
-                making = _Making(shelf, wanted, record, hold, asked.report, asked.following)
+                path = await in_disk_thread(entry_store.find, kind, known)
+                making = _FillRequest(entry_store, wanted, record, hold, asked.report, asked.partial_file)
                 cost = None if path is not None else await self._make(making, lock)
                 if known_record is None:
-                    await in_disk_thread(shelf.remember, record)
+                    await in_disk_thread(entry_store.remember, record)
             # Before `hold` ends: nobody who needs room takes the entry away before the caller looks at it.
-            await in_disk_thread(hold.hand_over, shelf.key(wanted.label), asked.hold)
+            await in_disk_thread(hold.hand_over, entry_store.key(wanted.label), asked.hold)
         finally:
-            await uninterrupted(in_disk_thread(hold.release))
-        return _Filled(known, cost)
+            await shield_until_done(in_disk_thread(hold.release))
+        return _FillResult(known, cost)
 
-    async def _make(self, making: _Making, lock: Lock) -> _Cost:
+    async def _make(self, making: _FillRequest, lock: Lock) -> _Cost:
         """Make the entry, which another process may do at the same time."""
-        shelf, wanted, record = making.shelf, making.wanted, making.record
-        manifest = await self._manifest(shelf, record)
+        entry_store, wanted, record = making.entry_store, making.wanted, making.record
+        manifest = await self._manifest(entry_store, record)
         known = Reference(digest=record.digest, name=record.name)
-        failure: FilestoreError = StorageError(str(shelf.root), "someone else writes to what was fetched, again and again")
+        failure: FilestoreError = StorageError(str(entry_store.root), "someone else writes to what was fetched, again and again")
         cost: _Cost | None = None
         for attempt in range(ATTEMPTS):
             is_first = attempt == 0
             target = await in_disk_thread(
-                shelf.stage,
+                entry_store.new_staging_folder,
                 wanted,
                 record.name,
                 is_alone=lock.is_held and is_first,
@@ -364,39 +366,39 @@ class Cache:
             try:
                 spent, tail = await self._receive(making, manifest, target)
                 cost = _sum(cost, spent)
-                await in_disk_thread(shelf.publish, wanted, target, manifest, tail=tail)
+                await in_disk_thread(entry_store.publish, wanted, target, manifest, tail=tail)
             except StorageFull:
                 raise
             except (TargetError, StorageError) as error:
                 # Another process may have passed this one by, and have taken what it was writing to.
                 failure = error
             except (InvalidArchive, LimitExceeded):
-                await in_disk_thread(shelf.clear, target)
+                await in_disk_thread(entry_store.clear, target)
                 raise
             finally:
                 if cost is None:
-                    await uninterrupted(in_disk_thread(shelf.clear_empty, target))
-            if cost is not None and await in_disk_thread(shelf.find, wanted.kind, known) is not None:
+                    await shield_until_done(in_disk_thread(entry_store.clear_empty, target))
+            if cost is not None and await in_disk_thread(entry_store.find, wanted.kind, known) is not None:
                 return cost
         raise failure
 
-    async def _manifest(self, shelf: Shelf, record: Record) -> Manifest:
+    async def _manifest(self, entry_store: EntryStore, record: Record) -> Manifest:
         """What is wanted, from what is here where it is: a zip file that is resolved in both ways is asked for once."""
-        manifest = await in_disk_thread(shelf.manifest, record.digest)
+        manifest = await in_disk_thread(entry_store.manifest, record.digest)
         if manifest is None:
             manifest = await in_cpu_thread(Manifest.parse, await self._repository.manifest(record.digest))
         return manifest
 
-    async def _receive(self, making: _Making, manifest: Manifest, target: Path) -> tuple[_Cost, bytes | None]:
+    async def _receive(self, making: _FillRequest, manifest: Manifest, target: Path) -> tuple[_Cost, bytes | None]:
         """Make the content of an entry at `target`; the tail of a tree's zip."""
-        shelf, record, report = making.shelf, making.record, making.report
-        found = await in_disk_thread(find_seeds, shelf.root, manifest, limits=self._limits)
-        spared = {shelf.key(seed.wanted.label) for seed in found}
+        entry_store, record, report = making.entry_store, making.record, making.report
+        found = await in_disk_thread(find_seeds, entry_store.root, manifest, limits=self._limits)
+        spared = {entry_store.key(seed.wanted.label) for seed in found}
         seeds = [seed.seed for seed in found]
 
         async def reserve(content_size: int) -> None:
             size = content_size + in_blocks(len(manifest.encoded)) + ENTRY_SIZE
-            await self._room.reserve(making.hold, shelf.key(making.wanted.label), size, spared=spared)
+            await self._quota.reserve(making.hold, entry_store.key(making.wanted.label), size, spared=spared)
 
         async def reserve_tree(archive: Zip) -> None:
             await reserve(await in_cpu_thread(lambda: archive.stored_size) + in_blocks(len(archive.tail)))
@@ -404,10 +406,10 @@ class Cache:
         if making.wanted.kind is Kind.FILE:
             await reserve(in_blocks(manifest.size))
             fetched = await fetch(
-                self._repository, record, target, manifest=manifest, seeds=seeds, report=report, following=making.following
+                self._repository, record, target, manifest=manifest, seeds=seeds, report=report, partial_file=making.partial_file
             )
             return _Cost(fetched.bytes_received, fetched.bytes_reused), None
-        unpacked = await unpack(
+        unpacked = await fetch_tree(
             self._repository,
             record,
             target,
@@ -420,26 +422,26 @@ class Cache:
         return _Cost(unpacked.bytes_received, unpacked.bytes_reused), unpacked.tail
 
 
-class _Asked(NamedTuple):
+class _ResolveRequest(NamedTuple):
     """What someone wants."""
 
-    shelf: Shelf
+    entry_store: EntryStore
     kind: Kind
-    hold: Hold
+    hold: LeaseSet
     """By which it stays."""
     report: Report | None
-    following: Following | None
+    partial_file: PartialFile | None
 
 
-class _Making(NamedTuple):
+class _FillRequest(NamedTuple):
     """An entry that is being made."""
 
-    shelf: Shelf
-    wanted: Wanted
+    entry_store: EntryStore
+    wanted: WantedEntry
     record: Record
-    hold: Hold
+    hold: LeaseSet
     report: Report | None
-    following: Following | None
+    partial_file: PartialFile | None
 
 
 def _sum(first: _Cost | None, second: _Cost) -> _Cost:
@@ -487,7 +489,7 @@ def check_cache(root: Path) -> None:
 def _remember(path: Path, identity: Identity) -> None:
     # A cache that was made elsewhere, and is read-only here, is as good without.
     with suppress(StorageError):
-        write_durably(path, identity._asdict())
+        write_durably(path, {"id": identity.id, "namespace": identity.namespace, "cutting": identity.chunking_version})
 
 
 def _read_identity(path: Path) -> Identity | None:

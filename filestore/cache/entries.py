@@ -24,16 +24,16 @@ class FileEntry:
 
     size: int
     mtime: int
-    cutting: int
+    chunking_version: int
 
     @classmethod
-    def seal(cls, path: Path, *, cutting: int) -> Self:
+    def seal(cls, path: Path, *, chunking_version: int) -> Self:
         """Make a file read-only, and note what it is then. Raises OSError."""
         path.chmod(0o444)
         found = path.stat()
-        return cls(found.st_size, found.st_mtime_ns, cutting)
+        return cls(found.st_size, found.st_mtime_ns, chunking_version)
 
-    def is_sound(self, path: Path) -> bool:
+    def is_intact(self, path: Path) -> bool:
         """Whether nobody seems to have written to the file at `path`. Reads no content."""
         try:
             found = path.stat()
@@ -66,7 +66,7 @@ class TreeEntry:
         watched = {name: (size, mtime) for size, mtime, name in files}
         return cls(root.stat().st_mtime_ns, total.size, total.stored_size, watched)
 
-    def is_sound(self, path: Path) -> bool:
+    def is_intact(self, path: Path) -> bool:
         """Whether nobody seems to have written to the tree at `path`. Reads no content, and lists no folder."""
         root = str(path)
         try:

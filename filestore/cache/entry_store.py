@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filestore.cache.entries import Entry, FileEntry, TreeEntry, encode_entry, read_entry, unseal
-from filestore.cache.leases import Hold
+from filestore.cache.leases import LeaseSet
 from filestore.core.digest import Digest
 from filestore.core.manifest import HEADER_SIZE, MANIFEST_LIMIT, Manifest, stated_size
 from filestore.core.names import checked_name, tree_name
@@ -23,18 +23,18 @@ from filestore.core.paths import hashed
 from filestore.core.records import Kind, Record, parse_json, record_from_json
 from filestore.core.references import Reference
 from filestore.errors import FilestoreError, StorageError
-from filestore.format.zip.read import TAIL_SIZE, Limits, Member, find_end, parse_central_directory
+from filestore.format.zip.read import TAIL_SIZE, Member, ZipLimits, find_end, parse_central_directory
 from filestore.system.files import remove, remove_if_possible, storage_errors, sync_path, take_away, write_durably, write_whole
 from filestore.transfer.target import staging_folder
 
 FOLDERS = {Kind.FILE: "files", Kind.DIRECTORY: "trees"}
 SUFFIXES = {Kind.FILE: "", Kind.DIRECTORY: "-tree"}
 USE_SECONDS = 60
-_NO_LIMITS = Limits(*[sys.maxsize] * 6)
+_NO_LIMITS = ZipLimits(*[sys.maxsize] * 6)
 """What is unpacked already was within those of its time."""
 
 
-class Wanted(NamedTuple):
+class WantedEntry(NamedTuple):
     """One entry: a zip file is one thing as a file, and another as the tree that it unpacks to."""
 
     kind: Kind
@@ -42,7 +42,7 @@ class Wanted(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where it lies on a shelf."""
+        """Where it lies in an entry store."""
         return f"{FOLDERS[self.kind]}/{hashed(self.digest)}"
 
     @property
@@ -57,13 +57,13 @@ def kept_name(kind: Kind, name: str) -> str:
     return tree_name(name) if kind is Kind.DIRECTORY else name
 
 
-class Shelf:
+class EntryStore:
     """Finds, stages and publishes entries. Any number of processes do so at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def find(self, kind: Kind, reference: Reference, *, hold: Hold | None = None) -> Path | None:
+    def find(self, kind: Kind, reference: Reference, *, hold: LeaseSet | None = None) -> Path | None:
         """The path of a sound entry, or None. A record's id is looked up among those that are remembered.
 
         Where there is one, `hold` pins it.
@@ -76,7 +76,7 @@ class Shelf:
             digest, name = record.digest, record.name
         if digest is None:
             return None
-        wanted = Wanted(kind, digest)
+        wanted = WantedEntry(kind, digest)
         folder = self.root / wanted.path
 
         def look() -> Path | None:
@@ -106,13 +106,13 @@ class Shelf:
             with storage_errors(self.root), suppress(FileExistsError):
                 _alias(kind, sound[0], path)
             # What stands there already may be another process's, or damaged.
-            return path if entry.is_sound(path) else None
+            return path if entry.is_intact(path) else None
         return path
 
     def manifest(self, digest: Digest) -> Manifest | None:
         """The manifest that an entry of these bytes keeps, be it the file or the tree."""
         for kind in Kind:
-            manifest = read_manifest(self.root / Wanted(kind, digest).path)
+            manifest = read_manifest(self.root / WantedEntry(kind, digest).path)
             if manifest is not None and manifest.digest == digest:
                 return manifest
         return None
@@ -127,11 +127,11 @@ class Shelf:
         except (OSError, FilestoreError):
             return 0  # gone in the meantime, or made by an older program
 
-    def lock_path(self, wanted: Wanted) -> Path:
+    def lock_path(self, wanted: WantedEntry) -> Path:
         """The file whose lock says that an entry is being fetched."""
         return self.root / "locks" / wanted.label
 
-    def stage(self, wanted: Wanted, name: str, *, is_alone: bool, takes_over: bool = False) -> Path:
+    def new_staging_folder(self, wanted: WantedEntry, name: str, *, is_alone: bool, takes_over: bool = False) -> Path:
         """Where the content of an entry is to be made; what a crash, or damage, has left of it is near it, to be verified.
 
         `is_alone`: no other process is making the entry; else this one gets a place of its own. `takes_over`: that is what a
@@ -156,7 +156,7 @@ class Shelf:
                 _reuse(target, target, wanted)  # a whole tree that nobody came to publish
         return target
 
-    def publish(self, wanted: Wanted, target: Path, manifest: Manifest, *, tail: bytes | None = None) -> None:
+    def publish(self, wanted: WantedEntry, target: Path, manifest: Manifest, *, tail: bytes | None = None) -> None:
         """Let the entry appear whose content is at `target`; where another process was earlier, its entry stands.
 
         Raises StorageError, StorageFull.
@@ -171,7 +171,11 @@ class Shelf:
                 # Now: both folders, with what is written next, would take more than is reserved. Once the entry has appeared,
                 # nobody would come back for what is left of it.
                 self.clear(target)
-                entry: Entry = FileEntry.seal(content, cutting=manifest.cutting) if tail is None else TreeEntry.seal(content)
+                entry: Entry = (
+                    FileEntry.seal(content, chunking_version=manifest.chunking_version)
+                    if tail is None
+                    else TreeEntry.seal(content)
+                )
                 write_whole(folder / "manifest", manifest.encoded)
                 if tail is not None:
                     write_whole(folder / "tail", tail)
@@ -275,7 +279,7 @@ def contents(folder: Path) -> list[Path]:
 
 
 def _sound(folder: Path, entry: Entry) -> Iterator[Path]:
-    return (path for path in contents(folder) if entry.is_sound(path))
+    return (path for path in contents(folder) if entry.is_intact(path))
 
 
 def _alias(kind: Kind, sound: Path, path: Path) -> None:
@@ -303,7 +307,7 @@ def _grown(folder: Path, entry: TreeEntry) -> TreeEntry | None:
     try:
         # First: what is added while this goes on must show afterwards.
         grown = replace(entry, mtime=path.stat().st_mtime_ns)
-        if not grown.is_sound(path) or not _has_all(path, read_members(read_tail(folder), manifest)):
+        if not grown.is_intact(path) or not _has_all(path, read_members(read_tail(folder), manifest)):
             return None
     except (OSError, FilestoreError):
         return None
@@ -332,14 +336,14 @@ def _has_all(root: Path, members: Iterable[Member]) -> bool:
     return True
 
 
-def _salvage(folder: Path, target: Path, wanted: Wanted) -> None:
+def _salvage(folder: Path, target: Path, wanted: WantedEntry) -> None:
     """Have a fetch go on from the content of an entry that nobody sees any more."""
     for path in [each for each in contents(folder) if not each.is_symlink()][:1]:
         _reuse(path, target, wanted)
     remove_if_possible(folder)
 
 
-def _reuse(path: Path, target: Path, wanted: Wanted) -> None:
+def _reuse(path: Path, target: Path, wanted: WantedEntry) -> None:
     """Put content where a fetch to `target` looks for what it has made before; if something is there, that is as good."""
     with suppress(FileNotFoundError):
         try:

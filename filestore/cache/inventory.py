@@ -16,11 +16,11 @@ from filestore.system.files import (
     BLOCK_SIZE,
     CannotMoveError,
     in_blocks,
+    move_aside,
     remove_if_possible,
     remove_in_place,
     storage_errors,
     stored_size_of,
-    take_aside,
     take_away,
 )
 
@@ -28,7 +28,7 @@ ENTRY_SIZE = 4 * BLOCK_SIZE
 """Bytes of disk that an entry takes beside its content, manifest and tail: folders, and `entry.json`."""
 
 
-class Kept(NamedTuple):
+class CachedEntry(NamedTuple):
     """An entry."""
 
     key: str
@@ -45,7 +45,7 @@ class Kept(NamedTuple):
     """When it was last used, in seconds since 1970, to the minute."""
 
 
-class Staged(NamedTuple):
+class StagedEntry(NamedTuple):
     """What is on its way in or out, or was left there by a process that ended. A key may have several."""
 
     key: str
@@ -55,7 +55,7 @@ class Staged(NamedTuple):
     """When it was last written to."""
 
 
-def entries(root: Path) -> Iterator[Kept]:
+def entries(root: Path) -> Iterator[CachedEntry]:
     """The entries of the cache at `root`, sound or damaged."""
     for kind, name in FOLDERS.items():
         for folder in sorted(root.glob(f"*/*/{name}/??/??/*")):
@@ -63,28 +63,28 @@ def entries(root: Path) -> Iterator[Kept]:
                 yield _kept(folder, kind)
 
 
-def staged(root: Path) -> Iterator[Staged]:
+def staged(root: Path) -> Iterator[StagedEntry]:
     """What stands in staging."""
     for folder in sorted(root.glob("*/*/staging/*")):
         # <label>, or .<label>.<32 hex digits>
         label = folder.name[1:].partition(".")[0] if folder.name.startswith(".") else folder.name
         with suppress(FileNotFoundError):
             size, used_at = stored_size_of(folder)
-            yield Staged(_key(folder.parents[1], label), folder, size, used_at)
+            yield StagedEntry(_key(folder.parents[1], label), folder, size, used_at)
 
 
-def discard(leases: Leases, item: Kept | Staged) -> bool:
+def discard(leases: Leases, item: CachedEntry | StagedEntry) -> bool:
     """Remove an entry, or what was staged of one, the whole of it at once, unless it is in use; whether that was done.
 
     Raises StorageError.
     """
     aside = _aside(item)
     with storage_errors(item.folder):
-        with leases.taking():
+        with leases.evicting():
             if leases.is_held(item.key):
                 return False
             try:
-                if not take_aside(item.folder, aside):
+                if not move_aside(item.folder, aside):
                     return False
             except CannotMoveError:
                 return _discard_in_place(leases, item)
@@ -97,7 +97,7 @@ def discard(leases: Leases, item: Kept | Staged) -> bool:
     return True
 
 
-def remove_damaged(item: Kept) -> None:
+def remove_damaged(item: CachedEntry) -> None:
     """Remove an entry, in use or not: who has it open keeps what he has. Raises StorageError."""
     aside = _aside(item)
     with storage_errors(item.folder):
@@ -105,9 +105,9 @@ def remove_damaged(item: Kept) -> None:
             remove_if_possible(aside)
 
 
-def _discard_in_place(leases: Leases, item: Kept | Staged) -> bool:
+def _discard_in_place(leases: Leases, item: CachedEntry | StagedEntry) -> bool:
     """`discard` of what cannot be moved. Without its `entry.json` an entry is none, and is out of readers' sight."""
-    if isinstance(item, Kept):
+    if isinstance(item, CachedEntry):
         seen = item.folder / "entry.json"
         unseen = item.folder / f".{uuid.uuid4().hex}"
         with suppress(FileNotFoundError):  # it is damaged
@@ -119,14 +119,14 @@ def _discard_in_place(leases: Leases, item: Kept | Staged) -> bool:
     return True
 
 
-def _aside(item: Kept | Staged) -> Path:
+def _aside(item: CachedEntry | StagedEntry) -> Path:
     """A new name in staging; whoever makes the entry next, or needs room, removes what a crash leaves there."""
     repository, namespace, label = item.key.split(".", 2)
-    shelf = next(parent for parent in item.folder.parents if parent.parts[-2:] == (repository, namespace))
-    return shelf / "staging" / f".{label}.{uuid.uuid4().hex}"
+    entry_store = next(parent for parent in item.folder.parents if parent.parts[-2:] == (repository, namespace))
+    return entry_store / "staging" / f".{label}.{uuid.uuid4().hex}"
 
 
-def _kept(folder: Path, kind: Kind) -> Kept:
+def _kept(folder: Path, kind: Kind) -> CachedEntry:
     entry = read_entry(folder, kind)
     paths = contents(folder)
     beside = (folder / "manifest", folder / "tail")
@@ -142,8 +142,8 @@ def _kept(folder: Path, kind: Kind) -> Kept:
     used = folder / "entry.json" if entry is not None else folder
     label = folder.name + SUFFIXES[kind]
     names = [path.name for path in paths]
-    return Kept(_key(folder.parents[3], label), folder, kind, folder.name, names, size, stored_size, used.stat().st_mtime)
+    return CachedEntry(_key(folder.parents[3], label), folder, kind, folder.name, names, size, stored_size, used.stat().st_mtime)
 
 
-def _key(shelf: Path, label: str) -> str:
-    return ".".join((*shelf.parts[-2:], label))
+def _key(entry_store: Path, label: str) -> str:
+    return ".".join((*entry_store.parts[-2:], label))

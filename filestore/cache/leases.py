@@ -56,12 +56,12 @@ class Leases:
         self._holder: Path | None = None
         self._pid = 0
 
-    def hold(self) -> Hold:
+    def hold(self) -> LeaseSet:
         """Something that uses entries, and none so far."""
-        return Hold(self)
+        return LeaseSet(self)
 
     @property
-    def room_lock_path(self) -> Path:
+    def quota_lock_path(self) -> Path:
         """The file whose lock says that bytes are about to be reserved."""
         return self._folder / ".room"
 
@@ -115,7 +115,7 @@ class Leases:
         return any((holder / key).exists() and self._is_alive(holder) for holder in self._holders())
 
     @contextmanager
-    def taking(self) -> Iterator[None]:
+    def evicting(self) -> Iterator[None]:
         """While an entry is taken away: no other process pins one meanwhile, if locks work."""
         with _locked_briefly(self._folder / ".taking", fcntl.LOCK_EX):
             yield
@@ -188,7 +188,7 @@ class Leases:
             return time.time()
 
 
-class Hold:
+class LeaseSet:
     """Entries that are in use together, each pinned once, until `release`. Its methods block."""
 
     def __init__(self, leases: Leases) -> None:
@@ -220,7 +220,7 @@ class Hold:
         self.pin(key)
         self._leases.reserve(key, size)
 
-    def hand_over(self, key: str, other: Hold) -> None:
+    def hand_over(self, key: str, other: LeaseSet) -> None:
         """Have `other` pin an entry that is pinned here, without a moment in between; what was reserved for it is taken back."""
         with suppress(OSError):  # where nothing can be written, nothing is reserved either
             self._leases.reserve(key, 0)

@@ -1,4 +1,4 @@
-"""Room: the limit of a cache and the floor of free disk, both of which hold while entries are fetched.
+"""Quota: the size limit of a cache and the least free space of its disk, both of which hold while entries are fetched.
 
 Bytes are reserved before they are written: the least recently used entries that nobody uses go first, and what cannot fit is
 refused before any of it is fetched. A reservation is told to other processes by a lease, and so ends with its process.
@@ -16,8 +16,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from filestore.cache.inventory import Kept, Staged, discard, entries, staged
-from filestore.cache.leases import Hold, Leases
+from filestore.cache.inventory import CachedEntry, StagedEntry, discard, entries, staged
+from filestore.cache.leases import Leases, LeaseSet
 from filestore.errors import CacheFull, StorageError
 from filestore.system.files import free_space, storage_errors, sync_file_system
 from filestore.system.locks import locked
@@ -30,18 +30,18 @@ SETTLE_SECONDS = 1
 _POLL_SECONDS = (0.05, 1.0)
 
 
-class Room:
-    """The limits of one cache. `size_limit` and `free_floor` are bytes, of all that lies below its root, and of its disk."""
+class Quota:
+    """The limits of one cache. `size_limit` and `min_free` are bytes, of all that lies below its root, and of its disk."""
 
-    def __init__(self, root: Path, leases: Leases, *, size_limit: int | None, free_floor: int) -> None:
+    def __init__(self, root: Path, leases: Leases, *, size_limit: int | None, min_free: int) -> None:
         self._root = root
         self._leases = leases
         self._size_limit = size_limit
-        self._free_floor = free_floor
+        self._min_free = min_free
         self._stuck: dict[Path, str] = {}
         """What could not be removed, and why: other entries go instead."""
 
-    async def reserve(self, hold: Hold, key: str, size: int, *, spared: Collection[str] = ()) -> None:
+    async def reserve(self, hold: LeaseSet, key: str, size: int, *, spared: Collection[str] = ()) -> None:
         """Have `size` bytes of disk for an entry, those counted that are staged of it, until `hold` ends or reserves 0.
 
         Entries that nobody uses go for it, the least recently used first, `spared` ones last. While others fetch what may go
@@ -52,7 +52,7 @@ class Room:
         self._stuck = {}
         pause, longest = _POLL_SECONDS
         while True:
-            async with locked(self._leases.room_lock_path, lambda: False):
+            async with locked(self._leases.quota_lock_path, lambda: False):
                 refusal = await in_disk_thread(self._make, hold, key, size, spared)
             if refusal is None:
                 return
@@ -64,26 +64,26 @@ class Room:
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
 
-    def surplus(self) -> list[Kept | Staged]:
+    def surplus(self) -> list[CachedEntry | StagedEntry]:
         """What processes that ended have left in staging, and the least recently used entries that the limits have no room for.
 
         Blocks. Raises StorageError.
         """
         usage = self._usage()
-        found: list[Kept | Staged] = [item for item in usage.victims if isinstance(item, Staged)]
+        found: list[CachedEntry | StagedEntry] = [item for item in usage.victims if isinstance(item, StagedEntry)]
         excess = self._excess(usage) - sum(item.stored_size for item in found)
         for item in usage.victims:
-            if excess > 0 and isinstance(item, Kept):
+            if excess > 0 and isinstance(item, CachedEntry):
                 found.append(item)
                 excess -= item.stored_size
         return found
 
-    def _make(self, hold: Hold, key: str, size: int, spared: Collection[str]) -> _Refusal | None:
+    def _make(self, hold: LeaseSet, key: str, size: int, spared: Collection[str]) -> _Refusal | None:
         """One attempt to reserve. Raises StorageError."""
         with storage_errors(self._root):
             hold.reserve(key, size)
             try:
-                refusal = self._room_for(key, size, spared)
+                refusal = self._refusal_for(key, size, spared)
             except BaseException:
                 hold.reserve(key, 0)
                 raise
@@ -91,8 +91,8 @@ class Room:
                 hold.reserve(key, 0)
         return refusal
 
-    def _room_for(self, key: str, size: int, spared: Collection[str]) -> _Refusal | None:
-        if self._size_limit is None and self._free() - sum(self._leases.held().values()) >= self._free_floor:
+    def _refusal_for(self, key: str, size: int, spared: Collection[str]) -> _Refusal | None:
+        if self._size_limit is None and self._free() - sum(self._leases.held().values()) >= self._min_free:
             return None  # in no case is more than that written
         usage = self._usage(spared)
         excess = self._excess(usage)
@@ -130,8 +130,8 @@ class Room:
         return excess
 
     def _excess(self, usage: _Usage) -> int:
-        """Bytes that are too many, by the limit or by the floor; not above 0 where both hold."""
-        excess = self._free_floor + usage.outstanding - self._free()
+        """Bytes that are too many, by the limit or by the least free space; not above 0 where both hold."""
+        excess = self._min_free + usage.outstanding - self._free()
         return excess if self._size_limit is None else max(excess, usage.total - self._size_limit)
 
     def _free(self) -> int:
@@ -141,7 +141,7 @@ class Room:
     def _usage(self, spared: Collection[str] = ()) -> _Usage:
         # Leases first: what is published meanwhile is counted as reserved, at least.
         held = self._leases.held()
-        items: list[Kept | Staged] = [*entries(self._root)]
+        items: list[CachedEntry | StagedEntry] = [*entries(self._root)]
         items += staged(self._root)
         return _Usage(items, held, spared, self._stuck)
 
@@ -154,8 +154,8 @@ class Room:
             what_to_do = "raise the limit (FILESTORE_CACHE_SIZE_LIMIT) or end what uses them (`filestore cache ls` shows it)"
             return f"{size} bytes are needed, its limit is {self._size_limit}, {used}; {what_to_do}"
         return (
-            f"{size} bytes are needed, {self._free()} are free on its disk, of which {self._free_floor} must stay free, {used}; "
-            "free some space, lower that floor (FILESTORE_CACHE_FREE_FLOOR) or end what uses them (`filestore cache ls` shows it)"
+            f"{size} bytes are needed, {self._free()} are free on its disk, of which {self._min_free} must stay free, {used}; "
+            "free some space, lower that limit (FILESTORE_CACHE_MIN_FREE) or end what uses them (`filestore cache ls` shows it)"
         )
 
 
@@ -173,7 +173,7 @@ class _Usage:
     """What a cache holds, and what of it may go."""
 
     def __init__(
-        self, items: list[Kept | Staged], held: Mapping[str, int], spared: Collection[str], stuck: Collection[Path]
+        self, items: list[CachedEntry | StagedEntry], held: Mapping[str, int], spared: Collection[str], stuck: Collection[Path]
     ) -> None:
         stored: dict[str, int] = {}
         for item in items:

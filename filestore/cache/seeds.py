@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from filestore.cache.entry_store import FOLDERS, Wanted, contents, read_manifest
+from filestore.cache.entry_store import FOLDERS, WantedEntry, contents, read_manifest
 from filestore.core.digest import DIGEST_SIZE
 from filestore.core.manifest import MANIFEST_LIMIT, Manifest
 from filestore.core.records import Kind
-from filestore.format.zip.read import Limits
+from filestore.format.zip.read import ZipLimits
 from filestore.transfer.seeds import FileSeed, Seed
 from filestore.transfer.tree_seed import TreeSeed
 
@@ -29,14 +29,14 @@ class _Candidate(NamedTuple):
     """Bytes of what is wanted that its chunks fill."""
 
 
-class Found(NamedTuple):
+class FoundSeed(NamedTuple):
     """A seed, and the entry that it is."""
 
-    wanted: Wanted
+    wanted: WantedEntry
     seed: Seed
 
 
-def find_seeds(root: Path, wanted: Manifest, *, limits: Limits) -> list[Found]:
+def find_seeds(root: Path, wanted: Manifest, *, limits: ZipLimits) -> list[FoundSeed]:
     """Seeds for `wanted` among the entries below `root`, at most 8, those with the most bytes of it first.
 
     Each has a chunk that those before it have not. The newest entries are looked at first, and at most 64 MiB of manifests,
@@ -56,7 +56,7 @@ def find_seeds(root: Path, wanted: Manifest, *, limits: Limits) -> list[Found]:
         if shared:
             candidates.append(_Candidate(kind, folder, shared))
     candidates.sort(key=lambda candidate: candidate.shared, reverse=True)
-    seeds: list[Found] = []
+    seeds: list[FoundSeed] = []
     left = MANIFEST_LIMIT
     for candidate in candidates:
         if len(seeds) == SEED_LIMIT or recipe.is_covered:
@@ -69,7 +69,7 @@ def find_seeds(root: Path, wanted: Manifest, *, limits: Limits) -> list[Found]:
         left -= len(tail)
         is_tree = candidate.kind is Kind.DIRECTORY
         seed = TreeSeed(path, manifest, tail, limits=limits) if is_tree else FileSeed(path, manifest)
-        seeds.append(Found(Wanted(candidate.kind, manifest.digest), seed))
+        seeds.append(FoundSeed(WantedEntry(candidate.kind, manifest.digest), seed))
     return seeds
 
 

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from filestore.errors import InvalidRange, StorageError, storage_error
-from filestore.system.threads import in_disk_thread, task_group, uninterrupted
-from filestore.transfer.partial_file import Following
+from filestore.system.threads import in_disk_thread, shield_until_done, task_group
+from filestore.transfer.partial_file import PartialFile
 
 READ_SIZE = 64 << 20
 """Bytes that are read in one go, and that a cancel waits for."""
 
 
-class Opened:
+class StreamingFile:
     """A file of which verified ranges are read while the rest arrives. Any number of tasks may read at the same time."""
 
-    def __init__(self, following: Following) -> None:
+    def __init__(self, partial_file: PartialFile) -> None:
         """`Cache.open` makes it. It stays the caller's to close."""
-        self._following = following
+        self._partial_file = partial_file
         self._path: asyncio.Future[Path] = asyncio.get_running_loop().create_future()
         self._descriptor = -1
         self._size = 0
@@ -34,7 +34,7 @@ class Opened:
     @property
     def size(self) -> int:
         """Bytes of the whole file."""
-        return self._size if self._path.done() else self._following.size
+        return self._size if self._path.done() else self._partial_file.size
 
     async def read(self, start: int, stop: int) -> bytearray:
         """The bytes from `start` to `stop`, verified; what is not here yet is received before anything else.
@@ -52,7 +52,7 @@ class Opened:
         memory = memory.cast("B")
         self._check(start, start + len(memory))
         if not self._path.done():
-            await self._following.have(start, start + len(memory))
+            await self._partial_file.have(start, start + len(memory))
         for done in range(0, len(memory), READ_SIZE):
             await self._read(memory[done : done + READ_SIZE], start + done)
 
@@ -65,11 +65,11 @@ class Opened:
         descriptor, size = await in_disk_thread(_open, path)
         self._descriptor, self._size = descriptor, size
         self._path.set_result(path)
-        self._following.finish()
+        self._partial_file.finish()
 
     async def ready(self) -> None:
         """Wait until there is something to read from."""
-        began = asyncio.ensure_future(self._following.began.wait())
+        began = asyncio.ensure_future(self._partial_file.began.wait())
         try:
             waiting: list[asyncio.Future[Any]] = [began, self._path]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -80,7 +80,7 @@ class Opened:
         """Wait for reads under way, and give descriptors back."""
         self._is_closed = True
         await self._idle.wait()
-        self._following.close()
+        self._partial_file.close()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -88,7 +88,7 @@ class Opened:
     async def _read(self, memory: memoryview, start: int) -> None:
         if self._is_closed:
             raise ValueError("the file was closed at the end of its block")
-        descriptor = self._descriptor if self._descriptor >= 0 else self._following.descriptor
+        descriptor = self._descriptor if self._descriptor >= 0 else self._partial_file.descriptor
         self._reads += 1
         self._idle.clear()
         try:
@@ -104,13 +104,13 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened_while(resolve: Callable[[Following], Awaitable[Path]]) -> AsyncIterator[Opened]:
+async def opened_while(resolve: Callable[[PartialFile], Awaitable[Path]]) -> AsyncIterator[StreamingFile]:
     """A file that `resolve` gets in the background, telling how far it is. The block ends when it has."""
-    following = Following()
-    opened = Opened(following)
+    partial_file = PartialFile()
+    opened = StreamingFile(partial_file)
 
     async def fill() -> None:
-        await opened.complete(await resolve(following))
+        await opened.complete(await resolve(partial_file))
 
     try:
         async with task_group() as group:
@@ -118,7 +118,7 @@ async def opened_while(resolve: Callable[[Following], Awaitable[Path]]) -> Async
             await opened.ready()
             yield opened
     finally:
-        await uninterrupted(opened.close())
+        await shield_until_done(opened.close())
 
 
 def _open(path: Path) -> tuple[int, int]:

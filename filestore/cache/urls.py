@@ -22,16 +22,16 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from filestore.cache.entry_store import Shelf, Wanted
+from filestore.cache.entry_store import EntryStore, WantedEntry
 from filestore.cache.inventory import ENTRY_SIZE
-from filestore.cache.leases import Hold, Leases
-from filestore.cache.quota import Room
+from filestore.cache.leases import Leases, LeaseSet
+from filestore.cache.quota import Quota
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.progress import Report
 from filestore.core.records import Kind, parse_json
 from filestore.core.references import FileURL, Reference
-from filestore.download.download import PARTIAL_NAME, Downloaded, DownloadLimits, Validators, download, validators_from
+from filestore.download.download import PARTIAL_NAME, DownloadLimits, DownloadResult, Validators, download, validators_from
 from filestore.errors import (
     DownloadRefused,
     FilestoreError,
@@ -43,13 +43,13 @@ from filestore.errors import (
 )
 from filestore.system.files import in_blocks, remove_if_possible, storage_errors, take_away, write_durably
 from filestore.system.locks import Lock, locked
-from filestore.system.threads import in_cpu_thread, in_disk_thread, uninterrupted
+from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 from filestore.transfer.push import manifest_of
 
 ATTEMPTS = 3
 
 
-class Obtained(NamedTuple):
+class UrlResult(NamedTuple):
     """Which entry holds what a URL stands for, and what that cost, in bytes."""
 
     digest: Digest
@@ -59,7 +59,7 @@ class Obtained(NamedTuple):
     """No content was downloaded."""
 
 
-class _Known(NamedTuple):
+class _UrlState(NamedTuple):
     """What a URL gave last, by the clock of this machine."""
 
     digest: Digest
@@ -68,14 +68,16 @@ class _Known(NamedTuple):
 
 
 class Urls:
-    """Finds and downloads what URLs stand for, into the entries of one shelf. Any number of processes do so at the same time."""
+    """Downloads the content of URLs into one entry store. Any number of processes do so at the same time."""
 
-    def __init__(self, shelf: Shelf, leases: Leases, room: Room, *, cutting: int, limits: DownloadLimits) -> None:
-        """`cutting`: the version that the digests of its entries are of."""
-        self._shelf = shelf
+    def __init__(
+        self, entry_store: EntryStore, leases: Leases, quota: Quota, *, chunking_version: int, limits: DownloadLimits
+    ) -> None:
+        """`chunking_version`: the version that the digests of its entries are of."""
+        self._entry_store = entry_store
         self._leases = leases
-        self._room = room
-        self._cutting = cutting
+        self._quota = quota
+        self._chunking_version = chunking_version
         self._limits = limits
 
     def find(self, origin: FileURL, kind: Kind) -> Digest | None:
@@ -90,9 +92,9 @@ class Urls:
 
     def has(self, kind: Kind, digest: Digest) -> bool:
         """Whether an entry is here that is what is wanted, or that it can be made of. Blocks."""
-        return any(self._shelf.find(each, Reference(digest=digest)) is not None for each in {kind, Kind.FILE})
+        return any(self._entry_store.find(each, Reference(digest=digest)) is not None for each in {kind, Kind.FILE})
 
-    async def obtain(self, origin: FileURL, kind: Kind, *, report: Report | None = None) -> Obtained:
+    async def obtain(self, origin: FileURL, kind: Kind, *, report: Report | None = None) -> UrlResult:
         """Have an entry that holds what `origin` stands for: its file, or for a directory also the tree alone.
 
         The origin is asked, once by all who ask at the same time. Raises what `download` does, and UnexpectedContent.
@@ -109,14 +111,14 @@ class Urls:
         hold = self._leases.hold()
         try:
             # From here on what is staged of it is nobody else's to remove.
-            await in_disk_thread(hold.pin, self._shelf.key(label))
-            async with locked(self._shelf.root / "locks" / label, lambda: settled() is not None) as lock:
+            await in_disk_thread(hold.pin, self._entry_store.key(label))
+            async with locked(self._entry_store.root / "locks" / label, lambda: settled() is not None) as lock:
                 digest = await in_disk_thread(settled)
-                return Obtained(digest) if digest is not None else await self._ask(origin, kind, lock, hold, report)
+                return UrlResult(digest) if digest is not None else await self._ask(origin, kind, lock, hold, report)
         finally:
-            await uninterrupted(in_disk_thread(hold.release))
+            await shield_until_done(in_disk_thread(hold.release))
 
-    async def _ask(self, origin: FileURL, kind: Kind, lock: Lock, hold: Hold, report: Report | None) -> Obtained:
+    async def _ask(self, origin: FileURL, kind: Kind, lock: Lock, hold: LeaseSet, report: Report | None) -> UrlResult:
         known = await in_disk_thread(self._usable, origin, kind)
         received = 0
         for attempt in range(ATTEMPTS):
@@ -133,18 +135,18 @@ class Urls:
             except TransferError as error:
                 if known is None or not origin.stale_ok or origin.expected is not None or not _is_out_of_reach(error):
                     raise
-                return Obtained(known.digest)
+                return UrlResult(known.digest)
             if digest is not None:
-                return Obtained(digest, received, downloaded.bytes_resumed, was_cached=False)
-        raise StorageError(str(self._shelf.root), "someone else writes to what was downloaded, again and again")
+                return UrlResult(digest, received, downloaded.bytes_resumed, was_cached=False)
+        raise StorageError(str(self._entry_store.root), "someone else writes to what was downloaded, again and again")
 
     async def _download(
-        self, origin: FileURL, folder: Path, known: _Known | None, hold: Hold, report: Report | None
-    ) -> Downloaded | None:
+        self, origin: FileURL, folder: Path, known: _UrlState | None, hold: LeaseSet, report: Report | None
+    ) -> DownloadResult | None:
         """Download to `folder`, in which nothing is left that will be of no use."""
 
         async def reserve(size: int) -> None:
-            await self._room.reserve(hold, self._shelf.key(_label(origin)), in_blocks(size) + ENTRY_SIZE)
+            await self._quota.reserve(hold, self._entry_store.key(_label(origin)), in_blocks(size) + ENTRY_SIZE)
 
         validators = None if known is None else known.validators
         downloaded = None
@@ -156,13 +158,13 @@ class Urls:
             raise
         finally:
             if downloaded is None:
-                await uninterrupted(in_disk_thread(_clear_empty, folder))
+                await shield_until_done(in_disk_thread(_clear_empty, folder))
         return downloaded
 
-    async def _keep(self, origin: FileURL, downloaded: Downloaded, hold: Hold) -> Digest | None:
+    async def _keep(self, origin: FileURL, downloaded: DownloadResult, hold: LeaseSet) -> Digest | None:
         """Verify what was downloaded and make an entry of it; None where that has to begin anew. Raises UnexpectedContent."""
         sha256 = await self._sha256(origin, downloaded.path)
-        manifest = await manifest_of(downloaded.path, cutting=self._cutting)
+        manifest = await manifest_of(downloaded.path, chunking_version=self._chunking_version)
         found = manifest.digest if isinstance(origin.expected, Digest) else sha256
         if origin.expected is not None and found != origin.expected:
             await in_disk_thread(remove_if_possible, downloaded.path.parent)
@@ -171,35 +173,35 @@ class Urls:
             raise UnexpectedContent(origin.shown, str(found), str(origin.expected))
         if not await self._publish(origin, downloaded, manifest, hold):
             return None
-        await in_disk_thread(self._remember, origin, _Known(manifest.digest, downloaded.validators, time.time()))
+        await in_disk_thread(self._remember, origin, _UrlState(manifest.digest, downloaded.validators, time.time()))
         return manifest.digest
 
-    async def _publish(self, origin: FileURL, downloaded: Downloaded, manifest: Manifest, hold: Hold) -> bool:
+    async def _publish(self, origin: FileURL, downloaded: DownloadResult, manifest: Manifest, hold: LeaseSet) -> bool:
         """Make an entry of what was downloaded, where there is none; whether there is one then. Raises StorageError."""
-        wanted = Wanted(Kind.FILE, manifest.digest)
+        wanted = WantedEntry(Kind.FILE, manifest.digest)
 
         def is_there() -> bool:
-            return self._shelf.find(Kind.FILE, Reference(digest=manifest.digest)) is not None
+            return self._entry_store.find(Kind.FILE, Reference(digest=manifest.digest)) is not None
 
         def publish() -> None:
             # What stands there already is damaged, or was about to be made of a download that was cut.
-            target = self._shelf.stage(wanted, origin.name, is_alone=lock.is_held, takes_over=lock.passes_by)
-            with storage_errors(self._shelf.root), suppress(FileNotFoundError):
+            target = self._entry_store.new_staging_folder(wanted, origin.name, is_alone=lock.is_held, takes_over=lock.passes_by)
+            with storage_errors(self._entry_store.root), suppress(FileNotFoundError):
                 downloaded.path.rename(target)
-                self._shelf.publish(wanted, target, manifest)
+                self._entry_store.publish(wanted, target, manifest)
 
         # The entry's own lock: a fetch from the repository may make the same.
-        await in_disk_thread(hold.pin, self._shelf.key(wanted.label))
-        async with locked(self._shelf.lock_path(wanted), is_there) as lock:
+        await in_disk_thread(hold.pin, self._entry_store.key(wanted.label))
+        async with locked(self._entry_store.lock_path(wanted), is_there) as lock:
             if not await in_disk_thread(is_there):
                 await in_disk_thread(publish)
         await in_disk_thread(remove_if_possible, downloaded.path.parent)
         return await in_disk_thread(is_there)
 
-    async def _confirm(self, origin: FileURL, known: _Known) -> Obtained:
+    async def _confirm(self, origin: FileURL, known: _UrlState) -> UrlResult:
         """Take what was here for what the origin has. Raises UnexpectedContent."""
         if isinstance(origin.expected, str):
-            path = await in_disk_thread(self._shelf.find, Kind.FILE, Reference(digest=known.digest))
+            path = await in_disk_thread(self._entry_store.find, Kind.FILE, Reference(digest=known.digest))
             sha256 = await self._sha256(origin, path) if path is not None else None
             if sha256 != origin.expected:
                 raise UnexpectedContent(origin.shown, str(sha256), origin.expected)
@@ -208,7 +210,7 @@ class Urls:
         # What cannot be noted, the disk being full or read-only, is asked for again.
         with suppress(StorageError):
             await in_disk_thread(self._remember, origin, known._replace(asked_at=time.time()))
-        return Obtained(known.digest)
+        return UrlResult(known.digest)
 
     async def _sha256(self, origin: FileURL, path: Path) -> str | None:
         """That of a file, where it is of interest: it takes as long as all else."""
@@ -216,7 +218,7 @@ class Urls:
 
     # Below: what blocks.
 
-    def _usable(self, origin: FileURL, kind: Kind) -> _Known | None:
+    def _usable(self, origin: FileURL, kind: Kind) -> _UrlState | None:
         """What the URL gave last, if that is still here, and can be compared with what is expected."""
         known = self._recall(origin)
         kind = Kind.FILE if isinstance(origin.expected, str) else kind
@@ -231,14 +233,14 @@ class Urls:
         except (KeyError, TypeError, FilestoreError):
             return None
 
-    def _recall(self, origin: FileURL) -> _Known | None:
+    def _recall(self, origin: FileURL) -> _UrlState | None:
         values = _read(self._record_path(origin))
         try:
-            return _Known(Digest.parse(values["digest"]), validators_from(values["validators"]), float(values["asked_at"]))
+            return _UrlState(Digest.parse(values["digest"]), validators_from(values["validators"]), float(values["asked_at"]))
         except (KeyError, TypeError, ValueError, FilestoreError):
             return None
 
-    def _remember(self, origin: FileURL, known: _Known) -> None:
+    def _remember(self, origin: FileURL, known: _UrlState) -> None:
         """After the entry is there: what is said of one that is not would only cost a look. Raises StorageError, StorageFull."""
         if isinstance(origin.expected, str):
             write_durably(self._sha256_path(origin.expected), {"digest": str(known.digest)})
@@ -247,11 +249,11 @@ class Urls:
 
     def _stage(self, label: str, lock: Lock, *, is_first: bool) -> Path:
         """A folder to download to, in which what was cut may be. Raises StorageError, StorageFull."""
-        shared = self._shelf.root / "staging" / label
+        shared = self._entry_store.root / "staging" / label
         aside = shared.with_name(f".{label}.{uuid.uuid4().hex}")
         is_alone = lock.is_held and is_first
         folder = shared if is_alone else aside
-        with storage_errors(self._shelf.root):
+        with storage_errors(self._entry_store.root):
             if lock.passes_by and is_first:
                 take_away(shared, aside)
             folder.mkdir(parents=True, exist_ok=True)
@@ -261,10 +263,10 @@ class Urls:
         return folder
 
     def _record_path(self, origin: FileURL) -> Path:
-        return self._shelf.root / "urls" / f"{_key(origin)}.json"
+        return self._entry_store.root / "urls" / f"{_key(origin)}.json"
 
     def _sha256_path(self, sha256: str) -> Path:
-        return self._shelf.root / "sha256" / f"{sha256}.json"
+        return self._entry_store.root / "sha256" / f"{sha256}.json"
 
 
 def _clear_empty(folder: Path) -> None:

@@ -20,7 +20,7 @@ from filestore.format.zip.read import Member
 from filestore.system.files import storage_errors
 from filestore.system.threads import in_disk_thread
 from filestore.transfer.push import manifest_of
-from filestore.transfer.sinks.compare import is_standing
+from filestore.transfer.sinks.compare import matches_disk
 from filestore.transfer.sources.walk import Symlinks
 
 _BYTECODE = "__pycache__"
@@ -59,7 +59,7 @@ async def _damaged(folder: Path, kind: Kind) -> Path | None:
     paths = await in_disk_thread(contents, folder)
     for path in paths:
         try:
-            if not (await in_disk_thread(entry.is_sound, path) and await _is_right(path, digest, entry)):
+            if not (await in_disk_thread(entry.is_intact, path) and await _is_right(path, digest, entry)):
                 return path
         except FilestoreError:
             return path
@@ -68,7 +68,7 @@ async def _damaged(folder: Path, kind: Kind) -> Path | None:
 
 async def _is_right(path: Path, digest: Digest, entry: Entry) -> bool:
     if isinstance(entry, FileEntry):
-        return (await manifest_of(path, cutting=entry.cutting)).digest == digest
+        return (await manifest_of(path, chunking_version=entry.chunking_version)).digest == digest
     # Another name of a tree is a link to it.
     return await in_disk_thread(path.is_symlink) or await _is_tree(path, digest)
 
@@ -83,7 +83,7 @@ async def _is_tree(path: Path, digest: Digest) -> bool:
     ignored = set() if any(_BYTECODE in member.path.split("/") for member in members) else {_BYTECODE}
     if _is_ours(members, tail):
         exclude = [glob for name in ignored for glob in (name, f"*/{name}")]
-        found = await manifest_of(path, cutting=manifest.cutting, symlinks=Symlinks.KEEP, exclude=exclude)
+        found = await manifest_of(path, chunking_version=manifest.chunking_version, symlinks=Symlinks.KEEP, exclude=exclude)
         return found.digest == digest
     return await in_disk_thread(_is_theirs, path, members, ignored)
 
@@ -91,7 +91,7 @@ async def _is_tree(path: Path, digest: Digest) -> bool:
 def _is_ours(members: Sequence[Member], tail: bytes) -> bool:
     """Whether a zip's directory is such as a push would write it."""
     placed = [
-        write.Placed(
+        write.PlacedEntry(
             write.Entry(
                 member.path,
                 member.size,
@@ -112,7 +112,7 @@ def _is_theirs(path: Path, members: Sequence[Member], ignored: Collection[str]) 
     with storage_errors(path):
         root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            return is_standing(root, members, ignored=ignored) and all(_has_mode(root, member) for member in members)
+            return matches_disk(root, members, ignored=ignored) and all(_has_mode(root, member) for member in members)
         finally:
             os.close(root)
 

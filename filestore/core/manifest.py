@@ -87,17 +87,17 @@ class Chunks(Sequence[Chunk]):
 class Manifest:
     """The ordered chunks of a file. Make one with `build` or `parse`: both check, the constructor does not."""
 
-    cutting: int
+    chunking_version: int
     chunks: Chunks = field(repr=False, compare=False)
     size: int
     encoded: bytes = field(repr=False)
     digest: Digest
 
     @classmethod
-    def build(cls, chunks: Iterable[Chunk], *, cutting: int) -> Self:
+    def build(cls, chunks: Iterable[Chunk], *, chunking_version: int) -> Self:
         """Raises LimitExceeded past 64 MiB of manifest, InvalidManifest for a size or a version that it cannot hold."""
-        if not 0 <= cutting < _VERSION_LIMIT:
-            raise InvalidManifest(f"its cutting version is {cutting}, allowed are 0 to {_VERSION_LIMIT - 1}")
+        if not 0 <= chunking_version < _VERSION_LIMIT:
+            raise InvalidManifest(f"its cutting version is {chunking_version}, allowed are 0 to {_VERSION_LIMIT - 1}")
         encoded = bytearray(_HEADER.size)
         size = 0
         for digest, chunk_size in chunks:
@@ -106,8 +106,8 @@ class Manifest:
             size += chunk_size
             _check_length(len(encoded))
         count = (len(encoded) - _HEADER.size) // _ENTRY.size
-        _HEADER.pack_into(encoded, 0, _MAGIC, MANIFEST_VERSION, cutting, count, size)
-        return cls._of(bytes(encoded), cutting=cutting, size=size)
+        _HEADER.pack_into(encoded, 0, _MAGIC, MANIFEST_VERSION, chunking_version, count, size)
+        return cls._of(bytes(encoded), chunking_version=chunking_version, size=size)
 
     @classmethod
     def parse(cls, encoded: Buffer) -> Self:
@@ -119,14 +119,14 @@ class Manifest:
         raw = bytes(encoded)
         if len(raw) < _HEADER.size:
             raise InvalidManifest("it is shorter than its header")
-        magic, version, cutting, count, size = _HEADER.unpack_from(raw)
+        magic, version, chunking_version, count, size = _HEADER.unpack_from(raw)
         if magic != _MAGIC:
             raise InvalidManifest("it does not begin with a manifest's magic bytes")
         if version != MANIFEST_VERSION:
             raise InvalidManifest(f"its version is {version}, this program knows {MANIFEST_VERSION}")
         if len(raw) != _HEADER.size + count * _ENTRY.size:
             raise InvalidManifest(f"it has {len(raw)} bytes, which is not the length that {count} chunks need")
-        manifest = cls._of(raw, cutting=cutting, size=size)
+        manifest = cls._of(raw, chunking_version=chunking_version, size=size)
         total = 0
         for place, chunk_size in enumerate(manifest.chunks.sizes()):
             if not 0 < chunk_size <= CHUNK_LIMIT:
@@ -137,8 +137,8 @@ class Manifest:
         return manifest
 
     @classmethod
-    def _of(cls, encoded: bytes, *, cutting: int, size: int) -> Self:
-        return cls(cutting, Chunks(encoded), size, encoded, manifest_digest(encoded))
+    def _of(cls, encoded: bytes, *, chunking_version: int, size: int) -> Self:
+        return cls(chunking_version, Chunks(encoded), size, encoded, manifest_digest(encoded))
 
     def offsets(self) -> Iterator[int]:
         """The offset of each chunk in the file, in order."""

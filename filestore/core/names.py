@@ -73,11 +73,11 @@ def shortened(name: str) -> str:
     ending = dot + extension
     if not stem or len(quote(ending, safe="")) > SEGMENT_LIMIT // 2:
         stem, ending = name, ""
-    room = SEGMENT_LIMIT - len(quote(ending, safe=""))
+    remaining = SEGMENT_LIMIT - len(quote(ending, safe=""))
     kept = 0
     for place, letter in enumerate(stem):
-        room -= len(quote(letter, safe=""))
-        if room < 0:
+        remaining -= len(quote(letter, safe=""))
+        if remaining < 0:
             break
         kept = place + 1
     return stem[:kept] + ending

@@ -101,9 +101,9 @@ class FileURL:
     stale_ok: bool = False
 
     def __post_init__(self) -> None:
-        reason = _objection(self.url)
+        reason = _url_problem(self.url)
         if reason is not None:
-            raise InvalidReference(_shown_if_safe(self.url), reason)
+            raise InvalidReference(_redact_if_needed(self.url), reason)
         if self.digest is not None and self.expected is None:
             raise InvalidReference(self.shown, "its digest is neither sha256: nor nothing before 64 hexadecimal digits")
         age = self.max_age_seconds
@@ -116,7 +116,7 @@ class FileURL:
     @property
     def shown(self) -> str:
         """The URL as it may be printed: without what stands in its query."""
-        return shown_url(self.url)
+        return redact_url(self.url)
 
     @property
     def name(self) -> str:
@@ -137,7 +137,7 @@ class FileURL:
 
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)
-class _Named:
+class _NamedContent:
     """What `File` and `Directory` share: one of `path`, `id`, `digest` and `url`, or `digest` beside `url`.
 
     Values of two classes are never equal.
@@ -182,7 +182,7 @@ class _Named:
         if self.path is not None:
             return _stored(self.path)
         if self.url is not None:
-            raise InvalidReference(shown_url(self.url), "it is a URL, which a cache resolves and no repository knows")
+            raise InvalidReference(redact_url(self.url), "it is a URL, which a cache resolves and no repository knows")
         given = self.id or self.digest or ""
         reference = Reference.parse(given)
         if (self.id is None) != (reference.id is None) or (self.digest is None) != (reference.digest is None):
@@ -208,7 +208,7 @@ class _Named:
             raise InvalidReference(repr(self), "its path is empty")
 
 
-class File(_Named):
+class File(_NamedContent):
     """A file as pipelines pass it around: a stored one, a local one that is to be pushed, or one behind a URL.
 
     A stored one is named by `path`, `id` or `digest`. To one behind a URL the arguments of `FileURL` apply.
@@ -224,7 +224,7 @@ class File(_Named):
     __slots__ = ()
 
 
-class Directory(_Named):
+class Directory(_NamedContent):
     """A directory, given as a `File` is: of what is stored or stands behind a URL, any zip file serves, and stands for its tree.
 
     >>> Directory(id="file_0123...")
@@ -237,20 +237,20 @@ class Directory(_Named):
     __slots__ = ()
 
 
-def shown_url(url: str) -> str:
+def redact_url(url: str) -> str:
     """A URL as it may be printed. Its query may hold a signature, and what stands before an `@` a password."""
     head, mark, _ = url.partition("#")[0].partition("?")
     return _USER.sub(r"\1", head) + (mark and "?...")
 
 
-def _shown_if_safe(url: object) -> str:
+def _redact_if_needed(url: object) -> str:
     """What may be printed of something that is no URL of ours, where a password may stand in an unexpected place."""
     if not isinstance(url, str):
         return type(url).__name__
-    return f"{url.partition(':')[0]}:..." if "@" in url else shown_url(url)
+    return f"{url.partition(':')[0]}:..." if "@" in url else redact_url(url)
 
 
-def _objection(url: object) -> str | None:
+def _url_problem(url: object) -> str | None:
     """Why something is no URL that is downloaded from; None where it is one."""
     if not isinstance(url, str):
         return "a URL is a text"
@@ -268,7 +268,7 @@ def _objection(url: object) -> str | None:
     return None if is_complete else "it names no host, or a port that nothing listens on"
 
 
-def _printed(value: File | Directory | FileURL | _Named) -> str:
+def _printed(value: File | Directory | FileURL | _NamedContent) -> str:
     """The call that makes a value, without what it leaves at its default, and without what must not be printed."""
     shown = []
     for field in fields(value):
@@ -276,7 +276,7 @@ def _printed(value: File | Directory | FileURL | _Named) -> str:
         if given is None or given is False:
             continue
         if field.name == "url":
-            given = shown_url(given) if _objection(given) is None else _shown_if_safe(given)
+            given = redact_url(given) if _url_problem(given) is None else _redact_if_needed(given)
         shown.append(f"{field.name}={given!r}")
     return f"{type(value).__name__}({', '.join(shown)})"
 

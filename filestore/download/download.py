@@ -28,7 +28,7 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 
 from filestore.core.progress import Progress, Report
 from filestore.core.records import parse_json
-from filestore.core.references import FileURL, shown_url
+from filestore.core.references import FileURL, redact_url
 from filestore.download.addresses import is_address, is_public
 from filestore.errors import (
     DownloadRefused,
@@ -47,7 +47,7 @@ from filestore.system.connection_errors import failure_reason
 from filestore.system.files import check_space, sync_descriptor
 from filestore.system.http_answers import may_try_again, pause_seconds, said_by
 from filestore.system.proxies import parse_proxy, proxy_named_in
-from filestore.system.threads import in_disk_thread, uninterrupted
+from filestore.system.threads import in_disk_thread, shield_until_done
 
 if TYPE_CHECKING:  # aiohttp takes 0.3 s to import
     import aiohttp
@@ -118,7 +118,7 @@ class Validators(NamedTuple):
         return None not in {self.modified, begun.modified} and self.modified != begun.modified
 
 
-class Downloaded(NamedTuple):
+class DownloadResult(NamedTuple):
     """What a download did, in bytes."""
 
     path: Path
@@ -137,7 +137,7 @@ async def download(
     known: Validators | None = None,
     report: Report | None = None,
     reserve: Callable[[int], Awaitable[None]] | None = None,
-) -> Downloaded | None:
+) -> DownloadResult | None:
     """Make a file in `folder`, an existing one, of what is behind a URL; None where that is still what `known` says.
 
     The bytes are those that are sent: no Content-Encoding is asked for, and one is refused unless a digest is expected.
@@ -148,12 +148,12 @@ async def download(
 
     Raises DownloadRefused, LimitExceeded, ServerError, OriginUnreachable, Stalled, Interrupted, StorageFull, StorageError.
     """
-    staging = _Staging(folder)
+    staging = _PartialDownload(folder)
     try:
         await in_disk_thread(staging.open)
-        return await _Downloading(origin, staging, limits=limits, known=known, report=report, reserve=reserve).run()
+        return await _Downloader(origin, staging, limits=limits, known=known, report=report, reserve=reserve).run()
     finally:
-        await uninterrupted(in_disk_thread(staging.close))
+        await shield_until_done(in_disk_thread(staging.close))
 
 
 class _Came(Enum):
@@ -173,13 +173,13 @@ class _Part(NamedTuple):
     stop: int | None
 
 
-class _Downloading:
+class _Downloader:
     """One download under way, over as many connections as it takes."""
 
     def __init__(
         self,
         origin: FileURL,
-        staging: _Staging,
+        staging: _PartialDownload,
         *,
         limits: DownloadLimits,
         known: Validators | None,
@@ -200,7 +200,7 @@ class _Downloading:
         self._was_reached = False
         self._proxy = parse_proxy(limits.proxy, source="url_proxy") if limits.proxy is not None else None
 
-    async def run(self) -> Downloaded | None:
+    async def run(self) -> DownloadResult | None:
         """Try until it is whole, or there is no point in it."""
         failures, furthest = 0, self._staging.size
         async with self._session() as session:
@@ -228,7 +228,7 @@ class _Downloading:
                     pause = pause_seconds(error, pause)
                 await asyncio.sleep(pause)
         await in_disk_thread(self._staging.note)
-        return Downloaded(self._staging.path, self._staging.size, self._received, self._resumed, self._staging.validators)
+        return DownloadResult(self._staging.path, self._staging.size, self._received, self._resumed, self._staging.validators)
 
     async def _try(self, session: aiohttp.ClientSession) -> _Came:
         """Ask for what is still to come, and take it."""
@@ -259,7 +259,7 @@ class _Downloading:
         if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             if self._is_end(response):
                 return None
-            await self._begin_anew(Validators(), self._staging.total)
+            await self._start_over(Validators(), self._staging.total)
             raise Interrupted(self._shown, "it has less than it had before")
         error = ServerError(self._shown, response.status, _phrase(response.status))
         error.retry_after_seconds = said_by(response.headers).retry_after_seconds
@@ -281,13 +281,13 @@ class _Downloading:
             if total is None and validators.for_range is not None and validators.agree_with(self._staging.validators):
                 total = known
             elif total is None:
-                await self._begin_anew(validators, None)
+                await self._start_over(validators, None)
                 raise Interrupted(self._shown, f"it does not say a size, and said {known} bytes before")
             elif total != known:
-                await self._begin_anew(validators, total)
+                await self._start_over(validators, total)
                 raise Interrupted(self._shown, f"it says that the file has {total} bytes, and said {known} before")
-        await self._make_room(total or 0, is_all=total is not None)
-        await self._begin_anew(validators, total)
+        await self._reserve_more(total or 0, is_all=total is not None)
+        await self._start_over(validators, total)
         return _Part(0, total)
 
     async def _begin_part(self, response: aiohttp.ClientResponse) -> _Part:
@@ -301,18 +301,18 @@ class _Downloading:
             if start == 0 and not staging.size:
                 # Nothing was here, so that no range was asked for; status 206 is then a lie. A first part is of use where the
                 # next one can be asked for.
-                await self._begin_anew(validators, total)
+                await self._start_over(validators, total)
                 is_taken = response.status == HTTPStatus.OK and (stop == total or validators.for_range is not None)
                 if is_taken and is_possible and known in {None, total}:
-                    await self._make_room(total or stop, is_all=total is not None)
+                    await self._reserve_more(total or stop, is_all=total is not None)
                     return _Part(0, stop)
                 raise Interrupted(self._shown, "it gave a part of the file, though all of it was asked for")
             if is_possible and 0 < start <= staging.size and known in {None, total} and validators.agree_with(staging.validators):
-                await self._make_room(total or stop, is_all=total is not None)
+                await self._reserve_more(total or stop, is_all=total is not None)
                 staging.total = total
                 return _Part(start, stop)
         # What If-Range forbids.
-        await self._begin_anew(Validators(), known)
+        await self._start_over(Validators(), known)
         raise Interrupted(self._shown, "it gave a part of another file than it began with")
 
     def _is_end(self, response: aiohttp.ClientResponse) -> bool:
@@ -338,7 +338,7 @@ class _Downloading:
             reason = f"it answers with Content-Encoding {unasked!r}, though none was asked for"
             raise DownloadRefused(self._shown, f"{reason}; say which digest the bytes have as they are sent, or use another URL")
 
-    async def _begin_anew(self, validators: Validators, total: int | None) -> None:
+    async def _start_over(self, validators: Validators, total: int | None) -> None:
         self._resumed = 0
         await in_disk_thread(self._staging.begin, validators, total)
 
@@ -355,9 +355,9 @@ class _Downloading:
                 end = staging.size + waiting + len(piece)
                 if part.stop is not None and end > part.stop:
                     pieces = []
-                    await self._begin_anew(Validators(), staging.total)
+                    await self._start_over(Validators(), staging.total)
                     raise Interrupted(self._shown, "it sent more than it said")
-                await self._make_room(end)
+                await self._reserve_more(end)
                 pieces.append(piece)
                 waiting += len(piece)
                 self._tell(end)
@@ -365,11 +365,11 @@ class _Downloading:
                     # Taken before it is written: what a cancel waits for must not be written again below.
                     batch, pieces, waiting = pieces, [], 0
                     # Where all threads are busy, a cancel would otherwise drop a write that has not begun.
-                    await uninterrupted(in_disk_thread(staging.write, batch))
+                    await shield_until_done(in_disk_thread(staging.write, batch))
         finally:
             # What has come before a cut is not asked for again.
             if pieces:
-                await uninterrupted(in_disk_thread(staging.write, pieces))
+                await shield_until_done(in_disk_thread(staging.write, pieces))
         if part.stop is not None and staging.size != part.stop:
             raise Interrupted(self._shown, f"{staging.size} of {part.stop} bytes have come")
         # Where nobody knows the size, there may be more: only the origin can say that there is not.
@@ -387,7 +387,7 @@ class _Downloading:
         except TimeoutError:
             raise Stalled(self._shown, self._limits.stall_seconds) from None
 
-    async def _make_room(self, size: int, *, is_all: bool = False) -> None:
+    async def _reserve_more(self, size: int, *, is_all: bool = False) -> None:
         """For `size` bytes of the file, and for a few more where they are not all. Raises LimitExceeded."""
         if size > self._limits.size:
             raise LimitExceeded(f"the size of {self._shown}", size, self._limits.size, "url_size_limit")
@@ -460,7 +460,7 @@ class _Downloading:
             response.close()
             url = self._next(url, location)
             if url in seen:
-                raise DownloadRefused(self._shown, f"it redirects in a circle, by {shown_url(url)}")
+                raise DownloadRefused(self._shown, f"it redirects in a circle, by {redact_url(url)}")
         raise DownloadRefused(self._shown, f"it redirects more than {self._limits.redirects} times")
 
     def _by_proxy(self, url: str) -> dict[str, Any]:
@@ -521,7 +521,7 @@ class _Downloading:
         return socket.socket(family, kind, protocol)
 
 
-class _Staging:
+class _PartialDownload:
     """The file that is downloaded to, and beside it what is known of it. Its methods block: call them in a thread."""
 
     def __init__(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ from filestore.core.names import checked_namespace
 from filestore.errors import (
     UnknownFormat,
 )
-from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.chunking import CHUNKING_VERSION
 from filestore.repository.protocol import Identity
 from filestore.repository.stores.protocol import ChunkStore
 
@@ -23,31 +23,31 @@ async def read_format(store: ChunkStore, *, location: str, new_id: str | None = 
 
     A new one gets the id `new_id` (32 hex digits), without it a random one. Raises UnknownFormat.
     """
-    proposed = {"format": REPOSITORY_VERSION, "cutting": CUTTING_VERSION, "id": new_id or secrets.token_hex(16)}
+    proposed = {"format": REPOSITORY_VERSION, "cutting": CHUNKING_VERSION, "id": new_id or secrets.token_hex(16)}
     kept = await store.initialise(json.dumps(proposed).encode() + b"\n")
     try:
         values = json.loads(kept)
-        version, cutting, repository_id = values["format"], values["cutting"], str(values["id"])
+        version, chunking_version, repository_id = values["format"], values["cutting"], str(values["id"])
     except (ValueError, KeyError, TypeError):
         raise UnknownFormat(location, "that cannot be read", str(REPOSITORY_VERSION)) from None
-    check_versions(location, version=version, cutting=cutting)
+    check_versions(location, version=version, chunking_version=chunking_version)
     if not REPOSITORY_ID_PATTERN.match(repository_id):
         raise UnknownFormat(location, str(version), str(REPOSITORY_VERSION))
-    return repository_id, CUTTING_VERSION
+    return repository_id, CHUNKING_VERSION
 
 
-def checked_identity(repository_id: object, namespace: object, cutting: object) -> Identity:
+def checked_identity(repository_id: object, namespace: object, chunking_version: object) -> Identity:
     """What a repository says of itself, checked: caches make paths of it (I4). Raises ValueError or InvalidName."""
     if not isinstance(repository_id, str) or not REPOSITORY_ID_PATTERN.match(repository_id):
         raise ValueError("its id is not 32 hexadecimal digits")
-    if not isinstance(namespace, str) or type(cutting) is not int:
+    if not isinstance(namespace, str) or type(chunking_version) is not int:
         raise ValueError("its namespace is no text, or its cutting version no number")
-    return Identity(repository_id, checked_namespace(namespace), cutting)
+    return Identity(repository_id, checked_namespace(namespace), chunking_version)
 
 
-def check_versions(location: str, *, version: object, cutting: object) -> None:
+def check_versions(location: str, *, version: object, chunking_version: object) -> None:
     """Whether this program knows what a repository says of itself. Raises UnknownFormat."""
     if version != REPOSITORY_VERSION:
         raise UnknownFormat(location, str(version), str(REPOSITORY_VERSION))
-    if cutting != CUTTING_VERSION:
-        raise UnknownFormat(f"the cutting of {location}", str(cutting), str(CUTTING_VERSION))
+    if chunking_version != CHUNKING_VERSION:
+        raise UnknownFormat(f"the cutting of {location}", str(chunking_version), str(CHUNKING_VERSION))

@@ -17,17 +17,17 @@ from filestore.format.codec import HEADER_SIZE, Decoder, Frame, decoded_size, fr
 from filestore.repository.index.protocol import ChunkRow, Index
 from filestore.repository.stores.protocol import ChunkStore, Staging
 from filestore.system.buffers import Budget
-from filestore.system.metrics import Stage, part, stage
+from filestore.system.metrics import Stage, part, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread
 
-_BUNDLE_SIZE = 4 << 20
-"""Bytes, encoded and decoded, that are verified in one turn in a thread, and then synced in another: some frames."""
+_VERIFY_GROUP_SIZE = 4 << 20
+"""Bytes, encoded and decoded, that are verified in one call of a thread, and then synced in another: some frames."""
 FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
 
 
 @dataclass(slots=True, eq=False)
-class _Arrival:
-    """A frame at the door."""
+class _IncomingFrame:
+    """A frame that is being received."""
 
     digest: Digest
     stored_size: int
@@ -51,12 +51,12 @@ class _Arrival:
             return self.stored_size
 
 
-class Delivery:
+class Ingest:
     """Frames on their way in from one connection, verified (I4) and synced in the background while more arrive.
 
-    One frame is received at a time: `begin`, then `write` until it is whole, both in a thread; then `check`, back in the event
+    One frame is received at a time: `start`, then `write` until it is whole, both in a thread; then `submit`, back in the event
     loop. One that is written in one piece is verified there and then, while it is in the processor's cache. Or `add` one that
-    is in memory. `keep` makes visible what was verified. Never use it from two places at once. A failing disk cancels the block
+    is in memory. `commit` makes visible what was verified. Never use it from two places at once. A failing disk cancels the block
     that it was made for, which then raises StorageError or StorageFull.
     """
 
@@ -77,73 +77,73 @@ class Delivery:
         self._budget = budget
         self._group = group
         self._staged = staged
-        self._arrivals: list[_Arrival] = []
-        self._arriving: _Arrival | None = None
-        self._whole: list[_Arrival] = []
-        self._bundle: list[_Arrival] = []
-        self._bundle_weight = 0
+        self._incoming_frames: list[_IncomingFrame] = []
+        self._current: _IncomingFrame | None = None
+        self._whole: list[_IncomingFrame] = []
+        self._verify_group: list[_IncomingFrame] = []
+        self._verify_group_weight = 0
         self._tasks: list[asyncio.Task[None]] = []
 
-    def begin(self, digest: Digest, stored_size: int) -> None:
+    def start(self, digest: Digest, stored_size: int) -> None:
         """The next frame. One that is not whole by now never will be."""
-        if self._arriving is not None:
-            self._arriving.staging.rest()
-        arrival = self._arrive(digest, stored_size)
+        if self._current is not None:
+            self._current.staging.rest()
+        incoming = self._new_frame(digest, stored_size)
         if stored_size > FRAME_LIMIT:
-            arrival.refusal = InvalidFrame(str(digest), f"it has {stored_size} bytes, allowed are {FRAME_LIMIT}")
-        self._arriving = arrival
+            incoming.refusal = InvalidFrame(str(digest), f"it has {stored_size} bytes, allowed are {FRAME_LIMIT}")
+        self._current = incoming
 
     def write(self, piece: Buffer) -> None:
         """The next bytes of the frame that was begun, in any split; they go to its staging file at once (I6). Blocks.
 
         The caller may reuse `piece` afterwards. Raises StorageError, StorageFull.
         """
-        arrival = self._arriving
-        if arrival is None or arrival.received + len(piece) > arrival.stored_size:
+        incoming = self._current
+        if incoming is None or incoming.received + len(piece) > incoming.stored_size:
             raise ValueError("no frame was begun that these bytes belong to")
-        arrival.received += len(piece)
-        if len(arrival.header) < HEADER_SIZE:
-            arrival.header += bytes(memoryview(piece)[: HEADER_SIZE - len(arrival.header)])
-        is_whole = len(piece) == arrival.stored_size
-        if arrival.refusal is None and is_whole:
-            _verify(arrival, piece)
-        if arrival.refusal is None and len(piece):
-            _write(arrival, piece)
-        if arrival.received == arrival.stored_size:
-            arrival.staging.rest()
-            self._arriving = None
-            self._whole.append(arrival)
+        incoming.received += len(piece)
+        if len(incoming.header) < HEADER_SIZE:
+            incoming.header += bytes(memoryview(piece)[: HEADER_SIZE - len(incoming.header)])
+        is_whole = len(piece) == incoming.stored_size
+        if incoming.refusal is None and is_whole:
+            _verify(incoming, piece)
+        if incoming.refusal is None and len(piece):
+            _write(incoming, piece)
+        if incoming.received == incoming.stored_size:
+            incoming.staging.rest()
+            self._current = None
+            self._whole.append(incoming)
 
-    def check(self) -> None:
+    def submit(self) -> None:
         """Begin to verify and sync the frames that are whole."""
         whole, self._whole = self._whole, []
-        for arrival in whole:
-            if arrival.refusal is None:
-                self._take_in(arrival)
+        for incoming in whole:
+            if incoming.refusal is None:
+                self._add_to_group(incoming)
 
     def add(self, frame: Frame) -> None:
-        """A frame that is in memory as a whole, and stays there until `keep` returns or the block ends."""
-        arrival = self._arrive(frame.digest, len(frame.data))
-        arrival.header = bytes(frame.data[:HEADER_SIZE])
-        arrival.data = frame.data
-        self._take_in(arrival)
+        """A frame that is in memory as a whole, and stays there until `commit` returns or the block ends."""
+        incoming = self._new_frame(frame.digest, len(frame.data))
+        incoming.header = bytes(frame.data[:HEADER_SIZE])
+        incoming.data = frame.data
+        self._add_to_group(incoming)
 
-    async def keep(self) -> int:
+    async def commit(self) -> int:
         """Make the frames visible, durably, that are whole and were verified; returns how many.
 
         Raises InvalidFrame for the first that was refused, after the others were kept.
         """
-        self.check()
-        self._start_bundle()
+        self.submit()
+        self._start_verify_group()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        arrivals, self._arrivals = self._arrivals, []
-        verified = {arrival: arrival.row for arrival in arrivals if arrival.row is not None and arrival.is_synced}
+        incoming_frames, self._incoming_frames = self._incoming_frames, []
+        verified = {incoming: incoming.row for incoming in incoming_frames if incoming.row is not None and incoming.is_synced}
         if verified:
             await self._publish(verified)
-        for arrival in arrivals:
-            if arrival.refusal is not None:
-                raise arrival.refusal
+        for incoming in incoming_frames:
+            if incoming.refusal is not None:
+                raise incoming.refusal
         return len(verified)
 
     def stop(self) -> None:
@@ -151,42 +151,42 @@ class Delivery:
         for task in self._tasks:
             task.cancel()
 
-    def _arrive(self, digest: Digest, stored_size: int) -> _Arrival:
-        arrival = _Arrival(digest, stored_size, self._store.stage())
-        self._arrivals.append(arrival)
-        self._staged.add(arrival.staging)
-        return arrival
+    def _new_frame(self, digest: Digest, stored_size: int) -> _IncomingFrame:
+        incoming = _IncomingFrame(digest, stored_size, self._store.new_staging())
+        self._incoming_frames.append(incoming)
+        self._staged.add(incoming.staging)
+        return incoming
 
-    def _take_in(self, arrival: _Arrival) -> None:
+    def _add_to_group(self, incoming: _IncomingFrame) -> None:
         # Frames wait for others: a hop to a thread costs as much as hashing 200 KiB.
-        self._bundle.append(arrival)
-        self._bundle_weight += arrival.weight
-        if self._bundle_weight >= _BUNDLE_SIZE:
-            self._start_bundle()
+        self._verify_group.append(incoming)
+        self._verify_group_weight += incoming.weight
+        if self._verify_group_weight >= _VERIFY_GROUP_SIZE:
+            self._start_verify_group()
 
-    def _start_bundle(self) -> None:
-        bundle, self._bundle = self._bundle, []
-        self._bundle_weight = 0
-        if bundle:
-            self._tasks.append(self._group.create_task(self._check(bundle)))
+    def _start_verify_group(self) -> None:
+        verify_group, self._verify_group = self._verify_group, []
+        self._verify_group_weight = 0
+        if verify_group:
+            self._tasks.append(self._group.create_task(self._check(verify_group)))
 
-    async def _check(self, bundle: list[_Arrival]) -> None:
-        unverified = [arrival for arrival in bundle if arrival.row is None]
+    async def _check(self, verify_group: list[_IncomingFrame]) -> None:
+        unverified = [incoming for incoming in verify_group if incoming.row is None]
         if unverified:
             # I6: taken when the frames are whole, so that a slow peer never holds any of it.
-            async with self._budget.take(sum(arrival.weight for arrival in unverified)):
+            async with self._budget.take(sum(incoming.weight for incoming in unverified)):
                 await in_cpu_thread(_verify_all, unverified)
-        await in_disk_thread(_settle, [arrival for arrival in bundle if arrival.row is not None])
+        await in_disk_thread(_settle, [incoming for incoming in verify_group if incoming.row is not None])
 
-    async def _publish(self, verified: dict[_Arrival, ChunkRow]) -> None:
+    async def _publish(self, verified: dict[_IncomingFrame, ChunkRow]) -> None:
         async with self._index.transaction() as transaction:
             live = await transaction.sizes(self._namespace, [row.digest for row in verified.values()])
             # I1: the frame of a live row stays as it is. I2: of any other row it is renamed into place, whatever is there.
-            new = {arrival: row for arrival, row in verified.items() if row.digest not in live}
-            await self._store.publish(self._namespace, [(row.digest, arrival.staging) for arrival, row in new.items()])
+            new = {incoming: row for incoming, row in verified.items() if row.digest not in live}
+            await self._store.publish(self._namespace, [(row.digest, incoming.staging) for incoming, row in new.items()])
             await transaction.add_chunks(self._namespace, list(new.values()))
             await transaction.refresh(self._namespace, list(live))
-        self._staged.difference_update(arrival.staging for arrival in new)
+        self._staged.difference_update(incoming.staging for incoming in new)
 
 
 _decoder = per_thread(Decoder)
@@ -194,24 +194,24 @@ _content_buffer = per_thread(lambda: memoryview(mmap.mmap(-1, CHUNK_LIMIT)))
 _frame_buffer = per_thread(lambda: memoryview(mmap.mmap(-1, FRAME_LIMIT)))
 
 
-def _verify_all(bundle: list[_Arrival]) -> None:
-    for arrival in bundle:
-        _verify(arrival, arrival.data)
+def _verify_all(verify_group: list[_IncomingFrame]) -> None:
+    for incoming in verify_group:
+        _verify(incoming, incoming.data)
 
 
-def _verify(arrival: _Arrival, data: Buffer | None) -> None:
+def _verify(incoming: _IncomingFrame, data: Buffer | None) -> None:
     """Give the frame its row, or the refusal if it does not decode to its digest. Without `data`, it lies in its staging file."""
-    with stage(Stage.VERIFY) as verifying:
+    with span(Stage.VERIFY) as verifying:
         if data is None:
-            data = _frame_buffer()[: arrival.stored_size]
-            arrival.staging.read_into(data)
+            data = _frame_buffer()[: incoming.stored_size]
+            incoming.staging.read_into(data)
         try:
-            content = _decoder().decode(Frame(arrival.digest, data), _content_buffer())
+            content = _decoder().decode(Frame(incoming.digest, data), _content_buffer())
         except InvalidFrame as refusal:
-            arrival.refusal = refusal
+            incoming.refusal = refusal
         else:
             verifying.add(len(content))
-            arrival.row = ChunkRow(arrival.digest, len(content), arrival.stored_size)
+            incoming.row = ChunkRow(incoming.digest, len(content), incoming.stored_size)
 
 
 def is_intact(frame: Frame) -> bool:
@@ -223,18 +223,18 @@ def is_intact(frame: Frame) -> bool:
     return True
 
 
-def _settle(arrivals: Iterable[_Arrival]) -> None:
-    with stage(Stage.SYNC):
-        for arrival in arrivals:
-            if arrival.data is not None:
-                _write(arrival, arrival.data)
-            arrival.staging.sync()
-            arrival.is_synced = True
+def _settle(incoming_frames: Iterable[_IncomingFrame]) -> None:
+    with span(Stage.SYNC):
+        for incoming in incoming_frames:
+            if incoming.data is not None:
+                _write(incoming, incoming.data)
+            incoming.staging.sync()
+            incoming.is_synced = True
 
 
-def _write(arrival: _Arrival, data: Buffer) -> None:
+def _write(incoming: _IncomingFrame, data: Buffer) -> None:
     started = time.perf_counter()
-    arrival.staging.write(data)
+    incoming.staging.write(data)
     part(Stage.WRITE, len(data), time.perf_counter() - started)
 
 

@@ -33,11 +33,11 @@ from filestore.errors import (
 from filestore.format.codec import Frame
 from filestore.repository.format_file import read_format
 from filestore.repository.index.protocol import Index, Transaction
-from filestore.repository.ingest import FRAME_LIMIT, Delivery, discard_all, is_intact
+from filestore.repository.ingest import FRAME_LIMIT, Ingest, discard_all, is_intact
 from filestore.repository.protocol import SIGNED_SECONDS, Identity, Moved
 from filestore.repository.stores.protocol import ChunkStore, Staging
 from filestore.system.buffers import Budget
-from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group, uninterrupted
+from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group
 
 IN_FLIGHT_LIMIT = 64 << 20
 """Bytes that a repository decodes at the same time where it is given no budget."""
@@ -100,36 +100,36 @@ class LocalRepository:
 
     async def identity(self) -> Identity:
         if self._identity is None:
-            repository_id, cutting = await read_format(self._store, location=self.location)
-            self._identity = Identity(repository_id, self._namespace, cutting)
+            repository_id, chunking_version = await read_format(self._store, location=self.location)
+            self._identity = Identity(repository_id, self._namespace, chunking_version)
         return self._identity
 
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
         return await self._index.missing(self._namespace, digests)
 
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
-        async with self.delivery() as delivery:
+        async with self.ingest() as ingest:
             for frame in frames:
-                delivery.add(frame)
-            await delivery.keep()
+                ingest.add(frame)
+            await ingest.commit()
         if moved is not None:
             moved(sum(len(frame.data) for frame in frames))
 
     @asynccontextmanager
-    async def delivery(self) -> AsyncIterator[Delivery]:
+    async def ingest(self) -> AsyncIterator[Ingest]:
         """The door for frames that arrive one after the other. What is not kept when the block ends is discarded."""
         self._check_writable()
         staged: set[Staging] = set()
         try:
             async with task_group() as group:
-                delivery = Delivery(self._store, self._index, self._namespace, budget=self._budget, group=group, staged=staged)
+                ingest = Ingest(self._store, self._index, self._namespace, budget=self._budget, group=group, staged=staged)
                 try:
-                    yield delivery
+                    yield ingest
                 finally:
-                    delivery.stop()
+                    ingest.stop()
         finally:
             if staged:
-                await uninterrupted(in_disk_thread(discard_all, staged))
+                await shield_until_done(in_disk_thread(discard_all, staged))
 
     async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
         """A live row whose frame is gone from the store is forgotten, so that the next push heals it."""
@@ -155,7 +155,7 @@ class LocalRepository:
         await self._forget_lost(digest for digest, size in zip(digests, sizes, strict=True) if not size)
         return sizes
 
-    async def recheck(self, digests: Sequence[Digest]) -> list[Digest]:
+    async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
         suspects = await self._damaged(digests)
         if not suspects:
             return []
@@ -176,8 +176,10 @@ class LocalRepository:
         checked_name(name)
         parsed = await in_cpu_thread(Manifest.parse, manifest)
         identity = await self.identity()
-        if parsed.cutting != identity.cutting:
-            raise InvalidManifest(f"its cutting version is {parsed.cutting}, this repository's is {identity.cutting}")
+        if parsed.chunking_version != identity.chunking_version:
+            raise InvalidManifest(
+                f"its cutting version is {parsed.chunking_version}, this repository's is {identity.chunking_version}"
+            )
         async with self._index.transaction() as transaction:
             await self._check_chunks(transaction, parsed.chunks)
             # I2: durable before its record, and in the same transaction, so that no collection takes it in between.
@@ -225,9 +227,9 @@ class LocalRepository:
             if record is None:
                 raise NotFound(file_id)
             # I2: the record, then the rows marked, then frame and row.
-            await transaction.mark_going(self._namespace, list(chunks), unseen_since=_FAR_FUTURE)
+            await transaction.condemn(self._namespace, list(chunks), unseen_since=_FAR_FUTURE)
         if with_chunks:
-            await self._remove_going(record.digest, list(chunks))
+            await self._remove_condemned(record.digest, list(chunks))
         return record
 
     async def _chunks_of(self, record: Record) -> dict[Digest, None]:
@@ -261,13 +263,13 @@ class LocalRepository:
             before = newer[-1].updated_at
         return latest
 
-    async def _remove_going(self, manifest: Digest, chunks: Sequence[Digest]) -> None:
-        """Remove the manifest, unless a record needs it, and those of `chunks` that are marked as going."""
+    async def _remove_condemned(self, manifest: Digest, chunks: Sequence[Digest]) -> None:
+        """Remove the manifest, unless a record needs it, and those of `chunks` that are marked as condemned."""
         for start in range(0, len(chunks), _COMMIT_SLICE):
             async with self._index.transaction() as transaction:
-                going = await transaction.going(self._namespace, chunks[start : start + _COMMIT_SLICE])
-                await self._store.remove(self._namespace, going)
-                await transaction.forget_chunks(self._namespace, going)
+                condemned = await transaction.condemned(self._namespace, chunks[start : start + _COMMIT_SLICE])
+                await self._store.remove(self._namespace, condemned)
+                await transaction.forget_chunks(self._namespace, condemned)
         async with self._index.transaction():
             if await self._index.record(self._namespace, Reference(digest=manifest)) is None:
                 await self._store.remove_manifest(self._namespace, manifest)

@@ -18,12 +18,12 @@ Moved = Callable[[int], None]
 
 
 class Identity(NamedTuple):
-    """What a repository says of itself. Caches and journals key what they keep by `id` and `namespace`."""
+    """What a repository says of itself. Caches and push caches key what they keep by `id` and `namespace`."""
 
     id: str
     """32 hex digits, made with the repository."""
     namespace: str
-    cutting: int
+    chunking_version: int
     """The cutting version that pushers follow."""
 
 
@@ -62,7 +62,7 @@ class Repository(Protocol):
         `buffer` must hold decoded sizes and 8 bytes a frame. Frames are not verified: whoever decodes them does that.
         """
 
-    async def recheck(self, digests: Sequence[Digest]) -> list[Digest]:
+    async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
         """Verify kept frames once more, and forget those that are damaged, so that the next push sends them again; returns these.
 
         For whoever met damage: it is not believed, but looked at. At most 4096 digests. A repository that was opened for reading

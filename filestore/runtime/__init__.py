@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filestore.runtime.adapter import Adapter
     from filestore.runtime.inputs import Make
-    from filestore.runtime.prepare import Prepared
+    from filestore.runtime.prepare import PrepareResult
     from filestore.runtime.values import stored_value
 
-__all__ = ["Adapter", "Make", "Prepared", "stored_value"]
+__all__ = ["Adapter", "Make", "PrepareResult", "stored_value"]
 
-_HOMES = {"Adapter": "adapter", "Make": "inputs", "Prepared": "prepare", "stored_value": "values"}
+_HOMES = {"Adapter": "adapter", "Make": "inputs", "PrepareResult": "prepare", "stored_value": "values"}
 
 
 def __getattr__(name: str) -> object:

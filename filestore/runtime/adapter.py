@@ -15,7 +15,7 @@ from filestore.repository.protocol import Repository
 from filestore.runtime.handles import handle_name, readable_path
 from filestore.runtime.inputs import InputFile, Inputs, Make
 from filestore.runtime.outputs import OutputFile, Outputs, file_answer
-from filestore.runtime.prepare import Prepared, in_lanes, prepare
+from filestore.runtime.prepare import PrepareResult, map_bounded, prepare
 from filestore.runtime.values import Local, stored_value
 from filestore.system.threads import in_disk_thread
 from filestore.transfer.push import push
@@ -41,7 +41,7 @@ class Adapter:
         self._spool_folder = spool_folder
         self._copying = asyncio.Lock()
 
-    async def prepare(self, files: Sequence[object], *, report: Report | None = None) -> Prepared:
+    async def prepare(self, files: Sequence[object], *, report: Report | None = None) -> PrepareResult:
         """Resolve the static files of a pipeline, all at once, the large ones first; what is in the cache asks no network.
 
         They stay in the cache until it is closed, whatever else is fetched meanwhile.
@@ -68,14 +68,14 @@ class Adapter:
         """
         read = Inputs(input_data, declared, url=self._url or None)
 
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as stack:
 
             async def resolve(files: Iterator[InputFile]) -> None:
                 for file in files:
-                    path = await held.enter_async_context(self._cache.lease(file.wanted))
+                    path = await stack.enter_async_context(self._cache.lease(file.wanted))
                     file.container[file.key] = make(file.kind, path)
 
-            await in_lanes(resolve, read.places)
+            await map_bounded(resolve, read.places)
             yield read.arguments
 
     async def outputs(self, returned: Sequence[object]) -> list[dict[str, object]]:
@@ -98,7 +98,7 @@ class Adapter:
                 url = f"{self._url}/{await self._repository.sign(record.id)}"
                 file.container[file.key] = file_answer(record, url)
 
-        await in_lanes(store, read.places)
+        await map_bounded(store, read.places)
         return read.answers
 
     async def _store(self, place: OutputFile) -> Record:
@@ -111,11 +111,11 @@ class Adapter:
                 raise SourceRefused(str(file.content), "a Directory is returned, and no folder is there")
             return (await push(self._repository, file.content)).record
         name = handle_name(file.content, place.name)
-        with ExitStack() as held:
+        with ExitStack() as stack:
             opening = readable_path(file.content, self._spool_folder, where=place.where)
             # One at a time: a handle that is returned twice is moved by whoever copies it.
             async with self._copying:
-                path = await in_disk_thread(held.enter_context, opening)
+                path = await in_disk_thread(stack.enter_context, opening)
             try:
                 return (await push(self._repository, path, name=name)).record
             except SourceError as error:

@@ -10,10 +10,10 @@ from weakref import WeakValueDictionary
 
 from filestore.cache import Cache
 from filestore.runtime.process import PipelineProcess
-from filestore.system.threads import uninterrupted
+from filestore.system.threads import shield_until_done
 
 
-class Loaded(NamedTuple):
+class LoadedPipeline(NamedTuple):
     """A pipeline that was started, and the cache that keeps its static files in place."""
 
     pipeline_id: str
@@ -33,16 +33,16 @@ class LoadedPipelines:
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
         self._count = 0
-        self._idle: dict[str, Loaded] = {}
+        self._idle: dict[str, LoadedPipeline] = {}
         """By pipeline, the longest unused first."""
-        self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
-    async def taken(self, pipeline_id: str, load: Callable[[], Awaitable[Loaded]]) -> AsyncIterator[Loaded]:
+    async def taken(self, pipeline_id: str, load: Callable[[], Awaitable[LoadedPipeline]]) -> AsyncIterator[LoadedPipeline]:
         """A pipeline for one run, first come first served; loaded by `load` where it is not. Raises what `load` raises."""
-        lane = self._lanes.setdefault(pipeline_id, asyncio.Lock())
-        async with lane:
+        lock = self._locks.setdefault(pipeline_id, asyncio.Lock())
+        async with lock:
             loaded = await self._take(pipeline_id)
             try:
                 if loaded is not None and (loaded.pipeline_id != pipeline_id or not loaded.process.is_usable):
@@ -52,7 +52,7 @@ class LoadedPipelines:
                     loaded = await load()
                 yield loaded
             finally:
-                await uninterrupted(self._give_back(loaded))
+                await shield_until_done(self._give_back(loaded))
 
     async def close(self) -> None:
         """End the processes that nobody uses."""
@@ -60,7 +60,7 @@ class LoadedPipelines:
             await loaded.end()
         self._idle.clear()
 
-    async def _take(self, pipeline_id: str) -> Loaded | None:
+    async def _take(self, pipeline_id: str) -> LoadedPipeline | None:
         """The pipeline, or another one that has to make room for it, or None where there is room that counts as taken now."""
         async with self._changed:
             while True:
@@ -74,7 +74,7 @@ class LoadedPipelines:
                     return None
                 await self._changed.wait()
 
-    async def _give_back(self, loaded: Loaded | None) -> None:
+    async def _give_back(self, loaded: LoadedPipeline | None) -> None:
         if loaded is not None and not loaded.process.is_usable:
             await loaded.end()
             loaded = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from filestore.cache import Cache, Resolved
+from filestore.cache import Cache, ResolveResult
 from filestore.core.progress import Report
 from filestore.repository.protocol import Repository
 from filestore.runtime.values import Stored
@@ -22,7 +22,7 @@ FILES_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PrepareResult:
     """What a start took, in bytes."""
 
     paths: tuple[Path, ...]
@@ -36,7 +36,9 @@ class Prepared:
     seconds: float
 
 
-async def prepare(cache: Cache, repository: Repository, wanted: Sequence[Stored], *, report: Report | None = None) -> Prepared:
+async def prepare(
+    cache: Cache, repository: Repository, wanted: Sequence[Stored], *, report: Report | None = None
+) -> PrepareResult:
     """Resolve each of `wanted`; what is cached asks no network. `report` is told of all that are fetched, as they go on.
 
     Raises what `Cache.resolve` raises, for the first that fails; the others are stopped, and go on from there next time.
@@ -45,15 +47,15 @@ async def prepare(cache: Cache, repository: Repository, wanted: Sequence[Stored]
     distinct = list(dict.fromkeys(wanted))
     here = {value: found.size for value in distinct if (found := await cache.cached(value)) is not None}
     sizes = await _sizes(repository, [value for value in distinct if value not in here])
-    resolved: dict[Stored, Resolved] = {}
+    resolved: dict[Stored, ResolveResult] = {}
 
     async def resolve(values: Iterator[Stored]) -> None:
         for value in values:
             resolved[value] = await cache.resolved(value, report=report)
 
     # What is here takes no time; of the rest the largest first: one that begins last would be waited for alone.
-    await in_lanes(resolve, [*here, *sorted(sizes, key=sizes.__getitem__, reverse=True)])
-    return Prepared(
+    await map_bounded(resolve, [*here, *sorted(sizes, key=sizes.__getitem__, reverse=True)])
+    return PrepareResult(
         tuple(resolved[value].path for value in wanted),
         sum(each.bytes_received for each in resolved.values()),
         sum(size for value, size in here.items() if resolved[value].was_cached),
@@ -62,16 +64,16 @@ async def prepare(cache: Cache, repository: Repository, wanted: Sequence[Stored]
     )
 
 
-async def in_lanes(work: Callable[[Iterator[T]], Awaitable[None]], values: Sequence[T]) -> None:
+async def map_bounded(work: Callable[[Iterator[T]], Awaitable[None]], values: Sequence[T]) -> None:
     """Have a few tasks take values from one row."""
     row = iter(values)
 
-    async def lane() -> None:
+    async def worker() -> None:
         await work(row)
 
     async with task_group() as group:
         for _ in range(min(FILES_AT_ONCE, len(values))):
-            group.create_task(lane())
+            group.create_task(worker())
 
 
 async def _sizes(repository: Repository, wanted: Sequence[Stored]) -> dict[Stored, float]:
@@ -83,5 +85,5 @@ async def _sizes(repository: Repository, wanted: Sequence[Stored]) -> dict[Store
             # Of what stands behind a URL nobody knows it before: it may be the largest of all.
             sizes[value] = math.inf if value.url else (await repository.record(value.reference)).size
 
-    await in_lanes(measure, wanted)
+    await map_bounded(measure, wanted)
     return sizes

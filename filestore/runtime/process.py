@@ -17,7 +17,7 @@ from typing import Any
 from filestore.errors import LimitExceeded, PipelineEnded, RunFailed, RunTimedOut
 from filestore.runtime import worker_protocol as messages
 from filestore.system.files import remove_if_possible
-from filestore.system.threads import in_cpu_thread, in_disk_thread, uninterrupted
+from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +39,12 @@ class PipelineProcess:
         self._process = process
         self._connection = connection
         self._seconds = seconds
-        self._is_spent = False
+        self._is_dead = False
 
     @property
     def is_usable(self) -> bool:
         """Whether it may be asked more."""
-        return not self._is_spent and self._process.returncode is None
+        return not self._is_dead and self._process.returncode is None
 
     async def ask(self, verb: str, arguments: Mapping[str, object], *, what: str) -> dict[str, Any]:
         """Its answer. Unless this returns, or raises a plain RunFailed, it must not be asked again.
@@ -52,19 +52,19 @@ class PipelineProcess:
         Raises RunFailed for what its code raised, RunTimedOut, PipelineEnded, LimitExceeded.
         """
         message = await in_cpu_thread(messages.encode, {verb: dict(arguments)})
-        was_usable, self._is_spent = self.is_usable, True
+        was_usable, self._is_dead = self.is_usable, True
         if not was_usable:
             raise PipelineEnded(_how(self._process.returncode), what)
         try:
             async with asyncio.timeout(self._seconds):
-                answer = await self._exchange(message)
+                answer = await self._request(message)
         except TimeoutError:
             raise RunTimedOut(what, self._seconds) from None
         except (OSError, EOFError):
             raise PipelineEnded(await self._ended(), what) from None
         except (ValueError, LimitExceeded) as error:
             raise PipelineEnded("answered what is no answer", what) from error
-        self._is_spent = bool(answer.get("is_spent"))
+        self._is_dead = bool(answer.get("is_spent"))
         failed = answer.get("error")
         if isinstance(failed, dict):
             raise RunFailed(str(failed.get("exception")), str(failed.get("traceback") or ""))
@@ -72,15 +72,15 @@ class PipelineProcess:
 
     async def end(self) -> None:
         """End it at once, with whatever it has started, and remove its folder. Does nothing a second time."""
-        self._is_spent = True
+        self._is_dead = True
         self._connection.close()
         # The group outlives its leader where user code left processes behind.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        await uninterrupted(self._process.wait())
-        await uninterrupted(in_disk_thread(remove_if_possible, self.folder))
+        await shield_until_done(self._process.wait())
+        await shield_until_done(in_disk_thread(remove_if_possible, self.folder))
 
-    async def _exchange(self, message: bytes) -> dict[str, Any]:
+    async def _request(self, message: bytes) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self._connection, message)
         header = await self._receive(messages.HEADER_SIZE)

@@ -16,7 +16,7 @@ from aiohttp import web
 from filestore.errors import InvalidInput
 from filestore.http.server.app import Route
 from filestore.http.server.body.forms import Form, receive_form
-from filestore.http.server.context import Exchange
+from filestore.http.server.context import RequestContext
 from filestore.http.server.pushes import push_spool
 from filestore.http.server.worker import Extension
 from filestore.repository.index.protocol import Index
@@ -26,7 +26,7 @@ from filestore.runtime.pipelines import Pipeline, checked_pipeline_name
 from filestore.runtime.runs import Run, timestamp
 from filestore.runtime.server import MakeCache, Runtime, RuntimeLimits, open_runtime
 from filestore.runtime.worker_protocol import MESSAGE_LIMIT
-from filestore.system.threads import in_cpu_thread, in_disk_thread, uninterrupted
+from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
 
 class Routes:
@@ -47,11 +47,11 @@ class Routes:
             Route("GET", "/v4/runs/{id}", self.get_run_v4),
         )
 
-    async def create_pipeline(self, exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+    async def create_pipeline(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
         """Keep the graph that a form brings, under a new id, and under its name until another one has that."""
         pipeline_id = f"pipeline_{uuid.uuid4().hex}"
-        async with TemporaryFile("w+b", buffering=0, dir=exchange.spool_folder) as spool:
-            form = await receive_form(exchange, spool, file_part="graph", check_name=lambda _: None)
+        async with TemporaryFile("w+b", buffering=0, dir=context.spool_folder) as spool:
+            form = await receive_form(context, spool, file_part="graph", check_name=lambda _: None)
             if form.file_name is None:
                 raise InvalidInput(
                     "the form has no part graph, the pickled pipeline; upload_pipeline of the Pipeline SDK sends one"
@@ -60,7 +60,7 @@ class Routes:
             name, environment_id = checked_pipeline_name(_field(form, "name")), _field(form, "environment_id_or_name")
             _check_python(form)
             variables = {key: _variables(form, key) for key in ("input_variables", "output_variables")}
-            record = await push_spool(exchange, repository, spool, size=form.size, name=f"{pipeline_id}.graph")
+            record = await push_spool(context, repository, spool, size=form.size, name=f"{pipeline_id}.graph")
         pipeline = Pipeline(
             id=pipeline_id,
             name=name,
@@ -73,35 +73,35 @@ class Routes:
         try:
             await in_disk_thread(self._runtime.pipelines.add, pipeline)
         except BaseException:
-            await uninterrupted(repository.remove(record.id))
+            await shield_until_done(repository.remove(record.id))
             raise
         return web.json_response(pipeline.as_json())
 
-    async def list_pointers(self, _: Exchange, __: LocalRepository) -> web.StreamResponse:
+    async def list_pointers(self, _: RequestContext, __: LocalRepository) -> web.StreamResponse:
         """There are none: a pipeline is known by its id and its name."""
         return web.json_response({"data": []})
 
-    async def create_run(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
+    async def create_run(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
         """Run a pipeline, and answer when it has ended, or at once where that is asked for."""
-        run = await self._run(exchange, pipeline="pipeline_id_or_pointer", inputs="input_data")
+        run = await self._run(context, pipeline="pipeline_id_or_pointer", inputs="input_data")
         return await _answer(run.as_json)
 
-    async def create_run_v4(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
+    async def create_run_v4(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
         """The same in the words of version 2 of the SDK."""
-        run = await self._run(exchange, pipeline="pipeline", inputs="inputs")
+        run = await self._run(context, pipeline="pipeline", inputs="inputs")
         return await _answer(run.as_json_v4)
 
-    async def get_run(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
+    async def get_run(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
         """How far a run is, and what it gave."""
-        return await _answer(self._runtime.runs.find(exchange.request.match_info["id"]).as_json)
+        return await _answer(self._runtime.runs.find(context.request.match_info["id"]).as_json)
 
-    async def get_run_v4(self, exchange: Exchange, _: LocalRepository) -> web.StreamResponse:
+    async def get_run_v4(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
         """The same in the words of version 2 of the SDK."""
-        return await _answer(self._runtime.runs.find(exchange.request.match_info["id"]).as_json_v4)
+        return await _answer(self._runtime.runs.find(context.request.match_info["id"]).as_json_v4)
 
-    async def _run(self, exchange: Exchange, *, pipeline: str, inputs: str) -> Run:
+    async def _run(self, context: RequestContext, *, pipeline: str, inputs: str) -> Run:
         """What a request asks for, by its members `pipeline`, `inputs` and async_run."""
-        async with exchange.whole_body(what="the size in bytes of the run's request", limit=MESSAGE_LIMIT) as body:
+        async with context.whole_body(what="the size in bytes of the run's request", limit=MESSAGE_LIMIT) as body:
             # In a thread: this may be megabytes.
             asked = await in_cpu_thread(_json, body.decode(errors="replace"), "the run's request")
             size = len(body)
@@ -111,7 +111,7 @@ class Routes:
         if not isinstance(input_data, list):
             raise InvalidInput(f"{inputs} is missing: a list of inputs, which may be empty")
         found = await in_disk_thread(self._runtime.pipelines.find, reference)
-        run = self._runtime.begin(found, input_data, request_size=size, url=exchange.origin)
+        run = self._runtime.begin(found, input_data, request_size=size, url=context.base_url)
         if not asked.get("async_run"):
             await run.ended.wait()
         return run

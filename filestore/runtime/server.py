@@ -20,14 +20,14 @@ from filestore.http.server.errors import log_failure
 from filestore.http.wire import status_of
 from filestore.repository.protocol import Repository
 from filestore.runtime.adapter import Adapter
-from filestore.runtime.loaded import Loaded, LoadedPipelines
+from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.runs import Run, Runs, State
 from filestore.runtime.worker_protocol import UnsupportedValue, described, valued
 from filestore.system.files import remove_if_possible, storage_errors
 from filestore.system.locks import try_flock
-from filestore.system.threads import in_cpu_thread, in_disk_thread, uninterrupted
+from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
 _DECLARED: Mapping[str, object] = {"file": File, "directory": Directory, "url": FileURL, "handle": File}
 
@@ -45,7 +45,7 @@ class RuntimeLimits:
     process: ProcessLimits
 
 
-class _Here(NamedTuple):
+class _LocalFile(NamedTuple):
     """A file of a run's inputs, on this machine."""
 
     kind: Kind
@@ -103,27 +103,27 @@ class Runtime:
                 run.fail(RunFailed("the server was stopped before the run had ended"))
             self.runs.end(run)
 
-    async def _load(self, run: Run) -> Loaded:
+    async def _load(self, run: Run) -> LoadedPipeline:
         """The pipeline in a new process, started."""
         run.enter(State.CACHING_GRAPH)
         # Of its own: what it resolves stays in place until the pipeline is ended.
         cache = self._make_cache(self._repository)
         process = await start_process(self.work_folder / run.id, environ=self._environ, limits=self._limits.process)
-        loaded = Loaded(run.pipeline.id, process, cache, [])
+        loaded = LoadedPipeline(run.pipeline.id, process, cache, [])
         try:
             graph = await cache.resolve(File(id=run.pipeline.graph_id))
             described = await process.ask("load", {"graph": str(graph)}, what="the loading of the pipeline")
             prepared = await Adapter(cache, self._repository).prepare([_static(**values) for values in described["files"]])
             await process.ask("start", {"paths": [str(path) for path in prepared.paths]}, what="the start of the pipeline")
         except BaseException:
-            await uninterrupted(loaded.end())
+            await shield_until_done(loaded.end())
             raise
         return loaded._replace(input_kinds=[str(kind) for kind in described["inputs"]])
 
-    async def _outputs(self, run: Run, loaded: Loaded, input_data: list[Any], adapter: Adapter) -> bytes:
+    async def _outputs(self, run: Run, loaded: LoadedPipeline, input_data: list[Any], adapter: Adapter) -> bytes:
         """What a run gives, stored, as JSON."""
         declared = [_DECLARED.get(kind) for kind in loaded.input_kinds]
-        async with adapter.inputs(input_data, declared, make=_Here) as arguments, _folder(loaded.process, run) as folder:
+        async with adapter.inputs(input_data, declared, make=_LocalFile) as arguments, _folder(loaded.process, run) as folder:
             # In threads: this may be megabytes of JSON.
             sent = await in_cpu_thread(_described, arguments, input_data)
             answer = await loaded.process.ask("run", {"inputs": sent, "folder": str(folder)}, what="the run")
@@ -148,7 +148,7 @@ async def open_runtime(
         await in_disk_thread(remove_if_possible, runtime.work_folder)
         yield runtime
     finally:
-        await uninterrupted(runtime.close())
+        await shield_until_done(runtime.close())
         os.close(lock)
 
 
@@ -174,7 +174,7 @@ async def _folder(process: PipelineProcess, run: Run) -> AsyncIterator[Path]:
     try:
         yield folder
     finally:
-        await uninterrupted(in_disk_thread(remove_if_possible, folder))
+        await shield_until_done(in_disk_thread(remove_if_possible, folder))
 
 
 def _static(*, kind: str, id: str | None, url: str | None, path: str | None) -> File | Directory:  # noqa: A002  # as messages have it
@@ -195,7 +195,7 @@ def _told(given: Any) -> Any:
     url = next((given[member] for member in ("file_url", "file_path") if given.get(member)), None)
 
     def told(value: object) -> dict[str, Any] | None:
-        return {"path": str(value.path), "kind": value.kind.value, "url": url} if isinstance(value, _Here) else None
+        return {"path": str(value.path), "kind": value.kind.value, "url": url} if isinstance(value, _LocalFile) else None
 
     return told
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 
-def lasting_memory(size: int) -> memoryview:
+def allocate_pages(size: int) -> memoryview:
     """Page-aligned memory to be made once and reused, of large pages where the system has them, which cost an eighth to make."""
     # Private: by default Python maps memory that a fork would share, which no system backs with large pages.
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -30,7 +30,7 @@ class BufferPool:
     async def acquire(self) -> memoryview:
         """A buffer, waiting for one where all are taken. Its content is what the last owner left."""
         await self._places.acquire()
-        return self._free.pop() if self._free else lasting_memory(self._size)
+        return self._free.pop() if self._free else allocate_pages(self._size)
 
     def release(self, buffer: memoryview) -> None:
         """Give a buffer back; nobody may use it any more."""
@@ -72,13 +72,13 @@ class Budget:
         if not self._waiting and self._taken + size <= self._limit:
             self._taken += size
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = (size, turn)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (size, waiter)
         self._waiting.append(place)
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if waiter.done() and not waiter.cancelled():
                 self._release(size)
             else:
                 with suppress(ValueError):  # `_wake` has dropped it already if room was made in the same moment
@@ -92,7 +92,7 @@ class Budget:
 
     def _wake(self) -> None:
         while self._waiting and self._taken + self._waiting[0][0] <= self._limit:
-            size, turn = self._waiting.popleft()
-            if not turn.done():
+            size, waiter = self._waiting.popleft()
+            if not waiter.done():
                 self._taken += size
-                turn.set_result(None)
+                waiter.set_result(None)

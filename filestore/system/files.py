@@ -187,7 +187,7 @@ def write_whole(path: Path, content: bytes) -> None:
     sync_path(path.parent)
 
 
-def take_aside(folder: Path, aside: Path) -> bool:
+def move_aside(folder: Path, aside: Path) -> bool:
     """Take an entry out of readers' sight, the whole of it at once; False where there is none. Raises OSError.
 
     Raises CannotMoveError for one that came with a container image: an overlay file system does not rename such a folder.
@@ -205,9 +205,9 @@ def take_aside(folder: Path, aside: Path) -> bool:
 
 
 def take_away(folder: Path, aside: Path) -> bool:
-    """`take_aside`, but what cannot be moved is removed where it is, and then there is none. Raises OSError."""
+    """`move_aside`, but what cannot be moved is removed where it is, and then there is none. Raises OSError."""
     try:
-        return take_aside(folder, aside)
+        return move_aside(folder, aside)
     except CannotMoveError:
         remove_in_place(folder)
         return False

@@ -43,7 +43,7 @@ class Stage(StrEnum):
     """What the index is asked and told, and renames."""
 
 
-class Passed(NamedTuple):
+class StageTotals(NamedTuple):
     """What has passed a stage."""
 
     times: int = 0
@@ -54,9 +54,9 @@ class Passed(NamedTuple):
     cpu_seconds: float = 0.0
     """Processor time of these threads."""
 
-    def since(self, earlier: Passed) -> Passed:
+    def since(self, earlier: StageTotals) -> StageTotals:
         """What has passed since it was `earlier`."""
-        return Passed(
+        return StageTotals(
             self.times - earlier.times,
             self.size - earlier.size,
             self.seconds - earlier.seconds,
@@ -81,16 +81,16 @@ def own_usage() -> Usage:
 
 
 _STAGES = tuple(Stage)
-_PLACES = {stage: len(Usage._fields) + place * len(Passed._fields) for place, stage in enumerate(_STAGES)}
-_NUMBERS = len(Usage._fields) + len(_STAGES) * len(Passed._fields)
+_PLACES = {stage: len(Usage._fields) + place * len(StageTotals._fields) for place, stage in enumerate(_STAGES)}
+_NUMBERS = len(Usage._fields) + len(_STAGES) * len(StageTotals._fields)
 _TALLY_SIZE = _NUMBERS * 8
 
 
-class Tally:
+class StageTimes:
     """The numbers of a process. Any of its threads may add to them, and any process that shares the memory may read them."""
 
     def __init__(self, memory: memoryview | None = None) -> None:
-        """`memory`: a part of a `Board`. What an earlier process has left in it is added to."""
+        """`memory`: a part of a `SharedTimes`. What an earlier process has left in it is added to."""
         # Doubles: exact for whole numbers up to 2 ** 53, and read and written in one go.
         self._numbers = (memoryview(bytearray(_TALLY_SIZE)) if memory is None else memory).cast("d")
         self._lock = threading.Lock()
@@ -115,43 +115,43 @@ class Tally:
         """What was noted last: the time of all processes that had this memory, the memory of the largest of them."""
         return Usage(self._numbers[0], int(self._numbers[1]))
 
-    def passed(self) -> dict[Stage, Passed]:
+    def passed(self) -> dict[Stage, StageTotals]:
         """What has passed each stage that was entered at all."""
         found = {}
         for stage, place in _PLACES.items():
-            times, size, seconds, cpu_seconds = self._numbers[place : place + len(Passed._fields)]
+            times, size, seconds, cpu_seconds = self._numbers[place : place + len(StageTotals._fields)]
             if times:
-                found[stage] = Passed(int(times), int(size), seconds, cpu_seconds)
+                found[stage] = StageTotals(int(times), int(size), seconds, cpu_seconds)
         return found
 
 
-class Board:
-    """The tallies of processes that are forked after it was made: each has a place, and all see all of them."""
+class SharedTimes:
+    """The stage times of processes that are forked after it was made: each has a place, and all see all of them."""
 
     def __init__(self, count: int) -> None:
         memory = memoryview(mmap.mmap(-1, count * _TALLY_SIZE))
         self._parts = [memory[place * _TALLY_SIZE : (place + 1) * _TALLY_SIZE] for place in range(count)]
-        self.own = Tally()
+        self.own = StageTimes()
         """That of this process."""
 
     def join(self, place: int) -> None:
         """Count what this process does at a place, where another one may have counted before."""
-        self.own = Tally(self._parts[place])
+        self.own = StageTimes(self._parts[place])
         count_into(self.own)
 
-    def tallies(self) -> list[Tally]:
+    def each_process(self) -> list[StageTimes]:
         """All of them, to be read."""
-        return [Tally(part) for part in self._parts]
+        return [StageTimes(part) for part in self._parts]
 
 
-def added(several: list[dict[Stage, Passed]]) -> dict[Stage, Passed]:
+def added(several: list[dict[Stage, StageTotals]]) -> dict[Stage, StageTotals]:
     """What has passed each stage in all of `several`."""
     total = {}
     for stage in _STAGES:
         found = [passed[stage] for passed in several if stage in passed]
         if found:
             times, size, seconds, cpu_seconds = map(sum, zip(*found, strict=True))
-            total[stage] = Passed(times, size, seconds, cpu_seconds)
+            total[stage] = StageTotals(times, size, seconds, cpu_seconds)
     return total
 
 
@@ -165,13 +165,13 @@ class _Part:
         self.seconds = 0.0
 
 
-class _Passage:
+class _Span:
     """A thread on its way through a stage."""
 
-    __slots__ = ("_cpu_started", "_cpu_within", "_outer", "_parts", "_size", "_stage", "_started", "_tally", "_within")
+    __slots__ = ("_cpu_started", "_cpu_within", "_outer", "_parts", "_size", "_stage", "_stage_times", "_started", "_within")
 
-    def __init__(self, tally: Tally, stage: Stage, size: int) -> None:
-        self._tally = tally
+    def __init__(self, stage_times: StageTimes, stage: Stage, size: int) -> None:
+        self._stage_times = stage_times
         self._stage = stage
         self._size = size
         self._within = self._cpu_within = 0.0
@@ -207,12 +207,12 @@ class _Passage:
         own_seconds, own_cpu_seconds = seconds - self._within, cpu_seconds - self._cpu_within
         rate = own_cpu_seconds / own_seconds if own_seconds > 0 else 0.0
         for which, found in self._parts.items():
-            self._tally.add(which, found.size, found.seconds, found.seconds * rate, times=found.times)
+            self._stage_times.add(which, found.size, found.seconds, found.seconds * rate, times=found.times)
             own_seconds -= found.seconds
-        self._tally.add(self._stage, self._size, own_seconds, own_seconds * rate)
+        self._stage_times.add(self._stage, self._size, own_seconds, own_seconds * rate)
 
 
-class _Uncounted:
+class _NoSpan:
     """A passage that nobody wants to know of."""
 
     def add(self, size: int) -> None:
@@ -225,36 +225,36 @@ class _Uncounted:
         pass
 
 
-_uncounted = _Uncounted()
+_uncounted = _NoSpan()
 
 
 class _Thread(threading.local):
     """What a thread is in."""
 
-    passage: _Passage | None = None
+    passage: _Span | None = None
     """The innermost."""
 
 
 _thread = _Thread()
-_tally: Tally | None = None
+_stage_times: StageTimes | None = None
 
 
-def count_into(tally: Tally | None) -> None:
-    """Count into `tally` from now on, in all threads of this process; None: nowhere."""
-    global _tally  # noqa: PLW0603  # what a process does is the process's
-    _tally = tally
+def count_into(stage_times: StageTimes | None) -> None:
+    """Count into `stage_times` from now on, in all threads of this process; None: nowhere."""
+    global _stage_times  # noqa: PLW0603  # what a process does is the process's
+    _stage_times = stage_times
 
 
-# What a forked child does is not counted for its parent, whose threads may hold the lock of the tally.
+# What a forked child does is not counted for its parent, whose threads may hold the lock of the counter.
 os.register_at_fork(after_in_child=lambda: count_into(None))
 
 
-def stage(which: Stage, size: int = 0) -> _Passage | _Uncounted:
+def span(which: Stage, size: int = 0) -> _Span | _NoSpan:
     """A block of work that belongs to a stage; `add` on what the block is given counts bytes that are known only later.
 
     For a block that stays in its thread: nothing may be awaited in it. Blocks may lie in each other.
     """
-    return _uncounted if _tally is None else _Passage(_tally, which, size)
+    return _uncounted if _stage_times is None else _Span(_stage_times, which, size)
 
 
 def part(which: Stage, size: int, seconds: float) -> None:
@@ -267,18 +267,18 @@ def part(which: Stage, size: int, seconds: float) -> None:
 
 
 @contextmanager
-def awaiting(which: Stage, size: int = 0) -> Iterator[_Awaited]:
+def async_span(which: Stage, size: int = 0) -> Iterator[_AsyncSpan]:
     """A block of a coroutine that belongs to a stage, as `stage`. Processor time is not counted: others take it meanwhile."""
-    awaited = _Awaited(size)
+    awaited = _AsyncSpan(size)
     started = time.perf_counter()
     try:
         yield awaited
     finally:
-        if _tally is not None:
-            _tally.add(which, awaited.size, time.perf_counter() - started, 0.0)
+        if _stage_times is not None:
+            _stage_times.add(which, awaited.size, time.perf_counter() - started, 0.0)
 
 
-class _Awaited:
+class _AsyncSpan:
     """What a coroutine waits for."""
 
     def __init__(self, size: int) -> None:

@@ -90,7 +90,7 @@ def thread_pool(name: str, count: int) -> ThreadPoolExecutor:
     return pool
 
 
-def side_by_side(function: Callable[[T], object], items: Sequence[T]) -> None:
+def run_in_parallel(function: Callable[[T], object], items: Sequence[T]) -> None:
     """Call `function` for each of `items`, in as many threads as may wait for a disk; all have ended when this returns.
 
     For a call in `in_disk_thread`: waking the event loop for each of them would cost more than the calls that they make.
@@ -142,7 +142,7 @@ async def in_stoppable_thread(
         raise
 
 
-async def uninterrupted(coroutine: Coroutine[Any, Any, T]) -> T:
+async def shield_until_done(coroutine: Coroutine[Any, Any, T]) -> T:
     """Await the end of something even when cancelled meanwhile; the cancel is raised afterwards.
 
     For what must not be left half done, such as a rollback, and takes no longer than a disk needs.
@@ -208,7 +208,7 @@ class SingleFlight:
         finally:
             if self._leave(key, flight):
                 # It still gives back what it has taken, which may be gone once the caller goes on.
-                await uninterrupted(_ended(flight))
+                await shield_until_done(_ended(flight))
         return result  # type: ignore[return-value]  # the key stands for one kind of result
 
     def _leave(self, key: Hashable, flight: asyncio.Task[object]) -> bool:

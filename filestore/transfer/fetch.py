@@ -26,18 +26,18 @@ from filestore.errors import SourceError, StorageError, TargetError, TransferErr
 from filestore.repository.protocol import Repository
 from filestore.system.files import check_space, sync_descriptor, sync_path, write_at
 from filestore.system.locks import claim, is_claimed
-from filestore.system.metrics import Stage, stage
+from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread
-from filestore.transfer.partial_file import Following
-from filestore.transfer.receiver import Receiving
-from filestore.transfer.seeds import FileSeed, Located, Seed, closing, copy_range, has_data, read_whole
-from filestore.transfer.sinks.protocol import Order, OvertakenError
+from filestore.transfer.partial_file import PartialFile
+from filestore.transfer.receiver import Receiver
+from filestore.transfer.seeds import ContentRange, FileSeed, Seed, closing, copy_range, has_data, read_whole
+from filestore.transfer.sinks.protocol import Ordering, OvertakenError
 from filestore.transfer.sources.file import FileSource
 
 ATTEMPTS = 3
 
 
-class Fetched(NamedTuple):
+class FetchResult(NamedTuple):
     """What a fetch did, in bytes."""
 
     path: Path
@@ -58,14 +58,14 @@ async def fetch(
     manifest: Manifest | None = None,
     report: Report | None = None,
     seeds: Sequence[Seed] = (),
-    following: Following | None = None,
+    partial_file: PartialFile | None = None,
     may_replace: bool = True,
-) -> Fetched:
+) -> FetchResult:
     """Write the file of `record` to `target`, a path in an existing folder, replacing a file that is there.
 
     Unless it `may_replace`, only a file with the same content may be there, and then nothing is written.
 
-    `manifest`: that of the file, where the caller has it already; else the repository is asked. `following` is told of each
+    `manifest`: that of the file, where the caller has it already; else the repository is asked. `partial_file` is told of each
     chunk, and what is waited for there comes first.
 
     Every byte is verified before the file appears. Broken off, the staging file stays, and the next fetch continues it; refused
@@ -78,26 +78,26 @@ async def fetch(
     with closing(seeds):
         if manifest is None:
             manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
-        receiving = Receiving(repository, manifest, report)
+        receiving = Receiver(repository, manifest, report)
         for attempt in count(1):
             try:
-                await _fetch(receiving, manifest, target, seeds, following, may_replace=may_replace)
+                await _fetch(receiving, manifest, target, seeds, partial_file, may_replace=may_replace)
             except OvertakenError:
                 if attempt == ATTEMPTS:
                     reason = "its staging file was removed again and again by someone else"
                     raise TargetError(str(target), reason) from None
             else:
                 seconds = time.monotonic() - started
-                return Fetched(target, manifest.size, receiving.moved, receiving.reused, seconds, manifest)
+                return FetchResult(target, manifest.size, receiving.moved, receiving.reused, seconds, manifest)
     raise AssertionError
 
 
 async def _fetch(  # each is a part of the call
-    receiving: Receiving,
+    receiving: Receiver,
     manifest: Manifest,
     target: Path,
     seeds: Sequence[Seed],
-    following: Following | None,
+    partial_file: PartialFile | None,
     *,
     may_replace: bool,
 ) -> None:
@@ -108,11 +108,11 @@ async def _fetch(  # each is a part of the call
     if not may_replace:
         await in_disk_thread(_check_free, target)
     found = [] if older is None else [FileSeed(target, older)]
-    with closing(found), _Staging(target, manifest, following) as staging:
+    with closing(found), _PartialFile(target, manifest, partial_file) as staging:
         await in_disk_thread(staging.open)
         await receiving.reuse(staging, [*found, *seeds], resume=staging.held)
         await in_disk_thread(staging.check_space, receiving.missing_size())
-        await receiving.download(staging, following=following)
+        await receiving.download(staging, partial_file=partial_file)
         if not may_replace:
             await in_disk_thread(_check_free, target)
         await in_disk_thread(staging.publish)
@@ -125,16 +125,16 @@ def _check_free(target: Path) -> None:
         raise TargetError(str(target), f"{reason}; give a target with -o, or --force to replace it")
 
 
-async def _scan(target: Path, manifest: Manifest, receiving: Receiving) -> Manifest | None:
+async def _scan(target: Path, manifest: Manifest, receiving: Receiver) -> Manifest | None:
     """The chunks of the file that stands under the target's name, if one does and can be read."""
     try:
-        with await in_disk_thread(FileSource, target, cutting=manifest.cutting) as source:
+        with await in_disk_thread(FileSource, target, chunking_version=manifest.chunking_version) as source:
             return await receiving.scan(source)
     except SourceError:
         return None
 
 
-class _Staging:
+class _PartialFile:
     """The file that becomes the target: a `Sink`. Its methods block: call them in a thread.
 
     Two processes that fetch the same file to the same target write the same verified bytes at the same offsets of one
@@ -144,9 +144,9 @@ class _Staging:
     file_count = 1
     files_done = 0
 
-    def __init__(self, target: Path, manifest: Manifest, following: Following | None = None) -> None:
+    def __init__(self, target: Path, manifest: Manifest, partial_file: PartialFile | None = None) -> None:
         """Touches nothing yet."""
-        self._following = following
+        self._partial_file = partial_file
         self._manifest = manifest
         self.held = False
         """Whether an earlier fetch has left something in it."""
@@ -190,13 +190,13 @@ class _Staging:
         try:
             self.held = os.fstat(self._descriptor).st_size > 0
             os.ftruncate(self._descriptor, self._manifest.size)
-            if self._following is not None:
-                self._following.begin(self._manifest, self._descriptor)
+            if self._partial_file is not None:
+                self._partial_file.begin(self._manifest, self._descriptor)
         except OSError as error:
             raise self._failure(error) from None
 
-    def order(self, offset: int, size: int) -> Order | None:  # noqa: ARG002  # the protocol's
-        return Order.ANY
+    def order(self, offset: int, size: int) -> Ordering | None:  # noqa: ARG002  # the protocol's
+        return Ordering.ANY
 
     def file_at(self, offset: int, size: int) -> int | None:  # noqa: ARG002  # the protocol's
         return 0
@@ -204,7 +204,7 @@ class _Staging:
     def read_into(self, memory: memoryview, offset: int) -> bool:
         return read_whole(self._descriptor, memory, offset)
 
-    def copy(self, source: Located, offset: int, size: int) -> bool:
+    def copy(self, source: ContentRange, offset: int, size: int) -> bool:
         return copy_range(source, self._descriptor, offset, size)
 
     def take(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
@@ -213,12 +213,12 @@ class _Staging:
                 write_at(self._descriptor, content, offset)
         except OSError as error:
             raise self._failure(error) from None
-        if self._following is not None:
-            self._following.took(offset)
+        if self._partial_file is not None:
+            self._partial_file.took(offset)
 
     def sync(self) -> None:
         try:
-            with stage(Stage.SYNC):
+            with span(Stage.SYNC):
                 sync_descriptor(self._descriptor)
         except OSError as error:
             raise self._failure(error) from None
@@ -239,7 +239,7 @@ class _Staging:
     def publish(self) -> None:
         """Make the file durable, then let it appear: after a crash the name never stands for less than the whole (I3)."""
         try:
-            with stage(Stage.SYNC):
+            with span(Stage.SYNC):
                 sync_descriptor(self._descriptor)
             self._path.rename(self._target)
             sync_path(self._target.parent)

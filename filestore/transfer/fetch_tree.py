@@ -30,11 +30,11 @@ from filestore.errors import (
 )
 from filestore.format.zip.read import (
     DEFAULT_LIMITS,
-    Limits,
+    ZipLimits,
 )
 from filestore.repository.protocol import Repository
 from filestore.system.threads import in_cpu_thread, in_disk_thread
-from filestore.transfer.receiver import Receiving
+from filestore.transfer.receiver import Receiver
 from filestore.transfer.seeds import FileSeed, Seed, closing
 from filestore.transfer.sinks.protocol import OvertakenError
 from filestore.transfer.sinks.tree import TreeStaging
@@ -46,7 +46,7 @@ from filestore.transfer.target import ATTEMPTS, OWN_NAMES, Target
 from filestore.transfer.tree_seed import TreeSeed, read_structure, tree_tail
 
 
-class Unpacked(NamedTuple):
+class FetchTreeResult(NamedTuple):
     """What an unpack did, in bytes of the zip."""
 
     path: Path
@@ -67,18 +67,18 @@ class Unpacked(NamedTuple):
     """What stood there before, or a part of it, where it could not be removed; None otherwise."""
 
 
-async def unpack(
+async def fetch_tree(
     repository: Repository,
     record: Record,
     target: Path,
     *,
     force: bool = False,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: ZipLimits = DEFAULT_LIMITS,
     manifest: Manifest | None = None,
     seeds: Sequence[Seed] = (),
     report: Report | None = None,
     reserve: Callable[[Zip], Awaitable[None]] | None = None,
-) -> Unpacked:
+) -> FetchTreeResult:
     """Make the tree of the zip of `record` at `target`: a name that is free in an existing folder, or an empty folder.
 
     `manifest`: that of the zip, where the caller has it already; else the repository is asked. `reserve` is awaited before
@@ -99,7 +99,7 @@ async def unpack(
             manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
         place = Target(target, manifest.digest, force=force)
         is_moved = await in_disk_thread(place.look)
-        receiving = Receiving(repository, manifest, report, seeds=seeds)
+        receiving = Receiver(repository, manifest, report, seeds=seeds)
         try:
             archive = await read_structure(receiving, record.name, manifest.size, limits)
             if is_moved and await in_disk_thread(place.holds, archive):
@@ -109,11 +109,11 @@ async def unpack(
                     await in_disk_thread(place.look)
                 if reserve is not None:
                     await reserve(archive)
-                await _unpack(receiving, archive, manifest, place, seeds)
+                await _fetch_tree(receiving, archive, manifest, place, seeds)
         except (InvalidArchive, LimitExceeded):
             await in_disk_thread(place.discard)
             raise
-    return Unpacked(
+    return FetchTreeResult(
         target,
         manifest.size,
         archive.file_count,
@@ -127,10 +127,10 @@ async def unpack(
     )
 
 
-async def _unpack(receiving: Receiving, archive: Zip, manifest: Manifest, place: Target, seeds: Sequence[Seed]) -> None:
+async def _fetch_tree(receiving: Receiver, archive: Zip, manifest: Manifest, place: Target, seeds: Sequence[Seed]) -> None:
     for attempt in count(1):
         try:
-            await _stage(receiving, archive, manifest, place, seeds)
+            await _attempt(receiving, archive, manifest, place, seeds)
         except OvertakenError:
             if await in_disk_thread(place.holds, archive):
                 await in_disk_thread(place.discard)
@@ -144,7 +144,7 @@ async def _unpack(receiving: Receiving, archive: Zip, manifest: Manifest, place:
             return
 
 
-async def _stage(receiving: Receiving, archive: Zip, manifest: Manifest, place: Target, seeds: Sequence[Seed]) -> None:
+async def _attempt(receiving: Receiver, archive: Zip, manifest: Manifest, place: Target, seeds: Sequence[Seed]) -> None:
     older = await _older(receiving, manifest, place)
     if isinstance(older, TreeSeed) and older.manifest.digest == manifest.digest:
         receiving.note_whole()
@@ -168,17 +168,17 @@ async def _stage(receiving: Receiving, archive: Zip, manifest: Manifest, place: 
         await in_disk_thread(place.publish, staging)
 
 
-async def _older(receiving: Receiving, manifest: Manifest, place: Target) -> Seed | None:
+async def _older(receiving: Receiver, manifest: Manifest, place: Target) -> Seed | None:
     """What is to be replaced, as a seed, if it can be read."""
     if not place.is_replaced:
         return None
     try:
         if await in_disk_thread(place.path.is_dir):
             walked = await in_disk_thread(walk, place.path, symlinks=Symlinks.KEEP, exclude=[OWN_NAMES])
-            with await in_cpu_thread(TreeSource, walked, cutting=manifest.cutting) as tree:
+            with await in_cpu_thread(TreeSource, walked, chunking_version=manifest.chunking_version) as tree:
                 older = await receiving.scan(tree)
                 return TreeSeed(place.path, older, await in_cpu_thread(tree_tail, tree))
-        with await in_disk_thread(FileSource, place.path, cutting=manifest.cutting) as file:
+        with await in_disk_thread(FileSource, place.path, chunking_version=manifest.chunking_version) as file:
             return FileSeed(place.path, await receiving.scan(file))
     except FilestoreError:
         return None

@@ -11,7 +11,7 @@ from collections import deque
 from filestore.core.manifest import Manifest
 
 
-class Following:
+class PartialFile:
     """What of a file is here already. A fetch tells, and asks what is waited for; one reader asks, and waits.
 
     Made in the event loop of the reader. `begin` and `took` are called in any thread, all others in that loop.

@@ -21,14 +21,14 @@ from filestore.core.names import archive_name, checked_name
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Kind, Record
 from filestore.errors import ChunksMissing, InvalidDigest, InvalidReference, ServerError, SourceChanged
-from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec, Encoder, Frame, frame_limit
 from filestore.repository.protocol import Identity, Repository
 from filestore.system.buffers import BufferPool
-from filestore.system.metrics import Stage, stage
+from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread, task_group
 from filestore.transfer.sources.file import WINDOW_SIZE, Content, FileSource, Source, Window, scan_and_hash
-from filestore.transfer.sources.push_cache import Journal
+from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, walk
 
@@ -50,7 +50,7 @@ class Place(NamedTuple):
     size: int
 
 
-class Pushed(NamedTuple):
+class PushResult(NamedTuple):
     """What a push did, in bytes."""
 
     record: Record
@@ -63,8 +63,8 @@ class Pushed(NamedTuple):
     seconds: float
 
 
-class Surveyed(NamedTuple):
-    """A file of a survey, in decoded bytes."""
+class PlannedEntry(NamedTuple):
+    """A file of a push plan, in decoded bytes."""
 
     name: str
     size: int
@@ -73,12 +73,12 @@ class Surveyed(NamedTuple):
     """Those that lie in chunks which the repository has not got."""
 
 
-class Survey(NamedTuple):
+class PushPlan(NamedTuple):
     """What a push would do, in decoded bytes."""
 
     digest: Digest
     size: int
-    entries: list[Surveyed]
+    entries: list[PlannedEntry]
     bytes_new: int
     bytes_shared: int
     bytes_read: int
@@ -90,18 +90,18 @@ async def push(
     path: Path,
     *,
     name: str | None = None,
-    journal: Journal | None = None,
+    push_cache: PushCache | None = None,
     rehash: bool = False,
     codec: Codec | None = None,
     report: Report | None = None,
     symlinks: Symlinks = Symlinks.INSIDE,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-) -> Pushed:
+) -> PushResult:
     """Store the file or directory at `path` under `name` (its own where none is given), sending what the repository has not got.
 
     A directory becomes a record of that kind, `my_model.zip` for `my_model`; `symlinks`, `include` and `exclude` say what is
-    taken of it, as `walk` has them. With `journal`, what is in the same state as at its last push to this repository is not
+    taken of it, as `walk` has them. With `push_cache`, what is in the same state as at its last push to this repository is not
     read; `rehash` reads it all the same. `codec` forces one for all chunks. Cancelled or broken off, what was sent stays, and
     the next push does not send it again.
 
@@ -111,20 +111,22 @@ async def push(
     started = time.monotonic()
     kept_name = await in_disk_thread(_name, path) if name is None else checked_name(name)
     identity = await repository.identity()
-    with ExitStack() as held:
-        source = await in_disk_thread(_opened, held, path, identity.cutting, symlinks=symlinks, include=include, exclude=exclude)
+    with ExitStack() as stack:
+        source = await in_disk_thread(
+            _opened, stack, path, identity.chunking_version, symlinks=symlinks, include=include, exclude=exclude
+        )
         if not rehash:
-            await _recall(journal, identity, source)
-        sending = _Sending(repository, source, codec=codec, report=report)
+            await _load_fingerprint(push_cache, identity, source)
+        sending = _Sender(repository, source, codec=codec, report=report)
         await sending.send_all()
         manifest = await in_cpu_thread(source.manifest)
         kind = Kind.DIRECTORY if isinstance(source, TreeSource) else Kind.FILE
         record = await _commit(sending, manifest, kept_name, kind)
-        if journal is not None:
-            known = await in_cpu_thread(source.known)
-            await in_disk_thread(journal.record, identity, path, manifest, known)
+        if push_cache is not None:
+            fingerprint = await in_cpu_thread(source.fingerprint)
+            await in_disk_thread(push_cache.record, identity, path, manifest, fingerprint)
     read = source.read + sending.read_again
-    return Pushed(record, sending.moved, sending.shared, read, source.file_count, time.monotonic() - started)
+    return PushResult(record, sending.moved, sending.shared, read, source.file_count, time.monotonic() - started)
 
 
 async def send(repository: Repository, content: Content) -> None:
@@ -132,7 +134,7 @@ async def send(repository: Repository, content: Content) -> None:
 
     Raises SourceUnreadable, StorageError, TransferError.
     """
-    await _Sending(repository, content, codec=None, report=None).send_all()
+    await _Sender(repository, content, codec=None, report=None).send_all()
 
 
 async def send_and_commit(repository: Repository, content: Content, *, name: str) -> Record:
@@ -140,41 +142,43 @@ async def send_and_commit(repository: Repository, content: Content, *, name: str
 
     Raises what `send` does, and SourceChanged, InvalidName, InvalidManifest, LimitExceeded.
     """
-    sending = _Sending(repository, content, codec=None, report=None)
+    sending = _Sender(repository, content, codec=None, report=None)
     await sending.send_all()
     return await _commit(sending, await in_cpu_thread(content.manifest), name, Kind.FILE)
 
 
-async def survey(
+async def plan_push(
     repository: Repository,
     path: Path,
     *,
-    journal: Journal | None = None,
+    push_cache: PushCache | None = None,
     rehash: bool = False,
     report: Report | None = None,
     symlinks: Symlinks = Symlinks.INSIDE,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-) -> Survey:
+) -> PushPlan:
     """What a push of `path` would send, entry by entry; sends and records nothing. Arguments and errors are those of `push`."""
     started = time.monotonic()
     identity = await repository.identity()
-    with ExitStack() as held:
-        source = await in_disk_thread(_opened, held, path, identity.cutting, symlinks=symlinks, include=include, exclude=exclude)
+    with ExitStack() as stack:
+        source = await in_disk_thread(
+            _opened, stack, path, identity.chunking_version, symlinks=symlinks, include=include, exclude=exclude
+        )
         if not rehash:
-            await _recall(journal, identity, source)
+            await _load_fingerprint(push_cache, identity, source)
         manifest = await _scan_all(source, report)
         missing = set(await repository.missing(list(dict.fromkeys(chunk.digest for chunk in manifest.chunks))))
-        entries = await in_cpu_thread(_surveyed, source, manifest, frozenset(missing))
+        entries = await in_cpu_thread(_planned, source, manifest, frozenset(missing))
     new = sum({chunk.digest: chunk.size for chunk in manifest.chunks if chunk.digest in missing}.values())
     seconds = time.monotonic() - started
-    return Survey(manifest.digest, manifest.size, entries, new, manifest.size - new, source.read, seconds)
+    return PushPlan(manifest.digest, manifest.size, entries, new, manifest.size - new, source.read, seconds)
 
 
 async def manifest_of(
     path: Path,
     *,
-    cutting: int = CUTTING_VERSION,
+    chunking_version: int = CHUNKING_VERSION,
     report: Report | None = None,
     symlinks: Symlinks = Symlinks.INSIDE,
     include: Sequence[str] = (),
@@ -184,18 +188,20 @@ async def manifest_of(
 
     Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches, InvalidName, LimitExceeded.
     """
-    with ExitStack() as held:
-        source = await in_disk_thread(_opened, held, path, cutting, symlinks=symlinks, include=include, exclude=exclude)
+    with ExitStack() as stack:
+        source = await in_disk_thread(_opened, stack, path, chunking_version, symlinks=symlinks, include=include, exclude=exclude)
         return await _scan_all(source, report)
 
 
 def _opened(
-    held: ExitStack, path: Path, cutting: int, *, symlinks: Symlinks, include: Sequence[str], exclude: Sequence[str]
+    stack: ExitStack, path: Path, chunking_version: int, *, symlinks: Symlinks, include: Sequence[str], exclude: Sequence[str]
 ) -> FileSource | TreeSource:
-    """What is to be pushed; `held` closes it, also where a cancel keeps it from the caller."""
+    """What is to be pushed; `stack` closes it, also where a cancel keeps it from the caller."""
     if path.is_dir():
-        return held.enter_context(TreeSource(walk(path, symlinks=symlinks, include=include, exclude=exclude), cutting=cutting))
-    return held.enter_context(FileSource(path, cutting=cutting))
+        return stack.enter_context(
+            TreeSource(walk(path, symlinks=symlinks, include=include, exclude=exclude), chunking_version=chunking_version)
+        )
+    return stack.enter_context(FileSource(path, chunking_version=chunking_version))
 
 
 def _name(path: Path) -> str:
@@ -205,12 +211,12 @@ def _name(path: Path) -> str:
     return checked_name(path.name)
 
 
-async def _recall(journal: Journal | None, identity: Identity, source: Source) -> None:
-    if journal is None:
+async def _load_fingerprint(push_cache: PushCache | None, identity: Identity, source: Source) -> None:
+    if push_cache is None:
         return
-    remembered = await in_disk_thread(journal.find, identity, source.path)
-    if remembered is not None:
-        await in_cpu_thread(source.recall, remembered)
+    cached = await in_disk_thread(push_cache.find, identity, source.path)
+    if cached is not None:
+        await in_cpu_thread(source.load_fingerprint, cached)
 
 
 async def _scan_all(source: Source, report: Report | None) -> Manifest:
@@ -218,13 +224,13 @@ async def _scan_all(source: Source, report: Report | None) -> Manifest:
         while not source.is_finished:
             await in_cpu_thread(scan_and_hash, source, buffer)
             if report is not None:
-                done = source.read + source.remembered_size
+                done = source.read + source.cached_size
                 report(Progress(source.size, done, 0, 0, source.read, source.file_count, source.files_done))
     await in_cpu_thread(source.check_unchanged)
     return await in_cpu_thread(source.manifest)
 
 
-def _surveyed(source: Source, manifest: Manifest, missing: frozenset[Digest]) -> list[Surveyed]:
+def _planned(source: Source, manifest: Manifest, missing: frozenset[Digest]) -> list[PlannedEntry]:
     """How much of each entry lies in missing chunks. Both go by their offsets."""
     chunks = zip(manifest.offsets(), manifest.chunks, strict=True)
     offset, end, is_new = 0, 0, False
@@ -239,11 +245,11 @@ def _surveyed(source: Source, manifest: Manifest, missing: frozenset[Digest]) ->
             until = min(stop, end)
             new += (until - at) * is_new
             at = until
-        entries.append(Surveyed(name, stop - start, new))
+        entries.append(PlannedEntry(name, stop - start, new))
     return entries
 
 
-async def _commit(sending: _Sending, manifest: Manifest, name: str, kind: Kind) -> Record:
+async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind) -> Record:
     for attempt in count(1):
         # Nothing of what changed meanwhile is recorded: what was cut may be of two versions.
         await in_cpu_thread(sending.source.check_unchanged)
@@ -262,14 +268,14 @@ async def _commit(sending: _Sending, manifest: Manifest, name: str, kind: Kind) 
     raise AssertionError
 
 
-class _Sending:
+class _Sender:
     """One push under way: its counters, its buffers, and what it has asked the repository for."""
 
     def __init__(self, repository: Repository, source: Content, *, codec: Codec | None, report: Report | None) -> None:
         self.repository = repository
         self.source = source
         self.moved = 0
-        self.shared = source.remembered_size
+        self.shared = source.cached_size
         self.read_again = 0
         self._sent = self._under_way = self._done = 0
         self._report = report
@@ -310,14 +316,14 @@ class _Sending:
 
     async def _send_windows(self, windows: list[Window], buffer: memoryview) -> None:
         """Send what is missing of windows that lie in `buffer`, which is given back as soon as that is encoded."""
-        with ExitStack() as held:
-            held.callback(self._windows.release, buffer)
+        with ExitStack() as stack:
+            stack.callback(self._windows.release, buffer)
             pieces, size = self._new(await in_cpu_thread(_hash, windows))
             missing = await self.repository.missing(list(pieces)) if pieces else []
             self.shared += size - sum(len(pieces[digest]) for digest in missing)
             self.report_progress()
             if missing:
-                await self._send_chunks([(digest, pieces[digest]) for digest in missing], encoded=held.close)
+                await self._send_chunks([(digest, pieces[digest]) for digest in missing], encoded=stack.close)
 
     def _new(self, chunks: list[tuple[Digest, memoryview]]) -> tuple[dict[Digest, memoryview], int]:
         """Those of `chunks` that this push has not asked for yet, and the size of all of them."""
@@ -361,7 +367,7 @@ class _Sending:
         start = 0
         while waiting and start + frame_limit(len(waiting[0][1])) <= len(out):
             digest, piece = waiting.popleft()
-            with stage(Stage.ENCODE, len(piece)):
+            with span(Stage.ENCODE, len(piece)):
                 end = start + encoder.encode(piece, out[start:])
             frames.append(Frame(digest, out[start:end]))
             start = end
@@ -389,12 +395,12 @@ def _placed(manifest: Manifest, digests: set[Digest]) -> Iterator[tuple[Digest, 
 
 def _batches(wanted: Iterable[tuple[Digest, Place]], *, limit: int) -> Iterator[list[tuple[Digest, Place]]]:
     batch: list[tuple[Digest, Place]] = []
-    held = 0
+    stack = 0
     for digest, place in wanted:
         batch.append((digest, place))
-        held += place.size
-        if held >= limit:
+        stack += place.size
+        if stack >= limit:
             yield batch
-            batch, held = [], 0
+            batch, stack = [], 0
     if batch:
         yield batch

@@ -2,7 +2,7 @@
 
 What fetch and unpack share. A sink is staging of some kind: it takes verified content by its offset in the file, in almost
 any order. What is here already is what the sink holds from a fetch that was cut, and what a seed holds: another version of
-the same content on this machine. No journal is trusted for that, only digests.
+the same content on this machine. No push cache is trusted for that, only digests.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from filestore.errors import ChunksMissing, DamagedChunk, FilestoreError, Invali
 from filestore.format.codec import Decoder, Frame, decoded_size
 from filestore.repository.protocol import Repository
 from filestore.system.buffers import BufferPool
-from filestore.system.metrics import Stage, stage
+from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread, task_group
 from filestore.transfer import schedule
-from filestore.transfer.partial_file import Following
+from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.schedule import (
     Batch,
     Place,
@@ -34,7 +34,7 @@ from filestore.transfer.schedule import (
     round_robin,
 )
 from filestore.transfer.seeds import Seed
-from filestore.transfer.sinks.protocol import Order, Sink
+from filestore.transfer.sinks.protocol import Ordering, Sink
 from filestore.transfer.sources.file import WINDOW_SIZE, Source, scan_and_hash
 
 KEPT_LIMIT = 16 << 20
@@ -58,13 +58,13 @@ def verified(chunk: Chunk, frame: memoryview, memory: memoryview | None = None) 
         size = decoded_size(frame, digest=chunk.digest)
         if size != chunk.size:
             raise DamagedChunk(str(chunk.digest), f"it says to decode to {size} bytes, the manifest says {chunk.size}")
-        with stage(Stage.VERIFY, size):
+        with span(Stage.VERIFY, size):
             return _decoder().decode(Frame(chunk.digest, frame), _scratch() if memory is None else memory)
     except InvalidFrame as error:
         raise DamagedChunk(str(chunk.digest), error.reason) from None
 
 
-class Receiving:
+class Receiver:
     """One fetch under way: its counters, and the places that are still to be filled.
 
     First `content`, where a part must be known before there is a sink; then `reuse`, then `download`.
@@ -85,7 +85,7 @@ class Receiving:
         self._kept: dict[int, bytes] = {}
         self._ahead: set[int] = set()
         self._seeds = seeds
-        self._seeded: dict[int, _Seeded] = {}
+        self._seeded: dict[int, _SeedMatch] = {}
         self._seed_lock = threading.Lock()
         self._read = self._written = self._under_way = self._done = 0
         self._unsynced = 0
@@ -144,7 +144,7 @@ class Receiving:
             with suppress(SourceError):
                 await self._reuse_seed(sink, seed)
         # What has an order is read when its turn comes, from seeds that stay open until then.
-        ordered = [place for place in self._missing.values() if place.order is not Order.ANY]
+        ordered = [place for place in self._missing.values() if place.order is not Ordering.ANY]
         self._seeded = await in_cpu_thread(_look_up, ordered, seeds)
         needed = {id(seeded.seed) for seeded in self._seeded.values()}
         for seed in seeds:
@@ -155,15 +155,15 @@ class Receiving:
         """Bytes that are still to be filled."""
         return sum(place.size for place in self._missing.values())
 
-    async def download(self, sink: Sink, *, following: Following | None = None) -> None:
+    async def download(self, sink: Sink, *, partial_file: PartialFile | None = None) -> None:
         """Fill what is missing from the repository, several batches at a time; what is waited for comes first.
 
         Who follows may do so where a sink takes all chunks in any order.
         """
-        if following is None:
+        if partial_file is None:
             batches = round_robin(ordered_chains(list(self._missing.values())))
         else:
-            batches = asked_first(list(self._missing.values()), following)
+            batches = asked_first(list(self._missing.values()), partial_file)
         async with task_group() as group:
             for _ in range(schedule.BATCHES_IN_FLIGHT):
                 group.create_task(self._download_batches(batches, sink, group))
@@ -197,24 +197,24 @@ class Receiving:
                 else:
                     self.reused += chunk.size
                 continue
-            if order is Order.ANY and chunk.digest in anywhere:
+            if order is Ordering.ANY and chunk.digest in anywhere:
                 anywhere[chunk.digest].offsets.append(offset)
                 continue
             places[offset] = Place(chunk, [offset], order)
-            if order is Order.ANY:
+            if order is Ordering.ANY:
                 anywhere[chunk.digest] = places[offset]
         return places
 
     def _reusable(self) -> list[Place]:
-        return [place for place in self._missing.values() if place.order is Order.ANY]
+        return [place for place in self._missing.values() if place.order is Ordering.ANY]
 
     async def _reuse_seed(self, sink: Sink, seed: Seed) -> None:
         """Fill places from a seed: long runs by copies, which are then verified in the sink, all others piece by piece."""
         found = await in_cpu_thread(self._found_in, seed.manifest)
         places = [self._missing[offset] for offset in sorted(found)]
-        for run in long_extents(places, found, sink):
-            if await self._copy_run(sink, seed, run, found):
-                await self._reuse_each(batches_by_size(run), lambda batch: _held(sink, batch))
+        for extent in long_extents(places, found, sink):
+            if await self._copy_extent(sink, seed, extent, found):
+                await self._reuse_each(batches_by_size(extent), lambda batch: _held(sink, batch))
         rest = [place for place in places if place.offsets[0] in self._missing]
         for batch in batches_by_size(rest):
             self._note_reused(await in_cpu_thread(_copied, sink, seed, batch, found))
@@ -229,9 +229,9 @@ class Receiving:
                 found[place] = offset
         return found
 
-    async def _copy_run(self, sink: Sink, seed: Seed, run: list[Place], found: dict[int, int]) -> bool:
-        first = run[0].offsets[0]
-        size = run[-1].offsets[0] + run[-1].chunk.size - first
+    async def _copy_extent(self, sink: Sink, seed: Seed, extent: list[Place], found: dict[int, int]) -> bool:
+        first = extent[0].offsets[0]
+        size = extent[-1].offsets[0] + extent[-1].chunk.size - first
         for start in range(0, size, COPY_SIZE):
             count = min(COPY_SIZE, size - start)
             if not await in_disk_thread(_copy, sink, seed, found[first] + start, first + start, count):
@@ -241,13 +241,13 @@ class Receiving:
     async def _reuse_each(self, batches: Iterator[list[Place]], find: Callable[[list[Place]], list[Place]]) -> None:
         """Note what `find` finds of each batch, several at a time."""
 
-        async def lane() -> None:
+        async def worker() -> None:
             for batch in batches:
                 self._note_reused(await in_cpu_thread(find, batch))
 
         async with task_group() as group:
             for _ in range(schedule.BATCHES_IN_FLIGHT):
-                group.create_task(lane())
+                group.create_task(worker())
 
     async def _download_batches(self, batches: Iterator[Batch], sink: Sink, group: asyncio.TaskGroup) -> None:
         async with self._buffers.take() as buffer:
@@ -274,12 +274,12 @@ class Receiving:
             self._unsynced = 0
             await in_disk_thread(sink.sync)
 
-    async def _at_hand(self, places: list[Place], seeded: Mapping[int, _Seeded]) -> Mapping[int, bytes]:
+    async def _at_hand(self, places: list[Place], seeded: Mapping[int, _SeedMatch]) -> Mapping[int, bytes]:
         """What need not be received: what is kept, and the content of those places that a seed does hold."""
         # Most fetches have no such seeds, and need no thread to find that out.
         return self._kept | await in_cpu_thread(self._read_seeds, places, seeded) if seeded else self._kept
 
-    def _read_seeds(self, places: list[Place], seeded: Mapping[int, _Seeded]) -> dict[int, bytes]:
+    def _read_seeds(self, places: list[Place], seeded: Mapping[int, _SeedMatch]) -> dict[int, bytes]:
         """The content of those places that a seed does hold, verified."""
         pieces = {}
         for place in places:
@@ -311,7 +311,7 @@ class Receiving:
             yield
         except DamagedChunk:
             with suppress(FilestoreError):
-                await self._repository.recheck([place.chunk.digest for place in places])
+                await self._repository.verify_chunks([place.chunk.digest for place in places])
             raise
 
     def _note_reused(self, places: list[Place]) -> None:
@@ -326,14 +326,14 @@ class Receiving:
         self.report_progress()
 
 
-class _Seeded(NamedTuple):
+class _SeedMatch(NamedTuple):
     """Where a seed should hold a chunk."""
 
     seed: Seed
     offset: int
 
 
-def _look_up(places: Sequence[Place], seeds: Sequence[Seed]) -> dict[int, _Seeded]:
+def _look_up(places: Sequence[Place], seeds: Sequence[Seed]) -> dict[int, _SeedMatch]:
     """Where seeds should hold the chunks of places, by the first offset of these."""
     wanted: dict[bytes, list[int]] = {}
     for place in places:
@@ -344,7 +344,7 @@ def _look_up(places: Sequence[Place], seeds: Sequence[Seed]) -> dict[int, _Seede
             break
         for chunk, offset in zip(seed.manifest.chunks, seed.manifest.offsets(), strict=True):
             for place_offset in wanted.pop(chunk.digest, ()):
-                found[place_offset] = _Seeded(seed, offset)
+                found[place_offset] = _SeedMatch(seed, offset)
     return found
 
 
@@ -399,6 +399,6 @@ def _write(sink: Sink, places: list[Place], frames: list[memoryview], kept: Mapp
     for place in places:
         piece = kept.get(place.offsets[0])
         content = verified(place.chunk, next(waiting)) if piece is None else memoryview(piece)
-        with stage(Stage.WRITE, place.size):
+        with span(Stage.WRITE, place.size):
             for offset in place.offsets:
                 sink.take(content, offset)

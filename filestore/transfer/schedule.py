@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 from filestore.core.manifest import Chunk
 from filestore.format.codec import frame_limit
-from filestore.transfer.partial_file import Following
-from filestore.transfer.sinks.protocol import Order, Sink
+from filestore.transfer.partial_file import PartialFile
+from filestore.transfer.sinks.protocol import Ordering, Sink
 
 BATCHES_IN_FLIGHT = 4
 BATCH_SIZE = 8 << 20
 """Decoded bytes of one batch."""
 FOLLOWED_BATCH_SIZE = 2 << 20
-"""Decoded bytes from which on a batch is large enough where someone waits for parts of a file: a lane is free again soon."""
-RUN_MIN = 4 << 20
+"""Decoded bytes from which on a batch is large enough where someone waits for parts of a file: a worker is free again soon."""
+EXTENT_MIN = 4 << 20
 """Bytes from which on content of a seed is copied by the operating system, which may share it instead."""
 
 
@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
     chunk: Chunk
     offsets: list[int]
-    order: Order = Order.ANY
+    order: Ordering = Ordering.ANY
 
     @property
     def size(self) -> int:
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one lane receives and writes at a time."""
+    """What one worker receives and writes at a time."""
 
     places: list[Place]
     after: asyncio.Event | None
@@ -61,9 +61,9 @@ def batches_by_size(places: Iterable[Place]) -> Iterator[list[Place]]:
 def ordered_chains(places: Sequence[Place]) -> Iterator[list[Batch]]:
     """Batches, and with each those that must be written after it, one after the other."""
     chain: list[Batch] = []
-    for run in _unbroken(places):
-        for batch in batches_by_size(run):
-            follows = batch[0].order is Order.AFTER
+    for extent in _unbroken(places):
+        for batch in batches_by_size(extent):
+            follows = batch[0].order is Ordering.AFTER
             if chain and not follows:
                 yield chain
                 chain = []
@@ -76,13 +76,13 @@ def _unbroken(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
     """Parts of `places`: where a row of chunks begins that follow each other, so does a part, and thus a batch."""
     start = 0
     for at in range(1, len(places) - 1):
-        if places[at].order is not Order.AFTER and places[at + 1].order is Order.AFTER:
+        if places[at].order is not Ordering.AFTER and places[at + 1].order is Ordering.AFTER:
             yield places[start:at]
             start = at
     yield places[start:]
 
 
-def asked_first(places: Sequence[Place], following: Following) -> Iterator[Batch]:
+def asked_first(places: Sequence[Place], partial_file: PartialFile) -> Iterator[Batch]:
     """Small batches of what is waited for, where something is, else of what comes next in the file; each place once."""
     by_offset = {offset: place for place in places for offset in place.offsets}
     taken: set[int] = set()
@@ -101,8 +101,8 @@ def asked_first(places: Sequence[Place], following: Following) -> Iterator[Batch
 
     rest = iter(places)
     while True:
-        # Asked anew for each batch: a lane that is free takes what was asked for meanwhile.
-        asked = (by_offset[offset] for offset in iter(following.next_asked, None) if offset in by_offset)
+        # Asked anew for each batch: a worker that is free takes what was asked for meanwhile.
+        asked = (by_offset[offset] for offset in iter(partial_file.next_asked, None) if offset in by_offset)
         batch = gathered(asked) or gathered(rest)
         if not batch:
             return
@@ -110,20 +110,20 @@ def asked_first(places: Sequence[Place], following: Following) -> Iterator[Batch
 
 
 def round_robin(chains: Iterator[list[Batch]]) -> Iterator[Batch]:
-    """The batches of some chains at a time in turns, so that lanes seldom wait for each other; of one chain, in its order.
+    """The batches of some chains at a time in turns, so that workers seldom wait for each other; of one chain, in its order.
 
-    A batch comes after the one that it follows. Lanes take them in this order, so that what a lane waits for is under way.
+    A batch comes after the one that it follows. Workers take them in this order, so that what a worker waits for is under way.
     """
     active: deque[Iterator[Batch]] = deque()
     for chain in chains:
         active.append(iter(chain))
         while len(active) >= BATCHES_IN_FLIGHT:
-            yield from _turn(active)
+            yield from _next_round_robin(active)
     while active:
-        yield from _turn(active)
+        yield from _next_round_robin(active)
 
 
-def _turn(active: deque[Iterator[Batch]]) -> Iterator[Batch]:
+def _next_round_robin(active: deque[Iterator[Batch]]) -> Iterator[Batch]:
     """One batch of the chain whose turn it is."""
     chain = active.popleft()
     for batch in chain:
@@ -134,20 +134,20 @@ def _turn(active: deque[Iterator[Batch]]) -> Iterator[Batch]:
 
 def long_extents(places: Sequence[Place], found: Mapping[int, int], sink: Sink) -> Iterator[list[Place]]:
     """Rows of chunks that lie back to back in one file of the sink and in the seed alike, if they are long."""
-    run: list[Place] = []
+    extent: list[Place] = []
     current: tuple[int, int, int] | None = None  # the file, and where the row goes on, here and in the seed
     for place in places:
         at = place.offsets[0]
         file = sink.file_at(at, place.chunk.size)
         if file is None or (file, at, found[at]) != current:
-            yield from _long(run)
-            run = []
+            yield from _long(extent)
+            extent = []
         if file is not None:
-            run.append(place)
+            extent.append(place)
             current = file, at + place.chunk.size, found[at] + place.chunk.size
-    yield from _long(run)
+    yield from _long(extent)
 
 
-def _long(run: list[Place]) -> Iterator[list[Place]]:
-    if sum(place.chunk.size for place in run) >= RUN_MIN:
-        yield run
+def _long(extent: list[Place]) -> Iterator[list[Place]]:
+    if sum(place.chunk.size for place in extent) >= EXTENT_MIN:
+        yield extent

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from filestore.core.manifest import Manifest
 
 
-class Located(NamedTuple):
+class ContentRange(NamedTuple):
     """Where content lies in an open file."""
 
     descriptor: int
@@ -32,7 +32,7 @@ class Seed(Protocol):
     def read_into(self, memory: memoryview, offset: int) -> bool:
         """Fill `memory` with content from `offset` on; whether that was possible. May raise SourceError for the same."""
 
-    def locate(self, offset: int, size: int) -> Located | None:
+    def locate(self, offset: int, size: int) -> ContentRange | None:
         """Where content lies, if it does in one file. The descriptor is good until the next call."""
 
     def close(self) -> None:
@@ -50,9 +50,9 @@ class FileSeed:
     def read_into(self, memory: memoryview, offset: int) -> bool:
         return read_whole(self._opened(), memory, offset)
 
-    def locate(self, offset: int, size: int) -> Located | None:  # noqa: ARG002  # the protocol's
+    def locate(self, offset: int, size: int) -> ContentRange | None:  # noqa: ARG002  # the protocol's
         descriptor = self._opened()
-        return None if descriptor < 0 else Located(descriptor, offset)
+        return None if descriptor < 0 else ContentRange(descriptor, offset)
 
     def close(self) -> None:
         if self._descriptor is not None and self._descriptor >= 0:
@@ -89,7 +89,7 @@ def read_whole(descriptor: int, memory: memoryview, offset: int) -> bool:
         return False
 
 
-def copy_range(source: Located, descriptor: int, offset: int, size: int) -> bool:
+def copy_range(source: ContentRange, descriptor: int, offset: int, size: int) -> bool:
     """Have the operating system copy from file to file, or share what it can; whether it did.
 
     Where the source ends before that, so does the copy.

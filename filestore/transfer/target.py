@@ -20,8 +20,8 @@ from filestore.errors import (
     storage_error,
 )
 from filestore.system.files import move, remove, remove_if_possible, remove_in_place, sync_path, sync_tree
-from filestore.system.metrics import Stage, stage
-from filestore.transfer.sinks.compare import is_standing
+from filestore.system.metrics import Stage, span
+from filestore.transfer.sinks.compare import matches_disk
 from filestore.transfer.sinks.protocol import OvertakenError
 from filestore.transfer.sinks.tree import TreeStaging
 from filestore.transfer.sinks.zip_index import Zip
@@ -128,7 +128,7 @@ class Target:
         except OSError:
             return False
         try:
-            return is_standing(descriptor, archive.members, ignored=self._ours)
+            return matches_disk(descriptor, archive.members, ignored=self._ours)
         finally:
             os.close(descriptor)
 
@@ -147,7 +147,7 @@ class Target:
         """Make the tree durable, then let it appear (I3)."""
         with self._target_errors():
             try:
-                with stage(Stage.SYNC):
+                with span(Stage.SYNC):
                     sync_tree(self.staging)
             except FileNotFoundError:
                 raise OvertakenError from None

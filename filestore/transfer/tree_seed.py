@@ -16,8 +16,8 @@ from filestore.format.zip import structures as zip_
 from filestore.format.zip.read import (
     DEFAULT_LIMITS,
     TAIL_SIZE,
-    Limits,
     Members,
+    ZipLimits,
     check_other_reading,
     check_preamble,
     find_end,
@@ -25,13 +25,13 @@ from filestore.format.zip.read import (
     parse_central_directory,
 )
 from filestore.system.threads import in_cpu_thread
-from filestore.transfer.receiver import Receiving
-from filestore.transfer.seeds import Located
+from filestore.transfer.receiver import Receiver
+from filestore.transfer.seeds import ContentRange
 from filestore.transfer.sinks.zip_index import READ_FLAGS, Zip, read_zip
 from filestore.transfer.sources.tree import TreeSource
 
 
-async def read_structure(receiving: Receiving, name: str, size: int, limits: Limits) -> Zip:
+async def read_structure(receiving: Receiver, name: str, size: int, limits: ZipLimits) -> Zip:
     """What the end of a zip file tells, and no more than that is read. Raises InvalidArchive, LimitExceeded."""
     start = max(size - TAIL_SIZE, 0)
     tail = await receiving.content(range(start, size))
@@ -66,7 +66,7 @@ class TreeSeed:
     Opened on first need, so that it may be gone by then.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, tail: bytes, *, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, root: Path, manifest: Manifest, tail: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> None:
         self.manifest = manifest
         self._root = root
         self._tail = tail
@@ -80,7 +80,7 @@ class TreeSeed:
         archive = self._opened()
         return archive is not None and read_zip(self._descriptor, archive, memory, offset)
 
-    def locate(self, offset: int, size: int) -> Located | None:
+    def locate(self, offset: int, size: int) -> ContentRange | None:
         archive = self._opened()
         found = None if archive is None else archive.content_at(offset, size)
         if archive is None or found is None:
@@ -92,7 +92,7 @@ class TreeSeed:
             except OSError:
                 return None
             self._located = found.number, descriptor
-        return Located(self._located[1], found.offset)
+        return ContentRange(self._located[1], found.offset)
 
     def close(self) -> None:
         self._close_located()

@@ -8,13 +8,13 @@ import click
 import pytest
 
 from filestore.cache.cache import CACHE_VERSION
-from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.chunking import CHUNKING_VERSION
 from filestore.http.wire import API
 from filestore.repository.format_file import REPOSITORY_VERSION
 from filestore.repository.index import sqlite
 from filestore.transfer.sources import push_cache
 from filestore_cli.main import cli
-from filestore_cli.settings import knobs, option_of
+from filestore_cli.settings import option_of, setting_definitions
 
 REPOSITORY = Path(__file__).parents[2]
 CLI = (REPOSITORY / "docs/cli.md").read_text()
@@ -79,20 +79,20 @@ def test_nothing_is_described_that_is_not_there() -> None:
         assert set(OPTION.findall(section(heading))) - options(COMMANDS[heading]) == set()
 
 
-@pytest.mark.parametrize("name", knobs())
+@pytest.mark.parametrize("name", setting_definitions())
 def test_every_setting_is_described(name: str) -> None:
     """A setting has its row in docs/settings.md, word for word as the dataclass has it."""
-    knob = knobs()[name]
-    environment = f"`{knob.environment}`" if knob.environment else "none: the option only"
-    option = f"`{option_of(name)}`" if knob.has_option else "none"
+    setting = setting_definitions()[name]
+    environment = f"`{setting.environment}`" if setting.environment else "none: the option only"
+    option = f"`{option_of(name)}`" if setting.has_option else "none"
 
-    assert f"| `{name}` | {knob.meaning} | {knob.unit} | {knob.default} | {environment} | {option} |\n" in SETTINGS
-    assert knob.has_option is any(option_of(name) in options(command) for command in COMMANDS.values())
+    assert f"| `{name}` | {setting.meaning} | {setting.unit} | {setting.default} | {environment} | {option} |\n" in SETTINGS
+    assert setting.has_option is any(option_of(name) in options(command) for command in COMMANDS.values())
 
 
 def test_no_setting_is_described_that_is_not_there() -> None:
     """Every row is one of a setting."""
-    assert list(knobs()) == re.findall(r"^\| `(\w+)` \|", SETTINGS, re.MULTILINE)
+    assert list(setting_definitions()) == re.findall(r"^\| `(\w+)` \|", SETTINGS, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")], ids=lambda page: page.name)
@@ -107,10 +107,10 @@ def test_links_lead_somewhere(page: Path) -> None:
     ("what", "number"),
     [
         ("repository format", REPOSITORY_VERSION),
-        ("cutting version", CUTTING_VERSION),
+        ("cutting version", CHUNKING_VERSION),
         ("index schema", sqlite.SCHEMA_VERSION),
         ("cache format", CACHE_VERSION),
-        ("journal schema", push_cache._SCHEMA_VERSION),
+        ("push cache schema", push_cache._SCHEMA_VERSION),
         ("protocol", int(API.removeprefix("/native/v"))),
     ],
 )

@@ -30,11 +30,11 @@ def test_the_command_line_is_light() -> None:
 
 def test_a_client_over_plain_http_is_light() -> None:
     """push, fetch and unpack load no HTTP library; numpy comes with the first frame."""
-    rooms = loaded(
+    modules = loaded(
         "import filestore_cli.main, filestore.transfer.push, filestore.transfer.fetch, filestore.transfer.fetch_tree;"
         "import filestore.http.client.repository"
     )
-    assert rooms & {"aiohttp", "aiofiles", "numpy", "rich"} == set()
+    assert modules & {"aiohttp", "aiofiles", "numpy", "rich"} == set()
 
 
 @pytest.mark.parametrize("name", filestore.__all__)

@@ -9,7 +9,7 @@ import pytest
 
 from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded
 from filestore.format.zip.inflate import PIECE_LIMIT, Inflater
-from filestore.format.zip.read import DEFAULT_LIMITS, Limits, check_links, check_local_header
+from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits, check_links, check_local_header
 from filestore.format.zip.structures import FLAG_DESCRIPTOR, FLAG_UTF8
 from tests.support.archives import SMALL_SPACE, Forged, content_in, deflated, forged, members_of, unpacked, wrapped
 
@@ -24,7 +24,7 @@ def assert_refused(archive: bytes, entry: str, reason: str) -> None:
     assert entry == caught.value.entry
 
 
-def assert_beyond_limit(archive: bytes, what: str, limits: Limits = DEFAULT_LIMITS) -> None:
+def assert_beyond_limit(archive: bytes, what: str, limits: ZipLimits = DEFAULT_LIMITS) -> None:
     """The archive is refused, and the limit is named."""
     with pytest.raises(LimitExceeded, match=what):
         unpacked(archive, limits=limits)
@@ -259,21 +259,21 @@ def test_bomb_by_ratio() -> None:
 
 def test_bomb_by_count() -> None:
     """More entries than the limit, by the end record, before the directory is read."""
-    assert_beyond_limit(forged([HONEST], count=11), "entries of the archive is 11", Limits(entries=10))
+    assert_beyond_limit(forged([HONEST], count=11), "entries of the archive is 11", ZipLimits(entries=10))
 
 
 def test_bomb_by_implied_folders() -> None:
     """A few names that make many folders."""
     deep = [Forged(f"{place}/" + "d/" * 50 + "f", b"") for place in range(10)]
 
-    assert_beyond_limit(forged(deep), "files and folders", Limits(entries=100))
+    assert_beyond_limit(forged(deep), "files and folders", ZipLimits(entries=100))
 
 
 def test_bomb_by_total_size() -> None:
     """More bytes than the limit in all, by the directory, before any of them is unpacked."""
     halves = [Forged(name, bytes(600), deflated=True) for name in "ab"]
 
-    assert_beyond_limit(forged(halves), r"entry 'b', is 1200, more than the limit of 1000", Limits(total_size=1000))
+    assert_beyond_limit(forged(halves), r"entry 'b', is 1200, more than the limit of 1000", ZipLimits(total_size=1000))
 
 
 def test_bomb_by_depth() -> None:
@@ -283,7 +283,7 @@ def test_bomb_by_depth() -> None:
 
 def test_bomb_by_directory_size() -> None:
     """A central directory larger than the limit is not read."""
-    assert_beyond_limit(forged([HONEST]), "central directory", Limits(directory_size=10))
+    assert_beyond_limit(forged([HONEST]), "central directory", ZipLimits(directory_size=10))
 
 
 @pytest.mark.parametrize("size", [4097, 65535])
@@ -493,7 +493,7 @@ def test_bomb_by_count_that_the_end_record_hides() -> None:
     """The limit holds for the entries that there are, where the end record counts modulo 65,536."""
     archive = forged((Forged(f"{number}") for number in range(65_536 + 5)), count=5)
 
-    assert_beyond_limit(archive, "entries of the archive is 11", Limits(entries=10))
+    assert_beyond_limit(archive, "entries of the archive is 11", ZipLimits(entries=10))
 
 
 def test_comment_that_holds_another_end() -> None:

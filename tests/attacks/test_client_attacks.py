@@ -34,7 +34,7 @@ from filestore.errors import (
     UnknownFormat,
     Unreachable,
 )
-from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Frame
 from filestore.http import wire
 from filestore.http.client import repository as client_module
@@ -130,7 +130,7 @@ async def test_a_batch_that_is_not_what_was_asked_for(body: bytes, expected: typ
 
 async def test_a_manifest_of_another_digest() -> None:
     """The name of a manifest is the digest of its bytes; anything else is refused."""
-    manifest = Manifest.build([], cutting=CUTTING_VERSION)
+    manifest = Manifest.build([], chunking_version=CHUNKING_VERSION)
     async with facing(answering(manifest.encoded)) as repository:
         assert manifest.encoded == await repository.manifest(manifest.digest)
         with pytest.raises(InvalidManifest):
@@ -157,9 +157,9 @@ async def test_an_answer_without_end(plane: str, size: int | None, expected: typ
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b"{}", b'{"id": 1, "namespace": "../x", "cutting": 0, "format": 1}', b"{" * 10_000]
+    "body", [b"", b"<html>", b"[]", b"{}", b'{"id": 1, "namespace": "../x", "chunking_version": 0, "format": 1}', b"{" * 10_000]
 )
-async def test_what_is_no_filestore_server(body: bytes) -> None:
+async def test_what_is_not_a_filestore_server(body: bytes) -> None:
     """Any web server that answers 200 to everything: one sentence, no traceback."""
     async with facing(answering(body)) as repository:
         with pytest.raises(ServerError):
@@ -168,10 +168,10 @@ async def test_what_is_no_filestore_server(body: bytes) -> None:
             await repository.record(Reference(name="x"))
 
 
-@pytest.mark.parametrize(("version", "cutting"), [(2, CUTTING_VERSION), (1, CUTTING_VERSION + 1)])
-async def test_a_server_of_another_version(version: int, cutting: int) -> None:
+@pytest.mark.parametrize(("version", "chunking_version"), [(2, CHUNKING_VERSION), (1, CHUNKING_VERSION + 1)])
+async def test_a_server_of_another_version(version: int, chunking_version: int) -> None:
     """An unknown format or cutting version is refused before anything is sent."""
-    body = f'{{"id": "0", "namespace": "default", "cutting": {cutting}, "format": {version}}}'.encode()
+    body = f'{{"id": "0", "namespace": "default", "chunking_version": {chunking_version}, "format": {version}}}'.encode()
     async with facing(answering(body)) as repository:
         with pytest.raises(UnknownFormat):
             await repository.identity()
@@ -394,7 +394,7 @@ RECORD = Record(
     created_at=1_700_000_000_000_000,
     updated_at=1_700_000_000_000_000,
 )
-IDENTITY: dict[str, Any] = {"id": "0a" * 16, "namespace": "default", "cutting": CUTTING_VERSION, "format": 1}
+IDENTITY: dict[str, Any] = {"id": "0a" * 16, "namespace": "default", "chunking_version": CHUNKING_VERSION, "format": 1}
 
 
 def as_answer(values: object) -> Handler:
@@ -425,7 +425,7 @@ async def test_another_record_than_was_asked_for(reference: Reference) -> None:
 
 async def test_record_of_another_file_after_a_commit() -> None:
     """What a server says that it recorded is what was pushed."""
-    manifest = Manifest.build([], cutting=CUTTING_VERSION)
+    manifest = Manifest.build([], chunking_version=CHUNKING_VERSION)
     right = replace(RECORD, digest=manifest.digest, size=0)
     for wrong in (RECORD, replace(right, name="another.bin"), replace(right, kind=Kind.DIRECTORY)):
         async with facing(as_answer(wrong.as_json())) as repository:
@@ -493,10 +493,10 @@ async def test_ids_in_a_cache_that_would_be_paths(text: object, tmp_path: Path, 
     remembered.write_text(json.dumps(identity._asdict() | {"id": text}))
     again = Cache(tmp_path / "cache", local_repository)
     await again.cached(File(digest=str(ONE)))
-    assert again._shelf is not None
-    assert tmp_path / "cache" / identity.id / identity.namespace == again._shelf.root
+    assert again._entry_store is not None
+    assert tmp_path / "cache" / identity.id / identity.namespace == again._entry_store.root
 
-    records = again._shelf.root / "records"
+    records = again._entry_store.root / "records"
     records.mkdir(parents=True, exist_ok=True)
     (records / f"{RECORD.id}.json").write_text(json.dumps(RECORD.as_json() | {"id": text}))
     assert await again.cached(File(id=RECORD.id)) is None
@@ -510,7 +510,7 @@ async def test_digests_that_nobody_asked_about() -> None:
         with pytest.raises(InvalidBatch):
             await repository.missing([ONE])
         with pytest.raises(InvalidBatch):
-            await repository.recheck([ONE])
+            await repository.verify_chunks([ONE])
 
 
 async def test_list_without_end() -> None:
@@ -586,7 +586,7 @@ async def test_file_that_is_called_like_the_digest_that_was_asked_for() -> None:
 
 async def test_commit_that_is_answered_with_another_size() -> None:
     """The size of a record is that of its manifest."""
-    manifest = Manifest.build([], cutting=CUTTING_VERSION)
+    manifest = Manifest.build([], chunking_version=CHUNKING_VERSION)
     async with facing(as_answer(replace(RECORD, digest=manifest.digest, size=77).as_json())) as repository:
         with pytest.raises(UnexpectedRecord):
             await repository.commit(manifest.encoded, name=RECORD.name)

@@ -11,7 +11,7 @@ import pytest
 from filestore.format.chunking import gguf, safetensors
 from filestore.format.chunking.containers import segmenter
 from filestore.format.chunking.segments import POSITION_LIMIT
-from tests.support.cutting import boundaries, chunk_sizes, pieces
+from tests.support.chunking import boundaries, chunk_sizes, pieces
 from tests.support.generator import octets
 from tests.support.models import ZipEntry, safetensors_from_header, zip_file
 

@@ -12,7 +12,7 @@ import pytest
 from filestore.cache import Cache
 from filestore.core.references import Directory, FileURL
 from filestore.download.addresses import is_public
-from filestore.download.download import ATTEMPTS, DownloadLimits, _Downloading, _Staging, download
+from filestore.download.download import ATTEMPTS, DownloadLimits, _Downloader, _PartialDownload, download
 from filestore.errors import (
     DownloadRefused,
     FilestoreError,
@@ -257,7 +257,7 @@ async def test_a_redirect_to_loopback(folder: Path, one_public: None) -> None:
         "javascript:alert(1)",
     ],
 )
-async def test_a_redirect_to_what_is_no_url_to_download_from(folder: Path, location: str) -> None:
+async def test_a_redirect_to_what_is_not_a_url_to_download_from(folder: Path, location: str) -> None:
     """It is refused as the URL itself would be, and no password that it holds is printed."""
     async with running_origin(answers(head("302 Found", f"Location: {location}", "Content-Length: 0"))) as origin:
         sentence = await refused(f"{origin.url}/a", folder, LOOPBACK)
@@ -270,7 +270,7 @@ async def test_a_redirect_to_what_is_no_url_to_download_from(folder: Path, locat
 def test_a_redirect_from_https_to_http(folder: Path) -> None:
     """Whoever is on the way could give anything."""
     origin = FileURL("https://a.example/")
-    downloading = _Downloading(origin, _Staging(folder), limits=LOOPBACK, known=None, report=None, reserve=None)
+    downloading = _Downloader(origin, _PartialDownload(folder), limits=LOOPBACK, known=None, report=None, reserve=None)
 
     assert "https://b.example/" == downloading._next("https://a.example/", "//b.example/")
     with pytest.raises(DownloadRefused, match="from https to http://b"):
@@ -391,9 +391,9 @@ async def test_a_part_that_is_of_something_else(folder: Path, etag: str, content
     async with running_origin(hanging(begun, part + other[:size], whole(other, 'ETag: "b"'))) as origin:
         done = await download(FileURL(f"{origin.url}/a"), folder, limits=IMPATIENT)
 
-        *_, resumed, anew = origin.asked
+        *_, resumed, restarted = origin.asked
         assert ["bytes=2000000-", '"a"'] == [resumed.headers[name] for name in ("range", "if-range")]
-        assert "range" not in anew.headers
+        assert "range" not in restarted.headers
     assert done is not None
     assert (other, 0, '"b"') == (done.path.read_bytes(), done.bytes_resumed, done.validators.etag)
 

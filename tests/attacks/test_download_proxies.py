@@ -40,7 +40,7 @@ async def test_a_setting_has_a_download_use_a_proxy(tmp_path: Path, nginx: Nginx
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "0x7f.1", "2130706433", "[::1]", "169.254.169.254"])
-async def test_a_proxy_is_no_way_to_an_address_that_is_not_public(tmp_path: Path, host: str) -> None:
+async def test_a_proxy_is_not_a_way_to_an_address_that_is_not_public(tmp_path: Path, host: str) -> None:
     """A host that is written as a private address is refused before the proxy is asked."""
     async with running_forwarding() as forwarding:
         limits = DownloadLimits(proxy=f"http://127.0.0.1:{forwarding.port}")
@@ -50,7 +50,7 @@ async def test_a_proxy_is_no_way_to_an_address_that_is_not_public(tmp_path: Path
     assert [] == forwarding.asked
 
 
-async def test_a_redirect_is_no_way_either(tmp_path: Path) -> None:
+async def test_a_redirect_is_not_a_way_either(tmp_path: Path) -> None:
     """What the proxy brings may redirect to a private address: that is refused, too."""
 
     async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:

@@ -74,7 +74,7 @@ def example(route: str, path: str) -> str:
     ],
 )
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
-def test_nobody_is_let_in_without_a_token(server: RunningServer, path: str, route: Route, authorization: str | None) -> None:
+def test_nobody_is_admitted_without_a_token(server: RunningServer, path: str, route: Route, authorization: str | None) -> None:
     """No route says more than that; what it would have done is not done."""
     headers = {"Authorization": authorization} if authorization is not None else {}
     body = form("intruder.bin", b"x") if route.method == "POST" else b""

@@ -45,7 +45,7 @@ def test_a_file_that_the_user_has_is_not_replaced(home: Home, tmp_path: Path, he
 
 
 @pytest.mark.slow
-def test_a_second_fetch_of_the_same_is_no_replacement(home: Home, tmp_path: Path, here: Path) -> None:
+def test_a_second_fetch_of_the_same_is_not_a_replacement(home: Home, tmp_path: Path, here: Path) -> None:
     """What is there already, and is the same, is found."""
     pushed = stored(home, tmp_path, "run.sh")
     home.result("fetch", pushed["id"], cwd=here)

@@ -11,8 +11,8 @@ import pytest
 
 from filestore.errors import SourceChanged, SourceRefused, SourceUnreadable
 from filestore.format.zip.read import DEFAULT_LIMITS
-from filestore.transfer.sources import walk as walk_room
-from filestore.transfer.sources.walk import Symlinks, Walked, walk
+from filestore.transfer.sources import walk as walk_module
+from filestore.transfer.sources.walk import Symlinks, WalkResult, walk
 from tests.support.trees import Folder, Link, Planted, looped_tree, plant
 
 FOLLOWING = (Symlinks.INSIDE, Symlinks.FOLLOW)
@@ -144,7 +144,7 @@ def test_loops_are_kept_or_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("symlinks", FOLLOWING)
 def test_links_that_multiply(tmp_path: Path, symlinks: Symlinks, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two links to the next folder in each of 40 would be 2^40 files."""
-    monkeypatch.setattr(walk_room, "ENTRIES_LIMIT", 1000)
+    monkeypatch.setattr(walk_module, "ENTRIES_LIMIT", 1000)
     things: dict[str, Planted] = {"40/file": b""}
     for level in range(40):
         things |= {f"{level}/a": Link(f"../{level + 1}"), f"{level}/b": Link(f"../{level + 1}")}
@@ -159,9 +159,9 @@ def test_links_that_multiply(tmp_path: Path, symlinks: Symlinks, monkeypatch: py
 
 def test_limit_is_that_of_whoever_unpacks(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files, links and folders count, the root does not, nor what is left out."""
-    assert DEFAULT_LIMITS.entries == walk_room.ENTRIES_LIMIT
+    assert DEFAULT_LIMITS.entries == walk_module.ENTRIES_LIMIT
     plant(tree, {"link": Link("a"), "empty": Folder(), "x": b""})
-    monkeypatch.setattr(walk_room, "ENTRIES_LIMIT", 5)
+    monkeypatch.setattr(walk_module, "ENTRIES_LIMIT", 5)
 
     for symlinks in (Symlinks.INSIDE, Symlinks.KEEP):
         assert 4 == len(walk(tree, symlinks=symlinks, exclude=["x"]).entries)
@@ -312,7 +312,7 @@ def test_file_becomes_a_link_out(tree: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_content_is_that_of_the_file_that_was_found(tree: Path) -> None:
     """What stands at the path later is known by its state."""
-    walked: Walked = walk(tree)
+    walked: WalkResult = walk(tree)
     place = [entry.name for entry in walked.entries].index("a")
     state = walked.states[place]
     (tree / "a").unlink()

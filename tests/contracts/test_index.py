@@ -38,9 +38,9 @@ async def add(index: Index, added: Sequence[Digest], *, namespace: str = A) -> N
 
 
 async def mark(index: Index, marked: Sequence[Digest], *, unseen_since: int, namespace: str = A) -> list[Digest]:
-    """What a collection marks going."""
+    """What a collection condemns."""
     async with index.transaction() as transaction:
-        return await transaction.mark_going(namespace, marked, unseen_since=unseen_since)
+        return await transaction.condemn(namespace, marked, unseen_since=unseen_since)
 
 
 async def record(index: Index, name: str, digest: Digest, *, kind: Kind = Kind.FILE, size: int = 7, namespace: str = A) -> Record:
@@ -57,14 +57,14 @@ async def test_missing_gives_each_unknown_once_in_order(index: Index) -> None:
     assert [] == await index.missing(A, [])
 
 
-async def test_going_and_forgotten_rows_are_missing(index: Index, clock: Clock) -> None:
+async def test_condemned_and_forgotten_rows_are_missing(index: Index, clock: Clock) -> None:
     """I2: from the moment that it is marked, a chunk counts as absent."""
-    live, going, forgotten = digests(3)
-    await add(index, [live, going, forgotten])
-    await mark(index, [going], unseen_since=clock.now + 1)
+    live, condemned, forgotten = digests(3)
+    await add(index, [live, condemned, forgotten])
+    await mark(index, [condemned], unseen_since=clock.now + 1)
     async with index.transaction() as transaction:
         await transaction.forget_chunks(A, [forgotten])
-    assert [going, forgotten] == await index.missing(A, [live, going, forgotten])
+    assert [condemned, forgotten] == await index.missing(A, [live, condemned, forgotten])
 
 
 async def test_missing_refreshes_what_was_seen_over_an_hour_ago(index: Index, clock: Clock) -> None:
@@ -100,15 +100,15 @@ async def test_cancelled_missing_changes_nothing(index: Index, clock: Clock) -> 
         assert [two] == await index.missing(A, [one, two])
 
 
-async def test_added_again_a_going_row_is_live(index: Index, clock: Clock) -> None:
-    """I2: put makes a going chunk live."""
+async def test_added_again_a_condemned_row_is_live(index: Index, clock: Clock) -> None:
+    """I2: put makes a condemned chunk live."""
     (digest,) = digests(1)
     await add(index, [digest])
     await mark(index, [digest], unseen_since=clock.now + 1)
     await add(index, [digest])
     assert [] == await index.missing(A, [digest])
     async with index.transaction() as transaction:
-        assert [] == await transaction.going(A, [digest])
+        assert [] == await transaction.condemned(A, [digest])
 
 
 async def test_added_again_a_row_has_the_new_sizes(index: Index) -> None:
@@ -121,14 +121,14 @@ async def test_added_again_a_row_has_the_new_sizes(index: Index) -> None:
 
 async def test_sizes_are_those_of_live_rows(index: Index, clock: Clock) -> None:
     """Going and absent rows are not in the answer."""
-    live, going, absent = digests(3)
-    await add(index, [live, going])
-    await mark(index, [going], unseen_since=clock.now + 1)
+    live, condemned, absent = digests(3)
+    await add(index, [live, condemned])
+    await mark(index, [condemned], unseen_since=clock.now + 1)
     async with index.transaction() as transaction:
-        assert {live: row(live).size} == await transaction.sizes(A, [absent, going, live, live])
+        assert {live: row(live).size} == await transaction.sizes(A, [absent, condemned, live, live])
 
 
-async def test_mark_going_spares_what_was_seen(index: Index, clock: Clock) -> None:
+async def test_mark_condemned_spares_what_was_seen(index: Index, clock: Clock) -> None:
     """I9: only what has been unseen for the grace period is marked, once, in the order asked."""
     old, older, absent = digests(3)
     await add(index, [old, older])
@@ -138,19 +138,19 @@ async def test_mark_going_spares_what_was_seen(index: Index, clock: Clock) -> No
     assert [older, old] == await mark(index, [older, seen, absent, old], unseen_since=clock.now)
     assert [] == await mark(index, [older, seen, absent, old], unseen_since=clock.now)
     async with index.transaction() as transaction:
-        assert [old, older] == await transaction.going(A, [old, seen, absent, older])
+        assert [old, older] == await transaction.condemned(A, [old, seen, absent, older])
 
 
 async def test_refresh_protects_live_rows(index: Index, clock: Clock) -> None:
-    """I9: what a commit has checked counts as seen now; a going row stays going."""
-    live, going = digests(2)
-    await add(index, [live, going])
-    await mark(index, [going], unseen_since=clock.now + 1)
+    """I9: what a commit has checked counts as seen now; a condemned row stays condemned."""
+    live, condemned = digests(2)
+    await add(index, [live, condemned])
+    await mark(index, [condemned], unseen_since=clock.now + 1)
     clock.advance(seconds=2 * HOUR)
     async with index.transaction() as transaction:
-        await transaction.refresh(A, [live, going])
+        await transaction.refresh(A, [live, condemned])
     assert [] == await mark(index, [live], unseen_since=clock.now)
-    assert [going] == await index.missing(A, [live, going])
+    assert [condemned] == await index.missing(A, [live, condemned])
 
 
 async def test_more_digests_than_a_statement_takes(index: Index, clock: Clock) -> None:
@@ -161,10 +161,10 @@ async def test_more_digests_than_a_statement_takes(index: Index, clock: Clock) -
     async with index.transaction() as transaction:
         assert {digest: row(digest).size for digest in many[:2000]} == await transaction.sizes(A, many)
         await transaction.refresh(A, many)
-        assert many[:2000] == await transaction.mark_going(A, many, unseen_since=clock.now + 1)
-        assert many[:2000] == await transaction.going(A, many)
+        assert many[:2000] == await transaction.condemn(A, many, unseen_since=clock.now + 1)
+        assert many[:2000] == await transaction.condemned(A, many)
         await transaction.forget_chunks(A, many)
-        assert [] == await transaction.going(A, many)
+        assert [] == await transaction.condemned(A, many)
 
 
 async def test_namespaces_do_not_share(index: Index, clock: Clock) -> None:

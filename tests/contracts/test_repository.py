@@ -11,11 +11,11 @@ from filestore.core.manifest import CHUNK_LIMIT, Manifest
 from filestore.core.records import Kind, Record
 from filestore.core.references import File, Reference
 from filestore.errors import ChunksMissing, InvalidFrame, InvalidManifest, InvalidName, NotFound
-from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Frame
 from filestore.repository.protocol import Repository
 from tests.support.cancels import cancelled_at_every_await
-from tests.support.frames import contents, decoded, encoded, frames, manifest, room
+from tests.support.frames import buffer_for, contents, decoded, encoded, frames, manifest
 from tests.support.generator import octets, prose
 
 
@@ -30,7 +30,7 @@ async def test_identity_is_that_of_the_repository(repository: Repository) -> Non
     """Always the same; pushers follow its cutting version."""
     identity = await repository.identity()
     assert identity == await repository.identity()
-    assert (32, "default", CUTTING_VERSION) == (len(identity.id), identity.namespace, identity.cutting)
+    assert (32, "default", CHUNKING_VERSION) == (len(identity.id), identity.namespace, identity.chunking_version)
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ async def test_frames_are_given_back_as_they_were_put(repository: Repository) ->
     """I7: never recoded, whatever their size; the largest and the smallest chunk among them."""
     put = [encoded(b"x"), encoded(octets(1, CHUNK_LIMIT)), encoded(prose(2, 1 << 20)), encoded(octets(3, 5000))]
     await repository.put(put)
-    got = await repository.get([frame.digest for frame in put], room(4))
+    got = await repository.get([frame.digest for frame in put], buffer_for(4))
     assert [frame.data for frame in put] == got
 
 
@@ -98,7 +98,7 @@ async def test_put_again_changes_nothing(repository: Repository) -> None:
     first, second = encoded(content), Frame(chunk_digest(content), bytes([0, 0, 0, 0, 0xA0, 0x86, 1, 0]) + content)
     await repository.put([first])
     await asyncio.gather(*(repository.put([second, second]) for _ in range(3)))
-    assert [first.data] == await repository.get([first.digest], room(1))
+    assert [first.data] == await repository.get([first.digest], buffer_for(1))
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ async def test_memory_of_put_frames_is_the_callers_again(repository: Repository)
     memory = bytearray(frame.data)
     await repository.put([Frame(frame.digest, memoryview(memory))])
     memory[:] = bytes(len(memory))
-    assert [frame.data] == await repository.get([frame.digest], room(1))
+    assert [frame.data] == await repository.get([frame.digest], buffer_for(1))
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ async def test_moved_adds_up_to_the_encoded_bytes(repository: Repository) -> Non
     await repository.put(put, moved=moves.append)
     assert total == sum(moves)
     moves.clear()
-    await repository.get([*(frame.digest for frame in put), chunk_digest(b"absent")], room(6), moved=moves.append)
+    await repository.get([*(frame.digest for frame in put), chunk_digest(b"absent")], buffer_for(6), moved=moves.append)
     assert total == sum(moves)
 
 
@@ -151,7 +151,7 @@ async def test_cancelled_put_can_be_repeated(repository: Repository) -> None:
     async for _ in cancelled_at_every_await(put_new):
         digests = [frame.digest for frame in put]
         missing = await repository.missing(digests)
-        got = await repository.get(digests, room(3))
+        got = await repository.get(digests, buffer_for(3))
         assert [frame.data for frame in put if frame.digest not in missing] == [
             data for frame, data in zip(put, got, strict=True) if frame.digest not in missing
         ]
@@ -172,7 +172,7 @@ async def test_committed_file_is_found_and_read_back(repository: Repository) -> 
     read = Manifest.parse(await repository.manifest(record.digest))
     assert expected == read
     digests = [chunk.digest for chunk in read.chunks]
-    got = await repository.get(digests, room(4))
+    got = await repository.get(digests, buffer_for(4))
     assert chunks == [decoded(digest, data) for digest, data in zip(digests, got, strict=True) if data is not None]
 
 
@@ -227,7 +227,7 @@ async def test_commit_names_all_chunks_that_are_missing(repository: Repository) 
 
 
 @pytest.mark.slow
-async def test_commit_refuses_what_is_no_manifest(repository: Repository) -> None:
+async def test_commit_refuses_what_is_not_a_manifest(repository: Repository) -> None:
     """Nothing is recorded."""
     with pytest.raises(InvalidManifest):
         await repository.commit(b"no manifest", name="name")
@@ -317,12 +317,12 @@ async def test_many_at_once(repository: Repository) -> None:
 
 
 @pytest.mark.slow
-async def test_recheck_believes_nobody(repository: Repository) -> None:
+async def test_verify_chunks_believes_nobody(repository: Repository) -> None:
     """A sound frame stays, whoever calls it damaged; what is not there is not damaged either."""
     one, absent = frames(2)
     await repository.put([one])
-    assert [] == await repository.recheck([one.digest, absent.digest, one.digest])
-    assert [] == await repository.recheck([])
+    assert [] == await repository.verify_chunks([one.digest, absent.digest, one.digest])
+    assert [] == await repository.verify_chunks([])
     assert [absent.digest] == await repository.missing([one.digest, absent.digest])
 
 
@@ -371,7 +371,7 @@ async def test_record_is_removed_with_the_chunks_that_no_other_needs(repository:
     with pytest.raises(NotFound):
         await repository.remove(second.id, with_chunks=True)
     assert [kept] == await repository.records()
-    got = await repository.get(digests, room(4))
+    got = await repository.get(digests, buffer_for(4))
     assert shared == [decoded(digest, data) for digest, data in zip(digests, got, strict=True) if data is not None]
     again = await push(repository, [*shared, *own], name="first")
     assert [] == await repository.missing([chunk.digest for chunk in manifest([*shared, *own]).chunks])

@@ -17,7 +17,7 @@ A, B = "a", "b"
 
 def staged(store: ChunkStore, data: bytes) -> tuple[Digest, Staging]:
     """Bytes under their digest, ready to be published: a store does not care whether they are a frame."""
-    staging = store.stage()
+    staging = store.new_staging()
     staging.write(data)
     staging.sync()
     return chunk_digest(data), staging
@@ -56,7 +56,7 @@ async def test_cancelled_initialise_leaves_a_whole_format_or_none(store: ChunkSt
 
 async def test_published_frame_is_read_as_it_was_written(store: ChunkStore) -> None:
     """What was written in pieces is read as a whole."""
-    staging = store.stage()
+    staging = store.new_staging()
     for piece in (b"", b"one", memoryview(b"two"), bytearray(b"three")):
         staging.write(piece)
     staging.sync()
@@ -67,7 +67,7 @@ async def test_published_frame_is_read_as_it_was_written(store: ChunkStore) -> N
 
 def test_staging_gives_back_what_was_written(store: ChunkStore) -> None:
     """The door verifies what arrived by reading it again; the rest of the buffer is not touched."""
-    staging = store.stage()
+    staging = store.new_staging()
     staging.write(b"one")
     staging.write(b"two")
     buffer = bytearray(b"........")
@@ -78,7 +78,7 @@ def test_staging_gives_back_what_was_written(store: ChunkStore) -> None:
 
 async def test_staging_may_rest_between_any_two_writes(store: ChunkStore) -> None:
     """It frees what writing holds, before the first write, twice, and when all is written; nothing is lost by it."""
-    staging = store.stage()
+    staging = store.new_staging()
     staging.rest()
     for piece in (b"one", b"two"):
         staging.write(piece)
@@ -92,7 +92,7 @@ async def test_staging_may_rest_between_any_two_writes(store: ChunkStore) -> Non
 
 def test_staging_copies_what_it_is_given(store: ChunkStore) -> None:
     """The caller may reuse its memory at once."""
-    staging = store.stage()
+    staging = store.new_staging()
     piece = bytearray(b"before")
     staging.write(piece)
     piece[:] = b"after!"
@@ -116,7 +116,7 @@ async def test_discarded_twice_or_after_publish_does_nothing(store: ChunkStore) 
     await store.publish(A, [(digest, staging)])
     staging.discard()
     assert b"content" == await read(store, digest)
-    unwritten = store.stage()
+    unwritten = store.new_staging()
     for _ in range(2):
         unwritten.discard()
 

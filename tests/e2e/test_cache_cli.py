@@ -107,9 +107,9 @@ def test_warm_keeps_within_limits(home: Home, files: list[dict[str, Any]]) -> No
     assert said.startswith(f"the cache {home.folder}/.cache/filestore has no room: ")
     assert "raise the limit (FILESTORE_CACHE_SIZE_LIMIT)" in said
     assert [["1.bin"]] == listed(home)
-    said = home.failure("warm", "2.bin", "--cache-free-floor", "1000TiB")
+    said = home.failure("warm", "2.bin", "--cache-min-free", "1000TiB")
     assert "must stay free" in said
-    assert "FILESTORE_CACHE_FREE_FLOOR" in said
+    assert "FILESTORE_CACHE_MIN_FREE" in said
 
 
 def test_a_slip_is_told_before_anything_is_fetched(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
@@ -173,8 +173,8 @@ async def test_prune_removes_what_is_too_much(home: Home, files: list[dict[str, 
     """Without a filter what the limits have no room for, and what cut fetches have left; with one all that matches."""
     await fill(home, cache, files)
     was_used(cache, "1.bin", days=8)
-    (shelf,) = cache.glob("*/default")
-    left = shelf / "staging" / ("0" * 64) / "content" / "half.bin"
+    (entry_store,) = cache.glob("*/default")
+    left = entry_store / "staging" / ("0" * 64) / "content" / "half.bin"
     left.parent.mkdir(parents=True)
     left.write_bytes(bytes(8192))
     pruned = home.result("cache", "prune", "--dry-run")
@@ -205,7 +205,7 @@ async def test_verify_finds_damage(home: Home, files: list[dict[str, Any]], cach
 
 
 @pytest.mark.parametrize("command", [["verify", "missing"], ["prune", "--cache", "missing"]])
-def test_what_is_no_cache(home: Home, command: list[str]) -> None:
+def test_what_is_not_a_cache(home: Home, command: list[str]) -> None:
     """A slip in a folder's name is no sound cache, and makes none."""
     assert home.failure("cache", *command).startswith("there is no cache in ")
     assert not (home.folder / "missing").exists()

@@ -144,7 +144,7 @@ def test_hash_is_the_digest_of_a_push(new_home: Home, model: Path) -> None:
     """A digest is known without a server."""
     result = new_home.result("hash", model)
 
-    assert {"digest", "path", "size", "chunks", "cutting", "seconds"} == set(result)
+    assert {"digest", "path", "size", "chunks", "chunking_version", "seconds"} == set(result)
     assert new_home.run("hash", model).stdout == f"{result['digest']}  {model}\n"
     assert not new_home.data.exists()
     assert new_home.result("push", model, "--create")["digest"] == result["digest"]
@@ -318,7 +318,7 @@ def test_names_that_cannot_be_kept(home: Home, model: Path, name: str) -> None:
     assert home.result("ls")["files"] == []
 
 
-def test_a_file_whose_name_is_no_text(home: Home, tmp_path: Path) -> None:
+def test_a_file_whose_name_is_not_text(home: Home, tmp_path: Path) -> None:
     """A name that is not UTF-8 is refused in a sentence that can be printed."""
     path = os.fsencode(tmp_path) + b"/\xff.bin"
     Path(os.fsdecode(path)).write_bytes(b"x")
@@ -330,7 +330,7 @@ def test_a_name_cannot_command_the_terminal(home: Home, tmp_path: Path) -> None:
     assert "\\x1b[31m" in home.failure("push", tmp_path / "\x1b[31m")
 
 
-def test_an_encoding_that_lacks_letters_is_no_failure(home: Home, tmp_path: Path) -> None:
+def test_an_encoding_that_lacks_letters_is_not_a_failure(home: Home, tmp_path: Path) -> None:
     """A name is printed as well as the terminal can."""
     (tmp_path / "模型.bin").write_bytes(b"x")
     done = home.run("push", tmp_path / "模型.bin", environ={"PYTHONIOENCODING": "latin-1"})
@@ -483,7 +483,7 @@ def test_a_token_that_others_can_read_is_told(home: Home) -> None:
     assert home.run("ls").stderr == ""
 
 
-def test_a_root_that_is_no_folder(home: Home, model: Path) -> None:
+def test_a_root_that_is_not_a_folder(home: Home, model: Path) -> None:
     """A file where the folder should be is told in a sentence."""
     assert str(model) in home.failure("ls", environ={"FILESTORE_ROOT": str(model)})
 

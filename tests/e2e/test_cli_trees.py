@@ -234,7 +234,7 @@ def test_options_that_change_nothing(home: Home, tree: Path, tmp_path: Path) -> 
     assert home.result("fetch", "my_model.zip", "--unzip", "-o", tmp_path / "back")["file_count"] == FILE_COUNT
 
 
-def test_unzip_of_what_is_no_zip(home: Home, tree: Path) -> None:
+def test_unzip_of_what_is_not_a_zip(home: Home, tree: Path) -> None:
     """A file that is no zip file is told as such, and nothing is left behind."""
     home.result("push", tree / "model.bin")
     before = sorted(home.folder.iterdir())
@@ -445,26 +445,24 @@ def test_a_dry_run_sends_nothing(home: Home, tree: Path, server: Server) -> None
     environ = server.environ
     plant(tree, {"new.bin": random.Random(8).randbytes(300_000)})
     before = home.result("ls", environ=environ)["files"]
-    surveyed = home.result("push", tree, "--dry-run", environ=environ)
+    plan = home.result("push", tree, "--dry-run", environ=environ)
     assert home.result("ls", environ=environ)["files"] == before
-    assert surveyed == home.result("push", tree, "--dry-run", environ=environ) | {"seconds": surveyed["seconds"]}
+    assert plan == home.result("push", tree, "--dry-run", environ=environ) | {"seconds": plan["seconds"]}
     pushed = home.result("push", tree, environ=environ)
 
-    assert {"digest", "size", "entries", "bytes_new", "bytes_shared", "bytes_read", "seconds", "repository"} == set(surveyed)
-    assert {"name", "size", "bytes_new"} == set(surveyed["entries"][0])
-    assert (pushed["digest"], pushed["size"], pushed["bytes_shared"]) == (
-        *(surveyed["digest"], surveyed["size"], surveyed["bytes_shared"]),
-    )
-    assert pushed["size"] == surveyed["bytes_new"] + surveyed["bytes_shared"]
+    assert {"digest", "size", "entries", "bytes_new", "bytes_shared", "bytes_read", "seconds", "repository"} == set(plan)
+    assert {"name", "size", "bytes_new"} == set(plan["entries"][0])
+    assert (pushed["digest"], pushed["size"], pushed["bytes_shared"]) == (*(plan["digest"], plan["size"], plan["bytes_shared"]),)
+    assert pushed["size"] == plan["bytes_new"] + plan["bytes_shared"]
     assert [*(f"{name}/" if thing == Folder() else name for name, thing in sorted(standing(tree).items()))] == [
-        entry["name"] for entry in surveyed["entries"]
+        entry["name"] for entry in plan["entries"]
     ]
-    assert 300_000 <= new_bytes(surveyed)["new.bin"]
+    assert 300_000 <= new_bytes(plan)["new.bin"]
 
 
-def new_bytes(surveyed: Any) -> dict[str, int]:
+def new_bytes(plan: Any) -> dict[str, int]:
     """What is new of each entry."""
-    return {entry["name"]: entry["bytes_new"] for entry in surveyed["entries"]}
+    return {entry["name"]: entry["bytes_new"] for entry in plan["entries"]}
 
 
 def test_a_dry_run_of_a_change(home: Home, tree: Path) -> None:
@@ -472,10 +470,10 @@ def test_a_dry_run_of_a_change(home: Home, tree: Path) -> None:
     home.result("push", tree)
     assert home.result("push", tree, "--dry-run")["bytes_new"] == 0
     (tree / "model.bin").write_bytes(random.Random(9).randbytes(400_000))
-    surveyed = home.result("push", tree, "--dry-run")
+    plan = home.result("push", tree, "--dry-run")
 
-    assert [name for name, new in new_bytes(surveyed).items() if new >= 100_000] == ["model.bin"]
-    assert 400_000 <= surveyed["bytes_new"] < 403_000
+    assert [name for name, new in new_bytes(plan).items() if new >= 100_000] == ["model.bin"]
+    assert 400_000 <= plan["bytes_new"] < 403_000
 
 
 def test_a_dry_run_for_a_person(home: Home, tree: Path) -> None:
@@ -495,9 +493,9 @@ def test_a_dry_run_for_a_person(home: Home, tree: Path) -> None:
 def test_a_dry_run_of_a_file(home: Home, tree: Path) -> None:
     """A file is one entry."""
     path = tree / "model.bin"
-    surveyed = home.result("push", path, "--dry-run")
-    assert [{"name": "model.bin", "size": len(LARGE), "bytes_new": len(LARGE)}] == surveyed["entries"]
-    assert surveyed["digest"] == home.result("hash", path)["digest"]
+    plan = home.result("push", path, "--dry-run")
+    assert [{"name": "model.bin", "size": len(LARGE), "bytes_new": len(LARGE)}] == plan["entries"]
+    assert plan["digest"] == home.result("hash", path)["digest"]
     home.result("push", path)
     assert home.result("push", path, "--dry-run")["bytes_new"] == 0
 

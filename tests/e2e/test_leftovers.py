@@ -17,7 +17,7 @@ from filestore.backends import connect
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record, record_from_json
 from filestore.transfer.fetch import fetch
-from filestore.transfer.fetch_tree import unpack
+from filestore.transfer.fetch_tree import fetch_tree
 from filestore.transfer.leftovers import leftovers, remove_leftover
 from filestore.transfer.target import staging_folder, tree_label
 from tests.support.commands import SCRIPTS, Home
@@ -69,7 +69,7 @@ async def fetching(home: Home, record: Record, target: Path) -> AsyncIterator[Pa
 
     async with connect(str(home.data)) as repository:
         watched = WatchedRepository(repository, before=before)
-        run = unpack if record.kind is Kind.DIRECTORY else fetch
+        run = fetch_tree if record.kind is Kind.DIRECTORY else fetch
         task = asyncio.create_task(run(watched, record, target))
         await waits.wait()
         (staged,) = target.parent.glob(".*.filestore-partial")
@@ -208,8 +208,8 @@ def test_cache_ls_shows_what_cut_fetches_have_left(home: Home, file: Record) -> 
     """And says how it goes; prune removes it."""
     home.result("warm", file.id)
     cache = home.folder / ".cache/filestore"
-    (shelf,) = cache.glob("*/default")
-    left = plant(shelf / "staging" / str(Digest(bytes(32))), {"content/a.bin": octets(1, 200_000)})
+    (entry_store,) = cache.glob("*/default")
+    left = plant(entry_store / "staging" / str(Digest(bytes(32))), {"content/a.bin": octets(1, 200_000)})
     (listed,) = home.result("cache", "ls")["staged"]
     assert (str(left), False) == (listed["path"], listed["in_use"])
     done = home.run("cache", "ls")

@@ -40,7 +40,7 @@ def test_create_file_of_a_directory(home: Home, tmp_path: Path, file: Path) -> N
     assert standing(home.folder / "my_dir") == standing(tmp_path / "my_dir")
 
 
-def test_recursive_on_a_file_is_no_empty_zip(home: Home, file: Path) -> None:
+def test_recursive_on_a_file_is_not_an_empty_zip(home: Home, file: Path) -> None:
     """What the SDK stores as an empty zip and calls a success is refused; so is a directory without -r."""
     done = home.run("create", "file", "-r", file, program=SCRIPTS / "pipeline")
     assert (done.returncode, done.stdout) == (1, "")

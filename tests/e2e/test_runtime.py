@@ -174,7 +174,7 @@ async def test_7_a_url_is_downloaded_once(runtime: RunningRuntime, graphs: Path,
     assert [None, '"1"', '"1"'] == conditions
 
 
-def test_10_a_zip_that_would_fill_the_disk_is_no_tree(
+def test_10_a_zip_that_would_fill_the_disk_is_not_a_tree(
     runtime: RunningRuntime, graphs: Path, file: dict[str, object], tmp_path: Path
 ) -> None:
     """The SDK unpacks whatever it is given."""
@@ -243,7 +243,7 @@ def test_a_pipeline_may_use_all_cores(runtime: RunningRuntime, graphs: Path) -> 
     assert runtime.value(runtime.pipeline(graphs / "misbehave"), "threads") is False
 
 
-def test_10_only_its_own_token_is_let_in(user: Home, runtime: RunningRuntime) -> None:
+def test_10_only_its_own_token_is_admitted(user: Home, runtime: RunningRuntime) -> None:
     """The tokens of the folder were made for files, and run nothing; files are served beside the pipelines."""
     made = user.result("token", "new", "--root", runtime.server.root)["token"]
 

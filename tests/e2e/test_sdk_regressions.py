@@ -125,7 +125,7 @@ def test_2_a_broken_download_leaves_what_was_there(tmp_path: Path, home: Home) -
             assert 500 == server.ask("GET", f"{PARTS}/download/{record['id']}").status
 
 
-def test_3_what_is_not_there_is_no_file(home: Home, server: Server) -> None:
+def test_3_what_is_not_there_is_not_a_file(home: Home, server: Server) -> None:
     """An error in a sentence, and nothing is written; the digest of what is there is known beforehand."""
     (home.folder / "my_file.txt").write_bytes(b"content")
     record = home.result("push", "my_file.txt")

@@ -319,7 +319,7 @@ def test_a_list_that_is_none(server: RunningServer, metadata: object) -> None:
 
 @pytest.mark.parametrize("route", ["initiate-multipart-upload", "presigned-url", "finalise-multipart-upload"])
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"\xff", b'{"name": 1}', b'{"name": "a/.."}', b"[" * 100_000])
-def test_bodies_that_are_no_questions(server: RunningServer, route: str, body: bytes) -> None:
+def test_bodies_that_are_no_requests(server: RunningServer, route: str, body: bytes) -> None:
     """In one sentence."""
     answer = server.ask("POST", f"{PARTS}/{route}", body)
     assert 400 == answer.status
@@ -333,7 +333,7 @@ def test_another_upload_s_file_id(server: RunningServer) -> None:
     assert (400, 400) == (upload.url(1).status, upload.finish([]).status)
 
 
-def test_a_question_that_is_too_large(server: RunningServer) -> None:
+def test_a_request_that_is_too_large(server: RunningServer) -> None:
     """As many parts as there may be fit; more are not read."""
     upload = PartsUpload(server, "large.bin")
     assert 400 == upload.finish_with([{"ETag": f'"{"0" * 64}"', "PartNumber": number + 1} for number in range(10_000)]).status

@@ -77,7 +77,7 @@ def test_repository_says_what_it_is(server: RunningServer) -> None:
     """Its id is that of the folder, its namespace the token's."""
     answer = server.ask("GET", f"{API}/repository").json
     kept = json.loads((server.root / "format").read_text())
-    assert {"id": kept["id"], "namespace": "default", "cutting": kept["cutting"], "format": kept["format"]} == answer
+    assert {"id": kept["id"], "namespace": "default", "chunking_version": kept["cutting"], "format": kept["format"]} == answer
     assert "other" == server.ask("GET", f"{API}/repository", token=OTHER_TOKEN).json["namespace"]
 
 
@@ -95,21 +95,21 @@ def test_frames_go_in_and_out_as_they_were(server: RunningServer) -> None:
     assert b"".join(frame.data for frame in asked if frame is not absent) == body
 
 
-def test_empty_questions_and_batches(server: RunningServer) -> None:
+def test_empty_requests_and_batches(server: RunningServer) -> None:
     """Nothing is asked, nothing is answered."""
     assert b"" == server.ask("POST", f"{API}/chunks/missing").body
     assert ([], b"") == listed(server.ask("POST", f"{API}/chunks/get"))
     assert {"kept": 0} == server.put([]).json
 
 
-def test_large_questions_are_answered(server: RunningServer) -> None:
+def test_large_requests_are_answered(server: RunningServer) -> None:
     """As many digests as one question may hold."""
     digests = [bytes(octets(number, 32)) for number in range(wire.DIGESTS_LIMIT)]
     answer = server.ask("POST", f"{API}/chunks/missing", b"".join(digests))
     assert digests == parse_digests(answer.body)
 
 
-def test_a_question_whose_length_nobody_knows(server: RunningServer) -> None:
+def test_a_request_whose_length_nobody_knows(server: RunningServer) -> None:
     """In as many parts as its sender likes."""
     digests = octets(17, wire.DIGESTS_LIMIT * 32)
     parts = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in batched(digests, 30_001)) + b"0\r\n\r\n"

@@ -132,5 +132,5 @@ def test_a_frame_without_a_row_is_sent_as_it_is(server: RunningServer) -> None:
     damaged = sent[-1]
     path = path_of(server, damaged)
     path.write_bytes(damaged.data[:-1])
-    assert damaged.digest == server.ask("POST", f"{API}/chunks/recheck", damaged.digest).body
+    assert damaged.digest == server.ask("POST", f"{API}/chunks/verify", damaged.digest).body
     assert [*(frame.data for frame in sent[:-1]), damaged.data[:-1]] == answered(ask(server, sent))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache, verify_cache
-from filestore.cache.cache import _Asked
+from filestore.cache.cache import _ResolveRequest
 from filestore.cache.leases import Leases
 from filestore.core.records import Kind, Record
 from filestore.core.references import Directory
@@ -18,7 +18,7 @@ from filestore.transfer.push import push
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.commands import start_module
 from tests.support.generator import octets, prose
-from tests.support.resolvers import Resolved, resolve
+from tests.support.resolvers import ResolveResult, resolve
 from tests.support.trees import Planted, Script, plant, standing
 
 MIB = 1 << 20
@@ -48,11 +48,11 @@ def start(tmp_path: Path, cache: str, record: Record, *options: str) -> subproce
     return start_module("tests.support.resolvers", tmp_path / "repository", tmp_path / cache, record.id, *options)
 
 
-def result(process: subprocess.Popen[str]) -> Resolved:
+def result(process: subprocess.Popen[str]) -> ResolveResult:
     """What it says at its end."""
     said, errors = process.communicate()
     assert (0, "") == (process.returncode, errors)
-    return Resolved(*json.loads(said))
+    return ResolveResult(*json.loads(said))
 
 
 @pytest.mark.slow
@@ -104,18 +104,18 @@ async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
     caches = (tmp_path / "caches" / str(number) for number in count())
     used: list[Path] = []
 
-    async def resolve_anew() -> None:
+    async def resolve_again() -> None:
         used.append(next(caches))
         cache = Cache(used[-1], local_repository)
         # What `resolve` has a task of its own for: the task that is cancelled must be the one that waits.
         hold = cache._leases.hold()
-        asked = _Asked(await cache._opened(), Kind.DIRECTORY, hold, None, None)
+        asked = _ResolveRequest(await cache._opened(), Kind.DIRECTORY, hold, None, None)
         try:
             await cache._fill(asked, wanted.reference, None)
         finally:
             hold.release()
 
-    places = [place async for place in cancelled_at_every_await(resolve_anew)]
+    places = [place async for place in cancelled_at_every_await(resolve_again)]
     assert 15 < len(places)
     for cache in used:
         assert {} == Leases(cache).held()

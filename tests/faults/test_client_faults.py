@@ -18,7 +18,7 @@ from filestore.core.digest import chunk_digest
 from filestore.errors import Unauthorized
 from filestore.format.codec import Codec, Frame
 from filestore.http.client import repository as client_module
-from tests.support.frames import encoded, room
+from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.listening import listening
 from tests.support.server import TOKEN, RunningServer, running_server
@@ -67,7 +67,7 @@ async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str) -> N
                 moved.append(size)
 
             asking = asyncio.create_task(
-                repository.put(frames, moved=kill) if verb == "put" else repository.get(digests, room(16), moved=kill)
+                repository.put(frames, moved=kill) if verb == "put" else repository.get(digests, buffer_for(16), moved=kill)
             )
             while not moved:
                 await asyncio.sleep(0)
@@ -75,7 +75,7 @@ async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str) -> N
             with running_server(tmp_path / "root", port=first.port):
                 got = await asking
                 if got is None:
-                    got = await repository.get(digests, room(16))
+                    got = await repository.get(digests, buffer_for(16))
                 assert [frame.data for frame in frames] == got
                 assert sum(len(frame.data) for frame in frames) == sum(moved)
 
@@ -90,7 +90,7 @@ async def test_connections_of_a_server_that_was_restarted_are_left(tmp_path: Pat
             assert (0, "") == first.stop()
             with running_server(tmp_path / "root", port=first.port):
                 await repository.put([frame])
-                assert [frame.data] == await repository.get([frame.digest], room(1))
+                assert [frame.data] == await repository.get([frame.digest], buffer_for(1))
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ async def test_a_cancelled_batch_lets_go_of_its_memory(tmp_path: Path, verb: str
     """Once the cancel is raised nobody writes there or reads from there any more, and the next batch finds all in order."""
     frames = large_frames(3)
     digests = [frame.digest for frame in frames]
-    buffer = room(16)
+    buffer = buffer_for(16)
     before = sockets()
     with running_server(tmp_path / "root") as server:
         async with connect(server.url, token=TOKEN) as repository:
@@ -147,13 +147,13 @@ _OVER_TLS = """
 import asyncio, sys
 from filestore.backends import connect
 from tests.faults.test_client_faults import large_frames
-from tests.support.frames import room
+from tests.support.frames import buffer_for
 
 async def main():
     frames = large_frames(4)
     async with connect(sys.argv[1], token=sys.argv[2]) as repository:
         await repository.put(frames)
-        got = await repository.get([frame.digest for frame in frames], room(16))
+        got = await repository.get([frame.digest for frame in frames], buffer_for(16))
         assert [frame.data for frame in frames] == got
 
 asyncio.run(main())
@@ -187,4 +187,4 @@ async def test_an_absent_chunk_among_large_ones(tmp_path: Path) -> None:
         async with connect(server.url, token=TOKEN) as repository:
             await repository.put(frames)
             asked = [frames[0].digest, chunk_digest(b"absent"), frames[1].digest]
-            assert [frames[0].data, None, frames[1].data] == await repository.get(asked, room(3))
+            assert [frames[0].data, None, frames[1].data] == await repository.get(asked, buffer_for(3))

@@ -17,7 +17,7 @@ SIZE = 5 << 20
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", ["fetch", "curl"])
 def test_damage_is_said_and_the_next_push_mends_it(home: Home, tmp_path: Path, reader: str) -> None:
-    """Whoever reads meets it; the repository forgets the frame, and the pusher's own journal does not hide that."""
+    """Whoever reads meets it; the repository forgets the frame, and the pusher's own push cache does not hide that."""
     source, target = tmp_path / "model.bin", tmp_path / "back.bin"
     source.write_bytes(random.Random(9).randbytes(SIZE))
     with home.server(root=tmp_path / "root", complains=reader == "curl") as server:

@@ -18,7 +18,7 @@ from filestore.cache import Cache, verify_cache
 from filestore.core.progress import Progress
 from filestore.core.records import Kind
 from filestore.core.references import FileURL
-from filestore.download.download import Downloaded, DownloadLimits, download
+from filestore.download.download import DownloadLimits, DownloadResult, download
 from filestore.errors import (
     CacheFull,
     Interrupted,
@@ -34,7 +34,7 @@ from filestore.system.threads import DISK_THREADS, thread_pool
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.commands import start_module
 from tests.support.disks import small_disk
-from tests.support.downloads import Resolved
+from tests.support.downloads import ResolveResult
 from tests.support.generator import octets
 from tests.support.nginx import Nginx
 from tests.support.origins import Answer, Asked, answers, hanging, head, running_origin, whole
@@ -57,11 +57,11 @@ def start(tmp_path: Path, cache: str, url: str, *options: str) -> subprocess.Pop
     return start_module("tests.support.downloads", tmp_path / "repository", tmp_path / cache, url, *options)
 
 
-def result(process: subprocess.Popen[str]) -> Resolved:
+def result(process: subprocess.Popen[str]) -> ResolveResult:
     """What it says at its end."""
     said, errors = process.communicate()
     assert (0, "") == (process.returncode, errors)
-    return Resolved(*json.loads(said))
+    return ResolveResult(*json.loads(said))
 
 
 def part(start: int) -> bytes:
@@ -77,7 +77,7 @@ def part(start: int) -> bytes:
     )
 
 
-async def downloaded(url: str, folder: Path, limits: DownloadLimits) -> Downloaded:
+async def downloaded(url: str, folder: Path, limits: DownloadLimits) -> DownloadResult:
     """A download of something whose state nobody knows."""
     done = await download(FileURL(url), folder, limits=limits)
     assert done is not None
@@ -194,7 +194,7 @@ async def test_what_is_whole_already_is_hardly_asked_for(nginx: Nginx, folder: P
     assert f"range=bytes={len(CONTENT) - 1}-" in nginx.asked(2)[1]
 
 
-async def test_a_file_that_changed_since_is_downloaded_anew(nginx: Nginx, folder: Path) -> None:
+async def test_a_file_that_changed_since_is_downloaded_again(nginx: Nginx, folder: Path) -> None:
     """The origin answers with all of it, and nothing is put together from two versions."""
     url = nginx.put("model.bin", CONTENT)
     await downloaded(url, folder, LOOPBACK)
@@ -208,7 +208,7 @@ async def test_a_file_that_changed_since_is_downloaded_anew(nginx: Nginx, folder
     assert (other, len(other), 0) == (done.path.read_bytes(), done.bytes_received, done.bytes_resumed)
 
 
-async def test_without_a_validator_a_download_begins_anew(nginx: Nginx, folder: Path) -> None:
+async def test_without_a_validator_a_download_begins_again(nginx: Nginx, folder: Path) -> None:
     """Nobody could tell whether the rest is of the same version; a date of just now does not tell either."""
     nginx.put("model.bin", CONTENT)
     for place in ("untagged/", "undated/"):
@@ -233,8 +233,8 @@ async def test_a_damaged_partial_file_is_found_by_the_digest(nginx: Nginx, local
     sha256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
     with pytest.raises(UnexpectedContent):
         await cache.resolve(FileURL(url, digest="0" * 64))
-    shelf = await cache._opened()
-    (staging,) = [shelf.root / "staging" / lock.name for lock in (shelf.root / "locks").iterdir()]
+    entry_store = await cache._opened()
+    (staging,) = [entry_store.root / "staging" / lock.name for lock in (entry_store.root / "locks").iterdir()]
     staging.mkdir()
     (await downloaded(url, staging, LOOPBACK)).path.write_bytes(b"damage" + CONTENT[6:])
 
@@ -286,13 +286,13 @@ async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
     caches = (tmp_path / "caches" / str(number) for number in count())
     used: list[Path] = []
 
-    async def resolve_anew() -> None:
+    async def resolve_again() -> None:
         used.append(next(caches))
         cache = Cache(used[-1], local_repository, downloads=LOOPBACK)
         # What `resolve` has a task of its own for: the task that is cancelled must be the one that waits.
         await cache._urls(await cache._opened()).obtain(origin, Kind.FILE)
 
-    places = [place async for place in cancelled_at_every_await(resolve_anew)]
+    places = [place async for place in cancelled_at_every_await(resolve_again)]
     assert 15 < len(places)
     for cache in used:
         path = await Cache(cache, local_repository, downloads=LOOPBACK).resolve(origin)
@@ -315,11 +315,11 @@ async def test_who_seems_to_be_gone_is_passed_by(nginx: Nginx, local_repository:
     """Its lock is held and was not seen for a minute: what it has downloaded is continued elsewhere."""
     url = nginx.put("model.bin", CONTENT)
     cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
-    shelf = await cache._opened()
+    entry_store = await cache._opened()
     await cache.resolve(FileURL(nginx.put("other.bin", b"")))
-    (label,) = [path.name for path in (shelf.root / "locks").glob("url-*")]
-    held = shelf.root / "locks" / label
-    (staging := shelf.root / "staging" / label).mkdir()
+    (label,) = [path.name for path in (entry_store.root / "locks").glob("url-*")]
+    held = entry_store.root / "locks" / label
+    (staging := entry_store.root / "staging" / label).mkdir()
     await downloaded(url, staging, LOOPBACK)
     nginx.put("other.bin", CONTENT)
     with held.open("rb+") as file:
@@ -328,7 +328,7 @@ async def test_who_seems_to_be_gone_is_passed_by(nginx: Nginx, local_repository:
         resolved = await cache.resolved(FileURL(f"{nginx.url}/other.bin"))
 
     assert CONTENT == resolved.path.read_bytes()
-    assert [] == list((shelf.root / "staging").iterdir())
+    assert [] == list((entry_store.root / "staging").iterdir())
 
 
 async def test_a_disk_that_is_too_small(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
@@ -494,7 +494,7 @@ async def test_part_that_is_shorter_than_its_range_is_not_taken_for_the_whole(fo
         await given_up(f"{origin.url}/a", folder)
 
 
-async def test_file_of_unknown_size_ends_where_there_is_no_range(folder: Path) -> None:
+async def test_file_of_unknown_size_ends_where_no_range_exists(folder: Path) -> None:
     """Parts whose total is unknown are asked for until the origin says that no byte is left."""
     end = head("416 Range Not Satisfiable", f"Content-Range: bytes */{len(CONTENT)}", "Content-Length: 0")
     parts = [tail_as_whole(start, start + MIB, status="206 Partial Content", total="*") for start in range(MIB, 4 * MIB, MIB)]

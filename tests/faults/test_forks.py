@@ -21,7 +21,7 @@ from filestore.http.client import repository as client
 from filestore.repository.index import sqlite
 from filestore.repository.protocol import Repository
 from filestore.system import threads as aio
-from filestore.transfer.sources import push_cache as journal
+from filestore.transfer.sources import push_cache
 from tests.support.server import RunningServer, running_server
 
 REPOSITORY = Path(__file__).parents[2]
@@ -180,32 +180,32 @@ async def test_open_folder_is_not_sent_to_another_process(local_repository: Repo
             pickle.dumps(item)
 
 
-JOURNAL_IN_A_FORK = """
+PUSH_CACHE_IN_A_FORK = """
 import os, sys
 from pathlib import Path
 from types import ModuleType
-from filestore.transfer.sources.push_cache import Journal
+from filestore.transfer.sources.push_cache import PushCache
 from filestore.core.manifest import Manifest
 from filestore.repository.protocol import Identity
 
 path = Path(sys.argv[1])
-identity, manifest = Identity("0" * 32, "default", 1), Manifest.build([], cutting=1)
-with Journal(path) as journal:
-    journal.record(identity, path, manifest, b"")
+identity, manifest = Identity("0" * 32, "default", 1), Manifest.build([], chunking_version=1)
+with PushCache(path) as push_cache:
+    push_cache.record(identity, path, manifest, b"")
     pid = os.fork()
     if pid == 0:
-        journal.record(identity, path.parent, manifest, b"")
-        os._exit(0 if journal.find(identity, path) is None else 1)
+        push_cache.record(identity, path.parent, manifest, b"")
+        os._exit(0 if push_cache.find(identity, path) is None else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    assert journal.find(identity, path) is not None
-    assert journal.find(identity, path.parent) is None
+    assert push_cache.find(identity, path) is not None
+    assert push_cache.find(identity, path.parent) is None
 print("sound")
 """
 
 
-def test_journal_that_is_open_is_an_empty_one_in_a_forked_child(tmp_path: Path) -> None:
+def test_push_cache_that_is_open_is_an_empty_one_in_a_forked_child(tmp_path: Path) -> None:
     """The child reads and writes nothing by the parent's connection, and the parent goes on."""
-    command: list[str | Path] = [sys.executable, "-W", "ignore", "-c", JOURNAL_IN_A_FORK, tmp_path / "journal"]
+    command: list[str | Path] = [sys.executable, "-W", "ignore", "-c", PUSH_CACHE_IN_A_FORK, tmp_path / "push_cache"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ("sound\n", "", 0) == (done.stdout, done.stderr, done.returncode)
 
@@ -220,9 +220,9 @@ def test_journal_that_is_open_is_an_empty_one_in_a_forked_child(tmp_path: Path) 
         (client, lambda _: client.RemoteRepository("http://store.test", token=None)),
         (sqlite, lambda folder: sqlite._Connection(folder / "index.sqlite", timeout_seconds=1)),
         (sqlite, lambda folder: sqlite._ReadingConnection(folder / "index.sqlite", timeout_seconds=1)),
-        (journal, lambda folder: journal.Journal(folder / "journal")),
+        (push_cache, lambda folder: push_cache.PushCache(folder / "push_cache")),
     ],
-    ids=["lock", "cache", "client", "index", "index for reading", "journal"],
+    ids=["lock", "cache", "client", "index", "index for reading", "push_cache"],
 )
 def test_object_that_is_made_while_another_thread_forks_can_be_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: ModuleType, make: Callable[[Path], object]

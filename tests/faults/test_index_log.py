@@ -237,7 +237,7 @@ def test_pushes_into_a_folder_side_by_side_are_all_kept(home: Home, tmp_path: Pa
             source.write_text(source.name)
             names.append(source.name)
             arguments: list[str | Path] = [SCRIPTS / "filestore", "push", "--url", root, "--create", "--quiet", source]
-            environ = home.environ | {"FILESTORE_JOURNAL": str(home.folder / f"journal-{number}")}
+            environ = home.environ | {"FILESTORE_PUSH_CACHE": str(home.folder / f"journal-{number}")}
             processes.append(
                 subprocess.Popen(arguments, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             )

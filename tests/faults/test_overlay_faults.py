@@ -134,7 +134,7 @@ def listed(home: Home, cache: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_a_cache_of_an_image_makes_room(home: Home, filled: list[dict[str, Any]], image: Path, tmp_path: Path) -> None:
+def test_a_cache_of_an_image_makes_space(home: Home, filled: list[dict[str, Any]], image: Path, tmp_path: Path) -> None:
     """Files and trees that came with the image go like any others, and are fetched like any others."""
     (tmp_path / "more.bin").write_bytes(octets(9, 500_000))
     more = home.result("push", tmp_path / "more.bin")

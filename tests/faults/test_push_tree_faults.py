@@ -16,9 +16,9 @@ from filestore.errors import ChunksMissing, SourceChanged
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
 from filestore.transfer import push as push_module
-from filestore.transfer.push import WINDOWS_IN_FLIGHT, manifest_of, push, survey
+from filestore.transfer.push import WINDOWS_IN_FLIGHT, manifest_of, plan_push, push
 from filestore.transfer.sources.file import WINDOW_SIZE
-from filestore.transfer.sources.push_cache import Journal
+from filestore.transfer.sources.push_cache import PushCache
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.generator import octets
 from tests.support.trees import Planted, Script, plant
@@ -77,11 +77,11 @@ async def test_a_file_that_changes_after_it_was_read(watched: WatchedRepository,
 async def test_a_file_that_was_not_even_read_and_changes(
     watched: WatchedRepository, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the journal spares must stand as it was at the end too."""
+    """What the push cache spares must stand as it was at the end too."""
     now = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: now() + LATER)
-    with Journal(tmp_path / "journal") as journal:
-        await push(watched, tree, journal=journal)
+    with PushCache(tmp_path / "push_cache") as push_cache:
+        await push(watched, tree, push_cache=push_cache)
         plant(tree, {"b/new.txt": b"new"})
 
         async def meddle(verb: str) -> None:
@@ -90,7 +90,7 @@ async def test_a_file_that_was_not_even_read_and_changes(
 
         watched.before = meddle
         with pytest.raises(SourceChanged, match=r"b/large\.bin"):
-            await push(watched, tree, journal=journal)
+            await push(watched, tree, push_cache=push_cache)
     assert 1 == len(await watched.inner.records())
 
 
@@ -135,7 +135,7 @@ async def _nothing(_: str) -> None:
     return None
 
 
-@pytest.mark.parametrize("verb", [push, survey])
+@pytest.mark.parametrize("verb", [push, plan_push])
 @pytest.mark.parametrize("name", [".", "b/large.bin"])
 async def test_a_cancel_leaves_nothing_open(local_repository: Repository, tree: Path, verb: object, name: str) -> None:
     """At every await, of a directory and of a file."""

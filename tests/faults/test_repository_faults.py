@@ -24,7 +24,7 @@ from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
 from tests.support import crashes
 from tests.support.cancels import cancelled_at_every_await
-from tests.support.frames import contents, decoded, encoded, frames, manifest, room
+from tests.support.frames import buffer_for, contents, decoded, encoded, frames, manifest
 
 PROJECT = Path(__file__).parents[2]
 
@@ -63,7 +63,7 @@ async def check_whole(repository: Repository) -> None:
     """No dangling record, and every live row has its frame."""
     digests = [encoded(content).digest for content in crashes.CHUNKS]
     live = [digest for digest in digests if digest not in await repository.missing(digests)]
-    for digest, data in zip(live, await repository.get(live, room(2)), strict=True):
+    for digest, data in zip(live, await repository.get(live, buffer_for(2)), strict=True):
         assert data is not None
         decoded(digest, data)
     for record in await repository.records():
@@ -133,21 +133,21 @@ def mount(*arguments: str | Path) -> bool:
 class WriteLimit:
     """An `os.write` that finds the disk full after some bytes."""
 
-    def __init__(self, room: int) -> None:
-        self._room = room
+    def __init__(self, buffer_for: int) -> None:
+        self._remaining = buffer_for
         self._write = os.write
 
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write as much as there is room for."""
-        if not self._room:
+        if not self._remaining:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        size = self._write(descriptor, data[: self._room])
-        self._room -= size
+        size = self._write(descriptor, data[: self._remaining])
+        self._remaining -= size
         return size
 
     def lift(self) -> None:
         """Make room."""
-        self._room = 1 << 40
+        self._remaining = 1 << 40
 
 
 async def test_full_disk_is_said_and_loses_nothing(small_disk: SmallDisk) -> None:
@@ -161,10 +161,10 @@ async def test_full_disk_is_said_and_loses_nothing(small_disk: SmallDisk) -> Non
             await repository.put(large)
         assert [] == staging_files(root)
         assert [frame.digest for frame in large] == await repository.missing([frame.digest for frame in (*before, *large)])
-        assert [frame.data for frame in before] == await repository.get([frame.digest for frame in before], room(2))
+        assert [frame.data for frame in before] == await repository.get([frame.digest for frame in before], buffer_for(2))
         small_disk.grow()
         await repository.put(large)
-        assert [frame.data for frame in large] == await repository.get([frame.digest for frame in large], room(20))
+        assert [frame.data for frame in large] == await repository.get([frame.digest for frame in large], buffer_for(20))
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ async def test_lost_frame_is_forgotten_and_the_next_push_heals_it(tmp_path: Path
         os.truncate(path, 0 if damage == "truncated" else 5 << 20)
     assert [] == await repository.missing([lost.digest, other.digest])
     if verb == "get":
-        assert [None, other.data] == await repository.get([lost.digest, other.digest], room(2))
+        assert [None, other.data] == await repository.get([lost.digest, other.digest], buffer_for(2))
     else:
         none, file = await repository.open([lost.digest, other.digest])
         assert (None, other.data) == (none, file and file.read())
@@ -209,7 +209,7 @@ async def test_lost_frame_is_forgotten_and_the_next_push_heals_it(tmp_path: Path
     with pytest.raises(ChunksMissing):
         await repository.commit(manifest(contents(2)).encoded, name="name")
     await repository.put([lost])
-    assert [lost.data] == await repository.get([lost.digest], room(1))
+    assert [lost.data] == await repository.get([lost.digest], buffer_for(1))
     await repository.close()
 
 
@@ -226,7 +226,7 @@ async def test_frame_that_came_back_is_not_forgotten(tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "read_into", absent)
-        assert [None] == await repository.get([frame.digest], room(1))
+        assert [None] == await repository.get([frame.digest], buffer_for(1))
     assert [] == await repository.missing([frame.digest])
     await repository.close()
 
@@ -319,19 +319,19 @@ async def test_no_descriptor_stays_open_for_a_staged_frame(tmp_path: Path) -> No
     root = tmp_path / "repository"
     store, index = await open_backend(root, create=True)
     repository = LocalRepository(store, index, location=str(root))
-    async with repository.delivery() as delivery:
+    async with repository.ingest() as ingest:
         before = open_descriptors()
         for frame in frames(300, size=2000):
-            delivery.begin(frame.digest, len(frame.data))
-            delivery.write(frame.data)
+            ingest.start(frame.digest, len(frame.data))
+            ingest.write(frame.data)
         assert before == open_descriptors()
         (torn,) = frames(1, seed=1)
-        delivery.begin(torn.digest, len(torn.data))
-        delivery.write(torn.data[:1])
+        ingest.start(torn.digest, len(torn.data))
+        ingest.write(torn.data[:1])
         assert before + 1 == open_descriptors()
-        delivery.begin(torn.digest, len(torn.data))
+        ingest.start(torn.digest, len(torn.data))
         assert before == open_descriptors()
-        assert 300 == await delivery.keep()
+        assert 300 == await ingest.commit()
     await repository.close()
 
 

@@ -88,7 +88,7 @@ async def test_who_asks_to_wait_for_too_long_is_asked_once(tmp_path: Path, use: 
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1", "1.5", "\u0663", "Mon, 99 Nov 2026 00:00:00 GMT"])
-def test_what_is_no_time_asks_for_no_wait(text: str) -> None:
+def test_what_is_not_a_time_asks_for_no_wait(text: str) -> None:
     """A malformed Retry-After says nothing."""
     assert Said(retry_after=text).retry_after_seconds is None
 

@@ -92,7 +92,7 @@ def test_what_cannot_be_stored_fails_the_run(runtime: RunningRuntime, misbehavin
     assert before == runtime.ask("GET", "/native/v1/files").json
 
 
-def test_what_user_code_prints_is_no_answer(runtime: RunningRuntime, misbehaving: str) -> None:
+def test_what_user_code_prints_is_not_an_answer(runtime: RunningRuntime, misbehaving: str) -> None:
     """Whatever it looks like."""
     assert runtime.value(misbehaving, "print") == "printed"
 
@@ -165,7 +165,7 @@ def test_a_stop_ends_what_still_runs(user: Home, graphs: Path, tmp_path: Path) -
     assert not is_running(process)
 
 
-def test_a_full_disk_fails_what_needs_room(user: Home, graphs: Path, tmp_path: Path) -> None:
+def test_a_full_disk_fails_what_needs_space(user: Home, graphs: Path, tmp_path: Path) -> None:
     """An upload, and a run that returned more than there is room for; runs that need none go on."""
     with small_disk(tmp_path / "disk", "size=24m"), running_runtime(user, tmp_path / "disk/root", complains=True) as runtime:
         misbehaving = runtime.pipeline(graphs / "misbehave")

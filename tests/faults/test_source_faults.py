@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from filestore.errors import SourceChanged, SourceUnreadable
-from filestore.transfer.sources.file import FileSource, Remembered
+from filestore.transfer.sources.file import CachedPush, FileSource
 from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, walk
+from tests.support.chunking import scan
 from tests.support.commands import AS_ANY_USER, SCRIPTS, Home
-from tests.support.cutting import scan
 from tests.support.generator import octets
 from tests.support.trees import plant
 
@@ -68,14 +68,14 @@ def test_what_may_not_be_read_is_told_by_name(home: Home, name: str, content: by
 
 @needs_proc
 def test_a_file_that_was_recorded_as_empty_is_looked_at_again(tmp_path: Path) -> None:
-    """A journal of an earlier version may know a file of /proc as an empty one."""
+    """A push cache of an earlier version may know a file of /proc as an empty one."""
     empty = tmp_path / "empty"
     empty.touch()
     with FileSource(empty) as source:
         scan(source)
         manifest = source.manifest()
     with FileSource(REPORTS_NOTHING) as source:
-        source.recall(Remembered(manifest, source.known(), time.time_ns() + 3_000_000_000))
+        source.load_fingerprint(CachedPush(manifest, source.fingerprint(), time.time_ns() + 3_000_000_000))
         assert source.is_finished
         with pytest.raises(SourceUnreadable):
             source.check_unchanged()

@@ -141,7 +141,7 @@ def test_an_upload_survives_its_server(tmp_path: Path, number: signal.Signals) -
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_stop_does_not_wait_for_the_cutting(tmp_path: Path, workers: int) -> None:
+def test_a_stop_does_not_wait_for_the_chunking(tmp_path: Path, workers: int) -> None:
     """It is given up in silence, and goes on at the next start."""
     root = tmp_path / "root"
     with running_server(root, workers=workers) as server:
@@ -200,7 +200,7 @@ def test_a_part_that_is_kept_while_its_upload_is_looked_for(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("fault", ["torn", "other digests", "no json", "gone", "of other parts"])
-def test_what_is_kept_of_the_cutting_is_no_more_than_a_hint(tmp_path: Path, fault: str) -> None:
+def test_what_is_kept_of_the_chunking_is_not_more_than_a_hint(tmp_path: Path, fault: str) -> None:
     """Damaged, or lost, it costs another reading of the parts."""
     with running_server(tmp_path / "root", check=False) as server:
         upload = PartsUpload(server, "hint.bin")
@@ -226,7 +226,7 @@ def test_chunks_that_are_gone_by_the_end_are_sent_again(tmp_path: Path) -> None:
         eventually(lambda: is_cut_ahead(upload, len(CONTENT)))
         digests = [chunk.digest for chunk in unpacked(cut_of(upload).chunks)]
         shutil.rmtree(server.root / "chunks")
-        server.ask("POST", "/native/v1/chunks/recheck", b"".join(digests))
+        server.ask("POST", "/native/v1/chunks/verify", b"".join(digests))
         assert CONTENT == downloaded(server, upload.finish(sent).json)
 
 

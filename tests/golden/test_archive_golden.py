@@ -9,7 +9,7 @@ from io import BytesIO
 import pytest
 
 from tests.support.archives import GOLDEN, golden_trees, golden_vector, zip_of
-from tests.support.cutting import manifest_of
+from tests.support.chunking import manifest_of
 
 VECTORS = json.loads(GOLDEN.read_text())
 TREES = golden_trees()

@@ -7,40 +7,40 @@ import pytest
 from filestore.core.digest import Digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.core.paths import parse_file_path, unhashed
-from tests.support.cutting import boundaries, chunk_sizes, pieces
-from tests.support.golden import CUTTING_INPUTS, cutting_vector, digest_vectors, layout_vector, manifest_vector, read
+from tests.support.chunking import boundaries, chunk_sizes, pieces
+from tests.support.golden import CHUNKING_INPUTS, chunking_vector, digest_vectors, layout_vector, manifest_vector, read
 
-CUTTING: dict[str, Any] = read("cutting.json")
+CHUNKING: dict[str, Any] = read("cutting.json")
 PIECES = (1, 37, 255)
 
 
-@pytest.mark.parametrize("name", CUTTING_INPUTS)
-def test_cutting(name: str) -> None:
+@pytest.mark.parametrize("name", CHUNKING_INPUTS)
+def test_chunking(name: str) -> None:
     """Given whole: the input, its boundaries, chunks and file digest are those of the committed vector."""
-    assert CUTTING[name] == cutting_vector(CUTTING_INPUTS[name]())
+    assert CHUNKING[name] == chunking_vector(CHUNKING_INPUTS[name]())
 
 
 def test_every_vector_has_an_input() -> None:
     """No committed vector is left out of the tests."""
-    assert list(CUTTING) == list(CUTTING_INPUTS)
+    assert list(CHUNKING) == list(CHUNKING_INPUTS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", PIECES)
-@pytest.mark.parametrize("name", CUTTING_INPUTS)
+@pytest.mark.parametrize("name", CHUNKING_INPUTS)
 def test_chunks_of_pieces(name: str, size: int) -> None:
     """Given in pieces: the same chunks."""
-    content = CUTTING_INPUTS[name]()
-    assert CUTTING[name]["chunks"] == chunk_sizes(content, pieces(size, whole=len(content)))
+    content = CHUNKING_INPUTS[name]()
+    assert CHUNKING[name]["chunks"] == chunk_sizes(content, pieces(size, whole=len(content)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", PIECES)
-@pytest.mark.parametrize("name", CUTTING_INPUTS)
+@pytest.mark.parametrize("name", CHUNKING_INPUTS)
 def test_boundaries_of_pieces(name: str, size: int) -> None:
     """Given in pieces: the same boundaries."""
-    content = CUTTING_INPUTS[name]()
-    assert CUTTING[name]["boundaries"] == boundaries(content, pieces(size, whole=len(content)))
+    content = CHUNKING_INPUTS[name]()
+    assert CHUNKING[name]["boundaries"] == boundaries(content, pieces(size, whole=len(content)))
 
 
 def test_digests() -> None:
@@ -56,7 +56,7 @@ def test_manifest() -> None:
     assert vector == manifest_vector()
     parsed = Manifest.parse(bytes.fromhex(vector["encoded"]))
     assert tuple(Chunk(Digest.parse(digest), size) for digest, size in vector["chunks"]) == parsed.chunks
-    assert (vector["cutting"], vector["size"], vector["digest"]) == (parsed.cutting, parsed.size, str(parsed.digest))
+    assert (vector["cutting"], vector["size"], vector["digest"]) == (parsed.chunking_version, parsed.size, str(parsed.digest))
 
 
 def test_layout() -> None:

@@ -18,10 +18,10 @@ from filestore.format.zip.chunker import WINDOW_MIN
 from filestore.format.zip.inflate import PIECE_LIMIT, Inflater
 from filestore.format.zip.read import Member
 from filestore.format.zip.write import Entry
-from tests.support.archives import Pipe, Unpacked, scanned, tree_cutter, unpacked, zip_of
-from tests.support.cutting import cut
+from tests.support.archives import Pipe, UnpackedArchive, scanned, tree_chunker, unpacked, zip_of
+from tests.support.chunking import cut
 from tests.support.generator import octets, prose
-from tests.support.golden import CUTTING_INPUTS
+from tests.support.golden import CHUNKING_INPUTS
 from tests.support.models import ZipEntry, zip_file
 
 MIB = 1 << 20
@@ -39,8 +39,8 @@ CONTENTS = [
     octets(6, 3 * MIB),
     octets(7, 7 * MIB + 5),
     bytes(5 * MIB),
-    *(CUTTING_INPUTS[name]() for name in ("safetensors", "gguf", "zip", "torch", "nested", "broken")),
-    zip_file([ZipEntry("inner.zip", CUTTING_INPUTS["nested"]())]),
+    *(CHUNKING_INPUTS[name]() for name in ("safetensors", "gguf", "zip", "torch", "nested", "broken")),
+    zip_file([ZipEntry("inner.zip", CHUNKING_INPUTS["nested"]())]),
 ]
 SMALL = CONTENTS[:5]
 
@@ -81,12 +81,12 @@ def test_chunks_of_a_tree_are_those_of_its_zip(tree: tuple[list[Entry], dict[str
     """Segment by segment, the chunks are what the cutter gives for the whole zip, and each byte is read once."""
     entries, contents = tree
     reads: list[tuple[str, int, int]] = []
-    cutter = tree_cutter(entries, contents, reads)
+    chunker = tree_chunker(entries, contents, reads)
 
-    chunks = [chunk for segment in scanned(cutter, window) for chunk in segment]
+    chunks = [chunk for segment in scanned(chunker, window) for chunk in segment]
 
     archive = zip_of(entries, contents)
-    assert len(archive) == cutter.size
+    assert len(archive) == chunker.size
     assert cut(archive) == chunks
     ends: dict[str, int] = {}
     for name, offset, size in reads:
@@ -104,7 +104,7 @@ def test_chunks_of_many_small_files_are_those_of_their_zip(random_: random.Rando
     entries = [Entry(name, len(content)) for name, content in contents.items()]
     random_.shuffle(entries)
 
-    chunks = [chunk for segment in scanned(tree_cutter(entries, contents), window) for chunk in segment]
+    chunks = [chunk for segment in scanned(tree_chunker(entries, contents), window) for chunk in segment]
 
     assert cut(zip_of(entries, contents)) == chunks
 
@@ -114,10 +114,10 @@ def test_chunks_of_many_small_files_are_those_of_their_zip(random_: random.Rando
 def test_what_is_remembered_is_not_read(tree: tuple[list[Entry], dict[str, bytes]], data: st.DataObject) -> None:
     """Segments that are skipped are not produced, their files are not read, and the others are as they were."""
     entries, contents = tree
-    before = tree_cutter(entries, contents)
+    before = tree_chunker(entries, contents)
     whole = scanned(before, 16 * MIB)
     reads: list[tuple[str, int, int]] = []
-    after = tree_cutter(entries, contents, reads)
+    after = tree_chunker(entries, contents, reads)
     skipped = data.draw(st.sets(st.integers(0, len(whole) - 1)))
     for number in skipped:
         for place in after.segments[number].entries:
@@ -139,7 +139,7 @@ def test_unpacking_is_the_inverse_of_packing(tree: tuple[list[Entry], dict[str, 
     entries, contents = tree
 
     assert {
-        entry.name: Unpacked(contents.get(entry.name, b""), entry.is_executable, entry.is_folder, entry.target)
+        entry.name: UnpackedArchive(contents.get(entry.name, b""), entry.is_executable, entry.is_folder, entry.target)
         for entry in entries
     } == unpacked(zip_of(entries, contents))
 

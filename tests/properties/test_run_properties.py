@@ -36,7 +36,7 @@ NAMES = st.text(min_size=1, max_size=255).filter(is_kept)
 
 @pytest.mark.slow
 @given(st.lists(VALUES))
-def test_what_is_no_file_passes(values: list[Any]) -> None:
+def test_what_is_not_a_file_passes(values: list[Any]) -> None:
     """What a pipeline returns is what another one gets, by the types that the first was told with."""
     told = Outputs(values)
     assert [] == told.places

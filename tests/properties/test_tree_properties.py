@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from filestore.core.digest import chunk_digest
 from filestore.core.manifest import Manifest
 from filestore.transfer.sources import tree as tree_source_module
-from filestore.transfer.sources.file import WINDOW_SIZE, FileSource, Remembered, Source, read_exactly
+from filestore.transfer.sources.file import WINDOW_SIZE, CachedPush, FileSource, Source, read_exactly
 from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, walk
 from tests.support.archives import zip_of
-from tests.support.cutting import manifest_of
+from tests.support.chunking import manifest_of
 from tests.support.trees import Folder, Link, Planted, Script, entries_of, plant, random_things
 
 SMALLEST_SEGMENT = 256 << 10
@@ -136,7 +136,7 @@ def test_what_is_recalled_changes_nothing_but_the_reading(things: dict[str, Plan
         with TreeSource(walk(root, symlinks=Symlinks.KEEP)) as source:
             manifest, _ = _scanned(source)
             latest = max((state.ctime for state in walk(root).states if state is not None), default=0)
-            remembered = Remembered(manifest, source.known(), max(latest, 1_900_000_000_000_000_000) + 10**18)
+            cached = CachedPush(manifest, source.fingerprint(), max(latest, 1_900_000_000_000_000_000) + 10**18)
         files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
         changed = data.draw(st.sets(st.sampled_from(files), max_size=3)) if files else set()
         for path in changed:
@@ -153,11 +153,11 @@ def test_what_is_recalled_changes_nothing_but_the_reading(things: dict[str, Plan
         walked = walk(root, symlinks=Symlinks.KEEP)
         with TreeSource(walked) as whole, TreeSource(walked) as sparing:
             expected, _ = _scanned(whole)
-            sparing.recall(remembered)
+            sparing.load_fingerprint(cached)
             read, _ = _scanned(sparing)
             assert expected == read
-            assert whole.known() == sparing.known()
+            assert whole.fingerprint() == sparing.fingerprint()
             assert whole.read >= sparing.read
             assert (sparing.file_count, sparing.size) == (sparing.files_done, read.size)
             if not changed:
-                assert (0, sparing.size) == (sparing.read, sparing.remembered_size)
+                assert (0, sparing.size) == (sparing.read, sparing.cached_size)

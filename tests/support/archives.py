@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 from filestore.core.digest import chunk_digest
 from filestore.core.manifest import Chunk, Manifest
-from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.zip.checksum import Checksum, crc32
-from filestore.format.zip.chunker import WINDOW_MIN, Cut, TreeCutter
+from filestore.format.zip.chunker import WINDOW_MIN, Cut, TreeChunker
 from filestore.format.zip.inflate import Inflater
 from filestore.format.zip.read import (
     DEFAULT_LIMITS,
     TAIL_SIZE,
-    Limits,
     Member,
+    ZipLimits,
     check_crc,
     check_descriptor,
     check_links,
@@ -32,7 +32,7 @@ from filestore.format.zip.read import (
     other_readings,
     parse_central_directory,
 )
-from filestore.format.zip.write import Entry, Placed, central_directory, local_header, sorted_entries
+from filestore.format.zip.write import Entry, PlacedEntry, central_directory, local_header, sorted_entries
 from tests.support.generator import octets, prose
 from tests.support.golden import Vector, weights
 from tests.support.models import ZipEntry, safetensors_file, zip_file
@@ -46,7 +46,7 @@ def zip_of(entries: Iterable[Entry], contents: Contents) -> bytes:
     placed = []
     for entry in sorted_entries(entries):
         content = content_of(entry, contents)
-        placed.append(Placed(entry, crc32(content), len(archive)))
+        placed.append(PlacedEntry(entry, crc32(content), len(archive)))
         archive += local_header(entry, placed[-1].crc) + content
     return bytes(archive + central_directory(placed, len(archive)))
 
@@ -58,25 +58,25 @@ def content_of(entry: Entry, contents: Contents) -> bytes:
     return b"" if entry.is_folder else contents[entry.name]
 
 
-def tree_cutter(entries: Iterable[Entry], contents: Contents, reads: list[tuple[str, int, int]] | None = None) -> TreeCutter:
+def tree_chunker(entries: Iterable[Entry], contents: Contents, reads: list[tuple[str, int, int]] | None = None) -> TreeChunker:
     """A cutter of a tree in memory; `reads` takes down what it reads: name, offset and size."""
 
     def read(place: int, offset: int, memory: memoryview) -> None:
-        name = cutter.entries[place].name
+        name = chunker.entries[place].name
         memory[:] = contents[name][offset : offset + len(memory)]
         if reads is not None:
             reads.append((name, offset, len(memory)))
 
-    cutter = TreeCutter(entries, read)
-    return cutter
+    chunker = TreeChunker(entries, read)
+    return chunker
 
 
-def scanned(cutter: TreeCutter, window: int) -> list[list[bytes]]:
+def scanned(chunker: TreeChunker, window: int) -> list[list[bytes]]:
     """The chunks of each segment, in windows of that size."""
-    chunks: list[list[bytes]] = [[] for _ in cutter.segments]
+    chunks: list[list[bytes]] = [[] for _ in chunker.segments]
     buffer = memoryview(bytearray(window))
-    while not cutter.is_finished:
-        for cut in cutter.scan(buffer):
+    while not chunker.is_finished:
+        for cut in chunker.scan(buffer):
             chunks[cut.segment] += pieces(cut)
     return chunks
 
@@ -101,7 +101,7 @@ class Pipe(io.BytesIO):
         raise io.UnsupportedOperation
 
 
-class Unpacked(NamedTuple):
+class UnpackedArchive(NamedTuple):
     """What an entry unpacks to."""
 
     content: bytes
@@ -110,7 +110,7 @@ class Unpacked(NamedTuple):
     target: str | None = None
 
 
-def unpacked(archive: bytes, *, limits: Limits = DEFAULT_LIMITS) -> dict[str, Unpacked]:
+def unpacked(archive: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> dict[str, UnpackedArchive]:
     """The tree of an archive, by path, after all checks."""
     end = find_end(archive[-TAIL_SIZE:], len(archive), limits=limits)
     members = members_of(archive, limits=limits)
@@ -122,19 +122,19 @@ def unpacked(archive: bytes, *, limits: Limits = DEFAULT_LIMITS) -> dict[str, Un
     return tree
 
 
-def members_of(archive: bytes, *, limits: Limits = DEFAULT_LIMITS) -> list[Member]:
+def members_of(archive: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> list[Member]:
     """What the central directory of an archive names."""
     end = find_end(archive[-TAIL_SIZE:], len(archive), limits=limits)
     return parse_central_directory(archive[end.start : end.start + end.size], end, limits=limits)
 
 
-def _unpacked_member(archive: bytes, member: Member) -> Unpacked:
+def _unpacked_member(archive: bytes, member: Member) -> UnpackedArchive:
     extent = check_local_header(member, archive[member.start : member.start + member.head_size])
     assert member.extent in {extent, None}
     check_descriptor(member, archive[extent.end : member.end])
     content = content_in(archive[extent.start : extent.end], member)
     target = link_target(member, content) if member.is_link else None
-    return Unpacked(b"" if member.is_link else content, member.is_executable, member.is_folder, target)
+    return UnpackedArchive(b"" if member.is_link else content, member.is_executable, member.is_folder, target)
 
 
 def content_in(data: bytes, member: Member) -> bytes:
@@ -294,9 +294,9 @@ def _entries(contents: Contents) -> list[Entry]:
 
 def golden_vector(entries: Sequence[Entry], contents: Contents) -> Vector:
     """What the vectors hold of one tree; its whole bytes where they are few."""
-    chunks = [chunk for segment in scanned(tree_cutter(entries, contents), WINDOW_MIN) for chunk in segment]
+    chunks = [chunk for segment in scanned(tree_chunker(entries, contents), WINDOW_MIN) for chunk in segment]
     archive = b"".join(chunks)
-    manifest = Manifest.build([Chunk(chunk_digest(chunk), len(chunk)) for chunk in chunks], cutting=CUTTING_VERSION)
+    manifest = Manifest.build([Chunk(chunk_digest(chunk), len(chunk)) for chunk in chunks], chunking_version=CHUNKING_VERSION)
     return {
         "size": len(archive),
         "content": str(chunk_digest(archive)),

@@ -29,7 +29,7 @@ from tests.support.crashes import Fuse, kill_at_every_call
 CALLS = ("open", "pwrite", "ftruncate", "fsync", "mkdir", "rename", "unlink", "rmdir", "chmod")
 
 
-class Resolved(NamedTuple):
+class ResolveResult(NamedTuple):
     """What a process says that it did."""
 
     path: str
@@ -37,7 +37,9 @@ class Resolved(NamedTuple):
     bytes_reused: int
 
 
-async def resolve(repository: str, cache: Path, url: str, *, fuse: Fuse | None = None, report: Report | None = None) -> Resolved:
+async def resolve(
+    repository: str, cache: Path, url: str, *, fuse: Fuse | None = None, report: Report | None = None
+) -> ResolveResult:
     """Resolve a URL; what the fuse says happens at one of the calls."""
     async with connect(repository) as connected:
         resolver = Cache(cache, connected, downloads=DownloadLimits(private_allowed=True))
@@ -46,7 +48,7 @@ async def resolve(repository: str, cache: Path, url: str, *, fuse: Fuse | None =
             for name in CALLS:
                 setattr(os, name, fuse.before(getattr(os, name)))
         resolved = await resolver.resolved(FileURL(url), report=report)
-    return Resolved(str(resolved.path), resolved.bytes_received, resolved.bytes_reused)
+    return ResolveResult(str(resolved.path), resolved.bytes_received, resolved.bytes_reused)
 
 
 def kill_each(repository: str, cache: Path, url: str) -> int:

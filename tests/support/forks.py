@@ -22,7 +22,7 @@ from filestore.errors import FilestoreError
 from filestore.http.client.repository import RemoteRepository
 from filestore.repository.protocol import Repository
 from filestore.transfer.push import push
-from filestore.transfer.sources.push_cache import Journal
+from filestore.transfer.sources.push_cache import PushCache
 
 SECONDS = 50
 
@@ -39,8 +39,8 @@ async def use(repository: Repository, cache: Cache, ids: list[str], source: Path
         except FilestoreError as error:
             said.append(type(error).__name__)
     try:
-        with Journal(source.parent / "journal") as journal:
-            said.append((await push(repository, source, journal=journal)).record.name)
+        with PushCache(source.parent / "push_cache") as push_cache:
+            said.append((await push(repository, source, push_cache=push_cache)).record.name)
     except FilestoreError as error:
         said.append(type(error).__name__)
     return said

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from filestore.core.digest import Buffer, Digest, chunk_digest
 from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
-from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import HEADER_SIZE, Codec, Decoder, Encoder, Frame, frame_limit
 from tests.support.generator import octets
 
@@ -33,11 +33,11 @@ def decoded(digest: Digest, data: Buffer) -> bytes:
     return bytes(Decoder().decode(Frame(digest, data), memoryview(bytearray(CHUNK_LIMIT))))
 
 
-def manifest(chunks: Iterable[bytes], *, cutting: int = CUTTING_VERSION) -> Manifest:
+def manifest(chunks: Iterable[bytes], *, chunking_version: int = CHUNKING_VERSION) -> Manifest:
     """The manifest of a file that was cut into `chunks`."""
-    return Manifest.build((Chunk(chunk_digest(content), len(content)) for content in chunks), cutting=cutting)
+    return Manifest.build((Chunk(chunk_digest(content), len(content)) for content in chunks), chunking_version=chunking_version)
 
 
-def room(count: int) -> memoryview:
+def buffer_for(count: int) -> memoryview:
     """A buffer for that many frames of any size."""
     return memoryview(bytearray(count * (CHUNK_LIMIT + HEADER_SIZE)))

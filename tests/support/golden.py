@@ -9,8 +9,8 @@ from pathlib import Path
 from filestore.core.digest import chunk_digest, manifest_digest, token_digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.core.paths import chunk_key, file_path, hashed, manifest_key
-from filestore.format.chunking import CUTTING_VERSION
-from tests.support.cutting import boundaries, chunk_sizes, manifest_of
+from filestore.format.chunking import CHUNKING_VERSION
+from tests.support.chunking import boundaries, chunk_sizes, manifest_of
 from tests.support.generator import octets, prose
 from tests.support.models import (
     GgufValue,
@@ -88,7 +88,7 @@ def _broken() -> bytes:
     return safetensors_from_header(header, octets(25, 600_000))
 
 
-CUTTING_INPUTS: dict[str, Callable[[], bytes]] = {
+CHUNKING_INPUTS: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
     "random": lambda: octets(1, 6 << 20),
     "text": lambda: prose(2, 6 << 20),
@@ -102,7 +102,7 @@ CUTTING_INPUTS: dict[str, Callable[[], bytes]] = {
 }
 
 
-def cutting_vector(content: bytes) -> Vector:
+def chunking_vector(content: bytes) -> Vector:
     """What `tests/golden/cutting.json` holds of one input."""
     return {
         "size": len(content),
@@ -129,9 +129,9 @@ def digest_vectors() -> Vector:
 def manifest_vector() -> Vector:
     """What `tests/golden/manifest.json` holds: two chunks, and their manifest."""
     chunks = [Chunk(chunk_digest(content), len(content)) for content in (octets(30, 300_000), octets(31, 5))]
-    manifest = Manifest.build(chunks, cutting=CUTTING_VERSION)
+    manifest = Manifest.build(chunks, chunking_version=CHUNKING_VERSION)
     return {
-        "cutting": CUTTING_VERSION,
+        "cutting": CHUNKING_VERSION,
         "chunks": [[str(digest), size] for digest, size in chunks],
         "size": manifest.size,
         "encoded": manifest.encoded.hex(),
@@ -162,7 +162,7 @@ def _write(name: str, vector: Vector) -> None:
 
 
 if __name__ == "__main__":
-    _write("cutting.json", {name: cutting_vector(make()) for name, make in CUTTING_INPUTS.items()})
+    _write("cutting.json", {name: chunking_vector(make()) for name, make in CHUNKING_INPUTS.items()})
     _write("digests.json", digest_vectors())
     _write("manifest.json", manifest_vector())
     _write("layout.json", layout_vector())

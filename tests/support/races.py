@@ -14,7 +14,7 @@ from filestore.errors import ChunksMissing
 from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
-from tests.support.frames import contents, decoded, encoded, manifest, room
+from tests.support.frames import buffer_for, contents, decoded, encoded, manifest
 
 PUSHES = 15
 COLLECTIONS = 60
@@ -38,7 +38,7 @@ async def push_again_and_again(number: int, root: Path) -> None:
             except ChunksMissing as error:
                 missing = [digest for digest in frames if str(digest) in error.digests]
         assert wanted.encoded == await repository.manifest(record.digest)
-        got = await repository.get(list(frames), room(len(frames)))
+        got = await repository.get(list(frames), buffer_for(len(frames)))
         for (digest, data), content in zip(zip(frames, got, strict=True), chunks, strict=True):
             assert data is not None, f"{digest} is gone, though a record needs it"
             assert content == decoded(digest, data)
@@ -68,11 +68,11 @@ async def _collect(store: ChunkStore, index: Index, namespace: str) -> None:
         for digest in manifests:
             await store.remove_manifest(namespace, digest)
         unneeded = [digest for digest in present if digest not in needed]
-        await transaction.mark_going(namespace, unneeded, unseen_since=_FAR_FUTURE)
+        await transaction.condemn(namespace, unneeded, unseen_since=_FAR_FUTURE)
     async with index.transaction() as transaction:
-        going = await transaction.going(namespace, present)
-        await store.remove(namespace, going)
-        await transaction.forget_chunks(namespace, going)
+        condemned = await transaction.condemned(namespace, present)
+        await store.remove(namespace, condemned)
+        await transaction.forget_chunks(namespace, condemned)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tests.support.watched import WatchedRepository
 CALLS = ("open", "write", "pwrite", "pwritev", "ftruncate", "fsync", "mkdir", "rename", "symlink", "unlink", "rmdir", "chmod")
 
 
-class Resolved(NamedTuple):
+class ResolveResult(NamedTuple):
     """What a process says that it did."""
 
     path: str
@@ -34,7 +34,7 @@ class Resolved(NamedTuple):
     """What it asked the repository for."""
 
 
-async def resolve(repository: str, cache: Path, file_id: str, *, tasks: int = 1, kill_at_get: int = 0) -> Resolved:
+async def resolve(repository: str, cache: Path, file_id: str, *, tasks: int = 1, kill_at_get: int = 0) -> ResolveResult:
     """Resolve a directory in so many tasks at once, which must all give the same path."""
     async with connect(repository) as connected:
         watched = WatchedRepository(connected)
@@ -48,7 +48,7 @@ async def resolve(repository: str, cache: Path, file_id: str, *, tasks: int = 1,
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(resolver.resolve(Directory(id=file_id))) for _ in range(tasks)]
         (path,) = {task.result() for task in running}
-        return Resolved(str(path), watched.chunks_got, watched.calls)
+        return ResolveResult(str(path), watched.chunks_got, watched.calls)
 
 
 def kill_each(repository: str, cache: Path, file_id: str) -> int:

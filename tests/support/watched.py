@@ -52,9 +52,9 @@ class WatchedRepository:
         self.chunks_got += len(frames)
         return frames
 
-    async def recheck(self, digests: Sequence[Digest]) -> list[Digest]:
-        await self._note("recheck")
-        return await self.inner.recheck(digests)
+    async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
+        await self._note("verify_chunks")
+        return await self.inner.verify_chunks(digests)
 
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
         await self._note("commit")

@@ -17,7 +17,7 @@ from filestore.core.references import File
 from filestore.errors import InvalidUrl, NotARepository, ReadOnly, StorageError, UnknownFormat
 from filestore.repository.protocol import Repository
 from filestore.transfer.push import push
-from tests.support.frames import contents, encoded, frames, manifest, room
+from tests.support.frames import buffer_for, contents, encoded, frames, manifest
 
 
 async def identity_id(url: str, *, create: bool = False) -> str:
@@ -167,7 +167,7 @@ def fill_home(folder: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("read_only", [False, True], ids=["", "read-only"])
-async def test_folder_that_is_no_repository_is_not_made_one(
+async def test_folder_that_is_not_a_repository_is_not_made_one(
     tmp_path: Path, fill: Callable[[Path], None], said: str, *, read_only: bool
 ) -> None:
     """Success in the wrong place: what is there is said, with what to do, and stays as it is."""
@@ -301,8 +301,8 @@ async def test_verbs_that_write_are_refused_where_it_was_opened_for_reading(tmp_
         assert manifest(contents(2)).encoded == await repository.manifest(record.digest)
         digests = [frame.digest for frame in put]
         assert [] == await repository.missing(digests)
-        assert [frame.data for frame in put] == await repository.get(digests, room(2))
-        assert [] == await repository.recheck(digests)
+        assert [frame.data for frame in put] == await repository.get(digests, buffer_for(2))
+        assert [] == await repository.verify_chunks(digests)
         for verb in (
             repository.put(frames(1, seed=1)),
             repository.commit(manifest(contents(2)).encoded, name="other"),
@@ -324,7 +324,7 @@ async def test_damage_that_a_reader_finds_is_forgotten_where_it_may_write(tmp_pa
     damaged[-1] ^= 1
     path.write_bytes(damaged)
     async with connect(str(tmp_path), read_only=True) as repository:
-        assert [frame.digest] == await repository.recheck([frame.digest])
+        assert [frame.digest] == await repository.verify_chunks([frame.digest])
         assert [frame.digest] == await repository.missing([frame.digest])
 
 

@@ -6,7 +6,7 @@ import pytest
 from safetensors import safe_open
 
 from filestore.core.digest import Digest, chunk_digest
-from filestore.format.chunking import Cutter
+from filestore.format.chunking import Chunker
 from filestore_cli.bench.content import make
 
 KINDS = ["bf16", "fp32", "random", "text"]
@@ -16,7 +16,7 @@ def chunks(content: bytes) -> set[Digest]:
     """The digests of its chunks."""
     found: set[Digest] = set()
     start = 0
-    for size in Cutter().cut(memoryview(content), final=True):
+    for size in Chunker().cut(memoryview(content), final=True):
         found.add(chunk_digest(content[start : start + size]))
         start += size
     assert len(content) == start

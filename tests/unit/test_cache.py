@@ -298,7 +298,7 @@ def keep(root: Path, numbers: Iterable[int], *, age: int = 0) -> Manifest:
 
 def manifest_of_numbers(numbers: Iterable[int]) -> Manifest:
     """A file of chunks of 1 MiB, each known by a number."""
-    return Manifest.build([Chunk(chunk_digest(b"%d" % number), MIB) for number in numbers], cutting=0)
+    return Manifest.build([Chunk(chunk_digest(b"%d" % number), MIB) for number in numbers], chunking_version=0)
 
 
 def seeds_for(root: Path, wanted: Manifest) -> list[Manifest]:
@@ -331,14 +331,14 @@ def test_there_are_eight_seeds_at_most(tmp_path: Path) -> None:
 
 def test_no_more_manifests_are_read_than_is_wanted(tmp_path: Path) -> None:
     """Looking for seeds never costs more than fetching; the newest entries are looked at first."""
-    wanted = Manifest.build([Chunk(chunk_digest(b"1"), 50), Chunk(chunk_digest(b"2"), 50)], cutting=0)
+    wanted = Manifest.build([Chunk(chunk_digest(b"1"), 50), Chunk(chunk_digest(b"2"), 50)], chunking_version=0)
     keep(tmp_path, [1], age=2)
     newer = keep(tmp_path, [2], age=1)
     assert len(newer.encoded) < wanted.size < 2 * len(newer.encoded)
     assert [newer] == seeds_for(tmp_path, wanted)
 
 
-def test_rubbish_is_no_seed(tmp_path: Path) -> None:
+def test_rubbish_is_not_a_seed(tmp_path: Path) -> None:
     """A manifest that is none, one that is gone, an entry without content."""
     for number, name in enumerate(["manifest", "manifest", "content/model.bin"]):
         path = tmp_path / "files" / hashed(keep(tmp_path, [1, number]).digest) / name

@@ -31,7 +31,7 @@ def test_a_filter_takes_what_it_says(text: str, stored_size: int, seconds: int, 
     "text",
     ["", "size", "size>", "size>GB", "size=1GB", "size>1x", "size>1.5B", "accessed>7", "accessed>7GB", "name>1", "size>-1"],
 )
-def test_what_is_no_filter_is_refused(text: str) -> None:
+def test_what_is_not_a_filter_is_refused(text: str) -> None:
     """With an example of one that is."""
     with pytest.raises(ValueError, match=r"is no filter; write one such as size>1GB .* accessed>7d"):
         Filter.parse(text)

@@ -138,7 +138,7 @@ def test_who_cannot_be_looked_at_lives_as_long_as_it_beats(ours: Leases, theirs:
     assert not place.exists()
 
 
-def test_who_was_taken_for_dead_writes_its_leases_anew(ours: Leases, theirs: Leases, tmp_path: Path) -> None:
+def test_who_was_taken_for_dead_writes_its_leases_again(ours: Leases, theirs: Leases, tmp_path: Path) -> None:
     """A machine that slept: the first beat afterwards puts right what others have cleared."""
     ours.hold().reserve(KEY, 100)
     for path in [*holder(tmp_path).iterdir()]:
@@ -181,7 +181,7 @@ def test_a_fork_does_not_end_its_parent_s_leases(tmp_path: Path) -> None:
     assert ("True\n", "") == (done.stdout, done.stderr)
 
 
-def test_where_nothing_can_be_written_a_pin_is_no_error(tmp_path: Path) -> None:
+def test_where_nothing_can_be_written_a_pin_is_not_an_error(tmp_path: Path) -> None:
     """What is there can be used all the same; only others are not told that it is in use."""
     (tmp_path / "leases").write_bytes(b"")
     leases = Leases(tmp_path)
@@ -193,6 +193,6 @@ def test_where_nothing_can_be_written_a_pin_is_no_error(tmp_path: Path) -> None:
 def test_a_lock_that_is_held_for_long_is_passed_by(ours: Leases, theirs: Leases, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever stopped in the middle of taking an entry keeps nobody from pinning one."""
     monkeypatch.setattr("filestore.cache.leases.LOCK_SECONDS", 0.01)
-    with theirs.taking():
+    with theirs.evicting():
         ours.hold().pin(KEY)
     assert theirs.is_held(KEY)

@@ -19,7 +19,7 @@ from filestore.core.progress import Progress
 from filestore.core.records import Record
 from filestore.core.references import Directory, File
 from filestore.errors import InvalidArchive, InvalidReference, LimitExceeded, NotFound
-from filestore.format.zip.read import Limits
+from filestore.format.zip.read import ZipLimits
 from filestore.repository.protocol import Repository
 from filestore.transfer.push import push
 from tests.support.disks import refuse_locks
@@ -372,7 +372,7 @@ async def test_damage_that_a_look_shows_is_repaired(
     assert not (path / "model.safetensors").stat().st_mode & 0o222
 
 
-async def test_what_python_adds_is_no_damage(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
+async def test_what_python_adds_is_not_damage(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """A runtime that imports from a tree writes into it: that is a hit all the same, also for `verify`, and looked into once."""
     path = await cache.resolve(Directory(id=record.id))
     for folder in (path, path / "other"):
@@ -439,7 +439,7 @@ async def test_verify_compares_trees_of_foreign_zips(
     assert FOREIGN == standing(await cache.resolve(Directory(id=record.id)))
 
 
-async def test_what_is_no_zip(cache: Cache, watched: WatchedRepository, tmp_path: Path) -> None:
+async def test_what_is_not_a_zip(cache: Cache, watched: WatchedRepository, tmp_path: Path) -> None:
     """One sentence that says so, and nothing is left; as a file it is what it is."""
     (tmp_path / "notes.txt").write_bytes(prose(9, 1000))
     record = (await push(watched, tmp_path / "notes.txt")).record
@@ -452,7 +452,7 @@ async def test_what_is_no_zip(cache: Cache, watched: WatchedRepository, tmp_path
 async def test_limits_are_those_of_the_cache(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """What asks for more than they allow is refused, and leaves nothing."""
     with pytest.raises(LimitExceeded):
-        await Cache(tmp_path / "cache", watched, limits=Limits(entries=3)).resolve(Directory(id=record.id))
+        await Cache(tmp_path / "cache", watched, limits=ZipLimits(entries=3)).resolve(Directory(id=record.id))
     assert [] == [*(tmp_path / "cache").glob("*/*/trees/*/*/*"), *(tmp_path / "cache").glob("*/*/staging/*")]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from filestore.cache import Cache, Cached
+from filestore.cache import Cache, CachedPath
 from filestore.core.references import Directory, File, FileURL
 from filestore.download.download import DownloadLimits
 from filestore.errors import LimitExceeded, NotAnArchive, OriginUnreachable, ServerError, UnexpectedContent
@@ -176,7 +176,7 @@ async def test_a_directory_needs_its_zip_file_no_more(cache: Cache, nginx: Nginx
     assert (tmp_path / "evicted/content/model.zip").read_bytes() == (await cache.resolve(FileURL(url))).read_bytes()
 
 
-async def test_what_is_no_zip_file_is_no_directory(cache: Cache, nginx: Nginx, tmp_path: Path) -> None:
+async def test_what_is_not_a_zip_file_is_not_a_directory(cache: Cache, nginx: Nginx, tmp_path: Path) -> None:
     """It is said so, and nothing is unpacked."""
     with pytest.raises(NotAnArchive, match=r"'model.bin' cannot be unpacked"):
         await cache.resolve(Directory(url=nginx.put("model.bin", CONTENT)))
@@ -184,7 +184,7 @@ async def test_what_is_no_zip_file_is_no_directory(cache: Cache, nginx: Nginx, t
     assert ([], []) == (entries(tmp_path, "trees"), staged(tmp_path))
 
 
-async def test_a_damaged_file_is_downloaded_anew(cache: Cache, nginx: Nginx) -> None:
+async def test_a_damaged_file_is_downloaded_again(cache: Cache, nginx: Nginx) -> None:
     """What somebody wrote to is a miss, whatever the origin would say of it."""
     url = nginx.put("model.bin", CONTENT)
     path = await cache.resolve(FileURL(url))
@@ -219,7 +219,7 @@ async def expect_stale(cache: Cache, url: str, path: Path, error: type[Exception
             await cache.resolve(origin)
 
 
-async def test_a_file_that_is_gone_is_no_stale_one(cache: Cache, nginx: Nginx, tmp_path: Path) -> None:
+async def test_a_file_that_is_gone_is_not_a_stale_one(cache: Cache, nginx: Nginx, tmp_path: Path) -> None:
     """An origin that says no was reached; what it gave before stays for those who expect it."""
     url = nginx.put("model.bin", CONTENT)
     await cache.resolve(FileURL(url, digest=SHA256))
@@ -286,7 +286,7 @@ async def test_what_is_cached_is_told_without_asking(cache: Cache, nginx: Nginx)
     assert await cache.cached(FileURL(url)) is None
     assert await cache.cached(File(url=url, digest=SHA256)) is None
     assert await cache.cached(Directory(url=url, max_age_seconds=3600)) is None
-    assert Cached(path, path.stat().st_size) == await cache.cached(FileURL(url, max_age_seconds=3600))
+    assert CachedPath(path, path.stat().st_size) == await cache.cached(FileURL(url, max_age_seconds=3600))
     assert 1 == len(nginx.asked(1))
 
 

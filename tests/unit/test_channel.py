@@ -16,7 +16,7 @@ import pytest
 
 from filestore.errors import Interrupted, ServerError, Stalled, Unreachable
 from filestore.http.client import channel as channel_module
-from filestore.http.client.channel import HEAD_LIMIT, Channel, Channels, Head, Meter, Peer, parse_head
+from filestore.http.client.channel import HEAD_LIMIT, ByteCounter, Channel, Channels, Head, Peer, parse_head
 from tests.support.cancels import cancelled_at_every_await
 
 SECONDS = 30
@@ -151,7 +151,7 @@ def test_lengths_that_are_not_plain(fields: bytes) -> None:
         b"HTTP/1.1 200 OK\r\n",
     ],
 )
-def test_what_is_no_head(raw: bytes) -> None:
+def test_what_is_not_a_head(raw: bytes) -> None:
     """Whatever two readers could take differently is refused as a whole."""
     with pytest.raises(ValueError, match="answer"):
         parse_head(raw)
@@ -174,7 +174,7 @@ def test_a_request_is_what_it_says(line: Line) -> None:
     assert size - 6 == sum(moves)
 
 
-def test_a_question_without_a_body(line: Line) -> None:
+def test_a_request_without_a_body(line: Line) -> None:
     """It has its own fields and no length."""
     asked = line.threads.submit(line.channel.ask, "/files?limit=1", method="GET", fields={"X": "y"})
     assert [b"GET /native/files?limit=1 HTTP/1.1", b"Host: x", b"X: y"] == line.take_head()
@@ -324,7 +324,7 @@ def test_a_peer_that_moves_no_byte(frame_size: int) -> None:
 
 
 @pytest.mark.parametrize("frame_size", [0, LARGE])
-def test_an_abort_ends_an_exchange(line: Line, frame_size: int) -> None:
+def test_an_abort_ends_an_request(line: Line, frame_size: int) -> None:
     """Whatever it waits for; nothing is reused afterwards."""
     asked = line.ask(b"", bytes(frame_size))
     line.take_head()
@@ -357,7 +357,7 @@ async def test_a_meter_tells_the_loop_what_a_thread_counts(monkeypatch: pytest.M
     monkeypatch.setattr(channel_module, "TELL_SECONDS", 0)
     for settled in (0, 1, 30):
         told: list[tuple[int, int]] = []
-        meter = Meter(lambda size, told=told: told.append((size, threading.get_ident())))  # type: ignore[misc]  # bound at once
+        meter = ByteCounter(lambda size, told=told: told.append((size, threading.get_ident())))  # type: ignore[misc]  # bound at once
         for _ in range(3):
             await asyncio.to_thread(meter.add, 10)
         meter.settle(settled)
@@ -369,7 +369,7 @@ async def test_a_meter_tells_the_loop_what_a_thread_counts(monkeypatch: pytest.M
 async def test_a_meter_does_not_tell_more_often_than_it_must() -> None:
     """Waking the loop for each piece would cost more than moving it."""
     told: list[int] = []
-    meter = Meter(told.append)
+    meter = ByteCounter(told.append)
     for _ in range(10_000):
         meter.add(1)
     meter.settle(10_000)
@@ -381,7 +381,7 @@ async def test_a_meter_that_nobody_reads() -> None:
     """Counting for nobody asks nothing of the loop that runs."""
     loop = asyncio.get_running_loop()
     asked: list[object] = []
-    meter = Meter(None)
+    meter = ByteCounter(None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "call_soon_threadsafe", lambda *call: asked.append(call))
         meter.add(1)
@@ -446,7 +446,7 @@ async def channels_to(location: str, *, count: int = 2) -> AsyncIterator[Channel
         channels.close()
 
 
-def question(channel: Channel) -> bytes:
+def short_request(channel: Channel) -> bytes:
     """An exchange to its end."""
     channel.ask("", b"")
     return channel.read(10)
@@ -462,17 +462,17 @@ async def reached(condition: Callable[[], bool]) -> None:
 async def test_connections_are_kept_and_never_more_than_allowed() -> None:
     """What waits for a channel waits for a thread too, so that none is ever idle in between."""
     async with served() as server, channels_to(server.location) as channels:
-        calls = [asyncio.create_task(channels.run(question)) for _ in range(7)]
+        calls = [asyncio.create_task(channels.run(short_request)) for _ in range(7)]
         await reached(lambda: server.requests == 2)
         server.may_answer.set()
         assert [b"ok"] * 7 == await asyncio.gather(*calls)
         assert (2, 7) == (server.connections, server.requests)
 
 
-async def test_short_exchanges_do_not_wait_behind_others() -> None:
+async def test_short_requests_do_not_wait_behind_others() -> None:
     """They have places of their own, and no more of them."""
     async with served() as server, channels_to(server.location, count=1) as channels:
-        calls = [asyncio.create_task(channels.run(question, is_short=is_short)) for is_short in (False, False, True, True)]
+        calls = [asyncio.create_task(channels.run(short_request, is_short=is_short)) for is_short in (False, False, True, True)]
         await reached(lambda: server.requests == 2)
         server.may_answer.set()
         await asyncio.gather(*calls)
@@ -485,22 +485,22 @@ async def test_a_connection_that_the_server_closes_is_not_used_again() -> None:
         server.may_answer.set()
         server.answer = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
         for connections in (1, 2):
-            assert b"ok" == await channels.run(question)
+            assert b"ok" == await channels.run(short_request)
             assert connections == server.connections
 
 
-async def test_a_cancelled_exchange_is_over_when_its_call_is() -> None:
+async def test_a_cancelled_request_is_over_when_its_call_is() -> None:
     """Its thread has ended, its connection is closed, and its place is free."""
     async with served() as server, channels_to(server.location, count=1) as channels:
         has_ended = threading.Event()
 
-        def exchange(channel: Channel) -> None:
+        def request(channel: Channel) -> None:
             try:
-                question(channel)
+                short_request(channel)
             finally:
                 has_ended.set()
 
-        call = asyncio.create_task(channels.run(exchange))
+        call = asyncio.create_task(channels.run(request))
         await reached(lambda: server.requests == 1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -508,20 +508,20 @@ async def test_a_cancelled_exchange_is_over_when_its_call_is() -> None:
         assert has_ended.is_set()
         server.may_answer.set()
         await reached(lambda: server.open == 0)
-        assert b"ok" == await channels.run(question)
+        assert b"ok" == await channels.run(short_request)
 
 
 async def test_closing_ends_what_is_under_way() -> None:
     """And what is idle."""
     async with served() as server:
         async with channels_to(server.location) as channels:
-            call = asyncio.create_task(channels.run(question))
+            call = asyncio.create_task(channels.run(short_request))
             await reached(lambda: server.requests == 1)
         with pytest.raises(Interrupted):
             await call
         server.may_answer.set()
         async with channels_to(server.location) as channels:
-            await channels.run(question)
+            await channels.run(short_request)
             assert 1 == server.open
 
 
@@ -532,7 +532,7 @@ async def test_a_server_that_is_not_there(host: str) -> None:
         port = listener.getsockname()[1]
     async with channels_to(f"http://{host}:{port}") as channels:
         with pytest.raises(Unreachable):
-            await channels.run(question)
+            await channels.run(short_request)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -541,9 +541,9 @@ async def test_cancelled_at_every_await(host: str) -> None:
     async with served() as server:
         server.may_answer.set()
 
-        async def exchange() -> None:
+        async def request() -> None:
             async with channels_to(server.location.replace("127.0.0.1", host)) as channels:
-                assert b"ok" == await channels.run(question)
+                assert b"ok" == await channels.run(short_request)
 
-        async for _ in cancelled_at_every_await(exchange):
+        async for _ in cancelled_at_every_await(request):
             pass

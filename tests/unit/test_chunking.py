@@ -17,9 +17,9 @@ import safetensors
 
 from filestore.core.manifest import CHUNK_LIMIT
 from filestore.errors import MissingCompiledPart, UnknownFormat
-from filestore.format.chunking import LOOKAHEAD, Cutter
+from filestore.format.chunking import LOOKAHEAD, Chunker
 from filestore.format.chunking.containers import segmenter
-from tests.support.cutting import boundaries, chunk_sizes, cut, pieces
+from tests.support.chunking import boundaries, chunk_sizes, cut, pieces
 from tests.support.generator import octets, prose
 from tests.support.golden import weights
 from tests.support.models import (
@@ -48,17 +48,17 @@ def ends_of(data: bytes, content: bytes) -> list[int]:
     return [start, start + len(data)]
 
 
-def test_refuses_a_cutting_version_that_it_does_not_know() -> None:
+def test_refuses_a_chunking_version_that_it_does_not_know() -> None:
     """Another version cuts otherwise, so no Cutter is made for it."""
     with pytest.raises(UnknownFormat, match="format 2, this program knows 1"):
-        Cutter(cutting=2)
+        Chunker(chunking_version=2)
 
 
 def test_refuses_to_cut_without_the_compiled_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pure Python is a hundred times slower: an error says so, where the package only warns."""
     monkeypatch.setattr(pyfastcdc, "FastCDC", pyfastcdc.py.FastCDC)
     with pytest.raises(MissingCompiledPart, match="pyfastcdc was installed without its compiled part"):
-        Cutter()
+        Chunker()
 
 
 def test_importing_does_not_load_the_scanner() -> None:
@@ -109,31 +109,31 @@ def test_the_description_in_the_docs_suffices(size: int) -> None:
 )
 def test_decides_a_chunk_when_the_lookahead_is_there(content: bytes) -> None:
     """With LOOKAHEAD uncut bytes a caller never has to read more to go on."""
-    assert [] != Cutter().cut(memoryview(content), final=False)
+    assert [] != Chunker().cut(memoryview(content), final=False)
 
 
 def test_decides_nothing_before_the_lookahead_is_there() -> None:
     """With less, only `final` makes it cut, so that every byte is looked at a bounded number of times."""
     view = memoryview(octets(1, LOOKAHEAD - 1))
-    cutter = Cutter()
-    assert [] == cutter.cut(view, final=False)
-    assert len(view) == sum(cutter.cut(view, final=True))
+    chunker = Chunker()
+    assert [] == chunker.cut(view, final=False)
+    assert len(view) == sum(chunker.cut(view, final=True))
 
 
 @pytest.mark.parametrize("content", [octets(5, 24 << 20), bytes(24 << 20), prose(5, 24 << 20)], ids=["random", "zeros", "text"])
 def test_scans_each_byte_twice_at_most(content: bytes) -> None:
     """Cost is linear however small the pieces are: what was scanned and not decided is scanned once more, not more often."""
-    cutter = Cutter()
-    scanner, scanned = cutter._scanner, list[int]()
+    chunker = Chunker()
+    scanner, scanned = chunker._scanner, list[int]()
 
     def cut_buf(view: memoryview) -> Iterator[pyfastcdc.Chunk]:
         scanned.append(len(view))
         return scanner.cut_buf(view)
 
-    cutter._scanner = SimpleNamespace(cut_buf=cut_buf)  # type: ignore[assignment]  # counts, and passes on
+    chunker._scanner = SimpleNamespace(cut_buf=cut_buf)  # type: ignore[assignment]  # counts, and passes on
     view, start = memoryview(content), 0
     for end in pieces(1000, whole=len(view)):
-        start += sum(cutter.cut(view[start:end], final=end == len(view)))
+        start += sum(chunker.cut(view[start:end], final=end == len(view)))
     assert len(view) == start
     assert sum(scanned) <= 2 * len(view)
 

@@ -73,7 +73,7 @@ def test_the_items_of_a_list(declared: object) -> None:
 
 
 @pytest.mark.parametrize("declared", [None, str, bytes, dict[str, File], File, int | None])
-def test_what_is_no_list(declared: object) -> None:
+def test_what_is_not_a_list(declared: object) -> None:
     """A text is none either."""
     assert (False, None) == (is_list(declared), declared_item(declared))
 

@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 async def publish(store: DiskStore, data: bytes = b"content") -> None:
     """Store bytes under DIGEST."""
-    staging = store.stage()
+    staging = store.new_staging()
     staging.write(data)
     staging.sync()
     await store.publish("a", [(DIGEST, staging)])
@@ -76,7 +76,7 @@ async def test_nothing_is_readable_for_other_users(root: Path) -> None:
         store = await open_store(root)
         await publish(store)
         await store.put_manifest("a", DIGEST, b"manifest")
-        staging = store.stage()
+        staging = store.new_staging()
         staging.write(b"staged")
     finally:
         os.umask(before)
@@ -90,7 +90,7 @@ async def test_stage_costs_nothing_until_the_first_write(root: Path) -> None:
     """The file is made with the first byte."""
     store = await open_store(root)
     for _ in range(10):
-        store.stage()
+        store.new_staging()
     assert [] == [path for path in (root / "tmp").rglob("*") if path.is_file()]
     await store.close()
 
@@ -100,7 +100,7 @@ async def test_only_a_frame_that_is_written_to_has_a_descriptor(root: Path, end:
     """A batch has more frames than a process may have descriptors, so each gives its own up when it is whole or of no use."""
     store = await open_store(root)
     before = open_descriptors()
-    staging = store.stage()
+    staging = store.new_staging()
     for piece in (b"one", b"two"):
         staging.write(piece)
         assert before + 1 == open_descriptors()
@@ -128,7 +128,7 @@ async def test_files_of_a_dead_process_are_swept(root: Path) -> None:
 async def test_files_of_a_living_process_are_not_touched(root: Path) -> None:
     """Also after others came and went."""
     living = await open_store(root)
-    staging = living.stage()
+    staging = living.new_staging()
     staging.write(b"content")
     for _ in range(2):
         await (await open_store(root)).close()
@@ -160,7 +160,7 @@ async def test_files_of_strangers_are_not_swept(root: Path) -> None:
 async def test_closed_store_leaves_nothing_in_tmp(root: Path) -> None:
     """What was staged and never published goes with the store."""
     store = await open_store(root)
-    staging = store.stage()
+    staging = store.new_staging()
     staging.write(b"staged")
     staging.rest()
     await store.close()
@@ -205,7 +205,7 @@ async def test_errors_of_the_disk_are_translated(
     def fail(_: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    staging = store.stage()
+    staging = store.new_staging()
     staging.write(b"content")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)

@@ -9,7 +9,7 @@ import pytest
 
 from filestore.core.progress import Progress
 from filestore.core.references import FileURL
-from filestore.download.download import Downloaded, DownloadLimits, download
+from filestore.download.download import DownloadLimits, DownloadResult, download
 from filestore.errors import DownloadRefused, FilestoreError, OriginUnreachable, ServerError
 from tests.support.generator import octets
 from tests.support.nginx import Nginx
@@ -19,7 +19,7 @@ LOOPBACK = DownloadLimits(private_allowed=True)
 CONTENT = octets(1, 5_000_000)
 
 
-async def downloaded(url: str, folder: Path) -> Downloaded:
+async def downloaded(url: str, folder: Path) -> DownloadResult:
     """A download of something whose state nobody knows."""
     done = await download(FileURL(url), folder, limits=LOOPBACK)
     assert done is not None
@@ -143,7 +143,7 @@ async def test_chunks_without_a_length(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "asked"), [("404 Not Found", 1), ("403 Forbidden", 1), ("204 No Content", 1), ("302 Found", 1)]
 )
-async def test_an_answer_that_is_no_file(folder: Path, status: str, asked: int) -> None:
+async def test_an_answer_that_is_not_a_file(folder: Path, status: str, asked: int) -> None:
     """Its body is not taken for one, and the status is told. A redirect that leads nowhere is one of them."""
     async with running_origin(answers(head(status, "Content-Length: 0"))) as origin:
         with pytest.raises(ServerError) as caught:
@@ -182,7 +182,7 @@ async def test_progress_is_told(nginx: Nginx, folder: Path) -> None:
     assert (len(CONTENT), len(CONTENT)) == (told[-1].done, told[-1].moved)
 
 
-async def test_room_is_reserved_before_anything_is_written(nginx: Nginx, folder: Path) -> None:
+async def test_space_is_reserved_before_anything_is_written(nginx: Nginx, folder: Path) -> None:
     """All of it at once where its size is known; who finds none for it keeps the disk as it is."""
     reserved: list[int] = []
 
@@ -195,7 +195,7 @@ async def test_room_is_reserved_before_anything_is_written(nginx: Nginx, folder:
     assert [len(CONTENT)] == reserved
 
 
-async def test_room_for_what_has_no_stated_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_space_for_what_has_no_stated_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is reserved as the file grows, ahead of what is written."""
     monkeypatch.setattr("filestore.download.download.RESERVED_SIZE", 2 << 20)
     reserved = 0

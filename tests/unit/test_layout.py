@@ -87,7 +87,7 @@ def test_a_record_s_path_is_its_id_as_a_uuid() -> None:
         ("run_files/", "../run_files/"),
     ],
 )
-def test_any_other_text_is_no_record_s_path(correct: str, wrong: str) -> None:
+def test_any_other_text_is_not_a_record_s_path(correct: str, wrong: str) -> None:
     """One form for each record."""
     with pytest.raises(InvalidReference):
         parse_run_path(RUN_PATH.replace(correct, wrong, 1))

@@ -16,35 +16,35 @@ CHUNKS = [Chunk(chunk_digest(bytes([number])), number * 1000 + 1) for number in 
 
 def test_parse_is_the_inverse_of_build() -> None:
     """What was built is read back, from any kind of memory."""
-    built = Manifest.build(CHUNKS, cutting=7)
+    built = Manifest.build(CHUNKS, chunking_version=7)
     for encoded in (built.encoded, bytearray(built.encoded), memoryview(built.encoded)):
         parsed = Manifest.parse(encoded)
         assert built == parsed
-        assert (7, 10_005, CHUNKS) == (parsed.cutting, parsed.size, list(parsed.chunks))
+        assert (7, 10_005, CHUNKS) == (parsed.chunking_version, parsed.size, list(parsed.chunks))
 
 
 def test_an_empty_file_has_a_manifest() -> None:
     """No chunks, no bytes, a digest of its own."""
-    empty = Manifest.build([], cutting=0)
+    empty = Manifest.build([], chunking_version=0)
     assert (0, 0, []) == (empty.size, len(empty.chunks), list(empty.offsets()))
     assert empty == Manifest.parse(empty.encoded)
 
 
 def test_offsets_are_where_chunks_begin() -> None:
     """One for each chunk, the sum of the sizes before it."""
-    assert [0, 1, 1002, 3003, 6004] == list(Manifest.build(CHUNKS, cutting=0).offsets())
+    assert [0, 1, 1002, 3003, 6004] == list(Manifest.build(CHUNKS, chunking_version=0).offsets())
 
 
 def test_chunks_are_a_sequence() -> None:
     """They are counted, indexed, sliced and compared as a tuple of them would be."""
-    chunks = Manifest.build(CHUNKS, cutting=0).chunks
+    chunks = Manifest.build(CHUNKS, chunking_version=0).chunks
     assert len(CHUNKS) == len(chunks)
     assert (CHUNKS[0], CHUNKS[3], CHUNKS[-1]) == (chunks[0], chunks[3], chunks[-1])
     assert tuple(CHUNKS[1:4]) == chunks[1:4]
     assert tuple(CHUNKS[::-2]) == chunks[::-2]
     assert tuple(CHUNKS) == chunks
-    assert chunks == Manifest.build(CHUNKS, cutting=1).chunks
-    assert chunks != Manifest.build(CHUNKS[1:], cutting=0).chunks
+    assert chunks == Manifest.build(CHUNKS, chunking_version=1).chunks
+    assert chunks != Manifest.build(CHUNKS[1:], chunking_version=0).chunks
     assert CHUNKS[2] in chunks
     for place in (5, -6):
         with pytest.raises(IndexError):
@@ -53,7 +53,11 @@ def test_chunks_are_a_sequence() -> None:
 
 def test_the_same_chunks_cut_otherwise_are_another_file() -> None:
     """The cutting version and the order of chunks are part of the digest."""
-    digests = {Manifest.build(chunks, cutting=cutting).digest for chunks in (CHUNKS, CHUNKS[::-1]) for cutting in (0, 1)}
+    digests = {
+        Manifest.build(chunks, chunking_version=chunking_version).digest
+        for chunks in (CHUNKS, CHUNKS[::-1])
+        for chunking_version in (0, 1)
+    }
     assert 4 == len(digests)
 
 
@@ -61,14 +65,14 @@ def test_the_same_chunks_cut_otherwise_are_another_file() -> None:
 def test_refuses_chunks_of_impossible_size(size: int) -> None:
     """A chunk has 1 byte to 4 MiB."""
     with pytest.raises(InvalidManifest, match=f"has {size} bytes"):
-        Manifest.build([CHUNKS[0], Chunk(CHUNKS[1].digest, size)], cutting=0)
+        Manifest.build([CHUNKS[0], Chunk(CHUNKS[1].digest, size)], chunking_version=0)
 
 
-@pytest.mark.parametrize("cutting", [-1, 1 << 16])
-def test_refuses_a_cutting_version_that_does_not_fit(cutting: int) -> None:
+@pytest.mark.parametrize("chunking_version", [-1, 1 << 16])
+def test_refuses_a_chunking_version_that_does_not_fit(chunking_version: int) -> None:
     """It has 16 bits."""
-    with pytest.raises(InvalidManifest, match=f"its cutting version is {cutting}"):
-        Manifest.build(CHUNKS, cutting=cutting)
+    with pytest.raises(InvalidManifest, match=f"its cutting version is {chunking_version}"):
+        Manifest.build(CHUNKS, chunking_version=chunking_version)
 
 
 def packed(place: str, offset: int, value: int) -> Callable[[bytearray], None]:
@@ -94,7 +98,7 @@ def packed(place: str, offset: int, value: int) -> Callable[[bytearray], None]:
 )
 def test_refuses_what_is_not_canonical(change: Callable[[bytearray], None], reason: str) -> None:
     """Every byte string but one is refused for each file, with what is wrong with it."""
-    raw = bytearray(Manifest.build(CHUNKS, cutting=0).encoded)
+    raw = bytearray(Manifest.build(CHUNKS, chunking_version=0).encoded)
     change(raw)
     with pytest.raises(InvalidManifest, match=reason):
         Manifest.parse(raw)
@@ -103,7 +107,7 @@ def test_refuses_what_is_not_canonical(change: Callable[[bytearray], None], reas
 def test_refuses_to_build_beyond_the_limit() -> None:
     """More chunks than a manifest can hold are refused before the rest is asked for."""
     with pytest.raises(LimitExceeded):
-        Manifest.build(repeat(CHUNKS[0]), cutting=0)
+        Manifest.build(repeat(CHUNKS[0]), chunking_version=0)
 
 
 def test_refuses_to_parse_beyond_the_limit() -> None:
@@ -114,7 +118,7 @@ def test_refuses_to_parse_beyond_the_limit() -> None:
 
 def test_parsing_takes_little_more_memory_than_the_bytes() -> None:
     """I6: a manifest of 64 MiB must not take several times that, so chunks are made when they are asked for."""
-    encoded = Manifest.build(CHUNKS * 10_000, cutting=0).encoded
+    encoded = Manifest.build(CHUNKS * 10_000, chunking_version=0).encoded
     tracemalloc.start()
     try:
         manifest = Manifest.parse(encoded)

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from filestore.core.progress import Progress
-from filestore_cli.progress import FETCH, HASH, PUSH, SURVEY, Activity, Bar, Meter, PlainLines, sentence
+from filestore_cli.progress import FETCH, HASH, PLAN, PUSH, Activity, Bar, PlainLines, ProgressMeter, sentence
 from tests.support.clock import Clock
 
 
@@ -16,12 +16,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def meter(clock: Clock) -> Meter:
+def meter(clock: Clock) -> ProgressMeter:
     """A meter by that clock."""
-    return Meter(clock)
+    return ProgressMeter(clock)
 
 
-def after(meter: Meter, clock: Clock, seconds: float, progress: Progress | None = None) -> None:
+def after(meter: ProgressMeter, clock: Clock, seconds: float, progress: Progress | None = None) -> None:
     """Let time pass, then a report come, then somebody look."""
     clock.now += seconds
     if progress is not None:
@@ -34,7 +34,7 @@ def halfway() -> Progress:
     return Progress(total=200_000_000, done=100_000_000, moved=60_000_000, shared=20_000_000, read=120_000_000)
 
 
-def test_rate_and_time_left(meter: Meter, clock: Clock) -> None:
+def test_rate_and_time_left(meter: ProgressMeter, clock: Clock) -> None:
     """The rate is what was dealt with in the time that passed; time left is the rest at that rate."""
     after(meter, clock, 2, halfway())
 
@@ -42,7 +42,7 @@ def test_rate_and_time_left(meter: Meter, clock: Clock) -> None:
     assert meter.seconds_left == 2
 
 
-def test_a_rate_forgets(meter: Meter, clock: Clock) -> None:
+def test_a_rate_forgets(meter: ProgressMeter, clock: Clock) -> None:
     """A transfer that stands still has no rate soon after, and no time left to promise."""
     after(meter, clock, 1, halfway())
     for _ in range(12):
@@ -53,7 +53,7 @@ def test_a_rate_forgets(meter: Meter, clock: Clock) -> None:
     assert "nothing moved for 12 s" in sentence(PUSH, meter)
 
 
-def test_what_is_taken_back_is_no_negative_rate(meter: Meter, clock: Clock) -> None:
+def test_what_is_taken_back_is_not_a_negative_rate(meter: ProgressMeter, clock: Clock) -> None:
     """A retry may lower what was done; a rate below zero would be no news to anyone."""
     after(meter, clock, 1, halfway())
     for _ in range(11):
@@ -63,7 +63,7 @@ def test_what_is_taken_back_is_no_negative_rate(meter: Meter, clock: Clock) -> N
     assert meter.rate == 0
 
 
-def test_sentence_of_a_push(meter: Meter, clock: Clock) -> None:
+def test_sentence_of_a_push(meter: ProgressMeter, clock: Clock) -> None:
     """Bytes read, sent and shared, rate and time left."""
     after(meter, clock, 2, halfway())
 
@@ -71,43 +71,43 @@ def test_sentence_of_a_push(meter: Meter, clock: Clock) -> None:
     assert expected == sentence(PUSH, meter)
 
 
-def test_sentence_of_a_fetch(meter: Meter, clock: Clock) -> None:
+def test_sentence_of_a_fetch(meter: ProgressMeter, clock: Clock) -> None:
     """The same in the words of a fetch."""
     after(meter, clock, 2, halfway())
 
     assert sentence(FETCH, meter) == "50 %, 100 MB of 200 MB, 60.0 MB received, 20.0 MB reused, 50.0 MB/s, 2 s left"
 
 
-def test_sentence_of_a_hash(meter: Meter, clock: Clock) -> None:
+def test_sentence_of_a_hash(meter: ProgressMeter, clock: Clock) -> None:
     """Nothing moves in a hash."""
     after(meter, clock, 2, halfway())
 
     assert sentence(HASH, meter) == "50 %, 100 MB of 200 MB, 50.0 MB/s, 2 s left"
 
 
-def test_sentence_of_a_dry_run(meter: Meter, clock: Clock) -> None:
+def test_sentence_of_a_dry_run(meter: ProgressMeter, clock: Clock) -> None:
     """What is read and what is there already; nothing is sent."""
     after(meter, clock, 2, halfway())
 
-    assert sentence(SURVEY, meter) == "50 %, 100 MB of 200 MB, 120 MB read, 20.0 MB shared, 50.0 MB/s, 2 s left"
+    assert sentence(PLAN, meter) == "50 %, 100 MB of 200 MB, 120 MB read, 20.0 MB shared, 50.0 MB/s, 2 s left"
 
 
-@pytest.mark.parametrize("activity", [PUSH, SURVEY, FETCH, HASH], ids=lambda activity: activity.verb)
-def test_a_tree_is_told_by_file_and_by_byte(meter: Meter, clock: Clock, activity: Activity) -> None:
+@pytest.mark.parametrize("activity", [PUSH, PLAN, FETCH, HASH], ids=lambda activity: activity.verb)
+def test_a_tree_is_told_by_file_and_by_byte(meter: ProgressMeter, clock: Clock, activity: Activity) -> None:
     """Files that are dealt with, of all that there are, behind the bytes."""
     after(meter, clock, 2, halfway()._replace(file_count=20_000, files_done=12_345))
 
     assert sentence(activity, meter).startswith("50 %, 100 MB of 200 MB, 12,345 of 20,000 files, ")
 
 
-def test_one_file_is_not_counted(meter: Meter, clock: Clock) -> None:
+def test_one_file_is_not_counted(meter: ProgressMeter, clock: Clock) -> None:
     """Neither a single file nor a tree of one file or none says how many files there are."""
     for file_count in (0, 1):
         after(meter, clock, 2, halfway()._replace(file_count=file_count))
         assert "files" not in sentence(PUSH, meter)
 
 
-def test_before_the_first_report(meter: Meter, clock: Clock) -> None:
+def test_before_the_first_report(meter: ProgressMeter, clock: Clock) -> None:
     """Nothing is known, and nothing is made up; that a server does not answer is said."""
     after(meter, clock, 1)
     assert sentence(FETCH, meter) == "starting"
@@ -116,7 +116,7 @@ def test_before_the_first_report(meter: Meter, clock: Clock) -> None:
     assert sentence(FETCH, meter) == "nothing moved for 5 s"
 
 
-def test_plain_lines(meter: Meter, clock: Clock) -> None:
+def test_plain_lines(meter: ProgressMeter, clock: Clock) -> None:
     """One line after a second, then one every five; what is over before that says nothing."""
     stream = io.StringIO()
     with PlainLines(HASH, "model.bin", meter, stream) as lines:
@@ -127,7 +127,7 @@ def test_plain_lines(meter: Meter, clock: Clock) -> None:
     assert stream.getvalue().startswith("hash model.bin: 50 %, 100 MB of 200 MB")
 
 
-def test_plain_lines_and_the_bar_count_files(meter: Meter, clock: Clock) -> None:
+def test_plain_lines_and_the_bar_count_files(meter: ProgressMeter, clock: Clock) -> None:
     """A tree's progress is the same in a terminal and elsewhere."""
     after(meter, clock, 2, halfway()._replace(file_count=1000, files_done=7))
     for display in (PlainLines, Bar):
@@ -137,7 +137,7 @@ def test_plain_lines_and_the_bar_count_files(meter: Meter, clock: Clock) -> None
         assert ", 7 of 1,000 files, " in stream.getvalue()
 
 
-def test_a_bar_is_there_at_once_and_shows_names_as_they_are(meter: Meter) -> None:
+def test_a_bar_is_there_at_once_and_shows_names_as_they_are(meter: ProgressMeter) -> None:
     """A name in square brackets is a name, not markup."""
     stream = io.StringIO()
     with Bar(PUSH, "[red]model.bin", meter, stream):

@@ -24,7 +24,7 @@ from filestore.errors import (
 from filestore.format.codec import Codec
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import manifest_of, push
-from filestore.transfer.sources.push_cache import Journal
+from filestore.transfer.sources.push_cache import PushCache
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -32,7 +32,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """20 MiB that no codec makes smaller, which is more than one window; settled, so that a journal trusts it."""
+    """20 MiB that no codec makes smaller, which is more than one window; settled, so that a push cache trusts it."""
     path = tmp_path / "model.bin"
     path.write_bytes(random.Random(1).randbytes(20 * MIB))
     settle(path)
@@ -104,18 +104,18 @@ async def test_the_digest_that_a_push_gives_is_known_without_a_repository(watche
         assert manifest.digest == (await push(watched, source, codec=codec)).record.digest
 
 
-async def test_the_journal_saves_reading(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+async def test_the_push_cache_saves_reading(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
     """A file in the state of its last push is not read; with `rehash` it is; neither sends a frame."""
     os.utime(source)
     settled_by_ctime = tmp_path / "settled.bin"
     settled_by_ctime.symlink_to(source)
-    with Journal(tmp_path / "journal") as journal:
-        first = await push(watched, source, journal=journal)
-        _age_entries(tmp_path / "journal")
+    with PushCache(tmp_path / "push_cache") as push_cache:
+        first = await push(watched, source, push_cache=push_cache)
+        _age_entries(tmp_path / "push_cache")
         asked = len(watched.calls)
-        second = await push(watched, source, journal=journal)
+        second = await push(watched, source, push_cache=push_cache)
         assert ["identity", "commit"] == watched.calls[asked:]
-        third = await push(watched, source, journal=journal, rehash=True)
+        third = await push(watched, source, push_cache=push_cache, rehash=True)
     size = source.stat().st_size
     assert [size, 0, size] == [first.bytes_read, second.bytes_read, third.bytes_read]
     assert [0, 0] == [second.bytes_sent, third.bytes_sent]
@@ -132,14 +132,14 @@ def _age_entries(path: Path) -> None:
 
 
 async def test_what_the_repository_lost_is_sent_again(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
-    """A commit that names missing chunks is answered by sending exactly those (I9), also where the journal read nothing."""
-    with Journal(tmp_path / "journal") as journal:
-        pushed = await push(watched, source, journal=journal)
-        _age_entries(tmp_path / "journal")
+    """A commit that names missing chunks is answered by sending exactly those (I9), also where the push cache read nothing."""
+    with PushCache(tmp_path / "push_cache") as push_cache:
+        pushed = await push(watched, source, push_cache=push_cache)
+        _age_entries(tmp_path / "push_cache")
         lost = [chunk.digest for chunk in Manifest.parse(await watched.manifest(pushed.record.digest)).chunks[3:5]]
         await _lose(watched, lost)
         before = watched.chunks_put
-        again = await push(watched, source, journal=journal)
+        again = await push(watched, source, push_cache=push_cache)
     assert 2 == watched.chunks_put - before
     assert again.bytes_sent == again.bytes_read + 2 * 8
     assert again.record.size == again.bytes_shared + again.bytes_read
@@ -184,7 +184,7 @@ async def test_a_name_that_cannot_be_kept_is_refused_before_anything_is_read(
     assert [] == watched.calls
 
 
-async def test_what_is_no_file_is_refused(watched: WatchedRepository, tmp_path: Path) -> None:
+async def test_what_is_not_a_file_is_refused(watched: WatchedRepository, tmp_path: Path) -> None:
     """A FIFO that nobody writes to, a device, a file that is not there: said at once, without waiting."""
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path / "vanished", tmp_path / "vanished" / "below"):

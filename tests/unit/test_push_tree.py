@@ -20,12 +20,12 @@ from filestore.format.chunking.segments import SEGMENT_MIN
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
 from filestore.transfer import push as push_module
-from filestore.transfer.push import Pushed, manifest_of, push, survey
-from filestore.transfer.sources.push_cache import Journal
+from filestore.transfer.push import PushResult, manifest_of, plan_push, push
+from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, walk
 from tests.support.cancels import cancelled_at_every_await
-from tests.support.cutting import scan
+from tests.support.chunking import scan
 from tests.support.generator import octets
 from tests.support.golden import weights
 from tests.support.models import safetensors_file, torch_file
@@ -55,12 +55,12 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Journal]:
-    """A journal to which everything looks settled, as it is some seconds later."""
+async def push_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PushCache]:
+    """A push cache to which everything looks settled, as it is some seconds later."""
     now = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: now() + LATER)
-    with Journal(tmp_path / "journal") as journal:
-        yield journal
+    with PushCache(tmp_path / "push_cache") as push_cache:
+        yield push_cache
 
 
 def _zip_of(root: Path) -> bytes:
@@ -71,7 +71,7 @@ def _zip_of(root: Path) -> bytes:
     return bytes(content)
 
 
-async def _digests(repository: Repository, pushed: Pushed) -> set[Digest]:
+async def _digests(repository: Repository, pushed: PushResult) -> set[Digest]:
     manifest = Manifest.parse(await repository.manifest(pushed.record.digest))
     return {chunk.digest for chunk in manifest.chunks}
 
@@ -140,19 +140,19 @@ async def test_large_files_share_their_chunks_with_the_same_files_alone(watched:
         "model.pt": torch_file(weights()),
     }
     tree = plant(tmp_path / "tree", things)
-    known = set()
+    fingerprint = set()
     for name in things:
-        known |= await _digests(watched, await push(watched, tree / name))
+        fingerprint |= await _digests(watched, await push(watched, tree / name))
     pushed = await push(watched, tree)
-    new = await _digests(watched, pushed) - known
+    new = await _digests(watched, pushed) - fingerprint
     assert pushed.bytes_sent < 2 * KIB
     assert 4 == len(new)  # the runs before, between and behind them
 
 
-async def test_an_unchanged_directory_is_not_read(watched: WatchedRepository, tree: Path, journal: Journal) -> None:
+async def test_an_unchanged_directory_is_not_read(watched: WatchedRepository, tree: Path, push_cache: PushCache) -> None:
     """The same record again, without a byte of content."""
-    first = await push(watched, tree, journal=journal)
-    again = await push(watched, tree, journal=journal)
+    first = await push(watched, tree, push_cache=push_cache)
+    again = await push(watched, tree, push_cache=push_cache)
     assert (first.record.id, 0, 0, first.record.size) == (
         again.record.id,
         again.bytes_read,
@@ -161,10 +161,10 @@ async def test_an_unchanged_directory_is_not_read(watched: WatchedRepository, tr
     )
 
 
-async def test_rehash_reads_it_all_the_same(watched: WatchedRepository, tree: Path, journal: Journal) -> None:
+async def test_rehash_reads_it_all_the_same(watched: WatchedRepository, tree: Path, push_cache: PushCache) -> None:
     """For who does not trust file times."""
-    first = await push(watched, tree, journal=journal)
-    again = await push(watched, tree, journal=journal, rehash=True)
+    first = await push(watched, tree, push_cache=push_cache)
+    again = await push(watched, tree, push_cache=push_cache, rehash=True)
     assert (first.bytes_read, 0) == (again.bytes_read, again.bytes_sent)
 
 
@@ -178,21 +178,23 @@ async def test_rehash_reads_it_all_the_same(watched: WatchedRepository, tree: Pa
     ],
 )
 async def test_runs_and_files_in_which_nothing_changed_are_not_read(
-    watched: WatchedRepository, tree: Path, journal: Journal, changed: str, read: list[str]
+    watched: WatchedRepository, tree: Path, push_cache: PushCache, changed: str, read: list[str]
 ) -> None:
     """A run ends with the header of the file behind it, the last one with the central directory; all else is known."""
-    await push(watched, tree, journal=journal)
+    await push(watched, tree, push_cache=push_cache)
     content = (tree / changed).read_bytes()
     (tree / changed).write_bytes(content[::-1])
-    again = await push(watched, tree, journal=journal)
+    again = await push(watched, tree, push_cache=push_cache)
     assert _read_size(*read) == again.bytes_read
     assert (await manifest_of(tree)).digest == again.record.digest
 
 
 @pytest.mark.parametrize("change", ["rename", "chmod", "remove", "add", "empty"])
-async def test_changes_of_names_and_modes_are_seen(watched: WatchedRepository, tree: Path, journal: Journal, change: str) -> None:
-    """What the journal knows gives the same digest as a push that reads everything."""
-    await push(watched, tree, journal=journal)
+async def test_changes_of_names_and_modes_are_seen(
+    watched: WatchedRepository, tree: Path, push_cache: PushCache, change: str
+) -> None:
+    """What the push cache knows gives the same digest as a push that reads everything."""
+    await push(watched, tree, push_cache=push_cache)
     match change:
         case "rename":
             (tree / "a" / "first.txt").rename(tree / "c" / "moved.txt")
@@ -204,37 +206,39 @@ async def test_changes_of_names_and_modes_are_seen(watched: WatchedRepository, t
             (tree / "e.bin").write_bytes(octets(9, 300 * KIB))
         case _:
             (tree / "empty").rmdir()
-    again = await push(watched, tree, journal=journal)
+    again = await push(watched, tree, push_cache=push_cache)
     assert (await manifest_of(tree)).digest == again.record.digest
 
 
 async def test_a_file_that_changed_just_before_is_read_again(watched: WatchedRepository, tree: Path, tmp_path: Path) -> None:
     """Within 2 s of its last change a file may change again without its times showing it."""
-    with Journal(tmp_path / "journal") as journal:
-        first = await push(watched, tree, journal=journal)
-        again = await push(watched, tree, journal=journal)
+    with PushCache(tmp_path / "push_cache") as push_cache:
+        first = await push(watched, tree, push_cache=push_cache)
+        again = await push(watched, tree, push_cache=push_cache)
     assert first.bytes_read == again.bytes_read
 
 
-@pytest.mark.parametrize("known", [b"", b"tree1", b"tree1" + b"\xff" * 40, b"another"])
-async def test_a_damaged_journal_entry_is_as_good_as_none(
-    watched: WatchedRepository, tree: Path, journal: Journal, known: bytes
+@pytest.mark.parametrize("fingerprint", [b"", b"tree1", b"tree1" + b"\xff" * 40, b"another"])
+async def test_a_damaged_push_cache_entry_is_as_good_as_none(
+    watched: WatchedRepository, tree: Path, push_cache: PushCache, fingerprint: bytes
 ) -> None:
     """It only saves work."""
-    first = await push(watched, tree, journal=journal)
+    first = await push(watched, tree, push_cache=push_cache)
     manifest = Manifest.parse(await watched.manifest(first.record.digest))
-    journal.record(await watched.identity(), tree, manifest, known)
-    again = await push(watched, tree, journal=journal)
+    push_cache.record(await watched.identity(), tree, manifest, fingerprint)
+    again = await push(watched, tree, push_cache=push_cache)
     assert (first.bytes_read, first.record.id) == (again.bytes_read, again.record.id)
 
 
-async def test_what_the_repository_lost_is_sent_again(local_repository: LocalRepository, tree: Path, journal: Journal) -> None:
+async def test_what_the_repository_lost_is_sent_again(
+    local_repository: LocalRepository, tree: Path, push_cache: PushCache
+) -> None:
     """Chunks of headers too, which are nowhere on disk: the zip is put together at their offsets."""
-    first = await push(local_repository, tree, journal=journal)
+    first = await push(local_repository, tree, push_cache=push_cache)
     lost = list(await _digests(local_repository, first))
     async with local_repository._index.transaction() as transaction:
         await transaction.forget_chunks(DEFAULT_NAMESPACE, lost)
-    again = await push(local_repository, tree, journal=journal)
+    again = await push(local_repository, tree, push_cache=push_cache)
     assert (first.record.id, first.bytes_sent, first.record.size) == (again.record.id, again.bytes_sent, again.bytes_read)
 
 
@@ -299,23 +303,23 @@ async def test_progress_counts_files_and_bytes(watched: WatchedRepository, tree:
         assert before.files_done <= after.files_done
 
 
-async def test_a_survey_tells_what_a_push_would_send(watched: WatchedRepository, tree: Path) -> None:
+async def test_a_plan_tells_what_a_push_would_send(watched: WatchedRepository, tree: Path) -> None:
     """By entry, in decoded bytes; it sends and records nothing."""
-    first = await survey(watched, tree)
+    first = await plan_push(watched, tree)
     assert {"identity", "missing"} == set(watched.calls)
     assert (first.size, first.size, 0) == (len(_zip_of(tree)), first.bytes_new, first.bytes_shared)
     assert all(entry.size == entry.bytes_new for entry in first.entries)
     pushed = await push(watched, tree)
     assert first.digest == pushed.record.digest
     (tree / "b.safetensors").write_bytes(octets(8, 700 * KIB))
-    second = {entry.name: entry.bytes_new for entry in (await survey(watched, tree)).entries}
+    second = {entry.name: entry.bytes_new for entry in (await plan_push(watched, tree)).entries}
     assert (700 * KIB, 0) == (min(second["b.safetensors"], 700 * KIB), second["d.safetensors"] // KIB)
 
 
-async def test_a_survey_of_a_file_has_one_entry(watched: WatchedRepository, tree: Path) -> None:
+async def test_a_plan_of_a_file_has_one_entry(watched: WatchedRepository, tree: Path) -> None:
     """It is shown like a directory that holds just it."""
     await push(watched, tree)
-    found = await survey(watched, tree / "b.safetensors")
+    found = await plan_push(watched, tree / "b.safetensors")
     assert [("b.safetensors", 700 * KIB, 0)] == [tuple(entry) for entry in found.entries]
 
 

@@ -27,7 +27,7 @@ from filestore.errors import (
 )
 from filestore.repository.protocol import Repository
 from filestore.runtime import worker_protocol as messages
-from filestore.runtime.loaded import Loaded, LoadedPipelines
+from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines, checked_pipeline_name
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.runs import Runs, State
@@ -61,11 +61,11 @@ class Processes:
         self._folder = folder
         self._numbers = count()
 
-    async def load(self, pipeline_id: str) -> Loaded:
+    async def load(self, pipeline_id: str) -> LoadedPipeline:
         """What takes the place of a loaded pipeline."""
         folder = self._folder / str(next(self._numbers))
         self.started.append(await start_process(folder, environ={"PATH": os.environ["PATH"]}, limits=LIMITS))
-        return Loaded(pipeline_id, self.started[-1], Cache(self._folder / "cache", self._repository), [])
+        return LoadedPipeline(pipeline_id, self.started[-1], Cache(self._folder / "cache", self._repository), [])
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ async def test_a_process_that_is_too_slow(tmp_path: Path) -> None:
     assert not is_running(process._process.pid)
 
 
-async def test_a_cancelled_question_ends_the_process(processes: Processes) -> None:
+async def test_a_cancelled_request_ends_the_process(processes: Processes) -> None:
     """Whoever asked is gone, and its answer would be taken for another one's."""
     loaded = LoadedPipelines(limit=1)
 
@@ -279,7 +279,7 @@ async def test_a_pipeline_that_cannot_be_loaded_takes_no_place(processes: Proces
     """Others find it free."""
     loaded = LoadedPipelines(limit=1)
 
-    async def fail() -> Loaded:
+    async def fail() -> LoadedPipeline:
         raise RunFailed("no")
 
     for _ in range(2):

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from filestore.errors import InvalidParts
-from filestore.format.chunking import Cutter
-from filestore.http.server.routes.sdk.parts import Part, PartsContent, unbroken
+from filestore.format.chunking import Chunker
+from filestore.http.server.routes.sdk.parts import PartsContent, UploadPart, unbroken
 from filestore.http.server.routes.sdk.uploads import uploads_folder
-from tests.support.cutting import manifest_of, scan
+from tests.support.chunking import manifest_of, scan
 from tests.support.generator import octets
 from tests.support.models import safetensors_file, tensor, torch_file
 
@@ -23,26 +23,26 @@ CONTENTS = {
 }
 
 
-def parts_of(folder: Path, content: bytes, size: int) -> list[Part]:
+def parts_of(folder: Path, content: bytes, size: int) -> list[UploadPart]:
     """`content` in parts of `size` bytes."""
     parts = []
     for start in range(0, len(content), size):
         piece = content[start : start + size]
         path = folder / str(start)
         path.write_bytes(piece)
-        parts.append(Part(start // size + 1, "tag", len(piece), path))
+        parts.append(UploadPart(start // size + 1, "tag", len(piece), path))
     return parts
 
 
-def cut_in_turns(folder: Path, parts: Sequence[Part], *, keeps: bool) -> PartsContent:
-    """All of the parts, one more at each turn, by one cutter, or by another one each time."""
-    chunks, cutter = bytearray(), Cutter()
+def cut_in_turns(folder: Path, parts: Sequence[UploadPart], *, keeps: bool) -> PartsContent:
+    """All of the parts, one more at each turn, by one chunker, or by another one each time."""
+    chunks, chunker = bytearray(), Chunker()
     for count in range(len(parts) + 1):
-        content = PartsContent(folder, parts[:count], chunks, cutter, is_whole=False)
+        content = PartsContent(folder, parts[:count], chunks, chunker, is_whole=False)
         scan(content)
         chunks = content.chunks
-        cutter = cutter if keeps else Cutter()
-    content = PartsContent(folder, parts, chunks, cutter, is_whole=True)
+        chunker = chunker if keeps else Chunker()
+    content = PartsContent(folder, parts, chunks, chunker, is_whole=True)
     scan(content)
     return content
 
@@ -61,7 +61,7 @@ def test_parts_are_cut_as_the_file_that_they_make_up(tmp_path: Path, name: str, 
 def test_any_bytes_are_read_again(tmp_path: Path) -> None:
     """Across the ends of parts: a commit may want chunks again."""
     content = octets(2, 100_000)
-    parts = PartsContent(tmp_path, parts_of(tmp_path, content, 7), bytearray(), Cutter(), is_whole=True)
+    parts = PartsContent(tmp_path, parts_of(tmp_path, content, 7), bytearray(), Chunker(), is_whole=True)
     for start, end in ((0, 100_000), (6, 8), (7, 14), (99_999, 100_000), (5, 5)):
         memory = memoryview(bytearray(end - start))
         parts.read_into(memory, start)
@@ -71,7 +71,7 @@ def test_any_bytes_are_read_again(tmp_path: Path) -> None:
 def test_a_part_that_is_gone_is_named(tmp_path: Path) -> None:
     """Or shorter than it was."""
     parts = parts_of(tmp_path, b"0123456789", 5)
-    content = PartsContent(tmp_path, parts, bytearray(), Cutter(), is_whole=True)
+    content = PartsContent(tmp_path, parts, bytearray(), Chunker(), is_whole=True)
     parts[1].path.write_bytes(b"567")
     with pytest.raises(InvalidParts, match="part 2 cannot be read any more"):
         content.read_into(memoryview(bytearray(10)), 0)
@@ -84,7 +84,7 @@ def test_the_unbroken_run_begins_with_the_first_part() -> None:
     """And ends before the first that is not there."""
 
     def numbers(*arrived: int) -> list[int]:
-        return [part.number for part in unbroken([Part(number, "tag", 1, Path()) for number in arrived])]
+        return [part.number for part in unbroken([UploadPart(number, "tag", 1, Path()) for number in arrived])]
 
     assert [1, 2, 3] == numbers(3, 1, 2, 5)
     assert [] == numbers(2, 3)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from filestore_cli.text import duration, exactly, in_units, printable, table
+from filestore_cli.text import duration, exactly, for_display, in_units, table
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from filestore_cli.text import duration, exactly, in_units, printable, table
 )
 def test_printable(text: str, expected: str) -> None:
     """Nothing that a name holds reaches a terminal as a command; what is readable stays."""
-    assert expected == printable(text)
+    assert expected == for_display(text)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 
 from filestore.core.manifest import Manifest
 from filestore.errors import SourceChanged
-from filestore.transfer.sources.file import WINDOW_SIZE, Remembered
+from filestore.transfer.sources.file import WINDOW_SIZE, CachedPush
 from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, walk
-from tests.support.cutting import scan
+from tests.support.chunking import scan
 from tests.support.generator import octets
 from tests.support.trees import Folder, Link, Planted, plant
 
@@ -27,9 +27,9 @@ def _scanned(source: TreeSource) -> Manifest:
     return source.manifest()
 
 
-def _remembered(root: Path) -> Remembered:
+def _cached(root: Path) -> CachedPush:
     with TreeSource(walk(root, symlinks=Symlinks.KEEP)) as source:
-        return Remembered(_scanned(source), source.known(), time.time_ns() + LATER)
+        return CachedPush(_scanned(source), source.fingerprint(), time.time_ns() + LATER)
 
 
 def test_files_without_content_are_done_from_the_start(tmp_path: Path) -> None:
@@ -65,12 +65,12 @@ def test_a_large_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_known_of_an_unchanged_tree_stays_the_same(tmp_path: Path) -> None:
     """Nothing of it has to be put together again."""
     root = plant(tmp_path / "tree", {"a": b"a", "b": octets(1, MIB), "link": Link("a")})
-    remembered = _remembered(root)
+    cached = _cached(root)
     with TreeSource(walk(root, symlinks=Symlinks.KEEP)) as source:
-        source.recall(remembered)
-        assert (True, 0, source.size) == (source.is_finished, source.read, source.remembered_size)
-        assert remembered.known is source.known()
-        assert remembered.manifest == source.manifest()
+        source.load_fingerprint(cached)
+        assert (True, 0, source.size) == (source.is_finished, source.read, source.cached_size)
+        assert cached.fingerprint is source.fingerprint()
+        assert cached.manifest == source.manifest()
 
 
 def test_where_a_kept_link_leads_is_not_told_by_its_checksum(tmp_path: Path) -> None:
@@ -82,13 +82,13 @@ def test_where_a_kept_link_leads_is_not_told_by_its_checksum(tmp_path: Path) -> 
         if first != second:
             break
     root = plant(tmp_path / "tree", {"file": b"x", "link": Link(first)})
-    remembered = _remembered(root)
+    cached = _cached(root)
     (root / "link").unlink()
     plant(root, {"link": Link(second)})
     with TreeSource(walk(root, symlinks=Symlinks.KEEP)) as sparing:
-        sparing.recall(remembered)
+        sparing.load_fingerprint(cached)
         found = _scanned(sparing)
-    assert _remembered(root).manifest == found != remembered.manifest
+    assert _cached(root).manifest == found != cached.manifest
 
 
 def test_a_large_file_that_changes_while_it_is_read_is_found_at_its_end(tmp_path: Path) -> None:

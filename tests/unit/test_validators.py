@@ -56,7 +56,7 @@ def test_ranges_that_lie_in_the_content(header: str, asked: range) -> None:
         f"bytes=0-{'9' * 5000}",
     ],
 )
-def test_what_is_no_single_range_is_ignored(header: str | None) -> None:
+def test_what_is_not_a_single_range_is_ignored(header: str | None) -> None:
     """RFC 9110, section 14.2: the whole content is the answer."""
     assert parse_range(header, SIZE) is None
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from filestore.errors import InvalidName, NothingMatches, SourceChanged, SourceRefused, SourceUnreadable
-from filestore.format.zip.chunker import TreeCutter
+from filestore.format.zip.chunker import TreeChunker
 from filestore.format.zip.write import Entry, sorted_entries
 from filestore.transfer.sources.file import FileState
 from filestore.transfer.sources.tree import TreeSource
-from filestore.transfer.sources.walk import Symlinks, Walked, walk
+from filestore.transfer.sources.walk import Symlinks, WalkResult, walk
 from tests.support.trees import (
     AWKWARD_NAMES,
     Folder,
@@ -35,12 +35,12 @@ from tests.support.trees import (
 FOLLOWING = (Symlinks.INSIDE, Symlinks.FOLLOW)
 
 
-def names(walked: Walked) -> list[str]:
+def names(walked: WalkResult) -> list[str]:
     """The names of what was found."""
     return [entry.name for entry in walked.entries]
 
 
-def contents(walked: Walked) -> dict[str, bytes]:
+def contents(walked: WalkResult) -> dict[str, bytes]:
     """What lies where the walk says that the content of each file is."""
     return {
         entry.name: Path(walked.path(place)).read_bytes()
@@ -158,7 +158,7 @@ def test_links_in_a_root_that_is_a_link(tmp_path: Path) -> None:
     assert {"a": b"a", "by_link": b"a", "by_path": b"a"} == contents(walk(tmp_path / "root"))
 
 
-def test_root_that_is_no_directory(tmp_path: Path) -> None:
+def test_root_that_is_not_a_directory(tmp_path: Path) -> None:
     """A file, nothing, a link to nothing: told with the path and the reason."""
     plant(tmp_path, {"file": b"", "dangling": Link("nowhere")})
 
@@ -305,7 +305,7 @@ def test_kept_link_that_leads_out_by_way_of_another(tmp_path: Path) -> None:
     walked = walk(tmp_path / "tree", symlinks=Symlinks.KEEP)
 
     with pytest.raises(InvalidName, match=r"'a/b/link'.*leads out of the tree, to '\.\./\.\./up/\.\./outside'"):
-        TreeCutter(walked.entries, lambda *_: None)
+        TreeChunker(walked.entries, lambda *_: None)
     with pytest.raises(SourceRefused, match=f"^{tmp_path}/tree/a/b/link was refused: .* leads out of the tree, .*--exclude"):
         TreeSource(walked)
 
@@ -510,7 +510,7 @@ def test_name_that_no_archive_holds(tmp_path: Path, name: str) -> None:
     walked = walk(plant(tmp_path / "tree", {"a": b"", name: b""}))
 
     with pytest.raises(InvalidName, match="the name") as caught:
-        TreeCutter(walked.entries, lambda *_: None)
+        TreeChunker(walked.entries, lambda *_: None)
     assert name == caught.value.args[0]
     with pytest.raises(SourceRefused) as refused:
         TreeSource(walked)

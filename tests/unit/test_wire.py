@@ -115,7 +115,7 @@ def test_statuses(kind: type[FilestoreError], status: int) -> None:
         ({"type": ["NotFound"], "detail": "so it is", "facts": ["a"]}, "so it is"),
     ],
 )
-def test_what_is_no_problem_of_ours_is_a_server_error(document: object, detail: str) -> None:
+def test_what_is_not_a_problem_of_ours_is_a_server_error(document: object, detail: str) -> None:
     """Another server, a proxy, another version: the status and what it says, never a crash."""
     error = decode_problem(URL, 404, document)
     assert (ServerError, (URL, 404, detail)) == (type(error), error.args)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import click
 
-from filestore_cli.session import Session, takes
+from filestore_cli.context import CommandContext, takes
 from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
-from filestore_cli.text import printable
+from filestore_cli.text import for_display
 
 KINDS = ("bf16", "fp32", "random", "text", "tree")
 SIZE_MIN = 64 << 10
@@ -38,7 +38,7 @@ def _counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
     return counts
 
 
-class Asked(NamedTuple):
+class BenchOptions(NamedTuple):
     """What is to be measured, as far as the user said."""
 
     size: tuple[int, ...] | None
@@ -50,11 +50,11 @@ class Asked(NamedTuple):
 
 
 def _asks(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `Asked`, and that as its argument `asked`."""
+    """Give a command the options of `BenchOptions`, and that as its argument `asked`."""
 
     @functools.wraps(command)
     def call(**arguments: Any) -> None:
-        asked = Asked(**{name: arguments.pop(name) for name in Asked._fields})
+        asked = BenchOptions(**{name: arguments.pop(name) for name in BenchOptions._fields})
         command(asked=asked, **arguments)
 
     path = click.Path(path_type=Path)
@@ -82,26 +82,26 @@ def bench() -> None:
 @bench.command("upload", short_help="Measure uploads.")
 @_asks
 @takes("token", "codec", "connections", "stall_seconds", "workers")
-def bench_upload(session: Session, asked: Asked) -> None:
+def bench_upload(context: CommandContext, asked: BenchOptions) -> None:
     """Measure uploads: each client sends content of its own."""
-    _bench(session, "upload", asked)
+    _bench(context, "upload", asked)
 
 
 @bench.command("fetch", short_help="Measure fetches.")
 @_asks
 @takes("token", "codec", "connections", "stall_seconds", "workers")
-def bench_fetch(session: Session, asked: Asked) -> None:
+def bench_fetch(context: CommandContext, asked: BenchOptions) -> None:
     """Measure fetches: all clients fetch the same content, every byte verified."""
-    _bench(session, "fetch", asked)
+    _bench(context, "fetch", asked)
 
 
-def _bench(session: Session, verb: str, asked: Asked) -> None:
+def _bench(context: CommandContext, verb: str, asked: BenchOptions) -> None:
     from filestore_cli.bench.plot import check_plot, plot  # only here
     from filestore_cli.bench.processes import Server  # the same
     from filestore_cli.bench.report import as_json, lines  # the same
     from filestore_cli.bench.run import Plan, check_space, measure  # the same
 
-    settings = session.settings
+    settings = context.settings
     if asked.plot is not None:
         check_plot(asked.plot)
     path = None if asked.kind in KINDS else _given(asked.kind)
@@ -120,9 +120,9 @@ def _bench(session: Session, verb: str, asked: Asked) -> None:
         link={"connections": settings.connections, "stall_seconds": settings.stall_seconds},
     )
     check_space(plan)
-    found = run_to_end(measure(plan, shows_progress=session.shows_progress))
+    found = run_to_end(measure(plan, shows_progress=context.shows_progress))
     # First: a picture that cannot be written must not cost the numbers.
-    session.show(as_json(plan, found), *lines(plan, found))
+    context.show(as_json(plan, found), *lines(plan, found))
     if asked.plot is not None:
         plot(plan, found, asked.plot)
 
@@ -131,7 +131,7 @@ def _given(kind: str) -> Path:
     path = Path(kind)
     if not kind or not path.exists():
         raise click.ClickException(
-            f"{printable(kind)!r} is none of {', '.join(KINDS)}, and no file or folder of that name is there"
+            f"{for_display(kind)!r} is none of {', '.join(KINDS)}, and no file or folder of that name is there"
         )
     return path.absolute()
 
@@ -139,7 +139,9 @@ def _given(kind: str) -> Path:
 def _folder(given: Path | None) -> Path:
     folder = (given or Path(tempfile.gettempdir())).absolute()
     if not folder.is_dir():
-        raise click.ClickException(f"there is no folder {printable(folder)} to work in; make it first, or give another --folder")
+        raise click.ClickException(
+            f"there is no folder {for_display(folder)} to work in; make it first, or give another --folder"
+        )
     return folder
 
 

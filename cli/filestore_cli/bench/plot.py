@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from filestore.errors import MissingPackage
-from filestore.system.metrics import Passed, Stage
+from filestore.system.metrics import Stage, StageTotals
 from filestore_cli.bench.report import CEILINGS, stages_of
-from filestore_cli.bench.run import Found, Plan
-from filestore_cli.text import in_units, printable
+from filestore_cli.bench.run import BenchResult, Plan
+from filestore_cli.text import for_display, in_units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,16 +30,16 @@ _Curves = dict[str, list[tuple[float, float]]]
 def check_plot(path: Path) -> None:
     """Raises ClickException, MissingPackage when nothing could be drawn to `path`: before anything takes time."""
     if path.suffix.lower() not in FORMATS:
-        raise click.ClickException(f"{printable(path)} is no name of a picture; give one that ends in {', '.join(FORMATS)}")
+        raise click.ClickException(f"{for_display(path)} is no name of a picture; give one that ends in {', '.join(FORMATS)}")
     if not path.absolute().parent.is_dir():
-        raise click.ClickException(f"there is no folder {printable(path.parent)} for the picture; make it first")
+        raise click.ClickException(f"there is no folder {for_display(path.parent)} for the picture; make it first")
     if path.is_dir():
-        raise click.ClickException(f"{printable(path)} is a folder; give the path of a picture")
+        raise click.ClickException(f"{for_display(path)} is a folder; give the path of a picture")
     if find_spec("matplotlib") is None:
         raise MissingPackage("matplotlib", "--plot", "plot")
 
 
-def plot(plan: Plan, found: Found, path: Path) -> None:
+def plot(plan: Plan, found: BenchResult, path: Path) -> None:
     """Bars of the time in each stage of the last run; throughput against size, and against the number of clients."""
     from matplotlib.figure import Figure  # heavy, and an extra
 
@@ -64,14 +64,14 @@ def plot(plan: Plan, found: Found, path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw_stages(axes: Axes, found: Found) -> None:
+def _draw_stages(axes: Axes, found: BenchResult) -> None:
     """A bar for each stage and side; its dark part is processor time."""
     sides = stages_of(found.runs[-1])
     stages = [stage for stage in Stage if any(stage in passed for passed in sides.values())]
     height = 0.8 / len(sides)
     for number, (side, passed) in enumerate(sides.items()):
         places = [place + number * height for place in range(len(stages))]
-        found_here = [passed.get(stage, Passed()) for stage in stages]
+        found_here = [passed.get(stage, StageTotals()) for stage in stages]
         color = f"C{number}"
         axes.barh(
             places, [each.seconds for each in found_here], height, color=color, alpha=_WAITED_ALPHA, label=f"{side}, in all"
@@ -83,7 +83,7 @@ def _draw_stages(axes: Axes, found: Found) -> None:
     axes.legend()
 
 
-def _draw_rates(axes: Axes, curves: _Curves, found: Found) -> None:
+def _draw_rates(axes: Axes, curves: _Curves, found: BenchResult) -> None:
     for label, points in curves.items():
         axes.plot([x for x, _ in points], [rate / 1e9 for _, rate in points], marker="o", label=label)
     for number, name in enumerate(_BESIDE):

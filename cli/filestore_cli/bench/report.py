@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import NamedTuple
 
-from filestore.system.metrics import Passed, Stage
-from filestore_cli.bench.run import Found, Plan, Run, Side
-from filestore_cli.text import duration, in_units, printable, table
+from filestore.system.metrics import Stage, StageTotals
+from filestore_cli.bench.run import BenchResult, Measurement, Plan, Side
+from filestore_cli.text import duration, for_display, in_units, table
 
 CEILINGS = {
     "memory_copy": "copy of memory",
@@ -36,7 +36,7 @@ def machine() -> Machine:
     return Machine(os.cpu_count() or 1, system, platform.python_version(), version("filestore"))
 
 
-def as_json(plan: Plan, found: Found) -> dict[str, object]:
+def as_json(plan: Plan, found: BenchResult) -> dict[str, object]:
     """All of it. Rates are bytes a second."""
     return {
         "verb": plan.verb,
@@ -55,7 +55,7 @@ def as_json(plan: Plan, found: Found) -> dict[str, object]:
     }
 
 
-def _run_json(plan: Plan, run: Run) -> dict[str, object]:
+def _run_json(plan: Plan, run: Measurement) -> dict[str, object]:
     return {
         "size": run.size,
         "clients": run.clients,
@@ -76,11 +76,11 @@ def _side_json(side: Side) -> dict[str, object]:
     }
 
 
-def lines(plan: Plan, found: Found) -> Iterator[str]:
+def lines(plan: Plan, found: BenchResult) -> Iterator[str]:
     """All of it, for a person."""
     here = machine()
-    yield f"{here.cores} cores, {here.system}, Python {here.python}, filestore {here.filestore}, in {printable(plan.folder)}"
-    yield f"server {printable(found.url)}" + ("" if plan.server else ", started for this over an empty folder, and removed")
+    yield f"{here.cores} cores, {here.system}, Python {here.python}, filestore {here.filestore}, in {for_display(plan.folder)}"
+    yield f"server {for_display(found.url)}" + ("" if plan.server else ", started for this over an empty folder, and removed")
     for run in found.runs:
         yield ""
         yield from _run_lines(plan, run, here)
@@ -93,8 +93,8 @@ def lines(plan: Plan, found: Found) -> Iterator[str]:
         yield f"{records} removed from the server, with all chunks that no other record needs."
 
 
-def _run_lines(plan: Plan, run: Run, here: Machine) -> Iterator[str]:
-    what = plan.kind if plan.path is None else printable(plan.path)
+def _run_lines(plan: Plan, run: Measurement, here: Machine) -> Iterator[str]:
+    what = plan.kind if plan.path is None else for_display(plan.path)
     clients = "1 client" if run.clients == 1 else f"{run.clients} clients at once"
     yield f"{plan.verb} of {what}, {in_units(run.size)}, {clients}: {_rate(run.rate)}"
     share = f", {run.bytes_moved / run.size:.1%} of the content" if run.size else ""
@@ -109,12 +109,12 @@ def _run_lines(plan: Plan, run: Run, here: Machine) -> Iterator[str]:
     yield from _stage_lines(run)
 
 
-def _side_line(side: Side, run: Run) -> str:
+def _side_line(side: Side, run: Measurement) -> str:
     cost = f" ({side.cpu_seconds / run.size * 1e9:.2f} for a GB)" if run.size else ""
     return f"{side.cpu_seconds:.2f} s of processor time{cost}, {in_units(side.peak_memory)} of memory at the peak"
 
 
-def _limit(plan: Plan, run: Run, here: Machine) -> dict[str, str]:
+def _limit(plan: Plan, run: Measurement, here: Machine) -> dict[str, str]:
     """How busy the processors were, and the longest stage of each side."""
     sides = {"client": run.client} | ({} if run.server is None else {"server": run.server})
     rows = {}
@@ -131,7 +131,7 @@ def _limit(plan: Plan, run: Run, here: Machine) -> dict[str, str]:
     return rows
 
 
-def _stage_lines(run: Run) -> Iterator[str]:
+def _stage_lines(run: Measurement) -> Iterator[str]:
     """A row for each stage: of each side, the time in it, what of that was processor time, and the rate of one thread."""
     sides = [("client", run.client.stages)] + ([] if run.server is None else [("server", run.server.stages)])
     titles = "".join(f"{name:>10}{'processor':>12}{'bytes':>10}{'a thread':>12}" for name, _ in sides)
@@ -141,7 +141,7 @@ def _stage_lines(run: Run) -> Iterator[str]:
             yield (f"{stage:<8}" + "".join(_cells(stages.get(stage)) for _, stages in sides)).rstrip()
 
 
-def _cells(passed: Passed | None) -> str:
+def _cells(passed: StageTotals | None) -> str:
     if passed is None:
         return " " * 44
     rate = _rate(passed.size / passed.seconds) if passed.size and passed.seconds else ""
@@ -153,6 +153,6 @@ def _rate(rate: float) -> str:
     return f"{rate / 1e9:.2f} GB/s" if rate >= 1e8 else f"{in_units(rate)}/s"
 
 
-def stages_of(run: Run) -> Mapping[str, Mapping[Stage, Passed]]:
+def stages_of(run: Measurement) -> Mapping[str, Mapping[Stage, StageTotals]]:
     """Those of each side that told of itself, by its name."""
     return {"client": run.client.stages} | ({} if run.server is None else {"server": run.server.stages})

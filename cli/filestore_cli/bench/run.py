@@ -17,16 +17,16 @@ import click
 from filestore.core.progress import Progress
 from filestore.core.references import Reference
 from filestore.errors import FilestoreError, Forbidden, InvalidUrl, NotFound, ServerError
-from filestore.system.metrics import Passed, Stage, added
+from filestore.system.metrics import Stage, StageTotals, added
 from filestore.system.threads import task_group
 from filestore_cli.bench.processes import Job, Server, Worker, serving, working
 from filestore_cli.progress import Activity, shown
 from filestore_cli.start import say
-from filestore_cli.text import in_units, printable
+from filestore_cli.text import for_display, in_units
 
 CEILING_SIZE_MIN, CEILING_SIZE_MAX = 16 << 20, 256 << 20
 
-Stages = Mapping[Stage, Passed]
+Stages = Mapping[Stage, StageTotals]
 
 
 class Link(TypedDict):
@@ -66,7 +66,7 @@ class Side(NamedTuple):
     stages: Stages
 
 
-class Run(NamedTuple):
+class Measurement(NamedTuple):
     """What was found with one size and one number of clients."""
 
     size: int
@@ -87,14 +87,14 @@ class Run(NamedTuple):
         return self.size / self.seconds
 
 
-class Found(NamedTuple):
+class BenchResult(NamedTuple):
     """All of a measurement."""
 
     url: str
     """Of the server; of one of its own, the last."""
     ceilings: Mapping[str, float]
     """Bytes a second."""
-    runs: Sequence[Run]
+    runs: Sequence[Measurement]
     removed: int
     """Records that were removed from the user's server."""
 
@@ -108,30 +108,30 @@ def check_space(plan: Plan) -> None:
     free = shutil.disk_usage(plan.folder).free
     if free < max(needed, _ceiling_size(plan)):
         raise click.ClickException(
-            f"{printable(plan.folder)} has {in_units(free)} free, and up to {in_units(needed)} are written there;"
+            f"{for_display(plan.folder)} has {in_units(free)} free, and up to {in_units(needed)} are written there;"
             " give another --folder, a smaller --size or fewer --clients"
         )
 
 
-async def measure(plan: Plan, *, shows_progress: bool) -> Found:
+async def measure(plan: Plan, *, shows_progress: bool) -> BenchResult:
     """Carry `plan` out. Raises ClickException, FilestoreError."""
     if plan.server is not None:
         # Before anything takes time: is it there, and does it let the token in?
         async with _connected(plan.server, plan.link) as repository:
             await repository.identity()
     with tempfile.TemporaryDirectory(dir=plan.folder, prefix="filestore-bench-") as name:
-        measuring = _Measuring(plan, Path(name), shows_progress=shows_progress)
+        measuring = _Measurement(plan, Path(name), shows_progress=shows_progress)
         job = {"do": "ceilings", "folder": name, "size": _ceiling_size(plan)}
         ceilings = await measuring.done(job, Activity("find ceilings"), total=0)
         runs = [await measuring.run(size, clients) for size in plan.sizes for clients in plan.clients]
-        return Found(measuring.url, ceilings, runs, measuring.removed)
+        return BenchResult(measuring.url, ceilings, runs, measuring.removed)
 
 
 def _ceiling_size(plan: Plan) -> int:
     return min(max(*plan.sizes, CEILING_SIZE_MIN), CEILING_SIZE_MAX)
 
 
-class _Measuring:
+class _Measurement:
     """A plan under way, in a folder of its own."""
 
     def __init__(self, plan: Plan, folder: Path, *, shows_progress: bool) -> None:
@@ -142,7 +142,7 @@ class _Measuring:
         self._folder = folder
         self._shows_progress = shows_progress
 
-    async def run(self, size: int, clients: int) -> Run:
+    async def run(self, size: int, clients: int) -> Measurement:
         """Measure one size with one number of clients."""
         async with self._server() as server:
             self.url = server.url
@@ -156,14 +156,14 @@ class _Measuring:
             await worker.begin()
             return await worker.result()
 
-    async def _upload(self, server: Server, size: int, clients: int) -> Run:
+    async def _upload(self, server: Server, size: int, clients: int) -> Measurement:
         names = [_new_name() for _ in range(clients)]
         async with self._removing(server, names), AsyncExitStack() as stack:
             paths = [await stack.enter_async_context(self._content(name, size)) for name in names]
             jobs = [self._transfer("upload", server, name, path) for name, path in zip(names, paths, strict=True)]
             return await self._moved(server, jobs, size)
 
-    async def _fetch(self, server: Server, size: int, clients: int) -> Run:
+    async def _fetch(self, server: Server, size: int, clients: int) -> Measurement:
         name = _new_name()
         async with self._removing(server, [name]):
             async with self._content(name, size) as path:
@@ -175,7 +175,7 @@ class _Measuring:
                 for target in targets:
                     await asyncio.to_thread(_remove, target)
 
-    async def _moved(self, server: Server, jobs: Sequence[Job], size: int) -> Run:
+    async def _moved(self, server: Server, jobs: Sequence[Job], size: int) -> Measurement:
         async with AsyncExitStack() as stack:
             workers = [await stack.enter_async_context(working(self._folder, job)) for job in jobs]
             for worker in workers:
@@ -190,7 +190,7 @@ class _Measuring:
             seconds = time.perf_counter() - started
         results = [ended.result() for ended in ending]
         after = await _status(server, self._plan.link)
-        return Run(
+        return Measurement(
             size=sum(result["size"] for result in results),
             clients=len(jobs),
             seconds=seconds,
@@ -244,7 +244,7 @@ class _Measuring:
         except BaseException:
             if self._plan.server is not None and self._sends:
                 say(
-                    f"Warning: chunks that were sent to {printable(server.url)} until then stay there,"
+                    f"Warning: chunks that were sent to {for_display(server.url)} until then stay there,"
                     " since nothing removes chunks without a record yet."
                 )
             raise
@@ -254,7 +254,7 @@ class _Measuring:
                     self.removed += await _remove_records(server, names, self._plan.link)
                 except FilestoreError as error:
                     say(
-                        f"Warning: the records named {', '.join(names)} may still be there, since {printable(str(error))};"
+                        f"Warning: the records named {', '.join(names)} may still be there, since {for_display(str(error))};"
                         " `filestore rm` removes them."
                     )
 
@@ -311,7 +311,7 @@ async def _status(server: Server, link: Link) -> Side | None:
         except (Forbidden, ServerError):
             return None
     try:
-        stages = {Stage(name): Passed(**passed) for name, passed in said["stages"].items() if name in set(Stage)}
+        stages = {Stage(name): StageTotals(**passed) for name, passed in said["stages"].items() if name in set(Stage)}
         processes = said["processes"]
         return Side(
             sum(float(process["cpu_seconds"]) for process in processes),
@@ -323,7 +323,7 @@ async def _status(server: Server, link: Link) -> Side | None:
 
 
 def _since(before: Side, after: Side) -> Side:
-    passed = {stage: passed.since(before.stages.get(stage, Passed())) for stage, passed in after.stages.items()}
+    passed = {stage: passed.since(before.stages.get(stage, StageTotals())) for stage, passed in after.stages.items()}
     entered = {stage: since for stage, since in passed.items() if since.times}
     return Side(after.cpu_seconds - before.cpu_seconds, after.peak_memory, entered)
 
@@ -332,7 +332,7 @@ def _all_clients(results: Sequence[Mapping[str, Any]]) -> Side:
     return Side(
         sum(result["cpu_seconds"] for result in results),
         max(result["peak_memory"] for result in results),
-        added([{Stage(name): Passed(**passed) for name, passed in result["stages"].items()} for result in results]),
+        added([{Stage(name): StageTotals(**passed) for name, passed in result["stages"].items()} for result in results]),
     )
 
 

@@ -21,7 +21,7 @@ from filestore.core.records import Kind
 from filestore.core.references import Reference
 from filestore.errors import FilestoreError
 from filestore.repository.protocol import Repository
-from filestore.system.metrics import Tally, count_into, own_usage
+from filestore.system.metrics import StageTimes, count_into, own_usage
 from filestore_cli.start import sentence
 from filestore_cli.transfer import codec_of
 
@@ -71,7 +71,7 @@ async def _listen(heard: asyncio.StreamReader, beginning: asyncio.Event) -> None
     os._exit(1)
 
 
-class _Telling:
+class _ProgressWriter:
     """Says how far it is, some times a second."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ async def _make(job: Job, _: Begin) -> Job:
     from filestore_cli.bench.content import make  # heavy: a client has no need of it
 
     path = Path(job["path"])
-    await asyncio.to_thread(make, job["kind"], path, size=job["size"], seed=job["seed"], done=_Telling().add)
+    await asyncio.to_thread(make, job["kind"], path, size=job["size"], seed=job["seed"], done=_ProgressWriter().add)
     return {}
 
 
@@ -109,7 +109,7 @@ async def _find_ceilings(job: Job, _: Begin) -> Job:
     return dict(await asyncio.to_thread(ceilings, Path(job["folder"]), size=job["size"]))
 
 
-class _Moved(NamedTuple):
+class _WorkerResult(NamedTuple):
     size: int
     bytes_moved: int
     """Encoded bytes of the frames that went over the wire."""
@@ -121,40 +121,40 @@ async def _upload(job: Job, begin: Begin) -> Job:
 
     codec = codec_of(job["codec"])
 
-    async def move(repository: Repository) -> _Moved:
-        report = _Telling().report
+    async def move(repository: Repository) -> _WorkerResult:
+        report = _ProgressWriter().report
         pushed = await push(repository, Path(job["path"]), name=job["name"], codec=codec, report=report)
-        return _Moved(pushed.record.size, pushed.bytes_sent, pushed.bytes_shared)
+        return _WorkerResult(pushed.record.size, pushed.bytes_sent, pushed.bytes_shared)
 
     return await _measured(job, begin, move)
 
 
 async def _fetch(job: Job, begin: Begin) -> Job:
     from filestore.transfer.fetch import fetch  # heavy
-    from filestore.transfer.fetch_tree import unpack  # heavy
+    from filestore.transfer.fetch_tree import fetch_tree  # heavy
 
-    async def move(repository: Repository) -> _Moved:
+    async def move(repository: Repository) -> _WorkerResult:
         record = await repository.record(Reference(name=job["name"]))
-        into = unpack if record.kind is Kind.DIRECTORY else fetch
-        fetched = await into(repository, record, Path(job["path"]), report=_Telling().report)
-        return _Moved(record.size, fetched.bytes_received, fetched.bytes_reused)
+        into = fetch_tree if record.kind is Kind.DIRECTORY else fetch
+        fetched = await into(repository, record, Path(job["path"]), report=_ProgressWriter().report)
+        return _WorkerResult(record.size, fetched.bytes_received, fetched.bytes_reused)
 
     return await _measured(job, begin, move)
 
 
-async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitable[_Moved]]) -> Job:
+async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitable[_WorkerResult]]) -> Job:
     from filestore.backends import connect  # heavy
-    from filestore_cli.process import own_process  # heavy
+    from filestore_cli.process import tune_process  # heavy
 
-    own_process()
+    tune_process()
     import numpy as np  # noqa: F401  # the first chunk would load it, and that is no part of a transfer
 
     options = {"connections": job["connections"], "stall_seconds": job["stall_seconds"]}
     async with connect(job["url"], token=job["token"], proxy=job["proxy"], **options) as repository:
         await repository.identity()
         await begin()
-        tally = Tally()
-        count_into(tally)
+        stage_times = StageTimes()
+        count_into(stage_times)
         before = own_usage()
         started = time.monotonic()
         moved = await move(repository)
@@ -165,7 +165,7 @@ async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitab
         "seconds": seconds,
         "cpu_seconds": used.cpu_seconds - before.cpu_seconds,
         "peak_memory": used.peak_memory,
-        "stages": {stage.value: passed._asdict() for stage, passed in tally.passed().items()},
+        "stages": {stage.value: passed._asdict() for stage, passed in stage_times.passed().items()},
     }
 
 

@@ -17,10 +17,10 @@ from filestore.format.chunking.segments import POSITION_LIMIT, Segmenter
 if TYPE_CHECKING:
     from pyfastcdc import FastCDC
 
-CUTTING_VERSION = 1
+CHUNKING_VERSION = 1
 
 LOOKAHEAD = 5 << 20
-"""With at least this many uncut bytes, `Cutter.cut` decides at least one chunk; with fewer it waits for more.
+"""With at least this many uncut bytes, `Chunker.cut` decides at least one chunk; with fewer it waits for more.
 
 A segmenter is never further behind than 256 KiB and a few bytes (a zip entry of unknown size), and no chunk is larger than
 4 MiB. The rest is slack: it makes sure that much is new whenever bytes are scanned a second time.
@@ -31,7 +31,7 @@ _CHUNK_AVERAGE = 768 << 10
 """Up to this size a cut is harder to find, and easier behind it: what `pyfastcdc` calls the average. It comes out at 1.2 MiB."""
 
 
-class Cutter:
+class Chunker:
     """Cuts one file. Not thread-safe; releases the GIL while it scans.
 
     `segments` finds the boundaries where it is not left to the file's first bytes: a stretch of a container can so be cut as
@@ -40,9 +40,9 @@ class Cutter:
     Raises UnknownFormat for a cutting version that this program does not know, MissingCompiledPart where it would be slow.
     """
 
-    def __init__(self, *, cutting: int = CUTTING_VERSION, segments: Segmenter | None = None) -> None:
-        if cutting != CUTTING_VERSION:
-            raise UnknownFormat("the cutting", str(cutting), str(CUTTING_VERSION))
+    def __init__(self, *, chunking_version: int = CHUNKING_VERSION, segments: Segmenter | None = None) -> None:
+        if chunking_version != CHUNKING_VERSION:
+            raise UnknownFormat("the chunking version", str(chunking_version), str(CHUNKING_VERSION))
         self._scanner = _scanner()
         self._segmenter = segments or segmenter()
         self._boundaries: deque[int] = deque()
@@ -58,15 +58,15 @@ class Cutter:
         """
         if len(data) < LOOKAHEAD and not final:
             return []
-        origin = self._start
-        self._boundaries.extend(self._segmenter.feed(data[self._fed - origin :]))
-        self._fed = origin + len(data)
+        base = self._start
+        self._boundaries.extend(self._segmenter.feed(data[self._fed - base :]))
+        self._fed = base + len(data)
         known = self._fed if final else min(self._fed, self._segmenter.known_until)
         sizes: list[int] = []
         whole = True
         while whole and self._start < known:
             end, whole = self._segment_end(known, final=final)
-            decided = self._scan(data[self._start - origin : end - origin], whole=whole)
+            decided = self._scan(data[self._start - base : end - base], whole=whole)
             sizes += decided
             self._start += sum(decided)
         return sizes

@@ -11,7 +11,7 @@ from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
-from filestore.format.chunking.segments import Doubt, Feed, Parsing
+from filestore.format.chunking.segments import Feed, NotThisFormat, Parsing
 
 SIGNATURE = b"GGUF"
 HEADER_LIMIT = 64 << 20
@@ -84,7 +84,7 @@ def segment(feed: Feed) -> Parsing[None]:
     table = _Table(feed)
     _, version, tensor_count, key_count = _HEAD.unpack((yield from table.take(_HEAD.size)))
     if version not in _VERSIONS or tensor_count > COUNT_LIMIT or key_count > COUNT_LIMIT:
-        raise Doubt("its version is unknown, or its counts are beyond the limits")
+        raise NotThisFormat("its version is unknown, or its counts are beyond the limits")
     alignment = yield from _alignment(table, key_count)
     tensors: list[_Tensor] = []
     for _ in range(tensor_count):
@@ -130,7 +130,7 @@ class _Table:
 
     def _check(self, size: int) -> None:
         if self._feed.position + size > self._limit:
-            raise Doubt("its header is beyond the limit")
+            raise NotThisFormat("its header is beyond the limit")
 
 
 def _alignment(table: _Table, key_count: int) -> Parsing[int]:
@@ -138,7 +138,7 @@ def _alignment(table: _Table, key_count: int) -> Parsing[int]:
     for _ in range(key_count):
         length = yield from table.number(_U64)
         if length >= NAME_LIMIT:
-            raise Doubt("a key is too long")
+            raise NotThisFormat("a key is too long")
         key = yield from table.take(length)
         kind = yield from table.number(_U32)
         if key != _ALIGNMENT_KEY:
@@ -146,12 +146,12 @@ def _alignment(table: _Table, key_count: int) -> Parsing[int]:
         elif kind == _UINT32:
             found.append((yield from table.number(_U32)))
         else:
-            raise Doubt("its alignment is no 32-bit number")
+            raise NotThisFormat("its alignment is no 32-bit number")
     if not found:
         return _DEFAULT_ALIGNMENT
     alignment = found[0]
     if len(found) > 1 or not 8 <= alignment <= ALIGNMENT_LIMIT or alignment & (alignment - 1):
-        raise Doubt("its alignment stands twice or is no power of two in bounds")
+        raise NotThisFormat("its alignment stands twice or is no power of two in bounds")
     return alignment
 
 
@@ -172,12 +172,12 @@ def _skip_value(table: _Table, kind: int) -> Parsing[None]:
     elif kind in _VALUE_SIZES:
         yield from table.skip(_VALUE_SIZES[kind])
     else:
-        raise Doubt("a value's type is unknown")
+        raise NotThisFormat("a value's type is unknown")
 
 
 def _skip_array(table: _Table, *, depth: int) -> Parsing[None]:
     if depth > ARRAY_DEPTH_LIMIT:
-        raise Doubt("its arrays are nested too deep")
+        raise NotThisFormat("its arrays are nested too deep")
     kind, count = _ARRAY.unpack((yield from table.take(_ARRAY.size)))
     if kind == _STRING:
         yield from table.skip_strings(count)
@@ -187,17 +187,17 @@ def _skip_array(table: _Table, *, depth: int) -> Parsing[None]:
     elif kind in _VALUE_SIZES:
         yield from table.skip(count * _VALUE_SIZES[kind])
     else:
-        raise Doubt("an array's type is unknown")
+        raise NotThisFormat("an array's type is unknown")
 
 
 def _tensor(table: _Table) -> Parsing[_Tensor]:
     length = yield from table.number(_U64)
     if length >= NAME_LIMIT:
-        raise Doubt("a tensor's name is too long")
+        raise NotThisFormat("a tensor's name is too long")
     yield from table.skip(length)
     count = yield from table.number(_U32)
     if count > DIMENSIONS_LIMIT:
-        raise Doubt("a tensor has too many dimensions")
+        raise NotThisFormat("a tensor has too many dimensions")
     dimensions = struct.unpack(f"<{count}Q", (yield from table.take(count * _U64.size)))
     kind, offset = _EXTENT.unpack((yield from table.take(_EXTENT.size)))
     return _Tensor(offset, _size(kind, dimensions))
@@ -208,5 +208,5 @@ def _size(kind: int, dimensions: tuple[int, ...]) -> int | None:
         return None
     elements, size = _BLOCKS[kind]
     if (dimensions[0] if dimensions else 1) % elements:
-        raise Doubt("a tensor's rows are no whole blocks")
+        raise NotThisFormat("a tensor's rows are no whole blocks")
     return prod(dimensions) // elements * size

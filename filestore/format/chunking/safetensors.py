@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from filestore.format.chunking.segments import Doubt, Feed, Parsing
+from filestore.format.chunking.segments import Feed, NotThisFormat, Parsing
 
 HEADER_LIMIT = 16 << 20
 VALUES_LIMIT = 1 << 19
@@ -42,15 +42,15 @@ class _Flat(NamedTuple):
 
 def _extents(header: bytearray) -> Iterator[tuple[int, int]]:
     if sum(header.count(mark) for mark in (b",", b"[", b"{")) > VALUES_LIMIT:
-        raise Doubt("its header holds too many values")
+        raise NotThisFormat("its header holds too many values")
     try:
         tensors = json.loads(
             header.decode(), object_pairs_hook=_object, parse_int=_integer, parse_float=str, parse_constant=_refuse
         )
     except (ValueError, RecursionError):
-        raise Doubt("its header is no JSON") from None
+        raise NotThisFormat("its header is no JSON") from None
     if not isinstance(tensors, dict):
-        raise Doubt("its header is no object of objects")
+        raise NotThisFormat("its header is no object of objects")
     for name, tensor in tensors.items():
         if name != "__metadata__":
             yield _extent(tensor.data_offsets)
@@ -60,7 +60,7 @@ def _extent(offsets: object) -> tuple[int, int]:
     match offsets:
         case [int(begin), int(end)] if not isinstance(begin, bool) and not isinstance(end, bool):
             return begin, end
-    raise Doubt("a tensor's data_offsets are no pair of integers")
+    raise NotThisFormat("a tensor's data_offsets are no pair of integers")
 
 
 def _object(pairs: list[tuple[str, object]]) -> _Flat | dict[str, object]:
@@ -70,11 +70,11 @@ def _object(pairs: list[tuple[str, object]]) -> _Flat | dict[str, object]:
     """
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise Doubt("a name stands twice in its header")
+        raise NotThisFormat("a name stands twice in its header")
     if members and all(isinstance(value, _Flat) for value in members.values()):
         return members
     if any(_is_nested(value) for value in members.values()):
-        raise Doubt("its header is nested in another way than tensors are described")
+        raise NotThisFormat("its header is nested in another way than tensors are described")
     return _Flat(members.get("data_offsets"))
 
 
@@ -86,9 +86,9 @@ def _is_nested(value: object) -> bool:
 
 def _integer(text: str) -> int:
     if len(text) > _NUMBER_LIMIT:
-        raise Doubt("a number in its header is too long")
+        raise NotThisFormat("a number in its header is too long")
     return int(text)
 
 
 def _refuse(text: str) -> object:
-    raise Doubt(f"{text} is no JSON")
+    raise NotThisFormat(f"{text} is no JSON")

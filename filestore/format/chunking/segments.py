@@ -23,7 +23,7 @@ PEEK_LIMIT = 64
 _NOTHING = memoryview(b"")
 
 
-class Doubt(Exception):
+class NotThisFormat(Exception):
     """A container is not what it says. Never leaves this package."""
 
 
@@ -112,7 +112,7 @@ class Feed:
         large: list[tuple[int, int]] = []
         for begin, end in sorted(extents):
             if not reached <= begin <= end < POSITION_LIMIT:
-                raise Doubt("its extents overlap or run out of all bounds")
+                raise NotThisFormat("its extents overlap or run out of all bounds")
             reached = end
             if end - begin >= SEGMENT_MIN:
                 large.append((begin, end))
@@ -145,7 +145,7 @@ class Segmenter:
         self._feed.refill(data)
         try:
             self.known_until = next(self._parsing, POSITION_LIMIT)
-        except Doubt:
+        except NotThisFormat:
             self.known_until = POSITION_LIMIT
         if self.known_until == POSITION_LIMIT:
             self._feed.let_go()

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from filestore.format.chunking.segments import POSITION_LIMIT, SEGMENT_MIN, Doubt, Feed, Parsing, Segmenter
+from filestore.format.chunking.segments import POSITION_LIMIT, SEGMENT_MIN, Feed, NotThisFormat, Parsing, Segmenter
 from filestore.format.zip.structures import (
     EXTRA_HEADER,
     EXTRA_ZIP64,
@@ -76,13 +76,13 @@ def _known_size(size: int, extra: bytearray, *, position: int) -> int:
                 return int(U64.unpack_from(field, position)[0])
             break
         at += length
-    raise Doubt("an entry's size stands nowhere")
+    raise NotThisFormat("an entry's size stands nowhere")
 
 
 def _sized(feed: Feed, size: int, *, nest: Nest | None) -> Parsing[None]:
     end = feed.position + size
     if end >= POSITION_LIMIT:
-        raise Doubt("an entry ends beyond all bounds")
+        raise NotThisFormat("an entry ends beyond all bounds")
     if size < SEGMENT_MIN:
         yield from feed.skip(size)
         return

@@ -1,11 +1,11 @@
 """The tree cutter: the chunks of the zip that stands for a directory, while each byte of each file is read once.
 
 The zip is a row of segments: the content of every file of at least 256 KiB is one, and what stands between two of them,
-small files and headers, is another, a *run*. Where a segment lies is known from the entries alone, and how it is cut
-depends on its own bytes alone. What is missing at first are the checksums: a run ends with the header of the file that
+small files and headers, is another, a *header segment*. Where a segment lies is known from the entries alone, and how it is cut
+depends on its own bytes alone. What is missing at first are the checksums: a header segment ends with the header of the file that
 follows it, so its end is cut behind the content of that file, and only the manifest has an order.
 
-Invariant, held by a property test: the chunks, in the order of their segments, are those that `Cutter` gives for the zip.
+Invariant, held by a property test: the chunks, in the order of their segments, are those that `Chunker` gives for the zip.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from filestore.errors import LimitExceeded
-from filestore.format.chunking import CUTTING_VERSION, LOOKAHEAD, Cutter
+from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD, Chunker
 from filestore.format.chunking.containers import segmenter
 from filestore.format.chunking.segments import SEGMENT_MIN, Feed, Parsing, Segmenter
 from filestore.format.zip.checksum import crc32
@@ -24,7 +24,7 @@ from filestore.format.zip.write import (
     NAME_LIMIT,
     SIZE_LIMIT,
     Entry,
-    Placed,
+    PlacedEntry,
     central_header,
     central_header_size,
     end_records,
@@ -34,15 +34,15 @@ from filestore.format.zip.write import (
 )
 
 WINDOW_MIN = LOOKAHEAD + SEGMENT_MIN + NAME_LIMIT + 256
-"""The least that `TreeCutter.scan` needs: room for what is not cut yet, and for one small file with its header."""
+"""The least that `TreeChunker.scan` needs: room for what is not cut yet, and for one small file with its header."""
 _SLICE = 1 << 20
 """Bytes read before they are summed: they are still in the processor's cache then."""
 
 Read = Callable[[int, int, memoryview], None]
-"""Fills memory with content of the entry at a place of `TreeCutter.entries`, from an offset on; or raises."""
+"""Fills memory with content of the entry at a place of `TreeChunker.entries`, from an offset on; or raises."""
 
 _Part = tuple[int, Callable[[memoryview], None]]
-"""What a run is made of: a size, and what writes so many bytes."""
+"""What a header segment is made of: a size, and what writes so many bytes."""
 
 
 class Segment(NamedTuple):
@@ -51,22 +51,22 @@ class Segment(NamedTuple):
     start: int
     size: int
     entries: range
-    """The places of those whose content lies in it. Empty for a run that has headers only."""
+    """The places of those whose content lies in it. Empty for a header segment that has headers only."""
     is_content: bool
-    """It is the content of one large file. Else it is a run."""
+    """It is the content of one large file. Else it is a header segment."""
 
 
 class Cut(NamedTuple):
     """Chunks of one segment. They follow those that came of it before."""
 
     segment: int
-    """Its place in `TreeCutter.segments`."""
+    """Its place in `TreeChunker.segments`."""
     content: memoryview
     """The chunks back to back, in the caller's buffer."""
     sizes: list[int]
 
 
-class TreeCutter:
+class TreeChunker:
     """Cuts one tree. Blocks only where `read` does; not thread-safe.
 
     `scan` goes through the files in the order of the archive. What an earlier push knows is not read again: `remember` the
@@ -76,20 +76,20 @@ class TreeCutter:
     Raises InvalidName, LimitExceeded, UnknownFormat.
     """
 
-    def __init__(self, entries: Iterable[Entry], read: Read, *, cutting: int = CUTTING_VERSION) -> None:
+    def __init__(self, entries: Iterable[Entry], read: Read, *, chunking_version: int = CHUNKING_VERSION) -> None:
         self.entries = sorted_entries(entries)
         self.offsets = _offsets(self.entries)
         """Where local headers stand; the last number is the central directory's."""
         self.segments = _segments(self.entries, self.offsets)
-        """Runs and contents in turn, back to back; the first and the last one are runs."""
+        """Header segments and contents in turn, back to back; the first and the last one are header segments."""
         self.size = self.segments[-1].start + self.segments[-1].size
         if self.size >= SIZE_LIMIT:
             raise LimitExceeded("the size of the archive", self.size, SIZE_LIMIT - 1)
         self.crcs = [_known_crc(entry) for entry in self.entries]
         """The checksums of the entries' content; None where it is not known yet."""
         self._read = read
-        self._cutting = cutting
-        Cutter(cutting=cutting)  # an unknown version is refused before anything is read
+        self._chunking_version = chunking_version
+        Chunker(chunking_version=chunking_version)  # an unknown version is refused before anything is read
         self._waiting = set(range(len(self.segments)))
         self._spares = memoryview(bytearray(LOOKAHEAD)), memoryview(bytearray(LOOKAHEAD))
         self._work = self._streams()
@@ -111,10 +111,10 @@ class TreeCutter:
         self._waiting.discard(number)
 
     def headers_of(self, number: int) -> Iterator[bytes]:
-        """All bytes of a run but the content of its files, piece by piece, from checksums that must be known.
+        """All bytes of a header segment but the content of its files, piece by piece, from checksums that must be known.
 
-        They are those of its own entries and the next one's; the last run's, that of every entry. A run is the same as before if
-        this is, and if its files are. Raises ValueError at the first checksum that is not known.
+        They are those of its own entries and the next one's; those of the last one are of every entry. A header segment is the
+        same as before if this is, and if its files are. Raises ValueError at the first checksum that is not known.
         """
         for place in self.segments[number].entries:
             yield self._local_header(place) + (self.entries[place].target or "").encode()
@@ -131,7 +131,7 @@ class TreeCutter:
         cuts = []
         if self._stream is None:
             self._stream = next(self._work, None)
-        while self._stream is not None and self._stream.room <= len(buffer):
+        while self._stream is not None and self._stream.buffer_size <= len(buffer):
             stream = self._stream
             if sizes := stream.scan(buffer):
                 cuts.append(Cut(stream.number, buffer[: sum(sizes)], sizes))
@@ -143,23 +143,23 @@ class TreeCutter:
         return cuts
 
     def _streams(self) -> Iterator[_Stream]:
-        """What is to be scanned, in this order; a run twice, before the content behind it and after."""
+        """What is to be scanned, in this order; a header segment twice, before the content behind it and after."""
         for number in range(0, len(self.segments), 2):
-            run, content = number, number + 1
+            headers, content = number, number + 1
             stream = None
-            if run in self._waiting:
-                cutter = Cutter(cutting=self._cutting, segments=_unsegmented())
-                stream = _Run(run, self.segments[run], cutter, self._spares[0], self._parts(run))
+            if headers in self._waiting:
+                chunker = Chunker(chunking_version=self._chunking_version, segments=_unsegmented())
+                stream = _HeaderSegment(headers, self.segments[headers], chunker, self._spares[0], self._parts(headers))
                 yield stream
             if content in self._waiting:
-                cutter = Cutter(cutting=self._cutting, segments=segmenter(depth=1))
-                yield _Content(content, self.segments[content], cutter, self._spares[1], self._fill)
+                chunker = Chunker(chunking_version=self._chunking_version, segments=segmenter(depth=1))
+                yield _Content(content, self.segments[content], chunker, self._spares[1], self._fill)
             if stream is not None and stream.remaining:
                 stream.resume()
                 yield stream
 
     def _parts(self, number: int) -> Iterator[_Part | None]:
-        """What a run is made of; None is where the content behind the run must have been summed."""
+        """What a header segment is made of; None is where the content behind the header segment must have been summed."""
         for place in self.segments[number].entries:
             yield self.offsets[place + 1] - self.offsets[place], partial(self._write_small, place)
         yield None
@@ -167,13 +167,13 @@ class TreeCutter:
             yield len(header), partial(_write, header)
 
     def _behind(self, number: int) -> Iterator[bytes]:
-        """What follows the last small file of a run: the header of the next content, or the central directory."""
+        """What follows the last small file of a header segment: the header of the next content, or the central directory."""
         if number + 1 < len(self.segments):
             yield self._local_header(self.segments[number + 1].entries.start)
             return
         size = 0
         for place, entry in enumerate(self.entries):
-            header = central_header(Placed(entry, self._crc(place), self.offsets[place]))
+            header = central_header(PlacedEntry(entry, self._crc(place), self.offsets[place]))
             size += len(header)
             yield header
         yield end_records(count=len(self.entries), size=size, offset=self.offsets[-1])
@@ -211,18 +211,18 @@ class TreeCutter:
 class _Stream:
     """A segment on its way through the cutter."""
 
-    def __init__(self, number: int, segment: Segment, cutter: Cutter, spare: memoryview) -> None:
+    def __init__(self, number: int, segment: Segment, chunker: Chunker, spare: memoryview) -> None:
         self.number = number
         self.remaining = segment.size
         """Bytes that are not made yet."""
         self.rests = False
         """It must not be scanned for now, or ever again."""
-        self._cutter = cutter
+        self._chunker = chunker
         self._spare = spare
         self._uncut = 0
 
     @property
-    def room(self) -> int:
+    def buffer_size(self) -> int:
         """The size of a buffer in which scanning gets on."""
         return min(self._uncut + self.remaining, WINDOW_MIN)
 
@@ -231,7 +231,7 @@ class _Stream:
         buffer[: self._uncut] = self._spare[: self._uncut]
         end = self._make(buffer, self._uncut)
         self.remaining -= end - self._uncut
-        sizes = self._cutter.cut(buffer[:end], final=not self.remaining)
+        sizes = self._chunker.cut(buffer[:end], final=not self.remaining)
         decided = sum(sizes)
         self._uncut = end - decided
         self._spare[: self._uncut] = buffer[decided:end]
@@ -242,11 +242,11 @@ class _Stream:
         raise NotImplementedError
 
 
-class _Run(_Stream):
+class _HeaderSegment(_Stream):
     """Small files and headers."""
 
-    def __init__(self, number: int, segment: Segment, cutter: Cutter, spare: memoryview, parts: Iterator[_Part | None]) -> None:
-        super().__init__(number, segment, cutter, spare)
+    def __init__(self, number: int, segment: Segment, chunker: Chunker, spare: memoryview, parts: Iterator[_Part | None]) -> None:
+        super().__init__(number, segment, chunker, spare)
         self._parts = parts
         self._part = next(parts)
 
@@ -274,11 +274,11 @@ class _Content(_Stream):
         self,
         number: int,
         segment: Segment,
-        cutter: Cutter,
+        chunker: Chunker,
         spare: memoryview,
         fill: Callable[[int, int, memoryview], None],
     ) -> None:
-        super().__init__(number, segment, cutter, spare)
+        super().__init__(number, segment, chunker, spare)
         self._fill = partial(fill, segment.entries.start)
         self._offset = 0
 
@@ -321,7 +321,7 @@ def _segments(entries: Sequence[Entry], offsets: Sequence[int]) -> list[Segment]
 
 
 def _unsegmented() -> Segmenter:
-    """For a run: it is one segment."""
+    """For a header segment: it is one segment."""
 
     def parse(_: Feed) -> Parsing[None]:
         yield from ()

@@ -28,7 +28,7 @@ from typing import NamedTuple, NoReturn, overload
 from filestore.core.digest import Buffer
 from filestore.errors import InvalidArchive, LimitExceeded
 from filestore.format.zip import structures as zip_
-from filestore.format.zip.tree import LINK_TARGET_LIMIT, Tree, flaw, normalised, shown, target_flaw
+from filestore.format.zip.tree import LINK_TARGET_LIMIT, Tree, link_target_problem, normalised, path_problem, shown
 
 TAIL_SIZE = zip_.END_RECORD.size + zip_.U16_MAX + zip_.LOCATOR.size + zip_.END64_RECORD.size
 """The end of a file that `find_end` needs: its records, and the longest comment."""
@@ -83,7 +83,7 @@ _REFUSED_MODES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ZipLimits:
     """What an archive may ask of whoever unpacks it. Each has a setting, `unpack_` and its name here."""
 
     entries: int = 1_000_000
@@ -100,7 +100,7 @@ class Limits:
     """Bytes of the central directory, which is held in memory."""
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = ZipLimits()
 
 
 class End(NamedTuple):
@@ -181,7 +181,7 @@ class Member(NamedTuple):
         return Extent(self.end - self.stored_size, self.end)
 
 
-def find_end(tail: Buffer, size: int, *, limits: Limits = DEFAULT_LIMITS) -> End:
+def find_end(tail: Buffer, size: int, *, limits: ZipLimits = DEFAULT_LIMITS) -> End:
     """Read the end records. `tail`: the last bytes of a file of `size` bytes, `TAIL_SIZE` or all of them.
 
     Raises InvalidArchive, LimitExceeded.
@@ -205,7 +205,7 @@ def find_end(tail: Buffer, size: int, *, limits: Limits = DEFAULT_LIMITS) -> End
     return _checked(narrow, base + at, limits)
 
 
-def parse_central_directory(directory: Buffer, end: End, *, limits: Limits = DEFAULT_LIMITS) -> list[Member]:
+def parse_central_directory(directory: Buffer, end: End, *, limits: ZipLimits = DEFAULT_LIMITS) -> list[Member]:
     """The entries in the order of their data. `directory`: the bytes from `end.start` on, `end.size` of them or more.
 
     Raises InvalidArchive with the entry's name, LimitExceeded.
@@ -227,7 +227,7 @@ class Members(Sequence[Member]):
     200,000 of them take 3 MB instead of 100.
     """
 
-    def __init__(self, directory: bytes, end: End, *, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, directory: bytes, end: End, *, limits: ZipLimits = DEFAULT_LIMITS) -> None:
         """Raises InvalidArchive, LimitExceeded."""
         self._directory = directory
         self._end = end
@@ -371,7 +371,7 @@ def link_target(member: Member, content: Buffer) -> str:
         target = bytes(content).decode()
     except UnicodeDecodeError:
         raise _refused(member.path, "the link's target is not UTF-8") from None
-    if reason := target_flaw(target):
+    if reason := link_target_problem(target):
         raise _refused(member.path, reason)
     return target
 
@@ -383,7 +383,7 @@ def check_links(members: Iterable[Member], targets: Mapping[str, str]) -> None:
     tree = Tree()
     for member in members:
         tree.add(member.path, is_folder=member.is_folder)
-    if found := tree.links_flaw(targets):
+    if found := tree.links_problem(targets):
         raise InvalidArchive(*found)
 
 
@@ -417,7 +417,7 @@ def _wide_totals(data: bytes, located: int, narrow: _Totals) -> _Totals:
     return wide
 
 
-def _checked(totals: _Totals, position: int, limits: Limits) -> End:
+def _checked(totals: _Totals, position: int, limits: ZipLimits) -> End:
     """The directory that ends at `position`, where the first end record begins."""
     if totals.disk or totals.directory_disk or totals.on_this_disk != totals.in_all:
         _refuse("it is one of several parts")
@@ -442,14 +442,14 @@ def _check_count(end: End, directory_size: int, count: int) -> None:
         _refuse("its central directory holds more or less than its end record says")
 
 
-def _too_many(count: int, limits: Limits) -> LimitExceeded:
+def _too_many(count: int, limits: ZipLimits) -> LimitExceeded:
     return LimitExceeded("the number of entries of the archive", count, limits.entries, "unpack_entries")
 
 
 class _Parser:
     """Takes the headers of a central directory one after the other."""
 
-    def __init__(self, end: End, limits: Limits) -> None:
+    def __init__(self, end: End, limits: ZipLimits) -> None:
         self.members: list[Member] = []
         """As they stand in the directory; where they end is not known yet."""
         self.total_size = 0
@@ -502,7 +502,7 @@ class _Parser:
     def _path(self, name: str, mode: int) -> str:
         """Where the entry is unpacked to."""
         path = normalised(name)
-        if reason := flaw(name):
+        if reason := path_problem(name):
             raise _refused(name, reason)
         for what, found, limit, setting in (
             ("the size of the name", len(path.encode()), self._limits.name_size, "unpack_name_size"),

@@ -20,7 +20,7 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _SILENT_PART = re.compile(r"(?:^|/)\.?(?:/|$)")
 
 
-def flaw(path: str) -> str | None:
+def path_problem(path: str) -> str | None:
     """Why nothing may be written at `path`, or None.
 
     A back slash is a letter like any other, yet a path that would lead elsewhere if it were none is refused too.
@@ -81,10 +81,10 @@ class Tree:
         """Whether a folder was added at this normalised path by itself, and not only implied by the paths of others."""
         return self._kinds.get(path) is _Kind.FOLDER
 
-    def links_flaw(self, targets: Mapping[str, str]) -> tuple[str, str] | None:
+    def links_problem(self, targets: Mapping[str, str]) -> tuple[str, str] | None:
         """The first link (path to target) that must not be made, and why. All paths of the tree must have been added."""
         for path, target in targets.items():
-            if reason := self._link_flaw(path, target, targets):
+            if reason := self._link_problem(path, target, targets):
                 return path, reason
         return None
 
@@ -101,7 +101,7 @@ class Tree:
             end = path.rfind("/", 0, end)
         return None
 
-    def _link_flaw(self, path: str, target: str, targets: Mapping[str, str]) -> str | None:
+    def _link_problem(self, path: str, target: str, targets: Mapping[str, str]) -> str | None:
         """Follow a link as an operating system would.
 
         `..` is allowed only from a folder of the tree: seen from anything else, such as a link whose name differs in case
@@ -134,7 +134,7 @@ class Tree:
         return self._kinds.get(path, _Kind.LEAF) is not _Kind.LEAF
 
 
-def target_flaw(target: str) -> str | None:
+def link_target_problem(target: str) -> str | None:
     """Why no link may have this target, wherever it stands, or None."""
     if not target:
         return "the link has no target"

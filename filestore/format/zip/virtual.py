@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from filestore.format.zip.write import Entry, Placed, central_directory, local_header
+from filestore.format.zip.write import Entry, PlacedEntry, central_directory, local_header
 
 Read = Callable[[int, int, memoryview], None]
 """Fills memory with content of the entry at a place, from an offset on; or raises."""
@@ -48,4 +48,4 @@ class VirtualZip:
 
     @cached_property
     def _tail(self) -> bytes:
-        return central_directory(map(Placed, self._entries, self._crcs, self._offsets), self._offsets[-1])
+        return central_directory(map(PlacedEntry, self._entries, self._crcs, self._offsets), self._offsets[-1])

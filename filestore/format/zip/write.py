@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from filestore.errors import InvalidName, LimitExceeded
 from filestore.format.zip import structures as zip_
-from filestore.format.zip.tree import Tree, flaw, normalised, shown, target_flaw
+from filestore.format.zip.tree import Tree, link_target_problem, normalised, path_problem, shown
 
 NAME_LIMIT = 0xFFFF
 """Bytes of a name as it is written, the `/` of a folder included."""
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
         return self.name.encode() + b"/" if self.is_folder else self.name.encode()
 
 
-class Placed(NamedTuple):
+class PlacedEntry(NamedTuple):
     """An entry, the checksum of its content, and where its local header stands."""
 
     entry: Entry
@@ -56,11 +56,11 @@ def sorted_entries(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     tree = Tree()
     checked = []
     for entry in entries:
-        reason = _flaw(entry) or tree.add(entry.name, is_folder=entry.is_folder)
+        reason = _entry_problem(entry) or tree.add(entry.name, is_folder=entry.is_folder)
         if reason:
             raise InvalidName(shown(entry.name), reason)
         checked.append(entry)
-    if found := tree.links_flaw({entry.name: entry.target for entry in checked if entry.target is not None}):
+    if found := tree.links_problem({entry.name: entry.target for entry in checked if entry.target is not None}):
         raise InvalidName(*found)
     return tuple(sorted(checked, key=lambda entry: entry.stored_name))
 
@@ -102,7 +102,7 @@ def central_header_size(entry: Entry, offset: int) -> int:
     return zip_.CENTRAL_HEADER.size + len(entry.stored_name) + len(_central_extra(entry.size, offset))
 
 
-def central_header(placed: Placed) -> bytes:
+def central_header(placed: PlacedEntry) -> bytes:
     """An entry's header in the central directory."""
     entry, crc, offset = placed
     name = entry.stored_name
@@ -145,14 +145,14 @@ def end_records(*, count: int, size: int, offset: int) -> bytes:
     return wide + zip_.END_RECORD.pack(zip_.END_SIGNATURE, 0, 0, count, count, size, offset, 0)
 
 
-def central_directory(placed: Iterable[Placed], offset: int) -> bytes:
+def central_directory(placed: Iterable[PlacedEntry], offset: int) -> bytes:
     """All that stands behind the last content, which ends at `offset`. For a large tree ask for it header by header."""
     headers = [central_header(entry) for entry in placed]
     size = sum(map(len, headers))
     return b"".join(headers) + end_records(count=len(headers), size=size, offset=offset)
 
 
-def _flaw(entry: Entry) -> str | None:
+def _entry_problem(entry: Entry) -> str | None:
     name = entry.name
     try:
         name_size = len(entry.stored_name)
@@ -163,7 +163,7 @@ def _flaw(entry: Entry) -> str | None:
         raise LimitExceeded(f"the size of the name {shown(name)!r}", name_size, NAME_LIMIT)
     if not 0 <= entry.size < SIZE_LIMIT:
         raise LimitExceeded(f"the size of {shown(name)!r}", entry.size, SIZE_LIMIT - 1)
-    if reason := flaw(name):
+    if reason := path_problem(name):
         return reason
     if not name or normalised(name) != name:
         return "a part of it is empty or `.`"
@@ -171,7 +171,7 @@ def _flaw(entry: Entry) -> str | None:
         return "a folder has no content" if entry.is_folder and entry.size else None
     if entry.size != len(target):
         return f"its size is {entry.size}, that of where it leads {len(target)}"
-    return target_flaw(entry.target)
+    return link_target_problem(entry.target)
 
 
 def _zip64(*values: int) -> bytes:

@@ -1,7 +1,7 @@
 """Exchanges on sockets of our own: threads that block, behind an async face.
 
 A byte goes from the caller's memory to the kernel, and from there into the caller's memory, with no copy in between, and a
-whole exchange costs one hop to a thread; and a command starts in half the time that it takes with an HTTP library loaded. It is
+whole request costs one hop to a thread; and a command starts in half the time that it takes with an HTTP library loaded. It is
 HTTP/1.1 as far as our server speaks it; whatever else comes is refused.
 Source: RFC 9112, sections 4 to 6 and 9.
 """
@@ -32,7 +32,7 @@ from filestore.http.client.foreign import foreign_answer
 from filestore.repository.protocol import Moved
 from filestore.system.connection_errors import failure_reason
 from filestore.system.http_answers import Said, said_by
-from filestore.system.metrics import Stage, stage
+from filestore.system.metrics import Stage, span
 from filestore.system.proxies import Proxy
 from filestore.system.threads import in_stoppable_thread
 
@@ -102,7 +102,7 @@ def _size(fields: dict[bytes, list[bytes]]) -> int | None:
     return int(sizes[0])
 
 
-class Meter:
+class ByteCounter:
     """Counts bytes in a thread, and tells `moved` of them on the event loop that it was made in."""
 
     def __init__(self, moved: Moved | None) -> None:
@@ -144,7 +144,7 @@ class Peer(NamedTuple):
 
 
 class Channel:
-    """A connection for one exchange at a time: `ask`, then the body of the answer to its end. Blocks: call it in a thread."""
+    """A connection for one request at a time: `ask`, then the body of the answer to its end. Blocks: call it in a thread."""
 
     def __init__(self, connected: socket.socket, peer: Peer, *, stall_seconds: float) -> None:
         """`connected` does not block, and is the channel's from now on."""
@@ -160,15 +160,15 @@ class Channel:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether another exchange may follow: the last one is over, and the server has neither closed it nor said more."""
+        """Whether another request may follow: the last one is over, and the server has neither closed it nor said more."""
         return self._keeps_open and not self.left and not self._ahead and not self._ready(select.POLLIN, seconds=0)
 
     def close(self) -> None:
-        """Give the connection up. In no thread may an exchange be under way."""
+        """Give the connection up. In no thread may a request be under way."""
         self._socket.close()
 
     def abort(self) -> None:
-        """End the exchange under way in another thread, which then raises Interrupted."""
+        """End the request under way in another thread, which then raises Interrupted."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -195,9 +195,9 @@ class Channel:
             size = len(header) + sum(len(frame) for frame in frames)
             lines += [f"Content-Type: {wire.OCTETS}", f"Content-Length: {size}"]
         request = "\r\n".join([*lines, "", ""]).encode("ascii")
-        with stage(Stage.SEND, sum(len(frame) for frame in frames)):
+        with span(Stage.SEND, sum(len(frame) for frame in frames)):
             is_sent = self._send([request + (header or b"")], lambda _: None) and self._send(frames, moved)
-        with stage(Stage.WAIT):
+        with span(Stage.WAIT):
             head = self._receive_head()
         if head.status < HTTPStatus.MULTIPLE_CHOICES:
             if not is_sent:
@@ -320,18 +320,18 @@ class Channels:
         self._idle: list[Channel] = []
         self._busy: set[Channel] = set()
 
-    async def run(self, exchange: Callable[[Channel], T], *, is_short: bool = False) -> T:
-        """`exchange(channel)` in a thread, on a channel that no other call uses meanwhile.
+    async def run(self, request: Callable[[Channel], T], *, is_short: bool = False) -> T:
+        """`request(channel)` in a thread, on a channel that no other call uses meanwhile.
 
-        A cancelled call ends its exchange and waits for the thread, so that buffers are never reused under it.
+        A cancelled call ends its request and waits for the thread, so that buffers are never reused under it.
 
-        Raises Unreachable, Stalled, and what `exchange` raises.
+        Raises Unreachable, Stalled, and what `request` raises.
         """
         async with self._short_places if is_short else self._places:
             channel = self._take_idle() or await self._connect()
             self._busy.add(channel)
             try:
-                return await in_stoppable_thread(self._threads, channel.abort, exchange, channel)
+                return await in_stoppable_thread(self._threads, channel.abort, request, channel)
             finally:
                 self._busy.remove(channel)
                 if channel.is_reusable:
@@ -370,7 +370,7 @@ class Channels:
             raise self._unreachable(error) from None
         except UnicodeError as error:
             raise self._unreachable(error) from None
-        # A connection that is gone again refuses this on some systems; the exchange tells.
+        # A connection that is gone again refuses this on some systems; the request tells.
         with suppress(OSError):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Channel(connected, self._peer, stall_seconds=self._stall_seconds)

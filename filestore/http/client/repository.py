@@ -46,13 +46,13 @@ from filestore.errors import (
 )
 from filestore.format.codec import Frame
 from filestore.http import wire
-from filestore.http.client.channel import Channel, Channels, Head, Meter
+from filestore.http.client.channel import ByteCounter, Channel, Channels, Head
 from filestore.http.client.foreign import error_of, foreign_answer
 from filestore.repository.format_file import check_versions, checked_identity
 from filestore.repository.protocol import Identity, Moved
 from filestore.system.connection_errors import failure_reason
 from filestore.system.http_answers import Said, may_try_again, pause_seconds, said_by
-from filestore.system.metrics import Stage, awaiting, stage
+from filestore.system.metrics import Stage, async_span, span
 from filestore.system.proxies import Proxy
 from filestore.system.threads import abandon, tell_of_forks
 
@@ -146,16 +146,16 @@ class RemoteRepository:
         if self._identity is None:
             answer = await self._json("GET", "/repository")
             try:
-                version, cutting = answer["format"], answer["cutting"]
-                if type(version) is not int or type(cutting) is not int:
+                version, chunking_version = answer["format"], answer["chunking_version"]
+                if type(version) is not int or type(chunking_version) is not int:
                     raise TypeError("its versions are no numbers")
                 checked_namespace(str(answer["namespace"]))
             except (KeyError, TypeError, ValueError, FilestoreError):
                 raise ServerError(self.location, HTTPStatus.OK, "that is no answer of a filestore server") from None
             # Before the rest is looked at, which another version may write in another way.
-            check_versions(self.location, version=version, cutting=cutting)
+            check_versions(self.location, version=version, chunking_version=chunking_version)
             try:
-                found = checked_identity(answer["id"], answer["namespace"], cutting)
+                found = checked_identity(answer["id"], answer["namespace"], chunking_version)
             except (KeyError, ValueError, FilestoreError):
                 raise ServerError(self.location, HTTPStatus.OK, "that is no answer of a filestore server") from None
             self._identity = found
@@ -189,9 +189,9 @@ class RemoteRepository:
             await self._retried(rest)
         return found
 
-    async def recheck(self, digests: Sequence[Digest]) -> list[Digest]:
+    async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
         limit = len(digests) * DIGEST_SIZE
-        return self._among(digests, await self._octets("POST", "/chunks/recheck", body=b"".join(digests), limit=limit))
+        return self._among(digests, await self._octets("POST", "/chunks/verify", body=b"".join(digests), limit=limit))
 
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
         headers = {wire.NAME_HEADER: quote(name, safe="")}
@@ -325,14 +325,14 @@ class RemoteRepository:
     async def _octets_once(
         self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None, limit: int
     ) -> bytes:
-        def exchange(channel: Channel) -> bytes:
+        def request(channel: Channel) -> bytes:
             head = channel.ask(path, body, method=method, fields=headers or {})
             self._check(channel, head, sent_size=len(body or b""))
             return self._read_all(channel, limit=limit)
 
         if self._channels is not None:
-            return await self._channels.run(exchange, is_short=True)
-        with awaiting(Stage.WAIT):
+            return await self._channels.run(request, is_short=True)
+        with async_span(Stage.WAIT):
             async with self._request(method, path, body=body, headers=headers) as response:
                 return await _whole(response, limit=limit)
 
@@ -340,11 +340,11 @@ class RemoteRepository:
         entries = [wire.BatchEntry(frame.digest, len(frame.data)) for frame in frames]
         header = wire.encode_batch_header(entries)
         size = sum(entry.stored_size for entry in entries)
-        meter = Meter(moved)
+        meter = ByteCounter(moved)
         kept = 0
         try:
             if self._channels is None:
-                with awaiting(Stage.SEND, size):
+                with async_span(Stage.SEND, size):
                     seconds = await self._send_by_session(header, frames, size, meter)
             else:
                 seconds = await self._channels.run(lambda channel: self._send(channel, header, frames, meter))
@@ -354,7 +354,7 @@ class RemoteRepository:
         rate = size / max(seconds, 1e-6)
         self._rate = rate if self._rate is None else (self._rate + rate) / 2
 
-    def _send(self, channel: Channel, header: bytes, frames: Sequence[Frame], meter: Meter) -> float:
+    def _send(self, channel: Channel, header: bytes, frames: Sequence[Frame], meter: ByteCounter) -> float:
         """Put a batch, in a thread; how many seconds it took."""
         started = time.monotonic()
         head = channel.ask("/chunks", header, [frame.data for frame in frames], moved=meter.add)
@@ -362,7 +362,7 @@ class RemoteRepository:
         self._read_all(channel)
         return time.monotonic() - started
 
-    async def _send_by_session(self, header: bytes, frames: Sequence[Frame], size: int, meter: Meter) -> float:
+    async def _send_by_session(self, header: bytes, frames: Sequence[Frame], size: int, meter: ByteCounter) -> float:
         async def body() -> AsyncIterator[bytes | memoryview]:
             yield header
             for frame in frames:
@@ -387,11 +387,11 @@ class RemoteRepository:
         self, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], moved: Moved | None
     ) -> None:
         """Append to `found` each frame that is whole, at once."""
-        meter = Meter(moved)
+        meter = ByteCounter(moved)
         before = len(found)
         try:
             if self._channels is None:
-                with awaiting(Stage.RECEIVE) as receiving:
+                with async_span(Stage.RECEIVE) as receiving:
                     await self._receive_by_session(digests, buffer, found, meter)
                     receiving.add(sum(len(frame) for frame in found[before:] if frame is not None))
             else:
@@ -400,7 +400,7 @@ class RemoteRepository:
             meter.settle(sum(len(frame) for frame in found[before:] if frame is not None))
 
     def _receive(
-        self, channel: Channel, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], meter: Meter
+        self, channel: Channel, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], meter: ByteCounter
     ) -> None:
         """Get a batch, in a thread."""
         self._check(channel, channel.ask("/chunks/get", b"".join(digests)))
@@ -410,7 +410,7 @@ class RemoteRepository:
             raise Interrupted(self.location, "the answer is longer than it said")
         filled = 0
         try:
-            with stage(Stage.RECEIVE, len(batch)):
+            with span(Stage.RECEIVE, len(batch)):
                 while filled < len(batch):
                     size = channel.receive_into(batch[filled:])
                     if not size:
@@ -432,7 +432,7 @@ class RemoteRepository:
         return channel.read(channel.left)
 
     async def _receive_by_session(
-        self, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], meter: Meter
+        self, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], meter: ByteCounter
     ) -> None:
         async with self._request("POST", "/chunks/get", body=b"".join(digests)) as response:
             if response.status != HTTPStatus.OK or said_by(response.headers).is_page:

@@ -18,7 +18,7 @@ from filestore.core.signing import PREFIX as SIGNED_PREFIX
 from filestore.core.signing import verify_path
 from filestore.errors import FilestoreError
 from filestore.http.server.auth import Tokens
-from filestore.http.server.context import Exchange
+from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.routes import api as native
@@ -31,9 +31,9 @@ from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.buffers import Budget
-from filestore.system.metrics import Board
+from filestore.system.metrics import SharedTimes
 
-_Answer = Callable[[Exchange, LocalRepository], Awaitable[web.StreamResponse]]
+_Answer = Callable[[RequestContext, LocalRepository], Awaitable[web.StreamResponse]]
 
 
 class Route(NamedTuple):
@@ -50,7 +50,7 @@ ROUTES = (
     Route("POST", f"{API}/chunks/missing", native.missing_chunks),
     Route("POST", f"{API}/chunks", native.put_chunks),
     Route("POST", f"{API}/chunks/get", native.get_chunks),
-    Route("POST", f"{API}/chunks/recheck", native.recheck_chunks),
+    Route("POST", f"{API}/chunks/verify", native.verify_chunks_route),
     Route("GET", f"{API}/chunks/{{digest}}", native.get_chunk),
     Route("POST", f"{API}/files", native.commit_file),
     Route("GET", f"{API}/files", native.list_files),
@@ -77,7 +77,7 @@ ROUTES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ServerLimits:
     """What one server process allows."""
 
     stall_seconds: float
@@ -124,26 +124,33 @@ def make_app(
     tokens: Tokens,
     secret: bytes,
     spool_folder: Path,
-    limits: Limits,
+    limits: ServerLimits,
     traffic: Traffic,
-    board: Board,
+    shared_times: SharedTimes,
     more_routes: Sequence[Route] = (),
 ) -> web.Application:
     """The application over one store and index, which stay the caller's.
 
-    `secret` is what URLs are signed with, `board` that of all processes on the port.
+    `secret` is what URLs are signed with, `shared_times` that of all processes on the port.
     """
     push_budget = Budget(PUSHES_LIMIT)
     assembly = Assembly(uploads_folder(spool_folder, secret), push_budget=push_budget, idle_seconds=limits.upload_idle_seconds)
-    door = _Door(
-        store, index, tokens=tokens, secret=secret, spool_folder=spool_folder, limits=limits, board=board, push_budget=push_budget
+    authenticator = RequestAuthenticator(
+        store,
+        index,
+        tokens=tokens,
+        secret=secret,
+        spool_folder=spool_folder,
+        limits=limits,
+        shared_times=shared_times,
+        push_budget=push_budget,
     )
 
     @web.middleware
     async def finished(request: web.Request, handler: Handler) -> web.StreamResponse:
         with traffic.passing():
-            response = await door.exchange(request).finish(await handler(request))
-            board.own.note_usage()
+            response = await authenticator.context(request).finish(await handler(request))
+            shared_times.own.note_usage()
             return response
 
     async def complete_head(_: web.Request, response: web.StreamResponse) -> None:
@@ -165,7 +172,9 @@ def make_app(
         for path in (route.path, SIGNED_PREFIX + route.path) if route.can_be_signed else (route.path,):
             # HEAD is answered as GET is.
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
-                app.router.add_route(method, _any_slashes(path), door.opened_for(route.answer), expect_handler=door.expected)
+                app.router.add_route(
+                    method, _any_slashes(path), authenticator.opened_for(route.answer), expect_handler=authenticator.expected
+                )
     return app
 
 
@@ -178,7 +187,7 @@ async def _healthz(_: web.Request) -> web.StreamResponse:
     return web.json_response({"status": "ok"})
 
 
-class _Door:
+class RequestAuthenticator:
     """Where requests come in: each that has a token, or a signature, gets the repository of its namespace."""
 
     def __init__(
@@ -189,8 +198,8 @@ class _Door:
         tokens: Tokens,
         secret: bytes,
         spool_folder: Path,
-        limits: Limits,
-        board: Board,
+        limits: ServerLimits,
+        shared_times: SharedTimes,
         push_budget: Budget,
     ) -> None:
         self._store = store
@@ -199,7 +208,7 @@ class _Door:
         self._secret = secret
         self._spool_folder = spool_folder
         self._limits = limits
-        self._board = board
+        self._shared_times = shared_times
         self._budget = Budget(limits.memory_limit)
         self._push_budget = push_budget
 
@@ -207,7 +216,7 @@ class _Door:
         """A handler that lets `answer` see only requests that have a token or a signature."""
 
         async def handler(request: web.Request) -> web.StreamResponse:
-            return await answer(self.exchange(request), await self._repository(request))
+            return await answer(self.context(request), await self._repository(request))
 
         return handler
 
@@ -218,13 +227,13 @@ class _Door:
                 await self._repository(request)
             except FilestoreError as error:
                 return problem(request, error)
-            self.exchange(request).transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.context(request).transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # RFC 9110, section 10.1.1: other expectations may be ignored.
         return None
 
-    def exchange(self, request: web.Request) -> Exchange:
+    def context(self, request: web.Request) -> RequestContext:
         """A request, and what its answer is made with."""
-        return Exchange(
+        return RequestContext(
             request=request,
             budget=self._budget,
             push_budget=self._push_budget,
@@ -232,7 +241,7 @@ class _Door:
             stall_seconds=self._limits.stall_seconds,
             upload_limit=self._limits.upload_limit,
             secret=self._secret,
-            board=self._board,
+            shared_times=self._shared_times,
         )
 
     async def _repository(self, request: web.Request) -> LocalRepository:

@@ -15,7 +15,7 @@ REMEMBER_SECONDS = 2.0
 CHALLENGE = 'Bearer realm="filestore"'
 
 
-class _Known(NamedTuple):
+class _KnownToken(NamedTuple):
     namespace: str
     until: float
 
@@ -31,7 +31,7 @@ class Tokens:
         self._index = index
         self._tokens = dict(tokens)
         self._clock = clock
-        self._known: dict[Digest, _Known] = {}
+        self._known: dict[Digest, _KnownToken] = {}
 
     async def namespace(self, authorization: str | None) -> str:
         """The namespace of the token in an Authorization header. Raises Unauthorized."""
@@ -50,7 +50,7 @@ class Tokens:
         if namespace is None:
             self._known.pop(digest, None)
         else:
-            self._known[digest] = _Known(namespace, now + REMEMBER_SECONDS)
+            self._known[digest] = _KnownToken(namespace, now + REMEMBER_SECONDS)
         return namespace
 
 

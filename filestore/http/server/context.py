@@ -20,14 +20,14 @@ from aiohttp import web
 from filestore.core.signing import signed_path
 from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled, storage_error
 from filestore.http.server.body.connection import PEER, PIECE, duplicate
-from filestore.http.server.body.writer import Answer
+from filestore.http.server.body.writer import BodyWriter
 from filestore.system.buffers import Budget
 from filestore.system.connection_errors import failure_reason
-from filestore.system.metrics import Board
+from filestore.system.metrics import SharedTimes
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class RequestContext:
     """A request, and what its answer is made with."""
 
     request: web.Request
@@ -37,17 +37,17 @@ class Exchange:
     spool_folder: Path
     stall_seconds: float
     upload_limit: int | None
-    board: Board
+    shared_times: SharedTimes
     secret: bytes
     """What URLs are signed with."""
 
     def signed_url(self, method: str, path: str, *, namespace: str, seconds: float) -> str:
         """A URL of this server that stands for a request by `method` of `path`, and needs no token, for so long."""
         expires_at = math.ceil(time.time() + seconds)
-        return f"{self.origin}{signed_path(self.secret, method, path, namespace=namespace, expires_at=expires_at)}"
+        return f"{self.base_url}{signed_path(self.secret, method, path, namespace=namespace, expires_at=expires_at)}"
 
     @property
-    def origin(self) -> str:
+    def base_url(self) -> str:
         """This server's URL as the client knows it. A proxy in front says whether the client spoke TLS to it."""
         forwarded = self.request.headers.get("X-Forwarded-Proto", "").lower()
         scheme = forwarded if forwarded in {"http", "https"} else self.request.scheme
@@ -119,7 +119,7 @@ class Exchange:
         return response
 
     @asynccontextmanager
-    async def answering(self, response: web.StreamResponse, *, size: int) -> AsyncIterator[Answer]:
+    async def answering(self, response: web.StreamResponse, *, size: int) -> AsyncIterator[BodyWriter]:
         """Send the head of an answer of `size` bytes; the block sends those, or the connection is cut.
 
         Raises Stalled, ConnectionError.
@@ -132,7 +132,7 @@ class Exchange:
             await self.request.writer.drain()
         with duplicate(self.transport) as connection:
             try:
-                yield Answer(connection, stall_seconds=self.stall_seconds)
+                yield BodyWriter(connection, stall_seconds=self.stall_seconds)
                 await response.write_eof()
             except BaseException:
                 # A short answer must never look whole.

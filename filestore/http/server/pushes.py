@@ -7,7 +7,7 @@ from pathlib import Path
 from aiofiles.threadpool.binary import AsyncFileIO
 
 from filestore.core.records import Record
-from filestore.http.server.context import Exchange
+from filestore.http.server.context import RequestContext
 from filestore.repository.local import LocalRepository
 from filestore.transfer.push import WINDOWS_IN_FLIGHT, push
 from filestore.transfer.sources.file import WINDOW_SIZE
@@ -21,7 +21,7 @@ def push_memory(size: int) -> int:
     return 2 * min(size, WINDOWS_IN_FLIGHT * WINDOW_SIZE)
 
 
-async def push_spool(exchange: Exchange, repository: LocalRepository, spool: AsyncFileIO, *, size: int, name: str) -> Record:
+async def push_spool(context: RequestContext, repository: LocalRepository, spool: AsyncFileIO, *, size: int, name: str) -> Record:
     """Store what a form brought, as `push` does."""
-    async with exchange.push_budget.take(push_memory(size)):
+    async with context.push_budget.take(push_memory(size)):
         return (await push(repository, Path(f"/dev/fd/{spool.fileno()}"), name=name)).record

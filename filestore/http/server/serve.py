@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from filestore.core.digest import Digest
-from filestore.http.server.app import Limits
+from filestore.http.server.app import ServerLimits
 from filestore.http.server.errors import concerns_us
 from filestore.http.server.listener import address_error, bind, hold_port, resolve_address, server_url
 from filestore.http.server.supervisor import Supervisor
 from filestore.http.server.worker import BACKLOG, Extension, OpenBackend, Service, no_extension, run_worker
 from filestore.repository.protocol import SIGNED_SECONDS
-from filestore.system.metrics import Board
+from filestore.system.metrics import SharedTimes
 
 logger = logging.getLogger("filestore.server")
 _FILES_LIMIT = 65536
@@ -62,7 +62,7 @@ def serve(
         open_backend=open_backend,
         tokens=tokens or {},
         spool_folder=spool_folder or Path(tempfile.gettempdir()),
-        limits=Limits(
+        limits=ServerLimits(
             stall_seconds=stall_seconds,
             memory_limit=memory_limit,
             upload_limit=upload_limit,
@@ -72,7 +72,7 @@ def serve(
         drain_seconds=drain_seconds,
         knows_tokens=knows_tokens,
         extension=extension,
-        board=Board(workers),
+        shared_times=SharedTimes(workers),
     )
     _allow_many_files()
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
@@ -82,7 +82,7 @@ def serve(
             prepare()
             Supervisor(service, holder, count=workers).run(lambda: announce(server_url(host, holder)))
         return
-    service.board.join(0)
+    service.shared_times.join(0)
     with bind(*resolve_address(host, port), is_shared=False) as listener:
         try:
             listener.listen(BACKLOG)

@@ -9,8 +9,8 @@ from typing import Any
 from aiohttp import web
 
 from filestore.errors import Stalled
-from filestore.http.server.body.writer import Answer
-from filestore.http.server.context import Exchange
+from filestore.http.server.body.writer import BodyWriter
+from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import problem
 from filestore.system.threads import task_group
 
@@ -22,19 +22,19 @@ DOCUMENT_SIZE = 16 << 10
 """Bytes of it that blanks leave to the document, a record or a problem. All others take 13 hours to be used up."""
 
 
-async def answer_slowly(exchange: Exchange, work: Coroutine[Any, Any, web.Response]) -> web.StreamResponse:
+async def answer_slowly(context: RequestContext, work: Coroutine[Any, Any, web.Response]) -> web.StreamResponse:
     """The answer that `work` makes, a JSON document. It does the work to its end where the client goes.
 
     Where it takes longer than a second, the head goes first, with the status 200, then a blank every second, and then the
     document, which is a problem where the work failed. Raises Stalled, ConnectionError.
     """
     async with task_group() as group:
-        working = group.create_task(_outcome(exchange, work))
+        working = group.create_task(_outcome(context, work))
         if await _is_done(working):
             return working.result()
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         try:
-            async with exchange.answering(response, size=SLOW_SIZE) as answer:
+            async with context.answering(response, size=SLOW_SIZE) as answer:
                 left = SLOW_SIZE - await _send_blanks(answer, working)
                 body = working.result().body
                 assert isinstance(body, bytes)  # noqa: S101  # a JSON document is
@@ -46,11 +46,11 @@ async def answer_slowly(exchange: Exchange, work: Coroutine[Any, Any, web.Respon
     return response
 
 
-async def _outcome(exchange: Exchange, work: Coroutine[Any, Any, web.Response]) -> web.Response:
+async def _outcome(context: RequestContext, work: Coroutine[Any, Any, web.Response]) -> web.Response:
     try:
         return await work
     except Exception as error:  # noqa: BLE001  # whatever it is, it ends this request only
-        return problem(exchange.request, error)
+        return problem(context.request, error)
 
 
 async def _is_done(working: asyncio.Task[web.Response]) -> bool:
@@ -59,7 +59,7 @@ async def _is_done(working: asyncio.Task[web.Response]) -> bool:
     return working.done()
 
 
-async def _send_blanks(answer: Answer, working: asyncio.Task[web.Response]) -> int:
+async def _send_blanks(answer: BodyWriter, working: asyncio.Task[web.Response]) -> int:
     """Send a blank now, and one every second until it is done; how many."""
     count = 0
     while not working.done():

@@ -125,7 +125,7 @@ class Supervisor:
         status = 1
         try:
             self._become_child()
-            self._service.board.join(worker.place)
+            self._service.shared_times.join(worker.place)
             with bind(self._holder.family, self._holder.getsockname(), is_shared=True) as listener:
                 self._holder.close()
                 asyncio.run(run_worker(self._service, listener, ready=ready, lifeline=self._lifeline[0]))

@@ -13,11 +13,11 @@ from pathlib import Path
 from aiohttp import web
 
 from filestore.core.digest import Digest
-from filestore.http.server.app import Limits, Route, Traffic, make_app
+from filestore.http.server.app import Route, ServerLimits, Traffic, make_app
 from filestore.http.server.auth import Tokens
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
-from filestore.system.metrics import Board
+from filestore.system.metrics import SharedTimes
 
 BACKLOG = 512
 KEEPALIVE_SECONDS = 75
@@ -39,9 +39,9 @@ class Service:
     tokens: Mapping[Digest, str]
     spool_folder: Path
     knows_tokens: bool
-    limits: Limits
+    limits: ServerLimits
     drain_seconds: float
-    board: Board
+    shared_times: SharedTimes
     extension: Extension
 
 
@@ -92,7 +92,7 @@ async def _serve_until(
                 spool_folder=service.spool_folder,
                 limits=service.limits,
                 traffic=traffic,
-                board=service.board,
+                shared_times=service.shared_times,
                 more_routes=more_routes,
             )
             async with _accepting(app, listener) as site:

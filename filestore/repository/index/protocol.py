@@ -1,6 +1,6 @@
 """What an index must do. `tests/contracts/test_index.py` runs every rule against every implementation.
 
-A chunk's row is *live* or *going*; a going one counts as absent everywhere (I2). Times are microseconds since 1970, UTC.
+A chunk's row is *live* or *condemned*; a condemned one counts as absent everywhere (I2). Times are microseconds since 1970, UTC.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class Transaction(Protocol):
         """The decoded size of each of `digests` whose row is live; the others are not in the answer."""
 
     async def add_chunks(self, namespace: str, rows: Sequence[ChunkRow]) -> None:
-        """Make rows live, whether absent, going or live before; last seen is now."""
+        """Make rows live, whether absent, condemned or live before; last seen is now."""
 
     async def refresh(self, namespace: str, digests: Sequence[Digest]) -> None:
         """Set last seen of live rows to now, where it is older than an hour."""
 
     async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
-        """Remove rows, live or going."""
+        """Remove rows, live or condemned."""
 
-    async def mark_going(self, namespace: str, digests: Sequence[Digest], *, unseen_since: int) -> list[Digest]:
+    async def condemn(self, namespace: str, digests: Sequence[Digest], *, unseen_since: int) -> list[Digest]:
         """Mark those of `digests` going that are live and were last seen before `unseen_since`; return them."""
 
-    async def going(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        """Those of `digests` whose row is going, in the order asked."""
+    async def condemned(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
+        """Those of `digests` whose row is condemned, in the order asked."""
 
     async def add_record(self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
         """Insert a record, or, where name, kind and digest are those of one, return that one with a new `updated_at`.

@@ -41,7 +41,7 @@ class State(NamedTuple):
     """Whether it has shared memory: another process has it open, or was killed while it had."""
 
 
-class Opened(NamedTuple):
+class ReadConnection(NamedTuple):
     """A connection that reads."""
 
     connection: sqlite3.Connection
@@ -59,7 +59,7 @@ def state_of(path: str) -> State:
     return State((found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns, log_size, is_open)
 
 
-def open_for_reading(path: str, *, timeout_seconds: float) -> Opened:
+def open_for_reading(path: str, *, timeout_seconds: float) -> ReadConnection:
     """A connection to the file at the absolute `path` by which nothing is changed. Blocks.
 
     Raises IndexUnreadable, NotPermitted, sqlite3.Error, OSError.
@@ -73,12 +73,12 @@ def open_for_reading(path: str, *, timeout_seconds: float) -> Opened:
         # writers have filled meanwhile.
         connection = _connect(path, "mode=rw", timeout_seconds)
         connection.execute("PRAGMA query_only = ON")
-        return Opened(connection, None)
+        return ReadConnection(connection, None)
     if state.log_size and (is_fixed or not state.is_open):
         raise _unfinished(path, is_fixed=is_fixed)
     if state.is_open and not is_fixed:
-        return Opened(_connect(path, "mode=ro", timeout_seconds), None)
-    return Opened(_connect(path, "mode=ro&immutable=1", timeout_seconds), state)
+        return ReadConnection(_connect(path, "mode=ro", timeout_seconds), None)
+    return ReadConnection(_connect(path, "mode=ro&immutable=1", timeout_seconds), state)
 
 
 def in_use_elsewhere(path: str, error: Exception) -> IndexUnreadable | None:

@@ -33,8 +33,8 @@ from filestore.errors import (
 )
 from filestore.repository.index.protocol import ChunkRow, TokenRow
 from filestore.repository.index.reading import State, in_use_elsewhere, open_for_reading, state_of
-from filestore.system.metrics import Stage, stage
-from filestore.system.threads import abandon, in_thread, tell_of_forks, uninterrupted
+from filestore.system.metrics import Stage, span
+from filestore.system.threads import abandon, in_thread, shield_until_done, tell_of_forks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -124,15 +124,15 @@ class SqliteIndex:
     async def transaction(self) -> AsyncIterator[SqliteTransaction]:
         """BEGIN IMMEDIATE; waits in short slices, so that a cancel is heard while another process writes."""
         deadline = asyncio.get_running_loop().time() + self._busy_seconds
-        await self._take_turn(deadline)
+        await self._acquire(deadline)
         try:
             await _run_when_free(self._writer, _begin, deadline)
             yield SqliteTransaction(self._writer, self._now)
-            await uninterrupted(self._writer.run(_commit))
+            await shield_until_done(self._writer.run(_commit))
         except BaseException:
             # Also after a cancel in the middle of BEGIN, which may have begun, or of COMMIT, which has committed.
             if not self._writer.closed:
-                await uninterrupted(self._writer.run(_roll_back))
+                await shield_until_done(self._writer.run(_roll_back))
             raise
         finally:
             self._writing.release()
@@ -180,10 +180,10 @@ class SqliteIndex:
 
     async def close(self) -> None:
         """Close both connections; SQLite rolls back what is open."""
-        await uninterrupted(self._writer.close())
-        await uninterrupted(self._reader.close())
+        await shield_until_done(self._writer.close())
+        await shield_until_done(self._reader.close())
 
-    async def _take_turn(self, deadline: float) -> None:
+    async def _acquire(self, deadline: float) -> None:
         try:
             async with asyncio.timeout_at(deadline):
                 await self._writing.acquire()
@@ -210,11 +210,11 @@ class SqliteTransaction:
     async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
         await self._writer.run(_delete_chunks, namespace, digests)
 
-    async def mark_going(self, namespace: str, digests: Sequence[Digest], *, unseen_since: int) -> list[Digest]:
-        return await self._writer.run(_update_going, namespace, digests, unseen_since)
+    async def condemn(self, namespace: str, digests: Sequence[Digest], *, unseen_since: int) -> list[Digest]:
+        return await self._writer.run(_update_condemned, namespace, digests, unseen_since)
 
-    async def going(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        return await self._writer.run(_select_going, namespace, digests)
+    async def condemned(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
+        return await self._writer.run(_select_condemned, namespace, digests)
 
     async def add_record(self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
         record = Record(
@@ -308,7 +308,7 @@ class _Connection:
             self._thread.shutdown(wait=False)
 
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with _translated(self.path), stage(Stage.COMMIT):
+        with _translated(self.path), span(Stage.COMMIT):
             if self._connection is None:
                 self._may_be_open = True
                 self._connection = _connect(self.path, self._timeout_seconds)
@@ -339,7 +339,7 @@ class _ReadingConnection(_Connection):
         super().__init__(path.absolute(), timeout_seconds=timeout_seconds)
 
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with _translated(self.path), stage(Stage.COMMIT):
+        with _translated(self.path), span(Stage.COMMIT):
             for attempt in range(1, _READ_ATTEMPTS + 1):
                 before = state_of(self.path)
                 try:
@@ -546,7 +546,9 @@ def _delete_chunks(connection: sqlite3.Connection, namespace: str, digests: Sequ
     _write(connection, statement, (namespace,), digests)
 
 
-def _update_going(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest], unseen_since: int) -> list[Digest]:
+def _update_condemned(
+    connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest], unseen_since: int
+) -> list[Digest]:
     reading = "SELECT digest FROM chunks WHERE namespace = ? AND going = 0 AND last_seen < ? AND digest IN ({})"
     writing = "UPDATE chunks SET going = 1 WHERE namespace = ? AND going = 0 AND last_seen < ? AND digest IN ({})"
     parameters = (namespace, unseen_since)
@@ -555,10 +557,10 @@ def _update_going(connection: sqlite3.Connection, namespace: str, digests: Seque
     return [digest for digest in digests if digest in marked]
 
 
-def _select_going(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
+def _select_condemned(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
     statement = "SELECT digest FROM chunks WHERE namespace = ? AND going = 1 AND digest IN ({})"
-    going = {digest for (digest,) in _read(connection, statement, (namespace,), digests)}
-    return [digest for digest in digests if digest in going]
+    condemned = {digest for (digest,) in _read(connection, statement, (namespace,), digests)}
+    return [digest for digest in digests if digest in condemned]
 
 
 def _insert_record(connection: sqlite3.Connection, record: Record, now: int) -> Record:

@@ -31,8 +31,8 @@ from filestore.format.codec import frame_limit
 from filestore.repository.stores.protocol import Staging
 from filestore.system.files import remove_if_possible, sync_path, write_all
 from filestore.system.locks import try_flock
-from filestore.system.metrics import Stage, awaiting, stage
-from filestore.system.threads import in_disk_thread, side_by_side, uninterrupted
+from filestore.system.metrics import Stage, async_span, span
+from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
 
 _FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
 _OWN_BYTES = 16
@@ -125,7 +125,7 @@ class DiskStore:
         """Link a whole, synced file to its name, which fails where there is one."""
         return await in_disk_thread(self._initialise, text)
 
-    def stage(self) -> DiskStaging:
+    def new_staging(self) -> DiskStaging:
         if self._own is None:
             raise ReadOnly(str(self._root))
         if self._pid != os.getpid():
@@ -139,8 +139,8 @@ class DiskStore:
         for digest, staging in staged:
             path = self._root / chunk_key(namespace, digest)
             folders[path.parent].append((cast("DiskStaging", staging), path))
-        with awaiting(Stage.COMMIT):
-            await in_disk_thread(side_by_side, self._place, list(folders.values()))
+        with async_span(Stage.COMMIT):
+            await in_disk_thread(run_in_parallel, self._place, list(folders.values()))
 
     async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
         opened: list[BinaryIO | None] = []
@@ -190,7 +190,7 @@ class DiskStore:
             # The folder, and what is being written in it, is the parent's. Its lock outlives this descriptor.
             os.close(lock)
             return
-        await uninterrupted(in_disk_thread(_release, self._own, lock))
+        await shield_until_done(in_disk_thread(_release, self._own, lock))
 
     def _initialise(self, text: bytes) -> bytes:
         if self._format is not None:
@@ -198,7 +198,7 @@ class DiskStore:
         path = self._root / "format"
         kept = self._read_small(path)
         if kept is None:
-            staging = self.stage()
+            staging = self.new_staging()
             try:
                 staging.write(text)
                 staging.sync()
@@ -228,7 +228,7 @@ class DiskStore:
             sync_path(folder)
 
     def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
-        with _translated(self._root), stage(Stage.READ):
+        with _translated(self._root), span(Stage.READ):
             for digest in digests:
                 file = _opened(self._root / chunk_key(namespace, digest))
                 opened.append(file)
@@ -237,7 +237,7 @@ class DiskStore:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def _sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
-        with _translated(self._root), stage(Stage.READ):
+        with _translated(self._root), span(Stage.READ):
             return [_frame_size(self._root / chunk_key(namespace, digest)) for digest in digests]
 
     def _read_into(self, namespace: str, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
@@ -281,9 +281,9 @@ class DiskStore:
                 # Who wrote it may have died between its rename and this.
                 sync_path(path.parent)
             return
-        staging = self.stage()
+        staging = self.new_staging()
         try:
-            with stage(Stage.WRITE, len(encoded)):
+            with span(Stage.WRITE, len(encoded)):
                 staging.write(encoded)
             staging.sync()
             self._place([(staging, path)])

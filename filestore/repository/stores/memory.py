@@ -55,7 +55,7 @@ class MemoryStore:
             self._format = text
         return self._format
 
-    def stage(self) -> MemoryStaging:
+    def new_staging(self) -> MemoryStaging:
         return MemoryStaging()
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:

@@ -42,7 +42,7 @@ class ChunkStore(Protocol):
         Of two callers at once, both get the same answer.
         """
 
-    def stage(self) -> Staging:
+    def new_staging(self) -> Staging:
         """Begin a frame. Costs nothing until the first write."""
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:

@@ -16,7 +16,7 @@ FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_SIZE = 1 << 20
 
 
-def is_standing(root: int, members: Sequence[Member], *, ignored: Container[str] = ()) -> bool:
+def matches_disk(root: int, members: Sequence[Member], *, ignored: Container[str] = ()) -> bool:
     """Whether what stands in a folder is the tree of these members: the same names, and content of the same checksums.
 
     What is in it under a name that is `ignored`, in whatever folder, does not count.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Protocol
 
-from filestore.transfer.seeds import Located
+from filestore.transfer.seeds import ContentRange
 
 
-class Order(IntEnum):
+class Ordering(IntEnum):
     """When a sink can take a chunk."""
 
     ANY = 0
@@ -30,7 +30,7 @@ class Sink(Protocol):
     def files_done(self) -> int:
         """Files that are whole."""
 
-    def order(self, offset: int, size: int) -> Order | None:
+    def order(self, offset: int, size: int) -> Ordering | None:
         """When the chunk at `offset` can be taken; None where it need not be."""
 
     def file_at(self, offset: int, size: int) -> int | None:
@@ -39,7 +39,7 @@ class Sink(Protocol):
     def read_into(self, memory: memoryview, offset: int) -> bool:
         """Fill `memory` with what staging holds for the content at `offset`, verified or not; whether that was possible."""
 
-    def copy(self, source: Located, offset: int, size: int) -> bool:
+    def copy(self, source: ContentRange, offset: int, size: int) -> bool:
         """Have the operating system copy content that lies in one file. It counts as rubbish until `take` says that it is held.
 
         Whether that was possible.

@@ -33,10 +33,10 @@ from filestore.format.zip.read import (
 from filestore.format.zip.tree import shown
 from filestore.system.files import check_space, remove, sync_file_system, write_at
 from filestore.system.locks import claim, is_claimed
-from filestore.transfer.seeds import Located, copy_range
+from filestore.transfer.seeds import ContentRange, copy_range
 from filestore.transfer.sinks.compare import FOLDER_FLAGS, is_whole, walk_folder
-from filestore.transfer.sinks.protocol import Order, OvertakenError
-from filestore.transfer.sinks.zip_index import Way, Zip, known_extent, member_paths, parent_folders, read_zip, way_of
+from filestore.transfer.sinks.protocol import Ordering, OvertakenError
+from filestore.transfer.sinks.zip_index import WriteMode, Zip, known_extent, member_paths, parent_folders, read_zip, write_mode_of
 from filestore.transfer.sinks.zip_stream import EntryStream, inflated
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -71,8 +71,8 @@ class TreeStaging:
         self._done = bytearray(len(archive.members))
         self._ways = bytearray()
         self._parents: set[str] = set()
-        self._scattered: dict[int, _Scattered] = {}
-        self._gathered: dict[int, _Gathered] = {}
+        self._scattered: dict[int, _RandomWrites] = {}
+        self._gathered: dict[int, _BufferedEntry] = {}
         self._streams: dict[int, EntryStream] = {}
         self._links: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -99,7 +99,7 @@ class TreeStaging:
         Before that, what stands there and is no part of the tree is removed, and what is whole is found.
         """
         self.file_count = self._zip.file_count
-        self._ways = bytearray(way_of(member) for member in self._zip.members)
+        self._ways = bytearray(write_mode_of(member) for member in self._zip.members)
         self._parents = parent_folders(self._zip.members)
         try:
             self._open_root()
@@ -122,16 +122,16 @@ class TreeStaging:
             reason = f"{len(missing)} files and folders are needed and {found.f_favail} can be made"
             raise StorageFull(str(self._target.parent), reason)
 
-    def order(self, offset: int, size: int) -> Order | None:
+    def order(self, offset: int, size: int) -> Ordering | None:
         if offset < self._zip.preamble_size:
-            return Order.ANY if offset + size <= self._zip.preamble_size else Order.ONCE
+            return Ordering.ANY if offset + size <= self._zip.preamble_size else Ordering.ONCE
         numbers = self._zip.overlap(offset, size)
         if not numbers or self._done.find(0, numbers.start, numbers.stop) < 0:
             return None
         first = numbers.start
-        if self._ways[first] == Way.STREAMED and not self._done[first] and self._zip.members[first].start < offset:
-            return Order.AFTER
-        return Order.ONCE if any(self._ways[numbers.start : numbers.stop]) else Order.ANY
+        if self._ways[first] == WriteMode.SEQUENTIAL and not self._done[first] and self._zip.members[first].start < offset:
+            return Ordering.AFTER
+        return Ordering.ONCE if any(self._ways[numbers.start : numbers.stop]) else Ordering.ANY
 
     def file_at(self, offset: int, size: int) -> int | None:
         part = self._zip.content_at(offset, size)
@@ -140,7 +140,7 @@ class TreeStaging:
     def read_into(self, memory: memoryview, offset: int) -> bool:
         return read_zip(self._root, self._zip, memory, offset)
 
-    def copy(self, source: Located, offset: int, size: int) -> bool:
+    def copy(self, source: ContentRange, offset: int, size: int) -> bool:
         part = self._zip.content_at(offset, size)
         if part is None:
             return False
@@ -227,9 +227,9 @@ class TreeStaging:
         member = self._zip.members[number]
         if len(piece) == member.end - member.start:
             self._take_whole(number, piece, is_held=is_held)
-        elif self._ways[number] == Way.FREE:
+        elif self._ways[number] == WriteMode.RANDOM:
             self._take_scattered(number, start, piece, is_held=is_held)
-        elif self._ways[number] == Way.GATHERED:
+        elif self._ways[number] == WriteMode.BUFFERED:
             self._gather(number, start, piece)
         else:
             # In order, and so by one thread at a time.
@@ -282,10 +282,10 @@ class TreeStaging:
             del self._scattered[number]
             self._note_done(number)
 
-    def _part(self, number: int) -> _Scattered:
+    def _part(self, number: int) -> _RandomWrites:
         """What is there of a scattered entry. To be called, and used, under the lock."""
         if number not in self._scattered:
-            self._scattered[number] = _Scattered(self._zip.members[number])
+            self._scattered[number] = _RandomWrites(self._zip.members[number])
         return self._scattered[number]
 
     def _gather(self, number: int, start: int, piece: memoryview) -> None:
@@ -293,7 +293,7 @@ class TreeStaging:
         member = self._zip.members[number]
         with self._lock:
             if number not in self._gathered:
-                self._gathered[number] = _Gathered(member)
+                self._gathered[number] = _BufferedEntry(member)
             gathered = self._gathered[number]
             gathered.entry[start - member.start : start - member.start + len(piece)] = piece
             gathered.missing -= len(piece)
@@ -438,7 +438,7 @@ class TreeStaging:
             os.chmod(member.path, 0o755 if member.is_executable else 0o644, dir_fd=self._root)
         if not stat.S_ISREG(status.st_mode) or status.st_size > member.size:
             return False
-        if self._ways[number] == Way.FREE and member.size:
+        if self._ways[number] == WriteMode.RANDOM and member.size:
             return True
         if status.st_size < member.size:
             self._overwritten += status.st_size
@@ -449,7 +449,7 @@ class TreeStaging:
         return False
 
 
-class _Scattered:
+class _RandomWrites:
     """A file of which parts are there."""
 
     def __init__(self, member: Member) -> None:
@@ -460,7 +460,7 @@ class _Scattered:
         self.received = 0
 
 
-class _Gathered:
+class _BufferedEntry:
     """A small entry of which parts are there."""
 
     def __init__(self, member: Member) -> None:

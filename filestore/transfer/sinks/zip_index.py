@@ -24,14 +24,14 @@ GATHER_LIMIT = 1 << 20
 READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class Way(IntEnum):
+class WriteMode(IntEnum):
     """How the content of an entry comes."""
 
-    FREE = 0
+    RANDOM = 0
     """In any order."""
-    GATHERED = 1
+    BUFFERED = 1
     """In any order; it is used when all of it is there."""
-    STREAMED = 2
+    SEQUENTIAL = 2
     """In order."""
 
 
@@ -74,7 +74,7 @@ class Zip:
     def content_at(self, offset: int, size: int) -> ContentPart | None:
         """The one member whose content these bytes are, where it is stored as it is, and where they lie in it."""
         numbers = self.overlap(offset, size)
-        if len(numbers) != 1 or way_of(self.members[numbers[0]]) is not Way.FREE:
+        if len(numbers) != 1 or write_mode_of(self.members[numbers[0]]) is not WriteMode.RANDOM:
             return None
         extent = known_extent(self.members[numbers[0]])
         if offset < extent.start or extent.end < offset + size:
@@ -134,12 +134,12 @@ def _read_content(root: int, member: Member, memory: memoryview, offset: int) ->
         os.close(descriptor)
 
 
-def way_of(member: Member) -> Way:
+def write_mode_of(member: Member) -> WriteMode:
     """How the content of an entry comes."""
     if member.extent is not None and not member.is_deflated and not member.is_link:
-        return Way.FREE
+        return WriteMode.RANDOM
     is_file = not member.is_link and not member.is_folder
-    return Way.STREAMED if is_file and member.end - member.start > GATHER_LIMIT else Way.GATHERED
+    return WriteMode.SEQUENTIAL if is_file and member.end - member.start > GATHER_LIMIT else WriteMode.BUFFERED
 
 
 def known_extent(member: Member) -> Extent:

@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol, Self
 from filestore.core.digest import DIGEST_SIZE, Buffer, Digest, chunk_digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import SourceChanged, SourceUnreadable
-from filestore.format.chunking import CUTTING_VERSION, LOOKAHEAD, Cutter
-from filestore.system.metrics import Stage, stage
+from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD, Chunker
+from filestore.system.metrics import Stage, span
 
 WINDOW_SIZE = 16 << 20
 """Bytes read and cut in one go; larger than `LOOKAHEAD`, so that each window cuts something."""
@@ -99,7 +99,7 @@ class Window(NamedTuple):
         """The digest and the content of each of its chunks. In a thread, beside the scan of what follows."""
         chunks = []
         start = 0
-        with stage(Stage.HASH, len(self.content)):
+        with span(Stage.HASH, len(self.content)):
             for size in self.sizes:
                 piece = self.content[start : start + size]
                 chunks.append((chunk_digest(piece), piece))
@@ -109,11 +109,11 @@ class Window(NamedTuple):
         return chunks
 
 
-class Remembered(NamedTuple):
-    """What a journal has of an earlier push from the same path."""
+class CachedPush(NamedTuple):
+    """What a push cache has of an earlier push from the same path."""
 
     manifest: Manifest
-    known: bytes
+    fingerprint: bytes
     """What the source wrote down of itself."""
     recorded_at: int
     """Nanoseconds since 1970."""
@@ -130,7 +130,7 @@ class Content(Protocol):
     """Bytes of content: of a tree, those of its zip."""
     read: int
     """Bytes of files that were read so far."""
-    remembered_size: int
+    cached_size: int
     """Bytes of content that need no reading, since they are known from an earlier push."""
     file_count: int
 
@@ -161,11 +161,11 @@ class Content(Protocol):
 class Source(Content, Protocol):
     """A file, or the zip that stands for a directory, that may be pushed again later."""
 
-    def recall(self, remembered: Remembered) -> None:
+    def load_fingerprint(self, cached: CachedPush) -> None:
         """Leave out what is the same as at an earlier push. Before the first scan. What is damaged is as good as nothing."""
 
-    def known(self) -> bytes:
-        """What `recall` needs of this push. When all windows are hashed."""
+    def fingerprint(self) -> bytes:
+        """What `load_fingerprint` needs of this push. When all windows are hashed."""
 
     def spans(self) -> Iterator[tuple[str, int, int]]:
         """Name, start and end of each entry in the content, in order, back to back."""
@@ -182,14 +182,14 @@ class FileSource:
 
     file_count = 1
 
-    def __init__(self, path: Path, *, cutting: int = CUTTING_VERSION) -> None:
+    def __init__(self, path: Path, *, chunking_version: int = CHUNKING_VERSION) -> None:
         """Raises SourceUnreadable, UnknownFormat."""
         self.path = path
-        self.read = self.remembered_size = 0
-        self._cutting = cutting
-        self._cutter = Cutter(cutting=cutting)
+        self.read = self.cached_size = 0
+        self._chunking_version = chunking_version
+        self._chunker = Chunker(chunking_version=chunking_version)
         self._chunks = bytearray()
-        self._remembered: Manifest | None = None
+        self._cached: Manifest | None = None
         self._uncut = bytearray(LOOKAHEAD)
         self._uncut_size = 0
         try:
@@ -224,33 +224,33 @@ class FileSource:
 
     @property
     def is_finished(self) -> bool:
-        return self._remembered is not None or self.read == self.size
+        return self._cached is not None or self.read == self.size
 
-    def recall(self, remembered: Remembered) -> None:
-        same = remembered.known == self.state.pack() and remembered.manifest.size == self.size
-        if same and self.state.is_settled(remembered.recorded_at):
-            self._remembered = remembered.manifest
-            self.remembered_size = self.size
+    def load_fingerprint(self, cached: CachedPush) -> None:
+        same = cached.fingerprint == self.state.pack() and cached.manifest.size == self.size
+        if same and self.state.is_settled(cached.recorded_at):
+            self._cached = cached.manifest
+            self.cached_size = self.size
 
-    def known(self) -> bytes:
+    def fingerprint(self) -> bytes:
         return self.state.pack()
 
     def scan(self, buffer: memoryview) -> list[Window]:
         kept = self._uncut_size
         buffer[:kept] = memoryview(self._uncut)[:kept]
         end = min(len(buffer), kept + self.size - self.read)
-        with stage(Stage.READ, end - kept):
+        with span(Stage.READ, end - kept):
             read_exactly(self._descriptor, buffer[kept:end], self.read, self.path)
         self.read += end - kept
-        with stage(Stage.CUT, end - kept):
-            sizes = self._cutter.cut(buffer[:end], final=self.is_finished)
+        with span(Stage.CUT, end - kept):
+            sizes = self._chunker.cut(buffer[:end], final=self.is_finished)
         start = sum(sizes)
         self._uncut_size = end - start
         self._uncut[: self._uncut_size] = buffer[start:end]
         return [Window.cut(buffer, sizes, self._chunks)]
 
     def manifest(self) -> Manifest:
-        return self._remembered or Manifest.build(unpacked(self._chunks), cutting=self._cutting)
+        return self._cached or Manifest.build(unpacked(self._chunks), chunking_version=self._chunking_version)
 
     def read_into(self, memory: memoryview, offset: int) -> None:
         read_exactly(self._descriptor, memory, offset, self.path)

@@ -1,6 +1,6 @@
 """What was pushed from where: lets a second push of an unchanged file or directory read none of it.
 
-A cache and nothing more: a journal that is damaged, locked or of another version is as good as an empty one.
+A cache and nothing more: a push cache that is damaged, locked or of another version is as good as an empty one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from filestore.core.manifest import Manifest
 from filestore.errors import FilestoreError
 from filestore.repository.protocol import Identity
 from filestore.system.threads import abandon, tell_of_forks
-from filestore.transfer.sources.file import Remembered
+from filestore.transfer.sources.file import CachedPush
 
 ENTRY_LIMIT = 10_000
 SIZE_LIMIT = 1 << 30
 """Bytes of all entries."""
-KNOWN_LIMIT = 256 << 20
+FINGERPRINT_LIMIT = 256 << 20
 """Bytes of what a source may have written down: ten times what 200,000 files take."""
 
 _SCHEMA_VERSION = 2
@@ -37,7 +37,7 @@ CREATE TABLE pushed (
 """
 
 
-class Journal:
+class PushCache:
     """Blocks: call its methods in a thread, one at a time."""
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +53,7 @@ class Journal:
         self.close()
 
     def after_fork(self) -> None:
-        """The connection stays the parent's: SQLite does not survive a fork. In a child this journal is as good as empty."""
+        """The connection stays the parent's: SQLite does not survive a fork. In a child this push cache is as good as empty."""
         if self._connection is not None:
             abandon(self._connection)
             self._connection = None
@@ -64,7 +64,7 @@ class Journal:
             self._connection.close()
             self._connection = None
 
-    def find(self, identity: Identity, path: Path) -> Remembered | None:
+    def find(self, identity: Identity, path: Path) -> CachedPush | None:
         """What the last push of `path` to that repository left."""
         if self._connection is None:
             return None
@@ -73,7 +73,7 @@ class Journal:
                 self._connection.execute(
                     "SELECT manifest, known, recorded_at FROM pushed"
                     " WHERE repository = ? AND namespace = ? AND path = ? AND cutting = ?",
-                    (identity.id, identity.namespace, _key(path), identity.cutting),
+                    (identity.id, identity.namespace, _key(path), identity.chunking_version),
                 )
             ) as rows:
                 row = rows.fetchone()
@@ -81,18 +81,18 @@ class Journal:
                 return None
             encoded, kept, recorded_at = row
             manifest = Manifest.parse(encoded)
-            return Remembered(manifest, _known(kept, manifest), int(recorded_at))
+            return CachedPush(manifest, _fingerprint(kept, manifest), int(recorded_at))
         except (sqlite3.Error, ZstdError, FilestoreError, TypeError, ValueError):
             return None
 
-    def record(self, identity: Identity, path: Path, manifest: Manifest, known: bytes) -> None:
+    def record(self, identity: Identity, path: Path, manifest: Manifest, fingerprint: bytes) -> None:
         """Remember a push that was committed; forgets the oldest entries past `ENTRY_LIMIT` and `SIZE_LIMIT`."""
         if self._connection is None:
             return
         key = (identity.id, identity.namespace, _key(path))
         # With a checksum over both: what was damaged must not be taken for true.
-        kept = ZstdCompressor(write_checksum=True).compress(manifest.digest + known)
-        row = (*key, identity.cutting, time.time_ns(), manifest.encoded, kept)
+        kept = ZstdCompressor(write_checksum=True).compress(manifest.digest + fingerprint)
+        row = (*key, identity.chunking_version, time.time_ns(), manifest.encoded, kept)
         try:
             with self._connection:
                 self._connection.execute("INSERT OR REPLACE INTO pushed VALUES (?, ?, ?, ?, ?, ?, ?)", row)
@@ -128,9 +128,9 @@ class Journal:
         return connection
 
 
-def _known(kept: bytes, manifest: Manifest) -> bytes:
+def _fingerprint(kept: bytes, manifest: Manifest) -> bytes:
     """What was written down beside a manifest. Raises ValueError, ZstdError where either is not what it was."""
-    if get_frame_parameters(kept).content_size > DIGEST_SIZE + KNOWN_LIMIT:
+    if get_frame_parameters(kept).content_size > DIGEST_SIZE + FINGERPRINT_LIMIT:
         raise ValueError("it is larger than anything that was kept")
     plain = decompress(kept)
     if plain[:DIGEST_SIZE] != manifest.digest:

@@ -15,24 +15,24 @@ from blake3 import blake3
 from filestore.core.digest import DIGEST_SIZE
 from filestore.core.manifest import Manifest
 from filestore.errors import InvalidName, SourceChanged, SourceRefused, SourceUnreadable
-from filestore.format.chunking import CUTTING_VERSION
-from filestore.format.zip.chunker import TreeCutter
+from filestore.format.chunking import CHUNKING_VERSION
+from filestore.format.zip.chunker import TreeChunker
 from filestore.format.zip.virtual import VirtualZip
 from filestore.format.zip.write import Entry
-from filestore.system.metrics import Stage, stage
+from filestore.system.metrics import Stage, span
 from filestore.transfer.sources.file import (
     PACKED_SIZE,
     STATE_SIZE,
+    CachedPush,
     FileState,
-    Remembered,
     Window,
     check_end,
     read_exactly,
     unpacked,
 )
-from filestore.transfer.sources.walk import LEAVE_OUT, NO_STATE, Walked, shown_path, unreadable_reason
+from filestore.transfer.sources.walk import LEAVE_OUT, NO_STATE, WalkResult, shown_path, unreadable_reason
 
-_KNOWN_MAGIC = b"tree1"
+_FINGERPRINT_MAGIC = b"tree1"
 _COUNTS = struct.Struct("<II")
 """How many files and how many segments are known."""
 _FILE = struct.Struct("<HI")
@@ -50,26 +50,26 @@ class TreeSource:
     Each file must be in the state in which the walk found it when it is opened, and all of them once more at the end, so that
     what is recorded is the tree as it stood at one moment.
 
-    What it writes down for `recall` is, of each file, name, state and checksum, and of each segment of the zip the digest of
-    what its chunks hang on beside the files' content, so that a segment whose files and headers are the same is not made again.
+    The fingerprint has name, state and checksum of each file, and of each segment of the zip the digest of everything that its
+    chunks depend on except the files' content, so that a segment whose files and headers are the same is not made again.
     """
 
-    def __init__(self, walked: Walked, *, cutting: int = CUTTING_VERSION) -> None:
+    def __init__(self, walked: WalkResult, *, chunking_version: int = CHUNKING_VERSION) -> None:
         """Raises SourceRefused, LimitExceeded, UnknownFormat."""
         self.path = walked.root
-        self.read = self.remembered_size = 0
+        self.read = self.cached_size = 0
         self._walked = walked
-        self._cutting = cutting
+        self._chunking_version = chunking_version
         try:
-            self._cutter = TreeCutter(walked.entries, self._read, cutting=cutting)
+            self._chunker = TreeChunker(walked.entries, self._read, chunking_version=chunking_version)
         except InvalidName as error:
             name, reason = error.args
             raise SourceRefused(shown_path(walked.root, name), f"no archive can hold it: {reason}; {LEAVE_OUT}") from None
-        self.size = self._cutter.size
-        self.file_count = sum(not entry.is_folder for entry in self._cutter.entries)
-        self.files_done = self.file_count - sum(map(_is_read, self._cutter.entries))
-        self._chunks = [bytearray() for _ in self._cutter.segments]
-        self._known: bytes | None = None
+        self.size = self._chunker.size
+        self.file_count = sum(not entry.is_folder for entry in self._chunker.entries)
+        self.files_done = self.file_count - sum(map(_is_read, self._chunker.entries))
+        self._chunks = [bytearray() for _ in self._chunker.segments]
+        self._fingerprint: bytes | None = None
         self._descriptor = -1
         self._opened = -1
         self._opened_path = ""
@@ -88,61 +88,61 @@ class TreeSource:
 
     @property
     def is_finished(self) -> bool:
-        return self._cutter.is_finished
+        return self._chunker.is_finished
 
-    def recall(self, remembered: Remembered) -> None:
+    def load_fingerprint(self, cached: CachedPush) -> None:
         try:
-            known = _Known(remembered)
-            unchanged = dict(known.unchanged(self._walked))
-            segments = known.segments()
+            fingerprint = _TreeFingerprint(cached)
+            unchanged = dict(fingerprint.unchanged(self._walked))
+            segments = fingerprint.segments()
         except (ValueError, struct.error):
             return  # as good as nothing
         for place, crc in unchanged.items():
-            self._cutter.remember(place, crc)
-        for number, segment in enumerate(self._cutter.segments):
+            self._chunker.remember(place, crc)
+        for number, segment in enumerate(self._chunker.segments):
             if any(place not in unchanged for place in segment.entries if self._walked.states.packed(place) != NO_STATE):
                 continue
             chunks = segments.get(self._segment_key(number), b"")
             if sum(chunk.size for chunk in unpacked(chunks)) == segment.size:
-                self._cutter.skip(number)
+                self._chunker.skip(number)
                 self._chunks[number] += chunks
-                self.remembered_size += segment.size
-                self.files_done += sum(_is_read(self._cutter.entries[place]) for place in segment.entries)
+                self.cached_size += segment.size
+                self.files_done += sum(_is_read(self._chunker.entries[place]) for place in segment.entries)
         if self.is_finished:
-            self._known = remembered.known  # would come out the same, after a second for 200,000 files
+            self._fingerprint = cached.fingerprint  # would come out the same, after a second for 200,000 files
 
-    def known(self) -> bytes:
-        if self._known is not None:
-            return self._known
+    def fingerprint(self) -> bytes:
+        if self._fingerprint is not None:
+            return self._fingerprint
         segments = (_SEGMENT.pack(self._segment_key(number), len(row) // PACKED_SIZE) for number, row in enumerate(self._chunks))
         files = bytearray()
         file_count = 0
-        for place, (entry, crc) in enumerate(zip(self._cutter.entries, self._cutter.crcs, strict=True)):
+        for place, (entry, crc) in enumerate(zip(self._chunker.entries, self._chunker.crcs, strict=True)):
             state = self._walked.states.packed(place)
             if state != NO_STATE:
                 name = entry.stored_name
                 files += _FILE.pack(len(name), crc or 0) + name + state
                 file_count += 1
-        known = bytearray(_KNOWN_MAGIC + _COUNTS.pack(file_count, len(self._chunks)))
-        known += b"".join(segments)
-        known += files
-        return bytes(known)
+        fingerprint = bytearray(_FINGERPRINT_MAGIC + _COUNTS.pack(file_count, len(self._chunks)))
+        fingerprint += b"".join(segments)
+        fingerprint += files
+        return bytes(fingerprint)
 
     def scan(self, buffer: memoryview) -> list[Window]:
-        with stage(Stage.CUT) as cutting:
-            cuts = self._cutter.scan(buffer)
-            cutting.add(sum(len(cut.content) for cut in cuts))
+        with span(Stage.CUT) as chunking_version:
+            cuts = self._chunker.scan(buffer)
+            chunking_version.add(sum(len(cut.content) for cut in cuts))
         return [Window.cut(cut.content, cut.sizes, self._chunks[cut.segment]) for cut in cuts]
 
     def manifest(self) -> Manifest:
-        return Manifest.build(chain.from_iterable(map(unpacked, self._chunks)), cutting=self._cutting)
+        return Manifest.build(chain.from_iterable(map(unpacked, self._chunks)), chunking_version=self._chunking_version)
 
     def read_into(self, memory: memoryview, offset: int) -> None:
         self._virtual.read_into(memory, offset)
 
     def spans(self) -> Iterator[tuple[str, int, int]]:
-        for place, entry in enumerate(self._cutter.entries):
-            yield entry.stored_name.decode(), self._cutter.offsets[place], self._cutter.offsets[place + 1]
+        for place, entry in enumerate(self._chunker.entries):
+            yield entry.stored_name.decode(), self._chunker.offsets[place], self._chunker.offsets[place + 1]
 
     def check_unchanged(self) -> None:
         """Looks at each file once more, by its path: some microseconds a file. Those without content were not opened before.
@@ -165,17 +165,17 @@ class TreeSource:
 
     @cached_property
     def _virtual(self) -> VirtualZip:
-        crcs = [crc or 0 for crc in self._cutter.crcs]
-        return VirtualZip(self._cutter.entries, crcs, self._cutter.offsets, self._read_again)
+        crcs = [crc or 0 for crc in self._chunker.crcs]
+        return VirtualZip(self._chunker.entries, crcs, self._chunker.offsets, self._read_again)
 
     def _segment_key(self, number: int) -> bytes:
         """What the chunks of a segment hang on beside the content of its files; zeros where that is not known."""
-        segment = self._cutter.segments[number]
+        segment = self._chunker.segments[number]
         if segment.is_content:
-            return blake3(b"content" + self._cutter.entries[segment.entries.start].stored_name).digest()
+            return blake3(b"content" + self._chunker.entries[segment.entries.start].stored_name).digest()
         headers = blake3()
         try:
-            for piece in self._cutter.headers_of(number):
+            for piece in self._chunker.headers_of(number):
                 headers.update(piece)
         except ValueError:
             return _UNKNOWN
@@ -183,12 +183,12 @@ class TreeSource:
 
     def _read(self, place: int, offset: int, memory: memoryview) -> None:
         """Read content for the first time, in order."""
-        with stage(Stage.READ, len(memory)):
+        with span(Stage.READ, len(memory)):
             if place != self._opened:
                 self._open(place)
             read_exactly(self._descriptor, memory, offset, self._opened_path)
         self.read += len(memory)
-        if offset + len(memory) == self._cutter.entries[place].size:
+        if offset + len(memory) == self._chunker.entries[place].size:
             check_end(self._descriptor, offset + len(memory), self._opened_path)
             if offset:
                 self._check(place)  # the earlier a large file is found to have changed, the better
@@ -214,22 +214,22 @@ class TreeSource:
         self._walked.states.check(place, os.fstat(self._descriptor), self._opened_path)
 
 
-class _Known:
+class _TreeFingerprint:
     """What an earlier push wrote down. Raises ValueError or struct.error for anything else."""
 
-    def __init__(self, remembered: Remembered) -> None:
-        data = remembered.known
-        if not data.startswith(_KNOWN_MAGIC):
+    def __init__(self, cached: CachedPush) -> None:
+        data = cached.fingerprint
+        if not data.startswith(_FINGERPRINT_MAGIC):
             raise ValueError("it is not what a directory writes down")
         self._data = data
-        self._chunks = remembered.manifest.chunks.encoded
-        self._recorded_at = remembered.recorded_at
-        self._file_count, self._segment_count = _COUNTS.unpack_from(data, len(_KNOWN_MAGIC))
+        self._chunks = cached.manifest.chunks.encoded
+        self._recorded_at = cached.recorded_at
+        self._file_count, self._segment_count = _COUNTS.unpack_from(data, len(_FINGERPRINT_MAGIC))
 
     def segments(self) -> dict[bytes, memoryview]:
         """The chunks of each segment, packed, by what it is known by."""
         found = {}
-        start = len(_KNOWN_MAGIC) + _COUNTS.size
+        start = len(_FINGERPRINT_MAGIC) + _COUNTS.size
         at = 0
         for number in range(self._segment_count):
             key, count = _SEGMENT.unpack_from(self._data, start + number * _SEGMENT.size)
@@ -238,7 +238,7 @@ class _Known:
         found.pop(_UNKNOWN, None)
         return found
 
-    def unchanged(self, walked: Walked) -> Iterator[tuple[int, int]]:
+    def unchanged(self, walked: WalkResult) -> Iterator[tuple[int, int]]:
         """The place and the checksum of each file that is in the same state as it was then, and is settled."""
         waiting = self._files()
         name, packed_state, crc = next(waiting, (b"", b"", 0))
@@ -251,7 +251,7 @@ class _Known:
                 yield place, crc
 
     def _files(self) -> Iterator[tuple[bytes, bytes, int]]:
-        at = len(_KNOWN_MAGIC) + _COUNTS.size + self._segment_count * _SEGMENT.size
+        at = len(_FINGERPRINT_MAGIC) + _COUNTS.size + self._segment_count * _SEGMENT.size
         for _ in range(self._file_count):
             length, crc = _FILE.unpack_from(self._data, at)
             at += _FILE.size

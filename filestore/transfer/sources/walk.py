@@ -97,7 +97,7 @@ class States(Sequence[FileState | None]):
             FileState.unpack(packed).check(FileState.of(found), path)
 
 
-class Walked(NamedTuple):
+class WalkResult(NamedTuple):
     """What a directory held when it was looked at."""
 
     root: Path
@@ -114,7 +114,9 @@ class Walked(NamedTuple):
         return self.elsewhere.get(name) or f"{self.root}/{name}"
 
 
-def walk(root: Path, *, symlinks: Symlinks = Symlinks.INSIDE, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Walked:
+def walk(
+    root: Path, *, symlinks: Symlinks = Symlinks.INSIDE, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> WalkResult:
     """Look at all that lies in the directory `root`. Blocks: call it in a thread.
 
     `include` and `exclude` are globs for paths relative to `root`, in which `*` matches `/` too, and case counts. A folder that
@@ -124,7 +126,7 @@ def walk(root: Path, *, symlinks: Symlinks = Symlinks.INSIDE, include: Sequence[
 
     Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches.
     """
-    walking = _Walking(root, symlinks, include=_Globs(include) if include else None, exclude=_Globs(exclude))
+    walking = _Walker(root, symlinks, include=_Globs(include) if include else None, exclude=_Globs(exclude))
     walking.run()
     if include and not walking.entries:
         raise NothingMatches(str(root), _described(include, exclude))
@@ -179,7 +181,7 @@ class _Folder(NamedTuple):
         return False
 
 
-class _Walking:
+class _Walker:
     """One walk: what was found, in any order, and the folders that are still to be looked into."""
 
     def __init__(self, root: Path, symlinks: Symlinks, *, include: _Globs | None, exclude: _Globs) -> None:
@@ -211,7 +213,7 @@ class _Walking:
         while self._folders:
             self._look_into(self._folders.pop())
 
-    def result(self) -> Walked:
+    def result(self) -> WalkResult:
         """What was found, in order."""
         # By code points, which is the order of the bytes of UTF-8.
         keys = [f"{entry.name}/" if entry.is_folder else entry.name for entry in self.entries]
@@ -220,7 +222,7 @@ class _Walking:
         for place, before in enumerate(order):
             state = self._packed[before * STATE_SIZE : (before + 1) * STATE_SIZE]
             packed[place * STATE_SIZE : (place + 1) * STATE_SIZE] = state
-        return Walked(self._root, [self.entries[before] for before in order], States(packed), self._elsewhere)
+        return WalkResult(self._root, [self.entries[before] for before in order], States(packed), self._elsewhere)
 
     def _look_into(self, folder: _Folder) -> None:
         is_empty = True

@@ -14,7 +14,7 @@ from aiohttp import BodyPartReader
 from aiohttp.http import HttpProcessingError
 
 from filestore.errors import InvalidInput, LimitExceeded
-from filestore.http.server.context import Exchange, arriving, spooling
+from filestore.http.server.context import RequestContext, arriving, spooling
 
 T = TypeVar("T")
 
@@ -37,7 +37,9 @@ class Form(NamedTuple):
     """The other parts by name, in their order. Bytes that are no UTF-8 are surrogates, which no name may hold."""
 
 
-async def receive_form(exchange: Exchange, spool: AsyncFileIO, *, file_part: str, check_name: Callable[[str], object]) -> Form:
+async def receive_form(
+    context: RequestContext, spool: AsyncFileIO, *, file_part: str, check_name: Callable[[str], object]
+) -> Form:
     """Write the part `file_part` of a form to `spool`. `check_name` is given its name before gigabytes come for nothing.
 
     Raises InvalidInput, LimitExceeded, Interrupted, Stalled, StorageError, and what `check_name` raises.
@@ -46,16 +48,16 @@ async def receive_form(exchange: Exchange, spool: AsyncFileIO, *, file_part: str
     size = 0
     fields: dict[str, list[str]] = {}
     left = FIELDS_LIMIT
-    async for part in _parts(exchange):
+    async for part in _parts(context):
         if part.name == file_part:
             if file_name is not None:
                 raise InvalidInput(f"the form has two parts {file_part}; send one file at a time")
             # A client may send its own path.
             file_name = last_part(part.filename or "")
             check_name(file_name)
-            size = await _spool(exchange, part, spool)
+            size = await _spool(context, part, spool)
         else:
-            value = await _field(exchange, part, limit=left)
+            value = await _field(context, part, limit=left)
             left -= len(value)
             fields.setdefault(part.name or "", []).append(value.decode(errors="surrogateescape"))
     return Form(file_name, size, fields)
@@ -66,14 +68,14 @@ def last_part(path: str) -> str:
     return _FOLDERS.split(path)[-1]
 
 
-async def _parts(exchange: Exchange) -> AsyncIterator[BodyPartReader]:
-    request = exchange.request
+async def _parts(context: RequestContext) -> AsyncIterator[BodyPartReader]:
+    request = context.request
     if request.content_type != "multipart/form-data":
         raise InvalidInput("a form is expected: curl -F pfile=@FILE sends one")
     # Without this a header's line could have no more than 2 bytes: see `read_bufsize` in `workers`.
     request.content.set_read_chunk_size(_READ_SIZE)
-    form = await _step(exchange, request.multipart())
-    while (part := await _step(exchange, form.next())) is not None:
+    form = await _step(context, request.multipart())
+    while (part := await _step(context, form.next())) is not None:
         if not isinstance(part, BodyPartReader):
             raise InvalidInput("a part of the form is a form itself")
         if part.headers.get("Content-Transfer-Encoding", "binary").lower() not in {"binary", "7bit", "8bit"}:
@@ -81,14 +83,14 @@ async def _parts(exchange: Exchange) -> AsyncIterator[BodyPartReader]:
         yield part
 
 
-async def _spool(exchange: Exchange, part: BodyPartReader, spool: AsyncFileIO) -> int:
+async def _spool(context: RequestContext, part: BodyPartReader, spool: AsyncFileIO) -> int:
     """Write a part to `spool`; how many bytes there were."""
     buffer = memoryview(bytearray(WRITE_SIZE + _READ_SIZE))
     filled = size = 0
-    while piece := await _step(exchange, part.read_chunk(_READ_SIZE)):
+    while piece := await _step(context, part.read_chunk(_READ_SIZE)):
         size += len(piece)
-        if exchange.upload_limit is not None and size > exchange.upload_limit:
-            raise LimitExceeded("the file's size in bytes", size, exchange.upload_limit)
+        if context.upload_limit is not None and size > context.upload_limit:
+            raise LimitExceeded("the file's size in bytes", size, context.upload_limit)
         buffer[filled : filled + len(piece)] = piece
         filled += len(piece)
         if filled >= WRITE_SIZE:
@@ -104,20 +106,20 @@ async def _write(spool: AsyncFileIO, content: memoryview) -> None:
             content = content[await spool.write(content) :]
 
 
-async def _field(exchange: Exchange, part: BodyPartReader, *, limit: int) -> bytes:
+async def _field(context: RequestContext, part: BodyPartReader, *, limit: int) -> bytes:
     value = bytearray()
-    while piece := await _step(exchange, part.read_chunk(_READ_SIZE)):
+    while piece := await _step(context, part.read_chunk(_READ_SIZE)):
         value += piece
         if len(value) > limit:
             raise LimitExceeded("the size in bytes of the form's other parts", FIELDS_LIMIT - limit + len(value), FIELDS_LIMIT)
     return bytes(value)
 
 
-async def _step(exchange: Exchange, reading: Awaitable[T]) -> T:
+async def _step(context: RequestContext, reading: Awaitable[T]) -> T:
     """Read something of a form. Raises InvalidInput where it is malformed, Interrupted, Stalled."""
     try:
         with arriving():
-            async with exchange.moving():
+            async with context.moving():
                 return await reading
     except (ValueError, AssertionError, HttpProcessingError) as error:
         raise InvalidInput(f"the form is malformed: {error}") from error

@@ -11,9 +11,9 @@ from typing import BinaryIO, Self
 from filestore.core.digest import Digest
 from filestore.errors import DamagedChunk
 from filestore.http import wire
-from filestore.http.server.body.writer import Answer, FilePart
+from filestore.http.server.body.writer import BodyWriter, FilePart
 from filestore.repository.local import LocalRepository
-from filestore.system.threads import in_disk_thread, uninterrupted
+from filestore.system.threads import in_disk_thread, shield_until_done
 
 OPEN_TOGETHER = 16
 """Frames that an answer opens at once; the next as many are opened while these are sent."""
@@ -35,7 +35,7 @@ class Frames:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for place in list(self._open):
-            await uninterrupted(self._close(place))
+            await shield_until_done(self._close(place))
 
     async def entries(self) -> list[wire.BatchEntry]:
         """Which frames there are, and their sizes: an answer's head says so, and not all of them can be open at once."""
@@ -46,7 +46,7 @@ class Frames:
             sizes = await self._repository.frame_sizes(self._digests)
         return list(map(wire.BatchEntry, self._digests, sizes))
 
-    async def send(self, answer: Answer, entries: Sequence[wire.BatchEntry]) -> None:
+    async def send(self, answer: BodyWriter, entries: Sequence[wire.BatchEntry]) -> None:
         """Send the frames of `entries`, all that were given. Raises DamagedChunk where one is not there any more as it was."""
         for place, group in enumerate(self._groups):
             files = await self._opened(place)
@@ -72,7 +72,7 @@ class Frames:
         del self._open[place]
 
 
-async def _send_group(answer: Answer, files: _Files, entries: Sequence[wire.BatchEntry]) -> None:
+async def _send_group(answer: BodyWriter, files: _Files, entries: Sequence[wire.BatchEntry]) -> None:
     """Raises DamagedChunk for the first frame that is not what the answer's head announced."""
     parts = []
     for file, entry in zip(files, entries, strict=True):

@@ -1,7 +1,7 @@
 """A body that threads read from its connection, so that no byte of it passes through the event loop.
 
 aiohttp's reader costs 0.1 ms for each piece that comes, a quarter of a megabyte at most, and copies it twice. Here a thread has
-the connection for a turn: as long as bytes keep coming, and for 8 MiB or one piece. Threads have memory for a piece each, and
+the connection for a slice: as long as bytes keep coming, and for 8 MiB or one piece. Threads have memory for a piece each, and
 are few; a connection that nothing comes from holds neither (I6).
 """
 
@@ -18,13 +18,13 @@ from filestore.core.manifest import CHUNK_LIMIT
 from filestore.errors import Stalled
 from filestore.format.codec import frame_limit
 from filestore.http.server.body.connection import PATIENCE_MILLISECONDS, PEER, PIECE, duplicate, readable
-from filestore.http.server.context import Exchange, arriving
-from filestore.system.buffers import lasting_memory
-from filestore.system.metrics import Stage, stage
+from filestore.http.server.context import RequestContext, arriving
+from filestore.system.buffers import allocate_pages
+from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_thread, per_thread, thread_pool
 
-TURN_SIZE = 8 << 20
-"""Bytes that a thread takes in one turn: what it took is looked at in the event loop between two."""
+SLICE_SIZE = 8 << 20
+"""Bytes that a thread takes in one slice: what it took is looked at in the event loop between two."""
 
 PIECE_SIZE = 1 << 20
 """What a piece is where its taker does not want a frame that is larger: small enough for a processor's cache."""
@@ -41,36 +41,36 @@ def _as_large_as_may_be(limit: int) -> int:
     return limit
 
 
-def _turns() -> ThreadPoolExecutor:
+def _slice_threads() -> ThreadPoolExecutor:
     # Not those of `in_disk_thread`, of which each would come to hold the memory of a piece.
-    return thread_pool("turn", max(4, os.cpu_count() or 1))
+    return thread_pool("body", max(4, os.cpu_count() or 1))
 
 
-_piece_memory = per_thread(lambda: lasting_memory(frame_limit(CHUNK_LIMIT)))
+_piece_memory = per_thread(lambda: allocate_pages(frame_limit(CHUNK_LIMIT)))
 
 
 @asynccontextmanager
-async def taken_in(exchange: Exchange, *, size: int) -> AsyncIterator[Intake]:
+async def reading_body(context: RequestContext, *, size: int) -> AsyncIterator[BodyReader]:
     """Take a body of `size` bytes over from aiohttp, for the block; what is not read by its end is aiohttp's again."""
-    intake = Intake(exchange, size=size)
+    body_reader = BodyReader(context, size=size)
     try:
-        yield intake
+        yield body_reader
     finally:
-        intake.give_back()
+        body_reader.give_back()
 
 
-class Intake:
-    """A body on its way in. Made by `taken_in`."""
+class BodyReader:
+    """A body on its way in. Made by `reading_body`."""
 
-    def __init__(self, exchange: Exchange, *, size: int) -> None:
-        self._exchange = exchange
+    def __init__(self, context: RequestContext, *, size: int) -> None:
+        self._context = context
         self._left = size
         self._connection: socket.socket | None = None
         self._awaited = 1
         self._unseen = 0
         self._is_dry = False
 
-    async def turn(self, take: Take, *, reach: Reach = _as_large_as_may_be) -> bool:
+    async def read_slice(self, take: Take, *, reach: Reach = _as_large_as_may_be) -> bool:
         """Give some more of the body to `take`; False at its end. Pieces are as large as `reach` says while bytes keep coming.
 
         Raises Interrupted, Stalled, and what `take` raises.
@@ -79,9 +79,9 @@ class Intake:
             return False
         with arriving():
             if self._connection is None and (piece := self._read_ahead()):
-                await in_thread(_turns(), _taken, piece, take)
+                await in_thread(_slice_threads(), _taken, piece, take)
             else:
-                await self._take_turn(take, reach)
+                await self._read_slice(take, reach)
         return True
 
     def give_back(self) -> None:
@@ -89,7 +89,7 @@ class Intake:
         if self._connection is not None:
             self._await_at_least(1)
             self._connection.close()
-        request = self._exchange.request
+        request = self._context.request
         transport = request.transport
         if transport is None or transport.is_closing():
             return
@@ -105,20 +105,20 @@ class Intake:
 
     def _read_ahead(self) -> bytes:
         """What aiohttp has read already; it reads no more of a body that is not whole with it."""
-        content = self._exchange.request.content
+        content = self._context.request.content
         piece = content.read_nowait()
         self._left -= len(piece)
         if self._left:
-            self._exchange.transport.pause_reading()
+            self._context.transport.pause_reading()
         return piece
 
-    async def _take_turn(self, take: Take, reach: Reach) -> None:
+    async def _read_slice(self, take: Take, reach: Reach) -> None:
         if self._connection is None:
-            self._connection = duplicate(self._exchange.transport)
-        is_late = self._is_dry and not await readable(self._connection, seconds=self._exchange.stall_seconds)
-        taken = await in_thread(_turns(), self._read, self._connection, take, reach)
+            self._connection = duplicate(self._context.transport)
+        is_late = self._is_dry and not await readable(self._connection, seconds=self._context.stall_seconds)
+        taken = await in_thread(_slice_threads(), self._read, self._connection, take, reach)
         if is_late and not taken:
-            raise Stalled(PEER, self._exchange.stall_seconds)
+            raise Stalled(PEER, self._context.stall_seconds)
 
     def _read(self, connection: socket.socket, take: Take, reach: Reach) -> int:
         """Read until nothing comes, or enough came; how many bytes did."""
@@ -126,8 +126,8 @@ class Intake:
         poll.register(connection, select.POLLIN)
         taken = 0
         self._is_dry = False
-        with stage(Stage.RECEIVE) as receiving:
-            while taken < TURN_SIZE and self._left and not self._is_dry:
+        with span(Stage.RECEIVE) as receiving:
+            while taken < SLICE_SIZE and self._left and not self._is_dry:
                 piece = _piece_memory()[: min(self._left, reach(PIECE_SIZE))]
                 size = self._fill(piece, connection, poll)
                 taken += size
@@ -168,5 +168,5 @@ class Intake:
 
 
 def _taken(piece: bytes, take: Take) -> None:
-    with stage(Stage.RECEIVE, len(piece)):
+    with span(Stage.RECEIVE, len(piece)):
         take(memoryview(piece))

@@ -12,11 +12,11 @@ from typing import BinaryIO, NamedTuple
 from filestore.core.digest import Buffer
 from filestore.errors import Stalled
 from filestore.http.server.body.connection import PATIENCE_MILLISECONDS, PEER, PIECE, writable
-from filestore.system.metrics import Stage, stage
+from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_disk_thread
 
-TURN_SIZE = 8 << 20
-"""Bytes of files that a thread sends in one turn to a client that takes them as fast as they come."""
+SLICE_SIZE = 8 << 20
+"""Bytes of files that a thread sends in one slice to a client that takes them as fast as they come."""
 OFFER_SIZE = 1 << 20
 """Bytes that the event loop copies to the kernel at one go: 0.2 ms."""
 PATIENCE_SECONDS = 0.25
@@ -30,7 +30,7 @@ class FilePart(NamedTuple):
     size: int
 
 
-class Answer:
+class BodyWriter:
     """What is sent goes to the kernel at once: nothing of it waits in this process once a call returns."""
 
     def __init__(self, connection: socket.socket, *, stall_seconds: float) -> None:
@@ -66,11 +66,11 @@ class Answer:
         They are fewer than asked for where a file is shorter than that: then nothing behind it is sent. Raises Stalled,
         ConnectionError.
         """
-        outflow = _Outflow(self._connection, parts)
-        while not await in_disk_thread(outflow.counted_turn):
-            if outflow.is_held_up:
+        socket_writer = _SocketWriter(self._connection, parts)
+        while not await in_disk_thread(socket_writer.write_timed_slice):
+            if socket_writer.is_held_up:
                 await self.wait()
-        return outflow.sent
+        return socket_writer.sent
 
     def _send(self, view: memoryview) -> int:
         """Send what there is room for; how many bytes."""
@@ -80,7 +80,7 @@ class Answer:
             return 0
 
 
-class _Outflow:
+class _SocketWriter:
     """Files that threads send, one thread at a time."""
 
     def __init__(self, connection: socket.socket, parts: Sequence[FilePart]) -> None:
@@ -91,15 +91,15 @@ class _Outflow:
         self._place = 0
         self._offset = 0
 
-    def counted_turn(self) -> bool:
-        """`turn`, as a stage."""
+    def write_timed_slice(self) -> bool:
+        """`write_slice`, as a stage."""
         before = self.sent
-        with stage(Stage.SEND) as sending:
-            is_whole = self.turn()
+        with span(Stage.SEND) as sending:
+            is_whole = self.write_slice()
             sending.add(self.sent - before)
         return is_whole
 
-    def turn(self) -> bool:
+    def write_slice(self) -> bool:
         """Send for as long as the client takes it, some MiB at most; whether that was all. Blocks.
 
         In a thread and not in the event loop: `sendfile` waits for the disk.
@@ -107,7 +107,7 @@ class _Outflow:
         poll = select.poll()
         poll.register(self._connection, select.POLLOUT)
         self.is_held_up = False
-        end = self.sent + TURN_SIZE
+        end = self.sent + SLICE_SIZE
         while self._place < len(self._parts):
             if self.sent >= end:
                 return False

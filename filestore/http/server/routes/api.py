@@ -15,8 +15,8 @@ from filestore.core.references import Reference
 from filestore.errors import Forbidden, Interrupted, InvalidBatch, InvalidInput, InvalidName, LimitExceeded, NotFound, Stalled
 from filestore.http import wire
 from filestore.http.server.body.frames import Frames
-from filestore.http.server.body.reader import taken_in
-from filestore.http.server.context import Exchange
+from filestore.http.server.body.reader import reading_body
+from filestore.http.server.context import RequestContext
 from filestore.http.server.slow import answer_slowly
 from filestore.http.server.validators import IMMUTABLE, matches_any
 from filestore.repository.format_file import REPOSITORY_VERSION
@@ -28,73 +28,77 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 RECORDS_LIMIT = 1000
 
 
-async def describe_repository(_: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def describe_repository(_: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """What the repository says of itself."""
     identity = await repository.identity()
     return web.json_response({**identity._asdict(), "format": REPOSITORY_VERSION})
 
 
-async def missing_chunks(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def missing_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Those of the digests asked about that must be sent."""
-    async with exchange.whole_body(what="the question's size in bytes", limit=wire.DIGESTS_LIMIT * DIGEST_SIZE) as body:
+    async with context.whole_body(what="the size of the request body in bytes", limit=wire.DIGESTS_LIMIT * DIGEST_SIZE) as body:
         missing = await repository.missing(parse_digests(body))
     return web.Response(body=b"".join(missing), content_type=wire.OCTETS)
 
 
-async def put_chunks(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def put_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Keep the frames of a batch; of one that is cut off, those that arrived whole."""
-    size = exchange.request.content_length
+    size = context.request.content_length
     if size is None:
         raise web.HTTPLengthRequired(text="a batch of frames needs a Content-Length")
     if size > wire.BATCH_LIMIT:
         raise LimitExceeded("the batch's size in bytes", size, wire.BATCH_LIMIT)
     batch = wire.BatchParser(size=size)
-    async with repository.delivery() as delivery:
+    async with repository.ingest() as ingest:
 
         def take(piece: memoryview) -> None:
             for part in batch.feed(piece):
                 if isinstance(part, wire.BatchEntry):
-                    delivery.begin(part.digest, part.stored_size)
+                    ingest.start(part.digest, part.stored_size)
                 else:
-                    delivery.write(part)
+                    ingest.write(part)
 
         try:
-            async with taken_in(exchange, size=size) as intake:
-                while await intake.turn(take, reach=batch.reach):
-                    delivery.check()
+            async with reading_body(context, size=size) as body_reader:
+                while await body_reader.read_slice(take, reach=batch.reach):
+                    ingest.submit()
         except (Interrupted, Stalled):
-            await delivery.keep()
+            await ingest.commit()
             raise
-        kept = await delivery.keep()
+        kept = await ingest.commit()
     if not batch.finished:
         raise InvalidBatch("it ends before its header does")
     return web.json_response({"kept": kept})
 
 
-async def get_chunks(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def get_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """A batch of the frames asked for, in that order; what is absent is marked in its header."""
-    async with exchange.whole_body(what="the question's size in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE) as body:
+    async with context.whole_body(
+        what="the size of the request body in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE
+    ) as body:
         digests = parse_digests(body)
     async with Frames(repository, digests) as frames:
         entries = await frames.entries()
         header = wire.encode_batch_header(entries)
         response = web.StreamResponse(headers={"Content-Type": wire.OCTETS})
-        async with exchange.answering(response, size=len(header) + sum(entry.stored_size for entry in entries)) as answer:
+        async with context.answering(response, size=len(header) + sum(entry.stored_size for entry in entries)) as answer:
             await answer.send(header)
             await frames.send(answer, entries)
     return response
 
 
-async def recheck_chunks(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def verify_chunks_route(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Those of the chunks asked about that are damaged, and are forgotten now."""
-    async with exchange.whole_body(what="the question's size in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE) as body:
+    async with context.whole_body(
+        what="the size of the request body in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE
+    ) as body:
         digests = parse_digests(body)
-    return web.Response(body=b"".join(await repository.recheck(digests)), content_type=wire.OCTETS)
+    return web.Response(body=b"".join(await repository.verify_chunks(digests)), content_type=wire.OCTETS)
 
 
-async def get_chunk(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def get_chunk(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """One frame."""
-    digest = Digest.parse(exchange.request.match_info["digest"])
+    digest = Digest.parse(context.request.match_info["digest"])
     # Weak: the same chunk may have been encoded differently when it was pushed again after a loss.
     headers = {"Content-Type": wire.OCTETS, "ETag": f'W/"{digest}"', "Cache-Control": IMMUTABLE}
     async with Frames(repository, [digest]) as frames:
@@ -102,27 +106,27 @@ async def get_chunk(exchange: Exchange, repository: LocalRepository) -> web.Stre
         size = entries[0].stored_size
         if not size:
             raise NotFound(str(digest))
-        if matches_any(exchange.request.if_none_match, str(digest), weak=True):
+        if matches_any(context.request.if_none_match, str(digest), weak=True):
             return web.Response(status=304, headers=headers)
         response = web.StreamResponse(headers=headers)
-        async with exchange.answering(response, size=size) as answer:
-            if exchange.request.method != "HEAD":
+        async with context.answering(response, size=size) as answer:
+            if context.request.method != "HEAD":
                 await frames.send(answer, entries)
     return response
 
 
-async def commit_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def commit_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Record a file whose chunks are there."""
-    name = _name_header(exchange.request)
-    kind = _kind(exchange.request)
-    async with exchange.whole_body(what="the manifest's size in bytes", limit=MANIFEST_LIMIT) as manifest:
+    name = _name_header(context.request)
+    kind = _kind(context.request)
+    async with context.whole_body(what="the manifest's size in bytes", limit=MANIFEST_LIMIT) as manifest:
         record = await repository.commit(manifest, name=name, kind=kind)
     return _answer(record, status=201)
 
 
-async def list_files(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def list_files(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Records, the newest first."""
-    records = await records_asked_for(exchange.request, repository)
+    records = await records_asked_for(context.request, repository)
     return web.json_response({"files": [record.as_json() for record in records]})
 
 
@@ -135,9 +139,9 @@ async def records_asked_for(request: web.Request, repository: LocalRepository) -
     return await repository.records(limit=RECORDS_LIMIT if limit is None else limit, before=before)
 
 
-async def find_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def find_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """The newest record that an id, a digest, a name, or a digest and a name together, mean."""
-    query = exchange.request.query
+    query = context.request.query
     file_id, digest, name = (query.get(key) for key in ("id", "digest", "name"))
     if (file_id is None) == (digest is None and name is None):
         raise InvalidInput("give an id, a digest, a name, or a digest and a name")
@@ -145,55 +149,55 @@ async def find_file(exchange: Exchange, repository: LocalRepository) -> web.Stre
     return _answer(await repository.record(reference))
 
 
-async def get_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def get_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """A record."""
-    return _answer(await repository.record(Reference(id=exchange.request.match_info["id"])))
+    return _answer(await repository.record(Reference(id=context.request.match_info["id"])))
 
 
-async def remove_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def remove_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Remove a record, on demand with its chunks; the answer is what it was."""
-    asked = exchange.request.query.get("chunks", "false")
+    asked = context.request.query.get("chunks", "false")
     if asked not in {"true", "false"}:
         raise InvalidInput("chunks is true or false")
-    file_id = exchange.request.match_info["id"]
+    file_id = context.request.match_info["id"]
     if asked == "false":
         return _answer(await repository.remove(file_id))
 
     async def removed() -> web.Response:
         return _answer(await repository.remove(file_id, with_chunks=True))
 
-    return await answer_slowly(exchange, removed())
+    return await answer_slowly(context, removed())
 
 
-async def sign_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def sign_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """A path at which anyone may read the file for a while."""
-    return web.json_response({"path": await repository.sign(exchange.request.match_info["id"])})
+    return web.json_response({"path": await repository.sign(context.request.match_info["id"])})
 
 
-async def get_manifest(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def get_manifest(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """A manifest's canonical bytes."""
-    digest = Digest.parse(exchange.request.match_info["digest"])
+    digest = Digest.parse(context.request.match_info["digest"])
     headers = {"Content-Type": wire.OCTETS, "ETag": f'"{digest}"', "Cache-Control": IMMUTABLE}
-    async with exchange.spool() as spool:
+    async with context.spool() as spool:
         # In memory only on its way to the spool: how fast the client reads does not matter (I6).
-        async with exchange.budget.take(MANIFEST_LIMIT):
+        async with context.budget.take(MANIFEST_LIMIT):
             await spool.write(await repository.manifest(digest))
-        if matches_any(exchange.request.if_none_match, str(digest), weak=True):
+        if matches_any(context.request.if_none_match, str(digest), weak=True):
             return web.Response(status=304, headers=headers)
-        return await exchange.answer_with(spool, web.StreamResponse(headers=headers))
+        return await context.answer_with(spool, web.StreamResponse(headers=headers))
 
 
-async def describe_status(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def describe_status(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """What the server's processes have done and used so far."""
     # The numbers are those of all namespaces together: who may see one of them only learns nothing of the others.
     if repository.namespace != DEFAULT_NAMESPACE:
         raise Forbidden("the server", DEFAULT_NAMESPACE)
-    exchange.board.own.note_usage()
-    tallies = exchange.board.tallies()
-    stages = added([tally.passed() for tally in tallies])
+    context.shared_times.own.note_usage()
+    each_process = context.shared_times.each_process()
+    stages = added([stage_times.passed() for stage_times in each_process])
     return web.json_response(
         {
-            "processes": [tally.usage()._asdict() for tally in tallies],
+            "processes": [stage_times.usage()._asdict() for stage_times in each_process],
             "stages": {stage.value: passed._asdict() for stage, passed in stages.items()},
         }
     )

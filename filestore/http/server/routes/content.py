@@ -21,27 +21,27 @@ from filestore.core.references import Reference
 from filestore.errors import DamagedChunk, FilestoreError, InvalidDigest, InvalidReference, NotFound
 from filestore.format.codec import frame_limit
 from filestore.http import wire
-from filestore.http.server.body.writer import Answer
-from filestore.http.server.context import Exchange
+from filestore.http.server.body.writer import BodyWriter
+from filestore.http.server.context import RequestContext
 from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
 from filestore.transfer.receiver import verified
 
 LOAD_SIZE = 2 << 20
-"""Decoded bytes that one read and one turn in a thread are for, or a single chunk."""
+"""Decoded bytes that one read and one slice in a thread are for, or a single chunk."""
 LOADS_AHEAD = 2
 """Loads under way while one is being sent."""
 
 
-async def get_content(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def get_content(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """The bytes of the file that a path names, or a range of them."""
-    return await send_content(exchange, repository, await _record(exchange, repository))
+    return await send_content(context, repository, await _record(context, repository))
 
 
-async def send_content(exchange: Exchange, repository: LocalRepository, record: Record) -> web.StreamResponse:
+async def send_content(context: RequestContext, repository: LocalRepository, record: Record) -> web.StreamResponse:
     """A file's bytes, or a range of them."""
-    request = exchange.request
+    request = context.request
     tag = str(record.digest)
     headers = {"ETag": f'"{tag}"', "Cache-Control": IMMUTABLE}
     if request.if_match is not None and not matches_any(request.if_match, tag, weak=False):
@@ -60,13 +60,13 @@ async def send_content(exchange: Exchange, repository: LocalRepository, record: 
     wanted = part or range(record.size)
     response = web.StreamResponse(status=206 if part else 200, headers=headers)
     if request.method == "HEAD":
-        async with exchange.answering(response, size=len(wanted)):
+        async with context.answering(response, size=len(wanted)):
             return response
     manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
-    async with _Content(exchange, repository, manifest, wanted) as content:
+    async with _Content(context, repository, manifest, wanted) as content:
         # Before the head: damage found now is still an answer that says so.
         await content.load()
-        async with exchange.answering(response, size=len(wanted)) as answer:
+        async with context.answering(response, size=len(wanted)) as answer:
             while await content.load():
                 if not await content.send(answer):
                     # I6: memory does not wait for a client that takes its time.
@@ -75,8 +75,8 @@ async def send_content(exchange: Exchange, repository: LocalRepository, record: 
     return response
 
 
-async def _record(exchange: Exchange, repository: LocalRepository) -> Record:
-    path = exchange.request.match_info["path"]
+async def _record(context: RequestContext, repository: LocalRepository) -> Record:
+    path = context.request.match_info["path"]
     try:
         reference = Reference.parse_path(path)
     except (InvalidReference, InvalidDigest):
@@ -99,9 +99,9 @@ class _Load(NamedTuple):
     """Counted from the start of the first chunk."""
 
 
-class _Loaded(NamedTuple):
+class _LoadedParts(NamedTuple):
     parts: deque[memoryview]
-    held: AsyncExitStack
+    stack: AsyncExitStack
     """The part of the budget that the memory counts against that they are views of."""
 
 
@@ -111,15 +111,15 @@ class _Content:
     Close it by leaving its block.
     """
 
-    def __init__(self, exchange: Exchange, repository: LocalRepository, manifest: Manifest, wanted: range) -> None:
-        self._budget = exchange.budget
+    def __init__(self, context: RequestContext, repository: LocalRepository, manifest: Manifest, wanted: range) -> None:
+        self._budget = context.budget
         self._repository = repository
         self._chunks = manifest.chunks
         self._offsets = list(manifest.offsets())
         self._stop = wanted.stop
         self._position = self._ahead = wanted.start
-        self._loading: deque[asyncio.Task[_Loaded]] = deque()
-        self._loaded: _Loaded | None = None
+        self._loading: deque[asyncio.Task[_LoadedParts]] = deque()
+        self._loaded: _LoadedParts | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -131,15 +131,15 @@ class _Content:
         """Have the next bytes at hand; False at the end. Raises DamagedChunk, StorageError."""
         while self._loaded is None or not self._loaded.parts:
             if self._loaded is not None:
-                held, self._loaded = self._loaded.held, None
-                await held.aclose()
+                stack, self._loaded = self._loaded.stack, None
+                await stack.aclose()
             self._load_ahead()
             if not self._loading:
                 return False
             self._loaded = await self._loading.popleft()
         return True
 
-    async def send(self, answer: Answer) -> bool:
+    async def send(self, answer: BodyWriter) -> bool:
         """Send what was loaded, as far as the client takes it soon; whether it took all. Raises ConnectionError."""
         while self._loaded is not None and self._loaded.parts:
             part = self._loaded.parts.popleft()
@@ -154,8 +154,8 @@ class _Content:
         for task in self._loading:
             task.cancel()
         for loaded in [self._loaded, *await asyncio.gather(*self._loading, return_exceptions=True)]:
-            if isinstance(loaded, _Loaded):
-                await loaded.held.aclose()
+            if isinstance(loaded, _LoadedParts):
+                await loaded.stack.aclose()
         self._loading.clear()
         self._loaded = None
         self._ahead = self._position
@@ -179,20 +179,20 @@ class _Content:
         start = self._offsets[first]
         return _Load(chunks, range(self._ahead - start, min(size, self._stop - start)))
 
-    async def _read(self, load: _Load) -> _Loaded:
+    async def _read(self, load: _Load) -> _LoadedParts:
         space = sum(_rounded(frame_limit(chunk.size)) for chunk in load.chunks)
-        async with AsyncExitStack() as held:
-            await held.enter_async_context(self._budget.take(2 * space))
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._budget.take(2 * space))
             digests = [chunk.digest for chunk in load.chunks]
             frames = await self._repository.get(digests, _memory(space))
             try:
                 parts = await in_cpu_thread(_decoded, load, frames, _memory(space))
             except DamagedChunk:
-                await held.aclose()  # which a recheck may wait for
+                await stack.aclose()  # which a check may wait for
                 with suppress(FilestoreError):
-                    await self._repository.recheck(digests)
+                    await self._repository.verify_chunks(digests)
                 raise
-            return _Loaded(parts, held.pop_all())
+            return _LoadedParts(parts, stack.pop_all())
 
 
 def _decoded(load: _Load, frames: list[memoryview | None], memory: memoryview) -> deque[memoryview]:

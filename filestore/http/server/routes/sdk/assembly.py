@@ -17,12 +17,12 @@ from aiohttp import web
 from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import Busy, ChunksMissing, InvalidManifest, InvalidParts, InvalidReference, SourceChanged, UploadNotFound
-from filestore.format.chunking import Cutter
+from filestore.format.chunking import Chunker
 from filestore.http.server.errors import log_failure
 from filestore.http.server.pushes import push_memory
 from filestore.http.server.routes.sdk import uploads
-from filestore.http.server.routes.sdk.parts import Part, PartsContent, unbroken
-from filestore.http.server.routes.sdk.uploads import Finished, Upload
+from filestore.http.server.routes.sdk.parts import PartsContent, UploadPart, unbroken
+from filestore.http.server.routes.sdk.uploads import FinishedUpload, Upload
 from filestore.repository.local import LocalRepository
 from filestore.system.buffers import Budget
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
@@ -35,7 +35,7 @@ AHEAD_SIZE = WINDOW_SIZE
 """Fewer uncut bytes than this wait for more, or for the end."""
 FINISH_SECONDS = 240.0
 """How long finishing waits for another process that cuts: the SDK gives the request 300 seconds."""
-CUTTERS_KEPT = 4
+CHUNKERS_KEPT = 4
 """Cutters that wait for more parts, each with up to 16 MiB of a container's header (I6). One that is dropped costs that its
 successor looks through all that was cut before."""
 SWEEP_SECONDS = 600.0
@@ -44,14 +44,14 @@ SWEEP_SECONDS = 600.0
 _POLL_SECONDS = 0.05
 
 
-class _Kept(NamedTuple):
+class _SavedChunker(NamedTuple):
     """A cutter that waits for more."""
 
     tags: list[str]
     """Those of the parts that it was fed, from the first on."""
     chunks_size: int
     """Bytes of the chunks, packed, that were cut by then."""
-    cutter: Cutter
+    chunker: Chunker
 
 
 class Assembly:
@@ -62,7 +62,7 @@ class Assembly:
         self._push_budget = push_budget
         self.idle_seconds = idle_seconds
         """How long an upload may lie still."""
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept: OrderedDict[str, _SavedChunker] = OrderedDict()
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -101,7 +101,7 @@ class Assembly:
             if finished is None:
                 parts = _chosen(await in_disk_thread(upload.parts), listed)
                 record = await self._record(upload, repository, parts)
-                await in_disk_thread(upload.save_finished, Finished([part.tag for part in parts], record.id))
+                await in_disk_thread(upload.save_finished, FinishedUpload([part.tag for part in parts], record.id))
                 self._kept.pop(upload.id, None)
                 # Not waited for: a disk takes its time to give up gigabytes.
                 self._start(self._free(upload))
@@ -131,14 +131,14 @@ class Assembly:
     async def _cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
         try:
             # Looked at again once the lock is given back: a part that came meanwhile found it taken.
-            while run := await in_disk_thread(_uncut_run, upload):
+            while contiguous := await in_disk_thread(_uncut_parts, upload):
                 async with _locked(upload) as is_held:
                     if not is_held:
                         return
-                    content = await self._resumed(upload, run, is_whole=False)
+                    content = await self._resumed(upload, contiguous, is_whole=False)
                     async with self._push_budget.take(push_memory(content.size - content.cut_size)):
                         await send(repository, content)
-                    await self._save(upload, run, content)
+                    await self._save(upload, contiguous, content)
         except (UploadNotFound, InvalidParts) as error:
             logger.info("upload %s changed while it was cut: %s", upload.id, error)
         except Exception as error:  # noqa: BLE001  # finishing does it again, and tells whoever asks
@@ -149,38 +149,38 @@ class Assembly:
         with suppress(UploadNotFound, OSError):
             await in_disk_thread(upload.free)
 
-    async def _record(self, upload: Upload, repository: LocalRepository, parts: Sequence[Part]) -> Record:
+    async def _record(self, upload: Upload, repository: LocalRepository, parts: Sequence[UploadPart]) -> Record:
         content = await self._resumed(upload, parts, is_whole=True)
         try:
             return await self._push(upload, repository, content)
         except (ChunksMissing, InvalidManifest, InvalidReference, SourceChanged) as error:
             # What was kept of the cutting may be damaged, or its chunks be gone: the parts themselves decide.
             log_failure(f"upload {upload.id} is cut once more, from its start", error)
-            whole = PartsContent(upload.folder, parts, bytearray(), Cutter(), is_whole=True)
+            whole = PartsContent(upload.folder, parts, bytearray(), Chunker(), is_whole=True)
             return await self._push(upload, repository, whole)
 
     async def _push(self, upload: Upload, repository: LocalRepository, content: PartsContent) -> Record:
         async with self._push_budget.take(push_memory(content.size - content.cut_size)):
             return await send_and_commit(repository, content, name=upload.name)
 
-    async def _resumed(self, upload: Upload, parts: Sequence[Part], *, is_whole: bool) -> PartsContent:
+    async def _resumed(self, upload: Upload, parts: Sequence[UploadPart], *, is_whole: bool) -> PartsContent:
         """What `parts` make up, behind what is cut of it, by whatever process."""
         tags = [part.tag for part in parts]
         cut = await in_disk_thread(upload.cut)
         chunks = cut.chunks if cut.tags == tags[: len(cut.tags)] else bytearray()
         kept = self._kept.pop(upload.id, None)
-        cutter = Cutter()
+        chunker = Chunker()
         # One that was fed other bytes, or is further than what is kept on disk, has forgotten boundaries that count again.
         if kept is not None and kept.tags == tags[: len(kept.tags)] and kept.chunks_size <= len(chunks):
-            cutter = kept.cutter
-        return await in_cpu_thread(PartsContent, upload.folder, parts, chunks, cutter, is_whole=is_whole)
+            chunker = kept.chunker
+        return await in_cpu_thread(PartsContent, upload.folder, parts, chunks, chunker, is_whole=is_whole)
 
-    async def _save(self, upload: Upload, parts: Sequence[Part], content: PartsContent) -> None:
+    async def _save(self, upload: Upload, parts: Sequence[UploadPart], content: PartsContent) -> None:
         tags = [part.tag for part in parts]
         await in_disk_thread(upload.save_cut, tags, content.chunks)
-        if not content.cutter.needs_no_more:
-            self._kept[upload.id] = _Kept(tags, len(content.chunks), content.cutter)
-            if len(self._kept) > CUTTERS_KEPT:
+        if not content.chunker.needs_no_more:
+            self._kept[upload.id] = _SavedChunker(tags, len(content.chunks), content.chunker)
+            if len(self._kept) > CHUNKERS_KEPT:
                 self._kept.popitem(last=False)
 
     @asynccontextmanager
@@ -210,16 +210,16 @@ async def _locked(upload: Upload) -> AsyncIterator[bool]:
 ASSEMBLY = web.AppKey("assembly", Assembly)
 
 
-def _uncut_run(upload: Upload) -> list[Part]:
+def _uncut_parts(upload: Upload) -> list[UploadPart]:
     """The unbroken run of parts from the first on, if it is worth cutting what is new in it."""
-    run = unbroken(upload.parts())
+    contiguous = unbroken(upload.parts())
     cut = upload.cut()
-    tags = [part.tag for part in run]
+    tags = [part.tag for part in contiguous]
     cut_size = sum(chunk.size for chunk in unpacked(cut.chunks)) if cut.tags == tags[: len(cut.tags)] else 0
-    return run if sum(part.size for part in run) - cut_size >= AHEAD_SIZE else []
+    return contiguous if sum(part.size for part in contiguous) - cut_size >= AHEAD_SIZE else []
 
 
-def _chosen(parts: Sequence[Part], listed: Mapping[int, str]) -> list[Part]:
+def _chosen(parts: Sequence[UploadPart], listed: Mapping[int, str]) -> list[UploadPart]:
     """The listed parts in order. Raises InvalidParts unless they are all that arrived, and make up a whole."""
     arrived = {(part.number, part.tag): part for part in parts}
     numbers = {part.number for part in parts}

@@ -6,30 +6,30 @@ from aiohttp import web
 
 from filestore.core.records import Record
 from filestore.core.references import Reference
-from filestore.http.server.context import Exchange
+from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.api import records_asked_for
 from filestore.http.server.routes.content import send_content
 from filestore.repository.local import LocalRepository
 
 
-async def validate_token(_: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def validate_token(_: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """That the token was let in is the answer."""
     return web.json_response({"namespace": repository.namespace})
 
 
-async def list_files(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def list_files(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Records as a bare list, the newest first."""
-    return web.json_response([described(record) for record in await records_asked_for(exchange.request, repository)])
+    return web.json_response([described(record) for record in await records_asked_for(context.request, repository)])
 
 
-async def get_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def get_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """A record."""
-    return web.json_response(described(await _record(exchange, repository)))
+    return web.json_response(described(await _record(context, repository)))
 
 
-async def download_file(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def download_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """A file's bytes, by its id."""
-    return await send_content(exchange, repository, await _record(exchange, repository))
+    return await send_content(context, repository, await _record(context, repository))
 
 
 def described(record: Record, *, alias: str | None = None) -> dict[str, str | int]:
@@ -37,5 +37,5 @@ def described(record: Record, *, alias: str | None = None) -> dict[str, str | in
     return {**record.as_json(), "name": alias or record.name, "file_name": record.name, "file_path": f"/{record.path}"}
 
 
-async def _record(exchange: Exchange, repository: LocalRepository) -> Record:
-    return await repository.record(Reference(id=exchange.request.match_info["id"]))
+async def _record(context: RequestContext, repository: LocalRepository) -> Record:
+    return await repository.record(Reference(id=context.request.match_info["id"]))

@@ -11,115 +11,115 @@ from aiohttp import web
 from filestore.core.names import checked_name
 from filestore.errors import InvalidInput, LimitExceeded
 from filestore.http.server.body.forms import last_part
-from filestore.http.server.body.reader import taken_in
-from filestore.http.server.context import Exchange, arriving
+from filestore.http.server.body.reader import reading_body
+from filestore.http.server.context import RequestContext, arriving
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.files import described
-from filestore.http.server.routes.sdk.uploads import PART_LIMIT, Incoming, Upload
+from filestore.http.server.routes.sdk.uploads import PART_LIMIT, IncomingPart, Upload
 from filestore.repository.local import LocalRepository
-from filestore.system.threads import in_cpu_thread, in_disk_thread, uninterrupted
+from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
-QUESTION_LIMIT = 2 << 20
+BODY_LIMIT = 2 << 20
 """Bytes of JSON in a request: as many parts as there may be, with their ETags, have half of that."""
 PART_PATH = "/v3/pipeline_files/uploads/{upload_id}/parts/{number}"
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
-async def begin_upload(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def begin_upload(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Begin an upload under a name."""
-    question = await _question(exchange)
-    given = question.get("name")
+    message = await _json_body(context)
+    given = message.get("name")
     if given is not None and not isinstance(given, str):
         raise InvalidInput(f"name is {given!r}, a text is expected")
     name = checked_name(last_part(given)) if given is not None else None
-    upload = await exchange.request.app[ASSEMBLY].begin(name=name, namespace=repository.namespace)
+    upload = await context.request.app[ASSEMBLY].begin(name=name, namespace=repository.namespace)
     return web.json_response({"file_id": upload.file_id, "upload_id": upload.id}, status=201)
 
 
-async def sign_part(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def sign_part(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """A URL at which a part is taken without a token."""
-    question = await _question(exchange)
-    upload = await _upload_asked_for(exchange, repository, question)
-    number = _part_number(question.get("part_num"), key="part_num")
+    message = await _json_body(context)
+    upload = await _upload_asked_for(context, repository, message)
+    number = _part_number(message.get("part_num"), key="part_num")
     path = PART_PATH.format(upload_id=upload.id, number=number)
-    seconds = exchange.request.app[ASSEMBLY].idle_seconds
-    url = exchange.signed_url("PUT", path, namespace=upload.namespace, seconds=seconds)
+    seconds = context.request.app[ASSEMBLY].idle_seconds
+    url = context.signed_url("PUT", path, namespace=upload.namespace, seconds=seconds)
     return web.json_response({"upload_url": url})
 
 
-async def put_part(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def put_part(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Take a part; one that came before under its number is replaced once this one is whole."""
-    found = exchange.request.match_info
-    upload = await _upload(exchange, repository, found["upload_id"])
+    found = context.request.match_info
+    upload = await _upload(context, repository, found["upload_id"])
     text = found["number"]
     number = _part_number(int(text) if _NUMBER.fullmatch(text) else text, key="the part's number")
     incoming = await in_disk_thread(upload.receive)
     try:
-        await _receive(exchange, incoming)
-        part = await in_disk_thread(upload.keep, incoming, number, limit=exchange.upload_limit)
+        await _receive(context, incoming)
+        part = await in_disk_thread(upload.keep, incoming, number, limit=context.upload_limit)
     finally:
-        await uninterrupted(in_disk_thread(incoming.discard))
-    exchange.request.app[ASSEMBLY].cut_ahead(upload, repository)
+        await shield_until_done(in_disk_thread(incoming.discard))
+    context.request.app[ASSEMBLY].cut_ahead(upload, repository)
     return web.Response(headers={"ETag": f'"{part.tag}"'})
 
 
-async def finish_upload(exchange: Exchange, repository: LocalRepository) -> web.StreamResponse:
+async def finish_upload(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Record the file that the listed parts make up."""
-    question = await _question(exchange)
-    upload = await _upload_asked_for(exchange, repository, question)
-    record = await exchange.request.app[ASSEMBLY].finish(upload, repository, _listed(question.get("multipart_metadata")))
+    message = await _json_body(context)
+    upload = await _upload_asked_for(context, repository, message)
+    record = await context.request.app[ASSEMBLY].finish(upload, repository, _listed(message.get("multipart_metadata")))
     return web.json_response(described(record), status=201)
 
 
-async def _receive(exchange: Exchange, incoming: Incoming) -> None:
+async def _receive(context: RequestContext, incoming: IncomingPart) -> None:
     """Raises Interrupted, Stalled, LimitExceeded, StorageFull, StorageError."""
-    limit = exchange.upload_limit
+    limit = context.upload_limit
 
     def take(piece: memoryview) -> None:
         incoming.write(piece, limit=limit)
 
-    size = exchange.request.content_length
+    size = context.request.content_length
     if size is not None:
         if limit is not None and size > limit:
             raise LimitExceeded("the file's size in bytes", size, limit)
-        async with taken_in(exchange, size=size) as intake:
-            while await intake.turn(take):
+        async with reading_body(context, size=size) as body_reader:
+            while await body_reader.read_slice(take):
                 pass
         return
     while True:
         with arriving():
-            async with exchange.moving():
-                piece = await exchange.request.content.readany()
+            async with context.moving():
+                piece = await context.request.content.readany()
         if not piece:
             return
         await in_disk_thread(take, memoryview(piece))
 
 
-async def _question(exchange: Exchange) -> dict[str, Any]:
-    async with exchange.whole_body(what="the question's size in bytes", limit=QUESTION_LIMIT) as body:
+async def _json_body(context: RequestContext) -> dict[str, Any]:
+    async with context.whole_body(what="the size of the request body in bytes", limit=BODY_LIMIT) as body:
         try:
             # In a thread: a list of all parts takes 10 ms and more.
-            question = await in_cpu_thread(json.loads, body)
+            message = await in_cpu_thread(json.loads, body)
         except (ValueError, RecursionError) as error:
             raise InvalidInput(f"the body is no JSON: {error}") from None
-    if not isinstance(question, dict):
+    if not isinstance(message, dict):
         raise InvalidInput("the body is no JSON object")
-    return question
+    return message
 
 
-async def _upload_asked_for(exchange: Exchange, repository: LocalRepository, question: dict[str, Any]) -> Upload:
-    upload_id, file_id = question.get("upload_id"), question.get("file_id")
+async def _upload_asked_for(context: RequestContext, repository: LocalRepository, message: dict[str, Any]) -> Upload:
+    upload_id, file_id = message.get("upload_id"), message.get("file_id")
     if not isinstance(upload_id, str) or not isinstance(file_id, str):
         raise InvalidInput("upload_id and file_id are expected, as the upload's beginning gave them")
-    upload = await _upload(exchange, repository, upload_id)
+    upload = await _upload(context, repository, upload_id)
     if file_id != upload.file_id:
         raise InvalidInput(f"the file_id of the upload {upload_id} is {upload.file_id}, not {file_id}")
     return upload
 
 
-async def _upload(exchange: Exchange, repository: LocalRepository, upload_id: str) -> Upload:
-    return await exchange.request.app[ASSEMBLY].find(upload_id, namespace=repository.namespace)
+async def _upload(context: RequestContext, repository: LocalRepository, upload_id: str) -> Upload:
+    return await context.request.app[ASSEMBLY].find(upload_id, namespace=repository.namespace)
 
 
 def _part_number(number: object, *, key: str) -> int:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from filestore.core.manifest import Manifest
 from filestore.errors import InvalidParts, SourceError
-from filestore.format.chunking import CUTTING_VERSION, Cutter
+from filestore.format.chunking import CHUNKING_VERSION, Chunker
 from filestore.transfer.sources.file import Window, read_exactly, unpacked
 
 
-class Part(NamedTuple):
+class UploadPart(NamedTuple):
     """A part that arrived whole, in a file that nobody writes to any more."""
 
     number: int
@@ -34,11 +34,11 @@ class PartsContent:
     """
 
     file_count = 1
-    remembered_size = 0
+    cached_size = 0
 
-    def __init__(self, folder: Path, parts: Sequence[Part], chunks: bytearray, cutter: Cutter, *, is_whole: bool) -> None:
+    def __init__(self, folder: Path, parts: Sequence[UploadPart], chunks: bytearray, chunker: Chunker, *, is_whole: bool) -> None:
         self.path = folder
-        self.cutter = cutter
+        self.chunker = chunker
         self.chunks = chunks
         self.cut_size = sum(chunk.size for chunk in unpacked(chunks))
         """Bytes that all chunks so far hold."""
@@ -58,22 +58,22 @@ class PartsContent:
         return self._reached == self.size
 
     def scan(self, buffer: memoryview) -> list[Window]:
-        if self.cutter.fed < self.cut_size and not self.cutter.needs_no_more:
+        if self.chunker.fed < self.cut_size and not self.chunker.needs_no_more:
             self._look_through(buffer)
             return []
-        self.cutter.pass_over(buffer[:0], until=self.cut_size)
+        self.chunker.pass_over(buffer[:0], until=self.cut_size)
         start = self.cut_size
         # What was read and not cut the last time is read again: the system has it at hand, and it is the smaller part.
         data = buffer[: self.size - start]
         self.read_into(data, start)
         self._reached = start + len(data)
         self.read = self._reached
-        sizes = self.cutter.cut(data, final=self._is_whole and self.is_finished)
+        sizes = self.chunker.cut(data, final=self._is_whole and self.is_finished)
         self.cut_size += sum(sizes)
         return [Window.cut(data, sizes, self.chunks)]
 
     def manifest(self) -> Manifest:
-        return Manifest.build(unpacked(self.chunks), cutting=CUTTING_VERSION)
+        return Manifest.build(unpacked(self.chunks), chunking_version=CHUNKING_VERSION)
 
     def read_into(self, memory: memoryview, offset: int) -> None:
         """Raises InvalidParts for a part that is gone or damaged."""
@@ -92,13 +92,13 @@ class PartsContent:
 
     def _look_through(self, buffer: memoryview) -> None:
         """Read on in what was cut elsewhere, for the boundaries in it."""
-        start = self.cutter.fed
+        start = self.chunker.fed
         data = buffer[: self.cut_size - start]
         self.read_into(data, start)
-        self.cutter.pass_over(data, until=start + len(data))
+        self.chunker.pass_over(data, until=start + len(data))
 
 
-def _read(part: Part, memory: memoryview, offset: int) -> None:
+def _read(part: UploadPart, memory: memoryview, offset: int) -> None:
     try:
         descriptor = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -111,6 +111,6 @@ def _read(part: Part, memory: memoryview, offset: int) -> None:
         raise InvalidParts(f"part {part.number} cannot be read any more") from error
 
 
-def unbroken(parts: Sequence[Part]) -> list[Part]:
+def unbroken(parts: Sequence[UploadPart]) -> list[UploadPart]:
     """As many of `parts`, in order, as follow each other from the first on."""
     return [part for number, part in enumerate(sorted(parts), start=1) if part.number == number]

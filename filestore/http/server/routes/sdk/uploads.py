@@ -33,7 +33,7 @@ from filestore.core.digest import Buffer
 from filestore.core.signing import sign
 from filestore.errors import Busy, LimitExceeded, UploadNotFound
 from filestore.http.server.context import spooling
-from filestore.http.server.routes.sdk.parts import Part
+from filestore.http.server.routes.sdk.parts import UploadPart
 from filestore.system.files import remove_if_possible, remove_in_place, sync_descriptor, sync_path, write_all
 from filestore.transfer.sources.file import PACKED_SIZE
 
@@ -59,7 +59,7 @@ class Cut(NamedTuple):
     """Packed."""
 
 
-class Finished(NamedTuple):
+class FinishedUpload(NamedTuple):
     """What became of an upload."""
 
     tags: list[str]
@@ -76,20 +76,20 @@ class Upload:
         self.name = name
         self.namespace = namespace
 
-    def receive(self) -> Incoming:
+    def receive(self) -> IncomingPart:
         """A place for a part while it arrives; the caller discards it. Raises UploadNotFound."""
         path = self._path(f"{_INCOMING}{secrets.token_hex(8)}")
         with self._standing():
-            return Incoming(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path)
+            return IncomingPart(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path)
 
-    def keep(self, incoming: Incoming, number: int, *, limit: int | None) -> Part:
+    def keep(self, incoming: IncomingPart, number: int, *, limit: int | None) -> UploadPart:
         """Have what arrived as this part, durably, instead of one that came before.
 
         Raises UploadNotFound, LimitExceeded where all parts would hold more than `limit` bytes.
         """
         with spooling():
             sync_descriptor(incoming.descriptor)
-        part = Part(number, incoming.tag, incoming.size, self._path(f"part-{number:05}-{incoming.size}-{incoming.tag}"))
+        part = UploadPart(number, incoming.tag, incoming.size, self._path(f"part-{number:05}-{incoming.size}-{incoming.tag}"))
         with self._standing(), _locked_folder(self.folder):
             if self._path(_FINISHED).exists():
                 raise UploadNotFound(self.id)
@@ -104,11 +104,11 @@ class Upload:
             sync_path(self.folder)
         return part
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[UploadPart]:
         """All parts that arrived, in order; two of one number where a crash left them. Raises UploadNotFound."""
         with self._standing(), os.scandir(self.folder) as entries:
             found = [(match, Path(entry.path)) for entry in entries if (match := _PART.match(entry.name))]
-        return sorted(Part(int(match[1]), match[3], int(match[2]), path) for match, path in found)
+        return sorted(UploadPart(int(match[1]), match[3], int(match[2]), path) for match, path in found)
 
     def cut(self) -> Cut:
         """How far it is cut; not at all where that cannot be read."""
@@ -122,14 +122,14 @@ class Upload:
         """Keep how far it is cut."""
         self._save(_CUT, json.dumps(tags).encode() + b"\n" + chunks)
 
-    def finished(self) -> Finished | None:
+    def finished(self) -> FinishedUpload | None:
         """What became of it, or None while it is under way."""
         try:
-            return Finished(*json.loads(self._path(_FINISHED).read_bytes()))
+            return FinishedUpload(*json.loads(self._path(_FINISHED).read_bytes()))
         except FileNotFoundError:
             return None
 
-    def save_finished(self, finished: Finished) -> None:
+    def save_finished(self, finished: FinishedUpload) -> None:
         """Keep what became of it; from then on no part is taken."""
         with self._standing(), _locked_folder(self.folder):
             self._save(_FINISHED, json.dumps(finished).encode())
@@ -171,7 +171,7 @@ class Upload:
                 raise UploadNotFound(self.id) from None
 
 
-class Incoming:
+class IncomingPart:
     """A part that is arriving."""
 
     def __init__(self, descriptor: int, path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from filestore.core.manifest import Manifest
-from filestore.transfer.sources.file import FileSource, FileState, Remembered
-from tests.support.cutting import scan
+from filestore.transfer.sources.file import CachedPush, FileSource, FileState
+from tests.support.chunking import scan
 from tests.support.generator import octets
 
 
@@ -24,13 +24,13 @@ def _settled(path: Path, size: int = 1000) -> Path:
 
 
 def test_a_file_in_the_same_state_is_not_read(tmp_path: Path) -> None:
-    """What a journal remembers of a settled file is its manifest."""
+    """What a push cache remembers of a settled file is its manifest."""
     path = _settled(tmp_path / "model.bin")
     with FileSource(path) as first:
-        remembered = Remembered(_scanned(first), first.known(), time.time_ns() + 3_000_000_000)
+        cached = CachedPush(_scanned(first), first.fingerprint(), time.time_ns() + 3_000_000_000)
     with FileSource(path) as again:
-        again.recall(remembered)
-        assert (True, 0, remembered.manifest) == (again.is_finished, again.read, again.manifest())
+        again.load_fingerprint(cached)
+        assert (True, 0, cached.manifest) == (again.is_finished, again.read, again.manifest())
 
 
 @pytest.mark.parametrize("field", FileState._fields)
@@ -41,7 +41,7 @@ def test_a_file_in_another_state_is_read(tmp_path: Path, field: str) -> None:
         manifest = _scanned(source)
         other = source.state._replace(**{field: getattr(source.state, field) + 1})
     with FileSource(path) as again:
-        again.recall(Remembered(manifest, other.pack(), time.time_ns() + 3_000_000_000))
+        again.load_fingerprint(CachedPush(manifest, other.pack(), time.time_ns() + 3_000_000_000))
         assert False is again.is_finished
 
 
@@ -49,9 +49,9 @@ def test_a_file_that_changed_just_before_is_read(tmp_path: Path) -> None:
     """Within 2 s of its last change a file may change again without its times showing it."""
     path = _settled(tmp_path / "model.bin")
     with FileSource(path) as source:
-        remembered = Remembered(_scanned(source), source.known(), source.state.ctime + 1_000_000_000)
+        cached = CachedPush(_scanned(source), source.fingerprint(), source.state.ctime + 1_000_000_000)
     with FileSource(path) as again:
-        again.recall(remembered)
+        again.load_fingerprint(cached)
         assert False is again.is_finished
 
 
@@ -67,9 +67,9 @@ def test_a_file_with_an_mtime_in_the_future_is_not_read_again(tmp_path: Path) ->
     ahead = time.time_ns() + 10**17
     os.utime(path, ns=(0, ahead))
     with FileSource(path) as first:
-        remembered = Remembered(_scanned(first), first.known(), first.state.ctime + 3_000_000_000)
+        cached = CachedPush(_scanned(first), first.fingerprint(), first.state.ctime + 3_000_000_000)
     with FileSource(path) as again:
-        again.recall(remembered)
+        again.load_fingerprint(cached)
         assert True is again.is_finished
 
 

@@ -14,12 +14,12 @@ from filestore.core.digest import Digest
 from filestore.core.records import Record
 from filestore.errors import Interrupted
 from filestore.format.codec import Codec
-from filestore.format.zip.read import DEFAULT_LIMITS, Limits
+from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Moved, Repository
 from filestore.repository.stores.memory import MemoryStore
-from filestore.transfer.fetch_tree import unpack
+from filestore.transfer.fetch_tree import fetch_tree
 from tests.support.archives import unpacked
 from tests.support.frames import encoded, manifest
 from tests.support.trees import Folder, Link, Planted, Script
@@ -49,7 +49,7 @@ async def stored_in_chunks(repository: Repository, content: bytes, starts: Seque
     return await repository.commit(manifest(chunks).encoded, name=name)
 
 
-def things_in(archive: bytes, *, limits: Limits = DEFAULT_LIMITS) -> dict[str, Planted]:
+def things_in(archive: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> dict[str, Planted]:
     """What `standing` must find where an archive was unpacked."""
     things: dict[str, Planted] = {}
     tree = unpacked(archive, limits=limits)
@@ -100,7 +100,7 @@ async def cut_off(repository: Repository, record: Record, target: Path, *, gets:
 
     watched.before = cut
     with suppress(Interrupted):
-        await unpack(watched, record, target)
+        await fetch_tree(watched, record, target)
 
 
 def staging_in(folder: Path) -> Path:

@@ -12,13 +12,13 @@ import pytest
 
 from filestore.errors import InvalidName, LimitExceeded, SourceChanged, UnknownFormat
 from filestore.format.zip.checksum import crc32
-from filestore.format.zip.chunker import WINDOW_MIN, TreeCutter
+from filestore.format.zip.chunker import WINDOW_MIN, TreeChunker
 from filestore.format.zip.read import End, parse_central_directory
 from filestore.format.zip.write import (
     NAME_LIMIT,
     SIZE_LIMIT,
     Entry,
-    Placed,
+    PlacedEntry,
     central_directory,
     central_header,
     central_header_size,
@@ -27,7 +27,7 @@ from filestore.format.zip.write import (
     local_header_size,
     sorted_entries,
 )
-from tests.support.archives import scanned, tree_cutter, zip_of
+from tests.support.archives import scanned, tree_chunker, zip_of
 from tests.support.generator import octets, prose
 
 U32_MAX = 0xFFFFFFFF
@@ -134,7 +134,7 @@ def test_entries_are_sorted_by_the_bytes_of_the_whole_path() -> None:
 def test_empty_tree() -> None:
     """A zip file without entries."""
     assert 22 == len(zip_of([], {}))
-    assert [[zip_of([], {})]] == scanned(tree_cutter([], {}), WINDOW_MIN)
+    assert [[zip_of([], {})]] == scanned(tree_chunker([], {}), WINDOW_MIN)
 
 
 @pytest.mark.parametrize(("size", "extra"), [(U32_MAX - 1, 0), (U32_MAX, 20), (1 << 40, 20)])
@@ -160,7 +160,7 @@ def test_zip64_in_a_local_header(size: int, extra: int) -> None:
 )
 def test_zip64_in_a_central_header(size: int, offset: int, values: list[int]) -> None:
     """Those values that do not fit, each on its own, in the order of the format."""
-    header = central_header(Placed(Entry("a", size), 7, offset))
+    header = central_header(PlacedEntry(Entry("a", size), 7, offset))
 
     assert len(header) == central_header_size(Entry("a", size), offset)
     assert (45 if values else 10) == int.from_bytes(header[6:8], "little")
@@ -194,7 +194,7 @@ def test_zip64_by_size(tmp_path: Path) -> None:
     big, small = Entry("big.bin", 5 << 30), Entry("small.txt", 4)
     offset = local_header_size(big) + big.size
     tail = local_header(small, crc32(b"tail")) + b"tail"
-    directory = central_directory([Placed(big, 7, 0), Placed(small, crc32(b"tail"), offset)], offset + len(tail))
+    directory = central_directory([PlacedEntry(big, 7, 0), PlacedEntry(small, crc32(b"tail"), offset)], offset + len(tail))
     path = tmp_path / "large.zip"
     with path.open("wb") as file:
         file.write(local_header(big, 7))
@@ -261,7 +261,7 @@ def test_limits_of_the_format() -> None:
         with pytest.raises(LimitExceeded, match="the size of"):
             sorted_entries([entry])
     with pytest.raises(LimitExceeded, match="the size of the archive"):
-        tree_cutter([Entry("a", SIZE_LIMIT - 1), Entry("b", 1)], {})
+        tree_chunker([Entry("a", SIZE_LIMIT - 1), Entry("b", 1)], {})
 
 
 def test_largest_name_is_read_by_zipfile() -> None:
@@ -274,65 +274,65 @@ def test_largest_name_is_read_by_zipfile() -> None:
 def test_segments_of_a_tree() -> None:
     """Files of at least 256 KiB are segments; what is between them, headers alone at times, are others."""
     contents = {"a": b"", "b": octets(1, LEAST), "c": octets(2, LEAST), "d": octets(3, LEAST - 1)}
-    cutter = tree_cutter([Entry(name, len(content)) for name, content in contents.items()], contents)
+    chunker = tree_chunker([Entry(name, len(content)) for name, content in contents.items()], contents)
 
-    assert [range(1), range(1, 2), range(2, 2), range(2, 3), range(3, 4)] == [segment.entries for segment in cutter.segments]
-    assert [False, True, False, True, False] == [segment.is_content for segment in cutter.segments]
-    assert [62, LEAST, 31, LEAST] == [segment.size for segment in cutter.segments[:-1]]
-    assert cutter.size == sum(segment.size for segment in cutter.segments) == len(zip_of(cutter.entries, contents))
+    assert [range(1), range(1, 2), range(2, 2), range(2, 3), range(3, 4)] == [segment.entries for segment in chunker.segments]
+    assert [False, True, False, True, False] == [segment.is_content for segment in chunker.segments]
+    assert [62, LEAST, 31, LEAST] == [segment.size for segment in chunker.segments[:-1]]
+    assert chunker.size == sum(segment.size for segment in chunker.segments) == len(zip_of(chunker.entries, contents))
 
 
 def test_run_is_cut_behind_the_content_that_follows_it() -> None:
     """Its last header holds the checksum, so that the content's chunks come first."""
     contents = {"a": prose(1, 100), "b": octets(1, LEAST), "c": octets(2, LEAST)}
-    cutter = tree_cutter([Entry(name, len(content)) for name, content in contents.items()], contents)
+    chunker = tree_chunker([Entry(name, len(content)) for name, content in contents.items()], contents)
 
-    cuts = cutter.scan(memoryview(bytearray(16 << 20)))
+    cuts = chunker.scan(memoryview(bytearray(16 << 20)))
 
     assert [1, 0, 3, 2, 4] == [cut.segment for cut in cuts]
     assert [LEAST] == cuts[0].sizes
-    assert cutter.is_finished
-    assert [crc32(content) for content in contents.values()] == cutter.crcs
-    assert [] == cutter.scan(memoryview(bytearray(16 << 20)))
+    assert chunker.is_finished
+    assert [crc32(content) for content in contents.values()] == chunker.crcs
+    assert [] == chunker.scan(memoryview(bytearray(16 << 20)))
 
 
 def test_headers_of_a_run() -> None:
     """All its bytes but the content of its files: what tells whether anything but them has changed."""
     contents = {"a": prose(1, 100), "b": octets(1, LEAST), "c": prose(2, 200)}
     entries = [*(Entry(name, len(content)) for name, content in contents.items()), Entry("link", 1, target="a")]
-    cutter = tree_cutter(entries, contents)
-    scanned(cutter, WINDOW_MIN)
+    chunker = tree_chunker(entries, contents)
+    scanned(chunker, WINDOW_MIN)
     archive = zip_of(entries, contents)
 
-    assert archive[:31] + archive[131:162] == b"".join(cutter.headers_of(0))
-    assert archive[162 + LEAST :].replace(contents["c"], b"") == b"".join(cutter.headers_of(2))
+    assert archive[:31] + archive[131:162] == b"".join(chunker.headers_of(0))
+    assert archive[162 + LEAST :].replace(contents["c"], b"") == b"".join(chunker.headers_of(2))
 
 
 def test_headers_of_unknown_content() -> None:
     """It cannot be told before the checksums are known."""
-    cutter = tree_cutter([Entry("a", 5), Entry("b", LEAST)], {})
-    cutter.remember(0, 7)
+    chunker = tree_chunker([Entry("a", 5), Entry("b", LEAST)], {})
+    chunker.remember(0, 7)
 
     with pytest.raises(ValueError, match="'b' is not known"):
-        list(cutter.headers_of(0))
+        list(chunker.headers_of(0))
 
 
 def test_skipping_unknown_content() -> None:
     """A segment can be skipped only when the checksums of its entries are known."""
-    cutter = tree_cutter([Entry("a", 5)], {})
+    chunker = tree_chunker([Entry("a", 5)], {})
 
     with pytest.raises(ValueError, match="unknown content"):
-        cutter.skip(0)
-    cutter.remember(0, 7)
-    cutter.skip(0)
-    assert cutter.is_finished
-    assert [] == cutter.scan(memoryview(bytearray(WINDOW_MIN)))
+        chunker.skip(0)
+    chunker.remember(0, 7)
+    chunker.skip(0)
+    assert chunker.is_finished
+    assert [] == chunker.scan(memoryview(bytearray(WINDOW_MIN)))
 
 
 def test_buffer_that_is_too_small() -> None:
     """Scanning could not get on in it."""
     with pytest.raises(ValueError, match="needed are"):
-        tree_cutter([], {}).scan(memoryview(bytearray(WINDOW_MIN - 1)))
+        tree_chunker([], {}).scan(memoryview(bytearray(WINDOW_MIN - 1)))
 
 
 def test_file_that_changes_while_it_is_read() -> None:
@@ -341,13 +341,13 @@ def test_file_that_changes_while_it_is_read() -> None:
     def read(*_: object) -> None:
         raise SourceChanged("a", "it became shorter")
 
-    cutter = TreeCutter([Entry("a", 5)], read)
+    chunker = TreeChunker([Entry("a", 5)], read)
 
     with pytest.raises(SourceChanged):
-        cutter.scan(memoryview(bytearray(WINDOW_MIN)))
+        chunker.scan(memoryview(bytearray(WINDOW_MIN)))
 
 
-def test_unknown_cutting() -> None:
+def test_unknown_chunking() -> None:
     """A tree is cut as the repository says, or not at all."""
     with pytest.raises(UnknownFormat):
-        TreeCutter([], lambda *_: None, cutting=99)
+        TreeChunker([], lambda *_: None, chunking_version=99)

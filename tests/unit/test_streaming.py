@@ -89,7 +89,7 @@ async def test_ranges_are_read_while_the_rest_is_not_there(gated: Gated, record:
 async def test_what_is_asked_for_comes_first(
     gated: Gated, record: Record, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one lane: behind the batch under way, and before all others; no chunk is asked for twice."""
+    """With one worker: behind the batch under way, and before all others; no chunk is asked for twice."""
     monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
     gated.let(lambda: False)
     async with cache_of(gated, tmp_path).open(File(id=record.id)) as opened:

@@ -18,9 +18,9 @@ import click
 
 from filestore.errors import InvalidSetting, NotARepository
 from filestore.repository.protocol import Repository
-from filestore_cli.settings import Folders, Settings, knobs, option_of, parse_setting, settings_from
+from filestore_cli.settings import Folders, Settings, option_of, parse_setting, setting_definitions, settings_from
 from filestore_cli.start import output_failure, say
-from filestore_cli.text import printable
+from filestore_cli.text import for_display
 
 Command: TypeAlias = Callable[..., None]
 Result: TypeAlias = Mapping[str, object]
@@ -30,7 +30,7 @@ _CONFIG_FILE = "config.toml"
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class CommandContext:
     """One run of one command."""
 
     settings: Settings
@@ -79,7 +79,7 @@ class Session:
         folder = repository_folder(self._url)
         if folder is None:
             raise click.ClickException(
-                f"--create makes a repository in a folder of this machine, and {printable(self._url)} is the URL of a server; "
+                f"--create makes a repository in a folder of this machine, and {for_display(self._url)} is the URL of a server; "
                 "leave --create out, or name a folder by --url"
             )
         created = await create_repository(folder)
@@ -104,7 +104,7 @@ class Session:
 
     def note_created(self, folder: Path) -> None:
         """Say that a folder has become a repository."""
-        self.note(f"A new repository was made in {printable(folder)}.")
+        self.note(f"A new repository was made in {for_display(folder)}.")
 
     def place(self, repository: Repository) -> str:
         """Where a result comes from, for a person: a local folder that nobody chose is called one."""
@@ -113,7 +113,7 @@ class Session:
             if self.settings.url
             else " (local folder, as neither --url, FILESTORE_URL nor a configuration file names a server)"
         )
-        return printable(repository.location) + chosen
+        return for_display(repository.location) + chosen
 
     def show(self, result: Result, *lines: str, otherwise: str = _NOT_TAKEN) -> None:
         """Print a result: as one JSON object, or as `lines` for a person; `otherwise` begins the sentence where that fails."""
@@ -147,7 +147,7 @@ def takes(*names: str) -> Callable[[Command], Command]:
         def call(*, json: bool, quiet: bool, **arguments: Any) -> None:
             options = {name: arguments.pop(name) for name in names}
             folders = _folders()
-            command(Session(_load(options, folders), json, quiet, folders.data), **arguments)
+            command(CommandContext(_load(options, folders), json, quiet, folders.data), **arguments)
 
         decorated: Command = click.option("--quiet", is_flag=True, help="No progress and no notes.")(call)
         decorated = click.option("--json", is_flag=True, help="Print one JSON object, and nothing else on standard output.")(
@@ -168,13 +168,13 @@ def _setting_option(name: str) -> Callable[[Command], Command]:
         except InvalidSetting as error:
             raise click.BadParameter(error.reason, ctx, param) from error
 
-    knob = knobs()[name]
-    environment = f"; {knob.environment}" if knob.environment else ""
+    setting = setting_definitions()[name]
+    environment = f"; {setting.environment}" if setting.environment else ""
     return click.option(
         option_of(name),
         callback=check,
         metavar=name.upper(),
-        help=f"{knob.meaning}.  [default: {knob.default}{environment}]",
+        help=f"{setting.meaning}.  [default: {setting.default}{environment}]",
     )
 
 
@@ -231,5 +231,5 @@ def _read(path: Path) -> Mapping[str, object]:
     except RecursionError:
         raise InvalidSetting(str(path), "it is no TOML that settings could be in (its brackets are too deep)") from None
     if "token" in values and mode & (stat.S_IRGRP | stat.S_IROTH):
-        say(f"Warning: other users of this machine can read the token in {printable(path)}; `chmod 600` it.")
+        say(f"Warning: other users of this machine can read the token in {for_display(path)}; `chmod 600` it.")
     return values

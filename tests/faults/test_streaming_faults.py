@@ -153,7 +153,7 @@ async def test_damage_is_never_read(local_repository: Repository, record: Record
     assert [] == list((tmp_path / "cache").glob("*/*/files/*/*/*"))
 
 
-async def test_a_file_that_the_cache_has_no_room_for(
+async def test_a_file_that_the_cache_has_no_space_for(
     local_repository: Repository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sentence; the block does not begin, and nothing is left."""

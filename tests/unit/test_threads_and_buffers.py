@@ -14,7 +14,7 @@ from filestore.system.threads import (
     in_cpu_thread,
     in_disk_thread,
     per_thread,
-    side_by_side,
+    run_in_parallel,
     task_group,
     tell_of_forks,
 )
@@ -94,7 +94,7 @@ async def test_budget_passes_on_what_a_cancelled_waiter_did_not_take() -> None:
         pass
 
 
-async def test_budget_takes_a_cancel_in_the_moment_in_which_room_is_made() -> None:
+async def test_budget_takes_a_cancel_in_the_moment_in_which_space_is_made() -> None:
     """Of a waiter that is cancelled just then nothing stays, and the cancel is what it raises."""
     budget = Budget(10)
     first, cancelled = Holder(budget, 10), Holder(budget, 5)
@@ -156,7 +156,7 @@ async def test_a_cancelled_call_waits_for_its_thread() -> None:
 async def test_calls_side_by_side_wait_for_each_other() -> None:
     """All run at once, though who started them holds a thread for the disk too."""
     together = threading.Barrier(3)
-    await in_disk_thread(side_by_side, lambda _: together.wait(30), range(3))
+    await in_disk_thread(run_in_parallel, lambda _: together.wait(30), range(3))
 
 
 async def test_calls_side_by_side_have_all_ended_when_one_fails() -> None:
@@ -171,7 +171,7 @@ async def test_calls_side_by_side_have_all_ended_when_one_fails() -> None:
         ended.append(number)
 
     with pytest.raises(NotFound):
-        await in_disk_thread(side_by_side, call, range(3))
+        await in_disk_thread(run_in_parallel, call, range(3))
     assert [1, 2] == sorted(ended)
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from filestore.cache import Cache
-from filestore.cache import quota as room
-from filestore.cache.inventory import ENTRY_SIZE, Kept, Staged, discard, entries, staged
+from filestore.cache import Cache, quota
+from filestore.cache.inventory import ENTRY_SIZE, CachedEntry, StagedEntry, discard, entries, staged
 from filestore.cache.leases import Leases
 from filestore.core.records import Record
 from filestore.core.references import Directory, File, FileURL
@@ -29,7 +28,7 @@ from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
 SIZE = 2 * MIB
-ROOM = SIZE + ENTRY_SIZE + 4096
+STORED_SIZE = SIZE + ENTRY_SIZE + 4096
 """What one of the files takes, with its manifest."""
 
 
@@ -68,7 +67,7 @@ async def use(cache: Cache, file: File) -> None:
 
 async def test_the_least_recently_used_goes_first(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
     """By the last use, not by the first; as many as are needed, and no more."""
-    cache = Cache(tmp_path / "cache", watched, size_limit=3 * ROOM)
+    cache = Cache(tmp_path / "cache", watched, size_limit=3 * STORED_SIZE)
     for file in (files[0], files[1], files[2], files[0]):
         age(tmp_path / "cache", minutes=2)
         await use(cache, file)
@@ -81,15 +80,15 @@ async def test_what_is_resolved_stays_until_the_cache_is_closed(
     watched: WatchedRepository, files: list[File], tmp_path: Path
 ) -> None:
     """It is pinned, for another cache of the same folder too; whoever finds no room is told what is in use, and what to do."""
-    async with Cache(tmp_path / "cache", watched, size_limit=3 * ROOM) as cache:
+    async with Cache(tmp_path / "cache", watched, size_limit=3 * STORED_SIZE) as cache:
         paths = [await cache.resolve(file) for file in files[:3]]
-        other = Cache(tmp_path / "cache", watched, size_limit=3 * ROOM)
+        other = Cache(tmp_path / "cache", watched, size_limit=3 * STORED_SIZE)
         with pytest.raises(CacheFull) as raised:
             await use(other, files[3])
         assert all(path.exists() for path in paths)
         assert str(raised.value) == (
-            f"the cache {tmp_path / 'cache'} has no room: {ROOM} bytes are needed, its limit is {3 * ROOM}, "
-            f"{3 * ROOM} bytes in it are in use and 0 are being fetched; "
+            f"the cache {tmp_path / 'cache'} has no room: {STORED_SIZE} bytes are needed, its limit is {3 * STORED_SIZE}, "
+            f"{3 * STORED_SIZE} bytes in it are in use and 0 are being fetched; "
             "raise the limit (FILESTORE_CACHE_SIZE_LIMIT) or end what uses them "
             "(`filestore cache ls` shows it)"
         )
@@ -100,7 +99,7 @@ async def test_what_is_resolved_stays_until_the_cache_is_closed(
 
 async def test_a_lease_ends_with_its_block(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
     """Inside it the entry stays; behind it it may go; two of one entry count twice."""
-    cache = Cache(tmp_path / "cache", watched, size_limit=ROOM)
+    cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE)
     async with cache.lease(files[0]) as path:
         async with cache.lease(files[0]) as same:
             assert path == same
@@ -148,7 +147,7 @@ async def test_what_can_never_fit_is_refused_at_once(watched: WatchedRepository,
     """Nothing of it is fetched, and nothing goes for it."""
     await use(Cache(tmp_path / "cache", watched), files[0])
     watched.calls.clear()
-    with pytest.raises(CacheFull, match=f"{ROOM} bytes are needed, its limit is 100, 0 bytes in it are in use"):
+    with pytest.raises(CacheFull, match=f"{STORED_SIZE} bytes are needed, its limit is 100, 0 bytes in it are in use"):
         await use(Cache(tmp_path / "cache", watched, size_limit=100), files[1])
     assert ["record", "manifest"] == watched.calls
     assert ["0.bin"] == kept(tmp_path / "cache")
@@ -174,7 +173,7 @@ async def test_a_tree_reserves_what_its_files_take(watched: WatchedRepository, f
 
 async def test_what_others_fetch_is_waited_for(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
     """Four at a time with room for two: each has its turn, and all come through."""
-    cache = Cache(tmp_path / "cache", watched, size_limit=2 * ROOM)
+    cache = Cache(tmp_path / "cache", watched, size_limit=2 * STORED_SIZE)
     async with asyncio.TaskGroup() as group:
         for file in files[:4]:
             group.create_task(use(cache, file))
@@ -194,11 +193,11 @@ async def test_who_gets_no_further_is_not_waited_for_longer(
             await gate.wait()
 
     slow = WatchedRepository(watched.inner, before=hang)
-    hanging = asyncio.create_task(use(Cache(tmp_path / "cache", slow, size_limit=ROOM), files[0]))
+    hanging = asyncio.create_task(use(Cache(tmp_path / "cache", slow, size_limit=STORED_SIZE), files[0]))
     while "get" not in slow.calls:
         await asyncio.sleep(0)
-    with pytest.raises(CacheFull, match=f"0 bytes in it are in use and {ROOM} are being fetched"):
-        await use(Cache(tmp_path / "cache", watched, size_limit=ROOM), files[1])
+    with pytest.raises(CacheFull, match=f"0 bytes in it are in use and {STORED_SIZE} are being fetched"):
+        await use(Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE), files[1])
     gate.set()
     await hanging
     assert ["0.bin"] == kept(tmp_path / "cache")
@@ -208,17 +207,17 @@ async def test_who_gets_no_further_is_not_waited_for_longer(
 async def test_ten_files_that_do_not_all_fit_never_exceed_the_limit(
     watched: WatchedRepository, files: list[File], tmp_path: Path
 ) -> None:
-    """Looked at every 10 ms, in three lanes: what lies on the disk stays within the limit, staging included."""
-    limit = 5 * ROOM
+    """Looked at every 10 ms, in three workers: what lies on the disk stays within the limit, staging included."""
+    limit = 5 * STORED_SIZE
     cache = Cache(tmp_path / "cache", watched, size_limit=limit)
     waiting = iter(files * 2)
 
-    async def lane() -> None:
+    async def worker() -> None:
         for file in waiting:
             await use(cache, file)
 
     async with sampled(tmp_path / "cache") as samples:
-        await asyncio.gather(*[lane() for _ in range(3)])
+        await asyncio.gather(*[worker() for _ in range(3)])
     assert 10 < len(samples)
     # Folders and locks that stay are not counted: a few KiB for each entry there ever was.
     assert limit // 2 < max(samples) < limit + 4 * MIB
@@ -230,7 +229,7 @@ async def test_what_a_new_version_shares_goes_last(watched: WatchedRepository, f
     path = tmp_path / "0.bin"
     path.write_bytes(path.read_bytes() + b"more")
     newer = (await push(watched, path)).record
-    cache = Cache(tmp_path / "cache", watched, size_limit=2 * ROOM + 8192)
+    cache = Cache(tmp_path / "cache", watched, size_limit=2 * STORED_SIZE + 8192)
     for file in files[:2]:
         age(tmp_path / "cache", minutes=2)
         await use(cache, file)
@@ -287,12 +286,12 @@ async def test_what_a_url_brings_keeps_within_the_limit(
     assert [] == list(staged(tmp_path / "cache"))
 
 
-async def test_a_second_name_takes_no_room(
+async def test_a_second_name_takes_no_space(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a file by hard link, and where there are none, by symbolic link."""
     renamed = [(await push(watched, tmp_path / "0.bin", name=f"renamed {number}.bin")).record for number in range(2)]
-    cache = Cache(tmp_path / "cache", watched, size_limit=ROOM)
+    cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE)
     content = (await cache.resolve(files[0])).read_bytes()
     assert content == (await cache.resolve(File(id=renamed[0].id))).read_bytes()
 
@@ -302,7 +301,7 @@ async def test_a_second_name_takes_no_room(
     monkeypatch.setattr("os.link", refuse)
     assert content == (await cache.resolve(File(id=renamed[1].id))).read_bytes()
     (entry,) = entries(tmp_path / "cache")
-    assert (["0.bin", "renamed 0.bin", "renamed 1.bin"], ROOM) == (entry.names, entry.stored_size)
+    assert (["0.bin", "renamed 0.bin", "renamed 1.bin"], STORED_SIZE) == (entry.names, entry.stored_size)
 
 
 async def test_a_use_is_noted_once_a_minute(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
@@ -334,7 +333,7 @@ async def test_without_locks_the_limit_holds(
 ) -> None:
     """Each says what it needs before it counts: then both see both, whatever locks do."""
     refuse_locks(monkeypatch)
-    limit = 4 * ROOM
+    limit = 4 * STORED_SIZE
     caches = [Cache(tmp_path / "cache", watched, size_limit=limit) for _ in range(3)]
     async with sampled(tmp_path / "cache") as samples:
         for start in (0, 3, 6):
@@ -347,7 +346,7 @@ async def test_whoever_comes_while_an_entry_is_taken_gets_it_back(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pinned between the look for leases and the removal, where locks do not work: it is put back."""
-    cache = Cache(tmp_path / "cache", watched, size_limit=ROOM)
+    cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE)
     await use(cache, files[0])
     (entry,) = entries(tmp_path / "cache")
     latecomer = Leases(tmp_path / "cache").hold()
@@ -365,21 +364,21 @@ async def test_whoever_comes_while_an_entry_is_taken_gets_it_back(
     assert [] == list(staged(tmp_path / "cache"))
 
 
-async def test_what_was_in_use_for_a_moment_is_no_reason_to_refuse(
+async def test_what_was_in_use_for_a_moment_is_not_a_reason_to_refuse(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process had what was to go just when it was to go, and not any more: it goes a little later."""
-    cache = Cache(tmp_path / "cache", watched, size_limit=ROOM)
+    cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE)
     await use(cache, files[0])
     refused: list[str] = []
 
-    def discard_later(leases: Leases, item: Kept | Staged) -> bool:
+    def discard_later(leases: Leases, item: CachedEntry | StagedEntry) -> bool:
         if not refused:
             refused.append(item.key)
             return False
         return discard(leases, item)
 
-    monkeypatch.setattr(room, "discard", discard_later)
+    monkeypatch.setattr(quota, "discard", discard_later)
     await use(cache, files[1])
     assert 1 == len(refused)
     assert ["1.bin"] == kept(tmp_path / "cache")
@@ -389,18 +388,18 @@ async def test_who_has_just_fetched_something_is_waited_for_a_moment(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is in use when room is first looked for, and not any more a moment later, goes for what is wanted."""
-    cache = Cache(tmp_path / "cache", watched, size_limit=ROOM)
+    cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE)
     looked = asyncio.Event()
     loop = asyncio.get_running_loop()
-    room_for = room.Room._room_for
+    refusal_for = quota.Quota._refusal_for
 
-    def tell(self: room.Room, key: str, size: int, spared: Collection[str]) -> object:
-        refusal = room_for(self, key, size, spared)
+    def tell(self: quota.Quota, key: str, size: int, spared: Collection[str]) -> object:
+        refusal = refusal_for(self, key, size, spared)
         loop.call_soon_threadsafe(looked.set)
         return refusal
 
     async with cache.lease(files[0]):
-        monkeypatch.setattr(room.Room, "_room_for", tell)
+        monkeypatch.setattr(quota.Quota, "_refusal_for", tell)
         monkeypatch.setattr("filestore.cache.quota.SETTLE_SECONDS", 60)
         second = asyncio.create_task(use(cache, files[1]))
         await looked.wait()
@@ -421,4 +420,4 @@ async def test_what_is_being_published_takes_no_more_than_is_reserved(
     monkeypatch.setattr("filestore.cache.entry_store.write_whole", look)
     await use(Cache(tmp_path / "cache", watched), files[0])
     assert 2 == len(taken)
-    assert SIZE < max(taken) <= ROOM
+    assert SIZE < max(taken) <= STORED_SIZE

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from filestore.core.manifest import CHUNK_LIMIT
 from filestore.format.chunking import LOOKAHEAD
-from tests.support.cutting import boundaries, chunk_sizes, relayed_sizes
+from tests.support.chunking import boundaries, chunk_sizes, relayed_sizes
 from tests.support.generator import octets, prose
 from tests.support.models import Tensor, ZipEntry, gguf_file, safetensors_file, tensor, torch_file, zip_file
 

@@ -14,10 +14,10 @@ from filestore.core.digest import chunk_digest, manifest_digest
 from filestore.core.manifest import CHUNK_LIMIT, MANIFEST_LIMIT, Chunk, Manifest
 from filestore.core.references import Reference
 from filestore.errors import ChunksMissing, InvalidFrame, InvalidManifest, InvalidName, LimitExceeded, NotFound
-from filestore.format.chunking import CUTTING_VERSION
+from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Frame
 from filestore.repository.local import LocalRepository
-from tests.support.frames import contents, encoded, frames, manifest, room
+from tests.support.frames import buffer_for, contents, encoded, frames, manifest
 from tests.support.generator import prose
 
 
@@ -82,16 +82,16 @@ async def test_manifest_whose_chunk_sizes_are_not_the_chunks(repository: LocalRe
     """Sizes that add up, and lie: a reader would look for bytes at the wrong offsets."""
     await repository.put(frames(2))
     one, two = (chunk_digest(content) for content in contents(2))
-    lying = Manifest.build([Chunk(one, 999), Chunk(two, 1001)], cutting=CUTTING_VERSION)
+    lying = Manifest.build([Chunk(one, 999), Chunk(two, 1001)], chunking_version=CHUNKING_VERSION)
     await check_refused(repository, lying.encoded, because="has 1000 bytes, it says 999")
-    twice = Manifest.build([Chunk(one, 1000), Chunk(one, 999), Chunk(two, 1000)], cutting=CUTTING_VERSION)
+    twice = Manifest.build([Chunk(one, 1000), Chunk(one, 999), Chunk(two, 1000)], chunking_version=CHUNKING_VERSION)
     await check_refused(repository, twice.encoded, because="has 1000 bytes, it says 999")
 
 
-async def test_manifest_of_another_cutting_version(repository: LocalRepository) -> None:
+async def test_manifest_of_another_chunking_version(repository: LocalRepository) -> None:
     """One repository has one cutting version, so that all its pushers share."""
     await repository.put(frames(1))
-    await check_refused(repository, manifest(contents(1), cutting=7).encoded, because="its cutting version is 7")
+    await check_refused(repository, manifest(contents(1), chunking_version=7).encoded, because="its cutting version is 7")
 
 
 async def test_manifest_beyond_the_limit(repository: LocalRepository) -> None:
@@ -100,7 +100,7 @@ async def test_manifest_beyond_the_limit(repository: LocalRepository) -> None:
         await repository.commit(bytes(MANIFEST_LIMIT + 1), name="name")
 
 
-async def test_chunk_that_is_a_manifest_is_no_manifest(repository: LocalRepository) -> None:
+async def test_chunk_that_is_a_manifest_is_not_a_manifest(repository: LocalRepository) -> None:
     """The two kinds of digest never meet: a chunk cannot be read as a manifest."""
     content = manifest(contents(1)).encoded
     await repository.put([encoded(content)])
@@ -124,7 +124,7 @@ async def test_chunk_that_is_a_manifest_is_no_manifest(repository: LocalReposito
     ],
     ids=["empty", "short", "zeros", "another chunk", "longer", "cut", "unknown codec", "too large", "terabyte"],
 )
-@pytest.mark.parametrize("way", ["put", "delivery"])
+@pytest.mark.parametrize("way", ["put", "ingest"])
 async def test_frame_that_is_not_its_chunks(repository: LocalRepository, lie: bytes, way: str) -> None:
     """It is refused by the name it gave, nothing of it is kept, and frames before and behind it are."""
     lying = Frame(chunk_digest(b"the chunk"), lie)
@@ -136,16 +136,16 @@ async def test_frame_that_is_not_its_chunks(repository: LocalRepository, lie: by
             await deliver(repository, [before, lying, behind])
     assert str(lying.digest) == caught.value.digest
     assert [lying.digest] == await repository.missing([before.digest, lying.digest, behind.digest])
-    assert [before.data, None, behind.data] == await repository.get([before.digest, lying.digest, behind.digest], room(3))
+    assert [before.data, None, behind.data] == await repository.get([before.digest, lying.digest, behind.digest], buffer_for(3))
 
 
 async def deliver(repository: LocalRepository, sent: list[Frame]) -> None:
     """Send frames as a connection does; one of no bytes is whole when it is begun."""
-    async with repository.delivery() as delivery:
+    async with repository.ingest() as ingest:
         for frame in sent:
-            delivery.begin(frame.digest, len(frame.data))
-            delivery.write(frame.data)
-        await delivery.keep()
+            ingest.start(frame.digest, len(frame.data))
+            ingest.write(frame.data)
+        await ingest.commit()
 
 
 async def test_chunk_of_another_namespace_is_missing(tenants: Tenants) -> None:
@@ -156,7 +156,7 @@ async def test_chunk_of_another_namespace_is_missing(tenants: Tenants) -> None:
     await tenants.a.put(put)
     record = await tenants.a.commit(manifest(chunks).encoded, name="secret")
     assert digests == await tenants.b.missing(digests)
-    assert [None, None] == await tenants.b.get(digests, room(2))
+    assert [None, None] == await tenants.b.get(digests, buffer_for(2))
     assert [None, None] == await tenants.b.open(digests)
     with pytest.raises(ChunksMissing):
         await tenants.b.commit(manifest(chunks).encoded, name="mine")

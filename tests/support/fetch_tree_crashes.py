@@ -1,4 +1,4 @@
-"""An unpack that is killed at its n-th system call, for every n: `python -m tests.support.unpack_crashes FOLDER WAY`.
+"""An unpack that is killed at its n-th system call, for every n: `python -m tests.support.fetch_tree_crashes FOLDER WAY`.
 
 WAY is new, inside (an empty folder) or force (over an older tree). Each time the same unpack runs again, and must complete: the
 tree is whole, and nothing else is left. Prints how many there were.
@@ -27,14 +27,14 @@ from filestore.backends import connect
 from filestore.core.references import Reference
 from filestore.errors import TargetError
 from filestore.system.files import sync_tree
-from filestore.transfer.fetch_tree import unpack
+from filestore.transfer.fetch_tree import fetch_tree
 from filestore.transfer.target import staging_folder
 from tests.support.archives import Forged, forged
 from tests.support.disks import overlay, small_disk
+from tests.support.fetching_trees import stored, things_in
 from tests.support.frames import manifest
 from tests.support.generator import octets
 from tests.support.trees import Planted, plant, standing
-from tests.support.unpacking import stored, things_in
 
 NAME = "archive.zip"
 CALLS = ("open", "pwrite", "mkdir", "symlink", "rename", "unlink", "rmdir", "fsync")
@@ -85,7 +85,7 @@ async def _unpack(root: Path, target: Path, *, force: bool, fuse: int | None) ->
         record = await repository.record(Reference(name=NAME))
         if fuse is not None:
             _light(fuse)
-        await unpack(repository, record, target, force=force)
+        await fetch_tree(repository, record, target, force=force)
 
 
 def _in_child(work: Coroutine[Any, Any, None]) -> int:

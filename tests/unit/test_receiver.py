@@ -16,13 +16,13 @@ from filestore.repository.local import LocalRepository
 from filestore.transfer import receiver as receive
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import manifest_of, push
-from filestore.transfer.receiver import Receiving, verified
+from filestore.transfer.receiver import Receiver, verified
 from filestore.transfer.schedule import BATCH_SIZE, BATCHES_IN_FLIGHT, Batch, Place, ordered_chains, round_robin
 from filestore.transfer.seeds import FileSeed
-from filestore.transfer.sinks.protocol import Order
+from filestore.transfer.sinks.protocol import Ordering
+from tests.support.fetching_trees import stored
 from tests.support.frames import encoded
 from tests.support.generator import octets
-from tests.support.unpacking import stored
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -30,7 +30,7 @@ MIB = 1 << 20
 
 def places_of(orders: str) -> list[Place]:
     """A place of 1 MiB for each letter: a (any time), o (once), f (follows the one before it)."""
-    order = {"a": Order.ANY, "o": Order.ONCE, "f": Order.AFTER}
+    order = {"a": Ordering.ANY, "o": Ordering.ONCE, "f": Ordering.AFTER}
     return [
         Place(Chunk(Digest(bytes([number % 256]) * 32), MIB), [number * MIB], order[letter])
         for number, letter in enumerate(orders)
@@ -38,7 +38,7 @@ def places_of(orders: str) -> list[Place]:
 
 
 def batches_of(orders: str) -> list[Batch]:
-    """The batches in which lanes take them."""
+    """The batches in which workers take them."""
     return list(round_robin(ordered_chains(places_of(orders))))
 
 
@@ -57,14 +57,14 @@ def test_batches_hold_every_place_once_and_never_wait_for_ever(seed: int) -> Non
         assert sum(place.chunk.size + 8 for place in batch.places) <= BATCH_SIZE
         assert all(one.offsets < other.offsets for one, other in pairwise(batch.places))
         first = batch.places[0]
-        assert (first.order is Order.AFTER) == (batch.after is not None)
+        assert (first.order is Ordering.AFTER) == (batch.after is not None)
         if batch.after is not None:
             assert ends[id(batch.after)] == first.offsets[0]
         ends[id(batch.written)] = batch.places[-1].offsets[0] + MIB
 
 
 def test_long_entries_are_received_side_by_side() -> None:
-    """Lanes do not wait for one entry that has an order while others could go on."""
+    """Workers do not wait for one entry that has an order while others could go on."""
     batches = batches_of(("o" + "f" * 29) * BATCHES_IN_FLIGHT)
     assert [None] * BATCHES_IN_FLIGHT == [batch.after for batch in batches[:BATCHES_IN_FLIGHT]]
     assert all(batch.after is not None for batch in batches[BATCHES_IN_FLIGHT:])
@@ -78,7 +78,7 @@ async def test_content_by_range(repository: LocalRepository) -> None:
     manifest = Manifest.parse(await repository.manifest(record.digest))
     for part in (range(0), range(1), range(998, 1000), range(99_000, 100_000), range(100_000), range(5000, 70_001)):
         before = watched.chunks_got
-        assert content[part.start : part.stop] == await Receiving(watched, manifest, None).content(part)
+        assert content[part.start : part.stop] == await Receiver(watched, manifest, None).content(part)
         assert len({offset // 999 for offset in part}) == watched.chunks_got - before
 
 
@@ -87,7 +87,7 @@ async def test_content_is_received_once(repository: LocalRepository) -> None:
     content = octets(1, 100_000)
     record = await stored(repository, content, chunk_size=999)
     watched = WatchedRepository(repository)
-    receiving = Receiving(watched, Manifest.parse(await repository.manifest(record.digest)), None)
+    receiving = Receiver(watched, Manifest.parse(await repository.manifest(record.digest)), None)
     await receiving.content(range(100_000 - TAIL_SIZE, 100_000))
     await receiving.content(range(100_000))
     assert len(range(0, 100_000, 999)) == watched.chunks_got
@@ -96,9 +96,9 @@ async def test_content_is_received_once(repository: LocalRepository) -> None:
 async def test_a_chunk_that_is_gone_is_named(repository: LocalRepository) -> None:
     """It is the repository that lacks it, and a push that helps."""
     frame = encoded(b"never put")
-    manifest = Manifest.build([Chunk(frame.digest, 9)], cutting=0)
+    manifest = Manifest.build([Chunk(frame.digest, 9)], chunking_version=0)
     with pytest.raises(ChunksMissing, match=str(frame.digest)):
-        await Receiving(repository, manifest, None).content(range(9))
+        await Receiver(repository, manifest, None).content(range(9))
 
 
 def test_frames_are_verified() -> None:

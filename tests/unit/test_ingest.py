@@ -12,13 +12,13 @@ from filestore.backends import open_backend
 from filestore.core.digest import chunk_digest
 from filestore.errors import InvalidFrame, StorageFull
 from filestore.format.codec import Frame
-from filestore.repository.ingest import Delivery
+from filestore.repository.ingest import Ingest
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.disk import DiskStaging
 from filestore.system.buffers import Budget
 from filestore.system.threads import in_disk_thread
 from tests.support.cancels import cancelled_at_every_await
-from tests.support.frames import frames, room
+from tests.support.frames import buffer_for, frames
 
 
 @pytest.fixture
@@ -36,17 +36,17 @@ async def repository(root: Path) -> AsyncIterator[LocalRepository]:
     await repository.close()
 
 
-async def send(delivery: Delivery, sent: list[Frame], *, piece: int = 1 << 20) -> None:
+async def send(ingest: Ingest, sent: list[Frame], *, piece: int = 1 << 20) -> None:
     """Write frames in pieces of that size, as a server does: in threads, and what is whole is verified meanwhile."""
     for frame in sent:
-        await in_disk_thread(_write, delivery, frame, piece)
-        delivery.check()
+        await in_disk_thread(_write, ingest, frame, piece)
+        ingest.submit()
 
 
-def _write(delivery: Delivery, frame: Frame, piece: int) -> None:
-    delivery.begin(frame.digest, len(frame.data))
+def _write(ingest: Ingest, frame: Frame, piece: int) -> None:
+    ingest.start(frame.digest, len(frame.data))
     for start in range(0, len(frame.data), piece):
-        delivery.write(frame.data[start : start + piece])
+        ingest.write(frame.data[start : start + piece])
 
 
 def staging_files(root: Path) -> list[Path]:
@@ -59,46 +59,46 @@ def staging_files(root: Path) -> list[Path]:
 async def test_any_split_keeps_the_same_frames(repository: LocalRepository, piece: int) -> None:
     """Frames smaller and larger than what is verified together, in pieces of any size."""
     sent = frames(20, size=300) if piece < 1000 else [*frames(20, size=300), *frames(5, size=700_000, seed=1)]
-    async with repository.delivery() as delivery:
-        await send(delivery, sent, piece=piece)
-        assert len(sent) == await delivery.keep()
+    async with repository.ingest() as ingest:
+        await send(ingest, sent, piece=piece)
+        assert len(sent) == await ingest.commit()
     digests = [frame.digest for frame in sent]
-    assert [frame.data for frame in sent] == await repository.get(digests, room(len(sent)))
+    assert [frame.data for frame in sent] == await repository.get(digests, buffer_for(len(sent)))
 
 
 async def test_frame_that_is_not_whole_is_not_kept(repository: LocalRepository, root: Path) -> None:
     """A connection that is cut loses one frame; those before it are kept."""
     whole, cut = frames(2, size=300_000)
-    async with repository.delivery() as delivery:
-        await send(delivery, [whole])
-        delivery.begin(cut.digest, len(cut.data))
-        delivery.write(cut.data[:-1])
-        assert 1 == await delivery.keep()
+    async with repository.ingest() as ingest:
+        await send(ingest, [whole])
+        ingest.start(cut.digest, len(cut.data))
+        ingest.write(cut.data[:-1])
+        assert 1 == await ingest.commit()
     assert [cut.digest] == await repository.missing([whole.digest, cut.digest])
     assert [] == staging_files(root)
 
 
-async def test_delivery_that_is_left_without_keep_keeps_nothing(repository: LocalRepository, root: Path) -> None:
+async def test_ingest_that_is_left_without_commit_keeps_nothing(repository: LocalRepository, root: Path) -> None:
     """Also frames that were whole and verified are discarded."""
     sent = frames(5, size=300_000)
-    async with repository.delivery() as delivery:
-        await send(delivery, sent)
+    async with repository.ingest() as ingest:
+        await send(ingest, sent)
     assert [frame.digest for frame in sent] == await repository.missing([frame.digest for frame in sent])
     assert [] == staging_files(root)
 
 
 async def test_error_in_the_block_is_raised_as_it_is(repository: LocalRepository, root: Path) -> None:
     """The caller's own error comes out, not a group that holds it, and nothing is left."""
-    async with repository.delivery() as delivery:
-        await send(delivery, frames(3, size=300_000))
+    async with repository.ingest() as ingest:
+        await send(ingest, frames(3, size=300_000))
         with pytest.raises(KeyError):
-            async with repository.delivery() as inner:
+            async with repository.ingest() as inner:
                 await send(inner, frames(3, size=300_000))
                 raise KeyError
     assert [] == staging_files(root)
 
 
-async def test_cancelled_delivery_is_whole_or_nothing(repository: LocalRepository, root: Path) -> None:
+async def test_cancelled_ingest_is_whole_or_nothing(repository: LocalRepository, root: Path) -> None:
     """Whatever await is cancelled: a frame that is there is whole, and no staging file is left."""
     seed = 0
     sent: list[Frame] = []
@@ -107,16 +107,16 @@ async def test_cancelled_delivery_is_whole_or_nothing(repository: LocalRepositor
         nonlocal seed, sent
         seed += 1
         sent = frames(4, size=200_000, seed=seed)
-        async with repository.delivery() as delivery:
-            await send(delivery, sent, piece=64 << 10)
-            await delivery.keep()
+        async with repository.ingest() as ingest:
+            await send(ingest, sent, piece=64 << 10)
+            await ingest.commit()
 
     async for _ in cancelled_at_every_await(deliver):
         digests = [frame.digest for frame in sent]
         missing = await repository.missing(digests)
         assert missing in ([], digests)
         if not missing:
-            assert [frame.data for frame in sent] == await repository.get(digests, room(4))
+            assert [frame.data for frame in sent] == await repository.get(digests, buffer_for(4))
         assert [] == staging_files(root)
 
 
@@ -124,10 +124,10 @@ async def test_first_refused_frame_is_named_and_the_others_are_kept(repository: 
     """By the order in which they arrived, however long each took to verify."""
     good = frames(3, size=300_000)
     lies = [Frame(chunk_digest(b"%d" % number), frame.data) for number, frame in enumerate(frames(2, size=300_000))]
-    async with repository.delivery() as delivery:
-        await send(delivery, [good[0], lies[0], good[1], lies[1], good[2]])
+    async with repository.ingest() as ingest:
+        await send(ingest, [good[0], lies[0], good[1], lies[1], good[2]])
         with pytest.raises(InvalidFrame) as caught:
-            await delivery.keep()
+            await ingest.commit()
     assert str(lies[0].digest) == caught.value.digest
     assert [lie.digest for lie in lies] == await repository.missing([frame.digest for frame in (*good, *lies)])
 
@@ -136,14 +136,14 @@ async def test_a_frame_that_comes_in_one_piece_is_verified_at_once(repository: L
     """What does not decode to its digest never reaches the disk; what comes in pieces does, and is refused when it is whole."""
     (good,) = frames(1, size=300_000)
     lie = Frame(chunk_digest(b"other"), good.data)
-    async with repository.delivery() as delivery:
-        await in_disk_thread(_write, delivery, lie, 1 << 20)
+    async with repository.ingest() as ingest:
+        await in_disk_thread(_write, ingest, lie, 1 << 20)
         assert [] == staging_files(root)
-        await in_disk_thread(_write, delivery, lie, 100_000)
+        await in_disk_thread(_write, ingest, lie, 100_000)
         assert [len(good.data)] == [path.stat().st_size for path in staging_files(root)]
-        await in_disk_thread(_write, delivery, good, 1 << 20)
+        await in_disk_thread(_write, ingest, good, 1 << 20)
         with pytest.raises(InvalidFrame):
-            await delivery.keep()
+            await ingest.commit()
     assert [lie.digest] == await repository.missing([good.digest, lie.digest])
     assert [] == staging_files(root)
 
@@ -151,26 +151,26 @@ async def test_a_frame_that_comes_in_one_piece_is_verified_at_once(repository: L
 async def test_slow_peer_holds_nothing_of_the_budget(repository: LocalRepository) -> None:
     """I6: a frame that is all but whole lets others through."""
     slow, *others = frames(10, size=1_000_000)
-    async with repository.delivery() as delivery:
-        delivery.begin(slow.digest, len(slow.data))
-        delivery.write(slow.data[:-1])
+    async with repository.ingest() as ingest:
+        ingest.start(slow.digest, len(slow.data))
+        ingest.write(slow.data[:-1])
         await asyncio.wait_for(repository.put(others), timeout=60)
-        delivery.write(slow.data[-1:])
-        assert 1 == await delivery.keep()
+        ingest.write(slow.data[-1:])
+        assert 1 == await ingest.commit()
 
 
 async def test_bytes_that_belong_to_no_frame(repository: LocalRepository) -> None:
     """More than a frame was said to have, or before one was begun: the caller's mistake."""
     (frame,) = frames(1)
-    async with repository.delivery() as delivery:
+    async with repository.ingest() as ingest:
         with pytest.raises(ValueError, match="no frame was begun"):
-            delivery.write(b"x")
-        delivery.begin(frame.digest, 10)
+            ingest.write(b"x")
+        ingest.start(frame.digest, 10)
         with pytest.raises(ValueError, match="no frame was begun"):
-            delivery.write(bytes(11))
+            ingest.write(bytes(11))
 
 
-async def test_failing_disk_ends_the_delivery(repository: LocalRepository, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failing_disk_ends_the_ingest(repository: LocalRepository, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is raised as itself as soon as it is known, and nothing is kept."""
 
     def fail(_: DiskStaging) -> None:
@@ -179,8 +179,8 @@ async def test_failing_disk_ends_the_delivery(repository: LocalRepository, root:
     monkeypatch.setattr(DiskStaging, "sync", fail)
     sent = frames(6, size=300_000)
     with pytest.raises(StorageFull):
-        async with repository.delivery() as delivery:
-            await send(delivery, sent)
-            await delivery.keep()
+        async with repository.ingest() as ingest:
+            await send(ingest, sent)
+            await ingest.commit()
     assert 6 == len(await repository.missing([frame.digest for frame in sent]))
     assert [] == staging_files(root)

@@ -12,7 +12,7 @@ import pytest
 
 from filestore.errors import Stalled
 from filestore.http.server.body import writer as answer_module
-from filestore.http.server.body.writer import Answer, FilePart
+from filestore.http.server.body.writer import BodyWriter, FilePart
 from filestore.system.threads import in_disk_thread
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.generator import octets
@@ -24,9 +24,9 @@ class Line(NamedTuple):
     server: socket.socket
     client: socket.socket
 
-    def answer(self, *, stall_seconds: float = 60) -> Answer:
+    def answer(self, *, stall_seconds: float = 60) -> BodyWriter:
         """What the server sends."""
-        return Answer(self.server, stall_seconds=stall_seconds)
+        return BodyWriter(self.server, stall_seconds=stall_seconds)
 
     async def received(self, size: int) -> bytes:
         """Take that many bytes at the client's end."""
@@ -90,8 +90,8 @@ async def test_pieces_arrive_in_order(line: Line) -> None:
 async def test_files_arrive_in_order(line: Line, parts: list[FilePart], monkeypatch: pytest.MonkeyPatch) -> None:
     """However many turns it takes."""
     expected = content_of(parts)
-    for turn_size in (1, 100_000, 8 << 20):
-        monkeypatch.setattr(answer_module, "TURN_SIZE", turn_size)
+    for slice_size in (1, 100_000, 8 << 20):
+        monkeypatch.setattr(answer_module, "SLICE_SIZE", slice_size)
         sent, received = await asyncio.gather(line.answer().send_files(parts), line.received(len(expected)))
         assert (len(expected), expected) == (sent, received)
 
@@ -142,7 +142,7 @@ async def test_client_that_goes(line: Line, parts: list[FilePart], what: str) ->
         await (answer.send(b"x") if what == "piece" else _counted(answer, parts))
 
 
-async def _counted(answer: Answer, parts: list[FilePart]) -> None:
+async def _counted(answer: BodyWriter, parts: list[FilePart]) -> None:
     await answer.send_files(parts)
 
 

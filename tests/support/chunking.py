@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 
 from filestore.core.digest import chunk_digest
 from filestore.core.manifest import Chunk, Manifest
-from filestore.format.chunking import CUTTING_VERSION, Cutter
+from filestore.format.chunking import CHUNKING_VERSION, Chunker
 from filestore.format.chunking.containers import segmenter
 from filestore.transfer.sources.file import WINDOW_SIZE, Content, scan_and_hash
 
@@ -19,27 +19,27 @@ def pieces(size: int, *, whole: int) -> Iterator[int]:
 
 
 def chunk_sizes(content: bytes, ends: Iterable[int]) -> list[int]:
-    """What a `Cutter` decides, given `content` up to each of `ends` in turn; the last of them is the end of the file."""
+    """What a `Chunker` decides, given `content` up to each of `ends` in turn; the last of them is the end of the file."""
     view = memoryview(content)
-    cutter, sizes, start = Cutter(), list[int](), 0
+    chunker, sizes, start = Chunker(), list[int](), 0
     for end in ends:
-        decided = cutter.cut(view[start:end], final=end == len(view))
+        decided = chunker.cut(view[start:end], final=end == len(view))
         sizes += decided
         start += sum(decided)
     return sizes
 
 
 def relayed_sizes(content: bytes, ends: Iterable[int]) -> list[int]:
-    """`chunk_sizes` by two cutters that take turns, one for each of `ends`; each passes over what the other one cut."""
+    """`chunk_sizes` by two chunkers that take turns, one for each of `ends`; each passes over what the other one cut."""
     view = memoryview(content)
-    cutter, other, sizes, start = Cutter(), Cutter(), list[int](), 0
+    chunker, other, sizes, start = Chunker(), Chunker(), list[int](), 0
     for end in ends:
-        passed = view[:0] if cutter.needs_no_more else view[cutter.fed : max(cutter.fed, start)]
-        cutter.pass_over(passed, until=start)
-        decided = cutter.cut(view[start:end], final=end == len(view))
+        passed = view[:0] if chunker.needs_no_more else view[chunker.fed : max(chunker.fed, start)]
+        chunker.pass_over(passed, until=start)
+        decided = chunker.cut(view[start:end], final=end == len(view))
         sizes += decided
         start += sum(decided)
-        cutter, other = other, cutter
+        chunker, other = other, chunker
     return sizes
 
 
@@ -69,4 +69,4 @@ def cut(content: bytes) -> list[bytes]:
 def manifest_of(content: bytes) -> Manifest:
     """The manifest of `content`."""
     chunks = (Chunk(chunk_digest(piece), len(piece)) for piece in cut(content))
-    return Manifest.build(chunks, cutting=CUTTING_VERSION)
+    return Manifest.build(chunks, chunking_version=CHUNKING_VERSION)

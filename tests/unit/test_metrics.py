@@ -9,18 +9,29 @@ from pathlib import Path
 import pytest
 
 from filestore.repository.protocol import Repository
-from filestore.system.metrics import Board, Passed, Stage, Tally, added, awaiting, count_into, own_usage, part, stage
+from filestore.system.metrics import (
+    SharedTimes,
+    Stage,
+    StageTimes,
+    StageTotals,
+    added,
+    async_span,
+    count_into,
+    own_usage,
+    part,
+    span,
+)
 from filestore.transfer.push import push
 from tests.support.generator import octets
 from tests.support.trees import plant
 
 
 @pytest.fixture
-def tally() -> Iterator[Tally]:
+def stage_times() -> Iterator[StageTimes]:
     """What this process counts into, for the test."""
-    tally = Tally()
-    count_into(tally)
-    yield tally
+    stage_times = StageTimes()
+    count_into(stage_times)
+    yield stage_times
     count_into(None)
 
 
@@ -32,48 +43,48 @@ def use_processor(seconds: float) -> None:
 
 
 def test_nothing_is_counted_unless_somebody_wants_it() -> None:
-    """A stage without a tally leaves no trace in one that comes later."""
-    with stage(Stage.READ, 5) as reading, awaiting(Stage.COMMIT, 5):
+    """A stage without a counter leaves no trace in one that comes later."""
+    with span(Stage.READ, 5) as reading, async_span(Stage.COMMIT, 5):
         reading.add(6)
-    tally = Tally()
-    count_into(tally)
+    stage_times = StageTimes()
+    count_into(stage_times)
     count_into(None)
-    assert {} == tally.passed()
+    assert {} == stage_times.passed()
 
 
-def test_bytes_and_times_are_added_up(tally: Tally) -> None:
+def test_bytes_and_times_are_added_up(stage_times: StageTimes) -> None:
     """Those known before and those known later, also where the stage fails."""
-    with stage(Stage.READ, 5):
+    with span(Stage.READ, 5):
         pass
-    with pytest.raises(OSError, match="gone"), stage(Stage.READ) as reading:
+    with pytest.raises(OSError, match="gone"), span(Stage.READ) as reading:
         reading.add(6)
         raise OSError("gone")
-    found = tally.passed()
+    found = stage_times.passed()
     assert [Stage.READ] == list(found)
     assert (2, 11) == found[Stage.READ][:2]
 
 
-def test_a_stage_does_not_count_what_another_takes_within_it(tally: Tally) -> None:
+def test_a_stage_does_not_count_what_another_takes_within_it(stage_times: StageTimes) -> None:
     """Time is that of the innermost stage, so that the sum over all stages is the time of the thread."""
     started = time.thread_time()
-    with stage(Stage.RECEIVE):
-        with stage(Stage.WRITE):
+    with span(Stage.RECEIVE):
+        with span(Stage.WRITE):
             use_processor(0.05)
         use_processor(0.01)
-    found = tally.passed()
+    found = stage_times.passed()
     assert found[Stage.WRITE].cpu_seconds >= 0.05
     assert sum(passed.cpu_seconds for passed in found.values()) <= time.thread_time() - started
     assert found[Stage.RECEIVE].cpu_seconds >= 0.01
 
 
-def test_a_part_of_a_stage_is_another_ones(tally: Tally) -> None:
+def test_a_part_of_a_stage_is_another_ones(stage_times: StageTimes) -> None:
     """Its bytes, times and time are the other's, with its share of the processor time; outside of a stage it is nobody's."""
     part(Stage.WRITE, 7, 1.0)
-    with stage(Stage.RECEIVE, 10):
+    with span(Stage.RECEIVE, 10):
         use_processor(0.02)
         part(Stage.WRITE, 3, 0.005)
         part(Stage.WRITE, 4, 0.005)
-    found = tally.passed()
+    found = stage_times.passed()
     assert (2, 7, 0.01) == found[Stage.WRITE][:3]
     assert (1, 10) == found[Stage.RECEIVE][:2]
     whole = found[Stage.RECEIVE].cpu_seconds + found[Stage.WRITE].cpu_seconds
@@ -82,12 +93,12 @@ def test_a_part_of_a_stage_is_another_ones(tally: Tally) -> None:
     assert found[Stage.WRITE].cpu_seconds == pytest.approx(share * whole)
 
 
-def test_threads_add_to_one_tally(tally: Tally) -> None:
+def test_threads_add_to_one_tally(stage_times: StageTimes) -> None:
     """Nothing is lost between them."""
 
     def pass_often() -> None:
         for _ in range(2000):
-            with stage(Stage.HASH, 3):
+            with span(Stage.HASH, 3):
                 pass
 
     threads = [threading.Thread(target=pass_often) for _ in range(4)]
@@ -95,33 +106,33 @@ def test_threads_add_to_one_tally(tally: Tally) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (8000, 24000) == tally.passed()[Stage.HASH][:2]
+    assert (8000, 24000) == stage_times.passed()[Stage.HASH][:2]
 
 
-async def test_what_a_coroutine_waits_for_has_no_processor_time(tally: Tally) -> None:
+async def test_what_a_coroutine_waits_for_has_no_processor_time(stage_times: StageTimes) -> None:
     """Other coroutines use it meanwhile."""
-    with awaiting(Stage.COMMIT, 1) as committing:
+    with async_span(Stage.COMMIT, 1) as committing:
         use_processor(0.01)
         committing.add(2)
-    found = tally.passed()[Stage.COMMIT]
+    found = stage_times.passed()[Stage.COMMIT]
     assert (1, 3, 0.0) == (found.times, found.size, found.cpu_seconds)
     assert found.seconds >= 0.01
 
 
 def test_a_board_shows_what_forked_processes_counted() -> None:
     """And goes on counting at the place of one that died."""
-    board = Board(2)
+    shared_times = SharedTimes(2)
     for place in (0, 1, 1):
         pid = os.fork()
         if pid == 0:
-            board.join(place)
-            with stage(Stage.SEND, 10):
+            shared_times.join(place)
+            with span(Stage.SEND, 10):
                 use_processor(0.02)
-            board.own.note_usage()
+            shared_times.own.note_usage()
             os._exit(0)
         assert 0 == os.waitpid(pid, 0)[1]
-    first, second = board.tallies()
-    assert [(1, 10), (2, 20)] == [tally.passed()[Stage.SEND][:2] for tally in (first, second)]
+    first, second = shared_times.each_process()
+    assert [(1, 10), (2, 20)] == [stage_times.passed()[Stage.SEND][:2] for stage_times in (first, second)]
     assert first.usage().cpu_seconds >= 0.02
     assert second.usage().cpu_seconds >= 0.04
     assert 1 << 20 < second.usage().peak_memory <= 2 * own_usage().peak_memory
@@ -129,15 +140,19 @@ def test_a_board_shows_what_forked_processes_counted() -> None:
 
 def test_passages_of_several_processes_add_up() -> None:
     """Stages that none has entered are not there."""
-    total = added([{Stage.READ: Passed(1, 2, 3.0, 4.0)}, {}, {Stage.READ: Passed(10, 20, 30.0, 40.0), Stage.SEND: Passed(1)}])
-    assert {Stage.READ: Passed(11, 22, 33.0, 44.0), Stage.SEND: Passed(1)} == total
+    total = added(
+        [{Stage.READ: StageTotals(1, 2, 3.0, 4.0)}, {}, {Stage.READ: StageTotals(10, 20, 30.0, 40.0), Stage.SEND: StageTotals(1)}]
+    )
+    assert {Stage.READ: StageTotals(11, 22, 33.0, 44.0), Stage.SEND: StageTotals(1)} == total
 
 
-async def test_a_push_of_a_tree_counts_each_byte_once(tally: Tally, local_repository: Repository, tmp_path: Path) -> None:
+async def test_a_push_of_a_tree_counts_each_byte_once(
+    stage_times: StageTimes, local_repository: Repository, tmp_path: Path
+) -> None:
     """What is read is its files, what is cut and hashed is its zip, and what is encoded and verified is what is new of that."""
     tree = plant(tmp_path / "tree", {"a/small": octets(1, 1000), "a/other": octets(2, 2000), "big": octets(3, 3_000_000)})
     pushed = await push(local_repository, tree)
-    sizes = {stage: passed.size for stage, passed in tally.passed().items() if passed.size}
+    sizes = {stage: passed.size for stage, passed in stage_times.passed().items() if passed.size}
     size = pushed.record.size
     expected = {Stage.READ: 3_003_000, Stage.CUT: size, Stage.HASH: size, Stage.ENCODE: size, Stage.VERIFY: size}
     assert expected == {stage: sizes[stage] for stage in expected}

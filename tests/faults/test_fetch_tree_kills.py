@@ -14,7 +14,7 @@ import pytest
 
 from filestore.backends import connect
 from filestore.core.records import Record
-from filestore.transfer.fetch_tree import Unpacked, unpack
+from filestore.transfer.fetch_tree import FetchTreeResult, fetch_tree
 from filestore.transfer.push import push
 from tests.support.disks import small_disk
 from tests.support.trees import standing
@@ -25,11 +25,11 @@ import asyncio, sys
 from pathlib import Path
 from filestore.backends import connect
 from filestore.core.references import Reference
-from filestore.transfer.fetch_tree import unpack
+from filestore.transfer.fetch_tree import fetch_tree
 
 async def main(root, id, target):
     async with connect(root) as repository:
-        await unpack(repository, await repository.record(Reference(id=id)), Path(target), force=True)
+        await fetch_tree(repository, await repository.record(Reference(id=id)), Path(target), force=True)
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -38,7 +38,7 @@ asyncio.run(main(*sys.argv[1:]))
 def kill_everywhere(folder: Path, way: str) -> int:
     """At how many calls an unpack was killed."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.unpack_crashes", folder, way],
+        [sys.executable, "-m", "tests.support.fetch_tree_crashes", folder, way],
         capture_output=True,
         text=True,
         timeout=100,
@@ -81,10 +81,10 @@ async def pushed(root: Path, tree: Path) -> Record:
         return (await push(repository, tree)).record
 
 
-async def unpacked(root: Path, record: Record, target: Path) -> Unpacked:
+async def unpacked(root: Path, record: Record, target: Path) -> FetchTreeResult:
     """What an unpack in this process does."""
     async with connect(str(root)) as repository:
-        return await unpack(repository, record, target)
+        return await fetch_tree(repository, record, target)
 
 
 def held(folder: Path) -> int:

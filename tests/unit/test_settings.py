@@ -8,11 +8,11 @@ import pytest
 
 from filestore.errors import InvalidSetting, LimitExceeded
 from filestore.format.codec import Codec
-from filestore.format.zip.read import DEFAULT_LIMITS, Limits
+from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.http.client.repository import RemoteRepository
 from filestore.http.server import serve
 from filestore.system.files import home_path
-from filestore_cli.settings import CODEC_CHOICES, Folders, Settings, knobs, settings_from
+from filestore_cli.settings import CODEC_CHOICES, Folders, Settings, setting_definitions, settings_from
 from tests.support.archives import Forged, forged, unpacked
 
 FOLDERS = Folders(data=Path("/data"), cache=Path("/cache"), state=Path("/state"))
@@ -30,7 +30,7 @@ def settings(
 
 def test_defaults() -> None:
     """Where nobody says anything, folders are the platform's, and no server is named."""
-    assert Settings(root=Path("/data"), cache=Path("/cache"), journal=Path("/state/journal.sqlite")) == settings()
+    assert Settings(root=Path("/data"), cache=Path("/cache"), push_cache=Path("/state/journal.sqlite")) == settings()
     assert settings().url is None
 
 
@@ -105,7 +105,7 @@ def test_a_bad_value_is_told_with_its_place(given: dict[str, dict[str, object]],
         ("memory_limit", "1.GiB"),
         ("memory_limit", "9" * 5000),
         ("root", "~somebody/models"),
-        ("journal", "~~"),
+        ("push_cache", "~~"),
         ("unpack_entries", 0),
         ("unpack_ratio", 1.5),
         ("unpack_total_size", "2 XB"),
@@ -186,14 +186,14 @@ def test_a_wrong_key_names_the_nearest_right_one(key: str, sentence: str) -> Non
 
 
 def test_a_folder_that_nobody_knows_is_missed_where_it_is_used() -> None:
-    """And nowhere else; a journal is done without."""
+    """And nowhere else; a push cache is done without."""
     homeless = Folders(None, None, None)
     with pytest.raises(
         InvalidSetting, match=r"the default of root cannot be used: .* set HOME, or give --root or FILESTORE_ROOT"
     ):
         settings_from(folders=homeless, used={"root"})
-    found = settings_from(folders=homeless, environ={"FILESTORE_ROOT": "/srv"}, used={"root", "journal"})
-    assert (Path("/srv"), Path("/dev/null/filestore/journal.sqlite")) == (found.root, found.journal)
+    found = settings_from(folders=homeless, environ={"FILESTORE_ROOT": "/srv"}, used={"root", "push_cache"})
+    assert (Path("/srv"), Path("/dev/null/filestore/journal.sqlite")) == (found.root, found.push_cache)
 
 
 @pytest.mark.parametrize("host", ["", "two\nlines", "a..b", "x" * 64])
@@ -217,31 +217,31 @@ def test_a_token_is_not_in_the_repr() -> None:
 
 def test_only_the_option_opens_a_server_to_others() -> None:
     """The host is taken neither from a file nor from the environment."""
-    assert knobs()["host"].environment is None
+    assert setting_definitions()["host"].environment is None
     with pytest.raises(InvalidSetting):
         settings(file={"host": "0.0.0.0"})
 
 
-def test_every_setting_has_a_knob() -> None:
+def test_every_setting_has_a_definition() -> None:
     """Each has a meaning, a unit, a default in words, and a variable of its own."""
-    variables = [knob.environment for knob in knobs().values() if knob.environment is not None]
+    variables = [setting.environment for setting in setting_definitions().values() if setting.environment is not None]
 
     assert sorted(set(variables)) == sorted(variables)
-    for name, knob in knobs().items():
-        assert knob.environment in {None, f"FILESTORE_{name.upper()}"}
-        assert all([knob.meaning, knob.unit, knob.default])
+    for name, setting in setting_definitions().items():
+        assert setting.environment in {None, f"FILESTORE_{name.upper()}"}
+        assert all([setting.meaning, setting.unit, setting.default])
 
 
 @pytest.mark.parametrize(
     "name",
     [
         *("codec", "connections", "stall_seconds", "host", "port", "workers", "memory_limit", "drain_seconds"),
-        *(f"unpack_{limit.name}" for limit in fields(Limits)),
+        *(f"unpack_{limit.name}" for limit in fields(ZipLimits)),
     ],
 )
 def test_the_default_in_words_is_the_default(name: str) -> None:
     """What the documentation says is what holds."""
-    assert getattr(settings(), name) == knobs()[name].parse(knobs()[name].default)
+    assert getattr(settings(), name) == setting_definitions()[name].parse(setting_definitions()[name].default)
 
 
 def test_codec_choices() -> None:
@@ -265,13 +265,13 @@ def test_the_library_has_the_same_defaults(function: object, names: list[str]) -
 
 def test_unpack_limits() -> None:
     """Every limit of an archive is a setting, without which the library's own default holds."""
-    assert settings().unpack_limits == DEFAULT_LIMITS
-    for number, limit in enumerate(fields(Limits), start=1):
+    assert settings().zip_limits == DEFAULT_LIMITS
+    for number, limit in enumerate(fields(ZipLimits), start=1):
         file: dict[str, object] = {f"unpack_{limit.name}": number}
-        assert settings(file=file).unpack_limits == replace(DEFAULT_LIMITS, **{limit.name: number})
+        assert settings(file=file).zip_limits == replace(DEFAULT_LIMITS, **{limit.name: number})
 
 
-@pytest.mark.parametrize("limit", [limit.name for limit in fields(Limits)])
+@pytest.mark.parametrize("limit", [limit.name for limit in fields(ZipLimits)])
 def test_an_archive_beyond_a_limit_names_the_setting_that_raises_it(limit: str) -> None:
     """What to do stands in the error: the setting, and its environment variable."""
     archive = forged([Forged("a/b/c.txt", bytes(3 << 20), deflated=True)])
@@ -280,4 +280,4 @@ def test_an_archive_beyond_a_limit_names_the_setting_that_raises_it(limit: str) 
 
     setting = f"unpack_{limit}"
     assert setting == caught.value.setting
-    assert f"raise the setting {setting} ({knobs()[setting].environment})" in str(caught.value)
+    assert f"raise the setting {setting} ({setting_definitions()[setting].environment})" in str(caught.value)

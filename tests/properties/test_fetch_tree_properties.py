@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from filestore.errors import InvalidArchive
 from filestore.format.zip.read import TAIL_SIZE
-from filestore.transfer.fetch_tree import unpack
+from filestore.transfer.fetch_tree import fetch_tree
 from filestore.transfer.push import push
 from filestore.transfer.tree_seed import TreeSeed
 from tests.support.archives import Pipe, zip_of
+from tests.support.fetching_trees import JumbledRepository, cut_off, memory_repository, stored_in_chunks, things_in
 from tests.support.generator import octets, prose
 from tests.support.trees import Folder, Link, Planted, Script, entries_of, plant, random_things, standing
-from tests.support.unpacking import JumbledRepository, cut_off, memory_repository, stored_in_chunks, things_in
 
 KIB = 1 << 10
 CONTENTS = [b"", b"1", prose(1, 1000), prose(2, 40 * KIB), octets(3, 50 * KIB), bytes(60 * KIB), octets(4, 100)]
@@ -75,7 +75,7 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
 def small_limits() -> Iterator[None]:
     """So that entries of some KiB count as large."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("filestore.transfer.schedule.RUN_MIN", 1)
+        patch.setattr("filestore.transfer.schedule.EXTENT_MIN", 1)
         patch.setattr("filestore.transfer.receiver.COPY_SIZE", 9000)
         patch.setattr("filestore.transfer.sinks.zip_index.GATHER_LIMIT", 2000)
         yield
@@ -99,12 +99,12 @@ def test_unpacking_is_what_zipfile_reads(made: tuple[bytes, dict[str, Planted]],
     async def check(folder: Path) -> None:
         async with memory_repository(folder) as repository:
             record = await stored_in_chunks(repository, archive, cuts(len(archive), rng))
-            await unpack(JumbledRepository(repository, rng), record, folder / "target")
+            await fetch_tree(JumbledRepository(repository, rng), record, folder / "target")
             assert things == standing(folder / "target")
             other = folder / "other"
             await cut_off(repository, record, other, gets=rng.randrange(6))
             if not other.exists():
-                unpacked = await unpack(JumbledRepository(repository, rng), record, other)
+                unpacked = await fetch_tree(JumbledRepository(repository, rng), record, other)
                 assert sum(not isinstance(thing, Folder) for thing in things.values()) == unpacked.file_count
             assert things == standing(other)
             assert ["other", "target"] == sorted(path.name for path in folder.iterdir() if "index" not in path.name)
@@ -133,10 +133,10 @@ def test_another_version_of_a_tree_costs_what_changed(seed: int, change_count: i
             new = await push(repository, plant(folder / "new", changed), name="model.zip")
             for way in ("seed", "force"):
                 target = folder / way
-                first = await unpack(repository, old.record, folder / f"first-{way}" if way == "seed" else target)
+                first = await fetch_tree(repository, old.record, folder / f"first-{way}" if way == "seed" else target)
                 jumbled = JumbledRepository(repository, rng)
                 tree_seed = TreeSeed(first.path, first.manifest, first.tail)
-                found = await unpack(
+                found = await fetch_tree(
                     jumbled,
                     new.record,
                     target,
@@ -176,11 +176,11 @@ def test_a_damaged_archive_is_refused_or_read_as_ever(
         async with memory_repository(folder) as repository:
             record = await stored_in_chunks(repository, bytes(archive), cuts(len(archive), rng))
             if expected is not None:
-                await unpack(JumbledRepository(repository, rng), record, folder / "target")
+                await fetch_tree(JumbledRepository(repository, rng), record, folder / "target")
                 assert expected == standing(folder / "target")
                 return
             with pytest.raises(InvalidArchive):
-                await unpack(JumbledRepository(repository, rng), record, folder / "target")
+                await fetch_tree(JumbledRepository(repository, rng), record, folder / "target")
             assert [] == [path for path in folder.iterdir() if "index" not in path.name]
 
     with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +200,7 @@ def test_push_then_unpack_is_the_identity(tree_seed: int, seed: int) -> None:
     async def check(folder: Path) -> None:
         async with memory_repository(folder) as repository:
             record = await stored_in_chunks(repository, archive, cuts(len(archive), rng))
-            await unpack(JumbledRepository(repository, rng), record, folder / "target")
+            await fetch_tree(JumbledRepository(repository, rng), record, folder / "target")
             assert things == standing(folder / "target")
 
     with tempfile.TemporaryDirectory() as folder:

@@ -16,14 +16,14 @@ from filestore.core.paths import chunk_key
 from filestore.errors import DamagedChunk, InvalidArchive, StorageFull, TargetError
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
-from filestore.transfer.fetch_tree import unpack
+from filestore.transfer.fetch_tree import fetch_tree
 from filestore.transfer.push import push
 from tests.support.archives import Forged, forged
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.disks import small_disk
+from tests.support.fetching_trees import cut_off, seen, staging_in, stored, things_in
 from tests.support.generator import octets, prose
 from tests.support.trees import plant, standing
-from tests.support.unpacking import cut_off, seen, staging_in, stored, things_in
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -61,7 +61,7 @@ async def test_cancelled_at_every_await(repository: LocalRepository, place: Path
 
     begin()
     count = 0
-    async for _ in cancelled_at_every_await(lambda: unpack(repository, record, target, force=way == "force")):
+    async for _ in cancelled_at_every_await(lambda: fetch_tree(repository, record, target, force=way == "force")):
         count += 1
         found = {} if way == "inside" or not target.exists() else standing(target)
         assert found in ({}, {"older": b"version"}, things_in(ARCHIVE))
@@ -81,13 +81,13 @@ async def test_a_second_unpack_receives_what_is_missing(
     monkeypatch.setattr("filestore.transfer.sinks.zip_index.GATHER_LIMIT", gather_limit)
     record = await stored(repository, ARCHIVE, chunk_size=10_000)
     watched = WatchedRepository(repository)
-    whole = (await unpack(watched, record, place / "other")).bytes_received
+    whole = (await fetch_tree(watched, record, place / "other")).bytes_received
     gets = watched.calls.count("get")
     received = []
     for cut in range(1, gets):
         target = place / f"target-{cut}"
         await cut_off(repository, record, target, gets=cut)
-        found = await unpack(repository, record, target)
+        found = await fetch_tree(repository, record, target)
         assert things_in(ARCHIVE) == standing(target)
         assert found.size >= found.bytes_reused
         received.append(found.bytes_received)
@@ -117,7 +117,7 @@ async def test_what_is_staged_is_not_trusted(repository: LocalRepository, place:
     os.mkfifo(staging / "fifo")
     (staging / "link").symlink_to("../..")
 
-    await unpack(repository, record, place / "target")
+    await fetch_tree(repository, record, place / "target")
 
     assert things_in(ARCHIVE) == standing(place / "target")
 
@@ -129,12 +129,12 @@ async def test_kinds_in_the_staging_folder_that_are_not_those_of_the_archive(rep
     staging = staging_in(place)
     shutil.rmtree(staging)
     plant(staging, {"stored.bin/file": b"1", "small": b"2", "link/file": b"3"})
-    await unpack(repository, record, place / "target")
+    await fetch_tree(repository, record, place / "target")
     assert things_in(ARCHIVE) == standing(place / "target")
 
     shutil.rmtree(place / "target")
     staging.write_bytes(b"4")
-    await unpack(repository, record, place / "target")
+    await fetch_tree(repository, record, place / "target")
     assert things_in(ARCHIVE) == standing(place / "target")
 
 
@@ -152,11 +152,11 @@ async def test_the_staging_folder_is_removed_meanwhile(repository: LocalReposito
                 shutil.rmtree(staging)
 
     watched.before = remove
-    await unpack(watched, record, place / "target")
+    await fetch_tree(watched, record, place / "target")
     assert things_in(ARCHIVE) == standing(place / "target")
     left = 99
     with pytest.raises(TargetError, match="again and again"):
-        await unpack(watched, record, place / "other")
+        await fetch_tree(watched, record, place / "other")
 
 
 @pytest.mark.parametrize("way", ["new", "inside", "force"])
@@ -177,9 +177,9 @@ async def test_two_unpacks_to_one_target(repository: LocalRepository, place: Pat
             await second_done.wait()
 
     watched.before = hold
-    slow = asyncio.create_task(unpack(watched, record, target, force=way == "force"))
+    slow = asyncio.create_task(fetch_tree(watched, record, target, force=way == "force"))
     await first_waits.wait()
-    fast = await unpack(repository, record, target, force=way == "force")
+    fast = await fetch_tree(repository, record, target, force=way == "force")
     published = seen(target)
     second_done.set()
     assert record.size == (await slow).size == fast.size
@@ -199,10 +199,10 @@ async def test_another_process_is_done_before_this_one_begins(repository: LocalR
 
     async def be_first(verb: str) -> None:
         if verb == "get" and watched.calls.count("get") == 1:
-            await unpack(repository, record, target)
+            await fetch_tree(repository, record, target)
 
     watched.before = be_first
-    found = await unpack(watched, record, target)
+    found = await fetch_tree(watched, record, target)
     assert things_in(ARCHIVE) == standing(target)
     assert found.size == found.bytes_reused
     assert [target] == list(place.iterdir())
@@ -219,7 +219,7 @@ async def test_something_appears_at_the_target_meanwhile(repository: LocalReposi
 
     watched.before = appear
     with pytest.raises(TargetError, match="it is not empty"):
-        await unpack(watched, record, place / "target")
+        await fetch_tree(watched, record, place / "target")
     assert {"theirs": b"content"} == standing(place / "target")
 
 
@@ -234,11 +234,11 @@ async def test_a_damaged_chunk_is_named_and_the_rest_is_kept(local_repository: R
     frame[1000] ^= 1
     kept.write_bytes(frame)
     with pytest.raises(DamagedChunk, match=str(digest)):
-        await unpack(local_repository, record, place / "target")
+        await fetch_tree(local_repository, record, place / "target")
     assert not (place / "target").exists()
 
     await push(local_repository, tree)
-    found = await unpack(local_repository, record, place / "target")
+    found = await fetch_tree(local_repository, record, place / "target")
 
     assert standing(tree) == standing(place / "target")
     assert found.bytes_reused + found.bytes_received >= found.size
@@ -251,7 +251,7 @@ async def test_a_refused_archive_takes_what_was_staged_with_it(repository: Local
     await cut_off(repository, record, place / "target", gets=1)
     assert staging_in(place).exists()
     with pytest.raises(InvalidArchive, match="'bad'"):
-        await unpack(repository, record, place / "target")
+        await fetch_tree(repository, record, place / "target")
     assert [] == list(place.iterdir())
 
 
@@ -275,10 +275,10 @@ async def test_the_disk_is_too_small(
     archive = forged([Forged("large.bin", octets(1, 3 * MIB)), Forged("zeros", bytes(8 * MIB), deflated=True)])
     record = await stored(repository, archive)
     with pytest.raises(StorageFull, match=f"{11 * MIB} bytes are needed and [0-9]+ are free"):
-        await unpack(watched, record, target)
+        await fetch_tree(watched, record, target)
     assert 1 == watched.calls.count("get")
     grow()
-    await unpack(watched, record, target)
+    await fetch_tree(watched, record, target)
     assert things_in(archive) == standing(target)
 
 
@@ -289,27 +289,27 @@ async def test_the_disk_fills_up(repository: LocalRepository, small: tuple[Path,
     record = await stored(repository, archive, chunk_size=MIB // 4)
     watched = WatchedRepository(repository)
 
-    async def take_room(verb: str) -> None:
+    async def fill_disk(verb: str) -> None:
         if verb == "get" and watched.calls.count("get") == 2:
             (folder / "other").write_bytes(bytes(2 * MIB))
 
-    watched.before = take_room
+    watched.before = fill_disk
     with pytest.raises(StorageFull, match="is full"):
-        await unpack(watched, record, folder / "target")
+        await fetch_tree(watched, record, folder / "target")
     assert not (folder / "target").exists()
     (folder / "other").unlink()
-    found = await unpack(repository, record, folder / "target")
+    found = await fetch_tree(repository, record, folder / "target")
     assert things_in(archive) == standing(folder / "target")
     assert found.bytes_reused >= MIB
     grow()
 
 
-async def test_a_file_system_without_room_for_names(repository: LocalRepository, tmp_path: Path) -> None:
+async def test_a_file_system_without_space_for_names(repository: LocalRepository, tmp_path: Path) -> None:
     """So many files cannot be made: said before any is fetched."""
     with small_disk(tmp_path / "few", "nr_inodes=50"):
         record = await stored(repository, forged(Forged(f"{number}", b"x") for number in range(100)))
         with pytest.raises(StorageFull, match=r"100 files and folders are needed and [0-9]+ can be made"):
-            await unpack(repository, record, tmp_path / "few" / "target")
+            await fetch_tree(repository, record, tmp_path / "few" / "target")
 
 
 def test_the_chunks_of_these_tests_are_what_they_should_be() -> None:

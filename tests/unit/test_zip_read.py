@@ -14,8 +14,8 @@ from filestore.format.zip.checksum import Checksum
 from filestore.format.zip.inflate import Inflater
 from filestore.format.zip.read import (
     TAIL_SIZE,
-    Limits,
     Members,
+    ZipLimits,
     check_crc,
     check_descriptor,
     check_links,
@@ -26,25 +26,35 @@ from filestore.format.zip.read import (
 )
 from filestore.format.zip.structures import FLAG_DESCRIPTOR, FLAG_UTF8
 from filestore.format.zip.write import Entry
-from tests.support.archives import SMALL_SPACE, Forged, Unpacked, deflated, finder_entry, forged, members_of, unpacked, zip_of
+from tests.support.archives import (
+    SMALL_SPACE,
+    Forged,
+    UnpackedArchive,
+    deflated,
+    finder_entry,
+    forged,
+    members_of,
+    unpacked,
+    zip_of,
+)
 from tests.support.generator import octets
 
 FIXTURES = Path(__file__).parents[1] / "golden/archives"
 TEXT = b"".join(b"line %d of a text that packs well\n" % number for number in range(1, 401))
 FILES = {
-    "readme.txt": Unpacked(b"small\n"),
-    "folder/deep/text.txt": Unpacked(TEXT),
-    "run.sh": Unpacked(b"#!/bin/sh\necho hello\n", is_executable=True),
-    "empty.txt": Unpacked(b""),
-    "größe/naïve.txt": Unpacked("grüße\n".encode()),
+    "readme.txt": UnpackedArchive(b"small\n"),
+    "folder/deep/text.txt": UnpackedArchive(TEXT),
+    "run.sh": UnpackedArchive(b"#!/bin/sh\necho hello\n", is_executable=True),
+    "empty.txt": UnpackedArchive(b""),
+    "größe/naïve.txt": UnpackedArchive("grüße\n".encode()),
 }
-FOLDERS = {path: Unpacked(b"", is_folder=True) for path in ("folder", "folder/deep", "empty folder", "größe")}
-ROOT = {"": Unpacked(b"", is_folder=True)}
-LINKS = {"link": Unpacked(b"", target="folder/deep/text.txt"), "folder/link": Unpacked(b"", target="../readme.txt")}
-APPLE = {"__MACOSX/._readme.txt": Unpacked(b"\0\5\x16\7\0\2\0\0Mac OS X        ")}
+FOLDERS = {path: UnpackedArchive(b"", is_folder=True) for path in ("folder", "folder/deep", "empty folder", "größe")}
+ROOT = {"": UnpackedArchive(b"", is_folder=True)}
+LINKS = {"link": UnpackedArchive(b"", target="folder/deep/text.txt"), "folder/link": UnpackedArchive(b"", target="../readme.txt")}
+APPLE = {"__MACOSX/._readme.txt": UnpackedArchive(b"\0\5\x16\7\0\2\0\0Mac OS X        ")}
 NOTHING_RUNS = {"run.sh": FILES["run.sh"]._replace(is_executable=False)}
-STDIN = {"-": Unpacked(TEXT)}
-MAIN = {"__main__.py": Unpacked(b"print('hello')\n")}
+STDIN = {"-": UnpackedArchive(TEXT)}
+MAIN = {"__main__.py": UnpackedArchive(b"print('hello')\n")}
 
 TREE = FILES | FOLDERS
 TREES = {
@@ -209,7 +219,7 @@ def test_executable_bit(mode: int, is_executable: bool) -> None:  # noqa: FBT001
 @pytest.mark.parametrize(("mode", "is_executable"), [(0o010600, False), (0o010700, True)])
 def test_fifo_that_holds_bytes(mode: int, is_executable: bool) -> None:  # noqa: FBT001  # a parameter of the test
     """It is the file that `zip` read from a pipe."""
-    assert {"-": Unpacked(b"piped", is_executable)} == unpacked(forged([Forged("-", b"piped", mode=mode)]))
+    assert {"-": UnpackedArchive(b"piped", is_executable)} == unpacked(forged([Forged("-", b"piped", mode=mode)]))
 
 
 @pytest.mark.parametrize("layout", ["<3I", "<4s3I", "<I2Q", "<4sI2Q"])
@@ -420,7 +430,7 @@ def test_every_limit_can_be_lifted() -> None:
     """A limit is a number that the caller gives."""
     archive = forged([Forged("zeros", bytes(8 << 20), deflated=True)])
 
-    assert 8 << 20 == members_of(archive, limits=Limits(ratio=2000))[0].size
+    assert 8 << 20 == members_of(archive, limits=ZipLimits(ratio=2000))[0].size
 
 
 def test_links_among_members() -> None:

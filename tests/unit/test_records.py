@@ -212,7 +212,7 @@ def test_a_url_prints_without_its_query() -> None:
         b"https://example.org/",
     ],
 )
-def test_what_is_no_url_to_download_from(url: Any) -> None:
+def test_what_is_not_a_url_to_download_from(url: Any) -> None:
     """It is refused when the value is made, and nothing is asked of any scheme but http and https."""
     with pytest.raises(InvalidReference):
         FileURL(url)
@@ -240,14 +240,14 @@ def test_a_password_in_a_url_is_refused_and_not_printed(url: str) -> None:
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:", "sha256:" + "0" * 63, "md5:" + "0" * 64, "0" * 63, "SHA256:" + "0" * 64, 7])
-def test_what_is_no_digest_to_expect(digest: Any) -> None:
+def test_what_is_not_a_digest_to_expect(digest: Any) -> None:
     """It is refused when the value is made, not after a download."""
     with pytest.raises(InvalidReference):
         FileURL(URL, digest=digest)
 
 
 @pytest.mark.parametrize("age", [-1, float("nan"), "60"])
-def test_what_is_no_age(age: Any) -> None:
+def test_what_is_not_an_age(age: Any) -> None:
     """It is refused when the value is made."""
     with pytest.raises(InvalidReference):
         FileURL(URL, max_age_seconds=age)

@@ -14,8 +14,8 @@ import pytest
 
 from filestore.format.zip.structures import FLAG_DESCRIPTOR
 from tests.support.archives import Forged, deflated, forged
+from tests.support.fetching_trees import things_in
 from tests.support.trees import Folder, Planted, Script, plant, standing
-from tests.support.unpacking import things_in
 
 FIXTURES = Path(__file__).parents[1] / "golden/archives"
 CONTENT = b"content " * 99

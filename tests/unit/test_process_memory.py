@@ -47,7 +47,7 @@ def test_large_blocks_stay_in_the_heap() -> None:
 def test_numpy_starts_no_threads() -> None:
     """A process of ours has one thread when numpy is loaded."""
     probe = (
-        "from filestore_cli.process import own_process; own_process();import numpy, os; print(len(os.listdir('/proc/self/task')))"
+        "from filestore_cli import process; process.tune_process();import numpy, os; print(len(os.listdir('/proc/self/task')))"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert "1\n" == done.stdout

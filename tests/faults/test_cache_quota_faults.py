@@ -30,9 +30,9 @@ from tests.support.watched import WatchedRepository
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 SIZE = 4 * MIB
-ROOM = SIZE + ENTRY_SIZE + 4096
+STORED_SIZE = SIZE + ENTRY_SIZE + 4096
 """What one of the files takes, with its manifest."""
-LANES = 4
+WORKERS = 4
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ async def use(cache: Cache, record: Record) -> None:
 @pytest.mark.slow
 def test_sixteen_processes_that_resolve_one_file_fetch_it_once(records: list[Record], tmp_path: Path) -> None:
     """One asks for its chunks, for all of them, and nothing of theirs is left."""
-    with start(tmp_path, ROOM, records[:1], "--processes", "16") as process:
+    with start(tmp_path, STORED_SIZE, records[:1], "--processes", "16") as process:
         said, _ = process.communicate()
     calls = json.loads(said)
     assert (16, 0) == (len(calls), process.returncode)
@@ -102,9 +102,9 @@ async def test_what_another_process_uses_stays_until_it_is_killed(
     local_repository: Repository, records: list[Record], tmp_path: Path
 ) -> None:
     """Its lease keeps the entry; killed, it keeps nothing, and nobody has to clear up."""
-    cache = Cache(tmp_path / "cache", local_repository, size_limit=ROOM)
-    with using(tmp_path, ROOM, records[:1]):
-        with pytest.raises(CacheFull, match=f"{ROOM} bytes in it are in use and 0 are being fetched"):
+    cache = Cache(tmp_path / "cache", local_repository, size_limit=STORED_SIZE)
+    with using(tmp_path, STORED_SIZE, records[:1]):
+        with pytest.raises(CacheFull, match=f"{STORED_SIZE} bytes in it are in use and 0 are being fetched"):
             await use(cache, records[1])
         assert ["0.bin"] == kept(tmp_path / "cache")
     await use(cache, records[1])
@@ -116,12 +116,12 @@ async def test_what_a_killed_process_has_reserved_and_staged_is_free_again(
     local_repository: Repository, records: list[Record], tmp_path: Path
 ) -> None:
     """Killed in the middle of a fetch: the next one that needs the room has it at once."""
-    killed = start(tmp_path, ROOM, records[:1], "--kill-at-get", "1")
+    killed = start(tmp_path, STORED_SIZE, records[:1], "--kill-at-get", "1")
     killed.communicate()
     assert 1 == len(list(staged(tmp_path / "cache")))
     (holder,) = (path for path in (tmp_path / "cache" / "leases").iterdir() if path.is_dir())
     assert 2 == len(list(holder.iterdir()))
-    await use(Cache(tmp_path / "cache", local_repository, size_limit=ROOM), records[1])
+    await use(Cache(tmp_path / "cache", local_repository, size_limit=STORED_SIZE), records[1])
     assert not holder.exists()
     assert [] == list(staged(tmp_path / "cache"))
     assert ["1.bin"] == kept(tmp_path / "cache")
@@ -130,7 +130,7 @@ async def test_what_a_killed_process_has_reserved_and_staged_is_free_again(
 @pytest.mark.slow
 async def test_processes_that_share_a_limit_keep_it(local_repository: Repository, records: list[Record], tmp_path: Path) -> None:
     """Two of them and this one use ten files that do not all fit, one is killed: looked at every 10 ms, the limit holds."""
-    limit = 4 * ROOM
+    limit = 4 * STORED_SIZE
     cache = Cache(tmp_path / "cache", local_repository, size_limit=limit)
     (tmp_path / "cache").mkdir()
     async with sampled(tmp_path / "cache") as samples:
@@ -143,7 +143,7 @@ async def test_processes_that_share_a_limit_keep_it(local_repository: Repository
             said, _ = await asyncio.to_thread(other.communicate)
     assert "".join(f"used {record.name}\n" for record in reversed(shared)) == said
     assert (0, -9) == (other.returncode, killed.returncode)
-    assert 2 * ROOM < max(samples) < limit + LANES * 4 * MIB
+    assert 2 * STORED_SIZE < max(samples) < limit + WORKERS * 4 * MIB
     assert 4 >= len(kept(tmp_path / "cache"))
 
 
@@ -162,10 +162,10 @@ def free(folder: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("disk")
-async def test_a_floor_of_free_disk_holds(local_repository: Repository, records: list[Record], tmp_path: Path) -> None:
+async def test_a_min_free_of_free_disk_holds(local_repository: Repository, records: list[Record], tmp_path: Path) -> None:
     """Ten files on a disk that takes five, of which room for one and a half is to stay free, whatever else comes to lie there."""
-    floor = 6 * MIB
-    cache = Cache(tmp_path / "small" / "cache", local_repository, free_floor=floor)
+    min_free = 6 * MIB
+    cache = Cache(tmp_path / "small" / "cache", local_repository, min_free=min_free)
     least: list[int] = []
 
     def look(_: object) -> None:
@@ -177,16 +177,16 @@ async def test_a_floor_of_free_disk_holds(local_repository: Repository, records:
         async with cache.lease(File(id=record.id), report=look):
             pass
         look(None)
-        assert free(tmp_path / "small") >= floor - 16384
-    assert min(least) >= floor - LANES * 4 * MIB
+        assert free(tmp_path / "small") >= min_free - 16384
+    assert min(least) >= min_free - WORKERS * 4 * MIB
     assert 3 == len(kept(tmp_path / "small" / "cache"))
-    with pytest.raises(CacheFull, match=r"must stay free, 0 bytes in it are in use .* lower that floor"):
-        await use(Cache(tmp_path / "small" / "cache", local_repository, free_floor=30 * MIB), records[0])
+    with pytest.raises(CacheFull, match=r"must stay free, 0 bytes in it are in use .* lower that limit"):
+        await use(Cache(tmp_path / "small" / "cache", local_repository, min_free=30 * MIB), records[0])
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("disk")
-async def test_without_a_floor_a_full_disk_makes_room(
+async def test_without_a_min_free_a_full_disk_makes_space(
     local_repository: Repository, records: list[Record], tmp_path: Path
 ) -> None:
     """A cache without limits takes what there is, and then the oldest goes."""
@@ -216,7 +216,7 @@ async def test_a_disk_that_others_fill_while_something_is_fetched(
     filling = Cache(tmp_path / "small" / "cache", WatchedRepository(local_repository, before=fill))
     with pytest.raises(StorageFull, match="free some space and run the same command again"):
         await use(filling, records[1])
-    with pytest.raises(CacheFull, match=f"{ROOM} bytes are needed, 0 are free on its disk"):
+    with pytest.raises(CacheFull, match=f"{STORED_SIZE} bytes are needed, 0 are free on its disk"):
         await use(cache, records[2])
     assert used == await Cache(tmp_path / "small" / "cache", local_repository).resolve(File(id=records[0].id))
     assert ["0.bin"] == kept(tmp_path / "small" / "cache")

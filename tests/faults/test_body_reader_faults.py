@@ -14,7 +14,7 @@ from filestore.backends import open_backend
 from filestore.format.codec import Codec, Frame
 from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.frames import OPEN_TOGETHER, Frames
-from filestore.http.server.body.writer import Answer
+from filestore.http.server.body.writer import BodyWriter
 from filestore.http.wire import API
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores import disk
@@ -149,7 +149,7 @@ async def test_cancelled_answer_leaves_no_frame_open(tmp_path: Path) -> None:
 
         async def send() -> None:
             async with Frames(repository, [frame.digest for frame in sent]) as answered:
-                await answered.send(Answer(ours, stall_seconds=60), await answered.entries())
+                await answered.send(BodyWriter(ours, stall_seconds=60), await answered.entries())
 
         before = open_frames(tmp_path)
         async for _ in cancelled_at_every_await(send):
@@ -177,7 +177,7 @@ async def test_each_frame_of_a_large_batch_is_opened_once(tmp_path: Path, monkey
         ours.settimeout(0)
         async with Frames(repository, [frame.digest for frame in sent]) as answered:
             entries = await answered.entries()
-            await answered.send(Answer(ours, stall_seconds=60), entries)
+            await answered.send(BodyWriter(ours, stall_seconds=60), entries)
     assert [len(frame.data) for frame in sent] == [entry.stored_size for entry in entries]
     assert sorted(set(opened)) == sorted(opened)
     assert len(sent) == len(opened)
