@@ -20,6 +20,7 @@ from filestore.errors import (
     storage_error,
 )
 from filestore.system.files import move, remove, remove_if_possible, remove_in_place, sync_path, sync_tree
+from filestore.system.locks import unlock
 from filestore.system.metrics import Stage, span
 from filestore.transfer.sinks.compare import matches_disk
 from filestore.transfer.sinks.protocol import OvertakenError
@@ -428,7 +429,7 @@ def _held(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        unlock(descriptor)
 
 
 def _move_through(half: Path, path: Path, to: Path) -> None:
