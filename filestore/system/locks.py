@@ -26,13 +26,10 @@ def try_flock(descriptor: int, path: Path) -> bool:
     Raises StorageError, which names `path`, where the file system has no file locks.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return try_lock(descriptor)
     except OSError as error:
         reason = f"file locks do not work there ({error.strerror or error}), and processes know of each other by them"
         raise StorageError(str(path), f"{reason}; mount its file system with locks, or use a local disk") from None
-    return True
 
 
 class Lock:
@@ -142,8 +139,4 @@ def claim(descriptor: int) -> None:
 
 def is_claimed(descriptor: int) -> bool:
     """Whether another process works on staging; if not, none begins before the descriptor is closed. Raises OSError."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
+    return not try_lock(descriptor)
