@@ -162,7 +162,9 @@ def free(folder: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("disk")
-async def test_a_min_free_of_free_disk_holds(local_repository: Repository, records: list[Record], tmp_path: Path) -> None:
+async def test_the_disk_space_to_be_left_free_is_left(
+    local_repository: Repository, records: list[Record], tmp_path: Path
+) -> None:
     """Ten files on a disk that takes five, of which room for one and a half is to stay free, whatever else comes to lie there."""
     min_free = 6 * MIB
     cache = Cache(tmp_path / "small" / "cache", local_repository, min_free=min_free)
