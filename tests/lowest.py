@@ -1,0 +1,22 @@
+"""Print the lowest versions that pyproject.toml allows of what filestore needs, as constraints for pip."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+
+
+def lowest(requirement: str) -> str:
+    """The constraint that takes a requirement at its lower bound."""
+    found = re.match(r"([\w-]+)>=([\d.]+)", requirement)
+    if found is None:
+        raise SystemExit(f"{requirement!r} in pyproject.toml has no lower bound; write NAME>=VERSION")
+    return f"{found[1]}=={found[2]}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write("".join(f"{lowest(requirement)}\n" for requirement in PROJECT["dependencies"]))

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Build wheel and sdist, check them, install the wheel into a clean environment, and run tests with the lowest allowed versions.
+# tests/run.sh has made .venv before.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# The wheel is built from the sdist, so it proves that nothing is missing there.
+.venv/bin/python -m build --outdir "$work/dist" . >"$work/build.log" 2>&1 || {
+    cat "$work/build.log"
+    exit 1
+}
+.venv/bin/twine check --strict "$work"/dist/*
+
+bash tests/make_venv.sh "$work/clean"
+"$work/clean/bin/pip" install --quiet --no-compile "$work"/dist/*.whl
+# From another folder, where the checkout cannot be imported.
+version=$(cd "$work" && clean/bin/filestore --version)
+[ "$version" = "$(cd "$work" && clean/bin/python -m filestore --version)" ]
+[ "$version" = "filestore $(.venv/bin/python -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')" ]
+(cd "$work" && printf 'some bytes' >file && clean/bin/filestore hash file >hash)
+echo "packages: $(basename -a "$work"/dist/* | paste -sd' '), installed: $version"
+
+bash tests/make_venv.sh .venv-lowest
+.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
+.venv-lowest/bin/python tests/lowest.py >"$work/lowest.txt"
+.venv-lowest/bin/pip install --quiet --constraint "$work/lowest.txt" --group pytest --editable .
+echo "lowest versions: $(paste -sd' ' "$work/lowest.txt")"
+.venv-lowest/bin/pytest -n "${JOBS:-2}" -m 'not slow' tests/contracts tests/golden
