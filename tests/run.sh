@@ -55,5 +55,7 @@ printf '%s\n' 3.12 3.13 3.14 | xargs -P "${JOBS:-2}" -I '{}' .venv/bin/mypy --py
 .venv/bin/lint-imports
 if [ "${CI:-}" = true ] && [ $# = 0 ]; then
     bash tests/packages.sh
+    # Of a part: the whole suite takes much longer when lines are counted.
+    bash tests/coverage.sh -n "${JOBS:-2}" -m 'not slow' tests/unit tests/contracts
 fi
 exec .venv/bin/pytest -n "${JOBS:-2}" "$@"

@@ -75,6 +75,8 @@ class Home:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environ = {"HOME": str(folder), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+        # By this, processes that tests start are measured too, where tests/coverage.sh runs.
+        self.environ |= {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
     @property
     def data(self) -> Path:
