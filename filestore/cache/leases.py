@@ -17,7 +17,6 @@ locks do not work. Where they do, none is ever out of sight.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import threading
@@ -25,11 +24,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from filestore.system.files import remove_if_possible
-from filestore.system.locks import try_lock, unlock
+from filestore.system.locks import FileLock
 from filestore.system.threads import ProcessLock
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Leases:
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
             if self._counts[key] == 1:
-                with suppress(OSError), _locked_briefly(self._folder / ".taking", fcntl.LOCK_SH):
+                with suppress(OSError), _locked_briefly(self._folder / ".taking", is_shared=True):
                     self._write(key)
 
     def unpin(self, key: str) -> None:
@@ -117,7 +117,7 @@ class Leases:
     @contextmanager
     def evicting(self) -> Iterator[None]:
         """While an entry is taken away: no other process pins one meanwhile, if locks work."""
-        with _locked_briefly(self._folder / ".taking", fcntl.LOCK_EX):
+        with _locked_briefly(self._folder / ".taking", is_shared=False):
             yield
 
     def close(self) -> None:
@@ -276,21 +276,20 @@ _heart = _Heart()
 
 
 @contextmanager
-def _locked_briefly(path: Path, operation: int) -> Iterator[None]:
-    """Hold a lock that others hold for less than a millisecond; without it where that cannot be, see the top."""
+def _locked_briefly(path: Path, *, is_shared: bool) -> Iterator[None]:
+    """Hold a lock that others hold for less than a millisecond.
+
+    It is not required, and not waited for longer than LOCK_SECONDS: without it the order that the top describes is enough.
+    """
+    open_lock = partial(FileLock.of_file, path, is_required=False, mode=0o666)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        lock = open_lock()
     except FileNotFoundError:
         path.parent.mkdir(exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        patience = time.monotonic() + LOCK_SECONDS
-        with suppress(OSError):
-            while not try_lock(descriptor, operation) and time.monotonic() < patience:
-                time.sleep(0.001)
+        lock = open_lock()
+    with lock:
+        lock.acquire(limit_seconds=LOCK_SECONDS, is_shared=is_shared)
         yield
-    finally:
-        unlock(descriptor)
 
 
 def _leases(holder: Path) -> Iterator[tuple[str, int]]:

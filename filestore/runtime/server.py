@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from filestore.runtime.process import PipelineProcess, ProcessLimits, start_proc
 from filestore.runtime.runs import Run, Runs, State
 from filestore.runtime.worker_protocol import UnsupportedValue, described, valued
 from filestore.system.files import remove_if_possible, storage_errors
-from filestore.system.locks import try_flock
+from filestore.system.locks import FileLock
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
 _DECLARED: Mapping[str, object] = {"file": File, "directory": Directory, "url": FileURL, "handle": File}
@@ -149,21 +148,21 @@ async def open_runtime(
         yield runtime
     finally:
         await shield_until_done(runtime.close())
-        os.close(lock)
+        lock.release()
 
 
-def _locked(folder: Path) -> int:
-    """A descriptor that holds the lock of a runtime's folder, and gives it back when it is closed, however that comes about."""
+def _locked(folder: Path) -> FileLock:
+    """The lock of a runtime's folder. It is required: a runtime removes what another one has in the folder."""
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = FileLock.of_file(folder / "lock", is_required=True)
     try:
-        if not try_flock(descriptor, folder):
+        if not lock.try_acquire():
             raise Busy(str(folder), "another runtime runs its pipelines; stop that one first")
     except FilestoreError:
-        os.close(descriptor)
+        lock.release()
         raise
-    return descriptor
+    return lock
 
 
 @asynccontextmanager

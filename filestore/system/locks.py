@@ -1,66 +1,192 @@
-"""File locks: how they are taken and given back, and the lock of a cache entry that is being fetched."""
+"""File locks: one wrapper around `flock`, and the lock of a cache entry that is being fetched.
+
+`flock` and not a lock of `fcntl`: the kernel gives it back at any death of its process, it works on folders, closing another
+descriptor of the same file does not lose it, and it means the same in containers that share a folder.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
+import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from filestore.errors import StorageError
 from filestore.system.threads import in_disk_thread, task_group
 
-LOCK_POLL_SECONDS = 0.05
 STALE_SECONDS = 60
 """A holder that was not seen alive for this long is passed by."""
 BEAT_SECONDS = 5
 CLAIM_SECONDS = 1
+"""How long a claim on staging waits for the process that removes it."""
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.05
+"""What is waited for in a thread is mostly held for a moment, and is had soon."""
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_HOLDER = re.compile(r"FLOCK +\w+ +\w+ +([1-9][0-9]*) [0-9a-f]+:[0-9a-f]+:([0-9]+) ")
 
 
-def try_flock(descriptor: int, path: Path) -> bool:
-    """Whether this process has the lock of an open file now; False: another one has it. Blocks for no time.
+class FileLock:
+    """The lock of a file or a folder that is open here. The lock owns the descriptor, and `release` closes it.
 
-    Raises StorageError, which names `path`, where the file system has no file locks.
+    `is_required` says what happens where the file system has no locks. A lock without which data could be lost or mixed is
+    required: taking it raises StorageError. A lock that only keeps two processes from doing the same work twice is not: it
+    counts as taken, and the place that makes it says why that is safe.
     """
-    try:
-        return try_lock(descriptor)
-    except OSError as error:
-        reason = f"file locks do not work there ({error.strerror or error}), and processes know of each other by them"
-        raise StorageError(str(path), f"{reason}; mount its file system with locks, or use a local disk") from None
+
+    def __init__(self, descriptor: int, path: Path, *, is_required: bool) -> None:
+        self.descriptor = descriptor
+        self._path = path
+        self._is_required = is_required
+        self._pid = os.getpid()
+
+    @classmethod
+    def of_file(cls, path: Path, *, is_required: bool, mode: int = 0o600) -> Self:
+        """The lock whose file is at `path`, which is made where absent. Blocks. Raises OSError."""
+        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode), path, is_required=is_required)
+
+    @classmethod
+    def of_folder(cls, path: Path, *, is_required: bool) -> Self:
+        """The lock of a folder itself. Blocks. Raises OSError, also where `path` is a link."""
+        return cls(os.open(path, _FOLDER), path, is_required=is_required)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        # A call that is cancelled while its thread opens a lock has nobody to release it.
+        self.release()
+
+    def try_acquire(self, *, is_shared: bool = False) -> bool:
+        """Whether the lock is held now; False: someone else has it. Blocks for no time.
+
+        A lock that is held already is converted; where that is not possible, it is lost. Raises StorageError where the file
+        system has no locks and the lock is required.
+        """
+        try:
+            fcntl.flock(self.descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if not self._is_required:
+                return True
+            reason = f"file locks do not work there ({error.strerror or error}), and processes know of each other by them"
+            advice = "mount its file system with locks, or use a local disk"
+            raise StorageError(str(self._path), f"{reason}; {advice}") from None
+        return True
+
+    def acquire(self, *, limit_seconds: float, is_shared: bool = False) -> bool:
+        """Wait until the lock is held, at most for `limit_seconds`; whether it is. Blocks. Raises StorageError."""
+        pauses = _pauses(limit_seconds)
+        while not self.try_acquire(is_shared=is_shared):
+            pause = next(pauses, None)
+            if pause is None:
+                return False
+            time.sleep(pause)
+        return True
+
+    async def acquire_soon(self, *, limit_seconds: float, is_done: Callable[[], bool] = lambda: False) -> bool:
+        """`acquire` for the event loop. Also False once `is_done`, which is called in a thread after each pause."""
+        pauses = _pauses(limit_seconds, first=_LONGEST_PAUSE_SECONDS)
+        while not await in_disk_thread(self.try_acquire):
+            pause = next(pauses, None)
+            if pause is None:
+                return False
+            await asyncio.sleep(pause)
+            if await in_disk_thread(is_done):
+                return False
+        return True
+
+    def holder(self) -> str:
+        """Who has the lock, for a message: a process id where the operating system tells it."""
+        with suppress(OSError):
+            number = str(os.fstat(self.descriptor).st_ino)
+            for line in Path("/proc/locks").read_text().splitlines():
+                found = _HOLDER.search(line)
+                if found is not None and found[2] == number:
+                    return f"process {found[1]}"
+        return "another process"
+
+    def release(self) -> None:
+        """Give the lock back, and close the file; safe to call again.
+
+        Closing alone would leave the lock with a child that was forked in the meantime and has a copy of the descriptor. Such
+        a child only closes its copy: the lock is its parent's.
+        """
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor < 0:
+            return
+        if self._pid == os.getpid():
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _pauses(limit_seconds: float, *, first: float = _FIRST_PAUSE_SECONDS) -> Iterator[float]:
+    """How long to wait before each next try, until the limit is over."""
+    deadline = time.monotonic() + limit_seconds
+    pause = first
+    while time.monotonic() < deadline:
+        yield pause
+        pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+
+def claim(lock: FileLock) -> None:
+    """Say that this process works on staging, by a lock that others may share. Blocks.
+
+    Who removes staging takes the lock alone, for as long as that lasts: this waits for it a little, and who is too late finds
+    that the staging is gone. Without locks nobody removes what was written to lately.
+    """
+    with suppress(StorageError):
+        lock.acquire(limit_seconds=CLAIM_SECONDS, is_shared=True)
+
+
+def is_claimed(lock: FileLock) -> bool:
+    """Whether another process works on staging; if not, none begins before the lock is released.
+
+    Raises StorageError where nobody can tell, since there are no locks.
+    """
+    return not lock.try_acquire()
 
 
 class Lock:
     """A lock that is held, or could not be had. Its file's mtime says when its holder was last seen alive."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, lock: FileLock | None) -> None:
         self.is_held = False
         """No other process works on the entry, but for one that was passed by."""
         self.passes_by = False
         """Its holder was not seen alive for a minute."""
-        self._descriptor = descriptor
+        self._lock = lock
 
     async def acquire(self, is_done: Callable[[], bool]) -> None:
         """Wait until it is held, or until there is no point in waiting."""
-        try:
-            while not await in_disk_thread(try_lock, self._descriptor):
-                await asyncio.sleep(LOCK_POLL_SECONDS)
-                # Asked after a while, so that whoever has only just got the lock has said so.
-                self.passes_by = await in_disk_thread(_age, self._descriptor) > STALE_SECONDS
-                if self.passes_by or await in_disk_thread(is_done):
-                    break
-            else:
-                self.is_held = True
-        except (OSError, ValueError):  # it cannot be had on this file system; ValueError: it could not even be opened
+        lock = self._lock
+        if lock is None:
             return
+
+        def is_pointless() -> bool:
+            # Asked after a while, so that whoever has only just got the lock has said so.
+            self.passes_by = _age(lock.descriptor) > STALE_SECONDS
+            return self.passes_by or is_done()
+
+        with suppress(StorageError):  # there are no locks on this file system
+            self.is_held = await lock.acquire_soon(limit_seconds=math.inf, is_done=is_pointless)
 
     async def keep_fresh(self) -> None:
         """Say again and again that this process goes on, until cancelled. What hangs on a network ends by itself."""
-        while self._descriptor >= 0:
+        while self._lock is not None:
             with suppress(OSError):
-                await in_disk_thread(os.utime, self._descriptor)
+                await in_disk_thread(os.utime, self._lock.descriptor)
             await asyncio.sleep(BEAT_SECONDS)
 
 
@@ -69,10 +195,11 @@ async def locked(path: Path, is_done: Callable[[], bool]) -> AsyncIterator[Lock]
     """Hold the lock whose file is at `path`.
 
     Goes on without it where locks do not work, where `is_done` says in a thread that there is nothing left to wait for, and
-    where its holder was not seen alive for a minute: it is stopped, or its machine is gone.
+    where its holder was not seen alive for a minute: it is stopped, or its machine is gone. Who goes on without it must work
+    at a place of its own.
     """
-    descriptor = await in_disk_thread(_open, path)
-    lock = Lock(descriptor)
+    file_lock = await in_disk_thread(_open, path)
+    lock = Lock(file_lock)
     try:
         await lock.acquire(is_done)
         async with task_group() as group:
@@ -82,32 +209,16 @@ async def locked(path: Path, is_done: Callable[[], bool]) -> AsyncIterator[Lock]
             finally:
                 beating.cancel()
     finally:
-        if descriptor >= 0:
-            unlock(descriptor)
+        if file_lock is not None:
+            file_lock.release()
 
 
-def _open(path: Path) -> int:
+def _open(path: Path) -> FileLock | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return FileLock.of_file(path, is_required=True, mode=0o666)
     except OSError:
-        return -1
-
-
-def try_lock(descriptor: int, operation: int = fcntl.LOCK_EX) -> bool:
-    """Whether the lock is held now; False: someone else has it. Raises OSError where locks do not work."""
-    try:
-        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def unlock(descriptor: int) -> None:
-    """Give a lock back, and the descriptor. Closing alone would leave the lock with a child that was forked meanwhile."""
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
+        return None
 
 
 def _age(descriptor: int) -> float:
@@ -116,27 +227,3 @@ def _age(descriptor: int) -> float:
         return time.time() - os.fstat(descriptor).st_mtime
     except OSError:
         return 0
-
-
-def claim(descriptor: int) -> None:
-    """Say that this process works on staging, by a lock that others may share. Blocks.
-
-    Who removes staging takes the lock alone, for as long as that lasts: this waits for it a little, and who is too late finds
-    that the staging is gone. Without locks nobody removes what was written to lately.
-    """
-    patience = time.monotonic() + CLAIM_SECONDS
-    with suppress(OSError):
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > patience:
-                    return
-                time.sleep(0.001)
-            else:
-                return
-
-
-def is_claimed(descriptor: int) -> bool:
-    """Whether another process works on staging; if not, none begins before the descriptor is closed. Raises OSError."""
-    return not try_lock(descriptor)

@@ -25,7 +25,7 @@ from filestore.core.records import Record
 from filestore.errors import SourceError, StorageError, TargetError, TransferError, storage_error
 from filestore.repository.protocol import Repository
 from filestore.system.files import check_space, sync_descriptor, sync_path, write_at
-from filestore.system.locks import claim, is_claimed
+from filestore.system.locks import FileLock, claim, is_claimed
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.partial_file import PartialFile
@@ -155,21 +155,25 @@ class _PartialFile:
         label = blake3(os.fsencode(target.name)).hexdigest()[:16]
         self._path = target.with_name(f".{manifest.digest.hex()[:32]}-{label}.filestore-partial")
         self._descriptor = -1
+        self._lock: FileLock | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: object, error: object, __: object) -> None:
-        if self._descriptor >= 0:
+        if self._lock is not None:
             if isinstance(error, Exception) and not isinstance(error, TransferError):
-                with suppress(OSError, OvertakenError):
-                    self._remove_if_empty()
-            os.close(self._descriptor)
+                with suppress(OSError, StorageError, OvertakenError):
+                    self._remove_if_empty(self._lock)
+            self._lock.release()
 
-    def _remove_if_empty(self) -> None:
-        """Leave nothing behind of a fetch that was refused. Raises OSError, OvertakenError where there is nothing any more."""
+    def _remove_if_empty(self, lock: FileLock) -> None:
+        """Leave nothing behind of a fetch that was refused. Raises OvertakenError where there is nothing any more.
+
+        Raises OSError, and StorageError where there are no locks.
+        """
         self.check_ours()
-        if not has_data(self._descriptor, 0, self._manifest.size) and not is_claimed(self._descriptor):
+        if not has_data(self._descriptor, 0, self._manifest.size) and not is_claimed(lock):
             self._path.unlink()
 
     def open(self) -> None:
@@ -185,7 +189,8 @@ class _PartialFile:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise TargetError(str(self._target), error.strerror or str(error)) from None
-        claim(self._descriptor)
+        self._lock = FileLock(self._descriptor, self._path, is_required=True)
+        claim(self._lock)
         self.check_ours()
         try:
             self.held = os.fstat(self._descriptor).st_size > 0

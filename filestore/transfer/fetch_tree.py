@@ -90,8 +90,8 @@ async def fetch_tree(
     staging folder stays, and the next unpack to the same target continues it. Chunks that a seed holds are copied instead of
     received. The seeds are closed.
 
-    Raises NotAnArchive, InvalidArchive, LimitExceeded, TargetError, StorageFull, StorageError, DamagedChunk, ChunksMissing,
-    NotFound, TransferError.
+    Raises NotAnArchive, InvalidArchive, LimitExceeded, TargetError, Busy, StorageFull, StorageError, DamagedChunk,
+    ChunksMissing, NotFound, TransferError.
     """
     started = time.monotonic()
     with closing(seeds):

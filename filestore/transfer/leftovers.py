@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from filestore.errors import storage_error
+from filestore.errors import StorageError, storage_error
 from filestore.system.files import remove, remove_if_possible, stored_size_of
-from filestore.system.locks import is_claimed
+from filestore.system.locks import FileLock, is_claimed
 from filestore.transfer.target import tree_label
 
 UNLOCKED_SECONDS = 86400
@@ -64,20 +64,15 @@ def remove_leftover(leftover: Leftover) -> bool:
         return False
     path = leftover.path
     try:
-        descriptor = os.open(path, _OPEN)
+        with FileLock(os.open(path, _OPEN), path, is_required=True) as lock:
+            # Held until it is gone: a fetch that begins meanwhile waits for that, and makes its own.
+            if _is_claimed(lock, leftover.written_at):
+                return False
+            _remove(path)
     except FileNotFoundError:
         return False
     except OSError as error:
         raise storage_error(str(path), error) from None
-    try:
-        # Held until it is gone: a fetch that begins meanwhile waits for that, and makes its own.
-        if _is_claimed(descriptor, leftover.written_at):
-            return False
-        _remove(path)
-    except OSError as error:
-        raise storage_error(str(path), error) from None
-    finally:
-        os.close(descriptor)
     return True
 
 
@@ -97,14 +92,12 @@ def _is_in_use(path: Path, written_at: float) -> bool:
         descriptor = os.open(path, _OPEN)
     except OSError:
         return False
-    try:
-        return _is_claimed(descriptor, written_at)
-    finally:
-        os.close(descriptor)
+    with FileLock(descriptor, path, is_required=True) as lock:
+        return _is_claimed(lock, written_at)
 
 
-def _is_claimed(descriptor: int, written_at: float) -> bool:
+def _is_claimed(lock: FileLock, written_at: float) -> bool:
     try:
-        return is_claimed(descriptor)
-    except OSError:
+        return is_claimed(lock)
+    except StorageError:  # there are no locks
         return time.time() - written_at < UNLOCKED_SECONDS

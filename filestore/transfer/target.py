@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -15,12 +14,9 @@ from typing import NoReturn
 from blake3 import blake3
 
 from filestore.core.digest import Digest
-from filestore.errors import (
-    TargetError,
-    storage_error,
-)
+from filestore.errors import Busy, StorageError, TargetError, storage_error
 from filestore.system.files import move, remove, remove_if_possible, remove_in_place, sync_path, sync_tree
-from filestore.system.locks import unlock
+from filestore.system.locks import FileLock
 from filestore.system.metrics import Stage, span
 from filestore.transfer.sinks.compare import matches_disk
 from filestore.transfer.sinks.protocol import OvertakenError
@@ -28,6 +24,8 @@ from filestore.transfer.sinks.tree import TreeStaging
 from filestore.transfer.sinks.zip_index import Zip
 
 ATTEMPTS = 3
+LOCK_SECONDS = 60
+"""How long a fetch waits for another one that replaces what is in the same folder: renames, and the removal of the old tree."""
 
 _REPLACING = ".filestore-replacing"
 _MOVING = ".filestore-moving"
@@ -62,11 +60,12 @@ class Target:
         .<digest>-<label>.filestore-moving      nothing of it is left beside `aside`; the names are moved out
     """
 
-    def __init__(self, path: Path, digest: Digest, *, force: bool) -> None:
+    def __init__(self, path: Path, digest: Digest, *, force: bool, lock_seconds: float = LOCK_SECONDS) -> None:
         self.path = path if path.name not in {"", ".."} else path.resolve()
         self.is_replaced = False
         """Something stands there that is to go."""
         self._force = force
+        self._lock_seconds = lock_seconds
         # Of fixed length, since the target's own name may have 255 bytes already; other than that of a fetched file.
         label = tree_label(self.path.name)
         self._stem = f".{digest.hex()[:32]}-{label}"
@@ -98,7 +97,8 @@ class Target:
     def look(self) -> bool:
         """Find out how the tree can be published, and put right what a crash has left in the middle of it.
 
-        Whether the target holds what an earlier unpack has published. Raises TargetError.
+        Whether the target holds what an earlier unpack has published. Raises TargetError, Busy while another process replaces
+        what is in it.
         """
         for name in (self._discarded_name, self._replaced_name):
             remove_if_possible(self.path.parent / name)
@@ -145,7 +145,7 @@ class Target:
         remove_if_possible(discarded)
 
     def publish(self, staging: TreeStaging) -> None:
-        """Make the tree durable, then let it appear (I3)."""
+        """Make the tree durable, then let it appear (I3). Raises TargetError, Busy, StorageError, StorageFull."""
         with self._target_errors():
             try:
                 with span(Stage.SYNC):
@@ -180,7 +180,7 @@ class Target:
         Whether that has published the very tree.
         """
         aside = self.path / self._aside_name
-        with _held(aside):
+        with self._locked(aside):
             names = _names(self.path)
             decided = {name.partition(".filestore-")[0] for name in names if name.endswith(self._decided_ends)}
             for stem in decided:
@@ -305,7 +305,7 @@ class Target:
             aside.mkdir(exist_ok=True)
         elif _names(self.path) - self._ours:
             raise OvertakenError
-        with _held(aside):
+        with self._locked(aside):
             if not staging.exists():
                 raise OvertakenError
             is_clear = not self.is_replaced or self._put_aside(aside)
@@ -381,6 +381,37 @@ class Target:
                 halfway.rmdir()
 
     @contextmanager
+    def _locked(self, aside: Path) -> Iterator[None]:
+        """Have no other process put the target right, or publish in it, meanwhile. Nothing is to lock where `aside` is absent.
+
+        The lock is required: two that move the same names at once would mix the old tree with the new one. Raises Busy,
+        TargetError where there are no locks.
+        """
+        try:
+            lock = FileLock.of_folder(aside, is_required=True)
+        except OSError:
+            yield
+            return
+        with lock:
+            try:
+                is_held = lock.acquire(limit_seconds=self._lock_seconds)
+            except StorageError:
+                with suppress(OSError):
+                    aside.rmdir()  # unless it has something
+                reason = (
+                    "file locks do not work there, and without them two fetches at once could mix the old tree with the new one;"
+                    f" if no other fetch uses it, empty it by hand ({aside.name} in it is what was replaced), and fetch again"
+                )
+                raise TargetError(str(self.path), reason) from None
+            if not is_held:
+                reason = (
+                    f"{lock.holder()} replaces what is in this folder and has not ended within {self._lock_seconds:g} seconds;"
+                    " if it was stopped, continue it or end it"
+                )
+                raise Busy(str(self.path), reason)
+            yield
+
+    @contextmanager
     def _target_errors(self) -> Iterator[None]:
         try:
             yield
@@ -414,22 +445,6 @@ def _is_moved(path: Path, to: Path) -> bool:
             raise
         return False
     return True
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Have no other process put a target right, or publish in it, meanwhile; where there is such a folder, and locks work."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        yield
-        return
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        unlock(descriptor)
 
 
 def _move_through(half: Path, path: Path, to: Path) -> None:

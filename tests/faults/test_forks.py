@@ -17,11 +17,12 @@ import pytest
 
 from filestore import Cache
 from filestore.cache import cache as resolve
+from filestore.core.digest import Digest
 from filestore.http.client import repository as client
 from filestore.repository.index import sqlite
 from filestore.repository.protocol import Repository
 from filestore.system import threads as aio
-from filestore.system.locks import try_lock, unlock
+from filestore.system.locks import FileLock
 from filestore.transfer import target
 from filestore.transfer.sources import push_cache
 from tests.support.server import RunningServer, running_server
@@ -258,16 +259,15 @@ def test_object_that_is_made_while_another_thread_forks_can_be_told(
 def test_child_that_is_forked_during_a_publication_keeps_no_lock(tmp_path: Path) -> None:
     """The child lives on with a copy of the descriptor; the next publication in that folder does not wait for it."""
     reader, writer = os.pipe()
-    with target._held(tmp_path):
+    with target.Target(tmp_path, Digest(bytes(32)), force=True)._locked(tmp_path):
         child = os.fork()
         if not child:
             os.close(writer)
             os.read(reader, 1)  # until the parent closes its end
             os._exit(0)
     try:
-        descriptor = os.open(tmp_path, os.O_RDONLY)
-        assert try_lock(descriptor)
-        unlock(descriptor)
+        with FileLock.of_folder(tmp_path, is_required=True) as lock:
+            assert lock.try_acquire()
     finally:
         os.close(writer)
         os.close(reader)

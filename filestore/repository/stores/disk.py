@@ -30,7 +30,7 @@ from filestore.errors import InvalidReference, NotPermitted, ReadOnly, StorageEr
 from filestore.format.codec import frame_limit
 from filestore.repository.stores.protocol import Staging
 from filestore.system.files import remove_if_possible, sync_path, write_all
-from filestore.system.locks import try_flock
+from filestore.system.locks import FileLock
 from filestore.system.metrics import Stage, async_span, span
 from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
 
@@ -111,8 +111,8 @@ class DiskStore:
     push heals it.
     """
 
-    def __init__(self, root: Path, own: Path | None, lock: int | None) -> None:
-        """`own`: the folder for staging files, and `lock` the descriptor that claims it; None for reading only."""
+    def __init__(self, root: Path, own: Path | None, lock: FileLock | None) -> None:
+        """`own`: the folder for staging files, and `lock` the one that claims it; None for reading only."""
         self._root = root
         self._own = own
         self._lock = lock
@@ -187,8 +187,8 @@ class DiskStore:
         if self._own is None or lock is None:
             return
         if self._pid != os.getpid():
-            # The folder, and what is being written in it, is the parent's. Its lock outlives this descriptor.
-            os.close(lock)
+            # The folder, and what is being written in it, is the parent's.
+            lock.release()
             return
         await shield_until_done(in_disk_thread(_release, self._own, lock))
 
@@ -336,10 +336,10 @@ def _make_root(root: Path) -> None:
         sync_path(folder.parent)
 
 
-def _claim(tmp: Path) -> tuple[Path, int]:
-    """A new folder for this process's staging files, and the descriptor that holds its lock.
+def _claim(tmp: Path) -> tuple[Path, FileLock]:
+    """A new folder for this process's staging files, and its lock.
 
-    `flock` says whether a process lives better than a process id would: the kernel gives it up at any death, it means
+    A lock says whether a process lives better than a process id would: the kernel gives it up at any death, it means
     the same in containers that share the folder, and after a restart nobody else has the same one.
     """
     while True:
@@ -357,29 +357,32 @@ def _sweep(folder: Path) -> None:
         _release(folder, lock)
 
 
-def _locked(folder: Path) -> int | None:
-    """A descriptor that holds the lock of `folder`; None where another process holds it, or where it is no folder."""
+def _locked(folder: Path) -> FileLock | None:
+    """The lock of `folder`; None where another process holds it, or where it is not a folder.
+
+    It is required: who opens a store removes what is in folders whose lock is free.
+    """
     try:
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        lock = FileLock.of_folder(folder, is_required=True)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise
     try:
         # Another process may have swept the folder away after it was made or opened, before it was locked.
-        if try_flock(lock, folder) and folder.exists():
+        if lock.try_acquire() and folder.exists():
             return lock
     except StorageError:
-        os.close(lock)
+        lock.release()
         raise
-    os.close(lock)
+    lock.release()
     return None
 
 
-def _release(folder: Path, lock: int) -> None:
+def _release(folder: Path, lock: FileLock) -> None:
     # In this order: a folder without a lock is swept by others at the same time.
     remove_if_possible(folder)
-    os.close(lock)
+    lock.release()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from filestore.errors import FilestoreError, StorageFull, TargetError, storage_error
+from filestore.errors import FilestoreError, StorageError, StorageFull, TargetError, storage_error
 from filestore.format.zip.checksum import Checksum, crc32
 from filestore.format.zip.read import (
     Member,
@@ -32,7 +32,7 @@ from filestore.format.zip.read import (
 )
 from filestore.format.zip.tree import shown
 from filestore.system.files import check_space, remove, sync_file_system, write_at
-from filestore.system.locks import claim, is_claimed
+from filestore.system.locks import FileLock, claim, is_claimed
 from filestore.transfer.seeds import ContentRange, copy_range
 from filestore.transfer.sinks.compare import FOLDER_FLAGS, is_whole, walk_folder
 from filestore.transfer.sinks.protocol import Ordering, OvertakenError
@@ -79,6 +79,7 @@ class TreeStaging:
         self._is_shared = False
         self._overwritten = 0
         self._root = -1
+        self._claim: FileLock | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -86,8 +87,8 @@ class TreeStaging:
     def __exit__(self, *_: object) -> None:
         for stream in self._streams.values():
             stream.close()
-        if self._root >= 0:
-            os.close(self._root)
+        if self._claim is not None:
+            self._claim.release()
 
     @property
     def files_done(self) -> int:
@@ -187,8 +188,8 @@ class TreeStaging:
         try:
             self.check_ours()
             has_files = any(not stat.S_ISDIR(status.st_mode) for _, status in walk_folder(self._root))
-            return not has_files and not is_claimed(self._root)
-        except (OSError, OvertakenError):
+            return not has_files and self._claim is not None and not is_claimed(self._claim)
+        except (OSError, StorageError, OvertakenError):
             return False
 
     def finish(self) -> None:
@@ -217,10 +218,11 @@ class TreeStaging:
             if error.errno in _FULL:
                 raise
             raise TargetError(str(self._target), error.strerror or str(error)) from None
-        self._root = os.open(self._path, FOLDER_FLAGS)
+        self._claim = FileLock.of_folder(self._path, is_required=True)
+        self._root = self._claim.descriptor
         if os.fstat(self._root).st_uid != os.geteuid():
             raise TargetError(str(self._target), f"its staging folder {self._path} belongs to another user; remove it")
-        claim(self._root)
+        claim(self._claim)
         self.check_ours()
 
     def _take_piece(self, number: int, start: int, piece: memoryview, *, is_held: bool) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -40,8 +38,6 @@ CHUNKERS_KEPT = 4
 successor looks through all that was cut before."""
 SWEEP_SECONDS = 600.0
 """Between two looks for abandoned uploads, at most."""
-
-_POLL_SECONDS = 0.05
 
 
 class _SavedChunker(NamedTuple):
@@ -186,25 +182,17 @@ class Assembly:
     @asynccontextmanager
     async def _waited_for(self, upload: Upload) -> AsyncIterator[None]:
         """The lock of who cuts. Raises Busy."""
-        deadline = time.monotonic() + FINISH_SECONDS
-        while time.monotonic() < deadline:
-            async with _locked(upload) as is_held:
-                if is_held:
-                    yield
-                    return
-            await asyncio.sleep(_POLL_SECONDS)
-        raise Busy(f"the upload {upload.id}", "a process of the server is storing what arrived of it")
+        async with _locked(upload, limit_seconds=FINISH_SECONDS) as is_held:
+            if not is_held:
+                raise Busy(f"the upload {upload.id}", "a process of the server is storing what arrived of it")
+            yield
 
 
 @asynccontextmanager
-async def _locked(upload: Upload) -> AsyncIterator[bool]:
+async def _locked(upload: Upload, *, limit_seconds: float = 0) -> AsyncIterator[bool]:
     """Whether the lock of who cuts could be had, for the block: False where somebody, in any process, has it."""
-    lock = await in_disk_thread(upload.lock)
-    try:
-        yield lock is not None
-    finally:
-        if lock is not None:
-            os.close(lock)
+    with await in_disk_thread(upload.lock) as lock:
+        yield await lock.acquire_soon(limit_seconds=limit_seconds)
 
 
 ASSEMBLY = web.AppKey("assembly", Assembly)

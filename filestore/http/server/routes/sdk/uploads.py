@@ -11,12 +11,14 @@
 in a folder of the repository's own in the spool folder, which servers of several may share.
 Every file gets its name by a rename, when it is whole. Who changes which parts there are holds a lock on the folder itself, for
 as long as that takes. All functions block, unless they are coroutines.
+
+No lock here is required. Where there are none, two processes that cut at once do the same work twice and write down the same,
+two that finish at once make the same record, and a part that is kept while another one replaces it counts as the earlier one.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -35,6 +37,7 @@ from filestore.errors import Busy, LimitExceeded, UploadNotFound
 from filestore.http.server.context import spooling
 from filestore.http.server.routes.sdk.parts import UploadPart
 from filestore.system.files import remove_if_possible, remove_in_place, sync_descriptor, sync_path, write_all
+from filestore.system.locks import FileLock
 from filestore.transfer.sources.file import PACKED_SIZE
 
 PART_LIMIT = 10_000
@@ -43,7 +46,6 @@ PART_LIMIT = 10_000
 BUSY_SECONDS = 30.0
 """How long who changes the parts of an upload waits for others who do, each for a moment."""
 
-_POLL_SECONDS = 0.005
 _ID = re.compile(r"[0-9a-f]{32}\Z")
 _PART = re.compile(r"part-([0-9]{5})-([0-9]+)-([0-9a-f]{64})\Z")
 _INCOMING, _GONE = "incoming-", "gone-"
@@ -140,14 +142,10 @@ class Upload:
             part.path.unlink(missing_ok=True)
         self._path(_CUT).unlink(missing_ok=True)
 
-    def lock(self) -> int | None:
-        """The lock of who cuts, held until the descriptor is closed; None where somebody, in any process, has it."""
+    def lock(self) -> FileLock:
+        """The lock of who cuts, in any process; the caller takes it and releases it. Raises UploadNotFound."""
         with self._standing():
-            descriptor = os.open(self._path(_LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if _try_lock(descriptor):
-            return descriptor
-        os.close(descriptor)
-        return None
+            return FileLock.of_file(self._path(_LOCK), is_required=False)
 
     def touch(self) -> None:
         """It does not lie still."""
@@ -249,9 +247,8 @@ def expire(folders: Path, *, idle_seconds: float) -> None:
 
 
 def _remove(folder: Path) -> None:
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if _try_lock(descriptor):
+    with FileLock.of_file(folder / _LOCK, is_required=False) as lock:
+        if lock.try_acquire():
             gone = folder.with_name(_GONE + folder.name)
             try:
                 folder.rename(gone)
@@ -260,8 +257,6 @@ def _remove(folder: Path) -> None:
                     raise
                 remove_in_place(folder)  # it came with a container image
             remove_if_possible(gone)
-    finally:
-        os.close(descriptor)
 
 
 def _idle(folder: Path) -> float:
@@ -276,28 +271,11 @@ def _idle(folder: Path) -> float:
 
 
 @contextmanager
-def _locked_folder(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + BUSY_SECONDS
-        while not _try_lock(descriptor):
-            if time.monotonic() > deadline:
-                raise Busy(str(folder), "another process of the server holds it")
-            time.sleep(_POLL_SECONDS)
+def _locked_folder(folder: Path, *, limit_seconds: float = BUSY_SECONDS) -> Iterator[None]:
+    with FileLock.of_folder(folder, is_required=False) as lock:
+        if not lock.acquire(limit_seconds=limit_seconds):
+            raise Busy(str(folder), f"{lock.holder()} of the server holds it")
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # A file system without locks: two that cut at once do the same work twice, and write down the same.
-        return True
-    return True
 
 
 def _write(staging: Path, path: Path, content: Buffer) -> None:
