@@ -24,7 +24,7 @@ from filestore.core.records import Kind, Record, parse_json, record_from_json
 from filestore.core.references import Reference
 from filestore.errors import FilestoreError, StorageError
 from filestore.format.zip.read import TAIL_SIZE, Member, ZipLimits, find_end, parse_central_directory
-from filestore.system.files import remove, remove_if_possible, storage_errors, sync_path, take_away, write_durably, write_whole
+from filestore.system.files import remove, remove_if_possible, storage_errors, sync_path, take_away, write_atomic, write_durably
 from filestore.transfer.target import staging_folder
 
 FOLDERS = {Kind.FILE: "files", Kind.DIRECTORY: "trees"}
@@ -176,10 +176,10 @@ class EntryStore:
                     if tail is None
                     else TreeEntry.seal(content)
                 )
-                write_whole(folder / "manifest", manifest.encoded)
+                write_atomic(folder / "manifest", manifest.encoded)
                 if tail is not None:
-                    write_whole(folder / "tail", tail)
-                write_whole(folder / "entry.json", encode_entry(entry))
+                    write_atomic(folder / "tail", tail)
+                write_atomic(folder / "entry.json", encode_entry(entry))
                 self._appear(folder, self.root / wanted.path)
             finally:
                 remove_if_possible(folder)
@@ -312,7 +312,7 @@ def _grown(folder: Path, entry: TreeEntry) -> TreeEntry | None:
     except (OSError, FilestoreError):
         return None
     with suppress(OSError):
-        write_whole(folder / "entry.json", encode_entry(grown))
+        write_atomic(folder / "entry.json", encode_entry(grown))
     return grown
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filestore.errors import InvalidRange, StorageError, storage_error
+from filestore.system.files import read_at
 from filestore.system.threads import in_disk_thread, shield_until_done, task_group
 from filestore.transfer.partial_file import PartialFile
 
@@ -130,12 +131,9 @@ def _open(path: Path) -> tuple[int, int]:
 
 
 def _read_exactly(descriptor: int, memory: memoryview, offset: int) -> None:
-    done = 0
     try:
-        while done < len(memory):
-            size = os.preadv(descriptor, [memory[done:]], offset + done)
-            if not size:
-                raise StorageError("the cache", f"a file of it ended at byte {offset + done}; run `filestore cache verify`")
-            done += size
+        size = read_at(descriptor, memory, offset)
     except OSError as error:
         raise storage_error("the cache", error) from None
+    if size < len(memory):
+        raise StorageError("the cache", f"a file of it ended at byte {offset + size}; run `filestore cache verify`")

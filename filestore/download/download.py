@@ -44,7 +44,7 @@ from filestore.errors import (
     storage_error,
 )
 from filestore.system.connection_errors import failure_reason
-from filestore.system.files import check_space, sync_descriptor
+from filestore.system.files import check_space, sync_descriptor, write_at
 from filestore.system.http_answers import may_try_again, pause_seconds, said_by
 from filestore.system.proxies import parse_proxy, proxy_named_in
 from filestore.system.threads import in_disk_thread, shield_until_done
@@ -567,11 +567,7 @@ class _PartialDownload:
         """Add to what is there. Raises StorageFull, StorageError."""
         try:
             for piece in pieces:
-                view = memoryview(piece)
-                while view:
-                    written = os.pwrite(self._descriptor, view, self.size)
-                    self.size += written
-                    view = view[written:]
+                self.size += write_at(self._descriptor, piece, self.size)
         except OSError as error:
             raise storage_error(str(self.path), error) from None
         if self.size - self._noted >= SYNC_SIZE:

@@ -12,6 +12,7 @@ from typing import Any
 
 from filestore.core.names import checked_name
 from filestore.errors import InvalidRun, SourceUnreadable, storage_error
+from filestore.system.files import write_all
 
 _PIECE = 1 << 20
 
@@ -102,10 +103,8 @@ def _copy(binary: Any, spool: io.FileIO, where: str) -> None:
 
 
 def _write(spool: io.FileIO, content: memoryview) -> None:
-    with content.cast("B") as left:
-        done = 0
+    with content.cast("B") as octets:
         try:
-            while done < len(left):
-                done += spool.write(left[done : done + _PIECE])
+            write_all(spool.fileno(), octets)
         except OSError as error:
             raise storage_error("the spool folder of the runtime", error) from None

@@ -1,4 +1,4 @@
-"""Files: whole and durable writes, free space, removal."""
+"""Files: reads and writes of all that is asked for, atomic and durable writes, free space, removal."""
 
 from __future__ import annotations
 
@@ -66,6 +66,18 @@ def write_all(descriptor: int, content: Buffer) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def read_at(descriptor: int, memory: memoryview, offset: int) -> int:
+    """Fill `memory` from an open file; how many bytes there were, fewer only at its end. Blocks. Raises OSError."""
+    done = 0
+    while done < len(memory):
+        # The first call reads all, but for the end of the file, a signal, or more than 2 GiB.
+        size = os.preadv(descriptor, [memory[done:] if done else memory], offset + done)
+        if not size:
+            break
+        done += size
+    return done
 
 
 def write_at(descriptor: int, content: Buffer, offset: int) -> int:
@@ -170,11 +182,11 @@ def write_durably(path: Path, values: Mapping[str, object]) -> None:
     """Write a small file, and its folders. Raises StorageError, StorageFull."""
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(values).encode())
+        write_atomic(path, json.dumps(values).encode())
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file that appears whole, and stays. Raises OSError."""
+def write_atomic(path: Path, content: Buffer) -> None:
+    """Have a small file hold `content`: it appears by a rename, and is durable then. Blocks. Raises OSError."""
     staging = path.with_name(f".{uuid.uuid4().hex}")
     try:
         with staging.open("xb") as file:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from filestore.core.manifest import Manifest
+from filestore.system.files import read_at
 
 
 class ContentRange(NamedTuple):
@@ -84,7 +85,7 @@ def read_whole(descriptor: int, memory: memoryview, offset: int) -> bool:
     try:
         if descriptor < 0 or not has_data(descriptor, offset, len(memory)):
             return False
-        return os.preadv(descriptor, [memory], offset) == len(memory)
+        return read_at(descriptor, memory, offset) == len(memory)
     except OSError:
         return False
 

@@ -16,7 +16,7 @@ from filestore.core.references import Directory, File, FileURL
 from filestore.download.download import DownloadLimits
 from filestore.errors import CacheFull, Unreachable
 from filestore.repository.protocol import Repository
-from filestore.system.files import write_whole
+from filestore.system.files import write_atomic
 from filestore.transfer.push import push
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.disks import refuse_locks
@@ -414,10 +414,10 @@ async def test_what_is_being_published_takes_no_more_than_is_reserved(
     taken: list[int] = []
 
     def look(path: Path, content: bytes) -> None:
-        write_whole(path, content)
+        write_atomic(path, content)
         taken.append(sum(item.stored_size for item in staged(tmp_path / "cache")))
 
-    monkeypatch.setattr("filestore.cache.entry_store.write_whole", look)
+    monkeypatch.setattr("filestore.cache.entry_store.write_atomic", look)
     await use(Cache(tmp_path / "cache", watched), files[0])
     assert 2 == len(taken)
     assert SIZE < max(taken) <= STORED_SIZE

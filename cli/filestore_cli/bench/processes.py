@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import secrets
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+
+from filestore.system.files import remove_if_possible
 
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
@@ -117,7 +118,7 @@ async def serving(folder: Path, *, workers: int) -> AsyncIterator[Server]:
             with suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await process.wait()
-    await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
+    await asyncio.to_thread(remove_if_possible, root)
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import click
 from filestore.core.progress import Progress
 from filestore.core.references import Reference
 from filestore.errors import FilestoreError, Forbidden, InvalidUrl, NotFound, ServerError
+from filestore.system.files import free_space, remove_if_possible
 from filestore.system.metrics import Stage, StageTotals, added
 from filestore.system.threads import task_group
 from filestore_cli.bench.processes import Job, Server, Worker, serving, working
@@ -105,7 +105,7 @@ def check_space(plan: Plan) -> None:
     copies = (plan.path is None) + (plan.server is None)
     # Clients that upload have content of their own each; those that fetch write a copy each.
     needed = size * clients * copies if plan.verb == "upload" else size * (copies + clients)
-    free = shutil.disk_usage(plan.folder).free
+    free = free_space(plan.folder)
     if free < max(needed, _ceiling_size(plan)):
         raise click.ClickException(
             f"{for_display(plan.folder)} has {in_units(free)} free, and up to {in_units(needed)} are written there;"
@@ -173,7 +173,7 @@ class _Measurement:
                 return await self._moved(server, [self._transfer("fetch", server, name, target) for target in targets], size)
             finally:
                 for target in targets:
-                    await asyncio.to_thread(_remove, target)
+                    await asyncio.to_thread(remove_if_possible, target)
 
     async def _moved(self, server: Server, jobs: Sequence[Job], size: int) -> Measurement:
         async with AsyncExitStack() as stack:
@@ -234,7 +234,7 @@ class _Measurement:
             await self.done(job, Activity("make"), total=size)
             yield path
         finally:
-            await asyncio.to_thread(_remove, path)
+            await asyncio.to_thread(remove_if_possible, path)
 
     @asynccontextmanager
     async def _removing(self, server: Server, names: Sequence[str]) -> AsyncIterator[None]:
@@ -334,10 +334,3 @@ def _all_clients(results: Sequence[Mapping[str, Any]]) -> Side:
         max(result["peak_memory"] for result in results),
         added([{Stage(name): StageTotals(**passed) for name, passed in result["stages"].items()} for result in results]),
     )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ from filestore.core.paths import chunk_key, manifest_key, unhashed
 from filestore.errors import InvalidReference, NotPermitted, ReadOnly, StorageError, UsedAfterFork, storage_error
 from filestore.format.codec import frame_limit
 from filestore.repository.stores.protocol import Staging
-from filestore.system.files import remove_if_possible, sync_path, write_all
+from filestore.system.files import read_at, remove_if_possible, sync_path, write_all
 from filestore.system.locks import FileLock
 from filestore.system.metrics import Stage, async_span, span
 from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
@@ -73,7 +73,7 @@ class DiskStaging:
         with _translated(self._root):
             descriptor = os.open(self._path, os.O_RDONLY)
             try:
-                size = _read_all(descriptor, buffer[: self.size])
+                size = read_at(descriptor, buffer[: self.size], 0)
             finally:
                 os.close(descriptor)
         if size != self.size:
@@ -446,15 +446,4 @@ def _read_frame(path: Path, buffer: memoryview) -> int:
         size = os.fstat(file.fileno()).st_size
         if size > len(buffer):
             raise ValueError(f"the buffer has {len(buffer)} bytes left, the frame {size}")
-        return _read_all(file.fileno(), buffer[:size])
-
-
-def _read_all(descriptor: int, buffer: memoryview) -> int:
-    """Fill `buffer` from the start of a file; how many bytes there were."""
-    done = 0
-    while done < len(buffer):
-        size = os.preadv(descriptor, [buffer[done:]], done)
-        if size == 0:
-            break
-        done += size
-    return done
+        return read_at(file.fileno(), buffer[:size], 0)

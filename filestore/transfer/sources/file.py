@@ -13,6 +13,7 @@ from filestore.core.digest import DIGEST_SIZE, Buffer, Digest, chunk_digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import SourceChanged, SourceUnreadable
 from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD, Chunker
+from filestore.system.files import read_at
 from filestore.system.metrics import Stage, span
 
 WINDOW_SIZE = 16 << 20
@@ -284,19 +285,15 @@ def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path | 
 
     Raises SourceChanged when the file became shorter, SourceUnreadable, also when it has fewer bytes than it reports.
     """
-    filled = 0
-    while filled < len(memory):
-        try:
-            count = os.preadv(descriptor, [memory[filled:]], offset + filled)
-        except OSError as error:
-            raise SourceUnreadable(str(path), error.strerror or str(error)) from None
-        if count == 0:
-            end = offset + filled
-            reported = os.fstat(descriptor).st_size
-            if reported > end:
-                raise SourceUnreadable(str(path), f"it has {end} bytes and reports {reported}; {_COPY_IT}")
-            raise SourceChanged(str(path), "it became shorter")
-        filled += count
+    try:
+        end = offset + read_at(descriptor, memory, offset)
+        reported = os.fstat(descriptor).st_size if end < offset + len(memory) else end
+    except OSError as error:
+        raise SourceUnreadable(str(path), error.strerror or str(error)) from None
+    if reported > end:
+        raise SourceUnreadable(str(path), f"it has {end} bytes and reports {reported}; {_COPY_IT}")
+    if end < offset + len(memory):
+        raise SourceChanged(str(path), "it became shorter")
 
 
 def scan_and_hash(content: Content, buffer: memoryview) -> None:

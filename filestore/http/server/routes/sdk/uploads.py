@@ -36,7 +36,7 @@ from filestore.core.signing import sign
 from filestore.errors import Busy, LimitExceeded, UploadNotFound
 from filestore.http.server.context import spooling
 from filestore.http.server.routes.sdk.parts import UploadPart
-from filestore.system.files import remove_if_possible, remove_in_place, sync_descriptor, sync_path, write_all
+from filestore.system.files import remove_if_possible, remove_in_place, sync_descriptor, sync_path, write_all, write_atomic
 from filestore.system.locks import FileLock
 from filestore.transfer.sources.file import PACKED_SIZE
 
@@ -157,7 +157,7 @@ class Upload:
 
     def _save(self, name: str, content: Buffer) -> None:
         with self._standing():
-            _write(self._path(f"{_INCOMING}{secrets.token_hex(8)}"), self._path(name), content)
+            write_atomic(self._path(name), content)
 
     @contextmanager
     def _standing(self) -> Iterator[None]:
@@ -213,7 +213,7 @@ def begin(folders: Path, *, name: str | None, namespace: str) -> Upload:
     with spooling():
         folder.parent.mkdir(mode=0o700, exist_ok=True)
         folder.mkdir(mode=0o700)
-        _write(folder / f"{_INCOMING}0", folder / _DESCRIPTION, json.dumps(description).encode())
+        write_atomic(folder / _DESCRIPTION, json.dumps(description).encode())
         sync_path(folder.parent)
     return Upload(folder, **description)
 
@@ -276,13 +276,3 @@ def _locked_folder(folder: Path, *, limit_seconds: float = BUSY_SECONDS) -> Iter
         if not lock.acquire(limit_seconds=limit_seconds):
             raise Busy(str(folder), f"{lock.holder()} of the server holds it")
         yield
-
-
-def _write(staging: Path, path: Path, content: Buffer) -> None:
-    """Have `path` hold `content`, durably. Raises OSError."""
-    with staging.open("xb") as file:
-        file.write(content)
-        file.flush()
-        sync_descriptor(file.fileno())
-    staging.rename(path)
-    sync_path(path.parent)
