@@ -46,7 +46,7 @@ _TORN_SCHEME = re.compile(r"(https?|file)(?::|(?=//))(.*)\Z", re.IGNORECASE | re
 
 @asynccontextmanager
 async def connect(
-    url: str,
+    url: str | Path,
     *,
     token: str | None = None,
     connections: int = CONNECTIONS,
@@ -55,24 +55,39 @@ async def connect(
     read_only: bool = False,
     proxy: str | None = None,
 ) -> AsyncIterator[Repository]:
-    """The repository at `url`: a server's `http://` or `https://` URL, `file:///folder`, or the path of a folder (`~/` is home).
+    """Open the repository at `url`, a server or a folder of this machine, for the length of an `async with` block.
 
-    >>> async with connect("file:///srv/models") as repository: ...
+    >>> async with connect("http://127.0.0.1:8080", token="...") as repository:
+    ...     await push(repository, "model.safetensors")
 
-    With `create`, a new or empty folder becomes a repository; see `create_repository`. With `read_only`, nothing is written to
-    the folder, which may lie on a read-only disk or be another user's, and verbs that write raise ReadOnly. Both are for
-    folders; `token`, `connections` and `stall_seconds` (how long no byte may move) are for servers, and so is `proxy`, the URL of
-    an HTTP proxy that leads to them: without it, HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY of the environment say which
-    one, and with "" there is none.
+    url: `http://` or `https://` and the address of a server; `file:///srv/models`, or the path of a folder, in which a `~/` at
+        the beginning is the home folder.
+    token: what lets this program in at a server; `filestore token new` makes one.
+    connections: how many connections a push or a fetch uses at the same time.
+    stall_seconds: how long a server may move no byte before the transfer fails with `Stalled`.
+    create: make a new or an empty folder a repository. Without it, such a folder is an error.
+    read_only: write nothing to the folder. It may be on a read-only disk or belong to another user. Verbs that write raise
+        ReadOnly.
+    proxy: the URL of an HTTP proxy that leads to the server. By default HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY of the
+        environment decide; "" means that there is none.
+
+    `create` and `read_only` are for folders; `token`, `connections`, `stall_seconds` and `proxy` are for servers.
+
+    Cost: a folder is opened, which takes some file operations. A server is not asked before the first verb. Any number of
+    transfers may use one repository at the same time, in one event loop.
+
+    The end of the block closes files and connections. End transfers before that. A child process that is forked meanwhile can
+    use a server; a folder raises UsedAfterFork there.
 
     Raises InvalidUrl, InvalidSetting (a `~` without a home folder, a proxy that cannot be used), NotARepository, UnknownFormat,
     StorageError, Busy.
     """
-    folder = repository_folder(url)
+    folder = home_path(url) if isinstance(url, Path) else repository_folder(url)
     repository: Repository
     if folder is None:
         from filestore.http.client.repository import RemoteRepository  # noqa: PLC0415  # heavy
 
+        url = str(url)
         repository = RemoteRepository(
             url, token=token, connections=connections, stall_seconds=stall_seconds, proxy=_proxy(url, proxy)
         )

@@ -335,7 +335,7 @@ async def _fetch_file(context: CommandContext, repository: Repository, record: R
     is_chosen = wanted.is_chosen(record.name)
     target = target_path(wanted.output, record.name, follows_link=is_chosen)
     async with shown(FETCH, record.name, enabled=context.shows_progress) as report:
-        return await fetch_file(repository, record, target, report=report, may_replace=is_chosen)
+        return await fetch_file(repository, record, target=target, report=report, force=is_chosen)
 
 
 async def _fetch_tree(context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest) -> FetchTreeResult:
@@ -346,7 +346,7 @@ async def _fetch_tree(context: CommandContext, repository: Repository, record: R
     target = Path(name if wanted.output is None else wanted.output)
     limits = context.settings.zip_limits
     async with shown(FETCH, record.name, enabled=context.shows_progress) as report:
-        unpacked = await fetch_tree(repository, record, target, force=wanted.force, limits=limits, report=report)
+        unpacked = await fetch_tree(repository, record, target=target, force=wanted.force, limits=limits, report=report)
     if not unpacked.is_atomic:
         context.note(f"{for_display(target)} was there; its names were moved into it one by one, so that it was not atomic.")
     if unpacked.left is not None:

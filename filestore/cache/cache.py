@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -39,8 +40,8 @@ from filestore.repository.protocol import Identity, Repository
 from filestore.system.files import home_path, in_blocks, storage_errors, write_durably
 from filestore.system.locks import Lock, locked
 from filestore.system.threads import SingleFlight, in_cpu_thread, in_disk_thread, shield_until_done, tell_of_forks
-from filestore.transfer.fetch import fetch
-from filestore.transfer.fetch_tree import fetch_tree
+from filestore.transfer.fetch import fetch_record
+from filestore.transfer.fetch_tree import fetch_record_tree
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.sinks.zip_index import Zip
 
@@ -52,25 +53,30 @@ _WRITING = re.compile(r"\.[0-9a-f]{32}")
 """The name of a small file before it is whole."""
 
 
-class ResolveResult(NamedTuple):
-    """What a resolve did, in bytes."""
+@dataclass(frozen=True, slots=True)
+class ResolveResult:
+    """What a resolve did."""
 
     path: Path
+    """The verified file, or the folder of the tree."""
     bytes_received: int
-    """Encoded bytes of the frames that were received; of what stands behind a URL, its bytes."""
+    """Bytes that were received: compressed chunks with their headers, or the bytes that the server of a URL sent."""
     bytes_reused: int
-    """Decoded bytes that were copied from other entries, or were here from a fetch that was cut."""
+    """Bytes of content that other entries of the cache had, or that an earlier fetch that did not end had received."""
     seconds: float
+    """How long the resolve took."""
     was_cached: bool
-    """Nothing was fetched for this call: it was here, or someone else has fetched it, meanwhile or at the same time."""
+    """True where this call fetched nothing: the cache had it, or another call or another process fetched it."""
 
 
-class CachedPath(NamedTuple):
-    """What is here already."""
+@dataclass(frozen=True, slots=True)
+class CachedPath:
+    """A file or tree that the cache has."""
 
     path: Path
+    """The verified file, or the folder of the tree."""
     size: int
-    """Bytes of content: of a tree, those of its zip."""
+    """Bytes of content: those of the file, or those of the zip of the tree."""
 
 
 class _FillResult(NamedTuple):
@@ -88,15 +94,27 @@ class _Cost(NamedTuple):
 
 
 class Cache:
-    """Files and directories of one repository on this machine.
+    """Keep files and directories of one repository on this machine, as verified local paths.
 
     >>> async with Cache("/var/cache/models", repository, size_limit=200 << 30) as cache:
     ...     path = await cache.resolve(File(id="file_..."))
     ...     async with cache.lease(Directory(id="file_...")) as folder:
     ...         ...
 
-    What is in use is never removed to make room: what `resolve` has returned until the cache is closed, what `lease` has given
-    until the end of its block, and both no longer than this process lives.
+    root: the folder of the cache, which is made where there is none. A `~/` at the beginning is the home folder. Any number of
+        processes may share it.
+    repository: what `connect` gives.
+    limits: what a zip file may ask of this machine when it is resolved as a directory; see `ZipLimits`.
+    downloads: what a URL may ask of this machine when it is resolved; see `DownloadLimits`.
+    size_limit: bytes of disk that everything below `root` may use, of all repositories, unfinished fetches included. None
+        means without a limit.
+    min_free: bytes of the disk that stay free.
+
+    Both limits hold during a fetch too. The entries that were not used for the longest time are removed to make room. What is
+    in use is never removed: a path that `resolve` returned until the cache is closed, a path that `lease` gave until the end of
+    its block, and neither after the end of this process.
+
+    Use a cache in one event loop. After a fork, the cache works in the child, which uses nothing of its parent's.
     """
 
     def __init__(
@@ -109,13 +127,7 @@ class Cache:
         size_limit: int | None = None,
         min_free: int = 0,
     ) -> None:
-        """Touches nothing yet. Use a cache in one event loop; any number of processes may share `root`, in which `~/` is home.
-
-        `limits`: what a zip file may ask of whoever resolves it as a directory; `downloads`: what a URL may ask of whoever
-        resolves it. `size_limit`: bytes of disk that all below `root`
-        may take, of whatever repository, staging included. `min_free`: bytes of disk to be left free. Both hold while
-        something is fetched too: what was not used for the longest time goes first.
-        """
+        """Make a cache; no file is touched yet. Raises InvalidSetting for a `~` without a home folder."""
         self._root = home_path(root)
         self._repository = repository
         self._limits = limits
@@ -157,31 +169,47 @@ class Cache:
         await self.close()
 
     async def close(self) -> None:
-        """Say that nothing is in use any more; safe to call again. The repository stays open."""
+        """End the use of all paths that this cache gave, so that they may be removed. Another call does nothing.
+
+        The repository stays open.
+        """
         await in_disk_thread(self._leases.close)
 
     async def resolve(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Path:
-        """The path of the whole, verified file, or of the tree that a zip file unpacks to; do not write to it.
+        """Return the path of a whole, verified file, or of the tree that a zip file unpacks to. Do not write to it.
 
-        It stays there until the cache is closed: for what is needed for a while, such as the input of one run, use `lease`.
+        The path stays until the cache is closed. Use `lease` for what is needed for a short time, such as the input of one run.
+        A file has the name that it was pushed with; a tree has that name without `.zip`.
 
-        A file has the name that it was pushed with, a tree that name without `.zip`. A hit asks no network and hashes nothing:
-        size and mtime are checked, of a tree those of its 100 largest files and the mtime of its folder. A miss takes what it
-        shares with other entries from these, and fetches the rest; callers that ask for the same at the same time, in this
-        process or another, wait for one fetch. The origin of a URL is asked each time, unless the value says otherwise.
+        wanted: a `File`, a `Directory` (any stored zip file can be one) or a `FileURL`.
+        report: called with a `Progress` at each step of a fetch, in the thread of the event loop.
+
+        Cost: where the cache has it, no network is used and nothing is hashed. Size and mtime are checked: those of the file, or
+        those of the 100 largest files of a tree and the mtime of its folder. Otherwise the chunks that other entries of the
+        cache have are copied, and the rest is fetched. Calls that ask for the same at the same time, in this process or another
+        one, wait for one fetch. The server of a URL is asked each time whether the file has changed, unless the value says
+        otherwise.
+
+        Cancellation: the fetch ends, unless another call waits for it too. The next call continues where it ended.
 
         Raises NotFound, InvalidReference, InvalidArchive, LimitExceeded, CacheFull, StorageFull, StorageError, DamagedChunk,
-        TransferError, UnknownFormat; of a URL also DownloadRefused and UnexpectedContent.
+        TransferError, UnknownFormat; for a URL also DownloadRefused and UnexpectedContent.
         """
         return (await self.resolved(wanted, report=report)).path
 
     async def resolved(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> ResolveResult:
-        """`resolve`, with what it cost. Of callers that share one fetch, it is told to who began it."""
+        """Do what `resolve` does, and tell what it cost. Where calls share one fetch, only the call that began it has the cost.
+
+        Raises what `resolve` raises.
+        """
         return await self._resolve(wanted, self._resolved, report)
 
     @asynccontextmanager
     async def lease(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> AsyncIterator[Path]:
-        """`resolve`, for as long as the block lasts."""
+        """Do what `resolve` does, for the length of an `async with` block: its end allows the cache to remove the path.
+
+        Raises what `resolve` raises.
+        """
         hold = self._leases.hold()
         try:
             yield (await self._resolve(wanted, hold, report)).path
@@ -190,15 +218,17 @@ class Cache:
 
     @asynccontextmanager
     async def open(self, wanted: File, *, report: Report | None = None) -> AsyncIterator[StreamingFile]:
-        """A file that can be read, by range, before all of it is here: what is read comes first, the rest in the background.
+        """Open a file that can be read before all of it is on this machine, for the length of an `async with` block.
 
         >>> async with cache.open(File(id="file_...")) as opened:
         ...     header = await opened.read(0, 8)
 
-        The block begins once it is known what the file is made of, and ends, without an error, when the file is whole and in
-        the cache as `resolve` would have put it there. An error or a cancel in the block stops the fetch, which goes on from
-        there next time; a fetch that fails cancels the block, which then raises its error. Where this task did not begin the
-        fetch, or another process has, and of what stands behind a URL, the block begins when that one is done.
+        Ranges that are read are fetched first. The rest of the file is fetched in the background. The block begins when the list
+        of the file's chunks is known. Without an error, it ends when the whole file is in the cache, as after `resolve`. Where
+        another task or another process fetches the file already, and for a URL, the block begins when that fetch has ended.
+
+        Cancellation: an error or a cancel in the block stops the fetch. The next call continues there. A fetch that fails
+        cancels the block, which then raises the error of the fetch.
 
         Raises what `resolve` raises.
         """
@@ -227,7 +257,7 @@ class Cache:
             resolved = await self._resolve_url(asked, wanted.origin)
         else:
             resolved = await self._resolve_stored(asked, wanted.reference)
-        return resolved._replace(seconds=time.monotonic() - started)
+        return replace(resolved, seconds=time.monotonic() - started)
 
     async def _resolve_url(self, asked: _ResolveRequest, origin: FileURL) -> ResolveResult:
         entry_store, kind = asked.entry_store, asked.kind
@@ -252,7 +282,7 @@ class Cache:
                 await shield_until_done(in_disk_thread(hold.release))
             if not bytes_received and obtained.was_cached:
                 return resolved
-            return resolved._replace(bytes_received=bytes_received, bytes_reused=obtained.bytes_resumed, was_cached=False)
+            return replace(resolved, bytes_received=bytes_received, bytes_reused=obtained.bytes_resumed, was_cached=False)
         raise self._lost()
 
     def _urls(self, entry_store: EntryStore) -> Urls:
@@ -295,9 +325,11 @@ class Cache:
         return await self._flights.run(key, call), is_ours
 
     async def cached(self, wanted: File | Directory | FileURL) -> CachedPath | None:
-        """What `resolve` would give at once, or None; asks no network, once this folder knows the repository.
+        """Return what the cache has, or None. No network is used, except to ask an unknown repository who it is.
 
-        That does not keep it: only what `resolve` and `lease` give is in use.
+        Such a path may be removed at any time: only `resolve` and `lease` keep what they give.
+
+        Raises InvalidReference, StorageError, UnknownFormat, TransferError.
         """
         kind = _kind(wanted)
         entry_store = await self._opened()
@@ -405,14 +437,21 @@ class Cache:
 
         if making.wanted.kind is Kind.FILE:
             await reserve(in_blocks(manifest.size))
-            fetched = await fetch(
-                self._repository, record, target, manifest=manifest, seeds=seeds, report=report, partial_file=making.partial_file
+            fetched = await fetch_record(
+                self._repository,
+                record,
+                target=target,
+                force=True,
+                manifest=manifest,
+                seeds=seeds,
+                report=report,
+                partial_file=making.partial_file,
             )
             return _Cost(fetched.bytes_received, fetched.bytes_reused), None
-        unpacked = await fetch_tree(
+        unpacked = await fetch_record_tree(
             self._repository,
             record,
-            target,
+            target=target,
             manifest=manifest,
             limits=self._limits,
             seeds=seeds,

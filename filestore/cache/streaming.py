@@ -19,10 +19,13 @@ READ_SIZE = 64 << 20
 
 
 class StreamingFile:
-    """A file of which verified ranges are read while the rest arrives. Any number of tasks may read at the same time."""
+    """A file of a cache whose ranges can be read while the rest of it is fetched. `Cache.open` gives it.
+
+    Any number of tasks may read at the same time. All bytes that are read were verified.
+    """
 
     def __init__(self, partial_file: PartialFile) -> None:
-        """`Cache.open` makes it. It stays the caller's to close."""
+        """The caller closes it."""
         self._partial_file = partial_file
         self._path: asyncio.Future[Path] = asyncio.get_running_loop().create_future()
         self._descriptor = -1
@@ -38,10 +41,11 @@ class StreamingFile:
         return self._size if self._path.done() else self._partial_file.size
 
     async def read(self, start: int, stop: int) -> bytearray:
-        """The bytes from `start` to `stop`, verified; what is not here yet is received before anything else.
+        """Return the bytes from `start` up to and without `stop`. Chunks of them that are missing are fetched first.
 
-        They are the caller's own. Raises InvalidRange, StorageError. A fetch that fails cancels the block instead, which then
-        raises its error.
+        The returned memory belongs to the caller. A fetch that fails cancels the block, which then raises the error of the fetch.
+
+        Raises InvalidRange where the range is not inside the file, StorageError.
         """
         self._check(start, stop)
         memory = bytearray(stop - start)
@@ -49,7 +53,12 @@ class StreamingFile:
         return memory
 
     async def read_into(self, memory: memoryview, start: int) -> None:
-        """`read`, into all of `memory`, which must be left alone meanwhile. A cancel waits for the read of 64 MiB at most."""
+        """Fill `memory` with the bytes from `start` on, as `read` returns them. Do not use `memory` before the call has ended.
+
+        A cancelled call first waits for the read of at most 64 MiB that is in progress.
+
+        Raises InvalidRange, StorageError.
+        """
         memory = memory.cast("B")
         self._check(start, start + len(memory))
         if not self._path.done():
@@ -58,18 +67,18 @@ class StreamingFile:
             await self._read(memory[done : done + READ_SIZE], start + done)
 
     async def whole(self) -> Path:
-        """The path of the whole file, once it is in the cache as `Cache.resolve` would have put it there."""
+        """Wait until the whole file is in the cache, and return its path, as `Cache.resolve` does."""
         return await asyncio.shield(self._path)
 
     async def complete(self, path: Path) -> None:
-        """The whole file is at `path`. Raises StorageError."""
+        """Take note that the whole file is at `path`; `Cache.open` calls this. Raises StorageError."""
         descriptor, size = await in_disk_thread(_open, path)
         self._descriptor, self._size = descriptor, size
         self._path.set_result(path)
         self._partial_file.finish()
 
     async def ready(self) -> None:
-        """Wait until there is something to read from."""
+        """Wait until there is a file to read from; `Cache.open` calls this."""
         began = asyncio.ensure_future(self._partial_file.began.wait())
         try:
             waiting: list[asyncio.Future[Any]] = [began, self._path]
@@ -78,7 +87,7 @@ class StreamingFile:
             began.cancel()
 
     async def close(self) -> None:
-        """Wait for reads under way, and give descriptors back."""
+        """Wait for reads in progress, and close the files; the end of the block calls this."""
         self._is_closed = True
         await self._idle.wait()
         self._partial_file.close()

@@ -1,28 +1,32 @@
-"""How far a transfer is."""
+"""How far a transfer is, as its caller is told."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Progress(NamedTuple):
-    """How far a push or a fetch is, in bytes."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a push, a fetch or a resolve is, in bytes. A `report` callback receives one at each step.
+
+    The callback is called in the thread of the event loop. It must return soon. An exception that it raises ends the transfer.
+    """
 
     total: int
-    """Decoded bytes in all."""
+    """Bytes of content in all."""
     done: int
-    """Decoded bytes that are dealt with."""
+    """Bytes of content that are finished. They were sent or received, or did not have to be."""
     moved: int
-    """Encoded bytes of frames that went over the wire."""
+    """Bytes that went over the network: compressed chunks with their headers."""
     shared: int
-    """Decoded bytes of `done` that did not have to move."""
+    """Bytes of `done` that did not have to move, because they were there already."""
     read: int
-    """Decoded bytes read so far from the source of a push, or from what a fetch found here already."""
+    """Bytes of content that were read from the source of a push, or that a fetch found on this machine."""
     file_count: int = 1
-    """Files in all: those of a tree, or one."""
+    """Number of files: those of a directory, or 1."""
     files_done: int = 0
-    """Files that are dealt with as a whole."""
+    """Number of files that are finished."""
 
 
 Report = Callable[[Progress], None]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
-from filestore.core.references import Reference
+from filestore.core.references import Directory, File, Reference
 from filestore.format.codec import Frame
 
 SIGNED_SECONDS = 86400
@@ -15,6 +15,9 @@ SIGNED_SECONDS = 86400
 
 Moved = Callable[[int], None]
 """The one upward signal of a transfer: encoded bytes that moved just now."""
+
+Wanted: TypeAlias = str | Reference | Record | File | Directory
+"""How a caller names a stored file: a text as `Reference.parse` reads it, or one of these values."""
 
 
 class Identity(NamedTuple):
@@ -104,3 +107,15 @@ class Repository(Protocol):
 
     async def close(self) -> None:
         """Free connections and files. No verb may be called afterwards."""
+
+
+async def find_record(repository: Repository, wanted: Wanted) -> Record:
+    """Ask a repository for the record that `wanted` names. A `Record` is returned as it is, and nothing is asked.
+
+    Raises InvalidReference for a text that cannot name a stored file, a local path and a URL; NotFound, TransferError.
+    """
+    if isinstance(wanted, Record):
+        return wanted
+    if isinstance(wanted, str):
+        wanted = Reference.parse(wanted)
+    return await repository.record(wanted if isinstance(wanted, Reference) else wanted.reference)

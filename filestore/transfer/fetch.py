@@ -1,8 +1,8 @@
-"""Fetch: repository, frames, chunks, path.
+"""Fetch a stored file: receive the chunks that are not on this machine, and write the verified file to its target.
 
-Chunks are written at their offsets into a staging file beside the target, in any order, each verified first; the file
-appears under its name by one rename (I3). What is here already is not fetched: chunks that the staging file of a
-fetch that was cut holds, chunks of the file that stands under the target's name, and those of seeds.
+Chunks are verified and written at their offsets into a staging file next to the target, in any order. The file appears under
+its name by one rename (I3). Chunks that are on this machine are not fetched: those in the staging file of an earlier fetch
+that did not end, those in the file that has the target's name, and those of seeds.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import stat
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 from blake3 import blake3
 
@@ -23,7 +24,7 @@ from filestore.core.manifest import Manifest
 from filestore.core.progress import Report
 from filestore.core.records import Record
 from filestore.errors import SourceError, StorageError, TargetError, TransferError, storage_error
-from filestore.repository.protocol import Repository
+from filestore.repository.protocol import Repository, Wanted, find_record
 from filestore.system.files import check_space, sync_descriptor, sync_path, write_at
 from filestore.system.locks import FileLock, claim, is_claimed
 from filestore.system.metrics import Stage, span
@@ -37,40 +38,81 @@ from filestore.transfer.sources.file import FileSource
 ATTEMPTS = 3
 
 
-class FetchResult(NamedTuple):
-    """What a fetch did, in bytes."""
+@dataclass(frozen=True, slots=True)
+class FetchResult:
+    """What a fetch of a file did."""
 
+    record: Record
+    """The record that was fetched."""
     path: Path
+    """Where the file is: the target."""
     size: int
+    """Bytes of the file."""
     bytes_received: int
-    """Encoded bytes of the frames that were received."""
+    """Bytes that were received: compressed chunks with their headers."""
     bytes_reused: int
-    """Decoded bytes that were here already."""
+    """Bytes of the file that were on this machine already."""
     seconds: float
-    manifest: Manifest
+    """How long the fetch took."""
+    manifest: Manifest = field(repr=False, compare=False)
+    """The list of the file's chunks."""
 
 
 async def fetch(
     repository: Repository,
-    record: Record,
-    target: Path,
+    wanted: Wanted,
     *,
+    target: str | Path,
+    force: bool = False,
+    report: Report | None = None,
+) -> FetchResult:
+    """Write a stored file to the path `target`, every byte verified.
+
+    >>> result = await fetch(repository, "model.safetensors", target="/models/model.safetensors")
+    >>> print(result.size, result.bytes_received)
+
+    A directory is written as the zip file that it is stored as; `fetch_tree` writes its tree.
+
+    repository: what `connect` gives.
+    wanted: a name, an id, a digest or a stored path as a text, or a `Reference`, `Record`, `File` or `Directory`. A name means
+        the newest file of that name.
+    target: the path of the file itself, in a folder that exists.
+    force: replace a file with other content that is at `target`. Without it, such a file is an error. Chunks that the old file
+        and the new one share are copied and not received.
+    report: called with a `Progress` at each step, in the thread of the event loop.
+
+    Idempotent: where the file is at `target` already, it is read and verified, and nothing is received or written.
+
+    Cost: what is received is decoded, hashed and written once. Memory stays below about 100 MiB, whatever the size.
+
+    Cancellation: the file is at `target` as a whole or not at all. A hidden file next to it, whose name ends in
+    `.filestore-partial`, keeps the chunks that were received. The next fetch to the same target continues there. Where nothing
+    was received, no such file is left.
+
+    Raises InvalidReference or NotFound where `wanted` names nothing; TargetError, StorageFull or StorageError where the file
+    cannot be written; DamagedChunk or ChunksMissing where the repository has lost a part of it; Unauthorized or TransferError
+    where a server refuses or cannot be reached.
+    """
+    record = await find_record(repository, wanted)
+    return await fetch_record(repository, record, target=Path(target), force=force, report=report)
+
+
+async def fetch_record(
+    repository: Repository,
+    record: Record,
+    *,
+    target: Path,
+    force: bool = False,
     manifest: Manifest | None = None,
     report: Report | None = None,
     seeds: Sequence[Seed] = (),
     partial_file: PartialFile | None = None,
-    may_replace: bool = True,
 ) -> FetchResult:
-    """Write the file of `record` to `target`, a path in an existing folder, replacing a file that is there.
+    """Write the file of `record` to `target`, as `fetch` does, with help from other local data.
 
-    Unless it `may_replace`, only a file with the same content may be there, and then nothing is written.
-
-    `manifest`: that of the file, where the caller has it already; else the repository is asked. `partial_file` is told of each
-    chunk, and what is waited for there comes first.
-
-    Every byte is verified before the file appears. Broken off, the staging file stays, and the next fetch continues it; refused
-    before anything was written, nothing stays.
-    Chunks that a seed holds are copied instead of received. The seeds are closed.
+    `manifest` is that of the file, where the caller has it; otherwise the repository is asked. Chunks that a seed holds are
+    copied instead of received. The seeds are closed. `partial_file` receives each chunk's offset; chunks that its readers wait
+    for are fetched first.
 
     Raises TargetError, StorageFull, StorageError, DamagedChunk, ChunksMissing, NotFound, TransferError.
     """
@@ -81,14 +123,14 @@ async def fetch(
         receiving = Receiver(repository, manifest, report)
         for attempt in count(1):
             try:
-                await _fetch(receiving, manifest, target, seeds, partial_file, may_replace=may_replace)
+                await _fetch(receiving, manifest, target, seeds, partial_file, force=force)
             except OvertakenError:
                 if attempt == ATTEMPTS:
                     reason = "its staging file was removed again and again by someone else"
                     raise TargetError(str(target), reason) from None
             else:
                 seconds = time.monotonic() - started
-                return FetchResult(target, manifest.size, receiving.moved, receiving.reused, seconds, manifest)
+                return FetchResult(record, target, manifest.size, receiving.moved, receiving.reused, seconds, manifest)
     raise AssertionError
 
 
@@ -99,13 +141,13 @@ async def _fetch(  # each is a part of the call
     seeds: Sequence[Seed],
     partial_file: PartialFile | None,
     *,
-    may_replace: bool,
+    force: bool,
 ) -> None:
     older = await _scan(target, manifest, receiving)
     if older is not None and older.digest == manifest.digest:
         receiving.note_whole()
         return
-    if not may_replace:
+    if not force:
         await in_disk_thread(_check_free, target)
     found = [] if older is None else [FileSeed(target, older)]
     with closing(found), _PartialFile(target, manifest, partial_file) as staging:
@@ -113,7 +155,7 @@ async def _fetch(  # each is a part of the call
         await receiving.reuse(staging, [*found, *seeds], resume=staging.held)
         await in_disk_thread(staging.check_space, receiving.missing_size())
         await receiving.download(staging, partial_file=partial_file)
-        if not may_replace:
+        if not force:
             await in_disk_thread(_check_free, target)
         await in_disk_thread(staging.publish)
 
@@ -121,7 +163,7 @@ async def _fetch(  # each is a part of the call
 def _check_free(target: Path) -> None:
     """Raises TargetError when something has that name."""
     if os.path.lexists(target):
-        reason = "something else stands there, and its name was chosen by whoever stored the file"
+        reason = "something else stands there, and is replaced only by force"
         raise TargetError(str(target), f"{reason}; give a target with -o, or --force to replace it")
 
 

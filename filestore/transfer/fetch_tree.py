@@ -1,22 +1,22 @@
-"""Unpack: the tree of a zip file in a repository, straight into place.
+"""Fetch the tree of a stored directory, or of any stored zip file, and write it to its target.
 
-The central directory is read first, by range. Then chunks are written as they arrive, each where it belongs in its file:
-the zip itself is never on a disk. What was staged is synced and appears by one rename (I3). What is here already is not
-fetched: what the staging folder of a fetch that was cut holds, what the tree or file that is replaced holds, and what
-seeds hold.
+The central directory of the zip is read first, by range. Then each chunk is written to its place in its file when it arrives:
+the zip itself is never on a disk. The staged tree is synced and appears by one rename (I3). Chunks that are on this machine
+are not fetched: those in the staging folder of an earlier fetch that did not end, those of the tree or file that is replaced,
+and those of seeds.
 
-Where the target is an empty folder, such as a mounted volume, the staging folder lies inside it, and the names in it are
-moved out one by one. That is not atomic: a reader may see some of them before the others. So it is with a target that came
-with a container image: an overlay file system does not rename such a folder.
+Where the target is an empty folder, such as a mounted volume, the staging folder is inside it, and its names are moved out
+one by one. That is not atomic: a reader may see some names before the others. The same holds for a target that came with a
+container image, since an overlay file system does not rename such a folder.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 from filestore.core.manifest import Manifest
 from filestore.core.progress import Report
@@ -32,7 +32,7 @@ from filestore.format.zip.read import (
     DEFAULT_LIMITS,
     ZipLimits,
 )
-from filestore.repository.protocol import Repository
+from filestore.repository.protocol import Repository, Wanted, find_record
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.receiver import Receiver
 from filestore.transfer.seeds import FileSeed, Seed, closing
@@ -46,32 +46,84 @@ from filestore.transfer.target import ATTEMPTS, OWN_NAMES, Target
 from filestore.transfer.tree_seed import TreeSeed, read_structure, tree_tail
 
 
-class FetchTreeResult(NamedTuple):
-    """What an unpack did, in bytes of the zip."""
+@dataclass(frozen=True, slots=True)
+class FetchTreeResult:
+    """What a fetch of a tree did."""
 
+    record: Record
+    """The record that was fetched."""
     path: Path
+    """Where the tree is: the target."""
     size: int
+    """Bytes of the zip that the tree is stored as."""
     file_count: int
-    """Files and links of the tree."""
+    """Number of files and links in the tree."""
     bytes_received: int
-    """Encoded bytes of the frames that were received."""
+    """Bytes that were received: compressed chunks with their headers."""
     bytes_reused: int
-    """Decoded bytes that were here already."""
+    """Bytes of the zip that were on this machine already."""
     seconds: float
-    manifest: Manifest
-    tail: bytes
-    """The zip's bytes from its central directory on: with the manifest, what a `TreeSeed` of the tree needs."""
+    """How long the fetch took."""
     is_atomic: bool
-    """The tree appeared by one rename. Else the target was a folder that stays, and its names appeared one by one."""
+    """False where the target was a folder that stays, and its names appeared one by one. True otherwise: one rename."""
     left: Path | None
-    """What stood there before, or a part of it, where it could not be removed; None otherwise."""
+    """The old content of the target, or a part of it, where it could not be removed; None otherwise."""
+    manifest: Manifest = field(repr=False, compare=False)
+    """The list of the zip's chunks."""
+    tail: bytes = field(repr=False, compare=False)
+    """The zip's bytes from its central directory on. With the manifest, a `TreeSeed` of the tree is made of them."""
 
 
 async def fetch_tree(
     repository: Repository,
-    record: Record,
-    target: Path,
+    wanted: Wanted,
     *,
+    target: str | Path,
+    force: bool = False,
+    limits: ZipLimits = DEFAULT_LIMITS,
+    report: Report | None = None,
+) -> FetchTreeResult:
+    """Write the tree of a stored directory, or of any stored zip file, to the path `target`, every byte verified.
+
+    >>> result = await fetch_tree(repository, "my_model.zip", target="/models/my_model")
+    >>> print(result.file_count, result.bytes_received)
+
+    The zip itself is not written: each file of the tree is written to its place when its bytes arrive.
+
+    repository: what `connect` gives.
+    wanted: a name, an id, a digest or a stored path as a text, or a `Reference`, `Record`, `File` or `Directory`. A name means
+        the newest file of that name.
+    target: the path of the tree itself: a new name in a folder that exists, or an empty folder.
+    force: replace the file at `target`, or the folder with all that is in it. A symbolic link is never replaced. Files that the
+        old tree and the new one share are copied and not received.
+    limits: what the zip file may ask of this machine; see `ZipLimits`.
+    report: called with a `Progress` at each step, in the thread of the event loop.
+
+    Idempotent: where the same tree is at `target` already, nothing is written.
+
+    Cost: what is received is decoded, hashed and written once. Memory stays below about 100 MiB, whatever the size.
+
+    Cancellation: the tree is at `target` as a whole or not at all. A hidden folder next to it keeps what was received, and the
+    next fetch to the same target continues there. Where nothing was written, or the zip file is refused, no such folder is
+    left. The exception is an empty or a mounted folder as the target: names appear in it one by one, see
+    `FetchTreeResult.is_atomic`.
+
+    Raises InvalidReference or NotFound where `wanted` names nothing; NotAnArchive, InvalidArchive or LimitExceeded where the
+    file cannot be unpacked; TargetError, StorageFull or StorageError where the tree cannot be written; DamagedChunk or
+    ChunksMissing where the repository has lost a part of it; Unauthorized or TransferError where a server refuses or cannot be
+    reached.
+
+    Source: APPNOTE.TXT 6.3.10, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, for zip files.
+    """
+    record = await find_record(repository, wanted)
+    return await fetch_record_tree(repository, record, target=Path(target), force=force, limits=limits, report=report)
+
+
+async def fetch_record_tree(
+    repository: Repository,
+    record: Record,
+    *,
+    target: Path,
     force: bool = False,
     limits: ZipLimits = DEFAULT_LIMITS,
     manifest: Manifest | None = None,
@@ -79,15 +131,10 @@ async def fetch_tree(
     report: Report | None = None,
     reserve: Callable[[Zip], Awaitable[None]] | None = None,
 ) -> FetchTreeResult:
-    """Make the tree of the zip of `record` at `target`: a name that is free in an existing folder, or an empty folder.
+    """Write the tree of the zip of `record` to `target`, as `fetch_tree` does, with help from other local data.
 
-    `manifest`: that of the zip, where the caller has it already; else the repository is asked. `reserve` is awaited before
-    anything of the tree is written, and says by raising that there is no room for it.
-
-    With `force`, what stands there, a file or a folder with all that is in it, is replaced; a link never is. Every byte is
-    verified before anything appears, but for a target that is an empty folder or a mounted one: there names appear one by one.
-    Refused, an archive leaves nothing behind, nor does what was refused before anything was written. Broken off otherwise, the
-    staging folder stays, and the next unpack to the same target continues it. Chunks that a seed holds are copied instead of
+    `manifest` is that of the zip, where the caller has it; otherwise the repository is asked. `reserve` is awaited before any
+    part of the tree is written, and raises where there is not enough room. Chunks that a seed holds are copied instead of
     received. The seeds are closed.
 
     Raises NotAnArchive, InvalidArchive, LimitExceeded, TargetError, Busy, StorageFull, StorageError, DamagedChunk,
@@ -114,16 +161,17 @@ async def fetch_tree(
             await in_disk_thread(place.discard)
             raise
     return FetchTreeResult(
-        target,
-        manifest.size,
-        archive.file_count,
-        receiving.moved,
-        receiving.reused,
-        time.monotonic() - started,
-        manifest,
-        archive.tail,
-        not place.is_inside,
-        place.left,
+        record=record,
+        path=target,
+        size=manifest.size,
+        file_count=archive.file_count,
+        bytes_received=receiving.moved,
+        bytes_reused=receiving.reused,
+        seconds=time.monotonic() - started,
+        is_atomic=not place.is_inside,
+        left=place.left,
+        manifest=manifest,
+        tail=archive.tail,
     )
 
 

@@ -1,7 +1,7 @@
-"""Push: path, chunks, frames, repository.
+"""Push a file or directory: read it, cut it into chunks, and send the chunks that the repository does not have.
 
-A window of the content is read and cut in one thread, then hashed in another while the next one is read; what the repository
-is missing of it is encoded and put. Only the manifest has an order: windows may overtake one another.
+A window of the content is read and cut in one thread, and hashed in another thread while the next window is read. The chunks
+that the repository does not have are then encoded and put. Windows may overtake one another; only the manifest has an order.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import count
 from pathlib import Path
@@ -50,44 +51,59 @@ class Place(NamedTuple):
     size: int
 
 
-class PushResult(NamedTuple):
-    """What a push did, in bytes."""
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What a push did."""
 
     record: Record
+    """The record that was made, or that was there already. Its `id` is what a fetch asks for."""
     bytes_sent: int
-    """Encoded bytes of the frames that were sent."""
+    """Bytes that were sent: compressed chunks with their headers."""
     bytes_shared: int
-    """Decoded bytes that were not sent, because the repository, or this push, had them already."""
+    """Bytes of content that were not sent, because the repository had them or this push had sent them already."""
     bytes_read: int
+    """Bytes of content that were read from the disk. A push cache makes this 0 for an unchanged file."""
     file_count: int
+    """Number of files: those of a directory, or 1."""
     seconds: float
+    """How long the push took."""
 
 
-class PlannedEntry(NamedTuple):
-    """A file of a push plan, in decoded bytes."""
+@dataclass(frozen=True, slots=True)
+class PlannedEntry:
+    """One file of a `PushPlan`."""
 
     name: str
+    """The name of the file, or its path inside the directory that is pushed."""
     size: int
-    """With its headers, where it is part of a directory."""
+    """Bytes of content. A file in a directory is counted with its headers in the zip."""
     bytes_new: int
-    """Those that lie in chunks which the repository has not got."""
+    """Bytes of these that lie in chunks which the repository does not have."""
 
 
-class PushPlan(NamedTuple):
-    """What a push would do, in decoded bytes."""
+@dataclass(frozen=True, slots=True)
+class PushPlan:
+    """What a push would do."""
 
     digest: Digest
+    """The digest that the record would have."""
     size: int
-    entries: list[PlannedEntry]
+    """Bytes of content: those of the file, or those of the zip that a directory is stored as."""
+    entries: tuple[PlannedEntry, ...] = field(repr=False)
+    """The file, or each file of the directory, in the order of the zip."""
     bytes_new: int
+    """Bytes of content that the push would send. They are compressed first, so that fewer go over the network."""
     bytes_shared: int
+    """Bytes of content that the repository has already."""
     bytes_read: int
+    """Bytes of content that were read from the disk for this plan."""
     seconds: float
+    """How long the plan took."""
 
 
 async def push(
     repository: Repository,
-    path: Path,
+    path: str | Path,
     *,
     name: str | None = None,
     push_cache: PushCache | None = None,
@@ -98,16 +114,37 @@ async def push(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> PushResult:
-    """Store the file or directory at `path` under `name` (its own where none is given), sending what the repository has not got.
+    """Store the file or directory at `path` in a repository, and send only the chunks that the repository does not have.
 
-    A directory becomes a record of that kind, `my_model.zip` for `my_model`; `symlinks`, `include` and `exclude` say what is
-    taken of it, as `walk` has them. With `push_cache`, what is in the same state as at its last push to this repository is not
-    read; `rehash` reads it all the same. `codec` forces one for all chunks. Cancelled or broken off, what was sent stays, and
-    the next push does not send it again.
+    >>> result = await push(repository, "my_model/", exclude=["*.tmp"])
+    >>> result.record.id
 
-    Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches, InvalidName, LimitExceeded, StorageError,
-    TransferError.
+    A directory is stored as the zip of its tree, `my_model.zip` for `my_model`, and its record has the kind "directory".
+
+    repository: what `connect` gives.
+    path: a file or a directory of this machine. A file must not change during the push.
+    name: the name of the record; the default is the name of the file, or that of the directory with `.zip` after it.
+    push_cache: what remembers earlier pushes. What has not changed since its last push to this repository is then not read.
+    rehash: read everything, whatever the push cache says.
+    codec: one codec for all chunks. The default picks the best codec for each chunk.
+    report: called with a `Progress` at each step, in the thread of the event loop.
+    symlinks: what becomes of the symbolic links in a directory; see `Symlinks`.
+    include, exclude: globs for paths inside a directory, such as `*.safetensors`; a `*` also matches `/`. Only files that
+        match one of `include` are taken (all files where there is none), and none that matches one of `exclude`.
+
+    Cost: each byte is read and hashed once. Memory stays below about 100 MiB, whatever the size. A second push of the same
+    content sends no chunks and gives the same record.
+
+    Cancellation: nothing is recorded. The chunks that were sent stay, and the next push does not send them again.
+
+    Raises SourceUnreadable, SourceChanged, SourceRefused or NothingMatches where `path` cannot be pushed; InvalidName,
+    LimitExceeded; StorageError, StorageFull, ReadOnly or Busy where a repository in a folder cannot be written; Unauthorized or
+    TransferError where a server refuses or cannot be reached.
+
+    Source: W. Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage Systems", IEEE TPDS
+    31(9), 2020, for where content is cut; BLAKE3 specification, for digests. The whole format is docs/format.md.
     """
+    path = Path(path)
     started = time.monotonic()
     kept_name = await in_disk_thread(_name, path) if name is None else checked_name(name)
     identity = await repository.identity()
@@ -130,7 +167,7 @@ async def push(
 
 
 async def send(repository: Repository, content: Content) -> None:
-    """Send the chunks of what is left to scan of `content`, as far as the repository has not got them, and record nothing.
+    """Send the chunks of `content` from where its scan is that the repository does not have, and record nothing.
 
     Raises SourceUnreadable, StorageError, TransferError.
     """
@@ -149,7 +186,7 @@ async def send_and_commit(repository: Repository, content: Content, *, name: str
 
 async def plan_push(
     repository: Repository,
-    path: Path,
+    path: str | Path,
     *,
     push_cache: PushCache | None = None,
     rehash: bool = False,
@@ -158,7 +195,20 @@ async def plan_push(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> PushPlan:
-    """What a push of `path` would send, entry by entry; sends and records nothing. Arguments and errors are those of `push`."""
+    """Tell what a push of `path` would send, file by file. This is the dry run of `push`: it sends and records nothing.
+
+    >>> plan = await plan_push(repository, "my_model/")
+    >>> print(f"{plan.bytes_new} of {plan.size} bytes are new")
+
+    The arguments are those of `push`.
+
+    Cost: each byte is read and hashed once, as by a push. The server is asked once which chunks it does not have.
+
+    Cancellation: nothing is left.
+
+    Raises what `push` raises, except what only a write can raise.
+    """
+    path = Path(path)
     started = time.monotonic()
     identity = await repository.identity()
     with ExitStack() as stack:
@@ -172,7 +222,7 @@ async def plan_push(
         entries = await in_cpu_thread(_planned, source, manifest, frozenset(missing))
     new = sum({chunk.digest: chunk.size for chunk in manifest.chunks if chunk.digest in missing}.values())
     seconds = time.monotonic() - started
-    return PushPlan(manifest.digest, manifest.size, entries, new, manifest.size - new, source.read, seconds)
+    return PushPlan(manifest.digest, manifest.size, tuple(entries), new, manifest.size - new, source.read, seconds)
 
 
 async def manifest_of(

@@ -54,7 +54,7 @@ async def assert_refused(
         record = await stored(repository, archive, chunk_size=chunk_size)
         for target, force in (("target", False), ("empty", False), ("older", True)):
             with pytest.raises(error, match=reason):
-                await fetch_tree(repository, record, place / target, force=force, limits=limits)
+                await fetch_tree(repository, record, target=place / target, force=force, limits=limits)
             assert before == seen(place)
 
 
@@ -94,7 +94,7 @@ async def test_names_that_the_file_system_keeps_apart(repository: LocalRepositor
     names = ["readme", "README", "gr\u00f6\u00dfe", "gro\u0308\u00dfe", "a/b", "A/b"]
     archive = forged([Forged(name, name.encode()) for name in names])
 
-    await fetch_tree(repository, await stored(repository, archive, chunk_size=40), place / "target")
+    await fetch_tree(repository, await stored(repository, archive, chunk_size=40), target=place / "target")
 
     assert {name: name.encode() for name in names} == standing(place / "target")
 
@@ -132,7 +132,7 @@ async def test_names_that_cannot_be_kept_apart_meet_after_a_cut(
     staging = staging_in(place)
     plant(staging, {"README": b"2" * 500})
     with names_without_case(), pytest.raises(TargetError, match="does not keep 'README' and 'readme' apart"):
-        await fetch_tree(repository, record, place / "target", force=force)
+        await fetch_tree(repository, record, target=place / "target", force=force)
     assert not staging.exists()
     assert not (place / "target").exists()
 
@@ -177,7 +177,7 @@ async def test_symlinks_are_made_last(repository: LocalRepository, place: Path) 
     """A link that stands first in the archive is there when all is there, and leads to what it should."""
     archive = forged([Forged("link", b"folder/file", mode=0o120777), Forged("folder/file", b"content")])
 
-    await fetch_tree(repository, await stored(repository, archive, chunk_size=40), place / "target")
+    await fetch_tree(repository, await stored(repository, archive, chunk_size=40), target=place / "target")
 
     assert b"content" == (place / "target/link").read_bytes()
 
@@ -199,7 +199,7 @@ async def test_symlink_planted_in_the_staging_folder(repository: LocalRepository
         path.symlink_to(target)
     before = seen(place / "outside")
 
-    await fetch_tree(repository, record, place / "target")
+    await fetch_tree(repository, record, target=place / "target")
 
     assert before == seen(place / "outside")
     assert files == standing(place / "target")
@@ -214,7 +214,7 @@ async def test_symlinked_target(repository: LocalRepository, place: Path, force:
         link.symlink_to(target)
         before = seen(place)
         with pytest.raises(TargetError, match=f"it is a link to {target}"):
-            await fetch_tree(repository, record, link, force=force)
+            await fetch_tree(repository, record, target=link, force=force)
         assert before == seen(place)
 
 
@@ -226,7 +226,7 @@ async def test_hard_link(repository: LocalRepository, place: Path) -> None:
     target = plant(place / "linked", {"honest.txt": b"older version"})
     os.link(target / "honest.txt", place / "elsewhere")
 
-    await fetch_tree(repository, await stored(repository, forged([HONEST])), target, force=True)
+    await fetch_tree(repository, await stored(repository, forged([HONEST])), target=target, force=True)
 
     assert b"older version" == (place / "elsewhere").read_bytes()
     assert {"honest.txt": HONEST.content} == standing(target)
@@ -244,7 +244,7 @@ async def test_setuid_bits_are_dropped(repository: LocalRepository, place: Path,
     archive = forged([Forged("su", b"evil", mode=0o107777), Forged("folder/", mode=0o043777), Forged("plain", mode=0o106666)])
     umask = os.umask(0o022)
     try:
-        await fetch_tree(repository, await stored(repository, archive, chunk_size=chunk_size), place / "target")
+        await fetch_tree(repository, await stored(repository, archive, chunk_size=chunk_size), target=place / "target")
     finally:
         os.umask(umask)
 
@@ -303,7 +303,7 @@ async def test_bomb_that_is_a_zip_of_zips(repository: LocalRepository, place: Pa
     inner = forged([Forged("inner", bytes(MIB), deflated=True)])
     archive = forged([Forged("lib 0.zip", inner), Forged("lib 1.zip", inner, deflated=True)])
 
-    await fetch_tree(repository, await stored(repository, archive), place / "target")
+    await fetch_tree(repository, await stored(repository, archive), target=place / "target")
 
     assert {"lib 0.zip": inner, "lib 1.zip": inner} == standing(place / "target")
 
@@ -429,7 +429,7 @@ async def test_comment_that_holds_another_end(repository: LocalRepository, place
 async def test_longest_comment(repository: LocalRepository, place: Path) -> None:
     """65,535 bytes of it are no attack."""
     record = await stored(repository, forged([HONEST], comment=b"c" * 65535), chunk_size=5000)
-    await fetch_tree(repository, record, place / "target")
+    await fetch_tree(repository, record, target=place / "target")
     assert {"honest.txt": HONEST.content} == standing(place / "target")
 
 
@@ -441,10 +441,10 @@ async def test_truncated_at_every_byte(repository: LocalRepository, place: Path)
     for size in range(len(archive)):
         for part in (archive[:size], archive[len(archive) - size :]):
             with pytest.raises(InvalidArchive):
-                await fetch_tree(repository, await stored(repository, part), place / "target")
+                await fetch_tree(repository, await stored(repository, part), target=place / "target")
     assert before == seen(place)
 
-    await fetch_tree(repository, await stored(repository, archive), place / "target")
+    await fetch_tree(repository, await stored(repository, archive), target=place / "target")
     assert {"honest.txt": HONEST.content, "f": Folder(), "b": b"b" * 99} == standing(place / "target")
 
 
@@ -454,7 +454,7 @@ async def test_not_a_zip_file(repository: LocalRepository, place: Path) -> None:
     for content in (b"", b"PK", bytes(100_000), b"#!/bin/sh\n" * 10_000):
         record = await stored(repository, content, name="model.bin", chunk_size=9999)
         with pytest.raises(NotAnArchive) as caught:
-            await fetch_tree(repository, record, place / "target")
+            await fetch_tree(repository, record, target=place / "target")
         assert str(caught.value).startswith("'model.bin' cannot be unpacked: it has no end record; it is no zip file")
         assert str(caught.value).endswith("; fetch it as the file that it is")
         assert before == seen(place)

@@ -70,7 +70,7 @@ async def fetching(home: Home, record: Record, target: Path) -> AsyncIterator[Pa
     async with connect(str(home.data)) as repository:
         watched = WatchedRepository(repository, before=before)
         run = fetch_tree if record.kind is Kind.DIRECTORY else fetch
-        task = asyncio.create_task(run(watched, record, target))
+        task = asyncio.create_task(run(watched, record, target=target))
         await waits.wait()
         (staged,) = target.parent.glob(".*.filestore-partial")
         try:

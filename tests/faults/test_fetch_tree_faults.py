@@ -61,7 +61,7 @@ async def test_cancelled_at_every_await(repository: LocalRepository, place: Path
 
     begin()
     count = 0
-    async for _ in cancelled_at_every_await(lambda: fetch_tree(repository, record, target, force=way == "force")):
+    async for _ in cancelled_at_every_await(lambda: fetch_tree(repository, record, target=target, force=way == "force")):
         count += 1
         found = {} if way == "inside" or not target.exists() else standing(target)
         assert found in ({}, {"older": b"version"}, things_in(ARCHIVE))
@@ -81,13 +81,13 @@ async def test_a_second_unpack_receives_what_is_missing(
     monkeypatch.setattr("filestore.transfer.sinks.zip_index.GATHER_LIMIT", gather_limit)
     record = await stored(repository, ARCHIVE, chunk_size=10_000)
     watched = WatchedRepository(repository)
-    whole = (await fetch_tree(watched, record, place / "other")).bytes_received
+    whole = (await fetch_tree(watched, record, target=place / "other")).bytes_received
     gets = watched.calls.count("get")
     received = []
     for cut in range(1, gets):
         target = place / f"target-{cut}"
         await cut_off(repository, record, target, gets=cut)
-        found = await fetch_tree(repository, record, target)
+        found = await fetch_tree(repository, record, target=target)
         assert things_in(ARCHIVE) == standing(target)
         assert found.size >= found.bytes_reused
         received.append(found.bytes_received)
@@ -117,7 +117,7 @@ async def test_what_is_staged_is_not_trusted(repository: LocalRepository, place:
     os.mkfifo(staging / "fifo")
     (staging / "link").symlink_to("../..")
 
-    await fetch_tree(repository, record, place / "target")
+    await fetch_tree(repository, record, target=place / "target")
 
     assert things_in(ARCHIVE) == standing(place / "target")
 
@@ -129,12 +129,12 @@ async def test_kinds_in_the_staging_folder_that_are_not_those_of_the_archive(rep
     staging = staging_in(place)
     shutil.rmtree(staging)
     plant(staging, {"stored.bin/file": b"1", "small": b"2", "link/file": b"3"})
-    await fetch_tree(repository, record, place / "target")
+    await fetch_tree(repository, record, target=place / "target")
     assert things_in(ARCHIVE) == standing(place / "target")
 
     shutil.rmtree(place / "target")
     staging.write_bytes(b"4")
-    await fetch_tree(repository, record, place / "target")
+    await fetch_tree(repository, record, target=place / "target")
     assert things_in(ARCHIVE) == standing(place / "target")
 
 
@@ -152,11 +152,11 @@ async def test_the_staging_folder_is_removed_meanwhile(repository: LocalReposito
                 shutil.rmtree(staging)
 
     watched.before = remove
-    await fetch_tree(watched, record, place / "target")
+    await fetch_tree(watched, record, target=place / "target")
     assert things_in(ARCHIVE) == standing(place / "target")
     left = 99
     with pytest.raises(TargetError, match="again and again"):
-        await fetch_tree(watched, record, place / "other")
+        await fetch_tree(watched, record, target=place / "other")
 
 
 @pytest.mark.parametrize("way", ["new", "inside", "force"])
@@ -177,9 +177,9 @@ async def test_two_unpacks_to_one_target(repository: LocalRepository, place: Pat
             await second_done.wait()
 
     watched.before = hold
-    slow = asyncio.create_task(fetch_tree(watched, record, target, force=way == "force"))
+    slow = asyncio.create_task(fetch_tree(watched, record, target=target, force=way == "force"))
     await first_waits.wait()
-    fast = await fetch_tree(repository, record, target, force=way == "force")
+    fast = await fetch_tree(repository, record, target=target, force=way == "force")
     published = seen(target)
     second_done.set()
     assert record.size == (await slow).size == fast.size
@@ -199,10 +199,10 @@ async def test_another_process_is_done_before_this_one_begins(repository: LocalR
 
     async def be_first(verb: str) -> None:
         if verb == "get" and watched.calls.count("get") == 1:
-            await fetch_tree(repository, record, target)
+            await fetch_tree(repository, record, target=target)
 
     watched.before = be_first
-    found = await fetch_tree(watched, record, target)
+    found = await fetch_tree(watched, record, target=target)
     assert things_in(ARCHIVE) == standing(target)
     assert found.size == found.bytes_reused
     assert [target] == list(place.iterdir())
@@ -219,7 +219,7 @@ async def test_something_appears_at_the_target_meanwhile(repository: LocalReposi
 
     watched.before = appear
     with pytest.raises(TargetError, match="it is not empty"):
-        await fetch_tree(watched, record, place / "target")
+        await fetch_tree(watched, record, target=place / "target")
     assert {"theirs": b"content"} == standing(place / "target")
 
 
@@ -234,11 +234,11 @@ async def test_a_damaged_chunk_is_named_and_the_rest_is_kept(local_repository: R
     frame[1000] ^= 1
     kept.write_bytes(frame)
     with pytest.raises(DamagedChunk, match=str(digest)):
-        await fetch_tree(local_repository, record, place / "target")
+        await fetch_tree(local_repository, record, target=place / "target")
     assert not (place / "target").exists()
 
     await push(local_repository, tree)
-    found = await fetch_tree(local_repository, record, place / "target")
+    found = await fetch_tree(local_repository, record, target=place / "target")
 
     assert standing(tree) == standing(place / "target")
     assert found.bytes_reused + found.bytes_received >= found.size
@@ -251,7 +251,7 @@ async def test_a_refused_archive_takes_what_was_staged_with_it(repository: Local
     await cut_off(repository, record, place / "target", gets=1)
     assert staging_in(place).exists()
     with pytest.raises(InvalidArchive, match="'bad'"):
-        await fetch_tree(repository, record, place / "target")
+        await fetch_tree(repository, record, target=place / "target")
     assert [] == list(place.iterdir())
 
 
@@ -275,10 +275,10 @@ async def test_the_disk_is_too_small(
     archive = forged([Forged("large.bin", octets(1, 3 * MIB)), Forged("zeros", bytes(8 * MIB), deflated=True)])
     record = await stored(repository, archive)
     with pytest.raises(StorageFull, match=f"{11 * MIB} bytes are needed and [0-9]+ are free"):
-        await fetch_tree(watched, record, target)
+        await fetch_tree(watched, record, target=target)
     assert 1 == watched.calls.count("get")
     grow()
-    await fetch_tree(watched, record, target)
+    await fetch_tree(watched, record, target=target)
     assert things_in(archive) == standing(target)
 
 
@@ -295,10 +295,10 @@ async def test_the_disk_fills_up(repository: LocalRepository, small: tuple[Path,
 
     watched.before = fill_disk
     with pytest.raises(StorageFull, match="is full"):
-        await fetch_tree(watched, record, folder / "target")
+        await fetch_tree(watched, record, target=folder / "target")
     assert not (folder / "target").exists()
     (folder / "other").unlink()
-    found = await fetch_tree(repository, record, folder / "target")
+    found = await fetch_tree(repository, record, target=folder / "target")
     assert things_in(archive) == standing(folder / "target")
     assert found.bytes_reused >= MIB
     grow()
@@ -309,7 +309,7 @@ async def test_a_file_system_without_space_for_names(repository: LocalRepository
     with small_disk(tmp_path / "few", "nr_inodes=50"):
         record = await stored(repository, forged(Forged(f"{number}", b"x") for number in range(100)))
         with pytest.raises(StorageFull, match=r"100 files and folders are needed and [0-9]+ can be made"):
-            await fetch_tree(repository, record, tmp_path / "few" / "target")
+            await fetch_tree(repository, record, target=tmp_path / "few" / "target")
 
 
 def test_the_chunks_of_these_tests_are_what_they_should_be() -> None:

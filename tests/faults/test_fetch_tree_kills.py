@@ -84,7 +84,7 @@ async def pushed(root: Path, tree: Path) -> Record:
 async def unpacked(root: Path, record: Record, target: Path) -> FetchTreeResult:
     """What an unpack in this process does."""
     async with connect(str(root)) as repository:
-        return await fetch_tree(repository, record, target)
+        return await fetch_tree(repository, record, target=target)
 
 
 def held(folder: Path) -> int:

@@ -128,7 +128,7 @@ async def test_damage_on_a_read_only_disk_is_told_as_what_it_is(disk: Disk, dama
     disk.remount("ro")
     async with connect(str(disk.root), read_only=True) as repository:
         with pytest.raises(error):
-            await fetch(repository, record, disk.file.with_name("back.bin"))
+            await fetch(repository, record, target=disk.file.with_name("back.bin"))
 
 
 class OtherUser:

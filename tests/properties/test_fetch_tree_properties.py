@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from filestore.errors import InvalidArchive
 from filestore.format.zip.read import TAIL_SIZE
-from filestore.transfer.fetch_tree import fetch_tree
+from filestore.transfer.fetch_tree import fetch_record_tree, fetch_tree
 from filestore.transfer.push import push
 from filestore.transfer.tree_seed import TreeSeed
 from tests.support.archives import Pipe, zip_of
@@ -99,12 +99,12 @@ def test_unpacking_is_what_zipfile_reads(made: tuple[bytes, dict[str, Planted]],
     async def check(folder: Path) -> None:
         async with memory_repository(folder) as repository:
             record = await stored_in_chunks(repository, archive, cuts(len(archive), rng))
-            await fetch_tree(JumbledRepository(repository, rng), record, folder / "target")
+            await fetch_tree(JumbledRepository(repository, rng), record, target=folder / "target")
             assert things == standing(folder / "target")
             other = folder / "other"
             await cut_off(repository, record, other, gets=rng.randrange(6))
             if not other.exists():
-                unpacked = await fetch_tree(JumbledRepository(repository, rng), record, other)
+                unpacked = await fetch_tree(JumbledRepository(repository, rng), record, target=other)
                 assert sum(not isinstance(thing, Folder) for thing in things.values()) == unpacked.file_count
             assert things == standing(other)
             assert ["other", "target"] == sorted(path.name for path in folder.iterdir() if "index" not in path.name)
@@ -133,13 +133,13 @@ def test_another_version_of_a_tree_costs_what_changed(seed: int, change_count: i
             new = await push(repository, plant(folder / "new", changed), name="model.zip")
             for way in ("seed", "force"):
                 target = folder / way
-                first = await fetch_tree(repository, old.record, folder / f"first-{way}" if way == "seed" else target)
+                first = await fetch_tree(repository, old.record, target=folder / f"first-{way}" if way == "seed" else target)
                 jumbled = JumbledRepository(repository, rng)
                 tree_seed = TreeSeed(first.path, first.manifest, first.tail)
-                found = await fetch_tree(
+                found = await fetch_record_tree(
                     jumbled,
                     new.record,
-                    target,
+                    target=target,
                     force=way == "force",
                     seeds=[tree_seed] if way == "seed" else [],
                 )
@@ -176,11 +176,11 @@ def test_a_damaged_archive_is_refused_or_read_as_ever(
         async with memory_repository(folder) as repository:
             record = await stored_in_chunks(repository, bytes(archive), cuts(len(archive), rng))
             if expected is not None:
-                await fetch_tree(JumbledRepository(repository, rng), record, folder / "target")
+                await fetch_tree(JumbledRepository(repository, rng), record, target=folder / "target")
                 assert expected == standing(folder / "target")
                 return
             with pytest.raises(InvalidArchive):
-                await fetch_tree(JumbledRepository(repository, rng), record, folder / "target")
+                await fetch_tree(JumbledRepository(repository, rng), record, target=folder / "target")
             assert [] == [path for path in folder.iterdir() if "index" not in path.name]
 
     with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +200,7 @@ def test_push_then_unpack_is_the_identity(tree_seed: int, seed: int) -> None:
     async def check(folder: Path) -> None:
         async with memory_repository(folder) as repository:
             record = await stored_in_chunks(repository, archive, cuts(len(archive), rng))
-            await fetch_tree(JumbledRepository(repository, rng), record, folder / "target")
+            await fetch_tree(JumbledRepository(repository, rng), record, target=folder / "target")
             assert things == standing(folder / "target")
 
     with tempfile.TemporaryDirectory() as folder:

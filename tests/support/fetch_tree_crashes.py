@@ -85,7 +85,7 @@ async def _unpack(root: Path, target: Path, *, force: bool, fuse: int | None) ->
         record = await repository.record(Reference(name=NAME))
         if fuse is not None:
             _light(fuse)
-        await fetch_tree(repository, record, target, force=force)
+        await fetch_tree(repository, record, target=target, force=force)
 
 
 def _in_child(work: Coroutine[Any, Any, None]) -> int:

@@ -100,7 +100,7 @@ async def cut_off(repository: Repository, record: Record, target: Path, *, gets:
 
     watched.before = cut
     with suppress(Interrupted):
-        await fetch_tree(watched, record, target)
+        await fetch_tree(watched, record, target=target)
 
 
 def staging_in(folder: Path) -> Path:

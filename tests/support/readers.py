@@ -28,7 +28,7 @@ USER = 65534
 async def _read(repository: Repository, target: Path) -> dict[str, object]:
     records = await repository.records()
     for record in records:
-        await fetch(repository, record, target / record.name)
+        await fetch(repository, record, target=target / record.name)
     return {"names": [record.name for record in records]}
 
 

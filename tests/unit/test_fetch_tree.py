@@ -15,7 +15,7 @@ from filestore.errors import InvalidArchive, LimitExceeded, StorageError, Target
 from filestore.format.zip.read import TAIL_SIZE, Members, ZipLimits, find_end, parse_central_directory
 from filestore.repository.local import LocalRepository
 from filestore.system.files import sync_tree
-from filestore.transfer.fetch_tree import FetchTreeResult, fetch_tree
+from filestore.transfer.fetch_tree import FetchTreeResult, fetch_record_tree, fetch_tree
 from filestore.transfer.push import push
 from filestore.transfer.seeds import FileSeed, Seed
 from filestore.transfer.sinks.tree import TreeStaging
@@ -80,7 +80,7 @@ async def test_a_tree_is_unpacked(repository: LocalRepository, place: Path, chun
     """Files, executable bits, empty files and folders, links; and every count adds up."""
     archive = packed(TREE)
     watched = WatchedRepository(repository)
-    found = await fetch_tree(watched, await stored(repository, archive, chunk_size=chunk_size), place / "target")
+    found = await fetch_tree(watched, await stored(repository, archive, chunk_size=chunk_size), target=place / "target")
 
     assert TREE == standing(place / "target")
     assert (place / "target", len(archive), 6, 0) == (found.path, found.size, found.file_count, found.bytes_reused)
@@ -99,10 +99,10 @@ async def test_a_foreign_archive(repository: LocalRepository, place: Path, name:
     record = await stored(repository, archive, name=name, chunk_size=chunk_size)
     if name in REFUSED:
         with pytest.raises(InvalidArchive, match=r"it is encrypted|it is packed with"):
-            await fetch_tree(repository, record, place / "target")
+            await fetch_tree(repository, record, target=place / "target")
         assert [] == list(place.iterdir())
         return
-    await fetch_tree(repository, record, place / "target")
+    await fetch_tree(repository, record, target=place / "target")
     assert things_in(archive) == standing(place / "target")
 
 
@@ -115,7 +115,7 @@ async def test_a_folder_that_is_named_twice(repository: LocalRepository, place: 
     record = await stored(repository, archive, chunk_size=chunk_size)
 
     await cut_off(repository, record, place / "target")
-    await fetch_tree(repository, record, place / "target")
+    await fetch_tree(repository, record, target=place / "target")
 
     assert {"empty": Folder(), "filler": filler, "full/file": b"content"} == standing(place / "target")
 
@@ -133,13 +133,15 @@ async def test_an_archive_whose_offsets_are_wrapped(
     things = contents | {"stored": stored_entry.content}
 
     await cut_off(repository, await stored(repository, archive, chunk_size=chunk_size), place / "target")
-    first = await fetch_tree(repository, await stored(repository, archive, chunk_size=chunk_size), place / "target", force=True)
+    first = await fetch_tree(
+        repository, await stored(repository, archive, chunk_size=chunk_size), target=place / "target", force=True
+    )
     assert things == standing(place / "target")
 
     # Another mark at the end makes another zip, with the same chunks before it.
     record = await stored(repository, archive[:-2] + b"\2\0ok", chunk_size=chunk_size)
     seed = TreeSeed(place / "target", first.manifest, first.tail)
-    second = await fetch_tree(repository, record, place / "other", seeds=[seed])
+    second = await fetch_record_tree(repository, record, target=place / "other", seeds=[seed])
     assert things == standing(place / "other")
     assert 500_000 < second.bytes_reused
 
@@ -152,13 +154,13 @@ async def test_an_archive_whose_wrapped_offsets_find_two_entries(
     monkeypatch.setattr("filestore.format.zip.read.OFFSET_SPACE", SMALL_SPACE)
     archive = wrapped(Forged("last", b"content"), decoys={at: b"PK\3\4"})
     with pytest.raises(InvalidArchive, match="in two ways"):
-        await fetch_tree(repository, await stored(repository, archive, chunk_size=100_000), place / "target")
+        await fetch_tree(repository, await stored(repository, archive, chunk_size=100_000), target=place / "target")
     assert [] == list(place.iterdir())
 
 
 async def test_an_empty_archive(repository: LocalRepository, place: Path) -> None:
     """An empty folder."""
-    found = await fetch_tree(repository, await stored(repository, forged([])), place / "target")
+    found = await fetch_tree(repository, await stored(repository, forged([])), target=place / "target")
 
     assert 0 == found.file_count
     assert {"target": Folder()} == standing(place)
@@ -167,14 +169,14 @@ async def test_an_empty_archive(repository: LocalRepository, place: Path) -> Non
 async def test_what_fits_into_memory_is_read_once(repository: LocalRepository, place: Path) -> None:
     """A small archive costs one question for its manifest, and one for its bytes."""
     watched = WatchedRepository(repository)
-    await fetch_tree(watched, await stored(repository, packed({"a": b"small", "b/c": b"too"})), place / "target")
+    await fetch_tree(watched, await stored(repository, packed({"a": b"small", "b/c": b"too"})), target=place / "target")
     assert ["manifest", "get"] == watched.calls
 
 
 async def test_a_preamble_is_not_a_part_of_the_tree(repository: LocalRepository, place: Path) -> None:
     """Megabytes of it, as in an archive that unpacks itself."""
     archive = forged([Forged("a", b"content")], preamble=octets(1, 2 * MIB))
-    await fetch_tree(repository, await stored(repository, archive, chunk_size=300_000), place / "target")
+    await fetch_tree(repository, await stored(repository, archive, chunk_size=300_000), target=place / "target")
     assert {"a": b"content"} == standing(place / "target")
 
 
@@ -182,7 +184,7 @@ async def test_progress_by_file_and_by_byte(repository: LocalRepository, place: 
     """It begins at nothing, never goes back, and ends at the whole."""
     shown: list[Progress] = []
     record = await stored(repository, packed(TREE), chunk_size=50_000)
-    await fetch_tree(repository, record, place / "target", report=shown.append)
+    await fetch_tree(repository, record, target=place / "target", report=shown.append)
 
     assert (0, 0, 0) == (shown[0].done, shown[0].moved, shown[0].files_done)
     assert [each.done for each in shown] == sorted(each.done for each in shown)
@@ -194,7 +196,7 @@ async def test_files_have_the_usual_permissions(repository: LocalRepository, pla
     """As any program's files and folders: what the umask leaves."""
     umask = os.umask(0o027)
     try:
-        await fetch_tree(repository, await stored(repository, packed(TREE)), place / "target")
+        await fetch_tree(repository, await stored(repository, packed(TREE)), target=place / "target")
     finally:
         os.umask(umask)
     modes = {str(path.relative_to(place)): stat.S_IMODE(path.lstat().st_mode) for path in place.rglob("*")}
@@ -211,7 +213,7 @@ async def test_an_empty_folder_stays_what_it_is(repository: LocalRepository, pla
     target = place / "target"
     target.mkdir(mode=0o700)
     before = target.stat()
-    found = await fetch_tree(repository, await stored(repository, packed(TREE)), target)
+    found = await fetch_tree(repository, await stored(repository, packed(TREE)), target=target)
     after = target.stat()
 
     assert TREE == standing(target)
@@ -223,7 +225,7 @@ async def test_an_empty_folder_stays_what_it_is(repository: LocalRepository, pla
 async def test_the_current_folder(repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`.` has no name of its own, and serves as any other."""
     monkeypatch.chdir(place)
-    await fetch_tree(repository, await stored(repository, packed(TREE)), Path())
+    await fetch_tree(repository, await stored(repository, packed(TREE)), target=Path())
     assert TREE == standing(place)
 
 
@@ -239,7 +241,7 @@ async def test_what_stands_there_is_kept(repository: LocalRepository, place: Pat
     record = await stored(repository, packed(TREE))
     watched = WatchedRepository(repository)
     with pytest.raises(TargetError, match="--force"):
-        await fetch_tree(watched, record, target)
+        await fetch_tree(watched, record, target=target)
     assert before == seen(place)
     assert "get" not in watched.calls
 
@@ -247,20 +249,20 @@ async def test_what_stands_there_is_kept(repository: LocalRepository, place: Pat
 async def test_a_target_in_no_folder(repository: LocalRepository, place: Path) -> None:
     """Folders that lead there are not made."""
     with pytest.raises(TargetError, match="make it first"):
-        await fetch_tree(repository, await stored(repository, packed(TREE)), place / "absent/target")
+        await fetch_tree(repository, await stored(repository, packed(TREE)), target=place / "absent/target")
 
 
 async def test_a_target_beside_which_nothing_can_be_made(repository: LocalRepository) -> None:
     """Said in one sentence that names the target."""
     with pytest.raises(TargetError, match="/proc/target cannot be written"):
-        await fetch_tree(repository, await stored(repository, packed(TREE)), Path("/proc/target"))
+        await fetch_tree(repository, await stored(repository, packed(TREE)), target=Path("/proc/target"))
 
 
 async def test_force_replaces_a_tree(repository: LocalRepository, place: Path) -> None:
     """What the old tree has that the new one has not is gone, and nothing else is left."""
     target = plant(place / "target", TREE)
     changed = {name: thing for name, thing in TREE.items() if name != "config.json"} | {"new/file": b"new"}
-    found = await fetch_tree(repository, await stored(repository, packed(changed)), target, force=True)
+    found = await fetch_tree(repository, await stored(repository, packed(changed)), target=target, force=True)
 
     assert changed == standing(target)
     assert [target] == list(place.iterdir())
@@ -272,7 +274,7 @@ async def test_force_copies_what_the_old_tree_has(repository: LocalRepository, p
     changed = TREE | {"config.json": prose(9, 800)}
     record = (await push(repository, plant(tmp_path / "new", changed), name="model.zip", symlinks=Symlinks.KEEP)).record
     target = plant(place / "target", TREE)
-    found = await fetch_tree(repository, record, target, force=True)
+    found = await fetch_tree(repository, record, target=target, force=True)
 
     assert changed == standing(target)
     assert found.bytes_received < 400_000
@@ -284,7 +286,7 @@ async def test_force_over_the_same_tree(repository: LocalRepository, place: Path
     record = (await push(repository, plant(tmp_path / "tree", TREE), name="model.zip", symlinks=Symlinks.KEEP)).record
     target = plant(place / "target", TREE)
     before = {path: path.lstat().st_mtime_ns for path in place.rglob("*")}
-    found = await fetch_tree(repository, record, target, force=True)
+    found = await fetch_tree(repository, record, target=target, force=True)
 
     assert before == {path: path.lstat().st_mtime_ns for path in place.rglob("*")}
     assert record.size == found.bytes_reused
@@ -294,7 +296,7 @@ async def test_force_replaces_a_file(repository: LocalRepository, place: Path) -
     """The zip itself, say: what it holds is not received again, but for the end, which was read by then."""
     archive = packed(TREE)
     plant(place, {"target": archive})
-    found = await fetch_tree(repository, await push_bytes(repository, archive, place.parent), place / "target", force=True)
+    found = await fetch_tree(repository, await push_bytes(repository, archive, place.parent), target=place / "target", force=True)
 
     assert TREE == standing(place / "target")
     assert found.bytes_received < 500_000
@@ -311,11 +313,11 @@ async def test_a_crash_between_two_renames_is_put_right(
     record = await stored(repository, packed(TREE), chunk_size=50_000)
     target.rename(aside_of(target))
     if force:
-        await fetch_tree(repository, record, target, force=True)
+        await fetch_tree(repository, record, target=target, force=True)
         assert TREE == standing(target)
     else:
         with pytest.raises(TargetError, match="it is not empty"):
-            await fetch_tree(repository, record, target)
+            await fetch_tree(repository, record, target=target)
         assert {"older": b"version"} == standing(target)
     assert [target] == list(place.iterdir())
 
@@ -325,7 +327,7 @@ async def test_what_was_moved_aside_and_not_removed_is_removed(repository: Local
     target = plant(place / "target", {"new": b"version"})
     plant(aside_of(target), {"older": b"version"})
     with pytest.raises(TargetError):
-        await fetch_tree(repository, await stored(repository, packed(TREE)), target)
+        await fetch_tree(repository, await stored(repository, packed(TREE)), target=target)
     assert [target] == list(place.iterdir())
 
 
@@ -336,7 +338,7 @@ async def test_a_mounted_target_is_replaced_inside(
     target = plant(place / "target", {"older": b"version", "weights/old.bin": b"old"})
     inode = target.stat().st_ino
     monkeypatch.setattr(Path, "is_mount", lambda path: path == target)
-    found = await fetch_tree(repository, await stored(repository, packed(TREE)), target, force=True)
+    found = await fetch_tree(repository, await stored(repository, packed(TREE)), target=target, force=True)
 
     assert TREE == standing(target)
     assert inode == target.stat().st_ino
@@ -360,11 +362,11 @@ async def test_what_was_decided_is_carried_on_by_whoever_comes(
     plant(target / aside_of(target).name, {"older": b"version", "gone": b"1"})
     second = await stored(repository, packed(TREE), name="second", chunk_size=50_000)
     if force:
-        await fetch_tree(repository, second, target, force=True)
+        await fetch_tree(repository, second, target=target, force=True)
         assert TREE == standing(target)
     else:
         with pytest.raises(TargetError, match="it is not empty"):
-            await fetch_tree(repository, second, target)
+            await fetch_tree(repository, second, target=target)
         assert {"published/1": b"1", "waiting/2": b"2", "older": b"new"} == standing(target)
     assert [target] == list(place.iterdir())
 
@@ -374,7 +376,7 @@ async def test_what_a_user_puts_in_place_of_what_stands_aside_is_kept(repository
     target = plant(place / "target", {"a": b"mine", aside_of(place / "target").name + "/a": b"older"})
     before = standing(target)
     with pytest.raises(TargetError, match="'a' was put there meanwhile, and what stood there before is "):
-        await fetch_tree(repository, await stored(repository, packed(TREE)), target, force=True)
+        await fetch_tree(repository, await stored(repository, packed(TREE)), target=target, force=True)
     assert before == standing(target)
 
 
@@ -382,7 +384,7 @@ async def test_limits_are_those_of_the_caller(repository: LocalRepository, place
     """And a refusal by one of them says which setting it is."""
     record = await stored(repository, packed(TREE))
     with pytest.raises(LimitExceeded, match="unpack_entries"):
-        await fetch_tree(repository, record, place / "target", limits=ZipLimits(entries=3))
+        await fetch_tree(repository, record, target=place / "target", limits=ZipLimits(entries=3))
 
 
 async def test_staging_in_an_empty_folder_is_continued(repository: LocalRepository, place: Path) -> None:
@@ -392,7 +394,7 @@ async def test_staging_in_an_empty_folder_is_continued(repository: LocalReposito
     record = await stored(repository, packed(TREE), chunk_size=50_000)
     await cut_off(repository, record, target)
     assert staging_in(target).exists()
-    await fetch_tree(repository, record, target)
+    await fetch_tree(repository, record, target=target)
     assert TREE == standing(target)
 
 
@@ -400,7 +402,7 @@ async def test_seeds_are_copied_and_not_trusted(repository: LocalRepository, pla
     """Chunks of an older tree; what changed in it since is received; seeds that are gone, or are none, do no harm."""
     things = random_things(5, count=20, large_count=3)
     record = (await push(repository, plant(tmp_path / "tree", things))).record
-    first = await fetch_tree(repository, record, place / "first")
+    first = await fetch_tree(repository, record, target=place / "first")
     large = max(things, key=lambda name: len(content_of(things[name])))
     (place / "first" / large).write_bytes(b"changed")
     seeds: list[Seed] = [
@@ -409,7 +411,7 @@ async def test_seeds_are_copied_and_not_trusted(repository: LocalRepository, pla
         TreeSeed(place / "first", first.manifest, first.tail),
         FileSeed(place / "gone", first.manifest),
     ]
-    found = await fetch_tree(repository, record, place / "second", seeds=seeds)
+    found = await fetch_record_tree(repository, record, target=place / "second", seeds=seeds)
 
     assert things == standing(place / "second")
     assert found.bytes_received >= len(content_of(things[large]))
@@ -423,7 +425,7 @@ async def test_a_file_is_a_seed_of_the_tree_in_it(repository: LocalRepository, p
     found: FetchTreeResult | None = None
     for target in ("first", "second"):
         seeds = [] if found is None else [FileSeed(tmp_path / "pushed.zip", found.manifest)]
-        found = await fetch_tree(repository, record, place / target, seeds=seeds)
+        found = await fetch_record_tree(repository, record, target=place / target, seeds=seeds)
         assert things_in(archive) == standing(place / target)
     assert found is not None
     assert 0 == found.bytes_received
@@ -435,7 +437,7 @@ async def test_long_runs_are_copied_by_the_operating_system(
     """So that a file system that can will share them; where it refuses, they are read and written."""
     tree = plant(tmp_path / "tree", {"a/weights.bin": octets(1, 9 * MIB), "b/weights.bin": octets(2, 9 * MIB)})
     record = (await push(repository, tree)).record
-    first = await fetch_tree(repository, record, place / "first")
+    first = await fetch_tree(repository, record, target=place / "first")
     copied: list[int] = []
     plain = os.copy_file_range
 
@@ -444,7 +446,9 @@ async def test_long_runs_are_copied_by_the_operating_system(
         return copied[-1]
 
     monkeypatch.setattr(os, "copy_file_range", copy)
-    found = await fetch_tree(repository, record, place / "second", seeds=[TreeSeed(place / "first", first.manifest, first.tail)])
+    found = await fetch_record_tree(
+        repository, record, target=place / "second", seeds=[TreeSeed(place / "first", first.manifest, first.tail)]
+    )
     assert 18 * MIB == sum(copied)
     assert found.size - MIB < found.bytes_reused
 
@@ -452,7 +456,9 @@ async def test_long_runs_are_copied_by_the_operating_system(
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, "copy_file_range", refuse)
-    found = await fetch_tree(repository, record, place / "third", seeds=[TreeSeed(place / "first", first.manifest, first.tail)])
+    found = await fetch_record_tree(
+        repository, record, target=place / "third", seeds=[TreeSeed(place / "first", first.manifest, first.tail)]
+    )
     assert standing(tree) == standing(place / "second") == standing(place / "third")
     assert found.size - MIB < found.bytes_reused
 
@@ -466,7 +472,7 @@ async def test_a_failing_disk_is_named(repository: LocalRepository, place: Path,
 
     monkeypatch.setattr(os, "pwrite", fail)
     with pytest.raises(StorageError, match=r"place/target/.*failed: Input/output error"):
-        await fetch_tree(repository, record, place / "target")
+        await fetch_tree(repository, record, target=place / "target")
 
 
 async def test_staging_that_belongs_to_someone_else(
@@ -477,7 +483,7 @@ async def test_staging_that_belongs_to_someone_else(
     await cut_off(repository, record, place / "target")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(TargetError, match="belongs to another user"):
-        await fetch_tree(repository, record, place / "target")
+        await fetch_tree(repository, record, target=place / "target")
 
 
 def test_staging_is_published_only_whole(place: Path) -> None:
@@ -520,7 +526,7 @@ async def test_a_tree_is_synced_before_it_appears(
 
     monkeypatch.setattr("filestore.system.files._syncfs", lambda: None)
     monkeypatch.setattr("filestore.system.files.sync_path", sync)
-    await fetch_tree(repository, record, place / "target")
+    await fetch_tree(repository, record, target=place / "target")
 
     (staging,) = {path for path in synced if path.parent == place}
     folders = {"", "logs", "weights"}

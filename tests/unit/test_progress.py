@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_what_is_taken_back_is_not_a_negative_rate(meter: ProgressMeter, clock: 
     after(meter, clock, 1, halfway())
     for _ in range(11):
         after(meter, clock, 1)
-    after(meter, clock, 1, halfway()._replace(done=0))
+    after(meter, clock, 1, replace(halfway(), done=0))
 
     assert meter.rate == 0
 
@@ -95,7 +96,7 @@ def test_sentence_of_a_dry_run(meter: ProgressMeter, clock: Clock) -> None:
 @pytest.mark.parametrize("activity", [PUSH, PLAN, FETCH, HASH], ids=lambda activity: activity.verb)
 def test_a_tree_is_told_by_file_and_by_byte(meter: ProgressMeter, clock: Clock, activity: Activity) -> None:
     """Files that are dealt with, of all that there are, behind the bytes."""
-    after(meter, clock, 2, halfway()._replace(file_count=20_000, files_done=12_345))
+    after(meter, clock, 2, replace(halfway(), file_count=20_000, files_done=12_345))
 
     assert sentence(activity, meter).startswith("50 %, 100 MB of 200 MB, 12,345 of 20,000 files, ")
 
@@ -103,7 +104,7 @@ def test_a_tree_is_told_by_file_and_by_byte(meter: ProgressMeter, clock: Clock, 
 def test_one_file_is_not_counted(meter: ProgressMeter, clock: Clock) -> None:
     """Neither a single file nor a tree of one file or none says how many files there are."""
     for file_count in (0, 1):
-        after(meter, clock, 2, halfway()._replace(file_count=file_count))
+        after(meter, clock, 2, replace(halfway(), file_count=file_count))
         assert "files" not in sentence(PUSH, meter)
 
 
@@ -129,7 +130,7 @@ def test_plain_lines(meter: ProgressMeter, clock: Clock) -> None:
 
 def test_plain_lines_and_the_bar_count_files(meter: ProgressMeter, clock: Clock) -> None:
     """A tree's progress is the same in a terminal and elsewhere."""
-    after(meter, clock, 2, halfway()._replace(file_count=1000, files_done=7))
+    after(meter, clock, 2, replace(halfway(), file_count=1000, files_done=7))
     for display in (PlainLines, Bar):
         stream = io.StringIO()
         with display(FETCH, "my_model.zip", meter, stream) as shown:

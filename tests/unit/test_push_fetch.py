@@ -12,16 +12,19 @@ from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.paths import chunk_key
 from filestore.core.progress import Progress
+from filestore.core.references import Directory, File, Reference
 from filestore.errors import (
     DamagedChunk,
     Interrupted,
     InvalidName,
+    InvalidReference,
     NotFound,
     SourceChanged,
     SourceUnreadable,
     TargetError,
 )
 from filestore.format.codec import Codec
+from filestore.repository.protocol import Wanted
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import manifest_of, push
 from filestore.transfer.sources.push_cache import PushCache
@@ -50,7 +53,7 @@ async def test_what_was_pushed_is_fetched(watched: WatchedRepository, source: Pa
     pushed = await push(watched, source)
     assert (size, 0, size) == (pushed.record.size, pushed.bytes_shared, pushed.bytes_read)
     assert size + 8 * watched.chunks_put == pushed.bytes_sent
-    fetched = await fetch(watched, pushed.record, tmp_path / "back.bin")
+    fetched = await fetch(watched, pushed.record, target=tmp_path / "back.bin")
     assert source.read_bytes() == fetched.path.read_bytes()
     assert (size, pushed.bytes_sent, 0) == (fetched.size, fetched.bytes_received, fetched.bytes_reused)
 
@@ -83,7 +86,7 @@ async def test_equal_chunks_of_one_file_are_sent_once(watched: WatchedRepository
     pushed = await push(watched, path)
     assert watched.chunks_put <= 2
     assert 64 * MIB - 8 * MIB <= pushed.bytes_shared
-    fetched = await fetch(watched, pushed.record, tmp_path / "back")
+    fetched = await fetch(watched, pushed.record, target=tmp_path / "back")
     assert path.read_bytes() == fetched.path.read_bytes()
 
 
@@ -93,7 +96,7 @@ async def test_an_empty_file(watched: WatchedRepository, tmp_path: Path) -> None
     path.touch()
     pushed = await push(watched, path)
     assert (0, 0) == (pushed.record.size, watched.chunks_put)
-    fetched = await fetch(watched, pushed.record, tmp_path / "back")
+    fetched = await fetch(watched, pushed.record, target=tmp_path / "back")
     assert b"" == fetched.path.read_bytes()
 
 
@@ -143,7 +146,7 @@ async def test_what_the_repository_lost_is_sent_again(watched: WatchedRepository
     assert 2 == watched.chunks_put - before
     assert again.bytes_sent == again.bytes_read + 2 * 8
     assert again.record.size == again.bytes_shared + again.bytes_read
-    fetched = await fetch(watched, again.record, tmp_path / "back")
+    fetched = await fetch(watched, again.record, target=tmp_path / "back")
     assert source.read_bytes() == fetched.path.read_bytes()
 
 
@@ -163,7 +166,7 @@ async def test_progress_is_honest(watched: WatchedRepository, source: Path, tmp_
         if transfer == "push":
             record = (await push(watched, source, report=seen.append)).record
         else:
-            await fetch(watched, record, tmp_path / "back", report=seen.append)
+            await fetch(watched, record, target=tmp_path / "back", report=seen.append)
         assert (0, 0) == (seen[0].done, seen[0].moved)
         assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
         assert source.stat().st_size == seen[-1].done == seen[-1].total
@@ -227,10 +230,10 @@ async def test_fetch_continues_what_was_cut(
 
     watched.before = cut
     with pytest.raises(NotFound):
-        await fetch(watched, record, target)
+        await fetch(watched, record, target=target)
     assert not target.exists()
     got = watched.chunks_got
-    fetched = await fetch(watched, record, target)
+    fetched = await fetch(watched, record, target=target)
     assert source.read_bytes() == target.read_bytes()
     assert 0 < got
     assert fetched.size == fetched.bytes_reused + fetched.bytes_received - 8 * (watched.chunks_got - got)
@@ -247,13 +250,13 @@ async def test_fetch_trusts_nothing_that_a_staging_file_holds(watched: WatchedRe
 
     watched.before = cut
     with pytest.raises(Interrupted):
-        await fetch(watched, record, tmp_path / "back")
+        await fetch(watched, record, target=tmp_path / "back")
     (staging,) = tmp_path.glob(".*.filestore-partial")
     rubbish = bytearray(source.read_bytes())
     rubbish[5 * MIB : 5 * MIB + 10] = b"0123456789"
     staging.write_bytes(rubbish)
     watched.before = _free
-    fetched = await fetch(watched, record, tmp_path / "back")
+    fetched = await fetch(watched, record, target=tmp_path / "back")
     assert source.read_bytes() == fetched.path.read_bytes()
     assert 1 == watched.chunks_got
 
@@ -266,9 +269,48 @@ async def test_fetch_over_the_same_file_moves_nothing(watched: WatchedRepository
     """A file that is there already is hashed, not fetched, and not written."""
     record = (await push(watched, source)).record
     before = source.stat().st_mtime_ns
-    fetched = await fetch(watched, record, source)
+    fetched = await fetch(watched, record, target=source)
     assert (0, record.size, 0) == (fetched.bytes_received, fetched.bytes_reused, watched.chunks_got)
     assert before == source.stat().st_mtime_ns
+
+
+async def test_fetch_replaces_another_file_only_by_force(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+    """Without force, a file with other content stays as it is, and no chunk is asked for."""
+    record = (await push(watched, source)).record
+    target = tmp_path / "target"
+    target.write_bytes(b"another")
+    with pytest.raises(TargetError, match="something else stands there"):
+        await fetch(watched, record, target=target)
+    assert (b"another", 0) == (target.read_bytes(), watched.chunks_got)
+    await fetch(watched, record, target=target, force=True)
+    assert source.read_bytes() == target.read_bytes()
+
+
+@pytest.mark.parametrize("way", ["name", "id", "digest", "path", "reference", "record", "file", "directory"])
+async def test_fetch_takes_what_a_user_has(watched: WatchedRepository, source: Path, tmp_path: Path, way: str) -> None:
+    """A text of any kind, and each value that names a stored file; paths may be texts."""
+    record = (await push(watched, str(source))).record
+    wanted: dict[str, Wanted] = {
+        "name": record.name,
+        "id": record.id,
+        "digest": str(record.digest),
+        "path": record.path,
+        "reference": Reference(id=record.id),
+        "record": record,
+        "file": File(id=record.id),
+        "directory": Directory(id=record.id),
+    }
+    fetched = await fetch(watched, wanted[way], target=str(tmp_path / "back"))
+    assert (record, tmp_path / "back") == (fetched.record, fetched.path)
+    assert source.read_bytes() == fetched.path.read_bytes()
+
+
+@pytest.mark.parametrize("wanted", ["", File("./model.bin"), File(url="https://example.org/a")])
+async def test_fetch_refuses_what_names_nothing(watched: WatchedRepository, tmp_path: Path, wanted: Wanted) -> None:
+    """A local path and a URL are no stored files: nothing is asked of the repository."""
+    with pytest.raises(InvalidReference):
+        await fetch(watched, wanted, target=tmp_path / "back")
+    assert [] == watched.calls
 
 
 async def test_fetch_over_another_version_moves_what_changed(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
@@ -276,7 +318,7 @@ async def test_fetch_over_another_version_moves_what_changed(watched: WatchedRep
     record = (await push(watched, source)).record
     target = tmp_path / "target"
     target.write_bytes(random.Random(2).randbytes(3000) + source.read_bytes()[MIB:])
-    fetched = await fetch(watched, record, target)
+    fetched = await fetch(watched, record, target=target, force=True)
     assert source.read_bytes() == target.read_bytes()
     assert fetched.bytes_reused >= record.size - 9 * MIB
 
@@ -292,9 +334,9 @@ async def test_two_fetches_of_one_target(watched: WatchedRepository, source: Pat
             await second_done.wait()
 
     watched.before = hold
-    slow = asyncio.create_task(fetch(watched, record, tmp_path / "back"))
+    slow = asyncio.create_task(fetch(watched, record, target=tmp_path / "back"))
     await first_got.wait()
-    fast = await fetch(watched, record, tmp_path / "back")
+    fast = await fetch(watched, record, target=tmp_path / "back")
     published = fast.path.stat()
     second_done.set()
     assert record.size == (await slow).size
@@ -307,7 +349,7 @@ async def test_fetched_files_have_the_usual_permissions(watched: WatchedReposito
     record = (await push(watched, source)).record
     umask = os.umask(0o027)
     try:
-        fetched = await fetch(watched, record, tmp_path / "back")
+        fetched = await fetch(watched, record, target=tmp_path / "back")
     finally:
         os.umask(umask)
     assert 0o640 == stat.S_IMODE(fetched.path.stat().st_mode)
@@ -324,13 +366,13 @@ async def test_a_damaged_chunk_is_named_and_mended_by_the_next_push(
     frame[1000] ^= 1
     kept.write_bytes(frame)
     with pytest.raises(DamagedChunk) as caught:
-        await fetch(watched, record, tmp_path / "back")
+        await fetch(watched, record, target=tmp_path / "back")
     assert str(chunk.digest) == caught.value.args[0]
     assert not (tmp_path / "back").exists()
     before = watched.chunks_put
     assert record.id == (await push(watched, source)).record.id
     assert 1 == watched.chunks_put - before
-    assert source.read_bytes() == (await fetch(watched, record, tmp_path / "back")).path.read_bytes()
+    assert source.read_bytes() == (await fetch(watched, record, target=tmp_path / "back")).path.read_bytes()
 
 
 @pytest.mark.parametrize("what", ["folder", "fifo", "no parent"])
@@ -346,7 +388,7 @@ async def test_fetch_to_where_no_file_can_be(watched: WatchedRepository, tmp_pat
     else:
         target = tmp_path / "absent" / "target"
     with pytest.raises(TargetError):
-        await fetch(watched, record, target)
+        await fetch(watched, record, target=target)
 
 
 async def test_names_of_every_kind_come_back(watched: WatchedRepository, tmp_path: Path) -> None:
@@ -357,5 +399,5 @@ async def test_names_of_every_kind_come_back(watched: WatchedRepository, tmp_pat
         path.write_bytes(name.encode())
         pushed = await push(watched, path)
         (tmp_path / "out").mkdir(exist_ok=True)
-        fetched = await fetch(watched, pushed.record, tmp_path / "out" / pushed.record.name)
+        fetched = await fetch(watched, pushed.record, target=tmp_path / "out" / pushed.record.name)
         assert (name, name.encode()) == (pushed.record.name, fetched.path.read_bytes())

@@ -5,6 +5,7 @@ import os
 import time
 import zipfile
 from collections.abc import AsyncIterator
+from dataclasses import astuple
 from itertools import pairwise
 from pathlib import Path
 
@@ -320,7 +321,7 @@ async def test_a_plan_of_a_file_has_one_entry(watched: WatchedRepository, tree: 
     """It is shown like a directory that holds just it."""
     await push(watched, tree)
     found = await plan_push(watched, tree / "b.safetensors")
-    assert [("b.safetensors", 700 * KIB, 0)] == [tuple(entry) for entry in found.entries]
+    assert [("b.safetensors", 700 * KIB, 0)] == [astuple(entry) for entry in found.entries]
 
 
 async def test_a_push_that_is_cancelled_leaves_no_record_and_can_be_repeated(

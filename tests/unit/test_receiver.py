@@ -14,7 +14,7 @@ from filestore.errors import ChunksMissing, DamagedChunk, TargetError
 from filestore.format.zip.read import TAIL_SIZE
 from filestore.repository.local import LocalRepository
 from filestore.transfer import receiver as receive
-from filestore.transfer.fetch import fetch
+from filestore.transfer.fetch import fetch, fetch_record
 from filestore.transfer.push import manifest_of, push
 from filestore.transfer.receiver import Receiver, verified
 from filestore.transfer.schedule import BATCH_SIZE, BATCHES_IN_FLIGHT, Batch, Place, ordered_chains, round_robin
@@ -126,7 +126,7 @@ async def test_a_fetch_copies_what_a_seed_holds(repository: LocalRepository, sou
     seed = tmp_path / "seed.bin"
     seed.write_bytes(octets(2, 5000) + content[: 9 * MIB] + octets(3, MIB) + content[10 * MIB :])
     record = (await push(repository, source)).record
-    found = await fetch(repository, record, tmp_path / "back", seeds=[FileSeed(seed, await manifest_of(seed))])
+    found = await fetch_record(repository, record, target=tmp_path / "back", seeds=[FileSeed(seed, await manifest_of(seed))])
 
     assert content == (tmp_path / "back").read_bytes()
     assert record.digest == found.manifest.digest
@@ -148,7 +148,7 @@ async def test_a_fetch_trusts_no_seed(repository: LocalRepository, source: Path,
         seed.write_bytes(octets(9, 20 * MIB))
     elif state == "folder":
         seed.mkdir()
-    found = await fetch(repository, record, tmp_path / "back", seeds=[FileSeed(seed, manifest)])
+    found = await fetch_record(repository, record, target=tmp_path / "back", seeds=[FileSeed(seed, manifest)])
 
     assert content == (tmp_path / "back").read_bytes()
     assert (state == "shorter") == (found.bytes_reused > 0)
@@ -162,7 +162,7 @@ async def test_a_fetch_closes_its_seeds(repository: LocalRepository, source: Pat
         seed = FileSeed(source, manifest)
         assert seed.read_into(memoryview(bytearray(10)), 0)
         with nullcontext() if error is None else pytest.raises(error):
-            await fetch(repository, record, target, seeds=[seed])
+            await fetch_record(repository, record, target=target, seeds=[seed])
         assert not seed.read_into(memoryview(bytearray(10)), 0)
         seed.close()
 
@@ -175,5 +175,5 @@ async def test_what_was_written_is_synced_while_more_arrives(
     synced: list[int] = []
     monkeypatch.setattr("filestore.transfer.fetch.sync_descriptor", synced.append)
     record = (await push(repository, source)).record
-    await fetch(repository, record, tmp_path / "back")
+    await fetch(repository, record, target=tmp_path / "back")
     assert 2 <= len(synced) <= 21

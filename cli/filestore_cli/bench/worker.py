@@ -136,7 +136,7 @@ async def _fetch(job: Job, begin: Begin) -> Job:
     async def move(repository: Repository) -> _WorkerResult:
         record = await repository.record(Reference(name=job["name"]))
         into = fetch_tree if record.kind is Kind.DIRECTORY else fetch
-        fetched = await into(repository, record, Path(job["path"]), report=_ProgressWriter().report)
+        fetched = await into(repository, record, target=Path(job["path"]), report=_ProgressWriter().report)
         return _WorkerResult(record.size, fetched.bytes_received, fetched.bytes_reused)
 
     return await _measured(job, begin, move)
