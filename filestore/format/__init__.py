@@ -1,1 +1,1 @@
-"""What bytes look like: frames, chunk boundaries, zip files. No I/O."""
+"""The formats of stored and sent bytes: frames, chunk boundaries, zip files. No I/O."""

@@ -139,7 +139,7 @@ async def test_names_that_cannot_be_kept_apart_meet_after_a_cut(
 
 async def test_file_where_a_folder_must_be(repository: LocalRepository, place: Path) -> None:
     """A file, and then something in it."""
-    await assert_refused(repository, forged([Forged("a", b"file"), Forged("a/b", b"evil")]), place, "is no folder")
+    await assert_refused(repository, forged([Forged("a", b"file"), Forged("a/b", b"evil")]), place, "is not a folder")
 
 
 async def test_folder_where_a_file_must_be(repository: LocalRepository, place: Path) -> None:
@@ -158,7 +158,7 @@ async def test_write_through_a_symlink(repository: LocalRepository, place: Path)
     for target in (b"../outside", b"folder"):
         link = Forged("way", target, mode=0o120777)
         archive = forged([Forged("folder/", mode=0o40755), link, Forged("way/file", b"after")])
-        await assert_refused(repository, archive, place, "is no folder")
+        await assert_refused(repository, archive, place, "is not a folder")
 
 
 async def test_symlink_that_leads_out(repository: LocalRepository, place: Path) -> None:
@@ -333,9 +333,9 @@ async def test_entry_inside_another_entry(repository: LocalRepository, place: Pa
 async def test_declared_size_that_lies(repository: LocalRepository, place: Path, declared: int) -> None:
     """More or less comes out than was declared, packed or not."""
     entry = Forged("liar", bytes(range(250)) * 4, deflated=True, size=declared)
-    await assert_refused(repository, forged([HONEST, entry]), place, f"says to have {declared} bytes")
+    await assert_refused(repository, forged([HONEST, entry]), place, f"it states {declared} bytes, but has")
     await assert_refused(
-        repository, forged([HONEST, entry._replace(deflated=False)]), place, f"1000 bytes, and says to have {declared}"
+        repository, forged([HONEST, entry._replace(deflated=False)]), place, f"1000 bytes, but states {declared}"
     )
 
 
@@ -369,7 +369,7 @@ async def test_entry_that_the_central_directory_does_not_name(repository: LocalR
     """Tools that read forward see an entry more: at the start, in the middle and at the end."""
     hidden = Forged("hidden", b"evil", in_directory=False)
     for entries in ([hidden, HONEST], [HONEST, hidden, Forged("b", b"")], [HONEST, hidden], [hidden]):
-        await assert_refused(repository, forged(entries), place, "begins with an entry|bytes lie behind its data")
+        await assert_refused(repository, forged(entries), place, "begins with an entry|bytes follow its data")
 
 
 @pytest.mark.slow
@@ -377,7 +377,7 @@ async def test_entry_that_the_central_directory_does_not_name(repository: LocalR
 async def test_garbage_between_entries(repository: LocalRepository, place: Path, gap: bytes) -> None:
     """Bytes that no entry explains."""
     archive = forged([HONEST._replace(gap=gap), Forged("b", b"")])
-    await assert_refused(repository, archive, place, "bytes lie behind its data|belong to no entry")
+    await assert_refused(repository, archive, place, "bytes follow its data|belong to no entry")
 
 
 @pytest.mark.parametrize("is_deflated", [False, True])
@@ -401,7 +401,7 @@ async def test_bytes_behind_the_deflated_data(repository: LocalRepository, place
     """What is hidden behind the end of a stream, and a stream that has no end."""
     content = bytes(range(256)) * 4
     for data, reason in (
-        (deflated(content) + b"hidden", "goes on"),
+        (deflated(content) + b"hidden", "bytes follow the end of its data"),
         (deflated(content)[:-3], "too early"),
         (b"\xff", "inflated"),
     ):
@@ -455,6 +455,6 @@ async def test_not_a_zip_file(repository: LocalRepository, place: Path) -> None:
         record = await stored(repository, content, name="model.bin", chunk_size=9999)
         with pytest.raises(NotAnArchive) as caught:
             await fetch_tree(repository, record, target=place / "target")
-        assert str(caught.value).startswith("'model.bin' cannot be unpacked: it has no end record; it is no zip file")
+        assert str(caught.value).startswith("'model.bin' cannot be unpacked: it has no end record; it is not a zip file")
         assert str(caught.value).endswith("; fetch it as the file that it is")
         assert before == seen(place)

@@ -239,7 +239,7 @@ def test_unzip_of_what_is_not_a_zip(home: Home, tree: Path) -> None:
     home.result("push", tree / "model.bin")
     before = sorted(home.folder.iterdir())
 
-    assert "it is no zip file, or its end is missing" in home.failure("fetch", "model.bin", "--unzip", "-o", "out")
+    assert "it is not a zip file, or its end is missing" in home.failure("fetch", "model.bin", "--unzip", "-o", "out")
     assert sorted(home.folder.iterdir()) == before
 
 

@@ -190,8 +190,8 @@ def test_decoded_size_is_read_from_the_header_alone() -> None:
     [
         (b"", "shorter than its header"),
         (bytes(7), "shorter than its header"),
-        (bytes(8), "decode to 0 bytes"),
-        (b"\0\0\0\0\1\0\x40\0", "decode to 4194305 bytes"),
+        (bytes(8), "decoded size of 0 bytes"),
+        (b"\0\0\0\0\1\0\x40\0", "decoded size of 4194305 bytes"),
         (b"\0\0\0\1\1\0\0\0", "reserved bytes"),
         (b"\4\0\0\0\1\0\0\0", "codec, 4"),
     ],

@@ -153,7 +153,7 @@ async def test_an_archive_whose_wrapped_offsets_find_two_entries(
     """It is refused before anything of it is written."""
     monkeypatch.setattr("filestore.format.zip.read.OFFSET_SPACE", SMALL_SPACE)
     archive = wrapped(Forged("last", b"content"), decoys={at: b"PK\3\4"})
-    with pytest.raises(InvalidArchive, match="in two ways"):
+    with pytest.raises(InvalidArchive, match="lead to two different entries"):
         await fetch_tree(repository, await stored(repository, archive, chunk_size=100_000), target=place / "target")
     assert [] == list(place.iterdir())
 

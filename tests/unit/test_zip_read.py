@@ -355,7 +355,7 @@ def test_file_that_unpacks_to_more_than_what_finder_can_say() -> None:
 
     assert len(deflated(text)) < SMALL_SPACE < len(text)
     with pytest.raises(
-        InvalidArchive, match=f"to have {len(text) - SMALL_SPACE} bytes, and has more, .* Finder .* push the folder"
+        InvalidArchive, match=f"it states {len(text) - SMALL_SPACE} bytes, but has more, .* Finder .* push the folder"
     ):
         unpacked(archive)
 

@@ -234,7 +234,7 @@ def test_zip64_by_size(tmp_path: Path) -> None:
         (Entry("a", 4096, target="b" * 4096), "more than 4095"),
         (Entry("b", 5, is_folder=True), "no content"),
         (Entry("b"), "twice"),
-        (Entry("b/c"), "no folder"),
+        (Entry("b/c"), "not a folder"),
     ],
 )
 def test_entry_that_no_archive_holds(entry: Entry, reason: str) -> None:
@@ -331,7 +331,7 @@ def test_skipping_unknown_content() -> None:
 
 def test_buffer_that_is_too_small() -> None:
     """Scanning could not get on in it."""
-    with pytest.raises(ValueError, match="needed are"):
+    with pytest.raises(ValueError, match="are needed"):
         tree_chunker([], {}).scan(memoryview(bytearray(WINDOW_MIN - 1)))
 
 

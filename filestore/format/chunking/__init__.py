@@ -1,7 +1,7 @@
-"""Cutting: where a file is cut into chunks, from its bytes alone, going forward, without I/O.
+"""Cutting decides where a file is cut into chunks, from its bytes alone, in one pass forward, without I/O.
 
-Two steps. Segments follow the file's own structure (`containers`), so that equal tensors and equal entries are cut alike
-wherever they stand; inside a segment the content decides (`chunker`). Normative text: `docs/format.md`.
+It has two steps. Segments follow the file's own structure (`containers`), so that equal tensors and equal entries are
+cut alike at any position. Inside a segment the content decides (`chunker`). Normative text: `docs/format.md`.
 """
 
 from filestore.format.chunking.chunker import CHUNKING_VERSION, LOOKAHEAD, Chunker

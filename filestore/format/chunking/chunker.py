@@ -1,4 +1,4 @@
-"""The cutter: chunks of one file, from its bytes as they come.
+"""The chunker cuts one file into chunks while its bytes arrive.
 
 Source: W. Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage Systems", IEEE
 TPDS 31(9), 2020 (FastCDC with two bytes a step), as in `pyfastcdc`; sizes and masks: `docs/format.md`.
@@ -20,24 +20,26 @@ if TYPE_CHECKING:
 CHUNKING_VERSION = 1
 
 LOOKAHEAD = 5 << 20
-"""With at least this many uncut bytes, `Chunker.cut` decides at least one chunk; with fewer it waits for more.
+"""With at least this many uncut bytes, `Chunker.cut` decides at least one chunk. With fewer it waits for more.
 
-A segmenter is never further behind than 256 KiB and a few bytes (a zip entry of unknown size), and no chunk is larger than
-4 MiB. The rest is slack: it makes sure that much is new whenever bytes are scanned a second time.
+A segmenter is at most 256 KiB and a few bytes behind (for a zip entry of unknown size), and a chunk has at most 4 MiB.
+The rest is a margin: it ensures that enough bytes are new whenever bytes are scanned a second time.
 """
 
 _CHUNK_MIN = 512 << 10
 _CHUNK_AVERAGE = 768 << 10
-"""Up to this size a cut is harder to find, and easier behind it: what `pyfastcdc` calls the average. It comes out at 1.2 MiB."""
+"""FastCDC's normal size: below it a stricter mask, above it a looser one. `pyfastcdc` calls it the average; the
+measured average is 1.2 MiB."""
 
 
 class Chunker:
     """Cuts one file. Not thread-safe; releases the GIL while it scans.
 
-    `segments` finds the boundaries where it is not left to the file's first bytes: a stretch of a container can so be cut as
-    it is cut inside the whole.
+    `segments` finds the boundaries in place of the parser that the file's first bytes would choose. With it, a part of
+    a container is cut in the same way as inside the whole.
 
-    Raises UnknownFormat for a cutting version that this program does not know, MissingCompiledPart where it would be slow.
+    Raises UnknownFormat for a cutting version that this program does not know, and MissingCompiledPart if only the slow
+    fallback of `pyfastcdc` is installed.
     """
 
     def __init__(self, *, chunking_version: int = CHUNKING_VERSION, segments: Segmenter | None = None) -> None:
@@ -46,15 +48,15 @@ class Chunker:
         self._scanner = _scanner()
         self._segmenter = segments or segmenter()
         self._boundaries: deque[int] = deque()
-        self._start = 0  # of the first uncut byte
+        self._start = 0  # offset of the first uncut byte
         self._fed = 0  # bytes that the segmenter has seen
 
     def cut(self, data: memoryview, *, final: bool) -> list[int]:
-        """The sizes of the chunks that are decided at the start of `data`, in order.
+        """Return the sizes of the chunks that are decided at the start of `data`, in order.
 
-        `data` begins at the first byte that is not cut yet and holds all that was read since; pass what remains again, with
-        more behind it. `final`: no more bytes come, all is cut. How a file is split over calls changes neither its chunks nor
-        the cost of a byte. `data` is not kept.
+        `data` begins at the first uncut byte and holds all bytes that were read since. Pass the remaining bytes again
+        in the next call, followed by new ones. `final` says that no more bytes come, so that everything is cut. The
+        split of a file over calls changes neither its chunks nor the cost of a byte. `data` is not kept.
         """
         if len(data) < LOOKAHEAD and not final:
             return []
@@ -73,25 +75,25 @@ class Chunker:
 
     @property
     def fed(self) -> int:
-        """Bytes from the start of the file in which boundaries were looked for."""
+        """The number of bytes, from the start of the file, that were searched for boundaries."""
         return self._fed
 
     @property
     def needs_no_more(self) -> bool:
-        """Whether all boundaries are known, whatever bytes are still to come."""
+        """Whether all boundaries are known, for any bytes that are still to come."""
         return self._segmenter.known_until == POSITION_LIMIT
 
     def pass_over(self, data: memoryview, *, until: int) -> None:
-        """Go on at `until`, where a chunk ends that was cut elsewhere.
+        """Continue at `until`, the end of a chunk that was cut elsewhere.
 
-        `data` holds the bytes from `fed` to there; a cutter that needs no more of them goes without.
+        `data` holds the bytes from `fed` to `until`. If `needs_no_more` is true, `data` may be empty.
         """
         self._boundaries.extend(self._segmenter.feed(data))
         self._fed = max(self._fed, until)
         self._start = until
 
     def _segment_end(self, known: int, *, final: bool) -> tuple[int, bool]:
-        """Where the segment ends, and whether it does: or else only what is known of it."""
+        """Return the end of the segment and True, or the end of its known part and `final`."""
         while self._boundaries and self._boundaries[0] <= self._start:
             self._boundaries.popleft()
         if self._boundaries and self._boundaries[0] <= known:
@@ -99,7 +101,10 @@ class Chunker:
         return known, final
 
     def _scan(self, segment: memoryview, *, whole: bool) -> list[int]:
-        """The chunks of a segment; where it is not whole, without one that ends where it does: more bytes may move that end."""
+        """Return the chunks of a segment.
+
+        If the segment is not whole, a chunk that ends at its end is left out, because more bytes may move that end.
+        """
         sizes = [chunk.length for chunk in self._scanner.cut_buf(segment)]
         if not whole and sizes[-1] < CHUNK_LIMIT:
             sizes.pop()
@@ -107,7 +112,7 @@ class Chunker:
 
 
 def _scanner() -> FastCDC:
-    from pyfastcdc import FastCDC  # noqa: PLC0415  # takes a while, and most processes never cut
+    from pyfastcdc import FastCDC  # noqa: PLC0415  # the import is slow, and most processes never cut
 
     if FastCDC.__module__.partition(".")[2].startswith("py."):
         raise MissingCompiledPart("pyfastcdc")

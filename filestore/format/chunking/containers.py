@@ -1,4 +1,4 @@
-"""Which container a file or a stored zip entry is, by its first bytes."""
+"""The first bytes of a file or a stored zip entry tell which container it is."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from filestore.format.chunking.segments import Feed, Parsing, Segmenter
 from filestore.format.zip.structures import LOCAL_SIGNATURE
 
 DEPTH_LIMIT = 2
-"""Containers inside containers below the file itself."""
+"""The number of container levels below the file itself."""
 
 
 def segmenter(start: int = 0, *, depth: int = 0) -> Segmenter:
-    """A segmenter for content that starts at `start` of a file, `depth` containers below it."""
+    """Return a segmenter for content that starts at `start` of a file and is `depth` containers below it."""
     return Segmenter(partial(_parse, depth=depth), start=start)
 
 

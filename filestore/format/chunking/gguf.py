@@ -15,9 +15,9 @@ from filestore.format.chunking.segments import Feed, NotThisFormat, Parsing
 
 SIGNATURE = b"GGUF"
 HEADER_LIMIT = 64 << 20
-"""Bytes from the signature to the end of the tensor table. They pass by and are not kept; large vocabularies need 15 MiB."""
+"""Bytes from the signature to the end of the tensor table. They are not kept. Large vocabularies need 15 MiB."""
 COUNT_LIMIT = 1 << 16
-"""Tensors, and metadata keys: each."""
+"""The limit for the tensors and for the metadata keys."""
 NAME_LIMIT = 1 << 16
 DIMENSIONS_LIMIT = 8
 ARRAY_DEPTH_LIMIT = 4
@@ -35,7 +35,8 @@ _DEFAULT_ALIGNMENT = 32
 _UINT32, _STRING, _ARRAY_TYPE = 4, 8, 9
 _VALUE_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
-# Type: (elements in a block, bytes of a block). Q8_1 (9) is left out, its size differs between sources, and no file has it.
+# Type: (elements in a block, bytes of a block). Q8_1 (9) is missing, because its size differs between sources, and no
+# known file uses it.
 _BLOCKS = {
     0: (1, 4),  # F32
     1: (1, 2),  # F16
@@ -76,11 +77,11 @@ _BLOCKS = {
 class _Tensor(NamedTuple):
     offset: int
     size: int | None
-    """None: of a type that this cutting version does not know."""
+    """None for a type that this cutting version does not know."""
 
 
 def segment(feed: Feed) -> Parsing[None]:
-    """Mark the tensors' data, once the whole tensor table is there. No boundary lies before its end."""
+    """Mark the tensors' data when the whole tensor table has arrived. The table contains no boundary."""
     table = _Table(feed)
     _, version, tensor_count, key_count = _HEAD.unpack((yield from table.take(_HEAD.size)))
     if version not in _VERSIONS or tensor_count > COUNT_LIMIT or key_count > COUNT_LIMIT:
@@ -103,7 +104,7 @@ def _extents(tensors: Sequence[_Tensor]) -> Iterator[tuple[int, int]]:
 
 
 class _Table:
-    """A feed that doubts whatever would read beyond the header's limit."""
+    """A feed that raises NotThisFormat for a read beyond the header's limit."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
@@ -121,7 +122,7 @@ class _Table:
         return int(layout.unpack((yield from self.take(layout.size)))[0])
 
     def skip_strings(self, count: int) -> Parsing[None]:
-        """Pass over `count` strings: a vocabulary has a million of them."""
+        """Skip `count` strings. A vocabulary can have a million of them."""
         while count:
             yield from self._feed.at_least(_U64.size)
             size, passed = _strings(self._feed.here(), limit=count)
@@ -146,17 +147,17 @@ def _alignment(table: _Table, key_count: int) -> Parsing[int]:
         elif kind == _UINT32:
             found.append((yield from table.number(_U32)))
         else:
-            raise NotThisFormat("its alignment is no 32-bit number")
+            raise NotThisFormat("its alignment is not a 32-bit number")
     if not found:
         return _DEFAULT_ALIGNMENT
     alignment = found[0]
     if len(found) > 1 or not 8 <= alignment <= ALIGNMENT_LIMIT or alignment & (alignment - 1):
-        raise NotThisFormat("its alignment stands twice or is no power of two in bounds")
+        raise NotThisFormat("its alignment occurs twice, or is not a power of two in bounds")
     return alignment
 
 
 def _strings(view: memoryview, *, limit: int) -> tuple[int, int]:
-    """The size of the strings that begin in `view`, and how many they are; the last one may end beyond it."""
+    """Return the size and the count of the strings that begin in `view`; the last one may end after it."""
     size = count = 0
     while count < limit and size + _U64.size <= len(view):
         size += _U64.size + _U64.unpack_from(view, size)[0]
@@ -208,5 +209,5 @@ def _size(kind: int, dimensions: tuple[int, ...]) -> int | None:
         return None
     elements, size = _BLOCKS[kind]
     if (dimensions[0] if dimensions else 1) % elements:
-        raise NotThisFormat("a tensor's rows are no whole blocks")
+        raise NotThisFormat("a tensor's rows are not whole blocks")
     return prod(dimensions) // elements * size

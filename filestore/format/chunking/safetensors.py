@@ -14,20 +14,24 @@ from filestore.format.chunking.segments import Feed, NotThisFormat, Parsing
 
 HEADER_LIMIT = 16 << 20
 VALUES_LIMIT = 1 << 19
-"""Commas and opening brackets in a header, 8 a tensor: they bound the values in it, and so the memory that reading it takes."""
+"""The limit for commas and opening brackets in a header; a tensor has 8. It bounds the values, and so the memory for
+parsing."""
 SNIFF_SIZE = 9
 
 _LENGTH = struct.Struct("<Q")
-_NUMBER_LIMIT = 20  # characters: all that 64 bits need
+_NUMBER_LIMIT = 20  # characters; every 64-bit number fits
 
 
 def is_head(head: bytes) -> bool:
-    """Whether a safetensors file can begin with these 9 bytes: the header's length, and its opening brace."""
+    """Return whether a safetensors file can begin with these 9 bytes: the header's length and a brace."""
     return 2 <= _LENGTH.unpack_from(head)[0] <= HEADER_LIMIT and head[8:9] == b"{"
 
 
 def segment(feed: Feed) -> Parsing[None]:
-    """Mark the tensors' data, once the whole header is there. No boundary lies in the header, so nobody waits for it."""
+    """Mark the tensors' data when the whole header has arrived.
+
+    The header contains no boundary, so cutting does not wait for it.
+    """
     (length,) = _LENGTH.unpack((yield from feed.take(_LENGTH.size)))
     data = feed.position + length
     header = yield from feed.take(length, known=data)
@@ -35,7 +39,7 @@ def segment(feed: Feed) -> Parsing[None]:
 
 
 class _Flat(NamedTuple):
-    """What is needed of an object in which nothing is nested."""
+    """The one needed member of an object that contains no other objects."""
 
     data_offsets: object
 
@@ -48,9 +52,9 @@ def _extents(header: bytearray) -> Iterator[tuple[int, int]]:
             header.decode(), object_pairs_hook=_object, parse_int=_integer, parse_float=str, parse_constant=_refuse
         )
     except (ValueError, RecursionError):
-        raise NotThisFormat("its header is no JSON") from None
+        raise NotThisFormat("its header is not JSON") from None
     if not isinstance(tensors, dict):
-        raise NotThisFormat("its header is no object of objects")
+        raise NotThisFormat("its header is not an object of objects")
     for name, tensor in tensors.items():
         if name != "__metadata__":
             yield _extent(tensor.data_offsets)
@@ -60,21 +64,21 @@ def _extent(offsets: object) -> tuple[int, int]:
     match offsets:
         case [int(begin), int(end)] if not isinstance(begin, bool) and not isinstance(end, bool):
             return begin, end
-    raise NotThisFormat("a tensor's data_offsets are no pair of integers")
+    raise NotThisFormat("a tensor's data_offsets are not a pair of integers")
 
 
 def _object(pairs: list[tuple[str, object]]) -> _Flat | dict[str, object]:
-    """A flat object, or the object of flat objects that a header is; any other nesting is doubted.
+    """Return a flat object, or the object of flat objects that a header is. Raises NotThisFormat for other nesting.
 
-    The depth is part of the format: how deep a JSON parser gets before it gives up depends on the machine.
+    The allowed depth is part of the format, because the depth at which a JSON parser gives up depends on the machine.
     """
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise NotThisFormat("a name stands twice in its header")
+        raise NotThisFormat("a name occurs twice in its header")
     if members and all(isinstance(value, _Flat) for value in members.values()):
         return members
     if any(_is_nested(value) for value in members.values()):
-        raise NotThisFormat("its header is nested in another way than tensors are described")
+        raise NotThisFormat("its header is not nested like a description of tensors")
     return _Flat(members.get("data_offsets"))
 
 
@@ -91,4 +95,4 @@ def _integer(text: str) -> int:
 
 
 def _refuse(text: str) -> object:
-    raise NotThisFormat(f"{text} is no JSON")
+    raise NotThisFormat(f"{text} is not JSON")

@@ -1,6 +1,9 @@
-r"""Segments of a zip file, and so of `.pt`, `.pth`, `.bin`, `.npz` and `.keras`: the data of its entries, by local headers.
+r"""Segments of a zip file are the data of its large entries, found by local headers.
 
-Source: APPNOTE.TXT 6.3.10, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, sections 4.3.7, 4.3.9 and 4.5.3.
+This also applies to `.pt`, `.pth`, `.bin`, `.npz` and `.keras`.
+
+Source: APPNOTE.TXT 6.3.10, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, sections 4.3.7, 4.3.9 and
+4.5.3.
 """
 
 from __future__ import annotations
@@ -25,25 +28,28 @@ from filestore.format.zip.structures import (
 
 Nest = Callable[[int], Segmenter]
 
-# A descriptor: signature, checksum, and twice the same size, in 32 or in 64 bits; then a local or a central header.
-# The look-ahead consumes nothing, so that a true one is found inside a false one.
+# A descriptor: signature, checksum, and twice the same size, in 32 or in 64 bits; then a local or a central header. The
+# look-ahead consumes nothing, so that a true descriptor inside a false one is found.
 _DESCRIPTOR = re.compile(rb"PK\x07\x08(?=.{4}(?:(.{4})\1|(.{8})\2)PK(?:\x03\x04|\x01\x02))", re.DOTALL)
 _DESCRIPTOR_SIZES = (16, 24)
 _SPAN = _DESCRIPTOR_SIZES[1] + 4
-"""Bytes from a descriptor's start that settle whether it is one."""
+"""The number of bytes, from a descriptor's start, that show whether it is one."""
 _SLICE = 1 << 20
-"""Bytes searched at a time: other threads run between two slices."""
+"""The number of bytes that are searched at a time. Other threads can run between two slices."""
 
 
 class _Entry(NamedTuple):
     stored: bool
-    """Its data is its content: neither compressed nor encrypted."""
+    """The entry's data is its content: neither compressed nor encrypted."""
     size: int | None
-    """None: it stands behind the data only."""
+    """None if only the descriptor after the data states the size."""
 
 
 def segment(feed: Feed, *, nest: Nest | None) -> Parsing[None]:
-    """Mark the data of large entries; inside stored ones, what `nest` finds. Ends at the first thing that is no local header."""
+    """Mark the data of large entries, and inside stored entries the boundaries that `nest` finds.
+
+    Ends at the first position without a local header.
+    """
     while True:
         raw = yield from feed.take(LOCAL_HEADER.size)
         signature, _, flags, method, _, _, _, packed_size, size, name_length, extra_length = LOCAL_HEADER.unpack(raw)
@@ -76,13 +82,13 @@ def _known_size(size: int, extra: bytearray, *, position: int) -> int:
                 return int(U64.unpack_from(field, position)[0])
             break
         at += length
-    raise NotThisFormat("an entry's size stands nowhere")
+    raise NotThisFormat("an entry's size is missing")
 
 
 def _sized(feed: Feed, size: int, *, nest: Nest | None) -> Parsing[None]:
     end = feed.position + size
     if end >= POSITION_LIMIT:
-        raise NotThisFormat("an entry ends beyond all bounds")
+        raise NotThisFormat("an entry ends out of bounds")
     if size < SEGMENT_MIN:
         yield from feed.skip(size)
         return
@@ -101,7 +107,11 @@ def _sized(feed: Feed, size: int, *, nest: Nest | None) -> Parsing[None]:
 
 
 def _unsized(feed: Feed, *, nest: Nest | None) -> Parsing[None]:
-    """Look for the descriptor. The entry's start is a boundary once the search is 256 KiB past it; until then it is not known."""
+    """Search for the descriptor.
+
+    The start of the entry is a boundary when 256 KiB have been searched. Until then this is not known, so boundaries
+    inside the entry are withheld.
+    """
     start = feed.position
     content = nest(start) if nest else None
     withheld: deque[int] = deque()
@@ -128,9 +138,9 @@ def _is_large(feed: Feed, start: int) -> bool:
 
 
 def _find_descriptor(view: memoryview, *, before: int) -> tuple[int, int]:
-    """How many bytes of `view` are data, and the size of the descriptor after them, 0 where none is found.
+    """Return the count of data bytes in `view`, and the size of the descriptor after them, or 0 if none is found.
 
-    `before` bytes of data precede the view. The last bytes, too few to tell, are counted as neither.
+    `before` bytes of data precede the view. The last bytes of the view are too few to decide, so they count as neither.
     """
     for match in _DESCRIPTOR.finditer(view):
         if match.start() > len(view) - _SPAN:

@@ -1,4 +1,4 @@
-"""Archives: the zip file that stands for a directory, and how any zip file is read. Without I/O.
+"""Zip files: the one that stands for a directory, and how any zip file is read. No I/O.
 
 Normative text: `docs/format.md`, section Directories.
 """

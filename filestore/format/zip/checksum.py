@@ -1,4 +1,4 @@
-"""The CRC-32 of content whose pieces come in any order."""
+"""The CRC-32 of content is computed from pieces in any order."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ __all__ = ["Checksum", "crc32", "crc32_combine"]
 
 
 class Checksum:
-    """Sums pieces in whatever order they arrive. Not thread-safe.
+    """Computes a CRC-32 from pieces in any order. Not thread-safe.
 
-    Pieces that touch are joined at once, so that what is kept grows with the number of gaps.
+    Neighbouring pieces are joined at once, so the memory grows with the number of gaps.
     """
 
     def __init__(self) -> None:
-        self._ends: dict[int, tuple[int, int]] = {}  # where a run of pieces begins: where it ends, and its sum
-        self._begins: dict[int, int] = {}  # where it ends: where it begins
+        self._ends: dict[int, tuple[int, int]] = {}  # start of joined pieces: their end and their checksum
+        self._begins: dict[int, int] = {}  # end of joined pieces: their start
 
     def add(self, offset: int, piece: Buffer) -> None:
-        """Take in the piece at `offset`. No byte may come twice."""
+        """Add the piece at `offset`. No byte may be added twice."""
         self.add_summed(offset, memoryview(piece).nbytes, crc32(piece))
 
     def add_summed(self, offset: int, size: int, crc: int) -> None:
-        """Take in a piece whose own sum is known."""
+        """Add a piece whose own checksum is known."""
         if not size:
             return
         begin, end = offset, offset + size
@@ -40,7 +40,7 @@ class Checksum:
         self._begins[end] = begin
 
     def of(self, size: int) -> int | None:
-        """The sum of the first `size` bytes; None where not exactly these have come."""
+        """Return the checksum of the first `size` bytes, or None unless exactly these bytes were added."""
         if not size:
             return 0 if not self._ends else None
         end, crc = self._ends.get(0, (0, 0))

@@ -1,11 +1,13 @@
-"""The tree cutter: the chunks of the zip that stands for a directory, while each byte of each file is read once.
+"""The tree chunker cuts the zip that stands for a directory, and reads each byte of each file once.
 
-The zip is a row of segments: the content of every file of at least 256 KiB is one, and what stands between two of them,
-small files and headers, is another, a *header segment*. Where a segment lies is known from the entries alone, and how it is cut
-depends on its own bytes alone. What is missing at first are the checksums: a header segment ends with the header of the file that
-follows it, so its end is cut behind the content of that file, and only the manifest has an order.
+The zip is a sequence of segments. The content of every file of at least 256 KiB is one segment. The small files and
+headers between two of them are another segment, a *header segment*. The entries alone determine the position of each
+segment, and the bytes of a segment alone determine how it is cut. At first only the checksums are unknown. A header
+segment ends with the header of the file that follows it, which holds that file's checksum. So the end of a header
+segment is cut after the content of that file. Only the manifest has an order.
 
-Invariant, held by a property test: the chunks, in the order of their segments, are those that `Chunker` gives for the zip.
+Invariant, checked by a property test: the chunks, in the order of their segments, are those that `Chunker` gives for
+the zip.
 """
 
 from __future__ import annotations
@@ -34,44 +36,44 @@ from filestore.format.zip.write import (
 )
 
 WINDOW_MIN = LOOKAHEAD + SEGMENT_MIN + NAME_LIMIT + 256
-"""The least that `TreeChunker.scan` needs: room for what is not cut yet, and for one small file with its header."""
+"""The minimum buffer size for `TreeChunker.scan`: space for uncut bytes, and for one small file with its header."""
 _SLICE = 1 << 20
-"""Bytes read before they are summed: they are still in the processor's cache then."""
+"""The number of bytes that are read before they are added to a checksum. They are still in the processor's cache then."""
 
 Read = Callable[[int, int, memoryview], None]
-"""Fills memory with content of the entry at a place of `TreeChunker.entries`, from an offset on; or raises."""
+"""Fills memory with content of the entry at an index of `TreeChunker.entries`, from an offset on, or raises."""
 
 _Part = tuple[int, Callable[[memoryview], None]]
-"""What a header segment is made of: a size, and what writes so many bytes."""
+"""A part of a header segment: its size, and a function that writes so many bytes."""
 
 
 class Segment(NamedTuple):
-    """A part of the zip that is cut on its own."""
+    """A part of the zip that is cut separately."""
 
     start: int
     size: int
     entries: range
-    """The places of those whose content lies in it. Empty for a header segment that has headers only."""
+    """The indices of the entries whose content is in the segment. Empty for a header segment with headers only."""
     is_content: bool
-    """It is the content of one large file. Else it is a header segment."""
+    """True for the content of one large file, False for a header segment."""
 
 
 class Cut(NamedTuple):
-    """Chunks of one segment. They follow those that came of it before."""
+    """Chunks of one segment. They follow the chunks of that segment in earlier cuts."""
 
     segment: int
-    """Its place in `TreeChunker.segments`."""
+    """The index of the segment in `TreeChunker.segments`."""
     content: memoryview
     """The chunks back to back, in the caller's buffer."""
     sizes: list[int]
 
 
 class TreeChunker:
-    """Cuts one tree. Blocks only where `read` does; not thread-safe.
+    """Cuts one tree. Blocks only where `read` blocks; not thread-safe.
 
-    `scan` goes through the files in the order of the archive. What an earlier push knows is not read again: `remember` the
-    checksums of unchanged files and `skip` the segments in which nothing changed, all before the first `scan`.
-    Twice `LOOKAHEAD` bytes are all the content that is kept between calls.
+    `scan` reads the files in the order of the archive. Data that an earlier push knows is not read again: call
+    `remember` with the checksums of unchanged files and `skip` for the unchanged segments, all before the first `scan`.
+    Between calls the chunker keeps at most twice `LOOKAHEAD` bytes of content.
 
     Raises InvalidName, LimitExceeded, UnknownFormat.
     """
@@ -79,17 +81,17 @@ class TreeChunker:
     def __init__(self, entries: Iterable[Entry], read: Read, *, chunking_version: int = CHUNKING_VERSION) -> None:
         self.entries = sorted_entries(entries)
         self.offsets = _offsets(self.entries)
-        """Where local headers stand; the last number is the central directory's."""
+        """The offsets of the local headers. The last number is the offset of the central directory."""
         self.segments = _segments(self.entries, self.offsets)
-        """Header segments and contents in turn, back to back; the first and the last one are header segments."""
+        """Header segments and contents in turn, without gaps. The first and the last one are header segments."""
         self.size = self.segments[-1].start + self.segments[-1].size
         if self.size >= SIZE_LIMIT:
             raise LimitExceeded("the size of the archive", self.size, SIZE_LIMIT - 1)
         self.crcs = [_known_crc(entry) for entry in self.entries]
-        """The checksums of the entries' content; None where it is not known yet."""
+        """The checksums of the entries' content. None if the checksum is not known yet."""
         self._read = read
         self._chunking_version = chunking_version
-        Chunker(chunking_version=chunking_version)  # an unknown version is refused before anything is read
+        Chunker(chunking_version=chunking_version)  # refuses an unknown version before anything is read
         self._waiting = set(range(len(self.segments)))
         self._spares = memoryview(bytearray(LOOKAHEAD)), memoryview(bytearray(LOOKAHEAD))
         self._work = self._streams()
@@ -97,37 +99,42 @@ class TreeChunker:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the chunks of all segments were given, but for those that are skipped."""
+        """Whether the chunks of all segments were returned, except those of skipped segments."""
         return not self._waiting
 
     def remember(self, place: int, crc: int) -> None:
-        """The content of an entry is known to have this checksum. Read all the same, it counts as it is then."""
+        """Set the known checksum of an entry's content.
+
+        If the content is read nevertheless, its new checksum replaces it.
+        """
         self.crcs[place] = crc
 
     def skip(self, number: int) -> None:
-        """Do not produce a segment: its chunks are known. The checksums of its entries must be known too."""
+        """Do not produce segment `number`, because its chunks are known. The checksums of its entries must be known."""
         if any(self.crcs[place] is None for place in self.segments[number].entries):
             raise ValueError(f"segment {number} holds entries of unknown content")
         self._waiting.discard(number)
 
     def headers_of(self, number: int) -> Iterator[bytes]:
-        """All bytes of a header segment but the content of its files, piece by piece, from checksums that must be known.
+        """Yield all bytes of a header segment except the content of its files, piece by piece.
 
-        They are those of its own entries and the next one's; those of the last one are of every entry. A header segment is the
-        same as before if this is, and if its files are. Raises ValueError at the first checksum that is not known.
+        These are the headers of its own entries and of the next entry. For the last header segment, they are the
+        headers of every entry. A header segment is unchanged if these bytes and its files are unchanged.
+
+        Raises ValueError at the first checksum that is not known.
         """
         for place in self.segments[number].entries:
             yield self._local_header(place) + (self.entries[place].target or "").encode()
         yield from self._behind(number)
 
     def scan(self, buffer: memoryview) -> list[Cut]:
-        """Read on, and cut, as far as `buffer` reaches, which has at least `WINDOW_MIN` bytes.
+        """Read and cut as much as fits into `buffer`, which has at least `WINDOW_MIN` bytes.
 
-        Some bytes at the end of the buffer may be left over. What was read and is not cut yet is kept. After an error of
-        `read` nothing can be scanned any more.
+        Some bytes at the end of the buffer may stay unused. Bytes that were read and are not cut yet are kept. After an
+        error of `read`, `scan` must not be called again.
         """
         if len(buffer) < WINDOW_MIN:
-            raise ValueError(f"the buffer has {len(buffer)} bytes, needed are {WINDOW_MIN}")
+            raise ValueError(f"the buffer has {len(buffer)} bytes; {WINDOW_MIN} are needed")
         cuts = []
         if self._stream is None:
             self._stream = next(self._work, None)
@@ -143,7 +150,10 @@ class TreeChunker:
         return cuts
 
     def _streams(self) -> Iterator[_Stream]:
-        """What is to be scanned, in this order; a header segment twice, before the content behind it and after."""
+        """Yield the segments to scan, in order.
+
+        A header segment comes twice: before and after the content that follows it.
+        """
         for number in range(0, len(self.segments), 2):
             headers, content = number, number + 1
             stream = None
@@ -159,7 +169,7 @@ class TreeChunker:
                 yield stream
 
     def _parts(self, number: int) -> Iterator[_Part | None]:
-        """What a header segment is made of; None is where the content behind the header segment must have been summed."""
+        """Yield the parts of a header segment. None means: the checksum of the following content must be known now."""
         for place in self.segments[number].entries:
             yield self.offsets[place + 1] - self.offsets[place], partial(self._write_small, place)
         yield None
@@ -167,7 +177,7 @@ class TreeChunker:
             yield len(header), partial(_write, header)
 
     def _behind(self, number: int) -> Iterator[bytes]:
-        """What follows the last small file of a header segment: the header of the next content, or the central directory."""
+        """Yield what follows the last small file of a header segment: the next header, or the central directory."""
         if number + 1 < len(self.segments):
             yield self._local_header(self.segments[number + 1].entries.start)
             return
@@ -188,7 +198,10 @@ class TreeChunker:
         return crc
 
     def _write_small(self, place: int, memory: memoryview) -> None:
-        """An entry, from its header to the end of its content. The header is written last: it holds the checksum."""
+        """Write an entry, from its header to the end of its content.
+
+        The header is written last, because it holds the checksum.
+        """
         entry = self.entries[place]
         content = memory[len(memory) - entry.size :]
         if entry.target is not None:
@@ -199,7 +212,7 @@ class TreeChunker:
         memory[: len(memory) - entry.size] = self._local_header(place)
 
     def _fill(self, place: int, offset: int, memory: memoryview) -> None:
-        """Read content, and sum it up. Its pieces come in order."""
+        """Read content and add it to the checksum. Calls for one entry come in order."""
         crc = self._crc(place) if offset else 0
         for at in range(0, len(memory), _SLICE):
             piece = memory[at : at + _SLICE]
@@ -209,25 +222,28 @@ class TreeChunker:
 
 
 class _Stream:
-    """A segment on its way through the cutter."""
+    """A segment while it is cut."""
 
     def __init__(self, number: int, segment: Segment, chunker: Chunker, spare: memoryview) -> None:
         self.number = number
         self.remaining = segment.size
-        """Bytes that are not made yet."""
+        """The number of bytes that are not made yet."""
         self.rests = False
-        """It must not be scanned for now, or ever again."""
+        """The stream must not be scanned for now, or never again."""
         self._chunker = chunker
         self._spare = spare
         self._uncut = 0
 
     @property
     def buffer_size(self) -> int:
-        """The size of a buffer in which scanning gets on."""
+        """The size of a buffer that lets scanning make progress."""
         return min(self._uncut + self.remaining, WINDOW_MIN)
 
     def scan(self, buffer: memoryview) -> list[int]:
-        """Make bytes until the buffer is full or the stream rests; the sizes of the chunks at the start of the buffer."""
+        """Make bytes until the buffer is full or the stream rests.
+
+        Returns the sizes of the chunks at the start of the buffer.
+        """
         buffer[: self._uncut] = self._spare[: self._uncut]
         end = self._make(buffer, self._uncut)
         self.remaining -= end - self._uncut
@@ -238,12 +254,12 @@ class _Stream:
         return sizes
 
     def _make(self, buffer: memoryview, start: int) -> int:
-        """Make bytes in the buffer from `start` on; where they end."""
+        """Make bytes in the buffer from `start` on; return where they end."""
         raise NotImplementedError
 
 
 class _HeaderSegment(_Stream):
-    """Small files and headers."""
+    """A header segment: small files and headers."""
 
     def __init__(self, number: int, segment: Segment, chunker: Chunker, spare: memoryview, parts: Iterator[_Part | None]) -> None:
         super().__init__(number, segment, chunker, spare)
@@ -251,13 +267,13 @@ class _HeaderSegment(_Stream):
         self._part = next(parts)
 
     def resume(self) -> None:
-        """Go on: the content behind it was summed."""
+        """Continue after the checksum of the following content is known."""
         self._part = next(self._parts)
         self.rests = False
 
     def _make(self, buffer: memoryview, start: int) -> int:
         at = start
-        # A part is never split: what the buffer does not hold any more is the first thing in the next one.
+        # A part is never split: a part that does not fit into the buffer is the first one in the next buffer.
         while self._part is not None and at + self._part[0] <= len(buffer):
             size, write = self._part
             write(buffer[at : at + size])
@@ -321,7 +337,7 @@ def _segments(entries: Sequence[Entry], offsets: Sequence[int]) -> list[Segment]
 
 
 def _unsegmented() -> Segmenter:
-    """For a header segment: it is one segment."""
+    """Return a segmenter without boundaries: a header segment is one segment."""
 
     def parse(_: Feed) -> Parsing[None]:
         yield from ()

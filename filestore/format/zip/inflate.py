@@ -1,7 +1,8 @@
-"""Deflated content, piece by piece, in order.
+"""Deflated content is inflated piece by piece, in order.
 
-Source: RFC 1951. Checked against zlib on damaged input: whatever zlib inflates is inflated to the same bytes. ISA-L takes
-some streams that zlib refuses, with incomplete Huffman codes; size and checksum hold for them as for all others.
+Source: RFC 1951. Compared with zlib on damaged input: if zlib inflates a stream, this gives the same bytes. ISA-L
+accepts some streams with incomplete Huffman codes that zlib refuses. Their size and checksum are checked like all
+others.
 """
 
 from __future__ import annotations
@@ -19,67 +20,71 @@ from filestore.format.zip.read import Member, check_crc
 from filestore.format.zip.tree import shown
 
 PIECE_LIMIT = 256 << 10
-"""The most that comes out at a time."""
+"""The largest piece of output, in bytes."""
 
 _INPUT_SLICE = 16 << 10
-"""What is not inflated yet is copied for each piece: with so little of it, a bomb costs no more than its output."""
+"""Input that is not inflated yet is copied for each piece. With slices of this size, a zip bomb costs no more than its
+output."""
 
 _RATIO_MAX = 1032
-"""Deflate makes no more of one byte."""
+"""Deflate makes at most this many bytes from one byte."""
 
 
 class Inflater:
     """Inflates the data of one entry. Not thread-safe; releases the GIL.
 
-    Raises InvalidArchive as soon as more comes out than the entry declares, and in `finish` for anything else.
+    Raises InvalidArchive as soon as the output is larger than the entry declares, and in `finish` for other faults.
     """
 
     def __init__(self, member: Member) -> None:
         self.size = 0
-        """Bytes that came out."""
+        """The number of bytes of output so far."""
         self._member = member
         self._stream = isal_zlib.decompressobj(wbits=-isal_zlib.MAX_WBITS)
         self._crc = 0
 
     def inflate(self, data: Buffer) -> Iterator[bytes]:
-        """What the next bytes of the data inflate to, in pieces of at most `PIECE_LIMIT`. To be exhausted."""
+        """Yield the output for the next bytes of the data, in pieces of at most `PIECE_LIMIT`.
+
+        Exhaust it before the next call.
+        """
         view = memoryview(data)
         for at in range(0, len(view), _INPUT_SLICE):
             yield from self._pieces(view[at : at + _INPUT_SLICE])
 
     def finish(self) -> None:
-        """All data was given: check that it ended there, its size and its checksum."""
+        """Check, after all data was given, that the stream has ended, and its size and its checksum."""
         if not self._stream.eof:
             raise self._refused("its data ends too early")
         if self.size != self._member.size:
-            raise self._refused(f"it says to have {self._member.size} bytes, and has {self.size}")
+            raise self._refused(f"it states {self._member.size} bytes, but has {self.size}")
         check_crc(self._member, self._crc)
 
     def _pieces(self, data: Buffer) -> Iterator[bytes]:
         pending = data
         while True:
             if self._stream.eof:
-                raise self._refused("its data goes on behind its end")
+                raise self._refused("bytes follow the end of its data")
             try:
                 piece = self._stream.decompress(pending, PIECE_LIMIT)
             except IsalError as error:  # type: ignore[misc]  # its stub declares an instance
                 raise self._refused(f"its data cannot be inflated: {error}") from None
             self.size += len(piece)
             if self.size > self._member.size:
-                raise self._refused(f"it says to have {self._member.size} bytes, and has more{self._cause}")
+                raise self._refused(f"it states {self._member.size} bytes, but has more{self._cause}")
             self._crc = crc32(piece, self._crc)
             if piece:
                 yield piece
             if self._stream.unused_data:
-                raise self._refused("its data goes on behind its end")
+                raise self._refused("bytes follow the end of its data")
             pending = self._stream.unconsumed_tail
-            # More may be held inside, also where no input is left, as long as pieces come out full.
+            # ISA-L may hold more output, even without input, as long as it returns full pieces.
             if self._stream.eof or (not pending and len(piece) < PIECE_LIMIT):
                 return
 
     @property
     def _cause(self) -> str:
-        """What the reason may be, where there is enough data for 4 GiB more."""
+        """A possible cause, if the data is large enough for 4 GiB more."""
         if self._member.size >= read.OFFSET_SPACE or self._member.stored_size * _RATIO_MAX < read.OFFSET_SPACE:
             return ""
         return f", which is also what macOS Finder writes for a file of 4 GiB or more; {read.MAC_WAY_OUT}"

@@ -1,4 +1,4 @@
-"""Reading any zip file, ours or foreign, from byte ranges that the caller gets: structure first, then content in any order.
+"""Reads any zip file, from byte ranges that the caller gets: first the structure, then content in any order.
 
     end = find_end(the last TAIL_SIZE bytes, size)
     members = parse_central_directory(the bytes of end.directory)
@@ -7,12 +7,12 @@
     for each member, as its bytes arrive: content = check_local_header(...), check_descriptor(...), `Inflater` or `Checksum`
     check_links(members, targets)
 
-Nothing is trusted (I4). Two tools that read the same file must see the same tree, so that every byte must be explained: a
-preamble, then entries back to back, each with the very header that the central directory promises, then the directory,
-then the end records up to the last byte. Anything else is refused.
+Nothing is trusted (I4). Two tools that read the same file must see the same tree, so every byte must be explained. A
+file has a preamble, then entries without gaps, each with the same header as in the central directory, then the
+directory, then the end records up to the last byte. Anything else is refused.
 
-Source: APPNOTE.TXT 6.3.10, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT; on what readers disagree about:
-D. Fifield, "A better zip bomb", WOOT 2019.
+Source: APPNOTE.TXT 6.3.10, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT; on the differences between
+readers: D. Fifield, "A better zip bomb", WOOT 2019.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from filestore.format.zip import structures as zip_
 from filestore.format.zip.tree import LINK_TARGET_LIMIT, Tree, link_target_problem, normalised, path_problem, shown
 
 TAIL_SIZE = zip_.END_RECORD.size + zip_.U16_MAX + zip_.LOCATOR.size + zip_.END64_RECORD.size
-"""The end of a file that `find_end` needs: its records, and the longest comment."""
+"""The bytes at the end of a file that `find_end` needs: the end records and the longest comment."""
 
 WAY_OUT = "unpack the archive with the tool that made it or with 7z, and push the folder that comes out"
-"""What to do with an archive that is honest and not taken."""
+"""The advice for an honest archive that is not accepted."""
 MAC_WAY_OUT = "unpack the archive on the Mac, and push the folder that comes out"
-"""The same where other tools do not read the archive either."""
+"""The advice if other tools cannot read the archive either."""
 
 RATIO_ALLOWANCE = 1 << 20
-"""Bytes that an archive may unpack to, whatever the ratio."""
+"""Bytes that an archive may unpack to, with any ratio."""
 
 OFFSET_SPACE = 1 << 32
-"""Tools without Zip64 write an offset or a size modulo this, where it does not fit."""
+"""Tools without Zip64 write an offset or a size modulo this number if it does not fit."""
 
 _HEADER_SLACK = zip_.LOCAL_HEADER.size + 2 * zip_.U16_MAX + 24
-"""The most that an entry has beside its data: local header, name, extra field, descriptor."""
+"""The most bytes that an entry has besides its data: local header, name, extra field, descriptor."""
 _DESCRIPTORS = {
     12: struct.Struct("<3I"),
     16: struct.Struct("<4x3I"),
     20: struct.Struct("<I2Q"),
     24: struct.Struct("<4xI2Q"),
 }
-"""A descriptor's size says whether it has a signature, and how wide its sizes are: 32 or 64 bits."""
+"""The size of a descriptor shows whether it has a signature, and whether its sizes have 32 or 64 bits."""
 _OTHER_BEGINNINGS = (zip_.LOCAL_SIGNATURE, zip_.DESCRIPTOR_SIGNATURE, b"PK00")
-"""An entry, and the two marks of an archive that was split, or was meant to be."""
+"""The start of an entry, and the two marks of an archive that was split, or was meant to be split."""
 _COMPARED_FLAGS = zip_.FLAG_ENCRYPTED | zip_.FLAG_DESCRIPTOR | zip_.FLAG_UTF8
 _LOCKED_FLAGS = zip_.FLAG_ENCRYPTED | zip_.FLAG_STRONGLY_ENCRYPTED | zip_.FLAG_MASKED
 _FOREIGN_METHODS = {
@@ -70,8 +70,8 @@ _FOREIGN_METHODS = {
     99: "AES encryption",
 }
 _UNPLACED = (
-    "it has more than 4 GiB and no Zip64 fields, as macOS Finder writes it, and where its entries lie cannot be told, "
-    f"which is so if one of them takes 4 GiB or more; {MAC_WAY_OUT}"
+    "it has more than 4 GiB and no Zip64 fields, as macOS Finder writes it, and the positions of its entries are not known; "
+    f"this happens if an entry takes 4 GiB or more; {MAC_WAY_OUT}"
 )
 _BACK_SLASH_HOSTS = (0, 6, 10, 11, 14)  # FAT, HPFS, NTFS as APPNOTE and as Info-ZIP number it, VFAT
 _REFUSED_MODES = {
@@ -84,18 +84,18 @@ _REFUSED_MODES = {
 
 @dataclass(frozen=True, slots=True)
 class ZipLimits:
-    """What an archive may ask of whoever unpacks it. Each has a setting, `unpack_` and its name here."""
+    """The limits for unpacking an archive. Each has a setting with the prefix `unpack_`."""
 
     entries: int = 1_000_000
-    """Files, links and folders to be made; those folders that only names imply are counted too."""
+    """Files, links and folders to make. Folders that are only implied by names count too."""
     total_size: int = 2 << 40
-    """Bytes that all entries unpack to."""
+    """Bytes that all entries unpack to, in total."""
     ratio: int = 200
-    """How many times its size an archive may unpack to. Deflate cannot do more than 1,032."""
+    """The size after unpacking, divided by the size of the archive. Deflate reaches at most 1,032."""
     name_size: int = 4096
     """Bytes of an entry's path, in UTF-8."""
     depth: int = 128
-    """Folders inside each other."""
+    """The depth of folders."""
     directory_size: int = 256 << 20
     """Bytes of the central directory, which is held in memory."""
 
@@ -104,77 +104,81 @@ DEFAULT_LIMITS = ZipLimits()
 
 
 class End(NamedTuple):
-    """Where the central directory lies, in the file as it is."""
+    """The position of the central directory in the file."""
 
     start: int
     size: int
     header_count: int
     shift: int
-    """What is to be added to the offsets in it: bytes that were put before the archive after it was made."""
+    """The number to add to the offsets in the directory: bytes that were put before the archive after it was made."""
     is_zip64: bool = False
-    """A Zip64 end record tells all this. Else the count is that of the headers modulo 65,536."""
+    """True if a Zip64 end record states the numbers. Otherwise the count is the number of headers modulo 65,536."""
 
     @property
     def may_be_wrapped(self) -> bool:
-        """The offset of the directory is right modulo 4 GiB only."""
+        """Whether the offset of the directory is right only modulo 4 GiB."""
         return not self.is_zip64 and self.shift > 0 and self.shift % OFFSET_SPACE == 0
 
 
 class Extent(NamedTuple):
-    """Where an entry's data lies in the file; the descriptor, if there is one, lies between `end` and the member's end."""
+    """The range of an entry's data in the file. A descriptor is between `end` and the member's end."""
 
     start: int
     end: int
 
 
 class Member(NamedTuple):
-    """An entry of an archive that can be unpacked, as far as the central directory tells."""
+    """An entry of an archive that can be unpacked, as far as the central directory describes it."""
 
     path: str
-    """Relative, normalised, inside the tree. Empty for the tree itself, which some tools write an entry for."""
+    """Relative, normalised, inside the tree. Empty for the tree itself, for which some tools write an entry."""
     raw_name: bytes
     flags: int
     method: int
     mode: int
-    """Kind and permissions as Unix writes them."""
+    """Kind and permissions, as Unix writes them."""
     crc: int
     stored_size: int
     size: int
     start: int
-    """Of its local header, in the file as it is."""
+    """The offset of its local header in the file."""
     end: int
-    """Where the next local header, or the central directory, begins."""
+    """The offset of the next local header, or of the central directory."""
 
     @property
     def is_folder(self) -> bool:
-        """It has no content."""
+        """Whether it is a folder, which has no content."""
         return self.mode & zip_.MODE_KIND == zip_.MODE_FOLDER
 
     @property
     def is_link(self) -> bool:
-        """Its content is where the link leads. To be made last, when nothing can be written through it any more."""
+        """Whether it is a link.
+
+        Its content is its target. Make links last, when nothing more is written through them.
+        """
         return self.mode & zip_.MODE_KIND == zip_.MODE_LINK
 
     @property
     def is_executable(self) -> bool:
-        """The one permission that is kept."""
+        """Whether its owner may execute it. No other permission is kept."""
         return bool(self.mode & zip_.MODE_OWNER_EXECUTES) and not self.is_folder and not self.is_link
 
     @property
     def is_deflated(self) -> bool:
-        """Its data is to be inflated. Else it is the content."""
+        """Whether its data must be inflated. Otherwise the data is the content."""
         return self.method == zip_.DEFLATED
 
     @property
     def head_size(self) -> int:
-        """Bytes from `start` on in which the local header lies as a whole. They end before `end`."""
+        """The number of bytes from `start` on that contain the whole local header. They end before `end`."""
         return self.end - self.start - self.stored_size
 
     @property
     def extent(self) -> Extent | None:
-        """What `check_local_header` will return, if it does not refuse: data can be put in its place before its header is here.
+        """The result of `check_local_header`, if that does not refuse the header.
 
-        None where a descriptor, of whatever size, follows the data.
+        With it, data can be written to its position before its header has arrived. None if a descriptor follows the
+        data, because its size is not known.
         """
         if self.flags & zip_.FLAG_DESCRIPTOR:
             return None
@@ -182,19 +186,20 @@ class Member(NamedTuple):
 
 
 def find_end(tail: Buffer, size: int, *, limits: ZipLimits = DEFAULT_LIMITS) -> End:
-    """Read the end records. `tail`: the last bytes of a file of `size` bytes, `TAIL_SIZE` or all of them.
+    """Read the end records from `tail`, the last `TAIL_SIZE` bytes of a file of `size` bytes, or all of them.
 
     Raises InvalidArchive, LimitExceeded.
     """
     data = bytes(tail)
     base = size - len(data)
-    # The last signature must be the true one, or readers that search in other ways would find other archives.
+    # The last signature must be the true one. Otherwise readers that search in another way would find another archive.
     at = data.rfind(zip_.END_SIGNATURE)
     if at < 0 or at + zip_.END_RECORD.size > len(data):
-        _refuse("it has no end record; it is no zip file, or its end is missing")
+        _refuse("it has no end record; it is not a zip file, or its end is missing")
     _, *numbers, comment_size = zip_.END_RECORD.unpack_from(data, at)
     behind = at + zip_.END_RECORD.size + comment_size
-    # bsdtar fills the last block with zeros, and a web form or a mail may add the end of a line: these hide nothing.
+    # bsdtar fills the last block with zeros, and a web form or a mail may add the end of a line. These bytes cannot
+    # hide anything.
     if behind > len(data) or (any(data[behind:]) and data[behind:] != b"\r\n"):
         _refuse("bytes follow its end record, or its comment holds another one")
     narrow = _Totals(*numbers)
@@ -206,9 +211,10 @@ def find_end(tail: Buffer, size: int, *, limits: ZipLimits = DEFAULT_LIMITS) -> 
 
 
 def parse_central_directory(directory: Buffer, end: End, *, limits: ZipLimits = DEFAULT_LIMITS) -> list[Member]:
-    """The entries in the order of their data. `directory`: the bytes from `end.start` on, `end.size` of them or more.
+    """Return the entries in the order of their data.
 
-    Raises InvalidArchive with the entry's name, LimitExceeded.
+    `directory` has the bytes from `end.start` on, at least `end.size` of them. Raises InvalidArchive with the entry's
+    name, LimitExceeded.
     """
     data = bytes(directory)
     parser = _Parser(end, limits)
@@ -222,9 +228,9 @@ def parse_central_directory(directory: Buffer, end: End, *, limits: ZipLimits = 
 
 
 class Members(Sequence[Member]):
-    """`parse_central_directory`, where its checks were made before: each member is made when it is asked for.
+    """Holds the members of a directory that `parse_central_directory` has checked, and makes each on request.
 
-    200,000 of them take 3 MB instead of 100.
+    200,000 members take 3 MB instead of 100 MB.
     """
 
     def __init__(self, directory: bytes, end: End, *, limits: ZipLimits = DEFAULT_LIMITS) -> None:
@@ -245,7 +251,7 @@ class Members(Sequence[Member]):
                 starts = array("Q", (member.start for member in found))
         order = sorted(range(len(starts)), key=starts.__getitem__)
         self.starts = array("Q", (starts[number] for number in order))
-        """Where local headers stand."""
+        """The offsets of the local headers."""
         self._places = array("Q", (places[number] for number in order))
 
     def __len__(self) -> int:
@@ -269,22 +275,22 @@ class Members(Sequence[Member]):
 
 
 def check_preamble(head: Buffer, members: Sequence[Member]) -> None:
-    """What stands before the first entry may be anything that no zip tool takes for an entry. `head`: the first 4 bytes.
+    """Check that the bytes before the first entry cannot be read as an entry by a zip tool.
 
-    Raises InvalidArchive.
+    `head` has the first 4 bytes. Raises InvalidArchive.
     """
     if (not members or members[0].start) and bytes(head).startswith(_OTHER_BEGINNINGS):
         if members and not members[0].start % OFFSET_SPACE:
-            # This many bytes are no preamble: they are what sizes and offsets modulo 4 GiB do not tell.
+            # A preamble is not this large: the sizes and offsets are written modulo 4 GiB.
             _refuse(_UNPLACED)
         _refuse("it begins with an entry that its central directory does not name")
 
 
 def other_readings(members: Sequence[Member], end: End) -> list[int]:
-    """Where readers that do not know of wrapped offsets look for local headers; none where offsets are what they say.
+    """Return where readers that do not know wrapped offsets look for local headers. Empty if offsets are not wrapped.
 
-    Some add what the end record is off by, others add nothing. Of each kind it is one place at which there is no local header
-    if the archive is honest, so that such a reader fails. `members`: all of them.
+    Some readers add the difference that the end record shows, others add nothing. For each of the two kinds this gives
+    one position. An honest archive has no local header there, so such a reader fails. `members` must be complete.
     """
     if not _is_wrapped(members, end):
         return []
@@ -293,18 +299,18 @@ def other_readings(members: Sequence[Member], end: End) -> list[int]:
 
 
 def check_other_reading(head: Buffer) -> None:
-    """There is no second archive for readers that take offsets in another way. `head`: 4 bytes of one of `other_readings`.
+    """Check that readers with another rule for offsets find no second archive.
 
-    Raises InvalidArchive.
+    `head` has 4 bytes from one of the positions of `other_readings`. Raises InvalidArchive.
     """
     if bytes(head) == zip_.LOCAL_SIGNATURE:
-        _refuse("its offsets, which are written modulo 4 GiB, find an entry in two ways, so that two tools would see two files")
+        _refuse("its offsets are written modulo 4 GiB and lead to two different entries, so two tools would see different files")
 
 
 def check_local_header(member: Member, head: Buffer) -> Extent:
-    """Compare a local header with the central directory; where the entry's data lies.
+    """Compare a local header with the central directory; return the range of the entry's data.
 
-    `head`: `member.head_size` bytes from `member.start` on. Raises InvalidArchive.
+    `head` has `member.head_size` bytes from `member.start` on. Raises InvalidArchive.
     """
     data = bytes(head)
     if not data.startswith(zip_.LOCAL_SIGNATURE) or len(data) < zip_.LOCAL_HEADER.size:
@@ -314,17 +320,17 @@ def check_local_header(member: Member, head: Buffer) -> Extent:
     name_end = zip_.LOCAL_HEADER.size + name_size
     data_start = name_end + extra_size
     if data_start > len(data):
-        raise _refused(member.path, "its local header is longer than there is room for it")
+        raise _refused(member.path, "its local header is longer than the space before its data")
     if data[zip_.LOCAL_HEADER.size : name_end] != member.raw_name:
         raise _refused(member.path, "its local header has another name")
     if (flags ^ member.flags) & _COMPARED_FLAGS or method != member.method:
-        raise _refused(member.path, "its local header says that it is packed in another way")
+        raise _refused(member.path, "its local header states another way of packing")
     extra = data[name_end:data_start]
     other_name = _unicode_path(member.raw_name, extra)
     if other_name is not None and member.path not in {normalised(other_name), normalised(other_name.replace("\\", "/"))}:
         raise _refused(member.path, "its local header has another name in its extra field")
     if flags & zip_.FLAG_DESCRIPTOR and not _has_zip64(extra):
-        # Some tools write the mark of Zip64 for a size that only the descriptor tells, and no field that would hold it.
+        # Some tools write the Zip64 mark for a size that only the descriptor states, without a Zip64 field.
         size, stored_size = (0 if value == zip_.U32_MAX else value for value in (size, stored_size))
     size, stored_size = _wide(member.path, extra, size, stored_size)
     for what, stated, true in (
@@ -333,11 +339,11 @@ def check_local_header(member: Member, head: Buffer) -> Extent:
         ("packed size", stored_size, member.stored_size),
     ):
         if stated != true and (stated or not flags & zip_.FLAG_DESCRIPTOR):
-            raise _refused(member.path, f"its local header says that its {what} is {stated}, the central directory says {true}")
+            raise _refused(member.path, f"its local header states the {what} {stated}, but the central directory states {true}")
     extent = Extent(member.start + data_start, member.start + data_start + member.stored_size)
     behind = member.end - extent.end
     if behind not in (_DESCRIPTORS if flags & zip_.FLAG_DESCRIPTOR else (0,)):
-        raise _refused(member.path, f"{behind} bytes lie behind its data")
+        raise _refused(member.path, f"{behind} bytes follow its data")
     return extent
 
 
@@ -352,13 +358,13 @@ def check_descriptor(member: Member, descriptor: Buffer) -> None:
     layout = _DESCRIPTORS[len(data)]
     has_signature = len(data) % 8 == 0
     if has_signature and not data.startswith(zip_.DESCRIPTOR_SIGNATURE):
-        raise _refused(member.path, "bytes that are no descriptor lie behind its data")
+        raise _refused(member.path, "the bytes after its data are not a descriptor")
     if layout.unpack(data) != (member.crc, member.stored_size, member.size):
-        raise _refused(member.path, "the descriptor behind its data says something else than the central directory")
+        raise _refused(member.path, "the descriptor after its data differs from the central directory")
 
 
 def check_crc(member: Member, crc: int | None) -> None:
-    """Compare what the content, inflated, sums up to; None: a part of it is missing. Raises InvalidArchive."""
+    """Compare the checksum of the inflated content. None means that a part is missing. Raises InvalidArchive."""
     if crc is None:
         raise _refused(member.path, "a part of its content is missing")
     if crc != member.crc:
@@ -366,7 +372,7 @@ def check_crc(member: Member, crc: int | None) -> None:
 
 
 def link_target(member: Member, content: Buffer) -> str:
-    """Where a link leads, by its content. Raises InvalidArchive for what no link may lead to, whatever else there is."""
+    """Return the target of a link from its content. Raises InvalidArchive for a target that is never allowed."""
     try:
         target = bytes(content).decode()
     except UnicodeDecodeError:
@@ -377,7 +383,10 @@ def link_target(member: Member, content: Buffer) -> str:
 
 
 def check_links(members: Iterable[Member], targets: Mapping[str, str]) -> None:
-    """Links (path to target) lead to somewhere inside the tree, also by way of each other. Raises InvalidArchive."""
+    """Check that links (path to target) lead to paths inside the tree, also through other links.
+
+    Raises InvalidArchive.
+    """
     if not targets:
         return
     tree = Tree()
@@ -388,7 +397,7 @@ def check_links(members: Iterable[Member], targets: Mapping[str, str]) -> None:
 
 
 class _Totals(NamedTuple):
-    """What both end records say of the directory."""
+    """The numbers of the directory, which both end records state."""
 
     disk: int
     directory_disk: int
@@ -402,7 +411,7 @@ _SATURATED = (*[zip_.U16_MAX] * 4, *[zip_.U32_MAX] * 2)
 
 
 def _wide_totals(data: bytes, located: int, narrow: _Totals) -> _Totals:
-    """What the Zip64 end record says, which must stand right before its locator."""
+    """Return the numbers of the Zip64 end record, which must be directly before its locator."""
     at = located - zip_.END64_RECORD.size
     if at < 0 or not data.startswith(zip_.END64_SIGNATURE, at):
         _refuse("its Zip64 end record is not where it must be")
@@ -410,20 +419,20 @@ def _wide_totals(data: bytes, located: int, narrow: _Totals) -> _Totals:
     wide = _Totals(*numbers)
     _, disk, offset, disks = zip_.LOCATOR.unpack_from(data, located)
     if rest != zip_.END64_RECORD_REST or disk or disks > 1 or offset != wide.offset + wide.size:
-        _refuse("its Zip64 end record and the locator of it do not fit together")
+        _refuse("its Zip64 end record does not match the locator")
     for short, long, saturated in zip(narrow, wide, _SATURATED, strict=True):
         if short not in (long, saturated):
-            _refuse("its two end records do not say the same")
+            _refuse("its two end records differ")
     return wide
 
 
 def _checked(totals: _Totals, position: int, limits: ZipLimits) -> End:
-    """The directory that ends at `position`, where the first end record begins."""
+    """Return the directory that ends at `position`, where the first end record begins."""
     if totals.disk or totals.directory_disk or totals.on_this_disk != totals.in_all:
         _refuse("it is one of several parts")
     start = position - totals.size
     if start < totals.offset:
-        _refuse("its central directory is not where its end record says")
+        _refuse("its central directory is not at the position that its end record states")
     if totals.size > limits.directory_size:
         what = "the size of the archive's central directory"
         raise LimitExceeded(what, totals.size, limits.directory_size, "unpack_directory_size")
@@ -433,13 +442,14 @@ def _checked(totals: _Totals, position: int, limits: ZipLimits) -> End:
 
 
 def _check_count(end: End, directory_size: int, count: int) -> None:
-    """The headers of the directory are as many, and take as many bytes, as the end records say.
+    """Check that the count and the size of the directory's headers are those of the end records.
 
-    Old tools, and Finder of macOS, write more than 65,535 entries without a Zip64 end record. Readers then go by the size.
+    Old tools, and Finder of macOS, write more than 65,535 entries without a Zip64 end record. Readers then use the
+    size.
     """
     stated = count if end.is_zip64 else count & zip_.U16_MAX
     if directory_size != end.size or stated != end.header_count:
-        _refuse("its central directory holds more or less than its end record says")
+        _refuse("its central directory does not have the size or the count that its end record states")
 
 
 def _too_many(count: int, limits: ZipLimits) -> LimitExceeded:
@@ -447,11 +457,11 @@ def _too_many(count: int, limits: ZipLimits) -> LimitExceeded:
 
 
 class _Parser:
-    """Takes the headers of a central directory one after the other."""
+    """Parses the headers of a central directory one after the other."""
 
     def __init__(self, end: End, limits: ZipLimits) -> None:
         self.members: list[Member] = []
-        """As they stand in the directory; where they end is not known yet."""
+        """In the order of the directory. Their ends are not known yet."""
         self.total_size = 0
         self._modes: dict[int, int] = {}
         self._end = end
@@ -459,12 +469,12 @@ class _Parser:
         self._tree = Tree()
 
     def take(self, data: bytes, at: int) -> int:
-        """Parse the header at `at`; where the next one stands."""
+        """Parse the header at `at`; return where the next one begins."""
         name_at = at + zip_.CENTRAL_HEADER.size
         if name_at > len(data) or not data.startswith(zip_.CENTRAL_SIGNATURE, at):
-            _refuse("its central directory is cut short, or holds something that is no header")
+            _refuse("its central directory is cut short, or holds bytes that are not a header")
         if len(self.members) == self._limits.entries:
-            # The end record was checked, but it may count modulo 65,536.
+            # The end record was checked, but its count may be modulo 65,536.
             raise _too_many(len(self.members) + 1, self._limits)
         fields: tuple[int, ...] = zip_.CENTRAL_HEADER.unpack_from(data, at)
         _, made_by, _, flags, method, _, _, crc, stored_size, size = fields[:10]
@@ -478,7 +488,7 @@ class _Parser:
         name = _decoded(raw_name, extra, flags=flags, host=made_by >> 8)
         size, stored_size, offset = _wide(name, extra, size, stored_size, offset)
         if disk:
-            raise _refused(name, "it lies in another part of the archive")
+            raise _refused(name, "it is in another part of the archive")
         _check_packing(name, flags, method, stored_size=stored_size, size=size)
         mode = _mode(name, attributes >> 16, size)
         path = self._path(name, mode)
@@ -486,13 +496,13 @@ class _Parser:
         if offset >= self._end.start:
             raise _refused(name, "it has no local header before the central directory")
         start = offset + self._end.shift
-        # One number where two are equal: a million members are held in memory.
+        # Equal numbers share one object, because a million members are held in memory.
         stored_size, mode = (size if stored_size == size else stored_size), self._modes.setdefault(mode, mode)
         self.members.append(Member(path, raw_name, flags, method, mode, crc, stored_size, size, start, start))
         return following
 
     def check_ratio(self) -> None:
-        """Against bombs: what all entries unpack to, by what they are packed in."""
+        """Check the total size after unpacking against the size of the archive. This stops zip bombs."""
         packed = self._end.start
         if self.total_size > RATIO_ALLOWANCE + packed * self._limits.ratio:
             found = -(-self.total_size // max(packed, 1))
@@ -500,7 +510,7 @@ class _Parser:
             raise LimitExceeded(what, found, self._limits.ratio, "unpack_ratio")
 
     def _path(self, name: str, mode: int) -> str:
-        """Where the entry is unpacked to."""
+        """Return the path to which the entry is unpacked."""
         path = normalised(name)
         if reason := path_problem(name):
             raise _refused(name, reason)
@@ -511,7 +521,8 @@ class _Parser:
             if found > limit:
                 raise LimitExceeded(f"{what} of the entry {shown(name)!r}", found, limit, setting)
         is_folder = mode & zip_.MODE_KIND == zip_.MODE_FOLDER
-        # Every reader makes the same one folder of two entries for it. Two files would not be one file.
+        # Every reader makes one folder from two entries for the same folder. Two files with the same path would be
+        # ambiguous.
         if is_folder and self._tree.has_folder(path):
             return path
         if reason := self._tree.add(path, is_folder=is_folder):
@@ -529,16 +540,20 @@ class _Parser:
 
 
 def _decoded(raw_name: bytes, extra: bytes, *, flags: int, host: int) -> str:
-    """An entry's name as text, its parts joined by `/`."""
+    """Return an entry's name as text, its parts joined by `/`."""
     name = _unicode_path(raw_name, extra)
     if name is None:
         name = _text(raw_name, is_utf8=bool(flags & zip_.FLAG_UTF8))
-    # .NET up to 4.6 wrote back slashes. Where they are separators, no name can hold one.
+    # .NET up to 4.6 wrote back slashes. On the hosts where they are separators, a name cannot hold one.
     return name.replace("\\", "/") if host in _BACK_SLASH_HOSTS else name
 
 
 def _text(raw_name: bytes, *, is_utf8: bool) -> str:
-    """Old zip tools mean code page 437. Many tools write UTF-8 and do not say so; hardly any other text is valid UTF-8."""
+    """Decode a name without a Unicode path field.
+
+    Old zip tools mean code page 437. Many tools write UTF-8 without the flag, and text in another encoding is almost
+    never valid UTF-8.
+    """
     try:
         return raw_name.decode()
     except UnicodeDecodeError:
@@ -548,7 +563,7 @@ def _text(raw_name: bytes, *, is_utf8: bool) -> str:
 
 
 def _unicode_path(raw_name: bytes, extra: bytes) -> str | None:
-    """Info-ZIP's name in UTF-8, where it belongs to the name in the header."""
+    """Return Info-ZIP's name in UTF-8, if it belongs to the name in the header."""
     for kind, field in zip_.extra_fields(extra):
         if kind == zip_.EXTRA_UNICODE_PATH and field[:1] == b"\1" and field[1:5] == zlib.crc32(raw_name).to_bytes(4, "little"):
             try:
@@ -563,7 +578,7 @@ def _has_zip64(extra: bytes) -> bool:
 
 
 def _wide(name: str, extra: bytes, *values: int) -> list[int]:
-    """Those of `values` that do not fit into 32 bits stand in the Zip64 extra field, one after the other."""
+    """Return `values`, with those that do not fit into 32 bits read from the Zip64 extra field, in order."""
     if zip_.U32_MAX not in values:
         return list(values)
     fields = [field for kind, field in zip_.extra_fields(extra) if kind == zip_.EXTRA_ZIP64]
@@ -585,23 +600,23 @@ def _check_packing(name: str, flags: int, method: int, *, stored_size: int, size
     if flags & zip_.FLAG_PATCHED:
         raise _refused(name, "it holds a patch")
     if method == zip_.STORED and stored_size != size:
-        raise _refused(name, f"it is stored as it is, in {stored_size} bytes, and says to have {size}")
+        raise _refused(name, f"it is stored without compression in {stored_size} bytes, but states {size}")
 
 
 def _mode(name: str, mode: int, size: int) -> int:
-    """Kind and permissions of an entry; setuid, setgid and sticky bits are dropped."""
+    """Return kind and permissions of an entry. The setuid, setgid and sticky bits are dropped."""
     kind = mode & zip_.MODE_KIND
     permissions = mode & 0o777
     if size and kind == zip_.MODE_FIFO and not name.endswith("/"):
-        # What `zip x.zip -` writes of content from a pipe. All readers make a file of it.
+        # `zip x.zip -` writes this for content from a pipe. All readers make a file from it.
         kind = zip_.MODE_FILE
     if refused := _REFUSED_MODES.get(kind):
         raise _refused(name, f"it is {refused}")
     if kind not in (0, zip_.MODE_FILE, zip_.MODE_FOLDER, zip_.MODE_LINK):
-        raise _refused(name, f"it is no file, folder or link, by its mode {mode:o}")
+        raise _refused(name, f"its mode {mode:o} is not that of a file, folder or link")
     if name.endswith("/") or kind == zip_.MODE_FOLDER:
         if size or kind == zip_.MODE_LINK:
-            raise _refused(name, "it is a folder and something else at once")
+            raise _refused(name, "it is a folder, but has content or is a link")
         return zip_.MODE_FOLDER | permissions
     if kind == zip_.MODE_LINK and size > LINK_TARGET_LIMIT:
         raise _refused(name, f"the link's target has more than {LINK_TARGET_LIMIT} bytes")
@@ -609,7 +624,10 @@ def _mode(name: str, mode: int, size: int) -> int:
 
 
 def _placed(members: list[Member], end: End) -> list[Member]:
-    """The members in the order of their data, each with its end. No two may overlap, and no gap may be too large."""
+    """Return the members in the order of their data, each with its end.
+
+    Members must not overlap, and the gaps between them must be small enough for headers and descriptors.
+    """
     try:
         return _back_to_back(sorted(members, key=lambda member: member.start), end)
     except InvalidArchive:
@@ -622,7 +640,7 @@ def _placed(members: list[Member], end: End) -> list[Member]:
 
 
 def _back_to_back(members: Sequence[Member], end: End) -> list[Member]:
-    """Each of `members` with its end, which is the start of the next one."""
+    """Return `members` with their ends. The end of each is the start of the next one."""
     if members and members[-1].start >= end.start:
         raise _refused(members[-1].path, "it has no local header before the central directory")
     placed = []
@@ -633,16 +651,19 @@ def _back_to_back(members: Sequence[Member], end: End) -> list[Member]:
             other = f"{shown(following.path)!r}" if following else "the central directory"
             raise _refused(member.path, f"it overlaps with {other}")
         if spare > _HEADER_SLACK:
-            raise _refused(member.path, f"{spare - _HEADER_SLACK} bytes or more behind it belong to no entry")
+            raise _refused(member.path, f"{spare - _HEADER_SLACK} bytes or more after it belong to no entry")
         placed.append(member._replace(end=member_end))
     return placed
 
 
 def _unwrapped(members: Sequence[Member], end: End) -> list[Member]:
-    """The members, which stand in the order of their data, where they start if offsets are written modulo 4 GiB.
+    """Return the members with their starts for offsets that are written modulo 4 GiB.
 
-    Each starts at the first place behind the data of the one before it that its offset allows. Whether that is close enough is
-    left to `_back_to_back`; it is not behind an entry whose packed size is written modulo 4 GiB too.
+    `members` is in the order of the data.
+
+    Each member starts at the first position after the previous member's data that its offset allows. `_back_to_back`
+    checks whether that is close enough. It is not close enough after an entry whose packed size is also written modulo
+    4 GiB.
     """
     placed = []
     least = 0
@@ -651,8 +672,9 @@ def _unwrapped(members: Sequence[Member], end: End) -> list[Member]:
         if offset >= OFFSET_SPACE:
             raise _refused(member.path, "its offset is not wrapped")
         if member.stored_size and member.extent is None and not member.is_deflated:
-            # Readers of such archives go from one local header to the next, and would look for the descriptor in the data.
-            raise _refused(member.path, "only its descriptor says where its data ends")
+            # Readers of such archives walk from one local header to the next, and would search the data for the
+            # descriptor.
+            raise _refused(member.path, "only its descriptor states where its data ends")
         start = least + (offset - least) % OFFSET_SPACE
         placed.append(member._replace(start=start))
         least = start + zip_.LOCAL_HEADER.size + len(member.raw_name) + member.stored_size
@@ -660,7 +682,7 @@ def _unwrapped(members: Sequence[Member], end: End) -> list[Member]:
 
 
 def _is_wrapped(members: Sequence[Member], end: End) -> bool:
-    """Whether members that were placed have offsets modulo 4 GiB. Else none of them starts before `end.shift`."""
+    """Return whether placed members have offsets modulo 4 GiB. Otherwise none starts before `end.shift`."""
     return bool(members) and members[0].start < end.shift
 
 

@@ -1,4 +1,4 @@
-r"""The structures of a zip file, as those who write it and those who read it both know them. Numbers are little-endian.
+r"""The structures of a zip file, shared by writer and reader. Numbers are little-endian.
 
 Source: APPNOTE.TXT 6.3.10, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, sections 4.3 to 4.5.
 """
@@ -26,16 +26,16 @@ END64_RECORD = struct.Struct("<4sQ2H2I4Q")
 """Signature; size of what follows; version made by, version needed; this disk, the directory's disk; entries on this disk,
 entries, the directory's size and offset."""
 LOCATOR = struct.Struct("<4sIQI")
-"""Signature; disk of the Zip64 end record, its offset; disks in all."""
+"""Signature; disk of the Zip64 end record, its offset; number of disks."""
 EXTRA_HEADER = struct.Struct("<2H")
 U64 = struct.Struct("<Q")
 
 END64_RECORD_REST = END64_RECORD.size - 12
-"""The size that a Zip64 end record states: what follows its signature and that very number."""
+"""The size that a Zip64 end record states: the bytes after its signature and this number."""
 
 U16_MAX = 0xFFFF
 U32_MAX = 0xFFFFFFFF
-"""In a field of 32 bits: the value stands in the Zip64 extra field."""
+"""In a field of 32 bits it means: the value is in the Zip64 extra field."""
 
 FLAG_ENCRYPTED = 1 << 0
 FLAG_DESCRIPTOR = 1 << 3
@@ -66,7 +66,10 @@ DOS_FOLDER = 0x10
 
 
 def extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
-    """Identifier and content of each field. Ends at the first thing that is none: writers pad with a few bytes."""
+    """Yield identifier and content of each extra field.
+
+    Ends at the first bytes that are not a field, because some writers pad with a few bytes.
+    """
     at = 0
     while at + EXTRA_HEADER.size <= len(extra):
         kind, size = EXTRA_HEADER.unpack_from(extra, at)

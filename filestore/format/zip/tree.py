@@ -1,6 +1,6 @@
-"""The paths of one tree: which may stand in an archive, and which of them can stand together.
+"""The paths of one tree: which paths an archive may have, and which of them fit together.
 
-One set of rules for what is pushed and what is unpacked. A path is relative, its parts are joined by `/`.
+The same rules apply to pushing and to unpacking. A path is relative, and its parts are joined by `/`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from collections.abc import Mapping
 from enum import IntEnum
 
 LINK_TARGET_LIMIT = 4095
-"""Bytes of UTF-8: what a file system can keep."""
+"""Bytes of UTF-8 that a file system can keep."""
 LINKS_FOLLOWED_LIMIT = 40
 STEPS_LIMIT = 1000
-"""Parts of a path that are walked for one link, those of links on the way included: a million links must not take hours."""
+"""The parts of paths that are walked for one link, including those of other links on the way. A million links must not
+take hours."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _SILENT_PART = re.compile(r"(?:^|/)\.?(?:/|$)")
 
 
 def path_problem(path: str) -> str | None:
-    """Why nothing may be written at `path`, or None.
+    """Return why nothing may be written at `path`, or None.
 
-    A back slash is a letter like any other, yet a path that would lead elsewhere if it were none is refused too.
+    A back slash is an ordinary character. A path is refused too if it would lead out of the tree with back slashes as
+    separators.
     """
     if "\0" in path:
         return "it holds a NUL"
@@ -37,14 +39,14 @@ def path_problem(path: str) -> str | None:
 
 
 def normalised(path: str) -> str:
-    """`path` without the parts that say nothing: empty ones, and `.`."""
+    """Return `path` without empty parts and without `.`."""
     if not _SILENT_PART.search(path):
         return path
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def shown(name: str) -> str:
-    """`name` as a message shows it: a very long one is cut."""
+    """Return `name` for a message. A very long name is shortened."""
     return name if len(name) <= 200 else f"{name[:160]}...{name[-30:]}"
 
 
@@ -55,34 +57,34 @@ class _Kind(IntEnum):
 
 
 class Tree:
-    """The paths of one tree, named one after the other, in any order."""
+    """Holds the paths of one tree, added one after the other in any order."""
 
     def __init__(self) -> None:
         self._kinds = {"": _Kind.IMPLIED}
 
     def __len__(self) -> int:
-        """Files, links and folders, also those folders that only the paths of others imply. The root is one of them."""
+        """The number of files, links and folders, with the root and the folders that are only implied by paths."""
         return len(self._kinds)
 
     def add(self, path: str, *, is_folder: bool) -> str | None:
-        """Take a normalised path in; why it cannot stand beside those that are here, or None."""
+        """Add a normalised path; return why it does not fit with the paths so far, or None."""
         known = self._kinds.get(path)
         if known is _Kind.IMPLIED and is_folder:
             self._kinds[path] = _Kind.FOLDER
             return None
         if known is _Kind.IMPLIED:
-            return "others lie in it, so that it must be a folder" if path else "it has no name"
+            return "other entries are in it, so it must be a folder" if path else "it has no name"
         if known is not None:
-            return "its path stands there twice"
+            return "its path occurs twice"
         self._kinds[path] = _Kind.FOLDER if is_folder else _Kind.LEAF
         return self._imply_parents(path)
 
     def has_folder(self, path: str) -> bool:
-        """Whether a folder was added at this normalised path by itself, and not only implied by the paths of others."""
+        """Return whether a folder was added at this normalised path itself, not only implied by other paths."""
         return self._kinds.get(path) is _Kind.FOLDER
 
     def links_problem(self, targets: Mapping[str, str]) -> tuple[str, str] | None:
-        """The first link (path to target) that must not be made, and why. All paths of the tree must have been added."""
+        """Return the first link (path to target) that must not be made, and why. Add all paths of the tree before."""
         for path, target in targets.items():
             if reason := self._link_problem(path, target, targets):
                 return path, reason
@@ -94,18 +96,18 @@ class Tree:
             parent = path[:end]
             known = self._kinds.get(parent)
             if known is _Kind.LEAF:
-                return f"{shown(parent)!r}, in which it lies, is no folder"
+                return f"its parent {shown(parent)!r} is not a folder"
             if known is not None:
-                break  # and so are the folders in which that one lies
+                break  # all parents of a known folder are known too
             self._kinds[parent] = _Kind.IMPLIED
             end = path.rfind("/", 0, end)
         return None
 
     def _link_problem(self, path: str, target: str, targets: Mapping[str, str]) -> str | None:
-        """Follow a link as an operating system would.
+        """Follow a link as an operating system does; return why it must not be made, or None.
 
-        `..` is allowed only from a folder of the tree: seen from anything else, such as a link whose name differs in case
-        only, a file system may have another idea of where it leads.
+        `..` is allowed only from a folder of the tree. From another path, such as a link whose name differs only in
+        case, a file system may resolve it in another way.
         """
         at = path.split("/")[:-1]
         ahead = deque(target.split("/"))
@@ -127,7 +129,7 @@ class Tree:
                 at.pop()
                 ahead.extendleft(reversed(inner.split("/")))
             if followed > LINKS_FOLLOWED_LIMIT or steps > STEPS_LIMIT:
-                return f"the link leads round in a circle, or through too many links and folders, to {shown(target)!r}"
+                return f"the link to {shown(target)!r} leads in a circle, or through too many links and folders"
         return None
 
     def _is_folder(self, path: str) -> bool:
@@ -135,7 +137,7 @@ class Tree:
 
 
 def link_target_problem(target: str) -> str | None:
-    """Why no link may have this target, wherever it stands, or None."""
+    """Return why no link may have this target, at any path, or None."""
     if not target:
         return "the link has no target"
     if "\0" in target:

@@ -1,4 +1,4 @@
-"""The zip of a tree at any offset, though it is nowhere."""
+"""The zip file of a tree can be read at any offset without being stored."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from functools import cached_property
 from filestore.format.zip.write import Entry, PlacedEntry, central_directory, local_header
 
 Read = Callable[[int, int, memoryview], None]
-"""Fills memory with content of the entry at a place, from an offset on; or raises."""
+"""Fills memory with content of the entry at an index, from an offset on, or raises."""
 
 
 class VirtualZip:
-    """Puts together what a zip holds at an offset: headers are made, content is read."""
+    """Returns the bytes of a zip at any offset: it makes the headers and reads the content."""
 
     def __init__(self, entries: Sequence[Entry], crcs: Sequence[int], offsets: Sequence[int], read: Read) -> None:
-        """`offsets`: where local headers stand, in order; behind them where the central directory does."""
+        """`offsets` are those of the local headers, in order, followed by that of the central directory."""
         self._entries = entries
         self._crcs = crcs
         self._offsets = offsets
         self._read = read
 
     def read_into(self, memory: memoryview, offset: int) -> None:
-        """Fill `memory` with the bytes from `offset` on, which must be there. Raises what `read` raises."""
+        """Fill `memory` with the bytes from `offset` on, which must exist. Raises what `read` raises."""
         place = bisect_right(self._offsets, offset) - 1
         while len(memory) and place < len(self._entries):
             size = min(len(memory), self._offsets[place + 1] - offset)
@@ -34,7 +34,7 @@ class VirtualZip:
             memory[:] = self._tail[start : start + len(memory)]
 
     def _read_entry(self, place: int, memory: memoryview, start: int) -> None:
-        """A part of an entry, from `start` bytes behind the beginning of its local header on."""
+        """Fill `memory` with a part of an entry, from `start` bytes after the start of its local header on."""
         entry = self._entries[place]
         header = local_header(entry, self._crcs[place])
         head = header[start : start + len(memory)]

@@ -1,4 +1,4 @@
-"""The zip file that stands for a directory: every byte of it that is no file's content, from the entries alone.
+"""The zip file that stands for a directory is made from its entries: all bytes except the files' content.
 
 Normative text: `docs/format.md`, section Directories.
 """
@@ -13,9 +13,9 @@ from filestore.format.zip import structures as zip_
 from filestore.format.zip.tree import Tree, link_target_problem, normalised, path_problem, shown
 
 NAME_LIMIT = 0xFFFF
-"""Bytes of a name as it is written, the `/` of a folder included."""
+"""Bytes of a name as it is written, including the `/` of a folder."""
 SIZE_LIMIT = 1 << 63
-"""No file and no archive has so many bytes."""
+"""Every file and every archive has fewer bytes."""
 
 _MADE_BY = zip_.HOST_UNIX << 8 | 45
 _NEEDS_NOTHING, _NEEDS_FOLDERS, _NEEDS_ZIP64 = 10, 20, 45
@@ -24,24 +24,24 @@ _ZIP64_LOCAL = 20
 
 
 class Entry(NamedTuple):
-    """A file, an empty folder or a link that is kept as one."""
+    """A file, an empty folder, or a link that is kept as a link."""
 
     name: str
-    """Its path in the tree, without a `/` at its end."""
+    """Its path in the tree, without a `/` at the end."""
     size: int = 0
     is_executable: bool = False
     is_folder: bool = False
     target: str | None = None
-    """Where a link leads; its size is that of the target in UTF-8, which is its content."""
+    """The target of a link. The link's content is the target in UTF-8, and its size is the size of that."""
 
     @property
     def stored_name(self) -> bytes:
-        """The name as it is written, and by which entries are sorted."""
+        """The name as it is written. Entries are sorted by it."""
         return self.name.encode() + b"/" if self.is_folder else self.name.encode()
 
 
 class PlacedEntry(NamedTuple):
-    """An entry, the checksum of its content, and where its local header stands."""
+    """An entry, the checksum of its content, and the offset of its local header."""
 
     entry: Entry
     crc: int
@@ -49,9 +49,9 @@ class PlacedEntry(NamedTuple):
 
 
 def sorted_entries(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """The entries of a tree in the order of the archive.
+    """Return the entries of a tree in the order of the archive.
 
-    Raises InvalidName for one that no archive holds, LimitExceeded for a name or a size that is too large.
+    Raises InvalidName for an entry that an archive cannot hold, LimitExceeded for a name or a size that is too large.
     """
     tree = Tree()
     checked = []
@@ -66,12 +66,12 @@ def sorted_entries(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 
 
 def local_header_size(entry: Entry) -> int:
-    """The size of what `local_header` gives."""
+    """Return the size of the result of `local_header`."""
     return zip_.LOCAL_HEADER.size + len(entry.stored_name) + (_ZIP64_LOCAL if entry.size >= zip_.U32_MAX else 0)
 
 
 def local_header(entry: Entry, crc: int) -> bytes:
-    """What stands before the content of an entry."""
+    """Return the local header, which comes before the content of an entry."""
     name = entry.stored_name
     extra = b""
     size = entry.size
@@ -98,12 +98,12 @@ def local_header(entry: Entry, crc: int) -> bytes:
 
 
 def central_header_size(entry: Entry, offset: int) -> int:
-    """The size of what `central_header` gives."""
+    """Return the size of the result of `central_header`."""
     return zip_.CENTRAL_HEADER.size + len(entry.stored_name) + len(_central_extra(entry.size, offset))
 
 
 def central_header(placed: PlacedEntry) -> bytes:
-    """An entry's header in the central directory."""
+    """Return an entry's header in the central directory."""
     entry, crc, offset = placed
     name = entry.stored_name
     extra = _central_extra(entry.size, offset)
@@ -134,7 +134,7 @@ def central_header(placed: PlacedEntry) -> bytes:
 
 
 def end_records(*, count: int, size: int, offset: int) -> bytes:
-    """What follows the last header of a central directory of `count` entries, `size` bytes long, at `offset`."""
+    """Return what follows the last header of a central directory of `count` entries and `size` bytes at `offset`."""
     wide = b""
     if count >= zip_.U16_MAX or size >= zip_.U32_MAX or offset >= zip_.U32_MAX:
         numbers = (_MADE_BY, _NEEDS_ZIP64, 0, 0, count, count, size, offset)
@@ -146,7 +146,10 @@ def end_records(*, count: int, size: int, offset: int) -> bytes:
 
 
 def central_directory(placed: Iterable[PlacedEntry], offset: int) -> bytes:
-    """All that stands behind the last content, which ends at `offset`. For a large tree ask for it header by header."""
+    """Return the central directory and the end records, which follow the last content that ends at `offset`.
+
+    For a large tree, make the headers one by one with `central_header`.
+    """
     headers = [central_header(entry) for entry in placed]
     size = sum(map(len, headers))
     return b"".join(headers) + end_records(count=len(headers), size=size, offset=offset)
@@ -158,7 +161,7 @@ def _entry_problem(entry: Entry) -> str | None:
         name_size = len(entry.stored_name)
         target = (entry.target or "").encode()
     except UnicodeEncodeError:
-        return "it, or where its link leads, is not UTF-8"
+        return "its name or the target of its link is not UTF-8"
     if name_size > NAME_LIMIT:
         raise LimitExceeded(f"the size of the name {shown(name)!r}", name_size, NAME_LIMIT)
     if not 0 <= entry.size < SIZE_LIMIT:
@@ -170,7 +173,7 @@ def _entry_problem(entry: Entry) -> str | None:
     if entry.target is None:
         return "a folder has no content" if entry.is_folder and entry.size else None
     if entry.size != len(target):
-        return f"its size is {entry.size}, that of where it leads {len(target)}"
+        return f"its size is {entry.size}, but its target has {len(target)} bytes"
     return link_target_problem(entry.target)
 
 
