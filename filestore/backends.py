@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from filestore.errors import InvalidUrl, NotARepository, NotPermitted, storage_error
+from filestore.errors import InvalidUrl, NotARepository
 from filestore.repository.format_file import read_format
 from filestore.repository.index.protocol import Index
 from filestore.repository.index.sqlite import open_index, open_index_for_reading
@@ -19,7 +19,7 @@ from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
 from filestore.repository.stores.disk import open_store, store_for_reading
 from filestore.repository.stores.protocol import ChunkStore
-from filestore.system.files import home_path
+from filestore.system.files import access_error, home_path, storage_errors
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 if TYPE_CHECKING:
@@ -290,19 +290,14 @@ def _strange(names: Iterable[str]) -> list[str]:
 
 
 def _has_format(root: Path) -> bool:
-    try:
+    with storage_errors(root, translate=access_error):
         return (root / _FORMAT_NAME).is_file()
-    except PermissionError as error:
-        raise NotPermitted(str(root), error.strerror or str(error)) from error
 
 
 def _names_in(root: Path) -> list[str] | None:
     """The names in a folder; None where there is none. Raises StorageError."""
-    try:
-        return [path.name for path in root.iterdir()]
-    except FileNotFoundError:
-        return None
-    except PermissionError as error:
-        raise NotPermitted(str(root), error.strerror or str(error)) from error
-    except OSError as error:
-        raise storage_error(str(root), error) from error
+    with storage_errors(root, translate=access_error):
+        try:
+            return [path.name for path in root.iterdir()]
+        except FileNotFoundError:
+            return None

@@ -24,7 +24,16 @@ from filestore.core.records import Kind, Record, parse_json, record_from_json
 from filestore.core.references import Reference
 from filestore.errors import FilestoreError, StorageError
 from filestore.format.zip.read import TAIL_SIZE, Member, ZipLimits, find_end, parse_central_directory
-from filestore.system.files import remove, remove_if_possible, storage_errors, sync_path, take_away, write_atomic, write_durably
+from filestore.system.files import (
+    remove,
+    remove_if_possible,
+    storage_errors,
+    sync_path,
+    take_away,
+    write_atomic,
+    write_durably,
+    write_error,
+)
 from filestore.transfer.target import staging_folder
 
 FOLDERS = {Kind.FILE: "files", Kind.DIRECTORY: "trees"}
@@ -103,7 +112,7 @@ class EntryStore:
             return sound[0] if sound else None
         path = folder / "content" / kept_name(kind, name)
         if path not in sound:
-            with storage_errors(self.root), suppress(FileExistsError):
+            with storage_errors(self.root, translate=write_error), suppress(FileExistsError):
                 _alias(kind, sound[0], path)
             # What stands there already may be another process's, or damaged.
             return path if entry.is_intact(path) else None
@@ -140,7 +149,7 @@ class EntryStore:
         shared = self._staging / wanted.label
         folder = shared if is_alone else self._aside(wanted.label)
         target = folder / "content" / kept_name(wanted.kind, name)
-        with storage_errors(self.root):
+        with storage_errors(self.root, translate=write_error):
             if takes_over:
                 take_away(shared, folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +172,7 @@ class EntryStore:
         """
         folder = self._aside(wanted.label)
         content = folder / "content" / target.name
-        with storage_errors(self.root), suppress(FileNotFoundError):
+        with storage_errors(self.root, translate=write_error), suppress(FileNotFoundError):
             try:
                 content.parent.mkdir(parents=True)
                 # A folder can be moved only as long as it can be written to.

@@ -22,6 +22,7 @@ from filestore.system.files import (
     storage_errors,
     stored_size_of,
     take_away,
+    write_error,
 )
 
 ENTRY_SIZE = 4 * BLOCK_SIZE
@@ -79,7 +80,7 @@ def discard(leases: Leases, item: CachedEntry | StagedEntry) -> bool:
     Raises StorageError.
     """
     aside = _aside(item)
-    with storage_errors(item.folder):
+    with storage_errors(item.folder, translate=write_error):
         with leases.evicting():
             if leases.is_held(item.key):
                 return False
@@ -100,7 +101,7 @@ def discard(leases: Leases, item: CachedEntry | StagedEntry) -> bool:
 def remove_damaged(item: CachedEntry) -> None:
     """Remove an entry, in use or not: who has it open keeps what he has. Raises StorageError."""
     aside = _aside(item)
-    with storage_errors(item.folder):
+    with storage_errors(item.folder, translate=write_error):
         if take_away(item.folder, aside):
             remove_if_possible(aside)
 

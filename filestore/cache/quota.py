@@ -19,7 +19,7 @@ from typing import NamedTuple
 from filestore.cache.inventory import CachedEntry, StagedEntry, discard, entries, staged
 from filestore.cache.leases import Leases, LeaseSet
 from filestore.errors import CacheFull, StorageError
-from filestore.system.files import free_space, storage_errors, sync_file_system
+from filestore.system.files import free_space, storage_errors, sync_file_system, write_error
 from filestore.system.locks import locked
 from filestore.system.threads import in_disk_thread
 
@@ -80,7 +80,7 @@ class Quota:
 
     def _make(self, hold: LeaseSet, key: str, size: int, spared: Collection[str]) -> _Refusal | None:
         """One attempt to reserve. Raises StorageError."""
-        with storage_errors(self._root):
+        with storage_errors(self._root, translate=write_error):
             hold.reserve(key, size)
             try:
                 refusal = self._refusal_for(key, size, spared)

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from filestore.errors import InvalidRange, StorageError, storage_error
-from filestore.system.files import read_at
+from filestore.errors import InvalidRange, StorageError
+from filestore.system.files import read_at, storage_errors
 from filestore.system.threads import in_disk_thread, shield_until_done, task_group
 from filestore.transfer.partial_file import PartialFile
 
@@ -132,17 +132,13 @@ async def opened_while(resolve: Callable[[PartialFile], Awaitable[Path]]) -> Asy
 
 
 def _open(path: Path) -> tuple[int, int]:
-    try:
+    with storage_errors(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return descriptor, os.fstat(descriptor).st_size
-    except OSError as error:
-        raise storage_error(str(path), error) from None
 
 
 def _read_exactly(descriptor: int, memory: memoryview, offset: int) -> None:
-    try:
+    with storage_errors("the cache"):
         size = read_at(descriptor, memory, offset)
-    except OSError as error:
-        raise storage_error("the cache", error) from None
     if size < len(memory):
         raise StorageError("the cache", f"a file of it ended at byte {offset + size}; run `filestore cache verify`")

@@ -41,7 +41,7 @@ from filestore.errors import (
     TransferError,
     UnexpectedContent,
 )
-from filestore.system.files import in_blocks, remove_if_possible, storage_errors, take_away, write_durably
+from filestore.system.files import in_blocks, remove_if_possible, storage_errors, take_away, write_durably, write_error
 from filestore.system.locks import Lock, locked
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 from filestore.transfer.push import manifest_of
@@ -186,7 +186,7 @@ class Urls:
         def publish() -> None:
             # What stands there already is damaged, or was about to be made of a download that was cut.
             target = self._entry_store.new_staging_folder(wanted, origin.name, is_alone=lock.is_held, takes_over=lock.passes_by)
-            with storage_errors(self._entry_store.root), suppress(FileNotFoundError):
+            with storage_errors(self._entry_store.root, translate=write_error), suppress(FileNotFoundError):
                 downloaded.path.rename(target)
                 self._entry_store.publish(wanted, target, manifest)
 
@@ -253,7 +253,7 @@ class Urls:
         aside = shared.with_name(f".{label}.{uuid.uuid4().hex}")
         is_alone = lock.is_held and is_first
         folder = shared if is_alone else aside
-        with storage_errors(self._entry_store.root):
+        with storage_errors(self._entry_store.root, translate=write_error):
             if lock.passes_by and is_first:
                 take_away(shared, aside)
             folder.mkdir(parents=True, exist_ok=True)

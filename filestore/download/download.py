@@ -41,10 +41,9 @@ from filestore.errors import (
     StorageError,
     StorageFull,
     TransferError,
-    storage_error,
 )
 from filestore.system.connection_errors import failure_reason
-from filestore.system.files import check_space, sync_descriptor, write_at
+from filestore.system.files import check_space, storage_errors, sync_descriptor, write_at
 from filestore.system.http_answers import may_try_again, pause_seconds, said_by
 from filestore.system.proxies import parse_proxy, proxy_named_in
 from filestore.system.threads import in_disk_thread, shield_until_done
@@ -538,12 +537,10 @@ class _PartialDownload:
 
     def open(self) -> None:
         """Find or make the file. Raises StorageFull, StorageError."""
-        try:
+        with storage_errors(self.path):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor = os.open(self.path, flags, 0o666)
             there = os.fstat(self._descriptor).st_size
-        except OSError as error:
-            raise storage_error(str(self.path), error) from None
         with suppress(OSError, ValueError, KeyError, TypeError):
             state = parse_json(self._state.read_bytes())
             size, total, validators = state["size"], state["total"], validators_from(state["validators"])
@@ -565,20 +562,16 @@ class _PartialDownload:
 
     def write(self, pieces: Sequence[bytes]) -> None:
         """Add to what is there. Raises StorageFull, StorageError."""
-        try:
+        with storage_errors(self.path):
             for piece in pieces:
                 self.size += write_at(self._descriptor, piece, self.size)
-        except OSError as error:
-            raise storage_error(str(self.path), error) from None
         if self.size - self._noted >= SYNC_SIZE:
             self.note()
 
     def note(self) -> None:
         """Make durable what is there, so that the next download goes on from it. Raises StorageFull, StorageError."""
-        try:
+        with storage_errors(self.path):
             sync_descriptor(self._descriptor)
-        except OSError as error:
-            raise storage_error(str(self.path), error) from None
         self._write_state()
 
     def close(self) -> None:
@@ -591,23 +584,19 @@ class _PartialDownload:
         os.close(self._descriptor)
 
     def _cut(self) -> None:
-        try:
+        with storage_errors(self.path):
             os.ftruncate(self._descriptor, self.size)
-        except OSError as error:
-            raise storage_error(str(self.path), error) from None
 
     def _write_state(self) -> None:
         state = json.dumps({"size": self.size, "total": self.total, "validators": self.validators}).encode()
-        try:
+        with storage_errors(self.path):
             descriptor = os.open(self._state, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             try:
                 # In place, and no longer than it is: a disk that has just filled up has room for that. Not synced: an older
                 # state that a crash of the machine brings back says less, and a torn one nothing.
-                os.pwrite(descriptor, state.ljust(_STATE_SIZE), 0)
+                write_at(descriptor, state.ljust(_STATE_SIZE), 0)
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise storage_error(str(self.path), error) from None
         self._noted = self.size
 
 

@@ -7,14 +7,16 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filestore.core.names import checked_name
-from filestore.errors import InvalidRun, SourceUnreadable, storage_error
-from filestore.system.files import write_all
+from filestore.errors import InvalidRun, SourceUnreadable
+from filestore.system.files import storage_errors, write_all
 
 _PIECE = 1 << 20
+_spooling = partial(storage_errors, "the spool folder of the runtime")
 
 
 def handle_name(handle: io.IOBase, default: str) -> str:
@@ -59,10 +61,8 @@ def readable_path(handle: io.IOBase, folder: Path | None, *, where: str) -> Iter
 
 def _spool(folder: Path | None) -> io.FileIO:
     """A file without a name in its folder: nothing of it is left, however this process ends. Raises StorageFull, StorageError."""
-    try:
+    with _spooling():
         return tempfile.TemporaryFile(buffering=0, dir=folder)
-    except OSError as error:
-        raise storage_error("the spool folder of the runtime", error) from None
 
 
 def _binary(handle: io.IOBase) -> Any:
@@ -103,8 +103,5 @@ def _copy(binary: Any, spool: io.FileIO, where: str) -> None:
 
 
 def _write(spool: io.FileIO, content: memoryview) -> None:
-    with content.cast("B") as octets:
-        try:
-            write_all(spool.fileno(), octets)
-        except OSError as error:
-            raise storage_error("the spool folder of the runtime", error) from None
+    with content.cast("B") as octets, _spooling():
+        write_all(spool.fileno(), octets)

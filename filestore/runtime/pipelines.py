@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from filestore.core.names import NAME_LIMIT
 from filestore.errors import InvalidInput, StorageError, UnknownPipeline
-from filestore.system.files import write_durably
+from filestore.system.files import storage_errors, write_durably
 
 _ID = re.compile(r"pipeline_[0-9a-f]{32}")
 
@@ -87,10 +87,11 @@ def checked_pipeline_name(name: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StorageError(str(path), str(error)) from None
+    with storage_errors(path):
+        try:
+            document: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise StorageError(str(path), str(error)) from None
     return document

@@ -24,7 +24,7 @@ from filestore.runtime.pipelines import Pipeline, Pipelines
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.runs import Run, Runs, State
 from filestore.runtime.worker_protocol import UnsupportedValue, described, valued
-from filestore.system.files import remove_if_possible, storage_errors
+from filestore.system.files import remove_if_possible, storage_errors, write_error
 from filestore.system.locks import FileLock
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
@@ -153,7 +153,7 @@ async def open_runtime(
 
 def _locked(folder: Path) -> FileLock:
     """The lock of a runtime's folder. It is required: a runtime removes what another one has in the folder."""
-    with storage_errors(folder):
+    with storage_errors(folder, translate=write_error):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock.of_file(folder / "lock", is_required=True)
     try:

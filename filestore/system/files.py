@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from filestore.core.digest import Buffer
-from filestore.errors import InvalidSetting, StorageError, StorageFull, storage_error
+from filestore.errors import FilestoreError, InvalidSetting, NotPermitted, StorageError, StorageFull, TargetError, storage_error
 
 _SYNC_THREADS = 16
 
@@ -167,20 +167,41 @@ class CannotMoveError(OSError):
 
 
 @contextmanager
-def storage_errors(where: Path) -> Iterator[None]:
-    """Raises StorageError, StorageFull for what the operating system says in the block."""
+def storage_errors(where: str | Path, *, translate: Callable[[str, OSError], FilestoreError] = storage_error) -> Iterator[None]:
+    """Raise what an error of the operating system in the block means for who stores something in `where`.
+
+    `translate` says what it means: by default StorageError, or StorageFull. Others are `write_error`,
+    `access_error` and `target_error`.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in _READ_ONLY:
-            reason = f"{error.strerror}, so that nothing new can be kept there; make it writable, or give another cache folder"
-            raise StorageError(str(error.filename or where), reason) from None
-        raise storage_error(str(where), error) from None
+        raise translate(str(where), error) from error
+
+
+def write_error(where: str, error: OSError) -> StorageError:
+    """`storage_error` where something new was to be written to a folder that the user chose."""
+    if error.errno not in _READ_ONLY:
+        return storage_error(where, error)
+    reason = f"{error.strerror}, so that nothing new can be kept there; make it writable, or give another folder"
+    return StorageError(str(error.filename or where), reason)
+
+
+def access_error(where: str, error: OSError) -> StorageError:
+    """`storage_error` for the folder of a repository, which has an owner: NotPermitted where the user lacks the right."""
+    if isinstance(error, PermissionError):
+        return NotPermitted(str(error.filename or where), error.strerror or str(error))
+    return storage_error(where, error)
+
+
+def target_error(where: str, error: OSError) -> TargetError:
+    """What it means that nothing can be made at the place that the user named for a fetch."""
+    return TargetError(where, error.strerror or str(error))
 
 
 def write_durably(path: Path, values: Mapping[str, object]) -> None:
     """Write a small file, and its folders. Raises StorageError, StorageFull."""
-    with storage_errors(path.parent):
+    with storage_errors(path.parent, translate=write_error):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(values).encode())
 

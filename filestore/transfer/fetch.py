@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -25,7 +26,7 @@ from filestore.core.progress import Report
 from filestore.core.records import Record
 from filestore.errors import SourceError, StorageError, TargetError, TransferError, storage_error
 from filestore.repository.protocol import Repository, Wanted, find_record
-from filestore.system.files import check_space, sync_descriptor, sync_path, write_at
+from filestore.system.files import check_space, storage_errors, sync_descriptor, sync_path, target_error, write_at
 from filestore.system.locks import FileLock, claim, is_claimed
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread
@@ -196,6 +197,7 @@ class _PartialFile:
         # A name of fixed length, since the target's own may have 255 bytes already.
         label = blake3(os.fsencode(target.name)).hexdigest()[:16]
         self._path = target.with_name(f".{manifest.digest.hex()[:32]}-{label}.filestore-partial")
+        self._write_errors = partial(storage_errors, target, translate=_write_error)
         self._descriptor = -1
         self._lock: FileLock | None = None
 
@@ -220,27 +222,19 @@ class _PartialFile:
 
     def open(self) -> None:
         """Find or make the staging file. Raises TargetError, StorageFull, StorageError, OvertakenError."""
-        try:
-            if not stat.S_ISREG(self._target.stat().st_mode):
-                raise TargetError(str(self._target), "what stands there is no regular file")
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise TargetError(str(self._target), error.strerror or str(error)) from None
-        try:
+        with storage_errors(self._target, translate=target_error):
+            with suppress(FileNotFoundError):
+                if not stat.S_ISREG(self._target.stat().st_mode):
+                    raise TargetError(str(self._target), "what stands there is no regular file")
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            raise TargetError(str(self._target), error.strerror or str(error)) from None
         self._lock = FileLock(self._descriptor, self._path, is_required=True)
         claim(self._lock)
         self.check_ours()
-        try:
+        with self._write_errors():
             self.held = os.fstat(self._descriptor).st_size > 0
             os.ftruncate(self._descriptor, self._manifest.size)
             if self._partial_file is not None:
                 self._partial_file.begin(self._manifest, self._descriptor)
-        except OSError as error:
-            raise self._failure(error) from None
 
     def order(self, offset: int, size: int) -> Ordering | None:  # noqa: ARG002  # the protocol's
         return Ordering.ANY
@@ -255,20 +249,15 @@ class _PartialFile:
         return copy_range(source, self._descriptor, offset, size)
 
     def take(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
-        try:
-            if not is_held:
+        if not is_held:
+            with self._write_errors():
                 write_at(self._descriptor, content, offset)
-        except OSError as error:
-            raise self._failure(error) from None
         if self._partial_file is not None:
             self._partial_file.took(offset)
 
     def sync(self) -> None:
-        try:
-            with span(Stage.SYNC):
-                sync_descriptor(self._descriptor)
-        except OSError as error:
-            raise self._failure(error) from None
+        with self._write_errors(), span(Stage.SYNC):
+            sync_descriptor(self._descriptor)
 
     def check_ours(self) -> None:
         """What is published is not written to."""
@@ -285,17 +274,16 @@ class _PartialFile:
 
     def publish(self) -> None:
         """Make the file durable, then let it appear: after a crash the name never stands for less than the whole (I3)."""
-        try:
+        with self._write_errors():
             with span(Stage.SYNC):
                 sync_descriptor(self._descriptor)
-            self._path.rename(self._target)
+            try:
+                self._path.rename(self._target)
+            except FileNotFoundError:
+                raise OvertakenError from None
             sync_path(self._target.parent)
-        except FileNotFoundError:
-            raise OvertakenError from None
-        except OSError as error:
-            raise self._failure(error) from None
 
-    def _failure(self, error: OSError) -> StorageError:
-        """What is full is the folder, what is too large is the file."""
-        where = self._target if error.errno == errno.EFBIG else self._target.parent
-        return storage_error(str(where), error)
+
+def _write_error(target: str, error: OSError) -> StorageError:
+    """What is full is the folder, what is too large is the file."""
+    return storage_error(target if error.errno == errno.EFBIG else str(Path(target).parent), error)

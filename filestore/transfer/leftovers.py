@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from filestore.errors import StorageError, storage_error
-from filestore.system.files import remove, remove_if_possible, stored_size_of
+from filestore.errors import StorageError
+from filestore.system.files import remove, remove_if_possible, storage_errors, stored_size_of
 from filestore.system.locks import FileLock, is_claimed
 from filestore.transfer.target import tree_label
 
@@ -39,10 +39,8 @@ class Leftover(NamedTuple):
 
 def leftovers(folder: Path) -> list[Leftover]:
     """What fetches into `folder`, or to something in it, have left. Raises StorageError."""
-    try:
+    with storage_errors(folder):
         names = sorted(os.listdir(folder))  # noqa: PTH208  # names are enough
-    except OSError as error:
-        raise storage_error(str(folder), error) from None
     labels = {tree_label(name) for name in names}
     found = []
     for name in names:
@@ -63,16 +61,16 @@ def remove_leftover(leftover: Leftover) -> bool:
     if leftover.is_needed:
         return False
     path = leftover.path
-    try:
-        with FileLock(os.open(path, _OPEN), path, is_required=True) as lock:
+    with storage_errors(path):
+        try:
+            descriptor = os.open(path, _OPEN)
+        except FileNotFoundError:
+            return False
+        with FileLock(descriptor, path, is_required=True) as lock:
             # Held until it is gone: a fetch that begins meanwhile waits for that, and makes its own.
             if _is_claimed(lock, leftover.written_at):
                 return False
             _remove(path)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise storage_error(str(path), error) from None
     return True
 
 

@@ -14,8 +14,17 @@ from typing import NoReturn
 from blake3 import blake3
 
 from filestore.core.digest import Digest
-from filestore.errors import Busy, StorageError, TargetError, storage_error
-from filestore.system.files import move, remove, remove_if_possible, remove_in_place, sync_path, sync_tree
+from filestore.errors import Busy, FilestoreError, StorageError, TargetError, storage_error
+from filestore.system.files import (
+    move,
+    remove,
+    remove_if_possible,
+    remove_in_place,
+    storage_errors,
+    sync_path,
+    sync_tree,
+    target_error,
+)
 from filestore.system.locks import FileLock
 from filestore.system.metrics import Stage, span
 from filestore.transfer.sinks.compare import matches_disk
@@ -109,12 +118,12 @@ class Target:
             self.is_inside = self.is_replaced = False
             return self._check_parent()
         except OSError as error:
-            raise TargetError(str(self.path), error.strerror or str(error)) from None
+            raise target_error(str(self.path), error) from None
         if stat.S_ISLNK(status.st_mode):
             reason = f"it is a link to {self.path.readlink()}; give the place that it leads to, or remove the link"
             raise TargetError(str(self.path), reason)
         if stat.S_ISDIR(status.st_mode):
-            with self._target_errors():
+            with storage_errors(self.path, translate=_publish_error):
                 return self._look_into()
         if not self._force:
             raise TargetError(str(self.path), "a file stands there; give another name, or --force to replace it")
@@ -146,7 +155,7 @@ class Target:
 
     def publish(self, staging: TreeStaging) -> None:
         """Make the tree durable, then let it appear (I3). Raises TargetError, Busy, StorageError, StorageFull."""
-        with self._target_errors():
+        with storage_errors(self.path, translate=_publish_error):
             try:
                 with span(Stage.SYNC):
                     sync_tree(self.staging)
@@ -411,16 +420,13 @@ class Target:
                 raise Busy(str(self.path), reason)
             yield
 
-    @contextmanager
-    def _target_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}:
-                raise TargetError(str(self.path), "something else was put there meanwhile") from None
-            if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV}:
-                raise TargetError(str(self.path), error.strerror or str(error)) from None
-            raise storage_error(str(self.path), error) from None
+
+def _publish_error(path: str, error: OSError) -> FilestoreError:
+    if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}:
+        return TargetError(path, "something else was put there meanwhile")
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV}:
+        return target_error(path, error)
+    return storage_error(path, error)
 
 
 def tree_label(name: str) -> str:

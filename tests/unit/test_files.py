@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from filestore.core.digest import Buffer
-from filestore.system.files import read_at, write_all, write_at, write_atomic
+from filestore.errors import FilestoreError, NotPermitted, StorageError, StorageFull, TargetError, storage_error
+from filestore.system.files import (
+    access_error,
+    read_at,
+    storage_errors,
+    target_error,
+    write_all,
+    write_at,
+    write_atomic,
+    write_error,
+)
 
 CONTENT = bytes(range(256)) * 4
 
@@ -62,3 +74,37 @@ def test_atomic_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         write_atomic(tmp_path / "file", CONTENT)
     assert ["file"] == [path.name for path in tmp_path.iterdir()]
+
+
+KEPT = "so that nothing new can be kept there; make it writable, or give another folder"
+
+
+@pytest.mark.parametrize(
+    ("translate", "code", "kind", "sentence"),
+    [
+        (storage_error, errno.EIO, StorageError, "here failed: Input/output error"),
+        (storage_error, errno.EROFS, StorageError, "here failed: Read-only file system"),
+        (write_error, errno.EROFS, StorageError, f"here failed: Read-only file system, {KEPT}"),
+        (write_error, errno.EACCES, StorageError, f"here failed: Permission denied, {KEPT}"),
+        (write_error, errno.EDQUOT, StorageFull, None),
+        (access_error, errno.EROFS, StorageError, "here failed: Read-only file system"),
+        (access_error, errno.EPERM, NotPermitted, None),
+        (access_error, errno.ENOSPC, StorageFull, None),
+        (target_error, errno.ENOSPC, TargetError, "here cannot be written: No space left on device"),
+    ],
+)
+def test_errors_of_the_operating_system_are_translated(
+    translate: Callable[[str, OSError], FilestoreError], code: int, kind: type[FilestoreError], sentence: str | None
+) -> None:
+    """By what was done there; the error of the operating system stays its cause, for the log of a server."""
+    error = OSError(code, os.strerror(code))
+    with pytest.raises(FilestoreError) as raised, storage_errors("here", translate=translate):
+        raise error
+    assert (kind, error) == (type(raised.value), raised.value.__cause__)
+    assert sentence in {None, str(raised.value)}
+
+
+def test_error_names_the_file_that_the_operating_system_names(tmp_path: Path) -> None:
+    """And not only the folder."""
+    with pytest.raises(StorageError, match="absent failed: No such file"), storage_errors(tmp_path):
+        (tmp_path / "absent").read_bytes()

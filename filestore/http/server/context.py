@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aiofiles.tempfile import SpooledTemporaryFile
@@ -18,11 +19,12 @@ from aiofiles.threadpool.binary import AsyncBufferedReader
 from aiohttp import web
 
 from filestore.core.signing import signed_path
-from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled, storage_error
+from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled
 from filestore.http.server.body.connection import PEER, PIECE, duplicate
 from filestore.http.server.body.writer import BodyWriter
 from filestore.system.buffers import Budget
 from filestore.system.connection_errors import failure_reason
+from filestore.system.files import storage_errors
 from filestore.system.metrics import SharedTimes
 
 
@@ -193,10 +195,5 @@ def arriving() -> Iterator[None]:
         raise Interrupted(PEER, failure_reason(error)) from error
 
 
-@contextmanager
-def spooling() -> Iterator[None]:
-    """Writing to the spool folder. Raises StorageFull, StorageError."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error("the spool folder of the server", error) from error
+spooling = partial(storage_errors, "the spool folder of the server")
+"""Writing to the spool folder. Raises StorageFull, StorageError."""

@@ -33,6 +33,7 @@ from filestore.errors import (
 )
 from filestore.repository.index.protocol import ChunkRow, TokenRow
 from filestore.repository.index.reading import State, in_use_elsewhere, open_for_reading, state_of
+from filestore.system.files import storage_errors
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import abandon, in_thread, shield_until_done, tell_of_forks
 
@@ -390,15 +391,14 @@ async def _run_when_free(connection: _Connection, function: Callable[[sqlite3.Co
 @contextmanager
 def _translated(path: str) -> Iterator[None]:
     try:
-        yield
+        with storage_errors(path):
+            yield
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the low byte: the primary code
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise Busy(path, "another process is writing to it") from error
         kind = StorageFull if code == sqlite3.SQLITE_FULL else StorageError
         raise kind(path, str(error)) from error
-    except OSError as error:
-        raise StorageError(path, error.strerror or str(error)) from error
 
 
 def _file_id(path: str) -> tuple[int, int]:

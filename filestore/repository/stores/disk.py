@@ -17,8 +17,9 @@ import os
 import secrets
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -26,10 +27,10 @@ from typing import BinaryIO, cast
 from filestore.core.digest import Buffer, Digest
 from filestore.core.manifest import CHUNK_LIMIT
 from filestore.core.paths import chunk_key, manifest_key, unhashed
-from filestore.errors import InvalidReference, NotPermitted, ReadOnly, StorageError, UsedAfterFork, storage_error
+from filestore.errors import InvalidReference, ReadOnly, StorageError, UsedAfterFork
 from filestore.format.codec import frame_limit
 from filestore.repository.stores.protocol import Staging
-from filestore.system.files import read_at, remove_if_possible, sync_path, write_all
+from filestore.system.files import access_error, read_at, remove_if_possible, storage_errors, sync_path, write_all
 from filestore.system.locks import FileLock
 from filestore.system.metrics import Stage, async_span, span
 from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
@@ -37,6 +38,8 @@ from filestore.system.threads import in_disk_thread, run_in_parallel, shield_unt
 _FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
 _OWN_BYTES = 16
 _OWN_PATTERN = "[0-9a-f]" * 2 * _OWN_BYTES
+
+_translated = partial(storage_errors, translate=access_error)
 
 _Place = tuple["DiskStaging", Path]
 """A staging file, and the path that it gets."""
@@ -383,16 +386,6 @@ def _release(folder: Path, lock: FileLock) -> None:
     # In this order: a folder without a lock is swept by others at the same time.
     remove_if_possible(folder)
     lock.release()
-
-
-@contextmanager
-def _translated(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except PermissionError as error:
-        raise NotPermitted(str(error.filename or root), error.strerror or str(error)) from error
-    except OSError as error:
-        raise storage_error(str(root), error) from error
 
 
 def _make_folder(folder: Path) -> None:

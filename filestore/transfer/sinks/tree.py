@@ -17,6 +17,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
@@ -31,7 +32,7 @@ from filestore.format.zip.read import (
     link_target,
 )
 from filestore.format.zip.tree import shown
-from filestore.system.files import check_space, remove, sync_file_system, write_at
+from filestore.system.files import check_space, remove, storage_errors, sync_file_system, target_error, write_at
 from filestore.system.locks import FileLock, claim, is_claimed
 from filestore.transfer.seeds import ContentRange, copy_range
 from filestore.transfer.sinks.compare import FOLDER_FLAGS, is_whole, walk_folder
@@ -102,12 +103,10 @@ class TreeStaging:
         self.file_count = self._zip.file_count
         self._ways = bytearray(write_mode_of(member) for member in self._zip.members)
         self._parents = parent_folders(self._zip.members)
-        try:
+        with self._errors():
             self._open_root()
             if not self.is_fresh:
                 self._resume()
-        except OSError as error:
-            raise self._failure(error) from None
         for path in sorted(self._parents):
             self._make_folder(path)
 
@@ -145,14 +144,12 @@ class TreeStaging:
         part = self._zip.content_at(offset, size)
         if part is None:
             return False
-        try:
+        with self._errors(self._zip.members[part.number].path):
             descriptor = self._open(part.number)
             try:
                 return copy_range(source, descriptor, part.offset, size)
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise self._failure(error, self._zip.members[part.number].path) from None
 
     def take(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
         end = offset + len(content)
@@ -162,17 +159,13 @@ class TreeStaging:
             piece = content[start - offset : min(member.end, end) - offset]
             if self._done[number] or not piece:
                 continue
-            try:
+            with self._errors(member.path):
                 self._take_piece(number, start, piece, is_held=is_held)
-            except OSError as error:
-                raise self._failure(error, member.path) from None
 
     def sync(self) -> None:
-        try:
+        with self._errors():
             # File by file it would be done again and again for those that are synced already.
             sync_file_system(self._path)
-        except OSError as error:
-            raise self._failure(error) from None
 
     def check_ours(self) -> None:
         """What is published is not written to."""
@@ -201,10 +194,8 @@ class TreeStaging:
         for path, target in self._links.items():
             self._make_link(path, target)
         if self._is_shared:
-            try:
+            with self._errors():
                 self._check_names()
-            except OSError as error:
-                raise self._failure(error) from None
 
     def _open_root(self) -> None:
         try:
@@ -217,7 +208,7 @@ class TreeStaging:
         except OSError as error:
             if error.errno in _FULL:
                 raise
-            raise TargetError(str(self._target), error.strerror or str(error)) from None
+            raise target_error(str(self._target), error) from None
         self._claim = FileLock.of_folder(self._path, is_required=True)
         self._root = self._claim.descriptor
         if os.fstat(self._root).st_uid != os.geteuid():
@@ -348,28 +339,22 @@ class TreeStaging:
         return descriptor
 
     def _make_folder(self, path: str) -> None:
-        try:
-            os.mkdir(path, dir_fd=self._root)
-        except FileExistsError:
-            self._check_name(path)
-            if not stat.S_ISDIR(os.stat(path, dir_fd=self._root, follow_symlinks=False).st_mode):
-                raise self._failure(OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), path) from None
-        except OSError as error:
-            raise self._failure(error, path) from None
+        with self._errors(path):
+            try:
+                os.mkdir(path, dir_fd=self._root)
+            except FileExistsError:
+                self._check_name(path)
+                if not stat.S_ISDIR(os.stat(path, dir_fd=self._root, follow_symlinks=False).st_mode):
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
 
     def _make_link(self, path: str, target: str) -> None:
-        try:
-            os.symlink(target, path, dir_fd=self._root)
-        except FileExistsError:
-            self._check_name(path)
+        with self._errors(path):
             try:
-                is_right = os.readlink(path, dir_fd=self._root) == target
-            except OSError as error:
-                raise self._failure(error, path) from None
-            if not is_right:
-                raise OvertakenError from None
-        except OSError as error:
-            raise self._failure(error, path) from None
+                os.symlink(target, path, dir_fd=self._root)
+            except FileExistsError:
+                self._check_name(path)
+                if os.readlink(path, dir_fd=self._root) != target:
+                    raise OvertakenError from None
 
     def _check_name(self, path: str) -> None:
         """What stands at `path`, which should be new, has that very name; or else the file system takes two names for one.
@@ -405,7 +390,10 @@ class TreeStaging:
         reason = f"the file system there does not keep {shown(other)!r} and {shown(path)!r} apart"
         return TargetError(str(self._target), reason)
 
-    def _failure(self, error: OSError, path: str = "") -> FilestoreError:
+    def _errors(self, path: str = "") -> AbstractContextManager[None]:
+        return storage_errors(path, translate=self._failure)
+
+    def _failure(self, path: str, error: OSError) -> FilestoreError:
         """What an error of the operating system means. Raises OvertakenError when the staging folder is gone."""
         if error.errno == errno.ENOENT:
             self.check_ours()
