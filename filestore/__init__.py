@@ -1,10 +1,17 @@
 """Content-addressed file store and transfer service for model weights.
 
->>> from filestore import Cache, File, connect
->>> async with connect("http://127.0.0.1:8080", token="...") as repository:
-...     path = await Cache("/var/cache/models", repository).resolve(File(id="file_..."))
+>>> import filestore
+>>> async with filestore.connect("http://127.0.0.1:8080", token="...") as repository:
+...     pushed = await filestore.push(repository, "my_model/")
+...     await filestore.fetch_tree(repository, pushed.record, target="/models/my_model")
+...     async with filestore.Cache("/var/cache/models", repository) as cache:
+...         path = await cache.resolve(filestore.Directory(id=pushed.record.id))
 
-Errors: `filestore.errors`. Names are imported on first use, so that importing this package costs next to nothing.
+Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, and the methods of `Cache`. The same verbs without asyncio, for
+scripts and notebooks, are in `filestore.blocking`. Every error is a `FilestoreError`; all of them are in `filestore.errors`.
+docs/python.md describes everything by examples.
+
+Each name is imported when it is first used, so that `import filestore` takes little time.
 """
 
 from __future__ import annotations
@@ -13,31 +20,100 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from filestore import blocking, errors
     from filestore.backends import connect
-    from filestore.cache import Cache
-    from filestore.core.records import Record
+    from filestore.cache import Cache, CachedPath, ResolveResult, StreamingFile
+    from filestore.core.digest import Digest
+    from filestore.core.progress import Progress
+    from filestore.core.records import Kind, Record
     from filestore.core.references import Directory, File, FileURL, Reference
+    from filestore.download.download import DownloadLimits
     from filestore.errors import FilestoreError
+    from filestore.format.codec import Codec
+    from filestore.format.zip.read import ZipLimits
+    from filestore.repository.protocol import Repository
+    from filestore.transfer.fetch import FetchResult, fetch
+    from filestore.transfer.fetch_tree import FetchTreeResult, fetch_tree
+    from filestore.transfer.push import PlannedEntry, PushPlan, PushResult, plan_push, push
+    from filestore.transfer.sources.push_cache import PushCache
+    from filestore.transfer.sources.walk import Symlinks
 
-__all__ = ["Cache", "Directory", "File", "FileURL", "FilestoreError", "Record", "Reference", "connect"]
+__all__ = [
+    "Cache",
+    "CachedPath",
+    "Codec",
+    "Digest",
+    "Directory",
+    "DownloadLimits",
+    "FetchResult",
+    "FetchTreeResult",
+    "File",
+    "FileURL",
+    "FilestoreError",
+    "Kind",
+    "PlannedEntry",
+    "Progress",
+    "PushCache",
+    "PushPlan",
+    "PushResult",
+    "Record",
+    "Reference",
+    "Repository",
+    "ResolveResult",
+    "StreamingFile",
+    "Symlinks",
+    "ZipLimits",
+    "blocking",
+    "connect",
+    "errors",
+    "fetch",
+    "fetch_tree",
+    "plan_push",
+    "push",
+]
 
-_HOMES = {
+_MODULES = {
     "Cache": "filestore.cache",
+    "CachedPath": "filestore.cache",
+    "Codec": "filestore.format.codec",
+    "Digest": "filestore.core.digest",
     "Directory": "filestore.core.references",
+    "DownloadLimits": "filestore.download.download",
+    "FetchResult": "filestore.transfer.fetch",
+    "FetchTreeResult": "filestore.transfer.fetch_tree",
     "File": "filestore.core.references",
     "FileURL": "filestore.core.references",
     "FilestoreError": "filestore.errors",
-    "Record": "filestore.core.references",
+    "Kind": "filestore.core.records",
+    "PlannedEntry": "filestore.transfer.push",
+    "Progress": "filestore.core.progress",
+    "PushCache": "filestore.transfer.sources.push_cache",
+    "PushPlan": "filestore.transfer.push",
+    "PushResult": "filestore.transfer.push",
+    "Record": "filestore.core.records",
     "Reference": "filestore.core.references",
+    "Repository": "filestore.repository.protocol",
+    "ResolveResult": "filestore.cache",
+    "StreamingFile": "filestore.cache",
+    "Symlinks": "filestore.transfer.sources.walk",
+    "ZipLimits": "filestore.format.zip.read",
+    "blocking": "filestore.blocking",
     "connect": "filestore.backends",
+    "errors": "filestore.errors",
+    "fetch": "filestore.transfer.fetch",
+    "fetch_tree": "filestore.transfer.fetch_tree",
+    "plan_push": "filestore.transfer.push",
+    "push": "filestore.transfer.push",
 }
+"""Where each name is. A name that is itself a module of this package stands for that module."""
 
 
 def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
+    home = _MODULES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(home), name)
+    module = import_module(home)
+    return module if home == f"{__name__}.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -31,6 +31,7 @@ FilestoreError
 ├── NotARepository
 ├── ReadOnly
 ├── UsedAfterFork
+├── BlockingCallRefused       a call of `filestore.blocking`
 ├── UnknownFormat
 ├── MissingCompiledPart
 ├── MissingPackage
@@ -468,6 +469,15 @@ class UsedAfterFork(FilestoreError):
 
     def __init__(self, what: str, parent: int) -> None:
         super().__init__(what, parent)
+
+
+class BlockingCallRefused(FilestoreError):
+    """A call of `filestore.blocking` where none can be made, such as in the thread of its event loop."""
+
+    sentence = "a call of filestore.blocking was refused: {0}"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
 
 
 class SourceError(FilestoreError):

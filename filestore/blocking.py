@@ -1,0 +1,463 @@
+"""Every verb of filestore without asyncio, for scripts and notebooks.
+
+>>> from filestore import blocking as filestore
+>>> with filestore.connect("http://127.0.0.1:8080", token="...") as repository:
+...     pushed = filestore.push(repository, "my_model/")
+...     filestore.fetch_tree(repository, pushed.record, target="/models/my_model")
+
+The names are those of `filestore`, and so are arguments, results and errors. A call returns when its transfer has ended.
+
+Event loop: a process has one event loop for all calls, in a thread of its own that the first call starts, called
+"filestore-loop". So a call also works where another event loop runs in the thread of the caller, as in a notebook.
+
+Threads: any number of threads may make calls at the same time, also with one repository or one cache.
+
+Progress: a `report` callback is called in the thread "filestore-loop". It must return soon, and must not make calls of this
+module, which raise BlockingCallRefused there. An exception that it raises ends the transfer, and is raised by the call.
+
+Ctrl-C: where KeyboardInterrupt (or another exception of a signal handler) is raised during a call, the call cancels its
+transfer, waits until that has ended cleanly, and raises the exception. A second Ctrl-C does not wait.
+
+Fork: a forked child has an event loop of its own, which its first call starts. What the parent has opened can be used in the
+child as docs/runtime.md says: a server and a cache work, an open folder raises UsedAfterFork.
+
+End of the program: what was not closed is closed. Before that, the calls that ordinary threads have in progress are finished,
+and those of daemon threads are cancelled. Later calls raise BlockingCallRefused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import filestore.cache
+from filestore import backends, errors
+from filestore.backends import CONNECTIONS, STALL_SECONDS
+from filestore.cache import CachedPath, ResolveResult
+from filestore.core.digest import Digest
+from filestore.core.progress import Progress, Report
+from filestore.core.records import Kind, Record
+from filestore.core.references import Directory, File, FileURL, Reference
+from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
+from filestore.errors import BlockingCallRefused, FilestoreError
+from filestore.format.codec import Codec
+from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
+from filestore.repository import protocol
+from filestore.repository.protocol import Wanted, find_record
+from filestore.system.loop_thread import Block, close_at_end, has_ended, run
+from filestore.transfer import fetch as _fetch
+from filestore.transfer import fetch_tree as _fetch_tree
+from filestore.transfer import push as _push
+from filestore.transfer.fetch import FetchResult
+from filestore.transfer.fetch_tree import FetchTreeResult
+from filestore.transfer.push import PlannedEntry, PushPlan, PushResult
+from filestore.transfer.sources.push_cache import PushCache
+from filestore.transfer.sources.walk import Symlinks
+
+__all__ = [
+    "Cache",
+    "CachedPath",
+    "Codec",
+    "Digest",
+    "Directory",
+    "DownloadLimits",
+    "FetchResult",
+    "FetchTreeResult",
+    "File",
+    "FileURL",
+    "FilestoreError",
+    "Kind",
+    "PlannedEntry",
+    "Progress",
+    "PushCache",
+    "PushPlan",
+    "PushResult",
+    "Record",
+    "Reference",
+    "Repository",
+    "ResolveResult",
+    "StreamingFile",
+    "Symlinks",
+    "ZipLimits",
+    "connect",
+    "errors",
+    "fetch",
+    "fetch_tree",
+    "plan_push",
+    "push",
+]
+
+
+def connect(
+    url: str | Path,
+    *,
+    token: str | None = None,
+    connections: int = CONNECTIONS,
+    stall_seconds: float = STALL_SECONDS,
+    create: bool = False,
+    read_only: bool = False,
+    proxy: str | None = None,
+) -> Repository:
+    """Open the repository at `url`, a server or a folder of this machine.
+
+    >>> with connect("http://127.0.0.1:8080", token="...") as repository:
+    ...     push(repository, "model.safetensors")
+
+    The arguments are those of `filestore.connect`. The end of the `with` block closes the repository. In a notebook, where one
+    repository is used in many cells, leave out `with`, and call `repository.close()` at the end.
+
+    Raises what `filestore.connect` raises: InvalidUrl, InvalidSetting, NotARepository, UnknownFormat, StorageError, Busy; and
+    BlockingCallRefused.
+    """
+    return Repository(
+        Block(
+            lambda: backends.connect(
+                url,
+                token=token,
+                connections=connections,
+                stall_seconds=stall_seconds,
+                create=create,
+                read_only=read_only,
+                proxy=proxy,
+            )
+        )
+    )
+
+
+def push(
+    repository: Repository,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    push_cache: PushCache | None = None,
+    rehash: bool = False,
+    codec: Codec | None = None,
+    report: Report | None = None,
+    symlinks: Symlinks = Symlinks.INSIDE,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> PushResult:
+    """Store the file or directory at `path` in a repository, and send only the chunks that the repository does not have.
+
+    >>> push(repository, "my_model/", exclude=["*.tmp"]).record.id
+
+    Arguments, cost and the state after a cancellation are those of `filestore.push`. `report` is called in the thread
+    "filestore-loop".
+
+    Raises what `filestore.push` raises, such as SourceUnreadable, StorageError and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    return run(
+        lambda: _push.push(
+            inner,
+            path,
+            name=name,
+            push_cache=push_cache,
+            rehash=rehash,
+            codec=codec,
+            report=report,
+            symlinks=symlinks,
+            include=include,
+            exclude=exclude,
+        )
+    )
+
+
+def plan_push(
+    repository: Repository,
+    path: str | Path,
+    *,
+    push_cache: PushCache | None = None,
+    rehash: bool = False,
+    report: Report | None = None,
+    symlinks: Symlinks = Symlinks.INSIDE,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> PushPlan:
+    """Tell what a push of `path` would send, file by file. This is the dry run of `push`: it sends and records nothing.
+
+    >>> plan_push(repository, "my_model/").bytes_new
+
+    Arguments and cost are those of `filestore.plan_push`. `report` is called in the thread "filestore-loop".
+
+    Raises what `filestore.plan_push` raises, such as SourceUnreadable and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    return run(
+        lambda: _push.plan_push(
+            inner,
+            path,
+            push_cache=push_cache,
+            rehash=rehash,
+            report=report,
+            symlinks=symlinks,
+            include=include,
+            exclude=exclude,
+        )
+    )
+
+
+def fetch(
+    repository: Repository, wanted: Wanted, *, target: str | Path, force: bool = False, report: Report | None = None
+) -> FetchResult:
+    """Write a stored file to the path `target`, every byte verified.
+
+    >>> fetch(repository, "model.safetensors", target="/models/model.safetensors").bytes_received
+
+    Arguments, cost and the state after a cancellation are those of `filestore.fetch`. `report` is called in the thread
+    "filestore-loop".
+
+    Raises what `filestore.fetch` raises, such as NotFound, TargetError and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    return run(lambda: _fetch.fetch(inner, wanted, target=target, force=force, report=report))
+
+
+def fetch_tree(
+    repository: Repository,
+    wanted: Wanted,
+    *,
+    target: str | Path,
+    force: bool = False,
+    limits: ZipLimits = DEFAULT_LIMITS,
+    report: Report | None = None,
+) -> FetchTreeResult:
+    """Write the tree of a stored directory, or of any stored zip file, to the path `target`, every byte verified.
+
+    >>> fetch_tree(repository, "my_model.zip", target="/models/my_model").file_count
+
+    Arguments, cost and the state after a cancellation are those of `filestore.fetch_tree`. `report` is called in the thread
+    "filestore-loop".
+
+    Raises what `filestore.fetch_tree` raises, such as NotFound, InvalidArchive, TargetError and TransferError; and
+    BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    return run(lambda: _fetch_tree.fetch_tree(inner, wanted, target=target, force=force, limits=limits, report=report))
+
+
+class Repository:
+    """An open repository, which `connect` returns. It ends with its `with` block, with `close`, or with the program.
+
+    Any number of threads may use it at the same time.
+    """
+
+    def __init__(self, block: Block[protocol.Repository]) -> None:
+        """Use `connect`. Raises what `connect` raises."""
+        self._block = block
+        self._opened = block.enter()
+        self._is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<filestore.blocking.Repository {self.location}>"
+
+    @property
+    def location(self) -> str:
+        """What a user calls it: a URL, or the path of a folder."""
+        return self._opened.location
+
+    @property
+    def inner(self) -> protocol.Repository:
+        """The repository of the event loop, for the functions of this module. Raises BlockingCallRefused where it is closed."""
+        if self._is_closed:
+            raise BlockingCallRefused(f"the repository {self.location} was closed; open it again by connect")
+        return self._opened
+
+    def record(self, wanted: Wanted) -> Record:
+        """Return the newest record that a name, an id, a digest, a stored path, a `File` or a `Directory` names.
+
+        Raises InvalidReference, NotFound, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: find_record(inner, wanted))
+
+    def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
+        """Return records from the newest down; with `before`, those with an earlier `updated_at`, for the next page.
+
+        Raises StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.records(limit=limit, before=before))
+
+    def sign(self, file_id: str) -> str:
+        """Return a path below the server's URL at which any HTTP client can read a record's bytes without a token.
+
+        The path holds for a time that the server sets, a day by default.
+
+        Raises NotFound, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.sign(file_id))
+
+    def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
+        """Remove a record, and return it. `with_chunks` also removes its chunks that no other record needs.
+
+        Raises NotFound, DamagedRecord, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.remove(file_id, with_chunks=with_chunks))
+
+    def close(self) -> None:
+        """Close files and connections. Another call does nothing. No other method may be called afterwards.
+
+        Raises StorageError, BlockingCallRefused.
+        """
+        was_closed, self._is_closed = self._is_closed, True
+        if self._block.is_ours:
+            self._block.leave()
+        elif not was_closed:
+            # The connections that a forked child has made for its parent's repository are its own.
+            run(self._opened.close)
+
+
+class Cache:
+    """Keep files and directories of one repository on this machine, as verified local paths.
+
+    >>> with Cache("/var/cache/models", repository, size_limit=200 << 30) as cache:
+    ...     path = cache.resolve(File(id="file_..."))
+    ...     with cache.lease(Directory(id="file_...")) as folder:
+    ...         ...
+
+    The arguments are those of `filestore.Cache`. Any number of threads and processes may use a cache at the same time.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        repository: Repository,
+        *,
+        limits: ZipLimits = DEFAULT_LIMITS,
+        downloads: DownloadLimits = DEFAULT_DOWNLOAD_LIMITS,
+        size_limit: int | None = None,
+        min_free: int = 0,
+    ) -> None:
+        """Make a cache; no file is touched yet. Raises InvalidSetting for a `~` without a home folder."""
+        self._inner = filestore.cache.Cache(
+            root, _inner(repository), limits=limits, downloads=downloads, size_limit=size_limit, min_free=min_free
+        )
+        close_at_end(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the use of all paths that this cache gave, so that they may be removed. Another call does nothing.
+
+        The repository stays open. Raises BlockingCallRefused.
+        """
+        if not has_ended():
+            run(self._inner.close)
+
+    async def close_in_loop(self) -> None:
+        """Do what `close` does, at the end of the program; its hook calls this in the event loop."""
+        await self._inner.close()
+
+    def resolve(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Path:
+        """Return the path of a whole, verified file, or of the tree that a zip file unpacks to. Do not write to it.
+
+        The path stays until the cache is closed. Everything else is as in `filestore.Cache.resolve`.
+
+        Raises what `filestore.Cache.resolve` raises, such as NotFound, CacheFull and TransferError; and BlockingCallRefused.
+        """
+        return run(lambda: self._inner.resolve(wanted, report=report))
+
+    def resolved(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> ResolveResult:
+        """Do what `resolve` does, and tell what it cost. Where calls share one fetch, only the call that began it has the cost.
+
+        Raises what `filestore.Cache.resolve` raises, such as NotFound, CacheFull and TransferError; and BlockingCallRefused.
+        """
+        return run(lambda: self._inner.resolved(wanted, report=report))
+
+    def cached(self, wanted: File | Directory | FileURL) -> CachedPath | None:
+        """Return what the cache has, or None. No network is used, except to ask an unknown repository who it is.
+
+        Such a path may be removed at any time: only `resolve` and `lease` keep what they give.
+
+        Raises InvalidReference, StorageError, UnknownFormat, TransferError, BlockingCallRefused.
+        """
+        return run(lambda: self._inner.cached(wanted))
+
+    @contextmanager
+    def lease(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Iterator[Path]:
+        """Do what `resolve` does, for the length of a `with` block: its end allows the cache to remove the path.
+
+        Raises what `filestore.Cache.resolve` raises, such as NotFound, CacheFull and TransferError; and BlockingCallRefused.
+        """
+        with Block(lambda: self._inner.lease(wanted, report=report)) as path:
+            yield path
+
+    @contextmanager
+    def open(self, wanted: File, *, report: Report | None = None) -> Iterator[StreamingFile]:
+        """Open a file that can be read before all of it is on this machine, for the length of a `with` block.
+
+        >>> with cache.open(File(id="file_...")) as opened:
+        ...     header = opened.read(0, 8)
+
+        Ranges that are read are fetched first. The rest of the file is fetched in the background. Without an error, the block
+        ends when the whole file is in the cache. An exception in the block stops the fetch. Where the fetch fails, a read in the
+        block raises its error, and so does the end of the block.
+
+        Raises what `filestore.Cache.resolve` raises, such as NotFound, CacheFull and TransferError; and BlockingCallRefused.
+        """
+        block = Block(lambda: self._inner.open(wanted, report=report))
+        with block as opened:
+            yield StreamingFile(block, opened)
+
+
+class StreamingFile:
+    """A file of a cache whose ranges can be read while the rest of it is fetched. `Cache.open` gives it.
+
+    Any number of threads may read at the same time. All bytes that are read were verified.
+    """
+
+    def __init__(self, block: Block[filestore.cache.StreamingFile], inner: filestore.cache.StreamingFile) -> None:
+        """Use `Cache.open`."""
+        self._block = block
+        self._inner = inner
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self._inner.size
+
+    def read(self, start: int, stop: int) -> bytearray:
+        """Return the bytes from `start` up to and without `stop`. Chunks of them that are missing are fetched first.
+
+        Raises InvalidRange where the range is not inside the file; what the fetch raises; StorageError, UsedAfterFork,
+        BlockingCallRefused.
+        """
+        return self._block.run(lambda: self._inner.read(start, stop))
+
+    def read_into(self, memory: memoryview, start: int) -> None:
+        """Fill `memory` with the bytes from `start` on, as `read` returns them.
+
+        Raises what `read` raises, such as InvalidRange and StorageError.
+        """
+        self._block.run(lambda: self._inner.read_into(memory, start))
+
+    def whole(self) -> Path:
+        """Wait until the whole file is in the cache, and return its path, as `Cache.resolve` does.
+
+        Raises what the fetch raises, such as TransferError; UsedAfterFork, BlockingCallRefused.
+        """
+        return self._block.run(self._inner.whole)
+
+
+def _inner(repository: Repository) -> protocol.Repository:
+    if not isinstance(repository, Repository):
+        raise BlockingCallRefused(
+            "the repository was not opened by filestore.blocking, and so belongs to another event loop;"
+            " open it by filestore.blocking.connect"
+        )
+    return repository.inner
