@@ -16,7 +16,7 @@ class Progress:
     total: int
     """Bytes of content in all."""
     done: int
-    """Bytes of content that are finished. They were sent or received, or did not have to be."""
+    """Bytes of content that were sent or received, or did not have to be. A chunk that moves counts with what has moved."""
     moved: int
     """Bytes that went over the network: compressed chunks with their headers."""
     shared: int

@@ -20,33 +20,43 @@ _LAST_MOMENT = 253_402_300_800_000_000
 
 
 class Kind(StrEnum):
-    """What a record stands for. The bytes of both are a file; a directory's are a zip."""
+    """Whether a record was pushed as a file or as a directory."""
 
     FILE = "file"
+    """Its content is that of the file."""
     DIRECTORY = "directory"
+    """Its content is a zip file of the directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A file under a name. Times are microseconds since 1970 in UTC; `updated_at` orders records of one name."""
+    """A stored file or directory under a name, as a repository lists it."""
 
     id: str
+    """`file_` and 32 hexadecimal digits. It never names another file."""
     name: str
+    """What the file was called when it was pushed; that of a directory ends in `.zip`. Records may share a name."""
     digest: Digest
+    """The digest of the content. Equal content has equal digests, on every machine."""
     size: int
+    """Bytes of content: those of the file, or those of the zip that a directory is stored as."""
     kind: Kind
+    """Whether it was pushed as a file or as a directory."""
     namespace: str
+    """The part of the repository that it belongs to; a token sees one namespace."""
     created_at: int
+    """When this record was made, in microseconds since 1970 in UTC."""
     updated_at: int
+    """When the same content was last pushed under this name. The newest of several records of one name has the latest time."""
 
     @property
     def path(self) -> str:
-        """`pipeline_files/ab/cd/<64 hex>/<name>`."""
+        """The stored path by digest: `pipeline_files/ab/cd/<64 hex>/<name>`."""
         return file_path(self.digest, self.name)
 
     @property
     def run_path(self) -> str:
-        """`run_files/31/7e/<the id as a UUID>/<name>`."""
+        """The stored path by id: `run_files/31/7e/<the id as a UUID>/<name>`."""
         return run_path(self.id, self.name)
 
     def as_json(self) -> dict[str, str | int]:

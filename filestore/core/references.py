@@ -30,8 +30,11 @@ class Reference:
     """How a user names a stored file: exactly one of the three is given, or `digest` and `name` together (a path)."""
 
     id: str | None = None
+    """The id of a record: `file_` and 32 hexadecimal digits."""
     digest: Digest | None = None
+    """The digest of the content."""
     name: str | None = None
+    """The name of the newest file of that name; with `digest`, the name of a stored path."""
     _: KW_ONLY
     name_otherwise: str | None = data_field(default=None, compare=False)
     """The name that is meant where nothing is stored under `id` or `digest`: a name may look like either."""
@@ -80,18 +83,22 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FileURL:
-    """A file behind a URL of someone else's, as pipelines pass it around.
+    """A file at the URL of another server, which `Cache.resolve` downloads.
 
     >>> FileURL("https://example.org/weights/model.safetensors")
     >>> FileURL("https://example.org/model.bin", digest="sha256:0123...")
     >>> FileURL("https://example.org/labels.json", max_age_seconds=3600, stale_ok=True)
 
-    `digest`: what its bytes must have, `sha256:` and 64 hexadecimal digits as publishers print it, or a file digest of ours;
-    where these bytes are here already, nobody is asked. Without it the origin is asked each time whether the file has changed,
-    but for `max_age_seconds` after it was last asked. `stale_ok`: where the origin cannot be reached, what it gave last will do.
+    `url`: an http or https URL without a user name or a password.
+    `digest`: the digest that the bytes must have: `sha256:` and 64 hexadecimal digits, as publishers print it, or a digest of
+        filestore. With it, a file that the cache has is used and no server is asked. Without it, the server is asked each time
+        whether the file has changed.
+    `max_age_seconds`: how long after such a question the server is not asked again.
+    `stale_ok`: use the file that the server gave last where the server cannot be reached.
 
-    Raises InvalidReference for what is no http or https URL, for a user name or a password in it, and for a malformed digest.
-    Does no I/O. Neither `repr` nor an error shows the query of a URL: signatures stand there.
+    Does no I/O. Neither `repr` nor an error shows the query of a URL, since it may hold a signature.
+
+    Raises InvalidReference for another kind of URL, for a user name or a password in it, and for a malformed digest.
     """
 
     url: str
@@ -115,12 +122,12 @@ class FileURL:
 
     @property
     def shown(self) -> str:
-        """The URL as it may be printed: without what stands in its query."""
+        """The URL as it may be printed: without its query."""
         return redact_url(self.url)
 
     @property
     def name(self) -> str:
-        """What its file is called here: the last part of the URL's path, decoded, and changed where that cannot be kept."""
+        """The name of the file in the cache: the last part of the URL's path, decoded, and changed where it cannot be a name."""
         return plain_name(urlsplit(self.url).path.rpartition("/")[2])
 
     @property
@@ -209,29 +216,38 @@ class _NamedContent:
 
 
 class File(_NamedContent):
-    """A file as pipelines pass it around: a stored one, a local one that is to be pushed, or one behind a URL.
+    """A file: a stored one, a file of this machine that is to be pushed, or a file at a URL.
 
-    A stored one is named by `path`, `id` or `digest`. To one behind a URL the arguments of `FileURL` apply.
+    Give exactly one of these, or `digest` with `url`:
+
+    `path`: a stored path, such as `Record.path`, or the path of a file of this machine.
+    `id`: the id of a record.
+    `digest`: the digest of the content; with `url` as in `FileURL`.
+    `url`: an http or https URL; `max_age_seconds` and `stale_ok` belong to it, see `FileURL`.
 
     >>> File(id="file_0123...")
     >>> File("pipeline_files/ab/cd/<digest>/model.safetensors")
     >>> File("./model.safetensors")
     >>> File(url="https://example.org/model.safetensors")
 
-    Raises InvalidReference when none or several are given, or one of them is malformed. Does no I/O.
+    Does no I/O. A `File` and a `Directory` are never equal.
+
+    Raises InvalidReference where none or several are given, or where one of them is malformed.
     """
 
     __slots__ = ()
 
 
 class Directory(_NamedContent):
-    """A directory, given as a `File` is: of what is stored or stands behind a URL, any zip file serves, and stands for its tree.
+    """A directory: the tree of a stored zip file, a directory of this machine, or the tree of a zip file at a URL.
+
+    Its arguments are those of `File`: `path`, `id`, `digest`, `url`, `max_age_seconds` and `stale_ok`. Any zip file can be one.
 
     >>> Directory(id="file_0123...")
     >>> Directory("./my_model")
     >>> Directory(url="https://example.org/my_model.zip", digest="sha256:0123...")
 
-    Raises InvalidReference as `File` does. Does no I/O.
+    Does no I/O. Raises InvalidReference as `File` does.
     """
 
     __slots__ = ()

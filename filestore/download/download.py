@@ -75,16 +75,20 @@ _STRONG_AFTER_SECONDS = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadLimits:
-    """What a URL may ask of whoever downloads from it."""
+    """What a URL may ask of this machine when a cache downloads from it."""
 
     size: int = 1 << 40
+    """Bytes that a file may have."""
     redirects: int = 10
+    """Number of redirects that are followed."""
     first_byte_seconds: float = 30
+    """How long the server may take before it answers."""
     stall_seconds: float = 30
+    """How long the server may send no byte."""
     private_allowed: bool = False
-    """Addresses that are not public may be connected to."""
+    """Allow addresses that are not public, such as those of a local network."""
     proxy: str | None = field(default=None, repr=False)
-    """The URL of an HTTP proxy to download by. It looks names up and connects: the addresses behind names are its to judge."""
+    """The URL of an HTTP proxy that downloads go through. The proxy resolves host names, so that it decides about addresses."""
 
 
 DEFAULT_DOWNLOAD_LIMITS = DownloadLimits()

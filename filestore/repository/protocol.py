@@ -31,9 +31,12 @@ class Identity(NamedTuple):
 
 
 class Repository(Protocol):
-    """A folder here, or a server across HTTP: callers cannot tell which.
+    """What `connect` gives: a repository in a folder of this machine, or at a server. Both have the same verbs.
 
-    All verbs are idempotent and may be cancelled at any await: then the whole of something is there, or nothing of it.
+    Users call `push`, `fetch` and `fetch_tree` with it, and `record`, `records`, `sign` and `remove`.
+
+    All verbs are idempotent and may be cancelled at any await. Then something is there as a whole or not at all. Besides what
+    they name, all of them raise StorageError and Busy for a folder, Unauthorized and TransferError for a server.
     `tests/contracts/test_repository.py` runs every rule against every implementation.
     """
 
@@ -49,7 +52,10 @@ class Repository(Protocol):
         """Asked once, then remembered. Raises UnknownFormat for a repository of another version."""
 
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
-        """Those of `digests` that must be sent, once each, in order. What is reported present stays for the grace period (I9)."""
+        """Return those of `digests` that must be sent, once each, in order.
+
+        The other chunks stay for the grace period (I9). Raises StorageError, TransferError.
+        """
 
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
         """Keep frames, durably; each is verified first (I4). The caller may reuse their memory afterwards.
@@ -63,6 +69,8 @@ class Repository(Protocol):
         """Read frames into `buffer`, one after the other; give each one's part of it, None where a chunk is absent.
 
         `buffer` must hold decoded sizes and 8 bytes a frame. Frames are not verified: whoever decodes them does that.
+
+        Raises StorageError, TransferError.
         """
 
     async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
@@ -70,6 +78,8 @@ class Repository(Protocol):
 
         For whoever met damage: it is not believed, but looked at. At most 4096 digests. A repository that was opened for reading
         only forgets them where this process may write; where it may not, they are returned all the same.
+
+        Raises StorageError, TransferError.
         """
 
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
@@ -82,18 +92,23 @@ class Repository(Protocol):
         """The canonical bytes of a file's manifest, verified. Raises NotFound, InvalidManifest."""
 
     async def record(self, reference: Reference) -> Record:
-        """The newest record that `reference` means; under a digest alone, that of a directory comes before that of a file.
+        """Return the newest record that `reference` names. For a digest alone, a directory comes before a file.
 
-        Raises NotFound, and UnexpectedRecord where a server answers with another one.
+        Raises NotFound, and UnexpectedRecord where a server answers with another record.
         """
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
-        """Records from the newest down; with `before`, those with an earlier `updated_at`, for the next page."""
+        """Return records from the newest down; with `before`, those with an earlier `updated_at`, for the next page.
+
+        Raises StorageError, TransferError.
+        """
 
     async def sign(self, file_id: str) -> str:
-        """The path, below the URL of a server of this repository, at which a record's bytes are read without a token.
+        """Return a path below the server's URL at which any HTTP client can read a record's bytes without a token.
 
-        Any HTTP client may, until the path expires. Raises NotFound.
+        The path holds for a time that the server sets, a day by default.
+
+        Raises NotFound.
         """
 
     async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
@@ -106,7 +121,7 @@ class Repository(Protocol):
         """
 
     async def close(self) -> None:
-        """Free connections and files. No verb may be called afterwards."""
+        """Close connections and files; the end of `connect`'s block does this. No verb may be called afterwards."""
 
 
 async def find_record(repository: Repository, wanted: Wanted) -> Record:

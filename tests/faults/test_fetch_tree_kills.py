@@ -22,14 +22,13 @@ from tests.support.trees import standing
 MIB = 1 << 20
 UNPACK = """
 import asyncio, sys
-from pathlib import Path
 from filestore.backends import connect
 from filestore.core.references import Reference
 from filestore.transfer.fetch_tree import fetch_tree
 
 async def main(root, id, target):
     async with connect(root) as repository:
-        await fetch_tree(repository, await repository.record(Reference(id=id)), Path(target), force=True)
+        await fetch_tree(repository, Reference(id=id), target=target, force=True)
 
 asyncio.run(main(*sys.argv[1:]))
 """

@@ -38,11 +38,20 @@ CREATE TABLE pushed (
 
 
 class PushCache:
-    """Blocks: call its methods in a thread, one at a time."""
+    """Remember what was pushed from where, so that the next push of an unchanged file or directory does not read it.
 
-    def __init__(self, path: Path) -> None:
-        """`path` is made with its folders where it is not there."""
-        self._path = path
+    >>> with PushCache("push-cache.sqlite") as push_cache:
+    ...     await push(repository, "my_model/", push_cache=push_cache)
+
+    path: a file, which is made with its folders where there is none. Several processes may use the same file.
+
+    Where the file cannot be used, everything is read, as without a push cache. No error is raised. Its methods block: `push`
+    calls them in a thread, one at a time.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the file at `path`."""
+        self._path = Path(path)
         self._connection = self._open()
         tell_of_forks(self)
 
@@ -59,13 +68,13 @@ class PushCache:
             self._connection = None
 
     def close(self) -> None:
-        """Safe to call again."""
+        """Close the file. Another call does nothing."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def find(self, identity: Identity, path: Path) -> CachedPush | None:
-        """What the last push of `path` to that repository left."""
+        """Return what the last push of `path` to that repository left, if there was one."""
         if self._connection is None:
             return None
         try:

@@ -1,0 +1,172 @@
+"""What `filestore` exports: each name is documented, has a docstring, and is what it is called whatever was imported before."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from enum import Enum
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import filestore
+from filestore import blocking, errors
+
+REPOSITORY = Path(__file__).parents[2]
+DOC = REPOSITORY / "docs/python.md"
+ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
+RAISES = re.compile(r"Raises (.*?)(?:\n\s*\n|\Z)", re.DOTALL)
+HUMPS = re.compile(r"\b(?:[A-Z][a-z]+){2,}\b|\bBusy\b|\bStalled\b|\bInterrupted\b|\bUnauthorized\b|\bUnreachable\b")
+OTHER_NAMES = {"FetchTreeResult", "StreamingFile"}
+"""Names with two humps that are no errors, and that a list of errors may mention."""
+RAISES_NOTHING = {
+    "FileURL.shown",
+    "FileURL.name",
+    "FileURL.expected",
+    "File.origin",
+    "Directory.origin",
+    "Reference.means",
+    "Record.path",
+    "Record.run_path",
+    "Record.as_json",
+    "StreamingFile.size",
+    "StreamingFile.whole",
+    "StreamingFile.ready",
+    "StreamingFile.close",
+    "Cache.close",
+    "Cache.after_fork",
+    "PushCache.after_fork",
+    "PushCache.close",
+    "PushCache.find",
+    "PushCache.record",
+    "Repository.location",
+    "Repository.fingerprint",
+    "Repository.close",
+    "blocking.Repository.location",
+    "blocking.StreamingFile.size",
+    "blocking.Cache.close_in_loop",
+}
+"""What has no error of its own to tell of."""
+
+CLASSES = {name: value for name in filestore.__all__ if isinstance(value := getattr(filestore, name), type)}
+FUNCTIONS = {name: value for name in filestore.__all__ if inspect.isfunction(value := getattr(filestore, name))}
+RESULTS = [name for name, value in CLASSES.items() if dataclasses.is_dataclass(value)]
+
+
+def public(owner: str, kind: type) -> Iterator[tuple[str, Callable[..., object]]]:
+    """The public methods and properties that a class of ours has, by dotted names."""
+    for name, value in inspect.getmembers(kind):
+        function = value.fget if isinstance(value, property) else inspect.unwrap(getattr(value, "__func__", value))
+        if not name.startswith("_") and inspect.isfunction(function) and function.__module__.startswith("filestore"):
+            yield f"{owner}.{name}", function
+
+
+def callables() -> dict[str, Callable[..., object]]:
+    """Every exported function, and every public method of an exported class, of `filestore` and of its blocking module."""
+    found: dict[str, Callable[..., object]] = dict(FUNCTIONS)
+    for name, kind in CLASSES.items():
+        if not issubclass(kind, Enum | errors.FilestoreError):
+            found.update(public(name, kind))
+    for name in blocking.__all__:
+        value = getattr(blocking, name)
+        if getattr(value, "__module__", "") != "filestore.blocking":
+            continue
+        if isinstance(value, type):
+            found.update(public(f"blocking.{name}", value))
+        else:
+            found[f"blocking.{name}"] = value
+    return found
+
+
+CALLABLES = callables()
+
+
+def test_what_is_exported_is_what_is_documented() -> None:
+    """`__all__`, the rows of docs/python.md, and what can be imported are the same names, in alphabetical order."""
+    assert sorted(filestore.__all__) == sorted(ROW.findall(DOC.read_text()))
+    assert sorted(filestore.__all__) == filestore.__all__ == dir(filestore)
+    assert [] == [name for name in filestore.__all__ if getattr(filestore, name) is None]
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        _ = filestore.absent
+
+
+def test_types_are_shipped() -> None:
+    """A type checker reads the annotations of an installed package only where this file is."""
+    assert Path(filestore.__file__).with_name("py.typed").is_file()
+    assert '\npackages = ["filestore", "cli/filestore_cli"]\n' in (REPOSITORY / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("first", ["filestore.transfer.push", "filestore.transfer.fetch", "filestore.backends", "filestore"])
+def test_no_module_takes_the_place_of_a_function(first: str) -> None:
+    """`filestore.push` is the function whatever was imported before, and after."""
+    names = sorted(FUNCTIONS)
+    script = f"""
+import inspect, {first}
+import filestore
+import filestore.transfer.push, filestore.transfer.fetch, filestore.transfer.fetch_tree, filestore.blocking, filestore.backends
+from filestore import {", ".join(names)}
+for name in {names}:
+    assert inspect.isfunction(getattr(filestore, name)) and inspect.isfunction(globals()[name]), name
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    inside = {path.stem for path in (REPOSITORY / "filestore").iterdir()}
+    assert {"blocking", "errors"} == inside & set(filestore.__all__)
+
+
+@pytest.mark.parametrize("name", filestore.__all__)
+def test_every_exported_name_has_a_docstring(name: str) -> None:
+    """Of its own, and not what `dataclass` or a built-in class gives; its first line is a full sentence."""
+    value = getattr(filestore, name)
+    text = value.__doc__ if isinstance(value, type | ModuleType) else inspect.getdoc(value)
+    assert text is not None
+    assert not text.startswith(f"{name}(")
+    assert text.strip().splitlines()[0].endswith((".", ":"))
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_every_function_says_what_it_does_and_raises(name: str) -> None:
+    """The first line of a docstring ends as a sentence does; the errors that it names exist."""
+    text = inspect.getdoc(CALLABLES[name])
+    assert text is not None
+    assert text.splitlines()[0].endswith(".")
+    raised = RAISES.findall(text)
+    assert bool(raised) is (name not in RAISES_NOTHING), "what it raises"
+    named = {error for part in raised for error in HUMPS.findall(part)} - OTHER_NAMES
+    assert set() == {error for error in named if not issubclass(getattr(errors, error, int), errors.FilestoreError)}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_field_of_a_value_is_described(name: str) -> None:
+    """By the class, as `File` does, or by a text under the field; values are frozen."""
+    kind = CLASSES[name]
+    assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]  # a dataclass has it
+    (tree,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(tree, ast.ClassDef)
+    described = {
+        field.target.id
+        for field, text in pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
+    inherited = "".join(each.__doc__ or "" for each in kind.__mro__)
+    fields = {field.name for field in dataclasses.fields(kind) if not field.name.startswith("_")}
+    assert set() == {field for field in fields - described if f"`{field}`" not in inherited}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_only_two_arguments_of_a_verb_have_places(name: str) -> None:
+    """All others are given by name; each argument is described in the docstring."""
+    parameters = list(inspect.signature(FUNCTIONS[name]).parameters.values())
+    text = inspect.getdoc(FUNCTIONS[name]) or ""
+    assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in parameters[2:])
+    if name != "plan_push":
+        assert [] == [each.name for each in parameters if not re.search(rf"^(\w+, )?{each.name}(, \w+)?: ", text, re.MULTILINE)]
