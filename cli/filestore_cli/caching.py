@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +11,7 @@ import click
 
 from filestore.core.records import Kind
 from filestore.core.references import Reference
+from filestore.core.timestamps import format_seconds
 from filestore.errors import InvalidReference, StorageError
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.filters import Filter
@@ -271,7 +271,7 @@ class _Stock(NamedTuple):
             "names": entry.names,
             "size": entry.size,
             "stored_size": entry.stored_size,
-            "accessed_at": datetime.fromtimestamp(entry.used_at, UTC).isoformat(),
+            "accessed_at": format_seconds(entry.used_at),
             "in_use": entry.key in self.held,
             "repository_id": repository,
             "namespace": namespace,
@@ -283,7 +283,7 @@ class _Stock(NamedTuple):
         return {
             "path": str(item.folder),
             "stored_size": item.stored_size,
-            "written_at": datetime.fromtimestamp(item.used_at, UTC).isoformat(),
+            "written_at": format_seconds(item.used_at),
             "in_use": item.key in self.held,
         }
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from filestore.core.timestamps import format_seconds
 from filestore.errors import StorageError
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.text import age, for_display, in_units
@@ -64,7 +64,7 @@ def _as_json(leftover: Leftover, *, is_removed: bool) -> dict[str, object]:
     return {
         "path": str(leftover.path),
         "stored_size": leftover.stored_size,
-        "written_at": datetime.fromtimestamp(leftover.written_at, UTC).isoformat(),
+        "written_at": format_seconds(leftover.written_at),
         "in_use": leftover.is_in_use,
         "needed": leftover.is_needed,
         "removed": is_removed,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import click
 
 from filestore.core.records import Kind, Record
@@ -12,7 +10,7 @@ from filestore.errors import InvalidReference
 from filestore.repository.protocol import Repository
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.start import run_to_end
-from filestore_cli.text import exactly, for_display, in_units, table
+from filestore_cli.text import exactly, for_display, in_units, minute, table
 
 _PAGE = 1000
 
@@ -86,8 +84,8 @@ def _show_record(context: CommandContext, repository: Repository, record: Record
             size=exactly(record.size),
             kind=record.kind.value,
             namespace=record.namespace,
-            created=_minute(record.created_at),
-            updated=_minute(record.updated_at),
+            created=minute(record.created_at),
+            updated=minute(record.updated_at),
             repository=context.place(repository),
         ),
     )
@@ -95,13 +93,9 @@ def _show_record(context: CommandContext, repository: Repository, record: Record
 
 def _line(record: Record) -> str:
     kind = "  (directory)" if record.kind is Kind.DIRECTORY else ""
-    return f"{record.id}  {in_units(record.size):>8}  {_minute(record.updated_at)}  {for_display(record.name)}{kind}"
+    return f"{record.id}  {in_units(record.size):>8}  {minute(record.updated_at)}  {for_display(record.name)}{kind}"
 
 
 def _count(records: list[Record]) -> str:
     size = in_units(sum(record.size for record in records))
     return f"{len(records)} file{'' if len(records) == 1 else 's'}, {size}"
-
-
-def _minute(microseconds: int) -> str:
-    return datetime.fromtimestamp(microseconds / 1e6, UTC).strftime("%Y-%m-%d %H:%M UTC")

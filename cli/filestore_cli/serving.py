@@ -9,7 +9,6 @@ import secrets
 import shlex
 import socket
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,11 +18,12 @@ import click
 
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace
+from filestore.core.timestamps import format_timestamp
 from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext, creates, takes
 from filestore_cli.settings import Settings, parse_setting
 from filestore_cli.start import run_to_end, say
-from filestore_cli.text import for_display, table
+from filestore_cli.text import for_display, minute, table
 
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
@@ -185,7 +185,7 @@ def list_tokens(context: CommandContext) -> None:
     rows = run_to_end(_with_index(context, root, lambda index: index.tokens(), read_only=True))
     context.show(
         {"tokens": [_row_result(row) for row in rows], "root": str(root)},
-        *(f"{str(row.digest)[:16]}  {_created(row)}  {row.namespace}  {for_display(row.label)}".rstrip() for row in rows),
+        *map(_row_line, rows),
         f"{len(rows)} token{'' if len(rows) == 1 else 's'} in {for_display(root)}",
     )
 
@@ -286,12 +286,17 @@ async def _remove_token(index: Index, which: str) -> TokenRow:
     return found[0]
 
 
+def _row_line(row: TokenRow) -> str:
+    return f"{str(row.digest)[:16]}  {minute(row.created_at)}  {row.namespace}  {for_display(row.label)}".rstrip()
+
+
 def _row_result(row: TokenRow) -> dict[str, object]:
-    return {"digest": str(row.digest), "namespace": row.namespace, "label": row.label, "created_at": _created(row)}
-
-
-def _created(row: TokenRow) -> str:
-    return datetime.fromtimestamp(row.created_at // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "digest": str(row.digest),
+        "namespace": row.namespace,
+        "label": row.label,
+        "created_at": format_timestamp(row.created_at),
+    }
 
 
 def _is_loopback(host: str) -> bool:

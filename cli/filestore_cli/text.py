@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -44,6 +45,11 @@ def age(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds / size)} {unit}"
     return "now"
+
+
+def minute(microseconds: int) -> str:
+    """`2026-11-24 05:57 UTC`: when something was, given in microseconds since 1970."""
+    return datetime.fromtimestamp(microseconds // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def table(**rows: object) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 from filestore.core.digest import Digest
 from filestore.core.names import checked_name, checked_namespace
 from filestore.core.paths import file_path, run_path
+from filestore.core.timestamps import format_timestamp, parse_timestamp
 from filestore.errors import InvalidReference
 
 FILE_ID_PATTERN = re.compile(r"file_[0-9a-f]{32}\Z")
@@ -69,8 +69,8 @@ class Record:
             "size": self.size,
             "kind": self.kind.value,
             "namespace": self.namespace,
-            "created_at": _timestamp(self.created_at),
-            "updated_at": _timestamp(self.updated_at),
+            "created_at": format_timestamp(self.created_at),
+            "updated_at": format_timestamp(self.updated_at),
         }
 
 
@@ -91,8 +91,8 @@ def record_from_json(values: dict[str, str | int]) -> Record:
             size=size,
             kind=Kind(str(texts["kind"])),
             namespace=str(texts["namespace"]),
-            created_at=_microseconds(str(texts["created_at"])),
-            updated_at=_microseconds(str(texts["updated_at"])),
+            created_at=parse_timestamp(str(texts["created_at"])),
+            updated_at=parse_timestamp(str(texts["updated_at"])),
         )
     )
 
@@ -122,15 +122,3 @@ def checked_file_id(text: str) -> str:
     if not FILE_ID_PATTERN.match(text):
         raise InvalidReference(text, "an id is file_ and 32 hexadecimal digits")
     return text
-
-
-def _timestamp(microseconds: int) -> str:
-    moment = datetime.fromtimestamp(microseconds // 1_000_000, UTC).replace(microsecond=microseconds % 1_000_000)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _microseconds(timestamp: str) -> int:
-    moment = datetime.fromisoformat(timestamp)
-    if moment.tzinfo is None:
-        raise ValueError("a time has a time zone")
-    return int(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
 
+from filestore.core.timestamps import format_seconds
 from filestore.errors import RunFailed, RunTimedOut, TooManyRuns, UnknownRun
 from filestore.runtime.pipelines import Pipeline
 
@@ -39,7 +40,7 @@ class State(IntEnum):
 
 def timestamp() -> str:
     """Now, as answers have it."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return format_seconds(time.time())
 
 
 @dataclass(slots=True, eq=False)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from filestore_cli.text import duration, exactly, for_display, in_units, table
+from filestore_cli.text import duration, exactly, for_display, in_units, minute, table
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,8 @@ def test_duration(seconds: float, expected: str) -> None:
 def test_table() -> None:
     """Values stand below one another."""
     assert table(id=1, size="2 bytes") == ["id    1", "size  2 bytes"]
+
+
+def test_moment() -> None:
+    """To the minute, in a time zone that is named."""
+    assert "2023-11-14 22:13 UTC" == minute(1_700_000_000_999_999)
