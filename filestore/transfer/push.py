@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -16,8 +16,9 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from filestore.core.batches import batched_by_size
 from filestore.core.digest import Digest, chunk_digest
-from filestore.core.manifest import CHUNK_LIMIT, Manifest
+from filestore.core.manifest import Manifest
 from filestore.core.names import archive_name, checked_name
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Kind, Record
@@ -347,7 +348,7 @@ class _Sender:
     async def send_again(self, manifest: Manifest, digests: set[Digest]) -> None:
         """Send those chunks of the source. Raises SourceChanged when they are not what the manifest says."""
         async with self._windows.take() as buffer:
-            for batch in _batches(_placed(manifest, digests), limit=WINDOW_SIZE - CHUNK_LIMIT):
+            for batch in batched_by_size(_placed(manifest, digests), lambda each: each[1].size, limit=WINDOW_SIZE):
                 pieces = await in_cpu_thread(self._read_chunks, batch, buffer)
                 size = sum(len(piece) for _, piece in pieces)
                 self.read_again += size
@@ -441,16 +442,3 @@ def _placed(manifest: Manifest, digests: set[Digest]) -> Iterator[tuple[Digest, 
             yield chunk.digest, Place(offset, chunk.size)
     if digests:
         raise InvalidReference(str(manifest.digest), "the repository asks for chunks that its manifest does not name")
-
-
-def _batches(wanted: Iterable[tuple[Digest, Place]], *, limit: int) -> Iterator[list[tuple[Digest, Place]]]:
-    batch: list[tuple[Digest, Place]] = []
-    stack = 0
-    for digest, place in wanted:
-        batch.append((digest, place))
-        stack += place.size
-        if stack >= limit:
-            yield batch
-            batch, stack = [], 0
-    if batch:
-        yield batch

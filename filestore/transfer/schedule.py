@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from filestore.core.batches import batched_by_size
 from filestore.core.manifest import Chunk
 from filestore.format.codec import frame_limit
 from filestore.transfer.partial_file import PartialFile
@@ -45,17 +46,7 @@ class Batch(NamedTuple):
 
 def batches_by_size(places: Iterable[Place]) -> Iterator[list[Place]]:
     """Places in batches whose frames fit into `BATCH_SIZE` bytes."""
-    batch: list[Place] = []
-    held = 0
-    for place in list(places):
-        size = frame_limit(place.chunk.size)
-        if batch and held + size > BATCH_SIZE:
-            yield batch
-            batch, held = [], 0
-        batch.append(place)
-        held += size
-    if batch:
-        yield batch
+    return batched_by_size(list(places), lambda place: frame_limit(place.chunk.size), limit=BATCH_SIZE)
 
 
 def ordered_chains(places: Sequence[Place]) -> Iterator[list[Batch]]:

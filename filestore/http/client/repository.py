@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 from blake3 import blake3
 from yarl import URL
 
+from filestore.core.batches import batched_by_size
 from filestore.core.digest import DIGEST_SIZE, Digest, manifest_digest, parse_digests, token_digest
 from filestore.core.manifest import HEADER_SIZE as MANIFEST_HEADER_SIZE
 from filestore.core.manifest import MANIFEST_LIMIT, stated_size
@@ -172,7 +173,8 @@ class RemoteRepository:
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
         waiting = list(frames)
         while waiting:
-            batch = _head(waiting, limit=self._batch_limit())
+            # The limit follows the rate of the batches before it.
+            batch = next(batched_by_size(waiting, _frame_size, limit=self._batch_limit(), count_limit=wire.BATCH_COUNT_LIMIT))
             del waiting[: len(batch)]
             await self._retried(lambda batch=batch: self._put_batch(batch, moved))  # type: ignore[misc]  # bound at once
 
@@ -593,14 +595,8 @@ def _whole_frames(entries: Sequence[wire.BatchEntry], batch: memoryview, filled:
         start = end
 
 
-def _head(frames: Sequence[Frame], *, limit: int) -> Sequence[Frame]:
-    """As many of `frames` as one batch may hold, at least one."""
-    size = 0
-    for place, frame in enumerate(frames):
-        size += len(frame.data)
-        if place and (size > limit or place == wire.BATCH_COUNT_LIMIT):
-            return frames[:place]
-    return frames[:]
+def _frame_size(frame: Frame) -> int:
+    return len(frame.data)
 
 
 def _pieces(view: memoryview) -> Iterator[memoryview]:

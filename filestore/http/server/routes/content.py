@@ -15,6 +15,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from aiohttp import web
 
+from filestore.core.batches import batched_by_size
 from filestore.core.manifest import Chunk, Manifest
 from filestore.core.records import Record
 from filestore.core.references import Reference
@@ -168,16 +169,10 @@ class _Content:
 
     def _next_load(self) -> _Load:
         first = bisect_right(self._offsets, self._ahead) - 1
-        chunks: list[Chunk] = []
-        size = 0
-        for place in range(first, len(self._chunks)):
-            chunk = self._chunks[place]
-            if chunks and size + chunk.size > LOAD_SIZE:
-                break
-            chunks.append(chunk)
-            size += chunk.size
+        following = (self._chunks[place] for place in range(first, len(self._chunks)))
+        chunks = next(batched_by_size(following, lambda chunk: chunk.size, limit=LOAD_SIZE))
         start = self._offsets[first]
-        return _Load(chunks, range(self._ahead - start, min(size, self._stop - start)))
+        return _Load(chunks, range(self._ahead - start, min(sum(chunk.size for chunk in chunks), self._stop - start)))
 
     async def _read(self, load: _Load) -> _LoadedParts:
         space = sum(_rounded(frame_limit(chunk.size)) for chunk in load.chunks)
