@@ -6,6 +6,7 @@ Source: BLAKE3 specification, https://github.com/BLAKE3-team/BLAKE3-specs (hash 
 from __future__ import annotations
 
 import re
+import struct
 from typing import Self, TypeAlias
 
 from blake3 import blake3
@@ -15,6 +16,8 @@ from filestore.errors import InvalidDigest
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 DIGEST_SIZE = 32
+DIGEST_AND_NUMBER = struct.Struct(f"<{DIGEST_SIZE}sI")
+"""32 bytes and a u32: a chunk and its size, in manifests, in batches and in what is kept of many chunks."""
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
 _MANIFEST_CONTEXT = "filestore 2026-11-24 manifest"

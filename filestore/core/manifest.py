@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self, overload
 
-from filestore.core.digest import DIGEST_SIZE, Buffer, Digest, manifest_digest
+from filestore.core.digest import DIGEST_AND_NUMBER, DIGEST_SIZE, Buffer, Digest, manifest_digest
 from filestore.errors import InvalidManifest, LimitExceeded
 
 MANIFEST_VERSION = 1
@@ -27,7 +27,6 @@ CHUNK_LIMIT = 4 << 20
 _MAGIC = b"FSMANIF\0"
 _HEADER = struct.Struct("<8sHHIQ")
 HEADER_SIZE = _HEADER.size
-_ENTRY = struct.Struct(f"<{DIGEST_SIZE}sI")
 _ENTRY_SIZE = struct.Struct(f"<{DIGEST_SIZE}xI")
 _VERSION_LIMIT = 1 << 16
 
@@ -50,10 +49,10 @@ class Chunks(Sequence[Chunk]):
         self._entries = memoryview(encoded)[_HEADER.size :]
 
     def __len__(self) -> int:
-        return len(self._entries) // _ENTRY.size
+        return len(self._entries) // DIGEST_AND_NUMBER.size
 
     def __iter__(self) -> Iterator[Chunk]:
-        for digest, size in _ENTRY.iter_unpack(self._entries):
+        for digest, size in DIGEST_AND_NUMBER.iter_unpack(self._entries):
             yield Chunk(Digest(digest), size)
 
     @overload
@@ -63,7 +62,7 @@ class Chunks(Sequence[Chunk]):
     def __getitem__(self, place: int | slice) -> Chunk | tuple[Chunk, ...]:
         if isinstance(place, slice):
             return tuple(self[each] for each in range(len(self))[place])
-        digest, size = _ENTRY.unpack_from(self._entries, range(len(self))[place] * _ENTRY.size)
+        digest, size = DIGEST_AND_NUMBER.unpack_from(self._entries, range(len(self))[place] * DIGEST_AND_NUMBER.size)
         return Chunk(Digest(digest), size)
 
     def __eq__(self, other: object) -> bool:
@@ -102,10 +101,10 @@ class Manifest:
         size = 0
         for digest, chunk_size in chunks:
             _check_size(digest, chunk_size)
-            encoded += _ENTRY.pack(digest, chunk_size)
+            encoded += DIGEST_AND_NUMBER.pack(digest, chunk_size)
             size += chunk_size
             _check_length(len(encoded))
-        count = (len(encoded) - _HEADER.size) // _ENTRY.size
+        count = (len(encoded) - _HEADER.size) // DIGEST_AND_NUMBER.size
         _HEADER.pack_into(encoded, 0, _MAGIC, MANIFEST_VERSION, chunking_version, count, size)
         return cls._of(bytes(encoded), chunking_version=chunking_version, size=size)
 
@@ -124,7 +123,7 @@ class Manifest:
             raise InvalidManifest("it does not begin with a manifest's magic bytes")
         if version != MANIFEST_VERSION:
             raise InvalidManifest(f"its version is {version}, this program knows {MANIFEST_VERSION}")
-        if len(raw) != _HEADER.size + count * _ENTRY.size:
+        if len(raw) != _HEADER.size + count * DIGEST_AND_NUMBER.size:
             raise InvalidManifest(f"it has {len(raw)} bytes, which is not the length that {count} chunks need")
         manifest = cls._of(raw, chunking_version=chunking_version, size=size)
         total = 0

@@ -74,6 +74,10 @@ def frame_limit(size: int) -> int:
     return HEADER_SIZE + size
 
 
+FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
+"""The most bytes that any frame has."""
+
+
 def decoded_size(header: Buffer, *, digest: Digest) -> int:
     """Return the decoded size that the first 8 bytes of a frame state, without further checks. Raises InvalidFrame."""
     return _parse_header(header, digest).size

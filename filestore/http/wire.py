@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from filestore import errors
-from filestore.core.digest import DIGEST_SIZE, Buffer, Digest
-from filestore.core.manifest import CHUNK_LIMIT
+from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest
+from filestore.format.codec import FRAME_LIMIT
 
 API = "/native/v1"
 BATCH_COUNT_LIMIT = 4096
@@ -24,13 +24,11 @@ BATCH_LIMIT = 64 << 20
 """Bytes of one batch, its header included."""
 DIGESTS_LIMIT = 65536
 """Digests in one question."""
-FRAME_LIMIT = CHUNK_LIMIT + 8
 NAME_HEADER = "filestore-name"
 OCTETS = "application/octet-stream"
 PROBLEM = "application/problem+json"
 
 _COUNT = struct.Struct("<I")
-_ENTRY = struct.Struct(f"<{DIGEST_SIZE}sI")
 
 
 class BatchEntry(NamedTuple):
@@ -42,12 +40,12 @@ class BatchEntry(NamedTuple):
 
 def batch_header_size(count: int) -> int:
     """Bytes of the header of a batch of `count` frames."""
-    return _COUNT.size + count * _ENTRY.size
+    return _COUNT.size + count * DIGEST_AND_NUMBER.size
 
 
 def encode_batch_header(entries: Sequence[BatchEntry]) -> bytes:
     """The header; the frames follow it."""
-    return _COUNT.pack(len(entries)) + b"".join(_ENTRY.pack(*entry) for entry in entries)
+    return _COUNT.pack(len(entries)) + b"".join(DIGEST_AND_NUMBER.pack(*entry) for entry in entries)
 
 
 def decode_batch_count(raw: Buffer) -> int:
@@ -60,7 +58,7 @@ def decode_batch_count(raw: Buffer) -> int:
 
 def decode_batch_entries(raw: Buffer, *, absent_allowed: bool) -> list[BatchEntry]:
     """The entries that follow the count. Raises InvalidBatch for an impossible size."""
-    entries = [BatchEntry(Digest(digest), size) for digest, size in _ENTRY.iter_unpack(raw)]
+    entries = [BatchEntry(Digest(digest), size) for digest, size in DIGEST_AND_NUMBER.iter_unpack(raw)]
     for entry in entries:
         if entry.stored_size > FRAME_LIMIT or (entry.stored_size == 0 and not absent_allowed):
             raise errors.InvalidBatch(f"the frame of chunk {entry.digest} says to have {entry.stored_size} bytes")

@@ -13,7 +13,7 @@ from filestore.core.manifest import CHUNK_LIMIT
 from filestore.errors import (
     InvalidFrame,
 )
-from filestore.format.codec import HEADER_SIZE, Decoder, Frame, decoded_size, frame_limit
+from filestore.format.codec import FRAME_LIMIT, HEADER_SIZE, Decoder, Frame, decoded_size
 from filestore.repository.index.protocol import ChunkRow, Index
 from filestore.repository.stores.protocol import ChunkStore, Staging
 from filestore.system.buffers import Budget
@@ -22,7 +22,6 @@ from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread
 
 _VERIFY_GROUP_SIZE = 4 << 20
 """Bytes, encoded and decoded, that are verified in one call of a thread, and then synced in another: some frames."""
-FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
 
 
 @dataclass(slots=True, eq=False)

@@ -30,10 +30,10 @@ from filestore.errors import (
     StorageError,
     UsedAfterFork,
 )
-from filestore.format.codec import Frame
+from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.format_file import read_format
 from filestore.repository.index.protocol import Index, Transaction
-from filestore.repository.ingest import FRAME_LIMIT, Ingest, discard_all, is_intact
+from filestore.repository.ingest import Ingest, discard_all, is_intact
 from filestore.repository.protocol import SIGNED_SECONDS, Identity, Moved
 from filestore.repository.stores.protocol import ChunkStore, Staging
 from filestore.system.buffers import Budget

@@ -35,7 +35,7 @@ from filestore.errors import (
     Unreachable,
 )
 from filestore.format.chunking import CHUNKING_VERSION
-from filestore.format.codec import Frame
+from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.http import wire
 from filestore.http.client import repository as client_module
 from filestore.http.client.repository import RemoteRepository
@@ -114,7 +114,7 @@ def batch(*entries: tuple[Digest, int], frames: bytes = b"") -> bytes:
         (batch((ONE, 3), (ONE, 3), frames=b"abcdef"), InvalidBatch),
         (batch((ONE, 3), frames=b"abc") + bytes(36), InvalidBatch),
         (batch((ONE, 3), (TWO, 1000), frames=bytes(1003)), InvalidBatch),
-        (batch((ONE, 3), (TWO, wire.FRAME_LIMIT + 1)), InvalidBatch),
+        (batch((ONE, 3), (TWO, FRAME_LIMIT + 1)), InvalidBatch),
         (batch((ONE, 3), (TWO, 3), frames=bytes(1000)), Interrupted),
     ],
 )

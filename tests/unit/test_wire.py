@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from filestore import errors
 from filestore.errors import FilestoreError, InvalidBatch, InvalidFrame, ServerError
+from filestore.format.codec import FRAME_LIMIT
 from filestore.http import wire
 from filestore.http.wire import BatchEntry, BatchParser, decode_problem, encode_problem
 from tests.support.frames import frames
@@ -196,7 +197,7 @@ def test_a_cut_batch_gives_what_was_there(length: int) -> None:
     [
         struct.pack("<I", wire.BATCH_COUNT_LIMIT + 1),
         struct.pack("<I", 0xFFFFFFFF),
-        wire.encode_batch_header([BatchEntry(ENTRIES[0].digest, wire.FRAME_LIMIT + 1)]),
+        wire.encode_batch_header([BatchEntry(ENTRIES[0].digest, FRAME_LIMIT + 1)]),
         wire.encode_batch_header([BatchEntry(ENTRIES[0].digest, 0xFFFFFFFF)]),
         wire.encode_batch_header([BatchEntry(ENTRIES[0].digest, 0)]),
         wire.encode_batch_header(ENTRIES),

@@ -12,7 +12,7 @@ from filestore.errors import InvalidName, LimitExceeded
 from filestore.format.zip import structures as zip_
 from filestore.format.zip.tree import Tree, link_target_problem, normalised, path_problem, shown
 
-NAME_LIMIT = 0xFFFF
+NAME_LIMIT = zip_.U16_MAX
 """Bytes of a name as it is written, including the `/` of a folder."""
 SIZE_LIMIT = 1 << 63
 """Every file and every archive has fewer bytes."""
@@ -73,28 +73,8 @@ def local_header_size(entry: Entry) -> int:
 def local_header(entry: Entry, crc: int) -> bytes:
     """Return the local header, which comes before the content of an entry."""
     name = entry.stored_name
-    extra = b""
-    size = entry.size
-    if size >= zip_.U32_MAX:
-        extra = _zip64(size, size)
-        size = zip_.U32_MAX
-    return (
-        zip_.LOCAL_HEADER.pack(
-            zip_.LOCAL_SIGNATURE,
-            _version_needed(entry, extra),
-            _flags(name),
-            zip_.STORED,
-            _TIME,
-            _DATE,
-            crc,
-            size,
-            size,
-            len(name),
-            len(extra),
-        )
-        + name
-        + extra
-    )
+    extra = _zip64(entry.size, entry.size) if entry.size >= zip_.U32_MAX else b""
+    return zip_.LOCAL_HEADER.pack(zip_.LOCAL_SIGNATURE, *_shared_fields(entry, crc, name, extra)) + name + extra
 
 
 def central_header_size(entry: Entry, offset: int) -> int:
@@ -107,21 +87,11 @@ def central_header(placed: PlacedEntry) -> bytes:
     entry, crc, offset = placed
     name = entry.stored_name
     extra = _central_extra(entry.size, offset)
-    size = min(entry.size, zip_.U32_MAX)
     return (
         zip_.CENTRAL_HEADER.pack(
             zip_.CENTRAL_SIGNATURE,
             _MADE_BY,
-            _version_needed(entry, extra),
-            _flags(name),
-            zip_.STORED,
-            _TIME,
-            _DATE,
-            crc,
-            size,
-            size,
-            len(name),
-            len(extra),
+            *_shared_fields(entry, crc, name, extra),
             0,
             0,
             0,
@@ -131,6 +101,13 @@ def central_header(placed: PlacedEntry) -> bytes:
         + name
         + extra
     )
+
+
+def _shared_fields(entry: Entry, crc: int, name: bytes, extra: bytes) -> tuple[int, ...]:
+    """What both headers of an entry say, from the version that is needed to the size of the extra field."""
+    size = min(entry.size, zip_.U32_MAX)
+    version = _version_needed(entry, extra)
+    return version, _flags(name), zip_.STORED, _TIME, _DATE, crc, size, size, len(name), len(extra)
 
 
 def end_records(*, count: int, size: int, offset: int) -> bytes:

@@ -25,17 +25,15 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from filestore.core.digest import Buffer, Digest
-from filestore.core.manifest import CHUNK_LIMIT
 from filestore.core.paths import chunk_key, manifest_key, unhashed
 from filestore.errors import InvalidReference, ReadOnly, StorageError, UsedAfterFork
-from filestore.format.codec import frame_limit
+from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores.protocol import Staging
 from filestore.system.files import access_error, read_at, remove_if_possible, storage_errors, sync_path, write_all
 from filestore.system.locks import FileLock
 from filestore.system.metrics import Stage, async_span, span
 from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
 
-_FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
 _OWN_BYTES = 16
 _OWN_PATTERN = "[0-9a-f]" * 2 * _OWN_BYTES
 
@@ -415,7 +413,7 @@ def _opened(path: Path) -> BinaryIO | None:
         file = path.open("rb", buffering=0)
     except FileNotFoundError:
         return None
-    if 0 < os.fstat(file.fileno()).st_size <= _FRAME_LIMIT:
+    if 0 < os.fstat(file.fileno()).st_size <= FRAME_LIMIT:
         return file
     file.close()
     return None
@@ -427,7 +425,7 @@ def _frame_size(path: Path) -> int:
         size = path.stat().st_size
     except FileNotFoundError:
         return 0
-    return size if size <= _FRAME_LIMIT else 0
+    return size if size <= FRAME_LIMIT else 0
 
 
 def _read_frame(path: Path, buffer: memoryview) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
-from filestore.core.digest import DIGEST_SIZE, Buffer, Digest, chunk_digest
+from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest, chunk_digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import SourceChanged, SourceUnreadable
 from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD, Chunker
@@ -27,9 +27,8 @@ _COPY_IT = "copy its content to another file (`cat FILE > COPY`) and push that o
 MAKE_READABLE = "make it readable with `chmod`"
 """What to do with a file or a folder that this user may not read."""
 
-_CHUNK = struct.Struct(f"<{DIGEST_SIZE}sI")
 _STATE = struct.Struct("<QqqQQ")
-PACKED_SIZE = _CHUNK.size
+PACKED_SIZE = DIGEST_AND_NUMBER.size
 """Bytes of a packed chunk."""
 STATE_SIZE = _STATE.size
 """Bytes of a packed state."""
@@ -105,7 +104,7 @@ class Window(NamedTuple):
                 piece = self.content[start : start + size]
                 chunks.append((chunk_digest(piece), piece))
                 start += size
-            packed = b"".join(_CHUNK.pack(digest, len(piece)) for digest, piece in chunks)
+            packed = b"".join(DIGEST_AND_NUMBER.pack(digest, len(piece)) for digest, piece in chunks)
         self.row[self.place : self.place + len(packed)] = packed
         return chunks
 
@@ -304,5 +303,5 @@ def scan_and_hash(content: Content, buffer: memoryview) -> None:
 
 def unpacked(row: Buffer) -> Iterator[Chunk]:
     """The chunks of a packed row, the form in which many are kept: as objects, a million would take 200 MiB (I6)."""
-    for digest, size in _CHUNK.iter_unpack(row):
+    for digest, size in DIGEST_AND_NUMBER.iter_unpack(row):
         yield Chunk(Digest(digest), size)

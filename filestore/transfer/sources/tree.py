@@ -12,7 +12,7 @@ from typing import Self
 
 from blake3 import blake3
 
-from filestore.core.digest import DIGEST_SIZE
+from filestore.core.digest import DIGEST_AND_NUMBER, DIGEST_SIZE
 from filestore.core.manifest import Manifest
 from filestore.errors import InvalidName, SourceChanged, SourceRefused, SourceUnreadable
 from filestore.format.chunking import CHUNKING_VERSION
@@ -37,7 +37,7 @@ _COUNTS = struct.Struct("<II")
 """How many files and how many segments are known."""
 _FILE = struct.Struct("<HI")
 """The length of a name, and a checksum; the name and the state follow."""
-_SEGMENT = struct.Struct(f"<{DIGEST_SIZE}sI")
+_SEGMENT = DIGEST_AND_NUMBER
 """What a segment is known by, and how many chunks it has."""
 _UNKNOWN = bytes(DIGEST_SIZE)
 

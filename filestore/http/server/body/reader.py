@@ -14,9 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from filestore.core.manifest import CHUNK_LIMIT
 from filestore.errors import Stalled
-from filestore.format.codec import frame_limit
+from filestore.format.codec import FRAME_LIMIT
 from filestore.http.server.body.connection import PATIENCE_MILLISECONDS, PEER, PIECE, duplicate, readable
 from filestore.http.server.context import RequestContext, arriving
 from filestore.system.buffers import allocate_pages
@@ -46,7 +45,7 @@ def _slice_threads() -> ThreadPoolExecutor:
     return thread_pool("body", max(4, os.cpu_count() or 1))
 
 
-_piece_memory = per_thread(lambda: allocate_pages(frame_limit(CHUNK_LIMIT)))
+_piece_memory = per_thread(lambda: allocate_pages(FRAME_LIMIT))
 
 
 @asynccontextmanager
