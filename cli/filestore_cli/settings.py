@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,12 +163,28 @@ def _setting(
     meaning: str,
     *,
     unit: str,
-    default: str,
     parse: Callable[[object], object],
-    environment: str | None,
+    default: str | None = None,
+    has_environment: bool = True,
     has_option: bool = True,
-) -> dict[str, Setting]:
-    return {"setting": Setting(meaning, unit, default, environment, parse, has_option)}
+) -> dict[str, Callable[[str, object], Setting]]:
+    """What makes the definition of a setting from its name and its default; `default` says in words what that is not itself."""
+
+    def definition(name: str, value: object) -> Setting:
+        environment = f"FILESTORE_{name.upper()}" if has_environment else None
+        return Setting(meaning, unit, default or _default_text(value, unit), environment, parse, has_option)
+
+    return {"definition": definition}
+
+
+def _default_text(value: object, unit: str) -> str:
+    """A default as one writes it: `yes`, `30`, `128MiB`."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if unit == _SIZE_UNIT and isinstance(value, int) and value:
+        size, _, name = max((size, len(name), name) for name, size in _SIZE_UNITS.items() if value % size == 0)
+        return f"{value // size}{name}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +196,8 @@ class Settings:
         metadata=_setting(
             "The repository to work on: the URL of a server, or a folder (a path or file:///...)",
             unit="URL or path",
-            default="the folder that root names",
-            environment="FILESTORE_URL",
             parse=_text,
+            default="the folder that root names",
         ),
     )
     token: str | None = field(
@@ -191,37 +206,33 @@ class Settings:
         metadata=_setting(
             "The secret that a server asks for; `filestore serve` lets it in for that run",
             unit="text",
-            default="none",
-            environment="FILESTORE_TOKEN",
             parse=_token,
+            default="none",
         ),
     )
     root: Path = field(
         metadata=_setting(
             "The folder that `filestore serve` serves, and that commands work on where no url is set",
             unit="path",
-            default="filestore in the user's data folder; on Linux ~/.local/share/filestore",
-            environment="FILESTORE_ROOT",
             parse=_path,
-        ),
+            default="filestore in the user's data folder; on Linux ~/.local/share/filestore",
+        )
     )
     cache: Path = field(
         metadata=_setting(
             "The cache folder that `filestore warm` fills and `filestore cache` works on",
             unit="path",
-            default="filestore in the user's cache folder; on Linux ~/.cache/filestore",
-            environment="FILESTORE_CACHE",
             parse=_path,
-        ),
+            default="filestore in the user's cache folder; on Linux ~/.cache/filestore",
+        )
     )
     cache_size_limit: int | None = field(
         default=None,
         metadata=_setting(
             "Bytes of disk that a cache may take; what was not used for the longest time goes before more is written",
             unit=_SIZE_UNIT,
-            default="none: as much as the disk holds",
-            environment="FILESTORE_CACHE_SIZE_LIMIT",
             parse=_size(0),
+            default="none: as much as the disk holds",
         ),
     )
     cache_min_free: int = field(
@@ -229,8 +240,6 @@ class Settings:
         metadata=_setting(
             "Bytes of its disk that a cache leaves free; what was not used for the longest time goes before more is written",
             unit=_SIZE_UNIT,
-            default="0",
-            environment="FILESTORE_CACHE_MIN_FREE",
             parse=_size(0),
         ),
     )
@@ -238,38 +247,27 @@ class Settings:
         metadata=_setting(
             "The file that remembers what was pushed from where, so that an unchanged file is not read again",
             unit="path",
-            default="journal.sqlite in the user's state folder; on Linux ~/.local/state/filestore/journal.sqlite",
-            environment="FILESTORE_PUSH_CACHE",
             parse=_path,
-        ),
+            default="journal.sqlite in the user's state folder; on Linux ~/.local/state/filestore/journal.sqlite",
+        )
     )
     codec: str = field(
         default="auto",
         metadata=_setting(
             f"How a push encodes chunks: {', '.join(CODEC_CHOICES)}; auto takes the best for each by looking at a sample",
             unit="choice",
-            default="auto",
-            environment="FILESTORE_CODEC",
             parse=_choice(*CODEC_CHOICES),
         ),
     )
     connections: int = field(
         default=4,
-        metadata=_setting(
-            "Connections to a server that a push or a fetch uses side by side",
-            unit="count",
-            default="4",
-            environment="FILESTORE_CONNECTIONS",
-            parse=_whole(1, 64),
-        ),
+        metadata=_setting("Connections to a server that a push or a fetch uses side by side", unit="count", parse=_whole(1, 64)),
     )
     stall_seconds: float = field(
         default=30.0,
         metadata=_setting(
             "How long a transfer may move no byte before its connection is dropped; a client then tries anew",
             unit="seconds",
-            default="30",
-            environment="FILESTORE_STALL_SECONDS",
             parse=_seconds(86400),
         ),
     )
@@ -278,29 +276,20 @@ class Settings:
         metadata=_setting(
             "The address that `filestore serve` listens on; traffic is not encrypted, so only the option changes it",
             unit="host name or address",
-            default="127.0.0.1",
-            environment=None,
             parse=_host,
+            has_environment=False,
         ),
     )
     port: int = field(
         default=8080,
         metadata=_setting(
-            "The port that `filestore serve` listens on; 0 takes any free one",
-            unit="port",
-            default="8080",
-            environment="FILESTORE_PORT",
-            parse=_whole(0, 65535),
+            "The port that `filestore serve` listens on; 0 takes any free one", unit="port", parse=_whole(0, 65535)
         ),
     )
     workers: int = field(
         default=1,
         metadata=_setting(
-            "Server processes on that port; as many as there are cores to spare",
-            unit="count",
-            default="1",
-            environment="FILESTORE_WORKERS",
-            parse=_whole(1, 256),
+            "Server processes on that port; as many as there are cores to spare", unit="count", parse=_whole(1, 256)
         ),
     )
     memory_limit: int = field(
@@ -308,8 +297,6 @@ class Settings:
         metadata=_setting(
             "Bytes in flight in one server process at most, whatever the number of clients",
             unit=_SIZE_UNIT,
-            default="128MiB",
-            environment="FILESTORE_MEMORY_LIMIT",
             parse=_size(16 << 20),
         ),
     )
@@ -318,9 +305,8 @@ class Settings:
         metadata=_setting(
             "The folder in which a server lets an upload by form or in parts wait until it is whole",
             unit="path",
-            default="the folder that root names",
-            environment="FILESTORE_SPOOL_FOLDER",
             parse=_path,
+            default="the folder that root names",
         ),
     )
     upload_limit: int | None = field(
@@ -328,9 +314,8 @@ class Settings:
         metadata=_setting(
             "Bytes of the largest file that a server takes by form or in parts",
             unit=_SIZE_UNIT,
-            default="none: as much as the disk holds",
-            environment="FILESTORE_UPLOAD_LIMIT",
             parse=_size(0),
+            default="none: as much as the disk holds",
         ),
     )
     upload_idle_seconds: float = field(
@@ -338,29 +323,17 @@ class Settings:
         metadata=_setting(
             "How long an upload in parts may lie still before a server drops it and frees its space",
             unit="seconds",
-            default="86400",
-            environment="FILESTORE_UPLOAD_IDLE_SECONDS",
             parse=_seconds(30 * 86400),
         ),
     )
     drain_seconds: float = field(
         default=30.0,
-        metadata=_setting(
-            "How long a server that was told to stop lets transfers finish",
-            unit="seconds",
-            default="30",
-            environment="FILESTORE_DRAIN_SECONDS",
-            parse=_seconds(86400),
-        ),
+        metadata=_setting("How long a server that was told to stop lets transfers finish", unit="seconds", parse=_seconds(86400)),
     )
     signed_seconds: int = field(
         default=86400,
         metadata=_setting(
-            "How long a signed URL lets anyone read the file that it was made for",
-            unit="seconds",
-            default="86400",
-            environment="FILESTORE_SIGNED_SECONDS",
-            parse=_whole(1, 31_622_400),
+            "How long a signed URL lets anyone read the file that it was made for", unit="seconds", parse=_whole(1, 31_622_400)
         ),
     )
     run_seconds: float = field(
@@ -368,8 +341,6 @@ class Settings:
         metadata=_setting(
             "How long a pipeline may take to load, to start, and for each run, before `filestore runtime serve` ends it",
             unit="seconds",
-            default="300",
-            environment="FILESTORE_RUN_SECONDS",
             parse=_seconds(86400),
         ),
     )
@@ -378,8 +349,6 @@ class Settings:
         metadata=_setting(
             "Bytes of memory that each process of a pipeline may have; mapped files and those of a GPU do not count",
             unit=_SIZE_UNIT,
-            default="16GiB",
-            environment="FILESTORE_RUN_MEMORY_LIMIT",
             parse=_size(256 << 20),
         ),
     )
@@ -388,8 +357,6 @@ class Settings:
         metadata=_setting(
             "Pipelines that `filestore runtime serve` keeps loaded at the same time, each in a process of its own",
             unit="count",
-            default="4",
-            environment="FILESTORE_LOADED_PIPELINES",
             parse=_whole(1, 1024),
         ),
     )
@@ -398,54 +365,31 @@ class Settings:
         metadata=_setting(
             "Files, links and folders that a zip file may unpack to",
             unit="count",
-            default="1000000",
-            environment="FILESTORE_UNPACK_ENTRIES",
             parse=_whole(1, 1_000_000_000),
             has_option=False,
         ),
     )
     unpack_total_size: int = field(
         default=DEFAULT_LIMITS.total_size,
-        metadata=_setting(
-            "Bytes that a zip file may unpack to",
-            unit=_SIZE_UNIT,
-            default="2TiB",
-            environment="FILESTORE_UNPACK_TOTAL_SIZE",
-            parse=_size(1),
-            has_option=False,
-        ),
+        metadata=_setting("Bytes that a zip file may unpack to", unit=_SIZE_UNIT, parse=_size(1), has_option=False),
     )
     unpack_ratio: int = field(
         default=DEFAULT_LIMITS.ratio,
         metadata=_setting(
             "How many times its own size a zip file may unpack to, beside the first MiB",
             unit="ratio",
-            default="200",
-            environment="FILESTORE_UNPACK_RATIO",
             parse=_whole(1, 1_000_000),
             has_option=False,
         ),
     )
     unpack_name_size: int = field(
         default=DEFAULT_LIMITS.name_size,
-        metadata=_setting(
-            "Bytes that a path in a zip file may have",
-            unit=_SIZE_UNIT,
-            default="4KiB",
-            environment="FILESTORE_UNPACK_NAME_SIZE",
-            parse=_size(1),
-            has_option=False,
-        ),
+        metadata=_setting("Bytes that a path in a zip file may have", unit=_SIZE_UNIT, parse=_size(1), has_option=False),
     )
     unpack_depth: int = field(
         default=DEFAULT_LIMITS.depth,
         metadata=_setting(
-            "Folders inside each other that a zip file may unpack to",
-            unit="count",
-            default="128",
-            environment="FILESTORE_UNPACK_DEPTH",
-            parse=_whole(1, 65535),
-            has_option=False,
+            "Folders inside each other that a zip file may unpack to", unit="count", parse=_whole(1, 65535), has_option=False
         ),
     )
     unpack_directory_size: int = field(
@@ -453,8 +397,6 @@ class Settings:
         metadata=_setting(
             "Bytes that the central directory of a zip file may have; it is held in memory",
             unit=_SIZE_UNIT,
-            default="256MiB",
-            environment="FILESTORE_UNPACK_DIRECTORY_SIZE",
             parse=_size(1),
             has_option=False,
         ),
@@ -464,41 +406,23 @@ class Settings:
         metadata=_setting(
             "Whether a file behind a URL may come from an address that is not public, such as 127.0.0.1 or 10.0.0.1",
             unit="yes or no",
-            default="no",
-            environment="FILESTORE_URL_PRIVATE_ALLOWED",
             parse=_claim,
             has_option=False,
         ),
     )
     url_size_limit: int = field(
         default=DEFAULT_DOWNLOAD_LIMITS.size,
-        metadata=_setting(
-            "Bytes that a file behind a URL may have",
-            unit=_SIZE_UNIT,
-            default="1TiB",
-            environment="FILESTORE_URL_SIZE_LIMIT",
-            parse=_size(0),
-            has_option=False,
-        ),
+        metadata=_setting("Bytes that a file behind a URL may have", unit=_SIZE_UNIT, parse=_size(0), has_option=False),
     )
     url_redirects: int = field(
         default=DEFAULT_DOWNLOAD_LIMITS.redirects,
-        metadata=_setting(
-            "How many redirects from a URL are followed",
-            unit="count",
-            default="10",
-            environment="FILESTORE_URL_REDIRECTS",
-            parse=_whole(0, 100),
-            has_option=False,
-        ),
+        metadata=_setting("How many redirects from a URL are followed", unit="count", parse=_whole(0, 100), has_option=False),
     )
     url_first_byte_seconds: float = field(
         default=DEFAULT_DOWNLOAD_LIMITS.first_byte_seconds,
         metadata=_setting(
             "How long the server behind a URL may take until its answer begins, redirects included",
             unit="seconds",
-            default="30",
-            environment="FILESTORE_URL_FIRST_BYTE_SECONDS",
             parse=_seconds(86400),
             has_option=False,
         ),
@@ -509,9 +433,8 @@ class Settings:
         metadata=_setting(
             "The HTTP proxy by which files behind URLs are downloaded; it then decides which addresses may be connected to",
             unit="URL such as http://HOST:PORT",
-            default="none: HTTP_PROXY and HTTPS_PROXY are not used for them",
-            environment="FILESTORE_URL_PROXY",
             parse=_proxy,
+            default="none: HTTP_PROXY and HTTPS_PROXY are not used for them",
             has_option=False,
         ),
     )
@@ -534,9 +457,10 @@ class Settings:
         return ZipLimits(**{limit.name: getattr(self, f"unpack_{limit.name}") for limit in fields(ZipLimits)})
 
 
-def setting_definitions() -> dict[str, Setting]:
-    """Every setting's setting by its name, in the order of the documentation."""
-    return {setting.name: setting.metadata["setting"] for setting in fields(Settings)}
+@cache
+def setting_definitions() -> Mapping[str, Setting]:
+    """The definition of each setting by its name, in the order of the documentation."""
+    return {setting.name: setting.metadata["definition"](setting.name, setting.default) for setting in fields(Settings)}
 
 
 def settings_from(
