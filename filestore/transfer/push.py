@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import count
@@ -149,12 +149,8 @@ async def push(
     started = time.monotonic()
     kept_name = await in_disk_thread(_name, path) if name is None else checked_name(name)
     identity = await repository.identity()
-    with ExitStack() as stack:
-        source = await in_disk_thread(
-            _opened, stack, path, identity.chunking_version, symlinks=symlinks, include=include, exclude=exclude
-        )
-        if not rehash:
-            await _load_fingerprint(push_cache, identity, source)
+    known = None if rehash else push_cache
+    async with _opened_source(path, identity, known, symlinks=symlinks, include=include, exclude=exclude) as source:
         sending = _Sender(repository, source, codec=codec, report=report)
         await sending.send_all()
         manifest = await in_cpu_thread(source.manifest)
@@ -212,12 +208,8 @@ async def plan_push(
     path = Path(path)
     started = time.monotonic()
     identity = await repository.identity()
-    with ExitStack() as stack:
-        source = await in_disk_thread(
-            _opened, stack, path, identity.chunking_version, symlinks=symlinks, include=include, exclude=exclude
-        )
-        if not rehash:
-            await _load_fingerprint(push_cache, identity, source)
+    known = None if rehash else push_cache
+    async with _opened_source(path, identity, known, symlinks=symlinks, include=include, exclude=exclude) as source:
         manifest = await _scan_all(source, report)
         missing = set(await repository.missing(list(dict.fromkeys(chunk.digest for chunk in manifest.chunks))))
         entries = await in_cpu_thread(_planned, source, manifest, frozenset(missing))
@@ -262,12 +254,25 @@ def _name(path: Path) -> str:
     return checked_name(path.name)
 
 
-async def _load_fingerprint(push_cache: PushCache | None, identity: Identity, source: Source) -> None:
-    if push_cache is None:
-        return
-    cached = await in_disk_thread(push_cache.find, identity, source.path)
-    if cached is not None:
-        await in_cpu_thread(source.load_fingerprint, cached)
+@asynccontextmanager
+async def _opened_source(
+    path: Path,
+    identity: Identity,
+    push_cache: PushCache | None,
+    *,
+    symlinks: Symlinks,
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> AsyncIterator[FileSource | TreeSource]:
+    """What is to be pushed to the repository of that identity; it leaves out what `push_cache` knows."""
+    with ExitStack() as stack:
+        source = await in_disk_thread(
+            _opened, stack, path, identity.chunking_version, symlinks=symlinks, include=include, exclude=exclude
+        )
+        cached = None if push_cache is None else await in_disk_thread(push_cache.find, identity, source.path)
+        if cached is not None:
+            await in_cpu_thread(source.load_fingerprint, cached)
+        yield source
 
 
 async def _scan_all(source: Source, report: Report | None) -> Manifest:

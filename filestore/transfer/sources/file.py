@@ -174,7 +174,25 @@ class Source(Content, Protocol):
         """Give descriptors back; safe to call again."""
 
 
-class FileSource:
+class DescriptorOwner:
+    """What has one file open at a time, or none, until its block ends."""
+
+    _descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; safe to call again."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class FileSource(DescriptorOwner):
     """An open regular file.
 
     Never mapped: mapped pages count as resident memory, and a file that is truncated meanwhile would kill the process.
@@ -206,17 +224,6 @@ class FileSource:
             raise
         self.state = FileState.of(found)
         self.size = self.state.size
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
     @property
     def files_done(self) -> int:

@@ -8,7 +8,6 @@ import struct
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import chain
-from typing import Self
 
 from blake3 import blake3
 
@@ -24,6 +23,7 @@ from filestore.transfer.sources.file import (
     PACKED_SIZE,
     STATE_SIZE,
     CachedPush,
+    DescriptorOwner,
     FileState,
     Window,
     check_end,
@@ -44,7 +44,7 @@ _UNKNOWN = bytes(DIGEST_SIZE)
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
-class TreeSource:
+class TreeSource(DescriptorOwner):
     """The zip of a directory, as a source. Planning takes a second or two for 200,000 entries.
 
     Each file must be in the state in which the walk found it when it is opened, and all of them once more at the end, so that
@@ -70,20 +70,11 @@ class TreeSource:
         self.files_done = self.file_count - sum(map(_is_read, self._chunker.entries))
         self._chunks = [bytearray() for _ in self._chunker.segments]
         self._fingerprint: bytes | None = None
-        self._descriptor = -1
         self._opened = -1
         self._opened_path = ""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        super().close()
         self._opened = -1
 
     @property
