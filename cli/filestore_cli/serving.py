@@ -9,6 +9,7 @@ import secrets
 import shlex
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import fields
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,7 @@ from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace
 from filestore.core.timestamps import format_timestamp
 from filestore.errors import NotARepository
+from filestore.http.limits import ServerLimits
 from filestore_cli.context import CommandContext, creates, takes
 from filestore_cli.settings import Settings, parse_setting
 from filestore_cli.start import run_to_end, say
@@ -32,15 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TOKEN_BYTES = 32
-SERVER_SETTINGS = (
-    "stall_seconds",
-    "memory_limit",
-    "spool_folder",
-    "upload_limit",
-    "upload_idle_seconds",
-    "drain_seconds",
-    "signed_seconds",
-)
+SERVER_SETTINGS = ("spool_folder", *(limit.name for limit in fields(ServerLimits)))
 """Of every server that we start, beside where it listens."""
 NOT_SERVED = "nothing is served, as standard output does not take what is said of it"
 
@@ -122,9 +116,13 @@ def folder_words(root: Path, *, created: bool) -> str:
 
 def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
     """What every server that we start has from the settings."""
-    given = {name: getattr(settings, name) for name in ("host", "port", *SERVER_SETTINGS)}
-    # By default on the disk that the file will be on: a temporary folder may be small, or in memory.
-    return given | {"spool_folder": settings.spool_folder or root}
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "limits": settings.server_limits,
+        # By default on the disk that the file will be on: a temporary folder may be small, or in memory.
+        "spool_folder": settings.spool_folder or root,
+    }
 
 
 def warn_if_open(host: str) -> None:

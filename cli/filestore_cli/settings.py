@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.errors import InvalidSetting
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
+from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.system.files import home_path
 from filestore.system.proxies import parse_proxy
 
@@ -264,7 +265,7 @@ class Settings:
         metadata=_setting("Connections to a server that a push or a fetch uses side by side", unit="count", parse=_whole(1, 64)),
     )
     stall_seconds: float = field(
-        default=30.0,
+        default=DEFAULT_SERVER_LIMITS.stall_seconds,
         metadata=_setting(
             "How long a transfer may move no byte before its connection is dropped; a client then tries anew",
             unit="seconds",
@@ -293,7 +294,7 @@ class Settings:
         ),
     )
     memory_limit: int = field(
-        default=128 << 20,
+        default=DEFAULT_SERVER_LIMITS.memory_limit,
         metadata=_setting(
             "Bytes in flight in one server process at most, whatever the number of clients",
             unit=_SIZE_UNIT,
@@ -310,7 +311,7 @@ class Settings:
         ),
     )
     upload_limit: int | None = field(
-        default=None,
+        default=DEFAULT_SERVER_LIMITS.upload_limit,
         metadata=_setting(
             "Bytes of the largest file that a server takes by form or in parts",
             unit=_SIZE_UNIT,
@@ -319,7 +320,7 @@ class Settings:
         ),
     )
     upload_idle_seconds: float = field(
-        default=86400.0,
+        default=DEFAULT_SERVER_LIMITS.upload_idle_seconds,
         metadata=_setting(
             "How long an upload in parts may lie still before a server drops it and frees its space",
             unit="seconds",
@@ -327,11 +328,11 @@ class Settings:
         ),
     )
     drain_seconds: float = field(
-        default=30.0,
+        default=DEFAULT_SERVER_LIMITS.drain_seconds,
         metadata=_setting("How long a server that was told to stop lets transfers finish", unit="seconds", parse=_seconds(86400)),
     )
     signed_seconds: int = field(
-        default=86400,
+        default=DEFAULT_SERVER_LIMITS.signed_seconds,
         metadata=_setting(
             "How long a signed URL lets anyone read the file that it was made for", unit="seconds", parse=_whole(1, 31_622_400)
         ),
@@ -450,6 +451,11 @@ class Settings:
             private_allowed=self.url_private_allowed,
             proxy=self.url_proxy,
         )
+
+    @property
+    def server_limits(self) -> ServerLimits:
+        """What a server allows: all settings that are called as its limits are."""
+        return ServerLimits(**{limit.name: getattr(self, limit.name) for limit in fields(ServerLimits)})
 
     @property
     def zip_limits(self) -> ZipLimits:

@@ -187,6 +187,7 @@ def eventually(reached: Callable[[], bool]) -> None:
 def _main() -> None:
     # Only here: the process of a test has no need of it.
     from filestore.errors import FilestoreError
+    from filestore.http.limits import ServerLimits
     from filestore.http.server import serve
     from tests.support.opens import log_opens
 
@@ -209,7 +210,8 @@ def _main() -> None:
             tokens={token_digest(TOKEN): DEFAULT_NAMESPACE, token_digest(OTHER_TOKEN): OTHER_NAMESPACE},
             announce=lambda url: print(f"listening on {url}", flush=True),  # noqa: T201  # what its parent waits for
             spool_folder=root / "tmp",
-            **settings,  # type: ignore[arg-type]  # a test that gets one wrong fails
+            workers=int(settings.pop("workers", 1)),
+            limits=ServerLimits(**settings),  # type: ignore[arg-type]  # a test that gets one wrong fails
         )
     except FilestoreError as error:
         sys.exit(f"{type(error).__name__}: {error}")

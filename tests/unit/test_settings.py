@@ -10,6 +10,7 @@ from filestore.errors import InvalidSetting, LimitExceeded
 from filestore.format.codec import Codec
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.http.client.repository import RemoteRepository
+from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.http.server import serve
 from filestore.system.files import home_path
 from filestore_cli.settings import CODEC_CHOICES, Folders, Settings, setting_definitions, settings_from
@@ -253,7 +254,7 @@ def test_codec_choices() -> None:
     ("function", "names"),
     [
         (RemoteRepository.__init__, ["connections", "stall_seconds"]),
-        (serve, ["workers", "stall_seconds", "memory_limit", "spool_folder", "upload_limit", "drain_seconds", "signed_seconds"]),
+        (serve, ["workers", "spool_folder"]),
     ],
 )
 def test_the_library_has_the_same_defaults(function: object, names: list[str]) -> None:
@@ -261,6 +262,14 @@ def test_the_library_has_the_same_defaults(function: object, names: list[str]) -
     parameters = inspect.signature(function).parameters  # type: ignore[arg-type]  # both are callable
 
     assert {name: getattr(settings(), name) for name in names} == {name: parameters[name].default for name in names}
+
+
+def test_server_limits() -> None:
+    """Every limit of a server is a setting, without which the library's own default holds."""
+    assert settings().server_limits == DEFAULT_SERVER_LIMITS == inspect.signature(serve).parameters["limits"].default
+    for number, limit in enumerate(fields(ServerLimits), start=1 << 24):
+        options: dict[str, object] = {limit.name: number if limit.name.endswith("limit") else number - (1 << 24) + 1}
+        assert settings(options=options).server_limits == replace(DEFAULT_SERVER_LIMITS, **options)  # type: ignore[arg-type]
 
 
 def test_unpack_limits() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from filestore.core.paths import FILES_PREFIX, RUN_FILES_PREFIX
 from filestore.core.signing import PREFIX as SIGNED_PREFIX
 from filestore.core.signing import verify_path
 from filestore.errors import FilestoreError
+from filestore.http.limits import ServerLimits
 from filestore.http.server.auth import Tokens
 from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import as_problems, problem
@@ -74,21 +74,6 @@ ROUTES = (
     Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content, can_be_signed=True),
     Route("GET", f"/{{path:{RUN_FILES_PREFIX}/.*}}", plain.get_content, can_be_signed=True),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerLimits:
-    """What one server process allows."""
-
-    stall_seconds: float
-    memory_limit: int
-    """Bytes in flight (I6)."""
-    upload_limit: int | None
-    """Bytes of a file that is uploaded by form or in parts."""
-    upload_idle_seconds: float
-    """How long an upload in parts may lie still."""
-    signed_seconds: float
-    """How long a signed URL of a file holds."""
 
 
 class Traffic:

@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from filestore.core.digest import Digest
-from filestore.http.server.app import ServerLimits
+from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.http.server.errors import concerns_us
 from filestore.http.server.listener import address_error, bind, hold_port, resolve_address, server_url
 from filestore.http.server.supervisor import Supervisor
 from filestore.http.server.worker import BACKLOG, Extension, OpenBackend, Service, no_extension, run_worker
-from filestore.repository.protocol import SIGNED_SECONDS
 from filestore.system.metrics import SharedTimes
 
 logger = logging.getLogger("filestore.server")
@@ -36,12 +35,7 @@ def serve(
     workers: int = 1,
     tokens: Mapping[Digest, str] | None = None,
     spool_folder: Path | None = None,
-    stall_seconds: float = 30,
-    memory_limit: int = 128 << 20,
-    upload_limit: int | None = None,
-    upload_idle_seconds: float = 86400,
-    drain_seconds: float = 30,
-    signed_seconds: float = SIGNED_SECONDS,
+    limits: ServerLimits = DEFAULT_SERVER_LIMITS,
     knows_tokens: bool = True,
     extension: Extension = no_extension,
 ) -> None:
@@ -49,12 +43,10 @@ def serve(
 
     `prepare()` is called once the address is ours and before anything is opened, in a process that has no threads yet;
     `announce(url)` is called once connections are accepted; port 0 is any free one. `tokens` (digests, and the namespaces
-    that they are let in to) hold for this run, beside those of the index. A stop lets requests under way finish for
-    `drain_seconds`; a second signal ends them at once. `memory_limit` is bytes in flight in each worker, pushes of
-    uploads aside, which have 96 MiB; uploads wait in `spool_folder`, by default the system's temporary one, and may be of
-    `upload_limit` bytes; one in parts is dropped once nothing came of it for `upload_idle_seconds`. Signed URLs hold for
-    `signed_seconds`. Without `knows_tokens`, nobody but `tokens` is let in. Each worker enters `extension`, for the routes
-    that it serves beside those of files, and leaves it before it ends.
+    that they are let in to) hold for this run, beside those of the index. A stop lets requests under way finish, as long as
+    `limits` say, which hold for each worker; a second signal ends them at once. Uploads wait in `spool_folder`, by default the
+    system's temporary one. Without `knows_tokens`, nobody but `tokens` is let in. Each worker enters `extension`, for the
+    routes that it serves beside those of files, and leaves it before it ends.
 
     Raises AddressInUse, AddressError, and what `prepare` and `open_backend` raise.
     """
@@ -62,14 +54,7 @@ def serve(
         open_backend=open_backend,
         tokens=tokens or {},
         spool_folder=spool_folder or Path(tempfile.gettempdir()),
-        limits=ServerLimits(
-            stall_seconds=stall_seconds,
-            memory_limit=memory_limit,
-            upload_limit=upload_limit,
-            upload_idle_seconds=upload_idle_seconds,
-            signed_seconds=signed_seconds,
-        ),
-        drain_seconds=drain_seconds,
+        limits=limits,
         knows_tokens=knows_tokens,
         extension=extension,
         shared_times=SharedTimes(workers),

@@ -214,7 +214,7 @@ class Supervisor:
         """Let the workers finish what is under way; end them at once at the next signal, or when they take too long."""
         stops = self._stops
         self._signal_all(signal.SIGTERM)
-        deadline: float | None = time.monotonic() + self._service.drain_seconds + 2 * CLEANUP_SECONDS
+        deadline: float | None = time.monotonic() + self._service.limits.drain_seconds + 2 * CLEANUP_SECONDS
         while any(worker.pid for worker in self._workers):
             self._wait(deadline)
             if self._stops > stops or (deadline is not None and time.monotonic() >= deadline):

@@ -13,7 +13,8 @@ from pathlib import Path
 from aiohttp import web
 
 from filestore.core.digest import Digest
-from filestore.http.server.app import Route, ServerLimits, Traffic, make_app
+from filestore.http.limits import ServerLimits
+from filestore.http.server.app import Route, Traffic, make_app
 from filestore.http.server.auth import Tokens
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
@@ -40,7 +41,6 @@ class Service:
     spool_folder: Path
     knows_tokens: bool
     limits: ServerLimits
-    drain_seconds: float
     shared_times: SharedTimes
     extension: Extension
 
@@ -100,7 +100,7 @@ async def _serve_until(
                 await stopping.wait()
                 traffic.draining = True
                 await site.stop()
-                await _first(traffic.idle(), at_once.wait(), within=service.drain_seconds)
+                await _first(traffic.idle(), at_once.wait(), within=service.limits.drain_seconds)
             # What was cancelled still cleans up after itself, and needs store and index for that.
             await _first(traffic.idle(), within=CLEANUP_SECONDS)
     finally:
