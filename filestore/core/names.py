@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote, unquote
 
-from filestore.errors import InvalidName
+from filestore.errors import InvalidInput, InvalidName
 
 DEFAULT_NAMESPACE = "default"
 NAME_LIMIT = 255
@@ -14,6 +14,8 @@ _EXTENSION_LIMIT = 16
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SEPARATORS = re.compile("[@:]")
+"""Characters that separate the parts of a reference, `[OWNER/]NAME[@REVISION][:PATH]`, beside the slash."""
 
 SEGMENT_LIMIT = 255
 """Bytes of the last segment of a URL's path, as it stands there: clients use it as a file's name."""
@@ -33,7 +35,10 @@ def plain_name(segment: str) -> str:
 
 
 def checked_name(name: str) -> str:
-    """`name`, if a file can be kept under it on any machine. Raises InvalidName."""
+    """`name`, if a stored file can have it: no slash, no control character, 255 bytes at most. Raises InvalidName.
+
+    Records that older versions made may have names that no new record gets: see `checked_new_name`.
+    """
     if not name or name in (".", ".."):
         raise InvalidName(name, "it is empty, or stands for a folder")
     if "/" in name or _CONTROL.search(name):
@@ -44,6 +49,28 @@ def checked_name(name: str) -> str:
         raise InvalidName(ascii(name), "it is not valid UTF-8") from None
     if length > NAME_LIMIT:
         raise InvalidName(name, f"it has {length} bytes, allowed are {NAME_LIMIT}")
+    return name
+
+
+def checked_new_name(name: str) -> str:
+    """`name`, if a new record can have it: what `checked_name` allows, without `@` and `:`. Raises InvalidName."""
+    checked_name(name)
+    found = _SEPARATORS.search(name)
+    if found is not None:
+        reason = f"it contains {found[0]!r}, which separates the parts of a reference, NAME@REVISION:PATH"
+        raise InvalidName(name, f"{reason}; choose another name")
+    return name
+
+
+def replace_separators(name: str) -> str:
+    """`name` with `_` in place of each `@` and `:`: a name for a file that nobody is there to rename."""
+    return _SEPARATORS.sub("_", name)
+
+
+def checked_pipeline_name(name: str) -> str:
+    """`name`, if a pipeline can have it. Raises InvalidInput."""
+    if not name or not name.isprintable() or len(name.encode()) > NAME_LIMIT:
+        raise InvalidInput(f"a pipeline's name is one line of printable text, of {NAME_LIMIT} bytes at most")
     return name
 
 

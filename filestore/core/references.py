@@ -1,4 +1,7 @@
-"""References to stored files and URLs, and the values that pipelines pass: File, Directory, FileURL."""
+"""References to stored files, URLs and pipelines, and the values that pipelines pass: File, Directory, FileURL.
+
+The grammar of references is in `docs/references.md`. This module has its only parser.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,18 @@ from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from filestore.core.digest import Digest
-from filestore.core.names import checked_name, plain_name
+from filestore.core.names import checked_name, checked_pipeline_name, plain_name
 from filestore.core.paths import FILES_PREFIX, RUN_FILES_PREFIX, file_path, parse_file_path, parse_run_path
 from filestore.core.records import FILE_ID_PATTERN, Record
 from filestore.errors import InvalidDigest, InvalidName, InvalidReference
 
+PIPELINE_ID_PATTERN = re.compile(r"pipeline_[0-9a-f]{32}\Z")
+
+_OWNER = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?\Z")
+_POINTER = re.compile(r"(.*):(latest|v[1-9][0-9]*)\Z", re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_REVISION_LIMIT = 255
+"""Bytes."""
 _SHA256 = re.compile(r"sha256:[0-9a-fA-F]{64}\Z")
 _USER = re.compile(r"\A([a-z]+://)[^/]*@", re.IGNORECASE)
 
@@ -23,6 +33,66 @@ class PathLike(Protocol):
     """A path of this machine, such as a `pathlib.Path`."""
 
     def __fspath__(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceParts:
+    """A reference, taken apart. A part that the text does not have is None; `digest` and `name` together are a stored path.
+
+    This is the grammar as a whole. `Reference` holds the part of it that repositories understand today.
+    """
+
+    id: str | None = None
+    digest: Digest | None = None
+    owner: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    entry_path: str | None = None
+    """A path inside a directory; empty for the directory itself."""
+
+    @classmethod
+    def parse(cls, text: str) -> ReferenceParts:
+        """The parts of a stored path, an id, a digest or a name: the first of these that `text` can be.
+
+        Raises InvalidReference.
+        """
+        if text.removeprefix("/").startswith((f"{FILES_PREFIX}/", f"{RUN_FILES_PREFIX}/")):
+            stored = Reference.parse_path(text)
+            return cls(id=stored.id, digest=stored.digest, name=stored.name)
+        head, colon, inner = text.partition(":")
+        entry_path = _checked_entry_path(inner, text) if colon else None
+        base, at, after = head.partition("@")
+        revision = _checked_revision(after, text) if at else None
+        file_id = base if FILE_ID_PATTERN.match(base) else None
+        digest = _digest(base)
+        if file_id is not None or digest is not None:
+            if revision is not None:
+                raise InvalidReference(text, "an id or a digest means one state of a file, so a revision cannot follow it")
+            return cls(id=file_id, digest=digest, entry_path=entry_path)
+        owner, slash, name = base.rpartition("/")
+        if slash and not _OWNER.match(owner):
+            raise InvalidReference(text, _OWNER_REASON)
+        try:
+            checked_name(name)
+        except InvalidName as error:
+            raise InvalidReference(text, str(error)) from None
+        return cls(owner=owner if slash else None, name=name, revision=revision, entry_path=entry_path)
+
+    def check_supported(self) -> None:
+        """Raises InvalidReference, which names the part, for an owner, a revision or a path: they have no meaning yet."""
+        parts = {"owner": self.owner, "revision": self.revision, "path": self.entry_path}
+        for part, value in parts.items():
+            if value is not None:
+                reason = f"the {part} {value!r} in it is not supported yet"
+                raise InvalidReference(str(self), f"{reason}; give a name without it, or the id or digest of the file")
+
+    def __str__(self) -> str:
+        if self.digest is not None and self.name is not None:
+            return file_path(self.digest, self.name)
+        owner = "" if self.owner is None else f"{self.owner}/"
+        revision = "" if self.revision is None else f"@{self.revision}"
+        entry_path = "" if self.entry_path is None else f":{self.entry_path}"
+        return f"{owner}{self.id or self.digest or self.name}{revision}{entry_path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +111,15 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """An id, a digest, a path or a name, tried in this order. Raises InvalidReference.
+        """A stored path, an id, a digest or a name, tried in this order. Raises InvalidReference.
 
-        What looks like an id or a digest may also be the name of a file, as in the caches of some model hubs.
+        What looks like an id or a digest may also be the name of a file, as in the caches of some model hubs. An owner, a
+        revision and a path inside a directory are part of the grammar, and are refused as not supported yet.
         """
-        if FILE_ID_PATTERN.match(text):
-            return cls(id=text, name_otherwise=text)
-        try:
-            return cls(digest=Digest.parse(text), name_otherwise=text)
-        except InvalidDigest:
-            pass
-        if "/" in text:
-            return cls.parse_path(text)
-        try:
-            return cls(name=checked_name(text))
-        except InvalidName as error:
-            raise InvalidReference(text, str(error)) from None
+        parts = ReferenceParts.parse(text)
+        parts.check_supported()
+        may_be_name = parts.name is None and "/" not in text
+        return cls(id=parts.id, digest=parts.digest, name=parts.name, name_otherwise=text if may_be_name else None)
 
     @classmethod
     def parse_path(cls, path: str) -> Reference:
@@ -79,6 +142,28 @@ class Reference:
         if self.digest is not None and self.name is not None:
             return file_path(self.digest, self.name)
         return str(self.id or self.digest or self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineReference:
+    """How a user names a pipeline: by its id, or by its name, which a pointer may follow."""
+
+    id: str | None = None
+    name: str | None = None
+    pointer: str | None = None
+    """`latest`, or `v` and a number."""
+
+    @classmethod
+    def parse(cls, text: str) -> PipelineReference:
+        """An id, or `NAME[:vN|:latest]`. A colon before anything else is part of the name. Raises InvalidInput."""
+        if PIPELINE_ID_PATTERN.match(text):
+            return cls(id=text)
+        found = _POINTER.match(text)
+        name, pointer = (found[1], found[2]) if found is not None else (text, None)
+        return cls(name=checked_pipeline_name(name), pointer=pointer)
+
+    def __str__(self) -> str:
+        return str(self.id or self.name) + ("" if self.pointer is None else f":{self.pointer}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -251,6 +336,51 @@ class Directory(_NamedContent):
     """
 
     __slots__ = ()
+
+
+_OWNER_REASON = (
+    "what is before its last '/' is neither an owner nor the folder of a stored path; an owner has up to 96 letters, digits,"
+    f" '-', '_' and '.', and a stored path begins with {FILES_PREFIX}/ or {RUN_FILES_PREFIX}/"
+)
+
+
+def _digest(text: str) -> Digest | None:
+    try:
+        return Digest.parse(text)
+    except InvalidDigest:
+        return None
+
+
+def _checked_revision(revision: str, text: str) -> str:
+    reason = _text_problem(revision)
+    if reason is None and not revision:
+        reason = "it is empty"
+    if reason is None and "@" in revision:
+        reason = "it contains a second '@'"
+    if reason is None and len(revision.encode()) > _REVISION_LIMIT:
+        reason = f"it has more than {_REVISION_LIMIT} bytes"
+    if reason is not None:
+        raise InvalidReference(text, f"what follows its '@' is not a revision: {reason}")
+    return revision
+
+
+def _checked_entry_path(path: str, text: str) -> str:
+    reason = _text_problem(path)
+    if reason is None and path and not {"", ".", ".."}.isdisjoint(path.split("/")):
+        reason = "one of its parts between slashes is empty, '.' or '..'"
+    if reason is not None:
+        raise InvalidReference(text, f"what follows its ':' is not a path inside a directory: {reason}")
+    return path
+
+
+def _text_problem(text: str) -> str | None:
+    if _CONTROL.search(text):
+        return "it contains a control character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "it is not valid UTF-8"
+    return None
 
 
 def redact_url(url: str) -> str:

@@ -9,18 +9,15 @@ All blocks: call it in a thread.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
-from filestore.core.names import NAME_LIMIT
+from filestore.core.references import PipelineReference
 from filestore.errors import InvalidInput, StorageError, UnknownPipeline
 from filestore.system.files import storage_errors, write_durably
-
-_ID = re.compile(r"pipeline_[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +63,13 @@ class Pipelines:
 
     def find(self, reference: str) -> Pipeline:
         """The pipeline of an id, or the newest of a name. Raises UnknownPipeline, StorageError."""
-        found = _read(self._folder / f"{reference}.json") if _ID.fullmatch(reference) else None
+        try:
+            asked = PipelineReference.parse(reference)
+        except InvalidInput:
+            raise UnknownPipeline(reference) from None
+        found = _read(self._folder / f"{asked.id}.json") if asked.id is not None else None
         if found is None:
+            # Pointers are not supported yet, and an upload may have been named like one.
             named = _read(self._name_path(reference))
             found = None if named is None else _read(self._folder / f"{named['id']}.json")
         if found is None:
@@ -77,13 +79,6 @@ class Pipelines:
     def _name_path(self, name: str) -> Path:
         # By its digest: a name may have slashes, and be as long as a file's name may be.
         return self._folder / "names" / f"{blake3(name.encode(errors='surrogatepass')).hexdigest()}.json"
-
-
-def checked_pipeline_name(name: str) -> str:
-    """`name`, if a pipeline can have it. Raises InvalidInput."""
-    if not name or not name.isprintable() or len(name.encode()) > NAME_LIMIT:
-        raise InvalidInput(f"a pipeline's name is one line of printable text, of {NAME_LIMIT} bytes at most")
-    return name
 
 
 def _read(path: Path) -> dict[str, Any] | None:

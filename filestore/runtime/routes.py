@@ -13,6 +13,7 @@ from typing import Any
 from aiofiles.tempfile import TemporaryFile
 from aiohttp import web
 
+from filestore.core.names import checked_pipeline_name
 from filestore.errors import InvalidInput
 from filestore.http.server.app import Route
 from filestore.http.server.body.forms import Form, receive_form
@@ -22,7 +23,7 @@ from filestore.http.server.worker import Extension
 from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
-from filestore.runtime.pipelines import Pipeline, checked_pipeline_name
+from filestore.runtime.pipelines import Pipeline
 from filestore.runtime.runs import Run, timestamp
 from filestore.runtime.server import MakeCache, Runtime, RuntimeLimits, open_runtime
 from filestore.runtime.worker_protocol import MESSAGE_LIMIT

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from filestore.cache import Cache
+from filestore.core.names import checked_pipeline_name
 from filestore.errors import (
     Busy,
     InvalidInput,
@@ -28,7 +29,7 @@ from filestore.errors import (
 from filestore.repository.protocol import Repository
 from filestore.runtime import worker_protocol as messages
 from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
-from filestore.runtime.pipelines import Pipeline, Pipelines, checked_pipeline_name
+from filestore.runtime.pipelines import Pipeline, Pipelines
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.runs import Runs, State
 from filestore.runtime.server import RuntimeLimits, open_runtime
