@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from filestore.core.digest import Digest, manifest_digest
 from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
-from filestore.core.names import DEFAULT_NAMESPACE, checked_name, checked_namespace, shortened
+from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace, checked_new_name, shortened
 from filestore.core.paths import run_path
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
@@ -173,7 +173,7 @@ class LocalRepository:
 
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
         self._check_writable()
-        checked_name(name)
+        checked_new_name(name)
         parsed = await in_cpu_thread(Manifest.parse, manifest)
         identity = await self.identity()
         if parsed.chunking_version != identity.chunking_version:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
 from filestore.cache import Cache
+from filestore.core.names import replace_separators
 from filestore.core.progress import Report
 from filestore.core.records import Kind, Record
 from filestore.errors import InvalidSetting, SourceError, SourceRefused
@@ -18,7 +19,7 @@ from filestore.runtime.outputs import OutputFile, Outputs, file_answer
 from filestore.runtime.prepare import PrepareResult, map_bounded, prepare
 from filestore.runtime.values import Local, stored_value
 from filestore.system.threads import in_disk_thread
-from filestore.transfer.push import push
+from filestore.transfer.push import default_name, push
 
 
 def _as_path(_: Kind, path: Path) -> object:
@@ -109,7 +110,9 @@ class Adapter:
         if isinstance(file.content, Path):
             if file.kind is Kind.DIRECTORY and not await in_disk_thread(file.content.is_dir):
                 raise SourceRefused(str(file.content), "a Directory is returned, and no folder is there")
-            return (await push(self._repository, file.content)).record
+            # Whoever started the run cannot rename the file, and must not lose what the run has computed.
+            name = replace_separators(await in_disk_thread(default_name, file.content))
+            return (await push(self._repository, file.content, name=name)).record
         name = handle_name(file.content, place.name)
         with ExitStack() as stack:
             opening = readable_path(file.content, self._spool_folder, where=place.where)

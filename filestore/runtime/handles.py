@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filestore.core.names import checked_name
+from filestore.core.names import checked_name, replace_separators
 from filestore.errors import InvalidRun, SourceUnreadable
 from filestore.system.files import storage_errors, write_all
 
@@ -20,12 +20,16 @@ _spooling = partial(storage_errors, "the spool folder of the runtime")
 
 
 def handle_name(handle: io.IOBase, default: str) -> str:
-    """The last part of the path that a handle was opened by; `default` where it has none. Raises InvalidName."""
+    """The last part of the path that a handle was opened by, with `_` for `@` and `:`; `default` if it has none.
+
+    Raises InvalidName.
+    """
     name = getattr(handle, "name", None)
     if isinstance(name, bytes):
         name = os.fsdecode(name)
-    # The file of a descriptor is called by a number.
-    return checked_name(Path(name).name) if isinstance(name, str) and Path(name).name else checked_name(default)
+    # The name of a descriptor's file is a number.
+    last = Path(name).name if isinstance(name, str) else ""
+    return checked_name(replace_separators(last or default))
 
 
 def check_handle(handle: io.IOBase, where: str) -> None:

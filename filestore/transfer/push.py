@@ -19,7 +19,7 @@ from typing import NamedTuple
 from filestore.core.batches import batched_by_size
 from filestore.core.digest import Digest, chunk_digest
 from filestore.core.manifest import Manifest
-from filestore.core.names import archive_name, checked_name
+from filestore.core.names import archive_name, checked_name, checked_new_name
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Kind, Record
 from filestore.errors import ChunksMissing, InvalidDigest, InvalidReference, ServerError, SourceChanged
@@ -147,7 +147,7 @@ async def push(
     """
     path = Path(path)
     started = time.monotonic()
-    kept_name = await in_disk_thread(_name, path) if name is None else checked_name(name)
+    kept_name = checked_new_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await repository.identity()
     known = None if rehash else push_cache
     async with _opened_source(path, identity, known, symlinks=symlinks, include=include, exclude=exclude) as source:
@@ -247,8 +247,11 @@ def _opened(
     return stack.enter_context(FileSource(path, chunking_version=chunking_version))
 
 
-def _name(path: Path) -> str:
-    """The name that is kept where nobody says another: of `.` or `..`, that of the folder it stands for."""
+def default_name(path: Path) -> str:
+    """The name of what is at `path`: for `.` or `..`, the name of the folder that it stands for. Raises InvalidName.
+
+    It may still contain characters that a new record must not have: see `checked_new_name`.
+    """
     if path.is_dir():
         return archive_name(path.name if path.name not in {"", ".."} else path.resolve().name)
     return checked_name(path.name)

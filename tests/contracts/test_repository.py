@@ -235,7 +235,7 @@ async def test_commit_refuses_what_is_not_a_manifest(repository: Repository) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["", "..", "a/b", "new\nline", "x" * 256])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "new\nline", "x" * 256, "a:b", "a@b"])
 async def test_commit_refuses_a_name_that_cannot_be_kept(repository: Repository, name: str) -> None:
     """Whoever calls it: a name must be a file name on any machine."""
     with pytest.raises(InvalidName):

@@ -177,7 +177,7 @@ async def test_a_name_may_be_chosen(watched: WatchedRepository, source: Path) ->
     assert "other name" == (await push(watched, source, name="other name")).record.name
 
 
-@pytest.mark.parametrize("name", ["../../x", "", "a/b", "nul\0"])
+@pytest.mark.parametrize("name", ["../../x", "", "a/b", "nul\0", "a:b", "a@b"])
 async def test_a_name_that_cannot_be_kept_is_refused_before_anything_is_read(
     watched: WatchedRepository, source: Path, name: str
 ) -> None:

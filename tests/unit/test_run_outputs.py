@@ -204,6 +204,18 @@ async def test_the_names_of_handles(adapter: Adapter, image: Path, tmp_path: Pat
     assert ("output-4", "output-5") == (first["file"]["name"], second["a/mask"]["file"]["name"])
 
 
+async def test_names_that_no_new_record_gets(adapter: Adapter, tmp_path: Path) -> None:
+    """A file or a folder that a pipeline returns is stored with `_` in place of `@` and `:`: the run's result is not lost."""
+    (tmp_path / "12:30@noon.png").write_bytes(CONTENT)
+    (tmp_path / "at 12:30").mkdir()
+    named = io.BytesIO(CONTENT)
+    named.name = "memory:1.png"  # as programs do
+    with (tmp_path / "12:30@noon.png").open("rb") as opened:
+        answers: list[Any] = await adapter.outputs([tmp_path / "12:30@noon.png", Directory(tmp_path / "at 12:30"), opened, named])
+    expected = ["12_30_noon.png", "at 12_30.zip", "12_30_noon.png", "memory_1.png"]
+    assert expected == [answer["file"]["name"] for answer in answers]
+
+
 async def test_lists_of_files(adapter: Adapter, tmp_path: Path) -> None:
     """An array whose value is the files."""
     paths = [tmp_path / f"image-{number}.jpg" for number in range(3)]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from aiofiles.tempfile import TemporaryFile
 from aiohttp import web
 
-from filestore.core.names import checked_name
+from filestore.core.names import checked_new_name
 from filestore.core.records import Record
 from filestore.errors import InvalidInput
 from filestore.http.server.body.forms import receive_form
@@ -41,19 +41,19 @@ class _StoredUpload(NamedTuple):
 async def _store(context: RequestContext, repository: LocalRepository) -> _StoredUpload:
     alias = context.request.query.get("name")
     if alias is not None:
-        checked_name(alias)
+        checked_new_name(alias)
 
     def check(file_name: str) -> None:
         if file_name or alias is None:
-            checked_name(file_name)
+            checked_new_name(file_name)
 
     # It has no name in its folder: nothing of it is left, however this process ends.
     async with TemporaryFile("w+b", buffering=0, dir=context.spool_folder) as spool:
         form = await receive_form(context, spool, file_part="pfile", check_name=check)
         if form.file_name is None:
             raise InvalidInput("the form has no part pfile with a file's name: curl -F pfile=@FILE sends one")
-        alias = checked_name(alias or form.fields.get("name", [""])[-1] or form.file_name)
-        name = checked_name(form.file_name or alias)
+        alias = checked_new_name(alias or form.fields.get("name", [""])[-1] or form.file_name)
+        name = checked_new_name(form.file_name or alias)
         record = await push_spool(context, repository, spool, size=form.size, name=name)
     if alias != record.name:
         await repository.commit(await repository.manifest(record.digest), name=alias)

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from filestore.core.names import checked_name
+from filestore.core.names import checked_new_name
 from filestore.errors import InvalidInput, LimitExceeded
 from filestore.http.server.body.forms import last_part
 from filestore.http.server.body.reader import reading_body
@@ -32,7 +32,7 @@ async def begin_upload(context: RequestContext, repository: LocalRepository) -> 
     given = message.get("name")
     if given is not None and not isinstance(given, str):
         raise InvalidInput(f"name is {given!r}, a text is expected")
-    name = checked_name(last_part(given)) if given is not None else None
+    name = checked_new_name(last_part(given)) if given is not None else None
     upload = await context.request.app[ASSEMBLY].begin(name=name, namespace=repository.namespace)
     return web.json_response({"file_id": upload.file_id, "upload_id": upload.id}, status=201)
 

@@ -1,0 +1,153 @@
+"""References and names, as a user meets them: real commands and real servers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from filestore.backends import connect, open_backend
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.records import Kind, Record
+from filestore.transfer.push import push
+from tests.support.commands import Home
+from tests.support.server import FORM, Reply, RunningServer, form, running_server
+from tests.support.uploads import PARTS
+
+CONTENT = b"what is in the file"
+OLD_NAME = "12:30@noon.png"
+
+
+async def store_under_old_name(root: Path, source: Path) -> Record:
+    """A record in the repository at `root` with a name that no new record gets, as earlier versions made them."""
+    async with connect(str(root)) as repository:
+        pushed = (await push(repository, source)).record
+        await repository.remove(pushed.id)
+    store, index = await open_backend(root)
+    try:
+        async with index.transaction() as transaction:
+            return await transaction.add_record(
+                DEFAULT_NAMESPACE, name=OLD_NAME, digest=pushed.digest, size=pushed.size, kind=Kind.FILE
+            )
+    finally:
+        await store.close()
+        await index.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["folder", "server"])
+async def test_an_older_record_stays_reachable(home: Home, tmp_path: Path, way: str) -> None:
+    """By its id, its digest and its stored path in every command; by its name alone it is not, and the error says what to do."""
+    source = tmp_path / "source"
+    source.write_bytes(CONTENT)
+    record = await store_under_old_name(home.data, source)
+    if way == "folder":
+        check_older_record(home, record, {})
+        return
+    with home.local_server() as server:
+        check_older_record(home, record, server.environ)
+
+
+def check_older_record(home: Home, record: Record, environ: dict[str, str]) -> None:
+    """List, show, fetch, cache and remove it."""
+    assert [record.as_json()] == home.result("ls", environ=environ)["files"]
+    for number, reference in enumerate([record.id, str(record.digest), record.path, record.run_path]):
+        assert record.name == home.result("info", reference, environ=environ)["name"]
+        target = home.folder / str(number)
+        home.result("fetch", reference, "-o", target, "--quiet", environ=environ)
+        assert CONTENT == target.read_bytes()
+        (cached,) = home.result("warm", reference, "--quiet", environ=environ)["files"]
+        assert OLD_NAME == Path(cached["path"]).name
+    for command in ("info", "fetch", "warm"):
+        sentence = home.failure(command, OLD_NAME, environ=environ)
+        assert "the path '30@noon.png' in it is not supported yet; give a name without it, or the id or digest" in sentence
+    assert [[OLD_NAME]] == [entry["names"] for entry in home.result("cache", "ls")["entries"]]
+    assert "removed" in home.run("cache", "rm", OLD_NAME).stdout
+    assert record.id == home.result("rm", record.id, environ=environ)["id"]
+    assert [] == home.result("ls", environ=environ)["files"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("push",), ("create", "file")])
+def test_a_push_refuses_a_name_with_a_separator(home: Home, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """The file's own name or that of --name; the error says how to choose another one, and nothing is stored."""
+    source = tmp_path / OLD_NAME
+    source.write_bytes(CONTENT)
+    sentence = home.failure(*command, source)
+    assert "it contains ':', which separates the parts of a reference" in sentence
+    assert sentence.endswith("choose another name; --name stores it under another one")
+    sentence = home.failure(*command, source, "--name", "a@b")
+    assert "it contains '@', which separates the parts of a reference" in sentence
+    assert sentence.endswith("choose another name")
+    assert [] == home.result("ls")["files"]
+    assert "12_30.png" == home.result(*command, source, "--name", "12_30.png", "--quiet")["name"]
+
+
+@pytest.mark.slow
+def test_a_folder_may_hold_such_names(home: Home, tmp_path: Path) -> None:
+    """Only the name of the record itself must be free of separators."""
+    (tmp_path / "a:b").mkdir()
+    (tmp_path / "a:b" / OLD_NAME).write_bytes(CONTENT)
+    assert "'a:b.zip' cannot be kept" in home.failure("push", tmp_path / "a:b")
+    home.result("push", tmp_path / "a:b", "--name", "ab.zip", "--quiet")
+    home.result("fetch", "ab.zip", "-o", home.folder / "tree", "--quiet")
+    assert CONTENT == (home.folder / "tree" / OLD_NAME).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("fetch",), ("info",), ("warm",)])
+@pytest.mark.parametrize(
+    ("reference", "part"), [("team/my_model", "owner 'team'"), ("m@v2", "revision 'v2'"), ("m:a/b", "path 'a/b'")]
+)
+def test_commands_name_the_part_that_is_not_supported_yet(
+    home: Home, command: tuple[str, ...], reference: str, part: str
+) -> None:
+    """Each command that takes a reference."""
+    assert f"{reference!r} names no file: the {part} in it is not supported yet" in home.failure(*command, reference)
+
+
+def by_alias(server: RunningServer, name: str) -> Reply:
+    """The alias of a form, as the SDK's --name sends it."""
+    return server.upload("plain.bin", CONTENT, query=f"?name={quote(name)}")
+
+
+def by_field(server: RunningServer, name: str) -> Reply:
+    """The alias as a part of the form, after the file."""
+    return server.ask("POST", "/v3/pipeline_files", form("plain.bin", CONTENT, after={"name": name}), headers=FORM)
+
+
+def by_form(server: RunningServer, name: str) -> Reply:
+    """The file's name in a form."""
+    return server.upload(name, CONTENT)
+
+
+def by_form_v4(server: RunningServer, name: str) -> Reply:
+    """The same in version 2."""
+    return server.ask("POST", "/v4/files", form(name, CONTENT), headers=FORM)
+
+
+def by_parts(server: RunningServer, name: str) -> Reply:
+    """The beginning of an upload in parts."""
+    return server.ask("POST", f"{PARTS}/initiate-multipart-upload", json.dumps({"name": name}).encode())
+
+
+def by_record(server: RunningServer, name: str) -> Reply:
+    """A commit, as our own client sends it."""
+    return server.ask("POST", "/native/v1/files", b"", headers={"Filestore-Name": quote(name)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a:b.txt", "a@b.txt"])
+@pytest.mark.parametrize("way", [by_alias, by_field, by_form, by_form_v4, by_parts, by_record])
+def test_a_server_refuses_a_new_name_with_a_separator(
+    tmp_path: Path, way: Callable[[RunningServer, str], Reply], name: str
+) -> None:
+    """Wherever a record gets its name; `detail`, which the Pipeline SDK shows, gives the reason, and nothing is stored."""
+    with running_server(tmp_path / "root") as server:
+        answer = way(server, name)
+        assert 400 == answer.status
+        assert f"it contains '{name[1]}', which separates the parts of a reference" in answer.json["detail"]
+        assert [] == server.ask("GET", "/v3/pipeline_files").json
