@@ -1,4 +1,4 @@
-"""warm: fill a cache ahead of time; cache ls, rm, prune, verify: what it holds."""
+"""cache warm, ls, rm, prune, verify: fill a cache ahead of time, and see to what it holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from filestore.errors import InvalidReference, StorageError
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.filters import Filter
 from filestore_cli.progress import FETCH, shown
-from filestore_cli.start import run_to_end
+from filestore_cli.start import RESUMES, run_to_end
 from filestore_cli.text import age, duration, exactly, for_display, in_units, table
 
 if TYPE_CHECKING:
@@ -31,7 +31,12 @@ _PREFIX_DIGITS = 8
 _SHOWN_DIGITS = 16
 
 
-@click.command(short_help="Fetch into the cache ahead of time.")
+@click.group(short_help="Fill, list, check and clear the cache.")
+def cache() -> None:
+    """Fill the cache of this machine, list what it holds, remove from it, check it."""
+
+
+@cache.command("warm", short_help="Fetch into the cache ahead of time.")
 @click.argument("references", metavar="ID|DIGEST|PATH|NAME", nargs=-1, required=True)
 @click.option("--zip", "keeps_zip", is_flag=True, help="Keep directories as the zip files that they are stored as.")
 @click.option("--unzip", is_flag=True, help="Keep the trees of zip files that were stored as files.")
@@ -40,12 +45,8 @@ def warm(context: CommandContext, references: tuple[str, ...], *, keeps_zip: boo
     """Fetch stored files and directories into the cache ahead of time, so that a later start finds them there."""
     if keeps_zip and unzip:
         raise click.UsageError("--zip keeps zip files and --unzip keeps their trees; give one of them")
+    click.get_current_context().meta[RESUMES] = True
     run_to_end(_warm(context, [Reference.parse(text) for text in references], keeps_zip=keeps_zip, unzip=unzip))
-
-
-@click.group(short_help="List, check and clear the cache.")
-def cache() -> None:
-    """What the cache of this machine holds: list it, remove from it, check it."""
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from filestore.errors import FilestoreError
-from filestore_cli.start import OUTPUT_LEFT, how_interrupted, interrupted_status, output_failure, say, sentence
+from filestore_cli.start import OUTPUT_LEFT, RESUMES, how_interrupted, interrupted_status, output_failure, say, sentence
 from filestore_cli.text import for_display
 
 _COMMANDS = {
@@ -26,12 +26,14 @@ _COMMANDS = {
     "runtime": "runtime:runtime",
     "serve": "serving:serve",
     "token": "serving:token",
-    "warm": "caching:warm",
 }
 """Where each command is: only the one that runs is loaded, which saves a fifth of a start."""
 
-_RESUMED = {"create", "fetch", "push", "warm"}
-"""What goes on where it was interrupted."""
+_ALIASES = {"warm": "caching:warm"}
+"""Other names of commands, which help does not list."""
+
+_RESUMED = {"create", "fetch", "push"}
+"""Commands that continue where they were interrupted. Those of a group say so by `RESUMES` in their context's `meta`."""
 _HOW_TO_GO_ON = "; run the same command again, what is there already is not transferred again."
 
 
@@ -42,7 +44,7 @@ class Commands(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # the same
-        place = _COMMANDS.get(cmd_name)
+        place = _COMMANDS.get(cmd_name) or _ALIASES.get(cmd_name)
         if place is None:
             return None
         module, name = place.split(":")
@@ -69,7 +71,8 @@ class Commands(click.Group):
         except FilestoreError as error:
             raise click.ClickException(for_display(str(error))) from error
         except KeyboardInterrupt:
-            say(how_interrupted() + (_HOW_TO_GO_ON if ctx.invoked_subcommand in _RESUMED else "."))
+            resumes = ctx.invoked_subcommand in _RESUMED or RESUMES in ctx.meta
+            say(how_interrupted() + (_HOW_TO_GO_ON if resumes else "."))
             ctx.exit(interrupted_status())
         except BrokenPipeError:
             # Whoever read the output has gone, and knows why.

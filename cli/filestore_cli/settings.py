@@ -221,7 +221,7 @@ class Settings:
     )
     cache: Path = field(
         metadata=_setting(
-            "The cache folder that `filestore warm` fills and `filestore cache` works on",
+            "The cache folder that `filestore cache` fills and works on",
             unit="path",
             parse=_path,
             default="filestore in the user's cache folder; on Linux ~/.cache/filestore",

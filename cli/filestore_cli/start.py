@@ -21,6 +21,8 @@ SIGNALLED = 128
 """The exit status of a command that a signal ended is this and the signal's number, as shells have it."""
 OUTPUT_LEFT = SIGNALLED + signal.SIGPIPE
 """The exit status of a command whose reader went away, as Unix tools have it."""
+RESUMES = "filestore.resumes"
+"""The key in the `meta` of click's context by which a command says that it continues where it was interrupted."""
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -75,17 +75,19 @@ def test_warm_fills_the_cache(home: Home, files: list[dict[str, Any]], cache: Pa
     """Files by any reference, directories as trees; the second time nothing is received."""
     tree = home.result("push", plant(home.folder / "my_model", THINGS))
     references = [files[0]["id"], files[1]["digest"], "2.bin", tree["path"]]
-    first = home.result("warm", *references)
+    first = home.result("cache", "warm", *references)
     assert ["0.bin", "1.bin", "2.bin", "my_model.zip"] == [file["name"] for file in first["files"]]
     assert [False] * 4 == [file["was_cached"] for file in first["files"]]
     assert 3 * SIZE < first["bytes_received"]
     assert octets(0, SIZE) == Path(first["files"][0]["path"]).read_bytes()
     assert THINGS == standing(Path(first["files"][3]["path"]))
-    second = home.result("warm", *references)
+    second = home.result("cache", "warm", *references)
     assert ([True] * 4, 0) == ([file["was_cached"] for file in second["files"]], second["bytes_received"])
     assert str(cache) == second["cache"]
     assert [file["path"] for file in first["files"]] == [file["path"] for file in second["files"]]
-    said = home.run("warm", "2.bin")
+    by_alias = home.result("warm", *references)
+    assert [file["path"] for file in second["files"]] == [file["path"] for file in by_alias["files"]]
+    said = home.run("cache", "warm", "2.bin")
     assert said.stdout.startswith(f"was there  {first['files'][2]['path']}\nreceived")
 
 
@@ -93,28 +95,28 @@ def test_warm_fills_the_cache(home: Home, files: list[dict[str, Any]], cache: Pa
 def test_warm_keeps_zips_where_one_says_so(home: Home) -> None:
     """--zip and --unzip choose, as in fetch; both at once are wrong usage."""
     home.result("push", plant(home.folder / "my_model", THINGS))
-    (as_zip,) = home.result("warm", "my_model.zip", "--zip")["files"]
+    (as_zip,) = home.result("cache", "warm", "my_model.zip", "--zip")["files"]
     assert Path(as_zip["path"]).is_file()
     home.result("push", as_zip["path"], "--name", "theirs.zip")
-    (as_tree,) = home.result("warm", "theirs.zip", "--unzip")["files"]
+    (as_tree,) = home.result("cache", "warm", "theirs.zip", "--unzip")["files"]
     assert THINGS == standing(Path(as_tree["path"]))
-    assert 2 == home.run("warm", "theirs.zip", "--unzip", "--zip").returncode
+    assert 2 == home.run("cache", "warm", "theirs.zip", "--unzip", "--zip").returncode
 
 
 def test_warm_keeps_within_limits(home: Home, files: list[dict[str, Any]]) -> None:
     """What does not fit beside what was warmed by the same command is an error that says what to do."""
-    said = home.failure("warm", "1.bin", "2.bin", "--cache-size-limit", "3MiB")
+    said = home.failure("cache", "warm", "1.bin", "2.bin", "--cache-size-limit", "3MiB")
     assert said.startswith(f"the cache {home.folder}/.cache/filestore has no room: ")
     assert "raise the limit (FILESTORE_CACHE_SIZE_LIMIT)" in said
     assert [["1.bin"]] == listed(home)
-    said = home.failure("warm", "2.bin", "--cache-min-free", "1000TiB")
+    said = home.failure("cache", "warm", "2.bin", "--cache-min-free", "1000TiB")
     assert "must stay free" in said
     assert "FILESTORE_CACHE_MIN_FREE" in said
 
 
 def test_a_slip_is_told_before_anything_is_fetched(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
     """The last of many references included."""
-    assert "nothing is stored under 'missing'" in home.failure("warm", "0.bin", "missing")
+    assert "nothing is stored under 'missing'" in home.failure("cache", "warm", "0.bin", "missing")
     assert not cache.exists()
 
 
@@ -219,6 +221,6 @@ def test_a_cache_of_a_newer_version(home: Home, files: list[dict[str, Any]], cac
         f"{cache} has format {{'cache': 2}}, this program knows {{'cache': 1}}; "
         "use the version of filestore that made it, or a newer one"
     )
-    for command in (["warm", "0.bin"], ["cache", "ls"], ["cache", "verify"]):
+    for command in (["cache", "warm", "0.bin"], ["cache", "ls"], ["cache", "verify"]):
         assert expected == home.failure(*command)
     assert ["format"] == [path.name for path in cache.iterdir()]

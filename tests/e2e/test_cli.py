@@ -414,7 +414,7 @@ def test_a_tilde_in_a_variable_is_the_home_folder(home: Home, tmp_path: Path) ->
     home.config_file.write_text('cache = "~/cached"\nurl = "~/repository"')
     pushed = home.result("push", "--create", SCRIPTS / "filestore", cwd=here)
     assert str(home.folder / "repository") == pushed["repository"]
-    assert str(home.folder / "cached") == home.result("warm", pushed["id"], cwd=here)["cache"]
+    assert str(home.folder / "cached") == home.result("cache", "warm", pushed["id"], cwd=here)["cache"]
     home.create_repository(home.folder / "root")
     assert str(home.folder / "root") == home.result("token", "ls", "--root=~/root", cwd=here)["root"]
     assert [] == list(here.iterdir())

@@ -12,7 +12,7 @@ READING_VERBS = (
     ["ls"],
     ["info", "model.bin"],
     ["fetch", "model.bin", "-o", "back.bin"],
-    ["warm", "model.bin", "--cache", "cache"],
+    ["cache", "warm", "model.bin", "--cache", "cache"],
     ["push", "model.bin", "--dry-run"],
     ["rm", "file_" + "0" * 32],
 )

@@ -75,6 +75,13 @@ def test_a_signal_ends_a_command_as_an_interrupt_does(home: Home, model: Path) -
     assert (143, "", f"Interrupted by SIGTERM; {GOES_ON}") == done
 
 
+@pytest.mark.parametrize("command", [["cache", "warm"], ["warm"]])
+def test_an_interrupted_fetch_into_the_cache_says_how_to_go_on(home: Home, command: list[str | Path]) -> None:
+    """Under both names of the command."""
+    done = ended(home, [SCRIPTS / "filestore", *command, "model.bin"], signal.SIGTERM)
+    assert (143, "", f"Interrupted by SIGTERM; {GOES_ON}") == done
+
+
 def test_a_signal_ends_a_command_whose_interrupt_is_ignored(home: Home, model: Path) -> None:
     """As a shell has it ignored by what it runs in the background."""
     command: list[str | Path] = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", SCRIPTS / "filestore", "push", model]

@@ -100,7 +100,7 @@ def test_a_refused_warm_leaves_nothing(home: Home, tmp_path: Path, request: pyte
     """Nor in the staging of a cache."""
     record: Record = request.getfixturevalue(kind)
     with small_disk(tmp_path / "disk", "size=1m"):
-        home.failure("warm", record.id, "--cache", tmp_path / "disk/cache", "--quiet")
+        home.failure("cache", "warm", record.id, "--cache", tmp_path / "disk/cache", "--quiet")
         assert [] == list((tmp_path / "disk/cache").glob("*/*/staging/*"))
 
 
@@ -206,7 +206,7 @@ def test_a_folder_that_is_not_there(home: Home, place: Path) -> None:
 
 def test_cache_ls_shows_what_cut_fetches_have_left(home: Home, file: Record) -> None:
     """And says how it goes; prune removes it."""
-    home.result("warm", file.id)
+    home.result("cache", "warm", file.id)
     cache = home.folder / ".cache/filestore"
     (entry_store,) = cache.glob("*/default")
     left = plant(entry_store / "staging" / str(Digest(bytes(32))), {"content/a.bin": octets(1, 200_000)})

@@ -19,6 +19,8 @@ from tests.support.uploads import PARTS
 
 CONTENT = b"what is in the file"
 OLD_NAME = "12:30@noon.png"
+COMMANDS = [("fetch",), ("info",), ("cache", "warm")]
+"""Those that take a reference."""
 
 
 async def store_under_old_name(root: Path, source: Path) -> Record:
@@ -59,10 +61,10 @@ def check_older_record(home: Home, record: Record, environ: dict[str, str]) -> N
         target = home.folder / str(number)
         home.result("fetch", reference, "-o", target, "--quiet", environ=environ)
         assert CONTENT == target.read_bytes()
-        (cached,) = home.result("warm", reference, "--quiet", environ=environ)["files"]
+        (cached,) = home.result("cache", "warm", reference, "--quiet", environ=environ)["files"]
         assert OLD_NAME == Path(cached["path"]).name
-    for command in ("info", "fetch", "warm"):
-        sentence = home.failure(command, OLD_NAME, environ=environ)
+    for command in COMMANDS:
+        sentence = home.failure(*command, OLD_NAME, environ=environ)
         assert "the path '30@noon.png' in it is not supported yet; give a name without it, or the id or digest" in sentence
     assert [[OLD_NAME]] == [entry["names"] for entry in home.result("cache", "ls")["entries"]]
     assert "removed" in home.run("cache", "rm", OLD_NAME).stdout
@@ -98,7 +100,7 @@ def test_a_folder_may_hold_such_names(home: Home, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [("fetch",), ("info",), ("warm",)])
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("reference", "part"), [("team/my_model", "owner 'team'"), ("m@v2", "revision 'v2'"), ("m:a/b", "path 'a/b'")]
 )

@@ -48,6 +48,6 @@ def test_an_entry_that_is_too_large_is_named(home: Home, large: dict[str, str], 
 
 def test_an_entry_of_the_cache_that_is_too_large_is_named(home: Home, large: dict[str, str]) -> None:
     """A directory as its zip is one file."""
-    done = limited(home, "warm", large["id"], "--zip", "--quiet")
+    done = limited(home, "cache", "warm", large["id"], "--zip", "--quiet")
     assert (1, "") == (done.returncode, done.stdout)
     assert f"model.zip failed: {CAUSE}" in done.stderr

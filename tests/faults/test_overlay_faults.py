@@ -121,7 +121,7 @@ def filled(home: Home, image: Path, tmp_path: Path) -> list[dict[str, Any]]:
         records.append(home.result("push", tmp_path / f"{number}.bin"))
     records.append(home.result("push", plant(tmp_path / "tree", NEW), "--symlinks", "keep"))
     for number, record in enumerate(records):
-        home.result("warm", record["id"], "--cache", image / "cache", "--quiet")
+        home.result("cache", "warm", record["id"], "--cache", image / "cache", "--quiet")
         (entry,) = [entry for entry in entries(image / "cache") if entry.digest == record["digest"]]
         used_at = time.time() - 86400 * (5 - number)
         os.utime(entry.folder / "entry.json", (used_at, used_at))
@@ -140,11 +140,11 @@ def test_a_cache_of_an_image_makes_space(home: Home, filled: list[dict[str, Any]
     more = home.result("push", tmp_path / "more.bin")
     with overlay(tmp_path / "root", image):
         cache = tmp_path / "root/cache"
-        home.result("warm", more["id"], "--cache", cache, "--cache-size-limit", "1000000", "--quiet")
+        home.result("cache", "warm", more["id"], "--cache", cache, "--cache-size-limit", "1000000", "--quiet")
         assert {filled[2]["digest"], more["digest"]} == listed(home, cache)
         home.result("cache", "rm", filled[2]["digest"], "--cache", cache)
         assert {more["digest"]} == listed(home, cache)
-        home.result("warm", *(record["id"] for record in filled), "--cache", cache, "--quiet")
+        home.result("cache", "warm", *(record["id"] for record in filled), "--cache", cache, "--quiet")
         assert {more["digest"], *(record["digest"] for record in filled)} == listed(home, cache)
         assert [] == list(cache.glob("*/*/staging/*"))
 
@@ -156,7 +156,7 @@ def test_damage_in_a_cache_of_an_image_is_mended(home: Home, filled: list[dict[s
         (entry.folder / "entry.json").write_bytes(b"damaged")
     with overlay(tmp_path / "root", image):
         cache = tmp_path / "root/cache"
-        home.result("warm", filled[0]["id"], filled[2]["id"], "--cache", cache, "--quiet")
+        home.result("cache", "warm", filled[0]["id"], filled[2]["id"], "--cache", cache, "--quiet")
         done = home.run("cache", "verify", cache)
         assert 1 == done.returncode
         assert f"{cache}: 1 damaged" in done.stdout
@@ -177,12 +177,12 @@ def test_an_entry_that_cannot_go_is_skipped(home: Home, filled: list[dict[str, A
         stuck.mkdir()
         _mounted(tmp_path / "disk", kept, stuck)
         try:
-            home.result("warm", more["id"], "--cache", cache, "--cache-size-limit", "1400000", "--quiet")
+            home.result("cache", "warm", more["id"], "--cache", cache, "--cache-size-limit", "1400000", "--quiet")
             assert {filled[0]["digest"], filled[2]["digest"], more["digest"]} == listed(home, cache)
             done = home.run("cache", "rm", filled[0]["digest"], filled[2]["digest"], "--cache", cache)
             assert 1 == done.returncode
             assert {filled[0]["digest"], more["digest"]} == listed(home, cache)
-            sentence = home.failure("warm", filled[1]["id"], "--cache", cache, "--cache-size-limit", "600000", "--quiet")
+            sentence = home.failure("cache", "warm", filled[1]["id"], "--cache", cache, "--cache-size-limit", "600000", "--quiet")
             assert "what could not be removed stays" in sentence
         finally:
             subprocess.run(["umount", "-l", stuck], check=True)

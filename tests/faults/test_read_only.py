@@ -71,7 +71,7 @@ async def test_repository_on_a_read_only_disk_is_read(disk: Disk, home: Home, tm
     assert record.id == home.result("info", "model.bin", "--url", disk.root)["id"]
     home.result("fetch", "model.bin", "--url", disk.root, "-o", tmp_path / "back.bin")
     assert (tmp_path / "back.bin").read_bytes() == CONTENT
-    (warmed,) = home.result("warm", record.id, "--url", disk.root.as_uri())["files"]
+    (warmed,) = home.result("cache", "warm", record.id, "--url", disk.root.as_uri())["files"]
     assert Path(warmed["path"]).read_bytes() == CONTENT
     assert 0 == home.result("push", disk.file, "--dry-run", "--url", disk.root)["bytes_new"]
     assert [] == home.result("token", "ls", "--root", disk.root)["tokens"]

@@ -148,7 +148,7 @@ def test_a_read_only_folder_in_staging_goes(home: Home, new: dict[str, str], tmp
 @pytest.mark.slow
 def test_an_entry_with_closed_folders_goes_from_the_cache(home: Home, new: dict[str, str]) -> None:
     """Whoever made it may have closed a folder of it."""
-    home.run("warm", new["id"])
+    home.run("cache", "warm", new["id"])
     (entry,) = home.result("cache", "ls")["entries"]
     path = Path(entry["paths"][0])
     (path / "data").chmod(0)

@@ -129,7 +129,8 @@ class Home:
         A transfer is told to be quiet: on a busy machine it tells how far it is before it fails.
         """
         end = arguments.index("--") if "--" in arguments else len(arguments)
-        quiet = ("--quiet",) if arguments[0] in TRANSFERS and "--quiet" not in arguments else ()
+        is_transfer = arguments[0] in TRANSFERS or arguments[:2] == ("cache", "warm")
+        quiet = ("--quiet",) if is_transfer and "--quiet" not in arguments else ()
         done = self.run(*arguments[:end], *quiet, *arguments[end:], environ=environ, cwd=cwd)
         assert (done.returncode, done.stdout) == (1, ""), done.stderr
         assert done.stderr.startswith("Error: ")

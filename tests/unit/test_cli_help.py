@@ -39,6 +39,28 @@ def test_messages_name_commands_that_exist() -> None:
     assert [] == [words for words in sorted(named) if not exists(words)]
 
 
+def test_an_alias_is_the_same_command() -> None:
+    """`filestore warm` is another name of `filestore cache warm`, which help does not list."""
+    context = click.Context(cli)
+    cache = cli.get_command(context, "cache")
+    assert isinstance(cache, click.Group)
+    assert cache.get_command(context, "warm") is cli.get_command(context, "warm")
+    assert "warm" not in cli.list_commands(context)
+
+
+RESERVED = {"gc", "check", "backup", "restore", "du", "tag", "log", "diff", "copy", "sync", "web"}
+"""Names of commands that later versions will have."""
+
+
+def test_reserved_names_are_free() -> None:
+    """No command or alias has a name that is meant for another command of a later version."""
+    context = click.Context(cli)
+    assert [] == [name for name in sorted(RESERVED) if cli.get_command(context, name) is not None]
+    token = cli.get_command(context, "token")
+    assert isinstance(token, click.Group)
+    assert {"new", "ls", "rm"} == set(token.list_commands(context))
+
+
 def exists(words: str) -> bool:
     """Whether that is a command: of two words the second counts only where the first is a group."""
     first, _, second = words.partition(" ")
