@@ -361,7 +361,7 @@ class Settings:
             parse=_whole(1, 1024),
         ),
     )
-    unpack_entries: int = field(
+    zip_entries: int = field(
         default=DEFAULT_LIMITS.entries,
         metadata=_setting(
             "Files, links and folders that a zip file may unpack to",
@@ -370,11 +370,11 @@ class Settings:
             has_option=False,
         ),
     )
-    unpack_total_size: int = field(
+    zip_total_size: int = field(
         default=DEFAULT_LIMITS.total_size,
         metadata=_setting("Bytes that a zip file may unpack to", unit=_SIZE_UNIT, parse=_size(1), has_option=False),
     )
-    unpack_ratio: int = field(
+    zip_ratio: int = field(
         default=DEFAULT_LIMITS.ratio,
         metadata=_setting(
             "How many times its own size a zip file may unpack to, beside the first MiB",
@@ -383,17 +383,17 @@ class Settings:
             has_option=False,
         ),
     )
-    unpack_name_size: int = field(
+    zip_name_size: int = field(
         default=DEFAULT_LIMITS.name_size,
         metadata=_setting("Bytes that a path in a zip file may have", unit=_SIZE_UNIT, parse=_size(1), has_option=False),
     )
-    unpack_depth: int = field(
+    zip_depth: int = field(
         default=DEFAULT_LIMITS.depth,
         metadata=_setting(
             "Folders inside each other that a zip file may unpack to", unit="count", parse=_whole(1, 65535), has_option=False
         ),
     )
-    unpack_directory_size: int = field(
+    zip_directory_size: int = field(
         default=DEFAULT_LIMITS.directory_size,
         metadata=_setting(
             "Bytes that the central directory of a zip file may have; it is held in memory",
@@ -459,8 +459,8 @@ class Settings:
 
     @property
     def zip_limits(self) -> ZipLimits:
-        """What a zip file may ask of whoever unpacks it: all settings whose names begin with `unpack_`."""
-        return ZipLimits(**{limit.name: getattr(self, f"unpack_{limit.name}") for limit in fields(ZipLimits)})
+        """What a zip file may ask of whoever unpacks it: all settings whose names begin with `zip_`."""
+        return ZipLimits(**{limit.name: getattr(self, f"zip_{limit.name}") for limit in fields(ZipLimits)})
 
 
 @cache

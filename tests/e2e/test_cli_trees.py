@@ -262,13 +262,11 @@ def test_limits_are_settings(home: Home, tmp_path: Path, by: str) -> None:
     home.result("push", path)
     sentence = home.failure("fetch", "zeros.zip", "--unzip")
     assert sentence.startswith("the ratio of what the archive unpacks to and its size is ")
-    assert sentence.endswith(
-        ", more than the limit of 200; if you trust it, raise the setting unpack_ratio (FILESTORE_UNPACK_RATIO)"
-    )
+    assert sentence.endswith(", more than the limit of 200; if you trust it, raise the setting zip_ratio (FILESTORE_ZIP_RATIO)")
 
-    environ = {"FILESTORE_UNPACK_RATIO": "1032"} if by == "environment" else {}
+    environ = {"FILESTORE_ZIP_RATIO": "1032"} if by == "environment" else {}
     if by == "file":
-        home.config_file.write_text("unpack_ratio = 1032\n")
+        home.config_file.write_text("zip_ratio = 1032\n")
     assert home.result("fetch", "zeros.zip", "--unzip", environ=environ)["file_count"] == 1
 
 

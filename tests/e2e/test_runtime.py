@@ -182,7 +182,7 @@ def test_10_a_zip_that_would_fill_the_disk_is_not_a_tree(
         bomb.writestr("zeros", bytes(16 << 20))
     failure = runtime.failure(runtime.pipeline(graphs / "entered"), stored(runtime, tmp_path / "bomb.zip"), file)
 
-    assert "raise the setting unpack_ratio" in failure
+    assert "raise the setting zip_ratio" in failure
 
 
 async def test_7_files_of_one_name_do_not_meet(runtime: RunningRuntime, graphs: Path, tree: dict[str, object]) -> None:

@@ -192,8 +192,8 @@ def test_10_what_an_archive_unpacks_to_is_limited(home: Home, server: Server) ->
     """And who may execute a file may do so afterwards."""
     folder = plant(home.folder / "my_dir", {"run.sh": Script(b"#!/bin/sh\n"), "data": b"data"})
     record = home.result("push", "my_dir")
-    assert "FILESTORE_UNPACK_ENTRIES" in home.failure(
-        "fetch", record["id"], "--output", "again", environ={"FILESTORE_UNPACK_ENTRIES": "1"}
+    assert "FILESTORE_ZIP_ENTRIES" in home.failure(
+        "fetch", record["id"], "--output", "again", environ={"FILESTORE_ZIP_ENTRIES": "1"}
     )
     home.result("fetch", record["id"], "--output", "again")
     assert standing(folder) == standing(home.folder / "again")

@@ -383,7 +383,7 @@ async def test_what_a_user_puts_in_place_of_what_stands_aside_is_kept(repository
 async def test_limits_are_those_of_the_caller(repository: LocalRepository, place: Path) -> None:
     """And a refusal by one of them says which setting it is."""
     record = await stored(repository, packed(TREE))
-    with pytest.raises(LimitExceeded, match="unpack_entries"):
+    with pytest.raises(LimitExceeded, match="zip_entries"):
         await fetch_tree(repository, record, target=place / "target", limits=ZipLimits(entries=3))
 
 

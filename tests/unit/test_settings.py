@@ -107,10 +107,10 @@ def test_a_bad_value_is_told_with_its_place(given: dict[str, dict[str, object]],
         ("memory_limit", "9" * 5000),
         ("root", "~somebody/models"),
         ("push_cache", "~~"),
-        ("unpack_entries", 0),
-        ("unpack_ratio", 1.5),
-        ("unpack_total_size", "2 XB"),
-        ("unpack_depth", -1),
+        ("zip_entries", 0),
+        ("zip_ratio", 1.5),
+        ("zip_total_size", "2 XB"),
+        ("zip_depth", -1),
     ],
 )
 def test_values_that_cannot_be_used(name: str, value: object) -> None:
@@ -132,7 +132,7 @@ def test_values_that_cannot_be_used(name: str, value: object) -> None:
         ("memory_limit", "64 MiB", 64 << 20),
         ("memory_limit", "1GiB", 1 << 30),
         ("memory_limit", 1 << 28, 1 << 28),
-        ("unpack_total_size", "3TiB", 3 << 40),
+        ("zip_total_size", "3TiB", 3 << 40),
         ("upload_limit", "0", 0),
         ("upload_limit", "7B", 7),
         ("upload_limit", "7k", 7000),
@@ -150,7 +150,7 @@ def test_values_that_cannot_be_used(name: str, value: object) -> None:
         ("upload_limit", "1.1Ti", 11 * (1 << 40) // 10),
         ("upload_limit", "1P", 10**15),
         ("upload_limit", "1PiB", 1 << 50),
-        ("unpack_ratio", 1000, 1000),
+        ("zip_ratio", 1000, 1000),
         ("token", "a-token_~!", "a-token_~!"),
     ],
 )
@@ -237,7 +237,7 @@ def test_every_setting_has_a_definition() -> None:
     "name",
     [
         *("codec", "connections", "stall_seconds", "host", "port", "workers", "memory_limit", "drain_seconds"),
-        *(f"unpack_{limit.name}" for limit in fields(ZipLimits)),
+        *(f"zip_{limit.name}" for limit in fields(ZipLimits)),
     ],
 )
 def test_the_default_in_words_is_the_default(name: str) -> None:
@@ -272,11 +272,11 @@ def test_server_limits() -> None:
         assert settings(options=options).server_limits == replace(DEFAULT_SERVER_LIMITS, **options)  # type: ignore[arg-type]
 
 
-def test_unpack_limits() -> None:
+def test_zip_limits() -> None:
     """Every limit of an archive is a setting, without which the library's own default holds."""
     assert settings().zip_limits == DEFAULT_LIMITS
     for number, limit in enumerate(fields(ZipLimits), start=1):
-        file: dict[str, object] = {f"unpack_{limit.name}": number}
+        file: dict[str, object] = {f"zip_{limit.name}": number}
         assert settings(file=file).zip_limits == replace(DEFAULT_LIMITS, **{limit.name: number})
 
 
@@ -287,6 +287,6 @@ def test_an_archive_beyond_a_limit_names_the_setting_that_raises_it(limit: str) 
     with pytest.raises(LimitExceeded) as caught:
         unpacked(archive, limits=replace(DEFAULT_LIMITS, **{limit: 1}))
 
-    setting = f"unpack_{limit}"
+    setting = f"zip_{limit}"
     assert setting == caught.value.setting
     assert f"raise the setting {setting} ({setting_definitions()[setting].environment})" in str(caught.value)

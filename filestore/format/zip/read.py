@@ -84,7 +84,7 @@ _REFUSED_MODES = {
 
 @dataclass(frozen=True, slots=True)
 class ZipLimits:
-    """The limits for unpacking an archive. Each has a setting with the prefix `unpack_`."""
+    """The limits for unpacking an archive. Each has a setting with the prefix `zip_`."""
 
     entries: int = 1_000_000
     """Files, links and folders to make. Folders that are only implied by names count too."""
@@ -435,7 +435,7 @@ def _checked(totals: _Totals, position: int, limits: ZipLimits) -> End:
         _refuse("its central directory is not at the position that its end record states")
     if totals.size > limits.directory_size:
         what = "the size of the archive's central directory"
-        raise LimitExceeded(what, totals.size, limits.directory_size, "unpack_directory_size")
+        raise LimitExceeded(what, totals.size, limits.directory_size, "zip_directory_size")
     if totals.in_all > limits.entries:
         raise _too_many(totals.in_all, limits)
     return End(start, totals.size, totals.in_all, start - totals.offset)
@@ -453,7 +453,7 @@ def _check_count(end: End, directory_size: int, count: int) -> None:
 
 
 def _too_many(count: int, limits: ZipLimits) -> LimitExceeded:
-    return LimitExceeded("the number of entries of the archive", count, limits.entries, "unpack_entries")
+    return LimitExceeded("the number of entries of the archive", count, limits.entries, "zip_entries")
 
 
 class _Parser:
@@ -507,7 +507,7 @@ class _Parser:
         if self.total_size > RATIO_ALLOWANCE + packed * self._limits.ratio:
             found = -(-self.total_size // max(packed, 1))
             what = "the ratio of what the archive unpacks to and its size"
-            raise LimitExceeded(what, found, self._limits.ratio, "unpack_ratio")
+            raise LimitExceeded(what, found, self._limits.ratio, "zip_ratio")
 
     def _path(self, name: str, mode: int) -> str:
         """Return the path to which the entry is unpacked."""
@@ -515,8 +515,8 @@ class _Parser:
         if reason := path_problem(name):
             raise _refused(name, reason)
         for what, found, limit, setting in (
-            ("the size of the name", len(path.encode()), self._limits.name_size, "unpack_name_size"),
-            ("the depth of the folders", path.count("/"), self._limits.depth, "unpack_depth"),
+            ("the size of the name", len(path.encode()), self._limits.name_size, "zip_name_size"),
+            ("the depth of the folders", path.count("/"), self._limits.depth, "zip_depth"),
         ):
             if found > limit:
                 raise LimitExceeded(f"{what} of the entry {shown(name)!r}", found, limit, setting)
@@ -533,10 +533,10 @@ class _Parser:
         self.total_size += size
         if self.total_size > self._limits.total_size:
             what = f"what the archive unpacks to, up to its entry {shown(name)!r},"
-            raise LimitExceeded(what, self.total_size, self._limits.total_size, "unpack_total_size")
+            raise LimitExceeded(what, self.total_size, self._limits.total_size, "zip_total_size")
         if len(self._tree) - 1 > self._limits.entries:
             what = f"the number of files and folders of the archive, up to its entry {shown(name)!r},"
-            raise LimitExceeded(what, len(self._tree) - 1, self._limits.entries, "unpack_entries")
+            raise LimitExceeded(what, len(self._tree) - 1, self._limits.entries, "zip_entries")
 
 
 def _decoded(raw_name: bytes, extra: bytes, *, flags: int, host: int) -> str:
