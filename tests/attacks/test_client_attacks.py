@@ -41,30 +41,32 @@ from filestore.http.client import repository as client_module
 from filestore.http.client.repository import RemoteRepository
 from filestore.repository.protocol import Repository
 from filestore.transfer.push import push
+from tests.support.tls import server_tls, trusting
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-PLANES = ["channels", "session"]
-"""How frames travel: on sockets of our own, or by aiohttp, as they do over TLS."""
+PLANES = ["http", "https"]
+"""How requests travel: on sockets of our own, or by aiohttp and TLS."""
 
 ONE, TWO = chunk_digest(b"one"), chunk_digest(b"two")
 
 
 @asynccontextmanager
 async def facing(
-    handler: Handler, *, stall_seconds: float = 30, plane: str = "channels", path: str = "", port: int = 0
+    handler: Handler, *, stall_seconds: float = 30, plane: str = "http", path: str = "", port: int = 0
 ) -> AsyncIterator[RemoteRepository]:
     """A client that faces a server which answers everything by `handler`."""
     application = web.Application(client_max_size=1 << 30)
     application.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(application, shutdown_timeout=0)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port, reuse_address=True)
+    tls = server_tls() if plane == "https" else None
+    site = web.TCPSite(runner, "127.0.0.1", port, reuse_address=True, ssl_context=tls)
     await site.start()
     port = runner.addresses[0][1]
-    repository = RemoteRepository(f"http://127.0.0.1:{port}{path}", token="secret", stall_seconds=stall_seconds)
-    if plane == "session":
-        repository._channels = None
+    repository = RemoteRepository(f"{plane}://localhost:{port}{path}", token="secret", stall_seconds=stall_seconds)
+    if plane == "https":
+        trusting(repository)
     try:
         yield repository
     finally:
@@ -139,7 +141,12 @@ async def test_a_manifest_of_another_digest() -> None:
 
 @pytest.mark.parametrize(
     ("plane", "size", "expected"),
-    [("channels", 1 << 40, LimitExceeded), ("channels", None, ServerError), ("session", None, LimitExceeded)],
+    [
+        ("http", 1 << 40, LimitExceeded),
+        ("http", None, ServerError),
+        ("https", 1 << 40, LimitExceeded),
+        ("https", None, LimitExceeded),
+    ],
 )
 async def test_an_answer_without_end(plane: str, size: int | None, expected: type[FilestoreError]) -> None:
     """An answer is read to its limit and no further, whether it says how long it is or not."""
@@ -353,8 +360,8 @@ async def test_frames_are_asked_for_in_one_way(unused_tcp_port: int) -> None:
             for verb in ("put", "get"):
                 await ask(repository, verb)
         said[plane] = requests
-    assert 2 == len(said["session"])
-    assert said["session"] == said["channels"]
+    assert 2 == len(said["https"])
+    assert said["https"] == said["http"]
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\r\nX: y", "näme", "\x00"])

@@ -18,6 +18,7 @@ from filestore.repository.stores.disk import open_store
 from filestore.repository.stores.memory import MemoryStore
 from filestore.repository.stores.protocol import ChunkStore
 from tests.support.server import running_server
+from tests.support.tls import behind_tls, trusting
 
 OpenIndex = Callable[..., Awaitable[Index]]
 
@@ -97,20 +98,18 @@ async def _remote(folder: Path) -> AsyncIterator[Repository]:
 
 
 @asynccontextmanager
-async def _remote_by_session(folder: Path) -> AsyncIterator[Repository]:
-    """Frames travel by aiohttp, as they do over TLS."""
+async def _remote_over_tls(folder: Path) -> AsyncIterator[Repository]:
     with running_server(folder / "repository") as server:
-        async with connect(server.url, token=server.token) as repository:
+        async with behind_tls(server.port) as url, connect(url, token=server.token) as repository:
             assert isinstance(repository, RemoteRepository)
-            repository._channels = None
-            yield repository
+            yield trusting(repository)
 
 
 REPOSITORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Repository]]] = {
     "local-memory-store": _local_memory_store,
     "local-disk": _local_disk,
     "remote": _remote,
-    "remote-by-session": _remote_by_session,
+    "remote-over-tls": _remote_over_tls,
 }
 
 

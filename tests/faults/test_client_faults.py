@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,11 +18,8 @@ from filestore.format.codec import Codec, Frame
 from filestore.http.client import repository as client_module
 from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
-from tests.support.listening import listening
-from tests.support.server import TOKEN, RunningServer, running_server
-
-CERTIFICATE = Path(__file__).parents[1] / "support" / "localhost.pem"
-"""A certificate for localhost that signs itself, until 2126, and its key."""
+from tests.support.server import TOKEN, running_server
+from tests.support.tls import CERTIFICATE, behind_tls
 
 
 def large_frames(seed: int) -> list[Frame]:
@@ -122,27 +117,6 @@ async def test_a_cancelled_batch_lets_go_of_its_memory(tmp_path: Path, verb: str
         assert before == sockets()
 
 
-@asynccontextmanager
-async def behind_tls(server: RunningServer) -> AsyncIterator[str]:
-    """The URL of a reverse proxy in front of a server, that undoes TLS and nothing else."""
-
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while piece := await reader.read(1 << 16):
-            writer.write(piece)
-            await writer.drain()
-        writer.close()
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", server.port)
-        with closing(server_writer):
-            await asyncio.gather(pass_on(reader, server_writer), pass_on(server_reader, writer), return_exceptions=True)
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
-    async with listening(handle, tls=context) as port:
-        yield f"https://localhost:{port}"
-
-
 _OVER_TLS = """
 import asyncio, sys
 from filestore.backends import connect
@@ -165,7 +139,7 @@ asyncio.run(main())
 async def test_a_server_behind_tls(tmp_path: Path, *, is_trusted: bool) -> None:
     """The same repository; a certificate that nobody trusts is an error, whatever travels behind it."""
     with running_server(tmp_path / "root") as server:
-        async with behind_tls(server) as url:
+        async with behind_tls(server.port) as url:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-W", "error", "-c", _OVER_TLS, url, TOKEN),
                 env=os.environ | ({"SSL_CERT_FILE": str(CERTIFICATE)} if is_trusted else {}),

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import pytest
 
 from filestore.errors import Interrupted, ServerError, Stalled, Unreachable
-from filestore.http.client import channel as channel_module
-from filestore.http.client.channel import HEAD_LIMIT, ByteCounter, Channel, Channels, Head, Peer, parse_head
+from filestore.http.client import byte_counter
+from filestore.http.client.byte_counter import ByteCounter
+from filestore.http.client.channel import HEAD_LIMIT, Channel, Channels, Head, Peer, parse_head
 from tests.support.cancels import cancelled_at_every_await
 
 SECONDS = 30
@@ -354,7 +355,7 @@ def test_a_line_that_is_not_silent_is_not_reused(line: Line, after: bytes | None
 
 async def test_a_meter_tells_the_loop_what_a_thread_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the loop's thread, and in the end exactly what became of it."""
-    monkeypatch.setattr(channel_module, "TELL_SECONDS", 0)
+    monkeypatch.setattr(byte_counter, "TELL_SECONDS", 0)
     for settled in (0, 1, 30):
         told: list[tuple[int, int]] = []
         meter = ByteCounter(lambda size, told=told: told.append((size, threading.get_ident())))  # type: ignore[misc]  # bound at once

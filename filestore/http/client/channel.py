@@ -12,7 +12,6 @@ import asyncio
 import re
 import select
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +39,6 @@ T = TypeVar("T")
 
 HEAD_LIMIT = 64 << 10
 """Bytes of an answer's head, interim answers before it included."""
-TELL_SECONDS = 0.05
-"""Between two reports of progress: waking the loop for each piece would cost more than moving it."""
 
 _HEAD_PIECE = 4096
 _BODY_PIECE = 64 << 10
@@ -100,36 +97,6 @@ def _size(fields: dict[bytes, list[bytes]]) -> int | None:
     if b"transfer-encoding" in fields or len(sizes) != 1 or not _SIZE.fullmatch(sizes[0]):
         return None
     return int(sizes[0])
-
-
-class ByteCounter:
-    """Counts bytes in a thread, and tells `moved` of them on the event loop that it was made in."""
-
-    def __init__(self, moved: Moved | None) -> None:
-        self._moved = moved
-        self._loop = asyncio.get_running_loop()
-        self._count = self._told = 0
-        self._tell_at = 0.0
-        self._is_settled = False
-
-    def add(self, size: int) -> None:
-        """Count `size` bytes; for one thread."""
-        self._count += size
-        if self._moved is not None and (now := time.monotonic()) >= self._tell_at:
-            self._tell_at = now + TELL_SECONDS
-            self._loop.call_soon_threadsafe(self._tell)
-
-    def settle(self, count: int) -> None:
-        """Tell, once and for all, what is left to tell of `count` bytes; a negative number where more were told. In the loop."""
-        self._count = count
-        self._tell()
-        self._is_settled = True
-
-    def _tell(self) -> None:
-        size = self._count - self._told
-        if self._moved is not None and size and not self._is_settled:
-            self._told += size
-            self._moved(size)
 
 
 class Peer(NamedTuple):
@@ -194,6 +161,9 @@ class Channel:
         if header is not None:
             size = len(header) + sum(len(frame) for frame in frames)
             lines += [f"Content-Type: {wire.OCTETS}", f"Content-Length: {size}"]
+        elif method != "GET":
+            # RFC 9110, section 8.6: some proxies refuse a POST that does not say so.
+            lines.append("Content-Length: 0")
         request = "\r\n".join([*lines, "", ""]).encode("ascii")
         with span(Stage.SEND, sum(len(frame) for frame in frames)):
             is_sent = self._send([request + (header or b"")], lambda _: None) and self._send(frames, moved)

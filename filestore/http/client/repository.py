@@ -1,17 +1,18 @@
-"""A repository across HTTP: `RemoteRepository`. Routes and shapes: `docs/http-api.md`."""
+"""A repository across HTTP: `RemoteRepository`, its verbs and their retry. Routes and shapes: `docs/http-api.md`.
+
+How requests reach the server: `transport`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import re
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from http import HTTPStatus
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from blake3 import blake3
@@ -29,36 +30,28 @@ from filestore.core.signing import is_signed_path, unsigned_path
 from filestore.errors import (
     FilestoreError,
     ForeignAnswer,
-    Interrupted,
     InvalidBatch,
     InvalidManifest,
     InvalidName,
     InvalidReference,
     InvalidSetting,
     InvalidUrl,
-    LimitExceeded,
     NotFound,
-    ProxyUnreachable,
     ServerError,
-    Stalled,
-    Unauthorized,
     UnexpectedRecord,
-    Unreachable,
 )
 from filestore.format.codec import Frame
 from filestore.http import wire
-from filestore.http.client.channel import ByteCounter, Channel, Channels, Head
-from filestore.http.client.foreign import error_of, foreign_answer
+from filestore.http.client.answers import PROBLEM_LIMIT, BatchAnswer, SmallAnswer
+from filestore.http.client.byte_counter import ByteCounter
+from filestore.http.client.channel_transport import ChannelTransport
+from filestore.http.client.transport import Request, Transport
 from filestore.repository.format_file import check_versions, checked_identity
 from filestore.repository.protocol import Identity, Moved
-from filestore.system.connection_errors import failure_reason
-from filestore.system.http_answers import Said, may_try_again, pause_seconds, said_by
-from filestore.system.metrics import Stage, async_span, span
+from filestore.system.http_answers import may_try_again, pause_seconds
+from filestore.system.metrics import Stage
 from filestore.system.proxies import Proxy
 from filestore.system.threads import abandon, tell_of_forks
-
-if TYPE_CHECKING:  # takes 0.15 s to import, and over plain HTTP nobody needs it
-    import aiohttp
 
 T = TypeVar("T")
 
@@ -67,12 +60,6 @@ FIRST_PAUSE_SECONDS = 0.2
 BATCH_SECONDS = 5.0
 FIRST_BATCH = 4 << 20
 """Bytes of the first batch, before a rate is known."""
-PIECE = 256 << 10
-"""Bytes handed to a connection at once: what a stall timer and a progress line see."""
-PROBLEM_LIMIT = MANIFEST_LIMIT * 3
-"""Bytes of an error's document: one may list every chunk of a manifest."""
-
-_SUCCESSES = (HTTPStatus.OK, HTTPStatus.CREATED)
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
@@ -110,10 +97,9 @@ class RemoteRepository:
         self._connections = connections
         self._stall_seconds = stall_seconds
         self._proxy = proxy
-        self._channels = self._make_channels()
-        self._session: aiohttp.ClientSession | None = None
+        self._transport = self._open_transport()
+        self._was_reached = False
         self._identity: Identity | None = None
-        self._reached = False
         self._rate: float | None = None
         tell_of_forks(self)
 
@@ -129,19 +115,29 @@ class RemoteRepository:
         )
         return make, ()
 
-    def _make_channels(self) -> Channels | None:
-        """TLS is left to aiohttp."""
-        if not self.location.startswith("http:"):
-            return None
-        return Channels(
+    def after_fork(self) -> None:
+        """Leave connections and threads to the parent; a child opens its own."""
+        abandon(self._transport)
+        self._was_reached = self._is_reached
+        self._transport = self._open_transport()
+
+    def _open_transport(self) -> Transport:
+        kind: type[Transport]
+        if urlsplit(self.location).scheme == "http":
+            kind = ChannelTransport
+        else:
+            # Only here: aiohttp takes 0.15 s and more to import, and plain HTTP does not need it.
+            from filestore.http.client.aiohttp_transport import AiohttpTransport  # noqa: PLC0415
+
+            kind = AiohttpTransport
+        return kind(
             self.location, token=self._token, count=self._connections, stall_seconds=self._stall_seconds, proxy=self._proxy
         )
 
-    def after_fork(self) -> None:
-        """Connections and threads stay the parent's; a child has its own."""
-        abandon((self._channels, self._session))
-        self._channels = self._make_channels()
-        self._session = None
+    @property
+    def _is_reached(self) -> bool:
+        """Whether the server has ever answered, be it to the parent of this process before the fork."""
+        return self._was_reached or self._transport.has_answered
 
     async def identity(self) -> Identity:
         if self._identity is None:
@@ -282,11 +278,7 @@ class RemoteRepository:
         return await self._json("GET", "/status")
 
     async def close(self) -> None:
-        if self._channels is not None:
-            self._channels.close()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._transport.close()
 
     # Below: requests. Each is idempotent, so that `_retried` may do it again.
 
@@ -298,7 +290,7 @@ class RemoteRepository:
                 if isinstance(error, ForeignAnswer) and self._proxy is not None:
                     error.through = f"the proxy {self._proxy.url}, which {self._proxy.source} names"
                 # A server that was never reached is not there: saying so at once beats waiting for it.
-                if not may_try_again(error) or attempt == ATTEMPTS or not self._reached:
+                if not may_try_again(error) or attempt == ATTEMPTS or not self._is_reached:
                     raise
                 pause = FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
                 pause = pause_seconds(error, pause)
@@ -327,205 +319,45 @@ class RemoteRepository:
     async def _octets_once(
         self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None, limit: int
     ) -> bytes:
-        def request(channel: Channel) -> bytes:
-            head = channel.ask(path, body, method=method, fields=headers or {})
-            self._check(channel, head, sent_size=len(body or b""))
-            return self._read_all(channel, limit=limit)
-
-        if self._channels is not None:
-            return await self._channels.run(request, is_short=True)
-        with async_span(Stage.WAIT):
-            async with self._request(method, path, body=body, headers=headers) as response:
-                return await _whole(response, limit=limit)
+        request = Request(method=method, path=path, fields=headers or {}, body=body)
+        answer = SmallAnswer(self.location, limit=limit)
+        await self._transport.exchange(request, answer)
+        return answer.content
 
     async def _put_batch(self, frames: Sequence[Frame], moved: Moved | None) -> None:
         entries = [wire.BatchEntry(frame.digest, len(frame.data)) for frame in frames]
-        header = wire.encode_batch_header(entries)
         size = sum(entry.stored_size for entry in entries)
         meter = ByteCounter(moved)
+        request = Request(
+            method="POST",
+            path="/chunks",
+            body=wire.encode_batch_header(entries),
+            frames=[frame.data for frame in frames],
+            moved=meter.add,
+            stage=Stage.SEND,
+        )
         kept = 0
         try:
-            if self._channels is None:
-                with async_span(Stage.SEND, size):
-                    seconds = await self._send_by_session(header, frames, size, meter)
-            else:
-                seconds = await self._channels.run(lambda channel: self._send(channel, header, frames, meter))
+            seconds = await self._transport.exchange(request, SmallAnswer(self.location))
             kept = size
         finally:
             meter.settle(kept)
         rate = size / max(seconds, 1e-6)
         self._rate = rate if self._rate is None else (self._rate + rate) / 2
 
-    def _send(self, channel: Channel, header: bytes, frames: Sequence[Frame], meter: ByteCounter) -> float:
-        """Put a batch, in a thread; how many seconds it took."""
-        started = time.monotonic()
-        head = channel.ask("/chunks", header, [frame.data for frame in frames], moved=meter.add)
-        self._check(channel, head, sent_size=len(header) + sum(len(frame.data) for frame in frames))
-        self._read_all(channel)
-        return time.monotonic() - started
-
-    async def _send_by_session(self, header: bytes, frames: Sequence[Frame], size: int, meter: ByteCounter) -> float:
-        async def body() -> AsyncIterator[bytes | memoryview]:
-            yield header
-            for frame in frames:
-                for piece in _pieces(memoryview(frame.data)):
-                    yield piece
-                    stall.reschedule(asyncio.get_running_loop().time() + self._stall_seconds)
-                    meter.add(len(piece))
-
-        started = time.monotonic()
-        headers = {"Content-Length": str(len(header) + size)}
-        try:
-            async with (
-                asyncio.timeout(self._stall_seconds) as stall,
-                self._request("POST", "/chunks", body=body(), headers=headers) as response,
-            ):
-                await _whole(response, limit=PROBLEM_LIMIT)
-        except TimeoutError:
-            raise Stalled(self.location, self._stall_seconds) from None
-        return time.monotonic() - started
-
     async def _get_batch(
         self, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], moved: Moved | None
     ) -> None:
-        """Append to `found` each frame that is whole, at once."""
+        """Append to `found` each frame that is whole, also where the rest of the batch does not come."""
         meter = ByteCounter(moved)
-        before = len(found)
+        request = Request(method="POST", path="/chunks/get", body=b"".join(digests), stage=Stage.RECEIVE)
+        batch = BatchAnswer(self.location, digests, buffer, moved=meter.add)
         try:
-            if self._channels is None:
-                with async_span(Stage.RECEIVE) as receiving:
-                    await self._receive_by_session(digests, buffer, found, meter)
-                    receiving.add(sum(len(frame) for frame in found[before:] if frame is not None))
-            else:
-                await self._channels.run(lambda channel: self._receive(channel, digests, buffer, found, meter))
+            await self._transport.exchange(request, batch)
         finally:
-            meter.settle(sum(len(frame) for frame in found[before:] if frame is not None))
-
-    def _receive(
-        self, channel: Channel, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], meter: ByteCounter
-    ) -> None:
-        """Get a batch, in a thread."""
-        self._check(channel, channel.ask("/chunks/get", b"".join(digests)))
-        entries = self._batch_entries(channel.read(wire.batch_header_size(len(digests))), digests, space=len(buffer))
-        batch = buffer[: sum(entry.stored_size for entry in entries)]
-        if channel.left > len(batch):
-            raise Interrupted(self.location, "the answer is longer than it said")
-        filled = 0
-        try:
-            with span(Stage.RECEIVE, len(batch)):
-                while filled < len(batch):
-                    size = channel.receive_into(batch[filled:])
-                    if not size:
-                        raise Interrupted(self.location, "the answer is shorter than it said")
-                    filled += size
-                    meter.add(size)
-        finally:
-            found.extend(_whole_frames(entries, batch, filled))
-
-    def _check(self, channel: Channel, head: Head, *, sent_size: int = 0) -> None:
-        """Raises the error that an answer to a request with a body of `sent_size` bytes stands for."""
-        self._reached = True
-        if head.status not in _SUCCESSES:
-            raise _problem(self.location, head.status, self._read_all(channel), head.said, sent_size=sent_size)
-
-    def _read_all(self, channel: Channel, *, limit: int = PROBLEM_LIMIT) -> bytes:
-        if channel.left > limit:
-            raise LimitExceeded(f"the answer of {self.location} in bytes", channel.left, limit)
-        return channel.read(channel.left)
-
-    async def _receive_by_session(
-        self, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], meter: ByteCounter
-    ) -> None:
-        async with self._request("POST", "/chunks/get", body=b"".join(digests)) as response:
-            if response.status != HTTPStatus.OK or said_by(response.headers).is_page:
-                await _whole(response, limit=PROBLEM_LIMIT)
-            try:
-                header = await response.content.readexactly(wire.batch_header_size(len(digests)))
-            except asyncio.IncompleteReadError as error:
-                header = error.partial
-            entries = self._batch_entries(header, digests, space=len(buffer))
-            batch = buffer[: sum(entry.stored_size for entry in entries)]
-            filled = 0
-            try:
-                while filled < len(batch):
-                    # readany: what has arrived, in as few pieces as it came; frames that follow may be in it.
-                    piece = await response.content.readany()
-                    if not piece or filled + len(piece) > len(batch):
-                        raise Interrupted(self.location, "the answer is shorter or longer than it said")
-                    batch[filled : filled + len(piece)] = piece
-                    filled += len(piece)
-                    meter.add(len(piece))
-            finally:
-                found.extend(_whole_frames(entries, batch, filled))
-
-    def _batch_entries(self, header: bytes, digests: Sequence[Digest], *, space: int) -> list[wire.BatchEntry]:
-        if len(header) < wire.batch_header_size(len(digests)):
-            raise Interrupted(self.location, "the answer ended too early")
-        entries = wire.decode_batch_entries(header[wire.batch_header_size(0) :], absent_allowed=True)
-        if wire.decode_batch_count(header) != len(digests) or [entry.digest for entry in entries] != list(digests):
-            raise InvalidBatch(f"{self.location} answered with other chunks than those that were asked for")
-        if sum(entry.stored_size for entry in entries) > space:
-            raise InvalidBatch(f"{self.location} answered with larger frames than these chunks can have")
-        return entries
-
-    @asynccontextmanager
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: bytes | AsyncIterator[bytes | memoryview] | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request, whose failures, those of reading the answer included, become errors of ours."""
-        import aiohttp  # noqa: PLC0415  # on first use
-
-        sent = {"Content-Type": wire.OCTETS} if body is not None else {}
-        # Not of the session: what that sends with each request, it sends to a proxy, too.
-        sent |= {"Authorization": f"Bearer {self._token}"} if self._token is not None else {}
-        # encoded=True: names are percent-encoded already, and must arrive as they are.
-        url = URL(self.location + wire.API + path, encoded=True)
-        try:
-            # No redirects: the token is for this server alone.
-            async with self._open_session().request(
-                method, url, data=body, headers=sent | (headers or {}), allow_redirects=False, **self._by_proxy()
-            ) as response:
-                self._reached = True
-                yield response
-        except aiohttp.InvalidURL as error:
-            raise InvalidUrl(self.location, str(error)) from None
-        except aiohttp.ClientHttpProxyError as error:
-            # What the proxy answered to CONNECT.
-            raise foreign_answer(self.location, error.status, said_by(error.headers or {})) from None
-        except (aiohttp.ClientConnectorError, UnicodeError) as error:  # the latter of a name that DNS cannot have
-            if isinstance(error, aiohttp.ClientProxyConnectionError) and self._proxy is not None:
-                reason = failure_reason(error)
-                raise ProxyUnreachable(self.location, self._proxy.url, self._proxy.source, reason) from None
-            raise Unreachable(self.location, failure_reason(error)) from None
-        except aiohttp.ServerTimeoutError:
-            raise Stalled(self.location, self._stall_seconds) from None
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise Interrupted(self.location, failure_reason(error)) from None
-
-    def _by_proxy(self) -> dict[str, Any]:
-        """What aiohttp is told, to reach the server by CONNECT through the proxy."""
-        if self._proxy is None:
-            return {}
-        sent = {"Proxy-Authorization": self._proxy.authorization} if self._proxy.authorization is not None else {}
-        return {"proxy": self._proxy.url, "proxy_headers": sent}
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        import aiohttp  # noqa: PLC0415  # on first use
-
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                # Twice as many connections as batches under way: questions must not wait behind batches.
-                connector=aiohttp.TCPConnector(limit=self._connections * 2),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._stall_seconds, sock_read=self._stall_seconds),
-                read_bufsize=PIECE,
-                auto_decompress=False,
-            )
-        return self._session
+            frames = list(batch.frames())
+            found.extend(frames)
+            meter.settle(sum(len(frame) for frame in frames if frame is not None))
 
     def _batch_limit(self) -> int:
         if self._rate is None:
@@ -555,50 +387,5 @@ class RemoteRepository:
         raise ServerError(self.location, HTTPStatus.OK, "its record of a file is malformed")
 
 
-async def _whole(response: aiohttp.ClientResponse, *, limit: int) -> bytes:
-    """The whole answer. Raises the error that it stands for, LimitExceeded past `limit` bytes."""
-    url = str(response.url.origin())
-    said = said_by(response.headers)
-    failed = response.status >= HTTPStatus.MULTIPLE_CHOICES
-    if said.is_page and not failed:
-        raise foreign_answer(url, response.status, said)
-    body = bytearray()
-    limit = PROBLEM_LIMIT if failed else limit
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) > limit:
-            raise LimitExceeded(f"the answer of {url} in bytes", len(body), limit)
-    if failed:
-        sent_size = int(response.request_info.headers.get("Content-Length", "0"))
-        raise _problem(url, response.status, bytes(body), said, sent_size=sent_size)
-    return bytes(body)
-
-
-def _problem(url: str, status: int, body: bytes, said: Said, *, sent_size: int) -> FilestoreError:
-    try:
-        document = parse_json(body)
-    except ValueError:
-        document = None
-    if status == HTTPStatus.UNAUTHORIZED and not said.is_page:  # a page is the login of something between
-        return Unauthorized(url)
-    return error_of(url, status, document, said, sent_size=sent_size)
-
-
-def _whole_frames(entries: Sequence[wire.BatchEntry], batch: memoryview, filled: int) -> Iterator[memoryview | None]:
-    """What of a batch is whole, of which `filled` bytes have come; None for each chunk that is absent."""
-    start = 0
-    for entry in entries:
-        end = start + entry.stored_size
-        if end > filled:
-            return
-        yield batch[start:end] if entry.stored_size else None
-        start = end
-
-
 def _frame_size(frame: Frame) -> int:
     return len(frame.data)
-
-
-def _pieces(view: memoryview) -> Iterator[memoryview]:
-    for start in range(0, len(view), PIECE):
-        yield view[start : start + PIECE]

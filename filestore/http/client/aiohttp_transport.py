@@ -1,0 +1,202 @@
+"""HTTPS by aiohttp. Import this module where it is needed first: aiohttp and its certificates take 0.15 s and more to load."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from filestore.core.digest import Buffer
+from filestore.errors import Interrupted, InvalidUrl, ProxyUnreachable, Stalled, Unreachable
+from filestore.http import wire
+from filestore.http.client.answers import SUCCESSES, SmallAnswer, answer_error, longer_than_announced
+from filestore.http.client.foreign import foreign_answer
+from filestore.http.client.transport import AnswerBody, Request
+from filestore.repository.protocol import Moved
+from filestore.system.connection_errors import failure_reason
+from filestore.system.http_answers import said_by
+from filestore.system.metrics import Stage, async_span
+from filestore.system.proxies import Proxy
+
+PIECE = 256 << 10
+"""Bytes handed to a connection at once: what a stall timer and a progress line see."""
+
+
+class AiohttpTransport:
+    """A `Transport` for `https://` URLs. A proxy is asked for a tunnel (CONNECT), and so sees neither token nor content.
+
+    An answer may be of unannounced length; it is read as far as its `AnswerBody` allows.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        *,
+        token: str | None,
+        count: int,
+        stall_seconds: float,
+        proxy: Proxy | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`tls` says which certificates are trusted; those of the system and of SSL_CERT_FILE where it is None."""
+        self._location = location
+        self._token = token
+        self._count = count
+        self._stall_seconds = stall_seconds
+        self._proxy = proxy
+        self._tls = tls
+        self._places, self._short_places = asyncio.Semaphore(count), asyncio.Semaphore(count)
+        self._session: aiohttp.ClientSession | None = None
+        self.has_answered = False
+
+    async def exchange(self, request: Request, body: AnswerBody) -> float:
+        async with self._short_places if request.is_short else self._places:
+            started = time.monotonic()
+            with async_span(request.stage, request.frames_size) as passing:
+                size = await self._exchange(request, body)
+                passing.add(size if request.stage is Stage.RECEIVE else 0)
+            return time.monotonic() - started
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _exchange(self, request: Request, body: AnswerBody) -> int:
+        """How many bytes the body of the answer has."""
+        with self._translated_errors():
+            async with asyncio.timeout(None) as stall:
+                outgoing = _Outgoing(request, stall, stall_seconds=self._stall_seconds)
+                # No redirects: the token is for this server alone.
+                async with self._open_session().request(
+                    request.method,
+                    # encoded=True: names are percent-encoded already, and must arrive as they are.
+                    URL(self._location + wire.API + request.path, encoded=True),
+                    data=outgoing.pieces() if request.body is not None else None,
+                    headers=self._fields(request),
+                    allow_redirects=False,
+                    **self._by_proxy(),
+                ) as response:
+                    stall.reschedule(None)
+                    self.has_answered = True
+                    return await self._take(request, response, body, is_sent=outgoing.is_sent)
+
+    async def _take(self, request: Request, response: aiohttp.ClientResponse, body: AnswerBody, *, is_sent: bool) -> int:
+        said = said_by(response.headers)
+        if response.status not in SUCCESSES:
+            problem = SmallAnswer(self._location)
+            await self._receive(response, problem)
+            raise answer_error(self._location, response.status, problem.content, said, sent_size=request.size)
+        if not is_sent:
+            raise Interrupted(self._location, "it answered before it had the whole request")
+        if said.is_page:
+            raise foreign_answer(self._location, response.status, said)
+        return await self._receive(response, body)
+
+    async def _receive(self, response: aiohttp.ClientResponse, body: AnswerBody) -> int:
+        size = 0
+        body.expect(response.content_length)
+        # readany: what has arrived, in as few pieces as it came.
+        while piece := await response.content.readany():
+            size += len(piece)
+            rest = memoryview(piece)
+            while rest:
+                memory = body.memory()[: len(rest)]
+                if not memory:
+                    raise longer_than_announced(self._location)
+                memory[:] = rest[: len(memory)]
+                rest = rest[len(memory) :]
+                body.add(len(memory))
+        body.end()
+        return size
+
+    def _fields(self, request: Request) -> dict[str, str]:
+        fields = {"User-Agent": "filestore"}
+        # Not of the session: what that sends with each request, it sends to a proxy, too.
+        if self._token is not None:
+            fields["Authorization"] = f"Bearer {self._token}"
+        if request.body is not None:
+            fields |= {"Content-Type": wire.OCTETS, "Content-Length": str(request.size)}
+        return fields | dict(request.fields)
+
+    def _by_proxy(self) -> dict[str, Any]:
+        """What aiohttp is told, to reach the server by CONNECT through the proxy."""
+        if self._proxy is None:
+            return {}
+        sent = {"Proxy-Authorization": self._proxy.authorization} if self._proxy.authorization is not None else {}
+        return {"proxy": self._proxy.url, "proxy_headers": sent}
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # One for each place, so that nothing waits here, where waiting would count as a stall.
+                connector=aiohttp.TCPConnector(limit=2 * self._count, ssl=self._tls or True),
+                timeout=aiohttp.ClientTimeout(total=None, connect=self._stall_seconds, sock_read=self._stall_seconds),
+                read_bufsize=PIECE,
+                auto_decompress=False,
+                # Frames are encoded already, and a proxy that compresses a small answer gives it an unannounced length.
+                skip_auto_headers=("Accept", "Accept-Encoding"),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                middlewares=(self._send_once,),
+            )
+        return self._session
+
+    async def _send_once(self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        """Keep aiohttp from sending a GET or DELETE a second time, which it does after some of its own errors."""
+        with self._translated_errors():
+            return await send(request)
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        """Raise errors of ours in place of those of aiohttp."""
+        try:
+            yield
+        except aiohttp.InvalidURL as error:
+            raise InvalidUrl(self._location, str(error)) from None
+        except aiohttp.ClientHttpProxyError as error:
+            # What the proxy answered to CONNECT.
+            raise foreign_answer(self._location, error.status, said_by(error.headers or {})) from None
+        except (aiohttp.ClientConnectorError, UnicodeError) as error:  # the latter of a name that DNS cannot have
+            if isinstance(error, aiohttp.ClientProxyConnectionError) and self._proxy is not None:
+                reason = failure_reason(error)
+                raise ProxyUnreachable(self._location, self._proxy.url, self._proxy.source, reason) from None
+            raise Unreachable(self._location, failure_reason(error)) from None
+        except TimeoutError:  # aiohttp's are among them
+            raise Stalled(self._location, self._stall_seconds) from None
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise Interrupted(self._location, failure_reason(error)) from None
+
+
+class _Outgoing:
+    """The body of a request in pieces, each of which must leave in time."""
+
+    def __init__(self, request: Request, stall: asyncio.Timeout, *, stall_seconds: float) -> None:
+        self._request = request
+        self._stall = stall
+        self._stall_seconds = stall_seconds
+        self.is_sent = request.body is None
+        """Whether the connection has taken all of it."""
+
+    async def pieces(self) -> AsyncIterator[bytes | memoryview]:
+        """Aiohttp asks for the next piece when the connection has taken the last one."""
+        loop = asyncio.get_running_loop()
+        for buffer, moved in self._buffers():
+            for start in range(0, len(buffer), PIECE):
+                self._stall.reschedule(loop.time() + self._stall_seconds)
+                piece = memoryview(buffer)[start : start + PIECE]
+                yield piece
+                moved(len(piece))
+        # From here on, the timer of aiohttp says how long the answer may take to begin.
+        self._stall.reschedule(None)
+        self.is_sent = True
+
+    def _buffers(self) -> Iterator[tuple[Buffer, Moved]]:
+        yield self._request.body or b"", lambda _: None
+        for frame in self._request.frames:
+            yield frame, self._request.moved

@@ -1,0 +1,135 @@
+"""Answers of a server: the memory that takes their bodies, and the errors that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from http import HTTPStatus
+
+from filestore.core.digest import Digest
+from filestore.core.manifest import MANIFEST_LIMIT
+from filestore.core.records import parse_json
+from filestore.errors import FilestoreError, Interrupted, InvalidBatch, LimitExceeded, Unauthorized
+from filestore.http import wire
+from filestore.http.client.foreign import error_of
+from filestore.repository.protocol import Moved
+from filestore.system.http_answers import Said
+
+PROBLEM_LIMIT = MANIFEST_LIMIT * 3
+"""Bytes of an error's document: one may list every chunk of a manifest."""
+SUCCESSES = frozenset({HTTPStatus.OK, HTTPStatus.CREATED})
+"""What our server answers where it did what it was asked for. Any other status stands for an error."""
+
+_PIECE = 64 << 10
+
+
+class SmallAnswer:
+    """The body of an answer as one text of bytes, whose memory grows with what arrives and not with what is announced."""
+
+    def __init__(self, location: str, *, limit: int = PROBLEM_LIMIT) -> None:
+        """`location` is the server's name in errors, `limit` the largest size that is taken."""
+        self._location = location
+        self._limit = limit
+        self._piece = memoryview(bytearray(min(limit + 1, _PIECE)))
+        self._content = bytearray()
+
+    @property
+    def content(self) -> bytes:
+        """What has arrived."""
+        return bytes(self._content)
+
+    def expect(self, size: int | None) -> None:
+        self._check(size or 0)
+
+    def memory(self) -> memoryview:
+        return self._piece
+
+    def add(self, size: int) -> None:
+        self._content += self._piece[:size]
+        self._check(len(self._content))
+
+    def end(self) -> None:
+        pass
+
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            raise LimitExceeded(f"the answer of {self._location} in bytes", size, self._limit)
+
+
+class BatchAnswer:
+    """A batch of frames, which goes into the caller's memory without a copy.
+
+    What the header says is checked before any frame is taken: only the chunks that were asked for, and no more than fits.
+    """
+
+    def __init__(self, location: str, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved) -> None:
+        """`buffer` is for the frames of `digests`, back to back; `moved` is told how many bytes of them have just arrived."""
+        self._location = location
+        self._digests = digests
+        self._buffer = buffer
+        self._moved = moved
+        self._announced: int | None = None
+        self._header = memoryview(bytearray(wire.batch_header_size(len(digests))))
+        self._header_filled = 0
+        self._entries: list[wire.BatchEntry] = []
+        self._batch = buffer[:0]
+        self._filled = 0
+
+    def frames(self) -> Iterator[memoryview | None]:
+        """The frames that have arrived whole, in order, as parts of the buffer; None for each chunk that is absent."""
+        start = 0
+        for entry in self._entries:
+            end = start + entry.stored_size
+            if end > self._filled:
+                return
+            yield self._batch[start:end] if entry.stored_size else None
+            start = end
+
+    def expect(self, size: int | None) -> None:
+        self._announced = size
+
+    def memory(self) -> memoryview:
+        return self._header[self._header_filled :] or self._batch[self._filled :]
+
+    def add(self, size: int) -> None:
+        if self._header_filled < len(self._header):
+            self._header_filled += size
+            if self._header_filled == len(self._header):
+                self._take_header()
+        else:
+            self._filled += size
+            self._moved(size)
+
+    def end(self) -> None:
+        if self._header_filled < len(self._header):
+            raise Interrupted(self._location, "the answer ended too early")
+        if self._filled < len(self._batch):
+            raise Interrupted(self._location, "the answer is shorter than it said")
+
+    def _take_header(self) -> None:
+        entries = wire.decode_batch_entries(self._header[wire.batch_header_size(0) :], absent_allowed=True)
+        count = wire.decode_batch_count(self._header)
+        if count != len(self._digests) or [entry.digest for entry in entries] != list(self._digests):
+            raise InvalidBatch(f"{self._location} answered with other chunks than those that were asked for")
+        size = sum(entry.stored_size for entry in entries)
+        if size > len(self._buffer):
+            raise InvalidBatch(f"{self._location} answered with larger frames than these chunks can have")
+        if self._announced is not None and self._announced > len(self._header) + size:
+            raise longer_than_announced(self._location)
+        self._entries = entries
+        self._batch = self._buffer[:size]
+
+
+def longer_than_announced(location: str) -> Interrupted:
+    """The error for bytes that follow the end of an answer."""
+    return Interrupted(location, "the answer is longer than it said")
+
+
+def answer_error(location: str, status: int, content: bytes, said: Said, *, sent_size: int) -> FilestoreError:
+    """The error that an unsuccessful answer stands for. The body of the request had `sent_size` bytes."""
+    try:
+        document = parse_json(content)
+    except ValueError:
+        document = None
+    if status == HTTPStatus.UNAUTHORIZED and not said.is_page:  # a page is the login of something between
+        return Unauthorized(location)
+    return error_of(location, status, document, said, sent_size=sent_size)

@@ -1,0 +1,60 @@
+"""Plain HTTP on sockets of our own: one hop to a thread for a whole exchange, and no copy of a frame."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from functools import partial
+
+from filestore.http.client.answers import SUCCESSES, SmallAnswer, answer_error, longer_than_announced
+from filestore.http.client.channel import Channel, Channels
+from filestore.http.client.transport import AnswerBody, Request
+from filestore.system.metrics import Stage, span
+from filestore.system.proxies import Proxy
+
+
+class ChannelTransport:
+    """A `Transport` for `http://` URLs.
+
+    The length of a successful answer must be announced by one Content-Length; ServerError is raised for any other.
+    """
+
+    def __init__(self, location: str, *, token: str | None, count: int, stall_seconds: float, proxy: Proxy | None = None) -> None:
+        self._location = location
+        self._channels = Channels(location, token=token, count=count, stall_seconds=stall_seconds, proxy=proxy)
+        self.has_answered = False
+
+    async def exchange(self, request: Request, body: AnswerBody) -> float:
+        return await self._channels.run(partial(self._exchange, request, body), is_short=request.is_short)
+
+    async def close(self) -> None:
+        self._channels.close()
+
+    def _exchange(self, request: Request, body: AnswerBody, channel: Channel) -> float:
+        """Do it in a thread."""
+        started = time.monotonic()
+        head = channel.ask(
+            request.path, request.body, request.frames, method=request.method, fields=request.fields, moved=request.moved
+        )
+        self.has_answered = True
+        if head.status not in SUCCESSES:
+            problem = SmallAnswer(self._location)
+            self._receive(channel, problem)
+            raise answer_error(self._location, head.status, problem.content, head.said, sent_size=request.size)
+        # The channel has counted the time until here.
+        with span(Stage.RECEIVE) if request.stage is Stage.RECEIVE else nullcontext() as receiving:
+            size = self._receive(channel, body)
+            if receiving is not None:
+                receiving.add(size)
+        return time.monotonic() - started
+
+    def _receive(self, channel: Channel, body: AnswerBody) -> int:
+        """Put what is left of the answer into `body`; how many bytes."""
+        size = channel.left
+        body.expect(size)
+        while received := channel.receive_into(body.memory()):
+            body.add(received)
+        if channel.left:
+            raise longer_than_announced(self._location)
+        body.end()
+        return size
