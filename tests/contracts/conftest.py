@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from filestore.backends import connect
-from filestore.http.client.repository import RemoteRepository
 from filestore.repository.index.protocol import Index
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
@@ -18,7 +18,7 @@ from filestore.repository.stores.disk import open_store
 from filestore.repository.stores.memory import MemoryStore
 from filestore.repository.stores.protocol import ChunkStore
 from tests.support.server import running_server
-from tests.support.tls import behind_tls, trusting
+from tests.support.tls import client_of
 
 OpenIndex = Callable[..., Awaitable[Index]]
 
@@ -91,25 +91,17 @@ def _local_disk(folder: Path) -> AbstractAsyncContextManager[Repository]:
 
 
 @asynccontextmanager
-async def _remote(folder: Path) -> AsyncIterator[Repository]:
+async def _remote(folder: Path, *, scheme: str) -> AsyncIterator[Repository]:
     with running_server(folder / "repository") as server:
-        async with connect(server.url, token=server.token) as repository:
+        async with client_of(server.port, scheme, token=server.token) as repository:
             yield repository
-
-
-@asynccontextmanager
-async def _remote_over_tls(folder: Path) -> AsyncIterator[Repository]:
-    with running_server(folder / "repository") as server:
-        async with behind_tls(server.port) as url, connect(url, token=server.token) as repository:
-            assert isinstance(repository, RemoteRepository)
-            yield trusting(repository)
 
 
 REPOSITORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Repository]]] = {
     "local-memory-store": _local_memory_store,
     "local-disk": _local_disk,
-    "remote": _remote,
-    "remote-over-tls": _remote_over_tls,
+    "remote": partial(_remote, scheme="http"),
+    "remote-over-tls": partial(_remote, scheme="https"),
 }
 
 

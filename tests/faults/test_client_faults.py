@@ -19,7 +19,14 @@ from filestore.http.client import repository as client_module
 from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.server import TOKEN, running_server
-from tests.support.tls import CERTIFICATE, behind_tls
+from tests.support.tls import CERTIFICATE, behind_tls, client_of
+
+
+@pytest.fixture(params=["http", "https"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    """How a client reaches a server: on sockets of our own, or by aiohttp and TLS."""
+    assert isinstance(request.param, str)
+    return request.param
 
 
 def large_frames(seed: int) -> list[Frame]:
@@ -36,10 +43,10 @@ def sockets() -> list[str]:
     return sorted(link for link in links if link.startswith("socket:"))
 
 
-async def test_a_large_batch_without_a_token_is_refused_by_that_name(tmp_path: Path) -> None:
+async def test_a_large_batch_without_a_token_is_refused_by_that_name(tmp_path: Path, scheme: str) -> None:
     """The server answers, and hangs up, before it has read the batch: what it said is what counts."""
     with running_server(tmp_path / "root") as server:
-        async with connect(server.url, token="of-nobody") as repository:
+        async with client_of(server.port, scheme, token="of-nobody") as repository:
             for _ in range(3):
                 with pytest.raises(Unauthorized):
                     await repository.put(large_frames(1))
@@ -47,13 +54,13 @@ async def test_a_large_batch_without_a_token_is_refused_by_that_name(tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["put", "get"])
-async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str) -> None:
+async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str, scheme: str) -> None:
     """Killed in the middle of a batch: the batch goes on where the next server is, and counts come out right."""
     frames = large_frames(2)
     digests = [frame.digest for frame in frames]
     moved: list[int] = []
     with running_server(tmp_path / "root", check=False) as first:
-        async with connect(first.url, token=TOKEN) as repository:
+        async with client_of(first.port, scheme, token=TOKEN) as repository:
             await repository.put(frames[:4] if verb == "put" else frames)
 
             def kill(size: int) -> None:
@@ -90,14 +97,14 @@ async def test_connections_of_a_server_that_was_restarted_are_left(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["put", "get"])
-async def test_a_cancelled_batch_lets_go_of_its_memory(tmp_path: Path, verb: str) -> None:
+async def test_a_cancelled_batch_lets_go_of_its_memory(tmp_path: Path, verb: str, scheme: str) -> None:
     """Once the cancel is raised nobody writes there or reads from there any more, and the next batch finds all in order."""
     frames = large_frames(3)
     digests = [frame.digest for frame in frames]
     buffer = buffer_for(16)
     before = sockets()
     with running_server(tmp_path / "root") as server:
-        async with connect(server.url, token=TOKEN) as repository:
+        async with client_of(server.port, scheme, token=TOKEN) as repository:
             await repository.put(frames[:8] if verb == "put" else frames)
             moved: list[int] = []
             asking = asyncio.create_task(
@@ -154,11 +161,11 @@ async def test_a_server_behind_tls(tmp_path: Path, *, is_trusted: bool) -> None:
         assert b"certificate" in errors
 
 
-async def test_an_absent_chunk_among_large_ones(tmp_path: Path) -> None:
+async def test_an_absent_chunk_among_large_ones(tmp_path: Path, scheme: str) -> None:
     """It takes no room, and the others come."""
     frames = large_frames(5)
     with running_server(tmp_path / "root") as server:
-        async with connect(server.url, token=TOKEN) as repository:
+        async with client_of(server.port, scheme, token=TOKEN) as repository:
             await repository.put(frames)
             asked = [frames[0].digest, chunk_digest(b"absent"), frames[1].digest]
             assert [frames[0].data, None, frames[1].data] == await repository.get(asked, buffer_for(3))

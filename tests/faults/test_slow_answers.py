@@ -18,12 +18,14 @@ from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.paths import manifest_key
 from filestore.core.records import Record, record_from_json
 from filestore.errors import DamagedRecord, NotFound
+from filestore.http.client.repository import RemoteRepository
 from filestore.http.wire import API
 from filestore.repository.protocol import Repository
 from tests.support.frames import contents, encoded, manifest
 from tests.support.listening import listening
 from tests.support.nginx import free_port, running_proxy
 from tests.support.server import TOKEN, RunningServer, eventually, running_server
+from tests.support.tls import server_tls, trusting
 
 SLOW_SIZE = 65536
 OWN, OTHERS = contents(1), contents(1, seed=7)
@@ -125,8 +127,25 @@ class Relay(NamedTuple):
     """The sizes of the pieces of the answers to DELETE that were passed on, in order."""
 
 
+@pytest.fixture(params=["http", "https"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    """How a client reaches a relay."""
+    assert isinstance(request.param, str)
+    return request.param
+
+
 @asynccontextmanager
-async def relay(server: RunningServer, *, loses: Callable[[list[bytes]], bool] = lambda _: False) -> AsyncIterator[Relay]:
+async def client_of(between: Relay) -> AsyncIterator[Repository]:
+    """A client that asks a relay."""
+    async with connect(between.url, token=TOKEN) as repository:
+        assert isinstance(repository, RemoteRepository)
+        yield trusting(repository) if between.url.startswith("https:") else repository
+
+
+@asynccontextmanager
+async def relay(
+    server: RunningServer, scheme: str, *, loses: Callable[[list[bytes]], bool] = lambda _: False
+) -> AsyncIterator[Relay]:
     """A relay to a server; it cuts the connection in place of an answer where `loses(asked)`."""
     asked: list[bytes] = []
     passed: list[int] = []
@@ -145,8 +164,8 @@ async def relay(server: RunningServer, *, loses: Callable[[list[bytes]], bool] =
                     if request.startswith(b"DELETE"):
                         passed.append(len(piece))
 
-    async with listening(serve) as port:
-        yield Relay(f"http://127.0.0.1:{port}", asked, passed)
+    async with listening(serve, tls=server_tls() if scheme == "https" else None) as port:
+        yield Relay(f"{scheme}://localhost:{port}", asked, passed)
 
 
 async def begin_removal(repository: Repository, slow: Slow, between: Relay) -> asyncio.Task[Record]:
@@ -158,18 +177,18 @@ async def begin_removal(repository: Repository, slow: Slow, between: Relay) -> a
     return removing
 
 
-async def test_a_client_waits_for_a_slow_removal(server: RunningServer, slow: Slow) -> None:
+async def test_a_client_waits_for_a_slow_removal(server: RunningServer, slow: Slow, scheme: str) -> None:
     """It asks once, and gets the record."""
-    async with relay(server) as between, connect(between.url, token=TOKEN) as repository:
+    async with relay(server, scheme) as between, client_of(between) as repository:
         removing = await begin_removal(repository, slow, between)
         await asyncio.to_thread(slow.give, manifest(OTHERS).encoded)
         assert slow.record == await removing
         assert [b"GET", b"DELETE"] == between.asked
 
 
-async def test_a_slow_removal_that_fails_is_an_error(server: RunningServer, slow: Slow) -> None:
+async def test_a_slow_removal_that_fails_is_an_error(server: RunningServer, slow: Slow, scheme: str) -> None:
     """What went wrong comes behind a status that says success."""
-    async with relay(server) as between, connect(between.url, token=TOKEN) as repository:
+    async with relay(server, scheme) as between, client_of(between) as repository:
         removing = await begin_removal(repository, slow, between)
         await asyncio.to_thread(slow.give, b"damaged")
         with pytest.raises(DamagedRecord) as caught:
@@ -180,13 +199,13 @@ async def test_a_slow_removal_that_fails_is_an_error(server: RunningServer, slow
 
 
 @pytest.mark.parametrize("with_chunks", [False, True], ids=["", "chunks"])
-async def test_a_removal_whose_answer_is_lost_is_done(server: RunningServer, *, with_chunks: bool) -> None:
+async def test_a_removal_whose_answer_is_lost_is_done(server: RunningServer, scheme: str, *, with_chunks: bool) -> None:
     """The client asks again, is told that there is no such record, and knows why."""
     server.put([encoded(content) for content in OWN])
     record = record_from_json(server.commit(manifest(OWN).encoded, name="own").json)
     async with (
-        relay(server, loses=lambda asked: asked.count(b"DELETE") == 1) as between,
-        connect(between.url, token=TOKEN) as repository,
+        relay(server, scheme, loses=lambda asked: asked.count(b"DELETE") == 1) as between,
+        client_of(between) as repository,
     ):
         assert record == await repository.remove(record.id, with_chunks=with_chunks)
         assert [b"GET", b"DELETE", b"DELETE"] == between.asked

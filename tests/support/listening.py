@@ -19,11 +19,13 @@ async def listening(
     A connection that outlives its event loop is an error in the next test, whichever that is.
     """
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
+        writers.append(writer)
         try:
             await handle(reader, writer)
         finally:
@@ -42,3 +44,6 @@ async def listening(
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
+        # A TLS connection that is being closed waits for its peer, which may have gone.
+        for writer in writers:
+            writer.transport.abort()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
+from filestore.backends import connect
 from filestore.http.client.aiohttp_transport import AiohttpTransport
 from filestore.http.client.repository import RemoteRepository
 from tests.support.listening import listening
@@ -49,9 +50,23 @@ async def behind_tls(port: int) -> AsyncIterator[str]:
         writer.close()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
-        with closing(server_writer):
-            await asyncio.gather(pass_on(reader, server_writer), pass_on(server_reader, writer), return_exceptions=True)
+        with suppress(ConnectionRefusedError):  # a server that is down
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+            with closing(server_writer):
+                await asyncio.gather(pass_on(reader, server_writer), pass_on(server_reader, writer), return_exceptions=True)
 
     async with listening(handle, tls=server_tls()) as tls_port:
         yield f"https://localhost:{tls_port}"
+
+
+@asynccontextmanager
+async def client_of(port: int, scheme: str, *, token: str) -> AsyncIterator[RemoteRepository]:
+    """A client of the server at a port of 127.0.0.1: over http at once, over https through a proxy that undoes TLS."""
+    if scheme == "http":
+        async with connect(f"http://127.0.0.1:{port}", token=token) as repository:
+            assert isinstance(repository, RemoteRepository)
+            yield repository
+    else:
+        async with behind_tls(port) as url, connect(url, token=token) as repository:
+            assert isinstance(repository, RemoteRepository)
+            yield trusting(repository)
