@@ -511,8 +511,20 @@ class _Downloader:
             auto_decompress=False,
             trust_env=False,  # no proxy, and no netrc
             read_bufsize=PIECE,
+            middlewares=(self._send_once,),
         ) as session:
             yield session
+
+    async def _send_once(self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        """Keep aiohttp from asking a second time, which it does for a GET after these errors."""
+        import aiohttp  # noqa: PLC0415  # on first use
+
+        try:
+            return await send(request)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            raise Interrupted(self._shown, failure_reason(error)) from None
 
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:
         """The socket that connects to an address, of which a name may have several. Raises OSError for one that is not public."""

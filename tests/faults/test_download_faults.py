@@ -18,7 +18,7 @@ from filestore.cache import Cache, verify_cache
 from filestore.core.progress import Progress
 from filestore.core.records import Kind
 from filestore.core.references import FileURL
-from filestore.download.download import DownloadLimits, DownloadResult, download
+from filestore.download.download import ATTEMPTS, DownloadLimits, DownloadResult, download
 from filestore.errors import (
     CacheFull,
     Interrupted,
@@ -107,6 +107,14 @@ async def test_an_origin_that_always_stalls(folder: Path) -> None:
     async with running_origin(hanging(b"", part(MIB))) as origin:
         done = await downloaded(f"{origin.url}/a", folder, IMPATIENT)
     assert (CONTENT, MIB) == (done.path.read_bytes(), done.bytes_resumed)
+
+
+async def test_an_origin_that_hangs_up_without_an_answer_is_asked_once_for_each_attempt(folder: Path) -> None:
+    """No library below asks a second time: retry is in one place."""
+    async with running_origin(answers(b"")) as origin:
+        with pytest.raises(Interrupted):
+            await download(FileURL(f"{origin.url}/file"), folder, limits=LOOPBACK)
+        assert ATTEMPTS == len(origin.asked)
 
 
 async def test_an_origin_that_never_answers(folder: Path) -> None:
