@@ -1,4 +1,4 @@
-"""The server: a repository across HTTP, for our own clients, the Pipeline SDK's, and anyone's."""
+"""Serve a repository over HTTP to filestore clients, to the Pipeline SDK and to any other HTTP client."""
 
 from filestore.http.server.serve import serve
 

@@ -1,4 +1,4 @@
-"""The application: routes, who is let in, and which repository a request sees."""
+"""Build the application: its routes, the check of tokens, and the repository that a request may use."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ _Answer = Callable[[RequestContext, LocalRepository], Awaitable[web.StreamRespon
 
 
 class Route(NamedTuple):
-    """Requests that need a token, or, where they can be signed, a signed URL, and what answers them."""
+    """Describe requests that need a token, and the function that answers them."""
 
     method: str
     path: str
     answer: _Answer
     can_be_signed: bool = False
+    """Whether a signed URL is accepted instead of a token."""
 
 
 ROUTES = (
@@ -77,7 +78,7 @@ ROUTES = (
 
 
 class Traffic:
-    """The requests under way. Once `draining` is set, connections are closed as their answers end."""
+    """Count the requests in progress. After `draining` is set, each connection is closed when its answer ends."""
 
     def __init__(self) -> None:
         self.draining = False
@@ -86,12 +87,12 @@ class Traffic:
         self._idle.set()
 
     async def idle(self) -> None:
-        """Wait until no request is under way."""
+        """Wait until no request is in progress."""
         await self._idle.wait()
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """A request under way."""
+        """Count one request as in progress during the block."""
         self._count += 1
         self._idle.clear()
         try:
@@ -114,9 +115,9 @@ def make_app(
     shared_times: SharedTimes,
     more_routes: Sequence[Route] = (),
 ) -> web.Application:
-    """The application over one store and index, which stay the caller's.
+    """Make the application for one store and one index. The caller closes both.
 
-    `secret` is what URLs are signed with, `shared_times` that of all processes on the port.
+    `secret` signs URLs. `shared_times` holds the measurements of all processes on the port.
     """
     push_budget = Budget(PUSHES_LIMIT)
     assembly = Assembly(uploads_folder(spool_folder, secret), push_budget=push_budget, idle_seconds=limits.upload_idle_seconds)
@@ -155,7 +156,7 @@ def make_app(
     app.router.add_get(_any_slashes("/healthz"), _healthz)
     for route in (*ROUTES, *more_routes):
         for path in (route.path, SIGNED_PREFIX + route.path) if route.can_be_signed else (route.path,):
-            # HEAD is answered as GET is.
+            # One handler serves GET and HEAD. It does not send the body of an answer to HEAD.
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 app.router.add_route(
                     method, _any_slashes(path), authenticator.opened_for(route.answer), expect_handler=authenticator.expected
@@ -164,7 +165,7 @@ def make_app(
 
 
 def _any_slashes(path: str) -> str:
-    """The pattern of `path` with any number of leading slashes: a base URL that ends in one adds one."""
+    """Return the pattern of `path` with any number of leading slashes. A base URL that ends in a slash adds one."""
     return "/{slashes:/*}" + path.removeprefix("/")
 
 
@@ -173,7 +174,7 @@ async def _healthz(_: web.Request) -> web.StreamResponse:
 
 
 class RequestAuthenticator:
-    """Where requests come in: each that has a token, or a signature, gets the repository of its namespace."""
+    """Give each request with a valid token or a valid signature the repository of its namespace."""
 
     def __init__(
         self,
@@ -198,7 +199,7 @@ class RequestAuthenticator:
         self._push_budget = push_budget
 
     def opened_for(self, answer: _Answer) -> Handler:
-        """A handler that lets `answer` see only requests that have a token or a signature."""
+        """Return a handler that calls `answer` only for requests with a valid token or a valid signature."""
 
         async def handler(request: web.Request) -> web.StreamResponse:
             return await answer(self.context(request), await self._repository(request))
@@ -206,7 +207,7 @@ class RequestAuthenticator:
         return handler
 
     async def expected(self, request: web.Request) -> web.StreamResponse | None:
-        """Tell a client that waits with its body to send it, or why not."""
+        """Answer `Expect: 100-continue`: tell the client to send its body, or return the reason why not."""
         if request.headers["Expect"].lower() == "100-continue":
             try:
                 await self._repository(request)
@@ -217,7 +218,7 @@ class RequestAuthenticator:
         return None
 
     def context(self, request: web.Request) -> RequestContext:
-        """A request, and what its answer is made with."""
+        """Return the context of a request."""
         return RequestContext(
             request=request,
             budget=self._budget,
@@ -230,7 +231,7 @@ class RequestAuthenticator:
         )
 
     async def _repository(self, request: web.Request) -> LocalRepository:
-        """Raises Unauthorized, UrlRefused."""
+        """Return the repository that a request may use. Raises Unauthorized, UrlRefused."""
         namespace = self._signed_namespace(request) or await self._tokens.namespace(request.headers.get("Authorization"))
         return LocalRepository(
             self._store,
@@ -242,12 +243,12 @@ class RequestAuthenticator:
         )
 
     def _signed_namespace(self, request: web.Request) -> str | None:
-        """The namespace that a signed URL stands for, or None for any other URL. Raises UrlRefused."""
+        """Return the namespace of a signed URL, or None for a URL without a signature. Raises UrlRefused."""
         found = request.match_info
         if "signature" not in found:
             return None
         signed = {part: found[part] for part in ("namespace", "expires_at", "signature")}
-        # As it was signed: what stands behind these three, decoded.
+        # The signature covers the part of the path that follows these three, in decoded form.
         path = "/" + request.path.lstrip("/").split("/", 4)[4]
         verify_path(self._secret, request.method, path, **signed, now=time.time())
         return signed["namespace"]

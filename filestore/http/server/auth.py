@@ -1,4 +1,4 @@
-"""Who asks: bearer tokens (RFC 6750), known by their digests only."""
+"""Check bearer tokens (RFC 6750). The server knows tokens only by their digests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from filestore.errors import Unauthorized
 from filestore.repository.index.protocol import Index
 
 REMEMBER_SECONDS = 2.0
-"""How long a token that was removed may still be let in."""
+"""How long a process may still accept a token after it was removed."""
 CHALLENGE = 'Bearer realm="filestore"'
 
 
@@ -21,10 +21,11 @@ class _KnownToken(NamedTuple):
 
 
 class Tokens:
-    """The namespaces that tokens stand for: `tokens` for this run, all others by the index, where one is given.
+    """Find the namespace of a token, first in `tokens`, then in the index, if there is one.
 
-    Only what was let in is remembered, so that strangers cannot fill the memory, and a new token works at once. Tokens are
-    compared as digests: how long that takes says nothing about a token.
+    `tokens` are valid for this process lifetime. Only accepted tokens of the index are remembered. So invalid tokens
+    cannot fill the memory, and a new token works at once. Tokens are compared as digests, so the duration of a
+    comparison says nothing about a token.
     """
 
     def __init__(self, index: Index | None, tokens: Mapping[Digest, str], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,7 +35,7 @@ class Tokens:
         self._known: dict[Digest, _KnownToken] = {}
 
     async def namespace(self, authorization: str | None) -> str:
-        """The namespace of the token in an Authorization header. Raises Unauthorized."""
+        """Return the namespace of the token in an Authorization header. Raises Unauthorized."""
         digest = _digest(authorization)
         namespace = self._tokens.get(digest) or await self._ask(digest)
         if namespace is None:
@@ -57,7 +58,7 @@ class Tokens:
 def _digest(authorization: str | None) -> Digest:
     scheme, _, token = (authorization or "").partition(" ")
     token = token.strip()
-    # A client of the Pipeline SDK that has no token sends the word None.
+    # A Pipeline SDK client without a token sends the word None.
     if scheme.lower() != "bearer" or token in {"", "None"}:
         raise Unauthorized("the server")
     try:

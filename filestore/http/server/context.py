@@ -1,6 +1,6 @@
-"""One request and what its answer is made with: bodies received and sent in pieces, each under a stall timer.
+"""Receive the body of a request and send its answer, in pieces, each under a stall timer.
 
-I6: what is waited for on a connection, or waits to leave on it, holds at most 256 KiB here.
+I6: the bytes that wait to be read from a connection, or to be sent on it, hold at most 256 KiB here.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from filestore.system.metrics import SharedTimes
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """A request, and what its answer is made with."""
+    """Hold one request, and everything that its answer needs."""
 
     request: web.Request
     budget: Budget
     push_budget: Budget
-    """That of pushes, which take from `budget` in turn: no holder of one part ever waits for another part of the same."""
+    """Separate budget for pushes. With a shared one a push could deadlock, because it also takes from `budget`."""
     spool_folder: Path
     stall_seconds: float
     upload_limit: int | None
     shared_times: SharedTimes
     secret: bytes
-    """What URLs are signed with."""
+    """The key that signs URLs."""
 
     def signed_url(self, method: str, path: str, *, namespace: str, seconds: float) -> str:
-        """A URL of this server that stands for a request by `method` of `path`, and needs no token, for so long."""
+        """Return a URL of this server that permits a request by `method` of `path` without a token, for `seconds`."""
         expires_at = math.ceil(time.time() + seconds)
         return f"{self.base_url}{signed_path(self.secret, method, path, namespace=namespace, expires_at=expires_at)}"
 
     @property
     def base_url(self) -> str:
-        """This server's URL as the client knows it. A proxy in front says whether the client spoke TLS to it."""
+        """This server's URL as the client knows it. A proxy says in `X-Forwarded-Proto` whether the client uses TLS."""
         forwarded = self.request.headers.get("X-Forwarded-Proto", "").lower()
         scheme = forwarded if forwarded in {"http", "https"} else self.request.scheme
         return f"{scheme}://{self.request.host}"
 
     @property
     def transport(self) -> asyncio.Transport:
-        """The connection. Raises ConnectionError when the client is gone."""
+        """The connection of the client. Raises ConnectionError when the client has closed it."""
         transport = self.request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
@@ -65,9 +65,10 @@ class RequestContext:
 
     @asynccontextmanager
     async def whole_body(self, *, what: str, limit: int) -> AsyncIterator[bytes]:
-        """The whole body, of at most `limit` bytes; `what` names its size in an error.
+        """Receive the whole body, of at most `limit` bytes. `what` names its size in an error.
 
-        One of more than 256 KiB waits in a file until it is whole. Only then it takes its part of the budget (I6).
+        A body that may have more than 256 KiB waits in a spool until it is whole. It takes its part of the budget only
+        then (I6).
 
         Raises LimitExceeded, Interrupted, Stalled, StorageError.
         """
@@ -90,12 +91,15 @@ class RequestContext:
 
     @asynccontextmanager
     async def spool(self) -> AsyncIterator[Spool]:
-        """A place for a body: memory up to 256 KiB, beyond that a file without a name, gone with the block or the process."""
+        """Keep a body during the block: up to 256 KiB in memory, a larger one in a file.
+
+        The file has no name. It disappears at the end of the block, or of the process.
+        """
         async with SpooledTemporaryFile(max_size=PIECE, dir=self.spool_folder) as file:
             yield Spool(file)
 
     async def finish(self, response: web.StreamResponse) -> web.StreamResponse:
-        """Send what is not sent yet of the answer that a handler gave. A client that is gone, or takes too long, is dropped."""
+        """Send the rest of the answer that a handler returned. Cut the connection if the client is gone or too slow."""
         try:
             body = response.body if isinstance(response, web.Response) and not response.prepared else None
             if isinstance(body, bytes) and len(body) > PIECE:
@@ -112,7 +116,7 @@ class RequestContext:
         return response
 
     async def answer_with(self, spool: Spool, response: web.StreamResponse) -> web.StreamResponse:
-        """Answer with what is in `spool`. Raises Stalled, ConnectionError."""
+        """Answer with the content of `spool`. Raises Stalled, ConnectionError."""
         await spool.rewind()
         async with self.answering(response, size=spool.size) as answer:
             if self.request.method != "HEAD":
@@ -122,13 +126,13 @@ class RequestContext:
 
     @asynccontextmanager
     async def answering(self, response: web.StreamResponse, *, size: int) -> AsyncIterator[BodyWriter]:
-        """Send the head of an answer of `size` bytes; the block sends those, or the connection is cut.
+        """Send the head of an answer of `size` bytes. The block sends the bytes; an error in it cuts the connection.
 
         Raises Stalled, ConnectionError.
         """
         response.content_length = size
         await response.prepare(self.request)
-        # The head must have gone before anything else does: it takes another way.
+        # aiohttp sends the head, and another descriptor sends the body. So the head must be out first.
         self.transport.set_write_buffer_limits(high=0)
         async with self.moving():
             await self.request.writer.drain()
@@ -137,14 +141,14 @@ class RequestContext:
                 yield BodyWriter(connection, stall_seconds=self.stall_seconds)
                 await response.write_eof()
             except BaseException:
-                # A short answer must never look whole.
+                # The cut tells the client that the answer is incomplete.
                 if self.request.transport is not None:
                     self.request.transport.abort()
                 raise
 
     @asynccontextmanager
     async def moving(self) -> AsyncIterator[None]:
-        """A step that only waits for the client. Raises Stalled when that takes too long."""
+        """Limit the time of a step that only waits for the client. Raises Stalled when it takes too long."""
         try:
             async with asyncio.timeout(self.stall_seconds):
                 yield
@@ -152,7 +156,7 @@ class RequestContext:
             raise Stalled(PEER, self.stall_seconds) from None
 
     async def _pieces(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises Interrupted, Stalled."""
+        """Yield the body as it arrives. Raises Interrupted, Stalled."""
         while True:
             with arriving():
                 async with self.moving():
@@ -163,32 +167,32 @@ class RequestContext:
 
 
 class Spool:
-    """A body on its way through a server. Its methods raise StorageFull, StorageError."""
+    """Hold a body that passes through the server. Its methods raise StorageFull, StorageError."""
 
     def __init__(self, file: AsyncBufferedReader) -> None:
         self.size = 0
         self._file = file
 
     async def write(self, content: bytes) -> None:
-        """Append."""
+        """Append `content`."""
         with spooling():
             await self._file.write(content)
         self.size += len(content)
 
     async def rewind(self) -> None:
-        """Have `read` begin at the start."""
+        """Make the next `read` start at the beginning."""
         with spooling():
             await self._file.seek(0)
 
     async def read(self, size: int) -> bytes:
-        """The next bytes, `size` at most; empty at the end."""
+        """Return the next bytes, `size` at most; empty at the end."""
         with spooling():
             return await self._file.read(size)
 
 
 @contextmanager
 def arriving() -> Iterator[None]:
-    """Reading a body. Raises Interrupted when the client cuts it, or breaks its framing."""
+    """Translate the errors of reading a body. Raises Interrupted when the client cuts it or breaks its framing."""
     try:
         yield
     except (ConnectionError, web.RequestPayloadError) as error:

@@ -1,4 +1,4 @@
-"""Addresses and listening sockets."""
+"""Resolve addresses and bind sockets to them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ _Address = tuple[Any, ...]
 
 @contextmanager
 def hold_port(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that is bound to the port, not listening, so that nobody but workers can have the port."""
+    """Reserve a port for the workers of this server: yield a bound socket that does not listen.
+
+    Raises AddressInUse, AddressError.
+    """
     family, address = resolve_address(host, port)
-    # Without sharing it first: with it, a port that another server of ours listens on could be had too.
+    # First bind without sharing. A shared bind also succeeds where another server of ours listens on the port.
     with bind(family, address, is_shared=False) as probe:
         address = probe.getsockname()
     with bind(family, address, is_shared=True) as holder:
@@ -26,9 +29,12 @@ def hold_port(host: str, port: int) -> Iterator[socket.socket]:
 
 @contextmanager
 def bind(family: int, address: _Address, *, is_shared: bool) -> Iterator[socket.socket]:
-    """A socket that is bound to `address`. Raises AddressInUse, AddressError."""
+    """Yield a socket that is bound to `address`. Raises AddressInUse, AddressError.
+
+    Several sockets can be bound to one port if `is_shared` is true for all of them (SO_REUSEPORT).
+    """
     with socket.socket(family, socket.SOCK_STREAM) as bound:
-        # What lingers of an earlier server's connections does not matter.
+        # Old connections of an earlier server must not block the port.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if is_shared:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -40,7 +46,7 @@ def bind(family: int, address: _Address, *, is_shared: bool) -> Iterator[socket.
 
 
 def resolve_address(host: str, port: int) -> tuple[int, _Address]:
-    """The first address of a host's name, or the address itself. Raises AddressError."""
+    """Return the family and the address of a host, the first one if it has several. Raises AddressError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
@@ -49,11 +55,11 @@ def resolve_address(host: str, port: int) -> tuple[int, _Address]:
 
 
 def address_error(address: _Address, error: OSError) -> AddressError:
-    """Why an address cannot be listened at."""
+    """Return the error for an address on which the server cannot listen."""
     kind = AddressInUse if error.errno == errno.EADDRINUSE else AddressError
     return kind(f"{address[0]}:{address[1]}", error.strerror or str(error))
 
 
 def server_url(host: str, listener: socket.socket) -> str:
-    """The URL of a server that listens at `listener`."""
+    """Return the URL of a server that listens on `listener`."""
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"

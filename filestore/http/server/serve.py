@@ -1,7 +1,7 @@
-"""Server processes: one, or several on one port under a parent that restarts those that die.
+"""Run a server in one process, or in several on one port under a parent that restarts those that die.
 
-The parent never runs an event loop or a thread, so that it can fork at any time. It binds the port without listening:
-the port stays taken while workers come and go, each listening on a socket of its own (SO_REUSEPORT).
+The parent never runs an event loop or a thread, so it can fork at any time. It binds the port and does not listen on
+it. So the port stays reserved while workers start and end. Each worker listens on its own socket (SO_REUSEPORT).
 """
 
 from __future__ import annotations
@@ -39,14 +39,19 @@ def serve(
     knows_tokens: bool = True,
     extension: Extension = no_extension,
 ) -> None:
-    """Serve a repository over HTTP, and return when SIGTERM, SIGINT or SIGHUP stopped it. Call it in a process without threads.
+    """Serve a repository over HTTP; return after SIGTERM, SIGINT or SIGHUP. Call it in a process without threads.
 
-    `prepare()` is called once the address is ours and before anything is opened, in a process that has no threads yet;
-    `announce(url)` is called once connections are accepted; port 0 is any free one. `tokens` (digests, and the namespaces
-    that they are let in to) hold for this run, beside those of the index. A stop lets requests under way finish, as long as
-    `limits` say, which hold for each worker; a second signal ends them at once. Uploads wait in `spool_folder`, by default the
-    system's temporary one. Without `knows_tokens`, nobody but `tokens` is let in. Each worker enters `extension`, for the
-    routes that it serves beside those of files, and leaves it before it ends.
+    `prepare()` is called when the address is bound and nothing else is open, in a process that has no threads yet.
+    `announce(url)` is called when connections are accepted. Port 0 means any free port.
+
+    `tokens` maps digests of tokens to their namespaces, for this process lifetime. The tokens of the index are valid
+    too, unless `knows_tokens` is false.
+
+    `limits` hold for each worker. After a stop signal, requests in progress may finish for `limits.drain_seconds`. A
+    second signal ends them at once. Uploads wait in `spool_folder`, which is the system's temporary folder by default.
+
+    Each worker enters `extension` for the routes that it serves in addition to those of files, and leaves it before it
+    ends.
 
     Raises AddressInUse, AddressError, and what `prepare` and `open_backend` raise.
     """
@@ -78,7 +83,10 @@ def serve(
 
 
 def _allow_many_files() -> None:
-    """A connection and the frames that it is sent are open files, and many systems allow 1024 unless asked."""
+    """Raise the limit of open files, which is 1024 on many systems.
+
+    Each connection and each frame that is sent is an open file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES_LIMIT if hard == resource.RLIM_INFINITY else min(_FILES_LIMIT, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,4 +1,4 @@
-"""Answers that are long in coming: while the work is done, bytes move, so that nobody in between takes the server for dead."""
+"""Send bytes while the work for an answer is done, so that neither the client nor a proxy gives up."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from filestore.http.server.errors import problem
 from filestore.system.threads import task_group
 
 BLANK_SECONDS = 1.0
-"""How long nothing is said. Less than anybody's patience: a client's is a setting, a proxy's is often 60 seconds."""
+"""Seconds between two bytes. Timeouts are longer: a client's is a setting, a proxy's is often 60 seconds."""
 SLOW_SIZE = 64 << 10
-"""Bytes of a slow answer. Its head says how many, long before the document is there; blanks make up the rest."""
+"""Bytes of a slow answer. The head announces this size long before the document is ready. Blanks fill the rest."""
 DOCUMENT_SIZE = 16 << 10
-"""Bytes of it that blanks leave to the document, a record or a problem. All others take 13 hours to be used up."""
+"""Bytes of a slow answer that are kept for the document, a record or a problem. The other bytes last for 13 hours of
+blanks."""
 
 
 async def answer_slowly(context: RequestContext, work: Coroutine[Any, Any, web.Response]) -> web.StreamResponse:
-    """The answer that `work` makes, a JSON document. It does the work to its end where the client goes.
+    """Return the answer that `work` makes, a JSON document. The work is finished even if the client disconnects.
 
-    Where it takes longer than a second, the head goes first, with the status 200, then a blank every second, and then the
-    document, which is a problem where the work failed. Raises Stalled, ConnectionError.
+    If the work takes longer than a second, the head is sent first, with the status 200. Then a blank is sent every
+    second, and then the document. If the work failed, the document is a problem. Raises Stalled, ConnectionError.
     """
     async with task_group() as group:
         working = group.create_task(_outcome(context, work))
@@ -37,10 +38,10 @@ async def answer_slowly(context: RequestContext, work: Coroutine[Any, Any, web.R
             async with context.answering(response, size=SLOW_SIZE) as answer:
                 left = SLOW_SIZE - await _send_blanks(answer, working)
                 body = working.result().body
-                assert isinstance(body, bytes)  # noqa: S101  # a JSON document is
+                assert isinstance(body, bytes)  # noqa: S101  # a JSON document is bytes
                 await answer.send(body.ljust(left))
         except (Stalled, ConnectionError):
-            # As it is done where nothing is sent meanwhile; a try after this one finds less to do.
+            # Finish the work, as a quick answer does. The client's next attempt then finds less to do.
             await working
             raise
     return response
@@ -49,18 +50,18 @@ async def answer_slowly(context: RequestContext, work: Coroutine[Any, Any, web.R
 async def _outcome(context: RequestContext, work: Coroutine[Any, Any, web.Response]) -> web.Response:
     try:
         return await work
-    except Exception as error:  # noqa: BLE001  # whatever it is, it ends this request only
+    except Exception as error:  # noqa: BLE001  # any error ends this request only
         return problem(context.request, error)
 
 
 async def _is_done(working: asyncio.Task[web.Response]) -> bool:
-    """Wait for it, for a second at most."""
+    """Wait for the work, at most one second; return whether it is done."""
     await asyncio.wait([working], timeout=BLANK_SECONDS)
     return working.done()
 
 
 async def _send_blanks(answer: BodyWriter, working: asyncio.Task[web.Response]) -> int:
-    """Send a blank now, and one every second until it is done; how many."""
+    """Send a blank now and one every second until the work is done; return their number."""
     count = 0
     while not working.done():
         if count < SLOW_SIZE - DOCUMENT_SIZE:

@@ -1,4 +1,4 @@
-"""Several server processes on one port, under a parent that restarts those that die."""
+"""Run several server processes on one port, and restart those that die."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from filestore.http.server.worker import CLEANUP_SECONDS, STOP_SIGNALS, Service,
 logger = logging.getLogger("filestore.server")
 
 RESTART_SECONDS = 1.0
-"""Between two starts of one worker."""
+"""Seconds between two starts of one worker, at least."""
 _NOTICED_SIGNALS = (*STOP_SIGNALS, signal.SIGCHLD)
 _READY = b"+"
 
 
 @dataclass(slots=True)
 class _Worker:
-    """A place for a worker, and the process that fills it, if there is one."""
+    """One of the workers, and its process, if it has one now."""
 
     place: int
     pid: int = 0
     report: int = -1
-    """The pipe on which the process says that it is ready, or why it cannot be."""
+    """The pipe on which the process says that it is ready, or why it cannot start."""
     said: bytes = b""
     start_at: float = 0.0
-    """When the next process may start here."""
+    """When the next process may start, in monotonic seconds."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether connections are accepted here."""
+        """Whether this worker accepts connections."""
         return self.pid != 0 and self.said == _READY
 
     @property
     def failure(self) -> FilestoreError:
-        """Why the process could not start."""
+        """The reason why the process could not start."""
         try:
             return wire.decode_problem("", 500, json.loads(self.said))
         except ValueError:
@@ -58,7 +58,7 @@ class _Worker:
 
 
 class Supervisor:
-    """Starts workers, restarts those that die, and stops them all."""
+    """Start workers, restart those that die, and stop them all."""
 
     def __init__(self, service: Service, holder: socket.socket, *, count: int) -> None:
         self._service = service
@@ -69,7 +69,7 @@ class Supervisor:
         self._stops = 0
 
     def run(self, announce: Callable[[], None]) -> None:
-        """Return once a signal stopped all workers. Raises what kept one from starting."""
+        """Return after a signal has stopped all workers. Raises the error that kept one of them from starting."""
         is_announced = False
         with self._noticed_signals():
             try:
@@ -98,11 +98,11 @@ class Supervisor:
                 self._start(worker)
 
     def _start(self, worker: _Worker) -> None:
-        # What is still buffered would be written by the child too.
+        # The child would write buffered output a second time.
         sys.stdout.flush()
         sys.stderr.flush()
         report, write_end = os.pipe()
-        # A signal that came to the child before it has handlers of its own would run the parent's.
+        # Before the child has its own handlers, a signal would run those of the parent.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICED_SIGNALS)
         pid = os.fork()
         if pid == 0:
@@ -113,7 +113,7 @@ class Supervisor:
         self._selector.register(report, selectors.EVENT_READ, worker)
 
     def _be_worker(self, worker: _Worker, report: int) -> NoReturn:
-        """What the child does, to its end: nothing of the parent's own business runs in it."""
+        """Run the worker in the child process, and end the process. No other code of the parent runs in it."""
         is_ready = False
 
         def ready() -> None:
@@ -135,7 +135,7 @@ class Supervisor:
                 log_failure("a worker failed", error)
             else:
                 os.write(report, json.dumps(wire.encode_problem(error).document).encode())
-        except BaseException as error:  # noqa: BLE001  # whatever it is, it ends this process only
+        except BaseException as error:  # noqa: BLE001  # any error ends this process only
             log_failure("a worker failed", error)
         finally:
             os._exit(status)
@@ -144,7 +144,7 @@ class Supervisor:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # A terminal sends these to the whole group; what the workers do is up to the parent.
+        # A terminal sends these to the whole process group. The parent decides when workers end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOTICED_SIGNALS)
@@ -156,7 +156,7 @@ class Supervisor:
 
     @contextmanager
     def _noticed_signals(self) -> Iterator[None]:
-        """Have signals end a wait: one that stops the server, and one that says that a worker ended."""
+        """Make signals end a wait: stop signals, and SIGCHLD, which says that a worker ended."""
         reader, writer = socket.socketpair()
         for end in (reader, writer):
             end.settimeout(0)
@@ -181,7 +181,7 @@ class Supervisor:
             self._stops += 1
 
     def _wait(self, until: float | None) -> None:
-        """Wait for a signal or a report, and no longer than until then."""
+        """Wait for a signal or a report, at most until the monotonic time `until`."""
         timeout = None if until is None else max(0.0, until - time.monotonic())
         for key, _ in self._selector.select(timeout):
             if isinstance(key.data, _Worker):
@@ -190,7 +190,7 @@ class Supervisor:
                 key.data.recv(4096)
 
     def _hear(self, worker: _Worker) -> None:
-        """Take what there is of a worker's report."""
+        """Read the next bytes of a worker's report."""
         said = os.read(worker.report, 1 << 16)
         worker.said += said
         if not said:
@@ -199,7 +199,7 @@ class Supervisor:
             worker.report = -1
 
     def _ended(self) -> list[tuple[int, _Worker]]:
-        """Processes that have ended, each once, and the places that they leave, with all that they said."""
+        """Return the processes that have ended since the last call, and their workers with complete reports."""
         ended = []
         for worker in self._workers:
             pid = worker.pid
@@ -211,7 +211,7 @@ class Supervisor:
         return ended
 
     def _stop_all(self) -> None:
-        """Let the workers finish what is under way; end them at once at the next signal, or when they take too long."""
+        """Let the workers finish their requests. Kill them at the next signal, or when they take too long."""
         stops = self._stops
         self._signal_all(signal.SIGTERM)
         deadline: float | None = time.monotonic() + self._service.limits.drain_seconds + 2 * CLEANUP_SECONDS

@@ -1,4 +1,4 @@
-"""What HTTP says about ranges, entity tags and names, without I/O.
+"""Read and write the HTTP headers for ranges, entity tags and names, without I/O.
 
 Source: RFC 9110, sections 8.8.3 (entity tags), 13 (conditional requests) and 14 (ranges); RFC 6266 and 8187 (names).
 """
@@ -14,18 +14,19 @@ from aiohttp import ETag
 from filestore.errors import InvalidRange
 
 IMMUTABLE = "private, max-age=31536000, immutable"
-"""Cache-Control of what its digest names."""
+"""Cache-Control of content that is named by its digest."""
 
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,20})-([0-9]{1,20})?|-([0-9]{1,20}))", re.IGNORECASE)
-# What may stand between quotes in a header without being escaped, and is kept by every client.
+# Matches each character that needs an escape in a quoted value, or that some clients do not keep.
 _PLAIN = re.compile(r"[^A-Za-z0-9 !#$&'()+,.;=@^_`{}~\[\]-]")
 
 
 def parse_range(header: str | None, size: int) -> range | None:
-    """The bytes that a Range header asks for, of a content of `size` bytes; None for all of them.
+    """Return the bytes that a Range header asks for, out of `size` bytes; None for all of them.
 
-    A header that is malformed, has another unit or several ranges is ignored, as the RFC allows, and so is any range of
-    an empty content, as clients that always send one expect. Raises InvalidRange where no byte lies in the range.
+    A header that is malformed, has another unit or has several ranges is ignored, as the RFC allows. A range of empty
+    content is ignored too, because some clients always send one. Raises InvalidRange if the content has no byte in the
+    range.
     """
     match = _RANGE.fullmatch((header or "").replace(" ", ""))
     if match is None or size == 0:
@@ -43,12 +44,15 @@ def parse_range(header: str | None, size: int) -> range | None:
 
 
 def matches_any(tags: Iterable[ETag] | None, value: str, *, weak: bool) -> bool:
-    """Whether an If-Match (strong comparison) or If-None-Match (weak) header names the content whose tag is `value`."""
+    """Return whether an If-Match or If-None-Match header names the content whose tag is `value`.
+
+    If-Match needs the strong comparison, If-None-Match the weak one.
+    """
     return any(tag.value in {"*", value} and (weak or not tag.is_weak) for tag in tags or ())
 
 
 def attachment(name: str) -> str:
-    """A Content-Disposition header that has clients save a file under `name`."""
+    """Return a Content-Disposition header that makes clients save a file under `name`."""
     plain = _PLAIN.sub("_", name)
     if plain == name:
         return f'attachment; filename="{name}"'

@@ -1,4 +1,4 @@
-"""What one server process runs."""
+"""Run one server process, from its start to its last request."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from filestore.system.metrics import SharedTimes
 
 BACKLOG = 512
 KEEPALIVE_SECONDS = 75
-"""How long a connection may wait for a request's head, or be idle."""
+"""How long a connection may be idle, or take to send the head of a request."""
 CLEANUP_SECONDS = 5.0
-"""For what was cancelled to clean up after itself."""
+"""How long cancelled requests may take to clean up."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 OpenBackend = Callable[[], Awaitable[tuple[ChunkStore, Index]]]
 Extension = Callable[[ChunkStore, Index], AbstractAsyncContextManager[Sequence[Route]]]
-"""What a server process serves beside files, for as long as it is entered."""
+"""Yields the routes that a server process serves in addition to files, while its block runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """What every worker runs."""
+    """Hold what every worker needs to run."""
 
     open_backend: OpenBackend
     tokens: Mapping[Digest, str]
@@ -47,14 +47,14 @@ class Service:
 
 @asynccontextmanager
 async def no_extension(_: ChunkStore, __: Index) -> AsyncIterator[Sequence[Route]]:
-    """A server of files, and of nothing beside them."""
+    """Serve files only."""
     yield ()
 
 
 async def run_worker(
     service: Service, listener: socket.socket, *, ready: Callable[[], None], lifeline: int | None = None
 ) -> None:
-    """Serve until told to stop: by a signal or, for a worker, by the end of the parent, which has the other end of `lifeline`."""
+    """Serve until a stop signal or, in a worker, until the parent ends. The parent holds the other end of `lifeline`."""
     loop = asyncio.get_running_loop()
     stopping, at_once = asyncio.Event(), asyncio.Event()
 
@@ -64,7 +64,8 @@ async def run_worker(
     if lifeline is None:
         handlers: dict[signal.Signals, Callable[[], None]] = dict.fromkeys(stop_signals(), stop)
     else:
-        # A second SIGTERM means no more than the first: a service manager may signal the workers as well as their parent.
+        # A second SIGTERM means the same as the first. A service manager may signal the workers as well as their
+        # parent.
         handlers = {signal.SIGTERM: stopping.set}
         loop.add_reader(lifeline, _orphaned, lifeline, stopping)
     with _handled(loop, handlers, is_last=lifeline is not None):
@@ -79,7 +80,7 @@ async def _serve_until(
     *,
     ready: Callable[[], None],
 ) -> None:
-    """Serve until `stopping`, and let requests under way finish then, but not once it is to be `at_once`."""
+    """Serve until `stopping`, then let requests in progress finish, for `drain_seconds` or until `at_once`."""
     store, index = await service.open_backend()
     traffic = Traffic()
     try:
@@ -101,7 +102,7 @@ async def _serve_until(
                 traffic.draining = True
                 await site.stop()
                 await _first(traffic.idle(), at_once.wait(), within=service.limits.drain_seconds)
-            # What was cancelled still cleans up after itself, and needs store and index for that.
+            # Cancelled requests still clean up after themselves, and need the store and the index for that.
             await _first(traffic.idle(), within=CLEANUP_SECONDS)
     finally:
         await index.close()
@@ -112,12 +113,12 @@ async def _serve_until(
 def _handled(
     loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, Callable[[], None]], *, is_last: bool
 ) -> Iterator[None]:
-    """Have the loop handle these signals until the end of the block, and then whoever handled them before.
+    """Let the loop handle these signals during the block, and restore the earlier handlers after it.
 
-    Where this is the last that the process does, they are ignored then: it has yet to report how it went.
+    If `is_last` is true, the signals are ignored after the block, because the process has yet to report its result.
 
-    The loop must be rid of them before it closes: closing, it closes the socket that wakes it up first, and a signal that comes
-    then is told on standard error as one that cannot be written there.
+    The handlers must be removed before the loop closes. When a loop closes, it first closes the socket that wakes it.
+    For a signal that arrives after that, Python prints an error on standard error.
     """
     before = {number: signal.getsignal(number) for number in handlers}
     for number, handler in handlers.items():
@@ -125,7 +126,8 @@ def _handled(
     try:
         yield
     finally:
-        # Blocked meanwhile: what the loop leaves behind is the default, which ends the process.
+        # The loop restores the default handler, which ends the process. So the signals are blocked until our handler is
+        # set.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
         for number in handlers:
             loop.remove_signal_handler(number)
@@ -134,20 +136,20 @@ def _handled(
 
 
 def stop_signals() -> Sequence[signal.Signals]:
-    """What stops a server. nohup has the end of a terminal, which is SIGHUP, ignored."""
+    """Return the signals that stop a server. SIGHUP, the end of a terminal, is left out where nohup has it ignored."""
     return [number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN]
 
 
 @asynccontextmanager
 async def _accepting(app: web.Application, listener: socket.socket) -> AsyncIterator[web.BaseSite]:
-    """Answer what comes to `listener` until the site is stopped; at the end of the block, requests under way are cancelled."""
+    """Answer the connections of `listener` until the site is stopped. The end of the block cancels requests in progress."""
     runner = web.AppRunner(
         app,
         access_log=None,
         auto_decompress=False,
         keepalive_timeout=KEEPALIVE_SECONDS,
-        # A connection is read from only when all that was read was taken: no more than one read of 256 KiB waits (I6), and a cut,
-        # which is noticed by reading, never comes before what arrived ahead of it.
+        # A connection is read only after all earlier bytes were taken. So at most one read of 256 KiB waits (I6). A cut
+        # is noticed by reading, so it is never noticed before the bytes that arrived ahead of it were taken.
         read_bufsize=1,
         shutdown_timeout=0.1,
     )
@@ -166,7 +168,7 @@ def _orphaned(lifeline: int, stopping: asyncio.Event) -> None:
 
 
 async def _first(*events: Coroutine[None, None, object], within: float) -> None:
-    """Wait for the first of `events`, and no longer than `within` seconds."""
+    """Wait for the first of `events`, at most `within` seconds."""
     waiting = [asyncio.create_task(event) for event in events]
     await asyncio.wait(waiting, timeout=within, return_when=asyncio.FIRST_COMPLETED)
     for event in waiting:

@@ -1,1 +1,1 @@
-"""Request and response bodies: read and written beside aiohttp, in threads."""
+"""Read request bodies and write response bodies in threads, on the sockets that aiohttp manages."""

@@ -1,7 +1,7 @@
-"""A connection that aiohttp has, read and written beside it, through a descriptor of our own.
+"""Read and write an aiohttp connection directly, through a duplicated descriptor.
 
-So a body is never copied on its way through aiohttp and asyncio, and threads may move it: the event loop may close its own
-descriptor at any time, and does not know this one. The server speaks no TLS, whose bytes could not be had like this.
+aiohttp and asyncio then never copy the body, and threads may move it. The event loop may close its own descriptor at
+any time; the duplicate stays valid. The server speaks no TLS: the bytes on a TLS socket are encrypted.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from filestore.system.threads import per_thread
 
 PEER = "the client"
 PIECE = 256 << 10
-"""What is arriving on a connection, or waits to leave on it, holds no more bytes of memory than this (I6)."""
+"""Bytes of memory that one connection may hold while it waits for data, or for the peer to take data (I6)."""
 PATIENCE_MILLISECONDS = 2
-"""How long a thread waits for a peer: one that takes longer is waited for by the event loop, and holds no thread."""
+"""How long a thread waits for a peer. The event loop waits for a slower peer, so that it holds no thread."""
 
 piece_buffer = per_thread(lambda: memoryview(mmap.mmap(-1, PIECE)))
 
 
 def duplicate(transport: asyncio.Transport) -> socket.socket:
-    """A descriptor of the caller's own, which never blocks, for what `transport` is connected to."""
+    """Return a new, non-blocking descriptor of the connection of `transport`. The caller closes it."""
     connection: socket.socket = transport.get_extra_info("socket").dup()
     return connection
 
 
 async def readable(connection: socket.socket, *, seconds: float) -> bool:
-    """Wait until there is something to read, or the end; whether there was, in time."""
+    """Wait until there is something to read, or the end; return whether that was in time."""
     loop = asyncio.get_running_loop()
     return await _called_back(loop.add_reader, loop.remove_reader, connection, seconds)
 
 
 async def writable(connection: socket.socket, *, seconds: float) -> bool:
-    """Wait until something can be sent, or the peer is gone; whether that was in time."""
+    """Wait until something can be sent, or the peer is gone; return whether that was in time."""
     loop = asyncio.get_running_loop()
     return await _called_back(loop.add_writer, loop.remove_writer, connection, seconds)
 

@@ -1,4 +1,4 @@
-"""Forms as they arrive: one file to a spool, all else in memory, within limits.
+"""Receive forms: one file into a spool file, all other parts in memory, within limits.
 
 Source: RFC 7578 (multipart/form-data).
 """
@@ -19,28 +19,31 @@ from filestore.http.server.context import RequestContext, arriving, spooling
 T = TypeVar("T")
 
 WRITE_SIZE = 1 << 20
-"""Bytes of one write to the spool file: what a form holds in memory while it arrives."""
+"""Bytes of one write to the spool file. A form holds this much memory while its file arrives."""
 FIELDS_LIMIT = 64 << 10
-"""Bytes of all parts of a form but the file."""
+"""Bytes of all parts of a form together, without the file."""
 
 _READ_SIZE = 64 << 10
 _FOLDERS = re.compile(r"[/\\]")
 
 
 class Form(NamedTuple):
-    """What a form said, and the size of its file."""
+    """Hold what a form said: the name and size of its file, and its other parts."""
 
     file_name: str | None
-    """The last part of what the client called it; None where the form has no file."""
+    """The last part of the path that the client gave, without folders; None if the form has no file."""
     size: int
     fields: Mapping[str, list[str]]
-    """The other parts by name, in their order. Bytes that are no UTF-8 are surrogates, which no name may hold."""
+    """The values of the other parts by name, in their order. Bytes that are not UTF-8 become surrogates, which no
+    stored name may have."""
 
 
 async def receive_form(
     context: RequestContext, spool: AsyncFileIO, *, file_part: str, check_name: Callable[[str], object]
 ) -> Form:
-    """Write the part `file_part` of a form to `spool`. `check_name` is given its name before gigabytes come for nothing.
+    """Write the part `file_part` of a form to `spool`, and return the rest of the form.
+
+    `check_name` is called with the file's name before the content is received, so that a bad name costs no transfer.
 
     Raises InvalidInput, LimitExceeded, Interrupted, Stalled, StorageError, and what `check_name` raises.
     """
@@ -52,7 +55,7 @@ async def receive_form(
         if part.name == file_part:
             if file_name is not None:
                 raise InvalidInput(f"the form has two parts {file_part}; send one file at a time")
-            # A client may send its own path.
+            # Some clients send a whole path of their machine.
             file_name = last_part(part.filename or "")
             check_name(file_name)
             size = await _spool(context, part, spool)
@@ -64,27 +67,27 @@ async def receive_form(
 
 
 def last_part(path: str) -> str:
-    """The name at the end of a client's path, whose folders either of two systems wrote."""
+    """Return the name at the end of a client's path, whose folders are separated by `/` or by a backslash."""
     return _FOLDERS.split(path)[-1]
 
 
 async def _parts(context: RequestContext) -> AsyncIterator[BodyPartReader]:
     request = context.request
     if request.content_type != "multipart/form-data":
-        raise InvalidInput("a form is expected: curl -F pfile=@FILE sends one")
-    # Without this a header's line could have no more than 2 bytes: see `read_bufsize` in `workers`.
+        raise InvalidInput("the body is not a form; send one, for example with: curl -F pfile=@FILE")
+    # Without this call, aiohttp refuses header lines of more than 2 bytes, because of `read_bufsize` in `worker.py`.
     request.content.set_read_chunk_size(_READ_SIZE)
     form = await _step(context, request.multipart())
     while (part := await _step(context, form.next())) is not None:
         if not isinstance(part, BodyPartReader):
-            raise InvalidInput("a part of the form is a form itself")
+            raise InvalidInput("a part of the form is itself a form; send each value as a part of its own")
         if part.headers.get("Content-Transfer-Encoding", "binary").lower() not in {"binary", "7bit", "8bit"}:
-            raise InvalidInput("a part of the form has a Content-Transfer-Encoding; send it as it is")
+            raise InvalidInput("a part of the form has a Content-Transfer-Encoding; send its bytes without one")
         yield part
 
 
 async def _spool(context: RequestContext, part: BodyPartReader, spool: AsyncFileIO) -> int:
-    """Write a part to `spool`; how many bytes there were."""
+    """Write a part to `spool`; return its size."""
     buffer = memoryview(bytearray(WRITE_SIZE + _READ_SIZE))
     filled = size = 0
     while piece := await _step(context, part.read_chunk(_READ_SIZE)):
@@ -116,7 +119,7 @@ async def _field(context: RequestContext, part: BodyPartReader, *, limit: int) -
 
 
 async def _step(context: RequestContext, reading: Awaitable[T]) -> T:
-    """Read something of a form. Raises InvalidInput where it is malformed, Interrupted, Stalled."""
+    """Read something of a form. Raises InvalidInput if the form is malformed, Interrupted, Stalled."""
     try:
         with arriving():
             async with context.moving():

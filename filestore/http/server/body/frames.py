@@ -1,4 +1,4 @@
-"""Frames on their way out, untouched: a few of them are open at a time, whatever their number."""
+"""Send stored frames as they are. Only a few of them are open at a time, whatever their number."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 OPEN_TOGETHER = 16
-"""Frames that an answer opens at once; the next as many are opened while these are sent."""
+"""Frames that one group has. The files of the next group are opened while this group is sent."""
 
 _Files = list[BinaryIO | None]
 
 
 class Frames:
-    """The frames of an answer: `entries` tells what it will hold, `send` sends that. Leave its block to close them."""
+    """Send the frames of an answer: `entries` says what it will contain, `send` sends it.
+
+    The end of the block closes all files.
+    """
 
     def __init__(self, repository: LocalRepository, digests: Sequence[Digest]) -> None:
         self._repository = repository
@@ -38,18 +41,25 @@ class Frames:
             await shield_until_done(self._close(place))
 
     async def entries(self) -> list[wire.BatchEntry]:
-        """Which frames there are, and their sizes: an answer's head says so, and not all of them can be open at once."""
+        """Return which frames there are, with their sizes.
+
+        The head of the answer needs all sizes, and not all files can be open at once. So the sizes of more than one
+        group come from the repository.
+        """
         if len(self._groups) == 1:
-            sizes = [_size(file) for file in await self._opened(0)]
+            sizes = [_size(file) for file in await self._files_of_group(0)]
         else:
             self._begin_opening(0)
             sizes = await self._repository.frame_sizes(self._digests)
         return list(map(wire.BatchEntry, self._digests, sizes))
 
     async def send(self, answer: BodyWriter, entries: Sequence[wire.BatchEntry]) -> None:
-        """Send the frames of `entries`, all that were given. Raises DamagedChunk where one is not there any more as it was."""
+        """Send the frames of `entries`, which is what `entries()` returned.
+
+        Raises DamagedChunk if a frame has changed since.
+        """
         for place, group in enumerate(self._groups):
-            files = await self._opened(place)
+            files = await self._files_of_group(place)
             self._begin_opening(place + 1)
             start = place * OPEN_TOGETHER
             await _send_group(answer, files, entries[start : start + len(group)])
@@ -59,7 +69,7 @@ class Frames:
         if place < len(self._groups) and place not in self._open:
             self._open[place] = asyncio.create_task(self._repository.open(self._groups[place]))
 
-    async def _opened(self, place: int) -> _Files:
+    async def _files_of_group(self, place: int) -> _Files:
         self._begin_opening(place)
         return await self._open[place]
 
@@ -67,13 +77,14 @@ class Frames:
         opening = self._open[place]
         await asyncio.wait([opening])
         if not opening.cancelled() and opening.exception() is None:
-            # In a thread: a file that was replaced meanwhile is removed from the disk by this.
+            # Close in a thread: to close a file that was replaced in the meantime frees its disk space, which can
+            # block.
             await in_disk_thread(_close_all, opening.result())
         del self._open[place]
 
 
 async def _send_group(answer: BodyWriter, files: _Files, entries: Sequence[wire.BatchEntry]) -> None:
-    """Raises DamagedChunk for the first frame that is not what the answer's head announced."""
+    """Send some frames. Raises DamagedChunk for the first one whose size differs from the announced one."""
     parts = []
     for file, entry in zip(files, entries, strict=True):
         found = _size(file)

@@ -1,8 +1,8 @@
-"""A body that threads read from its connection, so that no byte of it passes through the event loop.
+"""Read a request body in threads, directly from its connection, so that its bytes never pass through the event loop.
 
-aiohttp's reader costs 0.1 ms for each piece that comes, a quarter of a megabyte at most, and copies it twice. Here a thread has
-the connection for a slice: as long as bytes keep coming, and for 8 MiB or one piece. Threads have memory for a piece each, and
-are few; a connection that nothing comes from holds neither (I6).
+aiohttp's reader takes 0.1 ms for each piece of up to 256 KiB, and copies it twice. Here a thread has the connection for
+one slice: while bytes keep coming, and for 8 MiB or one piece. There are few threads, and each has memory for one
+piece. A connection on which nothing arrives holds neither a thread nor this memory (I6).
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_thread, per_thread, thread_pool
 
 SLICE_SIZE = 8 << 20
-"""Bytes that a thread takes in one slice: what it took is looked at in the event loop between two."""
+"""Bytes that a thread reads in one slice. Between two slices, the event loop continues with what was read."""
 
 PIECE_SIZE = 1 << 20
-"""What a piece is where its taker does not want a frame that is larger: small enough for a processor's cache."""
+"""Bytes of a piece, unless the receiver wants one frame that is larger. A piece of this size fits in a processor's
+cache."""
 
 _BLANK = bytes(64 << 10)
 
 Take = Callable[[memoryview], None]
-"""Takes a piece, which is valid during the call. Blocks; called in a thread."""
+"""Receives a piece. The memory is valid only during the call. Blocks, and is called in a thread."""
 Reach = Callable[[int], int]
-"""How large the next piece had best be, for one of so many bytes at most or of one frame."""
+"""Returns the best size of the next piece: at most the given limit, or the size of one frame."""
 
 
 def _as_large_as_may_be(limit: int) -> int:
@@ -41,7 +42,7 @@ def _as_large_as_may_be(limit: int) -> int:
 
 
 def _slice_threads() -> ThreadPoolExecutor:
-    # Not those of `in_disk_thread`, of which each would come to hold the memory of a piece.
+    # These are not the threads of `in_disk_thread`: each thread here keeps the memory of a piece.
     return thread_pool("body", max(4, os.cpu_count() or 1))
 
 
@@ -50,7 +51,7 @@ _piece_memory = per_thread(lambda: allocate_pages(FRAME_LIMIT))
 
 @asynccontextmanager
 async def reading_body(context: RequestContext, *, size: int) -> AsyncIterator[BodyReader]:
-    """Take a body of `size` bytes over from aiohttp, for the block; what is not read by its end is aiohttp's again."""
+    """Take over a body of `size` bytes from aiohttp during the block. aiohttp gets back what was not read."""
     body_reader = BodyReader(context, size=size)
     try:
         yield body_reader
@@ -59,7 +60,7 @@ async def reading_body(context: RequestContext, *, size: int) -> AsyncIterator[B
 
 
 class BodyReader:
-    """A body on its way in. Made by `reading_body`."""
+    """Read one request body. `reading_body` makes it."""
 
     def __init__(self, context: RequestContext, *, size: int) -> None:
         self._context = context
@@ -70,21 +71,22 @@ class BodyReader:
         self._is_dry = False
 
     async def read_slice(self, take: Take, *, reach: Reach = _as_large_as_may_be) -> bool:
-        """Give some more of the body to `take`; False at its end. Pieces are as large as `reach` says while bytes keep coming.
+        """Pass more of the body to `take`; return False at its end.
 
-        Raises Interrupted, Stalled, and what `take` raises.
+        Pieces have the size that `reach` says, as long as bytes keep coming. Raises Interrupted, Stalled, and what
+        `take` raises.
         """
         if not self._left:
             return False
         with arriving():
             if self._connection is None and (piece := self._read_ahead()):
-                await in_thread(_slice_threads(), _taken, piece, take)
+                await in_thread(_slice_threads(), _hand_over, piece, take)
             else:
                 await self._read_slice(take, reach)
         return True
 
     def give_back(self) -> None:
-        """Leave the connection to aiohttp as if it had read what was read here."""
+        """Give the connection back to aiohttp, in the state that it would have after reading these bytes itself."""
         if self._connection is not None:
             self._await_at_least(1)
             self._connection.close()
@@ -92,8 +94,9 @@ class BodyReader:
         transport = request.transport
         if transport is None or transport.is_closing():
             return
-        # It counts the body's bytes, to know where the next request starts, and is not told any other way. A copy of 64 KiB
-        # that lies in the processor's cache costs a tenth of reading it, if the transport is not stopped and started each time.
+        # aiohttp counts the bytes of the body to find the next request, and only `data_received` can advance its count.
+        # 64 KiB of zeros in the processor's cache cost a tenth of reading these bytes, if the transport is not paused
+        # and resumed each time.
         request.content.set_read_chunk_size(len(_BLANK))
         while self._unseen:
             blank = _BLANK[: self._unseen]
@@ -103,7 +106,7 @@ class BodyReader:
         transport.resume_reading()
 
     def _read_ahead(self) -> bytes:
-        """What aiohttp has read already; it reads no more of a body that is not whole with it."""
+        """Return what aiohttp has read already. It then reads no more, unless the body is whole."""
         content = self._context.request.content
         piece = content.read_nowait()
         self._left -= len(piece)
@@ -120,7 +123,7 @@ class BodyReader:
             raise Stalled(PEER, self._context.stall_seconds)
 
     def _read(self, connection: socket.socket, take: Take, reach: Reach) -> int:
-        """Read until nothing comes, or enough came; how many bytes did."""
+        """Read until nothing comes or the slice is full; return the number of bytes."""
         poll = select.poll()
         poll.register(connection, select.POLLIN)
         taken = 0
@@ -136,10 +139,10 @@ class BodyReader:
         return taken
 
     def _fill(self, piece: memoryview, connection: socket.socket, poll: select.poll) -> int:
-        """Receive until `piece` is full or nothing comes; how many bytes did."""
+        """Receive until `piece` is full or nothing comes; return the number of bytes."""
         filled = 0
         while filled < len(piece):
-            # Woken up for so much at a time. Less is read all the same once the stall timer looks.
+            # The thread wakes up only for this many bytes. After the timeout it reads what there is.
             self._await_at_least(min(len(piece) - filled, PIECE))
             try:
                 size = connection.recv_into(piece[filled:])
@@ -152,7 +155,7 @@ class BodyReader:
                 size = 0
             if not size:
                 if filled:
-                    break  # what came before the end counts; the next call comes to it again
+                    break  # return these bytes first; the next call finds the end again
                 raise ConnectionResetError("it closed the connection")
             self._left -= size
             self._unseen += size
@@ -160,12 +163,12 @@ class BodyReader:
         return filled
 
     def _await_at_least(self, size: int) -> None:
-        """Have the system call the connection readable only when that many bytes are there, or its end is."""
+        """Make the system report the connection as readable only when `size` bytes, or its end, have arrived."""
         if self._connection is not None and size != self._awaited:
             self._awaited = size
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
 
-def _taken(piece: bytes, take: Take) -> None:
+def _hand_over(piece: bytes, take: Take) -> None:
     with span(Stage.RECEIVE, len(piece)):
         take(memoryview(piece))

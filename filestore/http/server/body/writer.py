@@ -1,4 +1,4 @@
-"""The body of an answer on its way out, under a stall timer."""
+"""Write the body of an answer to its connection, under a stall timer."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_disk_thread
 
 SLICE_SIZE = 8 << 20
-"""Bytes of files that a thread sends in one slice to a client that takes them as fast as they come."""
+"""Bytes of files that a thread sends in one slice, if the client takes them without a pause."""
 OFFER_SIZE = 1 << 20
-"""Bytes that the event loop copies to the kernel at one go: 0.2 ms."""
+"""Bytes that the event loop copies to the kernel in one call, which takes 0.2 ms."""
 PATIENCE_SECONDS = 0.25
-"""How long decoded bytes wait for a client: then their memory is worth more to others."""
+"""How long decoded bytes wait for a client. After that, their memory is given to other requests."""
 
 
 class FilePart(NamedTuple):
-    """The first `size` bytes of an open file."""
+    """Name the first `size` bytes of an open file."""
 
     file: BinaryIO
     size: int
 
 
 class BodyWriter:
-    """What is sent goes to the kernel at once: nothing of it waits in this process once a call returns."""
+    """Send bytes to the kernel at once. When a call returns, nothing of them waits in this process."""
 
     def __init__(self, connection: socket.socket, *, stall_seconds: float) -> None:
-        """`connection` stays the caller's. Nobody else may write to what it is connected to."""
+        """Write to `connection`, which the caller closes. Nobody else may write to it meanwhile."""
         self._connection = connection
         self._stall_seconds = stall_seconds
 
     async def send(self, piece: Buffer) -> None:
-        """Send a piece, of 256 KiB at most (I6). Raises Stalled, ConnectionError."""
+        """Send a piece of at most 256 KiB (I6). Raises Stalled, ConnectionError."""
         view = memoryview(piece)
         while view := view[self._send(view) :]:
             await self.wait()
 
     async def offer(self, piece: Buffer) -> int:
-        """Send as much of a piece as the client takes without making it wait; how many bytes. Raises ConnectionError."""
+        """Send as much of a piece as the client takes soon; return the number of bytes. Raises ConnectionError."""
         view = memoryview(piece)
         sent = 0
         while sent < len(view):
@@ -61,10 +61,10 @@ class BodyWriter:
             raise Stalled(PEER, self._stall_seconds)
 
     async def send_files(self, parts: Sequence[FilePart]) -> int:
-        """Send files one after the other, by the kernel where it can; how many bytes were sent.
+        """Send files one after the other, by `sendfile` where possible; return the number of bytes.
 
-        They are fewer than asked for where a file is shorter than that: then nothing behind it is sent. Raises Stalled,
-        ConnectionError.
+        The number is smaller than the sum of `parts` if a file is shorter than its part. The files after that one are
+        not sent. Raises Stalled, ConnectionError.
         """
         socket_writer = _SocketWriter(self._connection, parts)
         while not await in_disk_thread(socket_writer.write_timed_slice):
@@ -73,7 +73,7 @@ class BodyWriter:
         return socket_writer.sent
 
     def _send(self, view: memoryview) -> int:
-        """Send what there is room for; how many bytes."""
+        """Send what the kernel takes now; return the number of bytes."""
         try:
             return self._connection.send(view)
         except BlockingIOError:
@@ -81,7 +81,7 @@ class BodyWriter:
 
 
 class _SocketWriter:
-    """Files that threads send, one thread at a time."""
+    """Send files in threads, in one thread at a time."""
 
     def __init__(self, connection: socket.socket, parts: Sequence[FilePart]) -> None:
         self.sent = 0
@@ -92,7 +92,7 @@ class _SocketWriter:
         self._offset = 0
 
     def write_timed_slice(self) -> bool:
-        """`write_slice`, as a stage."""
+        """Call `write_slice`, measured as a stage."""
         before = self.sent
         with span(Stage.SEND) as sending:
             is_whole = self.write_slice()
@@ -100,9 +100,9 @@ class _SocketWriter:
         return is_whole
 
     def write_slice(self) -> bool:
-        """Send for as long as the client takes it, some MiB at most; whether that was all. Blocks.
+        """Send while the client takes bytes, at most `SLICE_SIZE`; return whether everything was sent. Blocks.
 
-        In a thread and not in the event loop: `sendfile` waits for the disk.
+        It runs in a thread, not in the event loop, because `sendfile` waits for the disk.
         """
         poll = select.poll()
         poll.register(self._connection, select.POLLOUT)

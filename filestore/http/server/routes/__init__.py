@@ -1,1 +1,1 @@
-"""The routes of the HTTP API, one module for each part of it."""
+"""Answer the requests of the HTTP API, with one module for each part of it."""

@@ -1,4 +1,7 @@
-"""The native routes: octet-streams on the data path, JSON beside it. Normative text: `docs/http-api.md`."""
+"""Answer the requests of filestore clients: octet streams on the data path, JSON elsewhere.
+
+Source: `docs/http-api.md`, which is the specification.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +32,20 @@ RECORDS_LIMIT = 1000
 
 
 async def describe_repository(_: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """What the repository says of itself."""
+    """Answer with the repository's identity and the version of its format."""
     identity = await repository.identity()
     return web.json_response({**identity._asdict(), "format": REPOSITORY_VERSION})
 
 
 async def missing_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Those of the digests asked about that must be sent."""
+    """Answer with those of the given digests whose chunks must be sent."""
     async with context.whole_body(what="the size of the request body in bytes", limit=wire.DIGESTS_LIMIT * DIGEST_SIZE) as body:
         missing = await repository.missing(parse_digests(body))
     return web.Response(body=b"".join(missing), content_type=wire.OCTETS)
 
 
 async def put_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Keep the frames of a batch; of one that is cut off, those that arrived whole."""
+    """Keep the frames of a batch. If the batch is cut off, keep those that arrived whole."""
     size = context.request.content_length
     if size is None:
         raise web.HTTPLengthRequired(text="a batch of frames needs a Content-Length")
@@ -67,12 +70,12 @@ async def put_chunks(context: RequestContext, repository: LocalRepository) -> we
             raise
         kept = await ingest.commit()
     if not batch.finished:
-        raise InvalidBatch("it ends before its header does")
+        raise InvalidBatch("its header is incomplete")
     return web.json_response({"kept": kept})
 
 
 async def get_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """A batch of the frames asked for, in that order; what is absent is marked in its header."""
+    """Answer with a batch of the frames that are asked for, in their order. The header marks those that are absent."""
     async with context.whole_body(
         what="the size of the request body in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE
     ) as body:
@@ -88,7 +91,7 @@ async def get_chunks(context: RequestContext, repository: LocalRepository) -> we
 
 
 async def verify_chunks_route(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Those of the chunks asked about that are damaged, and are forgotten now."""
+    """Answer with those of the given chunks that are damaged. The repository has forgotten them by then."""
     async with context.whole_body(
         what="the size of the request body in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE
     ) as body:
@@ -97,9 +100,9 @@ async def verify_chunks_route(context: RequestContext, repository: LocalReposito
 
 
 async def get_chunk(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """One frame."""
+    """Answer with one frame."""
     digest = Digest.parse(context.request.match_info["digest"])
-    # Weak: the same chunk may have been encoded differently when it was pushed again after a loss.
+    # The tag is weak, because a chunk that was lost and pushed again may be encoded differently.
     headers = {"Content-Type": wire.OCTETS, "ETag": f'W/"{digest}"', "Cache-Control": IMMUTABLE}
     async with Frames(repository, [digest]) as frames:
         entries = await frames.entries()
@@ -116,7 +119,7 @@ async def get_chunk(context: RequestContext, repository: LocalRepository) -> web
 
 
 async def commit_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Record a file whose chunks are there."""
+    """Record a file whose chunks are in the repository."""
     name = _name_header(context.request)
     kind = _kind(context.request)
     async with context.whole_body(what="the manifest's size in bytes", limit=MANIFEST_LIMIT) as manifest:
@@ -125,22 +128,22 @@ async def commit_file(context: RequestContext, repository: LocalRepository) -> w
 
 
 async def list_files(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Records, the newest first."""
+    """Answer with records, the newest first."""
     records = await records_asked_for(context.request, repository)
     return web.json_response({"files": [record.as_json() for record in records]})
 
 
 async def records_asked_for(request: web.Request, repository: LocalRepository) -> list[Record]:
-    """The records that a query's `limit` and `before` mean, the newest first. Raises InvalidInput."""
+    """Return the records that a query's `limit` and `before` select, the newest first. Raises InvalidInput."""
     limit = _number(request, "limit")
     before = _number(request, "before")
     if limit is not None and not 1 <= limit <= RECORDS_LIMIT:
-        raise InvalidInput(f"limit is {limit}, allowed are 1 to {RECORDS_LIMIT}")
+        raise InvalidInput(f"limit is {limit}; allowed are 1 to {RECORDS_LIMIT}")
     return await repository.records(limit=RECORDS_LIMIT if limit is None else limit, before=before)
 
 
 async def find_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """The newest record that an id, a digest, a name, or a digest and a name together, mean."""
+    """Answer with the newest record of an id, a digest, a name, or a digest and a name together."""
     query = context.request.query
     file_id, digest, name = (query.get(key) for key in ("id", "digest", "name"))
     if (file_id is None) == (digest is None and name is None):
@@ -150,15 +153,15 @@ async def find_file(context: RequestContext, repository: LocalRepository) -> web
 
 
 async def get_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """A record."""
+    """Answer with a record."""
     return _answer(await repository.record(Reference(id=context.request.match_info["id"])))
 
 
 async def remove_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Remove a record, on demand with its chunks; the answer is what it was."""
+    """Remove a record, with its chunks if the query says so; answer with the removed record."""
     asked = context.request.query.get("chunks", "false")
     if asked not in {"true", "false"}:
-        raise InvalidInput("chunks is true or false")
+        raise InvalidInput(f"chunks is {asked!r}; allowed are true and false")
     file_id = context.request.match_info["id"]
     if asked == "false":
         return _answer(await repository.remove(file_id))
@@ -170,16 +173,16 @@ async def remove_file(context: RequestContext, repository: LocalRepository) -> w
 
 
 async def sign_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """A path at which anyone may read the file for a while."""
+    """Answer with a path at which anyone may read the file for a limited time."""
     return web.json_response({"path": await repository.sign(context.request.match_info["id"])})
 
 
 async def get_manifest(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """A manifest's canonical bytes."""
+    """Answer with the canonical bytes of a manifest."""
     digest = Digest.parse(context.request.match_info["digest"])
     headers = {"Content-Type": wire.OCTETS, "ETag": f'"{digest}"', "Cache-Control": IMMUTABLE}
     async with context.spool() as spool:
-        # In memory only on its way to the spool: how fast the client reads does not matter (I6).
+        # The manifest is in memory only until it is in the spool. So a slow client holds no memory (I6).
         async with context.budget.take(MANIFEST_LIMIT):
             await spool.write(await repository.manifest(digest))
         if matches_any(context.request.if_none_match, str(digest), weak=True):
@@ -188,8 +191,8 @@ async def get_manifest(context: RequestContext, repository: LocalRepository) -> 
 
 
 async def describe_status(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """What the server's processes have done and used so far."""
-    # The numbers are those of all namespaces together: who may see one of them only learns nothing of the others.
+    """Answer with the measurements and the resource usage of all processes of the server."""
+    # The numbers cover all namespaces. A token of one namespace must not learn about the others.
     if repository.namespace != DEFAULT_NAMESPACE:
         raise Forbidden("the server", DEFAULT_NAMESPACE)
     context.shared_times.own.note_usage()
@@ -210,7 +213,7 @@ def _answer(record: Record, *, status: int = 200) -> web.Response:
 def _name_header(request: web.Request) -> str:
     header = request.headers.get(wire.NAME_HEADER)
     if header is None:
-        raise InvalidInput(f"the header {wire.NAME_HEADER} is missing: the file's name, percent-encoded")
+        raise InvalidInput(f"the header {wire.NAME_HEADER} is missing; send the file's name in it, percent-encoded")
     try:
         return unquote(header, errors="strict")
     except UnicodeDecodeError:
@@ -222,7 +225,7 @@ def _kind(request: web.Request) -> Kind:
     try:
         return Kind(text)
     except ValueError:
-        raise InvalidInput(f"the kind is {text!r}, allowed are {', '.join(Kind)}") from None
+        raise InvalidInput(f"the kind is {text!r}; allowed are {', '.join(Kind)}") from None
 
 
 def _number(request: web.Request, key: str) -> int | None:
@@ -230,5 +233,5 @@ def _number(request: web.Request, key: str) -> int | None:
     if text is None:
         return None
     if not _NUMBER.fullmatch(text):
-        raise InvalidInput(f"{key} is {text!r}, a whole number is expected")
+        raise InvalidInput(f"{key} is {text!r}; a whole number is expected")
     return int(text)

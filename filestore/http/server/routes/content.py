@@ -1,4 +1,4 @@
-"""Files' decoded bytes for anyone's HTTP client: GET and HEAD with ranges, every chunk verified (I4).
+"""Answer GET and HEAD of any HTTP client with a file's decoded bytes, or a range; each chunk is verified (I4).
 
 Source: RFC 9110, sections 13.2.2 (precedence of conditions) and 14 (ranges).
 """
@@ -30,18 +30,18 @@ from filestore.system.threads import in_cpu_thread
 from filestore.transfer.receiver import verified
 
 LOAD_SIZE = 2 << 20
-"""Decoded bytes that one read and one slice in a thread are for, or a single chunk."""
+"""Decoded bytes that are read and decoded together. A single chunk may be larger."""
 LOADS_AHEAD = 2
-"""Loads under way while one is being sent."""
+"""Loads in progress while one is sent."""
 
 
 async def get_content(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """The bytes of the file that a path names, or a range of them."""
+    """Answer with the bytes of the file that a path names, or with a range of them."""
     return await send_content(context, repository, await _record(context, repository))
 
 
 async def send_content(context: RequestContext, repository: LocalRepository, record: Record) -> web.StreamResponse:
-    """A file's bytes, or a range of them."""
+    """Answer with the bytes of a record's file, or with a range of them."""
     request = context.request
     tag = str(record.digest)
     headers = {"ETag": f'"{tag}"', "Cache-Control": IMMUTABLE}
@@ -65,12 +65,12 @@ async def send_content(context: RequestContext, repository: LocalRepository, rec
             return response
     manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
     async with _Content(context, repository, manifest, wanted) as content:
-        # Before the head: damage found now is still an answer that says so.
+        # Load before the head is sent: a damaged chunk can still be answered with an error.
         await content.load()
         async with context.answering(response, size=len(wanted)) as answer:
             while await content.load():
                 if not await content.send(answer):
-                    # I6: memory does not wait for a client that takes its time.
+                    # I6: a slow client must not hold memory.
                     await content.forget()
                     await answer.wait()
     return response
@@ -86,30 +86,30 @@ async def _record(context: RequestContext, repository: LocalRepository) -> Recor
 
 
 def _asked_range(request: web.Request, record: Record) -> range | None:
-    # If-Range takes a strong tag, or a date, which no answer of ours has.
+    # If-Range has a strong tag or a date. No answer here has a date.
     if request.method != "GET" or request.headers.get("If-Range", f'"{record.digest}"') != f'"{record.digest}"':
         return None
     return parse_range(request.headers.get("Range"), record.size)
 
 
 class _Load(NamedTuple):
-    """Some chunks of a file that lie back to back, and the part of them that is wanted."""
+    """Hold neighbouring chunks of a file, and the part of them that is wanted."""
 
     chunks: list[Chunk]
     wanted: range
-    """Counted from the start of the first chunk."""
+    """Offsets from the start of the first chunk."""
 
 
 class _LoadedParts(NamedTuple):
     parts: deque[memoryview]
     stack: AsyncExitStack
-    """The part of the budget that the memory counts against that they are views of."""
+    """Holds the budget of the buffer that `parts` point into."""
 
 
 class _Content:
-    """The bytes of a file in `wanted`; what comes next is read, decoded and verified ahead, within the budget.
+    """Send the bytes `wanted` of a file. The next ones are read, decoded and verified ahead, within the budget.
 
-    Close it by leaving its block.
+    The end of the block gives all memory back.
     """
 
     def __init__(self, context: RequestContext, repository: LocalRepository, manifest: Manifest, wanted: range) -> None:
@@ -129,7 +129,7 @@ class _Content:
         await self.forget()
 
     async def load(self) -> bool:
-        """Have the next bytes at hand; False at the end. Raises DamagedChunk, StorageError."""
+        """Make the next bytes ready to be sent; return False at the end. Raises DamagedChunk, StorageError."""
         while self._loaded is None or not self._loaded.parts:
             if self._loaded is not None:
                 stack, self._loaded = self._loaded.stack, None
@@ -141,7 +141,10 @@ class _Content:
         return True
 
     async def send(self, answer: BodyWriter) -> bool:
-        """Send what was loaded, as far as the client takes it soon; whether it took all. Raises ConnectionError."""
+        """Send the loaded bytes as far as the client takes them soon; return whether it took all.
+
+        Raises ConnectionError.
+        """
         while self._loaded is not None and self._loaded.parts:
             part = self._loaded.parts.popleft()
             sent = await answer.offer(part)
@@ -151,7 +154,7 @@ class _Content:
         return True
 
     async def forget(self) -> None:
-        """Give up what was loaded and its part of the budget; it is loaded again when it is asked for."""
+        """Give up the loaded bytes and their budget. `load` loads them again."""
         for task in self._loading:
             task.cancel()
         for loaded in [self._loaded, *await asyncio.gather(*self._loading, return_exceptions=True)]:
@@ -183,7 +186,7 @@ class _Content:
             try:
                 parts = await in_cpu_thread(_decoded, load, frames, _memory(space))
             except DamagedChunk:
-                await stack.aclose()  # which a check may wait for
+                await stack.aclose()  # `verify_chunks` may need this budget
                 with suppress(FilestoreError):
                     await self._repository.verify_chunks(digests)
                 raise
@@ -191,7 +194,7 @@ class _Content:
 
 
 def _decoded(load: _Load, frames: list[memoryview | None], memory: memoryview) -> deque[memoryview]:
-    """What is wanted of each chunk, views of `memory` and of `frames`."""
+    """Return the wanted part of each chunk, as views of `memory` and of `frames`."""
     parts: deque[memoryview] = deque()
     offset = place = 0
     for chunk, data in zip(load.chunks, frames, strict=True):
@@ -205,10 +208,13 @@ def _decoded(load: _Load, frames: list[memoryview | None], memory: memoryview) -
 
 
 def _memory(size: int) -> memoryview:
-    """Bytes of any value: to clear what is written to next would cost as much as copying it."""
+    """Return `size` bytes that are not cleared.
+
+    Clearing memory costs as much as copying, and all of it is written later.
+    """
     return np.empty(size, "u1").data
 
 
 def _rounded(size: int) -> int:
-    """Where the next chunk may start: codecs are faster at multiples of 64."""
+    """Return the offset where the next chunk may start. Codecs are faster at multiples of 64."""
     return -(-size // 64) * 64

@@ -1,5 +1,5 @@
-"""The Pipeline SDK's own dialects, in the exact shapes of its versions 1 and 2.
+"""Serve the Pipeline SDK in its own dialects, in the exact shapes of its versions 1 and 2.
 
-Three ways in (`forms`: v3 and v4; `multipart`: parts by signed URLs), and what is read (`files`). The same bytes by any of
-them, and by a push, are one stored file.
+There are three ways to upload: the forms of v3 and v4 (`forms`), and parts at signed URLs (`multipart`). `files`
+answers the reads. The same bytes become one stored file, whether they come in one of these ways or by a push.
 """

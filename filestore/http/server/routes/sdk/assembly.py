@@ -1,4 +1,4 @@
-"""Puts uploads in parts together: cuts and stores what arrived while more arrives, so that finishing has only the tail left."""
+"""Put uploads in parts together. Parts are cut and stored while more arrive, so that finishing is quick."""
 
 from __future__ import annotations
 
@@ -30,41 +30,41 @@ from filestore.transfer.sources.file import WINDOW_SIZE, unpacked
 logger = logging.getLogger("filestore.server")
 
 AHEAD_SIZE = WINDOW_SIZE
-"""Fewer uncut bytes than this wait for more, or for the end."""
+"""With fewer uncut bytes than this, cutting waits for more parts, or for the end."""
 FINISH_SECONDS = 240.0
-"""How long finishing waits for another process that cuts: the SDK gives the request 300 seconds."""
+"""How long finishing waits for another process that cuts. The SDK gives the request 300 seconds."""
 CHUNKERS_KEPT = 4
-"""Cutters that wait for more parts, each with up to 16 MiB of a container's header (I6). One that is dropped costs that its
-successor looks through all that was cut before."""
+"""Chunkers that wait for more parts; each holds up to 16 MiB of a container's header (I6). If one is dropped, its
+successor must read all content that was cut before."""
 SWEEP_SECONDS = 600.0
-"""Between two looks for abandoned uploads, at most."""
+"""Longest time between two searches for abandoned uploads."""
 
 
 class _SavedChunker(NamedTuple):
-    """A cutter that waits for more."""
+    """Keep a chunker that waits for more parts."""
 
     tags: list[str]
-    """Those of the parts that it was fed, from the first on."""
+    """Tags of the parts that the chunker has read, from the first one on."""
     chunks_size: int
-    """Bytes of the chunks, packed, that were cut by then."""
+    """Bytes of the packed chunks that had been cut by then."""
     chunker: Chunker
 
 
 class Assembly:
-    """The uploads that this process of a server works on; others may work on the same ones, one at a time on each."""
+    """Work on uploads in this process. Other processes of the server may too, but only one at a time works on an upload."""
 
     def __init__(self, folders: Path, *, push_budget: Budget, idle_seconds: float) -> None:
         self._folders = folders
         self._push_budget = push_budget
         self.idle_seconds = idle_seconds
-        """How long an upload may lie still."""
+        """How long an upload is kept without a request for it."""
         self._kept: OrderedDict[str, _SavedChunker] = OrderedDict()
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Work in the background until the end of the block; what is under way then is left to whoever goes on with it."""
+        """Work in the background during the block. Its end cancels the work, which any process can continue."""
         async with task_group() as group:
             self._group = group
             self._start(self._sweep())
@@ -80,17 +80,18 @@ class Assembly:
         return await in_disk_thread(uploads.begin, self._folders, name=name, namespace=namespace)
 
     async def find(self, upload_id: str, *, namespace: str) -> Upload:
-        """An upload that is under way, or was finished not long ago. Raises UploadNotFound."""
+        """Return an upload that is in progress, or was finished a short time ago. Raises UploadNotFound."""
         return await in_disk_thread(uploads.find, self._folders, upload_id, namespace=namespace, idle_seconds=self.idle_seconds)
 
     def cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
-        """Have what arrived be cut and stored in the background, unless that is under way."""
+        """Cut and store the parts that arrived, in the background, unless this is being done already."""
         self._start(self._cut_ahead(upload, repository))
 
     async def finish(self, upload: Upload, repository: LocalRepository, listed: Mapping[int, str]) -> Record:
-        """Record the file that the listed parts make up, tags by their numbers. Asked again with the same ones, the same record.
+        """Record the file that the listed parts make up. `listed` has tags by part numbers.
 
-        Raises InvalidParts, UploadNotFound, NotFound once the record was removed, Busy.
+        A second call with the same parts returns the same record. Raises InvalidParts, UploadNotFound, Busy, and
+        NotFound if the record was removed.
         """
         async with self._waited_for(upload):
             finished = await in_disk_thread(upload.finished)
@@ -99,15 +100,15 @@ class Assembly:
                 record = await self._record(upload, repository, parts)
                 await in_disk_thread(upload.save_finished, FinishedUpload([part.tag for part in parts], record.id))
                 self._kept.pop(upload.id, None)
-                # Not waited for: a disk takes its time to give up gigabytes.
+                # This runs in the background: a disk may need a long time to free gigabytes.
                 self._start(self._free(upload))
                 return record
         if finished.tags != [listed[number] for number in sorted(listed)]:
-            raise InvalidParts("it was finished before, with other parts")
+            raise InvalidParts("it was already finished with other parts")
         return await repository.record(Reference(id=finished.record_id))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
-        """Do this in the background; not at all once the process is about to end: it can be done by another one."""
+        """Do this in the background. Do nothing if the process is about to end: another process can do the work."""
         if self._group is None:
             work.close()
             return
@@ -116,17 +117,17 @@ class Assembly:
         task.add_done_callback(self._tasks.discard)
 
     async def _sweep(self) -> None:
-        """Remove abandoned uploads, again and again."""
+        """Remove abandoned uploads, at regular intervals."""
         while True:
             try:
                 await in_disk_thread(uploads.expire, self._folders, idle_seconds=self.idle_seconds)
             except OSError as error:
-                logger.error("abandoned uploads cannot be removed: %s", error)  # noqa: TRY400  # where it was raised says nothing
+                logger.error("abandoned uploads cannot be removed: %s", error)  # noqa: TRY400  # the traceback says nothing more
             await asyncio.sleep(min(self.idle_seconds / 4, SWEEP_SECONDS))
 
     async def _cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
         try:
-            # Looked at again once the lock is given back: a part that came meanwhile found it taken.
+            # Look again after the lock is released: a part that arrived meanwhile found the lock taken.
             while contiguous := await in_disk_thread(_uncut_parts, upload):
                 async with _locked(upload) as is_held:
                     if not is_held:
@@ -137,11 +138,11 @@ class Assembly:
                     await self._save(upload, contiguous, content)
         except (UploadNotFound, InvalidParts) as error:
             logger.info("upload %s changed while it was cut: %s", upload.id, error)
-        except Exception as error:  # noqa: BLE001  # finishing does it again, and tells whoever asks
+        except Exception as error:  # noqa: BLE001  # finishing does it again, and answers with the error
             log_failure(f"upload {upload.id} is not cut ahead", error, level=logging.WARNING)
 
     async def _free(self, upload: Upload) -> None:
-        """Free the space of a finished upload's parts; what is left of it goes when it expires."""
+        """Free the space of a finished upload's parts. The rest of the upload is removed when it expires."""
         with suppress(UploadNotFound, OSError):
             await in_disk_thread(upload.free)
 
@@ -150,7 +151,7 @@ class Assembly:
         try:
             return await self._push(upload, repository, content)
         except (ChunksMissing, InvalidManifest, InvalidReference, SourceChanged) as error:
-            # What was kept of the cutting may be damaged, or its chunks be gone: the parts themselves decide.
+            # The saved cut may be damaged, or its chunks may be gone. The parts themselves are what counts.
             log_failure(f"upload {upload.id} is cut once more, from its start", error)
             whole = PartsContent(upload.folder, parts, bytearray(), Chunker(), is_whole=True)
             return await self._push(upload, repository, whole)
@@ -160,13 +161,14 @@ class Assembly:
             return await send_and_commit(repository, content, name=upload.name)
 
     async def _resumed(self, upload: Upload, parts: Sequence[UploadPart], *, is_whole: bool) -> PartsContent:
-        """What `parts` make up, behind what is cut of it, by whatever process."""
+        """Return the content of `parts`, continued after the chunks that any process has cut of it."""
         tags = [part.tag for part in parts]
         cut = await in_disk_thread(upload.cut)
         chunks = cut.chunks if cut.tags == tags[: len(cut.tags)] else bytearray()
         kept = self._kept.pop(upload.id, None)
         chunker = Chunker()
-        # One that was fed other bytes, or is further than what is kept on disk, has forgotten boundaries that count again.
+        # A chunker that read other bytes cannot go on. One that is ahead of the saved cut has forgotten boundaries that
+        # are needed again.
         if kept is not None and kept.tags == tags[: len(kept.tags)] and kept.chunks_size <= len(chunks):
             chunker = kept.chunker
         return await in_cpu_thread(PartsContent, upload.folder, parts, chunks, chunker, is_whole=is_whole)
@@ -199,7 +201,7 @@ ASSEMBLY = web.AppKey("assembly", Assembly)
 
 
 def _uncut_parts(upload: Upload) -> list[UploadPart]:
-    """The unbroken run of parts from the first on, if it is worth cutting what is new in it."""
+    """Return the contiguous parts from the first one on, or none if there is too little new content to cut."""
     contiguous = unbroken(upload.parts())
     cut = upload.cut()
     tags = [part.tag for part in contiguous]
@@ -208,7 +210,7 @@ def _uncut_parts(upload: Upload) -> list[UploadPart]:
 
 
 def _chosen(parts: Sequence[UploadPart], listed: Mapping[int, str]) -> list[UploadPart]:
-    """The listed parts in order. Raises InvalidParts unless they are all that arrived, and make up a whole."""
+    """Return the listed parts in order. Raises InvalidParts unless they are all parts that arrived and none is missing."""
     arrived = {(part.number, part.tag): part for part in parts}
     numbers = {part.number for part in parts}
     chosen = []

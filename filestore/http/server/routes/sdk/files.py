@@ -1,4 +1,4 @@
-"""What the Pipeline SDK reads: files by their ids, the list of them, and whether a token is let in."""
+"""Answer what the Pipeline SDK reads: files by their ids, the list of files, and whether a token is valid."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from filestore.repository.local import LocalRepository
 
 
 async def validate_token(_: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """That the token was let in is the answer."""
+    """Answer with the namespace of the token. A request with an invalid token does not get here."""
     return web.json_response({"namespace": repository.namespace})
 
 
 async def list_files(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Records as a bare list, the newest first."""
+    """Answer with records as a bare list, the newest first."""
     return web.json_response([described(record) for record in await records_asked_for(context.request, repository)])
 
 
 async def get_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """A record."""
+    """Answer with a record."""
     return web.json_response(described(await _record(context, repository)))
 
 
 async def download_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """A file's bytes, by its id."""
+    """Answer with a file's bytes, by its id."""
     return await send_content(context, repository, await _record(context, repository))
 
 
 def described(record: Record, *, alias: str | None = None) -> dict[str, str | int]:
-    """A record as the SDK reads it: `path` and `file_path` end in the file's own name, `name` is its alias if it has one."""
+    """Return a record in the form that the SDK reads.
+
+    `path` and `file_path` end in the file's own name. `name` is its alias, or its own name if there is none.
+    """
     return {**record.as_json(), "name": alias or record.name, "file_name": record.name, "file_path": f"/{record.path}"}
 
 

@@ -1,4 +1,4 @@
-"""The form uploads of the Pipeline SDK, and of curl: `POST /v3/pipeline_files` and `POST /v4/files`."""
+"""Receive the form uploads of the Pipeline SDK and of curl: `POST /v3/pipeline_files` and `POST /v4/files`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from filestore.repository.local import LocalRepository
 
 
 async def create_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Store the part `pfile` of a form under its own name, and under the alias too that the query or the part `name` gives.
+    """Store the part `pfile` of a form under its own name, and also under its alias, if it has one.
 
-    Two records, so that the path ends in the file's own name, by whose ending loaders know it, and the alias is found as well.
+    The query or the part `name` gives the alias. There are two records then. The path ends in the file's own name,
+    because loaders know a file by its extension, and the alias can be found as well.
     """
     stored = await _store(context, repository)
     return web.json_response(described(stored.record, alias=stored.alias), status=201)
 
 
 async def create_file_with_url(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """`create_file`, and a URL at which whoever runs a pipeline on the file reads it without a token."""
+    """Do what `create_file` does; add a URL at which a pipeline reads the file without a token."""
     stored = await _store(context, repository)
     url = f"{context.base_url}/{await repository.sign(stored.record.id)}"
     return web.json_response({**described(stored.record, alias=stored.alias), "url": url}, status=201)
@@ -47,11 +48,11 @@ async def _store(context: RequestContext, repository: LocalRepository) -> _Store
         if file_name or alias is None:
             checked_new_name(file_name)
 
-    # It has no name in its folder: nothing of it is left, however this process ends.
+    # The file has no name in its folder, so nothing of it is left when this process ends, in whichever way.
     async with TemporaryFile("w+b", buffering=0, dir=context.spool_folder) as spool:
         form = await receive_form(context, spool, file_part="pfile", check_name=check)
         if form.file_name is None:
-            raise InvalidInput("the form has no part pfile with a file's name: curl -F pfile=@FILE sends one")
+            raise InvalidInput("the form has no part pfile with a file; send one, for example with: curl -F pfile=@FILE")
         alias = checked_new_name(alias or form.fields.get("name", [""])[-1] or form.file_name)
         name = checked_new_name(form.file_name or alias)
         record = await push_spool(context, repository, spool, size=form.size, name=name)

@@ -1,4 +1,4 @@
-"""Uploads in parts, each to a signed URL: begin, ask for a URL, `PUT`, finish."""
+"""Receive uploads in parts: begin an upload, sign a URL for each part, receive the parts, finish."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
 BODY_LIMIT = 2 << 20
-"""Bytes of JSON in a request: as many parts as there may be, with their ETags, have half of that."""
+"""Bytes of JSON in a request. The list of the largest possible number of parts has half of that."""
 PART_PATH = "/v3/pipeline_files/uploads/{upload_id}/parts/{number}"
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 async def begin_upload(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Begin an upload under a name."""
+    """Begin an upload, and answer with its ids."""
     message = await _json_body(context)
     given = message.get("name")
     if given is not None and not isinstance(given, str):
-        raise InvalidInput(f"name is {given!r}, a text is expected")
+        raise InvalidInput(f"name is {given!r}; a text is expected")
     name = checked_new_name(last_part(given)) if given is not None else None
     upload = await context.request.app[ASSEMBLY].begin(name=name, namespace=repository.namespace)
     return web.json_response({"file_id": upload.file_id, "upload_id": upload.id}, status=201)
 
 
 async def sign_part(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """A URL at which a part is taken without a token."""
+    """Answer with a URL at which a part can be sent without a token."""
     message = await _json_body(context)
     upload = await _upload_asked_for(context, repository, message)
     number = _part_number(message.get("part_num"), key="part_num")
@@ -49,7 +49,7 @@ async def sign_part(context: RequestContext, repository: LocalRepository) -> web
 
 
 async def put_part(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Take a part; one that came before under its number is replaced once this one is whole."""
+    """Receive a part. Once it is whole, it replaces an earlier part of the same number."""
     found = context.request.match_info
     upload = await _upload(context, repository, found["upload_id"])
     text = found["number"]
@@ -73,7 +73,7 @@ async def finish_upload(context: RequestContext, repository: LocalRepository) ->
 
 
 async def _receive(context: RequestContext, incoming: IncomingPart) -> None:
-    """Raises Interrupted, Stalled, LimitExceeded, StorageFull, StorageError."""
+    """Write the body of a request to a part. Raises Interrupted, Stalled, LimitExceeded, StorageFull, StorageError."""
     limit = context.upload_limit
 
     def take(piece: memoryview) -> None:
@@ -99,19 +99,19 @@ async def _receive(context: RequestContext, incoming: IncomingPart) -> None:
 async def _json_body(context: RequestContext) -> dict[str, Any]:
     async with context.whole_body(what="the size of the request body in bytes", limit=BODY_LIMIT) as body:
         try:
-            # In a thread: a list of all parts takes 10 ms and more.
+            # Parse in a thread: a list of all parts takes 10 ms and more.
             message = await in_cpu_thread(json.loads, body)
         except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"the body is no JSON: {error}") from None
+            raise InvalidInput(f"the body is not JSON: {error}") from None
     if not isinstance(message, dict):
-        raise InvalidInput("the body is no JSON object")
+        raise InvalidInput("the body is not a JSON object")
     return message
 
 
 async def _upload_asked_for(context: RequestContext, repository: LocalRepository, message: dict[str, Any]) -> Upload:
     upload_id, file_id = message.get("upload_id"), message.get("file_id")
     if not isinstance(upload_id, str) or not isinstance(file_id, str):
-        raise InvalidInput("upload_id and file_id are expected, as the upload's beginning gave them")
+        raise InvalidInput("upload_id or file_id is missing; send both as the answer to initiate-multipart-upload gave them")
     upload = await _upload(context, repository, upload_id)
     if file_id != upload.file_id:
         raise InvalidInput(f"the file_id of the upload {upload_id} is {upload.file_id}, not {file_id}")
@@ -124,21 +124,21 @@ async def _upload(context: RequestContext, repository: LocalRepository, upload_i
 
 def _part_number(number: object, *, key: str) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= PART_LIMIT:
-        raise InvalidInput(f"{key} is {number!r}, a whole number from 1 to {PART_LIMIT} is expected")
+        raise InvalidInput(f"{key} is {number!r}; a whole number from 1 to {PART_LIMIT} is expected")
     return number
 
 
 def _listed(parts: object) -> dict[int, str]:
-    """Tags by numbers, from a list in any order, in which a part may stand again. Raises InvalidInput."""
+    """Return tags by part numbers. The list may have any order, and may repeat a part. Raises InvalidInput."""
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise InvalidInput("multipart_metadata is no list of objects with ETag and PartNumber")
+        raise InvalidInput("multipart_metadata is not a list of objects with ETag and PartNumber")
     listed: dict[int, str] = {}
     for part in parts:
         number, tag = _part_number(part.get("PartNumber"), key="PartNumber"), part.get("ETag")
         if not isinstance(tag, str):
-            raise InvalidInput(f"the ETag of part {number} is {tag!r}, a text is expected")
-        # With quotes, as the header has it, or without them, as some clients leave them out.
+            raise InvalidInput(f"the ETag of part {number} is {tag!r}; a text is expected")
+        # The header has quotes around the tag. Some clients leave them out.
         tag = tag.strip('"')
         if listed.setdefault(number, tag) != tag:
-            raise InvalidInput(f"part {number} is listed with two ETags")
+            raise InvalidInput(f"part {number} is listed with two ETags; list only that of the part to keep")
     return listed

@@ -1,4 +1,4 @@
-"""The parts of an upload, one after the other, as the content that they make up; it may grow while it is cut."""
+"""Read the parts of an upload, in order, as one content. More parts may be added while it is cut."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from filestore.transfer.sources.file import Window, read_exactly, unpacked
 
 
 class UploadPart(NamedTuple):
-    """A part that arrived whole, in a file that nobody writes to any more."""
+    """Describe a part that arrived whole. Nobody writes to its file any more."""
 
     number: int
     tag: str
-    """64 hex digits that stand for its bytes: the ETag of its upload."""
+    """64 hex digits that identify its bytes. They are the ETag of its upload."""
     size: int
     path: Path
 
 
 class PartsContent:
-    """An unbroken run of parts from the first on, of which the first bytes may have been cut before, and maybe elsewhere.
+    """Give a push the content of contiguous parts, from the first one on.
 
-    `chunks` are those cut so far, packed; more are added. With `is_whole`, no part will follow, and the last bytes are cut too;
-    else they are left for later, never more than a cutter looks ahead. Files are opened for each read: there may be more
-    parts than a process may have descriptors.
+    `chunks` has the chunks that were cut so far, packed; new ones are appended. Another process may have cut them. If
+    `is_whole` is true, no part will follow, and the last bytes are cut too. Otherwise the last bytes are left for
+    later; they are never more than a chunker looks ahead. Each read opens its files, because there may be more parts
+    than a process may have descriptors.
     """
 
     file_count = 1
@@ -41,7 +42,7 @@ class PartsContent:
         self.chunker = chunker
         self.chunks = chunks
         self.cut_size = sum(chunk.size for chunk in unpacked(chunks))
-        """Bytes that all chunks so far hold."""
+        """Bytes of content in all chunks so far."""
         self.read = 0
         self._parts = parts
         self._ends = list(accumulate(part.size for part in parts))
@@ -63,7 +64,8 @@ class PartsContent:
             return []
         self.chunker.pass_over(buffer[:0], until=self.cut_size)
         start = self.cut_size
-        # What was read and not cut the last time is read again: the system has it at hand, and it is the smaller part.
+        # Bytes that were read and not cut the last time are read again. They are few, and the system still has them in
+        # memory.
         data = buffer[: self.size - start]
         self.read_into(data, start)
         self._reached = start + len(data)
@@ -76,7 +78,7 @@ class PartsContent:
         return Manifest.build(unpacked(self.chunks), chunking_version=CHUNKING_VERSION)
 
     def read_into(self, memory: memoryview, offset: int) -> None:
-        """Raises InvalidParts for a part that is gone or damaged."""
+        """Fill `memory` from `offset` on. Raises InvalidParts for a part that is gone or damaged."""
         place = bisect_right(self._ends, offset)
         while memory:
             part = self._parts[place]
@@ -88,10 +90,13 @@ class PartsContent:
             place += 1
 
     def check_unchanged(self) -> None:
-        """A part is never written to once it has its name; one that is replaced is gone, which reading tells."""
+        """Do nothing. A part never changes once it has its name.
+
+        Reading notices a part that was replaced, because its file is gone.
+        """
 
     def _look_through(self, buffer: memoryview) -> None:
-        """Read on in what was cut elsewhere, for the boundaries in it."""
+        """Show the chunker the next bytes that another one has cut, so that it finds the boundaries in them."""
         start = self.chunker.fed
         data = buffer[: self.cut_size - start]
         self.read_into(data, start)
@@ -106,11 +111,11 @@ def _read(part: UploadPart, memory: memoryview, offset: int) -> None:
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        raise InvalidParts(f"part {part.number} came again with other bytes meanwhile") from None
+        raise InvalidParts(f"part {part.number} came again with other bytes while the upload was put together") from None
     except (OSError, SourceError) as error:
         raise InvalidParts(f"part {part.number} cannot be read any more") from error
 
 
 def unbroken(parts: Sequence[UploadPart]) -> list[UploadPart]:
-    """As many of `parts`, in order, as follow each other from the first on."""
+    """Return the parts that follow each other from number 1 on, in order."""
     return [part for number, part in enumerate(sorted(parts), start=1) if part.number == number]

@@ -1,19 +1,20 @@
-"""Uploads in parts: what is on disk of them, shared by all processes of a server and by the next one.
+"""Keep uploads in parts on disk, where all processes of a server, and of the next one, share them.
 
-    ID/upload.json              who began it, and under which name
-    ID/part-NUMBER-SIZE-TAG     a part that arrived whole; TAG stands for its bytes
+    ID/upload.json              the ids, the name and the namespace of the upload
+    ID/part-NUMBER-SIZE-TAG     a part that arrived whole; TAG identifies its bytes
     ID/incoming-RANDOM          a part that is arriving
-    ID/cut                      what is cut and stored so far
-    ID/finished.json            what became of it; its parts go after that
-    ID/lock                     held by who cuts; held by who finishes
-    gone-ID                     being removed
+    ID/cut                      the chunks that are cut and stored so far
+    ID/finished.json            the record of the finished upload; the parts are removed after that
+    ID/lock                     the lock of the process that cuts or finishes
+    gone-ID                     an upload that is being removed
 
-in a folder of the repository's own in the spool folder, which servers of several may share.
-Every file gets its name by a rename, when it is whole. Who changes which parts there are holds a lock on the folder itself, for
-as long as that takes. All functions block, unless they are coroutines.
+These are in a folder of the spool folder. Each repository has such a folder, since its servers may share the spool folder with
+those of other repositories. Every file gets its name by a rename, when it is whole. A process that changes the set of parts locks
+the folder of the upload for that time. All functions block, unless they are coroutines.
 
-No lock here is required. Where there are none, two processes that cut at once do the same work twice and write down the same,
-two that finish at once make the same record, and a part that is kept while another one replaces it counts as the earlier one.
+No lock here is required. Without locks, two processes that cut at the same time do the same work and write the same result;
+two that finish at the same time make the same record; a part that replaces another one while it is kept may count as the
+earlier one.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ from filestore.system.locks import FileLock
 from filestore.transfer.sources.file import PACKED_SIZE
 
 PART_LIMIT = 10_000
-"""Parts of an upload, as S3 has it."""
+"""Parts that an upload may have. S3 has the same limit."""
 
 BUSY_SECONDS = 30.0
-"""How long who changes the parts of an upload waits for others who do, each for a moment."""
+"""How long a process that changes the parts of an upload waits for others that do. Each needs only a moment."""
 
 _ID = re.compile(r"[0-9a-f]{32}\Z")
 _PART = re.compile(r"part-([0-9]{5})-([0-9]+)-([0-9a-f]{64})\Z")
@@ -53,23 +54,23 @@ _CUT, _DESCRIPTION, _FINISHED, _LOCK = "cut", "upload.json", "finished.json", "l
 
 
 class Cut(NamedTuple):
-    """How far an upload is cut, and its chunks stored."""
+    """Hold the chunks of an upload that are cut and stored so far."""
 
     tags: list[str]
-    """Those of the parts that were looked at, from the first on."""
+    """Tags of the parts that were read for it, from the first one on."""
     chunks: bytearray
-    """Packed."""
+    """The chunks, packed."""
 
 
 class FinishedUpload(NamedTuple):
-    """What became of an upload."""
+    """Hold the parts of a finished upload, and its record."""
 
     tags: list[str]
     record_id: str
 
 
 class Upload:
-    """One upload. Make one with `begin`, find one with `find`."""
+    """Read and change one upload. `begin` and `find` make it."""
 
     def __init__(self, folder: Path, *, file_id: str, name: str, namespace: str) -> None:
         self.folder = folder
@@ -79,15 +80,15 @@ class Upload:
         self.namespace = namespace
 
     def receive(self) -> IncomingPart:
-        """A place for a part while it arrives; the caller discards it. Raises UploadNotFound."""
+        """Make a file for a part that arrives; the caller discards it. Raises UploadNotFound."""
         path = self._path(f"{_INCOMING}{secrets.token_hex(8)}")
         with self._standing():
             return IncomingPart(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path)
 
     def keep(self, incoming: IncomingPart, number: int, *, limit: int | None) -> UploadPart:
-        """Have what arrived as this part, durably, instead of one that came before.
+        """Store a part that arrived, durably, and remove an earlier one of its number.
 
-        Raises UploadNotFound, LimitExceeded where all parts would hold more than `limit` bytes.
+        Raises UploadNotFound, and LimitExceeded if all parts together would have more than `limit` bytes.
         """
         with spooling():
             sync_descriptor(incoming.descriptor)
@@ -107,13 +108,16 @@ class Upload:
         return part
 
     def parts(self) -> list[UploadPart]:
-        """All parts that arrived, in order; two of one number where a crash left them. Raises UploadNotFound."""
+        """Return all parts that arrived, in order. Raises UploadNotFound.
+
+        After a crash, there may be two parts of one number.
+        """
         with self._standing(), os.scandir(self.folder) as entries:
             found = [(match, Path(entry.path)) for entry in entries if (match := _PART.match(entry.name))]
         return sorted(UploadPart(int(match[1]), match[3], int(match[2]), path) for match, path in found)
 
     def cut(self) -> Cut:
-        """How far it is cut; not at all where that cannot be read."""
+        """Return the saved cut, or an empty one if it cannot be read."""
         with suppress(OSError, ValueError):
             head, _, chunks = self._path(_CUT).read_bytes().partition(b"\n")
             if len(chunks) % PACKED_SIZE == 0:
@@ -121,23 +125,23 @@ class Upload:
         return Cut([], bytearray())
 
     def save_cut(self, tags: Sequence[str], chunks: Buffer) -> None:
-        """Keep how far it is cut."""
+        """Save the chunks that are cut so far."""
         self._save(_CUT, json.dumps(tags).encode() + b"\n" + chunks)
 
     def finished(self) -> FinishedUpload | None:
-        """What became of it, or None while it is under way."""
+        """Return how the upload was finished, or None while it is in progress."""
         try:
             return FinishedUpload(*json.loads(self._path(_FINISHED).read_bytes()))
         except FileNotFoundError:
             return None
 
     def save_finished(self, finished: FinishedUpload) -> None:
-        """Keep what became of it; from then on no part is taken."""
+        """Save how the upload was finished. No part is accepted after that."""
         with self._standing(), _locked_folder(self.folder):
             self._save(_FINISHED, json.dumps(finished).encode())
 
     def free(self) -> None:
-        """Remove the parts of what is finished. Raises UploadNotFound."""
+        """Remove the parts of a finished upload. Raises UploadNotFound."""
         for part in self.parts():
             part.path.unlink(missing_ok=True)
         self._path(_CUT).unlink(missing_ok=True)
@@ -148,7 +152,7 @@ class Upload:
             return FileLock.of_file(self._path(_LOCK), is_required=False)
 
     def touch(self) -> None:
-        """It does not lie still."""
+        """Record that the upload is in use, so that it does not expire."""
         with suppress(OSError):
             os.utime(self.folder)
 
@@ -161,7 +165,7 @@ class Upload:
 
     @contextmanager
     def _standing(self) -> Iterator[None]:
-        """Raises UploadNotFound where the folder is gone by now, StorageFull, StorageError."""
+        """Translate errors. Raises UploadNotFound if the folder is gone, StorageFull, StorageError."""
         with spooling():
             try:
                 yield
@@ -170,7 +174,7 @@ class Upload:
 
 
 class IncomingPart:
-    """A part that is arriving."""
+    """Write a part that is arriving."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self.descriptor = descriptor
@@ -180,11 +184,11 @@ class IncomingPart:
 
     @property
     def tag(self) -> str:
-        """64 hex digits that stand for its bytes."""
+        """64 hex digits that identify its bytes."""
         return self._digest.hexdigest()
 
     def write(self, piece: Buffer, *, limit: int | None) -> None:
-        """Take the next bytes. Raises LimitExceeded, StorageFull, StorageError."""
+        """Append the next bytes. Raises LimitExceeded, StorageFull, StorageError."""
         self.size += len(piece)
         if limit is not None and self.size > limit:
             raise LimitExceeded("the file's size in bytes", self.size, limit)
@@ -193,21 +197,24 @@ class IncomingPart:
             write_all(self.descriptor, piece)
 
     def discard(self) -> None:
-        """Close its file, and remove it unless it was kept."""
+        """Close the file, and remove it unless it was kept."""
         os.close(self.descriptor)
         self.path.unlink(missing_ok=True)
 
 
 def uploads_folder(spool_folder: Path, secret: bytes) -> Path:
-    """Where the uploads to a repository are, by its secret: nobody else can guess the name, and make the folder before us."""
+    """Return the folder of a repository's uploads, whose name depends on its secret.
+
+    Nobody else can guess the name, so nobody else can create the folder before us.
+    """
     return spool_folder / f"uploads-{sign(secret, 'uploads', expires_at=0)[:32]}"
 
 
 def begin(folders: Path, *, name: str | None, namespace: str) -> Upload:
-    """Begin an upload, under its own id where there is no name. Raises StorageFull, StorageError."""
+    """Begin an upload. Its name is its file id if `name` is None. Raises StorageFull, StorageError."""
     upload_id = secrets.token_hex(16)
     folder = folders / upload_id
-    # Shaped like the id of a record, which is not known before the bytes are.
+    # This has the form of a record's id. The real id is unknown until the content is.
     file_id = f"file_{upload_id}"
     description = {"file_id": file_id, "name": name or file_id, "namespace": namespace}
     with spooling():
@@ -219,7 +226,7 @@ def begin(folders: Path, *, name: str | None, namespace: str) -> Upload:
 
 
 def find(folders: Path, upload_id: str, *, namespace: str, idle_seconds: float) -> Upload:
-    """The upload of that id in the namespace, which does not lie still by this. Raises UploadNotFound."""
+    """Return the upload of an id in a namespace, and record that it is in use. Raises UploadNotFound."""
     folder = folders / upload_id
     if not _ID.match(upload_id):
         raise UploadNotFound(upload_id)
@@ -228,7 +235,7 @@ def find(folders: Path, upload_id: str, *, namespace: str, idle_seconds: float) 
         idle = _idle(folder)
     except (FileNotFoundError, ValueError):
         raise UploadNotFound(upload_id) from None
-    # Whoever asks with another namespace's token learns nothing by the answer.
+    # The same answer as for an unknown id: a token of another namespace must not learn that the upload exists.
     if upload.namespace != namespace or idle > idle_seconds:
         raise UploadNotFound(upload_id)
     upload.touch()
@@ -236,11 +243,11 @@ def find(folders: Path, upload_id: str, *, namespace: str, idle_seconds: float) 
 
 
 def expire(folders: Path, *, idle_seconds: float) -> None:
-    """Remove all uploads that lay still for longer, unless somebody works on them. Raises OSError."""
+    """Remove all uploads that were not used for longer than this, except those that are locked. Raises OSError."""
     for folder in list(folders.iterdir()) if folders.is_dir() else ():
         with suppress(OSError):  # another process may remove it at the same time
             if folder.name.startswith(_GONE):
-                # Its process ended before it was removed.
+                # The process that removed it ended too early.
                 remove_if_possible(folder)
             elif _ID.match(folder.name) and _idle(folder) > idle_seconds:
                 _remove(folder)
@@ -260,12 +267,12 @@ def _remove(folder: Path) -> None:
 
 
 def _idle(folder: Path) -> float:
-    """Seconds since anything was written in a folder, or it was touched. Raises OSError."""
+    """Return the seconds since a file of a folder was written, or the folder was touched. Raises OSError."""
     last = 0.0
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(_INCOMING):
-                with suppress(FileNotFoundError):  # it arrived meanwhile, which the folder's own time tells
+                with suppress(FileNotFoundError):  # it was renamed meanwhile, so the folder's own time is newer
                     last = max(last, entry.stat().st_mtime)
     return time.time() - max(last, folder.stat().st_mtime)
 
