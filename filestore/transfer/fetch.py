@@ -162,14 +162,14 @@ async def _fetch(  # each is a part of the call
 
 
 def _check_free(target: Path) -> None:
-    """Raises TargetError when something has that name."""
+    """Raise TargetError if something has the name of the target."""
     if os.path.lexists(target):
         reason = "something else stands there, and is replaced only by force"
         raise TargetError(str(target), f"{reason}; give a target with -o, or --force to replace it")
 
 
 async def _scan(target: Path, manifest: Manifest, receiving: Receiver) -> Manifest | None:
-    """The chunks of the file that stands under the target's name, if one does and can be read."""
+    """Return the chunks of the file that has the target's name. Return None if there is none that can be read."""
     try:
         with await in_disk_thread(FileSource, target, chunking_version=manifest.chunking_version) as source:
             return await receiving.scan(source)
@@ -178,21 +178,21 @@ async def _scan(target: Path, manifest: Manifest, receiving: Receiver) -> Manife
 
 
 class _PartialFile:
-    """The file that becomes the target: a `Sink`. Its methods block: call them in a thread.
+    """The staging file that becomes the target: a `Sink`. Its methods block: call them in a thread.
 
     Two processes that fetch the same file to the same target write the same verified bytes at the same offsets of one
-    staging file; the one that comes too late starts over, and finds the file.
+    staging file. The process that is too late starts over, and finds the finished file.
     """
 
     file_count = 1
     files_done = 0
 
     def __init__(self, target: Path, manifest: Manifest, partial_file: PartialFile | None = None) -> None:
-        """Touches nothing yet."""
+        """Set fields only: nothing on the disk is touched."""
         self._partial_file = partial_file
         self._manifest = manifest
         self.held = False
-        """Whether an earlier fetch has left something in it."""
+        """Whether an earlier fetch left content in the staging file."""
         self._target = target
         # A name of fixed length, since the target's own may have 255 bytes already.
         label = blake3(os.fsencode(target.name)).hexdigest()[:16]
@@ -225,7 +225,7 @@ class _PartialFile:
         with storage_errors(self._target, translate=target_error):
             with suppress(FileNotFoundError):
                 if not stat.S_ISREG(self._target.stat().st_mode):
-                    raise TargetError(str(self._target), "what stands there is no regular file")
+                    raise TargetError(str(self._target), "it exists and is not a regular file; give another target")
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         self._lock = FileLock(self._descriptor, self._path, is_required=True)
         claim(self._lock)
@@ -260,7 +260,10 @@ class _PartialFile:
             sync_descriptor(self._descriptor)
 
     def check_ours(self) -> None:
-        """What is published is not written to."""
+        """Raise OvertakenError if another process has published or removed the staging file.
+
+        A file that is published is never written to.
+        """
         try:
             if os.path.samestat(os.fstat(self._descriptor), self._path.stat()):
                 return
@@ -269,11 +272,14 @@ class _PartialFile:
         raise OvertakenError
 
     def check_space(self, size: int) -> None:
-        """Raises StorageFull when `size` more bytes cannot fit, before any is fetched."""
+        """Raise StorageFull if `size` more bytes do not fit. It is called before any of them is fetched."""
         check_space(self._descriptor, size, where=self._target.parent)
 
     def publish(self) -> None:
-        """Make the file durable, then let it appear: after a crash the name never stands for less than the whole (I3)."""
+        """Make the file durable, then rename it to the target.
+
+        So after a crash, the name of the target never means a part of the file (I3).
+        """
         with self._write_errors():
             with span(Stage.SYNC):
                 sync_descriptor(self._descriptor)
@@ -285,5 +291,8 @@ class _PartialFile:
 
 
 def _write_error(target: str, error: OSError) -> StorageError:
-    """What is full is the folder, what is too large is the file."""
+    """Translate an error.
+
+    A full disk is reported with the path of the folder, a file that is too large with its own.
+    """
     return storage_error(target if error.errno == errno.EFBIG else str(Path(target).parent), error)

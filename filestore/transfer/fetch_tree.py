@@ -185,7 +185,7 @@ async def _fetch_tree(receiving: Receiver, archive: Zip, manifest: Manifest, pla
                 receiving.note_whole()
                 return
             if attempt == ATTEMPTS:
-                reason = "its staging folder was removed again and again by someone else"
+                reason = "another process removed its staging folder again and again; end that process, and fetch again"
                 raise TargetError(str(place.path), reason) from None
             await in_disk_thread(place.look)
         else:
@@ -209,7 +209,7 @@ async def _attempt(receiving: Receiver, archive: Zip, manifest: Manifest, place:
             await in_disk_thread(place.discard)
             raise
         except FilestoreError as error:
-            # Nothing stays behind of what was refused before anything was written.
+            # A fetch that is refused before it writes anything leaves nothing.
             if not isinstance(error, TransferError) and await in_disk_thread(staging.is_unused):
                 await in_disk_thread(place.discard)
             raise
@@ -217,7 +217,7 @@ async def _attempt(receiving: Receiver, archive: Zip, manifest: Manifest, place:
 
 
 async def _older(receiving: Receiver, manifest: Manifest, place: Target) -> Seed | None:
-    """What is to be replaced, as a seed, if it can be read."""
+    """Return the file or tree that is replaced, as a seed. Return None if there is none that can be read."""
     if not place.is_replaced:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What fetches that were cut have left beside their targets, or in them: what it takes, and how it goes. All blocks."""
+"""Find and remove what interrupted fetches left next to their targets, or in them. All functions block."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from filestore.system.locks import FileLock, is_claimed
 from filestore.transfer.target import tree_label
 
 UNLOCKED_SECONDS = 86400
-"""Where locks do not work, what was written to within this time may be in use."""
+"""Where file locks do not work, a leftover that was written to within this time counts as in use."""
 
 _NAME = re.compile(r"\.(?:[0-9a-f]{32}-)?([0-9a-f]{16})\.filestore-(partial|discarded|replacing|moving|aside|halfway)\Z")
 _WHOLE = re.compile(r"\.filestore-(partial|aside|halfway)\Z")
-"""Of a folder that has such a name, a part is never taken for the whole."""
+"""A folder with such a name is renamed before it is removed, so that a removed part of it never looks like the
+whole."""
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Leftover(NamedTuple):
-    """A staging file, or a folder of a fetch."""
+    """A file or a folder that a fetch left."""
 
     path: Path
     stored_size: int
-    """Bytes of disk that it takes."""
+    """Bytes that it takes on the disk."""
     written_at: float
-    """When it was last written to, in seconds since 1970."""
+    """The time of the last write to it, in seconds since 1970."""
     is_in_use: bool
-    """A fetch works on it."""
+    """A running fetch uses it."""
     is_needed: bool
-    """A replacement was cut between its two steps: the next fetch to that target puts it right, and nothing else does."""
+    """A replacement was interrupted between its two steps. Only the next fetch to that target can repair it."""
 
 
 def leftovers(folder: Path) -> list[Leftover]:
-    """What fetches into `folder`, or to something in it, have left. Raises StorageError."""
+    """List what fetches to `folder`, or to a path in it, left there, in the order of names. Raises StorageError."""
     with storage_errors(folder):
         names = sorted(os.listdir(folder))  # noqa: PTH208  # names are enough
     labels = {tree_label(name) for name in names}
@@ -50,14 +51,14 @@ def leftovers(folder: Path) -> list[Leftover]:
         label, kind = match.groups()
         is_needed = kind in {"replacing", "moving"} or (kind in {"aside", "halfway"} and label not in labels)
         path = folder / name
-        with suppress(FileNotFoundError):  # it went meanwhile
+        with suppress(FileNotFoundError):  # it was removed meanwhile
             size, written_at = stored_size_of(path)
             found.append(Leftover(path, size, written_at, _is_in_use(path, written_at), is_needed))
     return found
 
 
 def remove_leftover(leftover: Leftover) -> bool:
-    """Remove it, unless it is in use or needed; whether that was done. Raises StorageError."""
+    """Remove a leftover unless it is in use or needed. Return whether it was removed. Raises StorageError."""
     if leftover.is_needed:
         return False
     path = leftover.path
@@ -75,7 +76,7 @@ def remove_leftover(leftover: Leftover) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder the whole of it at once, as far as other processes see."""
+    """Remove a file or a folder. A folder is renamed first, so that it disappears at once for other processes."""
     gone = path.with_name(_WHOLE.sub(".filestore-discarded", path.name))
     if gone != path and path.is_dir():
         remove_if_possible(gone)

@@ -1,4 +1,4 @@
-"""Following: a file that is read while it is fetched, what is waited for first."""
+"""A file that is read while it is fetched. The parts that its reader waits for are fetched first."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from filestore.core.manifest import Manifest
 
 
 class PartialFile:
-    """What of a file is here already. A fetch tells, and asks what is waited for; one reader asks, and waits.
+    """Track which chunks of a file have arrived, and which chunks its reader waits for.
 
-    Made in the event loop of the reader. `begin` and `took` are called in any thread, all others in that loop.
+    A fetch notes the chunks that arrived, and asks which chunks to fetch next. One reader waits for parts of the file.
+
+    Make it in the event loop of the reader. `begin` and `took` may be called in any thread, all other methods only in
+    that loop.
     """
 
     def __init__(self) -> None:
         self.began = asyncio.Event()
-        """Set once the manifest is known, and content may come."""
+        """Set as soon as the manifest is known and content may arrive."""
         self.size = 0
-        """Bytes of the file, once it began."""
+        """Bytes of the file; 0 until it began."""
         self.descriptor = -1
-        """The open file that what is here lies in, at its offsets. It is good until `close`."""
+        """The open file that has the chunks that arrived, at their offsets. It is valid until `close`; -1 before it
+        began."""
         self._loop = asyncio.get_running_loop()
         self._offsets: list[int] = []
         self._present = bytearray()
@@ -35,9 +39,12 @@ class PartialFile:
         self._is_closed = False
 
     def begin(self, manifest: Manifest, descriptor: int) -> None:
-        """What is taken from now on lies in this open file, which stays the caller's. Once more where a fetch starts over."""
+        """Note the open file that chunks are written to from now on. A fetch that starts over calls it again.
+
+        The caller keeps its `descriptor`: this object uses a duplicate.
+        """
         with self._lock:
-            # A fetch that was cancelled may be in a thread still.
+            # A fetch that was cancelled may still run in a thread.
             if self._is_closed:
                 return
             own = os.dup(descriptor)
@@ -45,22 +52,25 @@ class PartialFile:
         self._loop.call_soon_threadsafe(self._begin, manifest, own)
 
     def took(self, offset: int) -> None:
-        """The chunk at `offset` lies in its place, verified."""
+        """Note that the chunk at `offset` was verified and written."""
         self._loop.call_soon_threadsafe(self._note, offset)
 
     def next_asked(self) -> int | None:
-        """The offset of a chunk that is waited for, each once; None where nothing is."""
+        """Return the offset of a chunk that the reader waits for, each once.
+
+        Return None if it waits for no other one.
+        """
         return self._asked.popleft() if self._asked else None
 
     def finish(self) -> None:
-        """All of it is here."""
+        """Note that the whole file has arrived."""
         self._is_whole = True
         for event in self._waiting.values():
             event.set()
         self._waiting.clear()
 
     async def have(self, start: int, stop: int) -> None:
-        """Wait until the bytes from `start` to `stop`, which lie in the file, are here. After it began."""
+        """Wait until the bytes from `start` to `stop` have arrived. Both are in the file, and it has begun."""
         while missing := self._missing(start, stop):
             events = []
             for place in missing:
@@ -72,7 +82,7 @@ class PartialFile:
                 await event.wait()
 
     def close(self) -> None:
-        """Give descriptors back. Nobody may read them any more."""
+        """Close the descriptors. Nobody may read them after this."""
         with self._lock:
             self._is_closed = True
             descriptors, self._descriptors = self._descriptors, []
@@ -87,7 +97,7 @@ class PartialFile:
         self.size = manifest.size
         self._offsets = list(manifest.offsets())
         self._present = bytearray(len(self._offsets))
-        # What was handed out to a fetch that starts over is lost with it.
+        # A fetch that starts over has lost the chunks that it was asked for, so they are asked for again.
         self._asked = deque(self._offsets[place] for place in self._waiting)
         self.began.set()
 
@@ -104,5 +114,5 @@ class PartialFile:
         return [place for place in range(self._place(start), self._place(stop - 1) + 1) if not self._present[place]]
 
     def _place(self, offset: int) -> int:
-        """The number of the chunk that a byte lies in."""
+        """Return the number of the chunk that contains a byte."""
         return bisect_right(self._offsets, offset) - 1

@@ -35,18 +35,19 @@ from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, walk
 
 WINDOWS_IN_FLIGHT = 3
-"""One that is read, one that is asked about, one that is encoded, and as many buffers of frames: a window is free once it is
-encoded."""
+"""One window is read, the repository is asked about the second one, and the third one is encoded. There are as many
+buffers of frames. A window is free as soon as it is encoded."""
 ASKED_LIMIT = 1 << 18
-"""Chunks of a push that are remembered as asked for; asking for more of them again costs less than keeping them (I6)."""
+"""The number of chunks that a push remembers as asked for. To ask again costs less than to remember more of them
+(I6)."""
 COMMIT_ATTEMPTS = 3
 
 _FRAMES_SIZE = WINDOW_SIZE + (64 << 10)
-"""Room for all frames of a window: of a tree, it may hold many small segments."""
+"""Bytes for all frames of a window. The window of a tree may contain many small segments."""
 
 
 class Place(NamedTuple):
-    """Where a chunk lies in the source."""
+    """The position of a chunk in the source, in bytes."""
 
     offset: int
     size: int
@@ -172,9 +173,9 @@ async def send(repository: Repository, content: Content) -> None:
 
 
 async def send_and_commit(repository: Repository, content: Content, *, name: str) -> Record:
-    """`send`, then record all of `content` as a file called `name`.
+    """Do `send`, then record the whole `content` as a file with the name `name`.
 
-    Raises what `send` does, and SourceChanged, InvalidName, InvalidManifest, LimitExceeded.
+    Raises what `send` raises, and SourceChanged, InvalidName, InvalidManifest, LimitExceeded.
     """
     sending = _Sender(repository, content, codec=None, report=None)
     await sending.send_all()
@@ -227,19 +228,21 @@ async def manifest_of(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Manifest:
-    """The manifest that a push of `path` would commit; its digest is the file digest. Asks no repository.
+    """Return the manifest that a push of `path` would commit. Its digest is the file digest. No repository is asked.
 
     Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches, InvalidName, LimitExceeded.
     """
     with ExitStack() as stack:
-        source = await in_disk_thread(_opened, stack, path, chunking_version, symlinks=symlinks, include=include, exclude=exclude)
+        source = await in_disk_thread(
+            _open_source, stack, path, chunking_version, symlinks=symlinks, include=include, exclude=exclude
+        )
         return await _scan_all(source, report)
 
 
-def _opened(
+def _open_source(
     stack: ExitStack, path: Path, chunking_version: int, *, symlinks: Symlinks, include: Sequence[str], exclude: Sequence[str]
 ) -> FileSource | TreeSource:
-    """What is to be pushed; `stack` closes it, also where a cancel keeps it from the caller."""
+    """Open what is pushed. `stack` closes it, also if the caller is cancelled and never receives it."""
     if path.is_dir():
         return stack.enter_context(
             TreeSource(walk(path, symlinks=symlinks, include=include, exclude=exclude), chunking_version=chunking_version)
@@ -248,9 +251,9 @@ def _opened(
 
 
 def default_name(path: Path) -> str:
-    """The name of what is at `path`: for `.` or `..`, the name of the folder that it stands for. Raises InvalidName.
+    """Return the default name of a record. For `.` and `..`, it is the name of the folder that they mean.
 
-    It may still contain characters that a new record must not have: see `checked_new_name`.
+    It may contain characters that a new record must not have: see `checked_new_name`. Raises InvalidName.
     """
     if path.is_dir():
         return archive_name(path.name if path.name not in {"", ".."} else path.resolve().name)
@@ -270,7 +273,7 @@ async def _opened_source(
     """What is to be pushed to the repository of that identity; it leaves out what `push_cache` knows."""
     with ExitStack() as stack:
         source = await in_disk_thread(
-            _opened, stack, path, identity.chunking_version, symlinks=symlinks, include=include, exclude=exclude
+            _open_source, stack, path, identity.chunking_version, symlinks=symlinks, include=include, exclude=exclude
         )
         cached = None if push_cache is None else await in_disk_thread(push_cache.find, identity, source.path)
         if cached is not None:
@@ -290,7 +293,10 @@ async def _scan_all(source: Source, report: Report | None) -> Manifest:
 
 
 def _planned(source: Source, manifest: Manifest, missing: frozenset[Digest]) -> list[PlannedEntry]:
-    """How much of each entry lies in missing chunks. Both go by their offsets."""
+    """Count the bytes of each entry that are in missing chunks.
+
+    Entries and chunks are both in the order of their offsets.
+    """
     chunks = zip(manifest.offsets(), manifest.chunks, strict=True)
     offset, end, is_new = 0, 0, False
     entries = []
@@ -310,7 +316,7 @@ def _planned(source: Source, manifest: Manifest, missing: frozenset[Digest]) -> 
 
 async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind) -> Record:
     for attempt in count(1):
-        # Nothing of what changed meanwhile is recorded: what was cut may be of two versions.
+        # A source that changed meanwhile is not recorded: its chunks may come from two versions.
         await in_cpu_thread(sending.source.check_unchanged)
         try:
             return await sending.repository.commit(manifest.encoded, name=name, kind=kind)
@@ -321,14 +327,14 @@ async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind) -
                 missing = {Digest.parse(text) for text in error.digests}
             except (InvalidDigest, TypeError):
                 # I4: a server says this.
-                reason = "it names missing chunks by what is no digest"
+                reason = "it names missing chunks by texts that are not digests"
                 raise ServerError(sending.repository.location, HTTPStatus.CONFLICT, reason) from None
             await sending.send_again(manifest, missing)
     raise AssertionError
 
 
 class _Sender:
-    """One push under way: its counters, its buffers, and what it has asked the repository for."""
+    """The state of one push: its counters, its buffers, and the chunks that it has asked the repository about."""
 
     def __init__(self, repository: Repository, source: Content, *, codec: Codec | None, report: Report | None) -> None:
         self.repository = repository
@@ -354,7 +360,7 @@ class _Sender:
                 group.create_task(self._send_windows(windows, buffer))
 
     async def send_again(self, manifest: Manifest, digests: set[Digest]) -> None:
-        """Send those chunks of the source. Raises SourceChanged when they are not what the manifest says."""
+        """Read these chunks of the source again, and send them. Raises SourceChanged if their content has changed."""
         async with self._windows.take() as buffer:
             for batch in batched_by_size(_placed(manifest, digests), lambda each: each[1].size, limit=WINDOW_SIZE):
                 pieces = await in_cpu_thread(self._read_chunks, batch, buffer)
@@ -364,17 +370,17 @@ class _Sender:
                 await self._send_chunks(pieces)
 
     def report_progress(self) -> None:
-        """Tell how far it is."""
+        """Report how far the push is."""
         if self._report is not None:
             source = self.source
-            # What is under way counts with its encoded bytes; what a retry takes back is not taken off the bar.
+            # Frames in flight count with their encoded bytes. The bar does not move back when a retry starts again.
             self._done = max(self._done, min(source.size, self._sent + self.shared + self._under_way))
             self._report(
                 Progress(source.size, self._done, self.moved, self.shared, source.read, source.file_count, source.files_done)
             )
 
     async def _send_windows(self, windows: list[Window], buffer: memoryview) -> None:
-        """Send what is missing of windows that lie in `buffer`, which is given back as soon as that is encoded."""
+        """Send the missing chunks of the windows in `buffer`. The buffer is released as soon as they are encoded."""
         with ExitStack() as stack:
             stack.callback(self._windows.release, buffer)
             pieces, size = self._new(await in_cpu_thread(_hash, windows))
@@ -385,7 +391,7 @@ class _Sender:
                 await self._send_chunks([(digest, pieces[digest]) for digest in missing], encoded=stack.close)
 
     def _new(self, chunks: list[tuple[Digest, memoryview]]) -> tuple[dict[Digest, memoryview], int]:
-        """Those of `chunks` that this push has not asked for yet, and the size of all of them."""
+        """Return those of `chunks` that this push has not asked about yet, and the size of all `chunks`."""
         pieces = {digest: piece for digest, piece in chunks if digest not in self._asked}
         size = sum(len(piece) for _, piece in chunks)
         if len(self._asked) + len(pieces) > ASKED_LIMIT:
@@ -394,7 +400,7 @@ class _Sender:
         return pieces, size
 
     async def _send_chunks(self, pieces: list[tuple[Digest, memoryview]], *, encoded: Callable[[], None] = lambda: None) -> None:
-        """`encoded` is called when `pieces` are not needed any more."""
+        """Encode and put chunks. `encoded` is called as soon as the memory of `pieces` is no longer needed."""
         size = sum(len(piece) for _, piece in pieces)
         waiting = deque(pieces)
         async with self._frames.take() as out:
@@ -414,13 +420,13 @@ class _Sender:
             piece = buffer[start : start + size]
             self.source.read_into(piece, offset)
             if chunk_digest(piece) != digest:
-                raise SourceChanged(str(self.source.path), f"the bytes at offset {offset} are others")
+                raise SourceChanged(str(self.source.path), f"the bytes at offset {offset} have changed")
             pieces.append((digest, piece))
             start += size
         return pieces
 
     def _encode(self, waiting: deque[tuple[Digest, memoryview]], out: memoryview) -> list[Frame]:
-        """Take as many of `waiting` as surely fit into `out`."""
+        """Encode chunks, and remove them from `waiting`, until the next one might not fit into `out`."""
         encoder = self._encoder()
         frames = []
         start = 0
@@ -443,7 +449,10 @@ def _hash(windows: list[Window]) -> list[tuple[Digest, memoryview]]:
 
 
 def _placed(manifest: Manifest, digests: set[Digest]) -> Iterator[tuple[Digest, Place]]:
-    """Where each of `digests`, which are used up, lies. Raises InvalidReference at the end if the manifest lacks any."""
+    """Yield each of `digests` with its place in the source, and remove it from the set.
+
+    Raises InvalidReference at the end if the manifest does not have all of them.
+    """
     for offset, chunk in zip(manifest.offsets(), manifest.chunks, strict=True):
         if chunk.digest in digests:
             digests.remove(chunk.digest)

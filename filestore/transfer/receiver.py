@@ -1,8 +1,9 @@
-"""Receive: chunks of a repository, each verified, into a sink; and what is here already, which is not fetched.
+"""Download verified chunks into a sink, and reuse local data first.
 
-What fetch and unpack share. A sink is staging of some kind: it takes verified content by its offset in the file, in almost
-any order. What is here already is what the sink holds from a fetch that was cut, and what a seed holds: another version of
-the same content on this machine. No push cache is trusted for that, only digests.
+`fetch` and `fetch_tree` share this. A sink is some kind of staging: it takes verified content by its offset in the
+file, in almost any order. Local data is what the sink has from an interrupted fetch, and what a seed has: another
+version of the same content on this machine. Local data is verified by its digests. The push cache is not used, since it
+is not verified.
 """
 
 from __future__ import annotations
@@ -38,26 +39,29 @@ from filestore.transfer.sinks.protocol import Ordering, Sink
 from filestore.transfer.sources.file import WINDOW_SIZE, Source, scan_and_hash
 
 KEPT_LIMIT = 16 << 20
-"""Bytes that were read ahead of everything, and are kept so that they are not received twice."""
+"""Bytes that `content` keeps in memory, so that they are not received twice."""
 SYNC_SIZE = 64 << 20
-"""Bytes after which what was written is synced, while more arrives: else the disk would idle until all is there."""
+"""After this many written bytes, a sync starts while more chunks arrive. Otherwise the disk would be idle until the
+end."""
 COPY_SIZE = 64 << 20
-"""Bytes that are copied in one go, and that a cancel waits for."""
+"""Bytes that one call copies. A cancelled fetch waits for the end of that call."""
 
 _decoder = per_thread(Decoder)
 _scratch = per_thread(lambda: memoryview(bytearray(CHUNK_LIMIT)))
 
 
 def verified(chunk: Chunk, frame: memoryview, memory: memoryview | None = None) -> memoryview:
-    """The content of a chunk: a part of `frame` itself where that is raw, else of `memory`, which has as many bytes.
+    """Decode and verify a frame, and return the content of its chunk.
 
-    Where none is given, it is memory that the next call in the same thread uses again. Raises DamagedChunk.
+    The content of a raw frame is a view of `frame`. Other content is a view of `memory`, which has at least the size of
+    the chunk. Without `memory`, it is a view of memory that the next call in the same thread overwrites. Raises
+    DamagedChunk.
     """
     try:
-        # Before it is decoded: `memory` is not larger than what the manifest says.
+        # Checked before decoding, since `memory` may be only as large as the manifest says.
         size = decoded_size(frame, digest=chunk.digest)
         if size != chunk.size:
-            raise DamagedChunk(str(chunk.digest), f"it says to decode to {size} bytes, the manifest says {chunk.size}")
+            raise DamagedChunk(str(chunk.digest), f"its frame decodes to {size} bytes and the manifest says {chunk.size}")
         with span(Stage.VERIFY, size):
             return _decoder().decode(Frame(chunk.digest, frame), _scratch() if memory is None else memory)
     except InvalidFrame as error:
@@ -65,17 +69,17 @@ def verified(chunk: Chunk, frame: memoryview, memory: memoryview | None = None) 
 
 
 class Receiver:
-    """One fetch under way: its counters, and the places that are still to be filled.
+    """The state of one fetch: its counters, and the places that are not filled yet.
 
-    First `content`, where a part must be known before there is a sink; then `reuse`, then `download`.
+    Call `content` first, if a part must be known before there is a sink. Then call `reuse`, then `download`.
     """
 
     def __init__(self, repository: Repository, manifest: Manifest, report: Report | None, *, seeds: Sequence[Seed] = ()) -> None:
-        """`seeds`: where `content` looks before it asks the repository. The caller closes them."""
+        """`content` reads chunks from `seeds` before it asks the repository. The caller closes them."""
         self.moved = 0
         """Encoded bytes of the frames that were received."""
         self.reused = 0
-        """Decoded bytes that were here already."""
+        """Decoded bytes that were on this machine already."""
         self._repository = repository
         self._manifest = manifest
         self._report = report
@@ -93,12 +97,12 @@ class Receiver:
         self.report_progress()
 
     def note_whole(self) -> None:
-        """All of it is here."""
+        """Note that the whole content is on this machine already."""
         self.reused = self._manifest.size
         self.report_progress()
 
     async def scan(self, source: Source) -> Manifest:
-        """Cut and hash what stands where something else is to stand. Raises SourceChanged, SourceUnreadable."""
+        """Cut and hash the file or the tree that this fetch will replace. Raises SourceChanged, SourceUnreadable."""
         async with BufferPool(count=1, size=WINDOW_SIZE).take() as buffer:
             while not source.is_finished:
                 await in_cpu_thread(scan_and_hash, source, buffer)
@@ -107,7 +111,11 @@ class Receiver:
         return source.manifest()
 
     async def content(self, wanted: range) -> bytes:
-        """A part of the content, verified. Chunks of it are kept up to a limit: `download` does not receive them again."""
+        """Return a part of the content, verified.
+
+        Its chunks are kept in memory up to `KEPT_LIMIT`, so that `download` does not receive them again. Raises
+        DamagedChunk, ChunksMissing, TransferError.
+        """
         memory = bytearray(len(wanted))
         places = await in_cpu_thread(self._overlapping, wanted)
         seeded = await in_cpu_thread(_look_up, places, self._seeds)
@@ -129,9 +137,10 @@ class Receiver:
         return bytes(memory)
 
     async def reuse(self, sink: Sink, seeds: Sequence[Seed], *, resume: bool) -> None:
-        """Find out what `sink` needs, and fill what is here already: in the sink itself, where `resume`, and in seeds.
+        """Find out which chunks `sink` needs, and fill those that are on this machine already.
 
-        Starts over, where that was done before. Seeds are closed as soon as they are of no use any more.
+        With `resume`, the sink itself may have some of them. Seeds are used after that; each is closed as soon as it is
+        not needed any more. A second call starts over.
         """
         self._sink = sink
         self.reused = self._written = self._under_way = 0
@@ -143,7 +152,7 @@ class Receiver:
         for seed in seeds:
             with suppress(SourceError):
                 await self._reuse_seed(sink, seed)
-        # What has an order is read when its turn comes, from seeds that stay open until then.
+        # Chunks that have an order are read from seeds when they are next, so these seeds stay open.
         ordered = [place for place in self._missing.values() if place.order is not Ordering.ANY]
         self._seeded = await in_cpu_thread(_look_up, ordered, seeds)
         needed = {id(seeded.seed) for seeded in self._seeded.values()}
@@ -152,13 +161,14 @@ class Receiver:
                 await in_disk_thread(seed.close)
 
     def missing_size(self) -> int:
-        """Bytes that are still to be filled."""
+        """Return the number of bytes that are not filled yet."""
         return sum(place.size for place in self._missing.values())
 
     async def download(self, sink: Sink, *, partial_file: PartialFile | None = None) -> None:
-        """Fill what is missing from the repository, several batches at a time; what is waited for comes first.
+        """Download the missing chunks into `sink`, several batches at a time.
 
-        Who follows may do so where a sink takes all chunks in any order.
+        With `partial_file`, the chunks that its reader waits for come first. The sink must then take all chunks in any
+        order. Raises DamagedChunk, ChunksMissing, TransferError, and what the sink raises.
         """
         if partial_file is None:
             batches = round_robin(ordered_chains(list(self._missing.values())))
@@ -170,10 +180,10 @@ class Receiver:
         self._kept.clear()
 
     def report_progress(self) -> None:
-        """Tell how far it is."""
+        """Report how far the fetch is."""
         if self._report is None:
             return
-        # What is under way counts with its encoded bytes; what a retry takes back is not taken off the bar.
+        # Frames in flight count with their encoded bytes. The bar does not move back when a retry starts again.
         self._done = max(self._done, min(self._manifest.size, self.reused + self._written + self._under_way))
         count, done = (1, 0) if self._sink is None else (self._sink.file_count, self._sink.files_done)
         self._report(Progress(self._manifest.size, self._done, self.moved, self.reused, self._read, count, done))
@@ -186,7 +196,10 @@ class Receiver:
         ]
 
     def _places(self, sink: Sink) -> dict[int, Place]:
-        """What is to be filled, by the first offset, in the order of the file. What is not needed is dealt with."""
+        """Return the places to fill, by their first offset, in the order of the file.
+
+        Chunks that are not needed are counted.
+        """
         places: dict[int, Place] = {}
         anywhere: dict[bytes, Place] = {}
         for chunk, offset in zip(self._manifest.chunks, self._manifest.offsets(), strict=True):
@@ -209,7 +222,10 @@ class Receiver:
         return [place for place in self._missing.values() if place.order is Ordering.ANY]
 
     async def _reuse_seed(self, sink: Sink, seed: Seed) -> None:
-        """Fill places from a seed: long runs by copies, which are then verified in the sink, all others piece by piece."""
+        """Fill places from a seed.
+
+        Long extents are copied, then verified in the sink; other chunks are read one by one.
+        """
         found = await in_cpu_thread(self._found_in, seed.manifest)
         places = [self._missing[offset] for offset in sorted(found)]
         for extent in long_extents(places, found, sink):
@@ -220,7 +236,7 @@ class Receiver:
             self._note_reused(await in_cpu_thread(_copied, sink, seed, batch, found))
 
     def _found_in(self, other: Manifest) -> dict[int, int]:
-        """Where the chunks of places stand in another manifest, by the first offset of each place."""
+        """Return the offsets of the places' chunks in another manifest, by the first offset of each place."""
         wanted = {place.chunk.digest: place.offsets[0] for place in self._reusable()}
         found = {}
         for chunk, offset in zip(other.chunks, other.offsets(), strict=True):
@@ -239,7 +255,7 @@ class Receiver:
         return True
 
     async def _reuse_each(self, batches: Iterator[list[Place]], find: Callable[[list[Place]], list[Place]]) -> None:
-        """Note what `find` finds of each batch, several at a time."""
+        """Note the places that `find` fills of each batch. Several batches are handled at a time."""
 
         async def worker() -> None:
             for batch in batches:
@@ -275,12 +291,12 @@ class Receiver:
             await in_disk_thread(sink.sync)
 
     async def _at_hand(self, places: list[Place], seeded: Mapping[int, _SeedMatch]) -> Mapping[int, bytes]:
-        """What need not be received: what is kept, and the content of those places that a seed does hold."""
-        # Most fetches have no such seeds, and need no thread to find that out.
+        """Return the content that need not be received: kept chunks, and chunks that a seed really has."""
+        # Most fetches have no such seeds, so that they need no thread here.
         return self._kept | await in_cpu_thread(self._read_seeds, places, seeded) if seeded else self._kept
 
     def _read_seeds(self, places: list[Place], seeded: Mapping[int, _SeedMatch]) -> dict[int, bytes]:
-        """The content of those places that a seed does hold, verified."""
+        """Return the content of those places that a seed really has, verified."""
         pieces = {}
         for place in places:
             found = seeded.get(place.offsets[0])
@@ -293,7 +309,7 @@ class Receiver:
         return pieces
 
     async def _get(self, places: list[Place], buffer: memoryview) -> list[memoryview]:
-        """The frames of places. Raises ChunksMissing."""
+        """Receive the frames of places. Raises ChunksMissing."""
         if not places:
             return []
         digests = [place.chunk.digest for place in places]
@@ -306,7 +322,10 @@ class Receiver:
 
     @asynccontextmanager
     async def _mending(self, places: list[Place]) -> AsyncIterator[None]:
-        """Have the repository look at chunks that turn out to be damaged: whoever pushes the file again mends them then."""
+        """Ask the repository to verify chunks if one of them is damaged.
+
+        The next push of the file then sends them again.
+        """
         try:
             yield
         except DamagedChunk:
@@ -327,14 +346,14 @@ class Receiver:
 
 
 class _SeedMatch(NamedTuple):
-    """Where a seed should hold a chunk."""
+    """A seed, and the offset at which it should have a chunk."""
 
     seed: Seed
     offset: int
 
 
 def _look_up(places: Sequence[Place], seeds: Sequence[Seed]) -> dict[int, _SeedMatch]:
-    """Where seeds should hold the chunks of places, by the first offset of these."""
+    """Find the chunks of places in the manifests of seeds. Return the matches by the first offset of each place."""
     wanted: dict[bytes, list[int]] = {}
     for place in places:
         wanted.setdefault(place.chunk.digest, []).append(place.offsets[0])
@@ -355,7 +374,7 @@ def _copy(sink: Sink, seed: Seed, seed_offset: int, offset: int, size: int) -> b
 
 
 def _held(sink: Sink, places: list[Place]) -> list[Place]:
-    """Those of `places` whose chunk the sink holds; afterwards it holds it everywhere."""
+    """Return those of `places` whose chunk the sink has at one offset, and write it at the other offsets too."""
     found = []
     for place in places:
         content = _scratch()[: place.chunk.size]
@@ -369,7 +388,7 @@ def _held(sink: Sink, places: list[Place]) -> list[Place]:
 
 
 def _copied(sink: Sink, seed: Seed, places: list[Place], found: Mapping[int, int]) -> list[Place]:
-    """Those of `places` whose chunk could be copied from a seed."""
+    """Write the chunks of places that a seed has, and return those places."""
     sink.check_ours()
     copied = []
     for place in places:
@@ -387,7 +406,7 @@ def _copied(sink: Sink, seed: Seed, places: list[Place], found: Mapping[int, int
 
 
 def _contents(places: list[Place], frames: list[memoryview], kept: Mapping[int, bytes]) -> list[bytes]:
-    """The content of each place: what is kept, else the next frame."""
+    """Return the content of each place: the kept content, otherwise that of the next frame."""
     waiting = iter(frames)
     return [kept.get(place.offsets[0]) or bytes(verified(place.chunk, next(waiting))) for place in places]
 

@@ -1,4 +1,4 @@
-"""In which order and in which batches missing chunks are downloaded."""
+"""Decide in which order and in which batches missing chunks are downloaded."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ BATCHES_IN_FLIGHT = 4
 BATCH_SIZE = 8 << 20
 """Decoded bytes of one batch."""
 FOLLOWED_BATCH_SIZE = 2 << 20
-"""Decoded bytes from which on a batch is large enough where someone waits for parts of a file: a worker is free again soon."""
+"""The size of a batch, in bytes, for a file that is read while it is fetched. It is small, so that a worker is soon
+free for the chunks that the reader waits for."""
 EXTENT_MIN = 4 << 20
-"""Bytes from which on content of a seed is copied by the operating system, which may share it instead."""
+"""From this size on, the operating system copies an extent of a seed. It may share the disk blocks instead of a
+copy."""
 
 
 class Place(NamedTuple):
-    """A chunk and where it stands in the file."""
+    """A chunk and its offsets in the file."""
 
     chunk: Chunk
     offsets: list[int]
@@ -31,16 +33,16 @@ class Place(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes that this chunk fills of the file."""
+        """The bytes of the file that this chunk fills."""
         return self.chunk.size * len(self.offsets)
 
 
 class Batch(NamedTuple):
-    """What one worker receives and writes at a time."""
+    """The chunks that one worker receives and writes at a time."""
 
     places: list[Place]
     after: asyncio.Event | None
-    """Set when the batch was written that this one must follow."""
+    """The event `written` of the batch that must be written before this one."""
     written: asyncio.Event
 
 
@@ -50,7 +52,7 @@ def batches_by_size(places: Iterable[Place]) -> Iterator[list[Place]]:
 
 
 def ordered_chains(places: Sequence[Place]) -> Iterator[list[Batch]]:
-    """Batches, and with each those that must be written after it, one after the other."""
+    """Yield chains of batches. The batches of one chain must be written one after the other."""
     chain: list[Batch] = []
     for extent in _unbroken(places):
         for batch in batches_by_size(extent):
@@ -64,7 +66,7 @@ def ordered_chains(places: Sequence[Place]) -> Iterator[list[Batch]]:
 
 
 def _unbroken(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
-    """Parts of `places`: where a row of chunks begins that follow each other, so does a part, and thus a batch."""
+    """Split `places` before each sequence of chunks that must follow each other, so that a batch begins there."""
     start = 0
     for at in range(1, len(places) - 1):
         if places[at].order is not Ordering.AFTER and places[at + 1].order is Ordering.AFTER:
@@ -74,7 +76,10 @@ def _unbroken(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
 
 
 def asked_first(places: Sequence[Place], partial_file: PartialFile) -> Iterator[Batch]:
-    """Small batches of what is waited for, where something is, else of what comes next in the file; each place once."""
+    """Yield small batches: the chunks that the reader waits for, otherwise the next chunks of the file.
+
+    Each place comes once.
+    """
     by_offset = {offset: place for place in places for offset in place.offsets}
     taken: set[int] = set()
 
@@ -92,7 +97,7 @@ def asked_first(places: Sequence[Place], partial_file: PartialFile) -> Iterator[
 
     rest = iter(places)
     while True:
-        # Asked anew for each batch: a worker that is free takes what was asked for meanwhile.
+        # The reader is asked again for each batch, since it may wait for other chunks by now.
         asked = (by_offset[offset] for offset in iter(partial_file.next_asked, None) if offset in by_offset)
         batch = gathered(asked) or gathered(rest)
         if not batch:
@@ -101,9 +106,10 @@ def asked_first(places: Sequence[Place], partial_file: PartialFile) -> Iterator[
 
 
 def round_robin(chains: Iterator[list[Batch]]) -> Iterator[Batch]:
-    """The batches of some chains at a time in turns, so that workers seldom wait for each other; of one chain, in its order.
+    """Yield the batches of a few chains alternately, so that workers seldom wait for each other.
 
-    A batch comes after the one that it follows. Workers take them in this order, so that what a worker waits for is under way.
+    A chain keeps its order. A batch comes after the one that it follows. Workers take batches in this order, so that a
+    worker never waits for a batch that no worker has taken.
     """
     active: deque[Iterator[Batch]] = deque()
     for chain in chains:
@@ -115,7 +121,7 @@ def round_robin(chains: Iterator[list[Batch]]) -> Iterator[Batch]:
 
 
 def _next_round_robin(active: deque[Iterator[Batch]]) -> Iterator[Batch]:
-    """One batch of the chain whose turn it is."""
+    """Yield one batch of the first chain, and move this chain to the end."""
     chain = active.popleft()
     for batch in chain:
         active.append(chain)
@@ -124,9 +130,9 @@ def _next_round_robin(active: deque[Iterator[Batch]]) -> Iterator[Batch]:
 
 
 def long_extents(places: Sequence[Place], found: Mapping[int, int], sink: Sink) -> Iterator[list[Place]]:
-    """Rows of chunks that lie back to back in one file of the sink and in the seed alike, if they are long."""
+    """Yield the long extents: chunks that are neighbours in one file of the sink, and also in the seed."""
     extent: list[Place] = []
-    current: tuple[int, int, int] | None = None  # the file, and where the row goes on, here and in the seed
+    current: tuple[int, int, int] | None = None  # the file, and the end of the extent in the sink and in the seed
     for place in places:
         at = place.offsets[0]
         file = sink.file_at(at, place.chunk.size)

@@ -1,4 +1,4 @@
-"""Local data that may hold chunks of what is fetched. A seed is never trusted: what it gives is verified."""
+"""Local data that may have chunks of the file that is fetched. A seed is never trusted: its content is verified."""
 
 from __future__ import annotations
 
@@ -14,34 +14,40 @@ from filestore.system.files import read_at
 
 
 class ContentRange(NamedTuple):
-    """Where content lies in an open file."""
+    """An open file, and the offset of content in it."""
 
     descriptor: int
     offset: int
 
 
 class Seed(Protocol):
-    """Something on this machine that may hold chunks of what is fetched. What it gives is verified before it counts.
+    """Local data that may have chunks of the file that is fetched. Its content is verified before it is used.
 
-    Its methods block, and are called by one thread at a time. Whoever is given a seed closes it.
+    Its methods block. They are called by one thread at a time. The function that gets a seed closes it.
     """
 
     @property
     def manifest(self) -> Manifest:
-        """The chunks that it should hold."""
+        """The chunks that it should have."""
 
     def read_into(self, memory: memoryview, offset: int) -> bool:
-        """Fill `memory` with content from `offset` on; whether that was possible. May raise SourceError for the same."""
+        """Fill `memory` with content from `offset` on.
+
+        Return whether that was possible, or raise SourceError if not.
+        """
 
     def locate(self, offset: int, size: int) -> ContentRange | None:
-        """Where content lies, if it does in one file. The descriptor is good until the next call."""
+        """Return where this content is, or None if it is not in one file.
+
+        The descriptor is valid until the next call.
+        """
 
     def close(self) -> None:
-        """Give descriptors back; safe to call again."""
+        """Close its descriptors. It may be called more than once."""
 
 
 class FileSeed:
-    """A file that holds, or has held, the content of a manifest. Opened on first need, so that it may be gone by then."""
+    """A file that has, or once had, the content of a manifest. It is opened on first use, and may be gone by then."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -49,10 +55,10 @@ class FileSeed:
         self._descriptor: int | None = None
 
     def read_into(self, memory: memoryview, offset: int) -> bool:
-        return read_whole(self._opened(), memory, offset)
+        return read_whole(self._open(), memory, offset)
 
     def locate(self, offset: int, size: int) -> ContentRange | None:  # noqa: ARG002  # the protocol's
-        descriptor = self._opened()
+        descriptor = self._open()
         return None if descriptor < 0 else ContentRange(descriptor, offset)
 
     def close(self) -> None:
@@ -60,7 +66,8 @@ class FileSeed:
             os.close(self._descriptor)
         self._descriptor = -1
 
-    def _opened(self) -> int:
+    def _open(self) -> int:
+        """Open the file on first use. Return -1 if that is not possible."""
         if self._descriptor is None:
             try:
                 # O_NONBLOCK: opening a FIFO that nobody writes to must not wait.
@@ -81,7 +88,10 @@ def closing(seeds: Iterable[Seed]) -> Iterator[None]:
 
 
 def read_whole(descriptor: int, memory: memoryview, offset: int) -> bool:
-    """Whether `memory` could be filled from an open file. A hole is not read: nothing of worth is in it."""
+    """Fill `memory` from an open file. Return whether that was possible.
+
+    A hole is not read, since it has no content.
+    """
     try:
         if descriptor < 0 or not has_data(descriptor, offset, len(memory)):
             return False
@@ -91,9 +101,11 @@ def read_whole(descriptor: int, memory: memoryview, offset: int) -> bool:
 
 
 def copy_range(source: ContentRange, descriptor: int, offset: int, size: int) -> bool:
-    """Have the operating system copy from file to file, or share what it can; whether it did.
+    """Copy from file to file by a call of the operating system, which may share disk blocks.
 
-    Where the source ends before that, so does the copy.
+    Return whether that was possible.
+
+    If the source ends before the range does, the copy is shorter.
     """
     if not hasattr(os, "copy_file_range"):
         return False
@@ -105,12 +117,12 @@ def copy_range(source: ContentRange, descriptor: int, offset: int, size: int) ->
                 break
             copied += count
     except OSError:
-        return False  # between these file systems, or of this kind; a full disk is met again by who writes
+        return False  # not possible between these files; if the disk is full, the next write reports it
     return True
 
 
 def has_data(descriptor: int, offset: int, size: int) -> bool:
-    """Whether anything was ever written to this part of a file, as far as its file system can tell."""
+    """Return whether anything was ever written to this part of a file, as far as its file system can tell."""
     try:
         return os.lseek(descriptor, offset, os.SEEK_DATA) < offset + size
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where a fetched tree is published, the names beside it that belong to a fetch, and recovery after a crash."""
+"""Publish a fetched tree at its target, and repair what a crash left. The names next to the target are defined here."""
 
 from __future__ import annotations
 
@@ -40,42 +40,45 @@ _REPLACING = ".filestore-replacing"
 _MOVING = ".filestore-moving"
 
 OWN_NAMES = ".*.filestore-*"
-"""A glob for the names that we put beside, or into, a target."""
+"""A glob for the names that a fetch makes next to a target, or in it."""
 
 
 def staging_folder(target: Path, digest: Digest) -> Path:
-    """Where the tree of a zip of this digest is staged, for a `target` that is new.
+    """Return the folder in which the tree of a zip with this digest is staged, for a `target` that is new.
 
-    A tree that is put there is taken for what an unpack that was cut has left: checked, mended, and moved to `target`.
+    The next fetch treats a tree in that folder like the rest of an interrupted fetch: it is checked, completed, and
+    moved to `target`.
     """
     return Target(target, digest, force=False).staging
 
 
 class Target:
-    """Where the tree is to stand, and the names beside or in it that are ours. Its methods block: call them in a thread.
+    """The target of a tree, and our own names next to it or in it. Its methods block: call them in a thread.
 
-    Beside a target that is new, or is replaced as a whole:
+    These names are next to a target that is new, or that is replaced as a whole:
 
         .<digest>-<label>.filestore-partial     the staging folder
-        .<digest>-<label>.filestore-discarded   what was the staging folder and is being removed
-        .<label>.filestore-aside                what is replaced, while the new tree is not yet published: a crash brings it back
-        .<label>.filestore-halfway              what goes back, or is moved out, where it cannot be renamed
-        .<label>.filestore-discarded            what was replaced and is being removed
+        .<digest>-<label>.filestore-discarded   a former staging folder that is being removed
+        .<label>.filestore-aside                the old tree until the new one is published; moved back after a crash
+        .<label>.filestore-halfway              a tree on its way back or out, where it cannot be renamed
+        .<label>.filestore-discarded            the old tree that is being removed
 
-    In a target that is an empty folder, or a mounted one with `force`, they stand in it; and when all is staged, one rename of
-    the staging folder decides that the new tree is published, so that what a crash interrupts is carried on by the next unpack:
+    In a target that is an empty folder, or a mounted one with `force`, they are in the target. When everything is
+    staged, one rename of the staging folder decides that the new tree is published. If a crash interrupts the rest, the
+    next fetch completes it. The new name says what is left to do:
 
-        .<digest>-<label>.filestore-replacing   what of the old tree cannot be moved aside is still to be removed
-        .<digest>-<label>.filestore-moving      nothing of it is left beside `aside`; the names are moved out
+        .<digest>-<label>.filestore-replacing   remove the parts of the old tree that could not be moved aside
+        .<digest>-<label>.filestore-moving      move the names of the new tree out; the old tree is only in `aside`
     """
 
     def __init__(self, path: Path, digest: Digest, *, force: bool, lock_seconds: float = LOCK_SECONDS) -> None:
         self.path = path if path.name not in {"", ".."} else path.resolve()
         self.is_replaced = False
-        """Something stands there that is to go."""
+        """Something is at the path and will be replaced."""
         self._force = force
         self._lock_seconds = lock_seconds
-        # Of fixed length, since the target's own name may have 255 bytes already; other than that of a fetched file.
+        # Of fixed length, since the target's own name may already have 255 bytes. It differs from the label of a
+        # fetched file.
         label = tree_label(self.path.name)
         self._stem = f".{digest.hex()[:32]}-{label}"
         self._staging_name = f"{self._stem}.filestore-partial"
@@ -85,9 +88,9 @@ class Target:
         self._replaced_name = f".{label}.filestore-discarded"
         self._decided_ends = f"-{label}{_REPLACING}", f"-{label}{_MOVING}"
         self.is_inside = False
-        """It is staged in the target itself, or published name by name; the target stays."""
+        """The tree is staged in the target itself, or published name by name. The folder of the target stays."""
         self.left: Path | None = None
-        """What was replaced and could not be removed."""
+        """Old content that could not be removed."""
 
     @property
     def staging(self) -> Path:
@@ -104,7 +107,7 @@ class Target:
         return names | {self._stem + _REPLACING, self._stem + _MOVING}
 
     def look(self) -> bool:
-        """Find out how the tree can be published, and put right what a crash has left in the middle of it.
+        """Find out how the tree can be published, and repair a publication that a crash interrupted.
 
         Whether the target holds what an earlier unpack has published. Raises TargetError, Busy while another process replaces
         what is in it.
@@ -132,7 +135,7 @@ class Target:
         return False
 
     def holds(self, archive: Zip) -> bool:
-        """Whether the very tree of `archive` stands there. Cost: all of it is read."""
+        """Return whether the target is exactly the tree of `archive`. Cost: the whole tree is read."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
@@ -143,13 +146,13 @@ class Target:
             os.close(descriptor)
 
     def discard(self) -> None:
-        """Remove the staging folder, all of it at once: another process may be at work in it."""
+        """Remove the staging folder. It is renamed first, since another process may work in it."""
         discarded = self._home / self._discarded_name
         remove_if_possible(discarded)
         try:
             self.staging.rename(discarded)
         except OSError as error:
-            if error.errno == errno.EXDEV:  # it came with a container image
+            if error.errno == errno.EXDEV:  # it came with a container image, and cannot be renamed
                 remove_if_possible(self.staging)
         remove_if_possible(discarded)
 
@@ -184,9 +187,9 @@ class Target:
         return False
 
     def _put_right(self) -> bool:
-        """Carry on a publication in the target that was decided when a crash came; take back one that was not.
+        """Complete a publication in the target that was decided before a crash, and take back one that was not.
 
-        Whether that has published the very tree.
+        Return whether this published the tree of this target.
         """
         aside = self.path / self._aside_name
         with self._locked(aside):
@@ -201,25 +204,28 @@ class Target:
     def _put_back(self, aside: Path) -> None:
         for name in _names(aside):
             if os.path.lexists(self.path / name) and not (_is_folder(self.path / name) and _is_folder(aside / name)):
-                reason = f"{name!r} was put there meanwhile, and what stood there before is {aside / name}; remove one of the two"
+                reason = f"{name!r} was put there meanwhile, and the old one is {aside / name}; remove one of the two"
                 raise TargetError(str(self.path), reason)
         _move_into(aside, self.path)
         aside.rmdir()
 
     def _check_replaced(self, folder: Path) -> None:
-        """What an earlier fetch has replaced must go before anything else can be put in its place. Raises TargetError."""
+        """Remove what an earlier fetch replaced. Its names must be free before this fetch replaces anything.
+
+        Raises TargetError.
+        """
         for name in (self._aside_name, self._replaced_name):
             try:
                 remove(folder / name)
             except OSError as error:
                 cause = error.strerror or error
-                reason = f"it is what a fetch to {self.path} has replaced before, and could not be removed: {cause}"
+                reason = f"an earlier fetch to {self.path} replaced it, and it could not be removed: {cause}"
                 raise TargetError(str(folder / name), f"{reason}; remove it, and fetch again") from None
 
     def _drop(self, aside: Path) -> None:
-        """Remove what was replaced, and note where that is not possible.
+        """Remove the old content, and note its path in `left` if that is not possible.
 
-        It is renamed first: what is found aside after a crash is always whole, and not yet replaced.
+        It is renamed first. So after a crash, a tree that is aside is always complete and not yet replaced.
         """
         replaced = aside.with_name(self._replaced_name)
         remove_if_possible(replaced)
@@ -228,7 +234,7 @@ class Target:
         except FileNotFoundError:
             return
         except OSError:
-            replaced = aside  # it came with a container image
+            replaced = aside  # it came with a container image, and cannot be renamed
         else:
             sync_path(aside.parent)
         try:
@@ -242,7 +248,7 @@ class Target:
         return False
 
     def _recover(self, aside: Path, path: Path) -> None:
-        """What was moved aside by a process that ended before it was done goes back, or goes away."""
+        """Move back what an interrupted process moved aside, or remove it if there is something at `path`."""
         halfway = aside.with_name(self._halfway_name)
         if os.path.lexists(path):
             self._drop(aside)
@@ -253,7 +259,7 @@ class Target:
                 _move_through(halfway, aside, path)
 
     def _publish_beside(self) -> None:
-        """Two processes may do this at once: what the other one has renamed is not there, or is there again."""
+        """Publish by a rename. Two processes may do this at once, so that a name is gone, or is there again."""
         aside = self.path.parent / self._aside_name
         for attempt in count(1):
             try:
@@ -274,7 +280,7 @@ class Target:
         self._drop(aside)
 
     def _take_aside(self, aside: Path) -> bool:
-        """False where the target came with a container image, and cannot be renamed."""
+        """Move the old target aside. Return False if it came with a container image, and cannot be renamed."""
         try:
             self.path.rename(aside)
         except FileNotFoundError:
@@ -286,10 +292,12 @@ class Target:
         return True
 
     def _renew(self, staging: Path) -> NoReturn:
-        """Have a staging folder that came with a container image be one that can be renamed. Raises OvertakenError.
+        """Replace a staging folder that came with a container image by one that can be renamed.
 
-        So it is looked through once more before it is published: what a crash or another process has made of it meanwhile is
-        found as a staging folder with less in it.
+        Raises OvertakenError always.
+
+        The fetch then checks the staging folder again before it publishes it, since a crash or another process may have
+        left less in it.
         """
         half = staging.with_name(self._discarded_name)
         with suppress(FileNotFoundError):
@@ -298,14 +306,14 @@ class Target:
         raise OvertakenError
 
     def _publish_in_place(self) -> None:
-        """The target is a folder that came with a container image, and cannot be renamed."""
+        """Publish in a target that is a folder of a container image, and cannot be renamed."""
         staging = self.staging
         mode = stat.S_IMODE(staging.stat().st_mode)
         if not os.access(self.path, os.W_OK | os.X_OK):
             self.path.chmod(mode | stat.S_IRWXU)
         self._publish_inside(staging)
         self.is_inside = True
-        with suppress(OSError):  # another user's
+        with suppress(OSError):  # it belongs to another user
             self.path.chmod(mode)
 
     def _publish_inside(self, staging: Path) -> None:
@@ -328,7 +336,10 @@ class Target:
             self._complete(self._stem)
 
     def _put_aside(self, aside: Path) -> bool:
-        """Move all that is to be replaced. False: what came with a container image could not be moved, and is still there."""
+        """Move the old content aside.
+
+        Return False if a part of it came with a container image, and could not be moved.
+        """
         aside.mkdir(exist_ok=True)
         is_clear = True
         for name in _names(self.path) - self._ours:
@@ -336,7 +347,7 @@ class Target:
         return is_clear
 
     def _complete(self, stem: str) -> None:
-        """Carry a publication in the target to its end, once it is decided. Another process may do the same at once."""
+        """Complete a publication in the target that is decided. Another process may do the same at the same time."""
         replacing, moving, aside = self.path / (stem + _REPLACING), self.path / (stem + _MOVING), self.path / self._aside_name
         if os.path.lexists(replacing):
             if not os.path.lexists(moving):
@@ -346,7 +357,7 @@ class Target:
         self._move_out(moving)
         sync_path(self.path)
         self._drop(aside)
-        # Last: while it is there, what stands aside does not come back.
+        # Removed last: while it exists, the old content is not moved back.
         if self.left != aside:
             with suppress(FileNotFoundError):
                 moving.rmdir()
@@ -373,7 +384,7 @@ class Target:
                 replacing.rmdir()
 
     def _move_out(self, moving: Path) -> None:
-        """Let all that was staged appear, name by name."""
+        """Move all staged names into the target, one by one."""
         halfway = self.path / self._halfway_name
         with suppress(FileNotFoundError):
             names = _names(moving)
@@ -430,7 +441,7 @@ def _publish_error(path: str, error: OSError) -> FilestoreError:
 
 
 def tree_label(name: str) -> str:
-    """What the names beside a target tell of its name."""
+    """Return the part of our own names that stands for the name of the target."""
     return blake3(os.fsencode(name) + b"/").hexdigest()[:16]
 
 
@@ -443,7 +454,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_moved(path: Path, to: Path) -> bool:
-    """`move`. False where it is a folder that came with a container image, and cannot be renamed. Raises OSError."""
+    """Do `move`. Return False if `path` is a folder of a container image, and cannot be renamed. Raises OSError."""
     try:
         move(path, to)
     except OSError as error:
@@ -454,9 +465,10 @@ def _is_moved(path: Path, to: Path) -> bool:
 
 
 def _move_through(half: Path, path: Path, to: Path) -> None:
-    """Move a folder that came with a container image, and cannot be renamed: name by name to `half`, which is then renamed.
+    """Move a folder of a container image, which cannot be renamed, to `to`.
 
-    So `to` is whole as soon as it is there. A half that a crash has left is carried on. Raises OSError.
+    Its names are moved one by one to `half`, which is then renamed. So `to` is complete as soon as it exists. A `half`
+    that a crash left is completed. Raises OSError.
     """
     half.mkdir(exist_ok=True)
     if path.exists():
@@ -469,7 +481,10 @@ def _move_through(half: Path, path: Path, to: Path) -> None:
 
 
 def _move_into(folder: Path, to: Path) -> None:
-    """Move all that is in a folder to another one, and what is in inner folders that cannot be renamed. Raises OSError."""
+    """Move the content of a folder to another folder, also that of inner folders that cannot be renamed.
+
+    Raises OSError.
+    """
     for name in _names(folder):
         inner, new = folder / name, to / name
         if not os.path.lexists(new):

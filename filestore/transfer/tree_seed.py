@@ -1,4 +1,4 @@
-"""A tree on this machine as a seed, and what the end of a zip file tells about it."""
+"""A tree on this machine as a seed, and the structure of a zip file as its end describes it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ from filestore.transfer.sources.tree import TreeSource
 
 
 async def read_structure(receiving: Receiver, name: str, size: int, limits: ZipLimits) -> Zip:
-    """What the end of a zip file tells, and no more than that is read. Raises InvalidArchive, LimitExceeded."""
+    """Read the structure of a zip file from its end. Little more than that is received.
+
+    Raises NotAnArchive, InvalidArchive, LimitExceeded.
+    """
     start = max(size - TAIL_SIZE, 0)
     tail = await receiving.content(range(start, size))
     try:
@@ -41,7 +44,7 @@ async def read_structure(receiving: Receiver, name: str, size: int, limits: ZipL
         if zip_.END_SIGNATURE in tail:
             raise
         raise NotAnArchive(name, error.reason) from None
-    # What was read already is kept, and costs nothing here.
+    # Chunks that were received already are kept, so that this does not receive them again.
     tail = tail[end.start - start :] if end.start >= start else await receiving.content(range(end.start, size))
     members = await in_cpu_thread(parse_central_directory, tail, end, limits=limits)
     archive = Zip(members, end, tail)
@@ -53,7 +56,7 @@ async def read_structure(receiving: Receiver, name: str, size: int, limits: ZipL
 
 
 def tree_tail(tree: TreeSource) -> bytes:
-    """The bytes of a directory's zip from its central directory on."""
+    """Return the bytes of a directory's zip from its central directory on."""
     start = max((stop for _, _, stop in tree.spans()), default=0)
     memory = bytearray(tree.size - start)
     tree.read_into(memoryview(memory), start)
@@ -61,9 +64,10 @@ def tree_tail(tree: TreeSource) -> bytes:
 
 
 class TreeSeed:
-    """A tree that was unpacked, or pushed, with the manifest of its zip and the zip's bytes from the central directory on.
+    """A tree that was fetched or pushed.
 
-    Opened on first need, so that it may be gone by then.
+    `manifest` is that of its zip, and `tail` has the zip's bytes from the central directory on. The tree is opened on
+    first use, and may be gone by then.
     """
 
     def __init__(self, root: Path, manifest: Manifest, tail: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> None:
@@ -74,14 +78,14 @@ class TreeSeed:
         self._archive: Zip | None = None
         self._descriptor = -1
         self._located: tuple[int, int] | None = None
-        """The file that was located last: its number, and a descriptor."""
+        """The file that was located last: its number, and its descriptor."""
 
     def read_into(self, memory: memoryview, offset: int) -> bool:
-        archive = self._opened()
+        archive = self._open()
         return archive is not None and read_zip(self._descriptor, archive, memory, offset)
 
     def locate(self, offset: int, size: int) -> ContentRange | None:
-        archive = self._opened()
+        archive = self._open()
         found = None if archive is None else archive.content_at(offset, size)
         if archive is None or found is None:
             return None
@@ -102,8 +106,8 @@ class TreeSeed:
         self._archive = None
         self._tail = b""
 
-    def _opened(self) -> Zip | None:
-        """None where there is no such tree, or no longer."""
+    def _open(self) -> Zip | None:
+        """Open the tree on first use. Return None if there is no such tree, or no longer."""
         if self._archive is None and self._tail:
             tail, self._tail = self._tail, b""
             with suppress(FilestoreError, OSError):

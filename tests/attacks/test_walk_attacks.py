@@ -238,7 +238,7 @@ def test_folder_becomes_a_link_out(tree: Path, monkeypatch: pytest.MonkeyPatch) 
         (tree / "folder").symlink_to("../outside")
 
     before_opening(monkeypatch, f"{tree}/folder", step)
-    assert_changed(tree, "folder", "it is no folder any more")
+    assert_changed(tree, "folder", "it is not a folder any more")
 
 
 def test_folder_on_the_way_becomes_a_link_out(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +284,7 @@ def test_link_becomes_a_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     plant(tree, {"link": Link("a")})
 
     after_listing(monkeypatch, lambda: (tree / "a").rename(tree / "link"))
-    with pytest.raises(SourceChanged, match="it is no link any more"):
+    with pytest.raises(SourceChanged, match="it is not a link any more"):
         walk(tree, include=["link"])
 
 

@@ -258,7 +258,7 @@ def test_targets_as_with_cp(home: Home, model: Path, target: str, expected: str)
         ("missing/new", "missing/new cannot be written: there is no folder missing; make it first"),
         ("file/", "file/ cannot be written: there is no such folder; make it first"),
         ("folder", "folder/model.bin cannot be written: a folder stands there; give another target with -o"),
-        ("pipe", "pipe cannot be written: what stands there is no regular file"),
+        ("pipe", "pipe cannot be written: it exists and is not a regular file; give another target"),
     ],
 )
 def test_targets_that_cannot_be(home: Home, model: Path, target: str, sentence: str) -> None:

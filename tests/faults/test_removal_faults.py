@@ -104,7 +104,7 @@ def test_what_cannot_be_removed_is_told(home: Home, new: dict[str, str], tmp_pat
             assert NEW == standing(target)
             done = run(home, "fetch", new["id"], "-o", plant(target, OLD), "--force", "--quiet")
             assert 1 == done.returncode
-            assert f"{aside} cannot be written: it is what a fetch to {target} has replaced before" in done.stderr
+            assert f"{aside} cannot be written: an earlier fetch to {target} replaced it" in done.stderr
             assert "busy" in done.stderr
         finally:
             subprocess.run(["umount", "-l", aside / "mounted"], check=True)
@@ -126,7 +126,7 @@ def test_what_cannot_be_removed_in_place_does_not_come_back(home: Home, new: dic
         assert "it is not empty" in run(home, "fetch", new["id"], "-o", target).stderr
         assert [left.name, "config.json", "data"] == names(target)
         done = run(home, "fetch", new["id"], "-o", target, "--force", "--quiet")
-        assert f"{left} cannot be written: it is what a fetch to {target} has replaced before" in done.stderr
+        assert f"{left} cannot be written: an earlier fetch to {target} replaced it" in done.stderr
         subprocess.run(["umount", "-l", left / "outer/mounted"], check=True)
         done = run(home, "fetch", new["id"], "-o", target, "--force", "--quiet")
         assert (0, "") == (done.returncode, done.stderr)

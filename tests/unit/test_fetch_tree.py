@@ -375,7 +375,7 @@ async def test_what_a_user_puts_in_place_of_what_stands_aside_is_kept(repository
     """Nothing goes back over it, even with --force; which of the two is to stay is for the user to say."""
     target = plant(place / "target", {"a": b"mine", aside_of(place / "target").name + "/a": b"older"})
     before = standing(target)
-    with pytest.raises(TargetError, match="'a' was put there meanwhile, and what stood there before is "):
+    with pytest.raises(TargetError, match="'a' was put there meanwhile, and the old one is "):
         await fetch_tree(repository, await stored(repository, packed(TREE)), target=target, force=True)
     assert before == standing(target)
 

@@ -106,7 +106,7 @@ def test_frames_are_verified() -> None:
     content = b"content" * 50
     frame = memoryview(encoded(content).data)
     assert content == bytes(verified(Chunk(chunk_digest(content), 350), frame))
-    with pytest.raises(DamagedChunk, match="it says to decode to 350 bytes, the manifest says 351"):
+    with pytest.raises(DamagedChunk, match="its frame decodes to 350 bytes and the manifest says 351"):
         verified(Chunk(chunk_digest(content), 351), frame)
     with pytest.raises(DamagedChunk):
         verified(Chunk(chunk_digest(content), 350), frame[:-1])

@@ -162,7 +162,7 @@ def test_root_that_is_not_a_directory(tmp_path: Path) -> None:
     """A file, nothing, a link to nothing: told with the path and the reason."""
     plant(tmp_path, {"file": b"", "dangling": Link("nowhere")})
 
-    for name, reason in {"file": "no directory", "nothing": "No such file", "dangling": "No such file"}.items():
+    for name, reason in {"file": "not a directory", "nothing": "No such file", "dangling": "No such file"}.items():
         with pytest.raises(SourceUnreadable, match=reason) as caught:
             walk(tmp_path / name)
         assert str(tmp_path / name) == caught.value.args[0]

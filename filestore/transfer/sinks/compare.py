@@ -17,9 +17,9 @@ _READ_SIZE = 1 << 20
 
 
 def matches_disk(root: int, members: Sequence[Member], *, ignored: Container[str] = ()) -> bool:
-    """Whether what stands in a folder is the tree of these members: the same names, and content of the same checksums.
+    """Return whether a folder is the tree of these members: the same names, and content with the same checksums.
 
-    What is in it under a name that is `ignored`, in whatever folder, does not count.
+    A name in `ignored` does not count, in any folder of the tree.
     """
     numbers, folders = member_paths(members)
     try:
@@ -40,7 +40,10 @@ def matches_disk(root: int, members: Sequence[Member], *, ignored: Container[str
 
 
 def walk_folder(root: int) -> Iterator[tuple[str, os.stat_result]]:
-    """All that stands in a folder; a folder before what is in it, which is left out if it was removed by then."""
+    """Yield the path and the status of everything in a folder, and an inner folder before its content.
+
+    The content of a folder that is removed meanwhile is left out.
+    """
     waiting = [""]
     while waiting:
         folder = waiting.pop()
@@ -61,7 +64,7 @@ def walk_folder(root: int) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def is_whole(root: int, member: Member, status: os.stat_result) -> bool:
-    """Whether a file or a link has the right size and checksum. Raises OSError."""
+    """Return whether a file or a link has the right size and checksum. Raises OSError."""
     if member.is_link:
         return stat.S_ISLNK(status.st_mode) and crc32(os.fsencode(os.readlink(member.path, dir_fd=root))) == member.crc
     if not stat.S_ISREG(status.st_mode) or status.st_size != member.size:

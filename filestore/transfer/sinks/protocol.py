@@ -1,4 +1,4 @@
-"""The contract of what a fetch writes to."""
+"""The contract of a sink, to which a fetch writes."""
 
 from __future__ import annotations
 
@@ -12,54 +12,62 @@ class Ordering(IntEnum):
     """When a sink can take a chunk."""
 
     ANY = 0
-    """At any time, and wherever else the same chunk stands."""
+    """At any time, together with other offsets of the same chunk."""
     ONCE = 1
-    """At any time, for this one place, as a whole."""
+    """At any time, as a whole, and for this offset only."""
     AFTER = 2
-    """As ONCE, and after the chunk before it."""
+    """Like ONCE, but only after the chunk before it."""
 
 
 class Sink(Protocol):
-    """Where content goes. Its methods block: call them in threads. All may run in several threads at once."""
+    """A place to which a fetch writes. Its methods block: call them in threads.
+
+    They may run in several threads at once.
+    """
 
     @property
     def file_count(self) -> int:
-        """Files in all."""
+        """Number of files."""
 
     @property
     def files_done(self) -> int:
-        """Files that are whole."""
+        """Number of files that are complete."""
 
     def order(self, offset: int, size: int) -> Ordering | None:
-        """When the chunk at `offset` can be taken; None where it need not be."""
+        """Return when the chunk at `offset` can be taken, or None if it is not needed."""
 
     def file_at(self, offset: int, size: int) -> int | None:
-        """The number of the one file that content lies in, where it does, and can be put there by `copy`."""
+        """Return the number of the one file that has this content, if `copy` can put it there.
+
+        Otherwise return None.
+        """
 
     def read_into(self, memory: memoryview, offset: int) -> bool:
-        """Fill `memory` with what staging holds for the content at `offset`, verified or not; whether that was possible."""
+        """Fill `memory` with what the staging has at `offset`, verified or not. Return whether that was possible."""
 
     def copy(self, source: ContentRange, offset: int, size: int) -> bool:
-        """Have the operating system copy content that lies in one file. It counts as rubbish until `take` says that it is held.
+        """Copy content of one file by a call of the operating system. Return whether that was possible.
 
-        Whether that was possible.
+        The copy is not trusted until `take` is called for it with `is_held`.
         """
 
     def take(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
-        """Put verified content in its place; where `is_held`, it is there. Each chunk is taken once for each offset.
+        """Write verified content to its place. With `is_held`, it is there already.
+
+        Each chunk is taken once for each offset.
 
         Raises StorageFull, StorageError, and what the sink refuses.
         """
 
     def sync(self) -> None:
-        """Have the disk keep what was taken so far, if that is one call. More may be taken meanwhile.
+        """Sync what was taken so far to the disk. More may be taken meanwhile.
 
         Raises StorageError, StorageFull.
         """
 
     def check_ours(self) -> None:
-        """Raises OvertakenError when another process has published or removed what is written to."""
+        """Raise OvertakenError if another process has published or removed the staging."""
 
 
 class OvertakenError(Exception):
-    """Another process has published or removed the staging that this one writes to, or has published before it."""
+    """Another process has published or removed the staging of this one, or has published before it."""

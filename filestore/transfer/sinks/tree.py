@@ -1,13 +1,13 @@
-"""The tree of a zip while it is fetched: chunks of the zip come in, in almost any order, and files are made of them.
+"""Write the tree of a zip file while it is fetched. The chunks of the zip arrive in almost any order, and become files.
 
-No zip touches the disk. What chunks hold of an entry is told apart by where the central directory says that it lies:
+The zip itself is never on a disk. The central directory says which bytes belong to which entry:
 
-- Stored content is written where it belongs in its file, whenever it comes.
-- Deflated content, and all that a descriptor follows, has an order: it is known what a byte means only when all before it
-  are. Small entries of this kind are gathered; of large ones a chunk is taken after the one before it.
+- Stored content is written to its place in its file when it arrives.
+- Deflated content, and content before a descriptor, has an order: a byte can be understood only after all bytes before
+  it. Small entries of this kind are collected in memory. A chunk of a large one is taken after the chunk before it.
 
-Local headers, descriptors and checksums are compared on the way, and a file that has an order gets its last bytes when all
-of that was found right: so, of the size that it must have, it was checked, even by a process that was killed since.
+Local headers, descriptors and checksums are compared meanwhile. The last bytes of a sequential file are written only
+after its checks pass. So a file of full size has been verified, even if the process was killed.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _UNKEPT = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO)
-"""What a file system says to a name that it does not keep, or that something else has."""
+"""Errors of a file system for a name that it cannot have, or that something else has already."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _FILE, _FOLDER_ENTRY = 1, 2
-"""What is done. Not done is 0."""
+"""States of an entry that is complete. The state of any other entry is 0."""
 
 
 class TreeStaging:
     """The folder that becomes the tree: a `Sink` for the zip. Its methods block: call them in a thread.
 
-    Two processes that unpack the same zip to the same target write the same verified bytes at the same places of one staging
-    folder; the one that comes too late finds the tree. First `prepare`, last `finish`.
+    Two processes that fetch the same zip to the same target write the same verified bytes to the same places of one
+    staging folder. The process that is too late finds the finished tree. Call `prepare` first and `finish` last.
 
     Raises InvalidArchive, TargetError, StorageFull, StorageError.
     """
 
     def __init__(self, path: Path, target: Path, archive: Zip) -> None:
-        """Touches nothing yet."""
+        """Set fields only: nothing on the disk is touched."""
         self.is_fresh = False
-        """Nothing stood in the staging folder before."""
+        """The staging folder did not exist before."""
         self.file_count = 0
         self._path = path
         self._target = target
@@ -98,7 +98,7 @@ class TreeStaging:
     def prepare(self) -> None:
         """Find or make the staging folder, and all folders in it.
 
-        Before that, what stands there and is no part of the tree is removed, and what is whole is found.
+        In an existing staging folder, names that do not belong to the tree are removed, and complete files are noted.
         """
         self.file_count = self._zip.file_count
         self._ways = bytearray(write_mode_of(member) for member in self._zip.members)
@@ -111,13 +111,13 @@ class TreeStaging:
             self._make_folder(path)
 
     def check_space(self) -> None:
-        """Raises StorageFull when what is missing cannot fit, before it is fetched."""
+        """Raise StorageFull if the missing files do not fit. It is called before anything is fetched."""
         missing = [number for number, done in enumerate(self._done) if not done]
         size = sum(self._zip.members[number].size for number in missing)
         size -= self._overwritten + sum(part.received for part in self._scattered.values())
         check_space(self._root, size, where=self._target.parent)
         found = os.fstatvfs(self._root)
-        # Some file systems have no such number, and say 0.
+        # Some file systems have no such limit, and report 0.
         if self.is_fresh and found.f_files and len(missing) > found.f_favail:
             reason = f"{len(missing)} files and folders are needed and {found.f_favail} can be made"
             raise StorageFull(str(self._target.parent), reason)
@@ -164,11 +164,14 @@ class TreeStaging:
 
     def sync(self) -> None:
         with self._errors():
-            # File by file it would be done again and again for those that are synced already.
+            # One call for the file system: otherwise each call would sync all files again.
             sync_file_system(self._path)
 
     def check_ours(self) -> None:
-        """What is published is not written to."""
+        """Raise OvertakenError if another process has published or removed the staging folder.
+
+        A tree that is published is never written to.
+        """
         try:
             if os.path.samestat(os.fstat(self._root), self._path.lstat()):
                 return
@@ -177,7 +180,10 @@ class TreeStaging:
         raise OvertakenError
 
     def is_unused(self) -> bool:
-        """Whether it is there, no file in it, and no other process at work in it; if so, none begins before this one ends."""
+        """Return whether the staging folder exists, has no files, and is not used by another process.
+
+        If it returns True, no other process begins to use the folder before this process leaves it.
+        """
         try:
             self.check_ours()
             has_files = any(not stat.S_ISDIR(status.st_mode) for _, status in walk_folder(self._root))
@@ -186,7 +192,7 @@ class TreeStaging:
             return False
 
     def finish(self) -> None:
-        """Make the links, when all else is there, and nothing can be written through them any more."""
+        """Make the links. They are made last, so that nothing is written through them."""
         missing = self._done.find(0)
         if missing >= 0:
             check_crc(self._zip.members[missing], None)
@@ -225,7 +231,7 @@ class TreeStaging:
         elif self._ways[number] == WriteMode.BUFFERED:
             self._gather(number, start, piece)
         else:
-            # In order, and so by one thread at a time.
+            # The chunks of such an entry come in order, so one thread at a time is here.
             if number not in self._streams:
                 self._streams[number] = EntryStream(member, self._create)
             if self._streams[number].take(start, piece):
@@ -233,7 +239,7 @@ class TreeStaging:
                 self._note_done(number)
 
     def _take_whole(self, number: int, entry: memoryview, *, is_held: bool) -> None:
-        """An entry from its local header to its end."""
+        """Take an entry from its local header to its end."""
         member = self._zip.members[number]
         extent = check_local_header(member, entry[: member.head_size])
         data = entry[extent.start - member.start : extent.end - member.start]
@@ -247,7 +253,7 @@ class TreeStaging:
         self._note_done(number)
 
     def _take_scattered(self, number: int, start: int, piece: memoryview, *, is_held: bool) -> None:
-        """A part of an entry whose other parts come before or after it."""
+        """Take a part of an entry that is written in any order."""
         member = self._zip.members[number]
         extent = known_extent(member)
         head = piece[: max(extent.start - start, 0)]
@@ -276,13 +282,13 @@ class TreeStaging:
             self._note_done(number)
 
     def _part(self, number: int) -> _RandomWrites:
-        """What is there of a scattered entry. To be called, and used, under the lock."""
+        """Return the state of an entry that is written in any order. Call it, and use its result, under the lock."""
         if number not in self._scattered:
             self._scattered[number] = _RandomWrites(self._zip.members[number])
         return self._scattered[number]
 
     def _gather(self, number: int, start: int, piece: memoryview) -> None:
-        """A part of a small entry that is used when it is there as a whole."""
+        """Take a part of a small entry. The entry is written when all of its parts are here."""
         member = self._zip.members[number]
         with self._lock:
             if number not in self._gathered:
@@ -296,10 +302,15 @@ class TreeStaging:
             self._take_whole(number, memoryview(gathered.entry), is_held=False)
 
     def _keep(self, member: Member, pieces: Iterator[bytes | memoryview]) -> None:
-        """Make what an entry stands for. It is checked once `pieces` are exhausted, and before the last one of them."""
+        """Make the file, the folder or the link of an entry.
+
+        The iterator `pieces` checks the entry before it yields the last piece. So a file of full size has been
+        verified.
+        """
         first = next(pieces, b"")
         if member.is_folder:
-            # What lies in a folder makes it, so that an empty one which stands there was checked.
+            # `prepare` makes the folders that are not empty. So an empty folder exists only after its entry was
+            # checked.
             if member.path and member.path not in self._parents:
                 self._make_folder(member.path)
         elif member.is_link:
@@ -317,7 +328,7 @@ class TreeStaging:
         self._done[number] = _FOLDER_ENTRY if self._zip.members[number].is_folder else _FILE
 
     def _open(self, number: int) -> int:
-        """A scattered file for writing, made on first need."""
+        """Open a file that is written in any order. It is made on first use."""
         member = self._zip.members[number]
         with self._lock:
             part = self._part(number)
@@ -328,7 +339,7 @@ class TreeStaging:
         return os.open(member.path, _WRITE, dir_fd=self._root)
 
     def _create(self, member: Member) -> int:
-        """A file that must be new, or that another process, or an earlier one, has made under the very same name."""
+        """Make a file and open it. If it exists, another or an earlier process made it, under exactly this name."""
         try:
             return os.open(member.path, _CREATE, 0o777 if member.is_executable else 0o666, dir_fd=self._root)
         except FileExistsError:
@@ -357,9 +368,12 @@ class TreeStaging:
                     raise OvertakenError from None
 
     def _check_name(self, path: str) -> None:
-        """What stands at `path`, which should be new, has that very name; or else the file system takes two names for one.
+        """Check that the existing entry at `path` has exactly this name.
 
-        Once that was asked, `finish` compares all names: a file system may also keep another name than it was given.
+        Otherwise the file system takes two names for one.
+
+        After the first such check, `finish` compares all names, since a file system may store another name than the one
+        that it was given. Raises TargetError, OSError.
         """
         if self._is_shared:
             return
@@ -394,7 +408,7 @@ class TreeStaging:
         return storage_errors(path, translate=self._failure)
 
     def _failure(self, path: str, error: OSError) -> FilestoreError:
-        """What an error of the operating system means. Raises OvertakenError when the staging folder is gone."""
+        """Translate an error of the operating system. Raises OvertakenError if the staging folder is gone."""
         if error.errno == errno.ENOENT:
             self.check_ours()
         if error.errno in _UNKEPT and path:
@@ -402,10 +416,10 @@ class TreeStaging:
         return storage_error(str(self._target / path), OSError(error.errno, error.strerror))
 
     def _resume(self) -> None:
-        """Find out what an earlier fetch has left: what cannot be a part of the tree is removed."""
+        """Note what an earlier fetch left, and remove what cannot be a part of the tree."""
         numbers, folders = member_paths(self._zip.members)
         leaves: dict[str, list[int]] = {}
-        """The numbers of the entries for a folder: an archive may name it more than once."""
+        """The numbers of the entries of each folder. An archive may name a folder more than once."""
         for number, member in enumerate(self._zip.members):
             if member.is_folder:
                 leaves.setdefault(member.path, []).append(number)
@@ -416,11 +430,11 @@ class TreeStaging:
                 elif path not in self._parents:
                     for number in leaves.get(path, ()):
                         self._note_done(number)
-            elif path not in numbers or not self._recall(numbers[path], status):
+            elif path not in numbers or not self._may_stay(numbers[path], status):
                 os.unlink(path, dir_fd=self._root)
 
-    def _recall(self, number: int, status: os.stat_result) -> bool:
-        """Whether a file, or a link, may stay. Of those that have an order, whole ones were checked before they became that."""
+    def _may_stay(self, number: int, status: os.stat_result) -> bool:
+        """Return whether a file or a link may stay, and note it as done if it is complete."""
         member = self._zip.members[number]
         if member.is_link:
             return is_whole(self._root, member, status)
@@ -440,7 +454,7 @@ class TreeStaging:
 
 
 class _RandomWrites:
-    """A file of which parts are there."""
+    """The state of a file that is written in any order."""
 
     def __init__(self, member: Member) -> None:
         self.is_made = False
@@ -451,7 +465,7 @@ class _RandomWrites:
 
 
 class _BufferedEntry:
-    """A small entry of which parts are there."""
+    """A small entry that is collected in memory."""
 
     def __init__(self, member: Member) -> None:
         self.entry = bytearray(member.end - member.start)

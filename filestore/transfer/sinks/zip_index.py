@@ -1,4 +1,4 @@
-"""The members of a zip file and where each one lies, and a zip's bytes read back from an unpacked tree."""
+"""The members of a zip file and their positions. Its bytes can be read back from the fetched tree."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from filestore.system.files import BLOCK_SIZE, in_blocks
 from filestore.transfer.seeds import read_whole
 
 GATHER_LIMIT = 1 << 20
-"""Bytes of an entry that has an order, up to which it is gathered in memory."""
+"""Bytes of the largest entry with an order that is collected in memory."""
 READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class WriteMode(IntEnum):
-    """How the content of an entry comes."""
+    """How the content of an entry is written."""
 
     RANDOM = 0
     """In any order."""
     BUFFERED = 1
-    """In any order; it is used when all of it is there."""
+    """When the entry is complete. Until then, it is collected in memory, in any order."""
     SEQUENTIAL = 2
     """In order."""
 
 
 class ContentPart(NamedTuple):
-    """A part of what an entry holds."""
+    """A position in the content of a member."""
 
     number: int
-    """That of the member."""
+    """The number of the member."""
     offset: int
 
 
 class Zip:
-    """What is known of a zip file from its end: its members, and where they lie."""
+    """The structure of a zip file as its end describes it: its members, and their positions."""
 
     def __init__(self, members: Sequence[Member], end: End, tail: bytes) -> None:
-        """`tail`: the bytes from the central directory on."""
+        """`tail` has the bytes from the central directory on."""
         self.members = members
         self.body_size = end.start
         self.tail = tail
@@ -55,24 +55,24 @@ class Zip:
 
     @cached_property
     def file_count(self) -> int:
-        """Files and links."""
+        """Number of files and links."""
         return sum(not member.is_folder for member in self.members)
 
     @cached_property
     def stored_size(self) -> int:
-        """Bytes of disk that the tree takes."""
+        """Bytes that the tree takes on the disk."""
         folders = len(parent_folders(self.members) | {member.path for member in self.members if member.is_folder})
         return folders * BLOCK_SIZE + sum(in_blocks(member.size) for member in self.members if not member.is_folder)
 
     def overlap(self, offset: int, size: int) -> range:
-        """The numbers of the members that have a part in these bytes."""
+        """Return the numbers of the members that have a part of these bytes."""
         first = max(bisect_right(self._starts, offset) - 1, 0)
         if offset >= self.body_size:
             return range(0)
         return range(first, bisect_left(self._starts, offset + size))
 
     def content_at(self, offset: int, size: int) -> ContentPart | None:
-        """The one member whose content these bytes are, where it is stored as it is, and where they lie in it."""
+        """Return where these bytes are in the stored content of one member. Return None if they are not in one."""
         numbers = self.overlap(offset, size)
         if len(numbers) != 1 or write_mode_of(self.members[numbers[0]]) is not WriteMode.RANDOM:
             return None
@@ -83,14 +83,15 @@ class Zip:
 
     @property
     def preamble_size(self) -> int:
-        """Bytes before the first member."""
+        """Number of bytes before the first member."""
         return self._starts[0] if self._starts else self.body_size
 
 
 def read_zip(root: int, archive: Zip, memory: memoryview, offset: int) -> bool:
-    """Fill `memory` with the bytes of a zip from `offset` on, from the tree that it was unpacked to; whether that was possible.
+    """Fill `memory` with the bytes of a zip from `offset` on, read from its tree. Return whether that was possible.
 
-    `root`: a descriptor of the tree. Headers are rendered as ours are. What is deflated, or has a descriptor, is not in the tree.
+    `root` is a descriptor of the tree. Headers are rendered as our own writer renders them. The bytes of deflated
+    entries, and of entries with a descriptor, are not in the tree.
     """
     if offset < archive.preamble_size:
         return False
@@ -135,7 +136,7 @@ def _read_content(root: int, member: Member, memory: memoryview, offset: int) ->
 
 
 def write_mode_of(member: Member) -> WriteMode:
-    """How the content of an entry comes."""
+    """Return how the content of an entry is written."""
     if member.extent is not None and not member.is_deflated and not member.is_link:
         return WriteMode.RANDOM
     is_file = not member.is_link and not member.is_folder
@@ -143,7 +144,7 @@ def write_mode_of(member: Member) -> WriteMode:
 
 
 def known_extent(member: Member) -> Extent:
-    """Where the content of a member without a descriptor is."""
+    """Return where the content of a member without a descriptor is."""
     extent = member.extent
     if extent is None:
         raise AssertionError(f"{member.path!r} has a descriptor")
@@ -151,13 +152,13 @@ def known_extent(member: Member) -> Extent:
 
 
 def render_header(member: Member) -> bytes:
-    """The local header that we would have written."""
+    """Return the local header that our own writer would write."""
     target = "" if member.is_link else None
     return local_header(Entry(member.path, member.size, is_folder=member.is_folder, target=target), member.crc)
 
 
 def parent_folders(members: Iterable[Member]) -> set[str]:
-    """The folders in which something lies."""
+    """Return the folders that are not empty."""
     found = set()
     for member in members:
         end = member.path.rfind("/")
@@ -168,7 +169,7 @@ def parent_folders(members: Iterable[Member]) -> set[str]:
 
 
 def member_paths(members: Sequence[Member]) -> tuple[dict[str, int], set[str]]:
-    """The paths of files and links, with the numbers of their members, and those of folders."""
+    """Return the paths of files and links, with the numbers of their members, and the paths of folders."""
     folders = parent_folders(members)
     folders.update(member.path for member in members if member.is_folder and member.path)
     return {member.path: number for number, member in enumerate(members) if not member.is_folder}, folders

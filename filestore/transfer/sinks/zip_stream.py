@@ -19,7 +19,7 @@ from filestore.system.files import write_at
 
 
 class EntryStream:
-    """A large entry that comes in order."""
+    """A large entry whose bytes arrive in order."""
 
     def __init__(self, member: Member, create: Callable[[Member], int]) -> None:
         self._member = member
@@ -35,13 +35,13 @@ class EntryStream:
         self._rest = bytearray()
 
     def close(self) -> None:
-        """Give the descriptor back; safe to call again."""
+        """Close the descriptor. It may be called more than once."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def take(self, start: int, piece: memoryview) -> bool:
-        """The next piece; whether it was the last one. Raises OSError."""
+        """Take the next piece. Return whether it was the last one. Raises OSError, InvalidArchive."""
         if start != self._position:
             raise AssertionError(f"the piece at {start} comes before that at {self._position}")
         piece = self._take_head(piece)
@@ -64,7 +64,7 @@ class EntryStream:
         return True
 
     def _take_head(self, piece: memoryview) -> memoryview:
-        """Take the local header; what is left of `piece`."""
+        """Take the bytes of the local header. Return the rest of `piece`."""
         while self._extent is None and piece:
             part = piece[: self._head_size - len(self._head)]
             self._head += part
@@ -76,7 +76,7 @@ class EntryStream:
 
     @property
     def _head_size(self) -> int:
-        """As far as it is known."""
+        """The size of the local header, as far as it is known."""
         size = zip_.LOCAL_HEADER.size
         if len(self._head) >= size:
             *_, name_size, extra_size = zip_.LOCAL_HEADER.unpack_from(self._head)
@@ -88,7 +88,7 @@ class EntryStream:
             yield from self._inflater.inflate(data)
             return
         for at in range(0, len(data), PIECE_LIMIT):
-            # A copy, since the last one is written when its memory was used again.
+            # A copy, since the last piece is written after its memory is used again.
             piece = bytes(data[at : at + PIECE_LIMIT])
             self._crc = crc32(piece, self._crc)
             yield piece
@@ -102,7 +102,7 @@ class EntryStream:
 
 
 def inflated(member: Member, data: memoryview) -> Iterator[bytes]:
-    """What an entry's data inflates to; the last piece after all checks."""
+    """Yield the inflated data of an entry. The last piece comes after all checks. Raises InvalidArchive."""
     inflater = Inflater(member)
     last = b""
     for piece in inflater.inflate(data):

@@ -1,4 +1,8 @@
-"""What is pushed: read once, in order, into reused buffers, cut and hashed on the way, and watched for changes."""
+"""The contract of a source, and a file as one.
+
+A source is read once and in order, into buffers that are reused. It is cut and hashed meanwhile, and checked for
+changes.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,15 @@ from filestore.system.files import read_at
 from filestore.system.metrics import Stage, span
 
 WINDOW_SIZE = 16 << 20
-"""Bytes read and cut in one go; larger than `LOOKAHEAD`, so that each window cuts something."""
+"""Bytes that are read and cut at a time. It is larger than `LOOKAHEAD`, so that each window has at least one cut."""
 SETTLED_NANOSECONDS = 2_000_000_000
-"""A file that changed within this time before it was recorded may have changed again within one tick of its clock."""
+"""If a file changed less than this before it was recorded, a second change may have left its times as they are."""
 
 _COPY_IT = "copy its content to another file (`cat FILE > COPY`) and push that one"
-"""What to do with a file whose size cannot be believed."""
+"""What to do with a file that reports a wrong size."""
 
 MAKE_READABLE = "make it readable with `chmod`"
-"""What to do with a file or a folder that this user may not read."""
+"""What to do if this user may not read a file or a folder."""
 
 _STATE = struct.Struct("<QqqQQ")
 PACKED_SIZE = DIGEST_AND_NUMBER.size
@@ -35,7 +39,7 @@ STATE_SIZE = _STATE.size
 
 
 class FileState(NamedTuple):
-    """What tells that a file was not written to. Times are nanoseconds."""
+    """The state of a file, which shows whether it was written to. Times are nanoseconds since 1970."""
 
     size: int
     mtime: int
@@ -45,58 +49,58 @@ class FileState(NamedTuple):
 
     @classmethod
     def of(cls, found: os.stat_result) -> Self:
-        """The state that a `stat` found."""
+        """Return the state that a `stat` found."""
         return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
 
     @staticmethod
     def packed(found: os.stat_result) -> bytes:
-        """`of(found).pack()` in a third of the time: a tree asks for it three times a file."""
+        """Return `of(found).pack()` in a third of the time. A push of a tree calls it three times for each file."""
         return _STATE.pack(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
 
     @classmethod
     def unpack(cls, packed: Buffer, place: int = 0) -> Self:
-        """The state at a place among those that stand back to back in `packed`. Raises struct.error."""
+        """Return the state at a place of `packed`, which has states one after the other. Raises struct.error."""
         return cls(*_STATE.unpack_from(packed, place * STATE_SIZE))
 
     def pack(self) -> bytes:
-        """Its `STATE_SIZE` bytes."""
+        """Return the state as `STATE_SIZE` bytes."""
         return _STATE.pack(*self)
 
     def is_settled(self, recorded_at: int) -> bool:
-        """Whether a file in this state when it was recorded shows every change since then in its state.
+        """Return whether every change of the file after `recorded_at` gives it another state.
 
-        An mtime in the future was set by hand: whoever writes to the file gives it another one, and another ctime.
+        An mtime in the future was set by hand. A later write sets another mtime, and another ctime.
         """
         is_mtime_settled = abs(recorded_at - self.mtime) > SETTLED_NANOSECONDS
         return is_mtime_settled and self.ctime + SETTLED_NANOSECONDS < recorded_at
 
     def check(self, now: FileState, path: Path | str) -> None:
-        """Raises SourceChanged where the state is another one by now."""
+        """Raise SourceChanged if the state is another one now."""
         if now == self:
             return
         for field, before, after in zip(self._fields, self, now, strict=True):
             if before != after:
-                raise SourceChanged(str(path), f"its {field} is {after}, it was {before}")
+                raise SourceChanged(str(path), f"its {field} was {before} and is now {after}")
 
 
 class Window(NamedTuple):
-    """Chunks that lie back to back in `content`, which is memory of whoever asked for them, and are still to be hashed."""
+    """Neighbouring chunks in `content` that are not hashed yet. The memory belongs to the caller of `scan`."""
 
     content: memoryview
     sizes: list[int]
     row: bytearray
-    """Where their source keeps chunks, packed: `hash` fills the part that was left for these, from `place` on."""
+    """The packed chunks of the source. `hash` fills the part from `place` on, which is reserved for this window."""
     place: int
 
     @classmethod
     def cut(cls, content: memoryview, sizes: list[int], row: bytearray) -> Self:
-        """A window that comes next in `row`."""
+        """Make a window, and reserve the next part of `row` for it."""
         place = len(row)
         row += bytes(len(sizes) * PACKED_SIZE)
         return cls(content[: sum(sizes)], sizes, row, place)
 
     def hash(self) -> list[tuple[Digest, memoryview]]:
-        """The digest and the content of each of its chunks. In a thread, beside the scan of what follows."""
+        """Return the digest and the content of each chunk. Call it in a thread; the next scan may run meanwhile."""
         chunks = []
         start = 0
         with span(Stage.HASH, len(self.content)):
@@ -110,68 +114,81 @@ class Window(NamedTuple):
 
 
 class CachedPush(NamedTuple):
-    """What a push cache has of an earlier push from the same path."""
+    """What a push cache knows about an earlier push of the same path."""
 
     manifest: Manifest
     fingerprint: bytes
-    """What the source wrote down of itself."""
+    """What `Source.fingerprint` returned at that push."""
     recorded_at: int
     """Nanoseconds since 1970."""
 
 
 class Content(Protocol):
-    """Bytes on their way into a repository, read once and in order.
+    """Bytes that are pushed. They are read once and in order.
 
-    Its methods block: call them in a thread, one at a time. Its numbers may be read from elsewhere meanwhile.
+    Its methods block: call them in a thread, one at a time. Other threads may read its numbers meanwhile.
     """
 
     path: Path
     size: int
-    """Bytes of content: of a tree, those of its zip."""
+    """Bytes of content. The content of a tree is its zip."""
     read: int
     """Bytes of files that were read so far."""
     cached_size: int
-    """Bytes of content that need no reading, since they are known from an earlier push."""
+    """Bytes of content that are not read, since they are known from an earlier push."""
     file_count: int
 
     @property
     def files_done(self) -> int:
-        """Files that were read to their end, or need no reading. Never falls."""
+        """Number of files that were read to their end, or are not read. It never becomes smaller."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to be scanned."""
+        """Whether everything is scanned."""
 
     def scan(self, buffer: memoryview) -> list[Window]:
-        """Read on and cut as far as `buffer` reaches, which has `WINDOW_SIZE` bytes.
+        """Read the next content into `buffer`, which has `WINDOW_SIZE` bytes, and cut it.
 
-        Windows may come out of the order of the content, and there may be none. Raises SourceChanged, SourceUnreadable.
+        The windows may be in another order than their content, and there may be none. They are views of `buffer`.
+        Raises SourceChanged, SourceUnreadable.
         """
 
     def manifest(self) -> Manifest:
-        """The chunks of all windows and of what was known before, in order. When all are hashed. Raises LimitExceeded."""
+        """Return the chunks of all windows and of cached content, in order.
+
+        Call it when all windows are hashed. Raises LimitExceeded.
+        """
 
     def read_into(self, memory: memoryview, offset: int) -> None:
-        """Fill `memory` with content from `offset` on. After the last scan. Raises SourceChanged, SourceUnreadable."""
+        """Fill `memory` with content from `offset` on. Call it after the last scan.
+
+        Raises SourceChanged, SourceUnreadable.
+        """
 
     def check_unchanged(self) -> None:
-        """Raises SourceChanged when what was read is not what it was when it was opened."""
+        """Raise SourceChanged if the source is not as it was when it was opened."""
 
 
 class Source(Content, Protocol):
-    """A file, or the zip that stands for a directory, that may be pushed again later."""
+    """A file, or the zip of a directory, that may be pushed again later."""
 
     def load_fingerprint(self, cached: CachedPush) -> None:
-        """Leave out what is the same as at an earlier push. Before the first scan. What is damaged is as good as nothing."""
+        """Do not read what is the same as at an earlier push. Call it before the first scan.
+
+        A fingerprint that is damaged has no effect.
+        """
 
     def fingerprint(self) -> bytes:
-        """What `load_fingerprint` needs of this push. When all windows are hashed."""
+        """Return what `load_fingerprint` needs at a later push. Call it when all windows are hashed."""
 
     def spans(self) -> Iterator[tuple[str, int, int]]:
-        """Name, start and end of each entry in the content, in order, back to back."""
+        """Yield the name, the start and the end of each entry in the content.
+
+        Each starts where the one before it ends.
+        """
 
     def close(self) -> None:
-        """Give descriptors back; safe to call again."""
+        """Close its descriptors. It may be called more than once."""
 
 
 class DescriptorOwner:
@@ -195,7 +212,8 @@ class DescriptorOwner:
 class FileSource(DescriptorOwner):
     """An open regular file.
 
-    Never mapped: mapped pages count as resident memory, and a file that is truncated meanwhile would kill the process.
+    It is not mapped into memory: mapped pages count as resident memory, and a file that is truncated meanwhile would
+    kill the process.
     """
 
     file_count = 1
@@ -271,9 +289,9 @@ class FileSource(DescriptorOwner):
 
 
 def check_end(descriptor: int, size: int, path: Path | str) -> None:
-    """Read once more after the last byte, since the size that a file reports may be wrong: files in /proc report 0.
+    """Check that a file ends at `size`. The size that a file reports may be wrong: files in /proc report 0.
 
-    Raises SourceChanged when the file is longer by now, SourceUnreadable when it has more bytes than it reports.
+    Raises SourceChanged if the file is longer now, SourceUnreadable if it has more bytes than it reports.
     """
     try:
         is_longer = bool(os.pread(descriptor, 1, size))
@@ -281,7 +299,7 @@ def check_end(descriptor: int, size: int, path: Path | str) -> None:
     except OSError as error:
         raise SourceUnreadable(str(path), error.strerror or str(error)) from None
     if is_longer and reported > size:
-        raise SourceChanged(str(path), f"its size is {reported}, it was {size}")
+        raise SourceChanged(str(path), f"its size was {size} and is now {reported}")
     if is_longer:
         raise SourceUnreadable(str(path), f"it has more bytes than the {size} that it reports; {_COPY_IT}")
 
@@ -289,7 +307,8 @@ def check_end(descriptor: int, size: int, path: Path | str) -> None:
 def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path | str) -> None:
     """Fill `memory` with the bytes from `offset` on.
 
-    Raises SourceChanged when the file became shorter, SourceUnreadable, also when it has fewer bytes than it reports.
+    Raises SourceChanged if the file became shorter, SourceUnreadable if it cannot be read or has fewer bytes than it
+    reports.
     """
     try:
         end = offset + read_at(descriptor, memory, offset)
@@ -303,12 +322,12 @@ def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path | 
 
 
 def scan_and_hash(content: Content, buffer: memoryview) -> None:
-    """`content.scan(buffer)` for who wants nothing of it but the manifest in the end."""
+    """Scan and hash, and discard the chunks. It is for a caller that needs only the manifest."""
     for window in content.scan(buffer):
         window.hash()
 
 
 def unpacked(row: Buffer) -> Iterator[Chunk]:
-    """The chunks of a packed row, the form in which many are kept: as objects, a million would take 200 MiB (I6)."""
+    """Yield the chunks of a packed row. Chunks are kept packed, since a million objects would take 200 MiB (I6)."""
     for digest, size in DIGEST_AND_NUMBER.iter_unpack(row):
         yield Chunk(Digest(digest), size)

@@ -1,6 +1,6 @@
-"""What was pushed from where: lets a second push of an unchanged file or directory read none of it.
+"""Remember earlier pushes, so that a second push of an unchanged file or directory does not read it.
 
-A cache and nothing more: a push cache that is damaged, locked or of another version is as good as an empty one.
+It is only a cache: a push works with a push cache that is damaged, locked or of another version as with an empty one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from filestore.transfer.sources.file import CachedPush
 
 ENTRY_LIMIT = 10_000
 SIZE_LIMIT = 1 << 30
-"""Bytes of all entries."""
+"""Bytes of all entries together."""
 FINGERPRINT_LIMIT = 256 << 20
-"""Bytes of what a source may have written down: ten times what 200,000 files take."""
+"""Bytes of the largest fingerprint: ten times that of 200,000 files."""
 
 _SCHEMA_VERSION = 2
 _SCHEMA = """
@@ -62,7 +62,10 @@ class PushCache:
         self.close()
 
     def after_fork(self) -> None:
-        """The connection stays the parent's: SQLite does not survive a fork. In a child this push cache is as good as empty."""
+        """Leave the connection to the parent, since SQLite does not survive a fork.
+
+        In a child, the push cache is empty.
+        """
         if self._connection is not None:
             abandon(self._connection)
             self._connection = None
@@ -74,7 +77,7 @@ class PushCache:
             self._connection = None
 
     def find(self, identity: Identity, path: Path) -> CachedPush | None:
-        """Return what the last push of `path` to that repository left, if there was one."""
+        """Return what was recorded at the last push of `path` to that repository, or None."""
         if self._connection is None:
             return None
         try:
@@ -95,11 +98,11 @@ class PushCache:
             return None
 
     def record(self, identity: Identity, path: Path, manifest: Manifest, fingerprint: bytes) -> None:
-        """Remember a push that was committed; forgets the oldest entries past `ENTRY_LIMIT` and `SIZE_LIMIT`."""
+        """Record a push that was committed. The oldest entries beyond `ENTRY_LIMIT` and `SIZE_LIMIT` are removed."""
         if self._connection is None:
             return
         key = (identity.id, identity.namespace, _key(path))
-        # With a checksum over both: what was damaged must not be taken for true.
+        # One checksum covers both, so that damage in either is found.
         kept = ZstdCompressor(write_checksum=True).compress(manifest.digest + fingerprint)
         row = (*key, identity.chunking_version, time.time_ns(), manifest.encoded, kept)
         try:
@@ -138,9 +141,9 @@ class PushCache:
 
 
 def _fingerprint(kept: bytes, manifest: Manifest) -> bytes:
-    """What was written down beside a manifest. Raises ValueError, ZstdError where either is not what it was."""
+    """Return the fingerprint that was stored with a manifest. Raises ValueError, ZstdError if either is damaged."""
     if get_frame_parameters(kept).content_size > DIGEST_SIZE + FINGERPRINT_LIMIT:
-        raise ValueError("it is larger than anything that was kept")
+        raise ValueError("it is larger than any fingerprint")
     plain = decompress(kept)
     if plain[:DIGEST_SIZE] != manifest.digest:
         raise ValueError("it belongs to another manifest")

@@ -1,4 +1,4 @@
-"""A directory that is pushed: the zip that stands for it is cut while each byte of each file is read once."""
+"""A directory as a source: its zip is made and cut while each byte of each file is read once."""
 
 from __future__ import annotations
 
@@ -34,28 +34,29 @@ from filestore.transfer.sources.walk import LEAVE_OUT, NO_STATE, WalkResult, sho
 
 _FINGERPRINT_MAGIC = b"tree1"
 _COUNTS = struct.Struct("<II")
-"""How many files and how many segments are known."""
+"""The number of files, and the number of segments."""
 _FILE = struct.Struct("<HI")
-"""The length of a name, and a checksum; the name and the state follow."""
+"""The length of a name, and a checksum. The name and the state follow."""
 _SEGMENT = DIGEST_AND_NUMBER
-"""What a segment is known by, and how many chunks it has."""
+"""The key of a segment, and the number of its chunks."""
 _UNKNOWN = bytes(DIGEST_SIZE)
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
 class TreeSource(DescriptorOwner):
-    """The zip of a directory, as a source. Planning takes a second or two for 200,000 entries.
+    """The zip of a directory, as a source. To make one takes one or two seconds for 200,000 entries.
 
-    Each file must be in the state in which the walk found it when it is opened, and all of them once more at the end, so that
-    what is recorded is the tree as it stood at one moment.
+    When a file is opened, its state must be the one that the walk found. At the end, all files are checked once more.
+    So the tree that is recorded existed as a whole at one moment.
 
-    The fingerprint has name, state and checksum of each file, and of each segment of the zip the digest of everything that its
-    chunks depend on except the files' content, so that a segment whose files and headers are the same is not made again.
+    The fingerprint has the name, the state and the checksum of each file. It also has the key of each segment of the
+    zip: a digest of everything that the chunks of the segment depend on, except the content of the files. So a segment
+    whose files and headers are the same is not made again.
     """
 
     def __init__(self, walked: WalkResult, *, chunking_version: int = CHUNKING_VERSION) -> None:
-        """Raises SourceRefused, LimitExceeded, UnknownFormat."""
+        """Plan the zip. No file is read. Raises SourceRefused, LimitExceeded, UnknownFormat."""
         self.path = walked.root
         self.read = self.cached_size = 0
         self._walked = walked
@@ -87,7 +88,7 @@ class TreeSource(DescriptorOwner):
             unchanged = dict(fingerprint.unchanged(self._walked))
             segments = fingerprint.segments()
         except (ValueError, struct.error):
-            return  # as good as nothing
+            return  # a damaged fingerprint has no effect
         for place, crc in unchanged.items():
             self._chunker.remember(place, crc)
         for number, segment in enumerate(self._chunker.segments):
@@ -100,7 +101,7 @@ class TreeSource(DescriptorOwner):
                 self.cached_size += segment.size
                 self.files_done += sum(_is_read(self._chunker.entries[place]) for place in segment.entries)
         if self.is_finished:
-            self._fingerprint = cached.fingerprint  # would come out the same, after a second for 200,000 files
+            self._fingerprint = cached.fingerprint  # to make it takes a second for 200,000 files, and gives the same
 
     def fingerprint(self) -> bytes:
         if self._fingerprint is not None:
@@ -120,9 +121,9 @@ class TreeSource(DescriptorOwner):
         return bytes(fingerprint)
 
     def scan(self, buffer: memoryview) -> list[Window]:
-        with span(Stage.CUT) as chunking_version:
+        with span(Stage.CUT) as cutting:
             cuts = self._chunker.scan(buffer)
-            chunking_version.add(sum(len(cut.content) for cut in cuts))
+            cutting.add(sum(len(cut.content) for cut in cuts))
         return [Window.cut(cut.content, cut.sizes, self._chunks[cut.segment]) for cut in cuts]
 
     def manifest(self) -> Manifest:
@@ -136,9 +137,10 @@ class TreeSource(DescriptorOwner):
             yield entry.stored_name.decode(), self._chunker.offsets[place], self._chunker.offsets[place + 1]
 
     def check_unchanged(self) -> None:
-        """Looks at each file once more, by its path: some microseconds a file. Those without content were not opened before.
+        """Look at each file once more by its path. This takes some microseconds for each file.
 
-        One of them that may not be read is refused like any other: what reports size 0 may have content.
+        Files of size 0 are opened here for the first time. A file that may not be read is refused even then, since a
+        file that reports size 0 may have content.
         """
         states = self._walked.states
         for place in range(len(states)):
@@ -160,7 +162,10 @@ class TreeSource(DescriptorOwner):
         return VirtualZip(self._chunker.entries, crcs, self._chunker.offsets, self._read_again)
 
     def _segment_key(self, number: int) -> bytes:
-        """What the chunks of a segment hang on beside the content of its files; zeros where that is not known."""
+        """Return a digest of what the segment's chunks depend on, except file content.
+
+        It is zeros if that is not known.
+        """
         segment = self._chunker.segments[number]
         if segment.is_content:
             return blake3(b"content" + self._chunker.entries[segment.entries.start].stored_name).digest()
@@ -182,7 +187,7 @@ class TreeSource(DescriptorOwner):
         if offset + len(memory) == self._chunker.entries[place].size:
             check_end(self._descriptor, offset + len(memory), self._opened_path)
             if offset:
-                self._check(place)  # the earlier a large file is found to have changed, the better
+                self._check(place)  # so that a change of a large file is found early
             self.files_done += 1
             self.close()
 
@@ -206,19 +211,19 @@ class TreeSource(DescriptorOwner):
 
 
 class _TreeFingerprint:
-    """What an earlier push wrote down. Raises ValueError or struct.error for anything else."""
+    """The fingerprint of an earlier push. Raises ValueError or struct.error for anything else."""
 
     def __init__(self, cached: CachedPush) -> None:
         data = cached.fingerprint
         if not data.startswith(_FINGERPRINT_MAGIC):
-            raise ValueError("it is not what a directory writes down")
+            raise ValueError("it is not the fingerprint of a directory")
         self._data = data
         self._chunks = cached.manifest.chunks.encoded
         self._recorded_at = cached.recorded_at
         self._file_count, self._segment_count = _COUNTS.unpack_from(data, len(_FINGERPRINT_MAGIC))
 
     def segments(self) -> dict[bytes, memoryview]:
-        """The chunks of each segment, packed, by what it is known by."""
+        """Return the packed chunks of each segment, by the key of the segment."""
         found = {}
         start = len(_FINGERPRINT_MAGIC) + _COUNTS.size
         at = 0
@@ -230,7 +235,7 @@ class _TreeFingerprint:
         return found
 
     def unchanged(self, walked: WalkResult) -> Iterator[tuple[int, int]]:
-        """The place and the checksum of each file that is in the same state as it was then, and is settled."""
+        """Yield the place and the checksum of each file whose state is the same as then, and settled."""
         waiting = self._files()
         name, packed_state, crc = next(waiting, (b"", b"", 0))
         for place, entry in enumerate(walked.entries):
@@ -251,12 +256,12 @@ class _TreeFingerprint:
 
 
 def _is_read(entry: Entry) -> bool:
-    """Whether there is content that lies in a file."""
+    """Return whether an entry has content that is in a file."""
     return entry.size > 0 and entry.target is None
 
 
 def _failed(path: str, error: OSError) -> SourceChanged | SourceUnreadable:
-    """What it means that a file which the walk has found cannot be had."""
+    """Return the error for a file that the walk found and that cannot be opened."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return SourceChanged(path, "it vanished")
     if error.errno == errno.ELOOP:

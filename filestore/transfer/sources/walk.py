@@ -1,7 +1,7 @@
-"""What a directory holds: its files, empty folders and kept links, in the order of the zip that stands for it.
+"""List what is in a directory: its files, empty folders and kept links, in the order of its zip.
 
-Names and states are looked at, never content. What is neither file, folder nor link is refused by name, and so is a link
-that must not be followed; only what is excluded is not looked at.
+Only names and states are looked at, never content. An entry that is not a file, a folder or a link is refused by name,
+and so is a link that must not be followed. Excluded entries are not looked at.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from filestore.format.zip.write import Entry
 from filestore.transfer.sources.file import MAKE_READABLE, STATE_SIZE, FileState
 
 ENTRIES_LIMIT = DEFAULT_LIMITS.entries
-"""Files, links and folders of one directory: links to folders can multiply what there is without end."""
+"""The largest number of files, links and folders in one directory. Links to folders can multiply them without end."""
 
 NO_STATE = bytes(STATE_SIZE)
 """The packed state of a folder, and of a link that is kept."""
@@ -33,11 +33,11 @@ NO_STATE = bytes(STATE_SIZE)
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CHANGES = {
     errno.ENOENT: "it vanished",
-    errno.ENOTDIR: "it is no folder any more",
-    errno.ELOOP: "it is no folder any more",
-    errno.EINVAL: "it is no link any more",
+    errno.ENOTDIR: "it is not a folder any more",
+    errno.ELOOP: "it is not a folder any more",
+    errno.EINVAL: "it is not a link any more",
 }
-"""What an error means for something that was just seen to be there."""
+"""What an error means for an entry that the walk has just seen."""
 _LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR)
 _OTHER_KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -54,23 +54,27 @@ _FOLLOW = f"follow it with `--symlinks follow`, or {LEAVE_OUT}"
 
 
 class Symlinks(StrEnum):
-    """What becomes of the symbolic links in a directory. The directory itself may be reached through one under any."""
+    """What a push does with the symbolic links in a directory.
+
+    The directory itself may always be reached through a link.
+    """
 
     INSIDE = "inside"
-    """What they lead to, where that lies in the directory in the end; any other link is refused."""
+    """Take the target of a link if it is inside the directory, and refuse any other link."""
     FOLLOW = "follow"
-    """What they lead to, wherever that is."""
+    """Take the target of a link, wherever it is."""
     KEEP = "keep"
-    """The same links. They must be relative and stay inside, which whoever makes the zip checks."""
+    """Take the link itself. It must be relative and stay inside the directory, which is checked when the zip is
+    made."""
     REFUSE = "refuse"
-    """None is taken."""
+    """Refuse every link."""
 
 
 class States(Sequence[FileState | None]):
-    """The states of many files, each made when it is asked for: kept as objects, those of 200,000 would take 50 MB."""
+    """The states of many files. They are kept packed, since the objects for 200,000 files would take 50 MB."""
 
     def __init__(self, packed: bytes | bytearray) -> None:
-        """`packed`: states one after the other; zeros for what has none."""
+        """`packed` has the states one after the other, and zeros for an entry without a state."""
         self._packed = bytes(packed)
 
     def __len__(self) -> int:
@@ -87,29 +91,30 @@ class States(Sequence[FileState | None]):
         return FileState.unpack(packed) if packed != NO_STATE else None
 
     def packed(self, place: int) -> bytes:
-        """The state at a place, packed; zeros for what has none."""
+        """Return the packed state at a place. It is zeros for an entry without a state."""
         return self._packed[place * STATE_SIZE : (place + 1) * STATE_SIZE]
 
     def check(self, place: int, found: os.stat_result, path: str) -> None:
-        """Raises SourceChanged unless the file at a place, which has a state, is in it by what `stat` found."""
+        """Raise SourceChanged unless `found` is the state at a place. The entry must have a state."""
         packed = self.packed(place)
         if packed != FileState.packed(found):
             FileState.unpack(packed).check(FileState.of(found), path)
 
 
 class WalkResult(NamedTuple):
-    """What a directory held when it was looked at."""
+    """What the walk of a directory found."""
 
     root: Path
     entries: list[Entry]
-    """In the order of the archive."""
+    """In the order of the zip."""
     states: States
-    """Of each entry; None for folders and kept links."""
+    """The state of each entry; None for folders and kept links."""
     elsewhere: dict[str, str]
-    """By the name of an entry where its content lies, free of links, if it was reached through one."""
+    """The path of the content, without links in it, of each entry that was reached through a link. By the entry's
+    name."""
 
     def path(self, place: int) -> str:
-        """Where the content of an entry lies."""
+        """Return the path of the content of an entry."""
         name = self.entries[place].name
         return self.elsewhere.get(name) or f"{self.root}/{name}"
 
@@ -117,62 +122,62 @@ class WalkResult(NamedTuple):
 def walk(
     root: Path, *, symlinks: Symlinks = Symlinks.INSIDE, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> WalkResult:
-    """Look at all that lies in the directory `root`. Blocks: call it in a thread.
+    """List everything in the directory `root`. It blocks: call it in a thread.
 
-    `include` and `exclude` are globs for paths relative to `root`, in which `*` matches `/` too, and case counts. A folder that
-    matches stands for all that lies in it, and so does a glob with a `/` at its end. Where `include` is given, only what
-    matches one of its globs is taken; what matches one of `exclude` never is, and is not looked at. An empty folder is taken by
-    the same rule, and one that becomes empty by it is not.
+    `include` and `exclude` are globs for paths relative to `root`. `*` also matches `/`, and case counts. A glob that
+    matches a folder, or that ends with `/`, matches everything in that folder. With `include`, only entries that match
+    one of its globs are taken. Entries that match one of `exclude` are never taken, and not looked at. The same rules
+    hold for an empty folder. A folder that becomes empty by these rules is not taken.
 
     Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches.
     """
     walking = _Walker(root, symlinks, include=_Globs(include) if include else None, exclude=_Globs(exclude))
     walking.run()
     if include and not walking.entries:
-        raise NothingMatches(str(root), _described(include, exclude))
+        raise NothingMatches(str(root), _in_words(include, exclude))
     return walking.result()
 
 
 class _Globs:
-    """Patterns as `fnmatch` has them, and for whole folders."""
+    """Globs as in `fnmatch`, which can also match whole folders."""
 
     def __init__(self, globs: Sequence[str]) -> None:
         globs = [f"{glob}*" if glob.endswith("/") else glob for glob in globs]
         self._any = _compiled(globs)
-        # What matches a beginning of a path, and ends with a star, matches the path.
+        # A glob that ends with a star matches each path of which it matches the beginning.
         self._endless = _compiled([glob for glob in globs if glob.endswith("*")])
         self._beginnings = [re.split(r"[*?\[]", glob, maxsplit=1)[0] for glob in globs]
 
     def match(self, path: str, *, is_folder: bool) -> bool:
-        """Whether one of them stands for a file, or for a folder with all that lies in it."""
+        """Return whether one of the globs matches a file, or a folder with everything in it."""
         return self._any.match(path) is not None or (is_folder and self._endless.match(f"{path}/") is not None)
 
     def may_match_in(self, folder: str) -> bool:
-        """False if none can stand for anything in a folder."""
+        """Return False if none of the globs can match anything in a folder."""
         return any(f"{folder}/".startswith(beginning) or beginning.startswith(f"{folder}/") for beginning in self._beginnings)
 
 
 class _Folder(NamedTuple):
-    """A folder on the way down."""
+    """A folder that the walk has found."""
 
     path: str
-    """Where it lies; free of links if it was reached through one."""
+    """Its path on the disk. There are no links in it if the folder was reached through one."""
     name: str
-    """Its path in the tree. The root's is empty."""
+    """Its path in the tree. That of the root is empty."""
     identity: tuple[int, int]
     """Device and inode."""
     parent: _Folder | None
     is_elsewhere: bool
     """It was reached through a link."""
     is_included: bool
-    """All that lies in it is taken."""
+    """Everything in it is taken."""
 
     def inner(self, name: str) -> str:
-        """The path in the tree of what lies in it."""
+        """Return the path in the tree of an entry in this folder."""
         return f"{self.name}/{name}" if self.name else name
 
-    def lies_in(self, identity: tuple[int, int]) -> bool:
-        """Whether it is that folder, or lies in it, as the walk came there."""
+    def is_within(self, identity: tuple[int, int]) -> bool:
+        """Return whether this is that folder, or the walk came here through that folder."""
         folder: _Folder | None = self
         while folder is not None:
             if folder.identity == identity:
@@ -182,7 +187,7 @@ class _Folder(NamedTuple):
 
 
 class _Walker:
-    """One walk: what was found, in any order, and the folders that are still to be looked into."""
+    """The state of one walk: what was found, in any order, and the folders that are not visited yet."""
 
     def __init__(self, root: Path, symlinks: Symlinks, *, include: _Globs | None, exclude: _Globs) -> None:
         self.entries: list[Entry] = []
@@ -200,13 +205,13 @@ class _Walker:
         return os.path.realpath(self._root)
 
     def run(self) -> None:
-        """Look at everything."""
+        """Visit all folders."""
         try:
             found = self._root.stat()
         except OSError as error:
             raise SourceUnreadable(str(self._root), error.strerror or str(error)) from None
         if not stat.S_ISDIR(found.st_mode):
-            raise SourceUnreadable(str(self._root), "it is no directory")
+            raise SourceUnreadable(str(self._root), "it is not a directory")
         self._folders.append(
             _Folder(str(self._root), "", _identity(found), None, is_elsewhere=False, is_included=self._include is None)
         )
@@ -214,8 +219,8 @@ class _Walker:
             self._look_into(self._folders.pop())
 
     def result(self) -> WalkResult:
-        """What was found, in order."""
-        # By code points, which is the order of the bytes of UTF-8.
+        """Return what was found, in order."""
+        # By code points, which is also the order of the bytes of UTF-8.
         keys = [f"{entry.name}/" if entry.is_folder else entry.name for entry in self.entries]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         packed = bytearray(len(self._packed))
@@ -226,7 +231,7 @@ class _Walker:
 
     def _look_into(self, folder: _Folder) -> None:
         is_empty = True
-        with self._opened(folder) as descriptor, os.scandir(descriptor) as children:
+        with self._open(folder) as descriptor, os.scandir(descriptor) as children:
             for child in children:
                 is_empty = False
                 self._look_at(folder, child)
@@ -234,8 +239,8 @@ class _Walker:
             self._add(Entry(folder.name, is_folder=True), NO_STATE)
 
     @contextmanager
-    def _opened(self, folder: _Folder) -> Iterator[int]:
-        """The descriptor of the very folder that was found, whatever stands at its path by now."""
+    def _open(self, folder: _Folder) -> Iterator[int]:
+        """Open the folder that was found. Raises SourceChanged if there is another one at its path now."""
         link_flag = os.O_NOFOLLOW if folder.parent is not None else 0
         try:
             descriptor = os.open(folder.path, _FOLDER_FLAGS | link_flag)
@@ -253,7 +258,7 @@ class _Walker:
         try:
             is_link = child.is_symlink()
             is_folder = not is_link and child.is_dir(follow_symlinks=False)
-            # A link may lead to a folder, and is not to be followed to find that out.
+            # A link may lead to a folder. It is not followed to find that out.
             may_be_folder = is_folder or is_link
             if self._exclude.match(name, is_folder=may_be_folder) or not self._is_wanted(folder, name, is_folder=may_be_folder):
                 return
@@ -266,7 +271,7 @@ class _Walker:
 
     def _take_link(self, folder: _Folder, child: os.DirEntry[str], name: str) -> None:
         path = f"{folder.path}/{child.name}"
-        target = os.readlink(path)  # noqa: PTH115  # its Path would be another text: without `./`, for one
+        target = os.readlink(path)  # noqa: PTH115  # a Path would change the text: it drops `./`, for example
         if self._symlinks is Symlinks.KEEP:
             if self._is_wanted(folder, name, is_folder=False):
                 self._keep(name, target)
@@ -280,7 +285,7 @@ class _Walker:
         if found is None:
             raise self._refused(name, f"it is a link to {target!r}, {reason}")
         real = os.path.realpath(path)
-        if self._symlinks is Symlinks.INSIDE and not _lies_in(real, self._real_root):
+        if self._symlinks is Symlinks.INSIDE and not _is_within(real, self._real_root):
             raise self._refused(name, f"it is a link that leads out of the directory, to {real!r}; {_FOLLOW}")
         if _identity(os.lstat(real)) != _identity(found):
             raise SourceChanged(self._shown(name), "it is a link that leads elsewhere now")
@@ -290,7 +295,7 @@ class _Walker:
         if target.startswith("/"):
             reason = f"it is a link to {target!r}, which is another place on another machine; make it relative, or {_FOLLOW}"
             raise self._refused(name, reason)
-        # What leads out by way of other links is found where the whole archive is looked at.
+        # A link that leads out through other links is found later, when all links of the zip are checked.
         steps = (step for step in target.split("/") if step not in ("", "."))
         if len(list(takewhile("..".__eq__, steps))) > name.count("/"):
             raise self._refused(name, f"it is a link that leads out of the directory, to {target!r}; {_FOLLOW}")
@@ -302,10 +307,10 @@ class _Walker:
         self._add(Entry(name, size, target=target), NO_STATE)
 
     def _take(self, folder: _Folder, name: str, path: str, found: os.stat_result, *, is_elsewhere: bool = False) -> None:
-        """Take a file, or note a folder to be looked into. `is_elsewhere`: it was a link that led to it."""
+        """Take a file, or note a folder that is visited later. `is_elsewhere` says that a link led to it."""
         is_elsewhere = is_elsewhere or folder.is_elsewhere
         if stat.S_ISDIR(found.st_mode):
-            if is_elsewhere and folder.lies_in(_identity(found)):
+            if is_elsewhere and folder.is_within(_identity(found)):
                 raise self._refused(name, f"by way of links it lies in itself, and so has no end; {_KEEP}")
             is_included = folder.is_included or self._is_included(name, is_folder=True)
             self._count_one()
@@ -321,7 +326,7 @@ class _Walker:
         self._add(Entry(name, found.st_size, is_executable=is_executable), FileState.packed(found))
 
     def _is_wanted(self, folder: _Folder, name: str, *, is_folder: bool) -> bool:
-        """Whether something is taken, or something may be that lies in it."""
+        """Return whether an entry is taken, or whether something in it may be taken."""
         if folder.is_included or self._is_included(name, is_folder=is_folder):
             return True
         return is_folder and self._include is not None and self._include.may_match_in(name)
@@ -356,7 +361,7 @@ class _Walker:
 
 
 def shown_path(root: Path, name: str) -> str:
-    """The path by which the user knows what lies at `name`; bytes that are not UTF-8 as Python writes them."""
+    """Return the path of the entry `name` as the user knows it. Bytes that are not UTF-8 are escaped as in Python."""
     path = f"{root}/{name}" if name else str(root)
     return os.fsencode(path).decode(errors="backslashreplace")
 
@@ -383,7 +388,7 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _lies_in(path: str, folder: str) -> bool:
+def _is_within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder.rstrip('/')}/")
 
 
@@ -391,7 +396,7 @@ def _compiled(globs: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(translate, globs)) or r"(?!)")
 
 
-def _described(include: Sequence[str], exclude: Sequence[str]) -> str:
-    """The two as a sentence has them."""
+def _in_words(include: Sequence[str], exclude: Sequence[str]) -> str:
+    """Return both lists as a part of a sentence."""
     wanted = " or ".join(map(repr, include))
     return f"{wanted} and not {' or '.join(map(repr, exclude))}" if exclude else wanted
