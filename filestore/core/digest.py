@@ -25,19 +25,19 @@ _TOKEN_CONTEXT = "filestore 2026-11-24 token"  # noqa: S105  # a public context 
 
 
 class Digest(bytes):
-    """32 bytes of BLAKE3-256; ``str()`` gives 64 lower-case hexadecimal digits."""
+    """32 bytes of BLAKE3-256. ``str()`` gives 64 lower-case hexadecimal digits."""
 
     __slots__ = ()
 
     def __new__(cls, raw: Buffer) -> Self:
-        """Raises InvalidDigest unless `raw` is 32 bytes long."""
+        """Make a digest of 32 bytes. Raises InvalidDigest for another length."""
         if len(raw) != DIGEST_SIZE:
             raise InvalidDigest(bytes(raw).hex())
         return super().__new__(cls, raw)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The digest that `text`, 64 lower-case hexadecimal digits, stands for. Raises InvalidDigest."""
+        """Return the digest of 64 lower-case hexadecimal digits. Raises InvalidDigest for any other text."""
         if not _HEX.match(text):
             raise InvalidDigest(text)
         return cls(bytes.fromhex(text))
@@ -50,25 +50,29 @@ class Digest(bytes):
 
 
 def chunk_digest(content: Buffer) -> Digest:
-    """The digest of a chunk's decoded bytes."""
+    """Return the digest of a chunk's decoded bytes."""
     return Digest(blake3(content).digest())
 
 
 def manifest_digest(manifest: Buffer) -> Digest:
-    """The digest of a manifest's canonical bytes: the file digest.
+    """Return the digest of a manifest's canonical bytes: the file digest.
 
-    Derive-key mode with a context of its own, so that no chunk can pass for a manifest.
+    It is made in derive-key mode with a context of its own, so that a chunk can never have the digest of a manifest.
     """
     return Digest(blake3(manifest, derive_key_context=_MANIFEST_CONTEXT).digest())
 
 
 def token_digest(token: str) -> Digest:
-    """The form in which a token is kept; the token itself never is."""
-    # A header may hold any bytes: those that are no UTF-8 arrive as lone surrogates, and make an unknown token, not a failure.
+    """Return the digest of a token. Only this digest is stored, and never the token itself."""
+    # A header may have any bytes. Bytes that are not UTF-8 arrive as lone surrogates: such a token is unknown, and not
+    # a failure.
     return Digest(blake3(token.encode("utf-8", "surrogatepass"), derive_key_context=_TOKEN_CONTEXT).digest())
 
 
 def parse_digests(raw: Buffer) -> list[Digest]:
-    """The digests that stand back to back in `raw`. Raises InvalidDigest for a torn last one."""
+    """Return the digests in `raw`, which follow each other without gaps.
+
+    Raises InvalidDigest if the last one is not whole.
+    """
     view = bytes(raw)
     return [Digest(view[start : start + DIGEST_SIZE]) for start in range(0, len(view), DIGEST_SIZE)]

@@ -1,6 +1,6 @@
-r"""Manifests: the recipe of a file in one canonical byte form, whose digest is the file digest.
+r"""Manifests: the ordered list of a file's chunks in one canonical form. The digest of this form is the file digest.
 
-Layout, little-endian; normative text and golden vector: `docs/format.md`, `tests/golden/`:
+The layout is little-endian. `docs/format.md` is normative, and `tests/golden/` has a vector:
 
     offset 0   8 bytes   magic b"FSMANIF\0"
            8   u16       manifest version, 1
@@ -39,13 +39,16 @@ class Chunk(NamedTuple):
 
 
 class Chunks(Sequence[Chunk]):
-    """The chunks of a manifest, each made when it is asked for: kept, two million of them would take 400 MiB (I6)."""
+    """The chunks of a manifest.
+
+    Each object is made when it is read, since two million objects would take 400 MiB (I6).
+    """
 
     __slots__ = ("_entries",)
     __hash__ = None  # type: ignore[assignment]  # equal to any sequence of the same chunks, so hashed as none
 
     def __init__(self, encoded: bytes) -> None:
-        """`encoded` is a whole manifest, checked."""
+        """`encoded` is a whole manifest that was checked."""
         self._entries = memoryview(encoded)[_HEADER.size :]
 
     def __len__(self) -> int:
@@ -74,17 +77,20 @@ class Chunks(Sequence[Chunk]):
 
     @property
     def encoded(self) -> memoryview:
-        """The table that stands for them, 36 bytes a chunk: for whoever goes through millions."""
+        """The encoded table of the chunks, 36 bytes for each.
+
+        It is faster to read when there are millions of chunks.
+        """
         return self._entries
 
     def sizes(self) -> Iterator[int]:
-        """The sizes alone: five times faster than the chunks."""
+        """Yield only the sizes, five times faster than the chunks."""
         return (size for (size,) in _ENTRY_SIZE.iter_unpack(self._entries))
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The ordered chunks of a file. Make one with `build` or `parse`: both check, the constructor does not."""
+    """The ordered chunks of a file. Make one with `build` or `parse`, which check it; the constructor does not."""
 
     chunking_version: int
     chunks: Chunks = field(repr=False, compare=False)
@@ -94,7 +100,10 @@ class Manifest:
 
     @classmethod
     def build(cls, chunks: Iterable[Chunk], *, chunking_version: int) -> Self:
-        """Raises LimitExceeded past 64 MiB of manifest, InvalidManifest for a size or a version that it cannot hold."""
+        """Make the manifest of these chunks.
+
+        Raises LimitExceeded above 64 MiB of manifest, InvalidManifest for a size or a version that it cannot have.
+        """
         if not 0 <= chunking_version < _VERSION_LIMIT:
             raise InvalidManifest(f"its cutting version is {chunking_version}, allowed are 0 to {_VERSION_LIMIT - 1}")
         encoded = bytearray(_HEADER.size)
@@ -110,9 +119,9 @@ class Manifest:
 
     @classmethod
     def parse(cls, encoded: Buffer) -> Self:
-        """The manifest that `encoded` is the canonical form of. Raises InvalidManifest, LimitExceeded.
+        """Return the manifest of a canonical form. Raises InvalidManifest for any other bytes, and LimitExceeded.
 
-        Cost: about 0.2 microseconds a chunk, and no memory beyond a copy of `encoded`.
+        Cost: about 0.2 microseconds for each chunk, and the memory for one copy of `encoded`.
         """
         _check_length(len(encoded))
         raw = bytes(encoded)
@@ -122,7 +131,7 @@ class Manifest:
         if magic != _MAGIC:
             raise InvalidManifest("it does not begin with a manifest's magic bytes")
         if version != MANIFEST_VERSION:
-            raise InvalidManifest(f"its version is {version}, this program knows {MANIFEST_VERSION}")
+            raise InvalidManifest(f"its version is {version}, and this program knows version {MANIFEST_VERSION}")
         if len(raw) != _HEADER.size + count * DIGEST_AND_NUMBER.size:
             raise InvalidManifest(f"it has {len(raw)} bytes, which is not the length that {count} chunks need")
         manifest = cls._of(raw, chunking_version=chunking_version, size=size)
@@ -140,7 +149,7 @@ class Manifest:
         return cls(chunking_version, Chunks(encoded), size, encoded, manifest_digest(encoded))
 
     def offsets(self) -> Iterator[int]:
-        """The offset of each chunk in the file, in order."""
+        """Yield the offset of each chunk in the file, in order."""
         offset = 0
         for size in self.chunks.sizes():
             yield offset
@@ -148,7 +157,7 @@ class Manifest:
 
 
 def stated_size(header: Buffer) -> int:
-    """The file's size that the first bytes of a manifest state, which is as good as they are. Raises InvalidManifest."""
+    """Return the file size that the first bytes of a manifest state. It is not checked. Raises InvalidManifest."""
     if len(header) < HEADER_SIZE:
         raise InvalidManifest("it is shorter than its header")
     return int(_HEADER.unpack_from(header)[-1])

@@ -1,4 +1,4 @@
-"""Names of files, directories and namespaces: what is allowed, and how a name is shortened."""
+"""Names of files, directories and namespaces: which names are allowed, and how a name is shortened."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from filestore.errors import InvalidInput, InvalidName
 DEFAULT_NAMESPACE = "default"
 NAME_LIMIT = 255
 _EXTENSION_LIMIT = 16
-"""Bytes of what may follow the last dot of a name that is shortened, if it is to be kept."""
+"""Bytes of the longest extension, with its dot, that stays when a name is shortened."""
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -18,11 +18,11 @@ _SEPARATORS = re.compile("[@:]")
 """Characters that separate the parts of a reference, `[OWNER/]NAME[@REVISION][:PATH]`, beside the slash."""
 
 SEGMENT_LIMIT = 255
-"""Bytes of the last segment of a URL's path, as it stands there: clients use it as a file's name."""
+"""Bytes of the last segment of a URL's path, percent-encoded. Clients use it as the name of a file."""
 
 
 def plain_name(segment: str) -> str:
-    """What a file is called that was found under this last part of a URL."""
+    """Return a valid name for a file whose URL ends with this segment."""
     name = re.sub(r"[/\x00-\x1f\x7f]", "_", unquote(segment))
     if name in ("", ".", ".."):
         return "download"
@@ -75,25 +75,31 @@ def checked_pipeline_name(name: str) -> str:
 
 
 def archive_name(folder: str) -> str:
-    """The name that a folder is kept under where nobody says another, as the Pipeline SDK names it. Raises InvalidName."""
+    """Return the default name of the record of a folder, which is the name that the Pipeline SDK uses.
+
+    Raises InvalidName.
+    """
     return checked_name(f"{folder}.zip")
 
 
 def tree_name(name: str) -> str:
-    """The name of the folder that a zip file called `name` unpacks to. Where `name` can be kept, so can that (I4)."""
+    """Return the name of the folder for the tree of a zip file with this name.
+
+    If `name` is valid, so is the result (I4).
+    """
     stem = name.removesuffix(".zip")
     return name if stem in ("", ".", "..") else stem
 
 
 def checked_namespace(namespace: str) -> str:
-    """`namespace`, if it is one. Raises InvalidName."""
+    """Return `namespace` if it is a valid one. Raises InvalidName."""
     if not _NAMESPACE.match(namespace):
         raise InvalidName(namespace, "a namespace is 1 to 63 lower-case letters, digits, '-' and '_'")
     return namespace
 
 
 def shortened(name: str) -> str:
-    """`name`, or as much of it as fits a URL's segment, with its extension."""
+    """Return `name`, or the longest beginning of it that fits into a segment of a URL, with the extension."""
     if len(quote(name, safe="")) <= SEGMENT_LIMIT:
         return name
     stem, dot, extension = name.rpartition(".")

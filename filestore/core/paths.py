@@ -1,4 +1,4 @@
-"""Where stored content lies below a root, and the paths of URLs. Pure functions and their inverses."""
+"""The paths of stored content below a root, and the paths of URLs: pure functions and their inverses."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ _UUID = re.compile("-".join(f"[0-9a-f]{{{size}}}" for size in _UUID_GROUPS))
 
 
 def hashed(digest: Digest) -> str:
-    """`ab/cd/<64 hex>`."""
+    """Return `ab/cd/<64 hex>`, which has few names in each folder."""
     text = str(digest)
     return f"{text[:2]}/{text[2:4]}/{text}"
 
 
 def unhashed(path: str) -> Digest:
-    """The inverse of `hashed`. Raises InvalidReference for any other text."""
+    """Invert `hashed`. Raises InvalidReference for any other text."""
     try:
         digest = Digest.parse(path.rpartition("/")[2])
     except InvalidDigest:
-        raise InvalidReference(path, "its last part is no digest") from None
+        raise InvalidReference(path, "its last part is not a digest") from None
     if hashed(digest) != path:
         raise InvalidReference(path, "its folders do not match its digest")
     return digest
 
 
 def chunk_key(namespace: str, digest: Digest) -> str:
-    """The key of a frame in a store."""
+    """Return the key of a frame in a store."""
     return f"chunks/{namespace}/{hashed(digest)}"
 
 
 def manifest_key(namespace: str, digest: Digest) -> str:
-    """The key of a manifest in a store."""
+    """Return the key of a manifest in a store."""
     return f"manifests/{namespace}/{hashed(digest)}"
 
 
 def file_path(digest: Digest, name: str) -> str:
-    """`pipeline_files/ab/cd/<64 hex>/<name>`: where a file's decoded bytes are read by anyone's HTTP client."""
+    """Return `pipeline_files/ab/cd/<64 hex>/<name>`, from which any HTTP client can read a file's decoded bytes."""
     return f"{FILES_PREFIX}/{hashed(digest)}/{name}"
 
 
 def parse_file_path(path: str) -> tuple[Digest, str]:
-    """The inverse of `file_path`; a leading slash, as the SDK writes one, is allowed. Raises InvalidReference."""
+    """Invert `file_path`. A leading slash is allowed, because the Pipeline SDK writes one. Raises InvalidReference."""
     folder, _, name = path.removeprefix("/").rpartition("/")
     prefix, _, inner = folder.partition("/")
     if prefix != FILES_PREFIX or not name:
@@ -56,7 +56,10 @@ def parse_file_path(path: str) -> tuple[Digest, str]:
 
 
 def run_path(file_id: str, name: str) -> str:
-    """`run_files/31/7e/317e304d-e816-4036-86b2-7ad82b208b70/<name>`: a record by its id, whose digits are those of the UUID."""
+    """Return `run_files/31/7e/317e304d-e816-4036-86b2-7ad82b208b70/<name>`.
+
+    The digits of the UUID are those of the id.
+    """
     digits = file_id.removeprefix("file_")
     groups, start = [], 0
     for size in _UUID_GROUPS:
@@ -66,12 +69,12 @@ def run_path(file_id: str, name: str) -> str:
 
 
 def parse_run_path(path: str) -> tuple[str, str]:
-    """The inverse of `run_path`: id and name; a leading slash is allowed. Raises InvalidReference."""
+    """Invert `run_path`, and return id and name. A leading slash is allowed. Raises InvalidReference."""
     folder, _, name = path.removeprefix("/").rpartition("/")
     uuid = folder.rpartition("/")[2]
     file_id = "file_" + uuid.replace("-", "")
     if not name or not _UUID.fullmatch(uuid) or run_path(file_id, name) != f"{folder}/{name}":
         raise InvalidReference(
-            path, f"a run's path looks like {RUN_FILES_PREFIX}/ab/cd/<uuid>/<name>, the uuid beginning with abcd"
+            path, f"a run's path looks like {RUN_FILES_PREFIX}/ab/cd/<uuid>/<name>, where the uuid begins with abcd"
         )
     return file_id, name

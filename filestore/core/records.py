@@ -20,7 +20,7 @@ _LAST_MOMENT = 253_402_300_800_000_000
 
 
 class Kind(StrEnum):
-    """Whether a record was pushed as a file or as a directory."""
+    """What a record is. The content of both kinds is the bytes of a file; for a directory, this file is a zip."""
 
     FILE = "file"
     """Its content is that of the file."""
@@ -30,7 +30,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A stored file or directory under a name, as a repository lists it."""
+    """A stored file or directory under a name, as a repository lists it.
+
+    Times are microseconds since 1970 in UTC; `updated_at` orders records of one name.
+    """
 
     id: str
     """`file_` and 32 hexadecimal digits. It never names another file."""
@@ -60,7 +63,7 @@ class Record:
         return run_path(self.id, self.name)
 
     def as_json(self) -> dict[str, str | int]:
-        """The form in which records cross the wire and are printed; `record_from_json` is the inverse."""
+        """Return the form in which records are sent and printed. `record_from_json` is the inverse."""
         return {
             "id": self.id,
             "name": self.name,
@@ -75,14 +78,14 @@ class Record:
 
 
 def record_from_json(values: dict[str, str | int]) -> Record:
-    """The inverse of `Record.as_json`: each value is checked, since ids and names become paths (I4).
+    """Invert `Record.as_json`. Each value is checked, since ids and names become paths (I4).
 
     Raises KeyError, TypeError, ValueError or a FilestoreError for anything else.
     """
     size = values["size"]
     texts = {name: values[name] for name in ("id", "name", "digest", "kind", "namespace", "created_at", "updated_at")}
     if type(size) is not int or not all(isinstance(text, str) for text in texts.values()):
-        raise TypeError("its size is no number, or another of its values no text")
+        raise TypeError("its size is not a number, or another value is not a text")
     return checked_record(
         Record(
             id=str(texts["id"]),
@@ -98,19 +101,22 @@ def record_from_json(values: dict[str, str | int]) -> Record:
 
 
 def checked_record(record: Record) -> Record:
-    """`record`, if its values can be those of one: ids and names become paths (I4). Raises ValueError or a FilestoreError."""
+    """Return `record` if its values are valid. Ids and names become paths (I4).
+
+    Raises ValueError or a FilestoreError.
+    """
     checked_file_id(record.id)
     checked_name(record.name)
     checked_namespace(record.namespace)
     if not 0 <= record.size < 1 << 63:
-        raise ValueError("its size is no number of bytes")
+        raise ValueError("its size is not a number of bytes")
     if not all(0 <= moment < _LAST_MOMENT for moment in (record.created_at, record.updated_at)):
         raise ValueError("its times are out of range")
     return record
 
 
 def parse_json(text: bytes | str) -> Any:
-    """The value that a JSON text stands for. Raises ValueError for anything else, also for what is nested too deep."""
+    """Return the value of a JSON text. Raises ValueError for any other text, and for a text that is nested too deep."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -118,7 +124,7 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def checked_file_id(text: str) -> str:
-    """`text`, if it is the id of a record. Raises InvalidReference."""
+    """Return `text` if it is the id of a record. Raises InvalidReference."""
     if not FILE_ID_PATTERN.match(text):
         raise InvalidReference(text, "an id is file_ and 32 hexadecimal digits")
     return text

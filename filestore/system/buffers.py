@@ -1,4 +1,4 @@
-"""Memory that is bounded and reused: page-aligned buffers, pools, budgets."""
+"""Bounded and reused memory: page-aligned buffers, pools, budgets."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from contextlib import asynccontextmanager, suppress
 
 
 def allocate_pages(size: int) -> memoryview:
-    """Page-aligned memory to be made once and reused, of large pages where the system has them, which cost an eighth to make."""
-    # Private: by default Python maps memory that a fork would share, which no system backs with large pages.
+    """Return page-aligned memory, which is made once and reused. It has large pages if the system offers them.
+
+    Large pages take an eighth of the time to make.
+    """
+    # Private: by default Python maps memory that a fork would share, for which no system uses large pages.
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel that was built without them
+        with suppress(OSError):  # the kernel was built without large pages
             pages.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(pages)
 
 
 class BufferPool:
-    """`count` page-aligned buffers of `size` bytes, made on first need and reused: fresh pages cost more than a copy."""
+    """`count` page-aligned buffers of `size` bytes.
+
+    They are made on first use and reused, since new pages cost more than a copy.
+    """
 
     def __init__(self, *, count: int, size: int) -> None:
         self._free: list[memoryview] = []
@@ -28,18 +34,18 @@ class BufferPool:
         self._places = asyncio.Semaphore(count)
 
     async def acquire(self) -> memoryview:
-        """A buffer, waiting for one where all are taken. Its content is what the last owner left."""
+        """Return a buffer, and wait for one if all are taken. Its content is that of the last owner."""
         await self._places.acquire()
         return self._free.pop() if self._free else allocate_pages(self._size)
 
     def release(self, buffer: memoryview) -> None:
-        """Give a buffer back; nobody may use it any more."""
+        """Give a buffer back. The caller must not use it any more."""
         self._free.append(buffer)
         self._places.release()
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[memoryview]:
-        """`acquire`, then `release` at the end of the block."""
+        """Acquire a buffer, and release it at the end of the block."""
         buffer = await self.acquire()
         try:
             yield buffer
@@ -48,9 +54,9 @@ class BufferPool:
 
 
 class Budget:
-    """Bytes in flight: `take(n)` waits, first come first served, until `n` more fit under the limit (I6).
+    """Bytes in flight: `take(n)` waits until `n` more bytes fit under the limit (I6). The order of the callers is kept.
 
-    What is larger than the whole limit is let through alone.
+    A request that is larger than the whole limit runs alone.
     """
 
     def __init__(self, limit: int) -> None:
@@ -60,7 +66,7 @@ class Budget:
 
     @asynccontextmanager
     async def take(self, size: int) -> AsyncIterator[None]:
-        """Hold `size` bytes of the budget."""
+        """Hold `size` bytes of the budget during the block."""
         size = min(size, self._limit)
         await self._acquire(size)
         try:
@@ -81,7 +87,7 @@ class Budget:
             if waiter.done() and not waiter.cancelled():
                 self._release(size)
             else:
-                with suppress(ValueError):  # `_wake` has dropped it already if room was made in the same moment
+                with suppress(ValueError):  # `_wake` may have removed it in the same moment
                     self._waiting.remove(place)
                 self._wake()
             raise

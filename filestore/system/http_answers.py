@@ -1,4 +1,4 @@
-"""What the head of an HTTP answer says of who made it, and how long it asks to wait.
+"""What the header fields of an HTTP answer say: which server made it, and how long to wait before the next try.
 
 Source: RFC 9110, sections 10.2.3 (Retry-After) and 10.2.4 (Server).
 """
@@ -13,12 +13,12 @@ from typing import NamedTuple
 from filestore.errors import FilestoreError
 
 RETRY_AFTER_LIMIT_SECONDS = 120.0
-"""Who asks to wait longer than this is not asked again: the error says how long, and the user decides."""
+"""If a server asks to wait longer than this, there is no retry. The error says how long, and the user decides."""
 _PAGE = "text/html"
 
 
 class Said(NamedTuple):
-    """What the header fields of an answer say of who made it, and what to do next; empty where it says nothing."""
+    """The header fields of an answer that say who made it, and what to do next. A field that is missing is empty."""
 
     server: str = ""
     content_type: str = ""
@@ -28,17 +28,17 @@ class Said(NamedTuple):
 
     @property
     def is_page(self) -> bool:
-        """Whether it is a page for people, which filestore has none of."""
+        """Whether the answer is a page for people. Filestore itself sends no such page."""
         return self.content_type.partition(";")[0].strip().lower() == _PAGE
 
     @property
     def retry_after_seconds(self) -> float | None:
-        """How long whoever answered asks to wait; None where that is not said, or is malformed."""
+        """How long the server asks to wait. None if it does not say that, or if the field is malformed."""
         text = self.retry_after.strip()
         if text.isascii() and text.isdigit():
             return float(text[:9])
         try:
-            # By the clock of whoever answered, where the answer tells it: ours may be wrong.
+            # By the clock of the server, if the answer has it: our clock may be wrong.
             now = parsedate_to_datetime(self.date) if self.date else datetime.now(UTC)
             return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
         except (ValueError, TypeError, OverflowError):
@@ -46,15 +46,15 @@ class Said(NamedTuple):
 
 
 def said_by(headers: Mapping[str, str]) -> Said:
-    """What header fields say; `headers` finds a field whatever the case of its name is."""
+    """Return what header fields say. `headers` must find a field by its name in any case."""
     return Said(*(headers.get(name, "") for name in ("Server", "Content-Type", "Location", "Retry-After", "Date")))
 
 
 def may_try_again(error: FilestoreError) -> bool:
-    """Whether another try may help, and comes within the time that anybody waits for it."""
+    """Return whether another try may help, and comes soon enough to wait for it."""
     return error.retryable and (error.retry_after_seconds or 0.0) <= RETRY_AFTER_LIMIT_SECONDS
 
 
 def pause_seconds(error: FilestoreError, otherwise: float) -> float:
-    """How long to wait before the next try: `otherwise`, or longer where whoever answered asks for it."""
+    """Return how long to wait before the next try: `otherwise`, or longer if the server asked for it."""
     return max(otherwise, error.retry_after_seconds or 0.0)

@@ -1,7 +1,8 @@
-"""Where the time of transfers goes: how much of it, of processor time and of bytes each stage took, for this whole process.
+"""Measure where the time of transfers goes: the time, processor time and bytes of each stage, for the whole process.
 
-Nothing is counted until `count_into` says where. A stage is for a piece of work of a MiB and more: counting costs 3 us alone, and
-ten times that where threads wait for each other; 0.2 us while nobody wants it. `part` is for smaller pieces.
+Nothing is counted before a call of `count_into`. A span is for a piece of work of 1 MiB and more: to count it costs 3
+us, ten times as much where threads wait for each other, and 0.2 us while nothing is counted. `part` is for smaller
+pieces.
 """
 
 from __future__ import annotations
@@ -19,43 +20,46 @@ from typing import NamedTuple, Self
 
 
 class Stage(StrEnum):
-    """A step of a transfer. The bytes of each are content, but for those of SEND, RECEIVE and, at a server, WRITE: frames."""
+    """A step of a transfer.
+
+    Its bytes are content; those of SEND, RECEIVE and, at a server, WRITE are bytes of frames.
+    """
 
     READ = "read"
-    """Content from its files; at a server, frames opened to be sent."""
+    """Read content from its files. At a server: open frames that are sent."""
     CUT = "cut"
-    """Where chunks begin. Of a directory, what its zip is made of besides: headers, and a checksum of each byte."""
+    """Find where chunks begin. For a directory, also make the headers of its zip and the checksums of its files."""
     HASH = "hash"
-    """Digests of what is pushed."""
+    """Compute the digests of what is pushed."""
     ENCODE = "encode"
     SEND = "send"
-    """Bytes into a connection, and waiting for it to take them."""
+    """Write to a connection, and wait until it takes the bytes."""
     WAIT = "wait"
-    """Nothing to do before the other end answers."""
+    """Wait for the answer of the other end."""
     RECEIVE = "receive"
-    """Bytes out of a connection, and waiting for them."""
+    """Wait for bytes of a connection, and read them."""
     VERIFY = "verify"
-    """Decoding, and digests of what came; at a server, reading it back."""
+    """Decode and hash what was received. At a server, also read it back."""
     WRITE = "write"
     SYNC = "sync"
-    """Waiting for the disk to have what was written, and its names."""
+    """Wait until the disk has what was written, and its names."""
     COMMIT = "commit"
-    """What the index is asked and told, and renames."""
+    """Read and change the index, and rename files."""
 
 
 class StageTotals(NamedTuple):
-    """What has passed a stage."""
+    """The totals of one stage."""
 
     times: int = 0
-    """How often it was entered."""
+    """The number of its spans."""
     size: int = 0
     seconds: float = 0.0
-    """From entering to leaving it, in all threads added; less what another stage took meanwhile in the same thread."""
+    """The time of all spans, without that of spans of other stages inside them. The times of all threads are added."""
     cpu_seconds: float = 0.0
-    """Processor time of these threads."""
+    """The processor time of these threads."""
 
     def since(self, earlier: StageTotals) -> StageTotals:
-        """What has passed since it was `earlier`."""
+        """Return what was added since the totals were `earlier`."""
         return StageTotals(
             self.times - earlier.times,
             self.size - earlier.size,
@@ -65,16 +69,16 @@ class StageTotals(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What a process has used so far."""
+    """The processor time and memory of a process since its start."""
 
     cpu_seconds: float = 0.0
     """User and system time."""
     peak_memory: int = 0
-    """Bytes of resident memory, when they were most."""
+    """The largest resident memory so far, in bytes."""
 
 
 def own_usage() -> Usage:
-    """That of this process."""
+    """Return the usage of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     unit = 1 if sys.platform == "darwin" else 1024
     return Usage(used.ru_utime + used.ru_stime, used.ru_maxrss * unit)
@@ -87,17 +91,17 @@ _TALLY_SIZE = _NUMBERS * 8
 
 
 class StageTimes:
-    """The numbers of a process. Any of its threads may add to them, and any process that shares the memory may read them."""
+    """The totals of a process. Any of its threads may add to them. Any process that shares the memory may read them."""
 
     def __init__(self, memory: memoryview | None = None) -> None:
-        """`memory`: a part of a `SharedTimes`. What an earlier process has left in it is added to."""
-        # Doubles: exact for whole numbers up to 2 ** 53, and read and written in one go.
+        """`memory` is a part of a `SharedTimes`. The numbers of an earlier process in it are kept, and added to."""
+        # Doubles are exact for whole numbers up to 2 ** 53, and are read and written in one step.
         self._numbers = (memoryview(bytearray(_TALLY_SIZE)) if memory is None else memory).cast("d")
         self._lock = threading.Lock()
         self._cpu_seconds_before = self._numbers[0]
 
     def add(self, stage: Stage, size: int, seconds: float, cpu_seconds: float, *, times: int = 1) -> None:
-        """Add what passed a stage, once or so many times."""
+        """Add one or several spans of a stage."""
         place, numbers = _PLACES[stage], self._numbers
         with self._lock:
             numbers[place] += times
@@ -106,17 +110,20 @@ class StageTimes:
             numbers[place + 3] += cpu_seconds
 
     def note_usage(self) -> None:
-        """Write down what this process has used, which must be the one that adds."""
+        """Note the usage of this process. It must be the process that adds."""
         used = own_usage()
         self._numbers[0] = self._cpu_seconds_before + used.cpu_seconds
         self._numbers[1] = max(self._numbers[1], used.peak_memory)
 
     def usage(self) -> Usage:
-        """What was noted last: the time of all processes that had this memory, the memory of the largest of them."""
+        """Return the usage that was noted last.
+
+        Its time is that of all processes that used this place, one after the other; its memory is that of the largest one.
+        """
         return Usage(self._numbers[0], int(self._numbers[1]))
 
     def passed(self) -> dict[Stage, StageTotals]:
-        """What has passed each stage that was entered at all."""
+        """Return the totals of each stage that has a span."""
         found = {}
         for stage, place in _PLACES.items():
             times, size, seconds, cpu_seconds = self._numbers[place : place + len(StageTotals._fields)]
@@ -126,26 +133,29 @@ class StageTimes:
 
 
 class SharedTimes:
-    """The stage times of processes that are forked after it was made: each has a place, and all see all of them."""
+    """The stage times of processes that are forked after this is made.
+
+    Each process has a place, and can read all places.
+    """
 
     def __init__(self, count: int) -> None:
         memory = memoryview(mmap.mmap(-1, count * _TALLY_SIZE))
         self._parts = [memory[place * _TALLY_SIZE : (place + 1) * _TALLY_SIZE] for place in range(count)]
         self.own = StageTimes()
-        """That of this process."""
+        """The stage times of this process."""
 
     def join(self, place: int) -> None:
-        """Count what this process does at a place, where another one may have counted before."""
+        """Count the spans of this process at a place. Another process may have used this place before."""
         self.own = StageTimes(self._parts[place])
         count_into(self.own)
 
     def each_process(self) -> list[StageTimes]:
-        """All of them, to be read."""
+        """Return the stage times of all places, to read them."""
         return [StageTimes(part) for part in self._parts]
 
 
 def added(several: list[dict[Stage, StageTotals]]) -> dict[Stage, StageTotals]:
-    """What has passed each stage in all of `several`."""
+    """Return the sum of several totals, stage by stage."""
     total = {}
     for stage in _STAGES:
         found = [passed[stage] for passed in several if stage in passed]
@@ -156,7 +166,7 @@ def added(several: list[dict[Stage, StageTotals]]) -> dict[Stage, StageTotals]:
 
 
 class _Part:
-    """What of a passage is another stage's."""
+    """A part of a span that counts for another stage."""
 
     __slots__ = ("seconds", "size", "times")
 
@@ -166,7 +176,7 @@ class _Part:
 
 
 class _Span:
-    """A thread on its way through a stage."""
+    """One measured block of work of a thread."""
 
     __slots__ = ("_cpu_started", "_cpu_within", "_outer", "_parts", "_size", "_stage", "_stage_times", "_started", "_within")
 
@@ -182,7 +192,7 @@ class _Span:
         self._size += size
 
     def give(self, which: Stage, size: int, seconds: float) -> None:
-        """Count a part of it as another stage's."""
+        """Count a part of the span for another stage."""
         found = self._parts.get(which)
         if found is None:
             found = self._parts[which] = _Part()
@@ -213,10 +223,10 @@ class _Span:
 
 
 class _NoSpan:
-    """A passage that nobody wants to know of."""
+    """A span while nothing is counted."""
 
     def add(self, size: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -229,10 +239,10 @@ _uncounted = _NoSpan()
 
 
 class _Thread(threading.local):
-    """What a thread is in."""
+    """The spans of a thread."""
 
     passage: _Span | None = None
-    """The innermost."""
+    """The innermost span that is open."""
 
 
 _thread = _Thread()
@@ -240,27 +250,28 @@ _stage_times: StageTimes | None = None
 
 
 def count_into(stage_times: StageTimes | None) -> None:
-    """Count into `stage_times` from now on, in all threads of this process; None: nowhere."""
+    """Count into `stage_times` from now on, in all threads of this process. None stops counting."""
     global _stage_times  # noqa: PLW0603  # what a process does is the process's
     _stage_times = stage_times
 
 
-# What a forked child does is not counted for its parent, whose threads may hold the lock of the counter.
+# A forked child does not count for its parent, whose threads may hold the lock of the counter.
 os.register_at_fork(after_in_child=lambda: count_into(None))
 
 
 def span(which: Stage, size: int = 0) -> _Span | _NoSpan:
-    """A block of work that belongs to a stage; `add` on what the block is given counts bytes that are known only later.
+    """Measure a block of work for a stage. Its `add` counts bytes that are known only during the block.
 
-    For a block that stays in its thread: nothing may be awaited in it. Blocks may lie in each other.
+    The block must stay in its thread and await nothing. Blocks may be inside each other.
     """
     return _uncounted if _stage_times is None else _Span(_stage_times, which, size)
 
 
 def part(which: Stage, size: int, seconds: float) -> None:
-    """Count what this thread has just done, for `seconds`, as a stage's, and not as that of the stage that it is in.
+    """Count the last `seconds` of this thread for another stage than the one of the open span.
 
-    Its processor time is taken for its share of that. Costs a tenth of a stage; counts nothing outside of one.
+    The processor time of the span is divided in the same ratio. This costs a tenth of a span. It counts nothing outside
+    a span.
     """
     if _thread.passage is not None:
         _thread.passage.give(which, size, seconds)
@@ -268,7 +279,7 @@ def part(which: Stage, size: int, seconds: float) -> None:
 
 @contextmanager
 def async_span(which: Stage, size: int = 0) -> Iterator[_AsyncSpan]:
-    """A block of a coroutine that belongs to a stage, as `stage`. Processor time is not counted: others take it meanwhile."""
+    """Measure a block of a coroutine for a stage. Processor time is not counted, since other tasks run meanwhile."""
     awaited = _AsyncSpan(size)
     started = time.perf_counter()
     try:
@@ -279,7 +290,7 @@ def async_span(which: Stage, size: int = 0) -> Iterator[_AsyncSpan]:
 
 
 class _AsyncSpan:
-    """What a coroutine waits for."""
+    """The bytes of a measured block of a coroutine."""
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -1,9 +1,9 @@
-"""Proxies of a network, by which its machines reach others: which one, if any, leads to a URL. Pure.
+"""Find the HTTP proxy for a URL, if there is one. This module reads no environment by itself.
 
-The variables and their meaning are those of curl and requests: the scheme's own variable counts before ALL_PROXY, lower case
-before upper case, an empty one means no proxy, and a server of this machine is reached through the proxy, too, unless NO_PROXY
-names it. One thing differs: ALL_PROXY is set for all programs of a machine, so it does not count where it names a proxy that
-is not one of HTTP, such as `socks5://`.
+The variables and their meaning are those of curl and requests. The variable of the scheme counts before ALL_PROXY, and
+lower case before upper case. An empty variable means no proxy. A server on this machine is also reached through the
+proxy, unless NO_PROXY names it. One rule differs: ALL_PROXY is set for all programs of a machine, so it does not count
+if its proxy is not an HTTP proxy, such as `socks5://`.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _PORT = 80
 
 
 class Proxy(NamedTuple):
-    """An HTTP proxy. Its `repr` must be shown to nobody: `authorization` is a secret."""
+    """An HTTP proxy. Never show its `repr`, because `authorization` is a secret."""
 
     host: str
     port: int
     authorization: str | None
     """The value of Proxy-Authorization."""
     source: str
-    """Who names it: a variable or a setting."""
+    """The variable or the setting that names it."""
 
     @property
     def url(self) -> str:
-        """Its URL, without user name and password."""
+        """The URL of the proxy, without user name and password."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 def parse_proxy(text: str, *, source: str) -> Proxy:
-    """The proxy of a URL such as `http://USER:PASSWORD@HOST:PORT`; a text without a scheme is one of HTTP.
+    """Return the proxy of a URL such as `http://USER:PASSWORD@HOST:PORT`. A text without a scheme means http.
 
-    Raises InvalidSetting, which names `source` and not the URL, as a password may be in it.
+    Raises InvalidSetting, which names `source` and not the URL, because the URL may have a password.
     """
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
@@ -59,14 +59,14 @@ def parse_proxy(text: str, *, source: str) -> Proxy:
 
 
 def proxy_named_in(environ: Mapping[str, str], url: str) -> tuple[str, str] | None:
-    """The name and the value of the variable that says by which proxy `url` is reached; None for none."""
+    """Return the name and the value of the variable that names the proxy for `url`, or None."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
     for variable in (f"{parts.scheme}_proxy", "all_proxy"):
         name = variable if variable in environ else variable.upper()
         if name == "HTTP_PROXY" and "REQUEST_METHOD" in environ:
-            continue  # in a CGI program, a client sets it by a header called Proxy
+            continue  # in a CGI program, a client can set this variable by a header named Proxy
         if variable == "all_proxy" and _is_of_another_protocol(environ.get(name, "")):
             continue
         if name in environ:
@@ -76,7 +76,7 @@ def proxy_named_in(environ: Mapping[str, str], url: str) -> tuple[str, str] | No
 
 
 def proxy_for(environ: Mapping[str, str], url: str) -> Proxy | None:
-    """The proxy by which `url` is reached, as the environment says. Raises InvalidSetting."""
+    """Return the proxy that the environment names for `url`, or None. Raises InvalidSetting."""
     named = proxy_named_in(environ, url)
     return parse_proxy(named[1], source=named[0]) if named is not None else None
 
@@ -91,7 +91,7 @@ def _is_exempt(host: str, port: int, exempt: str) -> bool:
 
 
 def _means(entry: str, host: str, port: int) -> bool:
-    """Whether an entry of NO_PROXY, a host, a domain, an address or a network, means this host."""
+    """Return whether an entry of NO_PROXY (a host, a domain, an address or a network) means this host."""
     if entry == "*":
         return True
     name, colon, digits = entry.rpartition(":")

@@ -1,4 +1,4 @@
-"""The few concurrency tools: reused buffers, bytes in flight, worker threads, single flight."""
+"""Tools for concurrency: threads, forks, cancellation, task groups, single flight."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ DISK_THREADS = 16
 
 _pools: dict[str, ThreadPoolExecutor] = {}
 _forks = 0
-"""How many times the line of processes that leads to this one was forked since this module was loaded."""
+"""The number of forks from the process that loaded this module to this process."""
 
 
 class Forkable(Protocol):
-    """An object that must know of a fork: it is in the child too, without its threads, and with locks as they were."""
+    """An object that must know of a fork.
+
+    The child has it too, but without its threads, and with its locks as they were.
+    """
 
     def after_fork(self) -> None:
-        """Called in the child, by its only thread."""
+        """Prepare the object for the child. It is called in the child, by its only thread."""
 
 
 _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 
 def tell_of_forks(item: Forkable) -> None:
-    """Call `item.after_fork()` in each forked child, for as long as the object lives.
+    """Call `item.after_fork()` in each forked child, as long as the object exists.
 
-    Last in `__init__`: another thread may fork at any moment, and what that call uses must be there.
+    Call this last in `__init__`: another thread may fork at any moment, and `after_fork` needs all fields.
     """
     _forkables.add(item)
 
@@ -43,16 +46,16 @@ def tell_of_forks(item: Forkable) -> None:
 def _begin_child() -> None:
     global _forks  # noqa: PLW0603  # what a process is, is the process's
     _forks += 1
-    # The threads have stayed with the parent.
+    # The threads exist only in the parent.
     _pools.clear()
     failures = []
     for item in list(_forkables):
         try:
             item.after_fork()
-        except Exception as error:  # noqa: BLE001  # each object gets its call, whichever fails
+        except Exception as error:  # noqa: BLE001  # each object gets its call, even if another one fails
             failures.append(error)
     if failures:
-        # Python shows it by `sys.unraisablehook`; it cannot end the fork.
+        # It cannot stop the fork. Python shows it by `sys.unraisablehook`.
         raise ExceptionGroup("objects of the parent process did not take note of a fork", failures)
 
 
@@ -60,12 +63,12 @@ os.register_at_fork(after_in_child=_begin_child)
 
 
 def abandon(item: object) -> None:
-    """Keep an object of the parent for ever, in a forked child, and so never close it: closing could harm the parent."""
+    """Keep an object of the parent for ever in a forked child. So it is never closed, which could harm the parent."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
 
 
 class ProcessLock:
-    """A reentrant lock that is free in a forked child, whichever thread of the parent held it."""
+    """A reentrant lock that is free in a forked child, even if a thread of the parent held it."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -78,12 +81,12 @@ class ProcessLock:
         self._lock.release()
 
     def after_fork(self) -> None:
-        """A new lock: the thread that held the old one is not here."""
+        """Make a new lock, since the thread that held the old one is not in the child."""
         self._lock = threading.RLock()
 
 
 def thread_pool(name: str, count: int) -> ThreadPoolExecutor:
-    """The threads of this process that have this name, `count` at most; a forked child has its own."""
+    """Return the pool of this name, with at most `count` threads. A forked child has pools of its own."""
     pool = _pools.get(name)
     if pool is None:
         pool = _pools.setdefault(name, ThreadPoolExecutor(max_workers=count, thread_name_prefix=f"filestore-{name}"))
@@ -91,12 +94,12 @@ def thread_pool(name: str, count: int) -> ThreadPoolExecutor:
 
 
 def run_in_parallel(function: Callable[[T], object], items: Sequence[T]) -> None:
-    """Call `function` for each of `items`, in as many threads as may wait for a disk; all have ended when this returns.
+    """Call `function` for each of `items` in `DISK_THREADS` threads, and wait until all calls have ended.
 
-    For a call in `in_disk_thread`: waking the event loop for each of them would cost more than the calls that they make.
-    Raises the first failure in the order of `items`.
+    Use it inside `in_disk_thread`: to wake the event loop for each item would cost more than the calls. Raises the
+    first failure in the order of `items`.
     """
-    # Not the threads of `in_disk_thread`: one of those waits for these.
+    # Not the threads of `in_disk_thread`, since one of them waits here.
     pool = thread_pool("waiting", DISK_THREADS)
     calls = [pool.submit(function, item) for item in items]
     wait(calls)
@@ -105,34 +108,40 @@ def run_in_parallel(function: Callable[[T], object], items: Sequence[T]) -> None
 
 
 async def in_cpu_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run hashing, coding or cutting in one of as many threads as there are cores.
+    """Run hashing, coding or cutting in a thread. There are as many of these threads as cores.
 
-    A cancelled call first waits for its thread, so that buffers are never reused under it.
+    A call that is cancelled first waits for its thread, so that a buffer is never reused while the thread uses it.
     """
     return await in_thread(thread_pool("cpu", os.cpu_count() or 1), function, *args, **kwargs)
 
 
 async def in_disk_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run calls that wait for a disk (open, write, fsync) in one of 16 threads; cancelled as `in_cpu_thread`."""
+    """Run a call that waits for a disk (open, write, fsync) in one of 16 threads.
+
+    Cancellation: as in `in_cpu_thread`.
+    """
     return await in_thread(thread_pool("disk", DISK_THREADS), function, *args, **kwargs)
 
 
 async def in_thread(pool: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a call in a thread of `pool`; cancelled as `in_cpu_thread`."""
+    """Run a call in a thread of `pool`. Cancellation: as in `in_cpu_thread`."""
     return await in_stoppable_thread(pool, lambda: None, function, *args, **kwargs)
 
 
 async def in_stoppable_thread(
     pool: ThreadPoolExecutor, stop: Callable[[], None], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """`in_thread`, for a call that waits for someone else: a cancel first has `stop` end it."""
+    """Run a call that waits for another party in a thread of `pool`.
+
+    A cancel first calls `stop`, which must end the call.
+    """
     future = pool.submit(function, *args, **kwargs)
     waiting = asyncio.wrap_future(future)
     try:
         return await asyncio.shield(waiting)
     except asyncio.CancelledError:
         stop()
-        # Seen, so that the loop does not report it as lost: the cancel is what counts.
+        # The exception is read, so that the loop does not report it as lost. Only the cancel counts.
         waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         while not (future.cancel() or future.done()):
             try:
@@ -143,9 +152,9 @@ async def in_stoppable_thread(
 
 
 async def shield_until_done(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await the end of something even when cancelled meanwhile; the cancel is raised afterwards.
+    """Await the end of a coroutine, even if this is cancelled meanwhile. The cancel is raised at the end.
 
-    For what must not be left half done, such as a rollback, and takes no longer than a disk needs.
+    It is for short work that must not be left half done, such as a rollback.
     """
     task = asyncio.get_running_loop().create_task(coroutine)
     cancel = None
@@ -155,15 +164,17 @@ async def shield_until_done(coroutine: Coroutine[Any, Any, T]) -> T:
         except asyncio.CancelledError as error:
             cancel = error
     if cancel is not None:
-        task.exception()  # seen, so that the loop does not report it as lost
+        task.exception()  # read, so that the loop does not report it as lost
         raise cancel
     return task.result()
 
 
 def per_thread(make: Callable[[], T]) -> Callable[[], T]:
-    """A function that gives each thread an instance of its own: zstd contexts and scratch memory are not thread-safe.
+    """Return a function that gives each thread an instance of its own.
 
-    The first thread of a forked child makes its own as well: memory may be shared with the parent.
+    Zstd contexts and scratch memory are not thread-safe.
+
+    The first thread of a forked child also makes a new one, since the memory may be shared with the parent.
     """
     local = threading.local()
 
@@ -177,7 +188,7 @@ def per_thread(make: Callable[[], T]) -> Callable[[], T]:
 
 @asynccontextmanager
 async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """An `asyncio.TaskGroup` that raises the first failure itself, not a group that holds it."""
+    """Open an `asyncio.TaskGroup` that raises the first failure itself, and not an exception group."""
     try:
         async with asyncio.TaskGroup() as group:
             yield group
@@ -189,14 +200,17 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
 
 
 class SingleFlight:
-    """Calls with the same key at the same time share one execution; nothing is remembered after it."""
+    """Calls with the same key at the same time share one execution. The result is not kept."""
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, asyncio.Task[object]] = {}
         self._waiters: dict[Hashable, int] = {}
 
     async def run(self, key: Hashable, function: Callable[[], Awaitable[T]]) -> T:
-        """The result of `function()`, or of the call under way. The execution is cancelled when its last waiter is."""
+        """Return the result of `function()`, or of the execution in progress.
+
+        It is cancelled when its last waiter is.
+        """
         flight = self._flights.get(key)
         if flight is None:
             flight = asyncio.ensure_future(_as_coroutine(function))
@@ -207,12 +221,12 @@ class SingleFlight:
             result = await asyncio.shield(flight)
         finally:
             if self._leave(key, flight):
-                # It still gives back what it has taken, which may be gone once the caller goes on.
+                # The execution must end first: its cleanup may use something that the caller closes after this.
                 await shield_until_done(_ended(flight))
         return result  # type: ignore[return-value]  # the key stands for one kind of result
 
     def _leave(self, key: Hashable, flight: asyncio.Task[object]) -> bool:
-        """Whether the execution was cancelled by that."""
+        """Leave an execution. Return whether this cancelled it."""
         if self._flights.get(key) is not flight:
             return False
         self._waiters[key] -= 1
@@ -225,7 +239,7 @@ class SingleFlight:
 async def _ended(task: asyncio.Task[object]) -> None:
     await asyncio.wait([task])
     if not task.cancelled():
-        task.exception()  # seen, so that the loop does not report it as lost
+        task.exception()  # read, so that the loop does not report it as lost
 
 
 async def _as_coroutine(function: Callable[[], Awaitable[T]]) -> T:
