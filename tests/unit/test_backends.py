@@ -40,7 +40,7 @@ async def test_path_and_file_url_are_one_repository(tmp_path: Path) -> None:
 
 
 async def test_location_is_the_folder(tmp_path: Path) -> None:
-    """What a result says that it worked on."""
+    """A result names the folder that it worked on."""
     async with connect((tmp_path / "models").as_uri(), create=True) as repository:
         assert str(tmp_path / "models") == repository.location
 
@@ -115,7 +115,7 @@ async def test_mistyped_url_of_a_server_is_not_taken_for_a_folder(
 
 @pytest.mark.parametrize("url", ["host:/srv/models", "s3:bucket", "user@host:8080", "http:"])
 def test_name_that_looks_like_a_url_is_refused_with_the_path_that_means_it(url: str) -> None:
-    """Where nobody can tell what was meant, a folder of that name is reached by another path."""
+    """A name that may mean a URL is refused; the error gives a path that means the folder."""
     with pytest.raises(InvalidUrl, match="for the folder of that name, give"):
         repository_folder(url)
     assert Path(url) == repository_folder(f"./{url}")
@@ -142,7 +142,7 @@ def fill_formatted(folder: Path) -> None:
 
 
 def fill_half(folder: Path) -> None:
-    """What a process that was killed while it made a repository has left."""
+    """Leave what a killed process leaves that was making a repository."""
     own = folder / "tmp" / ("0" * 32)
     own.mkdir(parents=True)
     (own / "0").write_bytes(b"{")
@@ -170,7 +170,7 @@ def fill_home(folder: Path) -> None:
 async def test_folder_that_is_not_a_repository_is_not_made_one(
     tmp_path: Path, fill: Callable[[Path], None], said: str, *, read_only: bool
 ) -> None:
-    """Success in the wrong place: what is there is said, with what to do, and stays as it is."""
+    """A folder with other content is refused and stays as it is; the error says what is there and what to do."""
     folder = tmp_path / "folder"
     fill(folder)
     before = tree(tmp_path)
@@ -182,7 +182,7 @@ async def test_folder_that_is_not_a_repository_is_not_made_one(
 
 @pytest.mark.parametrize("fill", [fill_nothing, fill_empty, fill_formatted, fill_half])
 async def test_new_or_empty_folder_becomes_a_repository_once(tmp_path: Path, fill: Callable[[Path], None]) -> None:
-    """Only the call that made it says so; what a file system has of its own, and what a crash has left, are no content."""
+    """Only the call that made it says so. `lost+found` and what a crash left do not count as content."""
     folder = tmp_path / "below" / "folder"
     folder.parent.mkdir()
     fill(folder)
@@ -205,7 +205,7 @@ async def test_folder_that_holds_other_things_never_becomes_a_repository(tmp_pat
 @pytest.mark.parametrize("lost", ["format", "index.sqlite"])
 @pytest.mark.parametrize("create", [False, True], ids=["", "create"])
 async def test_repository_that_lost_a_part_is_not_made_again(tmp_path: Path, lost: str, *, create: bool) -> None:
-    """Success in the wrong place: a push into what is left of a repository would seem to have lost all that was there."""
+    """It is refused and not changed: a new repository in its place would hide the loss."""
     folder = tmp_path / "folder"
     async with connect(str(folder), create=True) as repository:
         await repository.put(frames(1))
@@ -355,7 +355,7 @@ async def use(repository: Repository) -> bool:
 
 
 async def test_opened_by_two_is_one_repository(tmp_path: Path) -> None:
-    """What one keeps, the other finds: processes share a folder."""
+    """Two processes share a folder: each finds what the other one stores."""
     (store, index), (other_store, other_index) = (
         await open_backend(tmp_path, create=True),
         await open_backend(tmp_path, create=True),

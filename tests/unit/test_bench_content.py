@@ -27,7 +27,7 @@ def chunks(content: bytes) -> set[Digest]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [64 << 10, 1_000_003])
 def test_content_has_the_size_that_was_asked_for(tmp_path: Path, kind: str, size: int) -> None:
-    """To the byte, and so many bytes are told of."""
+    """The size is exact, and the same number of bytes is reported."""
     told: list[int] = []
     make(kind, tmp_path / "content", size=size, seed=1, done=told.append)
     assert [size, size] == [(tmp_path / "content").stat().st_size, sum(told)]
@@ -36,7 +36,7 @@ def test_content_has_the_size_that_was_asked_for(tmp_path: Path, kind: str, size
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_seed_shares_no_chunk(tmp_path: Path, kind: str) -> None:
-    """What is measured is moved; and no chunk is twice in one content either."""
+    """Contents of two seeds have no common chunk except a header, so that measured content is always moved."""
     for seed in (1, 2):
         make(kind, tmp_path / str(seed), size=4 << 20, seed=seed)
     first, second = (chunks((tmp_path / str(seed)).read_bytes()) for seed in (1, 2))

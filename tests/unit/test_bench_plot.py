@@ -31,7 +31,7 @@ def test_what_brings_matplotlib_is_said_before_anything_is_measured(monkeypatch:
 @pytest.mark.parametrize("size", [0, 1, 1 << 30])
 @pytest.mark.parametrize("server", [None, SIDE])
 def test_any_measurement_can_be_told_and_drawn(tmp_path: Path, size: int, server: Side | None) -> None:
-    """Of an empty file too, and where the server tells nothing of itself."""
+    """This holds also for an empty file, and for a server that does not report its numbers."""
     found = BenchResult("http://127.0.0.1:1", CEILINGS, [Measurement(size, 1, 0.5, size // 2, 0, SIDE, server)], 0)
     picture = tmp_path / "a.png"
     plot(plan(tmp_path / "mine"), found, picture)

@@ -17,7 +17,7 @@ def measured(peer: str, number: int, *, seconds: float, workload: str = "push") 
 
 
 def test_ratios_are_of_rates_within_a_round() -> None:
-    """A slow round slows both; only what one round says of both counts."""
+    """A slow round slows both sides, so only rates of the same round are compared."""
     results = Results(
         [
             measured("ours", 0, seconds=1),
@@ -57,13 +57,13 @@ def test_a_command_is_measured_with_what_it_starts() -> None:
 
 
 def test_a_command_that_fails_ends_the_run_with_its_words() -> None:
-    """What it wrote to standard error is in the message."""
+    """The message has the text that the command wrote to standard error."""
     with pytest.raises(SystemExit, match="because"):
         run(["sh", "-c", "echo because >&2; exit 3"])
 
 
 def test_commands_side_by_side_all_end_when_one_fails(tmp_path: Path) -> None:
-    """Nothing goes on running behind a failure."""
+    """No command runs on after a failure."""
     with pytest.raises(SystemExit, match="exit 3"):
         run_all([Command(["sh", "-c", "exit 3"]), Command(["sh", "-c", 'sleep 0.2; touch "$0"', tmp_path / "ended"])])
     assert (tmp_path / "ended").exists()

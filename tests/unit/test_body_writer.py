@@ -19,13 +19,13 @@ from tests.support.generator import octets
 
 
 class Line(NamedTuple):
-    """A connection's two ends, between which less fits than what is sent here."""
+    """The two ends of a connection whose buffers are smaller than the data that is sent here."""
 
     server: socket.socket
     client: socket.socket
 
     def answer(self, *, stall_seconds: float = 60) -> BodyWriter:
-        """What the server sends."""
+        """The bytes that the server sends."""
         return BodyWriter(self.server, stall_seconds=stall_seconds)
 
     async def received(self, size: int) -> bytes:
@@ -67,7 +67,7 @@ def parts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[FileP
 
 
 def content_of(parts: list[FilePart]) -> bytes:
-    """What is to arrive."""
+    """Return the bytes that must arrive."""
     content = b""
     for part in parts:
         part.file.seek(0)
@@ -97,7 +97,7 @@ async def test_files_arrive_in_order(line: Line, parts: list[FilePart], monkeypa
 
 
 async def test_nothing_is_sent_behind_a_file_that_is_too_short(line: Line, parts: list[FilePart]) -> None:
-    """The caller cuts the answer: what comes next must not take the place of what is missing."""
+    """The caller cuts the answer, so that later bytes do not take the place of the missing ones."""
     short = [parts[0], FilePart(parts[2].file, 100), parts[0]]
     sent, received = await asyncio.gather(line.answer().send_files(short), line.received(300_001))
     assert (300_001, content_of([parts[0], parts[2]])) == (sent, received)
@@ -106,7 +106,7 @@ async def test_nothing_is_sent_behind_a_file_that_is_too_short(line: Line, parts
 
 
 async def test_slow_client_is_offered_no_more(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    """I6: the caller is told how much it took, and may give up the memory of the rest."""
+    """I6: the caller learns how much was taken, and can release the memory of the rest."""
     monkeypatch.setattr(answer_module, "PATIENCE_SECONDS", 0.01)
     content = octets(1, 1 << 22)
     buffer = bytearray(content)
@@ -131,7 +131,7 @@ async def test_client_that_takes_nothing(line: Line, parts: list[FilePart], what
 
 @pytest.mark.parametrize("what", ["piece", "files"])
 async def test_client_that_goes(line: Line, parts: list[FilePart], what: str) -> None:
-    """Whether it goes before or while something is sent."""
+    """A client may close its connection before or during the answer."""
     answer = line.answer()
     sending = asyncio.create_task(answer.send(bytes(1 << 22)) if what == "piece" else _counted(answer, parts))
     await line.received(1)
@@ -147,7 +147,7 @@ async def _counted(answer: BodyWriter, parts: list[FilePart]) -> None:
 
 
 async def test_cancelled_sending_leaves_nothing_behind(line: Line, parts: list[FilePart]) -> None:
-    """Whatever await is cancelled, the event loop watches the connection no more."""
+    """After a cancel at any await, the event loop does not watch the connection any more."""
     expected = content_of(parts)
 
     async def send() -> None:

@@ -46,12 +46,12 @@ def cache(watched: WatchedRepository, tmp_path: Path) -> Cache:
 
 
 def content(tmp_path: Path) -> bytes:
-    """What was pushed."""
+    """The content that was pushed."""
     return (tmp_path / "model v1.bin").read_bytes()
 
 
 async def test_a_file_is_named_as_it_was_and_read_only(cache: Cache, record: Record, tmp_path: Path) -> None:
-    """The path ends in the name that the file was pushed with; nobody writes to it by accident."""
+    """The path ends in the name of the push, and the file is read-only."""
     path = await cache.resolve(File(id=record.id))
     assert ("model v1.bin", content(tmp_path), 0o444) == (path.name, path.read_bytes(), path.stat().st_mode & 0o777)
 
@@ -93,7 +93,7 @@ async def test_concurrent_resolvers_fetch_once(cache: Cache, watched: WatchedRep
 
 
 async def test_a_resolve_says_what_it_cost(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
-    """Bytes over the wire and bytes from what was here: a first version, the same again, and a second version."""
+    """It counts received and reused bytes: for a first version, the same version again, and a second version."""
     first = await cache.resolved(File(id=record.id))
     again = await cache.resolved(File(id=record.id))
     (tmp_path / "model v1.bin").write_bytes(content(tmp_path)[: 10 * MIB])
@@ -122,7 +122,7 @@ async def test_tuned_weights_move_what_changed(cache: Cache, watched: WatchedRep
 
 
 async def test_who_shares_a_fetch_did_not_pay_for_it(cache: Cache, record: Record) -> None:
-    """Of two callers at once, one is told the bytes, so that a sum of them is right."""
+    """Of two callers at the same time, only one gets the bytes, so that their sum is right."""
     both = await asyncio.gather(*[cache.resolved(File(id=record.id)) for _ in range(2)])
     payer, guest = sorted(both, key=lambda resolved: resolved.was_cached)
     assert (False, True) == (payer.was_cached, guest.was_cached)
@@ -131,7 +131,7 @@ async def test_who_shares_a_fetch_did_not_pay_for_it(cache: Cache, record: Recor
 
 
 async def test_two_caches_of_one_folder_fetch_once(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
-    """Across processes a lock says who fetches; here two caches stand for two processes."""
+    """A lock between processes decides who fetches. Here two caches take the place of two processes."""
     async with asyncio.TaskGroup() as group:
         for _ in range(5):
             group.create_task(Cache(tmp_path / "cache", watched).resolve(File(id=record.id)))
@@ -151,7 +151,7 @@ async def test_without_locks_the_file_is_still_right(
 async def test_a_lock_whose_holder_hangs_is_passed_by(
     watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who was not seen alive for a minute is passed by, though he holds the lock."""
+    """A lock is ignored if its holder showed no sign of life for a minute."""
     monkeypatch.setattr("filestore.system.locks.BEAT_SECONDS", 3600)
     gate = asyncio.Event()
 
@@ -176,7 +176,7 @@ async def test_a_lock_whose_holder_hangs_is_passed_by(
 async def test_damage_that_a_look_shows_is_a_miss(
     cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path, damage: str
 ) -> None:
-    """Size, mtime, a file or an entry that is gone: fetched anew, and right again."""
+    """A wrong size or mtime, a missing file and a missing entry are fetched again."""
     path = await cache.resolve(File(id=record.id))
     entry = path.parent.parent / "entry.json"
     if damage == "gone":
@@ -196,7 +196,7 @@ async def test_damage_that_a_look_shows_is_a_miss(
 
 
 async def test_verify_finds_what_no_look_shows(cache: Cache, record: Record, tmp_path: Path) -> None:
-    """Flipped bits behind an unchanged size and mtime are found by digest, removed, and fetched anew."""
+    """Flipped bits with an unchanged size and mtime are found by digest, removed, and fetched again."""
     path = await cache.resolve(File(id=record.id))
     assert [] == await verify_cache(tmp_path / "cache")
     times = path.stat()
@@ -214,7 +214,7 @@ async def test_verify_finds_what_no_look_shows(cache: Cache, record: Record, tmp
 async def test_a_cut_fetch_is_continued(
     watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next resolve fetches what is not there yet, and nothing of the first is visible before."""
+    """The next resolve fetches only the rest, and nothing is visible before it ends."""
     monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
 
     async def cut(verb: str) -> None:
@@ -302,12 +302,12 @@ def manifest_of_numbers(numbers: Iterable[int]) -> Manifest:
 
 
 def seeds_for(root: Path, wanted: Manifest) -> list[Manifest]:
-    """What the seeds are that a fetch is given."""
+    """Return the seeds that a fetch gets."""
     return [found.seed.manifest for found in find_seeds(root, wanted, limits=DEFAULT_LIMITS)]
 
 
 def test_the_best_seed_comes_first(tmp_path: Path) -> None:
-    """By the bytes that they share; who has nothing of what is wanted, or nothing new, is none."""
+    """Seeds are sorted by the bytes that they share. An entry without new shared bytes is not a seed."""
     little = keep(tmp_path, [9, 100])
     much = keep(tmp_path, range(8))
     keep(tmp_path, range(3))
@@ -316,7 +316,7 @@ def test_the_best_seed_comes_first(tmp_path: Path) -> None:
 
 
 def test_a_chunk_that_stands_twice_counts_twice(tmp_path: Path) -> None:
-    """What a seed can fill is counted, not what it holds."""
+    """The bytes count that a seed can fill, not the bytes that it has."""
     once = keep(tmp_path, [1, 2])
     twice = keep(tmp_path, [3])
     assert [twice, once] == seeds_for(tmp_path, manifest_of_numbers([1, 2, 3, 3, 3]))

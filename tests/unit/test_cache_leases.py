@@ -99,7 +99,7 @@ sys.stdin.read()
 
 
 def test_leases_die_with_their_process(ours: Leases, tmp_path: Path) -> None:
-    """Killed, nobody clears up behind it: its leases and reservations count no more at once, waited for by its parent or not."""
+    """The leases of a killed process end at once, even before its parent waits for it."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDING, tmp_path, KEY], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -126,7 +126,7 @@ def test_another_process_of_the_same_number_is_another(ours: Leases, theirs: Lea
 
 @pytest.mark.parametrize("elsewhere", ["a" * 32 + "-1", "0" * 32 + "-0"])
 def test_who_cannot_be_looked_at_lives_as_long_as_it_beats(ours: Leases, theirs: Leases, tmp_path: Path, elsewhere: str) -> None:
-    """On another host, in another container, on a system without /proc: the mtime of its folder tells."""
+    """For a process of another host or container, or without /proc, the mtime of its folder decides."""
     ours.hold().pin(KEY)
     place = holder(tmp_path).rename(tmp_path / "leases" / f"{elsewhere}-1-1-00000000")
     now = place.stat().st_mtime
@@ -139,7 +139,7 @@ def test_who_cannot_be_looked_at_lives_as_long_as_it_beats(ours: Leases, theirs:
 
 
 def test_who_was_taken_for_dead_writes_its_leases_again(ours: Leases, theirs: Leases, tmp_path: Path) -> None:
-    """A machine that slept: the first beat afterwards puts right what others have cleared."""
+    """After a machine has slept, the first beat restores leases that others removed."""
     ours.hold().reserve(KEY, 100)
     for path in [*holder(tmp_path).iterdir()]:
         path.unlink()
@@ -174,7 +174,7 @@ print(Leases(Path(sys.argv[1])).is_held(sys.argv[2]))
 
 
 def test_a_fork_does_not_end_its_parent_s_leases(tmp_path: Path) -> None:
-    """What a child closes is its own."""
+    """A child closes only what it made itself."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKING, tmp_path, KEY], capture_output=True, text=True, check=False
     )
@@ -182,7 +182,7 @@ def test_a_fork_does_not_end_its_parent_s_leases(tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_written_a_pin_is_not_an_error(tmp_path: Path) -> None:
-    """What is there can be used all the same; only others are not told that it is in use."""
+    """The entry can be used; only other processes do not see that it is in use."""
     (tmp_path / "leases").write_bytes(b"")
     leases = Leases(tmp_path)
     leases.hold().pin(KEY)
@@ -191,7 +191,7 @@ def test_where_nothing_can_be_written_a_pin_is_not_an_error(tmp_path: Path) -> N
 
 
 def test_a_lock_that_is_held_for_long_is_passed_by(ours: Leases, theirs: Leases, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever stopped in the middle of taking an entry keeps nobody from pinning one."""
+    """A process that was stopped during an eviction does not stop others from pinning an entry."""
     monkeypatch.setattr("filestore.cache.leases.LOCK_SECONDS", 0.01)
     with theirs.evicting():
         ours.hold().pin(KEY)

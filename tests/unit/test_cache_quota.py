@@ -79,7 +79,7 @@ async def test_the_least_recently_used_goes_first(watched: WatchedRepository, fi
 async def test_what_is_resolved_stays_until_the_cache_is_closed(
     watched: WatchedRepository, files: list[File], tmp_path: Path
 ) -> None:
-    """It is pinned, for another cache of the same folder too; whoever finds no room is told what is in use, and what to do."""
+    """It is pinned for every cache of the folder; an error about space says what is in use and what to do."""
     async with Cache(tmp_path / "cache", watched, size_limit=3 * STORED_SIZE) as cache:
         paths = [await cache.resolve(file) for file in files[:3]]
         other = Cache(tmp_path / "cache", watched, size_limit=3 * STORED_SIZE)
@@ -98,7 +98,7 @@ async def test_what_is_resolved_stays_until_the_cache_is_closed(
 
 
 async def test_a_lease_ends_with_its_block(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
-    """Inside it the entry stays; behind it it may go; two of one entry count twice."""
+    """Inside the block the entry stays, after it the entry may be evicted. Two leases of one entry count twice."""
     cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE)
     async with cache.lease(files[0]) as path:
         async with cache.lease(files[0]) as same:
@@ -113,7 +113,7 @@ async def test_a_lease_ends_with_its_block(watched: WatchedRepository, files: li
 async def test_a_lease_that_is_cancelled_at_any_await_is_none(
     watched: WatchedRepository, files: list[File], tmp_path: Path
 ) -> None:
-    """Whoever waits for it, or has it, and is cancelled: it holds nothing afterwards."""
+    """A caller that is cancelled while it waits for a lease, or has it, holds nothing afterwards."""
     cache = Cache(tmp_path / "cache", watched)
     await use(cache, files[0])
 
@@ -127,7 +127,7 @@ async def test_a_lease_that_is_cancelled_at_any_await_is_none(
 
 
 async def test_a_resolve_that_fails_pins_nothing(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
-    """What it has staged may go at once, though the cache stays open; and what others have resolved stays."""
+    """Its staging may be removed at once, while the cache is open. Other resolved entries stay."""
     cache = Cache(tmp_path / "cache", watched)
     await cache.resolve(files[0])
     held = Leases(tmp_path / "cache").held()
@@ -144,7 +144,7 @@ async def test_a_resolve_that_fails_pins_nothing(watched: WatchedRepository, fil
 
 
 async def test_what_can_never_fit_is_refused_at_once(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
-    """Nothing of it is fetched, and nothing goes for it."""
+    """Nothing is fetched, and nothing is evicted."""
     await use(Cache(tmp_path / "cache", watched), files[0])
     watched.calls.clear()
     with pytest.raises(CacheFull, match=f"{STORED_SIZE} bytes are needed, its limit is 100, 0 bytes in it are in use"):
@@ -172,7 +172,7 @@ async def test_a_tree_reserves_what_its_files_take(watched: WatchedRepository, f
 
 
 async def test_what_others_fetch_is_waited_for(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
-    """Four at a time with room for two: each has its turn, and all come through."""
+    """Of four fetches, two fit at a time; all four succeed."""
     cache = Cache(tmp_path / "cache", watched, size_limit=2 * STORED_SIZE)
     async with asyncio.TaskGroup() as group:
         for file in files[:4]:
@@ -184,7 +184,7 @@ async def test_what_others_fetch_is_waited_for(watched: WatchedRepository, files
 async def test_who_gets_no_further_is_not_waited_for_longer(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fetch that makes no progress keeps nobody waiting for ever."""
+    """A fetch without progress does not make others wait for ever."""
     monkeypatch.setattr("filestore.cache.quota.STALL_SECONDS", 0.1)
     gate = asyncio.Event()
 
@@ -207,7 +207,7 @@ async def test_who_gets_no_further_is_not_waited_for_longer(
 async def test_ten_files_that_do_not_all_fit_never_exceed_the_limit(
     watched: WatchedRepository, files: list[File], tmp_path: Path
 ) -> None:
-    """Looked at every 10 ms, in three workers: what lies on the disk stays within the limit, staging included."""
+    """With three workers, entries and staging stay within the limit at each look, every 10 ms."""
     limit = 5 * STORED_SIZE
     cache = Cache(tmp_path / "cache", watched, size_limit=limit)
     waiting = iter(files * 2)
@@ -225,7 +225,7 @@ async def test_ten_files_that_do_not_all_fit_never_exceed_the_limit(
 
 
 async def test_what_a_new_version_shares_goes_last(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
-    """The entry that holds most of what is fetched is used before it goes, though it is the oldest."""
+    """The oldest entry is a seed of the fetched file, so it is used before it is evicted."""
     path = tmp_path / "0.bin"
     path.write_bytes(path.read_bytes() + b"more")
     newer = (await push(watched, path)).record
@@ -242,7 +242,7 @@ async def test_what_a_new_version_shares_goes_last(watched: WatchedRepository, f
 async def test_what_a_cut_fetch_has_left_goes_like_an_entry(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It counts, and goes when there is need of room and nobody fetches it."""
+    """It counts, and is removed when space is needed and no process fetches it."""
     monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
     large = await push_file(watched, tmp_path / "large.bin", 10, 12 * MIB)
 
@@ -267,7 +267,7 @@ async def test_what_a_cut_fetch_has_left_goes_like_an_entry(
 async def test_what_a_url_brings_keeps_within_the_limit(
     watched: WatchedRepository, files: list[File], tmp_path: Path, *, is_told: bool
 ) -> None:
-    """Room is made for it too, at once where its length is told, else as it comes."""
+    """Space is made at once if the size is known, otherwise while the content arrives."""
     content = octets(50, 3 * MIB)
     chunked = head("200 OK", "Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
     downloads = DownloadLimits(private_allowed=True)
@@ -331,7 +331,7 @@ async def test_a_use_in_the_future_is_not_believed(watched: WatchedRepository, f
 async def test_without_locks_the_limit_holds(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each says what it needs before it counts: then both see both, whatever locks do."""
+    """Each process writes its reservation before it counts, so both see both."""
     refuse_locks(monkeypatch)
     limit = 4 * STORED_SIZE
     caches = [Cache(tmp_path / "cache", watched, size_limit=limit) for _ in range(3)]
@@ -367,7 +367,7 @@ async def test_whoever_comes_while_an_entry_is_taken_gets_it_back(
 async def test_what_was_in_use_for_a_moment_is_not_a_reason_to_refuse(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process had what was to go just when it was to go, and not any more: it goes a little later."""
+    """An entry that another process used for a moment is evicted a little later."""
     cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE)
     await use(cache, files[0])
     refused: list[str] = []
@@ -387,7 +387,7 @@ async def test_what_was_in_use_for_a_moment_is_not_a_reason_to_refuse(
 async def test_who_has_just_fetched_something_is_waited_for_a_moment(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in use when room is first looked for, and not any more a moment later, goes for what is wanted."""
+    """An entry that is in use at the first look, and free a moment later, is evicted."""
     cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE)
     looked = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -410,7 +410,7 @@ async def test_who_has_just_fetched_something_is_waited_for_a_moment(
 async def test_what_is_being_published_takes_no_more_than_is_reserved(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else others, who count at that moment, would have an entry too many removed."""
+    """Otherwise another process, which counts at that moment, would evict one entry too many."""
     taken: list[int] = []
 
     def look(path: Path, content: bytes) -> None:

@@ -87,7 +87,7 @@ FOREIGN: dict[str, Planted] = {
 
 
 def rewrite(path: Path, content: bytes) -> None:
-    """Change what stands in a read-only file, behind its unchanged size and times."""
+    """Change the content of a read-only file, and keep its size and times."""
     times = path.stat()
     path.chmod(0o644)
     with path.open("r+b") as file:
@@ -97,14 +97,14 @@ def rewrite(path: Path, content: bytes) -> None:
 
 
 async def test_a_directory_is_its_tree(cache: Cache, record: Record, tmp_path: Path) -> None:
-    """It is named as the folder that was pushed, and holds what that held, executable bits and empty folders too."""
+    """It has the name and the content of the pushed folder, with executable bits and empty folders."""
     path = await cache.resolve(Directory(id=record.id))
     assert "my_model" == path.name
     assert THINGS == standing(path)
 
 
 async def test_a_tree_is_read_only(cache: Cache, record: Record) -> None:
-    """Nobody writes to it by accident, to its folders neither."""
+    """Files and folders are read-only, so that nobody changes them by accident."""
     path = await cache.resolve(Directory(id=record.id))
     names = {".": 0o555, "empty": 0o555, "other": 0o555, "other/run.sh": 0o555, "config.json": 0o444}
     assert names == {name: (path / name).stat().st_mode & 0o7777 for name in names}
@@ -176,7 +176,7 @@ async def test_without_locks_the_tree_is_still_right(
 async def test_a_holder_that_hangs_is_passed_by(
     watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who was not seen alive for a minute is passed by, and what it fetched is used; when it goes on, it finds the tree."""
+    """A holder without a sign of life for a minute is ignored. When it continues, it finds the tree."""
     monkeypatch.setattr("filestore.system.locks.BEAT_SECONDS", 3600)
     gate = asyncio.Event()
 
@@ -217,7 +217,7 @@ async def test_as_a_file_a_zip_stays_a_zip(cache: Cache, watched: WatchedReposit
 
 
 async def test_a_zip_that_is_here_is_unpacked_where_it_is(cache: Cache, watched: WatchedRepository, record: Record) -> None:
-    """The other way round, too, nothing is asked but what the id means."""
+    """The tree is made from the cached zip: only the record is asked for."""
     await cache.resolve(File(id=record.id))
     watched.calls.clear()
     reports: list[Progress] = []
@@ -244,7 +244,7 @@ async def test_a_foreign_zip_that_is_here_is_unpacked_where_it_is(
 
 
 async def test_a_damaged_zip_that_is_here(cache: Cache, watched: WatchedRepository, tmp_path: Path) -> None:
-    """What of it is wrong is fetched, whatever part that is."""
+    """Damaged parts are fetched, in any part of the zip."""
     record = (await push(watched, foreign_zip(tmp_path / "theirs.zip"))).record
     rewrite(await cache.resolve(File(id=record.id)), bytes(1000))
     assert FOREIGN == standing(await cache.resolve(Directory(id=record.id)))
@@ -297,7 +297,7 @@ async def test_a_tree_and_a_file_share(cache: Cache, watched: WatchedRepository,
 
 
 async def test_seeds_that_have_vanished(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
-    """What an entry's manifest promises and its files do not hold is fetched."""
+    """Content that a seed's manifest lists and its files do not have is fetched."""
     path = await cache.resolve(Directory(id=record.id))
     (path / "model.safetensors").unlink()
     rewrite(path / "other/large.bin", bytes(100))
@@ -330,13 +330,13 @@ def overwrite(path: Path) -> None:
 
 
 def put_link(path: Path) -> None:
-    """A link to another file stands where a file was."""
+    """Put a link to another file in the place of a file."""
     (path / "config.json").unlink()
     (path / "config.json").symlink_to("vocabulary.txt")
 
 
 def put_folder(path: Path) -> None:
-    """A folder stands where a file was."""
+    """Put a folder in the place of a file."""
     (path / "config.json").unlink()
     (path / "config.json").mkdir()
 
@@ -360,7 +360,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 async def test_damage_that_a_look_shows_is_repaired(
     cache: Cache, watched: WatchedRepository, record: Record, damage: str
 ) -> None:
-    """It is a miss; what is still right is not fetched again."""
+    """It is a miss; content that is still right is not fetched again."""
     path = await cache.resolve(Directory(id=record.id))
     for writable in (path, path / "model.safetensors", path / "other"):
         writable.chmod(0o755)
@@ -392,7 +392,7 @@ async def test_what_python_adds_is_not_damage(cache: Cache, watched: WatchedRepo
 
 
 async def test_verify_hashes_trees(cache: Cache, record: Record, tmp_path: Path) -> None:
-    """Flipped bits in a small file, which no look shows, are found by digest; the entry is removed, and fetched anew."""
+    """Flipped bits in a small file are found by digest; the entry is removed, and fetched again."""
     path = await cache.resolve(Directory(id=record.id))
     assert [] == await verify_cache(tmp_path / "cache")
     rewrite(path / "vocabulary.txt", b"????")
@@ -440,7 +440,7 @@ async def test_verify_compares_trees_of_foreign_zips(
 
 
 async def test_what_is_not_a_zip(cache: Cache, watched: WatchedRepository, tmp_path: Path) -> None:
-    """One sentence that says so, and nothing is left; as a file it is what it is."""
+    """As a directory it gives one error and leaves nothing; as a file it can be resolved."""
     (tmp_path / "notes.txt").write_bytes(prose(9, 1000))
     record = (await push(watched, tmp_path / "notes.txt")).record
     with pytest.raises(InvalidArchive, match="not a zip file"):
@@ -450,7 +450,7 @@ async def test_what_is_not_a_zip(cache: Cache, watched: WatchedRepository, tmp_p
 
 
 async def test_limits_are_those_of_the_cache(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
-    """What asks for more than they allow is refused, and leaves nothing."""
+    """A zip that exceeds them is refused, and leaves nothing."""
     with pytest.raises(LimitExceeded):
         await Cache(tmp_path / "cache", watched, limits=ZipLimits(entries=3)).resolve(Directory(id=record.id))
     assert [] == [*(tmp_path / "cache").glob("*/*/trees/*/*/*"), *(tmp_path / "cache").glob("*/*/staging/*")]
@@ -504,7 +504,7 @@ asyncio.run(main())
 
 
 async def test_who_owns_a_read_only_tree_can_remove_and_repair_it() -> None:
-    """Not only root: folders that nobody may write to are removed with their entry."""
+    """Read-only folders are removed with their entry, also by a user who is not root."""
     # Not below the folders of tests, which only root may enter.
     with TemporaryDirectory() as folder:
         done = subprocess.run(

@@ -36,7 +36,7 @@ def entries(tmp_path: Path, kind: str = "files") -> list[Path]:
 
 
 def staged(tmp_path: Path) -> list[Path]:
-    """What downloads have left."""
+    """Return the staging of downloads."""
     return [path for path in (tmp_path / "cache").glob("*/*/staging/**/*") if path.is_file()]
 
 
@@ -61,7 +61,7 @@ async def test_a_url_becomes_a_read_only_file_with_its_plain_name(cache: Cache, 
 
 
 async def test_an_origin_is_asked_each_time_and_sends_once(cache: Cache, nginx: Nginx) -> None:
-    """What has not changed is not sent again: the answer is 304, and the path the same."""
+    """Unchanged content is not sent again: the answer is 304, and the path is the same."""
     url = nginx.put("model.bin", CONTENT)
     first = await cache.resolve(FileURL(url))
     second = await cache.resolved(File(url=url))
@@ -71,7 +71,7 @@ async def test_an_origin_is_asked_each_time_and_sends_once(cache: Cache, nginx: 
 
 
 async def test_a_file_that_has_changed_is_another_path(cache: Cache, nginx: Nginx) -> None:
-    """Who still uses the older version keeps it: nothing is overwritten."""
+    """A process that uses the older version keeps it: nothing is overwritten."""
     url = nginx.put("model.bin", CONTENT)
     first = await cache.resolve(FileURL(url))
     nginx.put("model.bin", CONTENT[1:])
@@ -117,7 +117,7 @@ async def test_bytes_with_another_digest_are_not_kept(cache: Cache, nginx: Nginx
 
 
 async def test_a_digest_is_compared_with_what_is_here_already(cache: Cache, nginx: Nginx) -> None:
-    """What came when nobody expected anything is hashed, and not sent again."""
+    """Content that was fetched without an expected digest is hashed, and not sent again."""
     url = nginx.put("model.bin", CONTENT)
     first = await cache.resolve(FileURL(url))
 
@@ -131,7 +131,7 @@ async def test_a_digest_is_compared_with_what_is_here_already(cache: Cache, ngin
 
 
 async def test_the_same_bytes_are_one_entry(cache: Cache, nginx: Nginx, watched: WatchedRepository, tmp_path: Path) -> None:
-    """Behind two URLs, and in a repository: each has its name, and the disk holds them once."""
+    """Two URLs and a repository have the same content: each has its name, and the disk has it once."""
     path = nginx.files / "pushed.bin"
     nginx.put("a.bin", CONTENT)
     nginx.put("pushed.bin", CONTENT)
@@ -150,7 +150,7 @@ async def test_the_same_bytes_are_one_entry(cache: Cache, nginx: Nginx, watched:
 async def test_a_zip_file_behind_a_url_is_a_directory(
     cache: Cache, nginx: Nginx, watched: WatchedRepository, tmp_path: Path
 ) -> None:
-    """Unpacked from what was downloaded, with the name without `.zip`; the repository is asked for nothing but who it is."""
+    """It is unpacked from the download, without `.zip` in its name. The repository is asked only for its identity."""
     files = {"a/x": prose(1, 2_000_000), "b/x": octets(2, 1_000_000), "run.sh": b"#!/bin/sh\n"}
     url = nginx.put("my_model.zip", zipped(files))
 
@@ -165,7 +165,7 @@ async def test_a_zip_file_behind_a_url_is_a_directory(
 
 
 async def test_a_directory_needs_its_zip_file_no_more(cache: Cache, nginx: Nginx, tmp_path: Path) -> None:
-    """Once it is unpacked, the tree is what is known; the file comes anew only for who wants the file."""
+    """After the tree is made, the zip is downloaded again only for a caller that wants the file."""
     url = nginx.put("model.zip", zipped({"a": b"a"}))
     tree = await cache.resolve(Directory(url=url))
     (entry,) = entries(tmp_path)
@@ -185,7 +185,7 @@ async def test_what_is_not_a_zip_file_is_not_a_directory(cache: Cache, nginx: Ng
 
 
 async def test_a_damaged_file_is_downloaded_again(cache: Cache, nginx: Nginx) -> None:
-    """What somebody wrote to is a miss, whatever the origin would say of it."""
+    """A file that was written to is a miss, for any answer of the origin."""
     url = nginx.put("model.bin", CONTENT)
     path = await cache.resolve(FileURL(url))
     path.chmod(0o644)
@@ -199,7 +199,7 @@ async def test_a_damaged_file_is_downloaded_again(cache: Cache, nginx: Nginx) ->
 async def test_a_stale_copy_where_it_is_allowed(
     cache: Cache, local_repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """An origin out of reach is an error, or what it gave last; one that never gave anything is an error in any case."""
+    """If the origin cannot be reached, the last copy is used where that is allowed. Without a copy it is an error."""
     monkeypatch.setattr("filestore.download.download.FIRST_PAUSE_SECONDS", 0)
     busy = head("503 Service Unavailable", "Content-Length: 0")
     async with running_origin(answers(whole(CONTENT), busy)) as origin:
@@ -212,7 +212,7 @@ async def test_a_stale_copy_where_it_is_allowed(
 
 
 async def expect_stale(cache: Cache, url: str, path: Path, error: type[Exception]) -> None:
-    """What is allowed, and what is not."""
+    """Check that a stale copy needs permission, and the same URL and digest."""
     assert path == await cache.resolve(FileURL(url, stale_ok=True))
     for origin in (FileURL(url), FileURL(url + "2", stale_ok=True), FileURL(url, digest="0" * 64, stale_ok=True)):
         with pytest.raises(error):
@@ -220,7 +220,7 @@ async def expect_stale(cache: Cache, url: str, path: Path, error: type[Exception
 
 
 async def test_a_file_that_is_gone_is_not_a_stale_one(cache: Cache, nginx: Nginx, tmp_path: Path) -> None:
-    """An origin that says no was reached; what it gave before stays for those who expect it."""
+    """An origin that answers 404 was reached. The old copy stays for callers that expect its digest."""
     url = nginx.put("model.bin", CONTENT)
     await cache.resolve(FileURL(url, digest=SHA256))
     (nginx.files / "model.bin").unlink()
@@ -232,7 +232,7 @@ async def test_a_file_that_is_gone_is_not_a_stale_one(cache: Cache, nginx: Nginx
 
 
 async def test_those_who_ask_at_once_share_one_download(cache: Cache, nginx: Nginx) -> None:
-    """The origin is asked once, and one of them is told of its cost."""
+    """The origin is asked once, and only one caller gets the cost."""
     url = nginx.put("model.bin", CONTENT)
 
     resolved = await asyncio.gather(*(cache.resolved(FileURL(url)) for _ in range(16)))
@@ -243,7 +243,7 @@ async def test_those_who_ask_at_once_share_one_download(cache: Cache, nginx: Ngi
 
 
 async def test_the_same_bytes_that_come_at_once_are_one_entry(local_repository: Repository, nginx: Nginx, tmp_path: Path) -> None:
-    """From several URLs, as a file and as a directory, for two users of one folder: nobody is in another's way."""
+    """Several URLs, as file and as directory, for two users of one folder, do not disturb each other."""
     content = zipped({"a": CONTENT})
     urls = [nginx.put(f"{name}.zip", content) for name in "abcd"]
     caches = [Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK) for _ in range(2)]
@@ -279,7 +279,7 @@ async def test_no_secret_of_a_url_is_kept(cache: Cache, nginx: Nginx, tmp_path: 
 
 
 async def test_what_is_cached_is_told_without_asking(cache: Cache, nginx: Nginx) -> None:
-    """Only what nobody need be asked about counts: what is expected, or was asked for lately."""
+    """Only content counts for which no origin must be asked: with an expected digest, or asked for lately."""
     url = nginx.put("model.zip", zipped({"a": CONTENT}))
     path = await cache.resolve(FileURL(url))
 

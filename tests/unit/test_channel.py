@@ -39,7 +39,7 @@ class Line(NamedTuple):
         return self.threads.submit(self.channel.ask, "/route", header, frames, moved=moved)
 
     def take(self, size: int) -> bytes:
-        """What the channel sends."""
+        """Take the bytes that the channel sends."""
         received = bytearray()
         while len(received) < size:
             piece = self.server.recv(size - len(received))
@@ -55,7 +55,7 @@ class Line(NamedTuple):
         return bytes(head[:-4]).split(b"\r\n")
 
     def answer(self, answer: bytes) -> Head:
-        """What the channel takes `answer` for."""
+        """Return how the channel reads `answer`."""
         asked = self.ask()
         self.take_head()
         self.server.sendall(answer)
@@ -125,7 +125,7 @@ def test_heads_of_answers(raw: bytes, expected: Head) -> None:
     ],
 )
 def test_lengths_that_are_not_plain(fields: bytes) -> None:
-    """One Content-Length, of digits, and nothing that contradicts it; anything else is no length."""
+    """There must be one Content-Length of digits, and nothing that contradicts it."""
     assert Head(200, None, keeps_open=True) == parse_head(b"\r\n".join(filter(None, [b"HTTP/1.1 200 OK", fields])))
 
 
@@ -153,7 +153,7 @@ def test_lengths_that_are_not_plain(fields: bytes) -> None:
     ],
 )
 def test_what_is_not_a_head(raw: bytes) -> None:
-    """Whatever two readers could take differently is refused as a whole."""
+    """A head that two readers could understand differently is refused."""
     with pytest.raises(ValueError, match="answer"):
         parse_head(raw)
 
@@ -162,7 +162,7 @@ def test_what_is_not_a_head(raw: bytes) -> None:
 
 
 def test_a_request_is_what_it_says(line: Line) -> None:
-    """Its head, then header and frames, back to back, whatever their number and sizes; frames count as they leave."""
+    """It is its head, then the header and the frames without gaps, for any number and sizes. Frames count when sent."""
     frames = [bytes([number % 251]) * (number * 37 % 5000) for number in range(300)]
     moves: list[int] = []
     asked = line.ask(b"header", *frames, moved=moves.append)
@@ -209,7 +209,7 @@ def test_an_answer_in_any_split(line: Line) -> None:
 
 
 def test_a_body_is_read_as_far_as_asked(line: Line) -> None:
-    """The end of a body is no error; what is left is known."""
+    """The end of a body is not an error, and the number of remaining bytes is known."""
     line.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789")
     assert b"0123" == line.channel.read(4)
     assert 6 == line.channel.left
@@ -246,7 +246,7 @@ def test_a_head_without_end(line: Line, endless: bytes) -> None:
     ],
 )
 def test_answers_that_are_refused(line: Line, answer: bytes, expected: type[Exception]) -> None:
-    """One that ends in its head, is no HTTP, or whose length is not plain."""
+    """An answer is refused if it ends in its head, is not HTTP, or has an unclear length."""
     asked = line.ask()
     line.take_head()
     line.server.sendall(answer)
@@ -257,7 +257,7 @@ def test_answers_that_are_refused(line: Line, answer: bytes, expected: type[Exce
 
 
 def test_an_error_of_unknown_length_keeps_its_status(line: Line) -> None:
-    """What a proxy says of a server that is down is not read, but believed."""
+    """The body of a proxy's error is not read, but its status is used."""
     head = line.answer(b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n")
     assert (503, b"") == (head.status, line.channel.read(10))
     assert not line.channel.is_reusable
@@ -286,7 +286,7 @@ def test_an_early_error_is_seen_while_sending(line: Line) -> None:
 
 
 def test_an_early_error_of_a_server_that_hangs_up_is_seen(line: Line) -> None:
-    """Even though the connection is reset under what is still being sent."""
+    """It is seen even if the connection is reset during the request."""
     asked = line.ask(b"", bytes(LARGE))
     line.take_head()
     line.server.sendall(b"HTTP/1.1 507 Full\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
@@ -297,7 +297,7 @@ def test_an_early_error_of_a_server_that_hangs_up_is_seen(line: Line) -> None:
 
 
 def test_an_early_success_is_none(line: Line) -> None:
-    """Nobody can have kept what was not sent."""
+    """A server cannot have stored bytes that were not sent."""
     asked = line.ask(b"", bytes(LARGE))
     line.take_head()
     line.server.sendall(OK)
@@ -306,7 +306,7 @@ def test_an_early_success_is_none(line: Line) -> None:
 
 
 def test_a_server_that_hangs_up_while_we_send(line: Line) -> None:
-    """An interrupted request is retryable, a broken pipe is nobody's business."""
+    """The interrupted request is retryable, and the broken pipe is not reported."""
     asked = line.ask(b"", bytes(LARGE))
     line.take_head()
     line.server.close()
@@ -319,14 +319,14 @@ def test_a_server_that_hangs_up_while_we_send(line: Line) -> None:
 
 @pytest.mark.parametrize("frame_size", [0, LARGE])
 def test_a_peer_that_moves_no_byte(frame_size: int) -> None:
-    """Neither to take what is sent, nor to answer."""
+    """The peer neither reads the request nor answers."""
     with connected(stall_seconds=0.05) as line, pytest.raises(Stalled):
         line.channel.ask("/route", b"", [bytes(frame_size)])
 
 
 @pytest.mark.parametrize("frame_size", [0, LARGE])
 def test_an_abort_ends_an_request(line: Line, frame_size: int) -> None:
-    """Whatever it waits for; nothing is reused afterwards."""
+    """It ends the request at any wait, and nothing is reused afterwards."""
     asked = line.ask(b"", bytes(frame_size))
     line.take_head()
     line.channel.abort()
@@ -354,7 +354,7 @@ def test_a_line_that_is_not_silent_is_not_reused(line: Line, after: bytes | None
 
 
 async def test_a_meter_tells_the_loop_what_a_thread_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the loop's thread, and in the end exactly what became of it."""
+    """It reports in the loop's thread, and the last report is exact."""
     monkeypatch.setattr(byte_counter, "TELL_SECONDS", 0)
     for settled in (0, 1, 30):
         told: list[tuple[int, int]] = []
@@ -379,7 +379,7 @@ async def test_a_meter_does_not_tell_more_often_than_it_must() -> None:
 
 
 async def test_a_meter_that_nobody_reads() -> None:
-    """Counting for nobody asks nothing of the loop that runs."""
+    """Without a reader, the loop is never called."""
     loop = asyncio.get_running_loop()
     asked: list[object] = []
     meter = ByteCounter(None)
@@ -461,7 +461,7 @@ async def reached(condition: Callable[[], bool]) -> None:
 
 
 async def test_connections_are_kept_and_never_more_than_allowed() -> None:
-    """What waits for a channel waits for a thread too, so that none is ever idle in between."""
+    """A caller waits for a channel and a thread together, so that no channel is idle meanwhile."""
     async with served() as server, channels_to(server.location) as channels:
         calls = [asyncio.create_task(channels.run(short_request)) for _ in range(7)]
         await reached(lambda: server.requests == 2)
@@ -481,7 +481,7 @@ async def test_short_requests_do_not_wait_behind_others() -> None:
 
 
 async def test_a_connection_that_the_server_closes_is_not_used_again() -> None:
-    """Told to, or found closed: the next exchange has a new one, and sees no error."""
+    """The next request has a new connection and no error, for an announced close and for a silent one."""
     async with served() as server, channels_to(server.location, count=1) as channels:
         server.may_answer.set()
         server.answer = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
@@ -513,7 +513,7 @@ async def test_a_cancelled_request_is_over_when_its_call_is() -> None:
 
 
 async def test_closing_ends_what_is_under_way() -> None:
-    """And what is idle."""
+    """It ends idle connections too."""
     async with served() as server:
         async with channels_to(server.location) as channels:
             call = asyncio.create_task(channels.run(short_request))
@@ -528,7 +528,7 @@ async def test_closing_ends_what_is_under_way() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid", "x" * 64])
 async def test_a_server_that_is_not_there(host: str) -> None:
-    """No address, no name, or nobody who listens."""
+    """There is no address, no such name, or no listener."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     async with channels_to(f"http://{host}:{port}") as channels:

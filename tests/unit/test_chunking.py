@@ -90,7 +90,7 @@ def described_chunks(segment: bytes) -> Iterator[int]:
 
 @pytest.mark.parametrize("size", [524288, 524289, 3_000_001])
 def test_the_description_in_the_docs_suffices(size: int) -> None:
-    """Who implements docs/format.md, section Chunks, cuts as we do."""
+    """An implementation of docs/format.md, section Chunks, cuts as ours does."""
     content = octets(3, size)
     assert list(described_chunks(content)) == chunk_sizes(content, [size])
 
@@ -122,7 +122,7 @@ def test_decides_nothing_before_the_lookahead_is_there() -> None:
 
 @pytest.mark.parametrize("content", [octets(5, 24 << 20), bytes(24 << 20), prose(5, 24 << 20)], ids=["random", "zeros", "text"])
 def test_scans_each_byte_twice_at_most(content: bytes) -> None:
-    """Cost is linear however small the pieces are: what was scanned and not decided is scanned once more, not more often."""
+    """The cost is linear for pieces of any size: undecided bytes are scanned only once more."""
     chunker = Chunker()
     scanner, scanned = chunker._scanner, list[int]()
 
@@ -190,7 +190,7 @@ def test_safetensors_in_any_order_with_gaps() -> None:
 
 
 def test_segments_of_gguf_are_large_tensors_without_padding() -> None:
-    """Positions follow the alignment, sizes the type; padding is no part of a tensor."""
+    """Positions follow the alignment, and sizes the type. Padding does not belong to a tensor."""
     tensors = [Tensor("q", "Q8_0", (280, 1024), octets(1, 304_640)), tensor("w", 3, 87_382, seed=2, dtype="I8"), *weights()]
     content = gguf_file(tensors, alignment=128)
     large = [item for item in tensors if len(item.data) >= LEAST]
@@ -253,14 +253,14 @@ OPAQUE = ZipEntry("b", octets(3, 300_000), sizes_behind=True)
     "entry", [OPAQUE._replace(deflated=True), OPAQUE._replace(encrypted=True)], ids=["deflated", "encrypted"]
 )
 def test_an_opaque_entry_of_unknown_size_ends_segmentation(entry: ZipEntry) -> None:
-    """Its end cannot be told from its data, so everything behind it is one segment."""
+    """Its data does not show where it ends, so the rest of the file is one segment."""
     first, last = octets(1, 300_000), octets(2, 300_000)
     content = zip_file([ZipEntry("a", first), entry, ZipEntry("c", last)])
     assert ends_of(first, content) == found(content)
 
 
 def test_the_central_directory_starts_no_segment() -> None:
-    """The rest behind the last large entry is one segment."""
+    """Everything after the last large entry is one segment."""
     data = octets(1, 300_000)
     content = zip_file([ZipEntry("a", data), ZipEntry("b", b"small")])
     assert [31, 31 + len(data), len(content) - 31 - len(data)] == [
@@ -270,12 +270,12 @@ def test_the_central_directory_starts_no_segment() -> None:
 
 
 def descriptor(size: int, *, behind: bytes = b"PK\3\4") -> bytes:
-    """A data descriptor in 32 bits, and what follows it."""
+    """Return a data descriptor with 32-bit sizes, and the bytes after it."""
     return struct.pack("<4s3I", b"PK\7\10", 0, size, size) + behind
 
 
 def test_what_only_looks_like_a_descriptor_ends_no_entry() -> None:
-    """Signature, the right size twice and a header behind them must all be there; a true one is found among false ones."""
+    """A descriptor needs the signature, the right size twice, and a header after it."""
     data = b"".join(
         [
             octets(1, 100_000),
@@ -320,7 +320,7 @@ OTHERS = weights()
     ],
 )
 def test_a_tensor_is_cut_alike_wherever_it_stands(make: Callable[[], bytes]) -> None:
-    """Its chunks are those of its data alone: this is what makes checkpoints of any shape share them."""
+    """Its chunks depend only on its data, so checkpoints of any layout share them."""
     alone = cut(TENSOR.data)
     chunks = cut(make())
     place = chunks.index(alone[0])
@@ -354,7 +354,7 @@ def test_a_file_in_a_zip_is_cut_as_the_file_alone(inner: bytes, *, behind: bool)
 
 
 def test_containers_are_looked_into_two_levels_below_the_file() -> None:
-    """Deeper ones are one segment, so that what a nested file costs is bounded."""
+    """Deeper containers are one segment, so that the cost of a nested file is bounded."""
     content = safetensors_file([TENSOR])
     for depth in range(4):
         content = zip_file([ZipEntry(f"{depth}", content)])

@@ -38,12 +38,12 @@ def encoded(content: bytes, *, codec: Codec | None = None) -> bytes:
 
 
 def codec_of(frame: bytes) -> Codec:
-    """What a frame says to be encoded with."""
+    """Return the codec that a frame states."""
     return Codec(frame[0])
 
 
 def decoded(frame: bytes, content: bytes) -> bytes:
-    """What `frame`, given for the digest of `content`, decodes to."""
+    """Return the content of `frame`, with the digest of `content`."""
     return bytes(Decoder().decode(Frame(chunk_digest(content), frame), memoryview(bytearray(CHUNK_LIMIT))))
 
 
@@ -91,7 +91,7 @@ def test_a_real_tokenizer_shrinks_to_half() -> None:
 
 @pytest.mark.parametrize("codec", Codec, ids=lambda codec: codec.name)
 def test_codec_that_is_given_is_used_where_it_saves(codec: Codec) -> None:
-    """A forced codec encodes whatever it makes smaller, even where another were better."""
+    """A forced codec encodes everything that it makes smaller, even if another codec is better."""
     frame = encoded(BF16[:MIB], codec=codec)
 
     assert codec is codec_of(frame)
@@ -101,7 +101,7 @@ def test_codec_that_is_given_is_used_where_it_saves(codec: Codec) -> None:
 @pytest.mark.parametrize("codec", [None, *Codec])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 63, 64, 65, 200, 4099, 300_001])
 def test_frame_is_never_more_than_8_bytes_longer_than_its_content(codec: Codec | None, size: int) -> None:
-    """What cannot be made smaller is kept raw, whatever codec was asked for."""
+    """Content that becomes no smaller is stored raw, for every forced codec."""
     frame = encoded(RANDOM[:size], codec=codec)
 
     assert Codec.RAW is codec_of(frame)
@@ -110,7 +110,7 @@ def test_frame_is_never_more_than_8_bytes_longer_than_its_content(codec: Codec |
 
 
 def test_plane_that_the_sample_was_wrong_about_is_kept_raw() -> None:
-    """The sample's slices lie where the exponents are even, and everything between them is noise."""
+    """The sample sees only even exponents, and everything between its slices is noise."""
     content = bytearray(RANDOM)
     step = (MIB - 2048) // 7 // 4 * 4
     for start in range(0, step * 8, step):
@@ -142,7 +142,7 @@ def test_encoder_and_decoder_keep_nothing_of_the_last_chunk() -> None:
 
 @pytest.mark.parametrize("content", [BF16[:10_001], FP32[:10_003], TEXT[:10_000], RANDOM[:10_000]])
 def test_encoder_and_decoder_write_nowhere_else(content: bytes) -> None:
-    """Behind a frame's limit, and behind the content in scratch memory, every byte stays."""
+    """Bytes after the limit of a frame, and after the content in scratch memory, stay as they are."""
     limit = frame_limit(len(content))
     out, scratch = memoryview(bytearray(b"\xaa" * 2 * limit)), memoryview(bytearray(b"\xaa" * CHUNK_LIMIT))
     length = Encoder().encode(memoryview(content), out)
@@ -164,7 +164,7 @@ def test_raw_content_is_not_copied() -> None:
 
 
 def test_encoded_content_lies_in_the_scratch_memory() -> None:
-    """What is decoded stands at the start of the caller's buffer."""
+    """Decoded content is at the start of the caller's buffer."""
     scratch = memoryview(bytearray(CHUNK_LIMIT))
     Decoder().decode(Frame(chunk_digest(TEXT[:1000]), encoded(TEXT[:1000])), scratch)
 
@@ -181,7 +181,7 @@ def test_zstd_frames_state_their_size_and_carry_no_checksum() -> None:
 
 
 def test_decoded_size_is_read_from_the_header_alone() -> None:
-    """8 bytes say what a frame will need."""
+    """The first 8 bytes give the decoded size."""
     assert len(TEXT) == decoded_size(encoded(TEXT)[:HEADER_SIZE], digest=chunk_digest(TEXT))
 
 
@@ -197,7 +197,7 @@ def test_decoded_size_is_read_from_the_header_alone() -> None:
     ],
 )
 def test_impossible_header_is_refused(header: bytes, reason: str) -> None:
-    """The error names the chunk and what is wrong."""
+    """The error names the chunk and the fault."""
     digest = chunk_digest(b"")
 
     with pytest.raises(InvalidFrame, match=f"the frame of chunk {digest} was refused: .*{reason}"):
@@ -205,7 +205,7 @@ def test_impossible_header_is_refused(header: bytes, reason: str) -> None:
 
 
 def test_importing_the_codec_imports_nothing_heavy() -> None:
-    """The libraries behind it wait for the first chunk that needs them."""
+    """The libraries for encoding are loaded with the first chunk that needs them."""
     script = (
         "import sys; from filestore.format.codec import Decoder, Encoder; Decoder(), Encoder();"
         "print({'numpy', 'zstandard'} & sys.modules.keys())"

@@ -60,7 +60,7 @@ class Better(sdk_values.Directory):
     ],
 )
 def test_the_kind_of_a_parameter(declared: object, kind: Kind | None) -> None:
-    """By the class, ours or theirs, or one made from it; None where it is no single file."""
+    """It follows from the class (ours, the SDK's, or a subclass), and is None for anything but a single file."""
     assert kind == declared_kind(declared)
 
 
@@ -100,7 +100,7 @@ def test_the_fields_of_a_dictionary(declared: object, key: str, kind: Kind | Non
 
 
 def test_a_field_that_is_a_list() -> None:
-    """Of what its annotation says."""
+    """The items have the type that the annotation gives."""
     assert Kind.DIRECTORY == declared_kind(declared_item(declared_field(Mine, "models")))
 
 
@@ -108,5 +108,5 @@ def test_a_field_that_is_a_list() -> None:
     ("declared", "allowed"), [(None, True), (File | None, True), (Optional[int], True), (File, False), (int, False)]
 )
 def test_whether_none_will_do(declared: object, allowed: bool) -> None:  # noqa: FBT001  # a parameter of the test
-    """Where nobody says anything, it does."""
+    """A parameter without an annotation accepts None."""
     assert allowed is allows_none(declared)

@@ -17,7 +17,7 @@ def test_a_chunk_is_named_by_plain_blake3() -> None:
 
 
 def test_parse_is_the_inverse_of_str() -> None:
-    """Text and bytes stand for each other."""
+    """A digest is the same after `str` and `parse`."""
     assert chunk_digest(b"") == Digest.parse(TEXT)
     assert bytes.fromhex(TEXT) == Digest.parse(TEXT)
     assert f"Digest('{TEXT}')" == repr(Digest.parse(TEXT))
@@ -28,7 +28,7 @@ def test_parse_is_the_inverse_of_str() -> None:
     ["", TEXT[:-1], TEXT + "0", TEXT.upper(), TEXT[:-1] + "g", TEXT + "\n", " " + TEXT[1:], "0x" + TEXT[2:], TEXT[:-1] + "٣"],
 )
 def test_refuses_every_other_text(text: str) -> None:
-    """64 lower-case hexadecimal digits, nothing before, behind or between."""
+    """Only 64 lower-case hexadecimal digits are a digest, without anything before, after or between them."""
     with pytest.raises(InvalidDigest):
         Digest.parse(text)
 
@@ -62,7 +62,7 @@ def test_a_copy_is_a_digest() -> None:
 
 
 def test_parse_digests_takes_them_apart() -> None:
-    """What stands back to back comes out in order, from any memory."""
+    """Digests in a row are returned in order, from any kind of memory."""
     digests = [chunk_digest(bytes([number])) for number in range(3)]
     assert digests == parse_digests(b"".join(digests)) == parse_digests(memoryview(b"".join(digests)))
     assert [] == parse_digests(b"")
@@ -75,5 +75,5 @@ def test_parse_digests_refuses_a_torn_one() -> None:
 
 
 def test_any_token_has_a_digest() -> None:
-    """A header may hold bytes that are no UTF-8, which arrive as lone surrogates: an unknown token, no failure."""
+    """Bytes of a header that are not UTF-8 arrive as lone surrogates: the token is unknown, and not a failure."""
     assert 3 == len({token_digest("\udcff"), token_digest("\udcfe"), token_digest("ÿ")})

@@ -23,7 +23,7 @@ DIGEST = chunk_digest(b"content")
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where the store lies; its folder is not there yet."""
+    """The folder of the store, which does not exist yet."""
     return tmp_path / "new" / "store"
 
 
@@ -36,14 +36,14 @@ async def publish(store: DiskStore, data: bytes = b"content") -> None:
 
 
 async def test_a_file_system_without_locks_is_told_as_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sentence says what is missing and what to do."""
+    """The error says what is missing and what to do."""
     refuse_locks(monkeypatch)
     with pytest.raises(StorageError, match=r"file locks do not work there \(No locks available\), .* or use a local disk"):
         await open_store(root)
 
 
 async def test_files_lie_where_the_layout_says(root: Path) -> None:
-    """Disk, object store and cache share one layout; what is found on its own says what it is."""
+    """Disk, object store and cache have one layout, so that a single file shows what it is."""
     store = await open_store(root)
     await publish(store)
     await store.put_manifest("a", DIGEST, b"manifest")
@@ -54,7 +54,7 @@ async def test_files_lie_where_the_layout_says(root: Path) -> None:
 
 
 async def test_format_file_is_read_and_synced_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server makes a repository for each request: what never changes costs no request a read and a sync."""
+    """A server makes a repository object for each request, which must cost no read and no sync."""
     store = await open_store(root)
     index = await open_index(root / "index.sqlite")
     identities = {await LocalRepository(store, index, location="here", namespace="a").identity()}
@@ -70,7 +70,7 @@ async def test_format_file_is_read_and_synced_once(root: Path, monkeypatch: pyte
 
 
 async def test_nothing_is_readable_for_other_users(root: Path) -> None:
-    """Folders are 0700 and files 0600, whatever the umask."""
+    """Folders have the mode 0700 and files 0600, with any umask."""
     before = os.umask(0)
     try:
         store = await open_store(root)
@@ -116,7 +116,7 @@ def open_descriptors() -> int:
 
 
 async def test_files_of_a_dead_process_are_swept(root: Path) -> None:
-    """A folder in `tmp` that nobody holds a lock on is what a process left that was killed."""
+    """A folder in `tmp` without a lock is what a killed process left."""
     dead = root / "tmp" / ("0" * 32)
     dead.mkdir(parents=True)
     (dead / "0").write_bytes(b"a torn frame")
@@ -142,7 +142,7 @@ async def test_files_of_a_living_process_are_not_touched(root: Path) -> None:
 
 
 async def test_files_of_strangers_are_not_swept(root: Path) -> None:
-    """What no version of this program made is left alone, in `tmp` and among frames."""
+    """Files that no version of this program made stay, in `tmp` and among frames."""
     (root / "tmp" / "notes").mkdir(parents=True)
     (root / "tmp" / "notes" / "file").touch()
     (root / "tmp" / ("0" * 32)).touch()
@@ -158,7 +158,7 @@ async def test_files_of_strangers_are_not_swept(root: Path) -> None:
 
 
 async def test_closed_store_leaves_nothing_in_tmp(root: Path) -> None:
-    """What was staged and never published goes with the store."""
+    """Staging that was never published is removed with the store."""
     store = await open_store(root)
     staging = store.new_staging()
     staging.write(b"staged")
@@ -169,7 +169,7 @@ async def test_closed_store_leaves_nothing_in_tmp(root: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, (4 << 20) + 9])
 async def test_frame_of_an_impossible_size_counts_as_absent(root: Path, size: int) -> None:
-    """A file that a power cut emptied, or that something else wrote, is no frame: the next push heals it."""
+    """A file that a power cut emptied, or another program wrote, is not a frame; the next push repairs it."""
     store = await open_store(root)
     await publish(store)
     os.truncate(root / chunk_key("a", DIGEST), size)

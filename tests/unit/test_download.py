@@ -20,7 +20,7 @@ CONTENT = octets(1, 5_000_000)
 
 
 async def downloaded(url: str, folder: Path) -> DownloadResult:
-    """A download of something whose state nobody knows."""
+    """Download a file without a known state."""
     done = await download(FileURL(url), folder, limits=LOOPBACK)
     assert done is not None
     return done
@@ -28,7 +28,7 @@ async def downloaded(url: str, folder: Path) -> DownloadResult:
 
 @pytest.mark.parametrize("size", [0, 1, 5_000_000])
 async def test_what_is_behind_a_url_is_downloaded(nginx: Nginx, folder: Path, size: int) -> None:
-    """Whole, with what it is known again by, and nothing is sent that could be a secret."""
+    """The whole file is downloaded, with its validators, and no secret is sent."""
     done = await downloaded(nginx.put("model.bin", CONTENT[:size]), folder)
 
     assert CONTENT[:size] == done.path.read_bytes()
@@ -111,7 +111,7 @@ async def test_content_that_is_said_to_be_compressed_in_another_way_is_refused(f
 
 
 async def test_content_that_comes_compressed_is_taken_under_its_own_digest(folder: Path) -> None:
-    """Who gives the digest of the bytes as they are sent has said what is wanted."""
+    """The expected digest may be that of the bytes as they are sent."""
     packed = gzip.compress(CONTENT)
     answer = head("200 OK", "Content-Encoding: gzip", f"Content-Length: {len(packed)}") + packed
 
@@ -144,7 +144,7 @@ async def test_chunks_without_a_length(folder: Path) -> None:
     ("status", "asked"), [("404 Not Found", 1), ("403 Forbidden", 1), ("204 No Content", 1), ("302 Found", 1)]
 )
 async def test_an_answer_that_is_not_a_file(folder: Path, status: str, asked: int) -> None:
-    """Its body is not taken for one, and the status is told. A redirect that leads nowhere is one of them."""
+    """Its body is not used, and the error has the status. A redirect without a target is such an answer."""
     async with running_origin(answers(head(status, "Content-Length: 0"))) as origin:
         with pytest.raises(ServerError) as caught:
             await downloaded(f"{origin.url}/a?token=secret", folder)
@@ -172,7 +172,7 @@ async def test_a_server_that_is_not_there(folder: Path, host: str) -> None:
 
 
 async def test_progress_is_told(nginx: Nginx, folder: Path) -> None:
-    """It never goes back, and ends with the whole."""
+    """It never moves back, and ends with the whole."""
     told: list[Progress] = []
 
     await download(FileURL(nginx.put("model.bin", CONTENT)), folder, limits=LOOPBACK, report=told.append)
@@ -183,7 +183,7 @@ async def test_progress_is_told(nginx: Nginx, folder: Path) -> None:
 
 
 async def test_space_is_reserved_before_anything_is_written(nginx: Nginx, folder: Path) -> None:
-    """All of it at once where its size is known; who finds none for it keeps the disk as it is."""
+    """All of it is reserved at once if the size is known. Without space, nothing is written."""
     reserved: list[int] = []
 
     async def reserve(size: int) -> None:
@@ -196,7 +196,7 @@ async def test_space_is_reserved_before_anything_is_written(nginx: Nginx, folder
 
 
 async def test_space_for_what_has_no_stated_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is reserved as the file grows, ahead of what is written."""
+    """Space is reserved as the file grows, before it is written."""
     monkeypatch.setattr("filestore.download.download.RESERVED_SIZE", 2 << 20)
     reserved = 0
 

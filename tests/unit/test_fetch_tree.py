@@ -51,7 +51,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def content_of(thing: Planted) -> bytes:
-    """What a file holds."""
+    """Return the content of a file."""
     if isinstance(thing, Script):
         return thing.content
     return thing if isinstance(thing, bytes) else b""
@@ -70,7 +70,7 @@ async def push_bytes(repository: LocalRepository, content: bytes, folder: Path) 
 
 
 def aside_of(target: Path) -> Path:
-    """Where what stands at a target is moved for the time between two renames."""
+    """Return the path of the old tree between the two renames."""
     label = blake3(os.fsencode(target.name) + b"/").hexdigest()[:16]
     return target.parent / f".{label}.filestore-aside"
 
@@ -94,7 +94,7 @@ async def test_a_tree_is_unpacked(repository: LocalRepository, place: Path, chun
 @pytest.mark.parametrize("name", ARCHIVES)
 @pytest.mark.parametrize("chunk_size", [MIB, 97])
 async def test_a_foreign_archive(repository: LocalRepository, place: Path, name: str, chunk_size: int) -> None:
-    """What other tools write is unpacked as they meant it, however it is torn, or refused by the name of the entry."""
+    """An archive of another tool is unpacked as that tool meant it, or refused with the name of the entry."""
     archive = (FIXTURES / name).read_bytes()
     record = await stored(repository, archive, name=name, chunk_size=chunk_size)
     if name in REFUSED:
@@ -124,7 +124,7 @@ async def test_a_folder_that_is_named_twice(repository: LocalRepository, place: 
 async def test_an_archive_whose_offsets_are_wrapped(
     repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch, chunk_size: int
 ) -> None:
-    """As macOS Finder writes it above 4 GiB, which are 1 MiB here; and what was unpacked is a seed of the next version."""
+    """Offsets wrap above 4 GiB (1 MiB here), as those of macOS Finder. The tree is a seed of the next version."""
     monkeypatch.setattr("filestore.format.zip.read.OFFSET_SPACE", SMALL_SPACE)
     contents = {f"folder/{number}": octets(number, 300_000) for number in range(5)}
     packed_entries = [finder_entry(name, content, space=SMALL_SPACE) for name, content in contents.items()]
@@ -181,7 +181,7 @@ async def test_a_preamble_is_not_a_part_of_the_tree(repository: LocalRepository,
 
 
 async def test_progress_by_file_and_by_byte(repository: LocalRepository, place: Path) -> None:
-    """It begins at nothing, never goes back, and ends at the whole."""
+    """It begins at 0, never moves back, and ends with the whole."""
     shown: list[Progress] = []
     record = await stored(repository, packed(TREE), chunk_size=50_000)
     await fetch_tree(repository, record, target=place / "target", report=shown.append)
@@ -193,7 +193,7 @@ async def test_progress_by_file_and_by_byte(repository: LocalRepository, place: 
 
 
 async def test_files_have_the_usual_permissions(repository: LocalRepository, place: Path) -> None:
-    """As any program's files and folders: what the umask leaves."""
+    """Files and folders have the modes that the umask leaves, as with any program."""
     umask = os.umask(0o027)
     try:
         await fetch_tree(repository, await stored(repository, packed(TREE)), target=place / "target")
@@ -259,7 +259,7 @@ async def test_a_target_beside_which_nothing_can_be_made(repository: LocalReposi
 
 
 async def test_force_replaces_a_tree(repository: LocalRepository, place: Path) -> None:
-    """What the old tree has that the new one has not is gone, and nothing else is left."""
+    """Files that only the old tree has are gone, and nothing else is left."""
     target = plant(place / "target", TREE)
     changed = {name: thing for name, thing in TREE.items() if name != "config.json"} | {"new/file": b"new"}
     found = await fetch_tree(repository, await stored(repository, packed(changed)), target=target, force=True)
@@ -293,7 +293,7 @@ async def test_force_over_the_same_tree(repository: LocalRepository, place: Path
 
 
 async def test_force_replaces_a_file(repository: LocalRepository, place: Path) -> None:
-    """The zip itself, say: what it holds is not received again, but for the end, which was read by then."""
+    """If the file is the zip itself, only its end is received again."""
     archive = packed(TREE)
     plant(place, {"target": archive})
     found = await fetch_tree(repository, await push_bytes(repository, archive, place.parent), target=place / "target", force=True)
@@ -334,7 +334,7 @@ async def test_what_was_moved_aside_and_not_removed_is_removed(repository: Local
 async def test_a_mounted_target_is_replaced_inside(
     repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mounted volume cannot be moved aside: what is in it is, name by name."""
+    """A mounted volume cannot be moved aside, so its names are moved one by one."""
     target = plant(place / "target", {"older": b"version", "weights/old.bin": b"old"})
     inode = target.stat().st_ino
     monkeypatch.setattr(Path, "is_mount", lambda path: path == target)
@@ -372,7 +372,7 @@ async def test_what_was_decided_is_carried_on_by_whoever_comes(
 
 
 async def test_what_a_user_puts_in_place_of_what_stands_aside_is_kept(repository: LocalRepository, place: Path) -> None:
-    """Nothing goes back over it, even with --force; which of the two is to stay is for the user to say."""
+    """The old content does not replace it, even with --force; the user must decide."""
     target = plant(place / "target", {"a": b"mine", aside_of(place / "target").name + "/a": b"older"})
     before = standing(target)
     with pytest.raises(TargetError, match="'a' was put there meanwhile, and the old one is "):
@@ -399,7 +399,7 @@ async def test_staging_in_an_empty_folder_is_continued(repository: LocalReposito
 
 
 async def test_seeds_are_copied_and_not_trusted(repository: LocalRepository, place: Path, tmp_path: Path) -> None:
-    """Chunks of an older tree; what changed in it since is received; seeds that are gone, or are none, do no harm."""
+    """Chunks of an older tree are copied and changed ones received. Missing and wrong seeds do no harm."""
     things = random_things(5, count=20, large_count=3)
     record = (await push(repository, plant(tmp_path / "tree", things))).record
     first = await fetch_tree(repository, record, target=place / "first")
@@ -478,7 +478,7 @@ async def test_a_failing_disk_is_named(repository: LocalRepository, place: Path,
 async def test_staging_that_belongs_to_someone_else(
     repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever owns it could change what was verified: it is not used."""
+    """Its owner could change verified content, so it is not used."""
     record = await stored(repository, packed(TREE), chunk_size=50_000)
     await cut_off(repository, record, place / "target")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
@@ -487,7 +487,7 @@ async def test_staging_that_belongs_to_someone_else(
 
 
 def test_staging_is_published_only_whole(place: Path) -> None:
-    """A tree of which something is missing is an error, whoever forgot it."""
+    """A tree with a missing file is an error."""
     archive = packed({"a": b"content"})
     end = find_end(archive, len(archive))
     tail = archive[end.start :]
@@ -516,7 +516,7 @@ def test_members_that_are_not_held_in_memory(name: str) -> None:
 async def test_a_tree_is_synced_before_it_appears(
     repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where there is no call that syncs all of it: each file and each folder."""
+    """Without a call that syncs a whole file system, each file and each folder is synced."""
     record = await stored(repository, packed(TREE))
     synced: list[Path] = []
 
@@ -535,7 +535,7 @@ async def test_a_tree_is_synced_before_it_appears(
 
 
 def test_a_tree_is_synced_by_one_call(tmp_path: Path) -> None:
-    """Where the C library has it; what cannot be synced is an error."""
+    """This is used if the C library has the call. A failed sync is an error."""
     sync_tree(plant(tmp_path / "tree", TREE))
     with pytest.raises(FileNotFoundError):
         sync_tree(tmp_path / "absent")

@@ -24,7 +24,7 @@ def _settled(path: Path, size: int = 1000) -> Path:
 
 
 def test_a_file_in_the_same_state_is_not_read(tmp_path: Path) -> None:
-    """What a push cache remembers of a settled file is its manifest."""
+    """For a settled file, the push cache gives its manifest."""
     path = _settled(tmp_path / "model.bin")
     with FileSource(path) as first:
         cached = CachedPush(_scanned(first), first.fingerprint(), time.time_ns() + 3_000_000_000)
@@ -56,13 +56,13 @@ def test_a_file_that_changed_just_before_is_read(tmp_path: Path) -> None:
 
 
 def test_a_state_survives_packing() -> None:
-    """Inode and device are unsigned 64-bit numbers, times may lie before 1970."""
+    """Inode and device are unsigned 64-bit numbers, and times may be before 1970."""
     state = FileState(3, -1, 2**62, 2**64 - 1, 2**64 - 1)
     assert state == FileState.unpack(state.pack())
 
 
 def test_a_file_with_an_mtime_in_the_future_is_not_read_again(tmp_path: Path) -> None:
-    """Its mtime was set by hand; when it was last changed is told by its ctime."""
+    """Its mtime was set by hand; its ctime shows when it was last changed."""
     path = _settled(tmp_path / "model.bin")
     ahead = time.time_ns() + 10**17
     os.utime(path, ns=(0, ahead))

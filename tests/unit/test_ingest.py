@@ -23,7 +23,7 @@ from tests.support.frames import buffer_for, frames
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where the repository lies."""
+    """The folder of the repository."""
     return tmp_path / "repository"
 
 
@@ -37,7 +37,7 @@ async def repository(root: Path) -> AsyncIterator[LocalRepository]:
 
 
 async def send(ingest: Ingest, sent: list[Frame], *, piece: int = 1 << 20) -> None:
-    """Write frames in pieces of that size, as a server does: in threads, and what is whole is verified meanwhile."""
+    """Write frames in pieces of this size, as a server does: in threads, while whole frames are verified."""
     for frame in sent:
         await in_disk_thread(_write, ingest, frame, piece)
         ingest.submit()
@@ -50,14 +50,14 @@ def _write(ingest: Ingest, frame: Frame, piece: int) -> None:
 
 
 def staging_files(root: Path) -> list[Path]:
-    """What lies in `tmp`, apart from the folders themselves."""
+    """Return the files in `tmp`, without the folders themselves."""
     return [path for path in (root / "tmp").rglob("*") if path.is_file()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", [1, 7, 1000, 100_000, 1 << 20])
 async def test_any_split_keeps_the_same_frames(repository: LocalRepository, piece: int) -> None:
-    """Frames smaller and larger than what is verified together, in pieces of any size."""
+    """Frames may be smaller or larger than a verify group, and come in pieces of any size."""
     sent = frames(20, size=300) if piece < 1000 else [*frames(20, size=300), *frames(5, size=700_000, seed=1)]
     async with repository.ingest() as ingest:
         await send(ingest, sent, piece=piece)
@@ -99,7 +99,7 @@ async def test_error_in_the_block_is_raised_as_it_is(repository: LocalRepository
 
 
 async def test_cancelled_ingest_is_whole_or_nothing(repository: LocalRepository, root: Path) -> None:
-    """Whatever await is cancelled: a frame that is there is whole, and no staging file is left."""
+    """After a cancel at any await, a stored frame is whole, and no staging file is left."""
     seed = 0
     sent: list[Frame] = []
 
@@ -133,7 +133,7 @@ async def test_first_refused_frame_is_named_and_the_others_are_kept(repository: 
 
 
 async def test_a_frame_that_comes_in_one_piece_is_verified_at_once(repository: LocalRepository, root: Path) -> None:
-    """What does not decode to its digest never reaches the disk; what comes in pieces does, and is refused when it is whole."""
+    """A bad frame in one piece never reaches the disk; one in several pieces is refused when it is whole."""
     (good,) = frames(1, size=300_000)
     lie = Frame(chunk_digest(b"other"), good.data)
     async with repository.ingest() as ingest:

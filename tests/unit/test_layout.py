@@ -11,7 +11,7 @@ TEXT = str(DIGEST)
 
 
 def test_hashed_has_two_levels_and_the_whole_digest() -> None:
-    """A file found on its own still says what it is."""
+    """The name of a single file shows its whole digest."""
     assert f"ab/cd/{TEXT}" == hashed(DIGEST)
 
 
@@ -35,7 +35,7 @@ NOT_HASHED = f"""
 
 @pytest.mark.parametrize("path", ["", f"ab/cd/{TEXT}\n", *NOT_HASHED.split()])
 def test_unhashed_refuses_every_other_path(path: str) -> None:
-    """Only what `hashed` writes stands for a digest."""
+    """Only paths that `hashed` returns have a digest."""
     with pytest.raises(InvalidReference):
         unhashed(path)
 
@@ -57,7 +57,7 @@ NO_FILE_PATHS = f"""
 
 @pytest.mark.parametrize("path", ["", *NO_FILE_PATHS.split()])
 def test_parse_file_path_refuses_every_other_path(path: str) -> None:
-    """Only what `file_path` writes stands for a file."""
+    """Only paths that `file_path` returns name a file."""
     with pytest.raises(InvalidReference):
         parse_file_path(path)
 

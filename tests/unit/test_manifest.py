@@ -15,7 +15,7 @@ CHUNKS = [Chunk(chunk_digest(bytes([number])), number * 1000 + 1) for number in 
 
 
 def test_parse_is_the_inverse_of_build() -> None:
-    """What was built is read back, from any kind of memory."""
+    """A built manifest is read back, from any kind of memory."""
     built = Manifest.build(CHUNKS, chunking_version=7)
     for encoded in (built.encoded, bytearray(built.encoded), memoryview(built.encoded)):
         parsed = Manifest.parse(encoded)
@@ -97,7 +97,7 @@ def packed(place: str, offset: int, value: int) -> Callable[[bytearray], None]:
     ],
 )
 def test_refuses_what_is_not_canonical(change: Callable[[bytearray], None], reason: str) -> None:
-    """Every byte string but one is refused for each file, with what is wrong with it."""
+    """Each file has exactly one encoding. Any other one is refused, with the fault."""
     raw = bytearray(Manifest.build(CHUNKS, chunking_version=0).encoded)
     change(raw)
     with pytest.raises(InvalidManifest, match=reason):

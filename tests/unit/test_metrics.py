@@ -28,7 +28,7 @@ from tests.support.trees import plant
 
 @pytest.fixture
 def stage_times() -> Iterator[StageTimes]:
-    """What this process counts into, for the test."""
+    """The stage times into which this process counts during the test."""
     stage_times = StageTimes()
     count_into(stage_times)
     yield stage_times
@@ -78,7 +78,7 @@ def test_a_stage_does_not_count_what_another_takes_within_it(stage_times: StageT
 
 
 def test_a_part_of_a_stage_is_another_ones(stage_times: StageTimes) -> None:
-    """Its bytes, times and time are the other's, with its share of the processor time; outside of a stage it is nobody's."""
+    """Its bytes, times, time and share of processor time count for the other stage; outside a span nothing counts."""
     part(Stage.WRITE, 7, 1.0)
     with span(Stage.RECEIVE, 10):
         use_processor(0.02)
@@ -120,7 +120,7 @@ async def test_what_a_coroutine_waits_for_has_no_processor_time(stage_times: Sta
 
 
 def test_a_board_shows_what_forked_processes_counted() -> None:
-    """And goes on counting at the place of one that died."""
+    """A new process continues to count at the place of one that has ended."""
     shared_times = SharedTimes(2)
     for place in (0, 1, 1):
         pid = os.fork()
@@ -149,7 +149,7 @@ def test_passages_of_several_processes_add_up() -> None:
 async def test_a_push_of_a_tree_counts_each_byte_once(
     stage_times: StageTimes, local_repository: Repository, tmp_path: Path
 ) -> None:
-    """What is read is its files, what is cut and hashed is its zip, and what is encoded and verified is what is new of that."""
+    """Read counts the files, cut and hash count the zip, and encode and verify count only new content."""
     tree = plant(tmp_path / "tree", {"a/small": octets(1, 1000), "a/other": octets(2, 2000), "big": octets(3, 3_000_000)})
     pushed = await push(local_repository, tree)
     sizes = {stage: passed.size for stage, passed in stage_times.passed().items() if passed.size}

@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 
 class Ordered(WatchedRepository):
-    """A repository that tells in which order files were asked for."""
+    """A repository that records in which order files were asked for."""
 
     def __init__(self, inner: Repository) -> None:
         super().__init__(inner)
@@ -38,7 +38,7 @@ class Ordered(WatchedRepository):
 
 @pytest.fixture
 def ordered(local_repository: Repository) -> Ordered:
-    """A repository that counts what is asked of it."""
+    """Return a repository that counts what it is asked for."""
     return Ordered(local_repository)
 
 
@@ -73,7 +73,7 @@ async def test_a_start_says_what_it_took(ordered: Ordered, tmp_path: Path) -> No
 
 
 async def test_the_largest_comes_first(ordered: Ordered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the order asked; what is cached is not asked for."""
+    """This holds for every order of the arguments. Cached files are not asked for."""
     monkeypatch.setattr("filestore.runtime.prepare.FILES_AT_ONCE", 1)
     records = await stored(ordered, tmp_path, [1000, 300_000, 20_000, 100_000])
     cache = Cache(tmp_path / "cache", ordered)
@@ -84,7 +84,7 @@ async def test_the_largest_comes_first(ordered: Ordered, tmp_path: Path, monkeyp
 
 
 async def test_another_version_gives_what_it_has(ordered: Ordered, tmp_path: Path) -> None:
-    """A tuned model: what it shares with the one in the cache does not come over the network."""
+    """Chunks that a tuned model shares with a cached one are not received."""
     content = octets(1, 8 * MIB)
     (tmp_path / "base.bin").write_bytes(content)
     (tmp_path / "tuned.bin").write_bytes(content[: 6 * MIB] + octets(2, 2 * MIB))
@@ -112,7 +112,7 @@ async def test_a_second_start_touches_no_network(tmp_path: Path) -> None:
 
 
 async def test_values_of_the_sdk(ordered: Ordered, tmp_path: Path) -> None:
-    """As they stand in a graph: by `remote_id` or by a remote path; their URLs are resolved too, which the SDK never does."""
+    """Values of a graph have a `remote_id` or a remote path. Their URLs are resolved too, which the SDK does not do."""
     (record,) = await stored(ordered, tmp_path, [1000])
     with running_nginx(tmp_path / "nginx") as nginx:
         url = nginx.put("labels.json", b"[]")

@@ -36,7 +36,7 @@ def halfway() -> Progress:
 
 
 def test_rate_and_time_left(meter: ProgressMeter, clock: Clock) -> None:
-    """The rate is what was dealt with in the time that passed; time left is the rest at that rate."""
+    """The rate is bytes done by elapsed time; the time left is the rest at that rate."""
     after(meter, clock, 2, halfway())
 
     assert meter.rate == 50_000_000
@@ -44,7 +44,7 @@ def test_rate_and_time_left(meter: ProgressMeter, clock: Clock) -> None:
 
 
 def test_a_rate_forgets(meter: ProgressMeter, clock: Clock) -> None:
-    """A transfer that stands still has no rate soon after, and no time left to promise."""
+    """A transfer that stops has soon no rate, and no time left."""
     after(meter, clock, 1, halfway())
     for _ in range(12):
         after(meter, clock, 1)
@@ -55,7 +55,7 @@ def test_a_rate_forgets(meter: ProgressMeter, clock: Clock) -> None:
 
 
 def test_what_is_taken_back_is_not_a_negative_rate(meter: ProgressMeter, clock: Clock) -> None:
-    """A retry may lower what was done; a rate below zero would be no news to anyone."""
+    """A retry may lower the bytes done, but the rate is never below zero."""
     after(meter, clock, 1, halfway())
     for _ in range(11):
         after(meter, clock, 1)
@@ -87,7 +87,7 @@ def test_sentence_of_a_hash(meter: ProgressMeter, clock: Clock) -> None:
 
 
 def test_sentence_of_a_dry_run(meter: ProgressMeter, clock: Clock) -> None:
-    """What is read and what is there already; nothing is sent."""
+    """It has the bytes that were read and that are shared; nothing is sent."""
     after(meter, clock, 2, halfway())
 
     assert sentence(PLAN, meter) == "50 %, 100 MB of 200 MB, 120 MB read, 20.0 MB shared, 50.0 MB/s, 2 s left"
@@ -95,7 +95,7 @@ def test_sentence_of_a_dry_run(meter: ProgressMeter, clock: Clock) -> None:
 
 @pytest.mark.parametrize("activity", [PUSH, PLAN, FETCH, HASH], ids=lambda activity: activity.verb)
 def test_a_tree_is_told_by_file_and_by_byte(meter: ProgressMeter, clock: Clock, activity: Activity) -> None:
-    """Files that are dealt with, of all that there are, behind the bytes."""
+    """After the bytes, it has the number of finished files and of all files."""
     after(meter, clock, 2, replace(halfway(), file_count=20_000, files_done=12_345))
 
     assert sentence(activity, meter).startswith("50 %, 100 MB of 200 MB, 12,345 of 20,000 files, ")
@@ -118,7 +118,7 @@ def test_before_the_first_report(meter: ProgressMeter, clock: Clock) -> None:
 
 
 def test_plain_lines(meter: ProgressMeter, clock: Clock) -> None:
-    """One line after a second, then one every five; what is over before that says nothing."""
+    """There is one line after a second, then one every five seconds, and none for shorter work."""
     stream = io.StringIO()
     with PlainLines(HASH, "model.bin", meter, stream) as lines:
         for _ in range(50):

@@ -69,7 +69,7 @@ def test_which_variable_names_the_proxy(environ: dict[str, str], url: str, expec
 )
 @pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
 def test_which_hosts_no_proxy_names(name: str, exempt: str, url: str, *, is_direct: bool) -> None:
-    """Hosts, domains with what is below them, addresses, networks, and all of these with a port."""
+    """NO_PROXY has hosts, domains with their subdomains, addresses and networks, each also with a port."""
     assert is_direct is (proxy_for({"HTTP_PROXY": PROXY, name: exempt}, url) is None)
 
 
@@ -96,7 +96,7 @@ def test_all_proxy_of_another_protocol_is_ignored(name: str, value: str, url: st
 
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy"])
 def test_socks_proxy_that_is_set_for_the_protocol_is_refused(name: str) -> None:
-    """Who set it wants no direct connection: the error names the variable, and says what to do."""
+    """There must be no direct connection; the error names the variable, and says what to do."""
     with pytest.raises(InvalidSetting) as raised:
         proxy_for({name: "socks5h://u:secret@127.0.0.1:1080"}, "https://store.test")
 

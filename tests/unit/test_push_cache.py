@@ -19,7 +19,7 @@ FINGERPRINT = b"what a source knows of itself"
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the file that was pushed lies."""
+    """The path of the file that was pushed."""
     return tmp_path / "model.bin"
 
 
@@ -38,7 +38,7 @@ def test_what_was_recorded_is_found(tmp_path: Path, path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"id": "1" * 32}, {"namespace": "other"}, {"chunking_version": 1}])
 def test_another_repository_knows_nothing_of_it(tmp_path: Path, path: Path, change: dict[str, str]) -> None:
-    """What one repository has, in one namespace and cutting, says nothing of another."""
+    """An entry holds for one repository, one namespace and one chunking version."""
     with PushCache(tmp_path / "push_cache") as push_cache:
         push_cache.record(IDENTITY, path, MANIFEST, FINGERPRINT)
         assert None is push_cache.find(IDENTITY._replace(**change), path)  # type: ignore[arg-type]  # cutting is an int
@@ -66,7 +66,7 @@ def test_a_push_cache_of_another_version_is_left_alone(tmp_path: Path, path: Pat
 
 
 def test_a_manifest_that_was_damaged_in_the_push_cache_is_not_used(tmp_path: Path, path: Path) -> None:
-    """What comes out of the push cache is parsed like any manifest."""
+    """A manifest from the push cache is parsed and checked like any other."""
     with PushCache(tmp_path / "push_cache") as push_cache:
         push_cache.record(IDENTITY, path, MANIFEST, FINGERPRINT)
     with sqlite3.connect(tmp_path / "push_cache") as connection:
@@ -78,7 +78,7 @@ def test_a_manifest_that_was_damaged_in_the_push_cache_is_not_used(tmp_path: Pat
 
 @pytest.mark.parametrize("place", [0, 10, 40, -1])
 def test_what_was_damaged_in_the_push_cache_is_not_used(tmp_path: Path, path: Path, place: int) -> None:
-    """A flipped bit is found, wherever it is in what the source wrote down."""
+    """A flipped bit is found, at any place of the fingerprint."""
     with PushCache(tmp_path / "push_cache") as push_cache:
         push_cache.record(IDENTITY, path, MANIFEST, FINGERPRINT)
     with sqlite3.connect(tmp_path / "push_cache") as connection:
@@ -131,7 +131,7 @@ def test_entries_that_are_large_are_forgotten_sooner(tmp_path: Path, path: Path,
 
 
 def test_a_push_cache_of_an_older_version_is_made_again(tmp_path: Path, path: Path) -> None:
-    """What an older program remembered is forgotten, and nothing else happens."""
+    """The entries of an older program are dropped, without an error."""
     with sqlite3.connect(tmp_path / "push_cache") as connection:
         connection.execute("CREATE TABLE pushed (repository TEXT)")
         connection.execute("PRAGMA user_version = 1")

@@ -43,7 +43,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def settle(path: Path) -> None:
-    """Make the file look as if nobody had written to it for long, as far as mtime goes."""
+    """Give the file an mtime that is long ago."""
     os.utime(path, ns=(1_600_000_000_000_000_000, 1_600_000_000_000_000_000))
 
 
@@ -80,7 +80,7 @@ async def test_a_changed_file_sends_what_changed(watched: WatchedRepository, sou
 
 
 async def test_equal_chunks_of_one_file_are_sent_once(watched: WatchedRepository, tmp_path: Path) -> None:
-    """What a push has sent already it does not send again, nor ask for."""
+    """A push does not send, or ask for, a chunk that it has sent already."""
     path = tmp_path / "zeros"
     path.write_bytes(bytes(64 * MIB))
     pushed = await push(watched, path)
@@ -101,7 +101,7 @@ async def test_an_empty_file(watched: WatchedRepository, tmp_path: Path) -> None
 
 
 async def test_the_digest_that_a_push_gives_is_known_without_a_repository(watched: WatchedRepository, source: Path) -> None:
-    """`manifest_of` and `push` cut alike, whatever codec is used."""
+    """`manifest_of` and `push` give the same digest, for every codec."""
     manifest = await manifest_of(source)
     for codec in (None, Codec.RAW, Codec.ZSTD):
         assert manifest.digest == (await push(watched, source, codec=codec)).record.digest
@@ -160,7 +160,7 @@ async def _lose(watched: WatchedRepository, digests: list[Digest]) -> None:
 
 
 async def test_progress_is_honest(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
-    """It begins at nothing, never goes back, and ends at the whole."""
+    """It begins at 0, never moves back, and ends with the whole."""
     for transfer in ("push", "fetch"):
         seen: list[Progress] = []
         if transfer == "push":
@@ -188,7 +188,7 @@ async def test_a_name_that_cannot_be_kept_is_refused_before_anything_is_read(
 
 
 async def test_what_is_not_a_file_is_refused(watched: WatchedRepository, tmp_path: Path) -> None:
-    """A FIFO that nobody writes to, a device, a file that is not there: said at once, without waiting."""
+    """A FIFO without a writer, a device and a missing file are refused at once, without waiting."""
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path / "vanished", tmp_path / "vanished" / "below"):
         with pytest.raises(SourceUnreadable):
@@ -219,7 +219,7 @@ async def test_a_file_that_changes_while_it_is_pushed(watched: WatchedRepository
 async def test_fetch_continues_what_was_cut(
     watched: WatchedRepository, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second fetch moves only what the first has not written, and no half file ever has the name."""
+    """A second fetch receives only the rest, and the name never means a part of the file."""
     monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
     record = (await push(watched, source)).record
     target = tmp_path / "back"
@@ -314,7 +314,7 @@ async def test_fetch_refuses_what_names_nothing(watched: WatchedRepository, tmp_
 
 
 async def test_fetch_over_another_version_moves_what_changed(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
-    """Chunks of the file that stands under the target's name are copied, wherever they stand in it."""
+    """Chunks of the old file are copied, from any offset in it."""
     record = (await push(watched, source)).record
     target = tmp_path / "target"
     target.write_bytes(random.Random(2).randbytes(3000) + source.read_bytes()[MIB:])
@@ -324,7 +324,7 @@ async def test_fetch_over_another_version_moves_what_changed(watched: WatchedRep
 
 
 async def test_two_fetches_of_one_target(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
-    """They share a staging file; the one that is overtaken finds the file, and what is published is not written to again."""
+    """They share a staging file. The later one finds the finished file, and never writes to it."""
     record = (await push(watched, source)).record
     first_got, second_done = asyncio.Event(), asyncio.Event()
 
@@ -345,7 +345,7 @@ async def test_two_fetches_of_one_target(watched: WatchedRepository, source: Pat
 
 
 async def test_fetched_files_have_the_usual_permissions(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
-    """As any program's files: what the umask leaves."""
+    """Files have the mode that the umask leaves, as with any program."""
     record = (await push(watched, source)).record
     umask = os.umask(0o027)
     try:
@@ -377,7 +377,7 @@ async def test_a_damaged_chunk_is_named_and_mended_by_the_next_push(
 
 @pytest.mark.parametrize("what", ["folder", "fifo", "no parent"])
 async def test_fetch_to_where_no_file_can_be(watched: WatchedRepository, tmp_path: Path, what: str) -> None:
-    """What stands under the target's name is never touched unless it is a file."""
+    """Anything but a file at the target is left as it is."""
     (tmp_path / "small").write_bytes(b"x")
     record = (await push(watched, tmp_path / "small")).record
     target = tmp_path / "target"

@@ -89,7 +89,7 @@ def _read_size(*names: str) -> int:
 
 
 async def test_a_directory_is_a_record_of_its_kind(watched: WatchedRepository, tree: Path) -> None:
-    """Named as the SDK names it, of the size of its zip; folders are no files."""
+    """It has the name that the SDK gives it and the size of its zip; folders do not count as files."""
     pushed = await push(watched, tree)
     record = pushed.record
     assert (Kind.DIRECTORY, "my_model.zip", len(_zip_of(tree))) == (record.kind, record.name, record.size)
@@ -99,7 +99,7 @@ async def test_a_directory_is_a_record_of_its_kind(watched: WatchedRepository, t
 
 @pytest.mark.parametrize("ending", [".", "a/.."])
 async def test_a_directory_has_the_name_of_the_folder_that_is_meant(watched: WatchedRepository, tree: Path, ending: str) -> None:
-    """`filestore push .` names what the current folder is called."""
+    """`filestore push .` uses the name of the current folder."""
     pushed = await push(watched, Path(f"{tree}/{ending}"))
     assert "my_model.zip" == pushed.record.name
 
@@ -122,7 +122,7 @@ async def test_the_content_is_a_zip_that_other_tools_read(tree: Path) -> None:
 
 
 async def test_equal_trees_have_equal_digests(tmp_path: Path) -> None:
-    """Whatever their times, their other permissions, and the order in which they were made."""
+    """Times, other permissions and the order in which files were made do not matter."""
     first = plant(tmp_path / "first", THINGS)
     second = plant(tmp_path / "second", dict(reversed(THINGS.items())))
     for path in second.rglob("*.txt"):
@@ -134,7 +134,7 @@ async def test_equal_trees_have_equal_digests(tmp_path: Path) -> None:
 
 
 async def test_large_files_share_their_chunks_with_the_same_files_alone(watched: WatchedRepository, tmp_path: Path) -> None:
-    """From 256 KiB on, and what is inside of them too: nothing of them is sent again."""
+    """A file of 256 KiB and more, and the files inside it, are not sent again."""
     things: dict[str, Planted] = {
         "exactly.bin": octets(1, SEGMENT_MIN),
         "model.safetensors": safetensors_file(weights()),
@@ -163,7 +163,7 @@ async def test_an_unchanged_directory_is_not_read(watched: WatchedRepository, tr
 
 
 async def test_rehash_reads_it_all_the_same(watched: WatchedRepository, tree: Path, push_cache: PushCache) -> None:
-    """For who does not trust file times."""
+    """`rehash` is for users who do not trust file times."""
     first = await push(watched, tree, push_cache=push_cache)
     again = await push(watched, tree, push_cache=push_cache, rehash=True)
     assert (first.bytes_read, 0) == (again.bytes_read, again.bytes_sent)
@@ -181,7 +181,7 @@ async def test_rehash_reads_it_all_the_same(watched: WatchedRepository, tree: Pa
 async def test_runs_and_files_in_which_nothing_changed_are_not_read(
     watched: WatchedRepository, tree: Path, push_cache: PushCache, changed: str, read: list[str]
 ) -> None:
-    """A run ends with the header of the file behind it, the last one with the central directory; all else is known."""
+    """Only changed files are read. A header segment also changes with the header of the file after it."""
     await push(watched, tree, push_cache=push_cache)
     content = (tree / changed).read_bytes()
     (tree / changed).write_bytes(content[::-1])
@@ -194,7 +194,7 @@ async def test_runs_and_files_in_which_nothing_changed_are_not_read(
 async def test_changes_of_names_and_modes_are_seen(
     watched: WatchedRepository, tree: Path, push_cache: PushCache, change: str
 ) -> None:
-    """What the push cache knows gives the same digest as a push that reads everything."""
+    """A push with the push cache gives the same digest as a push that reads everything."""
     await push(watched, tree, push_cache=push_cache)
     match change:
         case "rename":

@@ -44,7 +44,7 @@ def batches_of(orders: str) -> list[Batch]:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_batches_hold_every_place_once_and_never_wait_for_ever(seed: int) -> None:
-    """What a batch must follow comes before it, and ends where it begins."""
+    """The batch that another one must follow comes before it."""
     rng = random.Random(seed)
     letters = "aaaaaaaa" * (seed % 3) + "of" + "f" * (seed % 20)
     orders = "o" + "".join(rng.choice(letters) for _ in range(rng.randrange(200)))
@@ -71,7 +71,7 @@ def test_long_entries_are_received_side_by_side() -> None:
 
 
 async def test_content_by_range(repository: LocalRepository) -> None:
-    """Any part of a file, from the chunks that it lies in and no others."""
+    """Any range of a file is read from the chunks that contain it, and from no others."""
     content = octets(1, 100_000)
     record = await stored(repository, content, chunk_size=999)
     watched = WatchedRepository(repository)
@@ -121,7 +121,7 @@ def source(tmp_path: Path) -> Path:
 
 
 async def test_a_fetch_copies_what_a_seed_holds(repository: LocalRepository, source: Path, tmp_path: Path) -> None:
-    """Of a file in the middle of which something changed, wherever what did not change stands now."""
+    """A change in the middle of a file does not stop the reuse of the rest, at any offset."""
     content = source.read_bytes()
     seed = tmp_path / "seed.bin"
     seed.write_bytes(octets(2, 5000) + content[: 9 * MIB] + octets(3, MIB) + content[10 * MIB :])
@@ -137,7 +137,7 @@ async def test_a_fetch_copies_what_a_seed_holds(repository: LocalRepository, sou
 
 @pytest.mark.parametrize("state", ["gone", "shorter", "changed", "folder"])
 async def test_a_fetch_trusts_no_seed(repository: LocalRepository, source: Path, tmp_path: Path, state: str) -> None:
-    """A seed that is not what its manifest says costs a download, and nothing else."""
+    """A seed that does not match its manifest only costs a download."""
     content = source.read_bytes()
     record = (await push(repository, source)).record
     manifest = Manifest.parse(await repository.manifest(record.digest))
@@ -155,7 +155,7 @@ async def test_a_fetch_trusts_no_seed(repository: LocalRepository, source: Path,
 
 
 async def test_a_fetch_closes_its_seeds(repository: LocalRepository, source: Path, tmp_path: Path) -> None:
-    """Whoever gives a seed away need not think of it any more, whatever becomes of the fetch."""
+    """Seeds are closed after every fetch, also after one that fails."""
     record = (await push(repository, source)).record
     manifest = Manifest.parse(await repository.manifest(record.digest))
     for target, error in ((tmp_path / "back", None), (tmp_path / "absent/back", TargetError)):

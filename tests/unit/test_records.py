@@ -38,7 +38,7 @@ PATH = f"pipeline_files/{DIGEST.hex()[:2]}/{DIGEST.hex()[2:4]}/{DIGEST}/model v2
     ],
 )
 def test_names_that_are_kept(name: str) -> None:
-    """Whatever a Linux file can be called is kept, as long as it prints on one line."""
+    """Every file name of Linux that prints on one line is allowed."""
     assert name == checked_name(name)
 
 
@@ -46,14 +46,14 @@ def test_names_that_are_kept(name: str) -> None:
     "name", ["", ".", "..", "../../x", "a/b", "/", "nul\0", "line\nfeed", "tab\t", "del\x7f", "x" * 256, "é" * 128, "lone\udc80"]
 )
 def test_names_that_are_refused(name: str) -> None:
-    """A name never holds a folder, a control character, or what no UTF-8 stands for."""
+    """A name has no folder, no control character, and no bytes that are not UTF-8."""
     with pytest.raises(InvalidName):
         checked_name(name)
 
 
 @pytest.mark.parametrize("namespace", ["", "-a", "_a", "A", "a/b", "..", "a" * 64, "ä", "a\n"])
 def test_namespaces_that_are_refused(namespace: str) -> None:
-    """A namespace is a part of every key in a store, so it is nothing but plain."""
+    """A namespace is a part of every key in a store, so only simple characters are allowed."""
     with pytest.raises(InvalidName):
         checked_namespace(namespace)
 
@@ -72,13 +72,13 @@ def test_reference_is_an_id_a_digest_a_path_or_a_name() -> None:
     "text", ["a/b", "pipeline_files/ab/cd/x/y", PATH.replace("pipeline_files", "run_files"), "", "..", "a\nb"]
 )
 def test_reference_that_names_nothing(text: str) -> None:
-    """What is none of the four is refused."""
+    """A text that is none of the four forms is refused."""
     with pytest.raises(InvalidReference):
         Reference.parse(text)
 
 
 def test_reference_prints_as_it_was_typed() -> None:
-    """Errors name what the user named."""
+    """An error shows the reference as the user typed it."""
     assert [FILE_ID, str(DIGEST), PATH, "name"] == [str(Reference.parse(text)) for text in (FILE_ID, str(DIGEST), PATH, "name")]
 
 
@@ -91,7 +91,7 @@ def test_record_crosses_the_wire_unchanged() -> None:
 
 @pytest.mark.parametrize("value", [File, Directory])
 def test_a_value_is_named_by_path_id_or_digest(value: type[File | Directory]) -> None:
-    """A path may be positional; each form is what a repository is asked for."""
+    """The path may be positional; a repository can be asked for each form."""
     assert Reference(digest=DIGEST, name="model v2.safetensors") == value(PATH).reference
     assert Reference(digest=DIGEST, name="model v2.safetensors") == value(path="/" + PATH).reference
     assert Reference(id=FILE_ID) == value(id=FILE_ID).reference
@@ -107,7 +107,7 @@ def test_values_are_equal_by_what_they_hold() -> None:
 
 
 def test_values_print_as_they_are_written() -> None:
-    """What is not given is not shown."""
+    """Arguments that are not given are not shown."""
     assert f"File(id='{FILE_ID}')" == repr(File(id=FILE_ID))
     assert "Directory(path='./my dir')" == repr(Directory("./my dir"))
 
@@ -157,7 +157,7 @@ def test_a_path_is_a_text_or_a_path_of_this_machine(value: type[File | Directory
 
 @pytest.mark.parametrize("value", [File, Directory])
 def test_a_value_behind_a_url(value: type[File | Directory]) -> None:
-    """It has what a FileURL has, and is nothing that a repository could be asked for."""
+    """It has the fields of a FileURL, and a repository cannot be asked for it."""
     made = value(url=URL, digest=SHA256, max_age_seconds=60, stale_ok=True)
 
     assert FileURL(URL, digest=SHA256, max_age_seconds=60, stale_ok=True) == made.origin
@@ -167,7 +167,7 @@ def test_a_value_behind_a_url(value: type[File | Directory]) -> None:
 
 
 def test_urls_are_equal_by_what_they_hold() -> None:
-    """The URL may be positional; what is expected of it makes another value."""
+    """The URL may be positional. Another expected digest makes another value."""
     assert {FileURL(URL)} == {FileURL(url=URL), FileURL(URL)}
     assert FileURL(URL) != FileURL(URL, digest=SHA256)
     assert FileURL(URL) == pickle.loads(pickle.dumps(FileURL(URL)))
@@ -176,7 +176,7 @@ def test_urls_are_equal_by_what_they_hold() -> None:
 
 
 def test_a_url_prints_without_its_query() -> None:
-    """Signatures and tokens stand there, and logs are kept for long."""
+    """A query may have signatures and tokens, and logs are kept for a long time."""
     assert "FileURL(url='https://example.org/@a/b.bin?...', stale_ok=True)" == repr(
         FileURL("https://example.org/@a/b.bin?X-Signature=secret#part", stale_ok=True)
     )
@@ -231,7 +231,7 @@ def test_what_is_not_a_url_to_download_from(url: Any) -> None:
     ],
 )
 def test_a_password_in_a_url_is_refused_and_not_printed(url: str) -> None:
-    """Wherever it stands."""
+    """This holds for every place in the URL."""
     for value in (FileURL, File, Directory):
         with pytest.raises(InvalidReference) as caught:
             value(url=url)
@@ -284,7 +284,7 @@ def test_the_name_of_what_stands_behind_a_url(path: str, name: str) -> None:
 
 @pytest.mark.parametrize("path", ["./my_dir", "my.zip", "/srv/pipeline_files", "..", "file_" + "0a" * 16])
 def test_a_local_path_is_a_value_and_no_reference(path: str) -> None:
-    """What is to be pushed may be called anything; asked of a repository, it is refused with what to do."""
+    """A local path may be any text. If a repository is asked for it, the error says what to do."""
     for value in (File(path), Directory(path)):
         with pytest.raises(InvalidReference, match="push it first"):
             _ = value.reference

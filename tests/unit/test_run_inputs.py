@@ -137,7 +137,7 @@ async def test_nested_files(adapter: Adapter, file: Record, directory: Record) -
 
 
 async def test_a_class_of_inputs(adapter: Adapter, file: Record, directory: Record) -> None:
-    """Its annotations say what is a file, and of which kind; what is optional may be left out or be None."""
+    """Annotations say what is a file, and its kind. Optional values may be missing or None."""
 
     class Mine(sdk_values.InputSchema):
         image: sdk_values.File | None
@@ -159,7 +159,7 @@ async def test_a_class_of_inputs(adapter: Adapter, file: Record, directory: Reco
 
 
 async def test_the_runtime_says_what_stands_for_a_file(adapter: Adapter, file: Record, directory: Record) -> None:
-    """A value of whatever class it needs, nested ones too."""
+    """A file becomes a value of the class that the runtime needs, also inside other values."""
 
     def make(kind: Kind, path: Path) -> object:
         return sdk_values.Directory(path=path) if kind is Kind.DIRECTORY else sdk_values.File(path=path)
@@ -170,7 +170,7 @@ async def test_the_runtime_says_what_stands_for_a_file(adapter: Adapter, file: R
 
 
 async def test_what_is_optional_may_be_none(adapter: Adapter) -> None:
-    """By whatever type it is sent."""
+    """None is allowed, with any type that is sent."""
     sent = [{"type": name, "value": None} for name in ("none", "dictionary", "pkl")]
     assert [None] * 3 == await taken(adapter, sent, [File | None, FileURL | None, list[File] | None])
 
@@ -230,7 +230,7 @@ async def test_malformed_runs(adapter: Adapter, watched: WatchedRepository, inpu
     ],
 )
 async def test_a_path_that_is_not_ours(adapter: Adapter, watched: WatchedRepository, path: str) -> None:
-    """Is refused as such, whatever lies there on this machine; nothing is asked of anyone."""
+    """It is refused, even if such a file is on this machine, and no repository is asked."""
     assert (await refusal(adapter, [{"type": "file", "file_path": path}])).startswith("input_data[0] of the run")
     assert [] == watched.calls
 
@@ -292,7 +292,7 @@ async def test_one_wrong_file_stops_the_run_before_anything_is_fetched(
 
 
 async def test_a_repository_in_a_folder_needs_no_url(file: Record, watched: WatchedRepository, tmp_path: Path) -> None:
-    """To read what a run names."""
+    """The files of a run are read without a URL."""
     async with connect(str(tmp_path / "repository"), create=True) as repository:
         (path,) = await taken(Adapter(Cache(tmp_path / "cache", repository), repository), [given(file)])
     assert isinstance(path, Path)
@@ -302,7 +302,7 @@ async def test_a_repository_in_a_folder_needs_no_url(file: Record, watched: Watc
 async def test_the_files_of_a_run_stay_while_it_runs(
     watched: WatchedRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever else is fetched into a cache with room for one of them; afterwards they may go."""
+    """Other fetches into a full cache do not evict them before the run ends."""
     monkeypatch.setattr("filestore.cache.quota.STALL_SECONDS", 0.1)
     records = []
     for number in range(3):
@@ -319,7 +319,7 @@ async def test_the_files_of_a_run_stay_while_it_runs(
 
 
 async def test_a_file_that_fails_gives_the_others_back(watched: WatchedRepository, tmp_path: Path) -> None:
-    """What a run that never began had resolved may go, too."""
+    """If one file fails, the files that were resolved for the run may be evicted."""
     (tmp_path / "a.bin").write_bytes(bytes(3_000_000))
     (tmp_path / "b.bin").write_bytes(bytes([1]) * 3_000_000)
     kept, other = [(await push(watched, tmp_path / name)).record for name in ("a.bin", "b.bin")]

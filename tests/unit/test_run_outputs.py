@@ -63,7 +63,7 @@ async def taken(adapter: Adapter, input_data: object, declared: list[object] | N
 
 
 async def stored(adapter: Adapter, value: object) -> dict[str, Any]:
-    """What one returned file is told as."""
+    """Return how a returned file is reported."""
     (answer,) = json.loads(json.dumps(await adapter.outputs([value])))
     assert ("file", None, {"type", "value", "file"}) == (answer["type"], answer["value"], answer.keys())
     file: dict[str, Any] = answer["file"]
@@ -72,7 +72,7 @@ async def stored(adapter: Adapter, value: object) -> dict[str, Any]:
 
 
 async def bytes_of(adapter: Adapter, file: dict[str, Any]) -> bytes:
-    """What is stored of it."""
+    """Return the stored bytes of a returned file."""
     (path,) = await taken(adapter, [{"type": "file", "file_path": file["path"]}])
     assert isinstance(path, Path)
     return path.read_bytes()
@@ -149,7 +149,7 @@ async def test_a_handle_gives_all_of_it_and_stands_where_it_stood(
 async def test_a_run_that_is_cancelled_while_its_outputs_are_stored(
     adapter: Adapter, watched: WatchedRepository, image: Path, tmp_path: Path
 ) -> None:
-    """At any await: no file stays open, a handle stands where it stood, and what was stored is whole."""
+    """After a cancel at any await, no file is open, a handle is where it was, and stored files are whole."""
     with image.open("rb") as handle:
         handle.seek(3)
         for place in Outputs([handle, io.BytesIO(CONTENT)]).places:
@@ -187,7 +187,7 @@ async def test_what_a_handle_has_not_written_yet(adapter: Adapter, tmp_path: Pat
 
 
 async def test_the_names_of_handles(adapter: Adapter, image: Path, tmp_path: Path) -> None:
-    """That of its file, or what a program calls it; else its place among the files that were returned."""
+    """It is the name of the file, or of the handle; otherwise the place among the returned files."""
     named = io.BytesIO(CONTENT)
     named.name = "picture.png"  # as programs do
     with (
@@ -255,7 +255,7 @@ async def test_what_is_stored_already_is_not_stored_again(adapter: Adapter, watc
 
 
 async def test_a_local_folder_that_is_called_as_ours(adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a pipeline writes there is local all the same."""
+    """What a pipeline writes there is a local file."""
     monkeypatch.chdir(tmp_path)
     Path("run_files").mkdir()
     Path("run_files/out.txt").write_bytes(CONTENT)
@@ -314,7 +314,7 @@ def closed() -> IO[Any]:
 
 
 class Stream(io.RawIOBase):
-    """What can be read once, and never ends."""
+    """A stream that can be read once, and never ends."""
 
     def readable(self) -> bool:
         return True
@@ -392,7 +392,7 @@ async def test_outputs_that_are_not_there_any_more(adapter: Adapter, watched: Wa
 
 
 async def test_an_output_that_vanishes_while_it_is_stored(adapter: Adapter, watched: WatchedRepository, tmp_path: Path) -> None:
-    """A file that is open is stored to its end; one that is cut short, or in a folder that goes, is named, and not recorded."""
+    """An open file is stored whole. A file that becomes shorter is named in the error, and not recorded."""
     path = tmp_path / "vanishing.bin"
     path.write_bytes(os.urandom(3 << 20))
 
@@ -441,7 +441,7 @@ async def test_a_name_that_cannot_be_kept(adapter: Adapter, tmp_path: Path) -> N
 
 
 async def test_a_full_spool_folder(watched: WatchedRepository, tmp_path: Path) -> None:
-    """What is returned in memory has no place: one sentence, nothing recorded."""
+    """A returned file in memory does not fit: there is one error, and nothing is recorded."""
     adapter = Adapter(Cache(tmp_path / "cache", watched), watched, url=URL, spool_folder=tmp_path / "nowhere")
     with pytest.raises(FilestoreError, match="nowhere"):
         await adapter.outputs([io.BytesIO(CONTENT)])
@@ -458,7 +458,7 @@ async def test_a_repository_in_a_folder_needs_a_url(local_repository: Repository
 
 
 async def test_the_same_bytes_under_the_same_name_are_one_file(adapter: Adapter, image: Path) -> None:
-    """Whoever returns them, as often as they are returned."""
+    """A path and an open file with the same content and name are one stored file."""
     with image.open("rb") as handle:
         first, second = await stored(adapter, image), await stored(adapter, handle)
     assert first["path"] == second["path"]

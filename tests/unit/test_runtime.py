@@ -40,7 +40,7 @@ LIMITS = ProcessLimits(seconds=60, memory=1 << 30)
 
 
 def pipeline(name: str = "a pipeline", *, number: int = 1) -> Pipeline:
-    """A pipeline that nobody uploaded."""
+    """Return a pipeline that was not uploaded."""
     return Pipeline(
         id=f"pipeline_{number:032x}",
         name=name,
@@ -63,7 +63,7 @@ class Processes:
         self._numbers = count()
 
     async def load(self, pipeline_id: str) -> LoadedPipeline:
-        """What takes the place of a loaded pipeline."""
+        """Return an object in the place of a loaded pipeline."""
         folder = self._folder / str(next(self._numbers))
         self.started.append(await start_process(folder, environ={"PATH": os.environ["PATH"]}, limits=LIMITS))
         return LoadedPipeline(pipeline_id, self.started[-1], Cache(self._folder / "cache", self._repository), [])
@@ -95,7 +95,7 @@ def test_values_with_files_go_there_and_back(value: object) -> None:
 
 @pytest.mark.parametrize("value", [object(), float("nan"), {1: object()}, [{"a": [b"bytes"]}]])
 def test_values_that_are_neither_json_nor_files(value: object) -> None:
-    """Are refused wherever they stand."""
+    """They are refused at every place."""
     with pytest.raises(messages.UnsupportedValue):
         messages.described(value, lambda _: None)
 
@@ -114,7 +114,7 @@ def test_messages_have_a_limit() -> None:
 
 
 def test_pipelines_are_kept(tmp_path: Path) -> None:
-    """By id and by name, for whoever opens the folder next."""
+    """They are found by id and by name after the folder is opened again."""
     Pipelines(tmp_path).add(pipeline("team/model:v1"))
     Pipelines(tmp_path).add(pipeline("team/model:v1", number=2))
 
@@ -127,7 +127,7 @@ def test_pipelines_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_damaged_document_is_told_of(tmp_path: Path) -> None:
-    """It is no unknown pipeline."""
+    """The error differs from that of an unknown pipeline."""
     Pipelines(tmp_path).add(pipeline())
     (tmp_path / f"pipeline_{1:032x}.json").write_text("{")
 
@@ -164,7 +164,7 @@ def test_ended_runs_are_forgotten_when_there_are_too_many() -> None:
 
 
 def test_runs_that_wait_are_bounded() -> None:
-    """By their number, and by the size of their requests; one that ends makes room. A single one is always taken."""
+    """Their number and the size of their requests are limited. A single run is always accepted."""
     runs = Runs(waiting_limit=2, waiting_size=100)
     first = runs.add(pipeline(), request_size=1000)
     with pytest.raises(TooManyRuns):
@@ -189,7 +189,7 @@ async def ask(process: PipelineProcess, verb: str, arguments: Mapping[str, objec
 
 
 async def test_a_process_whose_code_fails_is_asked_again(processes: Processes) -> None:
-    """What it raised is told; here, that there is no Pipeline SDK."""
+    """Its error is reported; here, the Pipeline SDK is missing."""
     process = (await processes.load("a")).process
     for _ in range(2):
         with pytest.raises(RunFailed, match="ModuleNotFoundError: ") as failed:
@@ -199,7 +199,7 @@ async def test_a_process_whose_code_fails_is_asked_again(processes: Processes) -
 
 
 async def test_a_process_that_is_killed(processes: Processes) -> None:
-    """Says how it ended, and is not asked again; its folder goes with it."""
+    """The error says how it ended. It is not used again, and its folder is removed."""
     process = (await processes.load("a")).process
     process._process.kill()
     with pytest.raises(PipelineEnded, match="was ended by the signal SIGKILL in the middle of the test"):
@@ -226,7 +226,7 @@ async def test_a_process_that_is_too_slow(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_request_ends_the_process(processes: Processes) -> None:
-    """Whoever asked is gone, and its answer would be taken for another one's."""
+    """Otherwise its answer would be read as the answer to the next request."""
     loaded = LoadedPipelines(limit=1)
 
     async def run() -> None:
@@ -244,7 +244,7 @@ async def test_a_cancelled_request_ends_the_process(processes: Processes) -> Non
 
 
 async def test_pipelines_take_turns(processes: Processes) -> None:
-    """Of one pipeline, one run at a time; beyond the limit, one that is not used makes room, or somebody waits."""
+    """A pipeline does one run at a time. Above the limit, an idle pipeline is replaced, or the run waits."""
     loaded = LoadedPipelines(limit=2)
     order = []
 
@@ -264,7 +264,7 @@ async def test_pipelines_take_turns(processes: Processes) -> None:
 
 
 async def test_an_idle_process_that_died_is_replaced(processes: Processes) -> None:
-    """By whoever needs it next, without a failure."""
+    """The next run gets a new process, without a failure."""
     loaded = LoadedPipelines(limit=1)
     async with loaded.taken("a", lambda: processes.load("a")) as taken:
         first = taken.process
@@ -295,7 +295,7 @@ async def test_a_pipeline_that_cannot_be_loaded_takes_no_place(processes: Proces
 async def test_a_file_system_without_locks_is_told_as_one(
     tmp_path: Path, local_repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not as another runtime, which nobody could find."""
+    """It is not reported as another runtime, which the user could not find."""
     refuse_locks(monkeypatch)
     limits = RuntimeLimits(pipelines=1, process=LIMITS)
     with pytest.raises(StorageError, match=r"file locks do not work there \(No locks available\)"):
@@ -306,7 +306,7 @@ async def test_a_file_system_without_locks_is_told_as_one(
 
 
 async def test_a_folder_has_one_runtime(tmp_path: Path, local_repository: Repository) -> None:
-    """The lock is given back with the block; what another runtime has left is removed."""
+    """The lock ends with the block. Files of an earlier runtime are removed."""
     limits = RuntimeLimits(pipelines=1, process=LIMITS)
     cache = partial(Cache, tmp_path / "cache")
     (tmp_path / "runtime/work/left").mkdir(parents=True)

@@ -15,7 +15,7 @@ from tests.support.clock import Clock
 
 @pytest.fixture
 def clock() -> Clock:
-    """What the tokens of a test take for the time."""
+    """The time as the tokens of a test see it."""
     return Clock()
 
 
@@ -69,13 +69,13 @@ async def test_a_token_has_a_namespace(tokens: Tokens, authorization: str, names
     ],
 )
 async def test_all_others_are_refused(tokens: Tokens, authorization: str | None) -> None:
-    """Nothing, something else, what the Pipeline SDK sends without a token, and the digest that is kept."""
+    """No token, another token, the SDK's header without a token, and the stored digest are refused."""
     with pytest.raises(Unauthorized):
         await tokens.namespace(authorization)
 
 
 async def test_the_word_none_is_never_a_token(index: Index, tokens: Tokens) -> None:
-    """Even where someone added it: every client without a token would be let in."""
+    """It is refused even if it was added: every client without a token would be accepted."""
     async with index.transaction() as transaction:
         await transaction.add_token(token_digest("None"), namespace="team", label="")
     with pytest.raises(Unauthorized):
@@ -83,7 +83,7 @@ async def test_the_word_none_is_never_a_token(index: Index, tokens: Tokens) -> N
 
 
 async def test_a_removed_token_dies_soon(index: Index, tokens: Tokens, clock: Clock) -> None:
-    """What was let in is remembered for a moment, and not longer however often it is asked for."""
+    """An accepted token is remembered for a moment, and requests do not make this longer."""
     assert "team" == await tokens.namespace("Bearer kept")
     async with index.transaction() as transaction:
         await transaction.remove_token(token_digest("kept"))

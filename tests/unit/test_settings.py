@@ -30,7 +30,7 @@ def settings(
 
 
 def test_defaults() -> None:
-    """Where nobody says anything, folders are the platform's, and no server is named."""
+    """The default folders are those of the platform, and no server is set."""
     assert Settings(root=Path("/data"), cache=Path("/cache"), push_cache=Path("/state/journal.sqlite")) == settings()
     assert settings().url is None
 
@@ -62,7 +62,7 @@ def test_what_says_nothing(nothing: dict[str, dict[str, object]]) -> None:
     ],
 )
 def test_a_bad_value_is_told_with_its_place(given: dict[str, dict[str, object]], source: str) -> None:
-    """An error names the option, the variable, or the key and file, where the bad value stands."""
+    """An error names the option, the variable, or the key and file of the bad value."""
     with pytest.raises(InvalidSetting) as caught:
         settings(**given)  # type: ignore[arg-type]  # one of the three mappings
     assert source == caught.value.source
@@ -114,7 +114,7 @@ def test_a_bad_value_is_told_with_its_place(given: dict[str, dict[str, object]],
     ],
 )
 def test_values_that_cannot_be_used(name: str, value: object) -> None:
-    """What is no value of the setting is refused."""
+    """A text that is not a value of the setting is refused."""
     with pytest.raises(InvalidSetting):
         settings(file={name: value})
 
@@ -160,7 +160,7 @@ def test_values(name: str, value: object, expected: object) -> None:
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever gives the path: a shell replaces it in few places."""
+    """This holds for every source of the path, since a shell replaces it only in a few places."""
     monkeypatch.setenv("HOME", "/home/ann")
     given = [settings(options={"root": "~"}), settings(environ={"FILESTORE_ROOT": "~/"}), settings(file={"root": "~/./"})]
     assert [Path("/home/ann")] * 3 == [each.root for each in given]
@@ -199,13 +199,13 @@ def test_a_folder_that_nobody_knows_is_missed_where_it_is_used() -> None:
 
 @pytest.mark.parametrize("host", ["", "two\nlines", "a..b", "x" * 64])
 def test_hosts_that_are_none(host: str) -> None:
-    """What can be no host's name is refused before anyone is asked for it."""
+    """A text that cannot be a host name is refused before any look-up."""
     with pytest.raises(InvalidSetting):
         settings(options={"host": host})
 
 
 def test_a_bad_token_is_not_repeated() -> None:
-    """A secret never stands in an error."""
+    """A secret is never in an error."""
     with pytest.raises(InvalidSetting) as caught:
         settings(environ={"FILESTORE_TOKEN": "my secret"})
     assert "my secret" not in str(caught.value)
@@ -241,7 +241,7 @@ def test_every_setting_has_a_definition() -> None:
     ],
 )
 def test_the_default_in_words_is_the_default(name: str) -> None:
-    """What the documentation says is what holds."""
+    """The default in the documentation is the real one."""
     assert getattr(settings(), name) == setting_definitions()[name].parse(setting_definitions()[name].default)
 
 
@@ -258,7 +258,7 @@ def test_codec_choices() -> None:
     ],
 )
 def test_the_library_has_the_same_defaults(function: object, names: list[str]) -> None:
-    """A program that sets nothing gets what the command line gets."""
+    """A program without settings gets the same values as the command line."""
     parameters = inspect.signature(function).parameters  # type: ignore[arg-type]  # both are callable
 
     assert {name: getattr(settings(), name) for name in names} == {name: parameters[name].default for name in names}
@@ -282,7 +282,7 @@ def test_zip_limits() -> None:
 
 @pytest.mark.parametrize("limit", [limit.name for limit in fields(ZipLimits)])
 def test_an_archive_beyond_a_limit_names_the_setting_that_raises_it(limit: str) -> None:
-    """What to do stands in the error: the setting, and its environment variable."""
+    """The error names the setting, and its environment variable."""
     archive = forged([Forged("a/b/c.txt", bytes(3 << 20), deflated=True)])
     with pytest.raises(LimitExceeded) as caught:
         unpacked(archive, limits=replace(DEFAULT_LIMITS, **{limit: 1}))

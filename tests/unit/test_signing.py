@@ -12,7 +12,7 @@ SECRET, OTHER = b"s" * 32, b"o" * 32
 
 
 def parts_of(url: str) -> dict[str, str]:
-    """What a route's pattern finds in a signed path."""
+    """Return what the pattern of a route finds in a signed path."""
     _, _, namespace, expires_at, signature, *_ = url.split("/")
     return {"namespace": namespace, "expires_at": expires_at, "signature": signature}
 
@@ -35,7 +35,7 @@ def test_a_signature_holds_for_its_own_arguments_only() -> None:
 
 
 def test_a_signed_path_names_the_path_at_its_end() -> None:
-    """Percent-encoded, whatever the name; HEAD is let in where GET is."""
+    """It is percent-encoded, for any name; HEAD is accepted where GET is."""
     path = "/pipeline_files/a b/100%é.bin"
     signed = signed_path(SECRET, "GET", path, namespace="team", expires_at=100)
     assert signed.endswith("/pipeline_files/a%20b/100%25%C3%A9.bin")
@@ -57,7 +57,7 @@ def test_a_signed_path_names_the_path_at_its_end() -> None:
 
 
 def test_what_a_signed_path_stands_for() -> None:
-    """The path at its end; any other is what it is."""
+    """The inner path of a signed path is returned; any other path is returned as it is."""
     path = "/run_files/ab/cd/uuid/name"
     assert path == unsigned_path(signed_path(SECRET, "GET", path, namespace="team", expires_at=100))
     for other in (path, "/signed", "/signed/team/100", "/", "/signedness/a/b/c/d"):
@@ -80,6 +80,6 @@ def test_what_a_signed_path_stands_for() -> None:
     ids=["short", "255", "255 with an extension", "longest", "letters", "two dots", "percents", "hidden", "no extension"],
 )
 def test_a_long_name_is_shortened(name: str, expected: str) -> None:
-    """To what is whole letters, and ends as it did where that is an extension."""
+    """It keeps whole characters, and its extension."""
     assert expected == shortened(name)
     assert SEGMENT_LIMIT >= len(quote(expected, safe=""))

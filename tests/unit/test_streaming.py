@@ -23,7 +23,7 @@ CONTENT = random.Random(5).randbytes(SIZE)
 
 
 class Gated(WatchedRepository):
-    """A repository that gives chunks only as far as it is let, and tells in which order they were asked for."""
+    """A repository that gives chunks only as far as permitted, and records the order of requests."""
 
     def __init__(self, inner: Repository) -> None:
         super().__init__(inner)
@@ -46,7 +46,7 @@ class Gated(WatchedRepository):
 
 @pytest.fixture
 def gated(local_repository: Repository) -> Gated:
-    """A repository behind a gate that is open."""
+    """Return a repository with an open gate."""
     return Gated(local_repository)
 
 
@@ -59,7 +59,7 @@ async def record(gated: Gated, tmp_path: Path) -> Record:
 
 @pytest.fixture
 async def manifest(gated: Gated, record: Record) -> Manifest:
-    """What the file is made of."""
+    """The manifest of the file."""
     return Manifest.parse(await gated.inner.manifest(record.digest))
 
 
@@ -89,7 +89,7 @@ async def test_ranges_are_read_while_the_rest_is_not_there(gated: Gated, record:
 async def test_what_is_asked_for_comes_first(
     gated: Gated, record: Record, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one worker: behind the batch under way, and before all others; no chunk is asked for twice."""
+    """With one worker, it comes after the current batch and before all others. No chunk is asked for twice."""
     monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
     gated.let(lambda: False)
     async with cache_of(gated, tmp_path).open(File(id=record.id)) as opened:
@@ -159,7 +159,7 @@ async def test_what_is_not_there(gated: Gated, tmp_path: Path) -> None:
 
 
 async def test_a_fetch_that_fails_ends_the_block(gated: Gated, record: Record, manifest: Manifest, tmp_path: Path) -> None:
-    """With its own error, in the middle of a read; what was there is not fetched again."""
+    """The read raises the error of the fetch. Chunks that are here are not fetched again."""
     passed = 0
 
     async def cut(verb: str) -> None:
@@ -181,7 +181,7 @@ async def test_a_fetch_that_fails_ends_the_block(gated: Gated, record: Record, m
 
 @pytest.mark.parametrize("how", ["an error", "a cancel"])
 async def test_a_block_that_is_left_stops_the_fetch(gated: Gated, record: Record, tmp_path: Path, how: str) -> None:
-    """Nothing waits for the rest; the next one goes on from there."""
+    """The rest is not awaited; the next block continues."""
     gated.let(lambda: False)
 
     async def leave() -> None:
