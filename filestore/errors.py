@@ -1,7 +1,7 @@
 """Every error that this library raises on purpose.
 
 FilestoreError
-├── InvalidInput              what the caller gave cannot be right
+├── InvalidInput              the caller gave something that cannot be right
 │   ├── InvalidDigest
 │   ├── InvalidName
 │   ├── InvalidReference
@@ -12,7 +12,7 @@ FilestoreError
 │   ├── InvalidParts
 │   ├── InvalidRun
 │   └── InvalidSetting
-├── InvalidContent            bytes that are not what they say
+├── InvalidContent            bytes that are not what they should be
 │   ├── InvalidFrame
 │   ├── InvalidBatch
 │   ├── InvalidManifest
@@ -37,7 +37,7 @@ FilestoreError
 ├── MissingPackage
 ├── Unauthorized
 ├── UrlRefused
-├── RunFailed                 what a pipeline did, or did not do
+├── RunFailed                 a pipeline, or its run
 │   ├── RunTimedOut
 │   └── PipelineEnded
 ├── TooManyRuns
@@ -62,11 +62,11 @@ FilestoreError
     ├── Stalled
     ├── Interrupted
     └── ServerError
-        └── ForeignAnswer     what filestore did not make
+        └── ForeignAnswer     not from a filestore server
 
-The arguments are the facts, in the order of the constructor; the message is built from them, and is one sentence:
-what happened, why, and what to do. `retryable` is decided where an error is born: the two rooms that retry (the HTTP
-client, an object store) ask nothing else.
+Each error has a fixed `slug`, by which the wire names it, and named facts; the message is built from the facts, and says what
+happened, why, and what to do. `hint` is a key: the command line has a sentence for each, which names its commands and options.
+`retryable` is decided where an error is made: the two modules that retry (the HTTP client, `download`) ask nothing else.
 """
 
 from __future__ import annotations
@@ -75,257 +75,278 @@ import errno
 from typing import ClassVar
 
 Fact = str | int | float
+Names = tuple[str, ...]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _RETRYABLE_STATUSES = (408, 429, 502, 503, 504)
 
 
 class FilestoreError(Exception):
-    """The root of the tree. `args` hold the facts as JSON values, so that an error can cross the wire.
+    """The root of the tree. An error consists of facts, which are JSON values, so that it can cross the wire.
 
-    `args` are the arguments of the constructor, so that a pickle and a wire's end make the same error. A class with other facts
-    than its parent therefore calls the constructor of this class, and not that of its parent.
+    The constructor takes the facts in the order of `facts`, and raises TypeError for a wrong number of them. Each becomes an
+    attribute of its name; `args` holds all of them, so that a pickle makes the same error. A fact that the class has a value for
+    may be left out. `hint` is the key of an advice that depends on how the library is used; `hint=` replaces that of the class.
     """
 
+    slug: ClassVar[str] = "failed"
+    """Names the error on the wire. It never changes, whatever the class is called."""
+    facts: ClassVar[Names] = ("reason",)
+    """The names of the facts, in the order of the constructor. A fact is a text where the class does not say another type."""
+    sentence: ClassVar[str] = "{reason}"
+    hint: str = ""
     retryable: bool = False
     retry_after_seconds: float | None = None
-    """How long whoever answered with this asks to wait before the next try; None where nobody said."""
-    sentence: ClassVar[str] = "{0}"
+    """How long the peer asks to wait before the next try; None where it does not say."""
 
-    def __init__(self, *facts: Fact) -> None:
-        super().__init__(*facts)
+    def __init__(self, *facts: Fact, hint: str = "") -> None:
+        kind = type(self)
+        left_out = self.facts[len(facts) :]
+        if len(facts) > len(self.facts) or not all(hasattr(kind, name) for name in left_out):
+            raise TypeError(f"{kind.__name__} takes the facts {', '.join(self.facts)}, and was given {len(facts)}")
+        values = (*facts, *(getattr(kind, name) for name in left_out))
+        super().__init__(*values)
+        for name, value in zip(self.facts, values, strict=True):
+            setattr(self, name, value)
+        if hint:
+            self.hint = hint
 
     def __str__(self) -> str:
-        return self.sentence.format(*self.args)
+        return self.sentence.format_map(self.named_facts())
+
+    def named_facts(self) -> dict[str, object]:
+        """The facts by their names."""
+        return {name: getattr(self, name) for name in self.facts}
 
 
 class InvalidInput(FilestoreError):
-    """What the caller gave cannot be right."""
+    """The caller gave something that cannot be right."""
+
+    slug = "invalid-input"
 
 
 class InvalidDigest(InvalidInput):
-    """A text or a byte string is no digest."""
+    """A text or a byte string is not a digest."""
 
-    sentence = "{0!r} is no digest: 64 lower-case hexadecimal digits are expected"
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
+    slug = "invalid-digest"
+    facts = ("text",)
+    sentence = "{text!r} is not a digest: 64 lower-case hexadecimal digits are expected"
 
 
 class InvalidName(InvalidInput):
-    """A file's name cannot be kept."""
+    """A file cannot be stored under this name."""
 
-    sentence = "the name {0!r} cannot be kept: {1}"
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)
+    slug = "invalid-name"
+    facts = ("name", "reason")
+    sentence = "the name {name!r} cannot be kept: {reason}"
+    reason: str
 
 
 class InvalidReference(InvalidInput):
-    """What should name a file names none."""
+    """A text that should name a stored file does not name one."""
 
-    sentence = "{0!r} names no file: {1}"
-
-    def __init__(self, reference: str, reason: str) -> None:
-        super().__init__(reference, reason)
+    slug = "invalid-reference"
+    facts = ("reference", "reason")
+    sentence = "{reference!r} names no file: {reason}"
+    reason: str
 
 
 class InvalidRange(InvalidInput):
-    """A range of bytes does not lie in the file."""
+    """A range of bytes is not inside the file."""
 
-    sentence = "the range {0!r} lies outside the file, which has {1} bytes"
-
-    def __init__(self, asked: str, size: int) -> None:
-        super().__init__(asked, size)
-        self.size = size
+    slug = "invalid-range"
+    facts = ("range", "size")
+    sentence = "the range {range!r} lies outside the file, which has {size} bytes"
+    size: int
 
 
 class InvalidUrl(InvalidInput):
     """A URL that names no repository."""
 
-    sentence = "{0!r} names no repository: {1}"
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(url, reason)
+    slug = "invalid-url"
+    facts = ("url", "reason")
+    sentence = "{url!r} names no repository: {reason}"
 
 
 class DownloadRefused(InvalidInput):
-    """A URL that nothing is downloaded from, for what it leads to."""
+    """A URL that nothing is downloaded from, because of where it leads to."""
 
-    sentence = "nothing is downloaded from {0}: {1}"
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(url, reason)
+    slug = "download-refused"
+    facts = ("url", "reason")
+    sentence = "nothing is downloaded from {url}: {reason}"
 
 
 class NothingMatches(InvalidInput):
-    """Globs that take nothing of a directory."""
+    """Globs that match nothing in a directory."""
 
-    sentence = "nothing in {0} matches {1}; give globs for paths inside it, such as '*.safetensors'"
-
-    def __init__(self, path: str, globs: str) -> None:
-        super().__init__(path, globs)
+    slug = "nothing-matches"
+    facts = ("path", "globs")
+    sentence = "nothing in {path} matches {globs}; give globs for paths inside it, such as '*.safetensors'"
 
 
 class InvalidParts(InvalidInput):
     """The parts of an upload do not make up a file."""
 
-    sentence = "the upload cannot be finished: {0}; send that part again, and list each part with the ETag that its upload gave"
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    slug = "invalid-parts"
+    sentence = (
+        "the upload cannot be finished: {reason}; send that part again, and list each part with the ETag that its upload gave"
+    )
 
 
 class InvalidRun(InvalidInput):
-    """Something of a run's request, or of what a pipeline returned; `where` says which, as one would write it in code."""
+    """A part of a run's request, or of what a pipeline returned, cannot be used; `where` names that part as code would."""
 
-    sentence = "{0} of the run cannot be used: {1}"
-
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(where, reason)
-        self.where = where
-        self.reason = reason
+    slug = "invalid-run"
+    facts = ("where", "reason")
+    sentence = "{where} of the run cannot be used: {reason}"
+    where: str
+    reason: str
 
 
 class InvalidSetting(InvalidInput):
-    """A setting has a value that cannot be used; `source` names where it stands. The value may be a secret."""
+    """A setting has a value that cannot be used; `source` names where it is set. The value may be a secret."""
 
-    sentence = "{0} cannot be used: {1}"
-
-    def __init__(self, source: str, reason: str) -> None:
-        super().__init__(source, reason)
-        self.source = source
-        self.reason = reason
+    slug = "invalid-setting"
+    facts = ("source", "reason")
+    sentence = "{source} cannot be used: {reason}"
+    source: str
+    reason: str
 
 
 class InvalidContent(FilestoreError):
-    """Bytes that are not what they say."""
+    """Bytes that are not what they should be."""
+
+    slug = "invalid-content"
 
 
 class InvalidFrame(InvalidContent):
-    """A frame does not decode to the chunk that it is given for."""
+    """A frame does not decode to its chunk."""
 
-    sentence = "the frame of chunk {0} was refused: {1}"
-
-    def __init__(self, digest: str, reason: str) -> None:
-        super().__init__(digest, reason)
-        self.digest = digest
-        self.reason = reason
+    slug = "invalid-frame"
+    facts = ("digest", "reason")
+    sentence = "the frame of chunk {digest} was refused: {reason}"
+    digest: str
+    reason: str
 
 
 class InvalidBatch(InvalidContent):
     """A batch of frames whose own structure is broken."""
 
-    sentence = "the batch of frames was refused: {0}"
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    slug = "invalid-batch"
+    sentence = "the batch of frames was refused: {reason}"
 
 
 class InvalidManifest(InvalidContent):
-    """Bytes that are no canonical manifest."""
+    """Bytes that are not a canonical manifest."""
 
-    sentence = "the manifest was refused: {0}"
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    slug = "invalid-manifest"
+    sentence = "the manifest was refused: {reason}"
 
 
 class InvalidArchive(InvalidContent):
-    """A zip file, or one entry of it, that is not unpacked. `entry` is empty where the file as a whole is at fault."""
+    """A zip file, or one entry of it, cannot be unpacked. `entry` is empty where the whole file is wrong."""
 
-    sentence = "the entry {0!r} of the archive was refused: {1}"
-
-    def __init__(self, entry: str, reason: str) -> None:
-        super().__init__(entry, reason)
-        self.entry = entry
-        self.reason = reason
+    slug = "invalid-archive"
+    facts = ("entry", "reason")
+    sentence = "the entry {entry!r} of the archive was refused: {reason}"
+    entry: str = ""
+    reason: str
 
     def __str__(self) -> str:
         return super().__str__() if self.args[0] else f"the archive was refused: {self.reason}"
 
 
 class NotAnArchive(InvalidArchive):
-    """A file that should be unpacked and is no zip file."""
+    """A file that should be unpacked is not a zip file."""
 
-    sentence = "{0!r} cannot be unpacked: {1}; fetch it as the file that it is"
-
-    def __init__(self, name: str, reason: str) -> None:
-        FilestoreError.__init__(self, name, reason)
-        self.entry = ""
-        self.reason = reason
+    slug = "not-an-archive"
+    facts = ("name", "reason")
+    sentence = "{name!r} cannot be unpacked: {reason}; fetch it as a single file"
 
 
 class DamagedChunk(InvalidContent):
-    """A kept frame no longer decodes to its digest."""
+    """A stored frame no longer decodes to its chunk."""
 
-    sentence = "chunk {0} is damaged in the repository: {1}; push the file that holds it again"
-
-    def __init__(self, digest: str, reason: str) -> None:
-        super().__init__(digest, reason)
+    slug = "damaged-chunk"
+    facts = ("digest", "reason")
+    sentence = "chunk {digest} is damaged in the repository: {reason}; push the file that holds it again"
 
 
 class DamagedRecord(InvalidContent):
-    """A record whose manifest cannot be read, so that nobody knows which chunks it needs."""
+    """The manifest of a record cannot be read, so that nobody knows which chunks the record needs."""
 
+    slug = "damaged-record"
+    facts = ("file_id", "name", "reason")
     sentence = (
-        "the record {0} ({1!r}) is damaged in the repository: {2}, so that nobody can tell which chunks it needs, and nothing was"
-        " removed; push its file again, or remove that record by `filestore rm {0}`"
+        "the record {file_id} ({name!r}) is damaged in the repository: {reason}, so that nobody can tell which chunks it needs,"
+        " and nothing was removed; push its file again, or remove that record"
     )
-
-    def __init__(self, file_id: str, name: str, reason: str) -> None:
-        super().__init__(file_id, name, reason)
+    hint = "remove-record"
 
 
 class UnexpectedContent(InvalidContent):
-    """What a URL gave has another digest than it was to have."""
+    """The content of a URL has another digest than the expected one."""
 
+    slug = "unexpected-content"
+    facts = ("url", "found", "expected")
     sentence = (
-        "{0} gave bytes with the digest {1}, not {2}; nothing was kept, compare what is expected with what its publisher says"
+        "{url} gave bytes with the digest {found}, not {expected}; nothing was kept, "
+        "compare what is expected with what its publisher says"
     )
-
-    def __init__(self, url: str, found: str, expected: str) -> None:
-        super().__init__(url, found, expected)
 
 
 class UnexpectedRecord(UnexpectedContent):
-    """A server answered with another record than the one that was asked for."""
+    """A server answered with another record than the requested one."""
 
-    sentence = "{0} answered with {1} when it was asked for {2}; nothing was kept, check that this is the URL of your server"
+    slug = "unexpected-record"
+    sentence = (
+        "{url} answered with {found} when it was asked for {expected}; nothing was kept, "
+        "check that this is the URL of your server"
+    )
 
 
 class NotFound(FilestoreError):
     """Nothing is stored under a reference."""
 
-    sentence = "nothing is stored under {0!r}; `filestore ls` shows what is"
-
-    def __init__(self, reference: str) -> None:
-        super().__init__(reference)
+    slug = "not-found"
+    facts = ("reference",)
+    sentence = "nothing is stored under {reference!r}"
+    hint = "list-files"
 
 
 class UploadNotFound(NotFound):
-    """No upload in parts is under way by that id."""
+    """No upload in parts has this id."""
 
-    sentence = "no upload {0!r} is under way here: it was never begun, lay still for too long, or is finished; begin another one"
+    slug = "upload-not-found"
+    sentence = "no upload {reference!r} is under way here: it is unknown, has expired or is finished; begin another one"
+    hint = ""
 
 
 class UnknownPipeline(NotFound):
     """No pipeline was uploaded under an id or a name."""
 
-    sentence = "no pipeline is known as {0!r}; upload it, and run it by the id that the upload prints, or by its name"
+    slug = "unknown-pipeline"
+    sentence = "no pipeline is known as {reference!r}; upload it, and run it by the id that the upload prints, or by its name"
+    hint = ""
 
 
 class UnknownRun(NotFound):
-    """No run has an id, or it was long ago."""
+    """No run has this id, or the run is too old."""
 
-    sentence = "no run is known as {0!r}; only the latest ones are kept, and none when the server was started anew"
+    slug = "unknown-run"
+    sentence = "no run is known as {reference!r}; only the latest ones are kept, and a restart of the server forgets all of them"
+    hint = ""
 
 
 class ChunksMissing(FilestoreError):
     """Chunks that a manifest names are not in the repository. `digests` holds them, 64 hex digits each."""
 
+    slug = "chunks-missing"
+    facts = ("digests",)
+    digests: tuple[str, ...]
+
     def __init__(self, *digests: str) -> None:
-        super().__init__(*digests)
+        Exception.__init__(self, *digests)
         self.digests = digests
 
     def __str__(self) -> str:
@@ -334,141 +355,135 @@ class ChunksMissing(FilestoreError):
 
 
 class LimitExceeded(FilestoreError):
-    """Something is larger than a limit allows. `setting` names the one that is the limit; empty where none is."""
+    """Something is larger than a limit allows. `setting` names the setting of that limit; empty where there is none."""
 
-    sentence = "{0} is {1}, more than the limit of {2}"
+    slug = "limit-exceeded"
+    facts = ("what", "found", "limit", "setting")
+    sentence = "{what} is {found}, more than the limit of {limit}"
+    found: int
+    limit: int
+    setting: str = ""
 
-    def __init__(self, what: str, found: int, limit: int, setting: str = "") -> None:
-        super().__init__(what, found, limit, setting)
-        self.setting = setting
+    def __init__(self, *facts: Fact) -> None:
+        super().__init__(*facts)
+        self.hint = "raise-setting" if self.setting else ""
 
     def __str__(self) -> str:
-        what_to_do = f"; if you trust it, raise the setting {self.setting} (FILESTORE_{self.setting.upper()})"
-        return super().__str__() + (what_to_do if self.setting else "")
+        return super().__str__() + (f"; if you trust it, raise the setting {self.setting}" if self.setting else "")
 
 
 class NotARepository(FilestoreError):
-    """A folder in which there is no repository; `found` says what is there, `advice` what to do."""
+    """A folder that is not a repository; `found` says what is there, `advice` what to do."""
 
-    sentence = "{0} is not a repository: {1}; {2}"
-
-    def __init__(self, folder: str, found: str, advice: str) -> None:
-        super().__init__(folder, found, advice)
-        self.folder = folder
-        self.found = found
+    slug = "not-a-repository"
+    facts = ("folder", "found", "advice")
+    sentence = "{folder} is not a repository: {found}; {advice}"
+    folder: str
+    found: str
 
 
 class ReadOnly(FilestoreError):
-    """A repository that was opened for reading only is asked to write."""
+    """A write to a repository that was opened for reading only."""
 
-    sentence = "{0} was opened for reading only; open it without read_only to write to it"
-
-    def __init__(self, where: str) -> None:
-        super().__init__(where)
+    slug = "read-only"
+    facts = ("where",)
+    sentence = "{where} was opened for reading only; open it without read_only to write to it"
 
 
 class UnknownFormat(FilestoreError):
-    """A repository or a cache of a version that this program does not know."""
+    """A repository or a cache has a version that this program does not know."""
 
-    sentence = "{0} has format {1}, this program knows {2}; use the version of filestore that made it, or a newer one"
-
-    def __init__(self, where: str, found: str, known: str) -> None:
-        super().__init__(where, found, known)
+    slug = "unknown-format"
+    facts = ("where", "found", "known")
+    sentence = "{where} has format {found}, this program knows {known}; use the version of filestore that made it, or a newer one"
 
 
 class MissingCompiledPart(FilestoreError):
-    """A package that we depend on was installed without its compiled part."""
+    """A required package was installed without its compiled part."""
 
-    sentence = "{0} was installed without its compiled part and would be a hundred times slower; reinstall it from a wheel"
-
-    def __init__(self, package: str) -> None:
-        super().__init__(package)
+    slug = "missing-compiled-part"
+    facts = ("package",)
+    sentence = "{package} was installed without its compiled part and would be a hundred times slower; reinstall it from a wheel"
 
 
 class MissingPackage(FilestoreError):
-    """A command needs a package that is not among those that everybody gets."""
+    """A function needs an optional package that is not installed."""
 
-    sentence = "{0} is not installed, and {1} needs it; `pip install 'filestore[{2}]'` brings it"
-
-    def __init__(self, package: str, what: str, extra: str) -> None:
-        super().__init__(package, what, extra)
+    slug = "missing-package"
+    facts = ("package", "what", "extra")
+    sentence = "{package} is not installed, and {what} needs it; `pip install 'filestore[{extra}]'` brings it"
 
 
 class Unauthorized(FilestoreError):
-    """No token, or one that the server does not know."""
+    """No token, or a token that the server does not know."""
 
-    sentence = "{0} refused the token; give the one that `filestore serve` printed, by --token or FILESTORE_TOKEN"
-
-    def __init__(self, where: str) -> None:
-        super().__init__(where)
+    slug = "unauthorized"
+    facts = ("where",)
+    sentence = "{where} refused the token; give a token of that server"
+    hint = "give-token"
 
 
 class UrlRefused(FilestoreError):
-    """A signed URL that lets nobody in."""
+    """A signed URL that is not valid."""
 
-    sentence = "the URL was refused: {0}; ask for a new one where it came from"
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    slug = "url-refused"
+    sentence = "the URL was refused: {reason}; ask for a new one where it came from"
 
 
 class RunFailed(FilestoreError):
-    """A pipeline could not be loaded or started, or a run of it failed. `traceback` is empty where no code of its own did."""
+    """A pipeline could not be loaded or started, or its run failed. `traceback` is empty where its own code did not fail."""
 
+    slug = "run-failed"
+    facts = ("exception", "traceback")
+    sentence = "{exception}"
     traceback: str = ""
-
-    def __init__(self, exception: str, traceback: str = "") -> None:
-        super().__init__(exception, traceback)
-        self.traceback = traceback
 
 
 class RunTimedOut(RunFailed):
     """A pipeline took too long."""
 
-    sentence = "{0} took longer than {1:g} seconds and was ended; the setting run_seconds (FILESTORE_RUN_SECONDS) allows more"
-
-    def __init__(self, what: str, seconds: float) -> None:
-        FilestoreError.__init__(self, what, seconds)
+    slug = "run-timed-out"
+    facts = ("what", "seconds")
+    sentence = "{what} took longer than {seconds:g} seconds and was ended; to allow more, raise the server's setting run_seconds"
+    seconds: float
 
 
 class PipelineEnded(RunFailed):
-    """The process of a pipeline is gone."""
+    """The process of a pipeline has ended."""
 
-    sentence = "the process of the pipeline {0} in the middle of {1}; the next run is given a new one"
-
-    def __init__(self, how: str, what: str) -> None:
-        FilestoreError.__init__(self, how, what)
+    slug = "pipeline-ended"
+    facts = ("how", "what")
+    sentence = "the process of the pipeline {how} in the middle of {what}; the next run is given a new one"
 
 
 class TooManyRuns(FilestoreError):
-    """More runs wait than a server keeps waiting."""
+    """The queue of runs is full."""
 
+    slug = "too-many-runs"
+    facts = ("count",)
     retryable = True
-    sentence = "{0} runs wait already, as many as may; try again when some have ended"
-
-    def __init__(self, count: int) -> None:
-        super().__init__(count)
+    sentence = "the queue of runs is full, {count} are waiting; try again when some have ended"
+    count: int
 
 
 class Forbidden(FilestoreError):
-    """A token that is known, and whose namespace may not ask for this."""
+    """The token is valid, but its namespace may not do this."""
 
-    sentence = "{0} tells that to tokens of the namespace {1!r} alone; use one of those"
-
-    def __init__(self, where: str, namespace: str) -> None:
-        super().__init__(where, namespace)
+    slug = "forbidden"
+    facts = ("where", "namespace")
+    sentence = "{where} allows this only with a token of the namespace {namespace!r}; use one of those"
 
 
 class UsedAfterFork(FilestoreError):
-    """Something that a process has opened is used in a child that was forked from it."""
+    """An object that a process opened is used in a child that was forked from it."""
 
+    slug = "used-after-fork"
+    facts = ("what", "parent")
     sentence = (
-        "{0} was open in process {1} when this process was forked from it, and cannot be used here;"
+        "{what} was open in process {parent} when this process was forked from it, and cannot be used here;"
         " open it after the fork, and close it before, or start processes by spawn or forkserver"
     )
-
-    def __init__(self, what: str, parent: int) -> None:
-        super().__init__(what, parent)
+    parent: int
 
 
 class BlockingCallRefused(FilestoreError):
@@ -481,194 +496,195 @@ class BlockingCallRefused(FilestoreError):
 
 
 class SourceError(FilestoreError):
-    """What is pushed."""
+    """A push cannot use its source."""
+
+    slug = "source-error"
+    facts = ("path", "reason")
+    sentence = "{path} cannot be pushed: {reason}"
 
 
 class SourceUnreadable(SourceError):
     """A file that is pushed cannot be read."""
 
-    sentence = "{0} cannot be read: {1}"
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
+    slug = "source-unreadable"
+    sentence = "{path} cannot be read: {reason}"
 
 
 class SourceChanged(SourceError):
-    """A file was written to while it was pushed."""
+    """A file changed while it was pushed."""
 
-    sentence = "{0} changed while it was pushed ({1}); nothing was recorded, push it again when nobody writes to it"
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
+    slug = "source-changed"
+    sentence = "{path} changed while it was pushed ({reason}); nothing was recorded, push it again when nobody writes to it"
 
 
 class SourceRefused(SourceError):
     """Something in a directory cannot be pushed."""
 
-    sentence = "{0} was refused: {1}"
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
+    slug = "source-refused"
+    sentence = "{path} was refused: {reason}"
 
 
 class TargetError(FilestoreError):
-    """A fetch cannot write where it was told to."""
+    """A fetch cannot write to its target."""
 
-    sentence = "{0} cannot be written: {1}"
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
+    slug = "target-error"
+    facts = ("path", "reason")
+    sentence = "{path} cannot be written: {reason}"
 
 
 class StorageError(FilestoreError):
-    """The disk under a repository, a cache or a target failed."""
+    """The disk of a repository, a cache or a target failed."""
 
-    sentence = "{0} failed: {1}"
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
+    slug = "storage-error"
+    facts: ClassVar[Names] = ("path", "reason")
+    sentence = "{path} failed: {reason}"
 
 
 class NotPermitted(StorageError):
-    """Files of a repository belong to another user, who does not let this one use them."""
+    """Files of a repository belong to another user, and this user may not use them."""
 
-    sentence = "{0} failed: {1}; ask its owner for the right to use it, or for the URL of a server that serves it"
+    slug = "not-permitted"
+    sentence = "{path} failed: {reason}; ask its owner for the right to use it, or for the URL of a server that serves it"
 
 
 class IndexUnreadable(StorageError):
-    """The index of a repository is sound, and cannot be read from here."""
+    """The index of a repository is intact, but cannot be read from here."""
 
-    sentence = "{0} cannot be read: {1}; {2}"
-
-    def __init__(self, path: str, reason: str, advice: str) -> None:
-        FilestoreError.__init__(self, path, reason, advice)
+    slug = "index-unreadable"
+    facts = ("path", "reason", "advice")
+    sentence = "{path} cannot be read: {reason}; {advice}"
 
 
 class StorageFull(StorageError):
     """No space is left."""
 
-    sentence = "{0} is full: {1}; free some space and run the same command again, what is there already is not sent again"
+    slug = "storage-full"
+    sentence = "{path} is full: {reason}; free some space and try again, what is there already is not sent again"
 
 
 class CacheFull(StorageFull):
-    """A cache has no room within its limits, and nothing in it may go."""
+    """A cache has no room within its limits, and nothing in it can be removed."""
 
-    sentence = "the cache {0} has no room: {1}"
+    slug = "cache-full"
+    sentence = "the cache {path} has no room: {reason}"
 
 
 class Busy(FilestoreError):
-    """Another process holds what this one needs for longer than it waits."""
+    """Another process holds a lock for longer than this one waits."""
 
+    slug = "busy"
+    facts = ("where", "reason")
     retryable = True
-    sentence = "{0} is busy: {1}; try again"
-
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(where, reason)
+    sentence = "{where} is busy: {reason}; try again"
 
 
 class AddressError(FilestoreError):
-    """A server cannot listen where it was told to."""
+    """A server cannot listen at its address."""
 
-    sentence = "nothing can listen at {0}: {1}; give another address by --host and --port"
-
-    def __init__(self, address: str, reason: str) -> None:
-        super().__init__(address, reason)
+    slug = "address-error"
+    facts = ("address", "reason")
+    sentence = "nothing can listen at {address}: {reason}; give another address"
+    hint = "choose-address"
 
 
 class AddressInUse(AddressError):
-    """Another process listens there."""
+    """Another process listens at that address."""
 
-    sentence = "{0} is taken: {1}; stop the server that listens there, or give another --port (0: any free one)"
+    slug = "address-in-use"
+    sentence = "{address} is taken: {reason}; stop the server that listens there, or give another port (0: any free one)"
+    hint = "choose-port"
 
 
 class TransferError(FilestoreError):
-    """The way to a server failed."""
+    """The connection to a server failed."""
 
+    slug = "transfer-error"
+    facts: ClassVar[Names] = ("url", "reason")
+    sentence = "the transfer with {url} failed: {reason}"
     retryable = True
 
 
 class Unreachable(TransferError):
     """No connection could be made."""
 
-    sentence = "{0} cannot be reached: {1}; is `filestore serve` running there?"
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(url, reason)
+    slug = "unreachable"
+    sentence = "{url} cannot be reached: {reason}; check that a filestore server runs there"
+    hint = "start-server"
 
 
 class OriginUnreachable(Unreachable):
-    """No connection could be made to the server behind a URL of someone else's."""
+    """No connection could be made to the third-party server of a URL."""
 
-    sentence = "{0} cannot be reached: {1}"
+    slug = "origin-unreachable"
+    sentence = "{url} cannot be reached: {reason}"
+    hint = ""
 
 
 class ProxyUnreachable(Unreachable):
-    """No connection could be made to the proxy by which a server is reached."""
+    """No connection could be made to the proxy that leads to a server."""
 
+    slug = "proxy-unreachable"
+    facts = ("url", "proxy", "source", "reason")
     sentence = (
-        "{0} cannot be reached: the proxy {1}, which {2} names, gave no connection ({3}); "
-        "correct {2}, or name the host in NO_PROXY to reach it without the proxy"
+        "{url} cannot be reached: the proxy {proxy}, which {source} names, gave no connection ({reason}); "
+        "correct {source}, or name the host in NO_PROXY to reach it without the proxy"
     )
-
-    def __init__(self, url: str, proxy: str, source: str, reason: str) -> None:
-        FilestoreError.__init__(self, url, proxy, source, reason)
+    hint = ""
 
 
 class Stalled(TransferError):
     """A peer moved no byte for too long."""
 
-    sentence = "{0} moved no byte for {1:g} seconds; run the same command again, what is there already is not sent again"
-
-    def __init__(self, url: str, seconds: float) -> None:
-        super().__init__(url, seconds)
+    slug = "stalled"
+    facts = ("url", "seconds")
+    sentence = "{url} moved no byte for {seconds:g} seconds; try again, what is there already is not sent again"
+    seconds: float
 
 
 class Interrupted(TransferError):
     """A connection was cut in the middle of an answer or a request."""
 
-    sentence = "{0} cut the connection: {1}; run the same command again, what is there already is not sent again"
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(url, reason)
+    slug = "interrupted"
+    sentence = "{url} cut the connection: {reason}; try again, what is there already is not sent again"
 
 
 class ServerError(TransferError):
-    """A server answered with a status that no other error stands for."""
+    """A server answered with a status that no other error covers."""
 
-    sentence = "{0} answered {1}: {2}"
-    _asks_to_wait = "{0}; it asks to wait {1:g} seconds before the next try"
+    slug = "server-error"
+    facts: ClassVar[Names] = ("url", "status_code", "reason")
+    sentence = "{url} answered {status_code}: {reason}"
+    status_code: int
 
-    def __init__(self, url: str, status: int, detail: str) -> None:
-        super().__init__(url, status, detail)
-        self.status = status
-        self.retryable = status in _RETRYABLE_STATUSES
+    def __init__(self, *facts: Fact, hint: str = "") -> None:
+        super().__init__(*facts, hint=hint)
+        self.retryable = self.status_code in _RETRYABLE_STATUSES
 
     def __str__(self) -> str:
-        return self._with_wait(super().__str__())
-
-    def _with_wait(self, sentence: str) -> str:
         wait = self.retry_after_seconds
-        return sentence if wait is None else self._asks_to_wait.format(sentence, wait)
+        return self._explanation() + ("" if wait is None else f"; it asks to wait {wait:g} seconds before the next try")
+
+    def _explanation(self) -> str:
+        return super().__str__()
 
 
 class ForeignAnswer(ServerError):
-    """Something between this machine and the server answered, or another server than filestore. `server` may be empty."""
+    """The answer came from a proxy, or from another server than filestore. `server` may be empty."""
 
-    sentence = "{0} answered {1}, and this answer was not made by filestore but by {2}: {3} (docs/behind-a-proxy.md says more)"
-
-    through: str = ""
+    slug = "foreign-answer"
+    facts = ("url", "status_code", "server", "advice")
+    sentence = (
+        "{url} answered {status_code}, and this answer was not made by filestore but by {server}: {advice}"
+        " (docs/behind-a-proxy.md says more)"
+    )
+    server: str
+    through = ""
     """The proxy that the request went through, and who names it."""
 
-    def __init__(self, url: str, status: int, server: str, advice: str) -> None:
-        FilestoreError.__init__(self, url, status, server, advice)
-        self.status = status
-        self.retryable = status in _RETRYABLE_STATUSES
-
-    def __str__(self) -> str:
-        url, status, server, advice = self.args
-        name = f"a server that calls itself {server!r}" if server else "a server that does not say its name"
+    def _explanation(self) -> str:
+        name = f"a server that calls itself {self.server!r}" if self.server else "a server that does not say its name"
         through = f"; the request went through {self.through}" if self.through else ""
-        return self._with_wait(self.sentence.format(url, status, name, advice) + through)
+        return self.sentence.format_map(self.named_facts() | {"server": name}) + through
 
 
 def storage_error(where: str, error: OSError) -> StorageError:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from filestore.errors import FilestoreError
+from filestore_cli.hints import explained
 from filestore_cli.start import OUTPUT_LEFT, RESUMES, how_interrupted, interrupted_status, output_failure, say, sentence
 from filestore_cli.text import for_display
 
@@ -69,7 +70,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except FilestoreError as error:
-            raise click.ClickException(for_display(str(error))) from error
+            raise click.ClickException(for_display(explained(error))) from error
         except KeyboardInterrupt:
             resumes = ctx.invoked_subcommand in _RESUMED or RESUMES in ctx.meta
             say(how_interrupted() + (_HOW_TO_GO_ON if resumes else "."))

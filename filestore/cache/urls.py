@@ -279,7 +279,7 @@ def _clear_empty(folder: Path) -> None:
 
 def _is_out_of_reach(error: TransferError) -> bool:
     """Whether an origin could not answer; one that says no was reached."""
-    return not isinstance(error, ServerError) or error.status == 429 or error.status >= 500
+    return not isinstance(error, ServerError) or error.status_code == 429 or error.status_code >= 500
 
 
 def _key(origin: FileURL) -> str:

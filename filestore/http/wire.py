@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, get_type_hints
 
 from filestore import errors
 from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest
@@ -159,8 +159,8 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
 }
 
 
-def _slug(kind: type[errors.FilestoreError]) -> str:
-    return "urn:filestore:error:" + kind.__name__
+_FACT_TYPES: dict[type, tuple[type, ...]] = {str: (str,), int: (int,), float: (float, int)}
+"""What JSON may give for a fact of a type. `bool` is not among them, although Python takes it for an int."""
 
 
 def _all_below(kind: type[errors.FilestoreError]) -> Iterable[type[errors.FilestoreError]]:
@@ -169,7 +169,8 @@ def _all_below(kind: type[errors.FilestoreError]) -> Iterable[type[errors.Filest
         yield from _all_below(below)
 
 
-_BY_SLUG = {_slug(kind): kind for kind in _all_below(errors.FilestoreError)}
+_TYPE_PREFIX = "urn:filestore:error:"
+_BY_TYPE = {_TYPE_PREFIX + kind.slug: kind for kind in _all_below(errors.FilestoreError)}
 
 
 def status_of(kind: type[errors.FilestoreError]) -> int:
@@ -178,33 +179,50 @@ def status_of(kind: type[errors.FilestoreError]) -> int:
 
 
 def encode_problem(error: errors.FilestoreError) -> Problem:
-    """Status and document of `error`; `detail` is the sentence that the SDK reads, `facts` what `decode_problem` needs."""
-    kind = type(error)
-    status = status_of(kind)
-    return Problem(
-        status,
-        {
-            "type": _slug(kind),
-            "title": kind.__name__,
-            "status": status,
-            "detail": str(error),
-            "facts": list(error.args),
-        },
-    )
+    """Status and document of `error`; `detail` is the message that the SDK reads, the facts are members of their own names.
+
+    Source: RFC 9457, section 3.2 (extension members). No fact has the name of a member that the RFC defines.
+    """
+    status = status_of(type(error))
+    document: dict[str, object] = {
+        "type": _TYPE_PREFIX + error.slug,
+        "title": error.slug.replace("-", " ").capitalize(),
+        "status": status,
+        "detail": str(error),
+    }
+    return Problem(status, document | error.named_facts())
 
 
 def decode_problem(url: str, status: int, document: object) -> errors.FilestoreError:
-    """The error that a server's answer stands for; ServerError for what no error of ours made."""
-    if isinstance(document, dict):
-        kind = _BY_SLUG.get(str(document.get("type")))
-        facts = document.get("facts")
-        if kind is not None and isinstance(facts, list) and all(isinstance(fact, str | int | float) for fact in facts):
-            try:
-                error = kind(*facts)
-                str(error)
-            except (TypeError, IndexError, ValueError):
-                pass
-            else:
-                return error
-        return errors.ServerError(url, status, str(document.get("detail", "")))
-    return errors.ServerError(url, status, "no explanation")
+    """The error that a server's answer stands for; ServerError for one that this version cannot make again.
+
+    Members that the error does not have are ignored: a newer server may send more of them.
+    """
+    if not isinstance(document, dict):
+        return errors.ServerError(url, status, "no explanation")
+    kind = _BY_TYPE.get(str(document.get("type")))
+    made = None if kind is None else _made_again(kind, document)
+    return errors.ServerError(url, status, str(document.get("detail", ""))) if made is None else made
+
+
+def _made_again(kind: type[errors.FilestoreError], document: Mapping[str, object]) -> errors.FilestoreError | None:
+    """The error of that class; None where a fact is missing or has a wrong type."""
+    types = get_type_hints(kind)
+    facts: list[Any] = []
+    for name in kind.facts:
+        # A fact that the class has a value for may be missing: an older server does not send it.
+        fact = document.get(name, getattr(kind, name, None))
+        if types.get(name) == tuple[str, ...]:
+            if not isinstance(fact, list) or not fact or not all(isinstance(part, str) for part in fact):
+                return None
+            facts += fact
+        elif type(fact) in _FACT_TYPES[types.get(name, str)]:
+            facts.append(fact)
+        else:
+            return None
+    error = kind(*facts)
+    try:
+        str(error)
+    except (OverflowError, ValueError):  # a number that cannot be shown
+        return None
+    return error

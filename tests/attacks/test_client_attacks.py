@@ -200,10 +200,21 @@ async def test_a_redirect_gets_no_token(verb: str, plane: str) -> None:
     assert [wire.API + {"identity": "/repository", "get": "/chunks/get", "put": "/chunks"}[verb]] == visited
 
 
-@pytest.mark.parametrize("facts", ["{}", '["{0.__class__}"]', "[[]]", "null"])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        "{}",
+        '{"where": "{0.__class__}", "found": "{where.__class__}"}',
+        '{"where": [], "found": "2", "known": "1"}',
+        '{"where": "x", "found": true, "known": "1"}',
+        '{"where": "x", "found": null, "known": "1"}',
+        '{"facts": ["x", "2", "1"]}',
+    ],
+)
 async def test_a_problem_whose_facts_make_no_sense(facts: str) -> None:
     """An error that cannot be rebuilt is still an error of ours, and its text is never a format."""
-    body = f'{{"type": "urn:filestore:error:UnknownFormat", "detail": "{{0.x}}", "facts": {facts}}}'.encode()
+    said = {"type": "urn:filestore:error:unknown-format", "detail": "{0.x}", **json.loads(facts)}
+    body = json.dumps(said).encode()
     async with facing(answering(body, status=418, content_type=wire.PROBLEM)) as repository:
         with pytest.raises(ServerError) as caught:
             await repository.missing([ONE])
@@ -584,7 +595,7 @@ async def test_file_that_is_called_like_the_digest_that_was_asked_for() -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         if "digest" in request.query:
             return web.json_response(RECORD.as_json() | {"name": str(TWO)})
-        return web.json_response({"type": "urn:filestore:error:NotFound", "facts": ["x"]}, status=404)
+        return web.json_response({"type": "urn:filestore:error:not-found", "reference": "x"}, status=404)
 
     async with facing(answer) as repository:
         with pytest.raises(UnexpectedRecord):
@@ -622,7 +633,7 @@ async def test_missing_chunks_that_are_none(tmp_path: Path, fact: object) -> Non
             return web.json_response(IDENTITY)
         if request.path.endswith("/missing"):
             return web.Response(body=b"", content_type=wire.OCTETS)
-        return web.json_response({"type": "urn:filestore:error:ChunksMissing", "facts": [fact]}, status=409)
+        return web.json_response({"type": "urn:filestore:error:chunks-missing", "digests": [fact]}, status=409)
 
     async with facing(answer) as repository:
         with pytest.raises(ServerError):

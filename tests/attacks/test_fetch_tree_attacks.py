@@ -456,5 +456,5 @@ async def test_not_a_zip_file(repository: LocalRepository, place: Path) -> None:
         with pytest.raises(NotAnArchive) as caught:
             await fetch_tree(repository, record, target=place / "target")
         assert str(caught.value).startswith("'model.bin' cannot be unpacked: it has no end record; it is not a zip file")
-        assert str(caught.value).endswith("; fetch it as the file that it is")
+        assert str(caught.value).endswith("; fetch it as a single file")
         assert before == seen(place)

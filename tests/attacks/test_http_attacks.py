@@ -79,7 +79,7 @@ def test_nobody_is_admitted_without_a_token(server: RunningServer, path: str, ro
     headers = {"Authorization": authorization} if authorization is not None else {}
     body = form("intruder.bin", b"x") if route.method == "POST" else b""
     answer = server.ask(route.method, example(route.path, path), body, headers=FORM | headers, token=None)
-    assert (401, "Unauthorized") == (answer.status, answer.json["title"])
+    assert (401, "unauthorized") == (answer.status, answer.slug)
     assert 'Bearer realm="filestore"' == answer.headers["WWW-Authenticate"]
     assert "intruder.bin" not in {file["name"] for file in server.ask("GET", f"{API}/files").json["files"]}
 
@@ -107,7 +107,7 @@ def test_a_token_of_another_namespace_shows_nothing(server: RunningServer, path:
     got = server.ask("POST", f"{API}/chunks/get", chunk.digest, token=OTHER_TOKEN).body
     assert wire.encode_batch_header([BatchEntry(chunk.digest, 0)]) == got
     stolen = server.ask("POST", f"{API}/files", kept, headers={wire.NAME_HEADER: "mine"}, token=OTHER_TOKEN)
-    assert (409, [str(chunk.digest)]) == (stolen.status, stolen.json["facts"])
+    assert (409, [str(chunk.digest)]) == (stolen.status, stolen.json["digests"])
     assert 200 == server.ask("GET", path).status
 
 
@@ -173,7 +173,7 @@ def test_no_bad_name_is_kept(server: RunningServer, name: str) -> None:
     chunk = contents(1)[0]
     server.put([encoded(chunk)])
     answer = server.commit(manifest([chunk]).encoded, name=name)
-    assert (400, "InvalidName") == (answer.status, answer.json["title"])
+    assert (400, "invalid-name") == (answer.status, answer.slug)
     answer = server.ask("POST", f"/v3/pipeline_files?name={name}", form("own.bin", b"x"), headers=FORM)
     # In a query, bytes that are no UTF-8 are replaced before anyone sees them.
     assert answer.status == 400 or name in {"%ff", "%ed%a0%80"}
@@ -221,7 +221,7 @@ def chunked(body: bytes) -> bytes:
 def test_a_batch_that_lies_about_itself_is_refused(server: RunningServer, body: bytes) -> None:
     """Whatever its Content-Length says is checked against its header."""
     answer = server.ask("POST", f"{API}/chunks", body)
-    assert (422, "InvalidBatch") == (answer.status, answer.json["title"])
+    assert (422, "invalid-batch") == (answer.status, answer.slug)
 
 
 def test_a_frame_that_says_to_unpack_to_4_gib_is_refused(server: RunningServer) -> None:
@@ -229,7 +229,7 @@ def test_a_frame_that_says_to_unpack_to_4_gib_is_refused(server: RunningServer) 
     frame = frames(1, seed=11)[0]
     lying = frame._replace(data=struct.pack("<B3xI", Codec.ZSTD, 0xFFFFFFFF) + bytes(frame.data[8:]))
     answer = server.put([lying])
-    assert (422, "InvalidFrame") == (answer.status, answer.json["title"])
+    assert (422, "invalid-frame") == (answer.status, answer.slug)
 
 
 def test_a_head_without_end_is_refused(server: RunningServer) -> None:

@@ -95,7 +95,7 @@ async def test_an_answer_of_another_server_is_told_from_one_of_filestore(
             with pytest.raises(ForeignAnswer) as raised:
                 await repository.identity()
 
-    assert status == raised.value.status
+    assert status == raised.value.status_code
     assert "by a server that calls itself 'nginx/" in str(raised.value)
     assert advice in str(raised.value)
 

@@ -546,7 +546,8 @@ def test_a_wrong_token(home: Home, model: Path, server: Server, token: str) -> N
     """A token that the server does not know is told, with where to find the right one."""
     sentence = home.failure("push", model, environ={"FILESTORE_URL": server.url, "FILESTORE_TOKEN": token})
     assert (
-        sentence == f"{server.url} refused the token; give the one that `filestore serve` printed, by --token or FILESTORE_TOKEN"
+        sentence == f"{server.url} refused the token; give a token of that server; "
+        "`filestore serve` prints one, and --token or FILESTORE_TOKEN gives it"
     )
 
 

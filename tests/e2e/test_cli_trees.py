@@ -262,7 +262,9 @@ def test_limits_are_settings(home: Home, tmp_path: Path, by: str) -> None:
     home.result("push", path)
     sentence = home.failure("fetch", "zeros.zip", "--unzip")
     assert sentence.startswith("the ratio of what the archive unpacks to and its size is ")
-    assert sentence.endswith(", more than the limit of 200; if you trust it, raise the setting zip_ratio (FILESTORE_ZIP_RATIO)")
+    assert sentence.endswith(
+        ", more than the limit of 200; if you trust it, raise the setting zip_ratio; FILESTORE_ZIP_RATIO sets it"
+    )
 
     environ = {"FILESTORE_ZIP_RATIO": "1032"} if by == "environment" else {}
     if by == "file":

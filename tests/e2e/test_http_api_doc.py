@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from filestore import errors
 from filestore.core.signing import PREFIX as SIGNED_PREFIX
+from filestore.errors import NotFound
 from filestore.http.server.app import ROUTES
-from filestore.http.wire import API, status_of
+from filestore.http.wire import API, encode_problem, status_of
+from tests.support.errors import classes
 from tests.support.frames import encoded, manifest
 from tests.support.generator import octets
 from tests.support.server import RunningServer, batch, running_server
@@ -21,7 +23,7 @@ from tests.support.uploads import PartsUpload
 DOC = (Path(__file__).parents[2] / "docs/http-api.md").read_text().partition("\n## The runtime\n")[0]
 LINE = re.compile(r"^curl (.*?) +# (\d{3})$", re.MULTILINE)
 HEADING = re.compile(r"^### `(\S+) (\S+)`\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
-ROW = re.compile(r"^\| `(\w+)` \| (\d{3}) \|", re.MULTILINE)
+ROW = re.compile(r"^\| `([a-z-]+)` \| (\d{3}) \| (.*?) \|", re.MULTILINE)
 LINES = [line for block in re.findall(r"^```bash\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
 CONTENT = octets(1, 50_000)
 
@@ -83,12 +85,18 @@ def test_every_route_is_described_with_a_curl_line() -> None:
     assert [] == [route for route, text in described.items() if LINE.search(text) is None]
 
 
-def test_every_problem_has_the_status_that_is_documented() -> None:
+def test_every_problem_has_the_status_and_the_members_that_are_documented() -> None:
     """And every status that is not 500 is in the table."""
-    documented = {title: int(status) for title, status in ROW.findall(DOC)}
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.FilestoreError)]
-    statuses = {kind.__name__: status_of(kind) for kind in kinds}
-    assert documented == {title: statuses[title] for title in documented}
-    client_side = {"InvalidReference", "InvalidUrl", "InvalidSetting", "InvalidContent", "NothingMatches", "NotAnArchive"}
-    client_side |= {"CacheFull", "DownloadRefused", "UnexpectedContent", "UnexpectedRecord"}  # of a cache, or of a client
-    assert {title for title, status in statuses.items() if status != 500} - client_side <= set(documented)
+    documented = {slug: (int(status), re.findall(r"`(\w+)`", members)) for slug, status, members in ROW.findall(DOC)}
+    problems = {kind.slug: (status_of(kind), list(kind.facts)) for kind in classes()}
+    assert documented == {slug: problems[slug] for slug in documented}
+    client_side = {"invalid-reference", "invalid-url", "invalid-setting", "invalid-content", "nothing-matches", "not-an-archive"}
+    client_side |= {"cache-full", "download-refused", "unexpected-content", "unexpected-record"}  # of a cache, or of a client
+    assert {slug for slug, (status, _) in problems.items() if status != 500} - client_side <= set(documented)
+
+
+def test_the_problem_that_is_shown() -> None:
+    """It is what a server answers."""
+    shown = re.search(r"^```json\n(\{\n  \"type\": \"urn:.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    assert encode_problem(NotFound("model.bin")).document == json.loads(shown[1])

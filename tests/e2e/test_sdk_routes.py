@@ -156,7 +156,7 @@ def test_a_part_s_url_lets_in_that_part_only(server: RunningServer) -> None:
         url.replace(signature, "0" * 64),
     ):
         answer = put(changed, b"content")
-        assert (403, "UrlRefused") == (answer.status, answer.json["title"])
+        assert (403, "url-refused") == (answer.status, answer.slug)
     assert 405 == read(url).status
     assert "part 1 never arrived" in upload.finish([Sent(1, "x")]).json["detail"]
 
@@ -189,7 +189,7 @@ def test_a_part_sent_again_replaces_the_first(server: RunningServer) -> None:
     new = upload.put(1, second)
 
     refused = upload.finish([old, end])
-    assert (400, "InvalidParts") == (refused.status, refused.json["title"])
+    assert (400, "invalid-parts") == (refused.status, refused.slug)
     record = upload.finish([new, end]).json
     assert by_form_v3(server, "replaced.bin", second + tail).json["id"] == record["id"]
 
@@ -246,10 +246,10 @@ def test_part_numbers_out_of_range(server: RunningServer, number: object) -> Non
     """1 to 10000, as whole numbers."""
     upload = PartsUpload(server, "numbers.bin")
     answer = upload.url(number)
-    assert (400, "InvalidInput") == (answer.status, answer.json["title"])
+    assert (400, "invalid-input") == (answer.status, answer.slug)
     assert "part_num" in answer.json["detail"]
     refused = upload.finish_with([{"ETag": "x", "PartNumber": number}])
-    assert (400, "InvalidInput") == (refused.status, refused.json["title"])
+    assert (400, "invalid-input") == (refused.status, refused.slug)
 
 
 def test_an_upload_of_somebody_else(server: RunningServer) -> None:
@@ -259,7 +259,7 @@ def test_an_upload_of_somebody_else(server: RunningServer) -> None:
     foreign = PartsUpload(server, "theirs.bin", token=OTHER_TOKEN)
     foreign.ids = upload.ids
     for answer in (foreign.url(1), foreign.finish([part])):
-        assert (404, "UploadNotFound") == (answer.status, answer.json["title"])
+        assert (404, "upload-not-found") == (answer.status, answer.slug)
         assert upload.id in answer.json["detail"]
     path = f"{PARTS}/uploads/{upload.id}/parts/1"
     assert 404 == server.ask("PUT", path, b"x", token=OTHER_TOKEN).status
@@ -273,7 +273,7 @@ def test_an_unknown_upload(server: RunningServer, upload_id: str) -> None:
     upload = PartsUpload(server, "unknown.bin")
     upload.ids = {"upload_id": upload_id, "file_id": f"file_{upload_id}"}
     for answer in (upload.url(1), upload.finish([])):
-        assert (404, "UploadNotFound") == (answer.status, answer.json["title"])
+        assert (404, "upload-not-found") == (answer.status, answer.slug)
 
 
 def test_what_does_not_make_up_a_file_is_refused(server: RunningServer) -> None:
@@ -290,7 +290,7 @@ def test_what_does_not_make_up_a_file_is_refused(server: RunningServer) -> None:
         ([], "part 1 arrived and is not listed"),
     ):
         answer = upload.finish(parts)
-        assert (400, "InvalidParts") == (answer.status, answer.json["title"])
+        assert (400, "invalid-parts") == (answer.status, answer.slug)
         assert reason in answer.json["detail"]
     assert before == listed(server)
     two = upload.put(2, b"two")
@@ -314,7 +314,7 @@ def test_what_does_not_make_up_a_file_is_refused(server: RunningServer) -> None:
 def test_a_list_that_is_none(server: RunningServer, metadata: object) -> None:
     """In one sentence."""
     answer = PartsUpload(server, "list.bin").finish_with(metadata)
-    assert (400, "InvalidInput") == (answer.status, answer.json["title"])
+    assert (400, "invalid-input") == (answer.status, answer.slug)
 
 
 @pytest.mark.parametrize("route", ["initiate-multipart-upload", "presigned-url", "finalise-multipart-upload"])
@@ -348,7 +348,7 @@ def test_parts_of_an_upload_have_a_limit_together(tmp_path: Path) -> None:
         two = upload.put(2, b"z" * 40)
         for number, size in ((2, 41), (3, 1), (3, 101)):
             answer = put(upload.url(number).json["upload_url"], b"x" * size)
-            assert (413, "LimitExceeded") == (answer.status, answer.json["title"])
+            assert (413, "limit-exceeded") == (answer.status, answer.slug)
         assert 100 == upload.finish([one, two]).json["size"]
 
 
@@ -365,7 +365,7 @@ def test_abandoned_uploads_are_dropped(tmp_path: Path) -> None:
             os.utime(folder / upload.id, (a_day_ago, a_day_ago))
         (folder / kept.id / "incoming-x").write_bytes(b"a part is arriving")
         for answer in (abandoned.url(1), abandoned.finish([part]), put(url, b"x")):
-            assert (404, "UploadNotFound") == (answer.status, answer.json["title"])
+            assert (404, "upload-not-found") == (answer.status, answer.slug)
         assert 200 == kept.url(1).status
         assert [] == listed(server)
     with running_server(root) as server:

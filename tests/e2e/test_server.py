@@ -126,7 +126,7 @@ def test_a_refused_frame_does_not_take_the_others_with_it(server: RunningServer)
     """The first that was refused is named; those before and after it are kept."""
     one, two, three = frames(3, seed=3)
     answer = server.put([one, two._replace(data=three.data), three])
-    assert (422, "InvalidFrame", str(two.digest)) == (answer.status, answer.json["title"], answer.json["facts"][0])
+    assert (422, "invalid-frame", str(two.digest)) == (answer.status, answer.slug, answer.json["digest"])
     assert [two.digest] == server.missing([one.digest, two.digest, three.digest])
 
 
@@ -150,7 +150,7 @@ def test_committing_finding_listing_and_removing(server: RunningServer) -> None:
     chunks = contents(2, seed=6)
     built = manifest(chunks)
     first = server.commit(built.encoded, name="committed")
-    assert (409, sorted(str(chunk.digest) for chunk in built.chunks)) == (first.status, sorted(first.json["facts"]))
+    assert (409, sorted(str(chunk.digest) for chunk in built.chunks)) == (first.status, sorted(first.json["digests"]))
 
     server.put([encoded(chunk) for chunk in chunks])
     answer = server.commit(built.encoded, name="committed")
@@ -504,7 +504,7 @@ def test_an_upload_limit(tmp_path: Path) -> None:
     with running_server(tmp_path / "root", upload_limit=100_000) as server:
         assert 201 == server.upload("fits.bin", octets(1, 100_000)).status
         answer = server.upload("large.bin", octets(1, 100_001))
-        assert (413, "LimitExceeded") == (answer.status, answer.json["title"])
+        assert (413, "limit-exceeded") == (answer.status, answer.slug)
         assert ["fits.bin"] == [file["name"] for file in server.ask("GET", f"{API}/files").json["files"]]
 
 

@@ -216,7 +216,7 @@ async def test_a_disk_that_others_fill_while_something_is_fetched(
                     file.flush()
 
     filling = Cache(tmp_path / "small" / "cache", WatchedRepository(local_repository, before=fill))
-    with pytest.raises(StorageFull, match="free some space and run the same command again"):
+    with pytest.raises(StorageFull, match="free some space and try again"):
         await use(filling, records[1])
     with pytest.raises(CacheFull, match=f"{STORED_SIZE} bytes are needed, 0 are free on its disk"):
         await use(cache, records[2])

@@ -150,7 +150,7 @@ def test_what_a_killed_runtime_leaves(user: Home, graphs: Path, tmp_path: Path) 
 
     with running_runtime(user, root) as runtime:
         reply = runtime.ask("GET", f"/v3/runs/{run['id']}")
-        assert (404, "UnknownRun") == (reply.status, reply.json["title"])
+        assert (404, "unknown-run") == (reply.status, reply.slug)
         assert not (root / "runtime/default/work").exists()
         assert runtime.value(misbehaving, "pid") != process
 
@@ -172,7 +172,7 @@ def test_a_full_disk_fails_what_needs_space(user: Home, graphs: Path, tmp_path: 
         refused = runtime.upload(octets(1, 32 << 20))
         failure = runtime.failure(misbehaving, "large file")
 
-        assert (507, "StorageFull") == (refused.status, refused.json["title"])
+        assert (507, "storage-full") == (refused.status, refused.slug)
         assert failure.endswith("its disk is full")
         assert isinstance(runtime.value(misbehaving, "pid"), int)
         assert [f"{misbehaving}.graph"] == [record["name"] for record in runtime.ask("GET", "/native/v1/files").json["files"]]
@@ -202,7 +202,7 @@ def test_an_upload_that_cannot_be_right_is_refused(runtime: RunningRuntime, fiel
     before = runtime.ask("GET", "/native/v1/files").json
     reply = runtime.upload(b"graph", **({"name": "refused"} | fields))
 
-    assert (400, "InvalidInput") == (reply.status, reply.json["title"])
+    assert (400, "invalid-input") == (reply.status, reply.slug)
     assert reply.json["detail"].startswith(detail)
     assert runtime.begin("refused").status == 404
     assert before == runtime.ask("GET", "/native/v1/files").json
@@ -225,7 +225,7 @@ def test_a_request_of_a_run_that_cannot_be_right_is_refused(runtime: RunningRunt
     """400 and the reason."""
     reply = runtime.ask("POST", "/v3/runs", body)
 
-    assert (400, "InvalidInput") == (reply.status, reply.json["title"])
+    assert (400, "invalid-input") == (reply.status, reply.slug)
 
 
 @pytest.mark.parametrize("reference", ["none", "pipeline_" + "0" * 32, "../../etc", "a/b:c", "", "\ud800"])
@@ -233,7 +233,7 @@ def test_an_unknown_pipeline(runtime: RunningRuntime, reference: str) -> None:
     """404, and what to do."""
     reply = runtime.begin(reference)
 
-    assert (404, "UnknownPipeline") == (reply.status, reply.json["title"])
+    assert (404, "unknown-pipeline") == (reply.status, reply.slug)
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "pipeline_files/../../etc/passwd", "file:///etc/passwd", "x"])

@@ -220,10 +220,10 @@ def test_damage_in_the_middle_of_a_file_cuts_the_connection(tmp_path: Path) -> N
 
         damage(first)
         answer = server.ask("GET", f"/{uploaded['path']}")
-        assert (500, "DamagedChunk", str(kept.chunks[0].digest)) == (
+        assert (500, "damaged-chunk", str(kept.chunks[0].digest)) == (
             answer.status,
-            answer.json["title"],
-            answer.json["facts"][0],
+            answer.slug,
+            answer.json["digest"],
         )
         first.unlink()
         assert 500 == server.ask("GET", f"/{uploaded['path']}").status

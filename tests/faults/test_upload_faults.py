@@ -237,7 +237,7 @@ def test_a_part_that_the_disk_lost_bytes_of(tmp_path: Path) -> None:
         sent = [upload.put(1, b"x" * 1000)]
         next(upload.folder.glob("part-*")).write_bytes(b"x" * 999)
         answer = upload.finish(sent)
-        assert (400, "InvalidParts") == (answer.status, answer.json["title"])
+        assert (400, "invalid-parts") == (answer.status, answer.slug)
         assert "part 1 cannot be read" in answer.json["detail"]
         assert [] == listed(server)
         upload.put(1, b"x" * 1000)
@@ -250,11 +250,11 @@ def test_a_full_disk(tmp_path: Path) -> None:
         upload = PartsUpload(server, "full.bin")
         one = upload.put(1, part(1)[:6_000_000])
         answer = put(upload.url(2).json["upload_url"], CONTENT[:29_000_000])
-        assert (507, "StorageFull") == (answer.status, answer.json["title"])
+        assert (507, "storage-full") == (answer.status, answer.slug)
         assert [] == list(upload.folder.glob("incoming-*"))
         two = upload.put(2, part(2)[:14_000_000])
         answer = upload.finish([one, two])
-        assert (507, "StorageFull") == (answer.status, answer.json["title"])
+        assert (507, "storage-full") == (answer.status, answer.slug)
         assert [] == listed(server)
         resize("size=200m")
         assert part(1)[:6_000_000] + part(2)[:14_000_000] == downloaded(server, upload.finish([one, two]).json)

@@ -46,6 +46,11 @@ class Reply(NamedTuple):
         """What the body says."""
         return json.loads(self.body)
 
+    @property
+    def slug(self) -> str:
+        """Which error of ours the body is a problem document of."""
+        return str(self.json["type"]).removeprefix("urn:filestore:error:")
+
 
 class RunningServer(NamedTuple):
     """A server that accepts connections."""

@@ -166,7 +166,7 @@ async def test_a_proxy_that_wants_a_password_is_named(monkeypatch: pytest.Monkey
             with pytest.raises(ForeignAnswer) as raised:
                 await repository.identity()
 
-    assert 407 == raised.value.status
+    assert 407 == raised.value.status_code
     assert "'proxy-of-tests': it is a proxy that wants a user name and a password" in str(raised.value)
     assert f"went through the proxy http://127.0.0.1:{forwarding.port}, which {scheme}_proxy names" in str(raised.value)
 

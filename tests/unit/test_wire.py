@@ -4,7 +4,6 @@ import inspect
 import json
 import pickle
 import struct
-from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
 import pytest
@@ -16,24 +15,11 @@ from filestore.errors import FilestoreError, InvalidBatch, InvalidFrame, ServerE
 from filestore.format.codec import FRAME_LIMIT
 from filestore.http import wire
 from filestore.http.wire import BatchEntry, BatchParser, decode_problem, encode_problem
+from tests.support.errors import classes, example
 from tests.support.frames import frames
 from tests.support.server import batch
 
 URL = "http://server"
-SAMPLES: dict[str, object] = {"str": "a fact", "int": 7, "float": 2.5, "Fact": "a fact"}
-
-
-def classes(parent: type[FilestoreError] = FilestoreError) -> Iterator[type[FilestoreError]]:
-    """The whole error tree."""
-    yield parent
-    for below in parent.__subclasses__():
-        yield from classes(below)
-
-
-def example(kind: type[FilestoreError]) -> FilestoreError:
-    """An error with facts of the types that its constructor names."""
-    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
-    return kind(*(SAMPLES[str(parameter.annotation)] for parameter in parameters))  # type: ignore[arg-type]  # of those types
 
 
 @pytest.mark.parametrize("kind", list(classes()), ids=lambda kind: kind.__name__)
@@ -71,7 +57,8 @@ def test_every_error_has_a_status_and_an_explanation(kind: type[FilestoreError])
     error = example(kind)
     status, document = encode_problem(error)
     assert 400 <= status < 600
-    assert (status, str(error), kind.__name__) == (document["status"], document["detail"], document["title"])
+    assert (status, str(error)) == (document["status"], document["detail"])
+    assert document["title"] == kind.slug.replace("-", " ").capitalize()
 
 
 @pytest.mark.parametrize(
@@ -108,18 +95,58 @@ def test_statuses(kind: type[FilestoreError], status: int) -> None:
         ({}, ""),
         ({"detail": "so it is"}, "so it is"),
         ({"type": "about:blank", "detail": "so it is"}, "so it is"),
-        ({"type": "urn:filestore:error:NoSuch", "detail": "so it is", "facts": []}, "so it is"),
-        ({"type": "urn:filestore:error:NotFound", "detail": "so it is"}, "so it is"),
-        ({"type": "urn:filestore:error:NotFound", "detail": "so it is", "facts": []}, "so it is"),
-        ({"type": "urn:filestore:error:NotFound", "detail": "so it is", "facts": [["x"]]}, "so it is"),
-        ({"type": "urn:filestore:error:NotFound", "detail": "so it is", "facts": ["a", "b"]}, "so it is"),
-        ({"type": ["NotFound"], "detail": "so it is", "facts": ["a"]}, "so it is"),
+        ({"type": "urn:filestore:error:no-such", "detail": "so it is", "reference": "x"}, "so it is"),
+        ({"type": "urn:filestore:error:NotFound", "detail": "so it is", "reference": "x"}, "so it is"),
+        ({"type": "urn:filestore:error:failed", "detail": "so it is", "reason": "x"}, "so it is"),
+        ({"type": "urn:filestore:error:not-found", "detail": "so it is"}, "so it is"),
+        ({"type": "urn:filestore:error:not-found", "detail": "so it is", "facts": ["x"]}, "so it is"),
+        ({"type": "urn:filestore:error:not-found", "detail": "so it is", "reference": ["x"]}, "so it is"),
+        ({"type": "urn:filestore:error:not-found", "detail": "so it is", "reference": None}, "so it is"),
+        ({"type": "urn:filestore:error:not-found", "detail": "so it is", "reference": 7}, "so it is"),
+        ({"type": "urn:filestore:error:invalid-range", "detail": "so it is", "range": "0-1", "size": "7"}, "so it is"),
+        ({"type": "urn:filestore:error:invalid-range", "detail": "so it is", "range": "0-1", "size": True}, "so it is"),
+        ({"type": "urn:filestore:error:invalid-range", "detail": "so it is", "range": "0-1", "size": 1.5}, "so it is"),
+        ({"type": "urn:filestore:error:stalled", "detail": "so it is", "url": "x", "seconds": "7"}, "so it is"),
+        ({"type": "urn:filestore:error:stalled", "detail": "so it is", "url": "x", "seconds": 10**400}, "so it is"),
+        ({"type": "urn:filestore:error:chunks-missing", "detail": "so it is", "digests": []}, "so it is"),
+        ({"type": "urn:filestore:error:chunks-missing", "detail": "so it is", "digests": "ab"}, "so it is"),
+        ({"type": "urn:filestore:error:chunks-missing", "detail": "so it is", "digests": ["ab", 7]}, "so it is"),
+        ({"type": ["not-found"], "detail": "so it is", "reference": "a"}, "so it is"),
     ],
 )
 def test_what_is_not_a_problem_of_ours_is_a_server_error(document: object, detail: str) -> None:
     """Another server, a proxy, another version: the status and what it says, never a crash."""
     error = decode_problem(URL, 404, document)
     assert (ServerError, (URL, 404, detail)) == (type(error), error.args)
+
+
+def test_a_member_that_is_not_known_is_ignored() -> None:
+    """A newer server may say more of an error, and a member is never taken for an attribute or a hint."""
+    document = encode_problem(errors.NotFound("x")).document | {"retryable": True, "hint": "exclude", "args": [7], "more": {}}
+    arrived = decode_problem(URL, 404, document)
+    assert (errors.NotFound, ("x",), vars(errors.NotFound("x"))) == (type(arrived), arrived.args, vars(arrived))
+
+
+def test_a_fact_that_has_a_default_may_be_missing() -> None:
+    """An older server does not send it."""
+    document = encode_problem(errors.LimitExceeded("a size", 2, 1)).document
+    assert "" == document.pop("setting")
+    assert ("a size", 2, 1, "") == decode_problem(URL, 413, document).args
+
+
+def test_an_error_takes_no_wrong_number_of_facts() -> None:
+    """A fact without a default is needed, and none is taken that has no name."""
+    with pytest.raises(TypeError, match="NotFound takes the facts reference, and was given 0"):
+        errors.NotFound()
+    with pytest.raises(TypeError, match="NotFound takes the facts reference, and was given 2"):
+        errors.NotFound("x", "y")
+
+
+def test_a_hint_goes_with_a_pickle() -> None:
+    """The one that was given to the constructor, before that of the class."""
+    error = errors.Unreachable("x", "y", hint="replace")
+    assert "replace" == pickle.loads(pickle.dumps(error)).hint
+    assert ("start-server", "") == (errors.Unreachable("x", "y").hint, errors.OriginUnreachable("x", "y").hint)
 
 
 ENTRIES = [BatchEntry(frame.digest, len(frame.data)) for frame in frames(3)]

@@ -20,6 +20,7 @@ from filestore.system.files import free_space, remove_if_possible
 from filestore.system.metrics import Stage, StageTotals, added
 from filestore.system.threads import task_group
 from filestore_cli.bench.processes import Job, Server, Worker, serving, working
+from filestore_cli.hints import explained
 from filestore_cli.progress import Activity, shown
 from filestore_cli.start import say
 from filestore_cli.text import for_display, in_units
@@ -253,10 +254,8 @@ class _Measurement:
                 try:
                     self.removed += await _remove_records(server, names, self._plan.link)
                 except FilestoreError as error:
-                    say(
-                        f"Warning: the records named {', '.join(names)} may still be there, since {for_display(str(error))};"
-                        " `filestore rm` removes them."
-                    )
+                    kept = f"the records named {', '.join(names)} may still be there, since {for_display(explained(error))}"
+                    say(f"Warning: {kept}; `filestore rm` removes them.")
 
     @asynccontextmanager
     async def _shown(self, activity: Activity, total: int, workers: Sequence[Worker]) -> AsyncIterator[None]:

@@ -22,6 +22,7 @@ from filestore.core.references import Reference
 from filestore.errors import FilestoreError
 from filestore.repository.protocol import Repository
 from filestore.system.metrics import StageTimes, count_into, own_usage
+from filestore_cli.hints import explained
 from filestore_cli.start import sentence
 from filestore_cli.transfer import codec_of
 
@@ -36,7 +37,7 @@ def main() -> None:
     try:
         asyncio.run(_main())
     except FilestoreError as error:
-        _say(error=str(error))
+        _say(error=explained(error))
     except Exception as error:  # noqa: BLE001  # whatever it is, it is told in a sentence
         _say(error=sentence(error))
 

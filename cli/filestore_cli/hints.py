@@ -1,0 +1,38 @@
+"""What a user of the command line can do about an error: a sentence for each hint of the library."""
+
+from __future__ import annotations
+
+from filestore.errors import FilestoreError
+
+_SHOW_USED = "`filestore cache ls` shows what is in use"
+HINTS = {
+    "cache-min-free": f"FILESTORE_CACHE_MIN_FREE sets the limit, and {_SHOW_USED}",
+    "cache-size-limit": f"FILESTORE_CACHE_SIZE_LIMIT sets the limit, and {_SHOW_USED}",
+    "choose-address": "the options are --host and --port",
+    "choose-port": "the option is --port",
+    "choose-target": "the options are -o and --force",
+    "create-repository": "`filestore serve --create` and `filestore push --create` make one there",
+    "exclude": "the option is --exclude",
+    "finish-repository": "`filestore serve --create` and `filestore push --create` finish it",
+    "give-token": "`filestore serve` prints one, and --token or FILESTORE_TOKEN gives it",
+    "list-files": "`filestore ls` shows what is",
+    "raise-setting": "{variable} sets it",
+    "remove-record": "`filestore rm {file_id}` removes the record",
+    "replace": "the option is --force",
+    "start-server": "`filestore serve` starts one",
+    "symlinks-follow": "the options are `--symlinks follow` and --exclude",
+    "symlinks-keep": "the options are `--symlinks keep` and --exclude",
+    "url-proxy": "FILESTORE_URL_PROXY sets it",
+    "verify-cache": "`filestore cache verify` finds and removes what is damaged",
+}
+"""Hint to sentence, which continues the message. In braces: a fact of the error, or the `variable` of its setting."""
+
+
+def explained(error: FilestoreError) -> str:
+    """The message of an error, and what to do about it at the command line."""
+    sentence = HINTS.get(error.hint)
+    if sentence is None:
+        return str(error)
+    facts = error.named_facts()
+    variable = f"FILESTORE_{facts.get('setting', '')}".upper()
+    return f"{error}; {sentence.format(**facts, variable=variable)}"
