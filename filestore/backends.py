@@ -39,7 +39,7 @@ _FILE_SYSTEM_NAMES = frozenset({"lost+found"})
 _SHOWN_NAMES = 3
 _SLASHES = "/\\"
 
-_HOW_TO_MAKE = "`filestore serve --create` and `filestore push --create` make one there (in Python: create=True)"
+_HOW_TO_MAKE = "connect with create=True"
 _HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}(?:/.*)?\Z")
 _TORN_SCHEME = re.compile(r"(https?|file)(?::|(?=//))(.*)\Z", re.IGNORECASE | re.DOTALL)
 
@@ -216,6 +216,7 @@ def _check_index(root: Path) -> None:
             str(root),
             f"its index {_INDEX_NAME} is missing",
             f"restore it from a backup; to begin with an empty one, {_HOW_TO_MAKE}",
+            hint="create-repository",
         )
 
 
@@ -236,8 +237,9 @@ def _has_index(root: Path) -> bool:
     raise NotARepository(
         str(root),
         f"its index {_INDEX_NAME} is missing, which holds the records and tokens of what is stored there",
-        f"restore {_INDEX_NAME} from a backup; without one, move the folder away, make a new repository by"
-        " `filestore serve --create` or `filestore push --create` (in Python: create=True), and push the files again",
+        f"restore {_INDEX_NAME} from a backup; without one, move the folder away, make a new repository"
+        f" ({_HOW_TO_MAKE}), and push the files again",
+        hint="create-repository",
     )
 
 
@@ -260,7 +262,8 @@ def _not_a_repository(root: Path, names: list[str] | None) -> NotARepository:
         return NotARepository(
             str(root),
             "there is no such folder",
-            f"check the path (a server's URL begins with http://); {_HOW_TO_MAKE}",
+            f"check the path (a server's URL begins with http://), or make a repository there ({_HOW_TO_MAKE})",
+            hint="create-repository",
         )
     strange = _strange(names)
     if strange:
@@ -275,12 +278,14 @@ def _not_a_repository(root: Path, names: list[str] | None) -> NotARepository:
         return NotARepository(
             str(root),
             "making one there was cut off before the end",
-            "`filestore serve --create` and `filestore push --create` finish it (in Python: create=True)",
+            "connect with create=True to finish it",
+            hint="finish-repository",
         )
     return NotARepository(
         str(root),
         "the folder is empty",
-        f"mount the disk that belongs there, if one does; otherwise {_HOW_TO_MAKE}",
+        f"mount the disk that belongs there, if one does; otherwise make a repository there ({_HOW_TO_MAKE})",
+        hint="create-repository",
     )
 
 

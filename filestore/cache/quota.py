@@ -60,7 +60,7 @@ class Quota:
                 seen = (refusal.under_way, refusal.is_passing)
                 patience = time.monotonic() + (STALL_SECONDS if any(seen) else SETTLE_SECONDS)
             if refusal.is_final or time.monotonic() > patience:
-                raise CacheFull(str(self._root), refusal.reason)
+                raise CacheFull(str(self._root), refusal.reason, hint=refusal.hint)
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
 
@@ -104,8 +104,8 @@ class Quota:
                 return None
         is_final = self._size_limit is not None and size > self._size_limit
         under_way = frozenset(other for other in usage.under_way if other[0] != key)
-        reason = self._reason(size, usage, sum(reserved for _, reserved, _ in under_way))
-        return _Refusal(reason, under_way, is_final=is_final, is_passing=excess <= usage.evictable)
+        reason, hint = self._reason(size, usage, sum(reserved for _, reserved, _ in under_way))
+        return _Refusal(reason, hint, under_way, is_final=is_final, is_passing=excess <= usage.evictable)
 
     def _evict(self, usage: _Usage, excess: int) -> None:
         for item in usage.victims:
@@ -145,22 +145,22 @@ class Quota:
         items += staged(self._root)
         return _Usage(items, held, spared, self._stuck)
 
-    def _reason(self, size: int, usage: _Usage, fetched: int) -> str:
-        """Why there is no room, and what to do."""
+    def _reason(self, size: int, usage: _Usage, fetched: int) -> tuple[str, str]:
+        """Why there is no room, and what to do; the hint of the error."""
         used = f"{usage.pinned} bytes in it are in use and {fetched} are being fetched"
         if self._stuck:
             used += f", and what could not be removed stays ({next(iter(self._stuck.values()))})"
         if self._size_limit is not None and usage.total - usage.evictable > self._size_limit:
-            what_to_do = "raise the limit (FILESTORE_CACHE_SIZE_LIMIT) or end what uses them (`filestore cache ls` shows it)"
-            return f"{size} bytes are needed, its limit is {self._size_limit}, {used}; {what_to_do}"
-        return (
-            f"{size} bytes are needed, {self._free()} are free on its disk, of which {self._min_free} must stay free, {used}; "
-            "free some space, lower that limit (FILESTORE_CACHE_MIN_FREE) or end what uses them (`filestore cache ls` shows it)"
-        )
+            reason = f"{size} bytes are needed, its limit is {self._size_limit}, {used}"
+            return f"{reason}; raise the limit (setting cache_size_limit), or end what uses them", "cache-size-limit"
+        reason = f"{size} bytes are needed, {self._free()} are free on its disk, of which {self._min_free} must stay free, {used}"
+        what_to_do = "free some space, lower that limit (setting cache_min_free), or end what uses them"
+        return f"{reason}; {what_to_do}", "cache-min-free"
 
 
 class _Refusal(NamedTuple):
     reason: str
+    hint: str
     under_way: frozenset[tuple[str, int, int]]
     """What others fetch; while it changes, it makes sense to wait."""
     is_final: bool

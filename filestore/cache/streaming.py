@@ -141,4 +141,5 @@ def _read_exactly(descriptor: int, memory: memoryview, offset: int) -> None:
     with storage_errors("the cache"):
         size = read_at(descriptor, memory, offset)
     if size < len(memory):
-        raise StorageError("the cache", f"a file of it ended at byte {offset + size}; run `filestore cache verify`")
+        reason = f"a file of it ended at byte {offset + size}; check the files of the cache"
+        raise StorageError("the cache", reason, hint="verify-cache")

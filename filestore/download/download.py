@@ -428,9 +428,9 @@ class _Downloader:
             if self._refused:
                 reason = f"it leads to {', '.join(sorted(self._refused))}, which is no public address"
                 raise DownloadRefused(self._shown, f"{reason}; the setting url_private_allowed allows it") from None
-            raise OriginUnreachable(self._shown, self._with_proxy(failure_reason(error))) from None
+            raise self._unreachable(failure_reason(error)) from None
         except aiohttp.ClientHttpProxyError as error:
-            raise OriginUnreachable(self._shown, self._with_proxy(f"the proxy answered {error.status}")) from None
+            raise self._unreachable(f"the proxy answered {error.status}") from None
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Interrupted(self._shown, failure_reason(error)) from None
 
@@ -445,8 +445,7 @@ class _Downloader:
             seconds = self._limits.first_byte_seconds
             if self._proxy is None and proxy_named_in(os.environ, self._origin.url) is not None:
                 # How a network that lets only its proxy out mostly answers: not at all.
-                reason = self._with_proxy(f"it moved no byte for {seconds:g} seconds")
-                raise OriginUnreachable(self._shown, reason) from None
+                raise self._unreachable(f"it moved no byte for {seconds:g} seconds") from None
             raise Stalled(self._shown, seconds) from None
         except (aiohttp.InvalidURL, UnicodeError):  # the latter of a name that DNS cannot have
             raise DownloadRefused(self._shown, "its host is malformed") from None
@@ -478,15 +477,16 @@ class _Downloader:
         sent = {"Proxy-Authorization": self._proxy.authorization} if self._proxy.authorization is not None else {}
         return {"proxy": self._proxy.url, "proxy_headers": sent}
 
-    def _with_proxy(self, reason: str) -> str:
+    def _unreachable(self, reason: str) -> OriginUnreachable:
         """Why there was no connection, with the proxy that was used, or was not used although the environment names one."""
-        if self._proxy is not None:
-            return f"{reason}; the setting url_proxy (FILESTORE_URL_PROXY) has it downloaded by the proxy {self._proxy.url}"
         named = proxy_named_in(os.environ, self._origin.url)
-        if named is None:
-            return reason
-        setting = "the setting url_proxy (FILESTORE_URL_PROXY)"
-        return f"{reason}; {named[0]} names a proxy, which downloads use only where {setting} says so"
+        if self._proxy is not None:
+            reason += f"; the setting url_proxy has it downloaded by the proxy {self._proxy.url}"
+        elif named is not None:
+            reason += f"; {named[0]} names a proxy, which downloads use only where the setting url_proxy says so"
+        else:
+            return OriginUnreachable(self._shown, reason)
+        return OriginUnreachable(self._shown, reason, hint="url-proxy")
 
     def _next(self, url: str, location: str) -> str:
         """Where a redirect leads to. Raises DownloadRefused."""

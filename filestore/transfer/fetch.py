@@ -164,8 +164,8 @@ async def _fetch(  # each is a part of the call
 def _check_free(target: Path) -> None:
     """Raise TargetError if something has the name of the target."""
     if os.path.lexists(target):
-        reason = "something else stands there, and is replaced only by force"
-        raise TargetError(str(target), f"{reason}; give a target with -o, or --force to replace it")
+        reason = "another file is there; give another target, or replace it by force"
+        raise TargetError(str(target), reason, hint="choose-target")
 
 
 async def _scan(target: Path, manifest: Manifest, receiving: Receiver) -> Manifest | None:

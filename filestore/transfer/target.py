@@ -129,7 +129,7 @@ class Target:
             with storage_errors(self.path, translate=_publish_error):
                 return self._look_into()
         if not self._force:
-            raise TargetError(str(self.path), "a file stands there; give another name, or --force to replace it")
+            raise TargetError(str(self.path), "a file is there; give another name, or have it replaced", hint="replace")
         self.is_inside, self.is_replaced = False, True
         self._check_replaced(self.path.parent)
         return False
@@ -178,9 +178,8 @@ class Target:
             return True
         self.is_replaced = bool(_names(self.path) - self._ours)
         if self.is_replaced and not self._force:
-            raise TargetError(
-                str(self.path), "it is not empty; give a new name or an empty folder, or --force to replace all of it"
-            )
+            reason = "it is not empty; give a new name or an empty folder, or have all of it replaced"
+            raise TargetError(str(self.path), reason, hint="replace")
         self.is_inside = not self.is_replaced or self.path.is_mount()
         if self.is_replaced:
             self._check_replaced(self._home)

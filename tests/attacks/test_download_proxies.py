@@ -10,6 +10,7 @@ import pytest
 from filestore.core.references import FileURL
 from filestore.download.download import DownloadLimits, download
 from filestore.errors import DownloadRefused, OriginUnreachable
+from filestore_cli.hints import explained
 from tests.support.forwarding import running_forwarding
 from tests.support.nginx import Nginx, free_port
 from tests.support.origins import Asked, running_origin
@@ -71,10 +72,11 @@ async def test_where_no_connection_is_made_a_proxy_that_is_not_used_is_named(
     """The error says which variable names a proxy, and which setting has downloads use one; the value is not shown."""
     monkeypatch.setenv(name, "http://me:secret@proxy.test:3128")
     url = f"http://127.0.0.1:{free_port()}/weights.bin"
-    with pytest.raises(OriginUnreachable, match=rf"; {name} names a proxy, .* url_proxy \(FILESTORE_URL_PROXY\)") as raised:
+    with pytest.raises(OriginUnreachable, match=rf"; {name} names a proxy, .* the setting url_proxy ") as raised:
         await download(FileURL(url), tmp_path, limits=DownloadLimits(private_allowed=True))
 
     assert "secret" not in str(raised.value)
+    assert explained(raised.value).endswith("; FILESTORE_URL_PROXY sets it")
 
 
 async def test_an_origin_that_never_answers_names_the_proxy_that_is_not_used(

@@ -107,7 +107,8 @@ def test_warm_keeps_within_limits(home: Home, files: list[dict[str, Any]]) -> No
     """What does not fit beside what was warmed by the same command is an error that says what to do."""
     said = home.failure("cache", "warm", "1.bin", "2.bin", "--cache-size-limit", "3MiB")
     assert said.startswith(f"the cache {home.folder}/.cache/filestore has no room: ")
-    assert "raise the limit (FILESTORE_CACHE_SIZE_LIMIT)" in said
+    assert "raise the limit (setting cache_size_limit)" in said
+    assert "FILESTORE_CACHE_SIZE_LIMIT sets the limit" in said
     assert [["1.bin"]] == listed(home)
     said = home.failure("cache", "warm", "2.bin", "--cache-min-free", "1000TiB")
     assert "must stay free" in said

@@ -58,7 +58,7 @@ def test_what_may_not_be_read_is_told_by_name(home: Home, name: str, content: by
     program, *before = (*AS_ANY_USER, SCRIPTS / "filestore")
     done = home.run(*before, "push", tree, program=program)
     assert 1 == done.returncode
-    advice = "make it readable with `chmod`, or leave it out with `--exclude`"
+    advice = "make it readable with `chmod`, or leave it out; the option is --exclude"
     assert f"{tree / name} cannot be read: Permission denied; {advice}" in done.stderr
     assert [] == home.result("ls")["files"]
     assert 0 == home.run(*before, "push", tree, "--exclude", name, program=program).returncode

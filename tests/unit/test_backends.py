@@ -17,6 +17,7 @@ from filestore.core.references import File
 from filestore.errors import InvalidUrl, NotARepository, ReadOnly, StorageError, UnknownFormat
 from filestore.repository.protocol import Repository
 from filestore.transfer.push import push
+from filestore_cli.hints import explained
 from tests.support.frames import buffer_for, contents, encoded, frames, manifest
 
 
@@ -217,9 +218,9 @@ async def test_repository_that_lost_a_part_is_not_made_again(tmp_path: Path, los
         assert (
             f"{folder} is not a repository: its index index.sqlite is missing, which holds the records and tokens"
             " of what is stored there; restore index.sqlite from a backup; without one, move the folder away, make a new"
-            " repository by `filestore serve --create` or `filestore push --create` (in Python: create=True), and push the files"
-            " again"
-        ) == str(caught.value)
+            " repository (connect with create=True), and push the files again; "
+            "`filestore serve --create` and `filestore push --create` make one there"
+        ) == explained(caught.value)
     assert before == tree(folder)
 
 
@@ -252,7 +253,9 @@ async def test_index_that_was_never_made_is_made_by_who_creates(tmp_path: Path) 
     assert -signal.SIGKILL == await killed.wait()
     assert {"format", "tmp"} == {path.name for path in tmp_path.iterdir()}
     kept = (tmp_path / "format").read_text()
-    with pytest.raises(NotARepository, match=r"its index index\.sqlite is missing; .*; to begin with an empty one, `filestore"):
+    with pytest.raises(
+        NotARepository, match=r"its index index\.sqlite is missing; .*; to begin with an empty one, connect with create=True"
+    ):
         await identity_id(str(tmp_path))
     first = await identity_id(str(tmp_path), create=True)
     assert first == await identity_id(str(tmp_path)) == json.loads(kept)["id"]

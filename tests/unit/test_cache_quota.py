@@ -18,6 +18,7 @@ from filestore.errors import CacheFull, Unreachable
 from filestore.repository.protocol import Repository
 from filestore.system.files import write_atomic
 from filestore.transfer.push import push
+from filestore_cli.hints import explained
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.disks import refuse_locks
 from tests.support.generator import octets
@@ -86,11 +87,11 @@ async def test_what_is_resolved_stays_until_the_cache_is_closed(
         with pytest.raises(CacheFull) as raised:
             await use(other, files[3])
         assert all(path.exists() for path in paths)
-        assert str(raised.value) == (
+        assert explained(raised.value) == (
             f"the cache {tmp_path / 'cache'} has no room: {STORED_SIZE} bytes are needed, its limit is {3 * STORED_SIZE}, "
             f"{3 * STORED_SIZE} bytes in it are in use and 0 are being fetched; "
-            "raise the limit (FILESTORE_CACHE_SIZE_LIMIT) or end what uses them "
-            "(`filestore cache ls` shows it)"
+            "raise the limit (setting cache_size_limit), or end what uses them; "
+            "FILESTORE_CACHE_SIZE_LIMIT sets the limit, and `filestore cache ls` shows what is in use"
         )
     await use(other, files[3])
     assert 3 == len(kept(tmp_path / "cache"))

@@ -18,6 +18,7 @@ from filestore.format.zip.write import Entry, sorted_entries
 from filestore.transfer.sources.file import FileState
 from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, WalkResult, walk
+from filestore_cli.hints import explained
 from tests.support.trees import (
     AWKWARD_NAMES,
     Folder,
@@ -50,10 +51,10 @@ def contents(walked: WalkResult) -> dict[str, bytes]:
 
 
 def refusal(root: Path, symlinks: Symlinks = Symlinks.INSIDE, *, exclude: Sequence[str] = ()) -> str:
-    """The sentence in which something in a tree is refused."""
+    """What the command line says where something in a tree is refused."""
     with pytest.raises(SourceRefused) as caught:
         walk(root, symlinks=symlinks, exclude=exclude)
-    return str(caught.value)
+    return explained(caught.value)
 
 
 # What is found.
@@ -251,7 +252,7 @@ def test_dangling_link(tmp_path: Path, symlinks: Symlinks, target: str) -> None:
 
     assert refusal(root, symlinks) == (
         f"{root}/folder/link was refused: it is a link to {target!r}, where nothing is; "
-        "keep links as they are with `--symlinks keep`, or leave it out with `--exclude`"
+        "keep links as they are, or leave it out; the options are `--symlinks keep` and --exclude"
     )
 
 
@@ -306,8 +307,9 @@ def test_kept_link_that_leads_out_by_way_of_another(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidName, match=r"'a/b/link'.*leads out of the tree, to '\.\./\.\./up/\.\./outside'"):
         TreeChunker(walked.entries, lambda *_: None)
-    with pytest.raises(SourceRefused, match=f"^{tmp_path}/tree/a/b/link was refused: .* leads out of the tree, .*--exclude"):
+    with pytest.raises(SourceRefused, match=f"^{tmp_path}/tree/a/b/link was refused: .* leads out of the tree, ") as refused:
         TreeSource(walked)
+    assert explained(refused.value).endswith("; leave it out; the option is --exclude")
 
 
 @pytest.mark.parametrize("target", ["a", "nowhere", "folder", "/etc"])
@@ -315,7 +317,7 @@ def test_refused_links(tmp_path: Path, target: str) -> None:
     """Any link is refused, by its path and target, wherever it leads."""
     root = plant(tmp_path / "tree", {"a": b"", "folder/b": b"", "link": Link(target)})
 
-    assert refusal(root, Symlinks.REFUSE).startswith(f"{root}/link was refused: it is a link to {target!r}; follow it with")
+    assert refusal(root, Symlinks.REFUSE).startswith(f"{root}/link was refused: it is a link to {target!r}; follow it, or")
 
 
 # What is taken.
@@ -465,7 +467,7 @@ def test_what_is_neither_file_nor_folder(tmp_path: Path, symlinks: Symlinks, mon
     root = plant(tmp_path / "tree", {"a": b"", "folder/b": b""})
     os.mkfifo(root / "folder/pipe")
     assert refusal(root, symlinks) == (
-        f"{root}/folder/pipe was refused: it is a FIFO, which has no content to keep; leave it out with `--exclude`"
+        f"{root}/folder/pipe was refused: it is a FIFO, which has no content to keep; leave it out; the option is --exclude"
     )
 
     monkeypatch.chdir(root / "folder")  # a socket's path has at most 107 bytes
@@ -493,7 +495,7 @@ def test_name_that_is_not_utf8(tmp_path: Path, name: str, thing: Planted) -> Non
 
     assert sentence.encode().decode() == sentence
     shown = name.replace("\udcff", "\\xff").replace("\udcf6", "\\xf6")
-    assert f"{root}/{shown} was refused: its name is not UTF-8; rename it, or leave it out with `--exclude`" == sentence
+    assert f"{root}/{shown} was refused: its name is not UTF-8; rename it, or leave it out; the option is --exclude" == sentence
     assert ["a"] == names(walk(root, symlinks=Symlinks.KEEP, exclude=["[!a]", "folder/gr?ße"]))
 
 
@@ -515,7 +517,7 @@ def test_name_that_no_archive_holds(tmp_path: Path, name: str) -> None:
     with pytest.raises(SourceRefused) as refused:
         TreeSource(walked)
     assert str(refused.value).startswith(f"{tmp_path}/tree/{name} was refused: no archive can hold it: it ")
-    assert str(refused.value).endswith("; leave it out with `--exclude`")
+    assert explained(refused.value).endswith("; leave it out; the option is --exclude")
 
 
 UNPRIVILEGED = """
@@ -523,6 +525,7 @@ import os, sys
 from pathlib import Path
 from filestore.errors import FilestoreError
 from filestore.transfer.sources.walk import Symlinks, walk
+from filestore_cli.hints import explained
 
 if os.geteuid() == 0:  # root may look anywhere
     for folder, folders, files in os.walk("."):
@@ -537,17 +540,17 @@ try:
         try:
             print([entry.name for entry in walk(Path("tree"), exclude=exclude).entries])
         except FilestoreError as error:
-            print(type(error).__name__, error)
+            print(type(error).__name__, explained(error))
     try:
         walk(Path("tree/closed"))
     except FilestoreError as error:
-        print(type(error).__name__, error)
+        print(type(error).__name__, explained(error))
     os.symlink("closed/a", "tree/door")
     print([entry.name for entry in walk(Path("tree"), include=["f*"]).entries])
     try:
         walk(Path("tree"), include=["door", "f*"])
     except FilestoreError as error:
-        print(type(error).__name__, error)
+        print(type(error).__name__, explained(error))
 finally:
     os.chmod("tree/closed", 0o700)
     os.chmod("tree/blind", 0o700)
@@ -563,14 +566,14 @@ def test_folders_that_may_not_be_read(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("SourceUnreadable tree/")
     assert [
-        f"SourceUnreadable tree/closed {denied}, or leave it out with `--exclude`",
-        f"SourceUnreadable tree/blind/a {denied}, or leave it out with `--exclude`",
+        f"SourceUnreadable tree/closed {denied}, or leave it out; the option is --exclude",
+        f"SourceUnreadable tree/blind/a {denied}, or leave it out; the option is --exclude",
         "['free']",
         "['free']",
         "['free']",
         f"SourceUnreadable tree/closed {denied}",
         "['free']",
-        f"SourceUnreadable tree/door {denied}, or leave it out with `--exclude`",
+        f"SourceUnreadable tree/door {denied}, or leave it out; the option is --exclude",
     ] == lines[1:]
 
 

@@ -20,7 +20,7 @@ SETTINGS_OF_A_PROXY = (
 _NOT_PASSED_ON = "it does not pass this path on to filestore; check the URL, its port and the path in it"
 _REFUSED = "it refuses this client before filestore sees the request; let it pass requests on with their Authorization header"
 _NO_ANSWER = (
-    "it had no answer from filestore in time; check that `filestore serve` runs behind it, "
+    "it had no answer from filestore in time; check that a filestore server runs behind it, "
     f"and if it is nginx, set {SETTINGS_OF_A_PROXY}"
 )
 _TOO_MANY = "it takes no more requests for now; try again later, or raise its limits"

@@ -99,8 +99,8 @@ def _unfinished(path: str, *, is_fixed: bool) -> IndexUnreadable:
     return IndexUnreadable(
         path,
         f"its log {log} is not empty: it holds changes that SQLite still has to move into the index, and {why}",
-        "stop the server that writes to it, or start and stop `filestore serve` where it can be written; "
-        "or read it through that server's URL",
+        "stop the server that writes to it, or start and stop one where it can be written; or read it through that server's URL",
+        hint="start-server",
     )
 
 

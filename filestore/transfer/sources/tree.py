@@ -65,7 +65,9 @@ class TreeSource(DescriptorOwner):
             self._chunker = TreeChunker(walked.entries, self._read, chunking_version=chunking_version)
         except InvalidName as error:
             name, reason = error.args
-            raise SourceRefused(shown_path(walked.root, name), f"no archive can hold it: {reason}; {LEAVE_OUT}") from None
+            raise SourceRefused(
+                shown_path(walked.root, name), f"no archive can hold it: {reason}; {LEAVE_OUT}", hint="exclude"
+            ) from None
         self.size = self._chunker.size
         self.file_count = sum(not entry.is_folder for entry in self._chunker.entries)
         self.files_done = self.file_count - sum(map(_is_read, self._chunker.entries))
@@ -266,4 +268,4 @@ def _failed(path: str, error: OSError) -> SourceChanged | SourceUnreadable:
         return SourceChanged(path, "it vanished")
     if error.errno == errno.ELOOP:
         return SourceChanged(path, "a link was put in its place")
-    return SourceUnreadable(path, unreadable_reason(error, LEAVE_OUT))
+    return SourceUnreadable(path, unreadable_reason(error, LEAVE_OUT), hint="exclude")

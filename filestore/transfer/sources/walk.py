@@ -46,11 +46,11 @@ _OTHER_KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 
-LEAVE_OUT = "leave it out with `--exclude`"
+LEAVE_OUT = "leave it out"
 """What to do about something in a directory that cannot be pushed."""
-_LEAVE_SOME_OUT = "leave some of them out with `--exclude`"
-_KEEP = f"keep links as they are with `--symlinks keep`, or {LEAVE_OUT}"
-_FOLLOW = f"follow it with `--symlinks follow`, or {LEAVE_OUT}"
+_LEAVE_SOME_OUT = "leave some of them out"
+_KEEP = f"keep links as they are, or {LEAVE_OUT}"
+_FOLLOW = f"follow it, or {LEAVE_OUT}"
 
 
 class Symlinks(StrEnum):
@@ -276,17 +276,18 @@ class _Walker:
             if self._is_wanted(folder, name, is_folder=False):
                 self._keep(name, target)
             return
-        found, reason = _led_to(child)
+        found, reason, hint = _led_to(child)
         is_folder = found is not None and stat.S_ISDIR(found.st_mode)
         if not self._is_wanted(folder, name, is_folder=is_folder):
             return
         if self._symlinks is Symlinks.REFUSE:
-            raise self._refused(name, f"it is a link to {target!r}; {_FOLLOW}")
+            raise self._refused(name, f"it is a link to {target!r}; {_FOLLOW}", hint="symlinks-follow")
         if found is None:
-            raise self._refused(name, f"it is a link to {target!r}, {reason}")
+            raise self._refused(name, f"it is a link to {target!r}, {reason}", hint=hint)
         real = os.path.realpath(path)
         if self._symlinks is Symlinks.INSIDE and not _is_within(real, self._real_root):
-            raise self._refused(name, f"it is a link that leads out of the directory, to {real!r}; {_FOLLOW}")
+            reason = f"it is a link that leads out of the directory, to {real!r}; {_FOLLOW}"
+            raise self._refused(name, reason, hint="symlinks-follow")
         if _identity(os.lstat(real)) != _identity(found):
             raise SourceChanged(self._shown(name), "it is a link that leads elsewhere now")
         self._take(folder, name, real, found, is_elsewhere=True)
@@ -294,15 +295,17 @@ class _Walker:
     def _keep(self, name: str, target: str) -> None:
         if target.startswith("/"):
             reason = f"it is a link to {target!r}, which is another place on another machine; make it relative, or {_FOLLOW}"
-            raise self._refused(name, reason)
+            raise self._refused(name, reason, hint="symlinks-follow")
         # A link that leads out through other links is found later, when all links of the zip are checked.
         steps = (step for step in target.split("/") if step not in ("", "."))
         if len(list(takewhile("..".__eq__, steps))) > name.count("/"):
-            raise self._refused(name, f"it is a link that leads out of the directory, to {target!r}; {_FOLLOW}")
+            reason = f"it is a link that leads out of the directory, to {target!r}; {_FOLLOW}"
+            raise self._refused(name, reason, hint="symlinks-follow")
         try:
             size = len(target.encode())
         except UnicodeEncodeError:
-            raise self._refused(name, f"it is a link to {target!r}, which is not UTF-8; {_FOLLOW}") from None
+            reason = f"it is a link to {target!r}, which is not UTF-8; {_FOLLOW}"
+            raise self._refused(name, reason, hint="symlinks-follow") from None
         self._count_one()
         self._add(Entry(name, size, target=target), NO_STATE)
 
@@ -311,14 +314,15 @@ class _Walker:
         is_elsewhere = is_elsewhere or folder.is_elsewhere
         if stat.S_ISDIR(found.st_mode):
             if is_elsewhere and folder.is_within(_identity(found)):
-                raise self._refused(name, f"by way of links it lies in itself, and so has no end; {_KEEP}")
+                reason = f"links make it a part of itself, so that it has no end; {_KEEP}"
+                raise self._refused(name, reason, hint="symlinks-keep")
             is_included = folder.is_included or self._is_included(name, is_folder=True)
             self._count_one()
             self._folders.append(_Folder(path, name, _identity(found), folder, is_elsewhere, is_included))
             return
         if not stat.S_ISREG(found.st_mode):
             kind = _OTHER_KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
-            raise self._refused(name, f"it is {kind}, which has no content to keep; {LEAVE_OUT}")
+            raise self._refused(name, f"it is {kind}, which has no content to keep; {LEAVE_OUT}", hint="exclude")
         self._count_one()
         if is_elsewhere:
             self._elsewhere[name] = path
@@ -338,7 +342,7 @@ class _Walker:
         try:
             entry.name.encode()
         except UnicodeEncodeError:
-            raise self._refused(entry.name, f"its name is not UTF-8; rename it, or {LEAVE_OUT}") from None
+            raise self._refused(entry.name, f"its name is not UTF-8; rename it, or {LEAVE_OUT}", hint="exclude") from None
         self.entries.append(entry)
         self._packed += state
 
@@ -346,18 +350,20 @@ class _Walker:
         self._count += 1
         if self._count > ENTRIES_LIMIT:
             reason = f"it holds more than {ENTRIES_LIMIT} files, links and folders, those behind links counted; {_LEAVE_SOME_OUT}"
-            raise self._refused("", reason)
+            raise self._refused("", reason, hint="exclude")
 
     def _shown(self, name: str) -> str:
         return shown_path(self._root, name)
 
-    def _refused(self, name: str, reason: str) -> SourceRefused:
-        return SourceRefused(self._shown(name), reason)
+    def _refused(self, name: str, reason: str, *, hint: str) -> SourceRefused:
+        return SourceRefused(self._shown(name), reason, hint=hint)
 
     def _translated(self, error: OSError, name: str) -> SourceError:
         if error.errno in _CHANGES:
             return SourceChanged(self._shown(name), _CHANGES[error.errno])
-        return SourceUnreadable(self._shown(name), unreadable_reason(error, LEAVE_OUT if name else ""))
+        return SourceUnreadable(
+            self._shown(name), unreadable_reason(error, LEAVE_OUT if name else ""), hint="exclude" if name else ""
+        )
 
 
 def shown_path(root: Path, name: str) -> str:
@@ -372,15 +378,15 @@ def unreadable_reason(error: OSError, *ways: str) -> str:
     return f"{error.strerror or error}; {', or '.join(found)}" if found else error.strerror or str(error)
 
 
-def _led_to(link: os.DirEntry[str]) -> tuple[os.stat_result | None, str]:
-    """What a link leads to; if that is nothing, why, and what to do."""
+def _led_to(link: os.DirEntry[str]) -> tuple[os.stat_result | None, str, str]:
+    """What a link leads to; if that is nothing, why, and what to do, and the hint of the error."""
     try:
-        return link.stat(), ""
+        return link.stat(), "", ""
     except OSError as error:
         if error.errno in _LEADS_NOWHERE:
-            return None, f"where nothing is; {_KEEP}"
+            return None, f"where nothing is; {_KEEP}", "symlinks-keep"
         if error.errno == errno.ELOOP:
-            return None, f"which leads round in a circle, or through too many links; {LEAVE_OUT}"
+            return None, f"which leads round in a circle, or through too many links; {LEAVE_OUT}", "exclude"
         raise
 
 
