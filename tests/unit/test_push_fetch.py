@@ -279,7 +279,7 @@ async def test_fetch_replaces_another_file_only_by_force(watched: WatchedReposit
     record = (await push(watched, source)).record
     target = tmp_path / "target"
     target.write_bytes(b"another")
-    with pytest.raises(TargetError, match="something else stands there"):
+    with pytest.raises(TargetError, match="another file is there"):
         await fetch(watched, record, target=target)
     assert (b"another", 0) == (target.read_bytes(), watched.chunks_got)
     await fetch(watched, record, target=target, force=True)
