@@ -13,6 +13,7 @@ from filestore.http.client.repository import RemoteRepository
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.http.server import serve
 from filestore.system.files import home_path
+from filestore_cli.hints import explained
 from filestore_cli.settings import CODEC_CHOICES, Folders, Settings, setting_definitions, settings_from
 from tests.support.archives import Forged, forged, unpacked
 
@@ -289,4 +290,5 @@ def test_an_archive_beyond_a_limit_names_the_setting_that_raises_it(limit: str) 
 
     setting = f"zip_{limit}"
     assert setting == caught.value.setting
-    assert f"raise the setting {setting} ({setting_definitions()[setting].environment})" in str(caught.value)
+    told = f"raise the setting {setting}; {setting_definitions()[setting].environment} sets it"
+    assert explained(caught.value).endswith(told)
