@@ -112,7 +112,7 @@ async def push(
     rehash: bool = False,
     codec: Codec | None = None,
     report: Report | None = None,
-    symlinks: Symlinks = Symlinks.INSIDE,
+    symlinks: Symlinks | str = Symlinks.INSIDE,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> PushResult:
@@ -130,18 +130,18 @@ async def push(
     rehash: read everything, whatever the push cache says.
     codec: one codec for all chunks. The default picks the best codec for each chunk.
     report: called with a `Progress` at each step, in the thread of the event loop.
-    symlinks: what becomes of the symbolic links in a directory; see `Symlinks`.
-    include, exclude: globs for paths inside a directory, such as `*.safetensors`; a `*` also matches `/`. Only files that
-        match one of `include` are taken (all files where there is none), and none that matches one of `exclude`.
+    symlinks: what becomes of the symbolic links in a directory: a `Symlinks`, or "inside", "follow", "keep" or "refuse".
+    include, exclude: a glob or a list of globs for paths inside a directory, such as `*.safetensors`; a `*` also matches `/`.
+        Only files that match one of `include` are taken (all files where there is none), and none that matches one of `exclude`.
 
     Cost: each byte is read and hashed once. Memory stays below about 100 MiB, whatever the size. A second push of the same
     content sends no chunks and gives the same record.
 
     Cancellation: nothing is recorded. The chunks that were sent stay, and the next push does not send them again.
 
-    Raises SourceUnreadable, SourceChanged, SourceRefused or NothingMatches where `path` cannot be pushed; InvalidName,
-    LimitExceeded; StorageError, StorageFull, ReadOnly or Busy where a repository in a folder cannot be written; Unauthorized or
-    TransferError where a server refuses or cannot be reached.
+    Raises SourceUnreadable, SourceChanged, SourceRefused or NothingMatches where `path` cannot be pushed; InvalidName or
+    InvalidInput where another argument is wrong; LimitExceeded; StorageError, StorageFull, ReadOnly or Busy where a repository
+    in a folder cannot be written; Unauthorized or TransferError where a server refuses or cannot be reached.
 
     Source: W. Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage Systems", IEEE TPDS
     31(9), 2020, for where content is cut; BLAKE3 specification, for digests. The whole format is docs/format.md.
@@ -189,7 +189,7 @@ async def plan_push(
     push_cache: PushCache | None = None,
     rehash: bool = False,
     report: Report | None = None,
-    symlinks: Symlinks = Symlinks.INSIDE,
+    symlinks: Symlinks | str = Symlinks.INSIDE,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> PushPlan:
@@ -224,7 +224,7 @@ async def manifest_of(
     *,
     chunking_version: int = CHUNKING_VERSION,
     report: Report | None = None,
-    symlinks: Symlinks = Symlinks.INSIDE,
+    symlinks: Symlinks | str = Symlinks.INSIDE,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Manifest:
@@ -240,7 +240,13 @@ async def manifest_of(
 
 
 def _open_source(
-    stack: ExitStack, path: Path, chunking_version: int, *, symlinks: Symlinks, include: Sequence[str], exclude: Sequence[str]
+    stack: ExitStack,
+    path: Path,
+    chunking_version: int,
+    *,
+    symlinks: Symlinks | str,
+    include: Sequence[str],
+    exclude: Sequence[str],
 ) -> FileSource | TreeSource:
     """Open what is pushed. `stack` closes it, also if the caller is cancelled and never receives it."""
     if path.is_dir():
@@ -266,7 +272,7 @@ async def _opened_source(
     identity: Identity,
     push_cache: PushCache | None,
     *,
-    symlinks: Symlinks,
+    symlinks: Symlinks | str,
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> AsyncIterator[FileSource | TreeSource]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from filestore.errors import InvalidName, NothingMatches, SourceChanged, SourceRefused, SourceUnreadable
+from filestore.errors import InvalidInput, InvalidName, NothingMatches, SourceChanged, SourceRefused, SourceUnreadable
 from filestore.format.zip.chunker import TreeChunker
 from filestore.format.zip.write import Entry, sorted_entries
 from filestore.transfer.sources.file import FileState
@@ -70,6 +70,21 @@ def test_random_trees(tmp_path: Path, seed: int, symlinks: Symlinks) -> None:
     assert entries_of(things) == walked.entries
     assert list(sorted_entries(walked.entries)) == walked.entries
     assert {} == walked.elsewhere
+
+
+def test_one_glob_is_not_a_list_of_its_characters(tmp_path: Path) -> None:
+    """A text stands for one glob: its `*` alone would match everything."""
+    tree = plant(tmp_path / "tree", {"a.txt": b"a", "b.bin": b"b", "t": b"t"})
+    assert ["a.txt"] == names(walk(tree, include="*.txt"))
+    assert ["b.bin", "t"] == names(walk(tree, exclude="*.txt"))
+
+
+def test_what_becomes_of_links_may_be_a_text(tmp_path: Path) -> None:
+    """As at the command line; another text is refused with those that are known."""
+    tree = plant(tmp_path / "tree", {"a": b"a", "b": Link("a")})
+    assert [None, "a"] == [entry.target for entry in walk(tree, symlinks="keep").entries]
+    with pytest.raises(InvalidInput, match="inside, follow, keep or refuse"):
+        walk(tree, symlinks="ignore")
 
 
 def test_states_are_those_of_the_files(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, overload
 
-from filestore.errors import NothingMatches, SourceChanged, SourceError, SourceRefused, SourceUnreadable
+from filestore.errors import InvalidInput, NothingMatches, SourceChanged, SourceError, SourceRefused, SourceUnreadable
 from filestore.format.zip.read import DEFAULT_LIMITS
 from filestore.format.zip.write import Entry
 from filestore.transfer.sources.file import MAKE_READABLE, STATE_SIZE, FileState
@@ -120,17 +120,24 @@ class WalkResult(NamedTuple):
 
 
 def walk(
-    root: Path, *, symlinks: Symlinks = Symlinks.INSIDE, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    root: Path, *, symlinks: Symlinks | str = Symlinks.INSIDE, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> WalkResult:
     """List everything in the directory `root`. It blocks: call it in a thread.
 
     `include` and `exclude` are globs for paths relative to `root`. `*` also matches `/`, and case counts. A glob that
     matches a folder, or that ends with `/`, matches everything in that folder. With `include`, only entries that match
     one of its globs are taken. Entries that match one of `exclude` are never taken, and not looked at. The same rules
-    hold for an empty folder. A folder that becomes empty by these rules is not taken.
+    hold for an empty folder. A folder that becomes empty by these rules is not taken. One text
+    is one glob.
 
-    Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches.
+    Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches; InvalidInput for `symlinks` that are not known.
     """
+    try:
+        symlinks = Symlinks(symlinks)
+    except ValueError:
+        raise InvalidInput(f"symlinks cannot be {symlinks!r}; give inside, follow, keep or refuse") from None
+    # A text is a sequence too, whose items would be globs: a `*` in it would match everything.
+    include, exclude = ([globs] if isinstance(globs, str) else globs for globs in (include, exclude))
     walking = _Walker(root, symlinks, include=_Globs(include) if include else None, exclude=_Globs(exclude))
     walking.run()
     if include and not walking.entries:
