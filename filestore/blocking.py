@@ -21,7 +21,9 @@ transfer, waits until that has ended cleanly, and raises the exception. A second
 Fork: a forked child has an event loop of its own, which its first call starts. What the parent has opened can be used in the
 child as docs/runtime.md says: a server and a cache work, an open folder raises UsedAfterFork.
 
-End of the program: what was not closed is closed. Before that, the calls that ordinary threads have in progress are finished,
+What nobody has closed is closed when nothing refers to it any more, as Python does with files, or at the end of the program.
+
+End of the program: what is open is closed. Before that, the calls that ordinary threads have in progress are finished,
 and those of daemon threads are cancelled. Later calls raise BlockingCallRefused.
 """
 
@@ -31,11 +33,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
+from weakref import finalize
 
 import filestore.cache
 from filestore import backends, errors
 from filestore.backends import CONNECTIONS, STALL_SECONDS
 from filestore.cache import CachedPath, ResolveResult
+from filestore.cache.cache import Resolvable
 from filestore.core.digest import Digest
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Kind, Record
@@ -135,7 +139,7 @@ def push(
     rehash: bool = False,
     codec: Codec | None = None,
     report: Report | None = None,
-    symlinks: Symlinks = Symlinks.INSIDE,
+    symlinks: Symlinks | str = Symlinks.INSIDE,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> PushResult:
@@ -172,7 +176,7 @@ def plan_push(
     push_cache: PushCache | None = None,
     rehash: bool = False,
     report: Report | None = None,
-    symlinks: Symlinks = Symlinks.INSIDE,
+    symlinks: Symlinks | str = Symlinks.INSIDE,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> PushPlan:
@@ -249,6 +253,8 @@ class Repository:
         self._block = block
         self._opened = block.enter()
         self._is_closed = False
+        # Where nobody closes it and nobody uses it any more, as with a cell of a notebook that is run again.
+        finalize(self, block.let_go).atexit = False
 
     def __enter__(self) -> Self:
         return self
@@ -340,6 +346,7 @@ class Cache:
         min_free: int = 0,
     ) -> None:
         """Make a cache; no file is touched yet. Raises InvalidSetting for a `~` without a home folder."""
+        self._repository = repository  # it is closed where nobody has it any more
         self._inner = filestore.cache.Cache(
             root, _inner(repository), limits=limits, downloads=downloads, size_limit=size_limit, min_free=min_free
         )
@@ -363,7 +370,7 @@ class Cache:
         """Do what `close` does, at the end of the program; its hook calls this in the event loop."""
         await self._inner.close()
 
-    def resolve(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Path:
+    def resolve(self, wanted: Resolvable, *, report: Report | None = None) -> Path:
         """Return the path of a whole, verified file, or of the tree that a zip file unpacks to. Do not write to it.
 
         The path stays until the cache is closed. Everything else is as in `filestore.Cache.resolve`.
@@ -372,14 +379,14 @@ class Cache:
         """
         return run(lambda: self._inner.resolve(wanted, report=report))
 
-    def resolved(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> ResolveResult:
+    def resolved(self, wanted: Resolvable, *, report: Report | None = None) -> ResolveResult:
         """Do what `resolve` does, and tell what it cost. Where calls share one fetch, only the call that began it has the cost.
 
         Raises what `filestore.Cache.resolve` raises, such as NotFound, CacheFull and TransferError; and BlockingCallRefused.
         """
         return run(lambda: self._inner.resolved(wanted, report=report))
 
-    def cached(self, wanted: File | Directory | FileURL) -> CachedPath | None:
+    def cached(self, wanted: Resolvable) -> CachedPath | None:
         """Return what the cache has, or None. No network is used, except to ask an unknown repository who it is.
 
         Such a path may be removed at any time: only `resolve` and `lease` keep what they give.
@@ -389,7 +396,7 @@ class Cache:
         return run(lambda: self._inner.cached(wanted))
 
     @contextmanager
-    def lease(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Iterator[Path]:
+    def lease(self, wanted: Resolvable, *, report: Report | None = None) -> Iterator[Path]:
         """Do what `resolve` does, for the length of a `with` block: its end allows the cache to remove the path.
 
         Raises what `filestore.Cache.resolve` raises, such as NotFound, CacheFull and TransferError; and BlockingCallRefused.
@@ -398,7 +405,7 @@ class Cache:
             yield path
 
     @contextmanager
-    def open(self, wanted: File, *, report: Report | None = None) -> Iterator[StreamingFile]:
+    def open(self, wanted: File | Record, *, report: Report | None = None) -> Iterator[StreamingFile]:
         """Open a file that can be read before all of it is on this machine, for the length of a `with` block.
 
         >>> with cache.open(File(id="file_...")) as opened:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self, TypeAlias, TypeVar
 
 from filestore.cache.entry_store import EntryStore, WantedEntry
 from filestore.cache.inventory import ENTRY_SIZE
@@ -46,6 +46,9 @@ from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.sinks.zip_index import Zip
 
 T = TypeVar("T")
+
+Resolvable: TypeAlias = File | Directory | FileURL | Record
+"""What a cache is asked for. A record stands for the `File` or the `Directory` that it is."""
 
 CACHE_VERSION = 1
 ATTEMPTS = 3
@@ -175,13 +178,14 @@ class Cache:
         """
         await in_disk_thread(self._leases.close)
 
-    async def resolve(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> Path:
+    async def resolve(self, wanted: Resolvable, *, report: Report | None = None) -> Path:
         """Return the path of a whole, verified file, or of the tree that a zip file unpacks to. Do not write to it.
 
         The path stays until the cache is closed. Use `lease` for what is needed for a short time, such as the input of one run.
         A file has the name that it was pushed with; a tree has that name without `.zip`.
 
-        wanted: a `File`, a `Directory` (any stored zip file can be one) or a `FileURL`.
+        wanted: a `File`, a `Directory` (any stored zip file can be one), a `FileURL`, or a `Record`, which stands for the `File`
+            or the `Directory` that it is.
         report: called with a `Progress` at each step of a fetch, in the thread of the event loop.
 
         Cost: where the cache has it, no network is used and nothing is hashed. Size and mtime are checked: those of the file, or
@@ -197,7 +201,7 @@ class Cache:
         """
         return (await self.resolved(wanted, report=report)).path
 
-    async def resolved(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> ResolveResult:
+    async def resolved(self, wanted: Resolvable, *, report: Report | None = None) -> ResolveResult:
         """Do what `resolve` does, and tell what it cost. Where calls share one fetch, only the call that began it has the cost.
 
         Raises what `resolve` raises.
@@ -205,7 +209,7 @@ class Cache:
         return await self._resolve(wanted, self._resolved, report)
 
     @asynccontextmanager
-    async def lease(self, wanted: File | Directory | FileURL, *, report: Report | None = None) -> AsyncIterator[Path]:
+    async def lease(self, wanted: Resolvable, *, report: Report | None = None) -> AsyncIterator[Path]:
         """Do what `resolve` does, for the length of an `async with` block: its end allows the cache to remove the path.
 
         Raises what `resolve` raises.
@@ -217,7 +221,7 @@ class Cache:
             await shield_until_done(in_disk_thread(hold.release))
 
     @asynccontextmanager
-    async def open(self, wanted: File, *, report: Report | None = None) -> AsyncIterator[StreamingFile]:
+    async def open(self, wanted: File | Record, *, report: Report | None = None) -> AsyncIterator[StreamingFile]:
         """Open a file that can be read before all of it is on this machine, for the length of an `async with` block.
 
         >>> async with cache.open(File(id="file_...")) as opened:
@@ -244,10 +248,11 @@ class Cache:
             await shield_until_done(in_disk_thread(hold.release))
 
     async def _resolve(
-        self, wanted: File | Directory | FileURL, hold: LeaseSet, report: Report | None, partial_file: PartialFile | None = None
+        self, wanted: Resolvable, hold: LeaseSet, report: Report | None, partial_file: PartialFile | None = None
     ) -> ResolveResult:
         """The entry stays as long as `hold` does."""
         started = time.monotonic()
+        wanted = _without_record(wanted)
         kind = _kind(wanted)
         entry_store = await self._opened()
         asked = _ResolveRequest(entry_store, kind, hold, report, partial_file)
@@ -324,13 +329,14 @@ class Cache:
 
         return await self._flights.run(key, call), is_ours
 
-    async def cached(self, wanted: File | Directory | FileURL) -> CachedPath | None:
+    async def cached(self, wanted: Resolvable) -> CachedPath | None:
         """Return what the cache has, or None. No network is used, except to ask an unknown repository who it is.
 
         Such a path may be removed at any time: only `resolve` and `lease` keep what they give.
 
         Raises InvalidReference, StorageError, UnknownFormat, TransferError.
         """
+        wanted = _without_record(wanted)
         kind = _kind(wanted)
         entry_store = await self._opened()
         if isinstance(wanted, FileURL):
@@ -486,6 +492,12 @@ class _FillRequest(NamedTuple):
 def _sum(first: _Cost | None, second: _Cost) -> _Cost:
     # What an attempt reuses may be what the one before it has received.
     return second if first is None else _Cost(first.received + second.received, second.reused)
+
+
+def _without_record(wanted: Resolvable) -> File | Directory | FileURL:
+    if not isinstance(wanted, Record):
+        return wanted
+    return Directory(id=wanted.id) if wanted.kind is Kind.DIRECTORY else File(id=wanted.id)
 
 
 def _kind(wanted: File | Directory | FileURL) -> Kind:

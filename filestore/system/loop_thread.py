@@ -114,18 +114,25 @@ class Block(Generic[T]):
             raise UsedAfterFork("a file of a cache", self._pid)
         return run(lambda: self._run(make))
 
+    def let_go(self) -> None:
+        """End the block soon, as a cancel does, and wait for nothing. For the garbage collector, which runs in any thread."""
+        if self._is_open and self._loop is not None:
+            self._loop.call_soon(self._cancel)
+
     def _break_off(self) -> None:
         """End the block as a cancel does, if it is open."""
-        if not self._is_open or self._loop is None or self._task is None:
-            return
-        if self._loop.is_here():
-            # The garbage collector, which runs in any thread, has found a block that nobody has left.
-            del self._loop.blocks[self]
-            self._task.cancel()
-        else:
+        if self._loop is not None and self._loop.is_here():
+            # The garbage collector, which runs in any thread, has found a generator that is inside of this block.
+            self.let_go()
+        elif self._is_open:
             run(self.abort)
 
     # In the loop.
+
+    def _cancel(self) -> None:
+        if self._loop is not None and self._task is not None:
+            self._loop.blocks.pop(self, None)
+            self._task.cancel()
 
     async def abort(self) -> None:
         """End the block as a cancel does."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +18,7 @@ from filestore import blocking
 from filestore.errors import BlockingCallRefused, ChunksMissing, InvalidRange, NotFound
 from filestore.system.loop_thread import THREAD_NAME
 from tests.support.generator import octets
-from tests.support.server import RunningServer, running_server
+from tests.support.server import RunningServer, eventually, running_server
 
 CONTENT = octets(1, 3 << 20)
 VERBS = ["connect", "push", "plan_push", "fetch", "fetch_tree"]
@@ -103,6 +105,21 @@ def test_a_folder_is_a_repository_too(source: Path, tmp_path: Path) -> None:
             call()
     with pytest.raises(filestore.errors.NotARepository):
         blocking.connect(tmp_path / "absent")
+
+
+def test_a_repository_that_nothing_refers_to_is_closed(server: RunningServer, tmp_path: Path) -> None:
+    """As Python does with files; a cache refers to its repository."""
+    repository = blocking.connect(server.url, token=server.token)
+    cache = blocking.Cache(tmp_path / "cache", repository)
+    is_open = weakref.ref(repository)
+    inner = weakref.ref(repository.inner)
+    del repository
+    gc.collect()
+    assert None is not is_open()
+    del cache
+    gc.collect()
+    assert None is is_open()
+    eventually(lambda: gc.collect() >= 0 and inner() is None)
 
 
 def test_a_cache(repository: blocking.Repository, source: Path, tmp_path: Path) -> None:

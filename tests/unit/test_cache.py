@@ -66,6 +66,20 @@ async def test_a_hit_asks_nobody(watched: WatchedRepository, record: Record, tmp
     assert [] == watched.calls
 
 
+async def test_a_record_is_what_it_stands_for(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
+    """What a push or a list gave: a file, or the tree of a directory."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/a").write_text("a")
+    directory = (await push(watched, tmp_path / "tree")).record
+    assert None is await cache.cached(record)
+    assert await cache.resolve(record) == await cache.resolve(File(id=record.id))
+    async with cache.lease(directory) as folder:
+        assert "a" == (folder / "a").read_text()
+    found = await cache.cached(record)
+    assert found is not None
+    assert content(tmp_path) == found.path.read_bytes()
+
+
 async def test_all_names_of_a_file_lead_to_one_copy(cache: Cache, watched: WatchedRepository, record: Record) -> None:
     """By id, digest and path: one fetch, one file."""
     paths = [await cache.resolve(file) for file in (File(id=record.id), File(digest=str(record.digest)), File(record.path))]
