@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Never, Self
 from weakref import finalize
 
 import filestore.cache
@@ -261,6 +261,9 @@ class Repository:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> Never:
+        raise TypeError(f"{self.location}: an open repository cannot be sent to another process; open it there by connect()")
 
     def __repr__(self) -> str:
         return f"<filestore.blocking.Repository {self.location}>"

@@ -268,7 +268,6 @@ class _Loop:
             self._loop.close()
 
     def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
         while not self._is_stopped:
             try:
                 self._loop.run_forever()

@@ -78,8 +78,8 @@ async def fetch(
     wanted: a name, an id, a digest or a stored path as a text, or a `Reference`, `Record`, `File` or `Directory`. A name means
         the newest file of that name.
     target: the path of the file itself, in a folder that exists.
-    force: replace a file with other content that is at `target`. Without it, such a file is an error. Chunks that the old file
-        and the new one share are copied and not received.
+    force: replace a file with other content that is at `target`, or a symbolic link to one. Without it, such a file is an
+        error. Chunks that the old file and the new one share are copied and not received.
     report: called with a `Progress` at each step, in the thread of the event loop.
 
     Idempotent: where the file is at `target` already, it is read and verified, and nothing is received or written.

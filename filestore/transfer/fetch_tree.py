@@ -94,12 +94,11 @@ async def fetch_tree(
     wanted: a name, an id, a digest or a stored path as a text, or a `Reference`, `Record`, `File` or `Directory`. A name means
         the newest file of that name.
     target: the path of the tree itself: a new name in a folder that exists, or an empty folder.
-    force: replace the file at `target`, or the folder with all that is in it. A symbolic link is never replaced. Files that the
-        old tree and the new one share are copied and not received.
+    force: replace the file at `target`, or the folder with all that is in it. Without it, a folder that is not empty is an
+        error, even where it holds the same tree. A symbolic link is never replaced. Files that the old tree and the new one
+        share are copied and not received.
     limits: what the zip file may ask of this machine; see `ZipLimits`.
     report: called with a `Progress` at each step, in the thread of the event loop.
-
-    Idempotent: where the same tree is at `target` already, nothing is written.
 
     Cost: what is received is decoded, hashed and written once. Memory stays below about 100 MiB, whatever the size.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -105,6 +106,13 @@ def test_a_folder_is_a_repository_too(source: Path, tmp_path: Path) -> None:
             call()
     with pytest.raises(filestore.errors.NotARepository):
         blocking.connect(tmp_path / "absent")
+
+
+def test_what_is_open_is_not_sent_to_another_process(repository: blocking.Repository, tmp_path: Path) -> None:
+    """Pickling a repository, or a cache of it, says at once what to do instead."""
+    for item in (repository, blocking.Cache(tmp_path / "cache", repository)):
+        with pytest.raises(TypeError, match=r"open it there by connect\(\)"):
+            pickle.dumps(item)
 
 
 def test_a_repository_that_nothing_refers_to_is_closed(server: RunningServer, tmp_path: Path) -> None:
