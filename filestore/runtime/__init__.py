@@ -1,12 +1,12 @@
-"""What stands between a repository and a runtime that runs pipelines: files of a run in, files of a run out, and the start.
+"""A runtime, which runs pipelines, uses this package for the files of its runs.
 
 >>> adapter = Adapter(Cache("/var/cache/models", repository), repository)
 >>> prepared = await adapter.prepare(static_files)
 >>> async with adapter.inputs(request["input_data"], [File, int]) as arguments:
 ...     answer["outputs"] = await adapter.outputs(pipeline(*arguments))
 
-Needs no Pipeline SDK: its classes are known by their names. Names are imported on first use: the process of a pipeline, whose
-messages are described in this package, has no need of them.
+It does not need the Pipeline SDK: it recognises the SDK's classes by their names. Names are imported on first use,
+because the process of a pipeline uses only the messages of this package.
 """
 
 from __future__ import annotations

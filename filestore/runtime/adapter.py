@@ -1,4 +1,4 @@
-"""The run adapter: a run's inputs become local paths, what a pipeline returns becomes stored files."""
+"""The run adapter turns a run's inputs into local paths, and stores what a pipeline returns."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ def _as_path(_: Kind, path: Path) -> object:
 
 
 class Adapter:
-    """What a runtime calls at its start and at each run. Any number of runs may use one at the same time, in one event loop."""
+    """Prepares the files of pipelines and of their runs.
+
+    Any number of runs may share one adapter, in one event loop.
+    """
 
     def __init__(self, cache: Cache, repository: Repository, *, url: str | None = None, spool_folder: Path | None = None) -> None:
-        """`cache` is one of `repository`. `url`: that of a server of this repository, as those see it who read what runs return.
+        """`cache` is a cache of `repository`. `url` is the public base URL for output files.
 
-        Where `repository` is a server, that is its URL, unless another is given; where it is a folder, one must be given before a
-        pipeline returns a file. `spool_folder` is for what a pipeline returns in memory; the system's temporary one by default.
+        If `repository` is a server, `url` is by default the URL of that server. If it is a folder, `url` must be given
+        before a pipeline returns a file. `spool_folder` is for content that a pipeline returns in memory; by default it
+        is the system's temporary folder.
         """
         is_server = repository.location.startswith(("http://", "https://"))
         self._url = (url or (repository.location if is_server else "")).rstrip("/")
@@ -43,12 +47,13 @@ class Adapter:
         self._copying = asyncio.Lock()
 
     async def prepare(self, files: Sequence[object], *, report: Report | None = None) -> PrepareResult:
-        """Resolve the static files of a pipeline, all at once, the large ones first; what is in the cache asks no network.
+        """Resolve the static files of a pipeline in parallel, the largest first.
 
-        They stay in the cache until it is closed, whatever else is fetched meanwhile.
+        A file that is in the cache needs no network. The files stay in the cache until it is closed. `files` are values
+        of filestore or of the Pipeline SDK.
 
-        `files`: values of ours or of the Pipeline SDK. Raises InvalidReference, and what `Cache.resolve` raises, for the first
-        that fails; what had come of the others is not fetched again.
+        Raises InvalidReference, and what `Cache.resolve` raises, for the first file that fails. Parts of the other
+        files that have arrived are not fetched again.
         """
         return await prepare(self._cache, self._repository, [stored_value(file) for file in files], report=report)
 
@@ -56,16 +61,17 @@ class Adapter:
     async def inputs(
         self, input_data: object, declared: Sequence[object] | None = None, *, make: Make = _as_path
     ) -> AsyncIterator[list[object]]:
-        """The arguments of a run: `input_data` (v3) or `inputs` (v4) of its request, each file in them resolved.
+        """Give the arguments of a run, with each file in them resolved.
 
-        The files stay in the cache until the block ends, whatever else is fetched meanwhile.
+        `input_data` is that of a version 3 request or the `inputs` of a version 4 request. It is not changed. The files
+        stay in the cache until the block ends.
 
-        `declared`: the type of each parameter, for a file or a list of them `File`, `Directory` or `FileURL`, of ours or of the
-        Pipeline SDK, also in `list[...]`, `dict[str, ...]`, `Optional[...]` and the annotations of a class; None where
-        nobody knows. A file in a `Directory`'s place is unpacked, any other is the file that it is. `make(kind, path)` is what
-        stands for a file in the arguments, else the path does. `input_data` itself stays as it is.
+        `declared` is the type of each parameter, or None if it is not known. For files it is `File`, `Directory` or
+        `FileURL`, of filestore or of the Pipeline SDK, also inside `list[...]`, `dict[str, ...]`, `Optional[...]` and
+        the annotations of a class. A file for a `Directory` is unpacked, any other file is not. In the arguments, the
+        result of `make(kind, path)` replaces a file; by default this is the path.
 
-        Raises InvalidRun for a request that cannot be right, before anything is fetched, and what `Cache.resolve` raises.
+        Raises InvalidRun for an invalid request, before anything is fetched, and what `Cache.resolve` raises.
         """
         read = Inputs(input_data, declared, url=self._url or None)
 
@@ -80,18 +86,18 @@ class Adapter:
             yield read.arguments
 
     async def outputs(self, returned: Sequence[object]) -> list[dict[str, object]]:
-        """The `outputs` of a run's answer: one for each value that the pipeline returned, each file in them stored.
+        """Store the files that a pipeline returned; give the `outputs` of the run's answer, one for each value.
 
-        A file is a `File` or a `Directory`, of ours or of the Pipeline SDK, a `pathlib.Path`, or an open handle, such as a
-        `BytesIO`, whose whole content is stored wherever it stands; it stands there afterwards. What is stored already is
-        not stored again. Everything else is JSON.
+        A file is a `File` or a `Directory`, of filestore or of the Pipeline SDK, a `pathlib.Path`, or an open handle,
+        such as a `BytesIO`. The whole content of a handle is stored, and its position does not change. Content that is
+        stored already is not stored again. Every other value must be JSON.
 
-        Raises InvalidRun before anything is stored; SourceUnreadable, SourceChanged, SourceRefused, InvalidName, NotFound,
-        StorageError, TransferError, after which some of the files may be stored, each as a whole.
+        Raises InvalidRun before anything is stored. Raises SourceUnreadable, SourceChanged, SourceRefused, InvalidName,
+        NotFound, StorageError, TransferError; some of the files may be stored then, each as a whole.
         """
         read = Outputs(returned)
         if read.places and not self._url:
-            raise InvalidSetting("the adapter's url", "it is not given, and a file needs one to be read by; give a server's")
+            raise InvalidSetting("the adapter's url", "it is missing, and a reader of a file needs one; give the URL of a server")
 
         async def store(files: Iterator[OutputFile]) -> None:
             for file in files:
@@ -103,24 +109,24 @@ class Adapter:
         return read.answers
 
     async def _store(self, place: OutputFile) -> Record:
-        """The record of a returned file."""
+        """Store a returned file; return its record."""
         file = place.file
         if not isinstance(file, Local):
             return await self._repository.record(file.reference)
         if isinstance(file.content, Path):
             if file.kind is Kind.DIRECTORY and not await in_disk_thread(file.content.is_dir):
-                raise SourceRefused(str(file.content), "a Directory is returned, and no folder is there")
-            # Whoever started the run cannot rename the file, and must not lose what the run has computed.
+                raise SourceRefused(str(file.content), "a Directory is returned, but its path is not a folder")
+            # The user who started the run cannot rename the file, and must not lose what the run has computed.
             name = replace_separators(await in_disk_thread(default_name, file.content))
             return (await push(self._repository, file.content, name=name)).record
         name = handle_name(file.content, place.name)
         with ExitStack() as stack:
             opening = readable_path(file.content, self._spool_folder, where=place.where)
-            # One at a time: a handle that is returned twice is moved by whoever copies it.
+            # One at a time: copying moves the position of a handle, and a pipeline may return one handle twice.
             async with self._copying:
                 path = await in_disk_thread(stack.enter_context, opening)
             try:
                 return (await push(self._repository, path, name=name)).record
             except SourceError as error:
-                # The path is one of ours, and says nothing to whoever wrote the pipeline.
+                # The path is internal, and means nothing to the author of the pipeline.
                 raise type(error)(f"the handle {name!r}", *error.args[1:]) from None

@@ -1,4 +1,4 @@
-"""What a pipe's parameter is declared as, as far as files are concerned. Without I/O, and without the Pipeline SDK."""
+"""The declared type of a pipe's parameter tells which values are files. No I/O, and no import of the Pipeline SDK."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ _PACKAGES = ("filestore", "pipeline")
 
 
 def kind_of_class(known: type) -> Kind | None:
-    """What a class of ours, or of the Pipeline SDK, stands for, and each class that is made from one; else None."""
+    """Return the kind of file for a class of filestore or the Pipeline SDK, or for a subclass of it, else None."""
     for parent in known.__mro__:
-        # By name: the SDK's package is not ours to import, and may not be there.
+        # Compare names: the SDK may not be installed, and must not be imported here.
         if parent.__module__.partition(".")[0] in _PACKAGES and parent.__name__ in _KINDS:
             return _KINDS[parent.__name__]
     return None
 
 
 def declared_kind(declared: object) -> Kind | None:
-    """The kind of file that a parameter takes, which may be optional: that of `File`, `Directory` or `FileURL`; else None."""
+    """Return the kind of file that a parameter takes, or None if it does not take a file.
+
+    The parameter is declared as `File`, `Directory` or `FileURL`, and may be optional.
+    """
     inner = _without_none(declared)
     return kind_of_class(inner) if isinstance(inner, type) and typing.get_origin(inner) is None else None
 
 
 def allows_none(declared: object) -> bool:
-    """Whether a parameter may be None, or is declared as nothing that says so."""
+    """Return whether a parameter may be None. An undeclared parameter may."""
     return declared is None or NoneType in _members(declared)
 
 
 def declared_item(declared: object) -> object:
-    """What each item of a list is declared as; None where nothing says so."""
+    """Return the declared type of a list's items, or None if it is not declared."""
     return _argument(declared, Sequence, 0)
 
 
@@ -43,7 +46,7 @@ def is_list(declared: object) -> bool:
 
 
 def declared_field(declared: object, key: object) -> object:
-    """What a value of a dictionary is declared as: by `dict[..., X]`, or by a class whose annotations name its fields."""
+    """Return the declared type of a value in a dictionary, by `dict[..., X]` or by a class whose annotations name its fields."""
     if _is(declared, Mapping):
         return _argument(declared, Mapping, 1)
     inner = _without_none(declared)
@@ -52,7 +55,7 @@ def declared_field(declared: object, key: object) -> object:
     try:
         return typing.get_type_hints(inner).get(key)
     except (NameError, TypeError, SyntaxError):
-        # An annotation that only its own module understands says nothing to us.
+        # The annotation can be evaluated only in its own module, so the type counts as not declared.
         return None
 
 
@@ -62,7 +65,10 @@ def _members(declared: object) -> tuple[object, ...]:
 
 
 def _without_none(declared: object) -> object:
-    """What an optional parameter is when it is given; of a union of several classes, the first that is a file."""
+    """Return the type of an optional parameter without None.
+
+    For a union of classes, this is the first one that is a file.
+    """
     members = [member for member in _members(declared) if member is not NoneType]
     files = [member for member in members if isinstance(member, type) and kind_of_class(member) is not None]
     return (files or members or [declared])[0]

@@ -1,4 +1,4 @@
-"""Open handles that a pipeline returned: their whole content, from wherever they stand, without moving or changing them."""
+"""The whole content of an open handle can be stored without moving or changing the handle."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ _spooling = partial(storage_errors, "the spool folder of the runtime")
 
 
 def handle_name(handle: io.IOBase, default: str) -> str:
-    """The last part of the path that a handle was opened by, with `_` for `@` and `:`; `default` if it has none.
+    """Return the last part of the path that a handle was opened with, with `_` for `@` and `:`, or `default` if it has none.
 
     Raises InvalidName.
     """
     name = getattr(handle, "name", None)
     if isinstance(name, bytes):
         name = os.fsdecode(name)
-    # The name of a descriptor's file is a number.
+    # A handle that was opened by a descriptor has a number as its name.
     last = Path(name).name if isinstance(name, str) else ""
     return checked_name(replace_separators(last or default))
 
 
 def check_handle(handle: io.IOBase, where: str) -> None:
-    """Whether all of a handle can be read; `where` stands in the error. Raises InvalidRun."""
+    """Check that the whole content of a handle can be read.
+
+    `where` names the handle in the error. Raises InvalidRun.
+    """
     if handle.closed:
         raise InvalidRun(where, "it is closed; return the path of its file, or leave it open")
     binary = _binary(handle)
@@ -45,10 +48,11 @@ def check_handle(handle: io.IOBase, where: str) -> None:
 
 @contextmanager
 def readable_path(handle: io.IOBase, folder: Path | None, *, where: str) -> Iterator[Path]:
-    """A path at which the content of a handle that was checked is read, from its start, as long as the block lasts. Blocks.
+    """Give a path at which the content of a checked handle can be read from its start, until the block ends. Blocks.
 
-    A file that is open is opened once more: nothing of the handle is used but what it has not written yet. Of what lies in
-    memory, or is decoded as it is read, a copy is made in `folder`, without a name there. `where` stands in errors.
+    If the handle has an open file, that file is opened once more. The handle is only flushed. Content in memory, or
+    content that is decoded while it is read, is copied to a file without a name in `folder`. `where` names the handle
+    in errors.
 
     Raises SourceUnreadable, StorageFull, StorageError.
     """
@@ -70,12 +74,15 @@ def _spool(folder: Path | None) -> io.FileIO:
 
 
 def _binary(handle: io.IOBase) -> Any:
-    """The bytes under a handle, or the handle itself."""
+    """Return the handle of the bytes under a text handle, or the handle itself."""
     return getattr(handle, "buffer", handle) if isinstance(handle, io.TextIOBase) else handle
 
 
 def _descriptor(binary: object) -> int | None:
-    """That of a handle which gives a file's bytes as they are; a GzipFile has one too, of other bytes."""
+    """Return the descriptor of a handle that gives a file's bytes unchanged, else None.
+
+    A GzipFile has a descriptor too, but its file has other bytes.
+    """
     raw = binary.raw if isinstance(binary, io.BufferedReader | io.BufferedWriter | io.BufferedRandom) else binary
     return raw.fileno() if isinstance(raw, io.FileIO) else None
 
@@ -89,7 +96,7 @@ def _flush(handle: io.IOBase, where: str) -> None:
 
 
 def _copy(binary: Any, spool: io.FileIO, where: str) -> None:
-    """Copy all of a handle, which then stands where it stood."""
+    """Copy the whole content of a handle, and restore its position."""
     if isinstance(binary, io.BytesIO):
         with binary.getbuffer() as content:
             _write(spool, content)

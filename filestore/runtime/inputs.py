@@ -1,4 +1,7 @@
-"""A run's `input_data`: which files it names, by the declared types of the pipe's parameters, and where they go. Without I/O."""
+"""A run's `input_data` is searched for files, and each file's position in the arguments is noted. No I/O.
+
+The declared types of the pipe's parameters say which values are files.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,17 @@ from filestore.runtime.declared import allows_none, declared_field, declared_ite
 from filestore.runtime.values import Stored, described
 
 Make = Callable[[Kind, Path], object]
-"""What a pipe is given for a local path: the path itself, or a value of a class that its parameter is declared as."""
+"""Makes the value that a pipe gets for a local path: the path itself, or an object of the parameter's declared class."""
 
 DEPTH_LIMIT = 64
-"""Lists and dictionaries inside each other."""
+"""The depth of lists and dictionaries inside each other."""
 
 TEXT_LIMIT = 8192
-"""Letters of a path or a URL."""
+"""Characters of a path or a URL."""
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
-    # The SDK calls booleans integers, and what it cannot name pkl; whatever that holds here is plain JSON.
+    # The SDK calls booleans integers, and uses pkl for types that it cannot name. A value of type pkl is plain JSON
+    # here.
     "integer": (int,),
     "fp": (int, float),
     "string": (str,),
@@ -38,26 +42,26 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 class InputFile(NamedTuple):
-    """Where a file goes in the arguments of a run."""
+    """A file and its position in the arguments of a run."""
 
     container: Any
-    """The list or the dictionary."""
+    """The list or the dictionary that holds the file."""
     key: Any
     wanted: Stored
     kind: Kind
 
 
 class Inputs:
-    """The arguments of one run, but for the files in them, whose places wait in `places`."""
+    """The arguments of one run without their files. `places` lists the files that must be resolved and put in."""
 
     def __init__(self, input_data: object, declared: Sequence[object] | None, *, url: str | None) -> None:
-        """`url`: that of the repository's own server, whose files are no outside URLs. Raises InvalidRun."""
+        """`url` is that of the repository's own server; files with this URL are not outside URLs. Raises InvalidRun."""
         self.places: list[InputFile] = []
         self._url = url
         if not isinstance(input_data, list):
-            raise InvalidRun("input_data", f"it is {described(input_data)}, a list of inputs is expected")
+            raise InvalidRun("input_data", f"it is {described(input_data)}; a list of inputs is expected")
         if declared is not None and len(declared) != len(input_data):
-            raise InvalidRun("input_data", f"it has {len(input_data)} inputs, the pipeline takes {len(declared)}")
+            raise InvalidRun("input_data", f"it has {len(input_data)} inputs, but the pipeline takes {len(declared)}")
         self.arguments: list[object] = [None] * len(input_data)
         for place, given in enumerate(input_data):
             self._take_input(place, given, None if declared is None else declared[place])
@@ -66,7 +70,7 @@ class Inputs:
         where = f"input_data[{place}]"
         if not isinstance(given, dict):
             raise InvalidRun(
-                where, f'it is {described(given)}, an object such as {{"type": "string", "value": "..."}} is expected'
+                where, f'it is {described(given)}; an object such as {{"type": "string", "value": "..."}} is expected'
             )
         if given.get("type") == "file" or _names_file(given):
             self._take_file(self.arguments, place, given, declared, where)
@@ -74,17 +78,17 @@ class Inputs:
         known = given.get("type")
         if not isinstance(known, str) or known not in _TYPES:
             types = ", ".join(sorted({*_TYPES, "file"}))
-            raise InvalidRun(where, f"its type is {described(known)}, allowed are {types}")
+            raise InvalidRun(where, f"its type is {described(known)}; allowed are {types}")
         value = given.get("value")
-        # A pipe whose parameter may be None is given that, whatever the type says.
+        # A parameter that may be None accepts null for every type.
         if value is not None and not isinstance(value, _TYPES[known]):
-            raise InvalidRun(where, f"its type is {known}, and its value is {described(value)}")
+            raise InvalidRun(where, f"its type is {known}, but its value is {described(value)}")
         if value is None and known not in {"none", "pkl"} and not allows_none(declared):
-            raise InvalidRun(where, f"its type is {known}, and it has no value")
+            raise InvalidRun(where, f"its type is {known}, but it has no value")
         self._take(self.arguments, place, value, declared, f"{where}.value")
 
     def _take(self, container: Any, key: Any, value: object, declared: object, where: str, *, depth: int = 0) -> None:
-        """Put a value in its place, without the files in it."""
+        """Put a value into the arguments, without the files in it."""
         if depth > DEPTH_LIMIT:
             raise InvalidRun(where[:100], f"it is nested more than {DEPTH_LIMIT} levels deep")
         if isinstance(value, dict) and _names_file(value):
@@ -93,20 +97,20 @@ class Inputs:
             container[key] = None
         elif declared_kind(declared) is not None:
             raise InvalidRun(
-                where, f'it is {described(value)}, a file such as {{"type": "file", "file_path": "..."}} is expected'
+                where, f'it is {described(value)}; a file such as {{"type": "file", "file_path": "..."}} is expected'
             )
         elif isinstance(value, dict | list):
             container[key] = copied = copy(value)
             for part, inner, inner_declared in _parts(value, declared):
                 self._take(copied, part, inner, inner_declared, f"{where}[{described(part)}]", depth=depth + 1)
         elif is_list(declared):
-            raise InvalidRun(where, f"it is {described(value)}, a list is expected")
+            raise InvalidRun(where, f"it is {described(value)}; a list is expected")
         else:
             container[key] = value
 
     def _take_file(self, container: Any, key: Any, given: Mapping[str, object], declared: object, where: str) -> None:
         if is_list(declared):
-            raise InvalidRun(where, "it is one file, a list of them is expected")
+            raise InvalidRun(where, "it is one file; a list of files is expected")
         kind = declared_kind(declared) or Kind.FILE
         try:
             self.places.append(InputFile(container, key, self._wanted(given, kind, where), kind))
@@ -114,42 +118,42 @@ class Inputs:
             raise error if isinstance(error, InvalidRun) else InvalidRun(where, str(error)) from None
 
     def _wanted(self, given: Mapping[str, object], kind: Kind, where: str) -> Stored:
-        """What a file of a run names. Raises InvalidRun, InvalidInput."""
+        """Return the reference of a file. Raises InvalidRun, InvalidInput."""
         named = list(_named(given))
         for text in named:
             if not isinstance(text, str):
-                raise InvalidRun(where, f"its file_path or file_url is {described(text)}, a text is expected")
+                raise InvalidRun(where, f"its file_path or file_url is {described(text)}; a text is expected")
             if len(text) > TEXT_LIMIT:
-                raise InvalidRun(where, f"its file_path or file_url has {len(text)} letters, allowed are {TEXT_LIMIT}")
+                raise InvalidRun(where, f"its file_path or file_url has {len(text)} characters; allowed are {TEXT_LIMIT}")
         if not named:
-            raise InvalidRun(where, "it is a file, and has neither a file_path nor a file_url")
+            raise InvalidRun(where, "it is a file, but has neither a file_path nor a file_url")
         make = Directory if kind is Kind.DIRECTORY else File
         text = str(named[0])
         if self._url is not None and text.startswith(f"{self._url}/"):
-            # Of our own server: known by its id or digest, and not to be downloaded as a stranger's.
+            # A URL of our own server is known by its id or digest, and is not downloaded like a third party's.
             text = unsigned_path(unquote("/" + text.removeprefix(self._url).lstrip("/")))
         if "://" in text:
             return make(url=text)
         wanted = make(text)
-        _ = wanted.reference  # a path that is not one of ours is an error before anything is fetched
+        _ = wanted.reference  # raises an error for an invalid path before anything is fetched
         return wanted
 
 
 def _parts(value: dict[str, object] | list[object], declared: object) -> Iterator[tuple[str | int, object, object]]:
-    """What of a dictionary or a list may be or hold a file: its key, itself, and what it is declared as."""
+    """Yield the items of a dictionary or a list that may be or hold a file: key, value, declared type."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield name, inner, declared_field(declared, name)
         return
     item = declared_item(declared)
     for place, inner in enumerate(value):
-        # Of a million numbers none is looked into.
+        # Do not visit each item of a list of a million numbers.
         if item is not None or isinstance(inner, dict | list):
             yield place, inner, item
 
 
 def _names_file(given: Mapping[Any, object]) -> bool:
-    """Whether a dictionary stands for a file: it has the type of one, and a member that may say which."""
+    """Return whether a dictionary stands for a file: it has a file's type and a member that may name one."""
     known = given.get("type")
     if known == "file":
         return "file_path" in given or "file_url" in given
@@ -157,5 +161,8 @@ def _names_file(given: Mapping[Any, object]) -> bool:
 
 
 def _named(given: Mapping[Any, object]) -> Iterator[object]:
-    """What a file names. A path counts before a URL: what is ours is known by its digest, and may be here already."""
+    """Yield the names of a file, the path before the URL.
+
+    The path is first, because it holds the digest, and the file may be in the cache.
+    """
     return (given[member] for member in ("file_path", "file_url") if given.get(member) not in (None, ""))

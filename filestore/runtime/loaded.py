@@ -1,4 +1,4 @@
-"""The pipelines that are loaded, each in its process: a bounded number, taken by one run at a time."""
+"""The loaded pipelines: a limited number of processes, each used by one run at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from filestore.system.threads import shield_until_done
 
 
 class LoadedPipeline(NamedTuple):
-    """A pipeline that was started, and the cache that keeps its static files in place."""
+    """A pipeline that was started, and the cache that pins its static files."""
 
     pipeline_id: str
     process: PipelineProcess
@@ -22,25 +22,31 @@ class LoadedPipeline(NamedTuple):
     input_kinds: list[str]
 
     async def end(self) -> None:
-        """End its process, and let its files go."""
+        """End its process, and release its files."""
         await self.process.end()
         await self.cache.close()
 
 
 class LoadedPipelines:
-    """At most `limit` processes. Who needs one more ends the one that was not used for longest, or waits for one that is used."""
+    """Holds at most `limit` processes.
+
+    A run that needs one more ends the process that has been idle longest, or waits until one is idle.
+    """
 
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
         self._count = 0
         self._idle: dict[str, LoadedPipeline] = {}
-        """By pipeline, the longest unused first."""
+        """By pipeline, the longest idle first."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
     async def taken(self, pipeline_id: str, load: Callable[[], Awaitable[LoadedPipeline]]) -> AsyncIterator[LoadedPipeline]:
-        """A pipeline for one run, first come first served; loaded by `load` where it is not. Raises what `load` raises."""
+        """Give a pipeline to one run; runs of one pipeline take turns in the order of their calls.
+
+        `load` loads the pipeline if it is not loaded. Raises what `load` raises.
+        """
         lock = self._locks.setdefault(pipeline_id, asyncio.Lock())
         async with lock:
             loaded = await self._take(pipeline_id)
@@ -55,13 +61,13 @@ class LoadedPipelines:
                 await shield_until_done(self._give_back(loaded))
 
     async def close(self) -> None:
-        """End the processes that nobody uses."""
+        """End the idle processes."""
         for loaded in self._idle.values():
             await loaded.end()
         self._idle.clear()
 
     async def _take(self, pipeline_id: str) -> LoadedPipeline | None:
-        """The pipeline, or another one that has to make room for it, or None where there is room that counts as taken now."""
+        """Return the pipeline, or another one that must be ended first, or None if a new process may start."""
         async with self._changed:
             while True:
                 if self._idle:
@@ -83,5 +89,5 @@ class LoadedPipelines:
                 self._count -= 1
             else:
                 self._idle[loaded.pipeline_id] = loaded
-            # All, as one that is cancelled in the same moment would not pass it on.
+            # Wake all waiters: a single waiter could be cancelled at the same moment and would not wake the next.
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""What a pipeline returned, as the JSON of a run's answer; files in it wait to be stored."""
+"""What a pipeline returned becomes the JSON of a run's answer, with the files to be stored and put in."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from filestore.runtime.handles import check_handle
 from filestore.runtime.inputs import DEPTH_LIMIT
 from filestore.runtime.values import Local, Stored, described, returned_file
 
-# In this order: a bool is an int too.
+# The order matters, because a bool is also an int.
 _TYPES = ((type(None), "none"), (bool, "boolean"), (int, "integer"), (float, "fp"), (str, "string"))
 
 
 class OutputFile(NamedTuple):
-    """Where a file goes in the answer."""
+    """A file and its position in the answer."""
 
     container: Any
-    """The list or the dictionary."""
+    """The list or the dictionary that holds the file."""
     key: Any
     file: Stored | Local
     name: str
-    """What a file is called that has no name of its own."""
+    """The name for a file without a name of its own."""
     where: str
 
 
 class Outputs:
-    """The answer's outputs, but for the files in them, whose places wait in `places`."""
+    """The answer's outputs without their files. `places` lists the files that must be stored and put in."""
 
     def __init__(self, returned: Sequence[object]) -> None:
-        """Raises InvalidRun for what is neither a file nor JSON."""
+        """Raises InvalidRun for a value that is neither a file nor JSON."""
         self.places: list[OutputFile] = []
         self.answers: list[Any] = [None] * len(returned)
         for place, value in enumerate(returned):
             self._take(self.answers, place, value, f"outputs[{place}]", is_typed=True)
 
     def _take(self, container: Any, key: Any, value: object, where: str, *, is_typed: bool = False, depth: int = 0) -> None:
-        """Put a value in its place, where `is_typed` with its type beside it."""
+        """Put a value into the answer; if `is_typed`, together with its type."""
         if depth > DEPTH_LIMIT:
             raise InvalidRun(where[:100], f"it is nested more than {DEPTH_LIMIT} levels deep")
         try:
@@ -56,12 +56,12 @@ class Outputs:
         container[key] = {"type": known, "value": answer, "file": None} if is_typed else answer
 
     def _plain(self, value: object, where: str, depth: int) -> tuple[object, str]:
-        """A value as JSON, without the files in it, and its type."""
+        """Return a value as JSON, without the files in it, and its type."""
         if isinstance(value, list | tuple):
             items: list[Any] = [None] * len(value)
             for place, item in enumerate(value):
                 if type(item) in {int, str} or (type(item) is float and math.isfinite(item)):
-                    items[place] = item  # a million of them take no time
+                    items[place] = item  # fast for a million items
                     continue
                 self._take(items, place, item, f"{where}[{place}]", depth=depth + 1)
             return items, "array"
@@ -69,17 +69,17 @@ class Outputs:
             fields: dict[str, Any] = {}
             for field, inner in value.items():
                 if not isinstance(field, str):
-                    raise InvalidRun(where, f"its key {described(field)} is no text, which JSON has no form for")
+                    raise InvalidRun(where, f"its key {described(field)} is not a text, which JSON cannot represent")
                 self._take(fields, field, inner, f"{where}[{described(field)}]", depth=depth + 1)
             return fields, "dictionary"
         known = next((name for kind, name in _TYPES if isinstance(value, kind)), None)
         if known is None or (isinstance(value, float) and not math.isfinite(value)):
             what = f"of type {type(value).__name__}" if known is None else f"the number {value}"
-            raise InvalidRun(where, f"it is {what}, which JSON has no form for; return it as a File, or as bytes in a BytesIO")
+            raise InvalidRun(where, f"it is {what}, which JSON cannot represent; return it as a File, or as bytes in a BytesIO")
         return value, known
 
 
 def file_answer(record: Record, url: str) -> dict[str, object]:
-    """The documented form of a file."""
+    """Return the documented form of a file."""
     file = {"name": record.name, "path": record.run_path, "url": url, "size": record.size}
     return {"type": "file", "value": None, "file": file}

@@ -1,9 +1,9 @@
-"""The pipelines that were uploaded: a small document each beside the repository, whose stored file is the graph.
+"""The uploaded pipelines are small documents next to the repository. The stored file of each is its graph.
 
     FOLDER/<pipeline id>.json
     FOLDER/names/<digest of a name>.json        the id of the newest pipeline of that name
 
-All blocks: call it in a thread.
+All functions block: call them in a thread.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from filestore.system.files import storage_errors, write_durably
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """What an upload said, and where its graph is."""
+    """The document of an uploaded pipeline."""
 
     id: str
     name: str
     environment_id: str
     created_at: str
     graph_id: str
-    """The id of the stored file."""
+    """The id of the stored graph."""
     path: str
-    """The path of the stored file."""
+    """The path of the stored graph."""
     input_variables: list[dict[str, Any]]
     output_variables: list[dict[str, Any]]
 
     def as_json(self) -> dict[str, Any]:
-        """What the Pipeline SDK's `PipelineGet` is made from."""
+        """Return the members of the Pipeline SDK's `PipelineGet`."""
         return {
             "id": self.id,
             "created_at": self.created_at,
@@ -50,19 +50,19 @@ class Pipeline:
 
 
 class Pipelines:
-    """The documents in a folder. Any number of processes may use them."""
+    """The documents in a folder. Any number of processes may use one folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def add(self, pipeline: Pipeline) -> None:
-        """Keep a pipeline, durably; its name means it from now on. Raises StorageError, StorageFull."""
+        """Store a pipeline durably. From now on its name means it. Raises StorageError, StorageFull."""
         write_durably(self._folder / f"{pipeline.id}.json", asdict(pipeline))
-        # The name last: what it means is there.
+        # Write the name last, so that the pipeline that it means exists.
         write_durably(self._name_path(pipeline.name), {"id": pipeline.id})
 
     def find(self, reference: str) -> Pipeline:
-        """The pipeline of an id, or the newest of a name. Raises UnknownPipeline, StorageError."""
+        """Return the pipeline of an id, or the newest of a name. Raises UnknownPipeline, StorageError."""
         try:
             asked = PipelineReference.parse(reference)
         except InvalidInput:
@@ -77,7 +77,8 @@ class Pipelines:
         return Pipeline(**found)
 
     def _name_path(self, name: str) -> Path:
-        # By its digest: a name may have slashes, and be as long as a file's name may be.
+        # The file name is a digest, because the pipeline's name may hold slashes and may be as long as a file name can
+        # be.
         return self._folder / "names" / f"{blake3(name.encode(errors='surrogatepass')).hexdigest()}.json"
 
 

@@ -1,4 +1,4 @@
-"""The start of a pipeline: all its static files at once, the large ones first."""
+"""At the start of a pipeline, all its static files are resolved in parallel, the largest first."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from filestore.system.threads import task_group
 T = TypeVar("T")
 
 FILES_AT_ONCE = 4
-"""Files that are resolved or stored side by side: more would not be faster, and each transfer has its buffers."""
+"""Files that are resolved or stored in parallel. More would not be faster, and each transfer has its own buffers."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareResult:
-    """What a start took, in bytes."""
+    """The paths of the prepared files, and what the start needed, in bytes."""
 
     paths: tuple[Path, ...]
-    """One for each file, in the order asked."""
+    """One for each file, in the order of the request."""
     bytes_received: int
-    """Encoded bytes that came over the network."""
+    """Encoded bytes that were received over the network."""
     bytes_cached: int
-    """Decoded bytes that were in the cache, ready to be opened."""
+    """Decoded bytes that were already in the cache."""
     bytes_reused: int
-    """Decoded bytes that were copied from other versions, or were here from a fetch that was cut."""
+    """Decoded bytes that were copied from other versions, or were left by an interrupted fetch."""
     seconds: float
 
 
 async def prepare(
     cache: Cache, repository: Repository, wanted: Sequence[Stored], *, report: Report | None = None
 ) -> PrepareResult:
-    """Resolve each of `wanted`; what is cached asks no network. `report` is told of all that are fetched, as they go on.
+    """Resolve each of `wanted`. A cached file needs no network. `report` gets the progress of all fetches.
 
-    Raises what `Cache.resolve` raises, for the first that fails; the others are stopped, and go on from there next time.
+    Raises what `Cache.resolve` raises, for the first file that fails. The other fetches are stopped, and resume at the
+    next call.
     """
     started = time.monotonic()
     distinct = list(dict.fromkeys(wanted))
@@ -53,7 +54,7 @@ async def prepare(
         for value in values:
             resolved[value] = await cache.resolved(value, report=report)
 
-    # What is here takes no time; of the rest the largest first: one that begins last would be waited for alone.
+    # Cached files take no time. The largest of the others come first, because one that starts last would run alone.
     await map_bounded(resolve, [*here, *sorted(sizes, key=sizes.__getitem__, reverse=True)])
     return PrepareResult(
         tuple(resolved[value].path for value in wanted),
@@ -65,7 +66,7 @@ async def prepare(
 
 
 async def map_bounded(work: Callable[[Iterator[T]], Awaitable[None]], values: Sequence[T]) -> None:
-    """Have a few tasks take values from one row."""
+    """Run `work` in a few tasks that take their values from one iterator."""
     row = iter(values)
 
     async def worker() -> None:
@@ -77,12 +78,12 @@ async def map_bounded(work: Callable[[Iterator[T]], Awaitable[None]], values: Se
 
 
 async def _sizes(repository: Repository, wanted: Sequence[Stored]) -> dict[Stored, float]:
-    """How large files are that are not here."""
+    """Return the sizes of files that are not cached."""
     sizes: dict[Stored, float] = {}
 
     async def measure(values: Iterator[Stored]) -> None:
         for value in values:
-            # Of what stands behind a URL nobody knows it before: it may be the largest of all.
+            # The size of a file behind a URL is not known: it may be the largest.
             sizes[value] = math.inf if value.url else (await repository.record(value.reference)).size
 
     await map_bounded(measure, wanted)

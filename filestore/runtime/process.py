@@ -1,4 +1,4 @@
-"""The process of a pipeline, seen from the server: asked one thing at a time, within limits, and ended with all it started."""
+"""The server's side of a pipeline's process: it asks one thing at a time, within limits, and ends the whole group."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessLimits:
-    """What the process of a pipeline may use."""
+    """The limits for the process of a pipeline."""
 
     seconds: float
-    """For one answer: to be loaded, to start, to run."""
+    """The time for one answer: to load, to start, to run."""
     memory: int
-    """Bytes of memory of each of its processes, by `setrlimit`."""
+    """Bytes of memory for each of its processes, by `setrlimit`."""
 
 
 class PipelineProcess:
-    """A process, and the folder in which it works, gone with it."""
+    """A process and its working folder, which is removed with it."""
 
     def __init__(self, process: Process, connection: socket.socket, folder: Path, *, seconds: float) -> None:
-        """Make one with `start_process`; both then belong to it."""
+        """Use `start_process`. The object then owns `process` and `connection`."""
         self.folder = folder
         self._process = process
         self._connection = connection
@@ -43,13 +43,15 @@ class PipelineProcess:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it may be asked more."""
+        """Whether the process accepts another request."""
         return not self._is_dead and self._process.returncode is None
 
     async def ask(self, verb: str, arguments: Mapping[str, object], *, what: str) -> dict[str, Any]:
-        """Its answer. Unless this returns, or raises a plain RunFailed, it must not be asked again.
+        """Send a request and return the answer.
 
-        Raises RunFailed for what its code raised, RunTimedOut, PipelineEnded, LimitExceeded.
+        If this raises anything but a plain RunFailed, the process must not be asked again.
+
+        Raises RunFailed for an error of the pipeline's code, RunTimedOut, PipelineEnded, LimitExceeded.
         """
         message = await in_cpu_thread(messages.encode, {verb: dict(arguments)})
         was_usable, self._is_dead = self.is_usable, True
@@ -63,7 +65,7 @@ class PipelineProcess:
         except (OSError, EOFError):
             raise PipelineEnded(await self._ended(), what) from None
         except (ValueError, LimitExceeded) as error:
-            raise PipelineEnded("answered what is no answer", what) from error
+            raise PipelineEnded("sent an invalid answer", what) from error
         self._is_dead = bool(answer.get("is_spent"))
         failed = answer.get("error")
         if isinstance(failed, dict):
@@ -71,10 +73,10 @@ class PipelineProcess:
         return answer
 
     async def end(self) -> None:
-        """End it at once, with whatever it has started, and remove its folder. Does nothing a second time."""
+        """Kill the process and all processes that it started, and remove its folder. A second call does nothing."""
         self._is_dead = True
         self._connection.close()
-        # The group outlives its leader where user code left processes behind.
+        # The group exists longer than its leader if user code left processes.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await shield_until_done(self._process.wait())
@@ -97,7 +99,7 @@ class PipelineProcess:
         return bytes(received)
 
     async def _ended(self) -> str:
-        """How it ended; one that only closed its connection is ended for that."""
+        """Return how the process ended. If it only closed its connection, the result says that."""
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await self._process.wait()
@@ -105,7 +107,7 @@ class PipelineProcess:
 
 
 async def start_process(folder: Path, *, environ: Mapping[str, str], limits: ProcessLimits) -> PipelineProcess:
-    """A process that waits to be asked to load a graph, at work in `folder`, which is made. Raises OSError."""
+    """Start a process that waits for a graph to load, with `folder` as its new working folder. Raises OSError."""
     await in_disk_thread(folder.mkdir, parents=True)
     ours, theirs = socket.socketpair()
     with theirs:
@@ -113,15 +115,15 @@ async def start_process(folder: Path, *, environ: Mapping[str, str], limits: Pro
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                # A file that a pipeline writes must not become a module of the next one.
+                # A file that one pipeline writes must not become a module of the next one.
                 *("-P", "-m", "filestore.runtime.worker", str(theirs.fileno()), str(limits.memory)),
                 stdin=DEVNULL,
-                # What the server itself prints is for programs to read.
+                # The server's standard output is read by programs, so user code prints to standard error.
                 stdout=sys.stderr.fileno(),
                 cwd=folder,
                 env={**environ, "TMPDIR": str(folder), "PIPELINE_DIR": str(folder / ".pipeline")},
                 pass_fds=[theirs.fileno()],
-                # A group of its own, so that all that it starts can be ended with it.
+                # A group of its own, so that all processes that it starts can be ended with it.
                 start_new_session=True,
             )
         except BaseException:

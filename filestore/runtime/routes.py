@@ -1,4 +1,4 @@
-"""The runtime's routes, in the shapes that the Pipeline SDK reads: pipelines, pointers, runs."""
+"""The runtime's routes for pipelines, pointers and runs, in the formats of the Pipeline SDK."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until
 
 
 class Routes:
-    """What answers the requests of a runtime."""
+    """Answers the requests of a runtime."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
     @property
     def all(self) -> tuple[Route, ...]:
-        """For a server that serves files beside it."""
+        """Return the routes for a server that also serves files."""
         return (
             Route("POST", "/v3/pipelines", self.create_pipeline),
             Route("GET", "/v3/pointers", self.list_pointers),
@@ -49,15 +49,15 @@ class Routes:
         )
 
     async def create_pipeline(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-        """Keep the graph that a form brings, under a new id, and under its name until another one has that."""
+        """Store the graph of a form under a new id, and make the form's name mean it."""
         pipeline_id = f"pipeline_{uuid.uuid4().hex}"
         async with TemporaryFile("w+b", buffering=0, dir=context.spool_folder) as spool:
             form = await receive_form(context, spool, file_part="graph", check_name=lambda _: None)
             if form.file_name is None:
                 raise InvalidInput(
-                    "the form has no part graph, the pickled pipeline; upload_pipeline of the Pipeline SDK sends one"
+                    "the form has no part graph with the pickled pipeline; upload_pipeline of the Pipeline SDK sends one"
                 )
-            # All that can be wrong with the form, before anything is stored.
+            # Check the whole form before anything is stored.
             name, environment_id = checked_pipeline_name(_field(form, "name")), _field(form, "environment_id_or_name")
             _check_python(form)
             variables = {key: _variables(form, key) for key in ("input_variables", "output_variables")}
@@ -79,31 +79,31 @@ class Routes:
         return web.json_response(pipeline.as_json())
 
     async def list_pointers(self, _: RequestContext, __: LocalRepository) -> web.StreamResponse:
-        """There are none: a pipeline is known by its id and its name."""
+        """Answer that pointers do not exist: a pipeline is known by its id and its name."""
         return web.json_response({"data": []})
 
     async def create_run(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
-        """Run a pipeline, and answer when it has ended, or at once where that is asked for."""
+        """Run a pipeline; answer when it has ended, or at once for an asynchronous run."""
         run = await self._run(context, pipeline="pipeline_id_or_pointer", inputs="input_data")
         return await _answer(run.as_json)
 
     async def create_run_v4(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
-        """The same in the words of version 2 of the SDK."""
+        """Run a pipeline, in the format of version 2 of the SDK."""
         run = await self._run(context, pipeline="pipeline", inputs="inputs")
         return await _answer(run.as_json_v4)
 
     async def get_run(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
-        """How far a run is, and what it gave."""
+        """Return the state of a run and its outputs."""
         return await _answer(self._runtime.runs.find(context.request.match_info["id"]).as_json)
 
     async def get_run_v4(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
-        """The same in the words of version 2 of the SDK."""
+        """Return the state of a run, in the format of version 2 of the SDK."""
         return await _answer(self._runtime.runs.find(context.request.match_info["id"]).as_json_v4)
 
     async def _run(self, context: RequestContext, *, pipeline: str, inputs: str) -> Run:
-        """What a request asks for, by its members `pipeline`, `inputs` and async_run."""
+        """Start the run that a request asks for by its members `pipeline`, `inputs` and async_run."""
         async with context.whole_body(what="the size in bytes of the run's request", limit=MESSAGE_LIMIT) as body:
-            # In a thread: this may be megabytes.
+            # In a thread, because the body may be megabytes of JSON.
             asked = await in_cpu_thread(_json, body.decode(errors="replace"), "the run's request")
             size = len(body)
         reference, input_data = asked.get(pipeline), asked.get(inputs)
@@ -119,7 +119,7 @@ class Routes:
 
 
 async def _answer(told: Callable[[], dict[str, Any]]) -> web.Response:
-    """An answer that may be megabytes of JSON."""
+    """Answer with JSON that may be megabytes long."""
     body = await in_cpu_thread(lambda: json.dumps(told()).encode())
     return web.Response(body=body, content_type="application/json")
 
@@ -132,7 +132,7 @@ def runtime_extension(
     limits: RuntimeLimits,
     signed_seconds: int,
 ) -> Extension:
-    """A runtime for whoever serves `root`; the other arguments are those of `open_runtime` and `LocalRepository`."""
+    """Give a runtime for a server of `root`. The other arguments are those of `open_runtime` and `LocalRepository`."""
 
     @asynccontextmanager
     async def extension(store: ChunkStore, index: Index) -> AsyncIterator[Sequence[Route]]:
@@ -152,7 +152,10 @@ def _field(form: Form, key: str) -> str:
 
 
 def _check_python(form: Form) -> None:
-    """A graph holds compiled code, which another version of Python would not refuse, but crash on. Raises InvalidInput."""
+    """Check the Python version of a graph. Raises InvalidInput.
+
+    A graph holds compiled code. Another version of Python would not refuse it, but crash.
+    """
     metadata = _json(form.fields.get("_metadata", ["{}"])[-1], "_metadata")
     version = metadata.get("python_version")
     ours = platform.python_version()
@@ -170,5 +173,5 @@ def _json(text: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise InvalidInput(f"{where} is no JSON object")
+        raise InvalidInput(f"{where} is not a JSON object")
     return value

@@ -1,4 +1,4 @@
-"""Runs: their states, what they are told as, and which of them are remembered."""
+"""The runs of a runtime: their states, their answers, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from filestore.errors import RunFailed, RunTimedOut, TooManyRuns, UnknownRun
 from filestore.runtime.pipelines import Pipeline
 
 REMEMBERED_SIZE = 64 << 20
-"""Bytes of JSON of runs that have ended, the newest of which are kept."""
+"""Bytes of JSON of ended runs. The newest ones within this limit are kept."""
 WAITING_LIMIT = 1000
-"""Runs that have not ended."""
+"""The number of runs that have not ended."""
 WAITING_SIZE = 64 << 20
-"""Bytes of their requests."""
+"""Bytes of the requests of runs that have not ended."""
 
 
 class State(IntEnum):
-    """What the Pipeline SDK's `RunState` calls these: in version 1 by its numbers, in version 2 by its `word`."""
+    """The states of the Pipeline SDK's `RunState`: version 1 uses the numbers, version 2 the `word`."""
 
     CACHING_GRAPH = 6
     RUNNING = 7
@@ -34,12 +34,12 @@ class State(IntEnum):
 
     @property
     def word(self) -> str:
-        """Version 2 has fewer."""
+        """The name of the state in version 2, which has fewer states."""
         return {State.CACHING_GRAPH: "routing", State.IN_QUEUE: "queued"}.get(self, self.name.lower())
 
 
 def timestamp() -> str:
-    """Now, as answers have it."""
+    """Return the current time in the format of answers."""
     return format_seconds(time.time())
 
 
@@ -54,37 +54,40 @@ class Run:
     updated_at: str = field(default_factory=timestamp)
     state: State = State.IN_QUEUE
     outputs: bytes | None = None
-    """As JSON, which takes a tenth of the memory of what it stands for."""
+    """The outputs as JSON, which takes a tenth of the memory of the values."""
     failure: RunFailed | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing about it will change."""
+        """Whether the run will not change any more."""
         return self.state in {State.COMPLETED, State.FAILED}
 
     def enter(self, state: State) -> None:
-        """It has come that far."""
+        """Set the state of the run."""
         self.state, self.updated_at = state, timestamp()
 
     def complete(self, outputs: bytes) -> None:
-        """It returned, and all that it returned is stored; `outputs` tells of it in JSON."""
+        """End the run successfully, with its stored `outputs` as JSON."""
         self.outputs = outputs
         self.enter(State.COMPLETED)
 
     def fail(self, failure: RunFailed) -> None:
-        """It has no outputs, and never will."""
+        """End the run without outputs."""
         self.failure = failure
         self.enter(State.FAILED)
 
     @property
     def size(self) -> int:
-        """Bytes that it takes to remember it, about."""
+        """The approximate bytes of memory for keeping the run."""
         failure = "" if self.failure is None else f"{self.failure}{self.failure.traceback}"
         return 1000 + len(self.outputs or b"") + len(failure)
 
     def as_json(self) -> dict[str, Any]:
-        """What `Run` is made from in version 1 of the Pipeline SDK; of one that failed, `detail` says why, as of any error."""
+        """Return the members of `Run` in version 1 of the Pipeline SDK.
+
+        For a failed run, `detail` states the reason, as in every error.
+        """
         told: dict[str, Any] = {
             "id": self.id,
             "created_at": self.created_at,
@@ -103,7 +106,7 @@ class Run:
         return told
 
     def as_json_v4(self) -> dict[str, Any]:
-        """The same for version 2 of the SDK, whose `ClusterRunResult` it is."""
+        """Return the members of `ClusterRunResult` in version 2 of the Pipeline SDK."""
         told: dict[str, Any] = {
             "id": self.id,
             "created_at": self.created_at,
@@ -123,7 +126,7 @@ class Run:
 
 
 class Runs:
-    """The runs that have not ended, all of them, and as many of the others as may be remembered."""
+    """Holds all runs that have not ended, and the newest ended ones within a limit of memory."""
 
     def __init__(
         self, *, remembered_size: int = REMEMBERED_SIZE, waiting_limit: int = WAITING_LIMIT, waiting_size: int = WAITING_SIZE
@@ -136,7 +139,7 @@ class Runs:
         self._remembered_size = remembered_size
 
     def add(self, pipeline: Pipeline, *, request_size: int) -> Run:
-        """A run that is to be done. Raises TooManyRuns."""
+        """Add a run. Raises TooManyRuns."""
         size = request_size + sum(run.request_size for run in self._waiting.values())
         if self._waiting and (len(self._waiting) >= self._waiting_limit or size > self._waiting_size):
             raise TooManyRuns(len(self._waiting))
@@ -145,7 +148,7 @@ class Runs:
         return run
 
     def end(self, run: Run) -> None:
-        """It has ended: whoever waits is told, and the oldest ended ones are forgotten where too much is remembered."""
+        """Mark a run as ended: wake its waiters, and forget the oldest ended runs beyond the limit."""
         self._ended[run.id] = self._waiting.pop(run.id)
         self._remembered += run.size
         while self._remembered > self._remembered_size:
@@ -154,7 +157,7 @@ class Runs:
         run.ended.set()
 
     def find(self, run_id: str) -> Run:
-        """Raises UnknownRun."""
+        """Return a run by its id. Raises UnknownRun."""
         run = self._waiting.get(run_id) or self._ended.get(run_id)
         if run is None:
             raise UnknownRun(run_id)

@@ -1,4 +1,7 @@
-"""The runtime behind its routes: uploads become pipelines, requests become runs, each done in the process of its pipeline."""
+"""The runtime behind its routes: uploads become pipelines, and requests become runs.
+
+Each run is done in the process of its pipeline.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +35,15 @@ _DECLARED: Mapping[str, object] = {"file": File, "directory": Directory, "url": 
 
 
 MakeCache = Callable[[Repository], Cache]
-"""Caches of one folder: each pipeline that is loaded has one, all runs together another."""
+"""Makes caches of one folder: each loaded pipeline has one, and all runs share another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeLimits:
-    """What a runtime allows."""
+    """The limits of a runtime."""
 
     pipelines: int
-    """Processes at the same time."""
+    """The number of processes at the same time."""
     process: ProcessLimits
 
 
@@ -52,7 +55,7 @@ class _LocalFile(NamedTuple):
 
 
 class Runtime:
-    """Pipelines of one repository. Make one with `open_runtime`, in one event loop."""
+    """Runs the pipelines of one repository. Make it with `open_runtime`; use it in one event loop."""
 
     def __init__(
         self, repository: Repository, make_cache: MakeCache, folder: Path, *, environ: Mapping[str, str], limits: RuntimeLimits
@@ -69,9 +72,9 @@ class Runtime:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, pipeline: Pipeline, input_data: list[Any], *, request_size: int, url: str) -> Run:
-        """A run that is under way; `url` is that of this server as the client knows it. Raises TooManyRuns."""
+        """Start a run. `url` is that of this server as the client knows it. Raises TooManyRuns."""
         run = self.runs.add(pipeline, request_size=request_size)
-        # A task of its own: it goes on when the client is gone, who can ask for it later.
+        # The run is a task of its own. It continues when the client is gone, and the client can ask for it later.
         task = asyncio.create_task(self._perform(run, input_data, url))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -88,14 +91,14 @@ class Runtime:
         await in_disk_thread(remove_if_possible, self.work_folder)
 
     async def _perform(self, run: Run, input_data: list[Any], url: str) -> None:
-        """Do a run to its end, whatever that is."""
+        """Do a run to its end, successful or not."""
         try:
             async with self._loaded.taken(run.pipeline.id, partial(self._load, run)) as loaded:
                 run.enter(State.RUNNING)
                 run.complete(await self._outputs(run, loaded, input_data, Adapter(self._cache, self._repository, url=url)))
         except RunFailed as failure:
             run.fail(failure)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it ends this run only
+        except Exception as error:  # noqa: BLE001  # any error ends this run only
             run.fail(_failure(run, error))
         finally:
             if not run.has_ended:
@@ -103,9 +106,9 @@ class Runtime:
             self.runs.end(run)
 
     async def _load(self, run: Run) -> LoadedPipeline:
-        """The pipeline in a new process, started."""
+        """Load the pipeline into a new process and start it."""
         run.enter(State.CACHING_GRAPH)
-        # Of its own: what it resolves stays in place until the pipeline is ended.
+        # A cache of its own: the files that it resolves stay pinned until the pipeline is ended.
         cache = self._make_cache(self._repository)
         process = await start_process(self.work_folder / run.id, environ=self._environ, limits=self._limits.process)
         loaded = LoadedPipeline(run.pipeline.id, process, cache, [])
@@ -120,13 +123,13 @@ class Runtime:
         return loaded._replace(input_kinds=[str(kind) for kind in described["inputs"]])
 
     async def _outputs(self, run: Run, loaded: LoadedPipeline, input_data: list[Any], adapter: Adapter) -> bytes:
-        """What a run gives, stored, as JSON."""
+        """Do the run, store its outputs, and return them as JSON."""
         declared = [_DECLARED.get(kind) for kind in loaded.input_kinds]
         async with adapter.inputs(input_data, declared, make=_LocalFile) as arguments, _folder(loaded.process, run) as folder:
-            # In threads: this may be megabytes of JSON.
+            # In threads, because the arguments may be megabytes of JSON.
             sent = await in_cpu_thread(_described, arguments, input_data)
             answer = await loaded.process.ask("run", {"inputs": sent, "folder": str(folder)}, what="the run")
-            # A path for each file: what it is, a file or a folder, is looked at.
+            # Every file is a path here. Whether it is a file or a folder is checked on the disk.
             returned = [valued(output, lambda told: Path(str(told["path"]))) for output in answer["outputs"]]
             outputs = await adapter.outputs(returned)
         return (await in_cpu_thread(json.dumps, outputs)).encode()
@@ -136,14 +139,14 @@ class Runtime:
 async def open_runtime(
     repository: Repository, make_cache: MakeCache, folder: Path, *, environ: Mapping[str, str], limits: RuntimeLimits
 ) -> AsyncIterator[Runtime]:
-    """A runtime that keeps its pipelines in `folder`, and whose processes have `environ`; they end with the block.
+    """Open a runtime that keeps its pipelines in `folder`. Its processes get `environ` and end with the block.
 
-    Raises Busy while another one has the folder, StorageError.
+    Raises Busy while another runtime uses the folder, StorageError.
     """
     lock = await in_disk_thread(_locked, folder)
     runtime = Runtime(repository, make_cache, folder, environ=environ, limits=limits)
     try:
-        # What a runtime that was killed has left.
+        # A killed runtime leaves its work folder.
         await in_disk_thread(remove_if_possible, runtime.work_folder)
         yield runtime
     finally:
@@ -158,7 +161,7 @@ def _locked(folder: Path) -> FileLock:
         lock = FileLock.of_file(folder / "lock", is_required=True)
     try:
         if not lock.try_acquire():
-            raise Busy(str(folder), "another runtime runs its pipelines; stop that one first")
+            raise Busy(str(folder), "another runtime runs its pipelines; stop that runtime first")
     except FilestoreError:
         lock.release()
         raise
@@ -167,7 +170,7 @@ def _locked(folder: Path) -> FileLock:
 
 @asynccontextmanager
 async def _folder(process: PipelineProcess, run: Run) -> AsyncIterator[Path]:
-    """The folder in which a run works, gone once its outputs are stored."""
+    """Make the folder in which a run works. It is removed after the run's outputs are stored."""
     folder = process.folder / run.id
     await in_disk_thread(folder.mkdir)
     try:
@@ -177,7 +180,10 @@ async def _folder(process: PipelineProcess, run: Run) -> AsyncIterator[Path]:
 
 
 def _static(*, kind: str, id: str | None, url: str | None, path: str | None) -> File | Directory:  # noqa: A002  # as messages have it
-    """A static file of a graph. Its id counts first; its path last: it may be one of the machine that it was uploaded from."""
+    """Return a static file of a graph by its id, else its URL, else its path.
+
+    The path is last, because it may be one of the machine that uploaded the graph.
+    """
     make = Directory if kind == "directory" else File
     if id is not None:
         return make(id=id)
@@ -185,12 +191,12 @@ def _static(*, kind: str, id: str | None, url: str | None, path: str | None) -> 
 
 
 def _described(arguments: list[object], input_data: list[Any]) -> list[dict[str, Any]]:
-    """The arguments as messages have them."""
+    """Return the arguments in the format of messages."""
     return [described(argument, _told(given)) for argument, given in zip(arguments, input_data, strict=True)]
 
 
 def _told(given: Any) -> Any:
-    """What describes a file among the arguments that one of the inputs was made into."""
+    """Return a function that describes the files in the arguments that were made from one input."""
     url = next((given[member] for member in ("file_url", "file_path") if given.get(member)), None)
 
     def told(value: object) -> dict[str, Any] | None:
@@ -200,11 +206,11 @@ def _told(given: Any) -> Any:
 
 
 def _failure(run: Run, error: Exception) -> RunFailed:
-    """What a failed run says of an error; what only concerns the server is in its log."""
+    """Return the failure of a run. Details that only concern the server are written to its log."""
     if isinstance(error, UnsupportedValue | SourceError | TransferError):
         return RunFailed(str(error))
     if isinstance(error, FilestoreError) and status_of(type(error)) < 500:
         return RunFailed(str(error))
     log_failure(f"{run.id} failed", error)
     reason = "its disk is full" if isinstance(error, StorageFull) else "its log says why"
-    return RunFailed(f"the server failed in the middle of {run.id}; {reason}")
+    return RunFailed(f"the server failed during {run.id}; {reason}")

@@ -1,4 +1,4 @@
-"""Values of a pipeline that stand for a file: of which kind they are, and what they name. Without I/O."""
+"""Values of a pipeline that stand for a file have a kind and a reference. No I/O."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ Stored = File | Directory
 
 
 class Local(NamedTuple):
-    """A file or a folder of this machine, or what can be read like a file."""
+    """A file or a folder of this machine, or an object that can be read like a file."""
 
     content: Path | io.IOBase
     kind: Kind | None
-    """What it must be; None where it may be either."""
+    """The required kind, or None if it may be either."""
 
 
 def stored_value(value: object) -> Stored:
-    """What a static file of a pipeline names, for `Cache.resolve`: a value of ours, or the Pipeline SDK's.
+    """Return the reference of a static file of a pipeline, for `Cache.resolve`.
 
-    Of the SDK's, `remote_id` counts before `url`, and that before `path`. Raises InvalidReference.
+    `value` is one of filestore or of the Pipeline SDK. For the SDK's values, `remote_id` counts before `url`, and `url`
+    before `path`. Raises InvalidReference.
     """
     if isinstance(value, File | Directory):
         return value
@@ -46,7 +47,10 @@ def stored_value(value: object) -> Stored:
 
 
 def returned_file(value: object) -> Stored | Local | None:
-    """What a value that a pipeline returned is, where it stands for a file; else None. Raises InvalidReference."""
+    """Return the file that a returned value stands for, or None if it does not stand for a file.
+
+    Raises InvalidReference.
+    """
     if isinstance(value, Path):
         return Local(value, None)
     inner = getattr(value, "file", None)
@@ -61,7 +65,7 @@ def returned_file(value: object) -> Stored | Local | None:
     if path is None or isinstance(value, FileURL):
         stored = stored_value(value)
         if stored.url is not None:
-            raise InvalidReference(repr(stored), "it stands behind a URL; return the file itself, or its URL as a text")
+            raise InvalidReference(repr(stored), "it is given by a URL; return the file itself, or its URL as a text")
         return stored
     try:
         stored = stored_value(Directory(str(path)) if kind is Kind.DIRECTORY else File(str(path)))
@@ -75,6 +79,6 @@ def returned_file(value: object) -> Stored | Local | None:
 
 
 def described(value: object) -> str:
-    """A value in an error: short, whatever it is."""
+    """Return a short description of any value, for an error."""
     text = repr(value) if isinstance(value, str | int | float | bool) or value is None else f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,7 +1,7 @@
-"""The process of one pipeline: loads its graph, starts it once, then runs it. It alone imports the Pipeline SDK.
+"""The process of one pipeline loads its graph, starts it once, then runs it. Only this module imports the Pipeline SDK.
 
 `python -m filestore.runtime.worker DESCRIPTOR MEMORY_LIMIT`, in a session of its own, with one end of a socket pair as
-DESCRIPTOR. What user code prints goes to standard error, never between the messages.
+DESCRIPTOR. User code prints to standard error, so its output is never mixed with the messages.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from filestore.runtime.worker_protocol import UnsupportedValue
 UNSUPPORTED = "Tried to return a non-supported type from a pipeline"
 """The Pipeline SDK looks for these words."""
 TEXT_LIMIT = 64 << 10
-"""Characters of an exception or a traceback that are handed on."""
+"""The maximum number of characters of an exception or a traceback that are sent."""
 
 
 class MissingOutput(Exception):
-    """A pipe returned a file that is not there."""
+    """A pipe returned a file that does not exist."""
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     connection.set_inheritable(False)
     _limit(memory=int(sys.argv[2]))
     received: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    # In a thread, so that the end of the server is noticed while user code runs.
+    # Listen in a thread, so that the end of the server is noticed while user code runs.
     threading.Thread(target=_listen, args=(connection, received), daemon=True).start()
     work = _Work()
     while True:
@@ -50,9 +50,9 @@ def main() -> None:
 
 
 def _limit(*, memory: int) -> None:
-    # Data, not address space: weights that are mapped from a file, and what CUDA reserves, are no memory.
+    # Limit data, not address space: weights that are mapped from a file, and CUDA's reservations, are not memory.
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    # A crash would write all of the weights to the disk.
+    # A core dump would write all weights to the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -62,7 +62,7 @@ def _listen(connection: socket.socket, received: queue.SimpleQueue[dict[str, Any
             while header := stream.read(messages.HEADER_SIZE):
                 received.put(messages.decode(stream.read(messages.body_size(header))))
     finally:
-        # Nobody is left to answer. The group, as user code may have started processes.
+        # Without a server, no answer is needed. The group is killed, because user code may have started processes.
         os.killpg(os.getpid(), signal.SIGKILL)
 
 
@@ -70,9 +70,9 @@ def _answer(work: _Work, message: dict[str, Any]) -> bytes:
     ((verb, arguments),) = message.items()
     try:
         return messages.encode(getattr(work, verb)(**arguments))
-    # SystemExit and KeyboardInterrupt of user code end its run, and nothing else.
+    # SystemExit and KeyboardInterrupt of user code end only its run.
     except BaseException as error:  # noqa: BLE001
-        # What is left after a MemoryError is anyone's guess.
+        # After a MemoryError the state of the process is unknown.
         return messages.encode({"error": _described(error), "is_spent": isinstance(error, MemoryError)})
 
 
@@ -89,19 +89,19 @@ def _described(error: BaseException) -> dict[str, str | None]:
 
 
 class _Work:
-    """What the process was asked to load."""
+    """The graph that the process was asked to load."""
 
     def __init__(self) -> None:
         self._graph: Any = None
         self._home = Path.cwd()
 
     def load(self, *, graph: str) -> dict[str, Any]:
-        """Unpickle a graph; what it takes, and the files that it needs before it starts."""
-        from pipeline.objects.graph import Graph  # noqa: PLC0415  # user code's, and a second to import
+        """Unpickle a graph; return the kinds of its inputs, and the files that it needs before it starts."""
+        from pipeline.objects.graph import Graph  # noqa: PLC0415  # part of user code, and slow to import
 
         loaded = Graph.load(graph)
         if not isinstance(loaded, Graph):
-            raise TypeError(f"the upload is no pipeline, but a {type(loaded).__name__}")
+            raise TypeError(f"the upload is not a pipeline but a {type(loaded).__name__}")
         self._graph = loaded
         return {
             "inputs": [_kind(variable.type_class) for variable in loaded.variables if variable.is_input],
@@ -109,10 +109,10 @@ class _Work:
         }
 
     def start(self, *, paths: list[str]) -> dict[str, Any]:
-        """Let the static files be local ones, and run what is to run on startup."""
+        """Set the local paths of the static files, and run the functions for startup."""
         for variable, path in zip(self._files(), paths, strict=True):
             variable.path = Path(path)
-        self._graph._startup()  # noqa: SLF001  # as the SDK's own container does
+        self._graph._startup()  # noqa: SLF001  # the SDK's own container does the same
         return {}
 
     def run(self, *, inputs: list[dict[str, Any]], folder: str) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class _Work:
     def _run(self, inputs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
         declared = [variable.type_class for variable in self._graph.variables if variable.is_input]
         if len(inputs) != len(declared):
-            raise TypeError(f"the pipeline takes {len(declared)} inputs, {len(inputs)} were given")
+            raise TypeError(f"the pipeline takes {len(declared)} inputs, but {len(inputs)} were given")
         values = [_value(kind, sent) for kind, sent in zip(declared, inputs, strict=True)]
         outputs = self._graph.run(*values)
         return {"outputs": [_output(value, folder) for value in outputs]}
@@ -138,7 +138,7 @@ class _Work:
 
 
 def _kind(declared: Any) -> str:
-    """What a value must be made into for a variable of a declared type."""
+    """Return the form that a value needs for a variable of a declared type."""
     from pipeline.objects.graph import Directory, File, FileURL  # noqa: PLC0415  # user code's
 
     if not inspect.isclass(declared):
@@ -152,7 +152,7 @@ def _static(variable: Any) -> dict[str, str | None]:
     url = getattr(variable, "url", None)
     texts = {
         "id": getattr(variable, "remote_id", None),
-        # The text of a FileURL, or what later versions of the SDK have parsed.
+        # The text of a FileURL, or the parsed URL of later versions of the SDK.
         "url": getattr(url, "geturl", lambda: url)(),
         "path": variable.path,
     }
@@ -160,7 +160,7 @@ def _static(variable: Any) -> dict[str, str | None]:
 
 
 def _value(declared: Any, sent: dict[str, Any]) -> Any:
-    """An input as the graph takes it."""
+    """Return an input in the form that the graph takes."""
     if "path" not in sent:
         return messages.valued(sent, _file)
     kind, path = _kind(declared), Path(sent["path"])
@@ -174,14 +174,14 @@ def _value(declared: Any, sent: dict[str, Any]) -> Any:
 
 
 def _file(sent: Mapping[str, Any]) -> Any:
-    """A file that nothing is declared for."""
+    """Make a file value for an input without a declared type."""
     from pipeline.objects.graph import Directory, File  # noqa: PLC0415  # user code's
 
     return (Directory if sent["kind"] == "directory" else File)(path=sent["path"])
 
 
 def _output(value: Any, folder: Path) -> dict[str, Any]:
-    """A returned value as messages have it; `folder` takes what has no file of its own.
+    """Return a returned value in the format of messages; content without a file of its own is written to `folder`.
 
     Raises UnsupportedValue, MissingOutput.
     """
@@ -192,12 +192,12 @@ def _output(value: Any, folder: Path) -> dict[str, Any]:
             return None
         path = Path(part.path) if isinstance(part, File) else _behind(part, folder)
         is_folder = isinstance(part, Directory) and path.is_dir()
-        # Nothing of a run is stored where a part of it could not be.
+        # Check all values first, because nothing of a run is stored if a part of it cannot be stored.
         if not (is_folder or path.is_file()):
             raise MissingOutput(
-                f"the pipeline returned a {type(part).__name__}, and {path} is no file; a Directory may be a folder"
+                f"the pipeline returned a {type(part).__name__}, but {path} is not a file; only a Directory may be a folder"
             )
-        # Of the folder that the run worked in, which is that of this process now.
+        # A relative path is relative to the folder of the run, which is the working folder of this process now.
         return {"path": str(path.absolute()), "kind": "directory" if is_folder else "file", "url": None}
 
     try:
@@ -207,15 +207,15 @@ def _output(value: Any, folder: Path) -> dict[str, Any]:
 
 
 def _behind(handle: Any, folder: Path) -> Path:
-    """The file that a handle was opened on, which is only read; of what has none, such as BytesIO, the content in `folder`."""
-    with suppress(ValueError):  # closed already: all is written
+    """Return the file that a handle was opened on. If it has none, such as a BytesIO, write its content to `folder`."""
+    with suppress(ValueError):  # a closed file is written completely
         if handle.writable():
             handle.flush()
     if isinstance(getattr(handle, "name", None), str):
         return Path(handle.name)
     descriptor, name = tempfile.mkstemp(prefix="output-", dir=folder)
     try:
-        with open(descriptor, "wb") as copy:  # noqa: PTH123  # a descriptor is no path
+        with open(descriptor, "wb") as copy:  # noqa: PTH123  # a descriptor is not a path
             opened = getattr(handle, "buffer", handle)
             opened.seek(0)
             shutil.copyfileobj(opened, copy)

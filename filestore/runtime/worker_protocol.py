@@ -1,6 +1,7 @@
-"""What a server and the process of a pipeline say to each other: JSON, each message behind its length.
+"""A server and the process of a pipeline exchange JSON messages, each preceded by its length.
 
-Never pickles: what comes back from user code is data, and is looked at (I4). Outputs are JSON values, or files by their path.
+Pickles are never used: the answers of user code are data, and are checked (I4). Outputs are JSON values, or files by
+their paths.
 
     {"load": {"graph": PATH}}                 {"inputs": [KIND, ...], "files": [STATIC, ...]}
     {"start": {"paths": [PATH, ...]}}         {}
@@ -8,9 +9,10 @@ Never pickles: what comes back from user code is data, and is looked at (I4). Ou
                                               {"outputs": [VALUE, ...]}
     any of them                               {"error": {"exception": TEXT, "traceback": TEXT or null}, "is_spent": BOOL}
 
-KIND is what a declared type asks for: value, file, directory, url (a `FileURL`) or handle (an open file). STATIC is a file of
-the graph, `{"kind", "id", "url", "path"}`; `paths` are local ones in the same order. VALUE is `{"value": JSON}`, `{"path": PATH,
-"kind": KIND, "url": URL or null}`, or, where files are inside, `{"items": [VALUE, ...]}` or `{"fields": {NAME: VALUE, ...}}`.
+KIND is the form that a declared type needs: value, file, directory, url (a `FileURL`) or handle (an open file). STATIC
+is a file of the graph, `{"kind", "id", "url", "path"}`; `paths` are local ones in the same order. VALUE is
+`{"value": JSON}`, `{"path": PATH, "kind": KIND, "url": URL or null}`, or, if it contains files,
+`{"items": [VALUE, ...]}` or `{"fields": {NAME: VALUE, ...}}`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from filestore.errors import LimitExceeded
 
 HEADER_SIZE = 4
 MESSAGE_LIMIT = 16 << 20
-"""Bytes of a message: what a run's inputs and outputs may have as JSON, files aside."""
+"""Bytes of a message: the limit for the JSON of a run's inputs and outputs, without files."""
 
 _HEADER = struct.Struct("<I")
 
@@ -34,7 +36,10 @@ class UnsupportedValue(Exception):
 
 
 def encode(message: Mapping[str, object]) -> bytes:
-    """A message with its length. Raises LimitExceeded; ValueError or TypeError for what is no JSON, such as NaN."""
+    """Return a message with its length.
+
+    Raises LimitExceeded; ValueError or TypeError for values that are not JSON, such as NaN.
+    """
     body = json.dumps(message, allow_nan=False).encode()
     if len(body) > MESSAGE_LIMIT:
         raise LimitExceeded("the size in bytes of a run's values", len(body), MESSAGE_LIMIT)
@@ -42,7 +47,7 @@ def encode(message: Mapping[str, object]) -> bytes:
 
 
 def body_size(header: bytes) -> int:
-    """Bytes that follow a header. Raises LimitExceeded."""
+    """Return the number of bytes that follow a header. Raises LimitExceeded."""
     (size,) = _HEADER.unpack(header)
     if size > MESSAGE_LIMIT:
         raise LimitExceeded("the size in bytes of a run's values", size, MESSAGE_LIMIT)
@@ -50,15 +55,18 @@ def body_size(header: bytes) -> int:
 
 
 def decode(body: bytes) -> dict[str, Any]:
-    """What a message says. Raises ValueError where it is none."""
+    """Return the content of a message. Raises ValueError for bytes that are not a message."""
     message = json.loads(body)
     if not isinstance(message, dict):
-        raise ValueError("a message is an object")  # noqa: TRY004  # of the other side's making
+        raise ValueError("a message is an object")  # noqa: TRY004  # the other side made the message
     return message
 
 
 def described(value: object, file: Callable[[object], dict[str, Any] | None]) -> dict[str, Any]:
-    """A value as messages have it; `file` describes what stands for one, and gives None for all else. Raises UnsupportedValue."""
+    """Return a value in the format of messages. Raises UnsupportedValue.
+
+    `file` describes a value that stands for a file, and returns None for all others.
+    """
     known = file(value)
     if known is not None:
         return known
@@ -74,7 +82,10 @@ def described(value: object, file: Callable[[object], dict[str, Any] | None]) ->
 
 
 def valued(description: Mapping[str, Any], file: Callable[[Mapping[str, Any]], object]) -> Any:
-    """The inverse of `described`. Raises KeyError, TypeError or AttributeError for what is no description."""
+    """Return the value that `described` was given.
+
+    Raises KeyError, TypeError or AttributeError for an invalid description.
+    """
     if "path" in description:
         return file(description)
     if "items" in description:

@@ -61,7 +61,7 @@ def test_a_run_that_fails_leaves_its_pipeline_loaded(runtime: RunningRuntime, mi
         ("end", "the process of the pipeline ended with status 3 in the middle of the run; the next run is given a new one"),
         ("crash", "the process of the pipeline was ended by the signal SIGSEGV in the middle of the run; "),
         ("eat", "MemoryError"),
-        ("garble", "the process of the pipeline answered what is no answer in the middle of the run; "),
+        ("garble", "the process of the pipeline sent an invalid answer in the middle of the run; "),
     ],
 )
 def test_a_run_that_ruins_its_process_is_followed_by_one_in_a_new_process(
@@ -78,10 +78,13 @@ def test_a_run_that_ruins_its_process_is_followed_by_one_in_a_new_process(
 @pytest.mark.parametrize(
     ("how", "detail"),
     [
-        ("absent", "the pipeline returned a File, and nothing-is-here.bin is no file; a Directory may be a folder"),
-        ("absent folder", "the pipeline returned a Directory, and nothing-is-here.zip is no file; a Directory may be a folder"),
-        ("pipe", "the pipeline returned a File, and pipe is no file; a Directory may be a folder"),
-        ("half", "the pipeline returned a File, and nothing-is-here.bin is no file; a Directory may be a folder"),
+        ("absent", "the pipeline returned a File, but nothing-is-here.bin is not a file; only a Directory may be a folder"),
+        (
+            "absent folder",
+            "the pipeline returned a Directory, but nothing-is-here.zip is not a file; only a Directory may be a folder",
+        ),
+        ("pipe", "the pipeline returned a File, but pipe is not a file; only a Directory may be a folder"),
+        ("half", "the pipeline returned a File, but nothing-is-here.bin is not a file; only a Directory may be a folder"),
     ],
 )
 def test_what_cannot_be_stored_fails_the_run(runtime: RunningRuntime, misbehaving: str, how: str, detail: str) -> None:
@@ -107,7 +110,7 @@ def test_user_code_is_not_handed_our_secrets(runtime: RunningRuntime, misbehavin
     [
         ("garbage", "UnpicklingError: "),
         ("empty", "EOFError: "),
-        ("no-graph", "TypeError: the upload is no pipeline, but a int"),
+        ("no-graph", "TypeError: the upload is not a pipeline but a int"),
         ("ends-when-loaded", "the process of the pipeline ended with status 7 in the middle of the loading of the pipeline; "),
         ("unknown-file", "nothing is stored under 'file_00000000000000000000000000000000'"),
         ("local-file", "'/etc/hostname' names no file: "),
@@ -191,9 +194,9 @@ def test_a_folder_has_one_runtime(user: Home, runtime: RunningRuntime) -> None:
         ({"environment_id_or_name": None}, "the form has 0 parts environment_id_or_name, one is expected"),
         ({"name": ""}, "a pipeline's name is one line of printable text"),
         ({"name": "a\nb"}, "a pipeline's name is one line of printable text"),
-        ({"input_variables": "{"}, "input_variables is no JSON object"),
-        ({"output_variables": "[]"}, "output_variables is no JSON object"),
-        ({"_metadata": "none"}, "_metadata is no JSON object"),
+        ({"input_variables": "{"}, "input_variables is not a JSON object"),
+        ({"output_variables": "[]"}, "output_variables is not a JSON object"),
+        ({"_metadata": "none"}, "_metadata is not a JSON object"),
         ({"_metadata": json.dumps({"python_version": "3.8.1"})}, "the pipeline was made by Python 3.8.1"),
     ],
 )

@@ -280,11 +280,11 @@ async def test_plain_values(adapter: Adapter) -> None:
         (b"bytes", "it is of type bytes"),
         (float("nan"), "it is the number nan"),
         ([1, [float("inf")]], "outputs[1][1][0] of the run cannot be used: it is the number inf"),
-        ({1: 2}, "its key 1 is no text"),
+        ({1: 2}, "its key 1 is not a text"),
         ({"a": [object()]}, "outputs[1]['a'][0] of the run"),
-        (File(url="http://host.example/a"), "it stands behind a URL"),
-        (FileURL("http://host.example/a"), "it stands behind a URL"),
-        (sdk_values.File(url="http://host.example/a"), "it stands behind a URL"),
+        (File(url="http://host.example/a"), "it is given by a URL"),
+        (FileURL("http://host.example/a"), "it is given by a URL"),
+        (sdk_values.File(url="http://host.example/a"), "it is given by a URL"),
         (sdk_values.File(), "its path is empty"),
     ],
 )
@@ -383,7 +383,7 @@ async def test_outputs_that_are_not_there_any_more(adapter: Adapter, watched: Wa
     for value, error, said in (
         (tmp_path / "gone", SourceUnreadable, "gone cannot be read: No such file"),
         (File("gone"), SourceUnreadable, "gone cannot be read: No such file"),
-        (Directory(tmp_path / "gone"), SourceRefused, "no folder is there"),
+        (Directory(tmp_path / "gone"), SourceRefused, "is not a folder"),
         (File(id="file_" + "0" * 32), NotFound, "nothing is stored under"),
     ):
         with pytest.raises(error, match=said):
@@ -452,7 +452,7 @@ async def test_a_repository_in_a_folder_needs_a_url(local_repository: Repository
     """Where a file is returned, and only there."""
     adapter = Adapter(Cache(tmp_path / "cache", local_repository), local_repository)
     assert [{"type": "integer", "value": 1, "file": None}] == await adapter.outputs([1])
-    with pytest.raises(InvalidSetting, match="give a server's"):
+    with pytest.raises(InvalidSetting, match="give the URL of a server"):
         await adapter.outputs([File(image)])
     assert [] == await local_repository.records()
 
