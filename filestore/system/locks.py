@@ -29,7 +29,7 @@ CLAIM_SECONDS = 1
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.05
 """What is waited for in a thread is mostly held for a moment, and is had soon."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_HOLDER = re.compile(r"FLOCK +\w+ +\w+ +([1-9][0-9]*) [0-9a-f]+:[0-9a-f]+:([0-9]+) ")
+_HOLDER = re.compile(r"FLOCK +\w+ +\w+ +([1-9][0-9]*) ([0-9a-f]+:[0-9a-f]+:[0-9]+) ")
 
 
 class FileLock:
@@ -109,10 +109,12 @@ class FileLock:
     def holder(self) -> str:
         """Who has the lock, for a message: a process id where the operating system tells it."""
         with suppress(OSError):
-            number = str(os.fstat(self.descriptor).st_ino)
+            status = os.fstat(self.descriptor)
+            # Some file systems have other device numbers here: then nobody is named, rather than somebody else.
+            file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
             for line in Path("/proc/locks").read_text().splitlines():
                 found = _HOLDER.search(line)
-                if found is not None and found[2] == number:
+                if found is not None and found[2] == file:
                     return f"process {found[1]}"
         return "another process"
 
