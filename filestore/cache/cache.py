@@ -508,14 +508,15 @@ def check_format(root: Path) -> None:
     """Mark a new cache as one, or check that an old one is known. Blocks. Raises InvalidInput, UnknownFormat, StorageError."""
     path = root / "format"
     known = {"cache": CACHE_VERSION}
-    try:
-        found = parse_json(path.read_bytes())
-    except FileNotFoundError:
-        _check_can_become_one(root)
-        write_durably(path, known)
-        return
-    except (OSError, ValueError) as error:
-        raise StorageError(str(path), str(error)) from None
+    with storage_errors(path):
+        try:
+            found = parse_json(path.read_bytes())
+        except FileNotFoundError:
+            _check_can_become_one(root)
+            write_durably(path, known)
+            return
+        except ValueError as error:
+            raise StorageError(str(path), str(error)) from None
     if found != known:
         raise UnknownFormat(str(root), str(found), str(known))
 

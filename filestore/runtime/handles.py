@@ -13,7 +13,7 @@ from typing import Any
 
 from filestore.core.names import checked_name, replace_separators
 from filestore.errors import InvalidRun, SourceUnreadable
-from filestore.system.files import storage_errors, write_all
+from filestore.system.files import source_error, storage_errors, write_all
 
 _PIECE = 1 << 20
 _spooling = partial(storage_errors, "the spool folder of the runtime")
@@ -88,11 +88,9 @@ def _descriptor(binary: object) -> int | None:
 
 
 def _flush(handle: io.IOBase, where: str) -> None:
-    try:
+    with storage_errors(where, translate=source_error):
         if handle.writable():
             handle.flush()
-    except OSError as error:
-        raise SourceUnreadable(where, error.strerror or str(error)) from None
 
 
 def _copy(binary: Any, spool: io.FileIO, where: str) -> None:

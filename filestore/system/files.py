@@ -18,7 +18,16 @@ from functools import cache
 from pathlib import Path
 
 from filestore.core.digest import Buffer
-from filestore.errors import FilestoreError, InvalidSetting, NotPermitted, StorageError, StorageFull, TargetError, storage_error
+from filestore.errors import (
+    FilestoreError,
+    InvalidSetting,
+    NotPermitted,
+    SourceUnreadable,
+    StorageError,
+    StorageFull,
+    TargetError,
+    storage_error,
+)
 
 _SYNC_THREADS = 16
 
@@ -171,7 +180,7 @@ def storage_errors(where: str | Path, *, translate: Callable[[str, OSError], Fil
     """Raise what an error of the operating system in the block means for who stores something in `where`.
 
     `translate` says what it means: by default StorageError, or StorageFull. Others are `write_error`,
-    `access_error` and `target_error`.
+    `access_error`, `target_error` and `source_error`.
     """
     try:
         yield
@@ -197,6 +206,11 @@ def access_error(where: str, error: OSError) -> StorageError:
 def target_error(where: str, error: OSError) -> TargetError:
     """What it means that nothing can be made at the place that the user named for a fetch."""
     return TargetError(where, error.strerror or str(error))
+
+
+def source_error(where: str, error: OSError) -> SourceUnreadable:
+    """What it means that something which is pushed cannot be read."""
+    return SourceUnreadable(where, error.strerror or str(error))
 
 
 def write_durably(path: Path, values: Mapping[str, object]) -> None:

@@ -17,7 +17,7 @@ from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest, chunk_diges
 from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import SourceChanged, SourceUnreadable
 from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD, Chunker
-from filestore.system.files import read_at
+from filestore.system.files import read_at, source_error, storage_errors
 from filestore.system.metrics import Stage, span
 
 WINDOW_SIZE = 16 << 20
@@ -228,11 +228,9 @@ class FileSource(DescriptorOwner):
         self._cached: Manifest | None = None
         self._uncut = bytearray(LOOKAHEAD)
         self._uncut_size = 0
-        try:
+        with storage_errors(path, translate=source_error):
             # O_NONBLOCK: opening a FIFO that nobody writes to must not wait.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise SourceUnreadable(str(path), error.strerror or str(error)) from None
         try:
             found = os.fstat(self._descriptor)
             if not stat.S_ISREG(found.st_mode):
@@ -293,11 +291,9 @@ def check_end(descriptor: int, size: int, path: Path | str) -> None:
 
     Raises SourceChanged if the file is longer now, SourceUnreadable if it has more bytes than it reports.
     """
-    try:
+    with storage_errors(path, translate=source_error):
         is_longer = bool(os.pread(descriptor, 1, size))
         reported = os.fstat(descriptor).st_size
-    except OSError as error:
-        raise SourceUnreadable(str(path), error.strerror or str(error)) from None
     if is_longer and reported > size:
         raise SourceChanged(str(path), f"its size was {size} and is now {reported}")
     if is_longer:
@@ -310,11 +306,9 @@ def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path | 
     Raises SourceChanged if the file became shorter, SourceUnreadable if it cannot be read or has fewer bytes than it
     reports.
     """
-    try:
+    with storage_errors(path, translate=source_error):
         end = offset + read_at(descriptor, memory, offset)
         reported = os.fstat(descriptor).st_size if end < offset + len(memory) else end
-    except OSError as error:
-        raise SourceUnreadable(str(path), error.strerror or str(error)) from None
     if reported > end:
         raise SourceUnreadable(str(path), f"it has {end} bytes and reports {reported}; {_COPY_IT}")
     if end < offset + len(memory):

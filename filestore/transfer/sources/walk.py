@@ -22,6 +22,7 @@ from typing import NamedTuple, overload
 from filestore.errors import InvalidInput, NothingMatches, SourceChanged, SourceError, SourceRefused, SourceUnreadable
 from filestore.format.zip.read import DEFAULT_LIMITS
 from filestore.format.zip.write import Entry
+from filestore.system.files import source_error, storage_errors
 from filestore.transfer.sources.file import MAKE_READABLE, STATE_SIZE, FileState
 
 ENTRIES_LIMIT = DEFAULT_LIMITS.entries
@@ -213,10 +214,8 @@ class _Walker:
 
     def run(self) -> None:
         """Visit all folders."""
-        try:
+        with storage_errors(self._root, translate=source_error):
             found = self._root.stat()
-        except OSError as error:
-            raise SourceUnreadable(str(self._root), error.strerror or str(error)) from None
         if not stat.S_ISDIR(found.st_mode):
             raise SourceUnreadable(str(self._root), "it is not a directory")
         self._folders.append(
