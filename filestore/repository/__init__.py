@@ -1,1 +1,1 @@
-"""Repositories: the protocol, the local implementation, and the stores and indexes below it."""
+"""Repositories: the protocol, the local implementation, and its stores and indexes."""

@@ -1,4 +1,4 @@
-"""The format file of a repository: its id and the versions that it was made with."""
+"""The format file of a repository holds its id and the versions with which it was made."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ REPOSITORY_ID_PATTERN = re.compile(r"[0-9a-f]{32}\Z")
 
 
 async def read_format(store: ChunkStore, *, location: str, new_id: str | None = None) -> tuple[str, int]:
-    """The id and the cutting version of the repository in `store`, which is made one where it is none yet.
+    """Return the id and the cutting version of the repository in `store`; make the repository if there is none yet.
 
-    A new one gets the id `new_id` (32 hex digits), without it a random one. Raises UnknownFormat.
+    A new repository gets the id `new_id` (32 hex digits), or a random one without it. Raises UnknownFormat.
     """
     proposed = {"format": REPOSITORY_VERSION, "cutting": CHUNKING_VERSION, "id": new_id or secrets.token_hex(16)}
     kept = await store.initialise(json.dumps(proposed).encode() + b"\n")
@@ -37,16 +37,19 @@ async def read_format(store: ChunkStore, *, location: str, new_id: str | None = 
 
 
 def checked_identity(repository_id: object, namespace: object, chunking_version: object) -> Identity:
-    """What a repository says of itself, checked: caches make paths of it (I4). Raises ValueError or InvalidName."""
+    """Return a repository's description of itself, checked, because caches make paths of it (I4).
+
+    Raises ValueError or InvalidName.
+    """
     if not isinstance(repository_id, str) or not REPOSITORY_ID_PATTERN.match(repository_id):
         raise ValueError("its id is not 32 hexadecimal digits")
     if not isinstance(namespace, str) or type(chunking_version) is not int:
-        raise ValueError("its namespace is no text, or its cutting version no number")
+        raise ValueError("its namespace is not a text, or its cutting version is not a number")
     return Identity(repository_id, checked_namespace(namespace), chunking_version)
 
 
 def check_versions(location: str, *, version: object, chunking_version: object) -> None:
-    """Whether this program knows what a repository says of itself. Raises UnknownFormat."""
+    """Check that this program knows the versions of a repository. Raises UnknownFormat."""
     if version != REPOSITORY_VERSION:
         raise UnknownFormat(location, str(version), str(REPOSITORY_VERSION))
     if chunking_version != CHUNKING_VERSION:

@@ -1,4 +1,4 @@
-"""Ingest: frames that arrive are staged, verified, synced and committed to a store and an index."""
+"""Ingest receives frames: it stages, verifies and syncs them, and commits them to a store and an index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from filestore.system.metrics import Stage, part, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread
 
 _VERIFY_GROUP_SIZE = 4 << 20
-"""Bytes, encoded and decoded, that are verified in one call of a thread, and then synced in another: some frames."""
+"""Bytes, encoded and decoded, of the frames that one call of a thread verifies and another one then syncs."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,18 +32,21 @@ class _IncomingFrame:
     stored_size: int
     staging: Staging
     header: bytes = b""
-    """Its first 8 bytes, as far as they are here."""
+    """Its first 8 bytes, as far as they have arrived."""
     received: int = 0
     data: Buffer | None = None
-    """All of it, where it did not come piece by piece."""
+    """The whole frame, if it did not arrive piece by piece."""
     row: ChunkRow | None = None
-    """Known once it was verified."""
+    """Set after the frame was verified."""
     is_synced: bool = False
     refusal: InvalidFrame | None = None
 
     @property
     def weight(self) -> int:
-        """Bytes of memory that it takes to verify it, by what it says of itself; a lie is refused before it costs any."""
+        """The bytes of memory that verifying it needs, by its own header.
+
+        A false header is refused before any memory is taken.
+        """
         try:
             return self.stored_size + decoded_size(self.header, digest=self.digest)
         except InvalidFrame:
@@ -51,12 +54,14 @@ class _IncomingFrame:
 
 
 class Ingest:
-    """Frames on their way in from one connection, verified (I4) and synced in the background while more arrive.
+    """Receives frames from one connection. It verifies (I4) and syncs them in the background while more arrive.
 
-    One frame is received at a time: `start`, then `write` until it is whole, both in a thread; then `submit`, back in the event
-    loop. One that is written in one piece is verified there and then, while it is in the processor's cache. Or `add` one that
-    is in memory. `commit` makes visible what was verified. Never use it from two places at once. A failing disk cancels the block
-    that it was made for, which then raises StorageError or StorageFull.
+    Frames are received one at a time. Call `start`, then `write` until the frame is whole, both in a thread; then
+    `submit` in the event loop. A frame that is written in one piece is verified at once, while it is in the processor's
+    cache. For a frame in memory, call `add` instead. `commit` makes the verified frames visible. Do not use one object
+    from two places at the same time.
+
+    If the disk fails, the block that uses the object is cancelled and raises StorageError or StorageFull.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class Ingest:
         group: asyncio.TaskGroup,
         staged: set[Staging],
     ) -> None:
-        """`staged`: what is to be discarded in the end stands in this set of the caller's."""
+        """`staged` is a set of the caller; it holds the staging files that must be discarded at the end."""
         self._store = store
         self._index = index
         self._namespace = namespace
@@ -84,22 +89,22 @@ class Ingest:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, digest: Digest, stored_size: int) -> None:
-        """The next frame. One that is not whole by now never will be."""
+        """Start the next frame. A frame that is not whole by now is given up."""
         if self._current is not None:
             self._current.staging.rest()
         incoming = self._new_frame(digest, stored_size)
         if stored_size > FRAME_LIMIT:
-            incoming.refusal = InvalidFrame(str(digest), f"it has {stored_size} bytes, allowed are {FRAME_LIMIT}")
+            incoming.refusal = InvalidFrame(str(digest), f"it has {stored_size} bytes; allowed are {FRAME_LIMIT}")
         self._current = incoming
 
     def write(self, piece: Buffer) -> None:
-        """The next bytes of the frame that was begun, in any split; they go to its staging file at once (I6). Blocks.
+        """Write the next bytes of the current frame, in any split, to its staging file (I6). Blocks.
 
         The caller may reuse `piece` afterwards. Raises StorageError, StorageFull.
         """
         incoming = self._current
         if incoming is None or incoming.received + len(piece) > incoming.stored_size:
-            raise ValueError("no frame was begun that these bytes belong to")
+            raise ValueError("these bytes belong to a frame that was not started")
         incoming.received += len(piece)
         if len(incoming.header) < HEADER_SIZE:
             incoming.header += bytes(memoryview(piece)[: HEADER_SIZE - len(incoming.header)])
@@ -114,23 +119,23 @@ class Ingest:
             self._whole.append(incoming)
 
     def submit(self) -> None:
-        """Begin to verify and sync the frames that are whole."""
+        """Start to verify and sync the frames that are whole."""
         whole, self._whole = self._whole, []
         for incoming in whole:
             if incoming.refusal is None:
                 self._add_to_group(incoming)
 
     def add(self, frame: Frame) -> None:
-        """A frame that is in memory as a whole, and stays there until `commit` returns or the block ends."""
+        """Add a frame that is whole and stays in memory until `commit` returns or the block ends."""
         incoming = self._new_frame(frame.digest, len(frame.data))
         incoming.header = bytes(frame.data[:HEADER_SIZE])
         incoming.data = frame.data
         self._add_to_group(incoming)
 
     async def commit(self) -> int:
-        """Make the frames visible, durably, that are whole and were verified; returns how many.
+        """Make all whole and verified frames visible, durably; return their number.
 
-        Raises InvalidFrame for the first that was refused, after the others were kept.
+        Raises InvalidFrame for the first refused frame, after the others were kept.
         """
         self.submit()
         self._start_verify_group()
@@ -146,7 +151,7 @@ class Ingest:
         return len(verified)
 
     def stop(self) -> None:
-        """Cancel what runs in the background."""
+        """Cancel the background work."""
         for task in self._tasks:
             task.cancel()
 
@@ -157,7 +162,7 @@ class Ingest:
         return incoming
 
     def _add_to_group(self, incoming: _IncomingFrame) -> None:
-        # Frames wait for others: a hop to a thread costs as much as hashing 200 KiB.
+        # Collect frames first, because a change of threads costs as much as hashing 200 KiB.
         self._verify_group.append(incoming)
         self._verify_group_weight += incoming.weight
         if self._verify_group_weight >= _VERIFY_GROUP_SIZE:
@@ -172,7 +177,7 @@ class Ingest:
     async def _check(self, verify_group: list[_IncomingFrame]) -> None:
         unverified = [incoming for incoming in verify_group if incoming.row is None]
         if unverified:
-            # I6: taken when the frames are whole, so that a slow peer never holds any of it.
+            # I6: the budget is taken when the frames are whole, so that a slow peer never holds any of it.
             async with self._budget.take(sum(incoming.weight for incoming in unverified)):
                 await in_cpu_thread(_verify_all, unverified)
         await in_disk_thread(_settle, [incoming for incoming in verify_group if incoming.row is not None])
@@ -180,7 +185,8 @@ class Ingest:
     async def _publish(self, verified: dict[_IncomingFrame, ChunkRow]) -> None:
         async with self._index.transaction() as transaction:
             live = await transaction.sizes(self._namespace, [row.digest for row in verified.values()])
-            # I1: the frame of a live row stays as it is. I2: of any other row it is renamed into place, whatever is there.
+            # I1: the frame of a live row is not changed. I2: for any other row, the frame is renamed into place, even
+            # if a file is there.
             new = {incoming: row for incoming, row in verified.items() if row.digest not in live}
             await self._store.publish(self._namespace, [(row.digest, incoming.staging) for incoming, row in new.items()])
             await transaction.add_chunks(self._namespace, list(new.values()))
@@ -199,7 +205,10 @@ def _verify_all(verify_group: list[_IncomingFrame]) -> None:
 
 
 def _verify(incoming: _IncomingFrame, data: Buffer | None) -> None:
-    """Give the frame its row, or the refusal if it does not decode to its digest. Without `data`, it lies in its staging file."""
+    """Set the frame's row, or its refusal if it does not decode to its digest.
+
+    Without `data`, the frame is read from its staging file.
+    """
     with span(Stage.VERIFY) as verifying:
         if data is None:
             data = _frame_buffer()[: incoming.stored_size]
@@ -214,7 +223,7 @@ def _verify(incoming: _IncomingFrame, data: Buffer | None) -> None:
 
 
 def is_intact(frame: Frame) -> bool:
-    """Whether a frame decodes to its digest."""
+    """Return whether a frame decodes to its digest."""
     try:
         _decoder().decode(frame, _content_buffer())
     except InvalidFrame:

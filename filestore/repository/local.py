@@ -1,6 +1,6 @@
-"""A repository: a chunk store and an index behind a few verbs, and the order between them.
+"""A local repository is a chunk store and an index. Its verbs keep the order between them.
 
-Invariants I1 to I9 are stated in `ARCHITECTURE.md` and cited here.
+`ARCHITECTURE.md` states the invariants I1 to I9 that are cited here.
 """
 
 from __future__ import annotations
@@ -40,15 +40,18 @@ from filestore.system.buffers import Budget
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group
 
 IN_FLIGHT_LIMIT = 64 << 20
-"""Bytes that a repository decodes at the same time where it is given no budget."""
+"""The limit of bytes that a repository decodes at the same time, if it is given no budget."""
 _COMMIT_SLICE = 8192
 _RECORDS_AT_ONCE = 1000
 _FAR_FUTURE = 1 << 62
-"""Microseconds since 1970: later than any chunk was seen."""
+"""Microseconds since 1970, later than the last-seen time of any chunk."""
 
 
 class LocalRepository:
-    """A chunk store and an index in this process, for one namespace. Several may share a store, an index and a budget."""
+    """A chunk store and an index in this process, for one namespace.
+
+    Several may share a store, an index and a budget.
+    """
 
     def __init__(
         self,
@@ -61,9 +64,10 @@ class LocalRepository:
         signed_seconds: float = SIGNED_SECONDS,
         read_only: bool = False,
     ) -> None:
-        """`budget`: bytes in flight (I6), none of which the caller may hold while it waits for a verb.
+        """`budget` limits the bytes in flight (I6). The caller must not hold any of it while it waits for a verb.
 
-        `signed_seconds`: how long a signed path holds. `read_only`: verbs that write raise ReadOnly. Raises InvalidName.
+        `signed_seconds` is how long a signed path is valid. With `read_only`, verbs that write raise ReadOnly. Raises
+        InvalidName.
         """
         self.location = location
         self.fingerprint = blake3(f"{location}\0{namespace}".encode(errors="surrogateescape")).hexdigest()
@@ -95,7 +99,7 @@ class LocalRepository:
 
     @property
     def namespace(self) -> str:
-        """The namespace that all verbs work in. Costs nothing, unlike the rest of what `identity` tells."""
+        """The namespace of all verbs. Unlike the other facts of `identity`, it needs no disk access."""
         return self._namespace
 
     async def identity(self) -> Identity:
@@ -117,7 +121,10 @@ class LocalRepository:
 
     @asynccontextmanager
     async def ingest(self) -> AsyncIterator[Ingest]:
-        """The door for frames that arrive one after the other. What is not kept when the block ends is discarded."""
+        """Give an `Ingest` for frames that arrive one after the other.
+
+        Uncommitted frames are discarded when the block ends.
+        """
         self._check_writable()
         staged: set[Staging] = set()
         try:
@@ -132,7 +139,10 @@ class LocalRepository:
                 await shield_until_done(in_disk_thread(discard_all, staged))
 
     async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
-        """A live row whose frame is gone from the store is forgotten, so that the next push heals it."""
+        """Read frames.
+
+        If the frame of a live row is missing in the store, the row is removed, so that the next push sends it.
+        """
         frames = await self._store.read_into(self._namespace, digests, buffer)
         await self._forget_lost(digest for digest, frame in zip(digests, frames, strict=True) if frame is None)
         if moved is not None:
@@ -140,7 +150,10 @@ class LocalRepository:
         return frames
 
     async def open(self, digests: Sequence[Digest]) -> list[BinaryIO | None]:
-        """`get` for `sendfile`: frames open for reading, in the order asked; None where one is absent. The caller closes each."""
+        """Open frames for `sendfile`, in the order of `digests`; None for an absent frame. The caller closes each.
+
+        As in `get`, the row of a missing frame is removed.
+        """
         files = await self._store.open(self._namespace, digests)
         try:
             await self._forget_lost(digest for digest, file in zip(digests, files, strict=True) if file is None)
@@ -150,7 +163,7 @@ class LocalRepository:
         return files
 
     async def frame_sizes(self, digests: Sequence[Digest]) -> list[int]:
-        """Bytes of each frame, in the order asked, none of which is opened; 0 where one is absent."""
+        """Return the bytes of each frame, in the order of `digests`, without opening it; 0 for an absent frame."""
         sizes = await self._store.sizes(self._namespace, digests)
         await self._forget_lost(digest for digest, size in zip(digests, sizes, strict=True) if not size)
         return sizes
@@ -161,7 +174,7 @@ class LocalRepository:
             return []
         try:
             async with self._index.transaction() as transaction:
-                # Another push may have mended it since. Inside a write transaction none does.
+                # Another push may have repaired it since. During a write transaction none can.
                 live = await transaction.sizes(self._namespace, suspects)
                 damaged = await self._damaged(list(live))
                 await transaction.forget_chunks(self._namespace, damaged)
@@ -178,11 +191,12 @@ class LocalRepository:
         identity = await self.identity()
         if parsed.chunking_version != identity.chunking_version:
             raise InvalidManifest(
-                f"its cutting version is {parsed.chunking_version}, this repository's is {identity.chunking_version}"
+                f"its cutting version is {parsed.chunking_version}, but this repository's is {identity.chunking_version}"
             )
         async with self._index.transaction() as transaction:
             await self._check_chunks(transaction, parsed.chunks)
-            # I2: durable before its record, and in the same transaction, so that no collection takes it in between.
+            # I2: the manifest is durable before its record, and in the same transaction, so that no collection removes
+            # it in between.
             await self._store.put_manifest(self._namespace, parsed.digest, parsed.encoded)
             return await transaction.add_record(self._namespace, name=name, digest=parsed.digest, size=parsed.size, kind=kind)
 
@@ -191,7 +205,7 @@ class LocalRepository:
         if encoded is None:
             raise NotFound(str(digest))
         if await in_cpu_thread(manifest_digest, encoded) != digest:
-            raise InvalidManifest(f"what is kept as {digest} is damaged; push the file again")
+            raise InvalidManifest(f"the stored manifest {digest} is damaged; push the file again")
         return encoded
 
     async def record(self, reference: Reference) -> Record:
@@ -221,23 +235,26 @@ class LocalRepository:
             seen_until = await self._keep_needed(chunks, without=file_id)
         async with self._index.transaction() as transaction:
             if with_chunks:
-                # What was committed since; while this transaction lasts, nothing is.
+                # Check the records that were committed since. During this transaction none is committed.
                 await self._keep_needed(chunks, without=file_id, since=seen_until)
             record = await transaction.remove_record(self._namespace, file_id)
             if record is None:
                 raise NotFound(file_id)
-            # I2: the record, then the rows marked, then frame and row.
+            # I2: first the record, then the rows are condemned, then frame and row are removed.
             await transaction.condemn(self._namespace, list(chunks), unseen_since=_FAR_FUTURE)
         if with_chunks:
             await self._remove_condemned(record.digest, list(chunks))
         return record
 
     async def _chunks_of(self, record: Record) -> dict[Digest, None]:
-        """The chunks that a record needs: none where it was removed meanwhile. Raises DamagedRecord, StorageError."""
+        """Return the chunks that a record needs; none if the record was removed meanwhile.
+
+        Raises DamagedRecord, StorageError.
+        """
         try:
             manifest = await in_cpu_thread(Manifest.parse, await self.manifest(record.digest))
         except (NotFound, InvalidManifest) as error:
-            # The record goes before its manifest (I2), and an id is never given again.
+            # A record is removed before its manifest (I2), and an id is never used again.
             if await self._index.record(self._namespace, Reference(id=record.id)) is None:
                 return {}
             how = "missing" if isinstance(error, NotFound) else "damaged"
@@ -245,9 +262,11 @@ class LocalRepository:
         return dict.fromkeys(chunk.digest for chunk in manifest.chunks)
 
     async def _keep_needed(self, chunks: dict[Digest, None], *, without: str, since: int | None = None) -> int | None:
-        """Take out of `chunks` what records need, other than that of the id `without`; the latest update that was looked at.
+        """Remove from `chunks` those that records need, except the record `without`.
 
-        `since`: only records that were updated later.
+        Return the latest update among these records.
+
+        `since` limits the search to records that were updated later.
         """
         latest, before = since, None
         while chunks:
@@ -264,7 +283,7 @@ class LocalRepository:
         return latest
 
     async def _remove_condemned(self, manifest: Digest, chunks: Sequence[Digest]) -> None:
-        """Remove the manifest, unless a record needs it, and those of `chunks` that are marked as condemned."""
+        """Remove the condemned ones of `chunks`, and the manifest unless a record needs it."""
         for start in range(0, len(chunks), _COMMIT_SLICE):
             async with self._index.transaction() as transaction:
                 condemned = await transaction.condemned(self._namespace, chunks[start : start + _COMMIT_SLICE])
@@ -275,9 +294,9 @@ class LocalRepository:
                 await self._store.remove_manifest(self._namespace, manifest)
 
     async def close(self) -> None:
-        """Close the store and the index, also for others that share them. Does nothing a second time.
+        """Close the store and the index, also for other objects that share them. A second call does nothing.
 
-        In a forked child, what the parent has opened stays as it is.
+        In a forked child, the parent's files stay open.
         """
         try:
             await self._opened_store.close()
@@ -289,7 +308,10 @@ class LocalRepository:
             raise ReadOnly(self.location)
 
     async def _check_chunks(self, transaction: Transaction, chunks: Sequence[Chunk]) -> None:
-        """I9: all are live, and are seen now. Raises ChunksMissing, InvalidManifest."""
+        """I9: check that all chunks are live, and refresh their last-seen time.
+
+        Raises ChunksMissing, InvalidManifest.
+        """
         absent: dict[Digest, None] = {}
         for start in range(0, len(chunks), _COMMIT_SLICE):
             part = chunks[start : start + _COMMIT_SLICE]
@@ -299,13 +321,13 @@ class LocalRepository:
                 if found is None:
                     absent[digest] = None
                 elif found != size:
-                    raise InvalidManifest(f"chunk {digest} has {found} bytes, it says {size}")
+                    raise InvalidManifest(f"chunk {digest} has {found} bytes, but the manifest states {size}")
             await transaction.refresh(self._namespace, list(sizes))
         if absent:
             raise ChunksMissing(*map(str, absent))
 
     async def _forget_lost(self, absent: Iterable[Digest]) -> None:
-        """Forget the rows of frames that were not in the store."""
+        """Remove the rows of frames that are missing in the store."""
         asked = list(dict.fromkeys(absent))
         if not asked:
             return
@@ -315,17 +337,19 @@ class LocalRepository:
             return
         try:
             async with self._index.transaction() as transaction:
-                # A frame may have been put since. Inside a write transaction none is, so that what is absent now stays so.
+                # A frame may have been put since. During a write transaction none is put, so an absent frame stays
+                # absent.
                 live = await transaction.sizes(self._namespace, lost)
                 still_lost = [digest for digest in live if not await self._has_frame(digest)]
                 await transaction.forget_chunks(self._namespace, still_lost)
         except (StorageError, Busy):
-            # Who only reads, perhaps from a read-only disk, is told that the chunk is absent, and not that a row of it stays.
+            # A reader, perhaps of a read-only disk, learns that the chunk is absent. It need not learn that a row
+            # remains.
             if not self._read_only:
                 raise
 
     async def _damaged(self, digests: Sequence[Digest]) -> list[Digest]:
-        """Those of `digests` that have no frame which decodes to them."""
+        """Return those of `digests` whose frames are absent or damaged."""
         damaged = []
         for digest in dict.fromkeys(digests):
             async with self._budget.take(FRAME_LIMIT + CHUNK_LIMIT):

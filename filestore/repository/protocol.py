@@ -1,4 +1,4 @@
-"""The repository protocol: what push, fetch and the server need from any repository."""
+"""The repository protocol is what push, fetch and the server need from any repository."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from filestore.core.references import Directory, File, Reference
 from filestore.format.codec import Frame
 
 SIGNED_SECONDS = 86400
-"""How long a signed path holds where nobody says."""
+"""How long a signed path is valid by default, in seconds."""
 
 Moved = Callable[[int], None]
-"""The one upward signal of a transfer: encoded bytes that moved just now."""
+"""The one callback from a transfer to its caller. It gets the number of encoded bytes that were just moved."""
 
 Wanted: TypeAlias = str | Reference | Record | File | Directory
 """How a caller names a stored file: a text as `Reference.parse` reads it, or one of these values."""
 
 
 class Identity(NamedTuple):
-    """What a repository says of itself. Caches and push caches key what they keep by `id` and `namespace`."""
+    """A repository's description of itself. Caches and push caches use `id` and `namespace` in their keys."""
 
     id: str
     """32 hex digits, made with the repository."""
     namespace: str
     chunking_version: int
-    """The cutting version that pushers follow."""
+    """The cutting version that a push must use."""
 
 
 class Repository(Protocol):
@@ -42,54 +42,61 @@ class Repository(Protocol):
 
     @property
     def location(self) -> str:
-        """What a user calls it: a URL, or the path of a folder."""
+        """The user's name for it: a URL, or the path of a folder."""
 
     @property
     def fingerprint(self) -> str:
-        """64 hex digits that stand for location and token, known without asking anyone; no secret can be had from them."""
+        """64 hex digits that identify location and token without a request. They do not reveal the token."""
 
     async def identity(self) -> Identity:
-        """Asked once, then remembered. Raises UnknownFormat for a repository of another version."""
+        """Return the identity, which is requested once and then kept. Raises UnknownFormat for an unknown version."""
 
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
         """Return those of `digests` that must be sent, once each, in order.
 
-        The other chunks stay for the grace period (I9). Raises StorageError, TransferError.
+        The chunks that are reported present stay for the grace period (I9). Raises StorageError, TransferError.
         """
 
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
-        """Keep frames, durably; each is verified first (I4). The caller may reuse their memory afterwards.
+        """Keep frames, durably, after each was verified (I4). The caller may reuse their memory afterwards.
 
-        `moved` is called with the number of encoded bytes of every step forward; a retry takes back with a negative one.
+        `moved` is called with the number of encoded bytes of each step. A retry calls it with a negative number.
 
-        Raises InvalidFrame for the first that does not decode to its digest; the whole ones before and after it may be kept.
+        Raises InvalidFrame for the first frame that does not decode to its digest. Valid frames before and after it may
+        be kept.
         """
 
     async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
-        """Read frames into `buffer`, one after the other; give each one's part of it, None where a chunk is absent.
+        """Read frames into `buffer` without gaps; return each one's part of it, None for an absent chunk.
 
-        `buffer` must hold decoded sizes and 8 bytes a frame. Frames are not verified: whoever decodes them does that.
+        `buffer` must have the decoded sizes and 8 bytes for each frame. Frames are not verified; the caller's decoder
+        verifies them.
 
         Raises StorageError, TransferError.
         """
 
     async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
-        """Verify kept frames once more, and forget those that are damaged, so that the next push sends them again; returns these.
+        """Verify stored frames again.
 
-        For whoever met damage: it is not believed, but looked at. At most 4096 digests. A repository that was opened for reading
-        only forgets them where this process may write; where it may not, they are returned all the same.
+        Forget the damaged ones, so that the next push sends them, and return their digests.
+
+        A client that found damage calls this. The repository does not trust the client but checks the frames itself. At
+        most 4096 digests. A repository that was opened for reading forgets damaged frames only if this process may
+        write; it returns their digests in any case.
 
         Raises StorageError, TransferError.
         """
 
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
-        """Record a file whose chunks were put. The same manifest, name and kind again is the same record, now the newest.
+        """Record a file whose chunks were put.
 
-        Raises ChunksMissing with what must be sent first, InvalidManifest, InvalidName, LimitExceeded.
+        The same manifest, name and kind give the same record, which is now the newest.
+
+        Raises ChunksMissing with the chunks that must be sent first, InvalidManifest, InvalidName, LimitExceeded.
         """
 
     async def manifest(self, digest: Digest) -> bytes:
-        """The canonical bytes of a file's manifest, verified. Raises NotFound, InvalidManifest."""
+        """Return the canonical bytes of a file's manifest, verified. Raises NotFound, InvalidManifest."""
 
     async def record(self, reference: Reference) -> Record:
         """Return the newest record that `reference` names. For a digest alone, a directory comes before a file.
@@ -106,18 +113,20 @@ class Repository(Protocol):
     async def sign(self, file_id: str) -> str:
         """Return a path below the server's URL at which any HTTP client can read a record's bytes without a token.
 
-        The path holds for a time that the server sets, a day by default.
+        The path is valid for a time that the server sets, a day by default.
 
         Raises NotFound.
         """
 
     async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
-        """Remove a record. Its chunks stay, unless `with_chunks`: then those that no other record needs are removed as well.
+        """Remove a record.
 
-        That reads the manifest of every record of the namespace. A push in progress that was told that such a chunk is there is
-        told at its commit that it is missing, and sends it.
+        Its chunks stay, unless `with_chunks` is set: then chunks that no other record needs are removed too.
 
-        Raises NotFound; DamagedRecord, and nothing is removed, where one of these manifests is missing or damaged.
+        Removing chunks reads the manifest of every record of the namespace. A push in progress may have learned that
+        such a chunk is present. Its commit reports the chunk as missing, and the push sends it.
+
+        Raises NotFound. Raises DamagedRecord, and removes nothing, if one of these manifests is missing or damaged.
         """
 
     async def close(self) -> None:

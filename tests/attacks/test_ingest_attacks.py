@@ -83,9 +83,9 @@ async def test_manifest_whose_chunk_sizes_are_not_the_chunks(repository: LocalRe
     await repository.put(frames(2))
     one, two = (chunk_digest(content) for content in contents(2))
     lying = Manifest.build([Chunk(one, 999), Chunk(two, 1001)], chunking_version=CHUNKING_VERSION)
-    await check_refused(repository, lying.encoded, because="has 1000 bytes, it says 999")
+    await check_refused(repository, lying.encoded, because="has 1000 bytes, but the manifest states 999")
     twice = Manifest.build([Chunk(one, 1000), Chunk(one, 999), Chunk(two, 1000)], chunking_version=CHUNKING_VERSION)
-    await check_refused(repository, twice.encoded, because="has 1000 bytes, it says 999")
+    await check_refused(repository, twice.encoded, because="has 1000 bytes, but the manifest states 999")
 
 
 async def test_manifest_of_another_chunking_version(repository: LocalRepository) -> None:

@@ -346,4 +346,4 @@ async def test_record_that_is_damaged_and_not_torn_is_told_at_once(shared: Share
     steps, said = said_of_torn_record(shared, iter([]))
     assert ["torn"] == steps
     assert said.startswith("StorageError ")
-    assert "cannot be one" in said
+    assert "is not valid" in said

@@ -163,10 +163,10 @@ async def test_bytes_that_belong_to_no_frame(repository: LocalRepository) -> Non
     """More than a frame was said to have, or before one was begun: the caller's mistake."""
     (frame,) = frames(1)
     async with repository.ingest() as ingest:
-        with pytest.raises(ValueError, match="no frame was begun"):
+        with pytest.raises(ValueError, match="a frame that was not started"):
             ingest.write(b"x")
         ingest.start(frame.digest, 10)
-        with pytest.raises(ValueError, match="no frame was begun"):
+        with pytest.raises(ValueError, match="a frame that was not started"):
             ingest.write(bytes(11))
 
 

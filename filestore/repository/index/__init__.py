@@ -1,1 +1,1 @@
-"""Indexes: names, records, chunks known and when last seen, tokens. The contract is in `protocol`."""
+"""Indexes keep names, records, known chunks with their last-seen times, and tokens. `protocol` holds the contract."""

@@ -1,15 +1,17 @@
-"""How a SQLite file in write-ahead mode is opened by who only reads it: nothing is made, and no claim is left behind.
+"""A reader opens a SQLite file in write-ahead mode here without making files and without leaving a claim.
 
-SQLite's readers of such a file need its shared memory (`-shm`), which they make where it is absent. Where this user may
-write, they do, and remove it at the end. Elsewhere there are two ways:
+SQLite's readers of such a file need its shared memory (`-shm`), and make it if it is absent. If this user may write,
+they do so and remove it at the end. Otherwise there are two ways:
 
-- The shared memory is there, because another process has the file open: `mode=ro`, which shares it.
-- It is not there, so that nobody has the file open: `immutable=1`, which needs none. It also takes no lock and reads no log.
-  That is right only as long as nobody writes, so each read is followed by a look at the `State` of the file; what was read
-  is thrown away where that has changed.
+- The shared memory exists, because another process has the file open. `mode=ro` shares it. - The shared memory does not
+exist, so no process has the file open. `immutable=1` works without it, but takes no lock and reads no log. The result
+is right only if no process writes meanwhile. So the `State` of the file is compared after each read, and a result is
+discarded if the state has changed.
 
-No file is opened here but by SQLite: closing any descriptor of a file drops the locks that this process holds on it.
-Source: https://www.sqlite.org/wal.html, section 7 (read-only databases); https://www.sqlite.org/howtocorrupt.html, section 2.2.
+Only SQLite opens the file, because closing any descriptor of it drops the locks that this process holds on it.
+
+Source: https://www.sqlite.org/wal.html, section 7 (read-only databases); https://www.sqlite.org/howtocorrupt.html,
+section 2.2.
 """
 
 from __future__ import annotations
@@ -31,14 +33,14 @@ _UNSHARED = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3
 
 
 class State(NamedTuple):
-    """What tells whether a file was written to, or opened for that."""
+    """The facts that show whether a file was written to, or opened for writing."""
 
     identity: tuple[int, int]
     size: int
     modified_at: int
     log_size: int
     is_open: bool
-    """Whether it has shared memory: another process has it open, or was killed while it had."""
+    """Whether it has shared memory: another process has it open, or was killed while it had it open."""
 
 
 class ReadConnection(NamedTuple):
@@ -46,11 +48,11 @@ class ReadConnection(NamedTuple):
 
     connection: sqlite3.Connection
     state: State | None
-    """The state that holds as long as what it reads is right; None where SQLite itself sees to that."""
+    """The state of the file for which its reads are valid. None if SQLite itself ensures that."""
 
 
 def state_of(path: str) -> State:
-    """Look at the file, by its names only. Blocks. Raises OSError."""
+    """Return the state of the file, without opening it. Blocks. Raises OSError."""
     found = Path(path).stat()
     log_size = 0
     with suppress(FileNotFoundError):
@@ -60,7 +62,7 @@ def state_of(path: str) -> State:
 
 
 def open_for_reading(path: str, *, timeout_seconds: float) -> ReadConnection:
-    """A connection to the file at the absolute `path` by which nothing is changed. Blocks.
+    """Open a connection to the file at the absolute `path` that changes nothing. Blocks.
 
     Raises IndexUnreadable, NotPermitted, sqlite3.Error, OSError.
     """
@@ -69,8 +71,8 @@ def open_for_reading(path: str, *, timeout_seconds: float) -> ReadConnection:
         raise NotPermitted(path, os.strerror(errno.EACCES))
     is_fixed = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
     if not is_fixed and _may_write(path):
-        # Not `mode=ro`: such a connection, where it is the last one to close, leaves its shared memory behind, and a log that
-        # writers have filled meanwhile.
+        # `mode=ro` is wrong here: if such a connection is the last one to close, it leaves its shared memory, and a log
+        # that writers have filled meanwhile.
         connection = _connect(path, "mode=rw", timeout_seconds)
         connection.execute("PRAGMA query_only = ON")
         return ReadConnection(connection, None)
@@ -82,7 +84,7 @@ def open_for_reading(path: str, *, timeout_seconds: float) -> ReadConnection:
 
 
 def in_use_elsewhere(path: str, error: Exception) -> IndexUnreadable | None:
-    """What a failure to read means, where it is that the file's shared memory cannot be shared from here."""
+    """Return the error for a failed read, if the cause is shared memory that this process cannot use, else None."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the low byte: the primary code
     if code not in _UNSHARED or _may_write(path):
         return None
@@ -105,16 +107,16 @@ def _unfinished(path: str, *, is_fixed: bool) -> IndexUnreadable:
 
 
 def _connect(path: str, how: str, timeout_seconds: float) -> sqlite3.Connection:
-    # In bytes: a path may be no UTF-8, or have characters that mean something in a URL.
+    # In bytes, because a path may not be UTF-8, or may hold characters with a meaning in a URL.
     url = f"file://{quote(os.fsencode(path))}?{how}"
     return sqlite3.connect(url, uri=True, timeout=timeout_seconds, isolation_level=None)
 
 
 def _may_write(path: str) -> bool:
-    """Whether this process may write to the file, and make the files that SQLite needs beside it."""
+    """Return whether this process may write to the file, and may make the files that SQLite needs next to it."""
     return _may(path, os.W_OK) and _may(Path(path).parent, os.W_OK | os.X_OK)
 
 
 def _may(path: str | Path, mode: int) -> bool:
-    """Whether this process may do that, as the user that it acts for."""
+    """Return whether this process may do that, as its effective user."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)

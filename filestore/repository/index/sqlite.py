@@ -1,8 +1,8 @@
 """An index in one SQLite file, on a local file system.
 
-Write-ahead log with `synchronous=FULL`: readers and the one writer do not wait for each other, and what was committed
-survives a power cut. Every write begins with BEGIN IMMEDIATE: a read that becomes a write fails at once, whatever the
-timeout. Needs SQLite 3.24.
+It uses a write-ahead log with `synchronous=FULL`. Readers and the one writer do not wait for each other, and committed
+data survives a power cut. Every write begins with BEGIN IMMEDIATE, because a read transaction that becomes a write
+fails at once, with any timeout. Needs SQLite 3.24.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ T = TypeVar("T")
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 60.0
 REFRESH_MICROSECONDS = 3600 * 1_000_000
-"""A chunk seen more recently than this is not refreshed: a grace period is much longer, and a write much dearer."""
+"""A chunk that was seen more recently is not refreshed, because a grace period is much longer and a write is expensive."""
 
 SECRET_SIZE = 32
 
 _PARAMETERS = 500
-"""Digests in one statement; SQLite allows 999 parameters before 3.32."""
+"""Digests in one statement. SQLite before 3.32 allows 999 parameters."""
 _SLICE_SECONDS = 0.1
 _CACHE_KIBIBYTES = 16384
 _READ_ATTEMPTS = 10
-"""Of a read that others write beside, where only a look at the file tells whether it was right."""
+"""Attempts of a read during writes by others, if only the file's state shows whether the result is valid."""
 _LOG_LIMIT = 64 << 20
-"""Bytes that the log keeps on disk after a large commit."""
+"""The size to which the log is cut after a large commit, in bytes."""
 
 _SCHEMA = (
     """CREATE TABLE chunks (
@@ -81,7 +81,7 @@ _SCHEMA = (
     "CREATE UNIQUE INDEX records_by_time ON records (namespace, updated_at)",
     "CREATE INDEX records_by_name ON records (namespace, name, updated_at)",
     "CREATE INDEX records_by_digest ON records (namespace, digest, updated_at)",
-    # The last `updated_at` given out: later ones are later even when the clock is set back, or that record is removed.
+    # The last `updated_at`. Later ones are larger, even if the clock is set back or that record is removed.
     "CREATE TABLE clocks (namespace TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID",
     """CREATE TABLE tokens (
         digest BLOB NOT NULL PRIMARY KEY,
@@ -89,7 +89,7 @@ _SCHEMA = (
         label TEXT NOT NULL,
         created_at INTEGER NOT NULL
     ) WITHOUT ROWID""",
-    # One row at most.
+    # At most one row.
     "CREATE TABLE secrets (secret BLOB NOT NULL)",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
@@ -101,14 +101,14 @@ _NEWEST_RECORDS = (
 
 
 def system_now() -> int:
-    """Microseconds since 1970, UTC."""
+    """Return the time in microseconds since 1970, UTC."""
     return time.time_ns() // 1000
 
 
 class SqliteIndex:
-    """An index over two connections: one writes, one reads, each on a thread of its own.
+    """An index with two connections, each on a thread of its own: one writes, one reads.
 
-    Open one with `open_index` or `open_index_for_reading`.
+    Open it with `open_index` or `open_index_for_reading`.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class SqliteIndex:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SqliteTransaction]:
-        """BEGIN IMMEDIATE; waits in short slices, so that a cancel is heard while another process writes."""
+        """Run BEGIN IMMEDIATE. It waits in short slices, so that a cancel works while another process writes."""
         deadline = asyncio.get_running_loop().time() + self._busy_seconds
         await self._acquire(deadline)
         try:
@@ -131,7 +131,7 @@ class SqliteIndex:
             yield SqliteTransaction(self._writer, self._now)
             await shield_until_done(self._writer.run(_commit))
         except BaseException:
-            # Also after a cancel in the middle of BEGIN, which may have begun, or of COMMIT, which has committed.
+            # Also after a cancel during BEGIN, which may have begun, or during COMMIT, which may have committed.
             if not self._writer.closed:
                 await shield_until_done(self._writer.run(_roll_back))
             raise
@@ -139,7 +139,7 @@ class SqliteIndex:
             self._writing.release()
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        """Read first; write only where last seen is old, and never where the index was opened for reading."""
+        """Read first. Write only if a last-seen time is old, and never if the index was opened for reading."""
         distinct = list(dict.fromkeys(digests))
         last_seen = await self._reader.run(_select_last_seen, namespace, distinct)
         if self._read_only:
@@ -149,7 +149,7 @@ class SqliteIndex:
         if old:
             async with self.transaction() as transaction:
                 await transaction.refresh(namespace, old)
-                # I9: one that a collection marked since the read above is reported missing.
+                # I9: a chunk that a collection condemned since the read above is reported missing.
                 still_live = await transaction.sizes(namespace, old)
             for digest in old:
                 if digest not in still_live:
@@ -180,7 +180,7 @@ class SqliteIndex:
         return kept[0]
 
     async def close(self) -> None:
-        """Close both connections; SQLite rolls back what is open."""
+        """Close both connections. SQLite rolls back an open transaction."""
         await shield_until_done(self._writer.close())
         await shield_until_done(self._reader.close())
 
@@ -193,7 +193,7 @@ class SqliteIndex:
 
 
 class SqliteTransaction:
-    """Writes on the connection that writes; one call, one hop to its thread."""
+    """Writes on the connection for writing. Each call is one call of its thread."""
 
     def __init__(self, writer: _Connection, now: Callable[[], int]) -> None:
         self._writer = writer
@@ -241,11 +241,12 @@ class SqliteTransaction:
 
 
 async def open_index(path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Callable[[], int] = system_now) -> SqliteIndex:
-    """The index in the file `path`, which is made where absent; its folder must exist.
+    """Open the index in the file `path`, and make it if it is absent. Its folder must exist.
 
-    `busy_seconds`: how long a write waits for other writers. Raises UnknownFormat, StorageError, StorageFull, Busy.
+    `busy_seconds` is how long a write waits for other writers. Raises UnknownFormat, StorageError, StorageFull, Busy.
     """
-    # The one that writes waits in slices, see `_run_when_free`. The other waits only while a crash is recovered from.
+    # The connection for writing waits in slices, see `_run_when_free`. The other waits only while SQLite recovers from
+    # a crash.
     writer = _Connection(path, timeout_seconds=_SLICE_SECONDS)
     reader = _Connection(path, timeout_seconds=busy_seconds)
     index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now)
@@ -261,16 +262,17 @@ async def open_index(path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Cal
 async def open_index_for_reading(
     path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Callable[[], int] = system_now
 ) -> SqliteIndex:
-    """The index in the file `path`, which must be there. Nothing is made, and nothing written but by `transaction`.
+    """Open the existing index in the file `path`. It makes no files, and writes only in `transaction`.
 
-    That is for who finds damage, and fails where this user may not write. Raises UnknownFormat, StorageError, Busy.
+    `transaction` lets a reader report damage. It fails if this user may not write. Raises UnknownFormat, StorageError,
+    Busy.
     """
     writer = _Connection(path, timeout_seconds=_SLICE_SECONDS)
     reader = _ReadingConnection(path, timeout_seconds=busy_seconds)
     index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now, read_only=True)
     try:
         if not await reader.run(_has_tables, str(path)):
-            raise StorageError(str(path), "it is empty, as an index is that was never finished")
+            raise StorageError(str(path), "it is empty, because its making was interrupted")
     except BaseException:
         await index.close()
         raise
@@ -282,7 +284,7 @@ _inherited: dict[tuple[int, int], int] = {}
 
 
 class _Connection:
-    """A connection that is opened by its first use, on a thread of its own."""
+    """A connection that is opened at its first use, on a thread of its own."""
 
     def __init__(self, path: Path, *, timeout_seconds: float) -> None:
         self.path = str(path)
@@ -292,17 +294,17 @@ class _Connection:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="filestore-index")
         self._connection: sqlite3.Connection | None = None
         self._may_be_open = False
-        """From before it is opened until after it is closed."""
+        """Set from before the connection is opened until after it is closed."""
         tell_of_forks(self)
 
     async def run(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function(connection, ...)` on the thread. Raises Busy, StorageError, StorageFull, UsedAfterFork."""
+        """Run `function(connection, ...)` on the thread. Raises Busy, StorageError, StorageFull, UsedAfterFork."""
         if self._pid != os.getpid():
             raise UsedAfterFork(self.path, self._pid)
         return await in_thread(self._thread, self._call, lambda connection: function(connection, *args, **kwargs))
 
     async def close(self) -> None:
-        """Close the connection. Nothing runs on it afterwards."""
+        """Close the connection. It cannot be used afterwards."""
         if not self.closed and self._pid == os.getpid():
             self.closed = True
             await in_thread(self._thread, self._close)
@@ -321,9 +323,11 @@ class _Connection:
         self._may_be_open = False
 
     def after_fork(self) -> None:
-        """Never close the parent's connection here, not even at the end of this process.
+        """Keep the parent's connection open in a child, even at the end of the child.
 
-        SQLite keeps its locks by process and file in memory that a child inherits, though the child holds none of these locks.
+        SQLite keeps its record of locks by process and file in memory. A child inherits that memory, but holds none of
+        the locks.
+
         Source: sqlite.org/howtocorrupt.html, section 2.6.
         """
         if self._may_be_open:
@@ -333,7 +337,7 @@ class _Connection:
 
 
 class _ReadingConnection(_Connection):
-    """A connection by which nothing is changed. What is run on it must return all that it read."""
+    """A connection that changes nothing. A function that runs on it must return all that it reads."""
 
     def __init__(self, path: Path, *, timeout_seconds: float) -> None:
         self._state: State | None = None
@@ -346,16 +350,18 @@ class _ReadingConnection(_Connection):
                 try:
                     found = function(self._opened())
                 except Exception as error:
-                    # Any of them: a torn page may give a value of any type, and a record that cannot be one.
+                    # Any error can occur: a torn page may give a value of any type, and an invalid record.
                     unshared = in_use_elsewhere(self.path, error)
-                    # A torn read says nothing of the file; that it cannot be shared or has a log may be so for long.
+                    # A torn read shows nothing about the file. Shared memory that cannot be used, or a log, may stay
+                    # for long.
                     may_last = unshared is not None or isinstance(error, IndexUnreadable)
                     may_change = self._state is not None or (may_last and attempt < _READ_ATTEMPTS)
-                    # The connection may have pages from before this read.
+                    # The connection may hold pages from before this read.
                     since = self._state or before
                     self._close()
                     if may_change and state_of(self.path) != since:
-                        # It was opened, closed or written to meanwhile: now another way to open it may be the right one.
+                        # The file was opened, closed or written to meanwhile, so another way to open it may be right
+                        # now.
                         continue
                     if unshared is not None:
                         raise unshared from error
@@ -379,7 +385,10 @@ class _ReadingConnection(_Connection):
 
 
 async def _run_when_free(connection: _Connection, function: Callable[[sqlite3.Connection], T], deadline: float) -> T:
-    """Try until no other process writes. SQLite's own wait cannot be cancelled, so each try waits a tenth of a second only."""
+    """Try until no other process writes.
+
+    SQLite's own wait cannot be cancelled, so each try waits only a tenth of a second.
+    """
     while True:
         try:
             return await connection.run(function)
@@ -407,11 +416,13 @@ def _file_id(path: str) -> tuple[int, int]:
 
 
 def _make_file(path: str) -> None:
-    """Make an empty index that only its owner can read, unless there is one. SQLite alone would make it readable for all.
+    """Make an empty index that only its owner can read, if it is absent.
 
-    Closing any descriptor of a file drops all the POSIX locks that this process holds on it; another process then believes
-    that it is the last one, and deletes the log. So no code opens a file of the index beside SQLite: this one is closed
-    before it gets its name, under which a second thread may open it at once.
+    SQLite alone would make it readable for everyone.
+
+    Closing any descriptor of a file drops all POSIX locks that this process holds on it. Another process then believes
+    that it is the last one, and deletes the log. So only SQLite opens a file of the index. The new file is closed
+    before it gets its name, because a second thread may open it by that name at once.
 
     Source: sqlite.org/howtocorrupt.html, section 2.2.
     """
@@ -428,7 +439,7 @@ def _make_file(path: str) -> None:
 
 
 def _check_process(path: str) -> None:
-    """Raises UsedAfterFork for an index that the parent of this process had open at the fork.
+    """Raise UsedAfterFork for an index that the parent of this process had open at the fork.
 
     SQLite would believe that this process has the locks of its parent, and another process would delete the log.
     """
@@ -453,7 +464,7 @@ def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Make the tables, unless they are there. A file of another version, or another program, is not touched."""
+    """Make the tables if they are absent. A file of another version, or of another program, is not changed."""
     _, _, path = connection.execute("PRAGMA database_list").fetchone()
     _has_tables(connection, path)
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -472,7 +483,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 def _has_tables(connection: sqlite3.Connection, path: str) -> bool:
-    # In this order: another process may make the tables, and with them the version, in between.
+    # In this order, because another process may make the tables, and with them the version, in between.
     (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == 0 and count == 0:
@@ -496,7 +507,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 
 
 def _batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
-    # In the order of the table: each of its pages is visited once, however many millions of rows there are.
+    # In the order of the table, so that each page is visited once, even with many millions of rows.
     ordered = sorted(digests)
     for start in range(0, len(ordered), _PARAMETERS):
         yield ordered[start : start + _PARAMETERS]
@@ -505,7 +516,7 @@ def _batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
 def _read(
     connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...], digests: Iterable[Digest]
 ) -> Iterator[tuple[Any, ...]]:
-    """The rows that `statement` gives for all `digests`, which stand for `{}` in it, after `parameters`."""
+    """Return the rows of `statement` for all `digests`. They replace `{}` in it, after `parameters`."""
     for batch in _batches(digests):
         yield from connection.execute(statement.format(",".join("?" * len(batch))), (*parameters, *batch))
 
@@ -575,7 +586,7 @@ def _insert_record(connection: sqlite3.Connection, record: Record, now: int) -> 
         " ON CONFLICT (namespace, name, kind, digest) DO UPDATE SET updated_at = excluded.updated_at",
         (record.namespace, record.id, record.name, record.kind.value, record.digest, record.size, moment, moment),
     )
-    # The one with the newest moment: what was just inserted, or updated.
+    # The record with the latest time is the one that was just inserted or updated.
     return _select_records(connection, record.namespace, 1, None)[0]
 
 
@@ -602,13 +613,16 @@ def _select_records(connection: sqlite3.Connection, namespace: str, limit: int, 
 def _newest_records(
     connection: sqlite3.Connection, namespace: str, conditions: Mapping[str, object], *, limit: int, first: str = ""
 ) -> list[Record]:
-    """`first`: what comes before time in the order."""
+    """Return the newest records. `first` is the part of the order that comes before the time."""
     statement = _NEWEST_RECORDS.format("".join(f" AND {condition}" for condition in conditions), first)
     return [_record(connection, row) for row in connection.execute(statement, (namespace, *conditions.values(), limit))]
 
 
 def _record(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Record:
-    """A row, checked: a folder may be another user's, and names become paths (I4). Raises StorageError."""
+    """Return a row as a checked record. Raises StorageError.
+
+    It is checked because the folder may belong to another user, and names become paths (I4).
+    """
     file_id, name, digest, size, kind, namespace, created_at, updated_at = row
     try:
         return checked_record(
@@ -625,7 +639,7 @@ def _record(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Record:
         )
     except (TypeError, ValueError, AttributeError, FilestoreError) as error:
         _, _, path = connection.execute("PRAGMA database_list").fetchone()
-        raise StorageError(path, f"its record {file_id!r} cannot be one ({error}); restore the index from a backup") from None
+        raise StorageError(path, f"its record {file_id!r} is not valid ({error}); restore the index from a backup") from None
 
 
 def _select_token_namespace(connection: sqlite3.Connection, token_digest: Digest) -> str | None:

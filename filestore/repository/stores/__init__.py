@@ -1,1 +1,1 @@
-"""Chunk stores: frames and manifests by digest. The contract is in `protocol`, each backend in a module of its own."""
+"""Chunk stores keep frames and manifests by digest. `protocol` holds the contract; each backend is a module."""

@@ -5,9 +5,9 @@
     ROOT/manifests/<namespace>/ab/cd/ manifests
     ROOT/tmp/<random>/                what one process is writing; the process holds a lock on the folder while it lives
 
-What is durable, and when: bytes are synced in their staging file; a rename gives them their name (I3); the folder is
-synced, and with it the name. A new folder's own name is synced before anything is put into it, so that a folder that
-holds something is known to be durable, in every process and after any crash, without asking or remembering.
+The order of durable writes: bytes are synced in their staging file; a rename gives them their name (I3); the folder is
+synced, which makes the name durable. A new folder's own name is synced before anything is put into it. So the name of a
+folder that is not empty is durable, in every process and after any crash.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _OWN_PATTERN = "[0-9a-f]" * 2 * _OWN_BYTES
 _translated = partial(storage_errors, translate=access_error)
 
 _Place = tuple["DiskStaging", Path]
-"""A staging file, and the path that it gets."""
+"""A staging file, and the path that it will get."""
 
 
 class DiskStaging:
-    """A frame on its way in, in a file of its own, which the first write makes."""
+    """A frame that is being received, in a file of its own, which the first write makes."""
 
     def __init__(self, path: Path, root: Path) -> None:
         self.size = 0
@@ -63,7 +63,7 @@ class DiskStaging:
             self.size += len(data)
 
     def rest(self) -> None:
-        """Close the file: a batch has more frames than a process may have descriptors."""
+        """Close the file, because a batch has more frames than a process may have descriptors."""
         writing, self._writing = self._writing, None
         if writing is not None:
             os.close(writing)
@@ -84,7 +84,7 @@ class DiskStaging:
         self.rest()
         if self._exists:
             with _translated(self._root):
-                # A descriptor of its own sees write errors of those before it, since none of them has reported any.
+                # A new descriptor reports write errors of the earlier ones, because none of them has reported any.
                 sync_path(self._path)
 
     def discard(self) -> None:
@@ -95,35 +95,35 @@ class DiskStaging:
                 self._path.unlink()
 
     def link_to(self, path: Path) -> None:
-        """Give the file a second name, unless something has it already. Raises OSError."""
+        """Give the file a second name, unless that name exists. Raises OSError."""
         with suppress(FileExistsError):
             os.link(self._path, path)
 
     def move_to(self, path: Path) -> None:
-        """Rename the file; it is no staging file any more. Raises OSError."""
+        """Rename the file, which is then no longer a staging file. Raises OSError."""
         self._path.rename(path)
         self._exists = False
 
 
 class DiskStore:
-    """Frames and manifests in files below `root`. Open one with `open_store`, or with `store_for_reading`.
+    """Frames and manifests in files below `root`. Open it with `open_store` or `store_for_reading`.
 
-    A frame whose file is empty or larger than any frame counts as absent: who finds it so forgets its row, and the next
-    push heals it.
+    A frame whose file is empty, or larger than any frame can be, counts as absent. A reader that finds it forgets its
+    row, and the next push sends it again.
     """
 
     def __init__(self, root: Path, own: Path | None, lock: FileLock | None) -> None:
-        """`own`: the folder for staging files, and `lock` the one that claims it; None for reading only."""
+        """`own` is the folder for staging files, and `lock` the lock that claims it. None for reading only."""
         self._root = root
         self._own = own
         self._lock = lock
         self._pid = os.getpid()
         self._numbers = count()
         self._format: bytes | None = None
-        """The format file, once it is known to be durable. It never changes."""
+        """The format file, after it is known to be durable. It never changes."""
 
     async def initialise(self, text: bytes) -> bytes:
-        """Link a whole, synced file to its name, which fails where there is one."""
+        """Link a whole, synced file to its name. Fails if the name exists."""
         return await in_disk_thread(self._initialise, text)
 
     def new_staging(self) -> DiskStaging:
@@ -131,11 +131,11 @@ class DiskStore:
             raise ReadOnly(str(self._root))
         if self._pid != os.getpid():
             raise UsedAfterFork(str(self._root), self._pid)
-        # The folder has an unguessable name and is its owner's alone; a number is enough inside.
+        # The folder has a random name and only its owner can use it, so a number is enough inside.
         return DiskStaging(self._own / str(next(self._numbers)), self._root)
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
-        """Rename staging files into place and sync their folders, side by side."""
+        """Rename staging files into place and sync their folders, in parallel."""
         folders: defaultdict[Path, list[_Place]] = defaultdict(list)
         for digest, staging in staged:
             path = self._root / chunk_key(namespace, digest)
@@ -148,7 +148,7 @@ class DiskStore:
         try:
             await in_disk_thread(self._open, namespace, digests, opened)
         except BaseException:
-            # A cancel comes after the thread has ended: `opened` holds all that there is to close.
+            # A cancel arrives after the thread has ended, so `opened` holds all files that must be closed.
             for file in opened:
                 if file is not None:
                     file.close()
@@ -162,15 +162,15 @@ class DiskStore:
         return await in_disk_thread(self._read_into, namespace, digests, buffer)
 
     async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
-        # Not synced: a frame that comes back after a power cut has no row, and is garbage for the next collection.
+        # Not synced: a frame that is back after a power cut has no row, and the next collection removes it.
         await in_disk_thread(self._unlink, [chunk_key(namespace, digest) for digest in digests])
 
     def digests(self, namespace: str) -> AsyncIterator[Digest]:
-        """All frames of a namespace; holds the names of 1/256 of them at a time."""
+        """Yield the digests of all frames of a namespace. Holds 1/256 of them in memory at a time."""
         return self._walk(self._root / "chunks" / namespace)
 
     async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
-        """Write, sync and rename; a file that is there is replaced only where it has other bytes, which are damage."""
+        """Write, sync and rename. An existing file is replaced only if it has other bytes, which means damage."""
         await in_disk_thread(self._put_manifest, self._root / manifest_key(namespace, digest), encoded)
 
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
@@ -436,5 +436,5 @@ def _read_frame(path: Path, buffer: memoryview) -> int:
     with file:
         size = os.fstat(file.fileno()).st_size
         if size > len(buffer):
-            raise ValueError(f"the buffer has {len(buffer)} bytes left, the frame {size}")
+            raise ValueError(f"the buffer has {len(buffer)} bytes left, but the frame has {size}")
         return read_at(file.fileno(), buffer[:size], 0)

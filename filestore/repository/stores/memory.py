@@ -1,4 +1,4 @@
-"""A chunk store in memory, for tests and for content that may go with the process."""
+"""A chunk store in memory, for tests and for content that ends with the process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Key = tuple[str, Digest]
 
 
 class MemoryStaging:
-    """A frame on its way in, in memory."""
+    """A frame that is being received, in memory."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -24,7 +24,7 @@ class MemoryStaging:
         self.size += len(data)
 
     def rest(self) -> None:
-        """Do nothing: writing holds nothing."""
+        """Do nothing, because writing holds no resources."""
 
     def read_into(self, buffer: memoryview) -> None:
         buffer[: self.size] = self._data
@@ -36,14 +36,14 @@ class MemoryStaging:
         self._data = bytearray()
 
     def take(self) -> bytes:
-        """What was written; the staging is empty afterwards."""
+        """Return the bytes that were written; the staging is empty afterwards."""
         data = bytes(self._data)
         self.discard()
         return data
 
 
 class MemoryStore:
-    """Frames and manifests in dictionaries; gone when it is closed."""
+    """Frames and manifests in dictionaries. They are lost when the store is closed."""
 
     def __init__(self) -> None:
         self._format: bytes | None = None
@@ -63,7 +63,7 @@ class MemoryStore:
             self._frames[namespace, digest] = cast("MemoryStaging", staging).take()
 
     async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
-        """Open frames; they have no descriptor."""
+        """Open frames. They have no descriptor."""
         frames = (self._frames.get((namespace, digest)) for digest in digests)
         return [None if frame is None else BytesIO(frame) for frame in frames]
 
@@ -79,7 +79,7 @@ class MemoryStore:
                 parts.append(None)
                 continue
             part = buffer[start : start + len(frame)]
-            part[:] = frame  # raises ValueError where `part` is shorter
+            part[:] = frame  # raises ValueError if `part` is shorter
             parts.append(part)
             start += len(frame)
         return parts
@@ -89,7 +89,7 @@ class MemoryStore:
             self._frames.pop((namespace, digest), None)
 
     async def digests(self, namespace: str) -> AsyncIterator[Digest]:
-        """All frames of a namespace when it was asked."""
+        """Yield the digests of all frames of a namespace at the time of the call."""
         for kept, digest in list(self._frames):
             if kept == namespace:
                 yield digest
@@ -104,7 +104,7 @@ class MemoryStore:
         self._manifests.pop((namespace, digest), None)
 
     async def manifests(self, namespace: str) -> AsyncIterator[Digest]:
-        """All manifests of a namespace when it was asked."""
+        """Yield the digests of all manifests of a namespace at the time of the call."""
         for kept, digest in list(self._manifests):
             if kept == namespace:
                 yield digest
