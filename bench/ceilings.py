@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured beside what is compared: GB/s of single, simple steps."""
+"""The limits of this machine, measured together with what is compared: GB/s of single, simple steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = 256 << 20
 
 
 def ceilings(folder: Path) -> dict[str, float]:
-    """GB/s of each step; files are written below `folder`."""
+    """Return the GB/s of each step. Files are written below `folder`."""
     source = folder / "ceiling-source"
     content = bf16(0, 32 << 20) * (SIZE >> 25)
     source.write_bytes(content)

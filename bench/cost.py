@@ -1,9 +1,9 @@
-"""Cost as the work grows: processor time for a GB, both sides, and memory, of pushes and fetches of several sizes.
+"""Measure the cost as the work grows: processor time for a GB at both ends, and memory, for several sizes.
 
 python bench/cost.py                                    # 0.25, 1 and 4 GB
 python bench/cost.py --sizes 0.25GB,1GB,4GB,16GB --folder /var/tmp
 
-The sizes take turns, so that a slow minute does not fall on one of them.
+The sizes are measured in turn, so that a slow minute does not affect only one of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 
 class Cost(NamedTuple):
-    """Of one command, with the server's part."""
+    """The cost of one command, with the server's part."""
 
     rate: float
     """GB/s."""
@@ -62,7 +62,7 @@ def main() -> None:
 
 def _costs(folder: Path, size: str, workers: int) -> tuple[Cost, Cost]:
     source, target = folder / f"{size}.safetensors", folder / "fetched.safetensors"
-    # Tensors of 32 MiB: the nearest whole number of them.
+    # The size is rounded to a whole number of tensors of 32 MiB.
     write_safetensors(source, size=parse_size(size))
     total = source.stat().st_size
     with serving(folder / "repository", workers=workers) as server:
@@ -88,7 +88,7 @@ def _cost(done: Done, server: Server, server_cpu: float, size: int) -> Cost:
 
 
 def show(found: dict[tuple[str, str], list[Cost]]) -> None:
-    """Medians, and how far the sizes lie apart."""
+    """Print the medians, and how much the sizes differ."""
     print("| | size | GB/s | CPU s/GB client | server | both | peak MiB client | server |")
     print("|---|---|---|---|---|---|---|---|")
     sums: dict[str, list[float]] = {}
@@ -99,7 +99,7 @@ def show(found: dict[tuple[str, str], list[Cost]]) -> None:
         memory = " | ".join(f"{peak / MIB:.0f}" for peak in memories)
         print(f"| {what} | {size} | {rate:.2f} | {client:.2f} | {server:.2f} | {both:.2f} | {memory} |")
     for what, costs_of_sizes in sums.items():
-        print(f"{what}: the dearest size costs {max(costs_of_sizes) / min(costs_of_sizes) - 1:.0%} more than the cheapest")
+        print(f"{what}: the most expensive size costs {max(costs_of_sizes) / min(costs_of_sizes) - 1:.0%} more than the cheapest")
 
 
 if __name__ == "__main__":

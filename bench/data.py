@@ -1,4 +1,4 @@
-"""Files to measure with: made on the spot, from fixed seeds, in pieces, so that size costs no memory."""
+"""Files for measurements are generated in pieces from fixed seeds, so that large files need no memory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ TENSOR_SIZE = 32 << 20
 
 
 def bf16(seed: int, size: int) -> bytes:
-    """`size` bytes of normally distributed bfloat16, the hardest weights to compress."""
+    """Return `size` bytes of normally distributed bfloat16, the hardest weights to compress."""
     values = np.random.default_rng(seed).standard_normal(size // 2, dtype=np.float32) * np.float32(0.02)
     return (values.view(np.uint32) >> np.uint32(16)).astype("<u2").tobytes()
 
 
 def write_tree(folder: Path, *, file_count: int, largest: int = 64 << 10, big_count: int = 0, big_size: int = 0) -> int:
-    """Make `folder` with small files of 1 KiB to `largest` and big ones of bf16, a hundred to a folder; returns their bytes.
+    """Make `folder` with small files of 1 KiB to `largest` and large ones of bf16; return their total size in bytes.
 
-    Every other folder holds random bytes, as images are, the rest text.
+    A folder has a hundred files. Every second folder has random bytes, like images; the others have text.
     """
     generator = np.random.default_rng(11)
     words = [bytes(generator.integers(97, 123, length, dtype=np.uint8)) + b" " for length in generator.integers(2, 10, 4000)]
@@ -43,10 +43,10 @@ def write_tree(folder: Path, *, file_count: int, largest: int = 64 << 10, big_co
 def write_safetensors(
     path: Path, *, size: int, seed: int = 0, changed: float = 0, changed_seed: int = 1, header_padding: int = 0
 ) -> int:
-    """Write about `size` bytes of bf16 tensors; returns the bytes of tensors drawn from `changed_seed`.
+    """Write about `size` bytes of bf16 tensors; return the bytes of tensors that come from `changed_seed`.
 
-    A share of `changed` of the tensors, spread evenly, comes from the other seed, as a fine-tune leaves them, and the header
-    is `header_padding` bytes longer, which shifts everything behind it.
+    A share of `changed` of the tensors, spread evenly, comes from the other seed, as in a fine-tune. The header is
+    `header_padding` bytes longer, which shifts everything after it.
     """
     count = max(1, size // TENSOR_SIZE)
     tensors = {

@@ -1,11 +1,12 @@
-"""Memory of server and client while one file goes through each dialect of the Pipeline SDK, by the SDK itself, by curl, by ours.
+"""Measure memory of server and client while one file is uploaded in each dialect of the Pipeline SDK.
 
 python bench/dialects.py --size 2GiB
 python bench/dialects.py --size 2GiB --only 'SDK 2, parts' --workers 2
 
-Each upload goes to a server and a folder of its own. The SDK's environments are those that `bash tests/run.sh` makes. *end*:
-how long the last request of an upload in parts took. Over loopback parts come faster than they are stored; with `--pause` the
-last request comes when all of them may be, as over a slower link, and nothing but the tail is left.
+The clients are the SDK, curl and filestore. Each upload uses its own server and folder. `bash tests/run.sh` makes the
+SDK's environments. *end* is the time of the last request of an upload in parts. Over loopback, parts arrive faster than
+they are stored. With `--pause`, the last request waits until all parts can be stored, as over a slower link, and only
+the tail is left.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ files.upload_multipart_file(Path(sys.argv[1]))
 
 
 class Row(NamedTuple):
-    """What one way cost."""
+    """The cost of one way."""
 
     way: str
     done: Done
@@ -59,7 +60,7 @@ class Row(NamedTuple):
 
 
 def main() -> None:
-    """Measure each way, printing it as soon as it is known."""
+    """Measure each way, and print it as soon as it is known."""
     unwind_when_told_to_end()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=parse_size, default=parse_size("2GiB"), help="of the file (default 2GiB)")

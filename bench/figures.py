@@ -1,4 +1,4 @@
-"""The figures of the main job: real processes on this machine, printed as a table.
+"""Print the figures of the main job as a table, measured with real processes on this machine.
 
 python bench/figures.py                 # all of it; needs about 20 GB of free space for --size 4GiB
 python bench/figures.py --size 256MiB   # a quick look
@@ -32,7 +32,7 @@ MIB = 1 << 20
 
 
 def main() -> None:
-    """Measure one thing after another, each in a repository of its own."""
+    """Measure one job after another, each in a repository of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="4GiB", help="of the file whose push and fetch are watched for memory")
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: the temporary folder")
@@ -57,7 +57,7 @@ def show(rows: Iterator[tuple[str, str, str]]) -> None:
 
 
 def imports(_: Path) -> Iterator[tuple[str, str, str]]:
-    """`import filestore`, beside a Python that imports nothing."""
+    """Measure `import filestore`, compared with a Python that imports nothing."""
     times: dict[str, list[float]] = {"pass": [], "import filestore": []}
     for _round in range(15):
         for code, seconds in times.items():
@@ -69,7 +69,7 @@ def imports(_: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def cache_hit(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Resolves of a file that is in the cache."""
+    """Measure resolves of a file that is in the cache."""
     source = folder / "hit.bin"
     source.write_bytes(os.urandom(4 * MIB))
 
@@ -91,7 +91,7 @@ def cache_hit(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def memory(folder: Path, size: int, workers: int) -> Iterator[tuple[str, str, str]]:
-    """Push, fetch, and fetch on many connections, with everybody's peak memory."""
+    """Measure a push, a fetch, and fetches on many connections, with the peak memory of all processes."""
     source, target = folder / "big.safetensors", folder / "fetched.safetensors"
     if not source.exists():
         write_safetensors(source, size=size)
@@ -122,7 +122,7 @@ def _peaks(command: Done, server: Server) -> str:
 
 
 def again(folder: Path, size: int) -> Iterator[tuple[str, str, str]]:
-    """The same file twice: by the push cache, then with every byte hashed again."""
+    """Push the same file twice: with the push cache, then with every byte hashed again."""
     source = folder / "again.safetensors"
     write_safetensors(source, size=size)
     total = source.stat().st_size
@@ -139,7 +139,7 @@ def again(folder: Path, size: int) -> Iterator[tuple[str, str, str]]:
 
 
 def tuned(folder: Path, size: int) -> Iterator[tuple[str, str, str]]:
-    """A fine-tune: a quarter of the tensors is new, and a longer header shifts everything."""
+    """Push a fine-tune: a quarter of the tensors is new, and a longer header shifts everything."""
     base, source = folder / "base.safetensors", folder / "tuned.safetensors"
     write_safetensors(base, size=size)
     fresh = write_safetensors(source, size=size, changed=0.25, header_padding=480)
@@ -155,7 +155,7 @@ def tuned(folder: Path, size: int) -> Iterator[tuple[str, str, str]]:
 
 
 def torch_saved(folder: Path, size: int) -> Iterator[tuple[str, str, str]]:
-    """A checkpoint as `torch.save` writes it, with one tensor changed."""
+    """Push a checkpoint as `torch.save` writes it, with one tensor changed."""
     count = max(4, size // TENSOR_SIZE // 8)
     path = folder / "model.pt"
     tensors = [Tensor(f"layers.{place}", "BF16", (TENSOR_SIZE // 2,), bf16(place, TENSOR_SIZE)) for place in range(count)]

@@ -1,10 +1,11 @@
-"""The tools that people use beside ours, in one interleaved run: rates, ratios, processor time, memory, bytes.
+"""Compare filestore with other tools in interleaved rounds: rates, ratios, processor time, memory, bytes.
 
 python bench/peers.py                                          # 1 GiB and a tree of 1 GiB, three rounds
 python bench/peers.py --size 256MiB --rounds 1 --peers filestore,curl,restic --workloads push,fetch
 
-Peers take turns workload by workload, each in a store of its own on loopback, and begin one place further each round. Only
-ratios within a round count; their medians are shown. What was fetched is compared with its source outside the measured time.
+The peers run each workload in turn, each with a store of its own on loopback. Each round begins with another peer. Only
+ratios within a round count; their medians are shown. Fetched content is compared with its source outside the measured
+time.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ COPIES = 4
 
 
 class Sources(NamedTuple):
-    """What is pushed."""
+    """The content that is pushed."""
 
     base: Path
     tuned: Path
@@ -67,7 +68,7 @@ class Sources(NamedTuple):
 
 
 class Bench:
-    """One run: its folder, its sources, and what was found so far."""
+    """One measurement: its folder, its sources, and its results so far."""
 
     def __init__(self, folder: Path, sources: Sources, *, tools: Path, isolated: bool) -> None:
         self.measured: list[Measured] = []
@@ -78,11 +79,11 @@ class Bench:
         self._isolated = isolated
 
     def run_round(self, number: int, names: Sequence[str], workloads: Sequence[str]) -> None:
-        """Every workload of every peer once, from empty stores."""
+        """Run every workload of every peer once, from empty stores."""
         for act, parts in ((FILE_WORKLOADS, (Peer.push, Peer.fetch)), (TREE_WORKLOADS, (Peer.push_tree, Peer.fetch_tree))):
             if set(act) & set(workloads):
                 taking_part = [name for name in names if any(getattr(PEERS[name], part.__name__) is not part for part in parts)]
-                # What is fetched must have been pushed.
+                # A file must be pushed before it is fetched.
                 self._act(number, taking_part, [workload for workload in act if workload in {act[0], *workloads}])
 
     def _act(self, number: int, names: Sequence[str], workloads: Sequence[str]) -> None:
@@ -184,7 +185,7 @@ def main() -> None:
     unwind_when_told_to_end()
     tools = options.tools or Path(options.folder or tempfile.gettempdir()) / "filestore-bench-tools"
     for name in options.peers:
-        # Before the network is left in which packages are to be had.
+        # Before this process leaves the network from which packages can be installed.
         PEERS[name].prepare(tools)
     isolated = isolate()
     names = _present(options.peers, tools)
@@ -200,7 +201,7 @@ def main() -> None:
             turned = number % len(names)
             bench.run_round(number, names[turned:] + names[:turned], options.workloads)
     if not isolated:
-        print("bytes sent are not known: only root can have a network of its own")
+        print("bytes sent are not known, because only root can make a network namespace")
     show(bench.measured, limits, titles={name: f"{peer.name} [{peer.checks}]" for name, peer in PEERS.items()})
     for (peer, workload), reason in bench.failures.items():
         print(f"failed: {peer} {workload}: {reason}")
@@ -222,27 +223,27 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", type=_names(workloads), default=list(workloads), help=f"of {','.join(workloads)}")
     parser.add_argument("--workers", type=int, default=1, help="server processes of filestore (default %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to work, such as /dev/shm (default: the temporary folder)")
-    parser.add_argument("--tools", type=Path, help="where environments of Python clients stay for the next run")
-    parser.add_argument("--json", type=Path, help="a file for all that was measured")
+    parser.add_argument("--tools", type=Path, help="where environments of Python clients are kept for later measurements")
+    parser.add_argument("--json", type=Path, help="a file for all results")
     options = parser.parse_args()
     Served.workers = options.workers
     return options
 
 
 def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """What reads a list such as a,b,c of which each is known."""
+    """Return a parser for lists such as a,b,c that accepts only known items."""
 
     def parse(text: str) -> list[str]:
         names = text.split(",")
         if unknown := set(names) - set(known):
-            raise argparse.ArgumentTypeError(f"there is no {', '.join(sorted(unknown))}")
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
         return names
 
     return parse
 
 
 def _present(names: Sequence[str], tools: Path) -> list[str]:
-    """Those that are installed; how to install the others is printed."""
+    """Return the installed peers; print how to install the others."""
     present = []
     for name in names:
         how = PEERS[name].prepare(tools)

@@ -1,4 +1,4 @@
-"""Real processes, measured: commands and services with their memory and processor time, and what went over loopback."""
+"""Real processes are started and measured: memory and processor time of commands and servers, bytes over loopback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-TOKEN = "bench-token-on-loopback-only"  # noqa: S105  # a server of this run's own
+TOKEN = "bench-token-on-loopback-only"  # noqa: S105  # for servers of this measurement only
 FILESTORE = [str(Path(sys.executable).parent / "filestore")]
 UNITS = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "GB": 10**9, "MB": 10**6}
 
@@ -29,7 +29,7 @@ _START_SECONDS = 30
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 256MiB or 4GB."""
+    """Return the bytes of a size such as 256MiB or 4GB."""
     for unit, factor in UNITS.items():
         if text.endswith(unit):
             return int(float(text.removesuffix(unit)) * factor)
@@ -37,7 +37,7 @@ def parse_size(text: str) -> int:
 
 
 class Command(NamedTuple):
-    """What to run, with what besides this process's environment, and where."""
+    """A command to run, with additions to this process's environment, and its folder."""
 
     arguments: Sequence[str | Path]
     environment: Mapping[str, str] = {}
@@ -48,34 +48,38 @@ class Command(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A command that has ended well."""
+    """A command that has ended successfully."""
 
     output: str
     seconds: float
     peak_memory: int
-    """Bytes of resident memory, the processes that it started included."""
+    """Bytes of resident memory at the peak, including the processes that it started."""
     cpu_seconds: float
-    """User and system time, the processes that it waited for included."""
+    """User and system time, including the processes that it waited for."""
 
     @property
     def json(self) -> dict[str, Any]:
-        """What `--json` printed."""
+        """The output of `--json`."""
         return dict(json.loads(self.output))
 
 
 def _environment(command: Command) -> dict[str, str]:
-    # Programs of a checkout would be compiled anew at each start; those that people install are not.
+    # Let Python write bytecode: a checkout's modules would be compiled at each start, unlike those of an installed
+    # package.
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return inherited | dict(command.environment)
 
 
 def run(command: Sequence[str | Path], *, environment: Mapping[str, str] | None = None) -> Done:
-    """Run `command` to its end. Raises SystemExit with its error output when it fails."""
+    """Run `command` to its end. If it fails, raise SystemExit with its error output."""
     return run_all([Command(command, environment or {})])[0]
 
 
 def run_all(commands: Sequence[Command]) -> list[Done]:
-    """Run `commands` side by side, all of them to the end. Raises SystemExit with the error output of the first that failed."""
+    """Run `commands` in parallel, all of them to their end.
+
+    If one fails, raise SystemExit with the error output of the first that failed.
+    """
     running = [_Running(command) for command in commands]
     try:
         ended = [one.wait() for one in running]
@@ -89,11 +93,11 @@ def run_all(commands: Sequence[Command]) -> list[Done]:
 
 
 class _Running:
-    """A command under way, with a thread that watches its memory."""
+    """A running command, with a thread that watches its memory."""
 
     def __init__(self, command: Command) -> None:
         self._command = command
-        # Files, not pipes: nobody has to read two streams of four processes at once.
+        # Files, not pipes, because a pipe of each of several processes would have to be read at the same time.
         self._output, self._error = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115  # `wait` closes them
         self._started = time.perf_counter()
         self._process = subprocess.Popen(
@@ -110,7 +114,7 @@ class _Running:
         self._watcher.start()
 
     def wait(self) -> Done | SystemExit:
-        """What it did, or why it failed."""
+        """Wait for the command; return its result, or the reason of its failure."""
         _, status, usage = os.wait4(self._process.pid, 0)
         seconds = time.perf_counter() - self._started
         self._process.returncode = os.waitstatus_to_exitcode(status)
@@ -122,14 +126,14 @@ class _Running:
         return Done(output, seconds, sum(self._peaks.values()), usage.ru_utime + usage.ru_stime)
 
     def end(self) -> None:
-        """Leave nothing running; safe to call again."""
+        """Kill the command if it is still running; a second call does nothing."""
         self._ended.set()
         if self._process.returncode is None:
             self._process.kill()
             self._process.wait()
 
     def _watch(self) -> None:
-        # Not ru_maxrss: that of a child begins with what its parent held when it forked.
+        # Not ru_maxrss, because for a child it starts with the memory that its parent had at the fork.
         while not self._ended.wait(_WATCH_SECONDS):
             for pid in family(self._process.pid):
                 self._peaks[pid] = max(self._peaks.get(pid, 0), _peak_memory(pid))
@@ -142,10 +146,10 @@ def _text(file: IO[bytes]) -> str:
 
 
 class Service:
-    """A server process of this run's own, with the processes that it started; ended by `stop`."""
+    """A server process of this measurement, with the processes that it started. `stop` ends it."""
 
     def __init__(self, command: Command, *, log: Path, port: int | None = None) -> None:
-        """With `port`, return once it takes connections there. Raises SystemExit when it does not start."""
+        """With `port`, return when the server accepts connections there. Raises SystemExit if it does not start."""
         self.log = log
         self._command = command
         with log.open("wb") as file:
@@ -161,7 +165,7 @@ class Service:
             self.wait_until(lambda: _is_open(port))
 
     def wait_until(self, is_ready: Callable[[], bool]) -> None:
-        """Return once `is_ready()`. Raises SystemExit when the server ends before that, or takes too long."""
+        """Return when `is_ready()` is true. Raises SystemExit if the server ends before that, or takes too long."""
         deadline = time.monotonic() + _START_SECONDS
         while not is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -170,15 +174,15 @@ class Service:
             time.sleep(0.02)
 
     def cpu_seconds(self) -> float:
-        """User and system time so far, of all its processes."""
+        """Return the user and system time so far, of all its processes."""
         return sum(_cpu_seconds(pid) for pid in family(self._process.pid))
 
     def peak_memory(self) -> int:
-        """Bytes of resident memory at the peak of the largest of its processes."""
+        """Return the peak of resident memory of its largest process, in bytes."""
         return max(_peak_memory(pid) for pid in family(self._process.pid))
 
     def stop(self) -> None:
-        """Ask it to end, and wait; safe to call again."""
+        """Ask it to end, and wait; a second call does nothing."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -189,7 +193,7 @@ class Service:
 
 
 def family(pid: int) -> list[int]:
-    """A process and those that its main thread, and theirs, started."""
+    """Yield a process, and all processes that its main thread and theirs started."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     except (FileNotFoundError, ProcessLookupError):
@@ -216,7 +220,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
+    """Return a free port of loopback."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
@@ -230,7 +234,7 @@ def _is_open(port: int) -> bool:
 
 
 class Server(NamedTuple):
-    """A `filestore serve` of this run's own."""
+    """A `filestore serve` of this measurement."""
 
     url: str
     root: Path
@@ -238,20 +242,20 @@ class Server(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a command needs to find it."""
+        """The environment with which a command finds the server."""
         return {"FILESTORE_URL": self.url, "FILESTORE_TOKEN": TOKEN}
 
     def cpu_seconds(self) -> float:
-        """User and system time so far, of all its processes."""
+        """Return the user and system time so far, of all its processes."""
         return self.service.cpu_seconds()
 
     def peak_memory(self) -> int:
-        """Bytes of resident memory at the peak of the largest of its processes."""
+        """Return the peak of resident memory of its largest process, in bytes."""
         return self.service.peak_memory()
 
 
 def start_server(root: Path, *, workers: int = 1, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Server:
-    """A server of the folder `root` on a free port; `prefix` starts the command, as `ip netns exec NAME` does."""
+    """Start a server of the folder `root` on a free port; `prefix` starts the command, as `ip netns exec NAME` does."""
     root.parent.mkdir(parents=True, exist_ok=True)
     options = ["--create", "--root", str(root), "--host", host, "--port", "0", "--workers", str(workers), "--token", TOKEN]
     service = Service(Command([*prefix, *FILESTORE, "serve", *options]), log=root.with_name(f"{root.name}.log"))
@@ -267,7 +271,7 @@ def start_server(root: Path, *, workers: int = 1, host: str = "127.0.0.1", prefi
 
 @contextmanager
 def serving(root: Path, *, workers: int = 1) -> Iterator[Server]:
-    """A server on a free port, stopped at the end."""
+    """Give a server on a free port, which is stopped at the end."""
     server = start_server(root, workers=workers)
     try:
         yield server
@@ -276,14 +280,14 @@ def serving(root: Path, *, workers: int = 1) -> Iterator[Server]:
 
 
 def unwind_when_told_to_end() -> None:
-    """Have SIGTERM end this program as Ctrl-C does, so that servers are stopped and folders removed."""
+    """Make SIGTERM end this program as Ctrl-C does, so that servers are stopped and folders removed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def isolate() -> bool:
-    """Start this program again in a network of its own, where that is possible; whether it runs in one.
+    """Start this program again in a network namespace of its own, if possible; return whether it runs in one.
 
-    Only there does loopback count this run's bytes alone.
+    Only there does loopback count the bytes of this measurement alone.
     """
     if os.environ.get(_ISOLATED):
         return True
@@ -292,11 +296,11 @@ def isolate() -> bool:
     os.environ[_ISOLATED] = "1"
     script = 'ip link set lo up && exec "$@"'
     arguments = ["unshare", "--net", "sh", "-c", script, "sh", sys.executable, *sys.argv]
-    return os.execvp("unshare", arguments)  # noqa: S606  # this very program
+    return os.execvp("unshare", arguments)  # noqa: S606  # starts this program itself
 
 
 def loopback_bytes() -> int:
-    """Bytes that went over loopback so far, headers included."""
+    """Return the bytes over loopback so far, including headers."""
     for line in Path("/proc/net/dev").read_text(encoding="ascii").splitlines():
         name, _, counters = line.partition(":")
         if name.strip() == "lo":
@@ -305,5 +309,5 @@ def loopback_bytes() -> int:
 
 
 def folder_bytes(path: Path) -> int:
-    """Bytes of the files below `path`."""
+    """Return the bytes of the files below `path`."""
     return sum((Path(root) / name).lstat().st_size for root, _, names in os.walk(path) for name in names)

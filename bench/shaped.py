@@ -1,10 +1,11 @@
-"""Links of a fixed rate: how much faster than the link's own rate bf16 weights go, both ways. Needs root.
+"""Measure bf16 weights over links of a fixed rate, in both directions, relative to the rate of the link. Needs root.
 
 python bench/shaped.py                        # 512 MiB over 1 and 2.5 Gbit/s, three rounds
 python bench/shaped.py --rates 1 --size 1GiB
 
-Two network namespaces with a pair of virtual interfaces, each shaped by `tc ... tbf`; the server in one, the client in the
-other. A bare socket says what the link moves; rounds are interleaved, and medians of the ratios within a round are shown.
+Two network namespaces have a pair of virtual interfaces, each shaped by `tc ... tbf`. The server runs in one, the
+client in the other. A bare socket measures the rate of the link. Rounds are interleaved, and medians of the ratios
+within a round are shown.
 """
 
 from __future__ import annotations
@@ -33,26 +34,26 @@ MTU = 1500
 
 
 class Link:
-    """Two namespaces, and what runs in them."""
+    """Two network namespaces, and the processes in them."""
 
     def __init__(self) -> None:
         self.server, self.client = (f"filestore-{side}-{os.getpid()}" for side in ("server", "client"))
 
     def inside(self, namespace: str) -> list[str]:
-        """What a command in a namespace begins with."""
+        """Return the start of a command that runs in a namespace."""
         return ["ip", "netns", "exec", namespace]
 
     def shape(self, gigabits: float) -> None:
-        """Let both directions move that much."""
+        """Limit both directions to this rate."""
         for namespace in (self.server, self.client):
-            # A burst of a millisecond and more: the kernel's timers are not finer.
+            # A burst of at least a millisecond, because the kernel's timers are not finer.
             options = ["rate", f"{gigabits}gbit", "burst", f"{max(256, int(gigabits * 250))}kb", "latency", "20ms"]
             run([*self.inside(namespace), "tc", "qdisc", "replace", "dev", DEVICE, "root", "tbf", *options])
 
 
 @contextmanager
 def linked() -> Iterator[Link]:
-    """A link, taken down at the end."""
+    """Give a link, which is removed at the end."""
     link = Link()
     try:
         for namespace in (link.server, link.client):
@@ -101,7 +102,7 @@ def main() -> None:
 
 
 def _round(link: Link, folder: Path, source: Path) -> tuple[float, float, float]:
-    """Rates of a bare socket, of a push and of a fetch, in bytes of content."""
+    """Return the rates of a bare socket, of a push and of a fetch, in bytes of content."""
     size = source.stat().st_size
     bare = size / _bare_seconds(link, size, folder) / 1e9
     server = start_server(folder / "repository", host=SERVER, prefix=link.inside(link.server))
@@ -129,7 +130,7 @@ def _bare_seconds(link: Link, size: int, folder: Path) -> float:
 
 
 def _bare(side: str, size: int) -> None:
-    """One side of a bare socket; the sender prints the seconds until the receiver had it all."""
+    """Run one end of a bare socket. The sender prints the seconds until the receiver had all bytes."""
     piece = memoryview(bytearray(1 << 20))
     if side == "receive":
         with socket.create_server((SERVER, PORT)) as listener:

@@ -1,13 +1,13 @@
-"""Each stage alone, on one core: what a later change is compared with.
+"""Measure each stage alone on one core, to compare it with a later change.
 
 python bench/stages.py --json before.json                       # then change something
 python bench/stages.py --against before.json
 python bench/stages.py --chunks 100000 --rounds 1               # all stages, quickly
 python bench/stages.py --folder /var/tmp                        # the index on a disk
 
-Codecs of more kinds of data: `codec.py`. The index is one file of SQLite with ten million chunks, 10 TB of weights; it is asked
-for batches of chunks from all over it, by the clock; all else is processor time. *Cold*: over new connections, and the kernel was
-told to forget the file's pages.
+`codec.py` measures codecs with more kinds of data. The index is one file of SQLite with ten million chunks, for 10 TB
+of weights. It is asked for batches of chunks from all parts of it, and measured by the wall clock; all else is
+processor time. *Cold* means: over new connections, after the kernel was told to forget the file's pages.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ MIB = 1 << 20
 PIECE = 256 << 10
 FRAME_SIZE = 700 << 10
 BATCHES = (16, 1024)
-"""Chunks that are asked for at once: those of a window of weights, and more than any window has."""
+"""Chunks of one request: those of a window of weights, and more than any window has."""
 ADDED = 64
-"""Chunks of a batch, which are made live at once."""
+"""Chunks of a batch, which are made live together."""
 NAMESPACE = "default"
 
 
 class Stage(NamedTuple):
-    """What was found of one stage: more is better of what is for a second, less of all else."""
+    """The result of one stage. A larger value is better for rates, and worse for all others."""
 
     name: str
     value: float
@@ -64,14 +64,14 @@ class Stage(NamedTuple):
 
 
 def main() -> None:
-    """Measure every stage, printing each as soon as it is known."""
+    """Measure every stage, and print each as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=64, help="MiB of content (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of which medians are shown (default %(default)s)")
     parser.add_argument("--chunks", type=int, default=10_000_000, help="in the index (default %(default)s)")
     parser.add_argument("--folder", type=Path, help="for the index (default: the temporary folder)")
-    parser.add_argument("--json", type=Path, help="a file for what was found")
-    parser.add_argument("--against", type=Path, help="such a file of an earlier run")
+    parser.add_argument("--json", type=Path, help="a file for the results")
+    parser.add_argument("--against", type=Path, help="such a file of an earlier measurement")
     options = parser.parse_args()
     earlier = json.loads(options.against.read_text(encoding="utf-8"))["stages"] if options.against else {}
     found: dict[str, dict[str, float | str]] = {}
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def _commit() -> str:
-    """What was measured, as far as git knows."""
+    """Return the commit that was measured, as far as git knows it."""
     done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
@@ -103,7 +103,7 @@ def _stages(folder: Path, options: argparse.Namespace) -> Iterator[Stage]:
 def _scanning(folder: Path, size: int, rounds: int) -> Iterator[Stage]:
     path = folder / "weights.safetensors"
     write_safetensors(path, size=size)
-    # Anonymous memory, as the buffers of a push are: bytes of a file would cost faults of pages too.
+    # Anonymous memory, like the buffers of a push. The bytes of a mapped file would also cost page faults.
     weights = memoryview(mmap.mmap(-1, path.stat().st_size))
     weights[:] = path.read_bytes()
     noise = memoryview(mmap.mmap(-1, size))
@@ -135,7 +135,7 @@ def _coding(size: int, rounds: int) -> Iterator[Stage]:
     }
     for kind, content in kinds.items():
         yield from _coded(kind, content, rounds, None)
-    # Each codec, on what it is for.
+    # Each codec, on the data for which it is made.
     yield from _coded("random", kinds["random"], rounds, Codec.RAW)
     yield from _coded("text", kinds["text"], rounds, Codec.ZSTD)
     yield from _coded("bf16", kinds["bf16"], rounds, Codec.PLANES2_ZSTD)
@@ -202,8 +202,11 @@ async def _indexing(path: Path, count: int, rounds: int) -> list[Stage]:
 
 
 def _fill(path: Path, count: int) -> None:
-    """Put the rows of chunks into an index of nobody's, by the shortest way: how long a server takes for that is `_added`."""
-    # Seen just now: asking for them refreshes nothing.
+    """Insert the rows of chunks into an unused index in the fastest way.
+
+    `_added` measures how long a server takes for this.
+    """
+    # Seen just now, so that requests refresh nothing.
     seen = time.time_ns() // 1000
     rows = ((NAMESPACE, digest, MIB, FRAME_SIZE, seen, 0) for digest in _digests(count))
     connection = sqlite3.connect(path, isolation_level=None)
@@ -219,7 +222,7 @@ def _fill(path: Path, count: int) -> None:
 
 
 async def _asked(path: Path, count: int, batch: int, rounds: int) -> list[Stage]:
-    """How many chunks a second can be asked for in batches, of those that are there and of those that are not."""
+    """Yield how many chunks a second can be asked for in batches, for present and for missing ones."""
     chance = np.random.default_rng(batch)
     times: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -228,10 +231,10 @@ async def _asked(path: Path, count: int, batch: int, rounds: int) -> list[Stage]
         for what, digests, answer in (("there", known, []), ("missing", strange, strange)):
             index = await open_index(path)
             try:
-                # Opens the connection that reads, which is no part of a question.
+                # Open the reading connection before the measurement.
                 await index.tokens()
                 _forget_pages(path)
-                # The second time the pages are in memory.
+                # The second time, the pages are in memory.
                 for state in ("cold", "warm"):
                     started = time.perf_counter()
                     missing = await index.missing(NAMESPACE, digests)
@@ -256,12 +259,12 @@ async def _added(index: SqliteIndex, rounds: int) -> Stage:
 
 
 def _digest(place: int, count: int) -> Digest:
-    """One of `count` digests that are spread evenly and rise with `place`."""
+    """Return one of `count` digests that are spread evenly and increase with `place`."""
     return Digest((place * ((1 << 64) // count)).to_bytes(8, "big") + place.to_bytes(DIGEST_SIZE - 8, "big"))
 
 
 def _digests(count: int) -> Iterator[bytes]:
-    """All of them, the same bytes much sooner."""
+    """Return all of these digests, the same bytes but much faster."""
     step = np.uint64((1 << 64) // count)
     for start in range(0, count, 1 << 16):
         places = np.arange(start, min(count, start + (1 << 16)), dtype=np.uint64)
@@ -287,7 +290,7 @@ def _median(work: Callable[[], object], rounds: int) -> float:
 
 
 def _once(work: Callable[[], object]) -> float:
-    # Processor time: what else runs on this machine counts the less.
+    # Processor time, because other work on this machine changes it less.
     started = time.thread_time()
     work()
     return time.thread_time() - started

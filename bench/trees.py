@@ -1,9 +1,10 @@
-"""Directories: what a second push reads and sends, big weights in a folder beside the same bytes in one file, many entries.
+"""Measure directories: a second push, large weights in a folder compared with one file, many entries.
 
 python bench/trees.py                          # a tree of 20,000 small files and 4 of 100 MiB, 200,000 entries
 python bench/trees.py --files 500 --big 8MiB --entries 5000
 
-How fast trees go beside `zip` and `curl`, `tar` and `curl`, and `rclone copy`: `peers.py --workloads push-tree,fetch-tree`.
+To compare the speed of trees with `zip` and `curl`, `tar` and `curl`, and `rclone copy`:
+`peers.py --workloads push-tree,fetch-tree`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SETTLED_SECONDS = 2.1
 
 
 def main() -> None:
-    """Measure one thing after another, each in a repository of its own."""
+    """Measure one job after another, each in a repository of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=20_000, help="small files, of 1 to 64 KiB (default %(default)s)")
     parser.add_argument(
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def again(folder: Path, file_count: int, big_size: int) -> Iterator[tuple[str, str, str]]:
-    """A tree, pushed and fetched; then pushed again as it is, and with ten small files changed."""
+    """Push and fetch a tree; then push it again unchanged, and with ten small files changed."""
     tree = folder / "tree"
     total = write_tree(tree, file_count=file_count, big_count=BIG_COUNT, big_size=big_size)
     time.sleep(SETTLED_SECONDS)
@@ -78,7 +79,7 @@ def again(folder: Path, file_count: int, big_size: int) -> Iterator[tuple[str, s
 
 
 def apart(folder: Path, big_size: int, rounds: int) -> Iterator[tuple[str, str, str]]:
-    """Fetches of big files in a folder, and of the same bytes as one file, in turn."""
+    """Fetch large files in a folder, and the same bytes as one file, in turn."""
     tree, file = folder / "weights", folder / "weights.bin"
     tree.mkdir()
     with file.open("wb") as whole:
@@ -90,7 +91,7 @@ def apart(folder: Path, big_size: int, rounds: int) -> Iterator[tuple[str, str, 
         pushed = {path: _push(server, path) for path in (tree, file)}
         ratios = []
         for place in range(rounds):
-            # Each goes first in turn.
+            # The two take turns in being first.
             paths = (tree, file) if place % 2 else (file, tree)
             seconds = {path: _timed_fetch(server, pushed[path], folder / "target", path) for path in paths}
             ratios.append(seconds[tree] / seconds[file])
@@ -102,7 +103,7 @@ def apart(folder: Path, big_size: int, rounds: int) -> Iterator[tuple[str, str, 
 
 
 def many(folder: Path, count: int) -> Iterator[tuple[str, str, str]]:
-    """Peaks of memory with that many files of 1 KiB."""
+    """Measure the peak memory with that many files of 1 KiB."""
     tree, target = folder / "many", folder / "many-fetched"
     write_tree(tree, file_count=count, largest=1 << 10)
     with serving(folder / "entries") as server:

@@ -1,4 +1,4 @@
-"""Backup programs: cut, deduplicate, verify."""
+"""Backup programs that cut, deduplicate and verify."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.run import Command, run
 
 
 class Borg(Archiver):
-    """A repository in a folder here: no network, no server. Not encrypted; compressed as it is by default."""
+    """borg with a repository in a local folder: no network, no server. Not encrypted; compressed with the default."""
 
     name = "borg, local"
     checks = "yes"
@@ -45,7 +45,7 @@ class Borg(Archiver):
 
 
 class Restic(Archiver):
-    """Over HTTP, to `rclone serve restic`; encrypted, as it always is."""
+    """restic over HTTP, to `rclone serve restic`; always encrypted."""
 
     name = "restic + rclone serve"
     checks = "yes"

@@ -1,4 +1,4 @@
-"""What every peer is: a store that commands push into and fetch from, with the servers that it needs."""
+"""A peer is a store, with commands to push into it and fetch from it, and its servers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.run import Command, Service, folder_bytes
 
 
 class Peer:
-    """One way of storing files. Every method gives the command that does it, or None where this peer has no such thing.
+    """One way of storing files. Every method returns the command that does it, or None if this peer cannot do it.
 
     A file is stored under its own name. Commands that fetch get an empty folder and write `fetched` in it.
     """
@@ -20,12 +20,12 @@ class Peer:
     checks: ClassVar[str] = "no"
     """Whether digests are checked at both ends: yes, no, half."""
     serves_many: ClassVar[bool] = True
-    """Whether several fetches may be under way at once."""
+    """Whether several fetches can run at the same time."""
     programs: ClassVar[Mapping[str, str]] = {}
-    """What must be on PATH, and the Debian package that brings it."""
+    """A program that must be on PATH, and the Debian package that contains it."""
 
     def __init__(self, folder: Path, *, tools: Path) -> None:
-        """`folder` is for its store; `tools` outlives the run."""
+        """`folder` is for its store; `tools` is kept after the measurement."""
         self.folder = folder
         self.store = folder / "store"
         self.tools = tools
@@ -33,12 +33,12 @@ class Peer:
 
     @classmethod
     def prepare(cls, _tools: Path) -> str | None:
-        """Get ready what every run of it needs; how to install what is absent, or None where all is there."""
+        """Prepare what every round needs. Return how to install the missing programs, or None."""
         missing = [package for program, package in cls.programs.items() if shutil.which(program) is None]
         return f"apt-get install {' '.join(dict.fromkeys(missing))}" if missing else None
 
     def start(self) -> None:
-        """Make an empty store, and start what serves it."""
+        """Make an empty store, and start its servers."""
         self.store.mkdir(parents=True)
 
     def stop(self) -> None:
@@ -49,33 +49,33 @@ class Peer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def stored_bytes(self) -> int:
-        """Bytes that the store takes."""
+        """Return the bytes that the store takes."""
         return folder_bytes(self.store)
 
     def adopt(self, path: Path) -> None:
-        """Have a file in the store without pushing it, for peers that only fetch."""
+        """Put a file into the store without pushing it, for peers that only fetch."""
 
     def forget(self, name: str) -> None:
-        """Give the space of a file back that is not fetched any more, where the peer keeps whole files."""
+        """Free the space of a file that is not fetched any more, if the peer keeps whole files."""
 
     def push(self, _path: Path) -> Command | None:
-        """Store a file that is new, or of which a part is."""
+        """Store a file that is new, or partly new."""
         return None
 
     def push_again(self, path: Path) -> Command | None:
-        """Store a file that is stored, every byte read again."""
+        """Store a stored file again, and read every byte."""
         return self.push(path)
 
     def push_known(self, _path: Path) -> Command | None:
-        """Store a file that is stored, known by its state."""
+        """Store a stored file again, recognised by its state."""
         return None
 
     def fetch(self, _name: str, _folder: Path) -> Command | None:
-        """Get a file back."""
+        """Fetch a file."""
         return None
 
     def fetched(self, name: str, folder: Path) -> Path:
-        """Where `fetch` leaves it."""
+        """Return the path to which `fetch` writes."""
         return folder / name
 
     def push_tree(self, _tree: Path) -> Command | None:
@@ -83,16 +83,16 @@ class Peer:
         return None
 
     def fetch_tree(self, _name: str, _folder: Path) -> Command | None:
-        """Get a folder back."""
+        """Fetch a folder."""
         return None
 
     def fetched_tree(self, name: str, folder: Path) -> Path:
-        """Where `fetch_tree` leaves it."""
+        """Return the path to which `fetch_tree` writes."""
         return folder / name
 
 
 class Archiver(Peer):
-    """A peer that takes a folder by the very command that takes a file."""
+    """A peer whose command for a file also accepts a folder."""
 
     def push_tree(self, tree: Path) -> Command | None:
         return self.push(tree)
@@ -102,5 +102,5 @@ class Archiver(Peer):
 
 
 def shell(script: str, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> Command:
-    """A command that `sh` runs, with `arguments` as $1 and so on; any part that fails fails the whole."""
+    """Return a command that `sh` runs, with `arguments` as $1 and so on. It fails if any part fails."""
     return Command(["bash", "-euo", "pipefail", "-c", script, "bash", *arguments], environment or {})

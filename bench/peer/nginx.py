@@ -1,4 +1,4 @@
-"""nginx as a store of whole files by WebDAV, and the clients that people use with it."""
+"""nginx stores whole files by WebDAV, with the clients that people use."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _CONFIGURATION = """\
 
 
 class Nginx(Peer):
-    """The server; its clients are below."""
+    """The nginx server; the classes below are its clients."""
 
     programs: ClassVar = {"nginx": "nginx", "curl": "curl"}
 
@@ -74,7 +74,7 @@ class Curl(Nginx):
 
 
 class CurlSynced(Nginx):
-    """PUT, after which the file and its folder are synced, as a store does that says so."""
+    """PUT, followed by a sync of the file and its folder, as in a durable store."""
 
     name = "curl + nginx + sync"
 
@@ -84,7 +84,7 @@ class CurlSynced(Nginx):
 
 
 class CurlHashed(Curl):
-    """The same with SHA-256: of the source while it is sent, of what arrived once it is there; of what was fetched after that."""
+    """The same with SHA-256: of the source during the upload, of the stored file after it, and of the fetched file."""
 
     name = "curl + nginx + openssl sha256"
     checks = "yes"
@@ -105,7 +105,7 @@ class CurlHashed(Curl):
 
 
 class Aria2(Nginx):
-    """GET in eight ranges at once."""
+    """GET in eight ranges at the same time."""
 
     name = "aria2c -x8 + nginx"
     programs: ClassVar = {**Nginx.programs, "aria2c": "aria2"}
@@ -116,7 +116,7 @@ class Aria2(Nginx):
 
 
 class ZipCurl(Nginx):
-    """A folder as a zip file that is made, then sent; received, then unpacked."""
+    """A folder as a zip file that is made and then sent; received and then unpacked."""
 
     name = "zip + curl + nginx"
     programs: ClassVar = {**Nginx.programs, "zip": "zip", "unzip": "unzip"}

@@ -1,4 +1,4 @@
-"""filestore: its own clients, and everybody's against its server."""
+"""filestore with its own clients, and other clients with its server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HEADER = f"Authorization: Bearer {TOKEN}"
 
 
 class Served(Peer):
-    """Our server."""
+    """The filestore server."""
 
     workers: ClassVar[int] = 1
     codec: ClassVar[str] = "auto"
@@ -66,14 +66,14 @@ class FilestoreRaw(Filestore):
 
 
 class CurlFilestore(Served):
-    """curl against our server: the form, and the plain GET."""
+    """curl with the filestore server: the form, and the plain GET."""
 
     name = "curl + filestore"
     checks = "half"
     programs: ClassVar = {"curl": "curl", "zip": "zip", "unzip": "unzip"}
 
     def push(self, path: Path) -> Command:
-        # The answer names the path under which the file is read again.
+        # The answer has the path at which the file can be read.
         script = 'curl -sSf -H "$3" -F "pfile=@$1" "$2" > "$4"'
         return shell(script, path, f"{self.url}/v3/pipeline_files", _HEADER, self._answer(path.name))
 

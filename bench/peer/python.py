@@ -1,4 +1,4 @@
-"""Clients that are Python packages, in an environment of their own that is made when it is first needed."""
+"""Clients that are Python packages run in an environment that is made when it is first needed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _CLIENTS = Path(__file__).parent
 
 
 def python_of(tools: Path, package: str) -> Path:
-    """The Python of the environment below `tools` that has `package`."""
+    """Return the Python of the environment below `tools` that has `package`."""
     return tools / package / "bin" / "python"
 
 
 def install(tools: Path, package: str) -> str | None:
-    """Make the environment of `package` where it is not there; None, or how to install the package where that fails."""
+    """Make the environment of `package` if it is missing. Return None, or how to install the package if that fails."""
     folder = tools / package
     mark = folder / "ready"
     if not mark.exists():
@@ -34,11 +34,11 @@ def install(tools: Path, package: str) -> str | None:
 
 
 class Xet(Archiver):
-    """Hugging Face's Xet client with the server inside: `local://`, a folder, no network."""
+    """Hugging Face's Xet client, which includes the server: `local://`, a folder, no network."""
 
     name = "hf_xet, local"
     checks = "half"
-    serves_many = False  # its database is locked by whoever opens it
+    serves_many = False  # each process that opens its database locks it
     package: ClassVar[str] = "hf_xet==1.8.0"
 
     @classmethod
@@ -61,7 +61,7 @@ class Xet(Archiver):
 
 
 class Sdk(Served):
-    """`requests` with a multipart form, as the Pipeline SDK uploads, and `iter_content`, as it downloads; our server."""
+    """`requests` as the Pipeline SDK uses it, with filestore's server: a multipart form, and `iter_content`."""
 
     name = "requests multipart + filestore"
     checks = "half"

@@ -1,4 +1,4 @@
-"""rclone over WebDAV, which checks nothing."""
+"""rclone over WebDAV, which checks no digests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.run import Command, Service, free_port
 
 
 def serve_by_rclone(peer: Peer, protocol: str) -> int:
-    """Have rclone serve the store of a peer; the port."""
+    """Start rclone as a server of a peer's store; return the port."""
     port = free_port()
     command: list[str | Path] = ["rclone", "serve", protocol, "--config", "/dev/null", "--addr", f"127.0.0.1:{port}", peer.store]
     peer.services.append(Service(Command(command), log=peer.folder / "rclone.log", port=port))
@@ -18,7 +18,7 @@ def serve_by_rclone(peer: Peer, protocol: str) -> int:
 
 
 class Rclone(Peer):
-    """`rclone copy` to and from `rclone serve webdav`. What is stored is known by its size and time."""
+    """`rclone copy` to and from `rclone serve webdav`. It recognises stored files by size and time."""
 
     name = "rclone over WebDAV"
     programs: ClassVar = {"rclone": "rclone"}
@@ -35,7 +35,7 @@ class Rclone(Peer):
         return self._copy("copyto", str(path), self._remote + path.name)
 
     def push_again(self, _path: Path) -> Command | None:
-        """It never reads what it holds for stored."""
+        """Return None, because it never reads a file that it takes for stored."""
         return None
 
     def push_known(self, path: Path) -> Command:

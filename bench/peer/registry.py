@@ -1,4 +1,4 @@
-"""A container registry: blobs by their SHA-256, checked at both ends."""
+"""A container registry stores blobs by their SHA-256, checked at both ends."""
 
 from __future__ import annotations
 

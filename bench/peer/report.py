@@ -1,4 +1,4 @@
-"""What was measured of peers, as tables."""
+"""The measurements of peers are printed as tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MIB = 1 << 20
 
 
 class Measured(NamedTuple):
-    """One workload of one peer, once."""
+    """One run of one workload of one peer."""
 
     peer: str
     workload: str
@@ -21,31 +21,31 @@ class Measured(NamedTuple):
     client_cpu_seconds: float
     server_cpu_seconds: float
     client_memory: int
-    """Bytes at the peak, of the largest command where several run."""
+    """Bytes at the peak, of the largest command if there are several."""
     server_memory: int
     bytes_sent: int | None
-    """Over loopback, both directions, headers included; None where others' traffic is counted too, or there is no server."""
+    """Bytes over loopback, in both directions, with headers. None if other traffic is counted too, or without a server."""
     bytes_stored: int
-    """That the store grew by."""
+    """Bytes by which the store grew."""
 
     @property
     def rate(self) -> float:
-        """GB/s."""
+        """Return GB/s."""
         return self.size / self.seconds / 1e9
 
     @property
     def bytes_moved(self) -> int:
-        """What was sent, or stored where nothing is sent."""
+        """Return the bytes that were sent, or stored if nothing is sent."""
         return self.bytes_stored if self.bytes_sent is None else self.bytes_sent
 
     @property
     def cpu_cost(self) -> float:
-        """Seconds of processor time for each GB, both sides added."""
+        """Return the seconds of processor time for each GB, both ends together."""
         return (self.client_cpu_seconds + self.server_cpu_seconds) / self.size * 1e9
 
 
 class Goal(NamedTuple):
-    """A ratio of rates, ours to a peer's, that must be reached, and one that is aimed at."""
+    """A goal for the ratio of filestore's rate to a peer's: `must` has to be reached, `aim` would be good."""
 
     workload: str
     ours: str
@@ -74,11 +74,11 @@ GOALS = (
     Goal("fetch-tree", "filestore", "rclone", 2.0),
     Goal("fetch-tree", "filestore", "tar-curl", None, 1.0),
 )
-"""Those of the issues on speed and on directories."""
+"""The goals of the issues on speed and on directories."""
 
 
 class Results:
-    """All measurements of a run."""
+    """All results of a measurement."""
 
     def __init__(self, measured: Iterable[Measured]) -> None:
         self._all = list(measured)
@@ -86,28 +86,28 @@ class Results:
         self.workloads = list(dict.fromkeys(one.workload for one in self._all))
 
     def of(self, peer: str, workload: str) -> dict[int, Measured]:
-        """By round."""
+        """Return the results by round."""
         return {one.round: one for one in self._all if one.peer == peer and one.workload == workload}
 
     def middle(self, peer: str, workload: str, value: Callable[[Measured], float]) -> float | None:
-        """The median of a value over the rounds; None where it was not measured."""
+        """Return the median of a value over the rounds, or None if it was not measured."""
         found = [value(one) for one in self.of(peer, workload).values()]
         return median(found) if found else None
 
     def ratios(self, workload: str, ours: str, peer: str) -> list[float]:
-        """Of rates within each round, sorted."""
+        """Return the ratios of rates within each round, sorted."""
         theirs = self.of(peer, workload)
         return sorted(one.rate / theirs[number].rate for number, one in self.of(ours, workload).items() if number in theirs)
 
 
 def show(measured: Sequence[Measured], ceilings: Sequence[dict[str, float]], *, titles: dict[str, str]) -> None:
-    """Print the tables, as Markdown; `titles` are the peers' names in full, with whether they check digests."""
+    """Print the tables, as Markdown. `titles` are the peers' full names, with whether they check digests."""
     results = Results(measured)
     print("\nGB/s of content, medians\n")
     _per_peer(results, titles, lambda one: one.rate, "{:.2f}")
     print("\nSeconds of processor time for a GB, client and server added, medians\n")
     _per_peer(results, titles, lambda one: one.cpu_cost, "{:.2f}")
-    print("\nBytes sent, or stored where there is no server, to bytes of content, medians\n")
+    print("\nBytes sent for each byte of content, or bytes stored without a server, medians\n")
     _per_peer(results, titles, lambda one: one.bytes_moved / one.size, "{:.3f}")
     print("\nPeak memory of client / server, MiB, medians\n")
     _per_peer(results, titles, lambda one: one.client_memory / MIB, "{:.0f}", lambda one: one.server_memory / MIB)

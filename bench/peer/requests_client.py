@@ -12,7 +12,7 @@ _HEADERS = {"Authorization": f"Bearer {os.environ['FILESTORE_TOKEN']}"}
 
 
 def push(url: str, path: str, answer: Path) -> None:
-    """Upload a file as a form; the server's answer goes to `answer`."""
+    """Upload a file as a form; write the server's answer to `answer`."""
     with Path(path).open("rb") as file:
         response = requests.post(f"{url}/v3/pipeline_files", files={"pfile": file}, headers=_HEADERS, timeout=600)
     response.raise_for_status()

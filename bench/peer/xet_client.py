@@ -10,7 +10,7 @@ import hf_xet  # type: ignore[import-not-found]  # it is in an environment of it
 
 
 def push(endpoint: str, path: Path, answer: Path) -> None:
-    """Upload a file, or the files below a folder; their hashes go to `answer`."""
+    """Upload a file, or the files below a folder; write their hashes to `answer`."""
     paths = [below for below in sorted(path.rglob("*")) if below.is_file()] if path.is_dir() else [path]
     with hf_xet.XetSession().new_upload_commit(endpoint=endpoint) as commit:
         uploads = [commit.start_upload_file(str(below), sha256=hf_xet.SKIP_SHA256) for below in paths]
@@ -22,7 +22,7 @@ def push(endpoint: str, path: Path, answer: Path) -> None:
 
 
 def fetch(endpoint: str, answer: Path, folder: Path) -> None:
-    """Download what `answer` names."""
+    """Download the files that `answer` names."""
     found = json.loads(answer.read_text(encoding="utf-8"))
     for below in {(folder / name).parent for name in found}:
         below.mkdir(parents=True, exist_ok=True)
