@@ -79,7 +79,7 @@ class Routes:
         return web.json_response(pipeline.as_json())
 
     async def list_pointers(self, _: RequestContext, __: LocalRepository) -> web.StreamResponse:
-        """Answer that pointers do not exist: a pipeline is known by its id and its name."""
+        """Return an empty list: a pipeline is known only by its id and its name."""
         return web.json_response({"data": []})
 
     async def create_run(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:

@@ -30,7 +30,7 @@ class Transaction(Protocol):
         """Return the decoded size of each of `digests` that has a live row. The others are not in the result."""
 
     async def add_chunks(self, namespace: str, rows: Sequence[ChunkRow]) -> None:
-        """Make rows live, from absent, condemned or live rows. Their last-seen time is now."""
+        """Make rows live, whether they were absent, condemned or live. Their last-seen time is now."""
 
     async def refresh(self, namespace: str, digests: Sequence[Digest]) -> None:
         """Set the last-seen time of live rows to now, if it is older than an hour."""

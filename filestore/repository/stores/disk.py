@@ -162,7 +162,7 @@ class DiskStore:
         return await in_disk_thread(self._read_into, namespace, digests, buffer)
 
     async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
-        # Not synced: a frame that is back after a power cut has no row, and the next collection removes it.
+        # Not synced: a frame that is back after a power cut has no row, so it is only garbage.
         await in_disk_thread(self._unlink, [chunk_key(namespace, digest) for digest in digests])
 
     def digests(self, namespace: str) -> AsyncIterator[Digest]:
