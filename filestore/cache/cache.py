@@ -53,7 +53,7 @@ Resolvable: TypeAlias = File | Directory | FileURL | Record
 CACHE_VERSION = 1
 ATTEMPTS = 3
 _WRITING = re.compile(r"\.[0-9a-f]{32}")
-"""The name of a small file before it is whole."""
+"""Matches the name of a small file that is being written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,12 @@ class CachedPath:
 
 
 class _FillResult(NamedTuple):
-    """What a miss came to."""
+    """Hold the result of a miss."""
 
     known: Reference
-    """What was asked for, by digest and name."""
+    """The digest and the name of what was asked for."""
     cost: _Cost | None
-    """None where another process was quicker."""
+    """None if another process was faster."""
 
 
 class _Cost(NamedTuple):
@@ -250,7 +250,7 @@ class Cache:
     async def _resolve(
         self, wanted: Resolvable, hold: LeaseSet, report: Report | None, partial_file: PartialFile | None = None
     ) -> ResolveResult:
-        """The entry stays as long as `hold` does."""
+        """Resolve `wanted`; `hold` keeps the entry."""
         started = time.monotonic()
         wanted = _without_record(wanted)
         kind = _kind(wanted)
@@ -274,12 +274,12 @@ class Cache:
             bytes_received += obtained.bytes_received
             hold = self._leases.hold()
             try:
-                # A tree is made of the zip file that is here now, as of any entry that shares chunks with it: nobody is asked for
-                # them. So that file stays until then.
+                # The tree is made of the zip file in the cache, as from a seed, without a request. So that file must
+                # stay until then.
                 await in_disk_thread(hold.pin, entry_store.key(WantedEntry(Kind.FILE, obtained.digest).label))
                 await in_disk_thread(hold.pin, entry_store.key(WantedEntry(kind, obtained.digest).label))
                 if not await in_disk_thread(urls.has, kind, obtained.digest):
-                    continue  # removed by someone who needed room
+                    continue  # another process has evicted it
                 record = Record("", origin.name, obtained.digest, 0, kind, entry_store.root.name, 0, 0)
                 reference = Reference(digest=obtained.digest, name=origin.name)
                 resolved = await self._resolve_stored(asked, reference, record=record)
@@ -300,7 +300,7 @@ class Cache:
     async def _resolve_stored(
         self, asked: _ResolveRequest, reference: Reference, *, record: Record | None = None
     ) -> ResolveResult:
-        """`record`: what `reference` means, where the repository need not, or cannot, be asked."""
+        """Resolve a reference. `record` is its record, if the repository cannot or need not be asked."""
         entry_store, kind = asked.entry_store, asked.kind
         known = reference
         cost: _Cost | None = None
@@ -316,10 +316,13 @@ class Cache:
         raise self._lost()
 
     def _lost(self) -> StorageError:
-        return StorageError(str(self._root), "what was fetched was removed again and again by someone else")
+        return StorageError(str(self._root), "another process keeps removing what was fetched; try again")
 
     async def _once(self, key: Hashable, function: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
-        """What a call gives that is shared by all who ask for the same meanwhile, and whether it is this one's."""
+        """Share one call among all that ask for `key` at the same time.
+
+        Returns its result, and whether this caller began it.
+        """
         is_ours = False
 
         async def call() -> T:
@@ -370,27 +373,29 @@ class Cache:
         known = Reference(digest=record.digest, name=record.name)
         hold = self._leases.hold()
         try:
-            # From here on what is staged of it is nobody else's to remove.
+            # After this, no other process removes the staged data.
             await in_disk_thread(hold.pin, entry_store.key(wanted.label))
             async with locked(entry_store.lock_path(wanted), lambda: entry_store.find(kind, known) is not None) as lock:
-                # Another process may have filled it while this one waited.
+                # Another process may have made the entry while this one waited.
                 path = await in_disk_thread(entry_store.find, kind, known)
                 making = _FillRequest(entry_store, wanted, record, hold, asked.report, asked.partial_file)
                 cost = None if path is not None else await self._make(making, lock)
                 if known_record is None:
                     await in_disk_thread(entry_store.remember, record)
-            # Before `hold` ends: nobody who needs room takes the entry away before the caller looks at it.
+            # This comes before `hold` ends, so that the entry cannot be evicted before the caller gets it.
             await in_disk_thread(hold.hand_over, entry_store.key(wanted.label), asked.hold)
         finally:
             await shield_until_done(in_disk_thread(hold.release))
         return _FillResult(known, cost)
 
     async def _make(self, making: _FillRequest, lock: Lock) -> _Cost:
-        """Make the entry, which another process may do at the same time."""
+        """Make an entry. Another process may make it at the same time."""
         entry_store, wanted, record = making.entry_store, making.wanted, making.record
         manifest = await self._manifest(entry_store, record)
         known = Reference(digest=record.digest, name=record.name)
-        failure: FilestoreError = StorageError(str(entry_store.root), "someone else writes to what was fetched, again and again")
+        failure: FilestoreError = StorageError(
+            str(entry_store.root), "another process keeps writing to what was fetched; try again"
+        )
         cost: _Cost | None = None
         for attempt in range(ATTEMPTS):
             is_first = attempt == 0
@@ -408,7 +413,7 @@ class Cache:
             except StorageFull:
                 raise
             except (TargetError, StorageError) as error:
-                # Another process may have passed this one by, and have taken what it was writing to.
+                # Another process may have assumed that this one is suspended, and have taken over its staging folder.
                 failure = error
             except (InvalidArchive, LimitExceeded):
                 await in_disk_thread(entry_store.clear, target)
@@ -421,14 +426,17 @@ class Cache:
         raise failure
 
     async def _manifest(self, entry_store: EntryStore, record: Record) -> Manifest:
-        """What is wanted, from what is here where it is: a zip file that is resolved in both ways is asked for once."""
+        """Return the manifest of a record from the cache if possible.
+
+        A zip file that is resolved as a file and as a tree needs one request.
+        """
         manifest = await in_disk_thread(entry_store.manifest, record.digest)
         if manifest is None:
             manifest = await in_cpu_thread(Manifest.parse, await self._repository.manifest(record.digest))
         return manifest
 
     async def _receive(self, making: _FillRequest, manifest: Manifest, target: Path) -> tuple[_Cost, bytes | None]:
-        """Make the content of an entry at `target`; the tail of a tree's zip."""
+        """Make the content of an entry at `target`; return its cost, and the tail of a tree's zip."""
         entry_store, record, report = making.entry_store, making.record, making.report
         found = await in_disk_thread(find_seeds, entry_store.root, manifest, limits=self._limits)
         spared = {entry_store.key(seed.wanted.label) for seed in found}
@@ -468,18 +476,18 @@ class Cache:
 
 
 class _ResolveRequest(NamedTuple):
-    """What someone wants."""
+    """Hold what one call of `resolve` needs."""
 
     entry_store: EntryStore
     kind: Kind
     hold: LeaseSet
-    """By which it stays."""
+    """Pins the entry for the caller."""
     report: Report | None
     partial_file: PartialFile | None
 
 
 class _FillRequest(NamedTuple):
-    """An entry that is being made."""
+    """Hold what is needed to make one entry."""
 
     entry_store: EntryStore
     wanted: WantedEntry
@@ -490,7 +498,7 @@ class _FillRequest(NamedTuple):
 
 
 def _sum(first: _Cost | None, second: _Cost) -> _Cost:
-    # What an attempt reuses may be what the one before it has received.
+    # An attempt may reuse what the one before it received, so the reused bytes are not added up.
     return second if first is None else _Cost(first.received + second.received, second.reused)
 
 
@@ -505,7 +513,10 @@ def _kind(wanted: File | Directory | FileURL) -> Kind:
 
 
 def check_format(root: Path) -> None:
-    """Mark a new cache as one, or check that an old one is known. Blocks. Raises InvalidInput, UnknownFormat, StorageError."""
+    """Mark a new cache as one, or check that the version of an old one is known. Blocks.
+
+    Raises InvalidInput, UnknownFormat, StorageError.
+    """
     path = root / "format"
     known = {"cache": CACHE_VERSION}
     with storage_errors(path):
@@ -522,24 +533,27 @@ def check_format(root: Path) -> None:
 
 
 def _check_can_become_one(root: Path) -> None:
-    """Raises InvalidInput where a folder without a format file holds other things, StorageError."""
+    """Raises InvalidInput if a folder without a format file contains other things, StorageError."""
     with storage_errors(root):
         names = sorted(path.name for path in root.iterdir()) if root.exists() else []
-    # What another process writes that makes the cache at this moment, and what a file system has of its own.
+    # Ignore what another process writes that makes this cache right now, and what belongs to a file system.
     strange = [name for name in names if name != "lost+found" and not _WRITING.fullmatch(name)]
     if strange and not (root / "format").exists():
         raise InvalidInput(f"{root} is not a cache: it holds other things, such as {strange[0]!r}; give a new or an empty folder")
 
 
 def check_cache(root: Path) -> None:
-    """Check that there is a cache, and a known one. Blocks. Raises InvalidInput, UnknownFormat, StorageError."""
+    """Check that there is a cache, and that its version is known. Blocks.
+
+    Raises InvalidInput, UnknownFormat, StorageError.
+    """
     if not (root / "format").exists():
         raise InvalidInput(f"there is no cache in {root}; give the folder of one")
     check_format(root)
 
 
 def _remember(path: Path, identity: Identity) -> None:
-    # A cache that was made elsewhere, and is read-only here, is as good without.
+    # A read-only cache that was made elsewhere works without this file.
     with suppress(StorageError):
         write_durably(path, {"id": identity.id, "namespace": identity.namespace, "cutting": identity.chunking_version})
 

@@ -1,4 +1,4 @@
-"""What is read-only and what a hit checks: of a file, and of a tree. All blocks."""
+"""Make entries read-only, and check that nobody has changed them. All functions block."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from filestore.core.records import Kind, parse_json
 from filestore.system.files import BLOCK_SIZE, in_blocks
 
 WATCHED_FILES = 100
-"""Files of a tree that a hit looks at, the largest ones: weights are among them, and 100 looks take 0.2 ms."""
+"""Files of a tree that a hit checks, the largest ones. The weights are among them, and 100 checks take 0.2 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """What a hit checks of a file. Times are nanoseconds."""
+    """Hold what a hit checks of a file. Times are nanoseconds since 1970."""
 
     size: int
     mtime: int
@@ -28,13 +28,13 @@ class FileEntry:
 
     @classmethod
     def seal(cls, path: Path, *, chunking_version: int) -> Self:
-        """Make a file read-only, and note what it is then. Raises OSError."""
+        """Make a file read-only, and return its state. Raises OSError."""
         path.chmod(0o444)
         found = path.stat()
         return cls(found.st_size, found.st_mtime_ns, chunking_version)
 
     def is_intact(self, path: Path) -> bool:
-        """Whether nobody seems to have written to the file at `path`. Reads no content."""
+        """Return whether the file at `path` looks unchanged. Reads no content."""
         try:
             found = path.stat()
         except OSError:
@@ -44,30 +44,31 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class TreeEntry:
-    """What a hit checks of a tree: the mtime of its folder, and size and mtime of its 100 largest files. Times are nanoseconds.
+    """Hold what a hit checks of a tree: the mtime of its folder, and size and mtime of its 100 largest files.
 
-    A look at every one of 20,000 files would take as long as reading many of them; what happens to a small one only `verify`
-    finds, which hashes all. What is added or removed at the top of the tree changes the folder's mtime.
+    Times are nanoseconds since 1970. To check each of 20,000 files would take as long as reading many of them. So only
+    `verify`, which hashes everything, finds changes in small files. To add or remove something at the top of the tree
+    changes its folder's mtime.
     """
 
     mtime: int
     size: int
-    """Bytes of its files."""
+    """Bytes of content of all its files."""
     stored_size: int
-    """Bytes of disk that it takes."""
+    """Bytes of disk that the tree takes."""
     files: dict[str, tuple[int, int]]
-    """Path in the tree: size and mtime."""
+    """The watched files: path in the tree to size and mtime."""
 
     @classmethod
     def seal(cls, root: Path) -> Self:
-        """Make a tree read-only, folders too, but for what links lead to; note what it is then. Raises OSError."""
+        """Make the files and folders of a tree read-only, and return its state. Links are not followed. Raises OSError."""
         total = _Total()
         files = heapq.nlargest(WATCHED_FILES, _sealed(str(root), total))
         watched = {name: (size, mtime) for size, mtime, name in files}
         return cls(root.stat().st_mtime_ns, total.size, total.stored_size, watched)
 
     def is_intact(self, path: Path) -> bool:
-        """Whether nobody seems to have written to the tree at `path`. Reads no content, and lists no folder."""
+        """Return whether the tree at `path` looks unchanged. Reads no content and lists no folder."""
         root = str(path)
         try:
             if os.stat(root).st_mtime_ns != self.mtime:  # noqa: PTH116  # a Path for each of 100 files takes longer than the look
@@ -85,12 +86,12 @@ Entry = FileEntry | TreeEntry
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """The content of `entry.json`."""
+    """Return the content of `entry.json`."""
     return json.dumps(asdict(entry)).encode()
 
 
 def read_entry(folder: Path, kind: Kind) -> Entry | None:
-    """What the entry in `folder` says of itself; None where it says nothing that can be understood."""
+    """Return the state that `folder` has in its `entry.json`, or None if that file cannot be read or understood."""
     try:
         values = parse_json((folder / "entry.json").read_bytes())
         if kind is Kind.FILE:
@@ -102,7 +103,7 @@ def read_entry(folder: Path, kind: Kind) -> Entry | None:
 
 
 def unseal(root: Path) -> None:
-    """Let the owner write to a tree again, but for what links lead to. Raises OSError."""
+    """Allow the owner to write to the files and folders of a tree again. Links are not followed. Raises OSError."""
     for folder, files, _ in _folders(str(root)):
         os.chmod(folder, 0o755)  # noqa: PTH101, S103  # no Path for each file of a large tree; others may read
         for file in files:
@@ -110,7 +111,7 @@ def unseal(root: Path) -> None:
 
 
 class _Total:
-    """What the files and folders of a tree add up to."""
+    """Add up the sizes of the files and folders of a tree."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -118,7 +119,7 @@ class _Total:
 
 
 def _sealed(root: str, total: _Total) -> Iterator[tuple[int, int, str]]:
-    """Make a tree read-only; size, mtime and path of each file in it."""
+    """Make a tree read-only; yield size, mtime and path of each file in it."""
     for folder, files, prefix in _folders(root):
         for file in files:
             state = file.stat()
@@ -131,7 +132,7 @@ def _sealed(root: str, total: _Total) -> Iterator[tuple[int, int, str]]:
 
 
 def _folders(root: str) -> Iterator[tuple[str, list[os.DirEntry[str]], str]]:
-    """Each folder of a tree, the files in it, and what the paths of these begin with. Links are neither. Raises OSError."""
+    """Yield each folder of a tree, its files, and the prefix of their paths. Links are left out. Raises OSError."""
     waiting = [(root, "")]
     while waiting:
         folder, prefix = waiting.pop()

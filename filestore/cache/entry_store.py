@@ -1,4 +1,4 @@
-"""The entries of one namespace of one repository. All blocks: call it in a thread."""
+"""Find, stage and publish the entries of one namespace of one repository. All functions block: call them in a thread."""
 
 from __future__ import annotations
 
@@ -40,42 +40,42 @@ FOLDERS = {Kind.FILE: "files", Kind.DIRECTORY: "trees"}
 SUFFIXES = {Kind.FILE: "", Kind.DIRECTORY: "-tree"}
 USE_SECONDS = 60
 _NO_LIMITS = ZipLimits(*[sys.maxsize] * 6)
-"""What is unpacked already was within those of its time."""
+"""A tree in the cache was unpacked within the limits of its time."""
 
 
 class WantedEntry(NamedTuple):
-    """One entry: a zip file is one thing as a file, and another as the tree that it unpacks to."""
+    """Name one entry. A zip file as a file is one entry, and the tree that it unpacks to is another one."""
 
     kind: Kind
     digest: Digest
 
     @property
     def path(self) -> str:
-        """Where it lies in an entry store."""
+        """The path of the entry's folder in an entry store."""
         return f"{FOLDERS[self.kind]}/{hashed(self.digest)}"
 
     @property
     def label(self) -> str:
-        """What its lock and its staging folder are called."""
+        """The name of the entry's lock and of its staging folder."""
         return f"{self.digest}{SUFFIXES[self.kind]}"
 
 
 def kept_name(kind: Kind, name: str) -> str:
-    """What the content of an entry is called, of a file pushed under `name`, which becomes a path. Raises InvalidName."""
+    """Return the file or folder name of an entry's content, for a file that was pushed as `name`. Raises InvalidName."""
     checked_name(name)
     return tree_name(name) if kind is Kind.DIRECTORY else name
 
 
 class EntryStore:
-    """Finds, stages and publishes entries. Any number of processes do so at the same time."""
+    """Find, stage and publish entries. Any number of processes may do so at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def find(self, kind: Kind, reference: Reference, *, hold: LeaseSet | None = None) -> Path | None:
-        """The path of a sound entry, or None. A record's id is looked up among those that are remembered.
+        """Return the path of an intact entry, or None; `hold` pins what is found.
 
-        Where there is one, `hold` pins it.
+        A record's id is looked up among the remembered records.
         """
         digest, name = reference.digest, reference.name
         if reference.id is not None:
@@ -97,7 +97,7 @@ class EntryStore:
         return look() if hold is None else hold.pin_found(self.key(wanted.label), look)
 
     def key(self, label: str) -> str:
-        """What leases call an entry, or what is downloaded, by its label."""
+        """Return the name that leases use for an entry or a download, by its label."""
         return ".".join((*self.root.parts[-2:], label))
 
     def _look(self, folder: Path, kind: Kind, name: str | None) -> Path | None:
@@ -114,12 +114,12 @@ class EntryStore:
         if path not in sound:
             with storage_errors(self.root, translate=write_error), suppress(FileExistsError):
                 _alias(kind, sound[0], path)
-            # What stands there already may be another process's, or damaged.
+            # The path may exist already: another process made it, or it is damaged.
             return path if entry.is_intact(path) else None
         return path
 
     def manifest(self, digest: Digest) -> Manifest | None:
-        """The manifest that an entry of these bytes keeps, be it the file or the tree."""
+        """Return the manifest of these bytes that an entry keeps, a file or a tree, or None."""
         for kind in Kind:
             manifest = read_manifest(self.root / WantedEntry(kind, digest).path)
             if manifest is not None and manifest.digest == digest:
@@ -127,24 +127,25 @@ class EntryStore:
         return None
 
     def size(self, kind: Kind, path: Path) -> int:
-        """Bytes of content of the entry that holds `path`: of a tree, those of its zip."""
+        """Return the bytes of content of the entry at `path`. For a tree, these are the bytes of its zip."""
         try:
             if kind is Kind.FILE:
                 return path.stat().st_size
             with (path.parents[1] / "manifest").open("rb") as file:
                 return stated_size(file.read(HEADER_SIZE))
         except (OSError, FilestoreError):
-            return 0  # gone in the meantime, or made by an older program
+            return 0  # it was removed meanwhile, or an older program made it
 
     def lock_path(self, wanted: WantedEntry) -> Path:
-        """The file whose lock says that an entry is being fetched."""
+        """Return the file whose lock says that an entry is being fetched."""
         return self.root / "locks" / wanted.label
 
     def new_staging_folder(self, wanted: WantedEntry, name: str, *, is_alone: bool, takes_over: bool = False) -> Path:
-        """Where the content of an entry is to be made; what a crash, or damage, has left of it is near it, to be verified.
+        """Return the path where the content of an entry is to be made.
 
-        `is_alone`: no other process is making the entry; else this one gets a place of its own. `takes_over`: that is what a
-        process which got no further has staged. Raises StorageError, StorageFull.
+        What a crash or damage left of the entry is moved near this path. The fetch verifies and reuses it. `is_alone`:
+        no other process is making the entry; otherwise this one gets a folder of its own. `takes_over`: take what is
+        staged by a process that has stopped. Raises StorageError, StorageFull.
         """
         shared = self._staging / wanted.label
         folder = shared if is_alone else self._aside(wanted.label)
@@ -154,7 +155,7 @@ class EntryStore:
                 take_away(shared, folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             if self.find(wanted.kind, Reference(digest=wanted.digest, name=name)) is None:
-                # What stands in the place of a sound entry is damaged, and most of it may be right all the same.
+                # A damaged entry is in this place. Most of its bytes may be right.
                 aside = self._aside(wanted.label)
                 if take_away(self.root / wanted.path, aside):
                     _salvage(aside, target, wanted)
@@ -162,11 +163,11 @@ class EntryStore:
                 for left in self._staging.glob(f".{wanted.label}.*"):
                     _salvage(left, target, wanted)
             if wanted.kind is Kind.DIRECTORY and target.exists():
-                _reuse(target, target, wanted)  # a whole tree that nobody came to publish
+                _reuse(target, target, wanted)  # a whole tree, whose process ended before it was published
         return target
 
     def publish(self, wanted: WantedEntry, target: Path, manifest: Manifest, *, tail: bytes | None = None) -> None:
-        """Let the entry appear whose content is at `target`; where another process was earlier, its entry stands.
+        """Publish the entry whose content is at `target`. An entry that another process has published earlier stays.
 
         Raises StorageError, StorageFull.
         """
@@ -175,10 +176,10 @@ class EntryStore:
         with storage_errors(self.root, translate=write_error), suppress(FileNotFoundError):
             try:
                 content.parent.mkdir(parents=True)
-                # A folder can be moved only as long as it can be written to.
+                # Move first: a read-only folder cannot be moved.
                 target.rename(content)
-                # Now: both folders, with what is written next, would take more than is reserved. Once the entry has appeared,
-                # nobody would come back for what is left of it.
+                # Clear now. Together with the files below, both folders would take more than the reserved bytes. After
+                # the entry has appeared, nobody would remove the rest.
                 self.clear(target)
                 entry: Entry = (
                     FileEntry.seal(content, chunking_version=manifest.chunking_version)
@@ -194,20 +195,20 @@ class EntryStore:
                 remove_if_possible(folder)
 
     def clear(self, target: Path) -> None:
-        """Remove what is staged near a target, and is of no use any more."""
+        """Remove what is staged near a target and is not needed any more."""
         remove_if_possible(target.parents[1])
 
     def clear_empty(self, target: Path) -> None:
-        """Remove the folder of a target in which nothing was staged."""
+        """Remove the folder of a target if nothing was staged in it."""
         with suppress(OSError):
             target.parent.rmdir()
             target.parents[1].rmdir()
 
     def remember(self, record: Record) -> None:
-        """Keep what an id means, so that the next resolve of it asks nobody."""
+        """Keep the record of an id, so that the next resolve of it needs no request."""
         path = self._record_path(record.id)
         if not path.exists():
-            # What cannot be kept here is asked for again.
+            # If it cannot be kept, the next resolve asks the repository again.
             with suppress(StorageError):
                 write_durably(path, record.as_json())
 
@@ -223,7 +224,7 @@ class EntryStore:
         return self.root / "staging"
 
     def _aside(self, label: str) -> Path:
-        """A new name in staging. Whoever makes the entry next removes what a crash leaves there."""
+        """Return a new name in staging. What a crash leaves there is removed by the next fetch of the entry."""
         return self._staging / f".{label}.{uuid.uuid4().hex}"
 
     def _appear(self, folder: Path, place: Path) -> None:
@@ -237,7 +238,7 @@ class EntryStore:
 
 
 def recall(root: Path, file_id: str) -> list[Record]:
-    """What the cache at `root` remembers an id to mean, whichever repository it is of."""
+    """Return the records of an id that the cache at `root` remembers, of all its repositories."""
     paths = root.glob(f"*/*/records/{glob.escape(file_id)}.json") if "/" not in file_id else ()
     return [record for path in paths if (record := _read_record(path)) is not None]
 
@@ -250,7 +251,7 @@ def _read_record(path: Path) -> Record | None:
 
 
 def read_manifest(folder: Path, *, limit: int = MANIFEST_LIMIT) -> Manifest | None:
-    """The manifest that the entry in `folder` keeps; None where it keeps none, or one of more than `limit` bytes."""
+    """Return the manifest of the entry in `folder`, or None if it has none, or one of more than `limit` bytes."""
     path = folder / "manifest"
     try:
         return Manifest.parse(path.read_bytes()) if path.stat().st_size <= limit else None
@@ -259,28 +260,28 @@ def read_manifest(folder: Path, *, limit: int = MANIFEST_LIMIT) -> Manifest | No
 
 
 def read_tail(folder: Path) -> bytes:
-    """The tail of the zip that the tree in `folder` was unpacked from. Raises StorageError."""
+    """Return the tail of the zip from which the tree in `folder` was unpacked. Raises StorageError."""
     with storage_errors(folder):
         return (folder / "tail").read_bytes()
 
 
 def read_members(tail: bytes, manifest: Manifest) -> Sequence[Member]:
-    """What a zip with this tail unpacks to. Raises InvalidArchive."""
+    """Return the members of a zip with this tail. Raises InvalidArchive."""
     end = find_end(tail[-TAIL_SIZE:], manifest.size, limits=_NO_LIMITS)
     return parse_central_directory(memoryview(tail)[: end.size], end, limits=_NO_LIMITS)
 
 
 def note_use(folder: Path) -> None:
-    """Say that an entry was used, by the mtime of its `entry.json`; once a minute is enough."""
+    """Record that an entry is used, by the mtime of its `entry.json`, at most once a minute."""
     path = folder / "entry.json"
-    with suppress(OSError):  # of a cache that is read-only nothing has to be known
-        # A time in the future, from a clock that was wrong, would make the entry the last one to go for ever.
+    with suppress(OSError):  # a read-only cache evicts nothing, so it needs no times
+        # A time in the future comes from a wrong clock. Left as it is, the entry would be evicted last for ever.
         if abs(time.time() - path.stat().st_mtime) > USE_SECONDS:
             os.utime(path)
 
 
 def contents(folder: Path) -> list[Path]:
-    """What the entry in `folder` holds, under each of its names."""
+    """Return the content of the entry in `folder`, under each of its names."""
     try:
         return sorted((folder / "content").iterdir())
     except OSError:
@@ -292,7 +293,7 @@ def _sound(folder: Path, entry: Entry) -> Iterator[Path]:
 
 
 def _alias(kind: Kind, sound: Path, path: Path) -> None:
-    """Give the same bytes a second name, which takes no room. Raises OSError."""
+    """Give the same bytes a second name, which takes no disk space. Raises OSError."""
     try:
         if kind is Kind.FILE:
             os.link(sound, path)
@@ -300,21 +301,21 @@ def _alias(kind: Kind, sound: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError:
-        pass  # no hard links here
+        pass  # this file system has no hard links
     path.symlink_to(sound.name)
 
 
 def _grown(folder: Path, entry: TreeEntry) -> TreeEntry | None:
-    """The entry of a tree to whose top something was added, such as Python's `__pycache__`, and that is as it was otherwise.
+    """Return the new state of a tree to which something was added at the top, or None if anything else changed.
 
-    It is noted as it stands, so that the next look at it is short again.
+    Python's `__pycache__` is such an addition. The new state is saved, so that the next check is fast again.
     """
     manifest = read_manifest(folder)
     path = next((each for each in contents(folder) if not each.is_symlink()), None)
     if manifest is None or path is None:
         return None
     try:
-        # First: what is added while this goes on must show afterwards.
+        # Read the mtime first, so that an addition during this check is noticed by the next one.
         grown = replace(entry, mtime=path.stat().st_mtime_ns)
         if not grown.is_intact(path) or not _has_all(path, read_members(read_tail(folder), manifest)):
             return None
@@ -326,7 +327,7 @@ def _grown(folder: Path, entry: TreeEntry) -> TreeEntry | None:
 
 
 def _has_all(root: Path, members: Iterable[Member]) -> bool:
-    """Whether all that is to stand at the top of a tree does, as far as a look shows."""
+    """Return whether everything at the top of a tree is there, as far as type and size show."""
     with os.scandir(root) as found:
         standing = {item.name: item for item in found}
     for member in members:
@@ -346,14 +347,14 @@ def _has_all(root: Path, members: Iterable[Member]) -> bool:
 
 
 def _salvage(folder: Path, target: Path, wanted: WantedEntry) -> None:
-    """Have a fetch go on from the content of an entry that nobody sees any more."""
+    """Let a fetch reuse the content of an entry that nobody sees any more."""
     for path in [each for each in contents(folder) if not each.is_symlink()][:1]:
         _reuse(path, target, wanted)
     remove_if_possible(folder)
 
 
 def _reuse(path: Path, target: Path, wanted: WantedEntry) -> None:
-    """Put content where a fetch to `target` looks for what it has made before; if something is there, that is as good."""
+    """Move content to where a fetch to `target` looks for data of an earlier one. Remove it if there is such data."""
     with suppress(FileNotFoundError):
         try:
             if wanted.kind is Kind.DIRECTORY:

@@ -1,4 +1,7 @@
-"""What lies in a cache, whichever repository it is of, and what it takes on disk. All blocks: call it in a thread."""
+"""List the entries of a cache, of all its repositories, with their disk usage, and remove them.
+
+All functions block: call them in a thread.
+"""
 
 from __future__ import annotations
 
@@ -26,46 +29,49 @@ from filestore.system.files import (
 )
 
 ENTRY_SIZE = 4 * BLOCK_SIZE
-"""Bytes of disk that an entry takes beside its content, manifest and tail: folders, and `entry.json`."""
+"""Bytes of disk that an entry takes in addition to content, manifest and tail: its folders and its `entry.json`."""
 
 
 class CachedEntry(NamedTuple):
-    """An entry."""
+    """Describe an entry of a cache."""
 
     key: str
-    """What leases call it."""
+    """The name that leases use for it."""
     folder: Path
     kind: Kind
     digest: str
     names: list[str]
     size: int
-    """Bytes of content; of a tree, those of its files."""
+    """Bytes of content. For a tree, these are the bytes of its files."""
     stored_size: int
     """Bytes of disk that it takes."""
     used_at: float
-    """When it was last used, in seconds since 1970, to the minute."""
+    """Time of its last use, in seconds since 1970, to the minute."""
 
 
 class StagedEntry(NamedTuple):
-    """What is on its way in or out, or was left there by a process that ended. A key may have several."""
+    """Describe data in staging: an entry that is fetched or removed, or the rest of one whose process ended.
+
+    A key may have several of these.
+    """
 
     key: str
     folder: Path
     stored_size: int
     used_at: float
-    """When it was last written to."""
+    """Time of the last write, in seconds since 1970."""
 
 
 def entries(root: Path) -> Iterator[CachedEntry]:
-    """The entries of the cache at `root`, sound or damaged."""
+    """Yield the entries of the cache at `root`, intact or damaged."""
     for kind, name in FOLDERS.items():
         for folder in sorted(root.glob(f"*/*/{name}/??/??/*")):
-            with suppress(FileNotFoundError):  # it went meanwhile
+            with suppress(FileNotFoundError):  # it was removed meanwhile
                 yield _kept(folder, kind)
 
 
 def staged(root: Path) -> Iterator[StagedEntry]:
-    """What stands in staging."""
+    """Yield what is in staging."""
     for folder in sorted(root.glob("*/*/staging/*")):
         # <label>, or .<label>.<32 hex digits>
         label = folder.name[1:].partition(".")[0] if folder.name.startswith(".") else folder.name
@@ -75,7 +81,7 @@ def staged(root: Path) -> Iterator[StagedEntry]:
 
 
 def discard(leases: Leases, item: CachedEntry | StagedEntry) -> bool:
-    """Remove an entry, or what was staged of one, the whole of it at once, unless it is in use; whether that was done.
+    """Remove an entry or staged data by one rename, unless it is in use; return whether it was removed.
 
     Raises StorageError.
     """
@@ -90,7 +96,8 @@ def discard(leases: Leases, item: CachedEntry | StagedEntry) -> bool:
             except CannotMoveError:
                 return _discard_in_place(leases, item)
             if leases.is_held(item.key):
-                # Locks do not work, and someone came meanwhile; or has made it anew, who needs this one no more.
+                # Locks do not work here, and another process began to use the entry meanwhile. If it has made a new
+                # entry, the rename fails, and this one is not needed.
                 with suppress(OSError):
                     aside.rename(item.folder)
                     return False
@@ -99,7 +106,7 @@ def discard(leases: Leases, item: CachedEntry | StagedEntry) -> bool:
 
 
 def remove_damaged(item: CachedEntry) -> None:
-    """Remove an entry, in use or not: who has it open keeps what he has. Raises StorageError."""
+    """Remove an entry, also while it is in use. A process that has it open can read it to the end. Raises StorageError."""
     aside = _aside(item)
     with storage_errors(item.folder, translate=write_error):
         if take_away(item.folder, aside):
@@ -107,11 +114,14 @@ def remove_damaged(item: CachedEntry) -> None:
 
 
 def _discard_in_place(leases: Leases, item: CachedEntry | StagedEntry) -> bool:
-    """`discard` of what cannot be moved. Without its `entry.json` an entry is none, and is out of readers' sight."""
+    """Do what `discard` does, for an entry that cannot be moved.
+
+    Readers do not see an entry without `entry.json`, so that file is moved away first.
+    """
     if isinstance(item, CachedEntry):
         seen = item.folder / "entry.json"
         unseen = item.folder / f".{uuid.uuid4().hex}"
-        with suppress(FileNotFoundError):  # it is damaged
+        with suppress(FileNotFoundError):  # the entry is damaged
             seen.rename(unseen)
             if leases.is_held(item.key):
                 unseen.rename(seen)
@@ -121,7 +131,10 @@ def _discard_in_place(leases: Leases, item: CachedEntry | StagedEntry) -> bool:
 
 
 def _aside(item: CachedEntry | StagedEntry) -> Path:
-    """A new name in staging; whoever makes the entry next, or needs room, removes what a crash leaves there."""
+    """Return a new name in staging.
+
+    What a crash leaves there is removed by the next fetch of the entry, or by an eviction.
+    """
     repository, namespace, label = item.key.split(".", 2)
     entry_store = next(parent for parent in item.folder.parents if parent.parts[-2:] == (repository, namespace))
     return entry_store / "staging" / f".{label}.{uuid.uuid4().hex}"
@@ -136,7 +149,7 @@ def _kept(folder: Path, kind: Kind) -> CachedEntry:
         size = entry.size
         stored_size += entry.stored_size
     else:
-        # A second name is a link to the first, and takes nothing.
+        # A second name is a link to the first one, and takes no space.
         inodes = {status.st_ino: status.st_size for status in (path.lstat() for path in paths if not path.is_symlink())}
         size = entry.size if isinstance(entry, FileEntry) else 0
         stored_size += sum(map(in_blocks, inodes.values())) if kind is Kind.FILE else stored_size_of(folder)[0]

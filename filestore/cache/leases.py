@@ -1,18 +1,19 @@
-"""Leases: which entries of a cache are in use, and how many bytes are promised to those that are being fetched. All blocks.
+"""Say which entries of a cache are in use, and how many bytes are reserved for those that are being fetched.
 
     ROOT/leases/<holder>/<key>              the entry is in use
-    ROOT/leases/<holder>/<key>+<bytes>      it is being fetched, and that much is reserved
-    ROOT/leases/.taking, .room              locks: who is about to remove an entry, and who is about to reserve
+    ROOT/leases/<holder>/<key>+<bytes>      the entry is being fetched, and this many bytes are reserved for it
+    ROOT/leases/.taking, .room              locks: a process is removing an entry, a process is reserving bytes
 
-All are empty, so that a full disk takes them.
+All these files are empty, so that they can be made on a full disk. All functions block.
 
-A holder is a process; the name of its folder says which one: boot, namespace of process ids, process id, start time. So a
-lease dies with its process, and nobody has to clear up behind it. A process that cannot be looked at from here, on another
-host of a network file system or in another container, lives as long as the mtime of its folder is fresh.
+A holder is a process. The name of its folder identifies it: boot, namespace of process ids, process id, start time. So
+a lease ends with its process, and nobody has to remove it. Some processes cannot be seen from here: those on another
+host of a network file system, or in another container. Such a process counts as alive as long as the mtime of its
+folder is recent.
 
-Whoever uses an entry writes the lease first and looks whether the entry is there afterwards. Whoever removes one looks for
-leases again once it is out of sight, and puts it back where one has come: in that order nobody loses what he uses, even where
-locks do not work. Where they do, none is ever out of sight.
+A process that uses an entry first writes the lease, and then looks whether the entry exists. A process that removes an
+entry first moves it away, then looks for leases again, and moves it back if there is one. With this order no process
+loses an entry that it uses, even where locks do not work. Where they work, no entry that is in use is ever moved.
 """
 
 from __future__ import annotations
@@ -36,19 +37,20 @@ T = TypeVar("T")
 
 BEAT_SECONDS = 10
 STALE_SECONDS = 180
-"""A process that cannot be looked at counts as ended after this time. A network file system may show an mtime a minute late."""
+"""A process that cannot be seen counts as ended after this time. A network file system may show an mtime a minute
+late."""
 LOCK_SECONDS = 1
-"""Who holds the lock for longer is stopped, and is passed by."""
+"""A process that holds the lock for longer is assumed to be suspended, and is not waited for any more."""
 
 _HOLDER = re.compile(r"([0-9a-f]{32}-[0-9]+)-([0-9]+)-([0-9]+)-[0-9a-f]{8}\Z")
 _NOWHERE = "0" * 32 + "-0"
 
 
 class Leases:
-    """The leases of this process, and a look at those of all others. Safe to use in several threads."""
+    """Hold the leases of this process, and read those of all others. Several threads may use it."""
 
     def __init__(self, root: Path) -> None:
-        """Touches nothing yet."""
+        """Touch no file yet."""
         self._folder = root / "leases"
         self._lock = ProcessLock()
         self._counts: dict[str, int] = {}
@@ -57,18 +59,19 @@ class Leases:
         self._pid = 0
 
     def hold(self) -> LeaseSet:
-        """Something that uses entries, and none so far."""
+        """Return a new, empty set of leases."""
         return LeaseSet(self)
 
     @property
     def quota_lock_path(self) -> Path:
-        """The file whose lock says that bytes are about to be reserved."""
+        """The file whose lock says that a process is reserving bytes."""
         return self._folder / ".room"
 
     def pin(self, key: str) -> None:
-        """Say that an entry is in use, once more. Writes only the first time.
+        """Add one use of an entry. Only the first one writes a file.
 
-        Where nothing can be written, the disk being full or read-only, what is in the cache can be used all the same, unpinned.
+        If nothing can be written, because the disk is full or read-only, the entry can be used all the same, without a
+        lease.
         """
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
@@ -77,7 +80,7 @@ class Leases:
                     self._write(key)
 
     def unpin(self, key: str) -> None:
-        """Say that it is in use once less."""
+        """End one use of an entry."""
         with self._lock:
             self._counts[key] -= 1
             if not self._counts[key]:
@@ -90,7 +93,7 @@ class Leases:
                         (holder / key).unlink(missing_ok=True)
 
     def reserve(self, key: str, size: int) -> None:
-        """Promise bytes to an entry that is pinned; 0 takes them back. Raises OSError."""
+        """Reserve bytes for an entry that is pinned; 0 ends the reservation. Raises OSError."""
         with self._lock:
             before = self._reserved.get(key, 0)
             self._reserved[key] = size
@@ -100,7 +103,10 @@ class Leases:
                 (holder / f"{key}+{before}").unlink(missing_ok=True)
 
     def held(self) -> dict[str, int]:
-        """What is in use by whatever living process, and the bytes that are reserved for it. What ended ones held is cleared."""
+        """Return the keys that live processes use, with the bytes that are reserved for them.
+
+        The leases of processes that have ended are removed.
+        """
         found: dict[str, int] = {}
         for holder in self._holders():
             if self._is_alive(holder):
@@ -111,7 +117,7 @@ class Leases:
         return found
 
     def is_held(self, key: str) -> bool:
-        """Whether an entry is in use by whatever living process."""
+        """Return whether a live process uses an entry."""
         return any((holder / key).exists() and self._is_alive(holder) for holder in self._holders())
 
     @contextmanager
@@ -121,7 +127,7 @@ class Leases:
             yield
 
     def close(self) -> None:
-        """Give all leases back; safe to call again."""
+        """Give all leases back; another call does nothing."""
         _heart.forget(self)
         with self._lock:
             self._counts.clear()
@@ -132,7 +138,7 @@ class Leases:
             self._holder = None
 
     def beat(self) -> None:
-        """Say that this process goes on; where it was taken for ended, after a long pause, write all leases anew."""
+        """Show that this process is alive. Write all leases again if it was taken for dead, after a long pause."""
         with self._lock, suppress(OSError):
             holder = self._own_holder
             if holder is None:
@@ -145,7 +151,7 @@ class Leases:
 
     @property
     def _own_holder(self) -> Path | None:
-        """The folder with the leases of this process, if it has one. A forked child must not touch that of its parent."""
+        """The folder with the leases of this process, or None. A forked child must not touch its parent's folder."""
         return self._holder if self._pid == os.getpid() else None
 
     def _write(self, key: str) -> None:
@@ -169,7 +175,7 @@ class Leases:
     def _is_alive(self, holder: Path) -> bool:
         match = _HOLDER.match(holder.name)
         if match is None:
-            raise AssertionError(f"{holder} is no holder")
+            raise AssertionError(f"{holder} is not the folder of a holder")
         here, _, _ = _identity(os.getpid()).rpartition("-")[0].rpartition("-")
         if match[1] == here != _NOWHERE:
             return _is_running(int(match[2]), int(match[3]))
@@ -179,7 +185,7 @@ class Leases:
             return False
 
     def _now(self) -> float:
-        """The time by the clock that mtimes are of, which on a network file system is the server's."""
+        """Return the time of the clock that sets mtimes. On a network file system this is the server's clock."""
         clock = self._folder / ".clock"
         try:
             clock.touch()
@@ -189,7 +195,7 @@ class Leases:
 
 
 class LeaseSet:
-    """Entries that are in use together, each pinned once, until `release`. Its methods block."""
+    """Hold entries that are used together, each pinned once, until `release`. All methods block."""
 
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
@@ -198,14 +204,14 @@ class LeaseSet:
         self._lock = ProcessLock()
 
     def pin(self, key: str) -> None:
-        """Say that an entry is in use; not after `release`, which may come while a fetch goes on for others."""
+        """Pin an entry. Do nothing after `release`, which may come while other callers still wait for the same fetch."""
         with self._lock:
             if key not in self._keys and not self._is_released:
                 self._keys.add(key)
                 self._leases.pin(key)
 
     def pin_found(self, key: str, look: Callable[[], T | None]) -> T | None:
-        """What `look` finds of an entry: it is pinned before it is looked at, and stays so where something is found."""
+        """Pin an entry, then call `look`; keep the pin if it finds something. Return what it found."""
         self._leases.pin(key)
         try:
             found = look()
@@ -216,25 +222,25 @@ class LeaseSet:
             self._leases.unpin(key)
 
     def reserve(self, key: str, size: int) -> None:
-        """Pin an entry, and promise bytes to it; 0 takes them back. Raises OSError."""
+        """Pin an entry, and reserve bytes for it; 0 ends the reservation. Raises OSError."""
         self.pin(key)
         self._leases.reserve(key, size)
 
     def hand_over(self, key: str, other: LeaseSet) -> None:
-        """Have `other` pin an entry that is pinned here, without a moment in between; what was reserved for it is taken back."""
-        with suppress(OSError):  # where nothing can be written, nothing is reserved either
+        """Let `other` pin an entry that is pinned here, and end its reservation. There is no moment without a pin."""
+        with suppress(OSError):  # if nothing can be written, nothing was reserved
             self._leases.reserve(key, 0)
         other.pin(key)
 
     def unpin(self, key: str) -> None:
-        """Say that an entry is not in use; safe to call again."""
+        """End the use of an entry; another call does nothing."""
         with self._lock:
             if key in self._keys:
                 self._keys.remove(key)
                 self._leases.unpin(key)
 
     def release(self) -> None:
-        """Say so of all; safe to call again."""
+        """End the use of all entries; another call does nothing."""
         with self._lock:
             self._is_released = True
             for key in list(self._keys):
@@ -242,7 +248,7 @@ class LeaseSet:
 
 
 class _Heart:
-    """Lets others see that this process goes on: one thread for all of its leases, whatever its event loops do meanwhile."""
+    """Show other processes that this one is alive, by one thread for all leases, even while the event loops are busy."""
 
     def __init__(self) -> None:
         self._lock = ProcessLock()
@@ -250,16 +256,16 @@ class _Heart:
         self._thread: threading.Thread | None = None
 
     def beat_for(self, leases: Leases) -> None:
-        """Keep these fresh until they are forgotten, or the process ends."""
+        """Keep these leases fresh until `forget`, or until the process ends."""
         with self._lock:
             self._leases.add(leases)
-            # Of a fork, the thread has stayed with the parent.
+            # After a fork, the thread exists only in the parent.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._beat, name="filestore-leases", daemon=True)
                 self._thread.start()
 
     def forget(self, leases: Leases) -> None:
-        """They need not be kept fresh any more."""
+        """Stop keeping these leases fresh."""
         with self._lock:
             self._leases.discard(leases)
 
@@ -293,7 +299,7 @@ def _locked_briefly(path: Path, *, is_shared: bool) -> Iterator[None]:
 
 
 def _leases(holder: Path) -> Iterator[tuple[str, int]]:
-    """What a holder uses, and the bytes that are reserved."""
+    """Yield the keys of a holder, with the bytes that are reserved for each."""
     with suppress(OSError):
         for name in os.listdir(holder):  # noqa: PTH208  # names are enough
             key, _, size = name.partition("+")
@@ -301,11 +307,14 @@ def _leases(holder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _identity(pid: int) -> str:
-    """This process, as the first part of the name of a holder. Nowhere, where the system does not tell enough of processes."""
+    """Return the first part of a holder's name, for this process.
+
+    Boot and namespace are zeros if the system says too little about processes.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
         # Containers that share a disk and a kernel do not share process ids.
-        namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116  # beside its neighbours
+        namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116  # like the lines around it
         known_as, _, _ = Path("/proc/self/stat").read_text().partition(" ")
         started = _started(pid)
     except OSError:
@@ -321,16 +330,16 @@ def _is_running(pid: int, started: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # another user's
+        pass  # the process belongs to another user
     try:
         return _started(pid) == started
     except OSError:
-        return True  # it is hidden from us, and there
+        return True  # it exists, but the system hides it from us
 
 
 def _started(pid: int) -> int | None:
-    """When a process was started, in ticks since the boot; None of one that has ended and that nobody has taken note of."""
+    """Return the start time of a process, in ticks since the boot, or None for a zombie."""
     stat = Path(f"/proc/{pid}/stat").read_text()
-    # Behind the name, which may hold anything.
+    # The fields follow the name of the program, which may contain any character.
     state, *fields = stat[stat.rindex(")") + 2 :].split()
     return None if state in {"Z", "X"} else int(fields[18])

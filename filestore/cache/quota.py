@@ -1,11 +1,12 @@
-"""Quota: the size limit of a cache and the least free space of its disk, both of which hold while entries are fetched.
+"""Keep a cache below its size limit, and enough of its disk free, also while entries are fetched.
 
-Bytes are reserved before they are written: the least recently used entries that nobody uses go first, and what cannot fit is
-refused before any of it is fetched. A reservation is told to other processes by a lease, and so ends with its process.
+Bytes are reserved before they are written. For them, the least recently used entries that nobody uses are evicted. A
+fetch that cannot fit is refused before it begins. A lease shows the reservation to other processes, so it ends with its
+process.
 
-What an entry takes is counted as a whole from the moment when it is reserved, though its staging file is sparse at first. Two
-processes that reserve at once each say so first and count afterwards, so that both see both: without locks they may remove
-more than is needed, but never exceed the limit.
+A reservation counts the whole entry, although its staging file is sparse at first. Two processes that reserve at the
+same time first write their reservation and then count, so that each sees the other's. Without locks they may evict more
+than needed, but they never exceed the limit.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from filestore.system.locks import locked
 from filestore.system.threads import in_disk_thread
 
 STALL_SECONDS = 60
-"""How long who needs room waits for fetches of others that make no progress."""
+"""How long a reservation waits for other fetches that make no progress."""
 SETTLE_SECONDS = 1
-"""How long it waits where nobody fetches: what has just been fetched may be in use for a moment only."""
+"""How long a reservation waits if nobody fetches. An entry that was just fetched may be in use only for a moment."""
 _POLL_SECONDS = (0.05, 1.0)
 
 
 class Quota:
-    """The limits of one cache. `size_limit` and `min_free` are bytes, of all that lies below its root, and of its disk."""
+    """Enforce the limits of one cache: bytes of everything below its root, and bytes of its disk that stay free."""
 
     def __init__(self, root: Path, leases: Leases, *, size_limit: int | None, min_free: int) -> None:
         self._root = root
@@ -39,13 +40,14 @@ class Quota:
         self._size_limit = size_limit
         self._min_free = min_free
         self._stuck: dict[Path, str] = {}
-        """What could not be removed, and why: other entries go instead."""
+        """Folders that could not be removed, with the reason. Other entries are evicted instead."""
 
     async def reserve(self, hold: LeaseSet, key: str, size: int, *, spared: Collection[str] = ()) -> None:
-        """Have `size` bytes of disk for an entry, those counted that are staged of it, until `hold` ends or reserves 0.
+        """Reserve `size` bytes of disk for an entry, staged data of it included, until `hold` ends or reserves 0.
 
-        Entries that nobody uses go for it, the least recently used first, `spared` ones last. While others fetch what may go
-        afterwards, it waits; where nobody does, for a moment. Raises CacheFull, StorageError.
+        The least recently used entries that nobody uses are evicted for it, and `spared` ones last. If others fetch
+        entries that can be evicted afterwards, it waits for them, otherwise only for a moment. Raises CacheFull,
+        StorageError.
         """
         patience = 0.0
         seen: tuple[frozenset[tuple[str, int, int]], bool] | None = None
@@ -65,7 +67,7 @@ class Quota:
             pause = min(pause * 2, longest)
 
     def surplus(self) -> list[CachedEntry | StagedEntry]:
-        """What processes that ended have left in staging, and the least recently used entries that the limits have no room for.
+        """Return what ended processes left in staging, and the least recently used entries that exceed the limits.
 
         Blocks. Raises StorageError.
         """
@@ -93,7 +95,7 @@ class Quota:
 
     def _refusal_for(self, key: str, size: int, spared: Collection[str]) -> _Refusal | None:
         if self._size_limit is None and self._free() - sum(self._leases.held().values()) >= self._min_free:
-            return None  # in no case is more than that written
+            return None  # no fetch writes more than it has reserved
         usage = self._usage(spared)
         excess = self._excess(usage)
         if excess <= usage.evictable:
@@ -124,13 +126,14 @@ class Quota:
     def _settled_excess(self) -> int:
         excess = self._excess(self._usage())
         if excess > 0:
-            # Some file systems give room back when they are told to, and what two entries share they never had to give.
+            # Some file systems free space only after a sync. Data that two entries share is freed only with the second
+            # one.
             sync_file_system(self._root)
             excess = self._excess(self._usage())
         return excess
 
     def _excess(self, usage: _Usage) -> int:
-        """Bytes that are too many, by the limit or by the least free space; not above 0 where both hold."""
+        """Return how many bytes are too many by the limit or by the least free space; 0 or less if both are kept."""
         excess = self._min_free + usage.outstanding - self._free()
         return excess if self._size_limit is None else max(excess, usage.total - self._size_limit)
 
@@ -139,14 +142,14 @@ class Quota:
             return free_space(self._root)
 
     def _usage(self, spared: Collection[str] = ()) -> _Usage:
-        # Leases first: what is published meanwhile is counted as reserved, at least.
+        # Read the leases first: an entry that is published meanwhile is then counted at least as reserved.
         held = self._leases.held()
         items: list[CachedEntry | StagedEntry] = [*entries(self._root)]
         items += staged(self._root)
         return _Usage(items, held, spared, self._stuck)
 
     def _reason(self, size: int, usage: _Usage, fetched: int) -> tuple[str, str]:
-        """Why there is no room, and what to do; the hint of the error."""
+        """Return why there is not enough space and what to do, and the hint of the error."""
         used = f"{usage.pinned} bytes in it are in use and {fetched} are being fetched"
         if self._stuck:
             used += f", and what could not be removed stays ({next(iter(self._stuck.values()))})"
@@ -162,15 +165,15 @@ class _Refusal(NamedTuple):
     reason: str
     hint: str
     under_way: frozenset[tuple[str, int, int]]
-    """What others fetch; while it changes, it makes sense to wait."""
+    """What other processes fetch. While it changes, waiting makes sense."""
     is_final: bool
-    """It is more than can ever fit."""
+    """It is larger than the limit, so it can never fit."""
     is_passing: bool
-    """What was to go for it was in use just then, and is not any more."""
+    """The entries to evict were in use when the eviction came to them, and are not in use any more."""
 
 
 class _Usage:
-    """What a cache holds, and what of it may go."""
+    """Count what a cache holds, and what of it can be evicted."""
 
     def __init__(
         self, items: list[CachedEntry | StagedEntry], held: Mapping[str, int], spared: Collection[str], stuck: Collection[Path]
@@ -180,7 +183,7 @@ class _Usage:
             stored[item.key] = stored.get(item.key, 0) + item.stored_size
         self.total = sum(max(stored.get(key, 0), held.get(key, 0)) for key in stored.keys() | held.keys())
         self.outstanding = sum(max(size - stored.get(key, 0), 0) for key, size in held.items())
-        """Bytes that are reserved and not written yet."""
+        """Bytes that are reserved and not yet written."""
         self.under_way = frozenset((key, size, stored.get(key, 0)) for key, size in held.items() if size)
         self.pinned = sum(stored.get(key, 0) for key, size in held.items() if not size)
         self.victims = sorted(

@@ -1,4 +1,4 @@
-"""What a fetch may take from the entries that are here already. All blocks: call it in a thread."""
+"""Find chunks that a fetch can copy from entries of the cache. All functions block: call them in a thread."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ class _Candidate(NamedTuple):
     kind: Kind
     folder: Path
     shared: int
-    """Bytes of what is wanted that its chunks fill."""
+    """Bytes of the wanted file that its chunks can fill."""
 
 
 class FoundSeed(NamedTuple):
-    """A seed, and the entry that it is."""
+    """Hold a seed, and the name of its entry."""
 
     wanted: WantedEntry
     seed: Seed
 
 
 def find_seeds(root: Path, wanted: Manifest, *, limits: ZipLimits) -> list[FoundSeed]:
-    """Seeds for `wanted` among the entries below `root`, at most 8, those with the most bytes of it first.
+    """Return seeds for `wanted` among the entries below `root`: at most 8, those that share the most bytes first.
 
-    Each has a chunk that those before it have not. The newest entries are looked at first, and at most 64 MiB of manifests,
-    which stand for 1,800 GB of files, and never more bytes of them than are wanted. Whoever is given the seeds closes them.
+    Each seed has a chunk that the seeds before it do not have. The newest entries are searched first. At most 64 MiB of
+    manifests are read, which describe 1,800 GB of files, and never more bytes of manifests than `wanted` has of
+    content. The caller closes the seeds.
     """
     if not wanted.size:
         return []
@@ -61,7 +62,7 @@ def find_seeds(root: Path, wanted: Manifest, *, limits: ZipLimits) -> list[Found
     for candidate in candidates:
         if len(seeds) == SEED_LIMIT or recipe.is_covered:
             break
-        # Read again: two thousand manifests are not kept. Nor are tails of any size.
+        # Read it again: two thousand manifests are not kept in memory, and neither are tails of unknown size.
         manifest, tail = read_manifest(candidate.folder), _read_tail(candidate, limit=left)
         path = next(iter(contents(candidate.folder)), None)
         if manifest is None or tail is None or path is None or not recipe.cover(recipe.places_in(manifest)):
@@ -74,7 +75,7 @@ def find_seeds(root: Path, wanted: Manifest, *, limits: ZipLimits) -> list[Found
 
 
 class _Recipe:
-    """The chunks that are wanted, as arrays: a cache may hold manifests of millions of chunks."""
+    """Hold the wanted chunks as arrays, because a cache may have manifests of millions of chunks."""
 
     def __init__(self, wanted: Manifest) -> None:
         import numpy as np  # noqa: PLC0415  # on first use
@@ -86,28 +87,31 @@ class _Recipe:
 
     @property
     def is_covered(self) -> bool:
-        """Whether each chunk was covered."""
+        """Whether some seed has each of the chunks."""
         return bool(self._covered.all())
 
     def places_in(self, manifest: Manifest) -> npt.NDArray[np.bool_]:
-        """Which of the wanted chunks another manifest names."""
+        """Return which of the wanted chunks another manifest names."""
         import numpy as np  # noqa: PLC0415  # on first use
 
         return np.isin(self._keys, _table(manifest)["key"])
 
     def size_of(self, places: npt.NDArray[np.bool_]) -> int:
-        """Bytes that these fill of what is wanted."""
+        """Return the bytes of the wanted file that these chunks fill."""
         return int(self._sizes[places].sum())
 
     def cover(self, places: npt.NDArray[np.bool_]) -> bool:
-        """Note that a seed has these; whether any of them is new."""
+        """Record that a seed has these chunks; return whether any of them is new."""
         is_new = bool((places & ~self._covered).any())
         self._covered |= places
         return is_new
 
 
 def _table(manifest: Manifest) -> npt.NDArray[np.void]:
-    """The chunks as an array. Of each digest the first 8 bytes are a key: what seems to be shared is verified in any case."""
+    """Return the chunks of a manifest as an array, keyed by the first 8 bytes of their digests.
+
+    Equal keys of different chunks do no harm, because what a seed gives is verified.
+    """
     import numpy as np  # noqa: PLC0415  # on first use
 
     row = np.dtype([("key", "<u8"), ("rest", f"V{DIGEST_SIZE - 8}"), ("size", "<u4")])
@@ -118,14 +122,17 @@ def _newest_first(root: Path) -> Iterator[tuple[Kind, Path]]:
     found = []
     for kind, name in FOLDERS.items():
         for folder in root.glob(f"{name}/??/??/*"):
-            with suppress(OSError):  # it may vanish meanwhile
+            with suppress(OSError):  # it may be removed meanwhile
                 found.append((folder.stat().st_mtime_ns, kind, folder))
     for _, kind, folder in sorted(found, reverse=True):
         yield kind, folder
 
 
 def _read_tail(candidate: _Candidate, *, limit: int) -> bytes | None:
-    """What a seed of a tree needs, of a file nothing; None where that cannot be had, or is more than `limit` bytes."""
+    """Return the tail that the seed of a tree needs, and no bytes for a file.
+
+    Returns None if the tail cannot be read, or has more than `limit` bytes.
+    """
     if candidate.kind is Kind.FILE:
         return b""
     path = candidate.folder / "tail"

@@ -1,4 +1,4 @@
-"""Open: a file of the cache that can be read, by range, before all of it is here."""
+"""Read a file of the cache by ranges while it is still being fetched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from filestore.system.threads import in_disk_thread, shield_until_done, task_gro
 from filestore.transfer.partial_file import PartialFile
 
 READ_SIZE = 64 << 20
-"""Bytes that are read in one go, and that a cancel waits for."""
+"""Bytes of one read. A cancelled call waits for the end of such a read."""
 
 
 class StreamingFile:
@@ -115,7 +115,7 @@ class StreamingFile:
 
 @asynccontextmanager
 async def opened_while(resolve: Callable[[PartialFile], Awaitable[Path]]) -> AsyncIterator[StreamingFile]:
-    """A file that `resolve` gets in the background, telling how far it is. The block ends when it has."""
+    """Yield a file that `resolve` fetches in the background. The block ends after the fetch has ended."""
     partial_file = PartialFile()
     opened = StreamingFile(partial_file)
 

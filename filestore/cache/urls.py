@@ -1,14 +1,14 @@
-"""What stands behind URLs of someone else's: its bytes are an entry like any other, and beside it is what their origin said.
+"""Download files from third-party servers into the cache, and remember what those servers said about them.
 
     ROOT/<repository id>/<namespace>/
-        urls/<BLAKE3 of a URL>.json         which entry the URL gave last, how it is known again, and when that was
-        sha256/<64 hex>.json                which entry has the bytes with this SHA-256
-        staging/url-<BLAKE3 of a URL>       a download by who holds its lock; or cut, to be continued
-        staging/.url-<BLAKE3 of a URL>.*    one without a lock
+        urls/<BLAKE3 of a URL>.json         the entry that the URL gave last, its validators, and the time
+        sha256/<64 hex>.json                the entry whose bytes have this SHA-256
+        staging/url-<BLAKE3 of a URL>       a download by the holder of its lock, or a cut one that will be continued
+        staging/.url-<BLAKE3 of a URL>.*    a download without a lock
         locks/url-<BLAKE3 of a URL>
 
-The same bytes behind two URLs are one entry, and one that a repository has too. A URL itself is not kept: its query may be a
-secret.
+A downloaded file becomes an entry like any other. The same bytes behind two URLs, or in a repository, are one entry. A
+URL itself is not stored, because its query may contain a secret.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ ATTEMPTS = 3
 
 
 class UrlResult(NamedTuple):
-    """Which entry holds what a URL stands for, and what that cost, in bytes."""
+    """Name the entry that holds the content of a URL, with the cost in bytes."""
 
     digest: Digest
     bytes_received: int = 0
     bytes_resumed: int = 0
     was_cached: bool = True
-    """No content was downloaded."""
+    """True if no content was downloaded."""
 
 
 class _UrlState(NamedTuple):
-    """What a URL gave last, by the clock of this machine."""
+    """Hold what a URL gave last. The time is that of this machine's clock."""
 
     digest: Digest
     validators: Validators
@@ -68,12 +68,12 @@ class _UrlState(NamedTuple):
 
 
 class Urls:
-    """Downloads the content of URLs into one entry store. Any number of processes do so at the same time."""
+    """Download the content of URLs into one entry store. Any number of processes may do so at the same time."""
 
     def __init__(
         self, entry_store: EntryStore, leases: Leases, quota: Quota, *, chunking_version: int, limits: DownloadLimits
     ) -> None:
-        """`chunking_version`: the version that the digests of its entries are of."""
+        """`chunking_version` is that of the digests of the entries."""
         self._entry_store = entry_store
         self._leases = leases
         self._quota = quota
@@ -81,7 +81,10 @@ class Urls:
         self._limits = limits
 
     def find(self, origin: FileURL, kind: Kind) -> Digest | None:
-        """The entry that nobody need be asked about: it has the expected digest, or was asked about lately. Blocks."""
+        """Return an entry that can be used without a request, or None. Blocks.
+
+        It has the expected digest, or the origin was asked about it less than `max_age_seconds` ago.
+        """
         if origin.expected is not None:
             digest = self._with_digest(origin.expected)
         else:
@@ -91,26 +94,27 @@ class Urls:
         return digest if digest is not None and self.has(kind, digest) else None
 
     def has(self, kind: Kind, digest: Digest) -> bool:
-        """Whether an entry is here that is what is wanted, or that it can be made of. Blocks."""
+        """Return whether the cache has the wanted entry, or the file from which it can be made. Blocks."""
         return any(self._entry_store.find(each, Reference(digest=digest)) is not None for each in {kind, Kind.FILE})
 
     async def obtain(self, origin: FileURL, kind: Kind, *, report: Report | None = None) -> UrlResult:
-        """Have an entry that holds what `origin` stands for: its file, or for a directory also the tree alone.
+        """Make sure that the cache has the content of `origin`: its file or, for a directory, at least its tree.
 
-        The origin is asked, once by all who ask at the same time. Raises what `download` does, and UnexpectedContent.
+        The origin is asked, once for all callers that ask at the same time. Raises what `download` raises, and
+        UnexpectedContent.
         """
         began = time.time()
 
         def settled() -> Digest | None:
             known = self._recall(origin) if origin.expected is None else None
             if known is not None and began <= known.asked_at <= time.time() and self.has(kind, known.digest):
-                return known.digest  # another process has asked while this one waited
+                return known.digest  # another process asked while this one waited
             return self.find(origin, kind)
 
         label = _label(origin)
         hold = self._leases.hold()
         try:
-            # From here on what is staged of it is nobody else's to remove.
+            # After this, no other process removes the staged data.
             await in_disk_thread(hold.pin, self._entry_store.key(label))
             async with locked(self._entry_store.root / "locks" / label, lambda: settled() is not None) as lock:
                 digest = await in_disk_thread(settled)
@@ -127,7 +131,7 @@ class Urls:
                 downloaded = await self._download(origin, folder, known, hold, report)
                 if downloaded is None:
                     if known is None:
-                        raise AssertionError("nothing is unchanged that nobody knows")
+                        raise AssertionError("the origin said that an unknown content is unchanged")
                     await in_disk_thread(remove_if_possible, folder)
                     return await self._confirm(origin, known)
                 received += downloaded.bytes_received
@@ -138,12 +142,12 @@ class Urls:
                 return UrlResult(known.digest)
             if digest is not None:
                 return UrlResult(digest, received, downloaded.bytes_resumed, was_cached=False)
-        raise StorageError(str(self._entry_store.root), "someone else writes to what was downloaded, again and again")
+        raise StorageError(str(self._entry_store.root), "another process keeps writing to what was downloaded; try again")
 
     async def _download(
         self, origin: FileURL, folder: Path, known: _UrlState | None, hold: LeaseSet, report: Report | None
     ) -> DownloadResult | None:
-        """Download to `folder`, in which nothing is left that will be of no use."""
+        """Download to `folder`. If the download fails, leave in it only what the next attempt can continue."""
 
         async def reserve(size: int) -> None:
             await self._quota.reserve(hold, self._entry_store.key(_label(origin)), in_blocks(size) + ENTRY_SIZE)
@@ -162,14 +166,17 @@ class Urls:
         return downloaded
 
     async def _keep(self, origin: FileURL, downloaded: DownloadResult, hold: LeaseSet) -> Digest | None:
-        """Verify what was downloaded and make an entry of it; None where that has to begin anew. Raises UnexpectedContent."""
+        """Verify a download and make an entry of it. Return None if it must be downloaded again.
+
+        Raises UnexpectedContent.
+        """
         sha256 = await self._sha256(origin, downloaded.path)
         manifest = await manifest_of(downloaded.path, chunking_version=self._chunking_version)
         found = manifest.digest if isinstance(origin.expected, Digest) else sha256
         if origin.expected is not None and found != origin.expected:
             await in_disk_thread(remove_if_possible, downloaded.path.parent)
             if downloaded.bytes_resumed:
-                return None  # what it was put together from may be two versions
+                return None  # it may be a mixture of two versions of the file
             raise UnexpectedContent(origin.shown, str(found), str(origin.expected))
         if not await self._publish(origin, downloaded, manifest, hold):
             return None
@@ -177,20 +184,20 @@ class Urls:
         return manifest.digest
 
     async def _publish(self, origin: FileURL, downloaded: DownloadResult, manifest: Manifest, hold: LeaseSet) -> bool:
-        """Make an entry of what was downloaded, where there is none; whether there is one then. Raises StorageError."""
+        """Make an entry of a download, unless there is one. Return whether there is one now. Raises StorageError."""
         wanted = WantedEntry(Kind.FILE, manifest.digest)
 
         def is_there() -> bool:
             return self._entry_store.find(Kind.FILE, Reference(digest=manifest.digest)) is not None
 
         def publish() -> None:
-            # What stands there already is damaged, or was about to be made of a download that was cut.
+            # Data in this place is damaged, or comes from a fetch that was cut.
             target = self._entry_store.new_staging_folder(wanted, origin.name, is_alone=lock.is_held, takes_over=lock.passes_by)
             with storage_errors(self._entry_store.root, translate=write_error), suppress(FileNotFoundError):
                 downloaded.path.rename(target)
                 self._entry_store.publish(wanted, target, manifest)
 
-        # The entry's own lock: a fetch from the repository may make the same.
+        # This is the lock of the entry itself, because a fetch from the repository may make the same entry.
         await in_disk_thread(hold.pin, self._entry_store.key(wanted.label))
         async with locked(self._entry_store.lock_path(wanted), is_there) as lock:
             if not await in_disk_thread(is_there):
@@ -207,19 +214,19 @@ class Urls:
                 raise UnexpectedContent(origin.shown, str(sha256), origin.expected)
         elif origin.expected not in {None, known.digest}:
             raise UnexpectedContent(origin.shown, str(known.digest), str(origin.expected))
-        # What cannot be noted, the disk being full or read-only, is asked for again.
+        # If this cannot be saved, because the disk is full or read-only, the next resolve asks again.
         with suppress(StorageError):
             await in_disk_thread(self._remember, origin, known._replace(asked_at=time.time()))
         return UrlResult(known.digest)
 
     async def _sha256(self, origin: FileURL, path: Path) -> str | None:
-        """That of a file, where it is of interest: it takes as long as all else."""
+        """Return the SHA-256 of a file, if one is expected. Hashing takes as long as everything else together."""
         return await in_cpu_thread(_sha256_of, path) if isinstance(origin.expected, str) else None
 
-    # Below: what blocks.
+    # The methods below block.
 
     def _usable(self, origin: FileURL, kind: Kind) -> _UrlState | None:
-        """What the URL gave last, if that is still here, and can be compared with what is expected."""
+        """Return what the URL gave last, if that entry exists and can be compared with what is expected."""
         known = self._recall(origin)
         kind = Kind.FILE if isinstance(origin.expected, str) else kind
         return known if known is not None and self.has(kind, known.digest) else None
@@ -241,14 +248,17 @@ class Urls:
             return None
 
     def _remember(self, origin: FileURL, known: _UrlState) -> None:
-        """After the entry is there: what is said of one that is not would only cost a look. Raises StorageError, StorageFull."""
+        """Save what a URL gave. Raises StorageError, StorageFull.
+
+        Call it after the entry exists. The state of an entry that does not exist does no harm: it only costs a check.
+        """
         if isinstance(origin.expected, str):
             write_durably(self._sha256_path(origin.expected), {"digest": str(known.digest)})
         values = {"digest": str(known.digest), "validators": known.validators, "asked_at": known.asked_at}
         write_durably(self._record_path(origin), values)
 
     def _stage(self, label: str, lock: Lock, *, is_first: bool) -> Path:
-        """A folder to download to, in which what was cut may be. Raises StorageError, StorageFull."""
+        """Return a folder to download to, with what a cut download left. Raises StorageError, StorageFull."""
         shared = self._entry_store.root / "staging" / label
         aside = shared.with_name(f".{label}.{uuid.uuid4().hex}")
         is_alone = lock.is_held and is_first
@@ -270,7 +280,7 @@ class Urls:
 
 
 def _clear_empty(folder: Path) -> None:
-    """Remove what holds nothing to be continued."""
+    """Remove a folder that has nothing that can be continued."""
     partial = folder / PARTIAL_NAME
     with suppress(OSError):
         if not partial.exists() or not partial.stat().st_size:
@@ -278,7 +288,7 @@ def _clear_empty(folder: Path) -> None:
 
 
 def _is_out_of_reach(error: TransferError) -> bool:
-    """Whether an origin could not answer; one that says no was reached."""
+    """Return whether an origin could not answer. An origin that refuses was reached."""
     return not isinstance(error, ServerError) or error.status_code == 429 or error.status_code >= 500
 
 
@@ -296,7 +306,7 @@ def _sha256_of(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A small file that was kept; nothing where there is none, or another's."""
+    """Return the content of a small JSON file, empty if it is missing or has another form."""
     try:
         values = parse_json(path.read_bytes())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Verify: every byte of a cache is read once, and what is damaged is removed."""
+"""Verify a cache: read every byte of it once, and remove what is damaged."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from filestore.transfer.sinks.compare import matches_disk
 from filestore.transfer.sources.walk import Symlinks
 
 _BYTECODE = "__pycache__"
-"""What Python adds to a tree that it imports from."""
+"""Folders that Python adds to a tree from which it imports."""
 
 
 async def verify_cache(root: Path) -> list[Path]:
-    """Hash every entry of the cache at `root`, whichever repository it is of, and remove those that are damaged.
+    """Hash every entry of the cache at `root`, of all its repositories, and remove those that are damaged.
 
-    A tree is hashed as the zip that it would be pushed as. Trees of zip files that other programs made have no such zip: their
-    names, sizes, checksums, links and executable bits are compared with the directory of the zip, which is kept beside them.
-    The folders `__pycache__` that Python adds to a tree are no damage. What is damaged goes even while it is in use.
+    A tree is hashed as the zip that a push would make of it. Trees of zip files that other programs made have no such
+    zip. Their names, sizes, checksums, links and executable bits are compared with the central directory of the zip,
+    which the cache keeps. The folders `__pycache__` that Python adds to a tree are not damage. A damaged entry is
+    removed even while it is in use.
 
-    Returns the paths that were removed; the next resolve fetches them anew. Cost: the whole cache is read once.
-    Raises InvalidInput where there is no cache, UnknownFormat, StorageError.
+    Returns the paths that were removed. The next resolve fetches them again. Cost: the whole cache is read once. Raises
+    InvalidInput if there is no cache, UnknownFormat, StorageError.
     """
     await in_disk_thread(check_cache, root)
     removed = []
@@ -48,7 +49,10 @@ async def verify_cache(root: Path) -> list[Path]:
 
 
 async def _damaged(folder: Path, kind: Kind) -> Path | None:
-    """What of an entry is not what its digest says; the folder itself where that cannot be told; None where all is well."""
+    """Return the path in an entry that does not match its digest, or None if all do.
+
+    If the entry does not say what it should contain, the path is that of its folder.
+    """
     try:
         digest = unhashed("/".join(folder.parts[-3:]))
     except FilestoreError:
@@ -69,7 +73,7 @@ async def _damaged(folder: Path, kind: Kind) -> Path | None:
 async def _is_right(path: Path, digest: Digest, entry: Entry) -> bool:
     if isinstance(entry, FileEntry):
         return (await manifest_of(path, chunking_version=entry.chunking_version)).digest == digest
-    # Another name of a tree is a link to it.
+    # Any other name of a tree is a link to it.
     return await in_disk_thread(path.is_symlink) or await _is_tree(path, digest)
 
 
@@ -89,7 +93,7 @@ async def _is_tree(path: Path, digest: Digest) -> bool:
 
 
 def _is_ours(members: Sequence[Member], tail: bytes) -> bool:
-    """Whether a zip's directory is such as a push would write it."""
+    """Return whether a push would write this zip directory."""
     placed = [
         write.PlacedEntry(
             write.Entry(
@@ -108,7 +112,7 @@ def _is_ours(members: Sequence[Member], tail: bytes) -> bool:
 
 
 def _is_theirs(path: Path, members: Sequence[Member], ignored: Collection[str]) -> bool:
-    """Whether a tree is what the directory of its zip says."""
+    """Return whether a tree matches the directory of its zip."""
     with storage_errors(path):
         root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

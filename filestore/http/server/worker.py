@@ -142,7 +142,10 @@ def stop_signals() -> Sequence[signal.Signals]:
 
 @asynccontextmanager
 async def _accepting(app: web.Application, listener: socket.socket) -> AsyncIterator[web.BaseSite]:
-    """Answer the connections of `listener` until the site is stopped. The end of the block cancels requests in progress."""
+    """Answer the connections of `listener` until the site is stopped.
+
+    The end of the block cancels requests in progress.
+    """
     runner = web.AppRunner(
         app,
         access_log=None,

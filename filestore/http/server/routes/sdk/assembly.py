@@ -51,7 +51,10 @@ class _SavedChunker(NamedTuple):
 
 
 class Assembly:
-    """Work on uploads in this process. Other processes of the server may too, but only one at a time works on an upload."""
+    """Work on uploads in this process.
+
+    Other processes of the server may too, but only one at a time works on an upload.
+    """
 
     def __init__(self, folders: Path, *, push_budget: Budget, idle_seconds: float) -> None:
         self._folders = folders
