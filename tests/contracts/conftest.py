@@ -1,4 +1,4 @@
-"""Every implementation of a contract, by name. A new one is one entry here, and passes every rule."""
+"""List every implementation of a contract by name. A new one is one more entry here, and must pass every rule."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 @pytest.fixture
 def clock() -> Clock:
-    """What the indexes of a test take for the time."""
+    """The clock that the indexes of a test use."""
     return Clock()
 
 
 @pytest.fixture(params=["sqlite"])
 async def open_shared(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[OpenIndex]:
-    """Opens the same index again and again, as several processes do."""
+    """Open the same index again and again, as several processes do."""
     opened: list[Index] = []
 
     async def open_again(*, busy_seconds: float = 30) -> Index:

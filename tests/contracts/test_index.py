@@ -22,23 +22,23 @@ HOUR = 3600
 
 
 def digests(count: int) -> list[Digest]:
-    """That many digests, in no order of theirs."""
+    """Return that many digests, in no particular order."""
     return [chunk_digest(b"%d" % number) for number in range(count)]
 
 
 def row(digest: Digest) -> ChunkRow:
-    """A row with sizes that are told apart."""
+    """Return a row whose two sizes differ."""
     return ChunkRow(digest, 1000 + digest[0], 500 + digest[0])
 
 
 async def add(index: Index, added: Sequence[Digest], *, namespace: str = A) -> None:
-    """Make rows live."""
+    """Add rows that are live."""
     async with index.transaction() as transaction:
         await transaction.add_chunks(namespace, [row(digest) for digest in added])
 
 
 async def mark(index: Index, marked: Sequence[Digest], *, unseen_since: int, namespace: str = A) -> list[Digest]:
-    """What a collection condemns."""
+    """Condemn rows, as a collection does."""
     async with index.transaction() as transaction:
         return await transaction.condemn(namespace, marked, unseen_since=unseen_since)
 
@@ -50,7 +50,7 @@ async def record(index: Index, name: str, digest: Digest, *, kind: Kind = Kind.F
 
 
 async def test_missing_gives_each_unknown_once_in_order(index: Index) -> None:
-    """Whatever was asked, a pusher sends each chunk once."""
+    """Each missing digest is in the answer once, so that a pusher sends each chunk once."""
     one, two, three = digests(3)
     await add(index, [two])
     assert [three, one] == await index.missing(A, [three, two, one, three, two, one])
@@ -58,7 +58,7 @@ async def test_missing_gives_each_unknown_once_in_order(index: Index) -> None:
 
 
 async def test_condemned_and_forgotten_rows_are_missing(index: Index, clock: Clock) -> None:
-    """I2: from the moment that it is marked, a chunk counts as absent."""
+    """I2: a chunk counts as absent from the moment when it is condemned."""
     live, condemned, forgotten = digests(3)
     await add(index, [live, condemned, forgotten])
     await mark(index, [condemned], unseen_since=clock.now + 1)
@@ -68,7 +68,7 @@ async def test_condemned_and_forgotten_rows_are_missing(index: Index, clock: Clo
 
 
 async def test_missing_refreshes_what_was_seen_over_an_hour_ago(index: Index, clock: Clock) -> None:
-    """I9: a chunk that was reported present is not collected for the whole grace period, give or take that hour."""
+    """I9: a chunk that was reported present is safe from collection for the grace period, less one hour."""
     (digest,) = digests(1)
     await add(index, [digest])
     clock.advance(seconds=HOUR + MINUTE)
@@ -78,7 +78,7 @@ async def test_missing_refreshes_what_was_seen_over_an_hour_ago(index: Index, cl
 
 
 async def test_missing_does_not_refresh_what_was_seen_within_the_hour(index: Index, clock: Clock) -> None:
-    """A question about chunks that are known costs no write."""
+    """A question about chunks that were seen lately writes nothing."""
     (digest,) = digests(1)
     await add(index, [digest])
     clock.advance(seconds=HOUR - MINUTE)
@@ -88,7 +88,7 @@ async def test_missing_does_not_refresh_what_was_seen_within_the_hour(index: Ind
 
 
 async def test_cancelled_missing_changes_nothing(index: Index, clock: Clock) -> None:
-    """Whatever await is cancelled, the next question gets its answer."""
+    """After a cancel at any await, the next question gets its answer."""
     one, two = digests(2)
     await add(index, [one])
 
@@ -101,7 +101,7 @@ async def test_cancelled_missing_changes_nothing(index: Index, clock: Clock) -> 
 
 
 async def test_added_again_a_condemned_row_is_live(index: Index, clock: Clock) -> None:
-    """I2: put makes a condemned chunk live."""
+    """I2: putting a condemned chunk makes it live again."""
     (digest,) = digests(1)
     await add(index, [digest])
     await mark(index, [digest], unseen_since=clock.now + 1)
@@ -112,7 +112,7 @@ async def test_added_again_a_condemned_row_is_live(index: Index, clock: Clock) -
 
 
 async def test_added_again_a_row_has_the_new_sizes(index: Index) -> None:
-    """The frame that was put last is the one in the store."""
+    """The store has the frame that was put last, so the row has its sizes."""
     (digest,) = digests(1)
     async with index.transaction() as transaction:
         await transaction.add_chunks(A, [ChunkRow(digest, 10, 5), ChunkRow(digest, 11, 6)])
@@ -120,7 +120,7 @@ async def test_added_again_a_row_has_the_new_sizes(index: Index) -> None:
 
 
 async def test_sizes_are_those_of_live_rows(index: Index, clock: Clock) -> None:
-    """Going and absent rows are not in the answer."""
+    """Condemned and absent rows are not in the answer."""
     live, condemned, absent = digests(3)
     await add(index, [live, condemned])
     await mark(index, [condemned], unseen_since=clock.now + 1)
@@ -129,7 +129,7 @@ async def test_sizes_are_those_of_live_rows(index: Index, clock: Clock) -> None:
 
 
 async def test_mark_condemned_spares_what_was_seen(index: Index, clock: Clock) -> None:
-    """I9: only what has been unseen for the grace period is marked, once, in the order asked."""
+    """I9: only chunks that were unseen for the grace period are condemned, once each, in the order of the question."""
     old, older, absent = digests(3)
     await add(index, [old, older])
     clock.advance(seconds=1)
@@ -142,7 +142,7 @@ async def test_mark_condemned_spares_what_was_seen(index: Index, clock: Clock) -
 
 
 async def test_refresh_protects_live_rows(index: Index, clock: Clock) -> None:
-    """I9: what a commit has checked counts as seen now; a condemned row stays condemned."""
+    """I9: chunks that a commit has checked count as seen now. A condemned row stays condemned."""
     live, condemned = digests(2)
     await add(index, [live, condemned])
     await mark(index, [condemned], unseen_since=clock.now + 1)
@@ -185,7 +185,7 @@ async def test_namespaces_do_not_share(index: Index, clock: Clock) -> None:
 
 
 async def test_new_record_says_what_it_was_given(index: Index, clock: Clock) -> None:
-    """Its id is new, both its times are now."""
+    """A new record has the given values and a new id; both of its times are now."""
     (digest,) = digests(1)
     added = await record(index, "näme", digest, size=3 << 40, kind=Kind.DIRECTORY)
     assert re.fullmatch(r"file_[0-9a-f]{32}", added.id)
@@ -195,7 +195,7 @@ async def test_new_record_says_what_it_was_given(index: Index, clock: Clock) -> 
 
 
 async def test_same_name_kind_and_digest_is_the_same_record(index: Index, clock: Clock) -> None:
-    """It becomes the newest; its id and the time it was made stay."""
+    """The record becomes the newest. Its id and the time of its creation stay."""
     (digest,) = digests(1)
     first = await record(index, "name", digest)
     clock.advance(seconds=1)
@@ -217,7 +217,7 @@ async def test_other_name_kind_or_digest_is_another_record(index: Index) -> None
 
 
 async def test_updated_at_always_grows(index: Index, clock: Clock) -> None:
-    """Also when the clock stands still or is set back, or the newest record was removed."""
+    """It also grows when the clock stops or is set back, and when the newest record was removed."""
     (digest,) = digests(1)
     first = await record(index, "a", digest)
     second = await record(index, "b", digest)
@@ -230,7 +230,7 @@ async def test_updated_at_always_grows(index: Index, clock: Clock) -> None:
 
 
 async def test_reference_means_the_newest_record(index: Index) -> None:
-    """By id, digest, name, or digest and name; None where there is nothing."""
+    """A record is found by id, digest, name, or digest and name. The answer is None if there is none."""
     one, two, three = digests(3)
     await record(index, "name", one)
     newest_of_one = await record(index, "other", one)
@@ -250,7 +250,7 @@ async def test_reference_means_the_newest_record(index: Index) -> None:
 
 
 async def test_records_come_in_pages(index: Index) -> None:
-    """From the newest down; `before` continues where a page ended."""
+    """Records come from the newest to the oldest. `before` continues after the end of a page."""
     added = [await record(index, f"name{number}", chunk_digest(b"%d" % number)) for number in range(5)]
     newest_first = added[::-1]
     page = await index.records(A, limit=2)
@@ -260,7 +260,7 @@ async def test_records_come_in_pages(index: Index) -> None:
 
 
 async def test_removed_record_is_gone(index: Index) -> None:
-    """It is returned once; others of its name stay."""
+    """It is returned once. Others of the same name stay."""
     one, two = digests(2)
     stays, goes = await record(index, "name", one), await record(index, "name", two)
     async with index.transaction() as transaction:
@@ -270,7 +270,7 @@ async def test_removed_record_is_gone(index: Index) -> None:
 
 
 async def test_token_belongs_to_one_namespace(index: Index) -> None:
-    """Let in again, it belongs to the newer one; a stranger's belongs to none."""
+    """A token that is added again belongs to the new namespace. An unknown token belongs to none."""
     token = token_digest("secret")
     for namespace in (A, B):
         async with index.transaction() as transaction:
@@ -280,7 +280,7 @@ async def test_token_belongs_to_one_namespace(index: Index) -> None:
 
 
 async def test_tokens_are_listed_oldest_first(index: Index, clock: Clock) -> None:
-    """With label and time, and never the token itself."""
+    """The list has labels and times, and never the token itself."""
     first, second = token_digest("first"), token_digest("second")
     async with index.transaction() as transaction:
         await transaction.add_token(second, namespace=A, label="one")
@@ -290,7 +290,7 @@ async def test_tokens_are_listed_oldest_first(index: Index, clock: Clock) -> Non
 
 
 async def test_removed_token_is_a_strangers(index: Index) -> None:
-    """Removing says whether there was one."""
+    """A removed token is unknown. The removal says whether there was one."""
     token = token_digest("secret")
     async with index.transaction() as transaction:
         await transaction.add_token(token, namespace=A, label="")
@@ -300,7 +300,7 @@ async def test_removed_token_is_a_strangers(index: Index) -> None:
 
 
 async def test_transaction_is_seen_as_a_whole(index: Index) -> None:
-    """Readers see nothing of it before it ends, and all of it afterwards."""
+    """Readers see nothing of it before it ends, and all of it after that."""
     one, two = digests(2)
     async with index.transaction() as transaction:
         await transaction.add_chunks(A, [row(one)])
@@ -310,7 +310,7 @@ async def test_transaction_is_seen_as_a_whole(index: Index) -> None:
 
 
 async def test_failed_transaction_is_rolled_back(index: Index) -> None:
-    """An error in its block undoes all of it, and the next one works."""
+    """An error in its block undoes all of it. The next transaction works."""
     (digest,) = digests(1)
 
     async def fail() -> None:
@@ -326,7 +326,7 @@ async def test_failed_transaction_is_rolled_back(index: Index) -> None:
 
 
 async def test_cancelled_transaction_is_whole_or_nothing(open_shared: OpenIndex) -> None:
-    """Whatever await is cancelled: no part of it stays, and no transaction stays open, in this process or for another."""
+    """After a cancel at any await, nothing of it stays, and no transaction is open in this process or in another one."""
     index, other = await open_shared(), await open_shared()
     both = digests(2)
 
@@ -345,7 +345,7 @@ async def test_cancelled_transaction_is_whole_or_nothing(open_shared: OpenIndex)
 
 
 async def test_transactions_of_one_index_wait_for_each_other(index: Index) -> None:
-    """One after the other, in the order in which they began to wait."""
+    """They run one after the other, in the order in which they began to wait."""
     order = []
 
     async def write(number: int) -> None:
@@ -359,7 +359,7 @@ async def test_transactions_of_one_index_wait_for_each_other(index: Index) -> No
 
 
 async def test_transaction_excludes_other_processes(open_shared: OpenIndex) -> None:
-    """A writer that waits goes on when the other has ended, and sees what that one wrote."""
+    """A waiting writer continues when the other has ended, and sees what that one wrote."""
     index, other = await open_shared(), await open_shared()
     (digest,) = digests(1)
 
@@ -375,7 +375,7 @@ async def test_transaction_excludes_other_processes(open_shared: OpenIndex) -> N
 
 @pytest.mark.parametrize("same_index", [True, False])
 async def test_busy_after_the_time_to_wait(open_shared: OpenIndex, same_index: bool) -> None:  # noqa: FBT001  # by pytest
-    """Who waits too long for another writer, in this process or another, is told so, and may try again."""
+    """A writer that waits too long for another one, in any process, fails with an error that can be retried."""
     index = await open_shared(busy_seconds=0.05)
     holder = index if same_index else await open_shared()
     async with holder.transaction():
@@ -386,7 +386,7 @@ async def test_busy_after_the_time_to_wait(open_shared: OpenIndex, same_index: b
 
 
 async def test_cancel_is_heard_while_another_process_writes(open_shared: OpenIndex) -> None:
-    """Nobody waits a minute for a cancelled task; the others go on."""
+    """A cancelled task ends at once, although another process still writes. The other tasks continue."""
     index, other = await open_shared(busy_seconds=600), await open_shared()
     async with other.transaction():
         waiting = asyncio.create_task(add(index, digests(1)))
@@ -398,7 +398,7 @@ async def test_cancel_is_heard_while_another_process_writes(open_shared: OpenInd
 
 
 async def test_what_was_committed_is_there_when_opened_again(open_shared: OpenIndex) -> None:
-    """Closing loses nothing, and may be done twice."""
+    """Closing loses nothing. A second close does nothing."""
     index = await open_shared()
     (digest,) = digests(1)
     await add(index, [digest])
@@ -410,7 +410,7 @@ async def test_what_was_committed_is_there_when_opened_again(open_shared: OpenIn
 
 
 async def test_close_rolls_back_an_open_transaction(open_shared: OpenIndex) -> None:
-    """What was not committed when the index was closed is not there; the transaction fails."""
+    """A transaction that is open when the index is closed fails, and leaves nothing."""
     index, other = await open_shared(), await open_shared()
     (digest,) = digests(1)
 
@@ -426,7 +426,7 @@ async def test_close_rolls_back_an_open_transaction(open_shared: OpenIndex) -> N
 
 
 async def test_opened_by_many_at_once(open_shared: OpenIndex) -> None:
-    """All see one index, whoever made it."""
+    """All of them see one index, although only one has made it."""
     indexes = await asyncio.gather(*(open_shared() for _ in range(8)))
     (digest,) = digests(1)
     await add(indexes[0], [digest])
@@ -434,7 +434,7 @@ async def test_opened_by_many_at_once(open_shared: OpenIndex) -> None:
 
 
 async def test_the_secret_is_made_once(open_shared: OpenIndex) -> None:
-    """By whoever needs it first, also where several do at once; all have the same one ever after."""
+    """The first caller makes it, also if several call at once. All have the same secret from then on."""
     first, second = await open_shared(), await open_shared()
     (secret, *others) = await asyncio.gather(first.secret(), second.secret(), first.secret())
     assert [secret, secret] == others

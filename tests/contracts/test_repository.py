@@ -1,4 +1,4 @@
-"""Rules of every repository: a folder here or a server, callers cannot tell which."""
+"""Rules of every repository. Callers cannot tell a local folder from a server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def push(repository: Repository, chunks: list[bytes], *, name: str = "name
 
 @pytest.mark.slow
 async def test_identity_is_that_of_the_repository(repository: Repository) -> None:
-    """Always the same; pushers follow its cutting version."""
+    """It never changes. A push uses its chunking version."""
     identity = await repository.identity()
     assert identity == await repository.identity()
     assert (32, "default", CHUNKING_VERSION) == (len(identity.id), identity.namespace, identity.chunking_version)
@@ -35,14 +35,14 @@ async def test_identity_is_that_of_the_repository(repository: Repository) -> Non
 
 @pytest.mark.slow
 async def test_location_and_fingerprint_are_known_at_once(repository: Repository) -> None:
-    """A user sees the one, a cache keys by the other."""
+    """No request is needed for them. Users see the location, and a cache uses the fingerprint as a key."""
     assert repository.location
     assert 64 == len(bytes.fromhex(repository.fingerprint).hex())
 
 
 @pytest.mark.slow
 async def test_missing_is_what_was_not_put(repository: Repository) -> None:
-    """Once each, in the order asked."""
+    """The answer has each missing digest once, in the order of the question."""
     one, two, three = frames(3)
     await repository.put([two])
     asked = [frame.digest for frame in (three, two, one, three)]
@@ -52,7 +52,7 @@ async def test_missing_is_what_was_not_put(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_frames_are_given_back_as_they_were_put(repository: Repository) -> None:
-    """I7: never recoded, whatever their size; the largest and the smallest chunk among them."""
+    """I7: frames of any size are never recoded, from the smallest chunk to the largest."""
     put = [encoded(b"x"), encoded(octets(1, CHUNK_LIMIT)), encoded(prose(2, 1 << 20)), encoded(octets(3, 5000))]
     await repository.put(put)
     got = await repository.get([frame.digest for frame in put], buffer_for(4))
@@ -61,7 +61,7 @@ async def test_frames_are_given_back_as_they_were_put(repository: Repository) ->
 
 @pytest.mark.slow
 async def test_get_packs_frames_in_the_order_asked(repository: Repository) -> None:
-    """None for a chunk that is absent, twice what is asked for twice; each part is a part of the buffer."""
+    """An absent chunk gives None. A repeated digest gives its frame twice. Each part is a view of the buffer."""
     one, two, absent = frames(3)
     await repository.put([one, two])
     buffer = memoryview(bytearray(len(one.data) + 2 * len(two.data)))
@@ -73,7 +73,7 @@ async def test_get_packs_frames_in_the_order_asked(repository: Repository) -> No
 
 @pytest.mark.slow
 async def test_put_of_many_small_frames(repository: Repository) -> None:
-    """Headers between tensors are chunks of a few bytes."""
+    """Frames of a few bytes can be put, because headers between tensors are such chunks."""
     put = frames(500, size=40)
     await repository.put(put)
     assert [] == await repository.missing([frame.digest for frame in put])
@@ -81,7 +81,7 @@ async def test_put_of_many_small_frames(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_put_of_nothing(repository: Repository) -> None:
-    """A batch may be empty: nothing moves, and what is there and what is missing stays so."""
+    """A batch may be empty. It transfers nothing and changes nothing."""
     kept, absent = frames(2)
     await repository.put([kept])
     moved: list[int] = []
@@ -93,7 +93,7 @@ async def test_put_of_nothing(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_put_again_changes_nothing(repository: Repository) -> None:
-    """I1: a kept frame stays as it is, also when it comes again in another encoding, or twice at once."""
+    """I1: a kept frame stays as it is, also if it comes again in another encoding, or twice at the same time."""
     content = prose(1, 100_000)
     first, second = encoded(content), Frame(chunk_digest(content), bytes([0, 0, 0, 0, 0xA0, 0x86, 1, 0]) + content)
     await repository.put([first])
@@ -103,7 +103,7 @@ async def test_put_again_changes_nothing(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_memory_of_put_frames_is_the_callers_again(repository: Repository) -> None:
-    """What is overwritten after `put` does not change what was put."""
+    """After `put`, the caller may overwrite its memory. The stored frames stay as they were."""
     frame = encoded(octets(1, 300_000))
     memory = bytearray(frame.data)
     await repository.put([Frame(frame.digest, memoryview(memory))])
@@ -113,7 +113,7 @@ async def test_memory_of_put_frames_is_the_callers_again(repository: Repository)
 
 @pytest.mark.slow
 async def test_frame_of_another_chunk_is_refused(repository: Repository) -> None:
-    """I4: the error names the first; it is not kept, the whole ones around it may be."""
+    """I4: the error names the first wrong frame. It is not kept. Correct frames of the same batch may be kept."""
     good, other, behind = frames(3)
     lie = Frame(chunk_digest(b"something else"), other.data)
     second_lie = Frame(chunk_digest(b"something third"), other.data)
@@ -125,7 +125,7 @@ async def test_frame_of_another_chunk_is_refused(repository: Repository) -> None
 
 @pytest.mark.slow
 async def test_moved_adds_up_to_the_encoded_bytes(repository: Repository) -> None:
-    """The one upward signal counts what went over the wire, both ways."""
+    """`moved` counts the bytes that were sent or received."""
     put = frames(5, size=200_000)
     total = sum(len(frame.data) for frame in put)
     moves: list[int] = []
@@ -138,7 +138,7 @@ async def test_moved_adds_up_to_the_encoded_bytes(repository: Repository) -> Non
 
 @pytest.mark.slow
 async def test_cancelled_put_can_be_repeated(repository: Repository) -> None:
-    """Whatever await is cancelled: what is reported present is whole, and the next put completes the rest."""
+    """After a cancel at any await, chunks that are reported present are whole. The next put completes the rest."""
     seed = 0
     put: list[Frame] = []
 
@@ -161,7 +161,7 @@ async def test_cancelled_put_can_be_repeated(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_committed_file_is_found_and_read_back(repository: Repository) -> None:
-    """By id, digest, name and path; manifest and frames give its bytes again."""
+    """It is found by id, digest, name and path. Its manifest and frames give its bytes again."""
     chunks = [*contents(3, size=70_000), contents(1, size=70_000)[0]]
     record = await push(repository, chunks, name="a näme %41.bin")
     expected = manifest(chunks)
@@ -178,7 +178,7 @@ async def test_committed_file_is_found_and_read_back(repository: Repository) -> 
 
 @pytest.mark.slow
 async def test_empty_file_is_committed(repository: Repository) -> None:
-    """It has no chunks."""
+    """A file without chunks can be committed."""
     record = await push(repository, [])
     assert 0 == record.size
     assert manifest([]).encoded == await repository.manifest(record.digest)
@@ -186,7 +186,7 @@ async def test_empty_file_is_committed(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_commit_again_is_the_same_record_now_the_newest(repository: Repository) -> None:
-    """Same manifest, name and kind: same id, later `updated_at`."""
+    """The same manifest, name and kind give the same id, and a later `updated_at`."""
     first = await push(repository, contents(1), name="first")
     second = await push(repository, contents(1), name="second")
     again = await push(repository, contents(1), name="first")
@@ -212,7 +212,7 @@ async def test_kind_tells_records_apart(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_commit_names_all_chunks_that_are_missing(repository: Repository) -> None:
-    """Once each; nothing is recorded, and what it names is all that must be sent."""
+    """The error names each missing chunk once. Nothing is recorded. After these chunks are sent, the commit succeeds."""
     chunks = contents(5)
     here, *absent = [encoded(content) for content in chunks]
     await repository.put([here])
@@ -237,7 +237,7 @@ async def test_commit_refuses_what_is_not_a_manifest(repository: Repository) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "..", "a/b", "new\nline", "x" * 256, "a:b", "a@b"])
 async def test_commit_refuses_a_name_that_cannot_be_kept(repository: Repository, name: str) -> None:
-    """Whoever calls it: a name must be a file name on any machine."""
+    """A name must be a valid file name on any machine."""
     with pytest.raises(InvalidName):
         await repository.commit(manifest([]).encoded, name=name)
     assert [] == await repository.records()
@@ -245,7 +245,7 @@ async def test_commit_refuses_a_name_that_cannot_be_kept(repository: Repository,
 
 @pytest.mark.slow
 async def test_cancelled_commit_is_whole_or_nothing(repository: Repository) -> None:
-    """Whatever await is cancelled: a record has its manifest, or there is none; the next commit gives one."""
+    """After a cancel at any await, a record has its manifest, or there is no record. The next commit gives one."""
     chunks = contents(3)
     await repository.put([encoded(content) for content in chunks])
     wanted = manifest(chunks)
@@ -258,7 +258,7 @@ async def test_cancelled_commit_is_whole_or_nothing(repository: Repository) -> N
 
 @pytest.mark.slow
 async def test_records_come_in_pages(repository: Repository) -> None:
-    """From the newest down; `before` continues."""
+    """Records come from the newest to the oldest. `before` continues."""
     added = [await push(repository, contents(1), name=f"name{number}") for number in range(5)]
     page = await repository.records(limit=2)
     assert added[:-3:-1] == page
@@ -267,7 +267,7 @@ async def test_records_come_in_pages(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_removed_record_is_gone(repository: Repository) -> None:
-    """Its chunks stay until a collection; a second removal finds nothing."""
+    """Its chunks stay until a collection. A second removal finds nothing."""
     record = await push(repository, contents(1))
     assert record == await repository.remove(record.id)
     for verb in (repository.remove(record.id), repository.record(Reference(id=record.id))):
@@ -278,7 +278,7 @@ async def test_removed_record_is_gone(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_a_signed_path_ends_in_the_record_s_own(repository: Repository) -> None:
-    """Its id as a UUID, and its name, percent-encoded; a long name is shortened, and keeps its extension."""
+    """It ends in the id as a UUID, and the name, percent-encoded. A long name is shortened, and keeps its extension."""
     short = await push(repository, contents(2), name="a b.jpg")
     long = await push(repository, contents(2), name="\u00e9" * 120 + ".jpg")
     for record, name in ((short, "a%20b.jpg"), (long, "%C3%A9" * 41 + ".jpg")):
@@ -290,7 +290,7 @@ async def test_a_signed_path_ends_in_the_record_s_own(repository: Repository) ->
 
 @pytest.mark.slow
 async def test_what_was_never_there_is_not_found(repository: Repository) -> None:
-    """Each verb says so by the same error."""
+    """Each verb raises the same error for an unknown file."""
     digest = chunk_digest(b"")
     for verb in (
         repository.record(Reference(id="file_" + "0" * 32)),
@@ -307,7 +307,7 @@ async def test_what_was_never_there_is_not_found(repository: Repository) -> None
 
 @pytest.mark.slow
 async def test_many_at_once(repository: Repository) -> None:
-    """Pushes that share chunks, side by side, all succeed."""
+    """Pushes that share chunks all succeed at the same time."""
     shared = contents(4, size=3000)
     records = await asyncio.gather(
         *(push(repository, [*shared, *contents(3, seed=number)], name=f"name{number}") for number in range(1, 9))
@@ -318,7 +318,7 @@ async def test_many_at_once(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_verify_chunks_believes_nobody(repository: Repository) -> None:
-    """A sound frame stays, whoever calls it damaged; what is not there is not damaged either."""
+    """An intact frame stays, although a caller calls it damaged. An absent frame is not damaged either."""
     one, absent = frames(2)
     await repository.put([one])
     assert [] == await repository.verify_chunks([one.digest, absent.digest, one.digest])
@@ -328,7 +328,10 @@ async def test_verify_chunks_believes_nobody(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_name_that_looks_like_a_digest_or_an_id_is_found(repository: Repository) -> None:
-    """What is typed is a name where nothing is stored under such a digest or id; a value's digest or id never is."""
+    """A typed text is a name if nothing is stored under such a digest or id.
+
+    A digest or id given as a value is never a name.
+    """
     for name in ("0a" * 32, "file_" + "0a" * 16):
         pushed = await push(repository, contents(2), name=name)
         assert pushed == await repository.record(Reference.parse(name))
@@ -342,7 +345,7 @@ async def test_name_that_looks_like_a_digest_or_an_id_is_found(repository: Repos
 
 @pytest.mark.slow
 async def test_zip_that_is_pushed_as_a_file_does_not_hide_the_directory(repository: Repository) -> None:
-    """A digest alone means the directory, whichever of the two was pushed last; a name means what was pushed last."""
+    """A digest alone means the directory, in any order of the pushes. A name means the last push."""
     tree = await push(repository, contents(2), name="model.zip", kind=Kind.DIRECTORY)
     file = await push(repository, contents(2), name="model.zip")
     assert tree.digest == file.digest
@@ -355,7 +358,7 @@ async def test_zip_that_is_pushed_as_a_file_does_not_hide_the_directory(reposito
 
 @pytest.mark.slow
 async def test_record_is_removed_with_the_chunks_that_no_other_needs(repository: Repository) -> None:
-    """What another record shares stays, and the same content under another name needs all of it."""
+    """Chunks that another record shares stay. A record of the same content under another name needs all of them."""
     shared, own = contents(2), contents(2, seed=7)
     kept = await push(repository, [*shared, *contents(1, seed=8)], name="kept")
     first = await push(repository, [*shared, *own], name="first")
@@ -380,7 +383,7 @@ async def test_record_is_removed_with_the_chunks_that_no_other_needs(repository:
 
 @pytest.mark.slow
 async def test_push_that_counts_on_chunks_that_are_removed_sends_them(repository: Repository) -> None:
-    """It was told that they are there; its commit tells it that they are missing."""
+    """The push was told that the chunks are present. Its commit reports them missing, and it sends them."""
     chunks = contents(2)
     record = await push(repository, chunks, name="first")
     assert [] == await repository.missing([chunk_digest(content) for content in chunks])

@@ -16,7 +16,7 @@ A, B = "a", "b"
 
 
 def staged(store: ChunkStore, data: bytes) -> tuple[Digest, Staging]:
-    """Bytes under their digest, ready to be published: a store does not care whether they are a frame."""
+    """Return staged bytes with their digest, ready to be published. A store does not check that they are a frame."""
     staging = store.new_staging()
     staging.write(data)
     staging.sync()
@@ -24,14 +24,14 @@ def staged(store: ChunkStore, data: bytes) -> tuple[Digest, Staging]:
 
 
 async def publish(store: ChunkStore, *all_data: bytes, namespace: str = A) -> list[Digest]:
-    """Store bytes; their digests."""
+    """Publish bytes, and return their digests."""
     frames = [staged(store, data) for data in all_data]
     await store.publish(namespace, frames)
     return [digest for digest, _ in frames]
 
 
 async def read(store: ChunkStore, digest: Digest, *, namespace: str = A) -> bytes | None:
-    """What is stored under a digest."""
+    """Return what is stored under a digest."""
     (part,) = await store.read_into(namespace, [digest], memoryview(bytearray(1 << 20)))
     return None if part is None else bytes(part)
 
@@ -43,19 +43,19 @@ async def test_first_format_stays(store: ChunkStore) -> None:
 
 
 async def test_two_who_initialise_at_once_get_the_same(store: ChunkStore) -> None:
-    """Of two callers at once, both get the same answer."""
+    """Two callers at the same time get the same answer."""
     answers = await asyncio.gather(*(store.initialise(b"%d" % number) for number in range(8)))
     assert 1 == len(set(answers))
 
 
 async def test_cancelled_initialise_leaves_a_whole_format_or_none(store: ChunkStore) -> None:
-    """Whatever await is cancelled, the next caller gets one of the texts as a whole."""
+    """After a cancel at any await, the next caller gets one of the two texts, as a whole."""
     async for _ in cancelled_at_every_await(lambda: store.initialise(b"a text")):
         assert await store.initialise(b"a text") == b"a text"
 
 
 async def test_published_frame_is_read_as_it_was_written(store: ChunkStore) -> None:
-    """What was written in pieces is read as a whole."""
+    """A frame that was written in pieces is read as a whole."""
     staging = store.new_staging()
     for piece in (b"", b"one", memoryview(b"two"), bytearray(b"three")):
         staging.write(piece)
@@ -66,7 +66,7 @@ async def test_published_frame_is_read_as_it_was_written(store: ChunkStore) -> N
 
 
 def test_staging_gives_back_what_was_written(store: ChunkStore) -> None:
-    """The door verifies what arrived by reading it again; the rest of the buffer is not touched."""
+    """An ingest reads staged bytes again to verify them. The rest of the buffer is not touched."""
     staging = store.new_staging()
     staging.write(b"one")
     staging.write(b"two")
@@ -77,7 +77,7 @@ def test_staging_gives_back_what_was_written(store: ChunkStore) -> None:
 
 
 async def test_staging_may_rest_between_any_two_writes(store: ChunkStore) -> None:
-    """It frees what writing holds, before the first write, twice, and when all is written; nothing is lost by it."""
+    """`rest` frees the resources of writing at any time, also repeatedly. No byte is lost by it."""
     staging = store.new_staging()
     staging.rest()
     for piece in (b"one", b"two"):
@@ -103,7 +103,7 @@ def test_staging_copies_what_it_is_given(store: ChunkStore) -> None:
 
 
 async def test_frame_is_absent_until_it_is_published(store: ChunkStore) -> None:
-    """Staged bytes are nobody's to see."""
+    """No reader sees staged bytes."""
     digest, staging = staged(store, b"content")
     assert await read(store, digest) is None
     assert [] == [found async for found in store.digests(A)]
@@ -111,7 +111,7 @@ async def test_frame_is_absent_until_it_is_published(store: ChunkStore) -> None:
 
 
 async def test_discarded_twice_or_after_publish_does_nothing(store: ChunkStore) -> None:
-    """`discard` is what every way out calls, also the good one."""
+    """Every exit calls `discard`, also after success."""
     digest, staging = staged(store, b"content")
     await store.publish(A, [(digest, staging)])
     staging.discard()
@@ -122,7 +122,7 @@ async def test_discarded_twice_or_after_publish_does_nothing(store: ChunkStore) 
 
 
 async def test_published_again_replaces(store: ChunkStore) -> None:
-    """A file that is there is no reason to skip: it may be garbage of a crash."""
+    """A file that exists is no reason to skip a publish, because a crash may have left it."""
     digest = chunk_digest(b"content")
     for data in (b"one encoding", b"another"):
         _, staging = staged(store, data)
@@ -131,21 +131,21 @@ async def test_published_again_replaces(store: ChunkStore) -> None:
 
 
 async def test_same_digest_twice_in_one_publish(store: ChunkStore) -> None:
-    """The later one stays."""
+    """The later frame stays."""
     digest = chunk_digest(b"content")
     await store.publish(A, [(digest, staged(store, data)[1]) for data in (b"first", b"second")])
     assert b"second" == await read(store, digest)
 
 
 async def test_publish_of_many(store: ChunkStore) -> None:
-    """More frames than threads, in as many folders."""
+    """There are more frames than threads, in as many folders."""
     all_data = contents(100, size=10)
     digests = await publish(store, *all_data)
     assert all_data == [await read(store, digest) for digest in digests]
 
 
 async def test_cancelled_publish_leaves_whole_frames_only(store: ChunkStore) -> None:
-    """Whatever await is cancelled: a frame is there as a whole, or not at all."""
+    """After a cancel at any await, a frame is whole or absent."""
     all_data = contents(40, size=100)
     frames: list[tuple[Digest, Staging]] = []
 
@@ -160,7 +160,7 @@ async def test_cancelled_publish_leaves_whole_frames_only(store: ChunkStore) -> 
 
 
 async def test_read_into_packs_frames_in_the_order_asked(store: ChunkStore) -> None:
-    """Frames lie back to back; an absent one takes no room; one that is asked for twice is there twice."""
+    """Frames follow each other. An absent one takes no space. A repeated digest gives its frame twice."""
     one, two = await publish(store, b"one", b"second")
     buffer = memoryview(bytearray(12))
     parts = await store.read_into(A, [two, chunk_digest(b"absent"), one, one], buffer)
@@ -169,14 +169,14 @@ async def test_read_into_packs_frames_in_the_order_asked(store: ChunkStore) -> N
 
 
 async def test_read_into_a_buffer_that_is_too_small(store: ChunkStore) -> None:
-    """A wrong buffer is the caller's mistake, and said."""
+    """A buffer of the wrong size is an error of the caller, and raises."""
     digests = await publish(store, b"one", b"two")
     with pytest.raises(ValueError, match=r"."):
         await store.read_into(A, digests, memoryview(bytearray(5)))
 
 
 async def test_open_gives_files_in_the_order_asked(store: ChunkStore) -> None:
-    """None stands for an absent frame; each file is whole, and its caller's."""
+    """None marks an absent frame. Each file is whole, and belongs to the caller."""
     one, two = await publish(store, b"one", b"second")
     files = await store.open(A, [two, chunk_digest(b"absent"), one, one])
     assert [b"second", None, b"one", b"one"] == [file and file.read() for file in files]
@@ -186,14 +186,14 @@ async def test_open_gives_files_in_the_order_asked(store: ChunkStore) -> None:
 
 
 async def test_sizes_are_those_of_whole_frames(store: ChunkStore) -> None:
-    """In the order asked; 0 stands for an absent frame, also of another namespace."""
+    """Sizes come in the order of the question. An absent frame, or one of another namespace, has 0."""
     one, two = await publish(store, b"one", b"second")
     assert [6, 0, 3, 3] == await store.sizes(A, [two, chunk_digest(b"absent"), one, one])
     assert [0] == await store.sizes(B, [one])
 
 
 async def test_cancelled_open_leaks_no_descriptor(store: ChunkStore) -> None:
-    """Files that the caller never got are closed; pytest makes an error of the warning for one that is not."""
+    """Files that the caller never got are closed. For an open one, pytest turns the warning into an error."""
     digests = await publish(store, b"one", b"two")
 
     async def open_all() -> None:
@@ -206,7 +206,7 @@ async def test_cancelled_open_leaks_no_descriptor(store: ChunkStore) -> None:
 
 
 async def test_remove_is_idempotent(store: ChunkStore) -> None:
-    """An absent frame is no error."""
+    """Removing an absent frame is not an error."""
     one, two = await publish(store, b"one", b"two")
     for _ in range(2):
         await store.remove(A, [one, chunk_digest(b"never there")])
@@ -214,7 +214,7 @@ async def test_remove_is_idempotent(store: ChunkStore) -> None:
 
 
 async def test_digests_gives_all_frames_of_a_namespace(store: ChunkStore) -> None:
-    """Frames only, of this namespace only; one that was removed is not among them."""
+    """The answer has only frames, only of this namespace, and none that was removed."""
     kept = await publish(store, *contents(20, size=10))
     (removed,) = await publish(store, b"removed")
     await publish(store, b"elsewhere", namespace=B)
@@ -225,7 +225,7 @@ async def test_digests_gives_all_frames_of_a_namespace(store: ChunkStore) -> Non
 
 
 async def test_namespaces_do_not_share(store: ChunkStore) -> None:
-    """What one namespace has, another lacks, and removes nothing of."""
+    """A namespace does not see the frames of another one, and cannot remove them."""
     (digest,) = await publish(store, b"content")
     await store.put_manifest(A, digest, b"manifest")
     await store.remove(B, [digest])
@@ -236,7 +236,7 @@ async def test_namespaces_do_not_share(store: ChunkStore) -> None:
 
 
 async def test_manifest_is_kept(store: ChunkStore) -> None:
-    """It is read as it was put, once or twice, also when its memory was reused; None before that."""
+    """It is read as it was put, once or twice, also after the caller reused the memory. Before that it is None."""
     digest = chunk_digest(b"manifest")
     assert await store.manifest(A, digest) is None
     for _ in range(2):
@@ -247,7 +247,7 @@ async def test_manifest_is_kept(store: ChunkStore) -> None:
 
 
 async def test_cancelled_manifest_is_whole_or_absent(store: ChunkStore) -> None:
-    """Whatever await is cancelled."""
+    """After a cancel at any await, the manifest is whole or absent."""
     digest = chunk_digest(b"manifest")
     async for _ in cancelled_at_every_await(lambda: store.put_manifest(A, digest, b"manifest")):
         assert await store.manifest(A, digest) in (None, b"manifest")
@@ -255,7 +255,7 @@ async def test_cancelled_manifest_is_whole_or_absent(store: ChunkStore) -> None:
 
 
 async def test_removed_manifest_is_gone(store: ChunkStore) -> None:
-    """An absent one is no error."""
+    """Removing an absent manifest is not an error."""
     digest = chunk_digest(b"manifest")
     await store.put_manifest(A, digest, b"manifest")
     for _ in range(2):
@@ -264,7 +264,7 @@ async def test_removed_manifest_is_gone(store: ChunkStore) -> None:
 
 
 async def test_manifests_gives_all_of_a_namespace(store: ChunkStore) -> None:
-    """Manifests only, of this namespace only."""
+    """The answer has only manifests, only of this namespace."""
     await publish(store, b"a frame")
     digests = [chunk_digest(data) for data in contents(5, size=10)]
     for digest in digests:
@@ -274,7 +274,7 @@ async def test_manifests_gives_all_of_a_namespace(store: ChunkStore) -> None:
 
 
 async def test_close_discards_what_is_staged(store: ChunkStore, tmp_path: Path) -> None:
-    """Nothing that was never published outlives the store; closing twice does nothing."""
+    """What was never published does not outlive the store. A second close does nothing."""
     staged(store, b"never published")
     for _ in range(2):
         await store.close()
