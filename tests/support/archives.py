@@ -1,4 +1,4 @@
-"""Zip files: made of entries, made to deceive, and read as a fetch reads them, all in memory."""
+"""Make honest and forged zip files in memory, and read them as a fetch does."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Contents = Mapping[str, bytes]
 
 
 def zip_of(entries: Iterable[Entry], contents: Contents) -> bytes:
-    """The zip of a tree, put together whole; `contents` are those of its files by name."""
+    """Return the whole zip of a tree. `contents` has the contents of its files by name."""
     archive = bytearray()
     placed = []
     for entry in sorted_entries(entries):
@@ -52,14 +52,14 @@ def zip_of(entries: Iterable[Entry], contents: Contents) -> bytes:
 
 
 def content_of(entry: Entry, contents: Contents) -> bytes:
-    """What an entry holds."""
+    """Return the content of an entry."""
     if entry.target is not None:
         return entry.target.encode()
     return b"" if entry.is_folder else contents[entry.name]
 
 
 def tree_chunker(entries: Iterable[Entry], contents: Contents, reads: list[tuple[str, int, int]] | None = None) -> TreeChunker:
-    """A cutter of a tree in memory; `reads` takes down what it reads: name, offset and size."""
+    """Return a chunker of a tree in memory. It appends each read to `reads`: name, offset and size."""
 
     def read(place: int, offset: int, memory: memoryview) -> None:
         name = chunker.entries[place].name
@@ -72,7 +72,7 @@ def tree_chunker(entries: Iterable[Entry], contents: Contents, reads: list[tuple
 
 
 def scanned(chunker: TreeChunker, window: int) -> list[list[bytes]]:
-    """The chunks of each segment, in windows of that size."""
+    """Return the chunks of each segment, read in windows of that size."""
     chunks: list[list[bytes]] = [[] for _ in chunker.segments]
     buffer = memoryview(bytearray(window))
     while not chunker.is_finished:
@@ -82,7 +82,7 @@ def scanned(chunker: TreeChunker, window: int) -> list[list[bytes]]:
 
 
 def pieces(cut: Cut) -> list[bytes]:
-    """The chunks of a cut, as they were then."""
+    """Return the chunks of a cut. They are copied, because the cut's memory is reused."""
     found, start = [], 0
     for size in cut.sizes:
         found.append(bytes(cut.content[start : start + size]))
@@ -92,7 +92,7 @@ def pieces(cut: Cut) -> list[bytes]:
 
 
 class Pipe(io.BytesIO):
-    """Something that is written to and cannot seek."""
+    """A file that can be written to and cannot seek."""
 
     def seekable(self) -> bool:
         return False
@@ -102,7 +102,7 @@ class Pipe(io.BytesIO):
 
 
 class UnpackedArchive(NamedTuple):
-    """What an entry unpacks to."""
+    """The result of unpacking an entry."""
 
     content: bytes
     is_executable: bool = False
@@ -111,7 +111,7 @@ class UnpackedArchive(NamedTuple):
 
 
 def unpacked(archive: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> dict[str, UnpackedArchive]:
-    """The tree of an archive, by path, after all checks."""
+    """Return the tree of an archive, by path, after all checks."""
     end = find_end(archive[-TAIL_SIZE:], len(archive), limits=limits)
     members = members_of(archive, limits=limits)
     check_preamble(archive[:4], members)
@@ -123,7 +123,7 @@ def unpacked(archive: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> dict[str,
 
 
 def members_of(archive: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> list[Member]:
-    """What the central directory of an archive names."""
+    """Return the members in the central directory of an archive."""
     end = find_end(archive[-TAIL_SIZE:], len(archive), limits=limits)
     return parse_central_directory(archive[end.start : end.start + end.size], end, limits=limits)
 
@@ -138,7 +138,7 @@ def _unpacked_member(archive: bytes, member: Member) -> UnpackedArchive:
 
 
 def content_in(data: bytes, member: Member) -> bytes:
-    """What the data of an entry holds, after all checks."""
+    """Return the content that the data of an entry decodes to, after all checks."""
     if member.is_deflated:
         inflater = Inflater(member)
         content = b"".join(inflater.inflate(data))
@@ -153,11 +153,11 @@ def content_in(data: bytes, member: Member) -> bytes:
 
 
 SMALL_SPACE = 1 << 20
-"""What takes the place of 4 GiB, as `OFFSET_SPACE`, in tests of offsets that are written modulo it."""
+"""Replaces 4 GiB as `OFFSET_SPACE` in tests of offsets that are written modulo it."""
 
 
 class Forged(NamedTuple):
-    """An entry as honest or as dishonest as one likes. What is None is filled in truthfully."""
+    """Describe an entry, right or wrong. A field that is None gets its right value."""
 
     name: str | bytes
     content: bytes = b""
@@ -171,16 +171,16 @@ class Forged(NamedTuple):
     crc: int | None = None
     extra: bytes = b""
     offset: int | None = None
-    """Where the central directory says that the local header is."""
+    """The offset of the local header, as the central directory says it."""
     local: Mapping[str, int] | None = None
-    """Numbers of the local header that differ: flags, method, crc, size, stored_size."""
+    """Fields of the local header that differ: flags, method, crc, size, stored_size."""
     local_name: bytes | None = None
     local_extra: bytes = b""
     descriptor: bytes = b""
     gap: bytes = b""
-    """What follows all that."""
+    """Bytes after the entry."""
     data: bytes | None = None
-    """What stands there in place of the content."""
+    """Bytes that are written instead of the content."""
     in_directory: bool = True
     in_body: bool = True
 
@@ -191,13 +191,16 @@ class Forged(NamedTuple):
 
 
 def deflated(content: bytes) -> bytes:
-    """What a deflated entry holds."""
+    """Return the deflated form of `content`."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return packer.compress(content) + packer.flush()
 
 
 def wrapped(*entries: Forged, decoys: Mapping[int, bytes] | None = None) -> bytes:
-    """Two MiB of fillers and then `entries`, with offsets modulo 1 MiB; `decoys` are put at their offsets, into the fillers."""
+    """Return a zip with 2 MiB of fillers before `entries`, and with offsets modulo 1 MiB.
+
+    `decoys` overwrite the fillers at their offsets.
+    """
     size, header_size = 700_000, 30 + len("filler 0")
     fillers = [bytearray(b"." * size) for _ in range(3)]
     for at, decoy in (decoys or {}).items():
@@ -208,7 +211,7 @@ def wrapped(*entries: Forged, decoys: Mapping[int, bytes] | None = None) -> byte
 
 
 def finder_entry(name: str, content: bytes, *, space: int = 1 << 32) -> Forged:
-    """A file as macOS Finder packs it: deflated, and sizes, modulo `space`, in a descriptor."""
+    """Return a file as macOS Finder packs it: deflated, with its sizes, modulo `space`, in a descriptor."""
     data = deflated(content)
     stored_size, size = len(data) % space, len(content) % space
     descriptor = struct.pack("<4s3I", b"PK\7\10", crc32(content), stored_size, size)
@@ -226,7 +229,7 @@ def forged(
     count: int | None = None,
     space: int = 1 << 32,
 ) -> bytes:
-    """A zip file of these entries; `count` is what its end record says, and offsets are written modulo `space`."""
+    """Return a zip file of these entries. `count` goes into its end record, and offsets are written modulo `space`."""
     body, directory, found = bytearray(preamble), bytearray(), 0
     for entry in entries:
         data = entry.data
@@ -266,11 +269,11 @@ def _forged_central(entry: Forged, numbers: Mapping[str, int], offset: int) -> b
 
 
 GOLDEN = Path(__file__).parent.parent / "golden/archive.json"
-"""Run as `python -m tests.support.archives` this file writes it anew: a change of format."""
+"""`python -m tests.support.archives` writes this file again, which is a change of the format."""
 
 
 def golden_trees() -> dict[str, tuple[list[Entry], dict[str, bytes]]]:
-    """The trees of the golden vectors: a small one, and one with segments of its own in it."""
+    """Return the trees of the golden vectors: a small one, and one whose files have segments."""
     small = {"b.txt": b"b\n", "a/run.sh": b"#!/bin/sh\n", "a.txt": b"", "größe/naïve.txt": "grüße\n".encode()}
     large = {
         "config.json": prose(40, 700),
@@ -293,7 +296,7 @@ def _entries(contents: Contents) -> list[Entry]:
 
 
 def golden_vector(entries: Sequence[Entry], contents: Contents) -> Vector:
-    """What the vectors hold of one tree; its whole bytes where they are few."""
+    """Return the vector of one tree, with its whole bytes if they are few."""
     chunks = [chunk for segment in scanned(tree_chunker(entries, contents), WINDOW_MIN) for chunk in segment]
     archive = b"".join(chunks)
     manifest = Manifest.build([Chunk(chunk_digest(chunk), len(chunk)) for chunk in chunks], chunking_version=CHUNKING_VERSION)

@@ -1,9 +1,10 @@
-"""Processes that share a cache: `python -m tests.support.cache_users REPOSITORY CACHE SIZE_LIMIT ID... [options]`.
+"""Share a cache between processes: `python -m tests.support.cache_users REPOSITORY CACHE SIZE_LIMIT ID... [options]`.
 
-Uses one file after the other, says `used <name>` for each, and keeps the last one in use until its standard input ends.
+Uses one file after the other, prints `used <name>` for each, and keeps the last one in use until its standard input
+ends.
 
 --kill-at-get N     kills itself, as `kill -9` does, when it asks for the n-th batch of chunks
---processes N       does so in N processes at once, forked; prints what each asked the repository for, as JSON
+--processes N       does so in N forked processes at once; prints what each asked the repository for, as JSON
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tests.support.watched import WatchedRepository
 
 
 async def use(given: argparse.Namespace) -> list[str]:
-    """Use one file after the other; what the repository was asked for."""
+    """Use one file after the other; return the calls that reached the repository."""
     async with connect(given.repository) as connected:
         watched = WatchedRepository(connected)
 
@@ -45,8 +46,8 @@ async def use(given: argparse.Namespace) -> list[str]:
 
 
 def fork(given: argparse.Namespace) -> list[list[str]]:
-    """`use` in so many processes at once; what each of them asked for."""
-    # Forked, so that all start in no time; there are no threads yet. They begin when the last one is there.
+    """Call `use` in many processes at once; return the calls of each."""
+    # A fork starts fast, and there are no threads yet. All begin when the last one is started.
     ends = [os.pipe() for _ in range(given.processes)]
     begin, began = os.pipe()
     for _, writer in ends:

@@ -1,4 +1,4 @@
-"""Cancelling at every await: `asyncio` code is all-or-nothing only if that is tried."""
+"""Cancel `asyncio` code at every await, to see whether it leaves all or nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _CancelledAt:
-    """Awaits a coroutine in the current task, which is cancelled when the coroutine waits for the `place`-th time."""
+    """Await a coroutine in the current task, and cancel the task when the coroutine waits for the `place`-th time."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, object], place: int) -> None:
         self._coroutine = coroutine
@@ -31,15 +31,15 @@ class _CancelledAt:
             error = None
             try:
                 yield waited_for
-            except BaseException as thrown:  # noqa: BLE001  # a cancel, or a failure of what was waited for
+            except BaseException as thrown:  # noqa: BLE001  # a cancel, or an error of the awaited call
                 error = thrown
         raise AssertionError
 
 
 async def cancelled_at_every_await(make: Callable[[], Coroutine[Any, Any, object]]) -> AsyncIterator[int]:
-    """Run `make()` again and again, each time cancelled one await later; gives each place, then ends with a run to the end.
+    """Run `make()` many times, each time cancelled one await later; yield each place. The last run is not cancelled.
 
-    The caller's loop body checks what is left after each cancel.
+    The body of the caller's loop checks the state after each cancel.
     """
     for place in count():
         run = _CancelledAt(make(), place)

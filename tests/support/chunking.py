@@ -1,4 +1,4 @@
-"""Cutting a whole file from whatever pieces it comes in, as a pusher does."""
+"""Cut a whole file that arrives in pieces of any size, as a push does."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from filestore.transfer.sources.file import WINDOW_SIZE, Content, scan_and_hash
 
 
 def pieces(size: int, *, whole: int) -> Iterator[int]:
-    """The ends of pieces of `size` bytes, the last one shorter, of `whole` bytes."""
+    """Return the ends of pieces of `size` bytes that make up `whole` bytes. The last one may be shorter."""
     yield from range(size, whole, size)
     yield whole
 
 
 def chunk_sizes(content: bytes, ends: Iterable[int]) -> list[int]:
-    """What a `Chunker` decides, given `content` up to each of `ends` in turn; the last of them is the end of the file."""
+    """Return the chunk sizes of a `Chunker` that gets `content` up to each of `ends`. The last end is that of the file."""
     view = memoryview(content)
     chunker, sizes, start = Chunker(), list[int](), 0
     for end in ends:
@@ -30,7 +30,7 @@ def chunk_sizes(content: bytes, ends: Iterable[int]) -> list[int]:
 
 
 def relayed_sizes(content: bytes, ends: Iterable[int]) -> list[int]:
-    """`chunk_sizes` by two chunkers that take turns, one for each of `ends`; each passes over what the other one cut."""
+    """Do what `chunk_sizes` does, by two chunkers in turn. Each passes over the bytes that the other one cut."""
     view = memoryview(content)
     chunker, other, sizes, start = Chunker(), Chunker(), list[int](), 0
     for end in ends:
@@ -44,7 +44,7 @@ def relayed_sizes(content: bytes, ends: Iterable[int]) -> list[int]:
 
 
 def boundaries(content: bytes, ends: Iterable[int]) -> list[int]:
-    """Where segments end inside `content`, found in pieces that end at each of `ends`."""
+    """Return the ends of segments inside `content`, found in pieces that end at each of `ends`."""
     view = memoryview(content)
     segments, found, start = segmenter(), list[int](), 0
     for end in ends:
@@ -54,19 +54,19 @@ def boundaries(content: bytes, ends: Iterable[int]) -> list[int]:
 
 
 def scan(content: Content) -> None:
-    """What is left of it, to its end; all is hashed."""
+    """Read the rest of a content to its end, and hash all of it."""
     buffer = memoryview(bytearray(WINDOW_SIZE))
     while not content.is_finished:
         scan_and_hash(content, buffer)
 
 
 def cut(content: bytes) -> list[bytes]:
-    """The chunks of `content`, given whole."""
+    """Return the chunks of `content`, given as a whole."""
     ends = accumulate(chunk_sizes(content, [len(content)]), initial=0)
     return [content[start:end] for start, end in pairwise(ends)]
 
 
 def manifest_of(content: bytes) -> Manifest:
-    """The manifest of `content`."""
+    """Return the manifest of `content`."""
     chunks = (Chunk(chunk_digest(piece), len(piece)) for piece in cut(content))
     return Manifest.build(chunks, chunking_version=CHUNKING_VERSION)

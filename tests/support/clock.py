@@ -1,10 +1,10 @@
-"""A clock that a test moves."""
+"""A clock that a test sets."""
 
 from __future__ import annotations
 
 
 class Clock:
-    """Seconds, as the test sets them."""
+    """Seconds that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0

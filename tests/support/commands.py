@@ -1,4 +1,4 @@
-"""Commands and servers as a user runs them: real processes, in a home of their own."""
+"""Run commands and servers as a user does: as real processes, with a home folder of their own."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from filestore.backends import create_repository
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
 TRANSFERS = frozenset({"push", "fetch", "warm", "create"})
-"""Commands that tell on the standard error how far they are, where they take longer than a second."""
+"""Commands that show their progress on standard error if they take longer than a second."""
 AS_ANY_USER: tuple[str, ...] = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
-"""What makes permissions count in a command, as they do for any user but root."""
+"""Makes permissions apply to a command that root runs, as they do to any other user."""
 
 
 def scripts_of(environment: str) -> Path:
-    """The console scripts of a virtual environment that `tests/run.sh` makes; there is no CI without it."""
+    """Return the folder of scripts of a virtual environment that `tests/run.sh` makes. CI always has it."""
     folder = REPOSITORY / environment / "bin"
     if not folder.exists() and os.environ.get("CI") != "true":
         pytest.skip(f"{environment} is not there: bash tests/run.sh makes it")
@@ -37,7 +37,7 @@ def scripts_of(environment: str) -> Path:
 
 
 def start_module(module: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    """A module of these tests as a process of its own, both of whose outputs are pipes."""
+    """Start a module of these tests as a process, with both outputs as pipes."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=REPOSITORY,
@@ -53,7 +53,7 @@ class Server(NamedTuple):
     url: str
     root: Path
     said: str
-    """All that it printed until then."""
+    """All output until that moment."""
     process: subprocess.Popen[str]
 
     @property
@@ -65,12 +65,12 @@ class Server(NamedTuple):
 
     @property
     def environ(self) -> dict[str, str]:
-        """What it said to export."""
+        """The variables that its output said to export."""
         return {"FILESTORE_URL": self.url, "FILESTORE_TOKEN": self.token}
 
 
 class Home:
-    """A user's home folder, and nothing else of the environment that tests run in."""
+    """A user's home folder. Commands see nothing else of the environment of the tests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,18 +80,18 @@ class Home:
 
     @property
     def data(self) -> Path:
-        """The local folder that commands work on where nobody names another."""
+        """The local folder that commands use by default."""
         return self.folder / ".local/share/filestore"
 
     def create_repository(self, folder: Path | None = None) -> None:
-        """Make a folder, by default the local one, a repository, as `--create` and the first start of a server do."""
-        # In a thread, which has no event loop yet; that of a test may run already.
+        """Make a folder a repository, by default the local one, as `--create` and the first start of a server do."""
+        # Run it in a thread, because the test may have a running event loop.
         with ThreadPoolExecutor(1) as pool:
             pool.submit(asyncio.run, create_repository(folder or self.data)).result()
 
     @property
     def config_file(self) -> Path:
-        """The configuration file, whose folder is there."""
+        """The path of the configuration file, in a folder that exists."""
         path = self.folder / ".config/filestore/config.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -116,17 +116,17 @@ class Home:
         )
 
     def result(self, *arguments: str | Path, environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> Any:
-        """The object that a command prints with --json; it must succeed, and print nothing else."""
-        # Behind a `--`, it would be an argument.
+        """Return the object that a command prints with --json. The command must succeed and print nothing else."""
+        # After a `--` it would be an argument.
         end = arguments.index("--") if "--" in arguments else len(arguments)
         done = self.run(*arguments[:end], "--json", *arguments[end:], environ=environ, cwd=cwd)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         return json.loads(done.stdout)
 
     def failure(self, *arguments: str | Path, environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
-        """The sentence in which a command explains why it failed, which must be all that it prints.
+        """Return the sentence in which a command explains its failure. It must be the only output.
 
-        A transfer is told to be quiet: on a busy machine it tells how far it is before it fails.
+        A transfer runs quietly, because on a busy machine it would show its progress before it fails.
         """
         end = arguments.index("--") if "--" in arguments else len(arguments)
         is_transfer = arguments[0] in TRANSFERS or arguments[:2] == ("cache", "warm")
@@ -147,10 +147,10 @@ class Home:
         is_killed: bool = False,
         command: Sequence[str | Path] = (SCRIPTS / "filestore", "serve"),
     ) -> Iterator[Server]:
-        """Serve `root`, which is made where absent, by `command` on a free port until the end of the block.
+        """Serve `root` by `command` on a free port until the end of the block. `root` is made if it is absent.
 
-        Then the server must stop when it is told to; one that the block kills need not. On standard error it must have said
-        nothing, or something where it `complains`; None: either.
+        The server must then stop on a signal, unless the block has killed it. It must have written nothing to standard
+        error, or something if it `complains`, or either if that is None.
         """
         served: list[str | Path] = [*command, "--root", root, "--create", "--port", "0", *arguments]
         with self._serving(served, root=root, environ=environ, complains=complains, is_killed=is_killed) as server:
@@ -158,7 +158,7 @@ class Home:
 
     @contextmanager
     def local_server(self) -> Iterator[Server]:
-        """Serve the local folder, which nobody names, as `server` does."""
+        """Serve the default folder, as `server` does."""
         served: list[str | Path] = [SCRIPTS / "filestore", "serve", "--port", "0"]
         with self._serving(served, root=self.data, environ=None, complains=False, is_killed=False) as server:
             yield server

@@ -1,6 +1,6 @@
-"""A push that is killed at its n-th system call or SQL statement, for every n: `python -m tests.support.crashes FOLDER`.
+"""Kill a push at its n-th system call or SQL statement, for every n: `python -m tests.support.crashes FOLDER`.
 
-Works on FOLDER/<n>, and prints how many there are; in the last of them nothing was killed.
+Works on FOLDER/<n>, and prints the number of runs. The last run is not killed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CALLS = ("open", "write", "fsync", "mkdir", "rename", "link", "unlink", "rmdir")
 
 
 class Fuse:
-    """Kills this process at the n-th call of `burn`, as `kill -9` does."""
+    """Kill this process at the n-th call of `burn`, as `kill -9` does."""
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -58,19 +58,19 @@ def _light(fuse: Fuse) -> None:
 
 
 async def push(root: Path) -> None:
-    """What is killed: a repository is opened, or made; chunks are put and committed."""
+    """Open or make a repository, put chunks and commit them. This is the work that is killed."""
     async with connect(str(root), create=True) as repository:
         await repository.put([encoded(content) for content in CHUNKS])
         await repository.commit(manifest(CHUNKS).encoded, name=NAME)
 
 
 def kill_at_every_call(attempt: Callable[[int, Fuse], object]) -> int:
-    """`attempt(n, fuse)` in one process after the other, killed at its n-th call, until one is done before it comes to that.
+    """Run `attempt(n, fuse)` in one process after the other, killed at its n-th call, until one reaches its end.
 
-    `attempt` lights the fuse. Returns n of the last one.
+    `attempt` lights the fuse. Returns the n of the last process.
     """
     for place in count(1):
-        # Forked, so that each starts in no time; there are no threads yet.
+        # A fork starts fast, and there are no threads yet.
         pid = os.fork()
         if pid == 0:
             attempt(place, Fuse(place))

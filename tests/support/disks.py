@@ -1,4 +1,4 @@
-"""File systems of a test's own, which fill up, or have no locks."""
+"""Make file systems for one test, which fill up or have no locks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, limit: str) -> Iterator[Callable[[str], None]]:
-    """A tmpfs at `folder`, which is made, limited by a mount option; what gives it another one. CI must be able to mount it."""
+    """Mount a tmpfs at `folder`, limited by a mount option; yield a function that sets another limit.
+
+    The folder is made. CI must be able to mount it.
+    """
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", limit, "tmpfs", folder], check=False, capture_output=True, text=True)
     if made.returncode:
@@ -31,7 +34,7 @@ def small_disk(folder: Path, limit: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def overlay(folder: Path, image: Path) -> Iterator[None]:
-    """An overlay file system at `folder`, which is made; what is in `image` came with a container image.
+    """Mount an overlay file system at `folder`, over `image`, as a container does. The folder is made.
 
     As in most containers, a folder of the image cannot be renamed. CI must be able to mount it.
     """
@@ -49,7 +52,7 @@ def overlay(folder: Path, image: Path) -> Iterator[None]:
 
 
 def refuse_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no file system have locks, as those of some networks have none."""
+    """Make all file locks fail, as they do on some network file systems."""
 
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(37, "No locks available")

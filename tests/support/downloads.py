@@ -1,8 +1,8 @@
-"""Processes that resolve a URL, and that are killed while they do.
+"""Resolve a URL in processes that are killed meanwhile.
 
-`python -m tests.support.downloads REPOSITORY CACHE URL` prints what it took as JSON. With --kill-at-every-call it resolves into
-CACHE/<n>, killed at the n-th system call that changes a disk, for every n, and prints how many there are; in the last of them
-nothing was killed. With --kill-at N it is killed when so many bytes have come.
+`python -m tests.support.downloads REPOSITORY CACHE URL` prints its result as JSON. With --kill-at-every-call it
+resolves into CACHE/<n>, killed at the n-th system call that changes a disk, for every n, and prints the number of runs;
+the last run is not killed. With --kill-at N it is killed after N bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import aiohttp  # noqa: F401  # before a fork: each child would load it anew
+import aiohttp  # noqa: F401  # before a fork, or each child would load it again
 
 from filestore.backends import connect
 from filestore.cache import Cache
@@ -30,7 +30,7 @@ CALLS = ("open", "pwrite", "ftruncate", "fsync", "mkdir", "rename", "unlink", "r
 
 
 class ResolveResult(NamedTuple):
-    """What a process says that it did."""
+    """The result that a process prints."""
 
     path: str
     bytes_received: int
@@ -40,7 +40,7 @@ class ResolveResult(NamedTuple):
 async def resolve(
     repository: str, cache: Path, url: str, *, fuse: Fuse | None = None, report: Report | None = None
 ) -> ResolveResult:
-    """Resolve a URL; what the fuse says happens at one of the calls."""
+    """Resolve a URL. `fuse` decides what happens at one of the calls."""
     async with connect(repository) as connected:
         resolver = Cache(cache, connected, downloads=DownloadLimits(private_allowed=True))
         await resolver._opened()
@@ -64,7 +64,7 @@ def _main() -> None:
     parser.add_argument("--kill-at-every-call", action="store_true")
     parser.add_argument("--kill-at", type=int)
     given = parser.parse_args()
-    # So that a small file has something to be continued.
+    # Small pieces let even a small file be continued.
     download.SYNC_SIZE = download.PIECE = 256 << 10
     if given.kill_at_every_call:
         sys.stdout.write(str(kill_each(given.repository, given.cache, given.url)))

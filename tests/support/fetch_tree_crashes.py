@@ -1,11 +1,11 @@
-"""An unpack that is killed at its n-th system call, for every n: `python -m tests.support.fetch_tree_crashes FOLDER WAY`.
+"""Kill a fetch of a tree at its n-th system call, for every n: `python -m tests.support.fetch_tree_crashes FOLDER WAY`.
 
-WAY is new, inside (an empty folder) or force (over an older tree). Each time the same unpack runs again, and must complete: the
-tree is whole, and nothing else is left. Prints how many there were.
+WAY is new, inside (an empty folder) or force (over an older tree). After each kill the same fetch runs again and must
+complete: the tree is whole, and nothing else is left. Prints the number of runs.
 
-The other ways are replacements that are no single rename, each killed at every call that changes a name, from the moment when all
-is staged: mounted (over what is in a mounted folder), image (over a folder that came with a container image) and staged (the
-staging folder did, and there is no older tree).
+The other ways replace a tree by more than one rename: mounted (over the content of a mounted folder), image (over a
+folder that came with a container image) and staged (the staging folder came with the image, and the target is new).
+They are killed at every call that changes a name, after everything is staged.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tests.support.trees import Planted, plant, standing
 NAME = "archive.zip"
 CALLS = ("open", "pwrite", "mkdir", "symlink", "rename", "unlink", "rmdir", "fsync")
 CHANGES = ("mkdir", "symlink", "rename", "unlink", "rmdir")
-"""Those calls that change a name: between two of them, a kill always finds the same."""
+"""The calls that change a name. A kill between two of them always finds the same state."""
 ARCHIVE = forged(
     [
         Forged("large.bin", octets(1, 70_000)),
@@ -89,12 +89,12 @@ async def _unpack(root: Path, target: Path, *, force: bool, fuse: int | None) ->
 
 
 def _in_child(work: Coroutine[Any, Any, None]) -> int:
-    """The exit status of a process of its own. Forked, so that it starts in no time; there are no threads here."""
+    """Return the exit status of `work` in a forked process. A fork starts fast, and there are no threads here."""
     pid = os.fork()
     if pid == 0:
         try:
             asyncio.run(work)
-        except BaseException as error:  # noqa: BLE001  # to be told, and not to return into the parent's stack
+        except BaseException as error:  # noqa: BLE001  # it is printed here, since the child must not return into the parent's code
             sys.stderr.write(f"{error!r}\n")
             os._exit(1)
         os._exit(0)
@@ -113,7 +113,7 @@ def _check(place: Path, target: Path) -> None:
 
 
 def main(folder: Path, way: str) -> None:
-    """Kill one process after the other, until one is done before it comes to that."""
+    """Kill one process after the other, until one reaches its end."""
     root = folder / "root"
     assert _in_child(_prepare(root)) == 0
     for fuse in count(1):
@@ -134,7 +134,7 @@ def main(folder: Path, way: str) -> None:
         if way != "inside" and target.exists():
             assert standing(target) in (things_in(ARCHIVE), OLDER), f"half a tree appeared at call {fuse}"
         if way != "force" and target.exists() and standing(target) == things_in(ARCHIVE):
-            _clear(target)  # it was killed when all was done
+            _clear(target)  # it was killed after everything was done
         if _in_child(_unpack(root, target, force=way == "force", fuse=None)):
             sys.exit(f"the unpack did not complete after it was killed at call {fuse}")
         _check(place, target)
@@ -143,7 +143,7 @@ def main(folder: Path, way: str) -> None:
 
 @contextmanager
 def _place(folder: Path, way: str) -> Iterator[Path]:
-    """The folder in which the target lies, as it is before the unpack that is killed."""
+    """Yield the folder of the target, as it is before the fetch that is killed."""
     place = folder / "place"
     if way == "mounted":
         place.mkdir()
@@ -165,7 +165,7 @@ def _place(folder: Path, way: str) -> Iterator[Path]:
 
 
 async def _replace(root: Path, target: Path, *, fuse: int) -> None:
-    """Be killed at the n-th change of a name after all is staged."""
+    """Replace a tree, and be killed at the n-th change of a name after everything is staged."""
 
     def sync_then_light(staging: Path) -> None:
         syncing.stop()
@@ -178,7 +178,7 @@ async def _replace(root: Path, target: Path, *, fuse: int) -> None:
 
 
 async def _look(root: Path, target: Path, *, fuse: int | None) -> None:
-    """The next command. Without `--force` it is refused where the old tree stands, or any other."""
+    """Run the next command. Without `--force` it is refused if a tree is there."""
     if fuse is not None:
         _light(fuse, CHANGES)
     with suppress(TargetError):
@@ -186,12 +186,12 @@ async def _look(root: Path, target: Path, *, fuse: int | None) -> None:
 
 
 def _seen(target: Path) -> dict[str, Planted]:
-    """What stands at a target, beside what is ours and hidden."""
+    """Return what is at a target, without hidden names of filestore."""
     return {name: thing for name, thing in standing(target).items() if ".filestore-" not in name} if target.exists() else {}
 
 
 def replacements(folder: Path, way: str) -> None:
-    """After each kill, the next command finds the whole old tree or the whole new one, even if another was killed before."""
+    """After each kill, the next command finds the whole old tree or the whole new one, also if it is killed too."""
     root = folder / "root"
     assert _in_child(_prepare(root)) == 0
     before = {} if way == "staged" else OLD

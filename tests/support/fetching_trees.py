@@ -1,4 +1,4 @@
-"""Zip files in a repository, in chunks of any size, and what may have changed on a disk."""
+"""Store zip files in chunks of any size, and look at what a fetch has left on disk."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ Seen = dict[str, tuple[int, bytes]]
 
 @asynccontextmanager
 async def memory_repository(folder: Path) -> AsyncIterator[LocalRepository]:
-    """A repository that keeps its frames in memory: no sync slows down hundreds of small files."""
+    """Yield a repository that keeps its frames in memory, so that no sync slows down hundreds of small files."""
     repository = LocalRepository(MemoryStore(), await open_index(folder / "index.sqlite"), location="memory")
     yield repository
     await repository.close()
 
 
 async def stored(repository: Repository, content: bytes, *, name: str = "archive.zip", chunk_size: int = 1 << 20) -> Record:
-    """A record of `content` in chunks of `chunk_size`: whoever fetches it takes chunks as they are."""
+    """Return a record of `content` in chunks of `chunk_size`. A fetch accepts any chunks."""
     return await stored_in_chunks(repository, content, range(0, len(content), chunk_size), name=name)
 
 
 async def stored_in_chunks(repository: Repository, content: bytes, starts: Sequence[int], *, name: str = "archive.zip") -> Record:
-    """A record of `content`, whose chunks start where it is said."""
+    """Return a record of `content` whose chunks begin at `starts`."""
     chunks = [content[start:stop] for start, stop in pairwise([*starts, len(content)])]
     frames = {frame.digest: frame for frame in (encoded(chunk, codec=Codec.RAW) for chunk in chunks)}
     await repository.put(list(frames.values()))
@@ -50,7 +50,7 @@ async def stored_in_chunks(repository: Repository, content: bytes, starts: Seque
 
 
 def things_in(archive: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> dict[str, Planted]:
-    """What `standing` must find where an archive was unpacked."""
+    """Return what `standing` must find after an archive was unpacked."""
     things: dict[str, Planted] = {}
     tree = unpacked(archive, limits=limits)
     for path, found in tree.items():
@@ -64,7 +64,7 @@ def things_in(archive: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> dict[str
 
 
 def seen(folder: Path) -> Seen:
-    """All that lies below a folder: modes, and content or where links lead."""
+    """Return everything below a folder: modes, and contents or link targets."""
     found: Seen = {}
     for path in folder.rglob("*"):
         mode = path.lstat().st_mode
@@ -76,7 +76,7 @@ def seen(folder: Path) -> Seen:
 
 
 class JumbledRepository(WatchedRepository):
-    """Answers come in an order that `rng` decides; `received` holds the digests of what was asked for."""
+    """Answer in an order that `rng` decides. `received` has the digests that were asked for."""
 
     def __init__(self, inner: Repository, rng: random.Random) -> None:
         super().__init__(inner)
@@ -91,7 +91,7 @@ class JumbledRepository(WatchedRepository):
 
 
 async def cut_off(repository: Repository, record: Record, target: Path, *, gets: int = 1) -> None:
-    """Begin to unpack, and lose the repository after some answers; or be done with these."""
+    """Begin to unpack, and lose the repository after some answers. The fetch may end before that."""
     watched = WatchedRepository(repository)
 
     async def cut(verb: str) -> None:
@@ -104,6 +104,6 @@ async def cut_off(repository: Repository, record: Record, target: Path, *, gets:
 
 
 def staging_in(folder: Path) -> Path:
-    """The one staging folder that lies there."""
+    """Return the only staging folder in a folder."""
     (staging,) = folder.glob(".*.filestore-partial")
     return staging

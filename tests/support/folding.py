@@ -1,7 +1,7 @@
-"""A file system that takes names for the same that differ by case only, as those of macOS and Windows do.
+"""Simulate a file system that ignores the case of names, as those of macOS and Windows do.
 
-The files are real, and so is what exclusive creation says of them: names relative to a folder's descriptor are looked up as
-such a file system looks them up, before the operating system sees them.
+The files are real, and so is exclusive creation. A name relative to a folder's descriptor is first looked up as such a
+file system does; then the operating system sees it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CALLS = ("open", "mkdir", "stat", "readlink", "unlink", "symlink")
 
 @contextmanager
 def names_without_case() -> Iterator[None]:
-    """For the length of the block."""
+    """Ignore the case of names during the block."""
     with pytest.MonkeyPatch.context() as patch:
         plain_open = os.open
         for name in _CALLS:
@@ -38,7 +38,7 @@ def _folding(call: Callable[..., Any], plain_open: Callable[..., int], *, place:
 
 
 def _kept(path: str, root: int, plain_open: Callable[..., int]) -> str:
-    """The path under which the same thing is kept already, as far as it is."""
+    """Return the path under which the same thing exists already, as far as it exists."""
     found = ""
     for part in path.split("/"):
         try:

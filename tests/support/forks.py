@@ -1,8 +1,8 @@
-"""Processes that use the library, then start a child: `python -m tests.support.forks METHOD REPOSITORY CACHE FOLDER WHOSE ID...`.
+"""Use the library, then start a child: `python -m tests.support.forks METHOD REPOSITORY CACHE FOLDER WHOSE ID...`.
 
-The parent pushes and resolves, then a child resolves what is in the cache, resolves what is not, and pushes. Both say what they
-did as JSON. METHOD: how the child is started; `loop` forks while the parent's event loop runs. WHOSE: `parents`, the parent's
-objects, or `new`, objects that the child has made.
+The parent pushes and resolves. Then a child resolves what is in the cache, resolves what is not, and pushes. Both print
+what they did as JSON. METHOD: how the child is started; `loop` forks while the parent's event loop runs. WHOSE:
+`parents`, the parent's objects, or `new`, objects that the child has made.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SECONDS = 50
 
 
 async def use(repository: Repository, cache: Cache, ids: list[str], source: Path) -> list[str]:
-    """What each of these gives: the content of what is resolved, the name of what is pushed, or the class of the error."""
+    """Return the result of each step: a resolved content, a pushed name, or the class of the error."""
     said = []
     for file_id in ids:
         try:
@@ -47,13 +47,13 @@ async def use(repository: Repository, cache: Cache, ids: list[str], source: Path
 
 
 async def use_new(url: str, root: Path, ids: list[str], source: Path) -> list[str]:
-    """The same, with objects of this process."""
+    """Do the same with new objects."""
     async with connect(url, token="a-token-for-tests") as repository, Cache(root, repository) as cache:
         return await use(repository, cache, ids, source)
 
 
 def in_child(shared: tuple[Repository, Cache] | None, url: str, root: Path, ids: list[str], source: Path) -> list[str]:
-    """What a child does, in an event loop of its own, with what it shares with its parent, if that is anything."""
+    """Run a child's steps in its own event loop, with the objects that it shares with its parent, if any."""
     try:
         if shared is None:
             return asyncio.run(use_new(url, root, ids, source))
@@ -67,9 +67,9 @@ def _put(queue: Any, *arguments: Any) -> None:
 
 
 def started(method: str, *arguments: Any) -> list[str]:
-    """What a child that is started in this way says."""
+    """Start a child in this way, and return what it reports."""
     if method == "pool":
-        # As data loaders and worker pools do.
+        # Data loaders and worker pools start their processes in this way.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
             return pool.submit(in_child, *arguments).result(SECONDS)
     context = multiprocessing.get_context("fork" if method == "loop" else method)
@@ -82,7 +82,7 @@ def started(method: str, *arguments: Any) -> list[str]:
 
 
 async def parent(given: argparse.Namespace) -> tuple[Any, ...]:
-    """Use everything, and start the child here where the loop is to run."""
+    """Use everything. Start the child here if the loop must be running then."""
     source = given.folder / "of-parent.txt"
     child_source = given.folder / "of-child.txt"
     opened = connect(given.repository, token="a-token-for-tests")
@@ -96,20 +96,20 @@ async def parent(given: argparse.Namespace) -> tuple[Any, ...]:
     if given.method == "loop":
         child = started(given.method, *arguments)
     elif given.whose == "new" and not isinstance(repository, RemoteRepository):
-        # A folder is closed before the fork.
+        # A repository in a folder is closed before the fork.
         await opened.__aexit__(None, None, None)
-    # `opened` too: the repository is closed when that goes.
+    # Delete `opened` too, because the repository is closed with it.
     return said, arguments, child, shared, opened
 
 
 def main() -> None:
-    """Print what parent and child did, and what the parent does afterwards."""
+    """Print what parent and child did, and what the parent does after that."""
     parser = argparse.ArgumentParser()
     for name, kind in {"method": str, "repository": str, "cache": Path, "folder": Path, "whose": str}.items():
         parser.add_argument(name, type=kind)
     parser.add_argument("ids", nargs="+")
     given = parser.parse_args()
-    # Python 3.12 says that a process with threads was forked, which is what is tried here.
+    # Python 3.12 warns that a process with threads was forked. That is what this program tests.
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
 
     async def again(shared: tuple[Repository, Cache]) -> list[str]:
@@ -118,7 +118,7 @@ def main() -> None:
         await shared[0].close()
         return with_content
 
-    # One loop, so that the parent goes on with its own connections.
+    # There is one loop, so that the parent continues with its own connections.
     with asyncio.Runner() as runner:
         said, arguments, child, shared, _opened = runner.run(parent(given))
         if given.method != "loop":

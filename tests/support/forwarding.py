@@ -1,4 +1,4 @@
-"""A forward proxy, as a network has it: whole URLs for plain HTTP, CONNECT for TLS, and a password if a test wants one."""
+"""Run a forward proxy: whole URLs for plain HTTP, CONNECT for TLS, and a password if a test wants one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Forwarding(NamedTuple):
 
     port: int
     asked: list[tuple[str, dict[str, str]]]
-    """The first lines of the requests that it got on new connections, and their headers by names in lower case."""
+    """The first lines of the requests on new connections, and their headers, by names in lower case."""
 
 
 @asynccontextmanager
 async def running_forwarding(*, authorization: str | None = None) -> AsyncIterator[Forwarding]:
-    """Forward until the end of the block; 407 for whoever does not give `authorization`, where there is one."""
+    """Forward until the end of the block. Answer 407 to requests without `authorization`, if it is given."""
     asked: list[tuple[str, dict[str, str]]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -41,7 +41,7 @@ async def running_forwarding(*, authorization: str | None = None) -> AsyncIterat
         if method == "CONNECT":
             writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
         else:
-            # One request a connection: whatever follows on it would have to be read, too.
+            # A connection has one request, because a second one would have to be read too.
             lines = [f"{method} {place.path}{'?' * bool(place.query)}{place.query} HTTP/1.1", *head[1:-2], "Connection: close"]
             up_writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
         try:
@@ -56,7 +56,7 @@ async def running_forwarding(*, authorization: str | None = None) -> AsyncIterat
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """All that comes, and its end."""
+    """Copy all bytes and the end of a connection."""
     while piece := await reader.read(1 << 16):
         writer.write(piece)
         await writer.drain()

@@ -1,4 +1,4 @@
-"""Chunks, frames and manifests to push and to check, from portable content."""
+"""Make chunks, frames and manifests of portable content, to push and to check."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from tests.support.generator import octets
 
 
 def contents(count: int, *, size: int = 1000, seed: int = 0) -> list[bytes]:
-    """`count` chunks of `size` bytes, all different; other seeds give others."""
+    """Return `count` different chunks of `size` bytes. Another seed gives other chunks."""
     return [octets(1000 * seed + number, size) for number in range(count)]
 
 
 def encoded(content: bytes, *, codec: Codec | None = None) -> Frame:
-    """The frame of a chunk."""
+    """Return the frame of a chunk."""
     out = bytearray(frame_limit(len(content)))
     size = Encoder(codec=codec).encode(memoryview(content), memoryview(out))
     return Frame(chunk_digest(content), bytes(out[:size]))
 
 
 def frames(count: int, *, size: int = 1000, seed: int = 0) -> list[Frame]:
-    """The frames of `contents`."""
+    """Return the frames of `contents`."""
     return [encoded(content) for content in contents(count, size=size, seed=seed)]
 
 
 def decoded(digest: Digest, data: Buffer) -> bytes:
-    """The content of a frame, which is verified."""
+    """Return the content of a frame, after verification."""
     return bytes(Decoder().decode(Frame(digest, data), memoryview(bytearray(CHUNK_LIMIT))))
 
 
 def manifest(chunks: Iterable[bytes], *, chunking_version: int = CHUNKING_VERSION) -> Manifest:
-    """The manifest of a file that was cut into `chunks`."""
+    """Return the manifest of a file that was cut into `chunks`."""
     return Manifest.build((Chunk(chunk_digest(content), len(content)) for content in chunks), chunking_version=chunking_version)
 
 
 def buffer_for(count: int) -> memoryview:
-    """A buffer for that many frames of any size."""
+    """Return a buffer for that many frames of any size."""
     return memoryview(bytearray(count * (CHUNK_LIMIT + HEADER_SIZE)))

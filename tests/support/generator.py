@@ -1,4 +1,4 @@
-"""Portable pseudo-random content, the same on every machine and in every language. Described in `docs/format.md`."""
+"""Make portable pseudo-random content, the same on every machine and in every language. `docs/format.md` describes it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _WORDS = b"the of and a to in is you that it he was for on are as".split()
 
 
 def octets(seed: int, size: int) -> bytes:
-    """The first `size` bytes of splitmix64 started at `seed`, each number as 8 bytes, little-endian."""
+    """Return the first `size` bytes of splitmix64 with this `seed`. Each number gives 8 bytes, little-endian."""
     count = -(-size // 8)
     with np.errstate(over="ignore"):
         state = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -19,6 +19,9 @@ def octets(seed: int, size: int) -> bytes:
 
 
 def prose(seed: int, size: int) -> bytes:
-    """`size` bytes of words: each byte of `octets` is a word (low 4 bits), a line end (high 4 bits all 0) or else a space."""
+    """Return `size` bytes of text made from `octets`.
+
+    Each byte is a word (low 4 bits), and a line end (high 4 bits all 0) or a space.
+    """
     endings = [word + b"\n" for word in _WORDS] + [word + b" " for _ in range(15) for word in _WORDS]
     return b"".join(endings[choice] for choice in octets(seed, size // 2))[:size]

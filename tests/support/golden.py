@@ -1,4 +1,7 @@
-"""The golden vectors of `tests/golden/`. Run as `python -m tests.support.golden` this writes them anew: a change of format."""
+"""Make the golden vectors of `tests/golden/`.
+
+`python -m tests.support.golden` writes them again, which is a change of the format.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ Vector = dict[str, object]
 
 
 def weights() -> list[Tensor]:
-    """Tensors of 300,000, 28, 262,144, 262,143 and 8,000 bytes: at, above and below the least size of a segment."""
+    """Return tensors whose sizes are at, above and below the least size of a segment.
+
+    They have 300,000, 28, 262,144, 262,143 and 8,000 bytes.
+    """
     return [
         tensor("blocks.0.weight", 300, 500, seed=10),
         tensor("blocks.0.bias", 7, seed=11, dtype="F32"),
@@ -103,7 +109,7 @@ CHUNKING_INPUTS: dict[str, Callable[[], bytes]] = {
 
 
 def chunking_vector(content: bytes) -> Vector:
-    """What `tests/golden/cutting.json` holds of one input."""
+    """Return one entry of `tests/golden/cutting.json`."""
     return {
         "size": len(content),
         "content": str(chunk_digest(content)),
@@ -114,7 +120,7 @@ def chunking_vector(content: bytes) -> Vector:
 
 
 def digest_vectors() -> Vector:
-    """What `tests/golden/digests.json` holds: each kind of digest of the same bytes."""
+    """Return the content of `tests/golden/digests.json`: each kind of digest of the same bytes."""
     texts = ["", "filestore", "x" * 1025]
     return {
         text: {
@@ -127,7 +133,7 @@ def digest_vectors() -> Vector:
 
 
 def manifest_vector() -> Vector:
-    """What `tests/golden/manifest.json` holds: two chunks, and their manifest."""
+    """Return the content of `tests/golden/manifest.json`: two chunks, and their manifest."""
     chunks = [Chunk(chunk_digest(content), len(content)) for content in (octets(30, 300_000), octets(31, 5))]
     manifest = Manifest.build(chunks, chunking_version=CHUNKING_VERSION)
     return {
@@ -140,7 +146,7 @@ def manifest_vector() -> Vector:
 
 
 def layout_vector() -> Vector:
-    """What `tests/golden/layout.json` holds: every key of one digest."""
+    """Return the content of `tests/golden/layout.json`: every key of one digest."""
     digest = chunk_digest(b"filestore")
     return {
         "digest": str(digest),
@@ -152,7 +158,7 @@ def layout_vector() -> Vector:
 
 
 def read(name: str) -> Vector:
-    """A committed vector file."""
+    """Return the content of a committed vector file."""
     vector: Vector = json.loads((FOLDER / name).read_text())
     return vector
 

@@ -1,6 +1,6 @@
-"""Pipelines to be run by a real runtime: `python tests/support/graphs.py FOLDER` pickles each into a file there.
+"""Make pipelines that a real runtime runs: `python tests/support/graphs.py FOLDER` pickles each into a file there.
 
-For an environment that holds the Pipeline SDK. No lazy annotations: the SDK takes them for types.
+For an environment with the Pipeline SDK. There are no lazy annotations, because the SDK takes them for types.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from pipeline.objects.graph import InputField, InputSchema
 
 
 def said() -> str:
-    """Print what would be an answer, and what would break one."""
+    """Print text that looks like an answer, and text that would break one."""
     print('{"outputs": []}' * 1000)  # noqa: T201  # what is tested
     os.write(1, b"\x00" * 1000)
     return "printed"
@@ -36,12 +36,12 @@ def hung() -> None:
 
 
 def raised() -> None:
-    """Fail as code fails."""
+    """Raise an error."""
     raise ValueError("what a pity")
 
 
 def nested() -> list[Any]:
-    """JSON that no parser takes."""
+    """Return JSON that is nested too deep for any parser."""
     value: list[Any] = []
     for _ in range(100_000):
         value = [value]
@@ -49,26 +49,26 @@ def nested() -> list[Any]:
 
 
 def piped() -> File:
-    """A file that nobody ever writes to."""
+    """Return a pipe to which nobody ever writes."""
     os.mkfifo("pipe")
     return File(path="pipe")
 
 
 def half() -> list[File]:
-    """Two files, only the first of which is there."""
+    """Return two files, of which only the first exists."""
     Path("first.bin").write_bytes(b"the first of two")
     return [File(path="first.bin"), File(path="nothing-is-here.bin")]
 
 
 def large() -> File:
-    """A file on another disk than the runtime's."""
+    """Return a file on another disk than the runtime's."""
     path = Path.home() / "large.bin"
     path.write_bytes(os.urandom(32 << 20))
     return File(path=path)
 
 
 def garbled() -> str:
-    """Write to whatever is open."""
+    """Write to every open descriptor."""
     for descriptor in range(3, 64):
         with suppress(OSError):
             os.write(descriptor, b"\xff" * 64)
@@ -101,12 +101,12 @@ WAYS: dict[str, Callable[[], Any]] = {
 
 
 def misbehave(how: str) -> Any:
-    """Do what is asked for."""
+    """Do what the input asks for."""
     return WAYS[how]()
 
 
 def returned(how: str) -> Any:
-    """Files, in each form that a pipe may return one."""
+    """Return files, in each form in which a pipe may return one."""
     path = Path(f"{how}.txt")
     path.write_text("content")
     if how == "directory":
@@ -123,7 +123,7 @@ def returned(how: str) -> Any:
         handle.write(b"CON")
         return handle
     if how == "kept":
-        # Not in the folder of this run: it is there for the next one too.
+        # The file is not in the folder of this run, so the next run finds it too.
         kept = Path(tempfile.gettempdir(), "kept.txt")
         if not kept.exists():
             kept.write_text("kept content")
@@ -134,17 +134,17 @@ def returned(how: str) -> Any:
 
 
 def entered(directory: Directory, handle: Any) -> Any:
-    """What came in: the paths of a tree, and what an open file holds."""
+    """Return the input: the paths of a tree, and the content of an open file."""
     tree = sorted(str(path.relative_to(directory.path)) for path in directory.path.rglob("*"))
     return [tree, os.access(directory.path / "run.sh", os.X_OK), handle.path.read_text()]
 
 
 def opened(url: FileURL, handle: BufferedReader) -> Any:
-    """What came in: a URL and the file behind it, and an open file, which cannot be written to."""
+    """Return the input: a URL and its file, and an open file, which cannot be written to."""
     return [url.url, url.path.read_text(), handle.read().decode(), handle.mode]
 
 
-class Schema(InputSchema):  # type: ignore[misc]  # the SDK is not there when types are checked
+class Schema(InputSchema):  # type: ignore[misc]  # types are checked without the SDK
     """An input that is a dictionary, with a file in it."""
 
     title: str = InputField()
@@ -152,12 +152,12 @@ class Schema(InputSchema):  # type: ignore[misc]  # the SDK is not there when ty
 
 
 def described(schema: Schema) -> Any:
-    """What came in: a text and what a file holds."""
+    """Return the input: a text and the content of a file."""
     return f"{schema.title}: {schema.image.path.read_text()}"
 
 
 class Slow:
-    """Takes too long, or ends its process, when it is unpickled."""
+    """Take too long, or end the process, when it is unpickled."""
 
     def __init__(self, statement: str) -> None:
         self.statement = statement
@@ -167,7 +167,7 @@ class Slow:
 
 
 def graph_of(function: Callable[..., Any], *declared: Any, static: File | None = None) -> Graph:
-    """A pipeline of one pipe. A static file is the pipe's last argument."""
+    """Return a pipeline of one pipe. A static file is the pipe's last argument."""
     piped = pipe(function)
     with Pipeline() as builder:
         variables = [Variable(each, is_input=True) for each in declared]
@@ -179,12 +179,12 @@ def graph_of(function: Callable[..., Any], *declared: Any, static: File | None =
 
 
 def read(static: Any) -> Any:
-    """What a static file holds."""
+    """Return the content of a static file."""
     return static.path.read_text()
 
 
 def write_all(folder: Path) -> None:
-    """Pickle them."""
+    """Pickle all pipelines."""
     for name, graph in {
         "misbehave": graph_of(misbehave, str),
         "returned": graph_of(returned, str),

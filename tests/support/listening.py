@@ -1,4 +1,4 @@
-"""Servers of tests on asyncio's streams, of which nothing is left behind."""
+"""Run servers of tests on asyncio's streams, and leave nothing of them behind."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 async def listening(
     handle: Handler, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
-    """Have `handle` serve each connection; the port. At the end of the block, handlers are cancelled and connections closed.
+    """Serve each connection with `handle`; yield the port.
 
-    A connection that outlives its event loop is an error in the next test, whichever that is.
+    The end of the block cancels handlers and closes connections.
+
+    A connection that outlives its event loop would be an error in some later test.
     """
     tasks: set[asyncio.Task[None]] = set()
     writers: list[asyncio.StreamWriter] = []
@@ -36,9 +38,9 @@ async def listening(
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
-        # No wait_closed: a peer that was given up on may still be connected.
+        # `wait_closed` is not called, because a peer may still be connected.
         server.close()
-        # A connection that has only just been accepted gets its handler in the next round of the loop.
+        # A connection that was accepted just now gets its handler in the next cycle of the loop.
         await asyncio.sleep(0)
         ending = list(tasks)
         for task in ending:

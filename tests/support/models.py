@@ -1,6 +1,6 @@
-"""Model files as other programs write them, in memory, without those programs: safetensors, GGUF, zip, `torch.save`.
+"""Make model files as other programs write them, without those programs: safetensors, GGUF, zip, `torch.save`.
 
-Sizes are the caller's; all content is given, nothing is random. The results are valid: `safetensors`, `gguf`, `zipfile` and
+The caller gives all sizes and contents; nothing is random. The files are valid: `safetensors`, `gguf`, `zipfile` and
 `torch.load` read them.
 """
 
@@ -23,7 +23,7 @@ GgufValue = bool | int | float | str | Sequence[str] | Sequence[int]
 
 
 class Tensor(NamedTuple):
-    """A tensor's name, type, dimensions (slowest first) and raw little-endian data."""
+    """A tensor: its name, type, dimensions (slowest first) and raw little-endian data."""
 
     name: str
     dtype: str
@@ -32,12 +32,12 @@ class Tensor(NamedTuple):
 
 
 def tensor(name: str, *shape: int, seed: int, dtype: str = "F16") -> Tensor:
-    """A tensor of `octets`; its dtype is one of F32, F16, BF16 and I8."""
+    """Return a tensor of `octets`. Its dtype is F32, F16, BF16 or I8."""
     return Tensor(name, dtype, shape, octets(seed, prod(shape) * _ITEM_SIZES[dtype]))
 
 
 def safetensors_file(tensors: Iterable[Tensor], *, metadata: Mapping[str, str] | None = None) -> bytes:
-    """A safetensors file; the header is padded with spaces to a multiple of 8 bytes."""
+    """Return a safetensors file. Spaces pad the header to a multiple of 8 bytes."""
     members: dict[str, object] = {"__metadata__": dict(metadata)} if metadata is not None else {}
     data = bytearray()
     for name, dtype, shape, raw in tensors:
@@ -48,14 +48,17 @@ def safetensors_file(tensors: Iterable[Tensor], *, metadata: Mapping[str, str] |
 
 
 def safetensors_from_header(header: bytes, data: bytes = b"", *, claimed: int | None = None) -> bytes:
-    """A safetensors file of whatever header, which `claimed` may lie about the length of."""
+    """Return a safetensors file with any header, whose length `claimed` may state wrongly."""
     return struct.pack("<Q", len(header) if claimed is None else claimed) + header + data
 
 
 def gguf_file(
     tensors: Iterable[Tensor], *, metadata: Mapping[str, GgufValue] | None = None, alignment: int | None = None
 ) -> bytes:
-    """A GGUF file of version 3; `alignment` is written where it is given, else it is 32. Q8_0 data is given in blocks."""
+    """Return a GGUF file of version 3. `alignment` is written if it is given, else it is 32.
+
+    Q8_0 data is given in blocks.
+    """
     values = dict(metadata or {}) | ({} if alignment is None else {"general.alignment": alignment})
     boundary = alignment or 32
     table, data, count = bytearray(), bytearray(), 0
@@ -93,21 +96,21 @@ def _gguf_value(value: GgufValue) -> bytes:
 
 
 class ZipEntry(NamedTuple):
-    """An entry of a zip file, and how it is written."""
+    """Describe an entry of a zip file, and how it is written."""
 
     name: str
     content: bytes
     deflated: bool = False
     sizes_behind: bool = False
-    """Sizes stand in a data descriptor behind the data only (flag bit 3), as streaming writers do it."""
+    """Sizes are only in a data descriptor after the data (flag bit 3), as streaming writers put them."""
     wide: bool = False
-    """Sizes have 64 bits: in a Zip64 field of the local header, or in the descriptor."""
+    """Sizes have 64 bits, in a Zip64 field of the local header or in the descriptor."""
     encrypted: bool = False
-    """Only says so: the flag is set, the data is not touched."""
+    """Only the flag is set. The data is not encrypted."""
 
 
 def zip_file(entries: Iterable[ZipEntry], *, alignment: int = 1) -> bytes:
-    """A zip file, with Zip64 end records as `torch.save` writes them; data starts at multiples of `alignment`."""
+    """Return a zip file with Zip64 end records, as `torch.save` writes them. Data starts at multiples of `alignment`."""
     body, directory, count = bytearray(), bytearray(), 0
     for entry in entries:
         start = len(body)
@@ -167,7 +170,10 @@ def _central_header(entry: ZipEntry, data: bytes, *, start: int) -> bytes:
 
 
 def torch_file(tensors: Sequence[Tensor], *, name: str = "archive") -> bytes:
-    """What `torch.save(state_dict, name + ".pt")` of torch 2.13 writes: sizes behind the data, data at multiples of 64."""
+    """Return what `torch.save(state_dict, name + ".pt")` of torch 2.13 writes.
+
+    Sizes come after the data, and data starts at multiples of 64.
+    """
     parts = {
         "data.pkl": _state_dict(tensors),
         ".format_version": b"1",
@@ -182,7 +188,7 @@ def torch_file(tensors: Sequence[Tensor], *, name: str = "archive") -> bytes:
 
 
 def _state_dict(tensors: Sequence[Tensor]) -> bytes:
-    """A pickle (protocol 2) of a dict of tensors, opcode by opcode, without memo."""
+    """Return a pickle (protocol 2) of a dict of tensors, opcode by opcode, without memo."""
     items = b""
     for place, (name, dtype, shape, _) in enumerate(tensors):
         size = prod(shape)

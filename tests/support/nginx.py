@@ -1,4 +1,4 @@
-"""nginx: as the origin of files behind URLs, and in front of a filestore server."""
+"""Run nginx as the origin of files behind URLs, and in front of a filestore server."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ server {{
 
 
 class Nginx(NamedTuple):
-    """A running nginx that serves a folder: as it is, and below /throttled, /moved, /twice, /compressed, /untagged, /undated."""
+    """An nginx that serves a folder as it is, and below /throttled, /moved, /twice, /compressed, /untagged, /undated."""
 
     url: str
     folder: Path
-    """Its own."""
+    """The folder of nginx itself."""
 
     @property
     def files(self) -> Path:
-        """What it serves."""
+        """The folder that it serves."""
         return self.folder / "files"
 
     def put(self, name: str, content: bytes) -> str:
-        """Serve `content`, whose URL this gives."""
+        """Serve `content`; return its URL."""
         (self.files / name).write_bytes(content)
         return f"{self.url}/{name}"
 
     def asked(self, count: int) -> list[str]:
-        """What it was asked and answered, once that is so many lines; it writes one when it has answered."""
+        """Return the lines of its log, once there are so many. It writes a line after each answer."""
         log = self.folder / "asked.log"
         eventually(lambda: log.read_text().count("\n") >= count)
         return log.read_text().splitlines()
@@ -79,14 +79,14 @@ def running_nginx(folder: Path) -> Iterator[Nginx]:
 
 @contextmanager
 def running_proxy(folder: Path, port: int, servers: str) -> Iterator[None]:
-    """Run nginx with `servers`, blocks of its configuration that listen on `port`, until the end of the block."""
+    """Run nginx with `servers` until the end of the block. They are blocks of its configuration that listen on `port`."""
     folder.mkdir(parents=True)
     with _running(folder, port, servers):
         yield
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """Return a port of 127.0.0.1 on which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port

@@ -1,4 +1,4 @@
-"""Which files a process opens, told by Python's audit events: none can be missed, whatever code opens it."""
+"""Log which files a process opens, by Python's audit events. No code can open a file without one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 class OpenLog:
-    """A log of the paths that another process opened, one on a line; each call gives what came since the last one."""
+    """Read a log of the paths that another process opened, one on a line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
     def read(self) -> list[str]:
-        """The paths that were opened since the last call."""
+        """Return the paths that were opened since the last call."""
         with self._path.open("rb") as file:
             file.seek(self._offset)
             new = file.read()

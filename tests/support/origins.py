@@ -1,4 +1,4 @@
-"""Servers that answer as no real one would: each request gets the bytes that a test says."""
+"""Run servers that no real server behaves like: each request gets the bytes that a test chooses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Asked(NamedTuple):
     """One request."""
 
     number: int
-    """From 1 on."""
+    """The number of the request, from 1 on."""
     path: str
     headers: dict[str, str]
-    """By names in lower case."""
+    """The headers by names in lower case."""
     until_gone: Callable[[], Awaitable[object]]
-    """Waits until whoever asked hangs up."""
+    """Wait until the client hangs up."""
 
 
 class Origin(NamedTuple):
@@ -28,7 +28,7 @@ class Origin(NamedTuple):
 
     url: str
     asked: list[Asked]
-    """All that it was asked so far."""
+    """All requests so far."""
 
 
 Answer = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
@@ -38,7 +38,7 @@ Answer = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
 async def running_origin(
     answer: Answer, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Origin]:
-    """Let `answer` write to whoever asks, each on a connection of its own, until the end of the block."""
+    """Answer each request with `answer`, on a connection of its own, until the end of the block."""
     asked: list[Asked] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -48,14 +48,14 @@ async def running_origin(
             asked.append(Asked(len(asked) + 1, head[0].split()[1], headers, reader.read))
             await answer(asked[-1], writer)
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # its peer has gone
+            pass  # the peer is gone
 
     async with listening(serve, host=host, port=port, tls=tls) as port_taken:
         yield Origin(f"{'https' if tls else 'http'}://{host}:{port_taken}", asked)
 
 
 def answers(*raw: bytes) -> Answer:
-    """One after the other, and then the last one again and again."""
+    """Give the answers one after the other, then the last one again and again."""
 
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(raw[min(asked.number, len(raw)) - 1])
@@ -65,7 +65,10 @@ def answers(*raw: bytes) -> Answer:
 
 
 def hanging(begun: bytes, *resumed: bytes) -> Answer:
-    """`begun`, and then nothing more, until somebody asks for a range; from then on one after the other of `resumed`."""
+    """Send `begun` and then nothing, until a request asks for a range.
+
+    From then on, give the answers of `resumed` in order.
+    """
     ranges = 0
 
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
@@ -80,10 +83,10 @@ def hanging(begun: bytes, *resumed: bytes) -> Answer:
 
 
 def head(status: str, *headers: str) -> bytes:
-    """The head of an answer."""
+    """Return the head of an answer."""
     return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode()
 
 
 def whole(content: bytes, *headers: str) -> bytes:
-    """An answer with content."""
+    """Return an answer with content."""
     return head("200 OK", f"Content-Length: {len(content)}", *headers) + content

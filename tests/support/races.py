@@ -1,4 +1,7 @@
-"""Processes that race for one repository: `python -m tests.support.races push NUMBER ROOT` and `... collect ROOT`."""
+"""Race with other processes for one repository.
+
+Usage: `python -m tests.support.races push NUMBER ROOT` and `... collect ROOT`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _FAR_FUTURE = 1 << 62
 
 
 async def push_again_and_again(number: int, root: Path) -> None:
-    """Push a file that shares chunks with those of the others; check that all of it is there; remove it."""
+    """Push a file that shares chunks with those of the others, check that all of it is there, and remove it, in a loop."""
     store, index = await open_backend(root, create=True)
     repository = LocalRepository(store, index, location=str(root))
     for turn in range(PUSHES):
@@ -47,7 +50,10 @@ async def push_again_and_again(number: int, root: Path) -> None:
 
 
 async def collect_again_and_again(root: Path) -> None:
-    """Remove all that no record needs, with no grace period at all: what I2 says about order must do."""
+    """Remove everything that no record needs, without a grace period, in a loop.
+
+    The order of I2 must hold all the same.
+    """
     store, index = await open_backend(root, create=True)
     for _ in range(COLLECTIONS):
         await _collect(store, index, DEFAULT_NAMESPACE)

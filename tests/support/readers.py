@@ -1,8 +1,8 @@
-"""A user who reads a repository of another user's: `python -m tests.support.readers FOLDER TARGET`, started by root.
+"""Read another user's repository: `python -m tests.support.readers FOLDER TARGET`, started by root.
 
-For each line on standard input, `read` or `open`, it does that once, and prints one line of JSON: what it found, or the error.
-`read` lists and fetches all, always through the same connection; `open` opens FOLDER for writing. What it fetches goes to
-TARGET, which must be its own.
+For each line on standard input, `read` or `open`, it does that once, and prints one line of JSON: the result, or the
+error. `read` lists and fetches everything, always on the same connection. `open` opens FOLDER for writing. What it
+fetches is written to TARGET, which must belong to it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import numpy as np  # noqa: F401  # all that is needed is imported while it can be read
+import numpy as np  # noqa: F401  # import everything while this user can read it
 
 from filestore.backends import connect
 from filestore.errors import FilestoreError
@@ -22,7 +22,7 @@ from filestore.repository.protocol import Repository
 from filestore.transfer.fetch import fetch
 
 USER = 65534
-"""Nobody, by the number that it has everywhere."""
+"""The user id of `nobody` on every system."""
 
 
 async def _read(repository: Repository, target: Path) -> dict[str, object]:
@@ -49,7 +49,7 @@ async def _main(folder: str, target: Path) -> None:
                 said = await _read(repository, target)
             except FilestoreError as error:
                 said = {"error": type(error).__name__, "sentence": str(error)}
-            print(json.dumps(said), flush=True)  # noqa: T201  # what its parent waits for
+            print(json.dumps(said), flush=True)  # noqa: T201  # its parent waits for this line
 
 
 if __name__ == "__main__":

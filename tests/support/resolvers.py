@@ -1,8 +1,9 @@
-"""Processes that resolve a directory, and that are killed while they do.
+"""Resolve a directory in processes that are killed meanwhile.
 
-`python -m tests.support.resolvers REPOSITORY CACHE ID [--tasks N] [--kill-at-get N]` prints what it took as JSON; --kill-at-get
-kills it, as `kill -9` does, when it asks for the n-th batch of chunks. `... --kill-at-every-call` resolves into CACHE/<n>, killed
-at the n-th system call that changes a disk, for every n, and prints how many there are; in the last of them nothing was killed.
+`python -m tests.support.resolvers REPOSITORY CACHE ID [--tasks N] [--kill-at-get N]` prints its result as JSON.
+--kill-at-get kills it, as `kill -9` does, when it asks for the n-th batch of chunks. `... --kill-at-every-call`
+resolves into CACHE/<n>, killed at the n-th system call that changes a disk, for every n, and prints the number of runs;
+the last run is not killed.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ CALLS = ("open", "write", "pwrite", "pwritev", "ftruncate", "fsync", "mkdir", "r
 
 
 class ResolveResult(NamedTuple):
-    """What a process says that it did."""
+    """The result that a process prints."""
 
     path: str
     chunks_got: int
     calls: list[str]
-    """What it asked the repository for."""
+    """The calls that reached the repository."""
 
 
 async def resolve(repository: str, cache: Path, file_id: str, *, tasks: int = 1, kill_at_get: int = 0) -> ResolveResult:
-    """Resolve a directory in so many tasks at once, which must all give the same path."""
+    """Resolve a directory in many tasks at once, which must all give the same path."""
     async with connect(repository) as connected:
         watched = WatchedRepository(connected)
 

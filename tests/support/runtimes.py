@@ -1,4 +1,4 @@
-"""A runtime as a user starts one, and requests to it as the Pipeline SDK sends them."""
+"""Run a runtime as a user does, and send it requests as the Pipeline SDK does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RunningRuntime(NamedTuple):
     def ask(
         self, method: str, path: str, body: bytes = b"", *, headers: Mapping[str, str] | None = None, token: str = TOKEN
     ) -> Reply:
-        """The answer to one request."""
+        """Return the answer to one request."""
         connection = HTTPConnection(urlsplit(self.server.url).netloc, timeout=SECONDS)
         try:
             connection.request(method, path, body or None, {"Authorization": f"Bearer {token}"} | dict(headers or {}))
@@ -38,7 +38,7 @@ class RunningRuntime(NamedTuple):
             connection.close()
 
     def upload(self, graph: bytes, **fields: str | None) -> Reply:
-        """Upload a pipeline, as `upload_pipeline` does; without the fields that are None."""
+        """Upload a pipeline, as `upload_pipeline` does. Fields that are None are left out."""
         sent = {"name": "a pipeline", "environment_id_or_name": "numpy"} | fields
         parts = [f'name="{key}"\r\n\r\n{value}'.encode() for key, value in sent.items() if value is not None]
         parts.append(b'name="graph"; filename="upload"\r\n\r\n' + graph)
@@ -47,32 +47,32 @@ class RunningRuntime(NamedTuple):
         return self.ask("POST", "/v3/pipelines", body + b"--%s--\r\n" % _BOUNDARY.encode(), headers=headers)
 
     def pipeline(self, graph: Path) -> str:
-        """The id of an uploaded pipeline."""
+        """Return the id of an uploaded pipeline."""
         reply = self.upload(graph.read_bytes())
         assert reply.status == 200, reply.body
         return str(reply.json["id"])
 
     def begin(self, pipeline: str, *inputs: object, is_async: bool = False) -> Reply:
-        """Ask for a run; an input that is no object is a text."""
+        """Ask for a run. An input that is not an object becomes a text."""
         input_data = [given if isinstance(given, dict) else {"type": "string", "value": given} for given in inputs]
         asked = {"pipeline_id_or_pointer": pipeline, "async_run": is_async, "input_data": input_data}
         return self.ask("POST", "/v3/runs", json.dumps(asked).encode())
 
     def run(self, pipeline: str, *inputs: object) -> Any:
-        """What a run says of itself when it has ended."""
+        """Return the description of a run after it has ended."""
         reply = self.begin(pipeline, *inputs)
         assert reply.status == 200, reply.body
         return reply.json
 
     def value(self, pipeline: str, *inputs: object) -> Any:
-        """The value of the only output of a run that completed."""
+        """Return the value of the only output of a run that completed."""
         run = self.run(pipeline, *inputs)
         assert run["state"] == 10, run
         (output,) = run["result"]["outputs"]
         return output["value"]
 
     def failure(self, pipeline: str, *inputs: object) -> str:
-        """Why a run failed; as every failed one, it has no result, and `detail` says the same."""
+        """Return why a run failed. A failed run has no result, and `detail` gives the same reason."""
         run = self.run(pipeline, *inputs)
         assert (12, None) == (run["state"], run["result"])
         assert run["detail"] == run["error"]["exception"]
@@ -88,7 +88,7 @@ def running_runtime(
     complains: bool | None = False,
     is_killed: bool = False,
 ) -> Iterator[RunningRuntime]:
-    """Serve `root` by `filestore runtime serve`, until the end of the block; see `Home.server`."""
+    """Serve `root` by `filestore runtime serve` until the end of the block. See `Home.server`."""
     command = (scripts_of(".venv-runtime") / "filestore", "runtime", "serve")
     given = {"FILESTORE_TOKEN": TOKEN} | dict(environ or {})
     with home.server(*arguments, root=root, environ=given, complains=complains, is_killed=is_killed, command=command) as server:
@@ -96,28 +96,28 @@ def running_runtime(
 
 
 def with_sdk(home: Home, *arguments: str | Path, environ: Mapping[str, str] | None = None) -> str:
-    """What a Python program prints in an environment that holds the Pipeline SDK; it must succeed."""
+    """Return the output of a Python program in an environment with the Pipeline SDK. It must succeed."""
     done = home.run(*arguments, program=scripts_of(".venv-runtime") / "python", environ=environ)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def make_graphs(home: Home, folder: Path) -> Path:
-    """The pickled pipelines of `tests/support/graphs.py`, in `folder`."""
+    """Pickle the pipelines of `tests/support/graphs.py` into `folder`."""
     folder.mkdir()
     with_sdk(home, REPOSITORY / "tests/support/graphs.py", folder)
     return folder
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there that has not ended."""
+    """Return whether a process exists and has not ended."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return state != "" and not state.startswith("Z")
 
 
 @contextmanager
 def running_site(folder: Path) -> Iterator[str]:
-    """The URL at which the files in a folder are served, as a site of anyone's."""
+    """Serve the files of a folder as a third-party site; yield its URL."""
     command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:

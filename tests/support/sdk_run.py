@@ -1,7 +1,8 @@
-"""A run of a pipe that the real Pipeline SDK's classes are declared in: `python -m tests.support.sdk_run URL TOKEN CACHE PATH`.
+"""Run a pipe that is declared with the real classes of the Pipeline SDK.
 
-Runs in an environment that holds the SDK; PATH is that of a stored file. The pipe takes what the run gives it, and returns a
-file, a list of files and a folder as the SDK's values, and an open handle; the answer's `outputs` are printed.
+Usage: `python -m tests.support.sdk_run URL TOKEN CACHE PATH`, in an environment with the SDK. PATH is that of a stored
+file. The pipe receives what the run gives it. It returns a file, a list of files and a folder as values of the SDK, and
+an open handle. The `outputs` of the answer are printed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ def _made(kind: Kind, path: Path) -> object:
 
 
 def _sent(path: str) -> list[dict[str, Any]]:
-    """What the SDK sends, made by its own classes: a file twice, which version 1 calls a pickle, a folder, and a number."""
+    """Make what the SDK sends, with its own classes: a file twice, a folder, and a number.
+
+    Version 1 calls the file a pickle.
+    """
     name = path.rpartition("/")[2]
     file_type = RunIOType.from_object(File(path=path))
     file = RunInput(type=file_type, value=None, file_name=name, file_path=path)

@@ -1,4 +1,4 @@
-"""Classes that are called as the Pipeline SDK's are, in a module of that name; its real ones run in the e2e tests."""
+"""Define classes with the names of the Pipeline SDK's, in a module of that name. The e2e tests use the real ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlparse
 
 
 class File:
-    """The members that a `File` of version 2 has; version 1 has no `url`."""
+    """Has the members of `File` of version 2. Version 1 has no `url`."""
 
     def __init__(self, *, path: Path | None = None, remote_id: str | None = None, url: str | None = None) -> None:
         self.path = path
@@ -16,19 +16,19 @@ class File:
 
 
 class Directory(File):
-    """A directory."""
+    """Has the members of `Directory`."""
 
 
 class FileURL(File):
-    """That of version 1, whose path is its URL, mangled."""
+    """Has the members of version 1, whose path is its URL in a changed form."""
 
     def __init__(self, url: str) -> None:
         super().__init__(path=Path(url))
-        self.url = url  # type: ignore[assignment]  # as theirs is
+        self.url = url  # type: ignore[assignment]  # as in the SDK
 
 
 class InputSchema:
-    """What classes of inputs are made from."""
+    """The base of classes of inputs."""
 
 
 for _class in (File, Directory, FileURL, InputSchema):

@@ -1,4 +1,4 @@
-"""The Pipeline SDK, unmodified, in environments of its own that `tests/run.sh` makes; filestore is installed there too."""
+"""Run the unmodified Pipeline SDK in environments that `tests/run.sh` makes. filestore is installed there too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VERSIONS = ["sdk1", "sdk2"]
 
 
 class Sdk:
-    """A version of the SDK, and a user of it who has a server's URL, slash included, and token."""
+    """A version of the SDK, and a user of it with a server's URL, slash included, and a token."""
 
     def __init__(self, version: str, home: Home, server: Server) -> None:
         self.version = version
@@ -23,7 +23,7 @@ class Sdk:
 
     @property
     def environ(self) -> dict[str, str]:
-        """Its variables, and filestore's."""
+        """The environment variables of the SDK and of filestore."""
         path = f"{self.scripts}:{os.environ['PATH']}"
         return {
             "PATH": path,
@@ -33,19 +33,19 @@ class Sdk:
         }
 
     def pipeline(self, *arguments: str | Path, environ: dict[str, str] | None = None) -> str:
-        """All that a command of the SDK prints; it must succeed."""
+        """Return all output of a command of the SDK. It must succeed."""
         done = self.home.run(*arguments, program=self.scripts / "pipeline", environ=self.environ | (environ or {}))
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     def refusal(self, *arguments: str | Path, environ: dict[str, str] | None = None) -> str:
-        """All that a command of the SDK prints as it fails."""
+        """Return all output of a command of the SDK. It must fail."""
         done = self.home.run(*arguments, program=self.scripts / "pipeline", environ=self.environ | (environ or {}))
         assert done.returncode != 0
         return done.stdout + done.stderr
 
     def python(self, program: str, *arguments: str | Path) -> Any:
-        """What a program, run beside the SDK, prints last, which is JSON."""
+        """Run a program in the environment of the SDK; return the JSON that it prints last."""
         done = self.home.run("-c", program, *arguments, program=self.scripts / "python", environ=self.environ)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""A real server process, started as `serve` is, in a folder of its own."""
+"""Run a real server process, started as `serve` is, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FORM = {"Content-Type": "multipart/form-data; boundary=boundary-of-tests"}
 
 
 class Reply(NamedTuple):
-    """An answer, whole."""
+    """A whole answer."""
 
     status: int
     headers: Message
@@ -43,7 +43,7 @@ class Reply(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """What the body says."""
+        """The body, read as JSON."""
         return json.loads(self.body)
 
     @property
@@ -62,17 +62,17 @@ class RunningServer(NamedTuple):
 
     @property
     def pid(self) -> int:
-        """The process to signal: the parent, where there are several workers."""
+        """The process to signal. With several workers, it is the parent."""
         return self.process.pid
 
     @property
     def headers(self) -> dict[str, str]:
-        """What lets a request in."""
+        """The headers with a valid token."""
         return {"Authorization": f"Bearer {self.token}"}
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         port = urlsplit(self.url).port
         assert port is not None
         return port
@@ -80,7 +80,7 @@ class RunningServer(NamedTuple):
     def ask(
         self, method: str, path: str, body: bytes = b"", *, headers: Mapping[str, str] | None = None, token: str | None = TOKEN
     ) -> Reply:
-        """The answer to one request, whose path is sent as it is."""
+        """Return the answer to one request, whose path is sent as it is."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
         try:
             sent = {"Authorization": f"Bearer {token}"} if token is not None else {}
@@ -91,11 +91,11 @@ class RunningServer(NamedTuple):
             connection.close()
 
     def connection(self) -> socket.socket:
-        """A bare connection."""
+        """Return a connection on which nothing was sent."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=SECONDS)
 
     def begin(self, method: str, path: str, *headers: str, body: bytes = b"") -> socket.socket:
-        """A connection on which a request was sent, as far as `body` goes."""
+        """Return a connection on which a request was sent, with `body` so far."""
         connection = self.connection()
         lines = [f"{method} {path} HTTP/1.1", "Host: server", f"Authorization: Bearer {self.token}", *headers, "", ""]
         connection.sendall("\r\n".join(lines).encode() + body)
@@ -106,7 +106,7 @@ class RunningServer(NamedTuple):
         return self.ask("POST", f"{wire.API}/chunks", batch(frames))
 
     def missing(self, digests: Sequence[Digest]) -> list[Digest]:
-        """Ask what is missing."""
+        """Ask which chunks are missing."""
         return parse_digests(self.ask("POST", f"{wire.API}/chunks/missing", b"".join(digests)).body)
 
     def commit(self, manifest: bytes, *, name: str) -> Reply:
@@ -118,7 +118,7 @@ class RunningServer(NamedTuple):
         return self.ask("POST", f"/v3/pipeline_files{query}", form(name, content), headers=FORM)
 
     def stop(self) -> tuple[int, str]:
-        """Stop it as a service manager does; its exit status, and what it said on standard error."""
+        """Stop it as a service manager does; return its exit status, and its standard error."""
         self.process.send_signal(signal.SIGTERM)
         _, errors = self.process.communicate(timeout=60)
         return self.process.returncode, errors
@@ -126,9 +126,10 @@ class RunningServer(NamedTuple):
 
 @contextmanager
 def running_server(root: Path, *, check: bool = True, **settings: str | float) -> Iterator[RunningServer]:
-    """Serve `root` on a free port, or `port`, until the end of the block, where it must stop and say nothing bad, if `check`.
+    """Serve `root` on a free port, or `port`, until the end of the block.
 
-    `settings` are arguments of `serve`; with `opens`, a path, the server writes there what it opens (`tests.support.opens`).
+    With `check`, the server must then stop without an error message. `settings` are arguments of `serve`. With `opens`,
+    a path, the server logs there what it opens (`tests.support.opens`).
     """
     process = start_server(root, **settings)
     try:
@@ -146,7 +147,7 @@ def running_server(root: Path, *, check: bool = True, **settings: str | float) -
 
 
 def start_server(root: Path, **settings: str | float) -> subprocess.Popen[str]:
-    """A server process that has only just started."""
+    """Start a server process, and do not wait until it is ready."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.support.server", root, *(f"{key}={value}" for key, value in settings.items())],
         stdout=subprocess.PIPE,
@@ -159,7 +160,7 @@ def start_server(root: Path, **settings: str | float) -> subprocess.Popen[str]:
 
 
 def form(name: str, content: bytes, *, after: Mapping[str, str] | None = None) -> bytes:
-    """The body of a form with a file, and other parts after it."""
+    """Return the body of a form with a file, and other parts after it."""
     parts = [b'Content-Disposition: form-data; name="pfile"; filename="%s"\r\n\r\n%s' % (name.encode(), content)]
     parts += [
         b'Content-Disposition: form-data; name="%s"\r\n\r\n%s' % (key.encode(), value.encode())
@@ -169,20 +170,23 @@ def form(name: str, content: bytes, *, after: Mapping[str, str] | None = None) -
 
 
 def batch(frames: Sequence[Frame]) -> bytes:
-    """Frames as they travel."""
+    """Return frames in the form in which they are sent."""
     header = wire.encode_batch_header([wire.BatchEntry(frame.digest, len(frame.data)) for frame in frames])
     return header + b"".join(frame.data for frame in frames)
 
 
 def reply(connection: socket.socket) -> Reply:
-    """The answer that comes on a connection, whole, to a request that is no HEAD. Raises http.client.HTTPException, OSError."""
+    """Return the whole answer that comes on a connection, to any request but HEAD.
+
+    Raises http.client.HTTPException, OSError.
+    """
     with closing(HTTPResponse(connection)) as answer:
         answer.begin()
         return Reply(answer.status, answer.headers, answer.read())
 
 
 def eventually(reached: Callable[[], bool]) -> None:
-    """Ask until it is so."""
+    """Ask until the condition is true."""
     deadline = time.monotonic() + SECONDS
     while not reached():
         assert time.monotonic() < deadline

@@ -1,7 +1,9 @@
-"""The start of a runtime in a process of its own: `python -m tests.support.starts URL TOKEN CACHE ID [--stream]`.
+"""Measure the start of a runtime in a process of its own.
 
-Prepares the directory ID and loads its weights with safetensors; with --stream, reads the tensors of the file ID one after the
-other while it arrives. Prints what that took as JSON.
+Usage: `python -m tests.support.starts URL TOKEN CACHE ID [--stream]`.
+
+Prepares the directory ID and loads its weights with safetensors. With --stream, it reads the tensors of the file ID one
+after the other while the file arrives. Prints the measurement as JSON.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""A pipeline with static files, uploaded and run twice by the Pipeline SDK: `python static_files.py FILE_ID DIRECTORY_ID URL`.
+"""Upload a pipeline with static files, and run it twice, by the Pipeline SDK.
 
-For an environment that holds the SDK. No lazy annotations: the SDK takes them for types.
+Usage: `python static_files.py FILE_ID DIRECTORY_ID URL`, in an environment with the SDK. There are no lazy annotations,
+because the SDK takes them for types.
 """
 
 import json
@@ -20,13 +21,13 @@ class Model:
         self.read: list[str] = []
 
     def load(self, weights: File, tree: Directory, labels: FileURL) -> None:
-        """Take what they hold."""
+        """Read the contents of its files."""
         self.starts += 1
         paths = (weights.path, tree.path / "inner" / "a.txt", labels.path)
         self.read = [path.read_text() for path in paths]
 
     def tell(self, what: str) -> Any:
-        """What was asked, what was read, and how often that was done."""
+        """Return the question, what was read, and how often it was read."""
         return [what, *self.read, self.starts]
 
 

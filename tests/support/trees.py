@@ -1,4 +1,4 @@
-"""Trees on disk: planted from a mapping, grown from a seed, laid out as Hugging Face's cache does, and read back to compare.
+"""Make trees on disk from a mapping, from a seed, or as Hugging Face's cache has them; read them back to compare.
 
 root = plant(tmp_path / "model", {"run.sh": Script(b"#!/bin/sh"), "logs": Folder(), "now": Link("run.sh")})
 assert standing(root) == {...the same mapping}
@@ -36,7 +36,7 @@ AWKWARD_NAMES = (
     "con",
     "trailing.",
 )
-"""Names that a file system of Linux keeps apart and an archive holds: spaces, control characters, letter case, Unicode forms."""
+"""Names that Linux keeps apart and an archive can hold: spaces, control characters, letter case, Unicode forms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +55,15 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder in which nothing lies."""
+    """An empty folder."""
 
 
 Planted = bytes | Script | Link | Folder
-"""What stands at a path; bytes are a file that is not executable."""
+"""The thing at a path. Bytes are a file that is not executable."""
 
 
 def plant(root: Path, things: Mapping[str, Planted]) -> Path:
-    """Make a tree, and the folders that paths imply, the root included; the root. What stands there already stays."""
+    """Make a tree with all folders that its paths imply, the root included; return the root. Existing things stay."""
     root.mkdir(parents=True, exist_ok=True)
     for name, thing in things.items():
         path = root / name
@@ -83,7 +83,7 @@ def plant(root: Path, things: Mapping[str, Planted]) -> Path:
 
 
 def standing(root: Path) -> dict[str, Planted]:
-    """What stands in a tree, by path: the inverse of `plant`. Links are not followed."""
+    """Return the things of a tree by path, the inverse of `plant`. Links are not followed."""
     return dict(_standing(root, ""))
 
 
@@ -101,7 +101,7 @@ def _standing(folder: Path, prefix: str) -> Iterator[tuple[str, Planted]]:
 
 
 def entries_of(things: Mapping[str, Planted]) -> list[Entry]:
-    """The entries that stand for `things`, links kept, in the order of the archive."""
+    """Return the entries for `things`, links kept, in the order of the archive."""
     entries = []
     for name, thing in things.items():
         match thing:
@@ -117,10 +117,11 @@ def entries_of(things: Mapping[str, Planted]) -> list[Entry]:
 
 
 def random_things(seed: int, *, count: int = 40, large_count: int = 2) -> dict[str, Planted]:
-    """What a tree of `count` files, folders and scripts holds, the same for the same seed: for `plant`.
+    """Return a tree of `count` files, folders and scripts for `plant`, the same for the same seed.
 
-    Folders are up to 4 deep, some of them empty; names are awkward ones among others; small files have 0 to 70,000 bytes,
-    some of them equal. `large_count` files more have 256 KiB to 3 MiB, one of them is a safetensors file. No links.
+    Folders are up to 4 deep, some of them empty. Some names are awkward. Small files have 0 to 70,000 bytes, and some
+    of them are equal. Another `large_count` files have 256 KiB to 3 MiB; one of them is a safetensors file. There are
+    no links.
     """
     rng = random.Random(seed)
     folders = [""]
@@ -146,7 +147,7 @@ def random_things(seed: int, *, count: int = 40, large_count: int = 2) -> dict[s
 
 
 def random_tree(root: Path, seed: int, *, count: int = 40, large_count: int = 2) -> Path:
-    """`random_things` at `root`; the root."""
+    """Plant `random_things` at `root`; return the root."""
     return plant(root, random_things(seed, count=count, large_count=large_count))
 
 
@@ -154,13 +155,13 @@ class Snapshot(NamedTuple):
     """A model in Hugging Face's cache."""
 
     path: Path
-    """The folder of the revision: every file in it is a relative link into `blobs`, which lies beside `snapshots`."""
+    """The folder of the revision. Every file in it is a relative link into `blobs`, a folder next to `snapshots`."""
     contents: dict[str, bytes]
-    """What the links lead to, by name."""
+    """The contents of the linked files, by name."""
 
 
 def snapshot(cache: Path) -> Snapshot:
-    """A model as `huggingface_hub` keeps it under `cache`: blobs, refs, and one snapshot, with a folder in it."""
+    """Make a model as `huggingface_hub` keeps it under `cache`: blobs, refs, and one snapshot, with a folder in it."""
     contents = {
         "config.json": prose(1, 700),
         "model.safetensors": safetensors_file(weights()),
@@ -180,7 +181,10 @@ def snapshot(cache: Path) -> Snapshot:
 
 
 def looped_tree(root: Path) -> Path:
-    """A tree in which links lead round in circles: each of `self`, `a`, `here`, `folder/up`, `x/to_y` begins one; the root."""
+    """Make a tree with circles of links; return the root.
+
+    A circle begins at `self`, `a`, `here`, `folder/up` and `x/to_y`.
+    """
     return plant(
         root,
         {
@@ -198,7 +202,7 @@ def looped_tree(root: Path) -> Path:
 
 
 def many_files(root: Path, count: int, *, size: int = 10, folder_size: int = 1000) -> Path:
-    """`count` files of `size` bytes, at least 8, no two of them equal, `folder_size` in a folder; the root."""
+    """Make `count` different files of `size` bytes, at least 8, with `folder_size` in a folder; return the root."""
     root.mkdir(parents=True)
     for start in range(0, count, folder_size):
         folder = root / f"{start // folder_size:05}"

@@ -1,4 +1,4 @@
-"""Uploads in parts, as the Pipeline SDK makes them, one request at a time."""
+"""Upload in parts as the Pipeline SDK does, one request at a time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PARTS = "/v3/pipeline_files"
 
 
 class Sent(NamedTuple):
-    """A part that was taken, as the end of an upload lists it."""
+    """A part that the server accepted, as the request to finish lists it."""
 
     number: int
     tag: str
 
     @property
     def as_json(self) -> dict[str, str | int]:
-        """What the SDK makes of it."""
+        """The form in which the SDK lists it."""
         return {"ETag": self.tag, "PartNumber": self.number}
 
 
@@ -38,31 +38,31 @@ class PartsUpload:
 
     @property
     def id(self) -> str:
-        """What the server calls it."""
+        """The id of the upload."""
         return self.ids["upload_id"]
 
     @property
     def folder(self) -> Path:
-        """Where the server keeps it."""
+        """The folder where the server keeps it."""
         (folder,) = (self.server.root / "tmp").glob(f"uploads-*/{self.id}")
         return folder
 
     def url(self, number: object) -> Reply:
-        """Ask for a part's URL."""
+        """Ask for the URL of a part."""
         return self._post("presigned-url", {**self.ids, "part_num": number})
 
     def put(self, number: int, content: bytes) -> Sent:
-        """Send a part, which must be taken."""
+        """Send a part, which must be accepted."""
         answer = put(self.url(number).json["upload_url"], content)
         assert answer.status == 200, answer.body
         return Sent(number, answer.headers["ETag"])
 
     def finish(self, parts: Sequence[Sent]) -> Reply:
-        """Finish."""
+        """Finish the upload with these parts."""
         return self._post("finalise-multipart-upload", {**self.ids, "multipart_metadata": [part.as_json for part in parts]})
 
     def finish_with(self, metadata: object) -> Reply:
-        """Finish with a list that may be none."""
+        """Finish the upload with any JSON in the place of the list."""
         return self._post("finalise-multipart-upload", {**self.ids, "multipart_metadata": metadata})
 
     def _post(self, route: str, question: object) -> Reply:
@@ -70,7 +70,7 @@ class PartsUpload:
 
 
 def put(url: str, content: bytes) -> Reply:
-    """Send bytes to a URL with no header that says who, or what."""
+    """Send bytes to a URL, without a token or a content type."""
     where = urlsplit(url)
     connection = HTTPConnection(str(where.hostname), where.port, timeout=SECONDS)
     try:
@@ -82,7 +82,7 @@ def put(url: str, content: bytes) -> Reply:
 
 
 def read(url: str) -> Reply:
-    """What stands at a URL, read without a token."""
+    """Read a URL without a token."""
     where = urlsplit(url)
     connection = HTTPConnection(str(where.hostname), where.port, timeout=SECONDS)
     try:
@@ -94,5 +94,5 @@ def read(url: str) -> Reply:
 
 
 def listed(server: RunningServer) -> list[Any]:
-    """The records of a server."""
+    """Return the records of a server."""
     return list(server.ask("GET", PARTS).json)

@@ -1,4 +1,4 @@
-"""How much of a disk something takes while a test goes on."""
+"""Measure how much disk space something takes during a test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ INTERVAL_SECONDS = 0.01
 
 
 def disk_usage(root: Path) -> int:
-    """Bytes that the files below a folder take on disk, each once, whatever its names; holes left out."""
+    """Return the bytes of disk that the files below a folder take, without holes.
+
+    A file with several names counts once.
+    """
     found = {}
     for folder, _, names in os.walk(root):
         for name in names:
@@ -24,7 +27,7 @@ def disk_usage(root: Path) -> int:
 
 @asynccontextmanager
 async def sampled(root: Path) -> AsyncIterator[list[int]]:
-    """`disk_usage` of a folder, every 10 ms until the end of the block."""
+    """Measure `disk_usage` of a folder every 10 ms until the end of the block."""
     samples: list[int] = []
 
     async def sample() -> None:

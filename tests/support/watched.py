@@ -1,4 +1,4 @@
-"""A repository that tells what was asked of it, and lets a test step in."""
+"""A repository that records its calls, and lets a test act before each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def _nothing(_: str) -> None:
 
 
 class WatchedRepository:
-    """Passes every verb on to `inner`; `calls` holds their names, `before` runs ahead of each and may raise."""
+    """Pass every verb on to `inner`. `calls` has their names. `before` runs before each and may raise."""
 
     def __init__(self, inner: Repository, *, before: Callable[[str], Awaitable[None]] = _nothing) -> None:
         self.inner = inner
