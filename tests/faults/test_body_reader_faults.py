@@ -1,4 +1,4 @@
-"""Bodies that threads move beside aiohttp: slow, refused or crowded, the connection stays what it was, and others are served."""
+"""Threads read bodies directly from a connection. Slow or refused bodies leave it usable, and others are served."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from tests.support.generator import octets
 from tests.support.server import RunningServer, batch, eventually, reply, running_server
 
 CROWD = 3 * DISK_THREADS
-"""More peers than there are threads that could wait for them."""
+"""More peers than threads that could wait for them."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server that has nothing to say in its log."""
+    """A server that must log nothing."""
     with running_server(tmp_path_factory.mktemp("served") / "root") as server:
         yield server
 
 
 def large(seed: int, *, size: int = 400_000) -> Frame:
-    """A frame that does not come in one read."""
+    """A frame that needs more than one read."""
     return encoded(octets(seed, size), codec=Codec.RAW)
 
 
 def request(server: RunningServer, path: str, body: bytes, *lines: str) -> bytes:
-    """A whole request."""
+    """Return a whole request."""
     head = [f"POST {API}/{path} HTTP/1.1", "Host: server", f"Authorization: Bearer {server.token}", *lines]
     return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 def received(connection: socket.socket) -> bytes:
-    """All that comes on a connection until its end."""
+    """Return all bytes that come on a connection until its end."""
     answers = b""
     while piece := connection.recv(1 << 16):
         answers += piece
@@ -55,13 +55,13 @@ def received(connection: socket.socket) -> bytes:
 
 
 def is_staged(server: RunningServer, size: int) -> bool:
-    """Whether that many bytes lie in staging files."""
+    """Return whether staging files hold that many bytes."""
     return sum(path.stat().st_size for path in (server.root / "tmp").glob("*/*")) == size
 
 
 @pytest.mark.parametrize("size", [1000, PIECE - 1000, PIECE, PIECE + 1, 3 << 20])
 def test_requests_behind_a_batch_are_read_where_it_ends(server: RunningServer, size: int) -> None:
-    """All are sent at once on one connection: the start of each is found behind bytes that aiohttp has not seen."""
+    """Several requests are sent at once. The server finds the start of each after a body that aiohttp has not seen."""
     sent = [large(size + number, size=size) for number in range(3)]
     requests = [request(server, "chunks", batch([frame])) + request(server, "chunks/missing", frame.digest) for frame in sent]
     with server.connection() as connection:
@@ -72,7 +72,10 @@ def test_requests_behind_a_batch_are_read_where_it_ends(server: RunningServer, s
 
 
 def test_a_batch_that_is_refused_is_read_to_its_end(server: RunningServer) -> None:
-    """What was wrong is said, though most of it was still to come, and the next request on the connection is answered."""
+    """The server answers with the error before most of the body has come.
+
+    The next request on the connection is answered.
+    """
     wrong = bytearray(batch([large(1, size=3 << 20)]))
     wrong[36] += 1  # the size of its frame
     with server.connection() as connection:
@@ -83,7 +86,7 @@ def test_a_batch_that_is_refused_is_read_to_its_end(server: RunningServer) -> No
 
 
 def test_frames_that_came_before_a_cut_are_kept(server: RunningServer) -> None:
-    """Also those that were received together with the end of the connection."""
+    """Frames that were received together with the end of the connection are kept too."""
     sent = [large(200 + number, size=50_000) for number in range(8)]
     body = batch(sent)
     with server.begin("POST", f"{API}/chunks", f"Content-Length: {len(body)}", body=body[:-20_000]):
@@ -93,7 +96,7 @@ def test_frames_that_came_before_a_cut_are_kept(server: RunningServer) -> None:
 
 @pytest.mark.slow
 def test_a_sender_of_single_bytes_is_not_stalled(tmp_path: Path) -> None:
-    """A server is woken up for whole pieces, and looks for less before it gives up."""
+    """The server wakes up only for whole pieces, but also reads fewer bytes before it gives up."""
     frame = large(2)
     body = batch([frame])
     with (
@@ -108,7 +111,7 @@ def test_a_sender_of_single_bytes_is_not_stalled(tmp_path: Path) -> None:
 
 
 def test_senders_that_stall_hold_no_thread(server: RunningServer) -> None:
-    """However many they are, others are served."""
+    """However many senders stall, others are served."""
     body = batch([large(3)])
     with ExitStack() as held:
         for _ in range(CROWD):
@@ -118,7 +121,7 @@ def test_senders_that_stall_hold_no_thread(server: RunningServer) -> None:
 
 
 def test_readers_that_stall_hold_no_thread(server: RunningServer) -> None:
-    """However many they are, others are served; each gets all in the end."""
+    """However many readers stall, others are served. Each gets everything in the end."""
     sent = [large(100 + number, size=4 << 20) for number in range(4)]
     for frame in sent:
         server.put([frame])
@@ -138,7 +141,7 @@ def test_readers_that_stall_hold_no_thread(server: RunningServer) -> None:
 
 
 async def test_cancelled_answer_leaves_no_frame_open(tmp_path: Path) -> None:
-    """Whatever await is cancelled, of those that are open and those that are being opened."""
+    """After a cancel at any await, no frame that is open or is being opened stays open."""
     store, index = await open_backend(tmp_path / "repository", create=True)
     repository = LocalRepository(store, index, location="here")
     sent = frames(2 * OPEN_TOGETHER + 1, size=100)
@@ -159,7 +162,7 @@ async def test_cancelled_answer_leaves_no_frame_open(tmp_path: Path) -> None:
 
 
 async def test_each_frame_of_a_large_batch_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its size is known without: an answer's head tells all sizes, and not all frames can be open at once."""
+    """The store tells the sizes for the head, so no frame is opened only for its size."""
     store, index = await open_backend(tmp_path / "repository", create=True)
     repository = LocalRepository(store, index, location="here")
     sent = frames(2 * OPEN_TOGETHER + 1, size=100)
@@ -185,7 +188,7 @@ async def test_each_frame_of_a_large_batch_is_opened_once(tmp_path: Path, monkey
 
 
 def drain(connection: socket.socket) -> None:
-    """Take what has come."""
+    """Read what has arrived."""
     connection.settimeout(0)
     with suppress(BlockingIOError):
         while connection.recv(1 << 20):
@@ -193,6 +196,6 @@ def drain(connection: socket.socket) -> None:
 
 
 def open_frames(root: Path) -> list[str]:
-    """The files of a repository's chunks that this process has open."""
+    """Return the files of a repository's chunks that this process has open."""
     targets = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
     return [target for target in targets if target.startswith(f"{root}/repository/chunks")]

@@ -44,12 +44,12 @@ async def small_record(local_repository: Repository, tmp_path: Path) -> Record:
 
 
 def start(tmp_path: Path, cache: str, record: Record, *options: str) -> subprocess.Popen[str]:
-    """A process that resolves the directory."""
+    """Start a process that resolves the directory."""
     return start_module("tests.support.resolvers", tmp_path / "repository", tmp_path / cache, record.id, *options)
 
 
 def result(process: subprocess.Popen[str]) -> ResolveResult:
-    """What it says at its end."""
+    """Return the result that it prints at its end."""
     said, errors = process.communicate()
     assert (0, "") == (process.returncode, errors)
     return ResolveResult(*json.loads(said))
@@ -57,7 +57,7 @@ def result(process: subprocess.Popen[str]) -> ResolveResult:
 
 @pytest.mark.slow
 def test_sixteen_tasks_in_four_processes_fetch_once(record: Record, tmp_path: Path) -> None:
-    """One process fetches, for all of them; the others find its tree."""
+    """One process fetches for all of them. The others find its tree."""
     processes = [start(tmp_path, "cache", record, "--tasks", "4") for _ in range(4)]
     results = [result(process) for process in processes]
     (path,) = {found.path for found in results}
@@ -68,7 +68,7 @@ def test_sixteen_tasks_in_four_processes_fetch_once(record: Record, tmp_path: Pa
 
 @pytest.mark.slow
 async def test_a_resolve_that_is_killed_is_continued(record: Record, tmp_path: Path) -> None:
-    """Nothing of a tree is visible before all of it is; the next resolve keeps what was fetched, and leaves nothing behind."""
+    """A tree is visible only as a whole. The next resolve keeps what was fetched, and leaves no other files."""
     killed = start(tmp_path, "cache", record, "--kill-at-get", "7")
     killed.communicate()
     assert -signal.SIGKILL == killed.returncode
@@ -82,7 +82,7 @@ async def test_a_resolve_that_is_killed_is_continued(record: Record, tmp_path: P
 
 @pytest.mark.slow
 async def test_a_resolve_that_is_killed_at_any_call_is_continued(small_record: Record, tmp_path: Path) -> None:
-    """Whatever the process was about to do to the disk: the next resolve gives the whole tree, and leaves nothing behind."""
+    """After a kill at any system call, the next resolve gives the whole tree, and leaves no other files."""
     said, errors = start(tmp_path, "caches", small_record, "--kill-at-every-call").communicate()
     assert "" == errors
     assert 20 < int(said)
@@ -99,7 +99,7 @@ async def test_a_resolve_that_is_killed_at_any_call_is_continued(small_record: R
 async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
     local_repository: Repository, small_record: Record, tmp_path: Path
 ) -> None:
-    """Cancelling costs nothing but what is not there yet: the next resolve gives the whole tree, and leaves nothing behind."""
+    """After a cancel at any await, the next resolve gives the whole tree, and leaves no other files."""
     wanted = Directory(id=small_record.id)
     caches = (tmp_path / "caches" / str(number) for number in count())
     used: list[Path] = []
@@ -107,7 +107,7 @@ async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
     async def resolve_again() -> None:
         used.append(next(caches))
         cache = Cache(used[-1], local_repository)
-        # What `resolve` has a task of its own for: the task that is cancelled must be the one that waits.
+        # `resolve` runs this in its own task. Here the cancelled task must be the one that waits.
         hold = cache._leases.hold()
         asked = _ResolveRequest(await cache._opened(), Kind.DIRECTORY, hold, None, None)
         try:

@@ -1,4 +1,4 @@
-"""Caches that are shared by real processes, killed, on disks that fill up: limits hold, and what is used stays."""
+"""Real processes share caches, are killed, and fill disks. Limits hold, and entries in use stay."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 SIZE = 4 * MIB
 STORED_SIZE = SIZE + ENTRY_SIZE + 4096
-"""What one of the files takes, with its manifest."""
+"""Bytes of disk that one of the files takes, with its manifest."""
 WORKERS = 4
 
 
@@ -48,7 +48,7 @@ async def records(local_repository: Repository, tmp_path: Path) -> list[Record]:
 
 
 def start(tmp_path: Path, size_limit: int, records: list[Record], *options: str) -> subprocess.Popen[str]:
-    """A process that uses files one after the other."""
+    """Start a process that uses files one after the other."""
     ids = [record.id for record in records]
     arguments: list[str | Path] = [tmp_path / "repository", tmp_path / "cache", str(size_limit), *ids, *options]
     return subprocess.Popen(
@@ -62,7 +62,7 @@ def start(tmp_path: Path, size_limit: int, records: list[Record], *options: str)
 
 @contextmanager
 def using(tmp_path: Path, size_limit: int, records: list[Record]) -> Iterator[subprocess.Popen[str]]:
-    """A process that has used files, and goes on using the last one until it is killed."""
+    """Yield a process that has used files, and uses the last one until it is killed."""
     with start(tmp_path, size_limit, records) as process:
         try:
             assert process.stdout is not None
@@ -74,19 +74,19 @@ def using(tmp_path: Path, size_limit: int, records: list[Record]) -> Iterator[su
 
 
 def kept(root: Path) -> list[str]:
-    """The names of the files that a cache holds."""
+    """Return the names of the files in a cache."""
     return sorted(name for entry in entries(root) for name in entry.names)
 
 
 async def use(cache: Cache, record: Record) -> None:
-    """Resolve a file, for no longer than that takes."""
+    """Resolve a file, and use it only for that time."""
     async with cache.lease(File(id=record.id)):
         pass
 
 
 @pytest.mark.slow
 def test_sixteen_processes_that_resolve_one_file_fetch_it_once(records: list[Record], tmp_path: Path) -> None:
-    """One asks for its chunks, for all of them, and nothing of theirs is left."""
+    """One process asks for its chunks, and no file of the others is left."""
     with start(tmp_path, STORED_SIZE, records[:1], "--processes", "16") as process:
         said, _ = process.communicate()
     calls = json.loads(said)
@@ -101,7 +101,7 @@ def test_sixteen_processes_that_resolve_one_file_fetch_it_once(records: list[Rec
 async def test_what_another_process_uses_stays_until_it_is_killed(
     local_repository: Repository, records: list[Record], tmp_path: Path
 ) -> None:
-    """Its lease keeps the entry; killed, it keeps nothing, and nobody has to clear up."""
+    """Its lease keeps the entry. After a kill it keeps nothing, and nobody has to remove anything."""
     cache = Cache(tmp_path / "cache", local_repository, size_limit=STORED_SIZE)
     with using(tmp_path, STORED_SIZE, records[:1]):
         with pytest.raises(CacheFull, match=f"{STORED_SIZE} bytes in it are in use and 0 are being fetched"):
@@ -115,7 +115,7 @@ async def test_what_another_process_uses_stays_until_it_is_killed(
 async def test_what_a_killed_process_has_reserved_and_staged_is_free_again(
     local_repository: Repository, records: list[Record], tmp_path: Path
 ) -> None:
-    """Killed in the middle of a fetch: the next one that needs the room has it at once."""
+    """After a kill in the middle of a fetch, the next fetch that needs the space has it at once."""
     killed = start(tmp_path, STORED_SIZE, records[:1], "--kill-at-get", "1")
     killed.communicate()
     assert 1 == len(list(staged(tmp_path / "cache")))
@@ -129,12 +129,12 @@ async def test_what_a_killed_process_has_reserved_and_staged_is_free_again(
 
 @pytest.mark.slow
 async def test_processes_that_share_a_limit_keep_it(local_repository: Repository, records: list[Record], tmp_path: Path) -> None:
-    """Two of them and this one use ten files that do not all fit, one is killed: looked at every 10 ms, the limit holds."""
+    """Three processes use ten files that do not all fit, and one is killed. The limit holds, measured every 10 ms."""
     limit = 4 * STORED_SIZE
     cache = Cache(tmp_path / "cache", local_repository, size_limit=limit)
     (tmp_path / "cache").mkdir()
     async with sampled(tmp_path / "cache") as samples:
-        # What is killed uses files of its own: what the others have brought it would not get itself.
+        # The killed process uses its own files, because it would not fetch a file that the others have fetched.
         own, shared = records[:2], records[2:]
         with start(tmp_path, limit, shared[::-1]) as other, start(tmp_path, limit, own, "--kill-at-get", "2") as killed:
             for record in shared[4:] + shared:
@@ -155,7 +155,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
 
 
 def free(folder: Path) -> int:
-    """Bytes that are free on a disk."""
+    """Return the free bytes of a disk."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
 
@@ -165,7 +165,10 @@ def free(folder: Path) -> int:
 async def test_the_disk_space_to_be_left_free_is_left(
     local_repository: Repository, records: list[Record], tmp_path: Path
 ) -> None:
-    """Ten files on a disk that takes five, of which room for one and a half is to stay free, whatever else comes to lie there."""
+    """Ten files go to a disk that holds five.
+
+    Space for one and a half must stay free, whatever else is written to the disk.
+    """
     min_free = 6 * MIB
     cache = Cache(tmp_path / "small" / "cache", local_repository, min_free=min_free)
     least: list[int] = []
@@ -191,7 +194,7 @@ async def test_the_disk_space_to_be_left_free_is_left(
 async def test_without_a_min_free_a_full_disk_makes_space(
     local_repository: Repository, records: list[Record], tmp_path: Path
 ) -> None:
-    """A cache without limits takes what there is, and then the oldest goes."""
+    """A cache without limits fills the disk, and then evicts the oldest entry."""
     cache = Cache(tmp_path / "small" / "cache", local_repository)
     for record in records:
         await use(cache, record)
@@ -203,7 +206,7 @@ async def test_without_a_min_free_a_full_disk_makes_space(
 async def test_a_disk_that_others_fill_while_something_is_fetched(
     local_repository: Repository, records: list[Record], tmp_path: Path
 ) -> None:
-    """One sentence, nothing half, what is used stays and can be resolved; and when there is room again, it goes on."""
+    """The fetch fails with one sentence and no partial result. Entries in use stay. With more space, it continues."""
     cache = Cache(tmp_path / "small" / "cache", local_repository)
     used = await cache.resolve(File(id=records[0].id))
     junk = tmp_path / "small" / "junk"
@@ -230,7 +233,7 @@ async def test_a_disk_that_others_fill_while_something_is_fetched(
 async def test_a_read_only_cache_gives_what_it_has(
     local_repository: Repository, records: list[Record], tmp_path: Path, disk: Callable[[str], None]
 ) -> None:
-    """Files and trees are hits, for a repository that it does not know by this name too; all else is one sentence."""
+    """Its files and trees are hits, also under a new name of the repository. Everything else fails with one sentence."""
     tree = (await push(local_repository, plant(tmp_path / "tree", {"a/b": b"b"}))).record
     cache = tmp_path / "small" / "cache"
     async with Cache(cache, local_repository) as writing:

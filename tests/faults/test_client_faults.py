@@ -1,4 +1,4 @@
-"""What a client makes of servers that die, restart, refuse and stand behind TLS; and what is left of it when it is cancelled."""
+"""Servers die, restart, refuse and use TLS; tasks of the client are cancelled."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tests.support.tls import CERTIFICATE, behind_tls, client_of
 
 @pytest.fixture(params=["http", "https"])
 def scheme(request: pytest.FixtureRequest) -> str:
-    """How a client reaches a server: on sockets of our own, or by aiohttp and TLS."""
+"""A self-signed certificate for localhost, valid until 2126, and its key."""
     assert isinstance(request.param, str)
     return request.param
 
 
 def large_frames(seed: int) -> list[Frame]:
-    """16 MB, more than the buffers of a connection's two ends hold, and as much as a push puts at once."""
+    """16 MB: more than the buffers of both ends of a connection hold, and as much as a push puts at once."""
     return [encoded(octets(1000 * seed + number, 1_000_000), codec=Codec.RAW) for number in range(16)]
 
 
 def sockets() -> list[str]:
-    """Those that this process has open."""
+    """Return the sockets that this process has open."""
     links = []
     for path in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # the listing's own
@@ -44,7 +44,7 @@ def sockets() -> list[str]:
 
 
 async def test_a_large_batch_without_a_token_is_refused_by_that_name(tmp_path: Path, scheme: str) -> None:
-    """The server answers, and hangs up, before it has read the batch: what it said is what counts."""
+    """The server answers and closes before it has read the batch. The client raises the error of that answer."""
     with running_server(tmp_path / "root") as server:
         async with client_of(server.port, scheme, token="of-nobody") as repository:
             for _ in range(3):
@@ -55,7 +55,7 @@ async def test_a_large_batch_without_a_token_is_refused_by_that_name(tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["put", "get"])
 async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str, scheme: str) -> None:
-    """Killed in the middle of a batch: the batch goes on where the next server is, and counts come out right."""
+    """A kill in the middle of a batch does not stop it: it continues at the next server, and the counts are right."""
     frames = large_frames(2)
     digests = [frame.digest for frame in frames]
     moved: list[int] = []
@@ -83,7 +83,7 @@ async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str, sche
 
 
 async def test_connections_of_a_server_that_was_restarted_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection found closed costs no attempt."""
+    """A connection that is found closed does not count as an attempt."""
     monkeypatch.setattr(client_module, "ATTEMPTS", 1)
     frame = encoded(b"content")
     with running_server(tmp_path / "root", check=False) as first:
@@ -98,7 +98,7 @@ async def test_connections_of_a_server_that_was_restarted_are_left(tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["put", "get"])
 async def test_a_cancelled_batch_lets_go_of_its_memory(tmp_path: Path, verb: str, scheme: str) -> None:
-    """Once the cancel is raised nobody writes there or reads from there any more, and the next batch finds all in order."""
+    """After a cancel, nobody uses its memory any more. The next batch works."""
     frames = large_frames(3)
     digests = [frame.digest for frame in frames]
     buffer = buffer_for(16)
@@ -144,7 +144,7 @@ asyncio.run(main())
 @pytest.mark.slow
 @pytest.mark.parametrize("is_trusted", [True, False])
 async def test_a_server_behind_tls(tmp_path: Path, *, is_trusted: bool) -> None:
-    """The same repository; a certificate that nobody trusts is an error, whatever travels behind it."""
+    """It gives the same repository. An untrusted certificate is an error for every verb."""
     with running_server(tmp_path / "root") as server:
         async with behind_tls(server.port) as url:
             process = await asyncio.create_subprocess_exec(
@@ -162,7 +162,7 @@ async def test_a_server_behind_tls(tmp_path: Path, *, is_trusted: bool) -> None:
 
 
 async def test_an_absent_chunk_among_large_ones(tmp_path: Path, scheme: str) -> None:
-    """It takes no room, and the others come."""
+    """An absent chunk takes no space in the buffer. The other chunks come."""
     frames = large_frames(5)
     with running_server(tmp_path / "root") as server:
         async with client_of(server.port, scheme, token=TOKEN) as repository:

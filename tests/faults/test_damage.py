@@ -1,4 +1,4 @@
-"""A disk that gives back other bytes than it was given: said, never served, and mended by the next push."""
+"""A disk returns wrong bytes. The damage is reported, never served, and repaired by the next push."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ SIZE = 5 << 20
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", ["fetch", "curl"])
 def test_damage_is_said_and_the_next_push_mends_it(home: Home, tmp_path: Path, reader: str) -> None:
-    """Whoever reads meets it; the repository forgets the frame, and the pusher's own push cache does not hide that."""
+    """A read finds it, and the repository forgets the frame.
+
+    The push cache does not keep the next push from sending it.
+    """
     source, target = tmp_path / "model.bin", tmp_path / "back.bin"
     source.write_bytes(random.Random(9).randbytes(SIZE))
     with home.server(root=tmp_path / "root", complains=reader == "curl") as server:
@@ -38,13 +41,13 @@ def test_damage_is_said_and_the_next_push_mends_it(home: Home, tmp_path: Path, r
 
 
 def damage(path: Path) -> None:
-    """Flip a bit in the middle, behind everyone's back."""
+    """Flip a bit in the middle of a file."""
     frame = bytearray(path.read_bytes())
     frame[len(frame) // 2] ^= 1
     path.write_bytes(frame)
 
 
 def curl(server: Server, path: str, target: Path) -> int:
-    """The exit status of a plain GET that takes an error's status, or a short answer, for a failure."""
+    """Return the exit status of a plain GET that treats an error status and a short answer as failures."""
     command = ["curl", "-sf", "-H", f"Authorization: Bearer {server.token}", "-o", str(target), f"{server.url}/{path}"]
     return subprocess.run(command, check=False).returncode

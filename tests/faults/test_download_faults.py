@@ -48,24 +48,24 @@ BEGUN = head("200 OK", f"Content-Length: {len(CONTENT)}", 'ETag: "a"', "Last-Mod
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts follow each other at once."""
+    """Make attempts follow each other at once."""
     monkeypatch.setattr("filestore.download.download.FIRST_PAUSE_SECONDS", 0)
 
 
 def start(tmp_path: Path, cache: str, url: str, *options: str) -> subprocess.Popen[str]:
-    """A process that resolves a URL."""
+    """Start a process that resolves a URL."""
     return start_module("tests.support.downloads", tmp_path / "repository", tmp_path / cache, url, *options)
 
 
 def result(process: subprocess.Popen[str]) -> ResolveResult:
-    """What it says at its end."""
+    """Return the result that it prints at its end."""
     said, errors = process.communicate()
     assert (0, "") == (process.returncode, errors)
     return ResolveResult(*json.loads(said))
 
 
 def part(start: int) -> bytes:
-    """The answer to whoever asks for the rest, with no more than it must say. Source: RFC 9110, section 15.3.7."""
+    """Return the answer to a request for the rest, with only the required headers. Source: RFC 9110, section 15.3.7."""
     return (
         head(
             "206 Partial Content",
@@ -78,14 +78,14 @@ def part(start: int) -> bytes:
 
 
 async def downloaded(url: str, folder: Path, limits: DownloadLimits) -> DownloadResult:
-    """A download of something whose state nobody knows."""
+    """Download a file of which nothing is known."""
     done = await download(FileURL(url), folder, limits=limits)
     assert done is not None
     return done
 
 
 async def test_an_origin_that_stalls_is_asked_for_the_rest(folder: Path) -> None:
-    """Nothing that has come is asked for again."""
+    """Bytes that have arrived are not requested again."""
     async with running_origin(hanging(BEGUN + CONTENT[: 3 * MIB], part(3 * MIB))) as origin:
         done = await downloaded(f"{origin.url}/a", folder, IMPATIENT)
 
@@ -94,7 +94,7 @@ async def test_an_origin_that_stalls_is_asked_for_the_rest(folder: Path) -> None
 
 
 async def test_an_origin_that_always_stalls(folder: Path) -> None:
-    """It is given up, with a sentence that says how long nothing came; what has come is kept for the next time."""
+    """The download fails with a sentence that says how long nothing came. What has arrived is kept for the next time."""
 
     async def stall(asked: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(BEGUN + CONTENT[:MIB] if "range" not in asked.headers else part(MIB)[: -3 * MIB])
@@ -118,7 +118,7 @@ async def test_an_origin_that_hangs_up_without_an_answer_is_asked_once_for_each_
 
 
 async def test_an_origin_that_never_answers(folder: Path) -> None:
-    """A limit on the time to the first byte ends it, and it is not asked again."""
+    """A limit on the time to the first byte ends the request, and no second one is sent."""
     limits = DownloadLimits(private_allowed=True, first_byte_seconds=0.1)
 
     async def silence(asked: Asked, _: asyncio.StreamWriter) -> None:
@@ -131,7 +131,7 @@ async def test_an_origin_that_never_answers(folder: Path) -> None:
 
 
 async def test_a_throttled_origin_is_left_and_continued(nginx: Nginx, folder: Path) -> None:
-    """A download that was cut goes on where it was, from the same version."""
+    """A download that was cut continues at the same byte of the same version."""
     nginx.put("model.bin", CONTENT)
     received = 0
 
@@ -154,7 +154,7 @@ async def test_a_throttled_origin_is_left_and_continued(nginx: Nginx, folder: Pa
 
 
 async def test_what_has_come_is_kept_by_a_cancel_while_the_disk_is_busy(nginx: Nginx, folder: Path) -> None:
-    """The bytes of a write that waits for its turn are not asked for again."""
+    """The bytes of a write that waits for the disk are not requested again."""
     nginx.put("model.bin", CONTENT)
     disk_is_free = threading.Event()
     received = 0
@@ -191,7 +191,7 @@ async def test_what_has_come_is_kept_by_a_cancel_while_the_disk_is_busy(nginx: N
 
 @pytest.mark.parametrize("place", ["", "undated/"])
 async def test_what_is_whole_already_is_hardly_asked_for(nginx: Nginx, folder: Path, place: str) -> None:
-    """A process that died between the last byte and the entry has downloaded all: one byte says whether it still holds."""
+    """A process died after the last byte, before the entry was made. One byte tells whether the file is still current."""
     nginx.put("model.bin", CONTENT)
     os.utime(nginx.files / "model.bin", (1_700_000_000, 1_700_000_000))
     await downloaded(f"{nginx.url}/{place}model.bin", folder, LOOPBACK)
@@ -203,7 +203,7 @@ async def test_what_is_whole_already_is_hardly_asked_for(nginx: Nginx, folder: P
 
 
 async def test_a_file_that_changed_since_is_downloaded_again(nginx: Nginx, folder: Path) -> None:
-    """The origin answers with all of it, and nothing is put together from two versions."""
+    """The origin answers with all of it. Two versions are never mixed."""
     url = nginx.put("model.bin", CONTENT)
     await downloaded(url, folder, LOOPBACK)
     other = octets(2, len(CONTENT))
@@ -217,7 +217,7 @@ async def test_a_file_that_changed_since_is_downloaded_again(nginx: Nginx, folde
 
 
 async def test_without_a_validator_a_download_begins_again(nginx: Nginx, folder: Path) -> None:
-    """Nobody could tell whether the rest is of the same version; a date of just now does not tell either."""
+    """Without a validator, the rest may be of another version. A date of just now is not a validator either."""
     nginx.put("model.bin", CONTENT)
     for place in ("untagged/", "undated/"):
         await downloaded(f"{nginx.url}/{place}model.bin", folder, LOOPBACK)
@@ -226,7 +226,7 @@ async def test_without_a_validator_a_download_begins_again(nginx: Nginx, folder:
 
 @pytest.mark.parametrize("state", [b"", b"{", b"[]", b'{"size": 99999999, "total": 4194304, "validators": ["x", null, false]}'])
 async def test_what_is_said_of_a_partial_file_may_be_rubbish(nginx: Nginx, folder: Path, state: bytes) -> None:
-    """Then the download begins anew."""
+    """If the state of a partial file is damaged, the download begins again."""
     url = nginx.put("model.bin", CONTENT)
     (await downloaded(url, folder, LOOPBACK)).path.write_bytes(octets(3, len(CONTENT)))
     (folder / "state.json").write_bytes(state)
@@ -235,7 +235,7 @@ async def test_what_is_said_of_a_partial_file_may_be_rubbish(nginx: Nginx, folde
 
 
 async def test_a_damaged_partial_file_is_found_by_the_digest(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
-    """Where one is expected: the download begins anew, and what was put together is not kept."""
+    """If a digest is expected and differs, the download begins again, and the damaged file is not kept."""
     url = nginx.put("model.bin", CONTENT)
     cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
     sha256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
@@ -253,7 +253,7 @@ async def test_a_damaged_partial_file_is_found_by_the_digest(nginx: Nginx, local
 async def test_a_process_that_is_killed_in_the_middle_is_continued(
     nginx: Nginx, local_repository: Repository, tmp_path: Path
 ) -> None:
-    """What it made durable is not downloaded again, and nothing that it left is taken for the file."""
+    """Durable bytes are not downloaded again, and nothing that it left is taken for the file."""
     url = nginx.put("model.bin", CONTENT)
     killed = start(tmp_path, "cache", url, "--kill-at", str(3 * MIB))
     killed.communicate()
@@ -272,7 +272,7 @@ async def test_a_process_that_is_killed_in_the_middle_is_continued(
 async def test_a_resolve_that_is_killed_at_any_call_is_continued(
     nginx: Nginx, local_repository: Repository, tmp_path: Path
 ) -> None:
-    """Whatever the process was about to do to the disk: the next resolve gives the whole file, and leaves nothing behind."""
+    """After a kill at any system call, the next resolve gives the whole file, and leaves no other files."""
     url = nginx.put("model.bin", CONTENT[:600_000])
     said, errors = start(tmp_path, "caches", url, "--kill-at-every-call").communicate()
     assert "" == errors
@@ -289,7 +289,7 @@ async def test_a_resolve_that_is_killed_at_any_call_is_continued(
 async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
     nginx: Nginx, local_repository: Repository, tmp_path: Path
 ) -> None:
-    """Cancelling costs nothing but what is not there yet: the next resolve gives the whole file, and leaves nothing behind."""
+    """After a cancel at any await, the next resolve gives the whole file, and leaves no other files."""
     origin = FileURL(nginx.put("model.bin", CONTENT[:MIB]))
     caches = (tmp_path / "caches" / str(number) for number in count())
     used: list[Path] = []
@@ -297,7 +297,7 @@ async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
     async def resolve_again() -> None:
         used.append(next(caches))
         cache = Cache(used[-1], local_repository, downloads=LOOPBACK)
-        # What `resolve` has a task of its own for: the task that is cancelled must be the one that waits.
+        # `resolve` runs this in its own task. Here the cancelled task must be the one that waits.
         await cache._urls(await cache._opened()).obtain(origin, Kind.FILE)
 
     places = [place async for place in cancelled_at_every_await(resolve_again)]
@@ -309,7 +309,7 @@ async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
 
 
 async def test_processes_that_resolve_at_once_download_once(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
-    """Whoever comes later waits, or is told that nothing has changed; nobody overwrites what another one uses."""
+    """The other processes wait, or learn that nothing has changed. Nobody overwrites data that another one uses."""
     url = nginx.put("model.bin", CONTENT)
 
     found = [result(process) for process in [start(tmp_path, "cache", url) for _ in range(3)]]
@@ -320,7 +320,7 @@ async def test_processes_that_resolve_at_once_download_once(nginx: Nginx, local_
 
 
 async def test_who_seems_to_be_gone_is_passed_by(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
-    """Its lock is held and was not seen for a minute: what it has downloaded is continued elsewhere."""
+    """A holder of the lock was not seen for a minute. Another process continues its download elsewhere."""
     url = nginx.put("model.bin", CONTENT)
     cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
     entry_store = await cache._opened()
@@ -340,7 +340,7 @@ async def test_who_seems_to_be_gone_is_passed_by(nginx: Nginx, local_repository:
 
 
 async def test_a_disk_that_is_too_small(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
-    """It is said before anything is downloaded, and nothing is left."""
+    """The error comes before anything is downloaded, and nothing is left."""
     with small_disk(tmp_path / "disk", "size=2m"):
         cache = Cache(tmp_path / "disk/cache", local_repository, downloads=LOOPBACK)
         with pytest.raises(CacheFull, match=r"bytes are needed, its|bytes are needed, \d+ are free"):
@@ -349,7 +349,7 @@ async def test_a_disk_that_is_too_small(nginx: Nginx, local_repository: Reposito
 
 
 async def test_a_disk_that_fills_up(tmp_path: Path) -> None:
-    """What an answer of unknown length needs shows only then; once there is room it is continued."""
+    """An answer of unknown length shows its size only during the download. With more space it is continued."""
     chunk = b"%x\r\n" % len(CONTENT) + CONTENT + b"\r\n0\r\n\r\n"
     answer = head("200 OK", "Transfer-Encoding: chunked", 'ETag: "a"') + chunk
     with small_disk(tmp_path / "disk", "size=2m") as change:
@@ -363,7 +363,10 @@ async def test_a_disk_that_fills_up(tmp_path: Path) -> None:
 
 
 async def test_a_limit_holds_during_a_download(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
-    """Who was not used for the longest time makes room, and what is too large for all of it is refused before it comes."""
+    """The least recently used entry is evicted.
+
+    A file that is larger than the limit is refused before it is downloaded.
+    """
     cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK, size_limit=7 * MIB)
     async with cache.lease(FileURL(nginx.put("a.bin", CONTENT))) as first:
         with pytest.raises(CacheFull):
@@ -376,7 +379,7 @@ async def test_a_limit_holds_during_a_download(nginx: Nginx, local_repository: R
 
 
 async def test_a_cache_that_is_read_only(local_repository: Repository, tmp_path: Path) -> None:
-    """What nobody need be asked about is a hit; anything else is refused in a sentence."""
+    """Content that needs no request is a hit. Everything else fails with one sentence."""
     with small_disk(tmp_path / "disk", "size=20m") as change:
         cache = Cache(tmp_path / "disk/cache", local_repository, downloads=LOOPBACK)
         async with running_origin(answers(whole(CONTENT))) as origin:
@@ -388,7 +391,7 @@ async def test_a_cache_that_is_read_only(local_repository: Repository, tmp_path:
 
 
 def tail_as_whole(start: int, stop: int | None = None, *, status: str = "200 OK", total: int | str = len(CONTENT)) -> bytes:
-    """A part of the file under a status of the test's choice, as some origins answer a range."""
+    """Answer with a part of the file under any status, as some origins answer a range."""
     stop = len(CONTENT) if stop is None else stop
     content_range = f"Content-Range: bytes {start}-{stop - 1}/{total}"
     return head(status, 'ETag: "a"', content_range, f"Content-Length: {stop - start}") + CONTENT[start:stop]
@@ -396,7 +399,7 @@ def tail_as_whole(start: int, stop: int | None = None, *, status: str = "200 OK"
 
 @pytest.mark.parametrize("total", [len(CONTENT), "*"])
 async def test_tail_under_status_200_is_not_taken_for_the_whole(folder: Path, total: int | str) -> None:
-    """The range of an answer counts, not its status: after a cut, the rest is added to what is here."""
+    """The range of an answer counts, not its status. After a cut, the rest is appended to the partial file."""
     async with running_origin(hanging(BEGUN + CONTENT[: 3 * MIB], tail_as_whole(3 * MIB, total=total))) as origin:
         done = await downloaded(f"{origin.url}/a", folder, IMPATIENT)
 
@@ -405,7 +408,7 @@ async def test_tail_under_status_200_is_not_taken_for_the_whole(folder: Path, to
 
 
 async def test_whole_under_status_200_with_its_range_is_taken(folder: Path) -> None:
-    """An origin may say the range of a whole file as well."""
+    """An origin may state the range of a whole file too."""
     async with running_origin(answers(tail_as_whole(0))) as origin:
         done = await downloaded(f"{origin.url}/a", folder, LOOPBACK)
 
@@ -413,7 +416,7 @@ async def test_whole_under_status_200_with_its_range_is_taken(folder: Path) -> N
 
 
 async def test_another_size_of_the_same_version_is_never_taken(folder: Path) -> None:
-    """The tail as if it were the whole, with the version that was begun and without its range: refused each time."""
+    """The tail comes as if it were the whole file, with the same version and without a range. It is refused each time."""
     lie = head("200 OK", f"Content-Length: {MIB}", 'ETag: "a"') + CONTENT[3 * MIB :]
     async with running_origin(hanging(BEGUN + CONTENT[: 3 * MIB], lie, part(0), lie, BEGUN + CONTENT)) as origin:
         done = await downloaded(f"{origin.url}/a", folder, IMPATIENT)
@@ -422,7 +425,7 @@ async def test_another_size_of_the_same_version_is_never_taken(folder: Path) -> 
 
 
 async def test_another_size_of_an_unknown_version_must_be_said_twice(folder: Path) -> None:
-    """Without any version a file may have changed, or its tail may have come: one answer alone does not tell."""
+    """Without a version, the file may have changed, or its tail may have come. One answer alone does not tell which."""
     begun = head("200 OK", f"Content-Length: {len(CONTENT)}") + CONTENT[:MIB]
     tail = whole(CONTENT[MIB:])
     async with running_origin(answers(begun, tail, whole(CONTENT), whole(CONTENT))) as origin:
@@ -432,7 +435,7 @@ async def test_another_size_of_an_unknown_version_must_be_said_twice(folder: Pat
 
 
 async def test_size_that_is_known_is_not_forgotten_by_an_answer_without_one(folder: Path) -> None:
-    """An answer in chunks that ends too early is no whole file, when the same version had a size before."""
+    """A chunked answer that ends too early is not a whole file, if the same version had a size before."""
     packed = head("200 OK", 'ETag: "a"', "Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (MIB, CONTENT[:MIB])
     async with running_origin(hanging(BEGUN + CONTENT[: 3 * MIB], packed, part(MIB))) as origin:
         done = await downloaded(f"{origin.url}/a", folder, IMPATIENT)
@@ -441,7 +444,7 @@ async def test_size_that_is_known_is_not_forgotten_by_an_answer_without_one(fold
 
 
 async def test_small_slices_that_close_cleanly_are_all_asked_for(folder: Path) -> None:
-    """However many there are: each one is what the origin chose to send, and no failure."""
+    """Any number of slices is requested. The origin chose their size, so they are not failures."""
     size = 100 << 10
 
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
@@ -468,14 +471,14 @@ CHUNKED = head("200 OK", "Transfer-Encoding: chunked", 'ETag: "a"') + b"%x\r\n%b
 
 
 async def given_up(url: str, folder: Path, limits: DownloadLimits = LOOPBACK) -> None:
-    """A download that must end in an error, and give no file."""
+    """Download, and expect an error and no file."""
     with pytest.raises(TransferError):
         await downloaded(url, folder, limits)
 
 
 @pytest.mark.parametrize("start", [2 * MIB, 3 * MIB - 1])
 async def test_part_that_does_not_go_on_ends(folder: Path, start: int) -> None:
-    """An origin that sends bytes again which are here already is given up, and not asked without end."""
+    """An origin that sends only bytes that have arrived already is given up."""
     async with running_origin(
         hanging(BEGUN + CONTENT[: 3 * MIB], tail_as_whole(start, start + 1, status="206 Partial Content"))
     ) as origin:
@@ -490,20 +493,20 @@ async def test_part_that_does_not_go_on_ends(folder: Path, start: int) -> None:
     ],
 )
 async def test_part_of_a_file_of_unknown_size_is_not_taken_for_the_whole(folder: Path, answer: Answer) -> None:
-    """Nothing says that there is no more."""
+    """Nothing says that there are no more bytes."""
     async with running_origin(answer) as origin:
         await given_up(f"{origin.url}/a", folder, IMPATIENT)
 
 
 async def test_part_that_is_shorter_than_its_range_is_not_taken_for_the_whole(folder: Path) -> None:
-    """Of a range, all bytes must come."""
+    """All bytes of a range must come."""
     lie = head("200 OK", 'ETag: "a"', f"Content-Range: bytes 0-{len(CONTENT) - 1}/*", f"Content-Length: {MIB}") + CONTENT[:MIB]
     async with running_origin(answers(lie)) as origin:
         await given_up(f"{origin.url}/a", folder)
 
 
 async def test_file_of_unknown_size_ends_where_no_range_exists(folder: Path) -> None:
-    """Parts whose total is unknown are asked for until the origin says that no byte is left."""
+    """Parts of an unknown total are requested until the origin says that no byte is left."""
     end = head("416 Range Not Satisfiable", f"Content-Range: bytes */{len(CONTENT)}", "Content-Length: 0")
     parts = [tail_as_whole(start, start + MIB, status="206 Partial Content", total="*") for start in range(MIB, 4 * MIB, MIB)]
     async with running_origin(hanging(CHUNKED, *parts, end)) as origin:
@@ -515,7 +518,7 @@ SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 
 
 def slices(*last: bytes, size: int = MIB) -> Answer:
-    """An origin that gives a slice of the file at a time and never says how much there is, and at its end `last`, one by one."""
+    """Return an origin that sends one slice at a time without a total, and `last` at the end, one by one."""
     ends = iter(last)
 
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
@@ -534,7 +537,7 @@ NO_MORE = [
     whole(CONTENT, 'ETag: "a"'),
     head("200 OK", "Transfer-Encoding: chunked", 'ETag: "a"') + b"%x\r\n%b\r\n0\r\n\r\n" % (len(CONTENT), CONTENT),
 ]
-"""The ways to say that there is no byte after the last one."""
+"""The ways to say that there are no bytes after the last one."""
 
 
 @pytest.mark.parametrize("digest", [SHA256, "0" * 64])
@@ -542,7 +545,7 @@ NO_MORE = [
 async def test_slices_of_a_file_of_unknown_size_are_all_taken_where_a_digest_is_expected(
     folder: Path, last: bytes, digest: str
 ) -> None:
-    """The digest says whether the bytes are right, and not that the first slice is all of them."""
+    """The digest tells whether the bytes are right. It does not tell that the first slice is the whole file."""
     async with running_origin(slices(last)) as origin:
         done = await download(FileURL(f"{origin.url}/a", digest=digest), folder, limits=LOOPBACK)
 
@@ -554,7 +557,7 @@ async def test_slices_of_a_file_of_unknown_size_are_all_taken_where_a_digest_is_
 
 @pytest.mark.parametrize("size", [MIB, len(CONTENT)])
 async def test_slices_of_a_file_of_unknown_size_end_where_a_total_appears(folder: Path, size: int) -> None:
-    """At the last slice, or in one that has been here in part."""
+    """The total comes with the last slice, or with one that has arrived in part before."""
 
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
         start = int(asked.headers.get("range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
@@ -575,7 +578,7 @@ async def test_slices_of_a_file_of_unknown_size_end_where_a_total_appears(folder
 async def test_slices_of_a_file_of_unknown_size_with_another_digest_are_not_kept(
     local_repository: Repository, tmp_path: Path, digest: str
 ) -> None:
-    """The error is that of other content, after all of it has come."""
+    """The error is that of unexpected content, after all of it has arrived."""
     async with running_origin(slices(*NO_MORE[:1])) as origin:
         cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
         with pytest.raises(UnexpectedContent):
@@ -585,7 +588,7 @@ async def test_slices_of_a_file_of_unknown_size_with_another_digest_are_not_kept
 
 
 async def test_slices_without_end_end_at_the_limit(folder: Path) -> None:
-    """Of an origin that always has one more."""
+    """An origin that always has one more slice is stopped by the limit."""
 
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
         start = int(asked.headers.get("range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
@@ -603,7 +606,7 @@ async def test_slices_without_end_end_at_the_limit(folder: Path) -> None:
 
 
 async def test_slice_of_a_file_of_unknown_size_that_comes_again_and_again_ends(folder: Path) -> None:
-    """A slice must bring something new, also where a digest is expected."""
+    """A slice must bring new bytes, also if a digest is expected."""
     parts = [tail_as_whole(0, MIB, total="*"), tail_as_whole(MIB - 9, MIB, status="206 Partial Content", total="*")]
     async with running_origin(answers(*parts)) as origin:
         with pytest.raises(Interrupted):
@@ -618,7 +621,7 @@ async def test_range_without_bytes_beside_the_whole_does_not_count(folder: Path,
 
 
 async def test_file_that_became_shorter_and_states_no_size_any_more(folder: Path) -> None:
-    """Without any version, the missing size must be met twice, and then it is not remembered."""
+    """Without a version, the missing size must come twice. Then the old size is forgotten."""
     begun = head("200 OK", f"Content-Length: {len(CONTENT)}") + CONTENT[:MIB]
     chunked = head("200 OK", "Transfer-Encoding: chunked") + b"5\r\n01234\r\n0\r\n\r\n"
     async with running_origin(answers(begun, chunked)) as origin:
@@ -629,7 +632,7 @@ async def test_file_that_became_shorter_and_states_no_size_any_more(folder: Path
     "changed", [{"validators": [7, None, False]}, {"validators": ['"a"\r\nX: y', None, False]}, {"total": "20"}, {"size": None}]
 )
 async def test_damaged_state_of_a_download_is_none(folder: Path, changed: dict[str, object]) -> None:
-    """What is read back is checked: the download begins from its first byte."""
+    """Saved state is checked when it is read. If it is damaged, the download begins with the first byte."""
     (folder / "partial").write_bytes(CONTENT[:10])
     state = {"size": 10, "total": 20, "validators": ['"a"', None, False]} | changed
     (folder / "state.json").write_text(json.dumps(state))

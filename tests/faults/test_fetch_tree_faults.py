@@ -1,4 +1,7 @@
-"""Unpacks that are cut, cancelled, raced, damaged or out of room: no half tree, nothing fetched twice, nothing lost."""
+"""Fetches of trees are cut, cancelled, raced or damaged, or lack disk space.
+
+No half tree appears, and nothing is fetched twice.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +44,13 @@ ARCHIVE = forged(FILES)
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Where `target` is to be made."""
+    """Return the folder in which `target` is to be made."""
     return plant(tmp_path / "place", {})
 
 
 @pytest.mark.parametrize("way", ["new", "inside", "force"])
 async def test_cancelled_at_every_await(repository: LocalRepository, place: Path, way: str) -> None:
-    """The old tree or the new one is there, or none, never a half; and what follows completes."""
+    """The old tree, the new one or none is there, never a half tree. The next fetch completes."""
     record = await stored(repository, ARCHIVE, chunk_size=40_000)
     target = place / "target"
 
@@ -75,7 +78,7 @@ async def test_cancelled_at_every_await(repository: LocalRepository, place: Path
 async def test_a_second_unpack_receives_what_is_missing(
     repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch, gather_limit: int
 ) -> None:
-    """Chunks that are staged are not received again, nor those of packed entries that are whole."""
+    """Staged chunks are not received again, and neither are those of whole packed entries."""
     monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
     monkeypatch.setattr("filestore.transfer.schedule.BATCH_SIZE", 30_000)
     monkeypatch.setattr("filestore.transfer.sinks.zip_index.GATHER_LIMIT", gather_limit)
@@ -91,7 +94,8 @@ async def test_a_second_unpack_receives_what_is_missing(
         assert things_in(ARCHIVE) == standing(target)
         assert found.size >= found.bytes_reused
         received.append(found.bytes_received)
-    # Never more than the first time; and in the end little, since all but what was not whole is there.
+    # It never receives more than the first fetch. In the end it receives little, since only partial entries are
+    # missing.
     assert whole >= max(received)
     assert received[0] == whole
     assert received[-1] < 0.7 * whole
@@ -99,7 +103,7 @@ async def test_a_second_unpack_receives_what_is_missing(
 
 
 async def test_what_is_staged_is_not_trusted(repository: LocalRepository, place: Path) -> None:
-    """Rubbish of every kind in the staging folder of an unpack that was cut: none of it comes into the tree."""
+    """Wrong data of every kind is in the staging folder of a cut fetch. None of it gets into the tree."""
     record = await stored(repository, ARCHIVE, chunk_size=40_000)
     await cut_off(repository, record, place / "target", gets=1)
     staging = staging_in(place)
@@ -123,7 +127,7 @@ async def test_what_is_staged_is_not_trusted(repository: LocalRepository, place:
 
 
 async def test_kinds_in_the_staging_folder_that_are_not_those_of_the_archive(repository: LocalRepository, place: Path) -> None:
-    """A folder where a file belongs and the other way round; and a file in the place of the staging folder itself."""
+    """A folder is in the place of a file, a file in that of a folder, and a file in that of the staging folder itself."""
     record = await stored(repository, ARCHIVE, chunk_size=40_000)
     await cut_off(repository, record, place / "target", gets=1)
     staging = staging_in(place)
@@ -139,7 +143,7 @@ async def test_kinds_in_the_staging_folder_that_are_not_those_of_the_archive(rep
 
 
 async def test_the_staging_folder_is_removed_meanwhile(repository: LocalRepository, place: Path) -> None:
-    """Somebody clears up: it is made again, and the tree is whole; again and again: it is said."""
+    """A removed staging folder is made again, and the tree is whole. If it is removed again and again, the fetch fails."""
     record = await stored(repository, ARCHIVE, chunk_size=40_000)
     watched = WatchedRepository(repository)
     left = 1
@@ -161,7 +165,7 @@ async def test_the_staging_folder_is_removed_meanwhile(repository: LocalReposito
 
 @pytest.mark.parametrize("way", ["new", "inside", "force"])
 async def test_two_unpacks_to_one_target(repository: LocalRepository, place: Path, way: str) -> None:
-    """They share the staging folder; the one that is overtaken finds the tree, and what is published is not written to."""
+    """They share the staging folder. The slower one finds the tree, and nobody writes to a published tree."""
     record = await stored(repository, ARCHIVE, chunk_size=40_000)
     watched = WatchedRepository(repository)
     target = place / "target"
@@ -190,7 +194,7 @@ async def test_two_unpacks_to_one_target(repository: LocalRepository, place: Pat
 
 @pytest.mark.parametrize("way", ["new", "inside"])
 async def test_another_process_is_done_before_this_one_begins(repository: LocalRepository, place: Path, way: str) -> None:
-    """It has published between the first look at the target and the first byte in staging: its tree is found."""
+    """It publishes after the first look at the target and before the first byte in staging. Its tree is found."""
     record = await stored(repository, ARCHIVE, chunk_size=40_000)
     watched = WatchedRepository(repository)
     target = place / "target"
@@ -209,7 +213,7 @@ async def test_another_process_is_done_before_this_one_begins(repository: LocalR
 
 
 async def test_something_appears_at_the_target_meanwhile(repository: LocalRepository, place: Path) -> None:
-    """What somebody else puts there is not replaced, and is named in the error."""
+    """A thing that another program puts there is not replaced. The error names it."""
     record = await stored(repository, ARCHIVE, chunk_size=40_000)
     watched = WatchedRepository(repository)
 
@@ -224,7 +228,7 @@ async def test_something_appears_at_the_target_meanwhile(repository: LocalReposi
 
 
 async def test_a_damaged_chunk_is_named_and_the_rest_is_kept(local_repository: Repository, place: Path, tmp_path: Path) -> None:
-    """The tree does not appear; when the chunk was mended, the next unpack receives little more than that."""
+    """The tree does not appear. After the chunk is repaired, the next fetch receives little more than that."""
     tree = plant(tmp_path / "tree", {f"{number}.bin": octets(number, 2 * MIB) for number in range(6)})
     record = (await push(local_repository, tree)).record
     manifest = Manifest.parse(await local_repository.manifest(record.digest))
@@ -245,7 +249,7 @@ async def test_a_damaged_chunk_is_named_and_the_rest_is_kept(local_repository: R
 
 
 async def test_a_refused_archive_takes_what_was_staged_with_it(repository: LocalRepository, place: Path) -> None:
-    """Found out at the last byte, after a cut and with all else in its place: nothing is left behind."""
+    """The archive is refused at its last byte, after a cut. Nothing of it is left."""
     archive = forged([*FILES, Forged("bad", b"content", crc=1)])
     record = await stored(repository, archive, chunk_size=40_000)
     await cut_off(repository, record, place / "target", gets=1)
@@ -266,9 +270,12 @@ def small(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
 async def test_the_disk_is_too_small(
     repository: LocalRepository,
     small: tuple[Path, Callable[[], None]],
-    inside: bool,  # noqa: FBT001  # a parameter of the test
+    inside: bool,  # noqa: FBT001  # a parameter of this test
 ) -> None:
-    """Said before anything is fetched, with the numbers; with more room it completes. A mounted volume may be the target."""
+    """The error comes before anything is fetched, with the numbers.
+
+    With more space the fetch completes, also to a mounted volume.
+    """
     folder, grow = small
     target = folder if inside else folder / "target"
     watched = WatchedRepository(repository)

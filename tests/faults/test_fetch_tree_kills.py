@@ -50,20 +50,20 @@ def kill_everywhere(folder: Path, way: str) -> int:
 
 @pytest.mark.parametrize("way", ["new", "inside", "force"])
 def test_an_unpack_is_killed_at_every_system_call(tmp_path: Path, way: str) -> None:
-    """To a new target, into an empty folder, and over an older tree: what follows completes, and leaves nothing behind."""
+    """After a kill at any call, the next fetch completes, and leaves no other files."""
     assert kill_everywhere(tmp_path, way) > 20
 
 
 @pytest.mark.parametrize("way", ["mounted", "image", "staged"])
 def test_a_replacement_in_place_is_killed_at_every_change(tmp_path: Path, way: str) -> None:
-    """The next command finds the whole old tree or the whole new one, never a mixture, and `--force` works again."""
+    """The next command finds the whole old tree or the whole new one, never a mixture. `--force` works again."""
     with small_disk(tmp_path / "probe", "size=1m"):
         assert kill_everywhere(tmp_path, way) > 5
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More than is moved before a watcher that never sleeps can strike: large files and many small ones."""
+    """A tree of large files and many small ones. To move it takes longer than a watching process needs to strike."""
     root = tmp_path_factory.mktemp("source") / "model"
     rng = random.Random(6)
     for number in range(3):
@@ -81,13 +81,13 @@ async def pushed(root: Path, tree: Path) -> Record:
 
 
 async def unpacked(root: Path, record: Record, target: Path) -> FetchTreeResult:
-    """What an unpack in this process does."""
+    """Fetch the tree in this process, and return the result."""
     async with connect(str(root)) as repository:
         return await fetch_tree(repository, record, target=target)
 
 
 def held(folder: Path) -> int:
-    """Bytes that files in staging folders hold."""
+    """Return the bytes in files of staging folders."""
     found = 0
     for path in folder.glob(".*.filestore-partial/**/*"):
         try:
@@ -98,12 +98,12 @@ def held(folder: Path) -> int:
 
 
 def start(root: Path, record: Record, target: Path) -> subprocess.Popen[bytes]:
-    """An unpack in a process of its own."""
+    """Fetch the tree in a process of its own."""
     return subprocess.Popen([sys.executable, "-c", UNPACK, root, record.id, target])
 
 
 def test_a_process_is_killed_in_the_middle_of_an_unpack(tree: Path, tmp_path: Path) -> None:
-    """No tree has the name; the second unpack keeps what the first has written, receives only the rest, and completes."""
+    """No tree has the name. The second fetch keeps what the first has written, receives only the rest, and completes."""
     record = asyncio.run(pushed(tmp_path / "root", tree))
     place = tmp_path / "place"
     place.mkdir()
@@ -119,13 +119,13 @@ def test_a_process_is_killed_in_the_middle_of_an_unpack(tree: Path, tmp_path: Pa
 
     assert standing(tree) == standing(place / "model")
     assert 8 * MIB < found.bytes_reused
-    # What is read to find the central directory comes on top.
+    # The bytes that are read to find the central directory are added to that.
     assert found.bytes_received <= found.size - found.bytes_reused + 5 * MIB
     assert ["model"] == [path.name for path in place.iterdir()]
 
 
 def test_processes_unpack_to_one_target(tree: Path, tmp_path: Path) -> None:
-    """All succeed, even one that comes so late that the tree is there; there is one tree, and nothing else."""
+    """All succeed, also one that begins after the tree is there. There is one tree, and nothing else."""
     record = asyncio.run(pushed(tmp_path / "root", tree))
     place = tmp_path / "place"
     place.mkdir()

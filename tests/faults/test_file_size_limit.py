@@ -1,4 +1,4 @@
-"""A file that is larger than its file system, or the limit of a process, allows: its name and the cause are told."""
+"""A file is larger than its file system, or the limit of a process, allows. The error names the file and the cause."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CAUSE = "a file there may not have that many bytes, by the limit of its file sys
 
 
 def limited(home: Home, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a command that may make no file of more than 1 MiB."""
+    """Run a command that cannot make files of more than 1 MiB."""
     return home.run("-c", 'ulimit -f 1024; exec "$0" "$@"', SCRIPTS / "filestore", *arguments, program="bash")
 
 
@@ -28,7 +28,7 @@ def large(home: Home, tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_file_that_is_too_large_is_named(home: Home, tmp_path: Path) -> None:
-    """By the path that it was to have; and nothing is left behind of it."""
+    """The error has the path of the target, and nothing of the file is left."""
     (tmp_path / "weights.bin").write_bytes(octets(1, SIZE))
     pushed = home.result("push", tmp_path / "weights.bin")
     target = tmp_path / "out/weights.bin"
@@ -40,14 +40,14 @@ def test_a_file_that_is_too_large_is_named(home: Home, tmp_path: Path) -> None:
 
 
 def test_an_entry_that_is_too_large_is_named(home: Home, large: dict[str, str], tmp_path: Path) -> None:
-    """By its path in the tree."""
+    """The error has its path in the tree."""
     done = limited(home, "fetch", large["id"], "-o", tmp_path / "out")
     assert (1, "") == (done.returncode, done.stdout)
     assert f"Error: {tmp_path}/out/weights.bin failed: {CAUSE}" in done.stderr
 
 
 def test_an_entry_of_the_cache_that_is_too_large_is_named(home: Home, large: dict[str, str]) -> None:
-    """A directory as its zip is one file."""
+    """The zip of a directory is one file."""
     done = limited(home, "cache", "warm", large["id"], "--zip", "--quiet")
     assert (1, "") == (done.returncode, done.stdout)
     assert f"model.zip failed: {CAUSE}" in done.stderr

@@ -1,4 +1,7 @@
-"""A child whose parent has used the library works or says at once why not, never hangs, and never harms the parent."""
+"""A child of a process that has used the library works, or fails at once with the reason.
+
+It never hangs or harms its parent.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def ids_of(server: RunningServer) -> list[str]:
 
 
 def run(tmp_path: Path, method: str, whose: str, repository: str, ids: list[str]) -> Any:
-    """What a parent and its child say; all of their processes are ended after a minute."""
+    """Return what a parent and its child print. All of their processes are ended after a minute."""
     folder = tmp_path / "sources"
     folder.mkdir()
     for name in ("of-parent.txt", "of-child.txt", "afterwards.txt"):
@@ -76,7 +79,7 @@ def run(tmp_path: Path, method: str, whose: str, repository: str, ids: list[str]
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_child_uses_what_its_parent_has_made(server: RunningServer, tmp_path: Path, method: str) -> None:
-    """The parent's repository and cache work in a child, on connections and leases of its own: a hit, a miss, a push."""
+    """The parent's repository and cache work in a child, with connections and leases of its own: a hit, a miss, a push."""
     said = run(tmp_path, method, "parents", server.url, ids_of(server))
     assert ["hit.txt", "of-parent.txt"] == said["parent"]
     assert ["hit.txt", "miss.txt", "of-child.txt"] == said["child"]
@@ -86,14 +89,14 @@ def test_child_uses_what_its_parent_has_made(server: RunningServer, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_child_makes_its_own(server: RunningServer, tmp_path: Path, method: str) -> None:
-    """A repository and a cache that are made in the child work, whatever the parent has used."""
+    """A repository and a cache that the child makes work, whatever the parent has used."""
     said = run(tmp_path, method, "new", server.url, ids_of(server))
     assert ["hit.txt", "miss.txt", "of-child.txt"] == said["child"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> tuple[str, list[str]]:
-    """A folder that no process has open, and the ids of two files in it."""
+    """The path of a folder that no process has open, and the ids of two files in it."""
     with running_server(tmp_path / "root") as running:
         ids = ids_of(running)
     return str(tmp_path / "root"), ids
@@ -102,7 +105,7 @@ def folder(tmp_path: Path) -> tuple[str, list[str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "loop"])
 def test_open_folder_is_refused_in_a_forked_child(folder: tuple[str, list[str]], tmp_path: Path, method: str) -> None:
-    """What needs the parent's open index raises at once; a hit of the cache does not need it. The parent goes on."""
+    """Calls that need the parent's open index raise at once. A hit of the cache does not need it. The parent continues."""
     root, ids = folder
     said = run(tmp_path, method, "parents", root, ids)
     assert ["hit.txt", "UsedAfterFork", "UsedAfterFork"] == said["child"]
@@ -110,7 +113,7 @@ def test_open_folder_is_refused_in_a_forked_child(folder: tuple[str, list[str]],
 
 
 def test_folder_that_the_parent_has_open_is_refused_in_a_forked_child(folder: tuple[str, list[str]], tmp_path: Path) -> None:
-    """Opened anew in the child, too: SQLite would believe that the child has the locks of its parent."""
+    """A second open in the child is refused too: SQLite would believe that the child has the locks of its parent."""
     root, ids = folder
     assert ["UsedAfterFork"] == run(tmp_path, "loop", "new", root, ids)["child"]
 
@@ -120,7 +123,7 @@ def test_folder_that_the_parent_has_open_is_refused_in_a_forked_child(folder: tu
 def test_folder_that_the_parent_has_closed_is_opened_by_the_child(
     folder: tuple[str, list[str]], tmp_path: Path, method: str
 ) -> None:
-    """A folder that is closed before the fork works as in any other process."""
+    """A folder that was closed before the fork works as in any other process."""
     root, ids = folder
     said = run(tmp_path, method, "new", root, ids)
     assert ["hit.txt", "miss.txt", "of-child.txt"] == said["child"]
@@ -169,7 +172,7 @@ print("sound")
 
 
 def test_child_that_leaves_its_parents_blocks_takes_nothing_away(folder: tuple[str, list[str]], tmp_path: Path) -> None:
-    """Leases, staging folder and the index's log stay the parent's until the parent ends."""
+    """Leases, staging folder and the log of the index belong to the parent until it ends."""
     root, ids = folder
     command: list[str | Path] = [sys.executable, "-c", IN_A_FORK, root, tmp_path / "cache", ids[0]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -177,7 +180,7 @@ def test_child_that_leaves_its_parents_blocks_takes_nothing_away(folder: tuple[s
 
 
 async def test_open_folder_is_not_sent_to_another_process(local_repository: Repository, tmp_path: Path) -> None:
-    """Pickling it, or a cache of it, says at once what to do instead."""
+    """Pickling a folder repository, or a cache of it, raises at once and says what to do instead."""
     for item in (local_repository, Cache(tmp_path / "cache", local_repository)):
         with pytest.raises(TypeError, match=r"open it there by connect\(\)"):
             pickle.dumps(item)
@@ -207,7 +210,7 @@ print("sound")
 
 
 def test_push_cache_that_is_open_is_an_empty_one_in_a_forked_child(tmp_path: Path) -> None:
-    """The child reads and writes nothing by the parent's connection, and the parent goes on."""
+    """The child does not use the parent's connection, and the parent continues."""
     command: list[str | Path] = [sys.executable, "-W", "ignore", "-c", PUSH_CACHE_IN_A_FORK, tmp_path / "push_cache"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ("sound\n", "", 0) == (done.stdout, done.stderr, done.returncode)
@@ -230,7 +233,7 @@ def test_push_cache_that_is_open_is_an_empty_one_in_a_forked_child(tmp_path: Pat
 def test_object_that_is_made_while_another_thread_forks_can_be_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: ModuleType, make: Callable[[Path], object]
 ) -> None:
-    """From the moment on at which it can be told, it has all that it needs for it and nothing is added to it."""
+    """From the moment when an object can be told of a fork, it is complete."""
     registered = module.tell_of_forks
     made: list[tuple[object, list[str]]] = []
 
@@ -239,7 +242,7 @@ def test_object_that_is_made_while_another_thread_forks_can_be_told(
     def register_and_fork(item: aio.Forkable) -> None:
         registered(item)
         if os.getpid() != parent:
-            return  # what other tests have left makes new locks in the child
+            return  # objects of other tests make new locks in the child
         made.append((item, sorted(vars(item))))
         child = os.fork()
         if not child:
@@ -257,13 +260,13 @@ def test_object_that_is_made_while_another_thread_forks_can_be_told(
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_child_that_is_forked_during_a_publication_keeps_no_lock(tmp_path: Path) -> None:
-    """The child lives on with a copy of the descriptor; the next publication in that folder does not wait for it."""
+    """The child lives on with a copy of the descriptor. The next publication in that folder does not wait for it."""
     reader, writer = os.pipe()
     with target.Target(tmp_path, Digest(bytes(32)), force=True)._locked(tmp_path):
         child = os.fork()
         if not child:
             os.close(writer)
-            os.read(reader, 1)  # until the parent closes its end
+            os.read(reader, 1)  # blocks until the parent closes its end
             os._exit(0)
     try:
         with FileLock.of_folder(tmp_path, is_required=True) as lock:

@@ -1,4 +1,4 @@
-"""A full disk on either side, seen by a user: one sentence, nothing half, and the same command completes when there is room."""
+"""A disk is full at one end. The user sees one sentence, and with more space the same command completes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = 24 * MIB
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """More than fits."""
+    """A file that is larger than the disk."""
     path = tmp_path / "model.bin"
     path.write_bytes(random.Random(7).randbytes(SIZE))
     return path
@@ -27,18 +27,18 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A file system of 16 MiB, and what makes it larger."""
+    """A file system of 16 MiB, with a function that makes it larger."""
     with small_disk(tmp_path / "small", "size=16m") as change:
         yield tmp_path / "small", lambda: change("size=256m")
 
 
 def lines_of(path: Path) -> list[str]:
-    """What a file holds."""
+    """Return the lines of a file."""
     return path.read_text().splitlines()
 
 
 def test_the_target_s_disk_is_full(home: Home, source: Path, small: tuple[Path, Callable[[], None]], tmp_path: Path) -> None:
-    """Said before anything is fetched, since it can be known; then the fetch completes."""
+    """The error comes before anything is fetched, since the size is known. Then the fetch completes."""
     folder, grow = small
     pushed = home.result("push", source)
     sentence = home.failure("fetch", pushed["id"], "-o", folder / "back")
@@ -51,10 +51,11 @@ def test_the_target_s_disk_is_full(home: Home, source: Path, small: tuple[Path, 
 
 @pytest.mark.slow
 def test_the_target_s_disk_fills_up(home: Home, source: Path, small: tuple[Path, Callable[[], None]], tmp_path: Path) -> None:
-    """Somebody else takes the room: what was written before is used by the fetch that completes."""
+    """Another program fills the disk. The fetch that completes uses what was written before."""
     folder, grow = small
     pushed = home.result("push", source)
-    # A sparse file that claims nothing yet passes the look at free space of a smaller fetch; this one takes 10 MiB for real.
+    # A sparse file of a smaller fetch has no blocks yet, so it passes the check of free space. This one takes 10 MiB
+    # for real.
     (folder / "other").write_bytes(bytes(10 * MIB))
     small_source = tmp_path / "small.bin"
     small_source.write_bytes(source.read_bytes()[: 8 * MIB])
@@ -71,14 +72,14 @@ def test_the_target_s_disk_fills_up(home: Home, source: Path, small: tuple[Path,
 
 @pytest.mark.slow
 def test_the_server_s_disk_is_full(home: Home, source: Path, small: tuple[Path, Callable[[], None]], tmp_path: Path) -> None:
-    """The pusher is told in one sentence, no record is made, the server lives on; then only the rest is sent."""
+    """The push fails with one sentence, and no record is made. The server lives on. Then only the rest is sent."""
     folder, grow = small
     log = tmp_path / "log"
     logged = ("sh", "-c", f'exec "$@" 2>{log}', "sh", SCRIPTS / "filestore", "serve")
     with home.server(root=folder / "root", command=logged) as server:
         sentence = home.failure("push", source, environ=server.environ)
         assert "is full" in sentence
-        # In one line for each request that failed, with the number under which the client can ask for it.
+        # Each failed request has one line, with the correlation id that the client got.
         assert all(
             re.search(r" failed, [0-9a-f]{32}: .* is full: (No space left on device|database or disk is full); ", line)
             for line in lines_of(log)

@@ -1,4 +1,4 @@
-"""Acknowledged pushes while other processes open and close the same folder: none is lost, whatever is killed."""
+"""Other processes open and close the folder during pushes. No acknowledged push is lost, whatever is killed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.commands import SCRIPTS, Home
 from tests.support.server import Reply, RunningServer, running_server
 
 COMMAND_COUNT = int(os.environ.get("FILESTORE_TEST_COMMANDS", "12"))
-"""Commands that come and go during pushes; 150 take more than a minute (CONTRIBUTING.md)."""
+"""Commands that run during pushes. 150 take more than a minute (CONTRIBUTING.md)."""
 PUSH_COUNT = 8
 
 COMMANDS: tuple[tuple[str, ...], ...] = (
@@ -35,12 +35,12 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
 
 
 def command_id(command: tuple[str, ...]) -> str:
-    """A command's own words."""
+    """Return the words of a command."""
     return " ".join(word for word in command if not word.startswith(("-", "{")))
 
 
 class Pushes:
-    """Small files, each acknowledged by a server, and what is to be read back."""
+    """Push small files to a server, and remember what must be read back."""
 
     def __init__(self) -> None:
         self.contents: dict[str, bytes] = {}
@@ -55,7 +55,7 @@ class Pushes:
             self.contents[name] = content
 
     def assert_kept(self, root: Path) -> None:
-        """A new server on `root` lists every file, and gives every byte of it."""
+        """Check that a new server on `root` lists every file, and returns every byte of it."""
         with running_server(root) as server:
             listed = dict(listing(server))
             assert set() == set(self.contents) - set(listed)
@@ -64,7 +64,10 @@ class Pushes:
 
 
 def acknowledged(server: RunningServer, name: str, content: bytes) -> Reply:
-    """The answer to an upload, which is sent again where the connection is refused or cut, as one worker follows another."""
+    """Return the answer to an upload.
+
+    It is sent again if the connection is refused or cut, as when workers are replaced.
+    """
     while True:
         try:
             return server.upload(name, content)
@@ -73,7 +76,7 @@ def acknowledged(server: RunningServer, name: str, content: bytes) -> Reply:
 
 
 def listing(server: RunningServer) -> Iterator[tuple[str, str]]:
-    """Name and path of every record, page by page."""
+    """Return name and path of every record, page by page."""
     before = ""
     while page := server.ask("GET", f"/native/v1/files?limit=1000{before}").json["files"]:
         yield from ((record["name"], record["path"]) for record in page)
@@ -87,7 +90,7 @@ def kill(server: RunningServer) -> None:
 
 
 def run(home: Home, command: tuple[str, ...], root: Path) -> str:
-    """What a command prints that works on the folder."""
+    """Return the output of a command that works on the folder."""
     source = home.folder / "beside.txt"
     source.write_text("pushed beside the server")
     done = home.run(*(word.format(root=root, source=source) for word in command), "--quiet")
@@ -96,7 +99,7 @@ def run(home: Home, command: tuple[str, ...], root: Path) -> str:
 
 
 def open_in_another_process(root: Path) -> None:
-    """A process that opens the repository in `root`, reads, and closes it."""
+    """Start a process that opens the repository in `root`, reads, and closes it."""
     program = (
         "import asyncio, sys\n"
         "from filestore.backends import connect\n"
@@ -109,7 +112,7 @@ def open_in_another_process(root: Path) -> None:
 
 
 async def test_log_outlives_another_process_that_opens_and_closes_the_index(tmp_path: Path) -> None:
-    """Two connections of one process keep their locks, so that the last close of another process deletes nothing."""
+    """Two connections of one process keep their locks, so the last close of another process deletes nothing."""
     async with connect(str(tmp_path), create=True) as repository:
         await repository.records()
         log = tmp_path / "index.sqlite-wal"
@@ -119,7 +122,7 @@ async def test_log_outlives_another_process_that_opens_and_closes_the_index(tmp_
 
 
 async def test_log_outlives_a_second_index_of_the_same_process(tmp_path: Path) -> None:
-    """Opening and closing an index a second time drops no lock of the first."""
+    """To open and close an index a second time drops no lock of the first."""
     async with connect(str(tmp_path), create=True) as repository:
         await repository.records()
         second = await open_index(tmp_path / "index.sqlite")
@@ -131,7 +134,7 @@ async def test_log_outlives_a_second_index_of_the_same_process(tmp_path: Path) -
 
 
 def test_nothing_but_sqlite_opens_a_file_of_the_index(tmp_path: Path) -> None:
-    """Python tells of every file that it opens; SQLite opens its own without it."""
+    """Python reports every file that it opens. SQLite opens its own files without Python."""
     program = (
         "import asyncio, sys\n"
         "opened = []\n"
@@ -163,7 +166,7 @@ def test_nothing_but_sqlite_opens_a_file_of_the_index(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=command_id)
 def test_command_beside_a_server_that_is_killed_loses_no_push(home: Home, tmp_path: Path, command: tuple[str, ...]) -> None:
-    """What was acknowledged before and after the command is there after kill -9 and a restart."""
+    """Pushes that were acknowledged before and after the command are there after kill -9 and a restart."""
     root = tmp_path / "root"
     pushes = Pushes()
     with running_server(root, check=False) as server:
@@ -178,7 +181,7 @@ def test_command_beside_a_server_that_is_killed_loses_no_push(home: Home, tmp_pa
 
 @pytest.mark.slow
 def test_push_into_the_folder_outlives_the_server_that_stops(home: Home, tmp_path: Path) -> None:
-    """A server that ends cleanly overwrites nothing that another process has written."""
+    """A server that ends normally overwrites nothing that another process has written."""
     root = tmp_path / "root"
     with running_server(root) as server:
         server.upload("before.txt", b"before")
@@ -194,7 +197,7 @@ def test_push_into_the_folder_outlives_the_server_that_stops(home: Home, tmp_pat
 
 @pytest.mark.slow
 def test_workers_that_end_one_by_one_lose_no_push(tmp_path: Path) -> None:
-    """A worker that is stopped, and one that takes its place, leave the log to the others."""
+    """A stopped worker, and the one that replaces it, leave the log to the others."""
     root = tmp_path / "root"
     pushes = Pushes()
     with running_server(root, check=False, workers=3) as server:
@@ -227,7 +230,7 @@ def test_rolling_restart_loses_no_push(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pushes_into_a_folder_side_by_side_are_all_kept(home: Home, tmp_path: Path) -> None:
-    """Four processes at a time open the folder, push and close it; nobody is killed."""
+    """Four processes at a time open the folder, push and close it. No process is killed."""
     root = tmp_path / "root"
     names = []
     for turn in range(4):
@@ -250,7 +253,7 @@ def test_pushes_into_a_folder_side_by_side_are_all_kept(home: Home, tmp_path: Pa
 
 @pytest.mark.slow
 def test_commands_that_come_and_go_during_pushes_lose_nothing(home: Home, tmp_path: Path) -> None:
-    """All kinds of commands one after another, while a client pushes without a pause; then kill -9."""
+    """All kinds of commands run one after another, while a client pushes without a pause. Then the server gets kill -9."""
     root = tmp_path / "root"
     pushes = Pushes()
     with running_server(root, check=False, workers=2) as server:
@@ -283,17 +286,17 @@ def test_commands_that_come_and_go_during_pushes_lose_nothing(home: Home, tmp_pa
 
 
 def children(parent: int) -> list[int]:
-    """The processes that a server has started."""
+    """Return the processes that a server has started."""
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
 def wait_for(reached: Callable[[], bool]) -> None:
-    """Ask until it is so."""
+    """Ask until the condition is true."""
     while not reached():
         os.sched_yield()
 
 
 def assert_sound(root: Path) -> None:
-    """SQLite finds no fault in the index, which no process has open."""
+    """Check that SQLite finds no fault in the index, while no process has it open."""
     with closing(sqlite3.connect(root / "index.sqlite")) as connection:
         assert [("ok",)] == connection.execute("PRAGMA integrity_check").fetchall()

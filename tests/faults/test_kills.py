@@ -1,4 +1,4 @@
-"""kill -9 in the middle: nothing is lost that was acknowledged, and the same command completes afterwards."""
+"""Processes get kill -9 in the middle of their work. Nothing acknowledged is lost, and the same command then completes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SIZE = 192 << 20
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More than is moved before a watcher that never sleeps can strike."""
+    """A file that is so large that a watching process can strike before all of it is moved."""
     path = tmp_path_factory.mktemp("source") / "model.bin"
     path.write_bytes(random.Random(5).randbytes(SIZE))
     return path
 
 
 def start(home: Home, server: Server, *arguments: str | Path) -> subprocess.Popen[bytes]:
-    """A command that is under way."""
+    """Start a command."""
     return subprocess.Popen(
         [SCRIPTS / "filestore", *arguments],
         env=home.environ | server.environ,
@@ -38,7 +38,7 @@ def start(home: Home, server: Server, *arguments: str | Path) -> subprocess.Pope
 
 
 def kill_when(reached: Callable[[], bool], victim: int, command: subprocess.Popen[bytes]) -> None:
-    """Kill `victim` as soon as `reached`, which must be before `command` ends."""
+    """Kill `victim` as soon as `reached` is true, which must happen before `command` ends."""
     while not reached():
         assert command.poll() is None, "the command ended before it could be cut"
         os.sched_yield()
@@ -46,18 +46,18 @@ def kill_when(reached: Callable[[], bool], victim: int, command: subprocess.Pope
 
 
 def stored(root: Path) -> int:
-    """Frames in a repository's folder."""
+    """Return the frames in a repository's folder."""
     return sum(1 for _ in root.glob("chunks/*/*/*/*"))
 
 
 def held(folder: Path) -> int:
-    """Bytes that staging files of fetches hold."""
+    """Return the bytes in staging files of fetches."""
     return sum(path.stat().st_blocks * 512 for path in folder.glob(".*.filestore-partial"))
 
 
 @pytest.mark.slow
 def test_a_client_is_killed_in_the_middle_of_a_push(home: Home, source: Path, tmp_path: Path) -> None:
-    """No record is made; the second push sends only what the first has not, and completes."""
+    """No record is made. The second push sends only what the first has not sent, and completes."""
     root = tmp_path / "root"
     with home.server(root=root) as server:
         command = start(home, server, "push", source)
@@ -73,7 +73,7 @@ def test_a_client_is_killed_in_the_middle_of_a_push(home: Home, source: Path, tm
 
 @pytest.mark.slow
 def test_a_client_is_killed_in_the_middle_of_the_push_of_a_directory(home: Home, source: Path, tmp_path: Path) -> None:
-    """No record is made, and none half; the second push sends only what the first has not, and what is fetched is the tree."""
+    """No record is made. The second push sends only what the first has not sent, and the fetched tree is right."""
     root = tmp_path / "root"
     tree = plant(tmp_path / "tree", {f"small/{place}.txt": b"%d" % place * place for place in range(200)})
     os.link(source, tree / "model.bin")
@@ -90,7 +90,7 @@ def test_a_client_is_killed_in_the_middle_of_the_push_of_a_directory(home: Home,
 
 @pytest.mark.slow
 def test_the_server_is_killed_in_the_middle_of_a_push(home: Home, source: Path, tmp_path: Path) -> None:
-    """What was acknowledged is there after the restart; the second push completes."""
+    """Everything acknowledged is there after the restart. The second push completes."""
     root = tmp_path / "root"
     with home.server(root=root, is_killed=True) as server:
         environ = server.environ
@@ -109,7 +109,7 @@ def test_the_server_is_killed_in_the_middle_of_a_push(home: Home, source: Path, 
 
 @pytest.mark.slow
 def test_a_client_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, tmp_path: Path) -> None:
-    """No half file has the name; the second fetch keeps what the first has written, and completes."""
+    """No half file has the name. The second fetch keeps what the first has written, and completes."""
     target = tmp_path / "out" / "back"
     target.parent.mkdir()
     with home.server(root=tmp_path / "root") as server:
@@ -127,7 +127,7 @@ def test_a_client_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, t
 
 @pytest.mark.slow
 def test_the_server_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, tmp_path: Path) -> None:
-    """The command says so in one sentence; the second fetch completes."""
+    """The command fails with one sentence. The second fetch completes."""
     root, target = tmp_path / "root", tmp_path / "out" / "back"
     target.parent.mkdir()
     with home.server(root=root, is_killed=True) as server:
@@ -147,14 +147,14 @@ def test_the_server_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path,
 
 @pytest.mark.slow
 def test_a_server_that_comes_back_is_not_even_noticed(home: Home, source: Path, tmp_path: Path) -> None:
-    """A push whose server is killed and started again on the same port goes on by itself."""
+    """A push continues by itself after its server is killed and started again on the same port."""
     root = tmp_path / "root"
     with home.server(root=root, is_killed=True) as server:
         token = server.token
         port = server.url.rpartition(":")[2]
         command = start(home, server, "push", source)
         kill_when(lambda: stored(root) >= 8, server.process.pid, command)
-        # A server may take longer to start, on a busy machine, than a client is patient.
+        # On a busy machine, a server may take longer to start than a client waits.
         command.send_signal(signal.SIGSTOP)
         server.process.wait()
     with home.server("--token", token, "--port", port, root=root) as server:

@@ -1,4 +1,4 @@
-"""What came with a container image: folders that an overlay file system empties and removes, and does not rename."""
+"""Folders came with a container image. An overlay file system can empty and remove them, and cannot rename them."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def new(home: Home, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """What a container image brings."""
+    """The files that a container image brings."""
     folder = tmp_path / "image"
     folder.mkdir()
     return folder
 
 
 def names(folder: Path) -> list[str]:
-    """All that is in a folder, what is hidden too."""
+    """Return all names in a folder, also hidden ones."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def cannot_be_renamed(folder: Path) -> bool:
-    """Whether this is what these tests are about."""
+    """Return whether a folder has the property that these tests are about."""
     try:
         folder.rename(folder.with_name("renamed"))
     except OSError as error:
@@ -56,7 +56,7 @@ def cannot_be_renamed(folder: Path) -> bool:
 
 @pytest.mark.slow
 def test_a_folder_of_an_image_is_replaced(home: Home, new: dict[str, str], image: Path, tmp_path: Path) -> None:
-    """Name by name, which is said; read-only folders too. The next time all of it is as ever."""
+    """It is replaced name by name, also read-only folders, and a message says so. The next replacement is a normal one."""
     plant(image / "target", OLD)
     (image / "target/data/deep").chmod(0o555)
     with overlay(tmp_path / "root", image):
@@ -72,7 +72,7 @@ def test_a_folder_of_an_image_is_replaced(home: Home, new: dict[str, str], image
 
 
 def test_the_inner_folders_of_a_mounted_one_are_replaced(home: Home, new: dict[str, str], image: Path, tmp_path: Path) -> None:
-    """Of a mounted folder, those that the image has brought cannot be moved aside."""
+    """The folders of the image inside a mounted folder cannot be moved aside."""
     plant(image, OLD)
     with overlay(tmp_path / "target", image):
         home.result("fetch", new["id"], "-o", tmp_path / "target", "--force", "--quiet")
@@ -82,7 +82,7 @@ def test_the_inner_folders_of_a_mounted_one_are_replaced(home: Home, new: dict[s
 @pytest.mark.slow
 @pytest.mark.parametrize("stands", ["nothing", "empty folder", "folder", "file"])
 def test_what_an_image_has_staged_is_used(home: Home, new: dict[str, str], image: Path, tmp_path: Path, stands: str) -> None:
-    """A fetch that was cut while the image was built goes on in the container, wherever its target is."""
+    """A fetch that was cut while the image was built continues in the container, wherever its target is."""
     plant(image, {"place": Folder()})
     target = image / "place/target"
     if stands == "file":
@@ -103,7 +103,7 @@ def test_what_an_image_has_staged_is_used(home: Home, new: dict[str, str], image
 def test_what_an_image_has_put_aside_comes_back(
     home: Home, new: dict[str, str], image: Path, tmp_path: Path, *, is_inside: bool
 ) -> None:
-    """A replacement that was cut while the image was built: what stood at the target is there again, as it was."""
+    """A replacement was cut while the image was built. The old content of the target is there again."""
     aside = f".{tree_label('target')}.filestore-aside"
     plant(image / (f"target/{aside}" if is_inside else aside), OLD)
     with overlay(tmp_path / "root", image):
@@ -114,7 +114,7 @@ def test_what_an_image_has_put_aside_comes_back(
 
 @pytest.fixture
 def filled(home: Home, image: Path, tmp_path: Path) -> list[dict[str, Any]]:
-    """A cache in an image: two files and a tree, in this order of use."""
+    """A cache in an image: two files and a tree, used in this order."""
     records = []
     for number in range(2):
         (tmp_path / f"{number}.bin").write_bytes(octets(number, 500_000))
@@ -129,13 +129,13 @@ def filled(home: Home, image: Path, tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def listed(home: Home, cache: Path) -> set[str]:
-    """The digests of what a cache holds."""
+    """Return the digests of the entries of a cache."""
     return {entry["digest"] for entry in home.result("cache", "ls", "--cache", cache)["entries"]}
 
 
 @pytest.mark.slow
 def test_a_cache_of_an_image_makes_space(home: Home, filled: list[dict[str, Any]], image: Path, tmp_path: Path) -> None:
-    """Files and trees that came with the image go like any others, and are fetched like any others."""
+    """Files and trees that came with the image are evicted and fetched like any others."""
     (tmp_path / "more.bin").write_bytes(octets(9, 500_000))
     more = home.result("push", tmp_path / "more.bin")
     with overlay(tmp_path / "root", image):
@@ -151,7 +151,7 @@ def test_a_cache_of_an_image_makes_space(home: Home, filled: list[dict[str, Any]
 
 @pytest.mark.slow
 def test_damage_in_a_cache_of_an_image_is_mended(home: Home, filled: list[dict[str, Any]], image: Path, tmp_path: Path) -> None:
-    """By whoever verifies the cache, and by whoever needs the entry."""
+    """A verification of the cache repairs it, and so does a resolve of the entry."""
     for entry in entries(image / "cache"):
         (entry.folder / "entry.json").write_bytes(b"damaged")
     with overlay(tmp_path / "root", image):
@@ -165,7 +165,7 @@ def test_damage_in_a_cache_of_an_image_is_mended(home: Home, filled: list[dict[s
 
 @pytest.mark.slow
 def test_an_entry_that_cannot_go_is_skipped(home: Home, filled: list[dict[str, Any]], image: Path, tmp_path: Path) -> None:
-    """The next one goes instead; what is said when no other is left gives the reason."""
+    """The next entry is evicted instead. If no other is left, the error gives the reason."""
     (tmp_path / "more.bin").write_bytes(octets(9, 500_000))
     more = home.result("push", tmp_path / "more.bin")
     cache = image / "cache"
@@ -189,13 +189,13 @@ def test_an_entry_that_cannot_go_is_skipped(home: Home, filled: list[dict[str, A
 
 
 def _mounted(disk: Path, content: Path, folder: Path) -> None:
-    """Have a folder be a mounted one, which cannot be renamed."""
+    """Make a folder a mounted one, which cannot be renamed."""
     shutil.copytree(content, disk / "entry")
     subprocess.run(["mount", "--bind", disk / "entry", folder], check=True)
 
 
 def test_an_upload_of_an_image_expires(image: Path, tmp_path: Path) -> None:
-    """One that was begun while the image was built lies still like any other."""
+    """An upload that was begun while the image was built expires like any other."""
     upload = begin(image / "uploads", name="a", namespace="default")
     with overlay(tmp_path / "root", image):
         expire(tmp_path / "root/uploads", idle_seconds=-1)

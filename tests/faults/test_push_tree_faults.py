@@ -1,4 +1,4 @@
-"""A directory that changes, a repository that loses chunks, and a caller that gives up, all in the middle of a push."""
+"""During a push, a directory changes, a repository loses chunks, or the caller cancels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.watched import WatchedRepository
 
 KIB = 1 << 10
 LATER = 3_000_000_000
-"""Nanoseconds after which a file that was just written counts as settled."""
+"""Nanoseconds after which a new file counts as settled."""
 
 THINGS: dict[str, Planted] = {
     "a/small.txt": octets(1, 5 * KIB),
@@ -38,7 +38,7 @@ THINGS: dict[str, Planted] = {
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Less than one window: all of it is read before anything is sent."""
+    """A tree of less than one window, so that all of it is read before anything is sent."""
     return plant(tmp_path / "my_model", THINGS)
 
 
@@ -62,7 +62,10 @@ def _change(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["write", "touch", "remove", "link", "folder"])
 @pytest.mark.parametrize("name", [name for name in THINGS if name != "c/run.sh"])
 async def test_a_file_that_changes_after_it_was_read(watched: WatchedRepository, tree: Path, name: str, how: str) -> None:
-    """A record is a tree as it stood at one moment: found out before the commit, said by name, and nothing is recorded."""
+    """A record is a tree at one moment.
+
+    The change is found before the commit, the error names the file, and nothing is recorded.
+    """
 
     async def meddle(verb: str) -> None:
         if verb == "put":
@@ -77,7 +80,7 @@ async def test_a_file_that_changes_after_it_was_read(watched: WatchedRepository,
 async def test_a_file_that_was_not_even_read_and_changes(
     watched: WatchedRepository, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the push cache spares must stand as it was at the end too."""
+    """A file that the push cache spares from reading must be unchanged at the end too."""
     now = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: now() + LATER)
     with PushCache(tmp_path / "push_cache") as push_cache:
@@ -95,7 +98,7 @@ async def test_a_file_that_was_not_even_read_and_changes(
 
 
 async def test_a_file_that_changes_while_its_chunks_are_sent_again(watched: WatchedRepository, tree: Path) -> None:
-    """Nothing else goes out in their place."""
+    """No other bytes are sent in place of the old chunks."""
     repository = watched.inner
     assert isinstance(repository, LocalRepository)
 
@@ -113,7 +116,7 @@ async def test_a_file_that_changes_while_its_chunks_are_sent_again(watched: Watc
 
 
 async def test_chunks_that_are_lost_again_and_again(watched: WatchedRepository, tree: Path) -> None:
-    """They are sent again a few times, headers and contents, then the push fails and says so."""
+    """Headers and contents are sent again a few times. Then the push fails and says so."""
     repository = watched.inner
     assert isinstance(repository, LocalRepository)
     digests = [chunk.digest for chunk in (await manifest_of(tree)).chunks]
@@ -138,10 +141,10 @@ async def _nothing(_: str) -> None:
 @pytest.mark.parametrize("verb", [push, plan_push])
 @pytest.mark.parametrize("name", [".", "b/large.bin"])
 async def test_a_cancel_leaves_nothing_open(local_repository: Repository, tree: Path, verb: object, name: str) -> None:
-    """At every await, of a directory and of a file."""
-    await push(local_repository, tree)  # what a repository opens once stays open
+    """A cancel at any await, of the push of a directory or a file, leaves no descriptor open."""
+    await push(local_repository, tree)  # the repository opens some files once and keeps them open
     before = _open_count()
-    async for place in cancelled_at_every_await(lambda: verb(local_repository, tree / name)):  # type: ignore[operator]  # either
+    async for place in cancelled_at_every_await(lambda: verb(local_repository, tree / name)):  # type: ignore[operator]  # either verb
         assert before == _open_count(), f"after a cancel at await {place}"
 
 
@@ -151,7 +154,7 @@ def _open_count() -> int:
 
 @pytest.mark.slow
 async def test_windows_are_read_into_again_once_they_are_encoded(watched: WatchedRepository, tmp_path: Path) -> None:
-    """While all buffers of frames are on their way as many windows are read and asked about."""
+    """While all buffers of frames are in use, as many windows are read and asked about."""
     tree = tmp_path / "tree"
     for number in range(3):
         plant(tree, {f"{number}.bin": random.Random(number).randbytes(WINDOW_SIZE * WINDOWS_IN_FLIGHT)})
@@ -172,7 +175,7 @@ async def test_windows_are_read_into_again_once_they_are_encoded(watched: Watche
 async def test_a_push_that_forgets_what_it_asked_for(
     watched: WatchedRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Equal chunks far apart are asked for again; the record is the same."""
+    """Equal chunks that are far apart are asked for again. The record is the same."""
     monkeypatch.setattr(push_module, "ASKED_LIMIT", 1)
     content = random.Random(1).randbytes(WINDOW_SIZE)
     tree = plant(tmp_path / "tree", {"a": content, "b": content})

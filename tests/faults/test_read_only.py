@@ -1,4 +1,4 @@
-"""A folder repository that cannot be written: on a read-only disk, or of another user. It can be read."""
+"""A folder repository is on a read-only disk, or belongs to another user. It can be read."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ CONTENT = bytes(range(256)) * 100
 
 
 class Disk(NamedTuple):
-    """A file system of a test's own, with a repository."""
+    """A file system of its own, with a repository."""
 
     root: Path
     file: Path
-    """What is pushed to it."""
+    """The file that is pushed to it."""
     remount: Callable[[str], None]
-    """With `ro` or `rw`."""
+    """Remount it with `ro` or `rw`."""
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """One whose path has characters that mean something in a URL."""
+    """A disk whose path has characters with a meaning in URLs."""
     file = tmp_path / "model.bin"
     file.write_bytes(CONTENT)
     folder = tmp_path / "disk ü 100%?mode=rw#x"
@@ -50,19 +50,19 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 async def filled(root: Path, file: Path, *, name: str = "model.bin") -> Record:
-    """A record of `file`, in a repository that is made where absent."""
+    """Return a record of `file`, in a repository that is made if it is absent."""
     async with connect(str(root), create=True) as repository:
         return (await push(repository, file, name=name)).record
 
 
 def tree(folder: Path) -> set[str]:
-    """All that is below a folder."""
+    """Return everything below a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 @pytest.mark.slow
 async def test_repository_on_a_read_only_disk_is_read(disk: Disk, home: Home, tmp_path: Path) -> None:
-    """By every verb that only reads; those that write say that the disk is read-only."""
+    """Every verb that only reads works. The verbs that write say that the disk is read-only."""
     record = await filled(disk.root, disk.file)
     disk.remount("ro")
     before = tree(disk.root)
@@ -98,7 +98,7 @@ asyncio.run(main())
 
 @pytest.mark.slow
 async def test_log_of_a_killed_process_on_a_read_only_disk_is_not_passed_over(disk: Disk, home: Home) -> None:
-    """What it acknowledged is in the log: the command refuses, and says why; once it was opened for writing, it is read."""
+    """Acknowledged pushes are in the log, so the command refuses and says why. After an open for writing, it is read."""
     await filled(disk.root, disk.file)
     subprocess.run([sys.executable, "-c", _KILLED, disk.root, disk.file], check=False)
     assert (disk.root / "index.sqlite-wal").stat().st_size
@@ -117,7 +117,7 @@ async def test_log_of_a_killed_process_on_a_read_only_disk_is_not_passed_over(di
 
 @pytest.mark.parametrize(("damage", "error"), [("flipped", DamagedChunk), ("lost", ChunksMissing)])
 async def test_damage_on_a_read_only_disk_is_told_as_what_it_is(disk: Disk, damage: str, error: type[Exception]) -> None:
-    """That it cannot be noted there hides nothing."""
+    """The damage is reported, although it cannot be recorded there."""
     record = await filled(disk.root, disk.file)
     (path,) = (path for path in (disk.root / "chunks").rglob("*") if path.is_file())
     if damage == "lost":
@@ -133,7 +133,7 @@ async def test_damage_on_a_read_only_disk_is_told_as_what_it_is(disk: Disk, dama
 
 
 class OtherUser:
-    """A process of another user, which reads when it is told to."""
+    """A process of another user, which reads on request."""
 
     def __init__(self, root: Path, target: Path) -> None:
         self._process = subprocess.Popen(
@@ -146,7 +146,7 @@ class OtherUser:
         )
 
     def read(self, verb: str = "read") -> dict[str, Any]:
-        """What it finds, having fetched all that it sees; or the error."""
+        """Return what it finds after it has fetched everything, or the error."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{verb}\n")
@@ -156,7 +156,7 @@ class OtherUser:
         return dict(json.loads(line))
 
     def end(self) -> None:
-        """End it; it must have said nothing on standard error."""
+        """End it. It must have printed nothing on standard error."""
         assert ("", "") == self._process.communicate(timeout=60)
         assert 0 == self._process.returncode
 
@@ -171,17 +171,17 @@ class Shared(NamedTuple):
     other: OtherUser
 
     def let_read(self) -> None:
-        """Let the other user read what is there now."""
+        """Allow the other user to read everything that is there now."""
         subprocess.run(["chmod", "-R", "a+rX", self.root], check=True)
 
 
 @pytest.fixture
 async def shared(tmp_path: Path) -> AsyncIterator[Shared]:
-    """One with a file in it."""
+    """A shared repository with a file in it."""
     if os.geteuid() != 0:
         assert "CI" not in os.environ
         pytest.skip("needs the right to be another user")
-    # Not below the folders of tests, which only root may enter.
+    # The folders of tests are not used, because only root may enter them.
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -196,7 +196,7 @@ async def shared(tmp_path: Path) -> AsyncIterator[Shared]:
 
 
 async def test_idle_repository_of_another_user_is_read(shared: Shared) -> None:
-    """Nothing is left in it."""
+    """The reader leaves nothing in it."""
     shared.let_read()
     before = tree(shared.root)
     assert {"names": ["model.bin"]} == shared.other.read()
@@ -205,7 +205,7 @@ async def test_idle_repository_of_another_user_is_read(shared: Shared) -> None:
 
 
 async def test_what_its_owner_writes_meanwhile_is_read(shared: Shared) -> None:
-    """Before, while and after the owner has it open, a reader who is connected all the time finds what was acknowledged."""
+    """A reader that stays connected finds what was acknowledged before, while and after the owner has it open."""
     shared.let_read()
     assert {"names": ["model.bin"]} == shared.other.read()
     store, index = await open_backend(shared.root)
@@ -222,14 +222,14 @@ async def test_what_its_owner_writes_meanwhile_is_read(shared: Shared) -> None:
 
 
 async def test_repository_that_another_user_does_not_share_says_how_to_read_it(shared: Shared) -> None:
-    """By asking for the right to, or for the URL of its server."""
+    """The error says to ask for the permission, or for the URL of the owner's server."""
     said = shared.other.read()
     assert "NotPermitted" == said["error"]
     assert "Permission denied; ask its owner for the right to use it, or for the URL of a server" in said["sentence"]
 
 
 async def test_repository_that_another_user_has_open_says_how_to_read_it(shared: Shared) -> None:
-    """Where the memory that its processes share is their own."""
+    """The memory that its owner's processes share cannot be read, and the error says what to do."""
     shared.let_read()
     async with connect(str(shared.root)) as repository:
         await push(repository, shared.file, name="other.bin")
@@ -241,7 +241,7 @@ async def test_repository_that_another_user_has_open_says_how_to_read_it(shared:
 
 
 async def test_repository_of_another_user_is_not_written(shared: Shared) -> None:
-    """Who opens it for writing is told whose it is; nothing is left."""
+    """An open for writing fails, and the error names the owner. Nothing is left."""
     shared.let_read()
     before = tree(shared.root)
     said = shared.other.read("open")
@@ -287,15 +287,15 @@ asyncio.run(main())
 
 
 def said_of_torn_record(shared: Shared, names: Iterator[str], *options: str) -> tuple[list[str], str]:
-    """How a reader of another user comes to a record that cannot be one, which is then written anew, and what it says at last.
+    """Let another user's reader meet an impossible record, then write the record again; return the reader's answer.
 
-    With `kept`, it has the record in its memory before it looks at it.
+    With `kept`, the reader has the record in memory before it reads it again.
     """
 
     def write(name: str) -> None:
         with closing(sqlite3.connect(shared.root / "index.sqlite", isolation_level=None)) as connection:
             connection.execute("UPDATE records SET name = ?", (name,))
-        # As if a while had passed: two writes within a tick of the clock may have the same time.
+        # Set a later time: two writes within a tick of the clock may have the same time.
         modified_at = next(moments)
         os.utime(shared.root / "index.sqlite", ns=(modified_at, modified_at))
 
@@ -324,17 +324,17 @@ def said_of_torn_record(shared: Shared, names: Iterator[str], *options: str) -> 
 
 
 async def test_record_that_is_torn_by_a_write_is_read_again(shared: Shared) -> None:
-    """A file that was written to meanwhile is not damaged: what was read of it does not count."""
+    """A file that changed during the read is not damaged. The result of that read is dropped."""
     assert (["torn"], "model.bin") == said_of_torn_record(shared, iter(["model.bin"]))
 
 
 async def test_record_that_was_torn_by_an_earlier_write_is_read_again(shared: Shared) -> None:
-    """A write that ended before the read began counts as well: the reader may still have pages from before it."""
+    """A write that ended before the read began counts too, because the reader may still have older pages."""
     assert (["kept", "torn"], "model.bin") == said_of_torn_record(shared, iter(["model.bin"]), "kept")
 
 
 async def test_record_that_is_torn_by_each_write_is_not_said_to_be_damaged(shared: Shared) -> None:
-    """As long as the file changes between the reads, the error says that somebody writes to it."""
+    """While the file changes between the reads, the error says that another process writes to it."""
     steps, said = said_of_torn_record(shared, (f"../{'x' * number}" for number in range(100)))
     assert ["torn"] * 10 == steps
     assert said.startswith("Busy ")
@@ -342,7 +342,7 @@ async def test_record_that_is_torn_by_each_write_is_not_said_to_be_damaged(share
 
 
 async def test_record_that_is_damaged_and_not_torn_is_told_at_once(shared: Shared) -> None:
-    """Where nobody wrote, there is nothing to read again."""
+    """If nobody wrote, the record is read only once."""
     steps, said = said_of_torn_record(shared, iter([]))
     assert ["torn"] == steps
     assert said.startswith("StorageError ")

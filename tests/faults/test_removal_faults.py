@@ -1,4 +1,4 @@
-"""Read-only folders, and what cannot be removed at all: seen by a user who is not root."""
+"""Folders are read-only, or cannot be removed at all, as a user sees it who is not root."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ def new(home: Home, tmp_path: Path) -> dict[str, str]:
 
 
 def protect(root: Path) -> Path:
-    """Have folders be read-only, and one be closed to everyone."""
+    """Make folders read-only, and close one to everyone."""
     for name, mode in {"data/deep": 0o555, "data": 0o555, "hidden": 0, "": 0o555}.items():
         (root / name).chmod(mode)
     return root
 
 
 def run(home: Home, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user for whom permissions count."""
+    """Run a command as a user to whom permissions apply."""
     program, *before = (*AS_ANY_USER, SCRIPTS / "filestore")
     return home.run(*before, *arguments, program=program)
 
 
 def run_python(code: str, *arguments: str | Path) -> None:
-    """Run some lines as a user for whom permissions count."""
+    """Run some lines of Python as a user to whom permissions apply."""
     subprocess.run([*AS_ANY_USER, sys.executable, "-c", code, *arguments], check=True, capture_output=True, timeout=60)
 
 
 def names(folder: Path) -> list[str]:
-    """All that is in a folder, what is hidden too."""
+    """Return all names in a folder, also hidden ones."""
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.slow
 def test_a_tree_with_read_only_folders_is_replaced(home: Home, new: dict[str, str], tmp_path: Path) -> None:
-    """Again and again, and nothing of the old tree stays."""
+    """It is replaced several times, and nothing of the old trees stays."""
     target = plant(tmp_path / "place" / "target", OLD)
     for _ in range(2):
         done = run(home, "fetch", new["id"], "-o", protect(plant(target, OLD)), "--force", "--quiet")
@@ -63,7 +63,7 @@ def test_a_tree_with_read_only_folders_is_replaced(home: Home, new: dict[str, st
 
 
 def test_a_mounted_folder_with_read_only_folders_is_replaced(home: Home, new: dict[str, str], tmp_path: Path) -> None:
-    """Its folders are moved to another parent, for which each must be writable."""
+    """Its folders are moved to another parent. For that, each must be writable."""
     with small_disk(tmp_path / "target", "size=8m"):
         target = plant(tmp_path / "target", OLD)
         (target / "data").chmod(0o555)
@@ -74,7 +74,7 @@ def test_a_mounted_folder_with_read_only_folders_is_replaced(home: Home, new: di
 
 @pytest.mark.slow
 def test_what_an_earlier_version_left_hidden_goes(home: Home, new: dict[str, str], tmp_path: Path) -> None:
-    """It could not remove the old tree, and every later --force failed: now the next one clears up."""
+    """An earlier version could not remove the old tree, and every later --force failed. Now the next one removes it."""
     place = tmp_path / "place"
     target = plant(place / "target", OLD)
     run(home, "fetch", new["id"], "-o", target, "--force")
@@ -85,14 +85,17 @@ def test_what_an_earlier_version_left_hidden_goes(home: Home, new: dict[str, str
 
 
 def aside_name(tmp_path: Path, record: dict[str, str]) -> str:
-    """What a tree at `place/target` is called between two renames."""
+    """Return the name of a tree at `place/target` between two renames."""
     staging = staging_folder(tmp_path / "place" / "target", Digest.parse(record["digest"])).name
     return f".{staging.split('-')[1].removesuffix('.filestore')}.filestore-aside"
 
 
 @pytest.mark.slow
 def test_what_cannot_be_removed_is_told(home: Home, new: dict[str, str], tmp_path: Path) -> None:
-    """The new tree is in place, and what stays of the old one is named; the next fetch gives the cause before it transfers."""
+    """The new tree is in place, and a message names the rest of the old one.
+
+    The next fetch fails early, with the cause.
+    """
     target = plant(tmp_path / "place" / "target", OLD | {"mounted/z": b"z"})
     aside = target.parent / aside_name(tmp_path, new).replace("aside", "discarded")
     with small_disk(tmp_path / "disk", "size=1m"):
@@ -115,7 +118,7 @@ def test_what_cannot_be_removed_is_told(home: Home, new: dict[str, str], tmp_pat
 
 @pytest.mark.slow
 def test_what_cannot_be_removed_in_place_does_not_come_back(home: Home, new: dict[str, str], tmp_path: Path) -> None:
-    """Of a mounted target: the new tree stays as it is, and --force works again as soon as the cause is gone."""
+    """The target is mounted. The new tree stays as it is, and --force works again once the cause is removed."""
     with small_disk(tmp_path / "target", "size=8m"), small_disk(tmp_path / "disk", "size=1m"):
         target = plant(tmp_path / "target", OLD | {"outer/mounted/z": b"z"})
         subprocess.run(["mount", "--bind", tmp_path / "disk", target / "outer/mounted"], check=True)
@@ -135,7 +138,7 @@ def test_what_cannot_be_removed_in_place_does_not_come_back(home: Home, new: dic
 
 @pytest.mark.slow
 def test_a_read_only_folder_in_staging_goes(home: Home, new: dict[str, str], tmp_path: Path) -> None:
-    """What is no part of the tree is removed from what an earlier fetch has left."""
+    """Things of an earlier fetch that are not part of the tree are removed."""
     target = tmp_path / "target"
     staging = staging_folder(target, Digest.parse(new["digest"]))
     protect(plant(staging / "stranger", OLD))
@@ -147,7 +150,7 @@ def test_a_read_only_folder_in_staging_goes(home: Home, new: dict[str, str], tmp
 
 @pytest.mark.slow
 def test_an_entry_with_closed_folders_goes_from_the_cache(home: Home, new: dict[str, str]) -> None:
-    """Whoever made it may have closed a folder of it."""
+    """An entry can be evicted although someone has closed a folder of it."""
     home.run("cache", "warm", new["id"])
     (entry,) = home.result("cache", "ls")["entries"]
     path = Path(entry["paths"][0])
@@ -160,7 +163,7 @@ def test_an_entry_with_closed_folders_goes_from_the_cache(home: Home, new: dict[
 
 
 def test_a_removal_fixes_permissions_first(tmp_path: Path) -> None:
-    """By path, and below a descriptor; what a link leads to stays."""
+    """It works by path and below a descriptor. The target of a link stays."""
     kept = plant(tmp_path / "kept", {"file": b"kept"})
     for name in ("by path", "by descriptor"):
         protect(plant(tmp_path / name, OLD))
@@ -177,7 +180,7 @@ def test_a_removal_fixes_permissions_first(tmp_path: Path) -> None:
 
 
 def test_two_removals_at_once_are_one(tmp_path: Path) -> None:
-    """Neither fails where the other was quicker."""
+    """Neither of them fails because the other was faster."""
     folder = plant(tmp_path / "tree", {f"{number}/{name}": b"" for number in range(200) for name in range(5)})
     with ThreadPoolExecutor(4) as pool:
         assert [None] * 4 == list(pool.map(remove, [folder] * 4))
@@ -185,7 +188,7 @@ def test_two_removals_at_once_are_one(tmp_path: Path) -> None:
 
 
 def test_a_removal_of_nothing_is_none(tmp_path: Path) -> None:
-    """Twice is as good as once; a link goes, and not what it leads to."""
+    """A second removal does nothing. A link is removed, and its target stays."""
     plant(tmp_path / "kept", {"file": b"kept"})
     (tmp_path / "link").symlink_to("kept")
     for _ in range(2):
@@ -194,7 +197,7 @@ def test_a_removal_of_nothing_is_none(tmp_path: Path) -> None:
 
 
 def test_a_read_only_folder_that_is_moved_stays_read_only(tmp_path: Path) -> None:
-    """What is put back after a crash is as it was."""
+    """A thing that is put back after a crash has its old permissions."""
     plant(tmp_path, {"a/folder/file": b"1", "b/other": b"2"})
     (tmp_path / "a/folder").chmod(0o555)
     code = (

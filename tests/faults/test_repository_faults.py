@@ -1,4 +1,4 @@
-"""What a local repository makes of kill -9, cancels, full disks, lost files, power cuts and races."""
+"""A local repository meets kill -9, cancels, full disks, lost files, power cuts and races."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def start(module: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    """Run a module of tests/support in a process of its own."""
+    """Run a module of tests/support as a process."""
     return subprocess.Popen(
         [sys.executable, "-m", f"tests.support.{module}", *map(str, arguments)],
         cwd=PROJECT,
@@ -42,14 +42,14 @@ def start(module: str, *arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """What it printed; it must have succeeded."""
+    """Return the output of a process. It must have succeeded."""
     output, errors = process.communicate(timeout=100)
     assert (0, "") == (process.returncode, errors)
     return output
 
 
 def staging_files(root: Path) -> list[Path]:
-    """What lies in `tmp`, apart from the folders themselves."""
+    """Return the files in `tmp`."""
     return [path for path in (root / "tmp").rglob("*") if path.is_file()]
 
 
@@ -60,7 +60,7 @@ async def push(repository: Repository, chunks: list[bytes]) -> Record:
 
 
 async def check_whole(repository: Repository) -> None:
-    """No dangling record, and every live row has its frame."""
+    """Check that no record lacks a chunk, and that every live row has its frame."""
     digests = [encoded(content).digest for content in crashes.CHUNKS]
     live = [digest for digest in digests if digest not in await repository.missing(digests)]
     for digest, data in zip(live, await repository.get(live, buffer_for(2)), strict=True):
@@ -73,7 +73,7 @@ async def check_whole(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_kill_at_any_call_leaves_a_repository_that_goes_on(tmp_path: Path) -> None:
-    """I2: wherever `kill -9` hits, what is recorded is whole; the same push completes, and the dead one's files are gone."""
+    """I2: after `kill -9` at any call, records are whole, the same push completes, and no staging file is left."""
     places = int(finish(start("crashes", tmp_path)))
     assert places > 50
     for place in range(1, places + 1):
@@ -86,7 +86,7 @@ async def test_kill_at_any_call_leaves_a_repository_that_goes_on(tmp_path: Path)
 
 
 async def test_cancelled_put_leaves_no_staging_file(tmp_path: Path) -> None:
-    """Whatever await is cancelled, what was not kept is discarded."""
+    """After a cancel at any await, frames that were not kept are discarded."""
     root = tmp_path / "repository"
     async with connect(str(root), create=True) as repository:
         put = frames(4, size=300_000)
@@ -96,7 +96,7 @@ async def test_cancelled_put_leaves_no_staging_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_that_race_never_lose_what_a_record_needs(tmp_path: Path) -> None:
-    """Two that push and one that collects without any grace: each push finds all of its file once it is committed."""
+    """Two processes push and one collects without a grace period. Each push finds all of its file after its commit."""
     root = tmp_path / "repository"
     racing = [start("races", "push", "1", root), start("races", "push", "2", root), start("races", "collect", root)]
     for process in racing:
@@ -104,7 +104,7 @@ def test_processes_that_race_never_lose_what_a_record_needs(tmp_path: Path) -> N
 
 
 class SmallDisk(NamedTuple):
-    """A folder with room for 3 MiB."""
+    """A folder with space for 3 MiB."""
 
     folder: Path
     grow: Callable[[], None]
@@ -112,7 +112,7 @@ class SmallDisk(NamedTuple):
 
 @pytest.fixture
 def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallDisk]:
-    """A file system of its own where this user may mount one; elsewhere `write` says that there is no space."""
+    """A small file system, if this user may mount one. Otherwise `write` fails as on a full disk."""
     folder = tmp_path / "small"
     folder.mkdir()
     if not mount("-t", "tmpfs", "-o", "size=3m", "tmpfs", folder):
@@ -125,20 +125,20 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Smal
 
 
 def mount(*arguments: str | Path) -> bool:
-    """Whether that could be mounted."""
+    """Return whether the file system could be mounted."""
     program = shutil.which("mount")
     return program is not None and subprocess.run([program, *arguments], check=False, capture_output=True).returncode == 0
 
 
 class WriteLimit:
-    """An `os.write` that finds the disk full after some bytes."""
+    """An `os.write` for which the disk is full after some bytes."""
 
     def __init__(self, buffer_for: int) -> None:
         self._remaining = buffer_for
         self._write = os.write
 
     def write(self, descriptor: int, data: memoryview) -> int:
-        """Write as much as there is room for."""
+        """Write as much as there is space for."""
         if not self._remaining:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         size = self._write(descriptor, data[: self._remaining])
@@ -146,12 +146,12 @@ class WriteLimit:
         return size
 
     def lift(self) -> None:
-        """Make room."""
+        """Remove the limit."""
         self._remaining = 1 << 40
 
 
 async def test_full_disk_is_said_and_loses_nothing(small_disk: SmallDisk) -> None:
-    """The put that finds no space fails as a whole; what was kept before stays; with more space, the same put completes."""
+    """The put without space fails as a whole, and kept frames stay. With more space, the same put completes."""
     root = small_disk.folder / "repository"
     async with connect(str(root), create=True) as repository:
         before = frames(2, size=100_000)
@@ -169,7 +169,7 @@ async def test_full_disk_is_said_and_loses_nothing(small_disk: SmallDisk) -> Non
 
 @pytest.mark.slow
 async def test_disk_that_fills_up_before_the_commit(small_disk: SmallDisk) -> None:
-    """No record without its manifest; with more space, the same commit completes."""
+    """No record exists without its manifest. With more space, the same commit completes."""
     async with connect(str(small_disk.folder / "repository"), create=True) as repository:
         chunks = contents(1)
         long_file = manifest(chunks * 50_000)
@@ -186,7 +186,7 @@ async def test_disk_that_fills_up_before_the_commit(small_disk: SmallDisk) -> No
 @pytest.mark.parametrize("verb", ["get", "open"])
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "grown"])
 async def test_lost_frame_is_forgotten_and_the_next_push_heals_it(tmp_path: Path, verb: str, damage: str) -> None:
-    """Who reads a frame that is not there any more makes it missing; `missing` is what a push asks."""
+    """A read of a lost frame makes its chunk missing, so that the next push sends it."""
     root = tmp_path / "repository"
     store, index = await open_backend(root, create=True)
     repository = LocalRepository(store, index, location=str(root))
@@ -214,7 +214,7 @@ async def test_lost_frame_is_forgotten_and_the_next_push_heals_it(tmp_path: Path
 
 
 async def test_frame_that_came_back_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """I2: between finding a frame absent and forgetting its row, another push may have put it and committed."""
+    """I2: after a frame is found absent, and before its row is forgotten, another push may put and commit it."""
     root = tmp_path / "repository"
     store, index = await open_backend(root, create=True)
     repository = LocalRepository(store, index, location=str(root))
@@ -232,7 +232,7 @@ async def test_frame_that_came_back_is_not_forgotten(tmp_path: Path, monkeypatch
 
 
 async def test_damaged_manifest_is_healed_by_the_next_commit(tmp_path: Path) -> None:
-    """A manifest that is there is not trusted to be the right one."""
+    """An existing manifest is checked, and replaced if it is wrong."""
     async with connect(str(tmp_path / "repository"), create=True) as repository:
         record = await push(repository, contents(2))
         path = tmp_path / "repository/manifests" / DEFAULT_NAMESPACE / hashed(record.digest)
@@ -243,7 +243,7 @@ async def test_damaged_manifest_is_healed_by_the_next_commit(tmp_path: Path) -> 
 
 
 class Platter:
-    """What a power cut would leave: bytes that were synced, under names that were synced in every folder above."""
+    """Record what a power cut would leave: synced bytes, under names that were synced in every folder above."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
         self._root = root
@@ -266,7 +266,7 @@ class Platter:
         monkeypatch.setattr(sqlite3, "connect", lambda *given, **named: plain_connect(*given, factory=Connection, **named))
 
     def not_durable(self) -> list[Path]:
-        """Frames and manifests that are there, and would not be after a power cut."""
+        """Return the frames and manifests that a power cut would lose."""
         found = [path for kind in ("chunks", "manifests") for path in (self._root / kind).rglob("*")]
         return [path for path in found if path not in self._synced_names or (path.is_file() and not self._is_synced(path))]
 
@@ -302,7 +302,7 @@ class Platter:
 
 @pytest.mark.slow
 async def test_power_cut_after_any_commit_leaves_frames_and_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """I2: when a row or a record becomes durable, its frame or manifest is, and every folder's name on the way to it."""
+    """I2: before a row or record is durable, its frame or manifest is durable, with all names on its path."""
     root = tmp_path / "repository"
     platter = Platter(monkeypatch, root)
     async with connect(str(root), create=True) as repository:
@@ -336,7 +336,7 @@ async def test_no_descriptor_stays_open_for_a_staged_frame(tmp_path: Path) -> No
 
 
 def open_descriptors() -> int:
-    """How many this process has."""
+    """Return the number of open descriptors of this process."""
     return len(list(Path("/dev/fd").iterdir()))
 
 

@@ -1,4 +1,4 @@
-"""Servers that say when to ask again: `Retry-After` in seconds and as a date, for the client and for downloads."""
+"""Servers say when to ask again, by `Retry-After` in seconds or as a date. Both the client and downloads obey."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Use = Callable[[str, Path], Awaitable[object]]
 
 
 async def by_client(url: str, _: Path) -> object:
-    """Ask as the client of a server does, for a small document."""
+    """Ask for a small document, as the client of a server does."""
     repository = RemoteRepository(url, token="secret")
     try:
         return await repository.status()
@@ -39,12 +39,12 @@ USES = pytest.mark.parametrize("use", [by_client, by_download], ids=["client", "
 
 
 def seconds(wait: int) -> list[str]:
-    """The header that names a number of seconds."""
+    """Return the header with a number of seconds."""
     return [f"Retry-After: {wait}"]
 
 
 def date(wait: int) -> list[str]:
-    """The headers that name a date, by a clock which is wrong by a day."""
+    """Return the headers with a date, by a clock that is wrong by a day."""
     now = time.time() - 86400
     return [f"Date: {formatdate(now, usegmt=True)}", f"Retry-After: {formatdate(now + wait, usegmt=True)}"]
 
@@ -53,7 +53,7 @@ def date(wait: int) -> list[str]:
 @USES
 @pytest.mark.parametrize("said", [seconds, date])
 async def test_who_says_when_to_ask_again_is_not_asked_before(tmp_path: Path, use: Use, said: Callable[[int], list[str]]) -> None:
-    """A server that fails for good when it is asked too early is asked a second time, late enough."""
+    """The server fails for good if the second request comes too early. It comes late enough."""
     loop = asyncio.get_running_loop()
     first: list[float] = []
 
@@ -75,7 +75,7 @@ async def test_who_says_when_to_ask_again_is_not_asked_before(tmp_path: Path, us
 
 @USES
 async def test_who_asks_to_wait_for_too_long_is_asked_once(tmp_path: Path, use: Use) -> None:
-    """Nobody waits for an hour without a word: the error says how long the server asks to wait."""
+    """The client does not wait for an hour. The error says how long the server asks to wait."""
 
     async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\nConnection: close\r\nRetry-After: 3600\r\n\r\n")
@@ -89,16 +89,16 @@ async def test_who_asks_to_wait_for_too_long_is_asked_once(tmp_path: Path, use: 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1", "1.5", "\u0663", "Mon, 99 Nov 2026 00:00:00 GMT"])
 def test_what_is_not_a_time_asks_for_no_wait(text: str) -> None:
-    """A malformed Retry-After says nothing."""
+    """A malformed Retry-After is ignored."""
     assert Said(retry_after=text).retry_after_seconds is None
 
 
 def test_a_date_that_has_passed_asks_for_no_wait() -> None:
-    """A date in the past is now, by our clock where the answer has no Date."""
+    """A date in the past means now. If the answer has no Date, our own clock counts."""
     assert 0.0 == Said(retry_after="Mon, 02 Nov 2015 00:00:00 GMT").retry_after_seconds
 
 
 def test_date_that_no_clock_shows_is_none() -> None:
-    """A year that Python has no date for says nothing of how long to wait."""
+    """A date in a year that Python does not support is ignored."""
     said = said_by({"Retry-After": "Fri, 31 Dec 99999999999 23:59:59 GMT"})
     assert said.retry_after_seconds is None

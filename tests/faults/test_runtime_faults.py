@@ -18,7 +18,7 @@ from tests.support.server import eventually
 
 @pytest.fixture(scope="module")
 def runtime(user: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRuntime]:
-    """A runtime that all tests of a module share, whatever they did to it."""
+    """A runtime that all tests of this module share, in any state."""
     root = tmp_path_factory.mktemp("served") / "root"
     with running_runtime(user, root, "--run-memory-limit", "512MiB", complains=None) as runtime:
         yield runtime
@@ -26,7 +26,7 @@ def runtime(user: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
 
 @pytest.fixture(scope="module")
 def misbehaving(runtime: RunningRuntime, graphs: Path) -> str:
-    """A pipeline that does what it is told to."""
+    """A pipeline that does what its input asks for."""
     return runtime.pipeline(graphs / "misbehave")
 
 
@@ -48,7 +48,7 @@ def entered(runtime: RunningRuntime, graphs: Path) -> str:
     ],
 )
 def test_a_run_that_fails_leaves_its_pipeline_loaded(runtime: RunningRuntime, misbehaving: str, how: str, detail: str) -> None:
-    """State 12, and the reason; the process is the same before and after."""
+    """The run has state 12 and a reason. The process is the same before and after."""
     process = runtime.value(misbehaving, "pid")
 
     assert runtime.failure(misbehaving, how).startswith(detail)
@@ -67,7 +67,7 @@ def test_a_run_that_fails_leaves_its_pipeline_loaded(runtime: RunningRuntime, mi
 def test_a_run_that_ruins_its_process_is_followed_by_one_in_a_new_process(
     runtime: RunningRuntime, misbehaving: str, how: str, detail: str
 ) -> None:
-    """State 12, and the reason; nothing is left of the old process."""
+    """The run has state 12 and a reason. Nothing is left of the old process."""
     process = runtime.value(misbehaving, "pid")
 
     assert runtime.failure(misbehaving, how).startswith(detail)
@@ -88,7 +88,7 @@ def test_a_run_that_ruins_its_process_is_followed_by_one_in_a_new_process(
     ],
 )
 def test_what_cannot_be_stored_fails_the_run(runtime: RunningRuntime, misbehaving: str, how: str, detail: str) -> None:
-    """A missing file, a missing folder, a pipe, one missing file of two: nothing is stored, and nobody waits."""
+    """A missing file, a missing folder, a pipe, one missing file of two: nothing is stored, and the run ends at once."""
     before = runtime.ask("GET", "/native/v1/files").json
 
     assert detail == runtime.failure(misbehaving, how)
@@ -96,7 +96,7 @@ def test_what_cannot_be_stored_fails_the_run(runtime: RunningRuntime, misbehavin
 
 
 def test_what_user_code_prints_is_not_an_answer(runtime: RunningRuntime, misbehaving: str) -> None:
-    """Whatever it looks like."""
+    """The text may look like an answer."""
     assert runtime.value(misbehaving, "print") == "printed"
 
 
@@ -117,14 +117,14 @@ def test_user_code_is_not_handed_our_secrets(runtime: RunningRuntime, misbehavin
     ],
 )
 def test_a_graph_that_cannot_be_loaded_fails_its_runs(runtime: RunningRuntime, graphs: Path, graph: str, detail: str) -> None:
-    """It is taken, as nobody looks into it before it is run; then that says why."""
+    """The upload succeeds, because the graph is not read before a run. The run fails with the reason."""
     pipeline = runtime.pipeline(graphs / graph)
 
     assert runtime.failure(pipeline).startswith(detail)
 
 
 def test_what_takes_too_long_is_ended(user: Home, graphs: Path, tmp_path: Path) -> None:
-    """A run, and a graph that is never loaded; the next run has a new process, and no child of the old one is left."""
+    """A run or a graph takes too long. The next run has a new process, and no child of the old one is left."""
     with running_runtime(user, tmp_path / "root", "--run-seconds", "5") as runtime, ThreadPoolExecutor() as pool:
         misbehaving = runtime.pipeline(graphs / "misbehave")
         never = runtime.pipeline(graphs / "never-loads")
@@ -140,7 +140,7 @@ def test_what_takes_too_long_is_ended(user: Home, graphs: Path, tmp_path: Path) 
 
 
 def test_what_a_killed_runtime_leaves(user: Home, graphs: Path, tmp_path: Path) -> None:
-    """No process, even one that hangs; the next runtime has its pipelines, and none of its runs or half-done work."""
+    """No process is left, not even a hanging one. The next runtime has its pipelines, and no runs or partial files."""
     root = tmp_path / "root"
     with running_runtime(user, root, is_killed=True) as runtime:
         misbehaving = runtime.pipeline(graphs / "misbehave")
@@ -159,7 +159,7 @@ def test_what_a_killed_runtime_leaves(user: Home, graphs: Path, tmp_path: Path) 
 
 
 def test_a_stop_ends_what_still_runs(user: Home, graphs: Path, tmp_path: Path) -> None:
-    """A run that nobody waits for does not keep the runtime from stopping."""
+    """A run without a waiting client does not keep the runtime from stopping."""
     with running_runtime(user, tmp_path / "root") as runtime:
         misbehaving = runtime.pipeline(graphs / "misbehave")
         process = runtime.value(misbehaving, "pid")
@@ -169,7 +169,7 @@ def test_a_stop_ends_what_still_runs(user: Home, graphs: Path, tmp_path: Path) -
 
 
 def test_a_full_disk_fails_what_needs_space(user: Home, graphs: Path, tmp_path: Path) -> None:
-    """An upload, and a run that returned more than there is room for; runs that need none go on."""
+    """An upload fails, and a run with too large a result. Runs that need no space continue."""
     with small_disk(tmp_path / "disk", "size=24m"), running_runtime(user, tmp_path / "disk/root", complains=True) as runtime:
         misbehaving = runtime.pipeline(graphs / "misbehave")
         refused = runtime.upload(octets(1, 32 << 20))
@@ -182,7 +182,7 @@ def test_a_full_disk_fails_what_needs_space(user: Home, graphs: Path, tmp_path: 
 
 
 def test_a_folder_has_one_runtime(user: Home, runtime: RunningRuntime) -> None:
-    """A second one says so, and does not start."""
+    """A second runtime says so and does not start."""
     with pytest.raises(AssertionError, match="another runtime runs its pipelines"), running_runtime(user, runtime.server.root):
         pass
 
@@ -201,7 +201,7 @@ def test_a_folder_has_one_runtime(user: Home, runtime: RunningRuntime) -> None:
     ],
 )
 def test_an_upload_that_cannot_be_right_is_refused(runtime: RunningRuntime, fields: dict[str, str | None], detail: str) -> None:
-    """400 and the reason; nothing is stored, and there is no such pipeline."""
+    """The answer is 400 with the reason. Nothing is stored, and the pipeline does not exist."""
     before = runtime.ask("GET", "/native/v1/files").json
     reply = runtime.upload(b"graph", **({"name": "refused"} | fields))
 
@@ -225,7 +225,7 @@ def test_an_upload_that_cannot_be_right_is_refused(runtime: RunningRuntime, fiel
     ],
 )
 def test_a_request_of_a_run_that_cannot_be_right_is_refused(runtime: RunningRuntime, body: bytes) -> None:
-    """400 and the reason."""
+    """The answer is 400 with the reason."""
     reply = runtime.ask("POST", "/v3/runs", body)
 
     assert (400, "invalid-input") == (reply.status, reply.slug)
@@ -233,7 +233,7 @@ def test_a_request_of_a_run_that_cannot_be_right_is_refused(runtime: RunningRunt
 
 @pytest.mark.parametrize("reference", ["none", "pipeline_" + "0" * 32, "../../etc", "a/b:c", "", "\ud800"])
 def test_an_unknown_pipeline(runtime: RunningRuntime, reference: str) -> None:
-    """404, and what to do."""
+    """The answer is 404 and says what to do."""
     reply = runtime.begin(reference)
 
     assert (404, "unknown-pipeline") == (reply.status, reply.slug)
@@ -241,7 +241,7 @@ def test_an_unknown_pipeline(runtime: RunningRuntime, reference: str) -> None:
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "pipeline_files/../../etc/passwd", "file:///etc/passwd", "x"])
 def test_10_an_input_names_no_file_of_this_machine(runtime: RunningRuntime, entered: str, path: str) -> None:
-    """Nor a URL of one."""
+    """An input cannot be a URL of such a file either."""
     given = {"type": "file", "value": None, "file_name": "a", "file_path": path}
 
     assert runtime.failure(entered, given, given).startswith("input_data[0] of the run cannot be used: ")

@@ -1,4 +1,4 @@
-"""Servers and their clients that die, stall, or are told to stop: what was acknowledged stays, what is cut never looks whole."""
+"""Servers and clients die, stall or stop. Acknowledged data stays, and a cut answer never looks whole."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from tests.support.server import (
 )
 
 LARGE = 40 << 20
-"""More than the buffers of a connection's two ends hold."""
+"""Bytes: more than the buffers of both ends of a connection hold."""
 
 
 def large_frames(count: int, *, seed: int) -> list[Frame]:
-    """Frames that a connection's buffers cannot hide."""
+    """Frames that do not fit into the buffers of a connection."""
     return [encoded(octets(1000 * seed + number, 400_000), codec=Codec.RAW) for number in range(count)]
 
 
 def accepts(server: RunningServer) -> bool:
-    """Whether connections are accepted."""
+    """Return whether the server accepts connections."""
     try:
         server.connection().close()
     except ConnectionError:
@@ -51,7 +51,7 @@ def accepts(server: RunningServer) -> bool:
 
 
 def workers_of(parent: int) -> list[int]:
-    """The worker processes of a server."""
+    """Return the worker processes of a server."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -63,14 +63,14 @@ def workers_of(parent: int) -> list[int]:
 
 @contextmanager
 def begun(connection: socket.socket) -> Iterator[HTTPResponse]:
-    """An answer whose head has come, on a connection that is closed in the end."""
+    """Yield an answer whose head has come. The connection is closed in the end."""
     with connection, closing(HTTPResponse(connection)) as answer:
         answer.begin()
         yield answer
 
 
 def is_cut(answer: HTTPResponse) -> bool:
-    """Whether an answer ends before its Content-Length says."""
+    """Return whether an answer has fewer bytes than its Content-Length."""
     try:
         answer.read()
     except (HTTPException, ConnectionError):
@@ -79,23 +79,23 @@ def is_cut(answer: HTTPResponse) -> bool:
 
 
 def frame_path(server: RunningServer, frame: Frame) -> Path:
-    """Where a frame is kept."""
+    """Return the path of a frame."""
     return server.root / chunk_key("default", frame.digest)
 
 
-# Connections that end too early.
+# Tests of connections that end too early.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_reset", [False, True])
 def test_a_batch_that_is_cut_keeps_its_whole_frames(tmp_path: Path, *, is_reset: bool) -> None:
-    """However it is cut, also where much of it is still on its way through the server; a torn frame is discarded."""
+    """The batch is cut in several ways, also while the server still receives it. A partial frame is discarded."""
     sent = large_frames(6, seed=1)
     whole = batch(sent)
     with running_server(tmp_path / "root") as server:
         connection = server.begin("POST", f"{API}/chunks", f"Content-Length: {len(whole)}", body=whole[:-1000])
         if is_reset:
-            # What was sent must have arrived: a reset overtakes what the sender's own buffer still holds.
+            # The sent bytes must arrive first: a reset overtakes the bytes in the sender's own buffer.
             eventually(lambda: struct.unpack("i", _unsent(connection)) == (0,))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
@@ -112,7 +112,7 @@ def _unsent(connection: socket.socket) -> bytes:
 
 @pytest.mark.slow
 def test_small_frames_that_arrived_before_a_cut_are_kept(tmp_path: Path) -> None:
-    """All of them, though many lay in one read."""
+    """All of them are kept, although one read returned many."""
     sent = frames(200, seed=2)
     whole = batch(sent)
     with running_server(tmp_path / "root") as server:
@@ -122,7 +122,7 @@ def test_small_frames_that_arrived_before_a_cut_are_kept(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_batch_that_is_cut_in_its_header_keeps_nothing(tmp_path: Path) -> None:
-    """And harms nothing."""
+    """Nothing else changes either."""
     whole = batch(frames(2, seed=3))
     with running_server(tmp_path / "root") as server:
         for length in (0, 3, 4, 50):
@@ -132,7 +132,7 @@ def test_a_batch_that_is_cut_in_its_header_keeps_nothing(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_sender_that_stalls_is_dropped_and_what_it_sent_is_kept(tmp_path: Path) -> None:
-    """After the time that is set, its connection is closed without an answer."""
+    """After the stall time, its connection is closed without an answer."""
     sent = frames(3, seed=4)
     whole = batch(sent)
     with running_server(tmp_path / "root", stall_seconds=1) as server:
@@ -150,7 +150,7 @@ def test_a_sender_that_stalls_is_dropped_and_what_it_sent_is_kept(tmp_path: Path
 
 
 def is_hung_up(connection: socket.socket) -> bool:
-    """Whether the server closes a connection without a word."""
+    """Return whether the server closes a connection without an answer."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
@@ -159,7 +159,7 @@ def is_hung_up(connection: socket.socket) -> bool:
 
 @pytest.mark.slow
 def test_a_reader_that_stalls_is_dropped(tmp_path: Path) -> None:
-    """What it gets in the end is less than was announced."""
+    """In the end it gets fewer bytes than announced."""
     sent = large_frames(LARGE // 400_000, seed=5)
     content = octets(5, LARGE)
     with running_server(tmp_path / "root", stall_seconds=1) as server:
@@ -171,13 +171,14 @@ def test_a_reader_that_stalls_is_dropped(tmp_path: Path) -> None:
             server.begin("POST", f"{API}/chunks/get", f"Content-Length: {len(digests)}", body=digests),
         ):
             with begun(request) as answer:
-                # The others are answered meanwhile; once the server has dropped this one, its process has no such connection.
+                # Others are answered meanwhile. After the server has dropped this client, it does not have the
+                # connection any more.
                 eventually(lambda: connections_of(server.pid, server.port) == 0)
                 assert is_cut(answer)
 
 
 def connections_of(pid: int, port: int) -> int:
-    """How many connections a process has accepted on a port."""
+    """Return how many connections a process has accepted on a port."""
     inodes = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -190,7 +191,7 @@ def connections_of(pid: int, port: int) -> int:
 
 @pytest.mark.slow
 def test_a_form_that_is_cut_leaves_nothing(tmp_path: Path) -> None:
-    """No record, no file in the spool folder."""
+    """It leaves neither a record nor a file in the spool folder."""
     body = form("cut.bin", octets(6, 5 << 20))
     with running_server(tmp_path / "root") as server:
         before = server.ask("GET", f"{API}/files").json
@@ -201,12 +202,12 @@ def test_a_form_that_is_cut_leaves_nothing(tmp_path: Path) -> None:
         assert [] == [path for path in (server.root / "tmp").glob("**/*") if path.is_file()]
 
 
-# Damage in the store.
+# Tests of damage in the store.
 
 
 @pytest.mark.slow
 def test_damage_in_the_middle_of_a_file_cuts_the_connection(tmp_path: Path) -> None:
-    """A short answer never looks whole; a file whose first chunk is damaged is answered with what is wrong."""
+    """The short answer does not look whole. If the first chunk is damaged, the answer is an error."""
     with running_server(tmp_path / "root", check=False) as server:
         uploaded = server.upload("damaged.bin", octets(7, 20 << 20)).json
         kept = Manifest.parse(server.ask("GET", f"{API}/manifests/{uploaded['digest']}").body)
@@ -242,13 +243,13 @@ def damage(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["gone", "shorter", "longer"])
 def test_a_frame_that_changes_while_others_are_sent_cuts_the_answer(tmp_path: Path, fault: str) -> None:
-    """Its size was announced with the others': what comes must be that, or nothing."""
+    """The head announced its size. Bytes of another size are not sent."""
     sent = large_frames(LARGE // 400_000, seed=8)
     digests = b"".join(frame.digest for frame in sent)
     with running_server(tmp_path / "root", check=False) as server:
         server.put(sent)
         with begun(server.begin("POST", f"{API}/chunks/get", f"Content-Length: {len(digests)}", body=digests)) as answer:
-            # Nothing of the body is read yet, so that the last frames are not opened yet.
+            # Nothing of the body is read yet, so the last frames are not open yet.
             path = frame_path(server, sent[-1])
             if fault == "gone":
                 path.unlink()
@@ -260,13 +261,13 @@ def test_a_frame_that_changes_while_others_are_sent_cuts_the_answer(tmp_path: Pa
     assert str(sent[-1].digest) in log
 
 
-# Being told to stop.
+# Tests of stop signals.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stop_lets_transfers_finish(tmp_path: Path, workers: int) -> None:
-    """A download and an upload go on to their end; nobody else gets in; then the server ends well."""
+    """A download and an upload continue to their end. No new connection is accepted. Then the server ends normally."""
     content = octets(9, LARGE)
     sent = large_frames(20, seed=9)
     whole = batch(sent)
@@ -276,7 +277,7 @@ def test_a_stop_lets_transfers_finish(tmp_path: Path, workers: int) -> None:
             begun(server.begin("GET", f"/{path}")) as answer,
             server.begin("POST", f"{API}/chunks", f"Content-Length: {len(whole)}", "Expect: 100-continue") as upload,
         ):
-            # Both are under way: a connection that no worker has accepted yet is nobody's to finish.
+            # Both have begun. A connection that no worker has accepted yet would not be finished.
             assert b"HTTP/1.1 100 Continue\r\n\r\n" == upload.recv(1000)
             upload.sendall(whole[:1_000_000])
             os.kill(server.pid, signal.SIGTERM)
@@ -292,7 +293,7 @@ def test_a_stop_lets_transfers_finish(tmp_path: Path, workers: int) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_stops_at_once(tmp_path: Path, workers: int, number: signal.Signals) -> None:
-    """What is under way is cut."""
+    """Transfers in progress are cut."""
     with running_server(tmp_path / "root", check=False, workers=workers) as server:
         path = server.upload("large.bin", octets(10, LARGE)).json["path"]
         with begun(server.begin("GET", f"/{path}")) as answer:
@@ -305,7 +306,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, workers: int, number: sig
 
 @pytest.mark.slow
 def test_a_stop_waits_no_longer_than_it_was_told(tmp_path: Path) -> None:
-    """A client that does not go on is cut when the time is over."""
+    """A stalled client is cut when the time is over."""
     with running_server(tmp_path / "root", check=False, drain_seconds=0.2) as server:
         path = server.upload("large.bin", octets(11, LARGE)).json["path"]
         with begun(server.begin("GET", f"/{path}")) as answer:
@@ -315,7 +316,7 @@ def test_a_stop_waits_no_longer_than_it_was_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_idle_connections_do_not_delay_a_stop(tmp_path: Path) -> None:
-    """Those that were used, and those that never sent anything."""
+    """Some of them were used, and some never sent anything."""
     with (
         running_server(tmp_path / "root", check=False, drain_seconds=600) as server,
         server.begin("GET", "/healthz") as used,
@@ -327,12 +328,12 @@ def test_idle_connections_do_not_delay_a_stop(tmp_path: Path) -> None:
         assert is_hung_up(unused)
 
 
-# Processes that die.
+# Tests of processes that die.
 
 
 @pytest.mark.slow
 def test_dead_workers_are_replaced(tmp_path: Path) -> None:
-    """What was acknowledged is there; a batch that was under way is sent again; what it left behind is cleared away."""
+    """Acknowledged data is there. A batch in progress is sent again, and its remains are removed."""
     first, second = large_frames(5, seed=12), large_frames(5, seed=13)
     whole = batch(second)
     with running_server(tmp_path / "root", check=False, workers=2) as server:
@@ -356,7 +357,7 @@ def test_dead_workers_are_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_is_restarted_makes_no_other_index(tmp_path: Path) -> None:
-    """The index of a folder that holds chunks is lost: that is said, also where the folder would be made if it were empty."""
+    """The index of a folder with chunks is lost. This is an error, also if an empty folder would become a repository."""
     with running_server(tmp_path / "root", check=False, workers=2) as server:
         server.put(frames(1))
         before = workers_of(server.pid)
@@ -378,19 +379,19 @@ def test_a_worker_that_is_restarted_makes_no_other_index(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
-    """They stop when it dies, whatever it died of."""
+    """They stop when it dies, for any reason."""
     with running_server(tmp_path / "root", check=False, workers=2) as server:
         os.kill(server.pid, signal.SIGKILL)
         server.process.wait()
         eventually(lambda: not accepts(server))
-        # The end of the pipe that all of them hold: nobody is left.
+        # All of them hold the pipe, so its end means that none is left.
         assert "" == server.process.communicate()[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_port_in_use_is_an_error(tmp_path: Path, workers: int) -> None:
-    """Also where both could share it: the port, and what to do, in one sentence, and nothing is disturbed."""
+    """One sentence names the port and says what to do, also if both could share it. The other server is not disturbed."""
     for others in (1, 2):
         with running_server(tmp_path / f"first{others}", workers=others) as server:
             second = start_server(tmp_path / "second", port=server.port, workers=workers)
@@ -415,7 +416,7 @@ def test_an_address_of_another_machine_is_an_error(tmp_path: Path, host: str) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, workers: int) -> None:
-    """What kept a worker from starting is raised by the parent, once."""
+    """The parent raises once what kept a worker from starting."""
     root = tmp_path / "root"
     root.mkdir()
     (root / "format").write_text('{"format": 99}')
@@ -428,7 +429,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, workers: int) -> No
 
 @pytest.mark.slow
 def test_a_signal_that_comes_while_a_worker_closes_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parent stops a worker that fails at the same moment: its loop has closed what a signal would be written to."""
+    """The parent stops a worker that fails at that moment. Its loop has closed the socket to which a signal is written."""
     (tmp_path / "root").mkdir()
     (tmp_path / "root/format").write_text('{"format": 99}')
     (tmp_path / "sitecustomize.py").write_text(
@@ -446,7 +447,7 @@ def test_a_signal_that_comes_while_a_worker_closes_is_not_told(tmp_path: Path, m
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_port_is_free_after_a_stop(tmp_path: Path, workers: int) -> None:
-    """Connections that linger do not matter."""
+    """Old connections do not keep it busy."""
     with running_server(tmp_path / "root", workers=workers) as server:
         server.ask("GET", "/healthz")
     with running_server(tmp_path / "root", workers=3 - workers, port=server.port) as again:

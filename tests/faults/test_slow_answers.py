@@ -1,4 +1,7 @@
-"""A removal with chunks reads the manifests of all records: what a server sends meanwhile, and what its client makes of it."""
+"""A removal with chunks reads the manifests of all records.
+
+The server sends bytes meanwhile, and the client reads them.
+"""
 
 from __future__ import annotations
 
@@ -33,29 +36,29 @@ OWN, OTHERS = contents(1), contents(1, seed=7)
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RunningServer]:
-    """A server that may say bad things, and must stop."""
+    """A server that may log errors, and must stop."""
     with running_server(tmp_path / "root", check=False) as server:
         yield server
         assert 0 == server.stop()[0]
 
 
 class Slow(NamedTuple):
-    """A server with two records, where reading the manifest of the other one takes until a test gives its bytes."""
+    """A server with two records. Reading the manifest of the other record takes until a test gives its bytes."""
 
     record: Record
-    """What is removed."""
+    """The record to remove."""
     other: Record
     pipe: Path
-    """Its manifest."""
+    """The pipe in place of the other record's manifest."""
 
     def give(self, encoded: bytes) -> None:
-        """Have the server read this as the manifest; waits until it does."""
+        """Make the server read this as the manifest; wait until it has."""
         self.pipe.write_bytes(encoded)
 
 
 @pytest.fixture
 def slow(server: RunningServer) -> Slow:
-    """What makes a removal from `server` slow."""
+    """Makes a removal from `server` slow."""
     records = []
     for name, chunks in (("own", OWN), ("other", OTHERS)):
         server.put([encoded(content) for content in chunks])
@@ -68,7 +71,7 @@ def slow(server: RunningServer) -> Slow:
 
 @pytest.fixture(params=["plain", "nginx"])
 def reached(server: RunningServer, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningServer]:
-    """`server`, as it is reached by its own port, and through nginx as docs/behind-a-proxy.md sets it."""
+    """`server`, by its own port and through nginx as docs/behind-a-proxy.md configures it."""
     if request.param == "plain":
         yield server
         return
@@ -79,7 +82,7 @@ def reached(server: RunningServer, request: pytest.FixtureRequest, tmp_path: Pat
 
 
 def test_a_slow_removal_sends_bytes_before_its_end(reached: RunningServer, slow: Slow) -> None:
-    """The head, and a blank again and again; then the record, of the length that the head said."""
+    """The head comes first, then blanks, then the record. Together they have the announced length."""
     with reached.begin("DELETE", f"{API}/files/{slow.record.id}?chunks=true") as connection, connection.makefile("rb") as answer:
         head = b""
         while not head.endswith(b"\r\n\r\n"):
@@ -89,14 +92,14 @@ def test_a_slow_removal_sends_bytes_before_its_end(reached: RunningServer, slow:
         assert b"  " == answer.read(2)
         slow.give(manifest(OTHERS).encoded)
         assert slow.record == record_from_json(json.loads(answer.read(SLOW_SIZE - 2)))
-        # The connection is as good as before.
+        # The connection can be used again.
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: server\r\n\r\n")
         assert b"HTTP/1.1 200 OK\r\n" == answer.readline()
     assert [chunk_digest(content) for content in OWN] == reached.missing([chunk_digest(content) for content in OWN + OTHERS])
 
 
 def test_a_slow_removal_ends_although_its_client_is_gone(server: RunningServer, slow: Slow) -> None:
-    """A client that gives up finds it done when it asks again."""
+    """A client that gives up and asks again finds the removal done."""
     before = sockets_of(server)
     with server.begin("DELETE", f"{API}/files/{slow.record.id}?chunks=true") as connection:
         assert b"HTTP" == connection.recv(4)
@@ -109,7 +112,7 @@ def test_a_slow_removal_ends_although_its_client_is_gone(server: RunningServer, 
 
 
 def sockets_of(server: RunningServer) -> set[str]:
-    """Those that a server has open."""
+    """Return the sockets of a server."""
     found = set()
     for path in Path(f"/proc/{server.pid}/fd").iterdir():
         with suppress(FileNotFoundError):
@@ -118,13 +121,13 @@ def sockets_of(server: RunningServer) -> set[str]:
 
 
 class Relay(NamedTuple):
-    """What stands between a client and a server, and can lose an answer."""
+    """Passes connections on to a server, and can lose an answer."""
 
     url: str
     asked: list[bytes]
     """The methods of the requests, each of which has a connection of its own."""
     passed: list[int]
-    """The sizes of the pieces of the answers to DELETE that were passed on, in order."""
+    """The sizes of the pieces of answers to DELETE that were passed on, in order."""
 
 
 @pytest.fixture(params=["http", "https"])
@@ -169,7 +172,7 @@ async def relay(
 
 
 async def begin_removal(repository: Repository, slow: Slow, between: Relay) -> asyncio.Task[Record]:
-    """A removal of which the client has a part of the answer already."""
+    """Begin a removal, and wait until the client has a part of the answer."""
     removing = asyncio.create_task(repository.remove(slow.record.id, with_chunks=True))
     while sum(between.passed) < 2:
         assert not removing.done()
@@ -187,7 +190,7 @@ async def test_a_client_waits_for_a_slow_removal(server: RunningServer, slow: Sl
 
 
 async def test_a_slow_removal_that_fails_is_an_error(server: RunningServer, slow: Slow, scheme: str) -> None:
-    """What went wrong comes behind a status that says success."""
+    """The error comes after a status that says success."""
     async with relay(server, scheme) as between, client_of(between) as repository:
         removing = await begin_removal(repository, slow, between)
         await asyncio.to_thread(slow.give, b"damaged")
@@ -200,7 +203,7 @@ async def test_a_slow_removal_that_fails_is_an_error(server: RunningServer, slow
 
 @pytest.mark.parametrize("with_chunks", [False, True], ids=["", "chunks"])
 async def test_a_removal_whose_answer_is_lost_is_done(server: RunningServer, scheme: str, *, with_chunks: bool) -> None:
-    """The client asks again, is told that there is no such record, and knows why."""
+    """The client asks again, learns that the record does not exist, and knows why."""
     server.put([encoded(content) for content in OWN])
     record = record_from_json(server.commit(manifest(OWN).encoded, name="own").json)
     async with (

@@ -1,4 +1,4 @@
-"""Files whose size is not what their file system says: nothing is stored that is not all of their content."""
+"""A file system reports wrong sizes of files. A file is stored with all of its content, or not at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ needs_sys = pytest.mark.skipif(not REPORTS_TOO_MUCH.exists(), reason="needs the 
 
 @needs_proc
 def test_a_file_of_reported_size_0_is_not_stored_empty(home: Home) -> None:
-    """It is refused, and nothing is recorded; a copy of its content can be pushed."""
+    """It is refused, and nothing is recorded. A copy of its content can be pushed."""
     sentence = home.failure("push", REPORTS_NOTHING)
     assert sentence.startswith(f"{REPORTS_NOTHING} cannot be read: it has more bytes than the 0 that it reports; copy its")
     assert [] == home.result("ls")["files"]
@@ -38,7 +38,7 @@ def test_a_file_of_reported_size_0_is_not_stored_empty(home: Home) -> None:
 
 @needs_proc
 def test_a_file_of_reported_size_0_in_a_directory_is_not_stored_empty(home: Home) -> None:
-    """It is refused by its own path; files that are empty are not."""
+    """It is refused by its own path. Files that are really empty are not refused."""
     folder = home.folder / "system"
     folder.mkdir()
     (folder / "empty").touch()
@@ -52,7 +52,10 @@ def test_a_file_of_reported_size_0_in_a_directory_is_not_stored_empty(home: Home
 
 @pytest.mark.parametrize(("name", "content"), [("closed", b""), ("closed", b"content"), ("folder", b"")])
 def test_what_may_not_be_read_is_told_by_name(home: Home, name: str, content: bytes) -> None:
-    """A file that reports size 0 too: whether it is empty is not known. Nothing is recorded; it can be opened up, or left out."""
+    """This includes files of reported size 0, which may have content. Nothing is recorded.
+
+    The user can allow access or exclude them.
+    """
     tree = plant(home.folder / "tree", {"closed": content, "folder/inner": b"1", "open": b""})
     (tree / name).chmod(0)
     program, *before = (*AS_ANY_USER, SCRIPTS / "filestore")
@@ -68,7 +71,7 @@ def test_what_may_not_be_read_is_told_by_name(home: Home, name: str, content: by
 
 @needs_proc
 def test_a_file_that_was_recorded_as_empty_is_looked_at_again(tmp_path: Path) -> None:
-    """A push cache of an earlier version may know a file of /proc as an empty one."""
+    """The push cache of an earlier version may have recorded a file of /proc as empty."""
     empty = tmp_path / "empty"
     empty.touch()
     with FileSource(empty) as source:
@@ -83,7 +86,7 @@ def test_a_file_that_was_recorded_as_empty_is_looked_at_again(tmp_path: Path) ->
 
 @needs_sys
 def test_a_file_with_less_than_it_reports_is_not_said_to_have_changed(home: Home) -> None:
-    """Pushing it again would not help, and the sentence does not say so."""
+    """Another push would not help, and the sentence does not suggest one."""
     sentence = home.failure("push", REPORTS_TOO_MUCH)
     assert "bytes and reports 4096; copy its content to another file" in sentence
 
@@ -92,7 +95,7 @@ def test_a_file_with_less_than_it_reports_is_not_said_to_have_changed(home: Home
 def test_an_append_that_the_state_does_not_show_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_tree: bool
 ) -> None:
-    """As on a file system that shows size and times of a file late: one byte more is looked for after the last one."""
+    """Some file systems update size and times late. So a push tries to read one byte after the last one."""
     folder = tmp_path / "folder"
     folder.mkdir()
     path = folder / "log"
@@ -108,7 +111,7 @@ def test_an_append_that_the_state_does_not_show_is_noticed(
 
 
 def test_an_append_while_a_push_ends_is_noticed(tmp_path: Path) -> None:
-    """The file that is stored is the one that was opened."""
+    """The stored file is the one that was opened."""
     path = tmp_path / "log"
     path.touch()
     with FileSource(path) as source:

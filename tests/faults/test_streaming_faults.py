@@ -62,7 +62,7 @@ async def small_record(local_repository: Repository, tmp_path: Path) -> Record:
 
 
 def reader(tmp_path: Path, record: Record, *, kill_at: int = 0) -> subprocess.Popen[str]:
-    """A process that reads the last MiB of a file; killed when it asks for the n-th batch of chunks."""
+    """Start a process that reads the last MiB of a file, and is killed when it asks for the n-th batch of chunks."""
     return subprocess.Popen(
         [sys.executable, "-c", READER, tmp_path / "repository", tmp_path / "cache", record.id, str(kill_at)],
         cwd=ROOT,
@@ -73,14 +73,14 @@ def reader(tmp_path: Path, record: Record, *, kill_at: int = 0) -> subprocess.Po
 
 
 def descriptors() -> int:
-    """How many files this process has open."""
+    """Return the number of files that this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_a_reader_that_is_cancelled_at_any_await(
     local_repository: Repository, small_record: Record, tmp_path: Path
 ) -> None:
-    """Leaves no open file behind, and what the next resolve goes on from."""
+    """It leaves no open file, and the next resolve continues from its data."""
     caches = (tmp_path / "caches" / str(number) for number in count())
     used: list[Path] = []
 
@@ -103,7 +103,7 @@ async def test_a_reader_that_is_cancelled_at_any_await(
 
 
 async def test_staging_that_someone_removes_meanwhile(local_repository: Repository, record: Record, tmp_path: Path) -> None:
-    """The fetch starts over, and the reader gets right bytes all the same, also those that it was waiting for."""
+    """The fetch starts again. The reader gets the right bytes, also those for which it was waiting."""
     watched = WatchedRepository(local_repository)
 
     async def remove(verb: str) -> None:
@@ -120,7 +120,7 @@ async def test_staging_that_someone_removes_meanwhile(local_repository: Reposito
 
 
 async def test_a_reader_that_is_killed(local_repository: Repository, record: Record, tmp_path: Path) -> None:
-    """Nothing of the file is visible; the next one fetches what is not there yet."""
+    """Nothing of the file is visible. The next reader fetches only what is missing."""
     killed = reader(tmp_path, record, kill_at=6)
     killed.communicate()
     assert -signal.SIGKILL == killed.returncode
@@ -133,7 +133,7 @@ async def test_a_reader_that_is_killed(local_repository: Repository, record: Rec
 
 
 async def test_two_processes_read_one_file(local_repository: Repository, record: Record, tmp_path: Path) -> None:
-    """One fetches, the other reads what that has published."""
+    """One process fetches the file. The other one reads it after it was published."""
     said = [process.communicate() for process in [reader(tmp_path, record) for _ in range(2)]]
     assert [""] * 2 == [errors for _, errors in said]
     whole = len(Manifest.parse(await local_repository.manifest(record.digest)).chunks)
@@ -141,7 +141,7 @@ async def test_two_processes_read_one_file(local_repository: Repository, record:
 
 
 async def test_damage_is_never_read(local_repository: Repository, record: Record, tmp_path: Path) -> None:
-    """The block ends with the error; what was read before it is right."""
+    """The block ends with the error. Everything that was read before is right."""
     manifest = Manifest.parse(await local_repository.manifest(record.digest))
     frame = tmp_path / "repository" / chunk_key("default", manifest.chunks[-1].digest)
     frame.chmod(0o644)
@@ -156,7 +156,7 @@ async def test_damage_is_never_read(local_repository: Repository, record: Record
 async def test_a_file_that_the_cache_has_no_space_for(
     local_repository: Repository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One sentence; the block does not begin, and nothing is left."""
+    """The error is one sentence. The block does not begin, and nothing is left."""
     monkeypatch.setattr("filestore.cache.quota.STALL_SECONDS", 0.1)
     with pytest.raises(CacheFull):
         async with Cache(tmp_path / "cache", local_repository, size_limit=4 * MIB) as cache, cache.open(File(id=record.id)):

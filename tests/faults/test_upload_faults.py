@@ -1,4 +1,4 @@
-"""Uploads in parts whose clients, servers and disks fail: a part is there whole or not at all, and so is the file."""
+"""Clients, servers and disks fail during uploads in parts. A part is whole or absent, and so is the file."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ LEFT = WINDOW_SIZE
 
 
 def part(number: int) -> bytes:
-    """A part of the content."""
+    """Return a part of the content."""
     return CONTENT[(number - 1) * PART_SIZE : number * PART_SIZE]
 
 
 def cut_of(upload: PartsUpload) -> Cut:
-    """How far an upload is cut."""
+    """Return the saved cut of an upload."""
     return find(upload.folder.parent, upload.id, namespace="default", idle_seconds=1000).cut()
 
 
 def is_cut_ahead(upload: PartsUpload, size: int) -> bool:
-    """Whether all but the tail of the first `size` bytes is cut and stored."""
+    """Return whether the first `size` bytes are cut and stored, without the tail."""
     return size - sum(chunk.size for chunk in unpacked(cut_of(upload).chunks)) < LEFT
 
 
 def downloaded(server: RunningServer, record: dict[str, str]) -> bytes:
-    """The bytes of a record."""
+    """Return the bytes of a record."""
     return server.ask("GET", f"{PARTS}/download/{record['id']}").body
 
 
 def test_parts_are_cut_while_later_ones_arrive(tmp_path: Path) -> None:
-    """The unbroken run from the first on, and no further; what is behind a gap waits for it."""
+    """Contiguous parts from the first one on are cut. A part after a gap waits for the gap to be filled."""
     with running_server(tmp_path / "root") as server:
         upload = PartsUpload(server, "ahead.bin")
         three = upload.put(3, part(3))
@@ -64,14 +64,14 @@ def test_parts_are_cut_while_later_ones_arrive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_restarted", [False, True])
 def test_the_end_reads_the_tail_only(tmp_path: Path, *, is_restarted: bool) -> None:
-    """What was cut is not read again, also not by another process: here it could not be, as its bytes are gone."""
+    """Content that was cut is not read again, not even by another process. Here its bytes are gone."""
     root = tmp_path / "root"
     with running_server(root, check=False) as server:
         upload = PartsUpload(server, "tail.bin")
         sent = [upload.put(number, part(number)) for number in (1, 2, 3)]
         eventually(lambda: is_cut_ahead(upload, len(CONTENT)))
         with next(upload.folder.glob("part-00001-*")).open("r+b") as file:
-            file.seek(1000)  # a cutter of another process looks at what the file begins with
+            file.seek(1000)  # the chunker of another process reads the beginning of the file
             file.write(bytes(PART_SIZE - 1000))
         if is_restarted:
             os.kill(server.pid, signal.SIGKILL)
@@ -84,7 +84,7 @@ def test_the_end_reads_the_tail_only(tmp_path: Path, *, is_restarted: bool) -> N
 
 @pytest.mark.parametrize("is_zip", [False, True])
 def test_any_worker_goes_on_with_an_upload(tmp_path: Path, *, is_zip: bool) -> None:
-    """Parts come to whichever process accepts the connection; a zip needs a cutter that has seen all of it."""
+    """Each part comes to any process of the server. A zip needs a chunker that has read all of it."""
     content = torch_file([tensor(str(seed), 1000, 1000, seed=seed) for seed in range(14)]) if is_zip else CONTENT
     size = len(content) // 8 + 1
     with running_server(tmp_path / "root", workers=2) as server:
@@ -96,7 +96,7 @@ def test_any_worker_goes_on_with_an_upload(tmp_path: Path, *, is_zip: bool) -> N
 
 
 def test_parts_side_by_side(tmp_path: Path) -> None:
-    """In several connections, each part twice."""
+    """Several connections send each part twice."""
     with running_server(tmp_path / "root", workers=2) as server:
         upload = PartsUpload(server, "parallel.bin")
         with ThreadPoolExecutor(6) as pool:
@@ -107,7 +107,7 @@ def test_parts_side_by_side(tmp_path: Path) -> None:
 
 
 def test_the_same_part_with_other_bytes_side_by_side(tmp_path: Path) -> None:
-    """One of them stays."""
+    """One of the two stays."""
     contents = [octets(seed, 300_000) for seed in range(8)]
     with running_server(tmp_path / "root", workers=2) as server:
         upload = PartsUpload(server, "race.bin")
@@ -120,7 +120,7 @@ def test_the_same_part_with_other_bytes_side_by_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_an_upload_survives_its_server(tmp_path: Path, number: signal.Signals) -> None:
-    """Parts that were taken are there, URLs that were given out are good, at the next start; what was arriving is not."""
+    """After a restart, complete parts are there and signed URLs are valid. A part that was arriving is not there."""
     root = tmp_path / "root"
     with running_server(root, check=False, drain_seconds=0.1) as server:
         upload = PartsUpload(server, "survivor.bin")
@@ -142,7 +142,7 @@ def test_an_upload_survives_its_server(tmp_path: Path, number: signal.Signals) -
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stop_does_not_wait_for_the_chunking(tmp_path: Path, workers: int) -> None:
-    """It is given up in silence, and goes on at the next start."""
+    """The chunking is cancelled without a message, and continues after the next start."""
     root = tmp_path / "root"
     with running_server(root, workers=workers) as server:
         upload = PartsUpload(server, "stopped.bin")
@@ -154,7 +154,7 @@ def test_a_stop_does_not_wait_for_the_chunking(tmp_path: Path, workers: int) -> 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 400000", "Transfer-Encoding: chunked"])
 def test_a_part_that_is_cut_was_never_there(tmp_path: Path, framing: str) -> None:
-    """Neither in the upload nor on the disk."""
+    """It is neither in the upload nor on the disk."""
     with running_server(tmp_path / "root") as server:
         upload = PartsUpload(server, "cut.bin")
         body = octets(1, 300_000)
@@ -181,7 +181,7 @@ def test_a_part_that_stalls_is_dropped(tmp_path: Path) -> None:
 
 
 def test_a_part_that_is_kept_while_its_upload_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was arriving has another name by then; the upload is there all the same."""
+    """The file of the arriving part is renamed meanwhile. The upload is found all the same."""
     upload = begin(tmp_path / "uploads", name="a", namespace="default")
     incoming = upload.receive()
     look = os.scandir
@@ -201,7 +201,7 @@ def test_a_part_that_is_kept_while_its_upload_is_looked_for(tmp_path: Path, monk
 
 @pytest.mark.parametrize("fault", ["torn", "other digests", "no json", "gone", "of other parts"])
 def test_what_is_kept_of_the_chunking_is_not_more_than_a_hint(tmp_path: Path, fault: str) -> None:
-    """Damaged, or lost, it costs another reading of the parts."""
+    """If it is damaged or lost, the parts are read again."""
     with running_server(tmp_path / "root", check=False) as server:
         upload = PartsUpload(server, "hint.bin")
         sent = [upload.put(number, part(number)) for number in (1, 2, 3)]
@@ -219,7 +219,7 @@ def test_what_is_kept_of_the_chunking_is_not_more_than_a_hint(tmp_path: Path, fa
 
 
 def test_chunks_that_are_gone_by_the_end_are_sent_again(tmp_path: Path) -> None:
-    """I9: a commit checks once more."""
+    """I9: a commit checks the chunks once more."""
     with running_server(tmp_path / "root", check=False) as server:
         upload = PartsUpload(server, "gone.bin")
         sent = [upload.put(number, part(number)) for number in (1, 2, 3)]
@@ -231,7 +231,7 @@ def test_chunks_that_are_gone_by_the_end_are_sent_again(tmp_path: Path) -> None:
 
 
 def test_a_part_that_the_disk_lost_bytes_of(tmp_path: Path) -> None:
-    """It is named, nothing is recorded, and it may be sent again."""
+    """The error names it, nothing is recorded, and it may be sent again."""
     with running_server(tmp_path / "root") as server:
         upload = PartsUpload(server, "short.bin")
         sent = [upload.put(1, b"x" * 1000)]
@@ -245,7 +245,7 @@ def test_a_part_that_the_disk_lost_bytes_of(tmp_path: Path) -> None:
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """A part, or the chunks of all parts, that do not fit are told so and leave nothing; with space, the upload goes on."""
+    """A part or chunks that do not fit fail and leave nothing. With more space, the upload continues."""
     with small_disk(tmp_path / "disk", "size=30m") as resize, running_server(tmp_path / "disk/root", check=False) as server:
         upload = PartsUpload(server, "full.bin")
         one = upload.put(1, part(1)[:6_000_000])
@@ -261,7 +261,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_parts_are_told_apart_by_number_and_tag(tmp_path: Path) -> None:
-    """After a crash between a part's coming and its predecessor's going both are there: the list says which counts."""
+    """After a crash, a part and its predecessor may both be there. The list says which one counts."""
     with running_server(tmp_path / "root") as server:
         upload = PartsUpload(server, "both.bin")
         upload.put(1, b"old")
