@@ -1,4 +1,7 @@
-"""A server that lies, or is none of ours: the client refuses what it says, holds no more memory for it, and keeps its token."""
+"""Servers lie, or are not filestore servers.
+
+The client refuses their answers, bounds its memory, and protects its token.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ from tests.support.tls import server_tls, trusting
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 PLANES = ["http", "https"]
-"""How requests travel: on sockets of our own, or by aiohttp and TLS."""
+"""The two ways to send frames: on our own sockets, or by aiohttp, as over TLS."""
 
 ONE, TWO = chunk_digest(b"one"), chunk_digest(b"two")
 
@@ -55,7 +58,7 @@ ONE, TWO = chunk_digest(b"one"), chunk_digest(b"two")
 async def facing(
     handler: Handler, *, stall_seconds: float = 30, plane: str = "http", path: str = "", port: int = 0
 ) -> AsyncIterator[RemoteRepository]:
-    """A client that faces a server which answers everything by `handler`."""
+    """Yield a client of a server that answers everything by `handler`."""
     application = web.Application(client_max_size=1 << 30)
     application.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(application, shutdown_timeout=0)
@@ -76,12 +79,12 @@ async def facing(
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries follow at once."""
+    """Make retries follow at once."""
     monkeypatch.setattr(client_module, "FIRST_PAUSE_SECONDS", 0)
 
 
 async def ask(repository: RemoteRepository, verb: str) -> None:
-    """One question of that kind."""
+    """Ask one question of that kind."""
     if verb == "get":
         await repository.get([ONE], memoryview(bytearray(10)))
     elif verb == "put":
@@ -93,7 +96,7 @@ async def ask(repository: RemoteRepository, verb: str) -> None:
 
 
 def answering(body: bytes, *, status: int = 200, content_type: str = wire.OCTETS) -> Handler:
-    """A handler that always gives the same answer."""
+    """Return a handler that always gives the same answer."""
 
     async def handle(_: web.Request) -> web.StreamResponse:
         return web.Response(body=body, status=status, content_type=content_type)
@@ -102,7 +105,7 @@ def answering(body: bytes, *, status: int = 200, content_type: str = wire.OCTETS
 
 
 def batch(*entries: tuple[Digest, int], frames: bytes = b"") -> bytes:
-    """A batch as a server answers it."""
+    """Return a batch as a server answers it."""
     return wire.encode_batch_header([wire.BatchEntry(*entry) for entry in entries]) + frames
 
 
@@ -122,7 +125,10 @@ def batch(*entries: tuple[Digest, int], frames: bytes = b"") -> bytes:
 )
 @pytest.mark.parametrize("plane", PLANES)
 async def test_a_batch_that_is_not_what_was_asked_for(body: bytes, expected: type[FilestoreError], plane: str) -> None:
-    """Short, swapped, doubled, too large, longer than it says: refused, and the buffer is never overrun."""
+    """A batch that is short, swapped, doubled, too large or longer than it says is refused.
+
+    The buffer is never overrun.
+    """
     buffer = bytearray(100)
     async with facing(answering(body), plane=plane) as repository:
         with pytest.raises(expected):
@@ -131,7 +137,7 @@ async def test_a_batch_that_is_not_what_was_asked_for(body: bytes, expected: typ
 
 
 async def test_a_manifest_of_another_digest() -> None:
-    """The name of a manifest is the digest of its bytes; anything else is refused."""
+    """A manifest whose bytes have another digest is refused."""
     manifest = Manifest.build([], chunking_version=CHUNKING_VERSION)
     async with facing(answering(manifest.encoded)) as repository:
         assert manifest.encoded == await repository.manifest(manifest.digest)
@@ -149,7 +155,7 @@ async def test_a_manifest_of_another_digest() -> None:
     ],
 )
 async def test_an_answer_without_end(plane: str, size: int | None, expected: type[FilestoreError]) -> None:
-    """An answer is read to its limit and no further, whether it says how long it is or not."""
+    """An answer is read only up to its limit, with or without a stated length."""
 
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -167,7 +173,7 @@ async def test_an_answer_without_end(plane: str, size: int | None, expected: typ
     "body", [b"", b"<html>", b"[]", b"{}", b'{"id": 1, "namespace": "../x", "chunking_version": 0, "format": 1}', b"{" * 10_000]
 )
 async def test_what_is_not_a_filestore_server(body: bytes) -> None:
-    """Any web server that answers 200 to everything: one sentence, no traceback."""
+    """A web server that answers 200 to everything gives one sentence, and no traceback."""
     async with facing(answering(body)) as repository:
         with pytest.raises(ServerError):
             await repository.identity()
@@ -177,7 +183,7 @@ async def test_what_is_not_a_filestore_server(body: bytes) -> None:
 
 @pytest.mark.parametrize(("version", "chunking_version"), [(2, CHUNKING_VERSION), (1, CHUNKING_VERSION + 1)])
 async def test_a_server_of_another_version(version: int, chunking_version: int) -> None:
-    """An unknown format or cutting version is refused before anything is sent."""
+    """An unknown format or chunking version is refused before anything is sent."""
     body = f'{{"id": "0", "namespace": "default", "chunking_version": {chunking_version}, "format": {version}}}'.encode()
     async with facing(answering(body)) as repository:
         with pytest.raises(UnknownFormat):
@@ -187,7 +193,7 @@ async def test_a_server_of_another_version(version: int, chunking_version: int) 
 @pytest.mark.parametrize("verb", ["identity", "get", "put"])
 @pytest.mark.parametrize("plane", PLANES)
 async def test_a_redirect_gets_no_token(verb: str, plane: str) -> None:
-    """The token is for this server alone: a redirect is an error, never followed."""
+    """The token is for this server only. A redirect is an error, and is never followed."""
     visited = []
 
     async def redirect(request: web.Request) -> web.StreamResponse:
@@ -212,7 +218,7 @@ async def test_a_redirect_gets_no_token(verb: str, plane: str) -> None:
     ],
 )
 async def test_a_problem_whose_facts_make_no_sense(facts: str) -> None:
-    """An error that cannot be rebuilt is still an error of ours, and its text is never a format."""
+    """It becomes a FilestoreError all the same. Its text is never used as a format."""
     said = {"type": "urn:filestore:error:unknown-format", "detail": "{0.x}", **json.loads(facts)}
     body = json.dumps(said).encode()
     async with facing(answering(body, status=418, content_type=wire.PROBLEM)) as repository:
@@ -224,7 +230,7 @@ async def test_a_problem_whose_facts_make_no_sense(facts: str) -> None:
 @pytest.mark.parametrize("verb", ["missing", "get", "put"])
 @pytest.mark.parametrize("plane", PLANES)
 async def test_a_stranger_is_told_so(verb: str, plane: str) -> None:
-    """401 is about the token, whatever the document says."""
+    """401 always means that the token is wrong, whatever the document says."""
     async with facing(answering(b"{}", status=401), plane=plane) as repository:
         with pytest.raises(Unauthorized):
             await ask(repository, verb)
@@ -232,7 +238,7 @@ async def test_a_stranger_is_told_so(verb: str, plane: str) -> None:
 
 @pytest.mark.parametrize("plane", PLANES)
 async def test_what_may_pass_is_tried_again_and_what_may_not_is_not(plane: str) -> None:
-    """503 is retried, on every verb; 404 and 422 are answers."""
+    """Every verb retries after 503. 404 and 422 are final answers."""
     statuses: list[int] = []
 
     async def handle(_: web.Request) -> web.StreamResponse:
@@ -253,7 +259,7 @@ async def test_what_may_pass_is_tried_again_and_what_may_not_is_not(plane: str) 
 
 @pytest.mark.parametrize("plane", PLANES)
 async def test_a_cut_batch_is_asked_for_from_where_it_was_cut(plane: str) -> None:
-    """What arrived whole is not asked for again; counts go back by what did not."""
+    """Whole frames are not requested again. The counts are reduced by the bytes of the partial one."""
     asked: list[bytes] = []
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -283,7 +289,7 @@ async def test_a_cut_batch_is_asked_for_from_where_it_was_cut(plane: str) -> Non
 @pytest.mark.parametrize("verb", ["get", "put", "missing"])
 @pytest.mark.parametrize("plane", PLANES)
 async def test_a_server_that_moves_no_byte(verb: str, plane: str) -> None:
-    """A stalled stream is dropped after the limit, tried again, then reported by name."""
+    """A stalled connection is dropped after the limit. After a retry, the error says that it stalled."""
     requests = 0
 
     async def silent(request: web.Request) -> web.StreamResponse:
@@ -305,7 +311,7 @@ async def test_a_server_that_moves_no_byte(verb: str, plane: str) -> None:
 
 @pytest.mark.parametrize("verb", ["identity", "get", "put"])
 async def test_a_server_that_is_not_there_is_reported_at_once(verb: str) -> None:
-    """Nobody waits through retries for a server that was never reached."""
+    """There are no retries for a server that was never reached."""
     async with facing(answering(b"")) as repository:
         address = repository.location
     repository = RemoteRepository(address, token=None)
@@ -341,7 +347,7 @@ ENTRY = batch((ONE, 3), frames=b"abc")
 async def test_answers_that_two_readers_could_take_differently(
     answer: bytes, expected: type[FilestoreError] | tuple[type[FilestoreError], ...], verb: str
 ) -> None:
-    """Smuggled lengths, heads without end, no HTTP at all: an error of ours, and no memory for what was only announced."""
+    """Wrong lengths, endless heads and other protocols give a FilestoreError, and memory only for bytes that came."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -356,7 +362,7 @@ async def test_answers_that_two_readers_could_take_differently(
 
 
 async def test_frames_are_asked_for_in_one_way(unused_tcp_port: int) -> None:
-    """On sockets of our own a request says the same as by aiohttp, below a path of a proxy's too."""
+    """A request on our own sockets is the same as by aiohttp, also below a path of a proxy."""
     said = {}
     for plane in PLANES:
         requests: list[tuple[str, str, bytes, dict[str, str | None]]] = []
@@ -377,7 +383,7 @@ async def test_frames_are_asked_for_in_one_way(unused_tcp_port: int) -> None:
 
 @pytest.mark.parametrize("token", ["", "two words", "line\r\nX: y", "näme", "\x00"])
 def test_tokens_that_would_be_other_headers(token: str) -> None:
-    """Said before anything is sent, without saying the token."""
+    """The error comes before anything is sent, and does not contain the token."""
     with pytest.raises(InvalidSetting) as caught:
         RemoteRepository("http://host", token=token)
     assert not token or token not in str(caught.value)
@@ -397,7 +403,7 @@ def test_tokens_that_would_be_other_headers(token: str) -> None:
     ],
 )
 def test_urls_that_name_no_server(url: str) -> None:
-    """Said before anything is sent; a password in a URL would end up in logs."""
+    """The error comes before anything is sent. A password in a URL is refused, because logs would show it."""
     with pytest.raises(InvalidUrl):
         RemoteRepository(url, token=None)
 
@@ -416,7 +422,7 @@ IDENTITY: dict[str, Any] = {"id": "0a" * 16, "namespace": "default", "chunking_v
 
 
 def as_answer(values: object) -> Handler:
-    """A server that answers everything with these values."""
+    """Return a server that answers everything with these values."""
     return answering(json.dumps(values).encode(), content_type="application/json")
 
 
@@ -435,14 +441,14 @@ def as_answer(values: object) -> Handler:
     ],
 )
 async def test_another_record_than_was_asked_for(reference: Reference) -> None:
-    """A pinned id, digest, path or name is enforced: the answer of a server does not stand for it by itself."""
+    """The client checks id, digest, path or name of an answer against the request."""
     async with facing(as_answer(RECORD.as_json())) as repository:
         with pytest.raises(UnexpectedRecord):
             await repository.record(reference)
 
 
 async def test_record_of_another_file_after_a_commit() -> None:
-    """What a server says that it recorded is what was pushed."""
+    """The client checks that the recorded file is the one that was pushed."""
     manifest = Manifest.build([], chunking_version=CHUNKING_VERSION)
     right = replace(RECORD, digest=manifest.digest, size=0)
     for wrong in (RECORD, replace(right, name="another.bin"), replace(right, kind=Kind.DIRECTORY)):
@@ -454,7 +460,7 @@ async def test_record_of_another_file_after_a_commit() -> None:
 
 
 async def test_another_record_than_was_to_be_removed() -> None:
-    """A removal that is acknowledged for another record is no success."""
+    """An answer with another record is an error."""
     async with facing(as_answer(RECORD.as_json())) as repository:
         with pytest.raises(UnexpectedRecord):
             await repository.remove("file_" + "0b" * 16)
@@ -465,7 +471,7 @@ PATHS = ["../../victim", "/etc/victim", "..", "", "file_../../victim", "file_" +
 
 @pytest.mark.parametrize("text", PATHS)
 async def test_ids_that_would_be_paths(text: object, tmp_path: Path) -> None:
-    """Of a record or of a repository: neither enters, and no cache makes a folder or a file of it."""
+    """A bad id of a record or a repository is refused, and no cache makes a path of it."""
     for values in (RECORD.as_json() | {"id": text}, IDENTITY | {"id": text}, IDENTITY | {"namespace": text}):
         async with facing(as_answer(values)) as repository:
             cache = Cache(tmp_path / "cache", repository)
@@ -495,7 +501,7 @@ async def test_ids_that_would_be_paths(text: object, tmp_path: Path) -> None:
     ],
 )
 async def test_records_that_cannot_be(changed: dict[str, object]) -> None:
-    """Each value is checked where it enters."""
+    """Each value of a record is checked on arrival."""
     async with facing(as_answer(RECORD.as_json() | changed)) as repository:
         with pytest.raises(ServerError):
             await repository.record(Reference(id=RECORD.id))
@@ -503,7 +509,7 @@ async def test_records_that_cannot_be(changed: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("text", PATHS)
 async def test_ids_in_a_cache_that_would_be_paths(text: object, tmp_path: Path, local_repository: Repository) -> None:
-    """What an earlier program, or somebody else, wrote into a cache is checked as well when it is read back."""
+    """Ids that another program wrote into a cache are checked when they are read."""
     identity = await local_repository.identity()
     cache = Cache(tmp_path / "cache", local_repository)
     await cache.cached(File(digest=str(ONE)))
@@ -523,7 +529,7 @@ async def test_ids_in_a_cache_that_would_be_paths(text: object, tmp_path: Path, 
 
 
 async def test_digests_that_nobody_asked_about() -> None:
-    """Whether chunks are missing, or were damaged, is said of those that were asked about only."""
+    """An answer about missing or damaged chunks may contain only digests of the question."""
     async with facing(answering(bytes(TWO))) as repository:
         with pytest.raises(InvalidBatch):
             await repository.missing([ONE])
@@ -532,7 +538,7 @@ async def test_digests_that_nobody_asked_about() -> None:
 
 
 async def test_list_without_end() -> None:
-    """A list that never goes on to older records ends in an error, not in a loop."""
+    """A list that never reaches older records ends in an error, not in a loop."""
     page = {"files": [RECORD.as_json()]}
     async with facing(as_answer(page)) as repository:
         assert [RECORD] == await repository.records(limit=1)
@@ -554,7 +560,7 @@ async def test_list_without_end() -> None:
     ],
 )
 async def test_signed_paths_that_lead_elsewhere(path: str) -> None:
-    """Only a path of the form that servers of ours sign, and of the record that was asked for, becomes a part of a URL."""
+    """Only a signed path of the right form and of the requested record becomes a URL."""
     async with facing(as_answer({"path": path})) as repository:
         with pytest.raises((ServerError, UnexpectedRecord)):
             await repository.sign(RECORD.id)
@@ -567,7 +573,7 @@ async def test_signed_paths_that_lead_elsewhere(path: str) -> None:
 @pytest.mark.parametrize("status", [200, 404])
 @pytest.mark.parametrize("body", [b"[" * 200_000, json.dumps(IDENTITY).replace("1}", "1e999}").encode()])
 async def test_json_that_python_cannot_take(body: bytes, status: int) -> None:
-    """What is nested too deep, or no number that can be: an error of ours, never of Python."""
+    """JSON that is nested too deep, or has an impossible number, gives a FilestoreError."""
     async with facing(answering(body, status=status, content_type="application/json")) as repository:
         with pytest.raises(FilestoreError):
             await repository.identity()
@@ -575,7 +581,7 @@ async def test_json_that_python_cannot_take(body: bytes, status: int) -> None:
 
 @pytest.mark.parametrize("changed", [{"name": ["x"]}, {"name": None}, {"size": True}, {"digest": 7}])
 async def test_values_of_another_type(changed: dict[str, object]) -> None:
-    """Nothing is made a text or a number that is none."""
+    """No value of a wrong type is converted to a text or a number."""
     async with facing(as_answer(RECORD.as_json() | changed)) as repository:
         with pytest.raises(ServerError):
             await repository.record(Reference(id=RECORD.id))
@@ -583,14 +589,14 @@ async def test_values_of_another_type(changed: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "1969-12-31T23:59:59+00:00"])
 async def test_times_that_no_clock_shows(moment: str) -> None:
-    """They could be neither printed nor written down."""
+    """Such times could not be printed or stored."""
     async with facing(as_answer(RECORD.as_json() | {"updated_at": moment})) as repository:
         with pytest.raises(ServerError):
             await repository.record(Reference(id=RECORD.id))
 
 
 async def test_file_that_is_called_like_the_digest_that_was_asked_for() -> None:
-    """The answer to a digest has that digest; only the answer to the name may have another one."""
+    """The answer to a digest must have that digest. Only the answer to a name may have another one."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         if "digest" in request.query:
@@ -603,7 +609,7 @@ async def test_file_that_is_called_like_the_digest_that_was_asked_for() -> None:
 
 
 async def test_commit_that_is_answered_with_another_size() -> None:
-    """The size of a record is that of its manifest."""
+    """The size of a record must be that of its manifest."""
     manifest = Manifest.build([], chunking_version=CHUNKING_VERSION)
     async with facing(as_answer(replace(RECORD, digest=manifest.digest, size=77).as_json())) as repository:
         with pytest.raises(UnexpectedRecord):
@@ -611,7 +617,7 @@ async def test_commit_that_is_answered_with_another_size() -> None:
 
 
 async def test_record_of_another_namespace() -> None:
-    """A token sees one namespace."""
+    """A token sees only its own namespace."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.json_response(IDENTITY if request.path.endswith("/repository") else RECORD.as_json() | {"namespace": "other"})
@@ -624,7 +630,7 @@ async def test_record_of_another_namespace() -> None:
 
 @pytest.mark.parametrize("fact", [7, "../x", "0" * 63])
 async def test_missing_chunks_that_are_none(tmp_path: Path, fact: object) -> None:
-    """What a push is to send again is looked up by digests."""
+    """The push looks up the chunks to send again by their digests."""
     source = tmp_path / "source"
     source.write_bytes(b"abc")
 

@@ -21,7 +21,7 @@ GOOD = b'"good":{"dtype":"I8","shape":[300000],"data_offsets":[0,300000]}'
 
 
 def is_one_segment(content: bytes) -> bool:
-    """Whether nothing in `content` is trusted, given whole and in pieces, and all of it is cut."""
+    """Return whether `content`, whole and in pieces, is cut completely, without any trusted boundary."""
     found = boundaries(content, [len(content)])
     assert found == boundaries(content, pieces(997, whole=len(content)))
     assert len(content) == sum(chunk_sizes(content, [len(content)]))
@@ -30,7 +30,7 @@ def is_one_segment(content: bytes) -> bool:
 
 @contextmanager
 def memory_within(limit: int) -> Iterator[None]:
-    """What Python allocates meanwhile stays under `limit` bytes at any moment."""
+    """Check that Python never allocates more than `limit` bytes during the block."""
     tracemalloc.start()
     try:
         yield
@@ -40,7 +40,7 @@ def memory_within(limit: int) -> Iterator[None]:
 
 
 def test_the_header_that_the_attacks_vary_is_trusted() -> None:
-    """Without a lie there are boundaries: the tests below do not pass for another reason."""
+    """Without a forgery, boundaries are found. So the tests below do not pass for another reason."""
     assert not is_one_segment(safetensors_from_header(b"{" + GOOD + b"}", DATA))
 
 
@@ -52,7 +52,7 @@ NO_OFFSETS = """
 
 @pytest.mark.parametrize("offsets", ["", *NO_OFFSETS.split()])
 def test_lying_safetensors_offsets(offsets: str) -> None:
-    """Negative, reversed, overlapping, endless or no integers: no tensor of that header is trusted, the good one neither."""
+    """One negative, reversed, overlapping, huge or non-integer offset makes all tensors of the header untrusted."""
     header = b"{" + GOOD + b',"bad":{"dtype":"I8","shape":[1],"data_offsets":[' + offsets.encode() + b"]}}"
     assert is_one_segment(safetensors_from_header(header, DATA))
 
@@ -85,14 +85,14 @@ def test_lying_safetensors_offsets(offsets: str) -> None:
     ],
 )
 def test_broken_safetensors_headers(header: bytes) -> None:
-    """What is no header by every letter of the format ends segmentation."""
+    """A header that breaks any rule of the format ends segmentation."""
     assert is_one_segment(safetensors_from_header(header, DATA))
 
 
 @pytest.mark.parametrize("depth", [2, 100, 5000, 200_000])
 @pytest.mark.parametrize("brackets", [(b"[", b"]"), (b'{"a":', b"}")], ids=["arrays", "objects"])
 def test_deeply_nested_safetensors_header(depth: int, brackets: tuple[bytes, bytes]) -> None:
-    """Any depth beyond that of a header ends segmentation: no RecursionError, and no depth that some machine would take."""
+    """Any excess depth ends segmentation, without a RecursionError, on every machine."""
     opened, closed = brackets
     nested = opened * depth + b"0" + closed * depth
     assert is_one_segment(safetensors_from_header(b"{" + GOOD + b',"__metadata__":{"x":' + nested + b"}}", DATA))
@@ -100,20 +100,20 @@ def test_deeply_nested_safetensors_header(depth: int, brackets: tuple[bytes, byt
 
 @pytest.mark.parametrize("claimed", [100 * MIB, safetensors.HEADER_LIMIT + 1, 2**63, 2**64 - 1, 0, 1])
 def test_safetensors_header_length_beyond_the_limit(claimed: int) -> None:
-    """A header that says to be larger than 16 MiB is never waited for; nor is one that cannot hold a brace."""
+    """A header of more than 16 MiB is not waited for, and neither is one that is too short for a brace."""
     with memory_within(8 * MIB):
         assert is_one_segment(safetensors_from_header(b"{" + GOOD + b"}", DATA, claimed=claimed))
 
 
 def test_safetensors_header_length_beyond_the_file() -> None:
-    """Cutting does not wait for the header, and takes no more memory than the bytes that there are."""
+    """Cutting does not wait for the header, and takes memory only for the existing bytes."""
     content = safetensors_from_header(b"{" + GOOD + b"}", DATA, claimed=safetensors.HEADER_LIMIT)
     with memory_within(8 * MIB):
         assert is_one_segment(content)
 
 
 def header_of(tensor_count: int) -> bytes:
-    """A true header of that many tensors of 300,000 bytes."""
+    """Return a valid header of that many tensors of 300,000 bytes."""
     members = {
         f"model.layers.{place}.mlp.experts.down_proj.weight": {
             "dtype": "BF16",
@@ -136,7 +136,7 @@ def test_safetensors_header_of_many_tensors() -> None:
 
 @pytest.mark.parametrize("value", [b"[]", b"{}", b'""', b"0", b"{},[]"], ids=["arrays", "objects", "strings", "numbers", "mixed"])
 def test_safetensors_header_of_millions_of_values(value: bytes) -> None:
-    """Values are counted before they are made: 5 MiB of empty arrays would take 300 MiB."""
+    """Values are counted before they are made. 5 MiB of empty arrays would take 300 MiB."""
     header = b'{"__metadata__":{"x":[' + b",".join([value] * 1_500_000) + b"]}}"
     content = memoryview(safetensors_from_header(header))
     segments = segmenter()
@@ -146,7 +146,7 @@ def test_safetensors_header_of_millions_of_values(value: bytes) -> None:
 
 
 def test_safetensors_header_of_one_long_string() -> None:
-    """The costliest text there is, 16 MiB with one character beyond the basic plane, takes a bounded amount of memory."""
+    """The most expensive text, 16 MiB with one character beyond the basic plane, takes a bounded amount of memory."""
     header = b'{"__metadata__":{"x":"' + b"a" * (safetensors.HEADER_LIMIT - 100) + "\N{GRINNING FACE}".encode() + b'"}}'
     content = memoryview(safetensors_from_header(header))
     segments = segmenter()
@@ -156,26 +156,26 @@ def test_safetensors_header_of_one_long_string() -> None:
 
 
 def text(value: bytes) -> bytes:
-    """A GGUF string."""
+    """Return a GGUF string."""
     return struct.pack("<Q", len(value)) + value
 
 
 def gguf_of(
     keys: bytes = b"", *, key_count: int = 1, tensors: bytes | None = None, tensor_count: int = 1, version: int = 3
 ) -> bytes:
-    """A GGUF file with 700,000 bytes of data, whose parts may lie; without a lie it has one tensor of 300,000 bytes."""
+    """Return a GGUF file with 700,000 bytes of data, and one tensor of 300,000 bytes unless a part is forged."""
     table = text(b"t") + struct.pack("<IQIQ", 1, 300_000, 24, 0) if tensors is None else tensors
     head = struct.pack("<4sIQQ", b"GGUF", version, tensor_count, key_count if keys else 0) + keys + table
     return head + bytes(-len(head) % 32) + DATA
 
 
 def aligned(alignment: int) -> bytes:
-    """The key that says an alignment."""
+    """Return the metadata key with an alignment."""
     return text(b"general.alignment") + struct.pack("<II", 4, alignment)
 
 
 def test_the_gguf_that_the_attacks_vary_is_trusted() -> None:
-    """Without a lie there are boundaries: the tests below do not pass for another reason."""
+    """Without a forgery, boundaries are found. So the tests below do not pass for another reason."""
     assert not is_one_segment(gguf_of())
     assert not is_one_segment(gguf_of(aligned(32)))
 
@@ -201,18 +201,18 @@ def test_the_gguf_that_the_attacks_vary_is_trusted() -> None:
     ],
 )
 def test_broken_gguf_metadata(keys: bytes) -> None:
-    """Endless, unknown or nested without end: segmentation ends, and nothing is allocated on its word."""
+    """Endless, unknown or deeply nested values end segmentation. No memory is allocated for stated sizes."""
     with memory_within(8 * MIB):
         assert is_one_segment(gguf_of(keys))
 
 
 def test_gguf_alignment_that_stands_twice() -> None:
-    """Readers differ in which one counts, so neither does."""
+    """Readers differ in which of the two counts, so neither does."""
     assert is_one_segment(gguf_of(aligned(32) + aligned(32), key_count=2))
 
 
 def entry(name: bytes, size: int, *, kind: int = 24, offset: int = 0) -> bytes:
-    """A tensor of one dimension in a GGUF table; of type I8, so that its dimension is its size."""
+    """Return a GGUF tensor of one dimension. Its type is I8, so its dimension is its size."""
     return text(name) + struct.pack("<IQIQ", 1, size, kind, offset)
 
 
@@ -229,7 +229,7 @@ def entry(name: bytes, size: int, *, kind: int = 24, offset: int = 0) -> bytes:
     ],
 )
 def test_broken_gguf_tensor_table(tensors: list[bytes]) -> None:
-    """Nothing of a table is trusted when one tensor in it cannot be right."""
+    """One impossible tensor makes the whole table untrusted."""
     assert is_one_segment(gguf_of(tensors=b"".join(tensors), tensor_count=len(tensors)))
 
 
@@ -237,12 +237,12 @@ def test_broken_gguf_tensor_table(tensors: list[bytes]) -> None:
     ("tensor_count", "key_count", "version"), [(2**63, 1, 3), (1, 2**63, 3), (1, 1, 1), (1, 1, 4), (gguf.COUNT_LIMIT + 1, 1, 3)]
 )
 def test_gguf_counts_and_versions_beyond_the_limits(tensor_count: int, key_count: int, version: int) -> None:
-    """Counts are checked before anything is read by them."""
+    """Counts are checked before they are used."""
     assert is_one_segment(gguf_of(aligned(32), key_count=key_count, tensor_count=tensor_count, version=version))
 
 
 def test_gguf_header_beyond_the_limit() -> None:
-    """A table that would end behind 64 MiB is not waited for."""
+    """A table that would end after 64 MiB is not waited for."""
     keys = text(b"k") + struct.pack("<IQ", 8, gguf.HEADER_LIMIT)
     segments = segmenter()
     segments.feed(memoryview(gguf_of(keys))[:100])
@@ -250,12 +250,12 @@ def test_gguf_header_beyond_the_limit() -> None:
 
 
 def local_header(*, flags: int = 0, method: int = 0, packed_size: int = 0, size: int = 0, extra: bytes = b"") -> bytes:
-    """A local header of an entry without name."""
+    """Return a local header of an entry without a name."""
     return struct.pack("<4s5H3I2H", b"PK\3\4", 45, flags, method, 0, 0, 0, packed_size, size, 0, len(extra)) + extra
 
 
 def wide_header(extra: bytes) -> bytes:
-    """A local header whose sizes should stand in `extra`."""
+    """Return a local header whose sizes should be in `extra`."""
     return local_header(packed_size=0xFFFFFFFF, size=0xFFFFFFFF, extra=extra)
 
 
@@ -273,19 +273,19 @@ def wide_header(extra: bytes) -> bytes:
     ],
 )
 def test_broken_local_headers(header: bytes) -> None:
-    """What gives no size, or an impossible one, ends segmentation."""
+    """A header with no size, or an impossible one, ends segmentation."""
     assert is_one_segment(header + DATA)
 
 
 def test_zip_entry_that_ends_beyond_the_file() -> None:
-    """Its start stands, and nothing else is believed: no more is waited for than there is."""
+    """Its start is a boundary. Nothing else of it counts, and cutting does not wait for more bytes."""
     content = local_header(packed_size=1 << 31, size=1 << 31) + DATA
     assert [30] == boundaries(content, [len(content)])
     assert len(content) == sum(chunk_sizes(content, [len(content)]))
 
 
 def test_zip_whose_next_header_is_not_where_it_should_be() -> None:
-    """What was found before stays; behind it there is one segment."""
+    """The boundaries before it stay. After it there is one segment."""
     content = local_header(packed_size=300_000, size=300_000) + DATA
     assert [30, 300_030] == boundaries(content, [len(content)])
 
@@ -300,7 +300,7 @@ def test_zip_whose_next_header_is_not_where_it_should_be() -> None:
     ids=["signatures", "32 bits", "64 bits"],
 )
 def test_flood_of_false_descriptors(flood: bytes) -> None:
-    """None of them ends the entry."""
+    """No false descriptor ends the entry."""
     content = local_header(flags=8) + flood
     assert [30] == boundaries(content, [len(content)])
     assert [30] == boundaries(content, pieces(997, whole=len(content)))
@@ -308,7 +308,7 @@ def test_flood_of_false_descriptors(flood: bytes) -> None:
 
 @pytest.mark.slow
 def test_flood_of_tiny_entries() -> None:
-    """Entries cost no memory: a million of them are one segment."""
+    """Entries take no memory. A million of them are one segment."""
     content = memoryview(local_header() * 100_000)
     segments = segmenter()
     with memory_within(MIB):
@@ -316,7 +316,7 @@ def test_flood_of_tiny_entries() -> None:
 
 
 def test_zips_nested_without_end() -> None:
-    """Every level below the second is one segment, whatever it holds."""
+    """Every level below the second is one segment, whatever its content."""
     content = octets(1, 300_000)
     for _ in range(50):
         content = zip_file([ZipEntry("z", content)])
@@ -326,7 +326,7 @@ def test_zips_nested_without_end() -> None:
 
 
 def test_container_signatures_alone() -> None:
-    """A file may end behind its first bytes."""
+    """A file may end after its first bytes."""
     for head in (
         local_header()[:29],
         b"PK\3\4",

@@ -34,7 +34,7 @@ LOOPBACK = DownloadLimits(private_allowed=True, size=10 << 20)
 IMPATIENT = DownloadLimits(private_allowed=True, size=10 << 20, stall_seconds=0.1)
 CONTENT = octets(1, 3_000_000)
 
-# Of nobody: for 127.0.0.1, signed by itself.
+# A self-signed certificate for 127.0.0.1.
 CERTIFICATE = """\
 -----BEGIN PRIVATE KEY-----
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg27apm/xp7LE/hG/R
@@ -140,23 +140,23 @@ PUBLIC = [
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts follow each other at once."""
+    """Make attempts follow each other at once."""
     monkeypatch.setattr("filestore.download.download.FIRST_PAUSE_SECONDS", 0)
 
 
 @pytest.fixture
 def one_public(monkeypatch: pytest.MonkeyPatch) -> None:
-    """127.0.0.1 stands for the public Internet, and for nothing else does anything."""
+    """Make 127.0.0.1 the only public address."""
     monkeypatch.setattr("filestore.download.download.is_public", lambda address: address == "127.0.0.1")
 
 
 def port_of(origin: Origin) -> int:
-    """Where it listens."""
+    """Return the port on which it listens."""
     return int(origin.url.rpartition(":")[2])
 
 
 async def refused(url: str, folder: Path, limits: DownloadLimits = DownloadLimits()) -> str:  # noqa: B008  # it is frozen
-    """The sentence that a download ends with."""
+    """Return the sentence with which a download fails."""
     with pytest.raises(DownloadRefused) as caught:
         await download(FileURL(url), folder, limits=limits)
     return str(caught.value)
@@ -164,19 +164,19 @@ async def refused(url: str, folder: Path, limits: DownloadLimits = DownloadLimit
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
 def test_an_address_that_is_not_public(address: str) -> None:
-    """Of each special family, those that embed an IPv4 address of one, and what is no address at all."""
+    """One of each special family, those that contain such an IPv4 address, and texts that are not addresses."""
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_an_address_that_is_public(address: str) -> None:
-    """The neighbours of special ranges are, and what leads to a public IPv4 address."""
+    """The neighbours of special ranges are public, and so are forms of a public IPv4 address."""
     assert is_public(address)
 
 
 @pytest.mark.parametrize("address", [each for each in NOT_PUBLIC if each and "/" not in each and "%" not in each])
 async def test_a_literal_address_is_judged_too(folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No resolver is asked about one, and no socket is made for it."""
+    """It is refused without a resolver and without a socket."""
     made: list[object] = []
     monkeypatch.setattr("filestore.download.download.socket.socket", lambda *given: made.append(given))
 
@@ -188,7 +188,7 @@ async def test_a_literal_address_is_judged_too(folder: Path, address: str, monke
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f000001", "017700000001", "0", "localhost", "LOCALHOST"])
 async def test_loopback_by_another_spelling(folder: Path, host: str) -> None:
-    """What counts is the address that is connected to, however a URL spells it."""
+    """The address of the connection counts, in whatever way the URL spells it."""
     async with running_origin(answers(whole(CONTENT))) as origin:
         sentence = await refused(f"http://{host}:{port_of(origin)}/", folder)
 
@@ -199,7 +199,7 @@ async def test_loopback_by_another_spelling(folder: Path, host: str) -> None:
 async def test_a_name_that_resolves_to_loopback_the_second_time(
     folder: Path, one_public: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DNS rebinding: each connection is judged by the address that it goes to, not by what a name meant before."""
+    """DNS rebinding: each connection is checked by its own address, not by an earlier answer for the name."""
     addresses = chain(["127.0.0.1"], ["127.0.0.2"] * 10)
     monkeypatch.setattr("socket.getaddrinfo", lambda _, port, *__, **___: [_resolved(next(addresses), port)])
     cut = head("200 OK", f"Content-Length: {len(CONTENT)}", 'ETag: "a"') + CONTENT[:2_000_000]
@@ -217,7 +217,7 @@ async def test_a_name_that_resolves_to_loopback_the_second_time(
 async def test_a_name_that_has_a_private_address_beside_a_public_one(
     folder: Path, one_public: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the public one is connected to, whichever comes first."""
+    """Only the public one is used, in any order."""
     both = ["127.0.0.2", "127.0.0.1"]
     monkeypatch.setattr("socket.getaddrinfo", lambda _, port, *__, **___: [_resolved(each, port) for each in both])
 
@@ -235,7 +235,7 @@ def _resolved(address: str, port: int) -> tuple[int, int, int, str, tuple[str, i
 
 
 async def test_a_redirect_to_loopback(folder: Path, one_public: None) -> None:
-    """It is judged as the URL itself is."""
+    """It is checked like the URL itself."""
     async with running_origin(answers(whole(CONTENT)), host="127.0.0.2") as private:
         redirect = head("302 Found", f"Location: {private.url}/secret", "Content-Length: 0")
         async with running_origin(answers(redirect)) as public:
@@ -258,7 +258,7 @@ async def test_a_redirect_to_loopback(folder: Path, one_public: None) -> None:
     ],
 )
 async def test_a_redirect_to_what_is_not_a_url_to_download_from(folder: Path, location: str) -> None:
-    """It is refused as the URL itself would be, and no password that it holds is printed."""
+    """It is refused like such a URL, and a password in it is not printed."""
     async with running_origin(answers(head("302 Found", f"Location: {location}", "Content-Length: 0"))) as origin:
         sentence = await refused(f"{origin.url}/a", folder, LOOPBACK)
 
@@ -268,7 +268,7 @@ async def test_a_redirect_to_what_is_not_a_url_to_download_from(folder: Path, lo
 
 
 def test_a_redirect_from_https_to_http(folder: Path) -> None:
-    """Whoever is on the way could give anything."""
+    """It is refused, because anyone between could change the file."""
     origin = FileURL("https://a.example/")
     downloading = _Downloader(origin, _PartialDownload(folder), limits=LOOPBACK, known=None, report=None, reserve=None)
 
@@ -278,7 +278,7 @@ def test_a_redirect_from_https_to_http(folder: Path) -> None:
 
 
 async def test_redirects_in_a_circle(folder: Path) -> None:
-    """The second time at the same place is the last."""
+    """The download ends when it comes to the same place again."""
     back = head("302 Found", "Location: /a", "Content-Length: 0")
     forth = head("301 Moved Permanently", "Location: /b", "Content-Length: 0")
 
@@ -299,7 +299,7 @@ async def test_redirects_without_end(folder: Path) -> None:
 
 
 async def test_an_answer_without_end(folder: Path) -> None:
-    """A limit of size ends it; memory holds a piece."""
+    """A size limit ends it. Memory holds only one piece."""
 
     async def stream(_: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(head("200 OK", "Transfer-Encoding: chunked"))
@@ -314,14 +314,14 @@ async def test_an_answer_without_end(folder: Path) -> None:
 
 
 async def test_an_answer_that_says_to_be_too_large(folder: Path) -> None:
-    """None of it is taken."""
+    """None of it is read."""
     async with running_origin(answers(head("200 OK", f"Content-Length: {11 << 20}"))) as origin:
         with pytest.raises(LimitExceeded, match=f"is {11 << 20}, more than the limit of {10 << 20}"):
             await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK)
 
 
 async def test_a_part_that_says_to_be_of_something_too_large(folder: Path) -> None:
-    """A limit is not passed in parts."""
+    """The limit applies to the whole file, not to each part."""
     begun = head("200 OK", "Transfer-Encoding: chunked", 'ETag: "a"') + b"5\r\nhello\r\n"
     part = head("206 Partial Content", 'ETag: "a"', f"Content-Range: bytes 5-9/{11 << 20}", "Content-Length: 5") + b"world"
 
@@ -349,16 +349,16 @@ async def test_a_part_that_says_to_be_of_something_too_large(folder: Path) -> No
     ],
 )
 async def test_an_answer_that_lies(folder: Path, answer: bytes) -> None:
-    """Of its length, of parts that nobody asked for, or of being an answer: it is asked for again, and given up in the end."""
+    """The length, the part or the whole answer is wrong. It is requested again, and given up in the end."""
     async with running_origin(answers(answer)) as origin:
         with pytest.raises(Interrupted):
             await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK)
-        # Twice as often, where aiohttp asks again by itself; and what comes a MiB further has not failed.
+        # The count doubles where aiohttp itself asks again. An attempt that brings one MiB more has not failed.
         assert 6 <= len(origin.asked) <= 12
 
 
 async def test_an_answer_whose_end_could_be_a_cut(folder: Path) -> None:
-    """One that states no length is taken only where a digest will tell."""
+    """An answer without a length is accepted only if a digest is expected."""
     async with running_origin(answers(b"HTTP/1.0 200 OK\r\n\r\nhello")) as origin:
         assert "its answer has no length" in await refused(f"{origin.url}/a", folder, LOOPBACK)
         done = await download(FileURL(f"{origin.url}/a", digest="0" * 64), folder, limits=LOOPBACK)
@@ -383,7 +383,7 @@ async def test_an_answer_whose_end_could_be_a_cut(folder: Path) -> None:
     ],
 )
 async def test_a_part_that_is_of_something_else(folder: Path, etag: str, content_range: str, size: int) -> None:
-    """The file changes between two range requests, or the range is not the one that was asked for: all is asked for anew."""
+    """The file changes between two range requests, or the range is wrong: the whole file is requested again."""
     other = octets(2, 3_000_000)
     begun = head("200 OK", "Content-Length: 3000000", 'ETag: "a"') + CONTENT[:2_000_000]
     part = head("206 Partial Content", f"ETag: {etag}", f"Content-Range: {content_range}", f"Content-Length: {size}")
@@ -400,7 +400,7 @@ async def test_a_part_that_is_of_something_else(folder: Path, etag: str, content
 
 @pytest.mark.parametrize("etag", [b"\xff", b'"\xc3\xa9"', b'"\x1b[2J"'])
 async def test_a_validator_that_cannot_be_sent_back(folder: Path, etag: bytes) -> None:
-    """It is of no use: what was cut begins anew, and nothing fails over it."""
+    """It is ignored. A cut download begins again, without an error."""
     begun = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: " + etag + b"\r\n\r\nhel"
 
     async with running_origin(answers(begun, whole(b"hello"))) as origin:
@@ -411,14 +411,14 @@ async def test_a_validator_that_cannot_be_sent_back(folder: Path, etag: bytes) -
 
 
 async def test_an_explanation_that_a_terminal_would_obey(folder: Path) -> None:
-    """What a status means is said by us, and not by whoever answered."""
+    """The sentence comes from filestore. The text of the server is not printed."""
     async with running_origin(answers(b"HTTP/1.1 404 \x1b[2J\r\nContent-Length: 0\r\n\r\n")) as origin:
         with pytest.raises(ServerError, match="answered 404: Not Found"):
             await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK)
 
 
 async def test_a_file_that_changes_all_the_time(folder: Path) -> None:
-    """Each answer is cut and the next one is of another version: that ends, too."""
+    """Each answer is cut, and the next one has another version. The download ends with an error."""
 
     async def changing(asked: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(head("200 OK", "Content-Length: 3000000", f'ETag: "{asked.number}"') + CONTENT[:2_000_000])
@@ -427,13 +427,14 @@ async def test_a_file_that_changes_all_the_time(folder: Path) -> None:
     async with running_origin(changing) as origin:
         with pytest.raises(Interrupted):
             await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK)
-        # What comes of 2 MB before a cut differs, and a MiB of progress begins a second row of attempts; aiohttp asks some twice.
+        # The bytes before a cut vary. A MiB of progress begins a new series of attempts, and aiohttp repeats some
+        # requests.
         assert ATTEMPTS <= len(origin.asked) <= 4 * ATTEMPTS
 
 
 @pytest.mark.parametrize("dripped", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nX-A: b\r\n"])
 async def test_a_head_that_never_comes(folder: Path, dripped: bytes) -> None:
-    """However it is drawn out, one limit holds for all that comes before the first byte."""
+    """One limit covers everything before the first byte, however the server delays it."""
     limits = DownloadLimits(private_allowed=True, first_byte_seconds=0.05)
 
     async def drip(_: Asked, writer: asyncio.StreamWriter) -> None:
@@ -449,7 +450,7 @@ async def test_a_head_that_never_comes(folder: Path, dripped: bytes) -> None:
 
 
 async def test_a_server_that_nobody_vouches_for(folder: Path, tmp_path: Path) -> None:
-    """A certificate that cannot be verified is refused, and not one byte of the file is asked for."""
+    """A certificate that cannot be verified is refused, and the file is not requested."""
     (tmp_path / "pem").write_text(CERTIFICATE)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "pem")
@@ -462,7 +463,7 @@ async def test_a_server_that_nobody_vouches_for(folder: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["%2e%2e", "..%2f..%2f..%2fescaped", "%2fescaped", "a%00b", "%0a", "x" * 3000])
 async def test_a_url_whose_name_escapes(local_repository: Repository, tmp_path: Path, name: str) -> None:
-    """The file lies in its entry, under a name that can be kept."""
+    """The file is in its entry, under a safe name."""
     cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
 
     async with running_origin(answers(whole(CONTENT))) as origin:
@@ -475,7 +476,7 @@ async def test_a_url_whose_name_escapes(local_repository: Repository, tmp_path: 
 
 @pytest.mark.parametrize("path", ["../escaped", "/escaped", "a/../../escaped"])
 async def test_a_zip_file_behind_a_url_whose_entry_escapes(local_repository: Repository, tmp_path: Path, path: str) -> None:
-    """It is refused as any other, and no tree is left of it."""
+    """It is refused like any other, and nothing of its tree is left."""
     cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
 
     async with running_origin(answers(whole(forged([Forged(path, b"content")])))) as origin:
@@ -488,14 +489,14 @@ async def test_a_zip_file_behind_a_url_whose_entry_escapes(local_repository: Rep
 
 @pytest.fixture
 def no_leak(tmp_path: Path) -> Iterator[None]:
-    """Nothing that a test kept, or printed in an error, holds its secret."""
+    """Check that no stored file and no printed error contains the secret."""
     yield
     assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("status", ["404 Not Found", "500 Internal Server Error", "302 Found"])
 async def test_no_error_shows_a_signature(local_repository: Repository, tmp_path: Path, no_leak: None, status: str) -> None:
-    """The query of a URL is in no sentence, nor is that of a redirect."""
+    """No sentence contains the query of a URL, or that of a redirect."""
     cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
     answer = head(status, "Content-Length: 0", "Location: ftp://a/?secret")
 
@@ -508,7 +509,7 @@ async def test_no_error_shows_a_signature(local_repository: Repository, tmp_path
 
 
 async def test_a_server_of_another_make_behind_an_address_that_is_not_public(folder: Path, tmp_path: Path) -> None:
-    """The setting is off where nobody says otherwise, and the sentence names it."""
+    """The setting is off by default, and the sentence names it."""
     with running_nginx(tmp_path / "nginx") as nginx:
         sentence = await refused(nginx.put("model.bin", CONTENT), folder)
 

@@ -1,4 +1,4 @@
-"""Downloads and proxies: a proxy is used where a setting says so, and is never a way to an address that is refused."""
+"""Downloads use a proxy only if a setting says so. A proxy never gives access to a refused address."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.origins import Asked, running_origin
 
 
 async def test_a_download_uses_no_proxy_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nginx: Nginx) -> None:
-    """Addresses are checked on our own connection, so that a proxy variable changes nothing."""
+    """Addresses are checked on our own connection, so a proxy variable changes nothing."""
     url = nginx.put("weights.bin", b"content")
     async with running_forwarding() as forwarding:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{forwarding.port}")
@@ -29,7 +29,7 @@ async def test_a_download_uses_no_proxy_of_the_environment(tmp_path: Path, monke
 
 
 async def test_a_setting_has_a_download_use_a_proxy(tmp_path: Path, nginx: Nginx) -> None:
-    """The proxy of the setting looks the name up: one that this machine cannot find is downloaded from."""
+    """The proxy looks the name up, so the download works for a name that this machine does not know."""
     port = nginx.put("weights.bin", b"content").rsplit(":", 1)[1].partition("/")[0]
     async with running_forwarding() as forwarding:
         limits = DownloadLimits(proxy=f"http://127.0.0.1:{forwarding.port}")
@@ -42,7 +42,7 @@ async def test_a_setting_has_a_download_use_a_proxy(tmp_path: Path, nginx: Nginx
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "0x7f.1", "2130706433", "[::1]", "169.254.169.254"])
 async def test_a_proxy_is_not_a_way_to_an_address_that_is_not_public(tmp_path: Path, host: str) -> None:
-    """A host that is written as a private address is refused before the proxy is asked."""
+    """A host given as a private address is refused before the proxy is asked."""
     async with running_forwarding() as forwarding:
         limits = DownloadLimits(proxy=f"http://127.0.0.1:{forwarding.port}")
         with pytest.raises(DownloadRefused):
@@ -52,7 +52,7 @@ async def test_a_proxy_is_not_a_way_to_an_address_that_is_not_public(tmp_path: P
 
 
 async def test_a_redirect_is_not_a_way_either(tmp_path: Path) -> None:
-    """What the proxy brings may redirect to a private address: that is refused, too."""
+    """A redirect to a private address is refused, also if it comes by the proxy."""
 
     async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 302 X\r\nLocation: http://127.0.0.1/latest\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
@@ -69,7 +69,7 @@ async def test_a_redirect_is_not_a_way_either(tmp_path: Path) -> None:
 async def test_where_no_connection_is_made_a_proxy_that_is_not_used_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The error says which variable names a proxy, and which setting has downloads use one; the value is not shown."""
+    """The error names the variable of the proxy, and the setting for downloads. The value is not shown."""
     monkeypatch.setenv(name, "http://me:secret@proxy.test:3128")
     url = f"http://127.0.0.1:{free_port()}/weights.bin"
     with pytest.raises(OriginUnreachable, match=rf"; {name} names a proxy, .* the setting url_proxy ") as raised:
@@ -82,7 +82,7 @@ async def test_where_no_connection_is_made_a_proxy_that_is_not_used_is_named(
 async def test_an_origin_that_never_answers_names_the_proxy_that_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network that lets only its proxy out answers nothing at all: that is no reason to leave the proxy unnamed."""
+    """A network may drop all direct connections without an answer. The error names the proxy then too."""
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
 
     async def answer(asked: Asked, _: asyncio.StreamWriter) -> None:

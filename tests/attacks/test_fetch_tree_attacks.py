@@ -1,6 +1,6 @@
-"""Zip files made to harm whoever unpacks them, through the real unpack: outside the target nothing changes, in it nothing stays.
+"""Real fetches of zip files that would do harm. Nothing outside the target changes, and nothing stays in it.
 
-What is refused by the structure alone is tested to the letter in `test_archive_attacks.py`; here it is the disk that counts.
+`test_archive_attacks.py` tests in detail what the structure alone shows. Here the disk is checked.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tests.support.trees import Folder, Script, plant, standing
 
 MIB = 1 << 20
 CHUNK_SIZES = (MIB, 40)
-"""The whole in one chunk; and so that headers, content and descriptors are torn apart."""
+"""Everything in one chunk, and small chunks that split headers, content and descriptors."""
 HONEST = Forged("honest.txt", b"all is well")
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Where `target` is to be made, among things that are none of an archive's business."""
+    """Return the folder in which `target` is to be made, with other things that must not change."""
     return plant(tmp_path / "place", {"evil": b"before", "outside/file": b"before", "passwd": Script(b"before")})
 
 
@@ -46,7 +46,7 @@ async def assert_refused(
     error: type[FilestoreError] = InvalidArchive,
     limits: ZipLimits = DEFAULT_LIMITS,
 ) -> None:
-    """Refused for `reason`, whether the target is new, an empty folder, or to be replaced; and all is as it was."""
+    """Check that it is refused for `reason`, at a new, an empty and an existing target, and that nothing changes."""
     (place / "empty").mkdir(exist_ok=True)
     plant(place / "older", {"file": b"of an older version"})
     before = seen(place)
@@ -62,35 +62,35 @@ async def assert_refused(
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "..", "a/..\\evil", "outside/../../evil"])
 @pytest.mark.parametrize("host", [0, 3])
 async def test_parent_path(repository: LocalRepository, place: Path, name: str, host: int) -> None:
-    """A name that climbs out of the target."""
+    """A name leads out of the target."""
     await assert_refused(repository, forged([HONEST, Forged(name, b"after", host=host)]), place, "leads out of its folder")
 
 
 async def test_absolute_path(repository: LocalRepository, place: Path) -> None:
-    """A name that starts at the root."""
+    """A name starts at the root."""
     for name in (str(place / "evil"), f"/{place}/evil", "\\evil"):
         await assert_refused(repository, forged([HONEST, Forged(name, b"after")]), place, "absolute")
 
 
 @pytest.mark.parametrize("name", ["C:/evil", "c:evil", "C:\\evil"])
 async def test_drive_letter(repository: LocalRepository, place: Path, name: str) -> None:
-    """A name that starts at a drive."""
+    """A name starts at a drive."""
     await assert_refused(repository, forged([HONEST, Forged(name, b"after")]), place, "drive letter")
 
 
 @pytest.mark.parametrize("name", ["\\\\server\\share\\evil", "//server/share/evil"])
 async def test_unc_path(repository: LocalRepository, place: Path, name: str) -> None:
-    """A name that starts at another machine."""
+    """A name starts at another machine."""
     await assert_refused(repository, forged([HONEST, Forged(name, b"after")]), place, "absolute")
 
 
 async def test_nul_in_a_name(repository: LocalRepository, place: Path) -> None:
-    """A name that is another one to those who stop at the NUL."""
+    """A program that stops at the NUL sees another name."""
     await assert_refused(repository, forged([HONEST, Forged("evil\0.txt", b"after")]), place, "NUL")
 
 
 async def test_names_that_the_file_system_keeps_apart(repository: LocalRepository, place: Path) -> None:
-    """Letter case and Unicode forms are no attack where they make two names."""
+    """Names that differ by letter case or Unicode form are allowed where they are two names."""
     names = ["readme", "README", "gr\u00f6\u00dfe", "gro\u0308\u00dfe", "a/b", "A/b"]
     archive = forged([Forged(name, name.encode()) for name in names])
 
@@ -113,7 +113,7 @@ async def test_names_that_the_file_system_keeps_apart(repository: LocalRepositor
 async def test_names_that_the_file_system_cannot_keep_apart(
     repository: LocalRepository, place: Path, first: Forged, second: Forged, named: str
 ) -> None:
-    """Two names for one file, a file and a folder, and a link that would be written through: refused by both names."""
+    """A file would be written twice, over a folder, or through a link. The error has both names."""
     with names_without_case():
         archive = forged([HONEST, first, second])
         await assert_refused(repository, archive, place, f"does not keep {named} apart", error=TargetError)
@@ -125,7 +125,7 @@ async def test_names_that_cannot_be_kept_apart_meet_after_a_cut(
     place: Path,
     force: bool,  # noqa: FBT001  # a parameter of the test
 ) -> None:
-    """What the first of two processes has made of one name, the second one does not take for the other."""
+    """The second process does not take the first one's file of one name for the file of the other name."""
     files = {"filler": octets(1, 100_000), "readme": b"1" * 500, "README": b"2" * 500}
     record = await stored(repository, forged(Forged(name, content) for name, content in files.items()), chunk_size=400)
     await cut_off(repository, record, place / "target")
@@ -138,23 +138,23 @@ async def test_names_that_cannot_be_kept_apart_meet_after_a_cut(
 
 
 async def test_file_where_a_folder_must_be(repository: LocalRepository, place: Path) -> None:
-    """A file, and then something in it."""
+    """The archive has a file, and then something below its path."""
     await assert_refused(repository, forged([Forged("a", b"file"), Forged("a/b", b"evil")]), place, "is not a folder")
 
 
 async def test_folder_where_a_file_must_be(repository: LocalRepository, place: Path) -> None:
-    """Something in a folder, and then a file in its place."""
+    """The archive has something in a folder, and then a file with the folder's path."""
     await assert_refused(repository, forged([Forged("a/b", b"1"), Forged("a", b"evil")]), place, "must be a folder")
 
 
 async def test_same_name_twice(repository: LocalRepository, place: Path) -> None:
-    """Two entries for one path, however it is written."""
+    """Two entries have one path, in different spellings."""
     for second in ("a/b", "a//b", "./a/b"):
         await assert_refused(repository, forged([Forged("a/b", b"1"), Forged(second, b"2")]), place, "twice")
 
 
 async def test_write_through_a_symlink(repository: LocalRepository, place: Path) -> None:
-    """A link to a folder outside, or inside, and then a file in it."""
+    """The archive has a link to a folder outside or inside, and then a file below its path."""
     for target in (b"../outside", b"folder"):
         link = Forged("way", target, mode=0o120777)
         archive = forged([Forged("folder/", mode=0o40755), link, Forged("way/file", b"after")])
@@ -162,7 +162,7 @@ async def test_write_through_a_symlink(repository: LocalRepository, place: Path)
 
 
 async def test_symlink_that_leads_out(repository: LocalRepository, place: Path) -> None:
-    """Links that lead out of the target, by themselves or by way of each other."""
+    """Links lead out of the target, alone or together."""
     up = Forged("a/b/up", b"../..", mode=0o120777)
     for others in (
         [Forged("link", b"../outside", mode=0o120777)],
@@ -174,7 +174,7 @@ async def test_symlink_that_leads_out(repository: LocalRepository, place: Path) 
 
 
 async def test_symlinks_are_made_last(repository: LocalRepository, place: Path) -> None:
-    """A link that stands first in the archive is there when all is there, and leads to what it should."""
+    """A link that is first in the archive is made last, and leads to the right place."""
     archive = forged([Forged("link", b"folder/file", mode=0o120777), Forged("folder/file", b"content")])
 
     await fetch_tree(repository, await stored(repository, archive, chunk_size=40), target=place / "target")
@@ -186,8 +186,8 @@ async def test_symlinks_are_made_last(repository: LocalRepository, place: Path) 
     "links", [{"folder": "../outside"}, {"file": "../outside/file"}, {"folder/file": "../../outside/file"}, {"": "outside"}]
 )
 async def test_symlink_planted_in_the_staging_folder(repository: LocalRepository, place: Path, links: dict[str, str]) -> None:
-    """Somebody puts links into what a fetch that was cut has left, or in its place: nothing is written through them."""
-    # More than is read to find the central directory, so that something is left to be fetched.
+    """An attacker puts links into the staging folder of a cut fetch, or in its place. Nothing is written through them."""
+    # The archive is larger than the part that is read to find the central directory, so something is left to fetch.
     files = {"filler": octets(1, 100_000), "folder/file": b"after", "file": b"after"}
     record = await stored(repository, forged(Forged(name, content) for name, content in files.items()), chunk_size=400)
     await cut_off(repository, record, place / "target")
@@ -207,7 +207,7 @@ async def test_symlink_planted_in_the_staging_folder(repository: LocalRepository
 
 @pytest.mark.parametrize("force", [True, False])
 async def test_symlinked_target(repository: LocalRepository, place: Path, force: bool) -> None:  # noqa: FBT001  # a parameter
-    """A target that is a link, to a folder or to nothing: said by name, and neither it nor what it leads to is touched."""
+    """The target is a link to a folder or to nothing. The error names it, and nothing is changed."""
     record = await stored(repository, forged([HONEST]))
     for target in ("outside", "nowhere"):
         link = place / f"link-{target}"
@@ -219,7 +219,7 @@ async def test_symlinked_target(repository: LocalRepository, place: Path, force:
 
 
 async def test_hard_link(repository: LocalRepository, place: Path) -> None:
-    """Two names for one entry; and a file of the older tree that has another name elsewhere is replaced, not written to."""
+    """One entry has two names. A hard-linked file of the older tree is replaced, not written to."""
     await assert_refused(
         repository, forged([HONEST, Forged("other", HONEST.content, offset=0, in_body=False)]), place, "overlaps"
     )
@@ -240,7 +240,7 @@ async def test_device_by_mode_bits(repository: LocalRepository, place: Path, mod
 
 @pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
 async def test_setuid_bits_are_dropped(repository: LocalRepository, place: Path, chunk_size: int) -> None:
-    """Of the permissions only that to execute is kept."""
+    """Only the permission to execute is kept."""
     archive = forged([Forged("su", b"evil", mode=0o107777), Forged("folder/", mode=0o043777), Forged("plain", mode=0o106666)])
     umask = os.umask(0o022)
     try:
@@ -258,18 +258,18 @@ async def test_encrypted_entry(repository: LocalRepository, place: Path) -> None
 
 
 async def test_other_method(repository: LocalRepository, place: Path) -> None:
-    """What cannot be unpacked is refused by its name."""
+    """An unknown compression method is refused, and the error names the entry."""
     await assert_refused(repository, forged([HONEST, Forged("packed", b"?", method=14)]), place, "LZMA")
 
 
 async def test_bomb_by_ratio(repository: LocalRepository, place: Path) -> None:
-    """64 MiB of zeros in 64 KiB."""
+    """64 KiB unpack to 64 MiB of zeros."""
     archive = forged([HONEST, Forged("zeros", bytes(64 * MIB), deflated=True)])
     await assert_refused(repository, archive, place, "the ratio", error=LimitExceeded)
 
 
 async def test_bomb_by_count(repository: LocalRepository, place: Path) -> None:
-    """More entries than the limit."""
+    """The archive has more entries than the limit."""
     archive = forged(Forged(f"{number}", b"") for number in range(11))
     await assert_refused(
         repository, archive, place, "entries of the archive is 11", error=LimitExceeded, limits=ZipLimits(entries=10)
@@ -277,13 +277,13 @@ async def test_bomb_by_count(repository: LocalRepository, place: Path) -> None:
 
 
 async def test_bomb_by_total_size(repository: LocalRepository, place: Path) -> None:
-    """More bytes than the limit in all."""
+    """The archive has more bytes than the limit in total."""
     archive = forged(Forged(name, bytes(600), deflated=True) for name in "ab")
     await assert_refused(repository, archive, place, "is 1200", error=LimitExceeded, limits=ZipLimits(total_size=1000))
 
 
 async def test_bomb_by_nesting_of_nothing(repository: LocalRepository, place: Path) -> None:
-    """Folders in folders and nothing in them: too deep, or too many of them."""
+    """Empty folders are nested too deep, or there are too many of them."""
     deep = forged([Forged("d/" * 200, mode=0o40755)])
     wide = forged(Forged(f"{number}/" + "d/" * 50, mode=0o40755) for number in range(10))
     await assert_refused(repository, deep, place, "depth", error=LimitExceeded)
@@ -299,7 +299,7 @@ async def test_bomb_by_directory_size(repository: LocalRepository, place: Path) 
 
 
 async def test_bomb_that_is_a_zip_of_zips(repository: LocalRepository, place: Path) -> None:
-    """42.zip: what lies in archives inside the archive is left packed."""
+    """42.zip: archives inside the archive stay packed."""
     inner = forged([Forged("inner", bytes(MIB), deflated=True)])
     archive = forged([Forged("lib 0.zip", inner), Forged("lib 1.zip", inner, deflated=True)])
 
@@ -310,20 +310,20 @@ async def test_bomb_that_is_a_zip_of_zips(repository: LocalRepository, place: Pa
 
 @pytest.mark.slow
 async def test_bomb_that_lies(repository: LocalRepository, place: Path) -> None:
-    """More comes out than the directory declares: it stops there."""
+    """More bytes come out than the directory declares. Unpacking stops there."""
     archive = forged([HONEST, Forged("liar", bytes(64 * MIB), deflated=True, size=1000)])
     await assert_refused(repository, archive, place, "has more")
 
 
 async def test_overlapping_entries(repository: LocalRepository, place: Path) -> None:
-    """Fifield's better zip bomb: many entries that share one kernel."""
+    """Fifield's better zip bomb: many entries share one kernel."""
     kernel = Forged("kernel", bytes(MIB), deflated=True)
     again = [Forged(f"again{number}", kernel.content, deflated=True, offset=0, in_body=False) for number in range(50)]
     await assert_refused(repository, forged([kernel, *again]), place, "overlaps")
 
 
 async def test_entry_inside_another_entry(repository: LocalRepository, place: Path) -> None:
-    """A quine's way: an entry whose data is another entry."""
+    """The data of an entry contains another entry, as in a quine."""
     outer = Forged("outer", forged([Forged("inner", b"evil")]))
     inner = Forged("inner", b"evil", offset=30 + len("outer"), in_body=False)
     await assert_refused(repository, forged([outer, inner]), place, "overlaps")
@@ -331,7 +331,7 @@ async def test_entry_inside_another_entry(repository: LocalRepository, place: Pa
 
 @pytest.mark.parametrize("declared", [0, 998, 1001, 2000])
 async def test_declared_size_that_lies(repository: LocalRepository, place: Path, declared: int) -> None:
-    """More or less comes out than was declared, packed or not."""
+    """The data, packed or not, has more or fewer bytes than declared."""
     entry = Forged("liar", bytes(range(250)) * 4, deflated=True, size=declared)
     await assert_refused(repository, forged([HONEST, entry]), place, f"it states {declared} bytes, but has")
     await assert_refused(
@@ -341,7 +341,7 @@ async def test_declared_size_that_lies(repository: LocalRepository, place: Path,
 
 @pytest.mark.parametrize("is_deflated", [False, True])
 async def test_wrong_checksum(repository: LocalRepository, place: Path, is_deflated: bool) -> None:  # noqa: FBT001  # a parameter
-    """Content that is not what was packed."""
+    """The content is not what was packed."""
     entry = Forged("a", b"content " * 40, deflated=is_deflated, crc=1)
     await assert_refused(repository, forged([HONEST, entry]), place, "checksum")
 
@@ -361,12 +361,12 @@ async def test_wrong_checksum(repository: LocalRepository, place: Path, is_defla
     ],
 )
 async def test_central_directory_that_names_other_entries(repository: LocalRepository, place: Path, entry: Forged) -> None:
-    """A local header says something else: two tools would unpack two trees."""
+    """The local header has another name, so two tools would unpack two trees."""
     await assert_refused(repository, forged([HONEST, entry, HONEST._replace(name="last")]), place, "its local header")
 
 
 async def test_entry_that_the_central_directory_does_not_name(repository: LocalRepository, place: Path) -> None:
-    """Tools that read forward see an entry more: at the start, in the middle and at the end."""
+    """A tool that reads forward sees one more entry: at the start, in the middle or at the end."""
     hidden = Forged("hidden", b"evil", in_directory=False)
     for entries in ([hidden, HONEST], [HONEST, hidden, Forged("b", b"")], [HONEST, hidden], [hidden]):
         await assert_refused(repository, forged(entries), place, "begins with an entry|bytes follow its data")
@@ -375,7 +375,7 @@ async def test_entry_that_the_central_directory_does_not_name(repository: LocalR
 @pytest.mark.slow
 @pytest.mark.parametrize("gap", [b"\0", b"garbage", b"PK\7\10", bytes(200_000)])
 async def test_garbage_between_entries(repository: LocalRepository, place: Path, gap: bytes) -> None:
-    """Bytes that no entry explains."""
+    """There are bytes that belong to no entry."""
     archive = forged([HONEST._replace(gap=gap), Forged("b", b"")])
     await assert_refused(repository, archive, place, "bytes follow its data|belong to no entry")
 
@@ -387,7 +387,7 @@ async def test_descriptor_that_lies(
     monkeypatch: pytest.MonkeyPatch,
     is_deflated: bool,  # noqa: FBT001  # a parameter of the test
 ) -> None:
-    """The descriptor says something else than the central directory, of an entry that is gathered and of one that is not."""
+    """The descriptor differs from the central directory, for entries that are written in order and for others."""
     content = b"content " * 40
     data = deflated(content) if is_deflated else content
     descriptor = struct.pack("<4s3I", b"PK\7\10", zlib.crc32(content), len(data), len(content) + 1)
@@ -398,7 +398,7 @@ async def test_descriptor_that_lies(
 
 
 async def test_bytes_behind_the_deflated_data(repository: LocalRepository, place: Path) -> None:
-    """What is hidden behind the end of a stream, and a stream that has no end."""
+    """Bytes are hidden after the end of a stream, or the stream has no end."""
     content = bytes(range(256)) * 4
     for data, reason in (
         (deflated(content) + b"hidden", "bytes follow the end of its data"),
@@ -411,7 +411,7 @@ async def test_bytes_behind_the_deflated_data(repository: LocalRepository, place
 
 @pytest.mark.slow
 async def test_name_of_65535_bytes(repository: LocalRepository, place: Path) -> None:
-    """Longer than any path; and one that passes the limit and that no file system keeps. The message is not as long."""
+    """A name is longer than any path, or longer than any file system allows. The message is shorter."""
     await assert_refused(
         repository, forged([HONEST, Forged("n" * 65535, b"")]), place, "the size of the name", error=LimitExceeded
     )
@@ -421,13 +421,13 @@ async def test_name_of_65535_bytes(repository: LocalRepository, place: Path) -> 
 
 
 async def test_comment_that_holds_another_end(repository: LocalRepository, place: Path) -> None:
-    """An archive in the comment of an archive."""
+    """The comment contains another archive."""
     other = forged([Forged("other", b"evil")])
     await assert_refused(repository, forged([HONEST], comment=other + b"!"), place, "another one")
 
 
 async def test_longest_comment(repository: LocalRepository, place: Path) -> None:
-    """65,535 bytes of it are no attack."""
+    """A comment of 65,535 bytes is allowed."""
     record = await stored(repository, forged([HONEST], comment=b"c" * 65535), chunk_size=5000)
     await fetch_tree(repository, record, target=place / "target")
     assert {"honest.txt": HONEST.content} == standing(place / "target")
@@ -435,7 +435,7 @@ async def test_longest_comment(repository: LocalRepository, place: Path) -> None
 
 @pytest.mark.slow
 async def test_truncated_at_every_byte(repository: LocalRepository, place: Path) -> None:
-    """Whatever is missing at the end, or at the start: refused, and by nothing but an error of our own."""
+    """An archive that lacks bytes at its end or start is refused, always with an error of filestore."""
     archive = forged([HONEST, Forged("f/", mode=0o40755), Forged("b", b"b" * 99, deflated=True)], comment=b"a comment")
     before = seen(place)
     for size in range(len(archive)):
@@ -449,7 +449,7 @@ async def test_truncated_at_every_byte(repository: LocalRepository, place: Path)
 
 
 async def test_not_a_zip_file(repository: LocalRepository, place: Path) -> None:
-    """Said in one sentence, by the name of the record, and what to do."""
+    """One sentence has the name of the record, and says what to do."""
     before = seen(place)
     for content in (b"", b"PK", bytes(100_000), b"#!/bin/sh\n" * 10_000):
         record = await stored(repository, content, name="model.bin", chunk_size=9999)

@@ -26,7 +26,7 @@ MEMORY_LIMIT = 16 << 20
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server with little memory, to which no attack here is worth a word in its log."""
+    """A server with little memory, which must log nothing about these attacks."""
     root = tmp_path_factory.mktemp("served") / "root"
     with running_server(root, memory_limit=MEMORY_LIMIT) as server:
         yield server
@@ -34,25 +34,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server that waits for half a second only."""
+    """A server that waits only for half a second."""
     with running_server(tmp_path_factory.mktemp("served") / "root", stall_seconds=1) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def path(server: RunningServer) -> str:
-    """Where a file of the default namespace is read."""
+    """Return the path of a file of the default namespace."""
     return f"/{server.upload('secret.bin', octets(1, 100_000)).json['path']}"
 
 
 def example(route: str, path: str) -> str:
-    """A path that a route takes."""
+    """Return a path that matches a route."""
     if route.startswith("/{path"):
         return path
     return route.format(digest=path.split("/")[-2], id=f"file_{'0' * 32}", upload_id="0" * 32, number=1)
 
 
-# Who asks.
+# Tests of tokens.
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def example(route: str, path: str) -> str:
 )
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
 def test_nobody_is_admitted_without_a_token(server: RunningServer, path: str, route: Route, authorization: str | None) -> None:
-    """No route says more than that; what it would have done is not done."""
+    """Every route answers only that, and does nothing else."""
     headers = {"Authorization": authorization} if authorization is not None else {}
     body = form("intruder.bin", b"x") if route.method == "POST" else b""
     answer = server.ask(route.method, example(route.path, path), body, headers=FORM | headers, token=None)
@@ -85,7 +85,7 @@ def test_nobody_is_admitted_without_a_token(server: RunningServer, path: str, ro
 
 
 def test_a_token_of_another_namespace_shows_nothing(server: RunningServer, path: str) -> None:
-    """Not by id, digest, name or path, nor chunk by chunk; and it removes and shares nothing."""
+    """It cannot read by id, digest, name or path, or read single chunks. It cannot remove or sign anything."""
     digest = path.split("/")[-2]
     record = server.ask("GET", f"{API}/files/find?digest={digest}").json
     kept = server.ask("GET", f"{API}/manifests/{digest}").body
@@ -111,7 +111,7 @@ def test_a_token_of_another_namespace_shows_nothing(server: RunningServer, path:
     assert 200 == server.ask("GET", path).status
 
 
-# Paths and names.
+# Tests of paths and names.
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_no_path_leads_out_of_the_files(server: RunningServer, path: str, target
 
 
 def hashed_part(path: str) -> str:
-    """The folders of a file's path."""
+    """Return the folders of a file's path."""
     return path.removeprefix("/pipeline_files/").rpartition("/")[0]
 
 
@@ -169,21 +169,21 @@ def hashed_part(path: str) -> str:
     ["..%2f..%2fx", "..", ".", "", "a%2fb", "%00", "a%0d%0aX-Injected:%201", "%ff", "%ed%a0%80", "n" * 256, "%C3%A9" * 128],
 )
 def test_no_bad_name_is_kept(server: RunningServer, name: str) -> None:
-    """A name that no machine could keep is refused, in a header and in a form."""
+    """A name that is not valid on every machine is refused, in a header and in a form."""
     chunk = contents(1)[0]
     server.put([encoded(chunk)])
     answer = server.commit(manifest([chunk]).encoded, name=name)
     assert (400, "invalid-name") == (answer.status, answer.slug)
     answer = server.ask("POST", f"/v3/pipeline_files?name={name}", form("own.bin", b"x"), headers=FORM)
-    # In a query, bytes that are no UTF-8 are replaced before anyone sees them.
+    # In a query, bytes that are not UTF-8 are replaced before our code sees them.
     assert answer.status == 400 or name in {"%ff", "%ed%a0%80"}
 
 
-# Sizes.
+# Tests of sizes.
 
 
 def test_counts_beyond_their_limits_are_refused(server: RunningServer) -> None:
-    """When the head of a request says so, before its body is read; else as soon as it is more."""
+    """The request is refused by its head if the head states the size. Otherwise it is refused when more bytes come."""
     for method, target, limit in (
         ("POST", f"{API}/chunks/missing", wire.DIGESTS_LIMIT * DIGEST_SIZE),
         ("POST", f"{API}/chunks/get", wire.BATCH_COUNT_LIMIT * DIGEST_SIZE),
@@ -200,7 +200,7 @@ def test_counts_beyond_their_limits_are_refused(server: RunningServer) -> None:
 
 
 def chunked(body: bytes) -> bytes:
-    """A body whose length nobody says before."""
+    """Return a body whose length is not announced."""
     return b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
 
 
@@ -219,13 +219,13 @@ def chunked(body: bytes) -> bytes:
     ids=["torn", "4 billion", "too many", "no entries", "4 GiB", "empty", "too long", "too short"],
 )
 def test_a_batch_that_lies_about_itself_is_refused(server: RunningServer, body: bytes) -> None:
-    """Whatever its Content-Length says is checked against its header."""
+    """Its Content-Length is checked against its header."""
     answer = server.ask("POST", f"{API}/chunks", body)
     assert (422, "invalid-batch") == (answer.status, answer.slug)
 
 
 def test_a_frame_that_says_to_unpack_to_4_gib_is_refused(server: RunningServer) -> None:
-    """By what it says, before any memory is taken for it."""
+    """The stated size is refused before any memory is taken for it."""
     frame = frames(1, seed=11)[0]
     lying = frame._replace(data=struct.pack("<B3xI", Codec.ZSTD, 0xFFFFFFFF) + bytes(frame.data[8:]))
     answer = server.put([lying])
@@ -233,7 +233,7 @@ def test_a_frame_that_says_to_unpack_to_4_gib_is_refused(server: RunningServer) 
 
 
 def test_a_head_without_end_is_refused(server: RunningServer) -> None:
-    """One long line, or many lines."""
+    """The head has one long line, or many lines."""
     for head in (
         b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 100_000,
         b"GET /" + b"x" * 100_000,
@@ -245,14 +245,14 @@ def test_a_head_without_end_is_refused(server: RunningServer) -> None:
 
 
 def refused(connection: socket.socket) -> bool:
-    """Whether the server answers with an error, or hangs up."""
+    """Return whether the server answers with an error, or closes the connection."""
     try:
         return reply(connection).status >= 400
     except (HTTPException, ConnectionError):
         return True
 
 
-# Framing.
+# Tests of framing.
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def refused(connection: socket.socket) -> bool:
     ],
 )
 def test_two_readings_of_one_request_are_refused(server: RunningServer, lines: tuple[str, ...]) -> None:
-    """What a proxy and this server could take for different requests is none."""
+    """A request that a proxy and this server could read differently is refused."""
     with server.begin("POST", f"{API}/chunks/missing", *lines, body=b"0\r\n\r\n" * 10) as connection:
         assert refused(connection)
 
@@ -283,29 +283,29 @@ def test_two_readings_of_one_request_are_refused(server: RunningServer, lines: t
     ids=["no number", "negative", "huge", "a long extension", "longer than said", "two numbers"],
 )
 def test_broken_chunks_of_a_body_are_refused(impatient: RunningServer, body: bytes) -> None:
-    """The transfer coding's chunks, not ours: the request ends there, or is dropped when no more of it can be understood."""
+    """The chunked transfer coding is broken. The request ends there, or the connection is closed."""
     with impatient.begin("POST", f"{API}/chunks/missing", "Transfer-Encoding: chunked", body=body) as connection:
         assert refused(connection)
 
 
 def test_a_batch_of_unknown_length_is_refused(server: RunningServer) -> None:
-    """RFC 9110, section 15.5.12: 411; its length is what bounds it."""
+    """RFC 9110, section 15.5.12: the answer is 411, because the length of a batch bounds it."""
     with server.begin("POST", f"{API}/chunks", "Transfer-Encoding: chunked", body=chunked(batch(frames(1)))) as connection:
         assert 411 == reply(connection).status
 
 
 def test_a_compressed_body_is_taken_as_it_is(server: RunningServer) -> None:
-    """Nothing unpacks it: no small request becomes a large one."""
+    """It is not unpacked, so no small request becomes a large one."""
     digest = frames(1)[0].digest
     answer = server.ask("POST", f"{API}/chunks/missing", digest * 2, headers={"Content-Encoding": "gzip"})
     assert (200, {b"", bytes(digest)}) == (answer.status, {answer.body} | {b"", bytes(digest)})
 
 
-# Peers that take their time.
+# Tests of slow peers.
 
 
 def test_slow_senders_hold_no_memory(server: RunningServer) -> None:
-    """I6: what is still arriving takes no part of the budget, however much was announced and by however many."""
+    """I6: arriving bytes take nothing of the budget, whatever was announced, by any number of senders."""
     large = encoded(octets(12, CHUNK_LIMIT), codec=Codec.RAW)
     content = octets(13, 8 << 20)
     with ExitStack() as held:
@@ -325,12 +325,12 @@ def test_slow_senders_hold_no_memory(server: RunningServer) -> None:
 
 @pytest.mark.slow
 def test_slow_readers_hold_no_memory(server: RunningServer) -> None:
-    """I6: what is decoded for a client that does not take it is given up, and decoded again when it does."""
+    """I6: bytes that are decoded for a slow client are dropped, and decoded again when the client reads on."""
     content = octets(14, 12 << 20)
     target = f"/{server.upload('slow.bin', content).json['path']}"
     with ExitStack() as held:
         slow = [held.enter_context(server.begin("GET", target)) for _ in range(8)]
-        # Each has begun: nothing more is read of it for now.
+        # Each transfer has begun, and the client reads no more for now.
         assert [b"HTTP/1.1 200 OK"] * 8 == [connection.recv(15) for connection in slow]
         assert content == server.ask("GET", target).body
         large = encoded(octets(15, CHUNK_LIMIT), codec=Codec.RAW)
@@ -343,7 +343,7 @@ def test_slow_readers_hold_no_memory(server: RunningServer) -> None:
 
 
 def test_many_requests_at_once_on_one_connection(server: RunningServer) -> None:
-    """They are answered one after the other, all of them."""
+    """All of them are answered, one after the other."""
     request = b"GET /healthz HTTP/1.1\r\nHost: server\r\n\r\n"
     with server.connection() as connection:
         connection.sendall(request * 500)
@@ -352,7 +352,7 @@ def test_many_requests_at_once_on_one_connection(server: RunningServer) -> None:
             received += connection.recv(1 << 16)
 
 
-# Ranges.
+# Tests of ranges.
 
 
 @pytest.mark.parametrize(
@@ -369,18 +369,18 @@ def test_many_requests_at_once_on_one_connection(server: RunningServer) -> None:
     ids=["all a thousand times", "a thousand", "no end", "far out", "from long before", "negative", "overflow"],
 )
 def test_ranges_cannot_be_abused(server: RunningServer, path: str, header: str) -> None:
-    """At most the file, once."""
+    """An answer never has more bytes than the file."""
     answer = server.ask("GET", path, headers={"Range": header})
     assert answer.status in {200, 206, 416}
     assert len(answer.body) <= 100_000
 
 
-# What is said of this machine.
+# Tests of information about the server's machine.
 
 
 @pytest.mark.slow
 def test_a_failure_says_nothing_of_the_machine(tmp_path: Path) -> None:
-    """No path, no traceback: an id, under which the log has both."""
+    """The answer has no path and no traceback. It has an id, under which the log has both."""
     with running_server(tmp_path / "root", check=False) as server:
         chunk = contents(1)[0]
         server.put([encoded(chunk)])
@@ -406,7 +406,7 @@ def test_a_failure_says_nothing_of_the_machine(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_frames_cannot_be_asked_for_without_end(server: RunningServer) -> None:
-    """As many as one question may hold; a few are open at a time, fewer than the files that a process may have."""
+    """A request may name only a limited number. Fewer of them are open at a time than files that a process may have."""
     frame = frames(1, seed=16)[0]
     server.put([frame])
     answer = server.ask("POST", f"{API}/chunks/get", frame.digest * wire.BATCH_COUNT_LIMIT)

@@ -1,4 +1,4 @@
-"""What a pusher that lies, or a stranger's namespace, gets at the repository's door: I4, on the local implementation."""
+"""A lying client, or one of another namespace, sends to a local repository (I4)."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ async def tenants(tmp_path: Path) -> AsyncIterator[Tenants]:
 
 @pytest.fixture
 def repository(tenants: Tenants) -> LocalRepository:
-    """One of them."""
+    """The repository of one namespace."""
     return tenants.a
 
 
 async def check_refused(repository: LocalRepository, encoded_manifest: bytes, *, because: str) -> None:
-    """The commit is refused, and leaves neither a record nor a manifest."""
+    """Check that the commit is refused, and leaves neither a record nor a manifest."""
     with pytest.raises(InvalidManifest, match=because):
         await repository.commit(encoded_manifest, name="name")
     assert [] == await repository.records()
@@ -71,7 +71,7 @@ async def test_manifest_whose_sizes_do_not_add_up(repository: LocalRepository) -
 
 
 async def test_manifest_that_is_not_canonical(repository: LocalRepository) -> None:
-    """One file has one manifest: none with bytes behind it, or cut short."""
+    """One file has one manifest. Another one with extra or missing bytes is refused."""
     await repository.put(frames(2))
     raw = manifest(contents(2)).encoded
     await check_refused(repository, raw + b"\0", because="not the length")
@@ -79,7 +79,7 @@ async def test_manifest_that_is_not_canonical(repository: LocalRepository) -> No
 
 
 async def test_manifest_whose_chunk_sizes_are_not_the_chunks(repository: LocalRepository) -> None:
-    """Sizes that add up, and lie: a reader would look for bytes at the wrong offsets."""
+    """The sizes add up and are wrong. A reader would look for bytes at the wrong offsets."""
     await repository.put(frames(2))
     one, two = (chunk_digest(content) for content in contents(2))
     lying = Manifest.build([Chunk(one, 999), Chunk(two, 1001)], chunking_version=CHUNKING_VERSION)
@@ -89,19 +89,19 @@ async def test_manifest_whose_chunk_sizes_are_not_the_chunks(repository: LocalRe
 
 
 async def test_manifest_of_another_chunking_version(repository: LocalRepository) -> None:
-    """One repository has one cutting version, so that all its pushers share."""
+    """A repository has one chunking version, so that all pushes share chunks."""
     await repository.put(frames(1))
     await check_refused(repository, manifest(contents(1), chunking_version=7).encoded, because="its cutting version is 7")
 
 
 async def test_manifest_beyond_the_limit(repository: LocalRepository) -> None:
-    """Refused by its length, before it is looked at."""
+    """It is refused by its length, before it is read."""
     with pytest.raises(LimitExceeded):
         await repository.commit(bytes(MANIFEST_LIMIT + 1), name="name")
 
 
 async def test_chunk_that_is_a_manifest_is_not_a_manifest(repository: LocalRepository) -> None:
-    """The two kinds of digest never meet: a chunk cannot be read as a manifest."""
+    """The two kinds of digest differ for the same bytes. A chunk cannot be read as a manifest."""
     content = manifest(contents(1)).encoded
     await repository.put([encoded(content)])
     with pytest.raises(NotFound):
@@ -126,7 +126,7 @@ async def test_chunk_that_is_a_manifest_is_not_a_manifest(repository: LocalRepos
 )
 @pytest.mark.parametrize("way", ["put", "ingest"])
 async def test_frame_that_is_not_its_chunks(repository: LocalRepository, lie: bytes, way: str) -> None:
-    """It is refused by the name it gave, nothing of it is kept, and frames before and behind it are."""
+    """The error names its digest. Nothing of it is kept, and the frames before and after it are kept."""
     lying = Frame(chunk_digest(b"the chunk"), lie)
     before, behind = frames(2)
     with pytest.raises(InvalidFrame) as caught:
@@ -140,7 +140,7 @@ async def test_frame_that_is_not_its_chunks(repository: LocalRepository, lie: by
 
 
 async def deliver(repository: LocalRepository, sent: list[Frame]) -> None:
-    """Send frames as a connection does; one of no bytes is whole when it is begun."""
+    """Send frames as a connection does. A frame of no bytes is whole when it is begun."""
     async with repository.ingest() as ingest:
         for frame in sent:
             ingest.start(frame.digest, len(frame.data))
@@ -149,7 +149,7 @@ async def deliver(repository: LocalRepository, sent: list[Frame]) -> None:
 
 
 async def test_chunk_of_another_namespace_is_missing(tenants: Tenants) -> None:
-    """Whoever knows a digest learns nothing: not whether it is there, and none of its bytes."""
+    """A client that knows a digest learns neither whether the chunk exists, nor any of its bytes."""
     chunks = contents(2)
     put = frames(2)
     digests = [frame.digest for frame in put]
@@ -171,7 +171,7 @@ async def test_chunk_of_another_namespace_is_missing(tenants: Tenants) -> None:
 
 
 async def test_namespace_that_leaves_its_folder(tmp_path: Path) -> None:
-    """A namespace is part of paths."""
+    """A namespace becomes a part of paths, so bad ones are refused."""
     store, index = await open_backend(tmp_path / "repository", create=True)
     for namespace in ("..", "a/b", "", "A"):
         with pytest.raises(InvalidName):

@@ -1,4 +1,4 @@
-"""Names that somebody else chose: what a fetch without a target writes in the current folder."""
+"""Another user chose the names of stored files. A fetch without a target writes to the current folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def here(tmp_path: Path) -> Path:
 
 
 def stored(home: Home, tmp_path: Path, name: str) -> dict[str, str]:
-    """A file that somebody stored under a name."""
+    """A file that another user stored under a name."""
     (tmp_path / "source").write_bytes(CONTENT)
     pushed: dict[str, str] = home.result("push", tmp_path / "source", "--name", name)
     return pushed
@@ -30,7 +30,7 @@ def stored(home: Home, tmp_path: Path, name: str) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["id", "digest"])
 def test_a_file_that_the_user_has_is_not_replaced(home: Home, tmp_path: Path, here: Path, key: str) -> None:
-    """Whoever stored it cannot know what else is in the folder; with --force it is replaced, and by its own name."""
+    """The user who stored it must not replace files in this folder. With --force, it is replaced under its own name."""
     pushed = stored(home, tmp_path, "run.sh")
     (here / "run.sh").write_bytes(b"mine")
     sentence = home.failure("fetch", pushed[key], cwd=here)
@@ -46,7 +46,7 @@ def test_a_file_that_the_user_has_is_not_replaced(home: Home, tmp_path: Path, he
 
 @pytest.mark.slow
 def test_a_second_fetch_of_the_same_is_not_a_replacement(home: Home, tmp_path: Path, here: Path) -> None:
-    """What is there already, and is the same, is found."""
+    """An identical file that is already there is accepted."""
     pushed = stored(home, tmp_path, "run.sh")
     home.result("fetch", pushed["id"], cwd=here)
     assert len(CONTENT) == home.result("fetch", pushed["id"], cwd=here)["bytes_reused"]
@@ -55,7 +55,7 @@ def test_a_second_fetch_of_the_same_is_not_a_replacement(home: Home, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("leads_to", ["outside", "nowhere"])
 def test_a_link_by_that_name_is_not_followed(home: Home, tmp_path: Path, here: Path, leads_to: str) -> None:
-    """What it leads to stays as it is, or away."""
+    """The target of the link stays as it is, also if it does not exist."""
     pushed = stored(home, tmp_path, "run.sh")
     outside = tmp_path / leads_to
     if leads_to == "outside":
@@ -70,7 +70,7 @@ def test_a_link_by_that_name_is_not_followed(home: Home, tmp_path: Path, here: P
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["id", "digest", "path of another name"])
 def test_a_name_with_a_dot_is_not_written(home: Home, tmp_path: Path, here: Path, way: str) -> None:
-    """Neither where there is such a file, nor where there is none; with --force, a target, or the name itself, it is."""
+    """It is refused whether the file exists or not. With --force, a target, or the typed name, it is written."""
     pushed = stored(home, tmp_path, ".bashrc")
     reference = pushed["digest" if way == "digest" else "id"]
     if way == "path of another name":
@@ -95,7 +95,7 @@ def _uuid(file_id: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["id", "name"])
 def test_a_directory_with_a_dot_is_not_written(home: Home, tmp_path: Path, here: Path, key: str) -> None:
-    """`.ssh.zip` would become `./.ssh`, which nobody typed."""
+    """`.ssh.zip` would become `./.ssh`, a name that nobody typed."""
     pushed = home.result("push", plant(tmp_path / "tree", {"authorized_keys": CONTENT}), "--name", ".ssh.zip")
     sentence = home.failure("fetch", pushed[key], cwd=here)
     assert sentence.startswith(".ssh cannot be written: its name was chosen by whoever stored it, and begins with a dot")
@@ -112,7 +112,7 @@ def test_a_directory_with_a_dot_is_not_written(home: Home, tmp_path: Path, here:
 
 @pytest.mark.slow
 def test_a_zip_with_a_dot_is_not_written(home: Home, tmp_path: Path, here: Path) -> None:
-    """Nor is the tree of a zip file, nor a directory as its zip."""
+    """The tree of a zip file is not written either, nor is a directory as its zip."""
     pushed = home.result("push", plant(tmp_path / "tree", {"a": CONTENT}), "--name", ".profile.zip")
     assert ".profile.zip cannot be written" in home.failure("fetch", pushed["id"], "--zip", cwd=here)
     assert ".profile cannot be written" in home.failure("fetch", pushed["id"], "--unzip", cwd=here)

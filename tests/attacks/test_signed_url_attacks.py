@@ -30,14 +30,14 @@ def stored(server: RunningServer, name: str = "name") -> dict[str, str]:
 
 
 def signed(server: RunningServer, record: dict[str, str]) -> str:
-    """The path that the server signs for a record."""
+    """Return the path that the server signs for a record."""
     answer = server.ask("POST", f"{API}/files/{record['id']}/sign")
     assert 200 == answer.status
     return f"/{answer.json['path']}"
 
 
 def secret_of(server: RunningServer) -> bytes:
-    """What the server signs with: whoever can read it can read everything else, too."""
+    """Return the key that signs URLs. Anyone who can read it can read everything else too."""
 
     async def read() -> bytes:
         store, index = await open_backend(server.root)
@@ -51,7 +51,7 @@ def secret_of(server: RunningServer) -> bytes:
 
 @pytest.mark.slow
 def test_a_signed_url_needs_nothing_else(server: RunningServer) -> None:
-    """Any of the workers lets it in; the length is told, and HEAD and ranges work."""
+    """Every worker accepts it. The answer states the length, and HEAD and ranges work."""
     path = signed(server, stored(server))
     for _ in range(8):
         answer = server.ask("GET", path, token=None)
@@ -61,7 +61,7 @@ def test_a_signed_url_needs_nothing_else(server: RunningServer) -> None:
 
 
 def test_a_signature_opens_one_file(server: RunningServer) -> None:
-    """Not another one, not under another name, not for another namespace, not for longer, and not for writing."""
+    """It is not valid for another file, name, namespace or time, or for writing."""
     record, other = stored(server), stored(server, "other")
     path = signed(server, record)
     _, prefix, namespace, expires, signature, rest = path.split("/", 5)
@@ -81,13 +81,13 @@ def test_a_signature_opens_one_file(server: RunningServer) -> None:
 
 
 def test_a_token_does_not_mend_a_signature(server: RunningServer) -> None:
-    """A wrong one is refused, whoever asks."""
+    """A wrong signature is refused, also with a valid token."""
     path = signed(server, stored(server))
     assert 403 == server.ask("GET", path.replace("/name", "/nome")).status
 
 
 def test_an_expired_url_says_so(server: RunningServer) -> None:
-    """In one sentence, and with no byte of the file."""
+    """The answer is one sentence, and no byte of the file."""
     record = stored(server)
     rest = signed(server, record).split("/", 5)[5]
     past = signed_path(secret_of(server), "GET", f"/{rest}", namespace="default", expires_at=int(time.time()) - 1)
@@ -97,7 +97,7 @@ def test_an_expired_url_says_so(server: RunningServer) -> None:
 
 
 def test_a_url_dies_with_its_record(server: RunningServer) -> None:
-    """What was removed is not found."""
+    """A removed record is not found."""
     record = stored(server, "short-lived")
     path = signed(server, record)
     assert 200 == server.ask("DELETE", f"{API}/files/{record['id']}").status

@@ -1,4 +1,4 @@
-"""Directories made to harm, or to deceive, whoever pushes them: what lies outside is not pushed, and no walk goes on for ever."""
+"""Directories that would harm or deceive the user who pushes them. Nothing outside is pushed, and every walk ends."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ FOLLOWING = (Symlinks.INSIDE, Symlinks.FOLLOW)
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A tree to be pushed, beside what must not be."""
+    """A tree to push, next to files that must not be pushed."""
     plant(tmp_path, {"secret": b"secret", "tree-secret/key": b"key", "outside/folder/key": b"key"})
     return plant(tmp_path / "tree", {"a": b"a", "folder/b": b"b"})
 
 
 def assert_refused(root: Path, name: str, reason: str, symlinks: Symlinks = Symlinks.INSIDE) -> None:
-    """The tree is refused for `reason`, by the path of what lies at `name`."""
+    """Check that the tree is refused for `reason`, and that the error has the path of `name`."""
     with pytest.raises(SourceRefused, match=reason) as caught:
         walk(root, symlinks=symlinks)
     assert f"{root}/{name}" == caught.value.args[0]
 
 
 def assert_changed(root: Path, name: str, reason: str) -> None:
-    """The tree is not taken, since what lies at `name` changed meanwhile."""
+    """Check that the tree is refused because `name` changed during the walk."""
     with pytest.raises(SourceChanged, match=reason) as caught:
         walk(root)
     assert f"{root}/{name}" == caught.value.args[0]
 
 
 def after_listing(monkeypatch: pytest.MonkeyPatch, step: Callable[[], object]) -> None:
-    """Take a step once the names in the first folder were read, before the walk looks at any of them."""
+    """Take a step after the names in the first folder were read, and before the walk looks at any of them."""
     real = os.scandir
 
     @contextmanager
@@ -55,7 +55,7 @@ def after_listing(monkeypatch: pytest.MonkeyPatch, step: Callable[[], object]) -
     monkeypatch.setattr(os, "scandir", scandir)
 
 
-# Out of the directory.
+# Tests of links out of the directory.
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def after_listing(monkeypatch: pytest.MonkeyPatch, step: Callable[[], object]) -
     ["/etc/passwd", "/etc", "/", "../secret", "..", "../outside", "folder/../../secret", "./folder/.././../secret", "up/secret"],
 )
 def test_link_out(tree: Path, target: str) -> None:
-    """A link to what lies outside, however it is written."""
+    """A link leads outside, in different spellings."""
     plant(tree, {"link": Link(target), "up": Link("..")})
 
     with pytest.raises(SourceRefused, match="leads out of the directory"):
@@ -71,7 +71,7 @@ def test_link_out(tree: Path, target: str) -> None:
 
 
 def test_link_to_a_neighbour_whose_name_begins_alike(tree: Path) -> None:
-    """`tree-secret` does not lie in `tree`."""
+    """`tree-secret` is not inside `tree`."""
     plant(tree, {"link": Link("../tree-secret/key")})
 
     assert_refused(tree, "link", "leads out of the directory, to '.*tree-secret/key'")
@@ -86,7 +86,7 @@ def test_chain_of_links_out(tree: Path) -> None:
 
 
 def test_link_out_in_a_folder_that_is_followed(tree: Path) -> None:
-    """It is refused by where it was met."""
+    """The error has the path by which the walk reached it."""
     plant(tree, {"folder/deep/link": Link("../../../secret"), "way": Link("folder/deep")})
 
     with pytest.raises(SourceRefused, match="leads out of the directory"):
@@ -94,13 +94,13 @@ def test_link_out_in_a_folder_that_is_followed(tree: Path) -> None:
 
 
 def test_root_moves_up_by_a_link(tree: Path) -> None:
-    """The tree seen through a link in itself is still the tree: what lies above stays outside."""
+    """A link to the tree itself does not move its root. Things above it stay outside."""
     plant(tree, {"folder/self": Link(".."), "folder/up": Link("../..")})
 
     assert_refused(tree / "folder", "self", "leads out of the directory")
 
 
-# Round in a circle.
+# Tests of circles.
 
 
 @pytest.mark.parametrize("symlinks", FOLLOWING)
@@ -117,7 +117,7 @@ def test_root_moves_up_by_a_link(tree: Path) -> None:
     ids=["itself", "each other", "its folder", "a folder above", "by another link", "each other's folder"],
 )
 def test_loop(tree: Path, links: dict[str, str], found: set[str], symlinks: Symlinks) -> None:
-    """Links that lead back to themselves, or into a folder in which they lie."""
+    """Links lead to themselves, or to a folder above them."""
     plant(tree, {name: Link(target) for name, target in links.items()})
 
     with pytest.raises(SourceRefused, match=r"links make it a part of itself, so that it has no end|round in a circle") as caught:
@@ -126,14 +126,14 @@ def test_loop(tree: Path, links: dict[str, str], found: set[str], symlinks: Syml
 
 
 def test_loop_by_way_of_the_outside(tree: Path) -> None:
-    """A link to the folder in which the tree lies, and so to the tree, and so to the link."""
+    """A link leads to the folder above the tree, so through it back to the tree and the link."""
     plant(tree, {"folder/out": Link("../..")})
 
     assert_refused(tree, "folder/out/tree", "links make it a part of itself", Symlinks.FOLLOW)
 
 
 def test_loops_are_kept_or_left_out(tmp_path: Path) -> None:
-    """Where no link is followed, a loop is none."""
+    """Links that are not followed make no loop."""
     root = looped_tree(tmp_path / "tree")
 
     kept = walk(root, symlinks=Symlinks.KEEP)
@@ -160,7 +160,7 @@ def test_links_that_multiply(tmp_path: Path, symlinks: Symlinks, monkeypatch: py
 
 
 def test_limit_is_that_of_whoever_unpacks(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files, links and folders count, the root does not, nor what is left out."""
+    """The limit is that of a fetch. Files, links and folders count; the root and excluded entries do not."""
     assert DEFAULT_LIMITS.entries == walk_module.ENTRIES_LIMIT
     plant(tree, {"link": Link("a"), "empty": Folder(), "x": b""})
     monkeypatch.setattr(walk_module, "ENTRIES_LIMIT", 5)
@@ -173,7 +173,7 @@ def test_limit_is_that_of_whoever_unpacks(tree: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("symlinks", FOLLOWING)
 def test_long_chain_of_links(tree: Path, symlinks: Symlinks) -> None:
-    """As long as an operating system allows; a longer one is refused."""
+    """The longest chain that an operating system follows is allowed, and a longer one is refused."""
     plant(tree, {f"link-{number}": Link(f"link-{number + 1}") for number in range(30)})
     plant(tree, {"link-30": Link("a")})
     walked = walk(tree, symlinks=symlinks)
@@ -185,12 +185,12 @@ def test_long_chain_of_links(tree: Path, symlinks: Symlinks) -> None:
         walk(tree, symlinks=symlinks)
 
 
-# Deep.
+# Tests of depth.
 
 
 @pytest.mark.slow
 def test_deep_folders(tmp_path: Path) -> None:
-    """There is no depth at which a walk fails, as long as a path can be opened."""
+    """A walk has no limit of depth, as long as a path can be opened."""
     paths = [f"{tmp_path}/tree{'/d' * depth}" for depth in range(1200)]
     for path in paths:
         Path(path).mkdir()
@@ -198,11 +198,11 @@ def test_deep_folders(tmp_path: Path) -> None:
         assert ["/".join("d" * 1199)] == [entry.name for entry in walk(tmp_path / "tree").entries]
     finally:
         for path in reversed(paths):
-            Path(path).rmdir()  # pytest would call itself for each folder
+            Path(path).rmdir()  # pytest would recurse into each folder
 
 
 def test_deeper_than_a_path_can_say(tree: Path) -> None:
-    """Told by path and reason."""
+    """The error has the path and the reason."""
     folders = [os.open(tree, os.O_RDONLY)]
     for _ in range(50):
         os.mkdir("d" * 100, dir_fd=folders[-1])
@@ -217,11 +217,11 @@ def test_deeper_than_a_path_can_say(tree: Path) -> None:
         os.close(folders.pop())
 
 
-# Changed behind the walk's back.
+# Tests of changes during the walk.
 
 
 def before_opening(monkeypatch: pytest.MonkeyPatch, opened: str, step: Callable[[], None]) -> None:
-    """Take a step before a folder is opened that was found before."""
+    """Take a step after a folder was found, and before it is opened."""
     real = os.open
 
     def step_and_open(path: str, flags: int) -> int:
@@ -233,7 +233,7 @@ def before_opening(monkeypatch: pytest.MonkeyPatch, opened: str, step: Callable[
 
 
 def test_folder_becomes_a_link_out(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen as a folder, it is a link when it is opened."""
+    """A folder has become a link when it is opened."""
 
     def step() -> None:
         (tree / "folder").rename(tree / "gone")
@@ -244,7 +244,7 @@ def test_folder_becomes_a_link_out(tree: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_folder_on_the_way_becomes_a_link_out(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path of a folder that was found leads to another one when it is opened."""
+    """The path of a folder leads to another one when it is opened."""
     plant(tree, {"way/folder/key": b"not secret"})
 
     def step() -> None:
@@ -256,7 +256,7 @@ def test_folder_on_the_way_becomes_a_link_out(tree: Path, monkeypatch: pytest.Mo
 
 
 def test_link_leads_elsewhere_meanwhile(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It leads inside when that is asked, and out when it was looked at."""
+    """A link leads outside when the walk examines it, and inside when the walk asks where it leads."""
     plant(tree, {"link": Link("../secret")})
     real = os.path.realpath
 
@@ -272,7 +272,7 @@ def test_link_leads_elsewhere_meanwhile(tree: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", ["a", "folder", "link"])
 def test_what_was_listed_vanishes(tree: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file, a folder or a link."""
+    """A file, a folder or a link disappears."""
     plant(tree, {"link": Link("folder/b")})
 
     after_listing(monkeypatch, lambda: (tree / name).rename(tree.parent / "gone"))
@@ -282,7 +282,7 @@ def test_what_was_listed_vanishes(tree: Path, name: str, monkeypatch: pytest.Mon
 
 
 def test_link_becomes_a_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listed as a link, it leads nowhere."""
+    """A listed link is a file when the walk reads it."""
     plant(tree, {"link": Link("a")})
 
     after_listing(monkeypatch, lambda: (tree / "a").rename(tree / "link"))
@@ -291,7 +291,7 @@ def test_link_becomes_a_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_file_becomes_a_fifo(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is looked at, never opened: nothing waits for who writes to it."""
+    """It is examined and never opened, so nothing waits for a writer."""
 
     def step() -> None:
         (tree / "a").unlink()
@@ -302,7 +302,7 @@ def test_file_becomes_a_fifo(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_file_becomes_a_link_out(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listed as a file, it is not followed."""
+    """A listed file has become a link. It is not followed."""
 
     def step() -> None:
         (tree / "a").unlink()
@@ -313,7 +313,7 @@ def test_file_becomes_a_link_out(tree: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_content_is_that_of_the_file_that_was_found(tree: Path) -> None:
-    """What stands at the path later is known by its state."""
+    """Another file at the path is noticed by its state."""
     walked: WalkResult = walk(tree)
     place = [entry.name for entry in walked.entries].index("a")
     state = walked.states[place]

@@ -24,7 +24,7 @@ from tests.support.tls import CERTIFICATE, behind_tls, client_of
 
 @pytest.fixture(params=["http", "https"])
 def scheme(request: pytest.FixtureRequest) -> str:
-"""A self-signed certificate for localhost, valid until 2126, and its key."""
+    """Return how a client reaches a server: on sockets of our own, or by aiohttp and TLS."""
     assert isinstance(request.param, str)
     return request.param
 

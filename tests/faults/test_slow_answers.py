@@ -149,7 +149,7 @@ async def client_of(between: Relay) -> AsyncIterator[Repository]:
 async def relay(
     server: RunningServer, scheme: str, *, loses: Callable[[list[bytes]], bool] = lambda _: False
 ) -> AsyncIterator[Relay]:
-    """A relay to a server; it cuts the connection in place of an answer where `loses(asked)`."""
+    """Start a relay to a server. If `loses(asked)`, it cuts the connection instead of answering."""
     asked: list[bytes] = []
     passed: list[int] = []
 
