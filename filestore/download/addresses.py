@@ -1,7 +1,7 @@
-"""Which addresses are public: what anybody's URL may make this machine connect to. Pure.
+"""Which addresses are public, so that any URL may make this machine connect to them. No I/O.
 
-The ranges stand here, since what `ipaddress` says of them differs between versions of Python, and is too kind: to 192.0.0.0/24,
-fec0::/10, multicast, and to addresses that embed another one.
+The ranges are listed here because `ipaddress` judges them differently in different versions of Python. It also takes some for
+public that are not: 192.0.0.0/24, fec0::/10, multicast, and addresses that embed another one.
 Source: IANA's registries of special-purpose addresses for IPv4 and IPv6, RFC 6890; RFC 6052 (NAT64), 3056 (6to4), 4380 (Teredo).
 """
 
@@ -31,7 +31,7 @@ _NOT_PUBLIC = [
     )
 ]
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-"""All that was ever given out for public use. What is not in it is not public: ::1, fc00::/7, fe80::/10, fec0::/10, ff00::/8."""
+"""The only range that is assigned for public use. Outside it are ::1, fc00::/7, fe80::/10, fec0::/10 and ff00::/8."""
 _NOT_PUBLIC_6 = [IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "3fff::/20")]
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
@@ -41,14 +41,14 @@ _TEREDO = IPv6Network("2001::/32")
 
 
 def is_address(text: str) -> bool:
-    """Whether a host is written as an address, in any way that a resolver takes for one: `127.1` and `0x7f.1`, too."""
+    """Whether a host is written as an address, in any form that a resolver accepts, such as `127.1` or `0x7f.1`."""
     last = text.rstrip(".").rpartition(".")[2]
-    # Source: the URL standard of the WHATWG, section 3.5: what ends in a number is an IPv4 address.
+    # Source: the URL standard of the WHATWG, section 3.5: a host that ends in a number is an IPv4 address.
     return ":" in text or last.isdigit() or last.lower().startswith("0x")
 
 
 def is_public(text: str) -> bool:
-    """Whether an address, as `getaddrinfo` gives it, is one of the public Internet. What is no address is not."""
+    """Whether an address, as `getaddrinfo` returns it, is on the public Internet. False for a text that is not an address."""
     try:
         address = ip_address(text)
     except ValueError:
@@ -57,7 +57,7 @@ def is_public(text: str) -> bool:
         return _is_public_4(address)
     embedded = list(_embedded(address))
     if embedded:
-        # The prefixes lead to these, and nowhere else.
+        # Packets to these prefixes reach the embedded addresses only.
         return all(_is_public_4(each) for each in embedded)
     return address in _GLOBAL_UNICAST and not any(address in network for network in _NOT_PUBLIC_6)
 
@@ -67,7 +67,7 @@ def _is_public_4(address: IPv4Address) -> bool:
 
 
 def _embedded(address: IPv6Address) -> Iterator[IPv4Address]:
-    """The IPv4 addresses that packets to `address` go to in the end."""
+    """The IPv4 addresses that packets to `address` finally reach."""
     raw = address.packed
     if address in _MAPPED or address in _NAT64:
         yield IPv4Address(raw[12:])

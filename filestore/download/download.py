@@ -1,11 +1,11 @@
-"""Download: what is behind a URL of someone else's becomes a local file.
+"""Download a file of a third-party server to a local file.
 
-Nothing is trusted here (I4): not where a name or a redirect leads to, not what an origin says of lengths and ranges. The address
-is checked on the socket that connects to it, so that a name which resolves otherwise a second time gains nothing. No token,
-cookie of this machine's is ever used, and a proxy only where a setting names one.
+Nothing is trusted here (I4): neither the target of a name or a redirect, nor the lengths and ranges that an origin announces. The
+address is checked when the socket is made, so that a name which resolves to another address the second time gains nothing.
+Neither a token nor a cookie of this machine is ever sent, and a proxy is used only where a setting names one.
 
-What was cut is resumed: the origin is asked for the rest of the very version that was begun (If-Range), and answers with all of
-another where there is one. Without a validator that tells versions apart, a download begins anew.
+An interrupted download resumes: the origin is asked for the rest of the version that was begun (If-Range), and answers with the
+whole file if it has another version by now. Without a validator that tells versions apart, a download starts again.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ if TYPE_CHECKING:  # aiohttp takes 0.3 s to import
     from yarl import URL
 
 ATTEMPTS = 6
-"""Connections in a row that may fail without a MiB of progress."""
+"""How many connections in a row may fail without a MiB of progress."""
 FIRST_PAUSE_SECONDS = 0.2
 PIECE = 1 << 20
-"""Bytes that are written at once."""
+"""Bytes written in one call."""
 RESERVED_SIZE = 16 << 20
-"""Bytes that are reserved ahead at most, where nobody knows how many will come."""
+"""Most bytes that are reserved in advance while the size of the file is unknown."""
 SYNC_SIZE = 32 << 20
-"""Bytes after which what was written is made durable and noted: more than that is never downloaded twice."""
+"""After this many bytes, the file is synced and its size is noted, so that no more than this is ever downloaded twice."""
 
 PARTIAL_NAME = "partial"
-"""What the file is called in its folder."""
+"""Name of the file in its folder."""
 _STATE_SIZE = 16 << 10
-"""More bytes than headers may have that are kept."""
+"""Size of the state file in bytes. It has room for the longest headers that are kept."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)\Z")
 _NO_RANGE = re.compile(r"bytes \*/([0-9]{1,18})\Z")
@@ -95,7 +95,7 @@ DEFAULT_DOWNLOAD_LIMITS = DownloadLimits()
 
 
 class Validators(NamedTuple):
-    """What an origin says by which a version of a file is known again."""
+    """Header fields by which a version of a file is recognised."""
 
     etag: str | None = None
     modified: str | None = None
@@ -105,30 +105,30 @@ class Validators(NamedTuple):
 
     @property
     def for_range(self) -> str | None:
-        """What If-Range may say: a weak ETag stands for other bytes too."""
+        """The value for If-Range, which must not be a weak ETag, since other bytes may have the same one."""
         if self.etag is not None and not self.etag.startswith("W/"):
             return self.etag
         return self.modified if self.is_dated else None
 
     def agree_with(self, begun: Validators) -> bool:
-        """Whether a part that came with these is of the version that was begun: If-Range named one, and only that must come."""
+        """Whether a part with these validators belongs to the version that was begun, which If-Range named."""
         return self.etag == begun.etag if begun.for_range == begun.etag else self.modified == begun.modified
 
     def differ_from(self, begun: Validators) -> bool:
-        """Whether an answer with these is surely of another version: both say by what theirs is known, and it is not the same."""
+        """Whether an answer with these validators is certainly another version: a validator that both have differs."""
         if self.etag is not None and begun.etag is not None:
             return self.etag != begun.etag
         return None not in {self.modified, begun.modified} and self.modified != begun.modified
 
 
 class DownloadResult(NamedTuple):
-    """What a download did, in bytes."""
+    """The result of a download. Sizes are in bytes."""
 
     path: Path
     size: int
     bytes_received: int
     bytes_resumed: int
-    """Those that were here from a download that was cut."""
+    """Bytes that an interrupted download had left here."""
     validators: Validators
 
 
@@ -141,13 +141,13 @@ async def download(
     report: Report | None = None,
     reserve: Callable[[int], Awaitable[None]] | None = None,
 ) -> DownloadResult | None:
-    """Make a file in `folder`, an existing one, of what is behind a URL; None where that is still what `known` says.
+    """Download the content of a URL to a file in `folder`, which must exist; None if it is still the version `known`.
 
-    The bytes are those that are sent: no Content-Encoding is asked for, and one is refused unless a digest is expected.
-    The file is durable, but not verified: the caller compares an expected digest. Broken off, `folder` holds what the next
-    download to it continues; one at a time may use it.
-    `reserve` is awaited with the bytes that the file will have, before they are written; where nobody knows, with a few more
-    now and then, and says by raising that there is no room for them.
+    The file has the bytes as they are sent: no Content-Encoding is asked for, and an encoded answer is refused unless a digest is
+    expected. The file is durable but not verified: the caller compares an expected digest. After an interrupted download, the
+    next download to the same `folder` resumes it; only one download at a time may use a folder.
+    `reserve` is awaited with the size that the file will have, before that much is written. While the size is unknown, it is
+    awaited again whenever the file needs more. It raises where there is not enough room.
 
     Raises DownloadRefused, LimitExceeded, ServerError, OriginUnreachable, Stalled, Interrupted, StorageFull, StorageError.
     """
@@ -160,24 +160,24 @@ async def download(
 
 
 class _Came(Enum):
-    """What one request has brought."""
+    """The result of one request."""
 
     NOTHING_NEW = auto()
     """The origin says that the file has not changed."""
     PART = auto()
-    """A part, as long as the answer said, and not the last one."""
+    """A part of the announced length, after which more is to come."""
     ALL = auto()
 
 
 class _Part(NamedTuple):
-    """What an answer brings: the bytes from `start` to `stop`, the end of them unknown where that is None."""
+    """The range of bytes that an answer has; `stop` is None where the answer does not announce its end."""
 
     start: int
     stop: int | None
 
 
 class _Downloader:
-    """One download under way, over as many connections as it takes."""
+    """One download, over as many connections as it needs."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class _Downloader:
         self._proxy = parse_proxy(limits.proxy, source="url_proxy") if limits.proxy is not None else None
 
     async def run(self) -> DownloadResult | None:
-        """Try until it is whole, or there is no point in it."""
+        """Try until the file is whole or another try would not help."""
         failures, furthest = 0, self._staging.size
         async with self._session() as session:
             while True:
@@ -215,15 +215,15 @@ class _Downloader:
                     if came is _Came.ALL:
                         break
                     if self._staging.size > furthest:
-                        # A part that came as a whole is no failure, however small it is: the next one is asked for at once.
+                        # A whole part is a success, however small it is: ask for the next one at once.
                         furthest = self._staging.size
                         continue
                     raise Interrupted(self._shown, "it sends the same part again and again")
                 except TransferError as error:
-                    # What begins anew again and again comes no further.
+                    # A download that starts again each time makes no progress.
                     failures = 0 if self._staging.size - furthest >= PIECE else failures + 1
                     furthest = max(furthest, self._staging.size)
-                    # A host that never answered is not there: saying so at once beats waiting for it.
+                    # If the host has never answered, retries would only delay the error.
                     is_there = self._was_reached or isinstance(error, Interrupted)
                     if not may_try_again(error) or not is_there or failures == ATTEMPTS:
                         raise
@@ -234,14 +234,14 @@ class _Downloader:
         return DownloadResult(self._staging.path, self._staging.size, self._received, self._resumed, self._staging.validators)
 
     async def _try(self, session: aiohttp.ClientSession) -> _Came:
-        """Ask for what is still to come, and take it."""
+        """Ask for the bytes that are missing, and receive them."""
         staging = self._staging
         headers = {"Accept-Encoding": "identity"}
         if self._known is not None:
             headers |= _given({"If-None-Match": self._known.etag, "If-Modified-Since": self._known.modified})
         version = staging.validators.for_range
         if staging.size and version is not None:
-            # Of a file that is whole already, the last byte is asked for again: there is no range after it.
+            # If the file is whole already, ask for its last byte again, because there is no range after it.
             start = staging.size - (staging.size == staging.total)
             headers |= {"Range": f"bytes={start}-", "If-Range": version}
         async with self._answer(session, headers) as response:
@@ -251,10 +251,10 @@ class _Downloader:
             return _Came.ALL if part is None else await self._take(response, part)
 
     async def _begin(self, response: aiohttp.ClientResponse) -> _Part | None:
-        """What the answer brings; staging begins anew, where it does not go on from there. None: all is here already."""
+        """The range that the answer has; None where the file is complete already. An answer that does not fit starts it again."""
         if response.status in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
             self._check_encoding(response)
-            # Some origins answer a range with status 200: the header says which bytes come, whatever the status is.
+            # Some origins answer a range with status 200: the header says which bytes follow, not the status.
             said = response.headers.get("Content-Range")
             if response.status == HTTPStatus.PARTIAL_CONTENT or not (said is None or _NO_RANGE.match(said)):
                 return await self._begin_part(response)
@@ -269,10 +269,10 @@ class _Downloader:
         raise error
 
     async def _begin_whole(self, response: aiohttp.ClientResponse) -> _Part:
-        """All of the file, from its first byte on.
+        """Begin with an answer that has the whole file.
 
-        A size that the origin said before is compared: of the same version it must be the same, and where no version is known
-        the origin must say another size twice.
+        A size that the origin announced before is compared. The same version must have the same size; if the version is unknown,
+        a new size is accepted when the origin announces it a second time.
         """
         validators = _validators(response)
         total, known = response.content_length, self._staging.total
@@ -302,8 +302,8 @@ class _Downloader:
             total = known if found[3] == "*" else int(found[3])
             is_possible = start < stop <= (stop if total is None else total)
             if start == 0 and not staging.size:
-                # Nothing was here, so that no range was asked for; status 206 is then a lie. A first part is of use where the
-                # next one can be asked for.
+                # Nothing was here, so no range was asked for, and status 206 is wrong. A first part is useful if the next one can
+                # be asked for.
                 await self._start_over(validators, total)
                 is_taken = response.status == HTTPStatus.OK and (stop == total or validators.for_range is not None)
                 if is_taken and is_possible and known in {None, total}:
@@ -314,14 +314,14 @@ class _Downloader:
                 await self._reserve_more(total or stop, is_all=total is not None)
                 staging.total = total
                 return _Part(start, stop)
-        # What If-Range forbids.
+        # If-Range forbids such an answer.
         await self._start_over(Validators(), known)
         raise Interrupted(self._shown, "it gave a part of another file than it began with")
 
     def _is_end(self, response: aiohttp.ClientResponse) -> bool:
-        """Whether a range could not be given because all bytes are here, which is how a file without a known size ends.
+        """Whether the range is refused because the file is complete here; a file of unknown size ends in this way.
 
-        An answer that does not say the size is believed where a digest is expected, which tells whether it is true.
+        An answer without the size is believed only if a digest is expected, since the digest then shows whether it is true.
         """
         staging = self._staging
         if not staging.size or staging.total is not None or _validators(response).differ_from(staging.validators):
@@ -330,9 +330,9 @@ class _Downloader:
         return staging.size == int(found[1]) if found is not None else self._origin.digest is not None
 
     def _check_encoding(self, response: aiohttp.ClientResponse) -> None:
-        """Only `identity` was asked for: what is encoded all the same would be stored as it came, under the file's name.
+        """Refuse an encoded answer, because its encoded bytes would be stored under the file's name.
 
-        Where a digest is expected, that says whether it is right. Raises DownloadRefused.
+        It is accepted if a digest is expected, since the digest shows whether the bytes are right. Raises DownloadRefused.
         """
         said = response.headers.getall("Content-Encoding", []) + response.headers.getall("Transfer-Encoding", [])
         codings = {coding.strip().lower() for line in said for coding in line.split(",")}
@@ -346,7 +346,7 @@ class _Downloader:
         await in_disk_thread(self._staging.begin, validators, total)
 
     async def _take(self, response: aiohttp.ClientResponse, part: _Part) -> _Came:
-        """Write what comes. Raises Interrupted where it is not all that was to come, or more."""
+        """Write the body of the answer. Raises Interrupted where it is shorter or longer than announced."""
         staging = self._staging
         staging.size = part.start
         self._resumed = min(self._resumed, part.start)
@@ -365,17 +365,17 @@ class _Downloader:
                 waiting += len(piece)
                 self._tell(end)
                 if waiting >= PIECE:
-                    # Taken before it is written: what a cancel waits for must not be written again below.
+                    # Cleared before the write: a cancel waits for this write, and it must not happen again below.
                     batch, pieces, waiting = pieces, [], 0
-                    # Where all threads are busy, a cancel would otherwise drop a write that has not begun.
+                    # Shielded, because a cancel would drop a write that still waits for a thread.
                     await shield_until_done(in_disk_thread(staging.write, batch))
         finally:
-            # What has come before a cut is not asked for again.
+            # Bytes that arrived before a cut are not asked for again.
             if pieces:
                 await shield_until_done(in_disk_thread(staging.write, pieces))
         if part.stop is not None and staging.size != part.stop:
             raise Interrupted(self._shown, f"{staging.size} of {part.stop} bytes have come")
-        # Where nobody knows the size, there may be more: only the origin can say that there is not.
+        # If the size is unknown, there may be more; only the origin can say that there is not.
         if part.stop is not None and (staging.total is None or staging.size < staging.total):
             return _Came.PART
         if staging.total is not None and staging.size != staging.total:
@@ -383,7 +383,7 @@ class _Downloader:
         return _Came.ALL
 
     async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
-        """What has come, as much as there is; nothing at its end. Raises Stalled."""
+        """The bytes that have arrived; empty at the end of the body. Raises Stalled."""
         try:
             async with asyncio.timeout(self._limits.stall_seconds):
                 return await response.content.readany()
@@ -391,18 +391,18 @@ class _Downloader:
             raise Stalled(self._shown, self._limits.stall_seconds) from None
 
     async def _reserve_more(self, size: int, *, is_all: bool = False) -> None:
-        """For `size` bytes of the file, and for a few more where they are not all. Raises LimitExceeded."""
+        """Reserve `size` bytes for the file, and some in advance if it may grow. Raises LimitExceeded."""
         if size > self._limits.size:
             raise LimitExceeded(f"the size of {self._shown}", size, self._limits.size, "url_size_limit")
         if self._reserve is not None and size > self._reserved:
-            # As much again: what is small needs little room, and what grows asks seldom.
+            # Twice the size: a small file needs little room, and a growing one seldom asks again.
             ahead = 0 if is_all else min(max(size, PIECE), RESERVED_SIZE)
             try:
                 await self._reserve(size + ahead)
             except StorageFull:
                 if not ahead:
                     raise
-                ahead = 0  # it may be near its end
+                ahead = 0  # the file may be near its end
                 await self._reserve(size)
             self._reserved = size + ahead
 
@@ -415,7 +415,7 @@ class _Downloader:
 
     @asynccontextmanager
     async def _answer(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer behind all redirects, whose failures, those of reading it included, become errors of ours."""
+        """The answer after all redirects. Failures, also those while it is read, are raised as errors of ours."""
         import aiohttp  # noqa: PLC0415  # on first use
 
         try:
@@ -426,7 +426,7 @@ class _Downloader:
             raise OriginUnreachable(self._shown, failure_reason(error)) from None
         except aiohttp.ClientConnectorError as error:
             if self._refused:
-                reason = f"it leads to {', '.join(sorted(self._refused))}, which is no public address"
+                reason = f"it leads to {', '.join(sorted(self._refused))}, which is not a public address"
                 raise DownloadRefused(self._shown, f"{reason}; the setting url_private_allowed allows it") from None
             raise self._unreachable(failure_reason(error)) from None
         except aiohttp.ClientHttpProxyError as error:
@@ -435,7 +435,7 @@ class _Downloader:
             raise Interrupted(self._shown, failure_reason(error)) from None
 
     async def _first(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        """The head of the answer. One limit for all that comes before it: names, connections, TLS, redirects."""
+        """The head of the answer. Name resolution, connections, TLS and redirects share one time limit."""
         import aiohttp  # noqa: PLC0415  # on first use
 
         try:
@@ -444,7 +444,7 @@ class _Downloader:
         except TimeoutError:
             seconds = self._limits.first_byte_seconds
             if self._proxy is None and proxy_named_in(os.environ, self._origin.url) is not None:
-                # How a network that lets only its proxy out mostly answers: not at all.
+                # A network that allows only its proxy to connect mostly drops everything else without an answer.
                 raise self._unreachable(f"it moved no byte for {seconds:g} seconds") from None
             raise Stalled(self._shown, seconds) from None
         except (aiohttp.InvalidURL, UnicodeError):  # the latter of a name that DNS cannot have
@@ -466,19 +466,19 @@ class _Downloader:
         raise DownloadRefused(self._shown, f"it redirects more than {self._limits.redirects} times")
 
     def _by_proxy(self, url: str) -> dict[str, Any]:
-        """What aiohttp is told, to reach `url` by the proxy, if there is one. Raises DownloadRefused."""
+        """The arguments with which aiohttp reaches `url` through the proxy, if there is one. Raises DownloadRefused."""
         if self._proxy is None:
             return {}
         host = urlsplit(url).hostname or ""
         if not self._limits.private_allowed and is_address(host) and not is_public(host):
             raise DownloadRefused(
-                self._shown, f"it leads to {host}, which is no public address; the setting url_private_allowed allows it"
+                self._shown, f"it leads to {host}, which is not a public address; the setting url_private_allowed allows it"
             )
         sent = {"Proxy-Authorization": self._proxy.authorization} if self._proxy.authorization is not None else {}
         return {"proxy": self._proxy.url, "proxy_headers": sent}
 
     def _unreachable(self, reason: str) -> OriginUnreachable:
-        """Why there was no connection, with the proxy that was used, or was not used although the environment names one."""
+        """The error for a failed connection; it names the proxy that was used, or that only the environment names."""
         named = proxy_named_in(os.environ, self._origin.url)
         if self._proxy is not None:
             reason += f"; the setting url_proxy has it downloaded by the proxy {self._proxy.url}"
@@ -489,12 +489,12 @@ class _Downloader:
         return OriginUnreachable(self._shown, reason, hint="url-proxy")
 
     def _next(self, url: str, location: str) -> str:
-        """Where a redirect leads to. Raises DownloadRefused."""
+        """The target of a redirect. Raises DownloadRefused."""
         try:
             target = FileURL(urldefrag(urljoin(url, location)).url)
         except (InvalidReference, ValueError) as error:
             reason = str(error) if isinstance(error, InvalidReference) else "it is malformed"
-            raise DownloadRefused(self._shown, f"it redirects to what is no URL to download from: {reason}") from None
+            raise DownloadRefused(self._shown, f"it redirects to a URL that cannot be downloaded from: {reason}") from None
         if (urlsplit(url).scheme, urlsplit(target.url).scheme) == ("https", "http"):
             raise DownloadRefused(self._shown, f"it redirects from https to {target.shown}, which anyone on the way could change")
         return target.url
@@ -506,7 +506,7 @@ class _Downloader:
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(socket_factory=self._socket, force_close=True, use_dns_cache=False),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),  # what waits here has limits of its own
+            timeout=aiohttp.ClientTimeout(total=None),  # each wait has its own limit
             headers={"User-Agent": "filestore"},
             auto_decompress=False,
             trust_env=False,  # no proxy, and no netrc
@@ -527,32 +527,32 @@ class _Downloader:
             raise Interrupted(self._shown, failure_reason(error)) from None
 
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:
-        """The socket that connects to an address, of which a name may have several. Raises OSError for one that is not public."""
+        """Make the socket for one of the addresses of a name. Raises OSError for an address that is not public."""
         family, kind, protocol, _, place = address
-        # Through a proxy, the only address that this machine connects to is the proxy's, which the user has named.
+        # With a proxy, this machine connects to the proxy alone, which the user has named.
         if self._proxy is None and not (self._limits.private_allowed or is_public(place[0])):
             self._refused.add(str(place[0]))
-            raise OSError(f"{place[0]} is no public address")
+            raise OSError(f"{place[0]} is not a public address")
         return socket.socket(family, kind, protocol)
 
 
 class _PartialDownload:
-    """The file that is downloaded to, and beside it what is known of it. Its methods block: call them in a thread."""
+    """The file of a download, and its state file. The methods block, so call them in a thread."""
 
     def __init__(self, folder: Path) -> None:
-        """Touches nothing yet."""
+        """Make the object without touching any file."""
         self.path = folder / PARTIAL_NAME
         self.size = 0
-        """Bytes that are there, from the start on."""
+        """Bytes that have been written, from the start of the file."""
         self.total: int | None = None
-        """Bytes that the whole file has, where the origin says so."""
+        """Size of the whole file, where the origin announces it."""
         self.validators = Validators()
         self._state = folder / "state.json"
         self._noted = 0
         self._descriptor = -1
 
     def open(self) -> None:
-        """Find or make the file. Raises StorageFull, StorageError."""
+        """Open the file, or create it. Raises StorageFull, StorageError."""
         with storage_errors(self.path):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor = os.open(self.path, flags, 0o666)
@@ -561,23 +561,23 @@ class _PartialDownload:
             state = parse_json(self._state.read_bytes())
             size, total, validators = state["size"], state["total"], validators_from(state["validators"])
             is_number = type(size) is int and (total is None or type(total) is int)
-            # Only what was synced before it was noted is there after a crash of the machine.
+            # After a crash of the machine, only bytes that were synced before they were noted are certain.
             if is_number and 0 <= size <= there and (total is None or size <= total):
                 self.size, self.total, self.validators = size, total, validators
         self._noted = self.size
         self._cut()
 
     def begin(self, validators: Validators, total: int | None) -> None:
-        """Forget what is there. Raises StorageFull, when `total` bytes cannot fit, and StorageError."""
+        """Start the file again. Raises StorageFull where `total` bytes do not fit, and StorageError."""
         self.size, self.total, self.validators = 0, total, validators
-        # First what is said of the bytes, then the bytes: never is something said of bytes that are not there.
+        # The state comes before the bytes, so that it never describes bytes that are not there.
         self._write_state()
         self._cut()
         if total is not None:
             check_space(self._descriptor, total, where=self.path.parent)
 
     def write(self, pieces: Sequence[bytes]) -> None:
-        """Add to what is there. Raises StorageFull, StorageError."""
+        """Append to the file. Raises StorageFull, StorageError."""
         with storage_errors(self.path):
             for piece in pieces:
                 self.size += write_at(self._descriptor, piece, self.size)
@@ -585,13 +585,13 @@ class _PartialDownload:
             self.note()
 
     def note(self) -> None:
-        """Make durable what is there, so that the next download goes on from it. Raises StorageFull, StorageError."""
+        """Sync the file and note its size, so that the next download continues there. Raises StorageFull, StorageError."""
         with storage_errors(self.path):
             sync_descriptor(self._descriptor)
         self._write_state()
 
     def close(self) -> None:
-        """Note what is there, and give the descriptor back; safe where it was never opened."""
+        """Note the size and close the descriptor; harmless where the file was never opened."""
         if self._descriptor < 0:
             return
         if self.size != self._noted:
@@ -608,8 +608,8 @@ class _PartialDownload:
         with storage_errors(self.path):
             descriptor = os.open(self._state, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             try:
-                # In place, and no longer than it is: a disk that has just filled up has room for that. Not synced: an older
-                # state that a crash of the machine brings back says less, and a torn one nothing.
+                # Written in place with a constant size, for which a disk that has just filled up has room. It is not synced:
+                # after a crash of the machine, an older state describes fewer bytes, and a torn one is ignored.
                 write_at(descriptor, state.ljust(_STATE_SIZE), 0)
             finally:
                 os.close(descriptor)
@@ -617,20 +617,20 @@ class _PartialDownload:
 
 
 def validators_from(values: Any) -> Validators:
-    """What was written down as JSON, checked. Raises ValueError, TypeError."""
+    """Read validators from their JSON form, and check them. Raises ValueError, TypeError."""
     etag, modified, is_dated = values
     if any(value is not None and _header_value(value) is None for value in (etag, modified)) or type(is_dated) is not bool:
-        raise ValueError("these are no validators")
+        raise ValueError("these are not validators")
     return Validators(etag, modified, is_dated)
 
 
 def _header_value(value: object) -> str | None:
-    """A header's value, if it can be sent back as it came."""
+    """The value of a header, if it can be sent back unchanged; else None."""
     return value if isinstance(value, str) and value and value.isascii() and value.isprintable() else None
 
 
 def _validators(response: aiohttp.ClientResponse) -> Validators:
-    # What could not be sent back as it came is of no use.
+    # A value that cannot be sent back unchanged is of no use.
     etag, modified = (_header_value(response.headers.get(name)) for name in ("ETag", "Last-Modified"))
     is_dated = False
     with suppress(ValueError, TypeError, OverflowError):
@@ -640,7 +640,7 @@ def _validators(response: aiohttp.ClientResponse) -> Validators:
 
 
 def _phrase(status: int) -> str:
-    """What a status means, by the standard and not by whoever answered."""
+    """The meaning of a status by the standard; the phrase of the origin is not used."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -652,7 +652,7 @@ def _given(headers: dict[str, str | None]) -> dict[str, str]:
 
 
 def _encoded(url: str) -> str | URL:
-    """A URL as it goes over the wire: as it was given where it can, since a signature may cover each letter of it."""
+    """The URL to send: unchanged where possible, because a signature may cover every character of it."""
     from yarl import URL  # noqa: PLC0415  # on first use
 
     return URL(url, encoded=True) if url.isascii() and " " not in url else url

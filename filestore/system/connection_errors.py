@@ -53,5 +53,5 @@ def _http_reason(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError):
         return "its answer ended too early"
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.http_exceptions.HttpProcessingError):
-        return "its answer is no HTTP"
+        return "its answer is not HTTP"
     return "the connection failed"

@@ -182,7 +182,7 @@ async def test_a_literal_address_is_judged_too(folder: Path, address: str, monke
 
     sentence = await refused(f"http://[{address}]/" if ":" in address else f"http://{address}/", folder)
 
-    assert "is no public address" in sentence
+    assert "is not a public address" in sentence
     assert [] == made
 
 
@@ -192,7 +192,7 @@ async def test_loopback_by_another_spelling(folder: Path, host: str) -> None:
     async with running_origin(answers(whole(CONTENT))) as origin:
         sentence = await refused(f"http://{host}:{port_of(origin)}/", folder)
 
-        assert "is no public address" in sentence or "its host is malformed" in sentence
+        assert "is not a public address" in sentence or "its host is malformed" in sentence
         assert [] == origin.asked
 
 
@@ -210,7 +210,7 @@ async def test_a_name_that_resolves_to_loopback_the_second_time(
     ):
         sentence = await refused(f"http://rebinding.example:{port_of(public)}/", folder)
 
-        assert "it leads to 127.0.0.2, which is no public address" in sentence
+        assert "it leads to 127.0.0.2, which is not a public address" in sentence
         assert (1, 0) == (len(public.asked), len(private.asked))
 
 
@@ -239,7 +239,7 @@ async def test_a_redirect_to_loopback(folder: Path, one_public: None) -> None:
     async with running_origin(answers(whole(CONTENT)), host="127.0.0.2") as private:
         redirect = head("302 Found", f"Location: {private.url}/secret", "Content-Length: 0")
         async with running_origin(answers(redirect)) as public:
-            assert "it leads to 127.0.0.2, which is no public address" in await refused(f"{public.url}/a", folder)
+            assert "it leads to 127.0.0.2, which is not a public address" in await refused(f"{public.url}/a", folder)
         assert [] == private.asked
 
 
@@ -262,7 +262,7 @@ async def test_a_redirect_to_what_is_not_a_url_to_download_from(folder: Path, lo
     async with running_origin(answers(head("302 Found", f"Location: {location}", "Content-Length: 0"))) as origin:
         sentence = await refused(f"{origin.url}/a", folder, LOOPBACK)
 
-        assert "it redirects to what is no URL to download from" in sentence
+        assert "it redirects to a URL that cannot be downloaded from" in sentence
         assert "secret" not in sentence
         assert 1 == len(origin.asked)
 

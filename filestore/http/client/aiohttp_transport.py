@@ -1,4 +1,4 @@
-"""HTTPS by aiohttp. Import this module where it is needed first: aiohttp and its certificates take 0.15 s and more to load."""
+"""HTTPS by aiohttp. Import this module on first use, because aiohttp and the certificates take 0.15 s and more to load."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from filestore.system.metrics import Stage, async_span
 from filestore.system.proxies import Proxy
 
 PIECE = 256 << 10
-"""Bytes handed to a connection at once: what a stall timer and a progress line see."""
+"""Bytes handed to a connection at once, which are the steps of the stall timer and of progress."""
 
 
 class AiohttpTransport:
-    """A `Transport` for `https://` URLs. A proxy is asked for a tunnel (CONNECT), and so sees neither token nor content.
+    """A `Transport` for `https://` URLs. A proxy is asked for a tunnel (CONNECT), so it sees neither token nor content.
 
-    An answer may be of unannounced length; it is read as far as its `AnswerBody` allows.
+    An answer need not announce its length; it is read until its `AnswerBody` refuses more.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class AiohttpTransport:
         proxy: Proxy | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`tls` says which certificates are trusted; those of the system and of SSL_CERT_FILE where it is None."""
+        """`tls` holds the trusted certificates. Where it is None, these are those of SSL_CERT_FILE, or else of the system."""
         self._location = location
         self._token = token
         self._count = count
@@ -69,7 +69,7 @@ class AiohttpTransport:
             self._session = None
 
     async def _exchange(self, request: Request, body: AnswerBody) -> int:
-        """How many bytes the body of the answer has."""
+        """Send the request and receive the answer; returns the number of bytes of its body."""
         with self._translated_errors():
             async with asyncio.timeout(None) as stall:
                 outgoing = _Outgoing(request, stall, stall_seconds=self._stall_seconds)
@@ -118,7 +118,7 @@ class AiohttpTransport:
 
     def _fields(self, request: Request) -> dict[str, str]:
         fields = {"User-Agent": "filestore"}
-        # Not of the session: what that sends with each request, it sends to a proxy, too.
+        # Not a header of the session, because aiohttp sends those to a proxy, too.
         if self._token is not None:
             fields["Authorization"] = f"Bearer {self._token}"
         if request.body is not None:
@@ -126,7 +126,7 @@ class AiohttpTransport:
         return fields | dict(request.fields)
 
     def _by_proxy(self) -> dict[str, Any]:
-        """What aiohttp is told, to reach the server by CONNECT through the proxy."""
+        """The arguments with which aiohttp reaches the server through the proxy, by CONNECT."""
         if self._proxy is None:
             return {}
         sent = {"Proxy-Authorization": self._proxy.authorization} if self._proxy.authorization is not None else {}
@@ -135,7 +135,7 @@ class AiohttpTransport:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                # One for each place, so that nothing waits here, where waiting would count as a stall.
+                # One for each place, so that no request waits here, where waiting would count as a stall.
                 connector=aiohttp.TCPConnector(limit=2 * self._count, ssl=self._tls or True),
                 timeout=aiohttp.ClientTimeout(total=None, connect=self._stall_seconds, sock_read=self._stall_seconds),
                 read_bufsize=PIECE,
@@ -160,7 +160,7 @@ class AiohttpTransport:
         except aiohttp.InvalidURL as error:
             raise InvalidUrl(self._location, str(error)) from None
         except aiohttp.ClientHttpProxyError as error:
-            # What the proxy answered to CONNECT.
+            # The answer of the proxy to CONNECT.
             raise foreign_answer(self._location, error.status, said_by(error.headers or {})) from None
         except (aiohttp.ClientConnectorError, UnicodeError) as error:  # the latter of a name that DNS cannot have
             if isinstance(error, aiohttp.ClientProxyConnectionError) and self._proxy is not None:
@@ -174,7 +174,7 @@ class AiohttpTransport:
 
 
 class _Outgoing:
-    """The body of a request in pieces, each of which must leave in time."""
+    """The body of a request in pieces, each with the same time limit."""
 
     def __init__(self, request: Request, stall: asyncio.Timeout, *, stall_seconds: float) -> None:
         self._request = request
@@ -184,7 +184,7 @@ class _Outgoing:
         """Whether the connection has taken all of it."""
 
     async def pieces(self) -> AsyncIterator[bytes | memoryview]:
-        """Aiohttp asks for the next piece when the connection has taken the last one."""
+        """Yield the body. aiohttp asks for the next piece when the connection has taken the last one."""
         loop = asyncio.get_running_loop()
         for buffer, moved in self._buffers():
             for start in range(0, len(buffer), PIECE):
@@ -192,7 +192,7 @@ class _Outgoing:
                 piece = memoryview(buffer)[start : start + PIECE]
                 yield piece
                 moved(len(piece))
-        # From here on, the timer of aiohttp says how long the answer may take to begin.
+        # From here on, the timer of aiohttp limits the wait for the answer.
         self._stall.reschedule(None)
         self.is_sent = True
 

@@ -15,18 +15,18 @@ from filestore.repository.protocol import Moved
 from filestore.system.http_answers import Said
 
 PROBLEM_LIMIT = MANIFEST_LIMIT * 3
-"""Bytes of an error's document: one may list every chunk of a manifest."""
+"""Largest problem document in bytes. One may list every chunk of a manifest."""
 SUCCESSES = frozenset({HTTPStatus.OK, HTTPStatus.CREATED})
-"""What our server answers where it did what it was asked for. Any other status stands for an error."""
+"""The statuses with which our server answers a request that succeeded. Any other status is an error."""
 
 _PIECE = 64 << 10
 
 
 class SmallAnswer:
-    """The body of an answer as one text of bytes, whose memory grows with what arrives and not with what is announced."""
+    """An `AnswerBody` for a small answer. Its memory grows with what arrives, not with what is announced."""
 
     def __init__(self, location: str, *, limit: int = PROBLEM_LIMIT) -> None:
-        """`location` is the server's name in errors, `limit` the largest size that is taken."""
+        """`location` is the name of the server in errors, `limit` the largest accepted size in bytes."""
         self._location = location
         self._limit = limit
         self._piece = memoryview(bytearray(min(limit + 1, _PIECE)))
@@ -34,7 +34,7 @@ class SmallAnswer:
 
     @property
     def content(self) -> bytes:
-        """What has arrived."""
+        """The bytes that have arrived."""
         return bytes(self._content)
 
     def expect(self, size: int | None) -> None:
@@ -56,13 +56,13 @@ class SmallAnswer:
 
 
 class BatchAnswer:
-    """A batch of frames, which goes into the caller's memory without a copy.
+    """An `AnswerBody` for a batch of frames, which are received into the caller's memory without a copy.
 
-    What the header says is checked before any frame is taken: only the chunks that were asked for, and no more than fits.
+    The header is checked before any frame is received: it must list the chunks that were asked for, and their frames must fit.
     """
 
     def __init__(self, location: str, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved) -> None:
-        """`buffer` is for the frames of `digests`, back to back; `moved` is told how many bytes of them have just arrived."""
+        """`buffer` takes the frames of `digests`, back to back; `moved` is called with the bytes of them that just arrived."""
         self._location = location
         self._digests = digests
         self._buffer = buffer

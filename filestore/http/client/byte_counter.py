@@ -1,4 +1,4 @@
-"""Progress: bytes are counted where they move, and told to the event loop now and then."""
+"""Progress of a batch: counts bytes in the thread that moves them, and reports them on the event loop."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from filestore.repository.protocol import Moved
 
 TELL_SECONDS = 0.05
-"""Between two reports of progress: waking the loop for each piece would cost more than moving it."""
+"""Time between two reports. Waking the event loop for each piece would cost more than moving the piece."""
 
 
 class ByteCounter:
-    """Counts bytes in a thread, and tells `moved` of them on the event loop that it was made in."""
+    """Counts bytes in a thread, and calls `moved` with them on the event loop that was running when it was made."""
 
     def __init__(self, moved: Moved | None) -> None:
         self._moved = moved
@@ -22,14 +22,17 @@ class ByteCounter:
         self._is_settled = False
 
     def add(self, size: int) -> None:
-        """Count `size` bytes; for one thread."""
+        """Count `size` bytes. One thread at a time may call it."""
         self._count += size
         if self._moved is not None and (now := time.monotonic()) >= self._tell_at:
             self._tell_at = now + TELL_SECONDS
             self._loop.call_soon_threadsafe(self._tell)
 
     def settle(self, count: int) -> None:
-        """Tell, once and for all, what is left to tell of `count` bytes; a negative number where more were told. In the loop."""
+        """Report what is missing from the earlier reports to make `count` bytes; this is the last report.
+
+        The number is negative where too many bytes were reported. Call it in the event loop.
+        """
         self._count = count
         self._tell()
         self._is_settled = True

@@ -1,8 +1,8 @@
-"""Exchanges on sockets of our own: threads that block, behind an async face.
+"""HTTP/1.1 on sockets of our own: blocking threads with an async interface.
 
-A byte goes from the caller's memory to the kernel, and from there into the caller's memory, with no copy in between, and a
-whole request costs one hop to a thread; and a command starts in half the time that it takes with an HTTP library loaded. It is
-HTTP/1.1 as far as our server speaks it; whatever else comes is refused.
+Bytes move between the caller's memory and the kernel without a copy, and a whole request needs one switch to a thread. A command
+starts in half the time that it takes with an HTTP library loaded. Only the part of HTTP/1.1 that our server uses is
+implemented; all other answers are refused.
 Source: RFC 9112, sections 4 to 6 and 9.
 """
 
@@ -38,7 +38,7 @@ from filestore.system.threads import in_stoppable_thread
 T = TypeVar("T")
 
 HEAD_LIMIT = 64 << 10
-"""Bytes of an answer's head, interim answers before it included."""
+"""Largest head of an answer in bytes, including the interim answers before it."""
 
 _HEAD_PIECE = 4096
 _BODY_PIECE = 64 << 10
@@ -55,22 +55,22 @@ _BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 
 class Head(NamedTuple):
-    """What the head of an answer says."""
+    """The head of an answer, parsed."""
 
     status: int
     size: int | None
-    """Bytes of its body; None where that is not said in the one way that is taken, a single Content-Length."""
+    """Bytes of the body; None unless the head has exactly one Content-Length and no other framing."""
     keeps_open: bool
     said: Said = Said()
-    """What it says of who made it."""
+    """The header fields that say who made the answer."""
 
 
 def parse_head(raw: bytes) -> Head:
-    """The head of an answer, without the empty line at its end. Raises ValueError with a reason."""
+    """Parse the head of an answer, given without the empty line at its end. Raises ValueError with a reason."""
     status_line, *lines = raw.split(b"\r\n")
     found = _STATUS_LINE.fullmatch(status_line)
     if found is None:
-        raise ValueError("its answer is no HTTP")
+        raise ValueError("its answer is not HTTP")
     fields: dict[bytes, list[bytes]] = {}
     for line in lines:
         field = _FIELD.fullmatch(line)
@@ -93,7 +93,7 @@ def _text(fields: dict[bytes, list[bytes]], name: str) -> str:
 
 def _size(fields: dict[bytes, list[bytes]]) -> int | None:
     sizes = fields.get(b"content-length", [])
-    # Two lengths, or a length beside a coding, are how answers are smuggled.
+    # Two lengths, or a length together with a transfer coding, allow an answer to be smuggled.
     if b"transfer-encoding" in fields or len(sizes) != 1 or not _SIZE.fullmatch(sizes[0]):
         return None
     return int(sizes[0])
@@ -103,18 +103,21 @@ class Peer(NamedTuple):
     """The server at the other end."""
 
     location: str
-    """What it is called in errors."""
+    """Its name in errors."""
     path: str
-    """Where its routes begin."""
+    """The path, or behind a proxy the URL, below which its routes are."""
     fields: Sequence[str]
-    """The lines that are the same in the head of every request."""
+    """Header lines that every request has."""
 
 
 class Channel:
-    """A connection for one request at a time: `ask`, then the body of the answer to its end. Blocks: call it in a thread."""
+    """A connection that carries one request at a time: `ask`, then read the body of the answer to its end.
+
+    Its methods block, so call them in a thread.
+    """
 
     def __init__(self, connected: socket.socket, peer: Peer, *, stall_seconds: float) -> None:
-        """`connected` does not block, and is the channel's from now on."""
+        """Take over `connected`, a socket in non-blocking mode."""
         self._socket = connected
         self._peer = peer
         self._stall_seconds = stall_seconds
@@ -122,20 +125,23 @@ class Channel:
         self._poll.register(connected)
         self._ahead = memoryview(b"")
         self.left = 0
-        """Bytes that are still to come of the answer's body."""
+        """Bytes of the answer's body that have not been read yet."""
         self._keeps_open = True
 
     @property
     def is_reusable(self) -> bool:
-        """Whether another request may follow: the last one is over, and the server has neither closed it nor said more."""
+        """Whether another request may follow.
+
+        The last one must be over, and the server must neither have closed the connection nor have sent more bytes.
+        """
         return self._keeps_open and not self.left and not self._ahead and not self._ready(select.POLLIN, seconds=0)
 
     def close(self) -> None:
-        """Give the connection up. In no thread may a request be under way."""
+        """Close the connection. No thread may be in the middle of a request."""
         self._socket.close()
 
     def abort(self) -> None:
-        """End the request under way in another thread, which then raises Interrupted."""
+        """End the request that another thread is in the middle of; that thread raises Interrupted."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -149,10 +155,11 @@ class Channel:
         fields: Mapping[str, str] = MappingProxyType({}),
         moved: Moved = lambda _: None,
     ) -> Head:
-        """Send a request, and take the head of the answer; `moved` is told of the frames' bytes as they leave.
+        """Send a request and receive the head of the answer; `moved` is called with the frames' bytes as they are sent.
 
-        Its body is `header` and `frames`; where there is no header, it has none. `path` and `fields` are ASCII without spaces.
-        An answer may come before all was sent: then the rest stays here. Only an error may do so.
+        The body of the request is `header` followed by `frames`; a request without a header has no body. `path` and `fields`
+        are ASCII without spaces. An error may arrive before everything was sent; the rest is then not sent. An early success
+        raises Interrupted.
 
         Raises Interrupted, Stalled, ServerError.
         """
@@ -175,13 +182,18 @@ class Channel:
             if head.said.is_page:
                 raise foreign_answer(self._peer.location, head.status, head.said)
             if head.size is None:
-                raise ServerError(self._peer.location, head.status, "the length of its answer is not plain")
+                raise ServerError(
+                    self._peer.location, head.status, "it does not announce the length of its answer by a single Content-Length"
+                )
         self.left = head.size or 0
         self._keeps_open = is_sent and head.keeps_open and head.size is not None
         return head
 
     def receive_into(self, memory: memoryview) -> int:
-        """The next bytes of the answer's body, as many as are there, at least one; 0 at its end. Raises Interrupted, Stalled."""
+        """Receive the next bytes of the answer's body into `memory`; the number of bytes, at least one, or 0 at the end.
+
+        Raises Interrupted, Stalled.
+        """
         wanted = memory[: self.left]
         if not wanted:
             return 0
@@ -195,8 +207,8 @@ class Channel:
         return size
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes of the answer's body, fewer where it ends. Raises Interrupted, Stalled."""
-        # What is held grows with what came, not with what was announced.
+        """Read the next `size` bytes of the answer's body, or fewer where it ends. Raises Interrupted, Stalled."""
+        # The memory grows with what has arrived, not with what was announced.
         body = bytearray()
         piece = memoryview(bytearray(min(size, _BODY_PIECE)))
         while received := self.receive_into(piece[: size - len(body)]):
@@ -204,7 +216,7 @@ class Channel:
         return bytes(body)
 
     def _send(self, buffers: Sequence[Buffer], moved: Moved) -> bool:
-        """Whether all was sent; else an answer came, or the connection ended, before that."""
+        """Send `buffers`; False where an answer arrived, or the connection ended, before everything was sent."""
         views = deque(memoryview(buffer) for buffer in buffers)
         while views:
             try:
@@ -214,7 +226,7 @@ class Channel:
                     return False
                 continue
             except OSError:
-                # What a server said before it hung up counts for more than that it did.
+                # The server may have sent an answer before it closed the connection, which says why.
                 return False
             moved(sent)
             while views and sent >= len(views[0]):
@@ -237,7 +249,7 @@ class Channel:
             except ValueError as error:
                 raise Interrupted(self._peer.location, str(error)) from None
             start = end + len(_HEAD_END)
-            # An interim answer (RFC 9110, section 15.2) may be sent unasked; the final one follows it.
+            # A server may send interim answers without being asked (RFC 9110, section 15.2); the final one follows.
             if head.status >= HTTPStatus.OK:
                 self._ahead = memoryview(bytes(received[start:]))
                 return head
@@ -267,13 +279,13 @@ class Channel:
 
 
 class Channels:
-    """Channels to one server, each made when it is needed and kept, and as many threads. For one event loop.
+    """The channels to one server, each opened when it is first needed and then kept, and as many threads. For one event loop.
 
-    Up to `count` exchanges run at a time, and besides as many short ones, which so never wait behind batches.
+    Up to `count` requests run at a time, and as many short ones in addition, so that these never wait for batches.
     """
 
     def __init__(self, location: str, *, token: str | None, count: int, stall_seconds: float, proxy: Proxy | None = None) -> None:
-        """`location` is an `http://` URL, `token` printable ASCII. A proxy is asked by whole URLs (RFC 9112, section 3.2.2)."""
+        """`location` is an `http://` URL, `token` printable ASCII. A proxy is sent whole URLs (RFC 9112, section 3.2.2)."""
         url = URL(location)
         fields = [f"Host: {url.host_port_subcomponent}", "User-Agent: filestore"]
         fields += [f"Authorization: Bearer {token}"] if token is not None else []
@@ -291,9 +303,9 @@ class Channels:
         self._busy: set[Channel] = set()
 
     async def run(self, request: Callable[[Channel], T], *, is_short: bool = False) -> T:
-        """`request(channel)` in a thread, on a channel that no other call uses meanwhile.
+        """Call `request(channel)` in a thread, with a channel that no other call uses at the same time.
 
-        A cancelled call ends its request and waits for the thread, so that buffers are never reused under it.
+        A cancelled call ends its request and waits for the thread, so that the thread never uses memory that the caller reuses.
 
         Raises Unreachable, Stalled, and what `request` raises.
         """
@@ -310,7 +322,7 @@ class Channels:
                     channel.close()
 
     def close(self) -> None:
-        """Close what is idle, and end what is under way."""
+        """Close idle channels and end the requests that are under way."""
         while self._idle:
             self._idle.pop().close()
         for channel in self._busy:
@@ -319,7 +331,7 @@ class Channels:
 
     def _take_idle(self) -> Channel | None:
         while self._idle:
-            # The one used last: its congestion window has not shrunk yet.
+            # Take the one used last, because its congestion window has not shrunk yet.
             channel = self._idle.pop()
             if channel.is_reusable:
                 return channel
@@ -334,13 +346,13 @@ class Channels:
                 addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 connected = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS)
         except OSError as error:
-            # One without a number is our own timer's.
+            # A TimeoutError without a number comes from the timer above, any other one from the system.
             if isinstance(error, TimeoutError) and error.errno is None:
                 raise Stalled(self._peer.location, self._stall_seconds) from None
             raise self._unreachable(error) from None
         except UnicodeError as error:
             raise self._unreachable(error) from None
-        # A connection that is gone again refuses this on some systems; the request tells.
+        # Some systems refuse this for a connection that has just been closed; the request will then fail.
         with suppress(OSError):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Channel(connected, self._peer, stall_seconds=self._stall_seconds)

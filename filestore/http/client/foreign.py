@@ -1,7 +1,7 @@
-"""Answers that filestore did not make: who made them, why, and what to set.
+"""Answers that filestore did not make: who made them, why, and which setting to change.
 
-Between a client and its server there may be a reverse proxy, a forward proxy, or the login page of a network. Each answers in its
-own way, and what it answers must not be taken for what a filestore server says.
+Between a client and its server there may be a reverse proxy, a forward proxy, or the login page of a network. Each has its own
+answers, which must not be taken for answers of a filestore server.
 Source: RFC 9110, sections 10.2.4 (Server) and 15 (status codes).
 """
 
@@ -72,7 +72,7 @@ def _what_to_do(status: int, said: Said, sent_size: int) -> str:
 
 
 def _target(said: Said) -> str:
-    """Where a redirect leads to, as the URL of a repository: without the route that was asked for."""
+    """The target of a redirect as the URL of a repository, without the route that was asked for."""
     try:
         parts = urlsplit(said.location)
     except ValueError:
@@ -83,5 +83,5 @@ def _target(said: Said) -> str:
 
 
 def _shown(text: str) -> str:
-    """What a stranger said, as it may be shown in a sentence."""
+    """Text from an unknown server, reduced to what is safe to show in a sentence."""
     return "".join(letter for letter in text if letter.isascii() and letter.isprintable())[:_SHOWN_SIZE]

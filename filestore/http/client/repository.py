@@ -1,6 +1,6 @@
-"""A repository across HTTP: `RemoteRepository`, its verbs and their retry. Routes and shapes: `docs/http-api.md`.
+"""A repository that is reached over HTTP: `RemoteRepository`, its verbs and their retry.
 
-How requests reach the server: `transport`.
+Routes and shapes are described in `docs/http-api.md`. `transport` says how requests reach the server.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ ATTEMPTS = 6
 FIRST_PAUSE_SECONDS = 0.2
 BATCH_SECONDS = 5.0
 FIRST_BATCH = 4 << 20
-"""Bytes of the first batch, before a rate is known."""
+"""Bytes of the first batch, which is sent before a rate has been measured."""
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 class RemoteRepository:
-    """A server's repository. Its verbs retry what is retryable, on a new connection each time; nobody above retries.
+    """The repository of a server. Its verbs retry after errors that are retryable; callers do not retry.
 
-    Use it in one event loop. A proxy is used only where one is given; `filestore.backends.connect` takes it from the environment.
+    Use it in one event loop. It uses a proxy only if one is given; `filestore.backends.connect` takes one from the environment.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class RemoteRepository:
         stall_seconds: float = 30,
         proxy: Proxy | None = None,
     ) -> None:
-        """Asks nothing yet. Raises InvalidUrl, InvalidSetting."""
+        """Make a client without asking the server anything yet. Raises InvalidUrl, InvalidSetting."""
         try:
             parts = urlsplit(url)
             _ = parts.port, URL(url)
@@ -89,7 +89,7 @@ class RemoteRepository:
         if parts.query or parts.fragment or parts.username is not None:
             raise InvalidUrl(url, "it may have no query, fragment or user name; a token is given apart")
         if token is not None and not _TOKEN.fullmatch(token):
-            # The value is a secret: it must not stand in the error.
+            # The value is a secret, so the error must not contain it.
             raise InvalidSetting("the token", "it has printable ASCII characters only, and no spaces")
         self.location = url.rstrip("/")
         self.fingerprint = blake3(self.location.encode() + b"\0" + token_digest(token or "")).hexdigest()
@@ -104,7 +104,7 @@ class RemoteRepository:
         tell_of_forks(self)
 
     def __reduce__(self) -> tuple[Callable[[], RemoteRepository], tuple[()]]:
-        """For processes that are started by spawn or forkserver: the same server, on connections of their own."""
+        """Give processes started by spawn or forkserver a client of the same server, with its own connections."""
         make = partial(
             RemoteRepository,
             self.location,
@@ -116,7 +116,7 @@ class RemoteRepository:
         return make, ()
 
     def after_fork(self) -> None:
-        """Leave connections and threads to the parent; a child opens its own."""
+        """Leave connections and threads to the parent; the child opens its own."""
         abandon(self._transport)
         self._was_reached = self._is_reached
         self._transport = self._open_transport()
@@ -136,7 +136,7 @@ class RemoteRepository:
 
     @property
     def _is_reached(self) -> bool:
-        """Whether the server has ever answered, be it to the parent of this process before the fork."""
+        """Whether the server has ever answered this process, or its parent before a fork."""
         return self._was_reached or self._transport.has_answered
 
     async def identity(self) -> Identity:
@@ -145,16 +145,16 @@ class RemoteRepository:
             try:
                 version, chunking_version = answer["format"], answer["chunking_version"]
                 if type(version) is not int or type(chunking_version) is not int:
-                    raise TypeError("its versions are no numbers")
+                    raise TypeError("its versions are not numbers")
                 checked_namespace(str(answer["namespace"]))
             except (KeyError, TypeError, ValueError, FilestoreError):
-                raise ServerError(self.location, HTTPStatus.OK, "that is no answer of a filestore server") from None
-            # Before the rest is looked at, which another version may write in another way.
+                raise ServerError(self.location, HTTPStatus.OK, "this is not an answer of a filestore server") from None
+            # This comes first, because another version may write the other values in another way.
             check_versions(self.location, version=version, chunking_version=chunking_version)
             try:
                 found = checked_identity(answer["id"], answer["namespace"], chunking_version)
             except (KeyError, ValueError, FilestoreError):
-                raise ServerError(self.location, HTTPStatus.OK, "that is no answer of a filestore server") from None
+                raise ServerError(self.location, HTTPStatus.OK, "this is not an answer of a filestore server") from None
             self._identity = found
         return self._identity
 
@@ -178,7 +178,7 @@ class RemoteRepository:
         found: list[memoryview | None] = []
 
         async def rest() -> None:
-            # What arrived whole before a connection was cut is not asked for again.
+            # Frames that arrived whole before a connection was cut are not asked for again.
             asked = digests[len(found) : len(found) + wire.BATCH_COUNT_LIMIT]
             filled = sum(len(frame) for frame in found if frame is not None)
             await self._get_batch(asked, buffer[filled:], found, moved)
@@ -230,10 +230,10 @@ class RemoteRepository:
         if not isinstance(files, list) or len(files) > limit:
             raise ServerError(self.location, HTTPStatus.OK, "its list of files is malformed")
         found = [self._record(values) for values in files]
-        # A list that does not go on to older records would be asked for without end.
+        # Paging ends only if each page goes on to older records.
         times = [record.updated_at for record in found]
         if times != sorted(times, reverse=True) or (before is not None and times and times[0] >= before):
-            raise ServerError(self.location, HTTPStatus.OK, "its list of files is in no order")
+            raise ServerError(self.location, HTTPStatus.OK, "its list of files is not in order")
         return found
 
     async def sign(self, file_id: str) -> str:
@@ -252,7 +252,7 @@ class RemoteRepository:
         return path
 
     async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
-        # First: once it is gone and the answer that told of it is lost, nobody can say what it was.
+        # Read it first: once it is removed and the answer was lost, the record cannot be had any more.
         record = await self.record(Reference(id=file_id))
         path = f"/files/{quote(file_id, safe='')}{'?chunks=true' if with_chunks else ''}"
         tries = count(1)
@@ -265,7 +265,7 @@ class RemoteRepository:
                 if is_again and error.args == (file_id,):
                     return record
                 raise
-            # A removal that took long may have failed after the server had to answer with a status.
+            # A slow removal may fail after the server has sent the status of a success.
             if "type" in document:
                 status = document.get("status")
                 raise wire.decode_problem(self.location, status if type(status) is int else 500, document)
@@ -274,13 +274,13 @@ class RemoteRepository:
         return await self._retried(ask)
 
     async def status(self) -> dict[str, Any]:
-        """What the server says of its own work. Raises Forbidden for a token of another namespace than the default one."""
+        """The server's report of its own work. Raises Forbidden for a token of any namespace but the default one."""
         return await self._json("GET", "/status")
 
     async def close(self) -> None:
         await self._transport.close()
 
-    # Below: requests. Each is idempotent, so that `_retried` may do it again.
+    # Below: requests. Each is idempotent, so that `_retried` may repeat it.
 
     async def _retried(self, request: Callable[[], Awaitable[T]]) -> T:
         for attempt in count(1):
@@ -289,7 +289,7 @@ class RemoteRepository:
             except FilestoreError as error:
                 if isinstance(error, ForeignAnswer) and self._proxy is not None:
                     error.through = f"the proxy {self._proxy.url}, which {self._proxy.source} names"
-                # A server that was never reached is not there: saying so at once beats waiting for it.
+                # If the server has never answered, retries would only delay the error.
                 if not may_try_again(error) or attempt == ATTEMPTS or not self._is_reached:
                     raise
                 pause = FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
@@ -308,7 +308,7 @@ class RemoteRepository:
         except ValueError:
             values = None
         if not isinstance(values, dict):
-            raise ServerError(self.location, HTTPStatus.OK, "that is no answer of a filestore server")
+            raise ServerError(self.location, HTTPStatus.OK, "this is not an answer of a filestore server")
         return values
 
     async def _octets(
@@ -348,7 +348,7 @@ class RemoteRepository:
     async def _get_batch(
         self, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], moved: Moved | None
     ) -> None:
-        """Append to `found` each frame that is whole, also where the rest of the batch does not come."""
+        """Append to `found` each frame that arrives whole, even if the rest of the batch does not arrive."""
         meter = ByteCounter(moved)
         request = Request(method="POST", path="/chunks/get", body=b"".join(digests), stage=Stage.RECEIVE)
         batch = BatchAnswer(self.location, digests, buffer, moved=meter.add)
@@ -365,14 +365,14 @@ class RemoteRepository:
         return int(min(self._rate * BATCH_SECONDS, wire.BATCH_LIMIT - wire.batch_header_size(wire.BATCH_COUNT_LIMIT)))
 
     def _among(self, asked: Sequence[Digest], answer: bytes) -> list[Digest]:
-        """Digests in an answer, which must be some of those that were asked about."""
+        """The digests in an answer, all of which must be among those that were asked about. Raises InvalidBatch."""
         found = parse_digests(answer)
         if not set(found) <= set(asked):
             raise InvalidBatch(f"{self.location} answered with other chunks than those that were asked about")
         return found
 
     def _checked(self, record: Record, reference: Reference) -> Record:
-        """The record, if it is one that was asked for. Raises UnexpectedRecord."""
+        """Return the record if it is the one that was asked for. Raises UnexpectedRecord."""
         is_foreign = self._identity is not None and record.namespace != self._identity.namespace
         if is_foreign or not reference.means(record):
             raise UnexpectedRecord(self.location, f"the record of {record.path}", repr(str(reference)))

@@ -1,7 +1,7 @@
 """The seam between the verbs of a remote repository and its connections.
 
-A verb makes a `Request` and an `AnswerBody`, and a `Transport` moves both. A verb never asks which transport it has:
-`channel_transport` carries plain HTTP on sockets of our own, `aiohttp_transport` carries HTTPS by aiohttp.
+A verb makes a `Request` and an `AnswerBody`; a `Transport` sends the one and fills the other. A verb never asks which transport
+it has: `channel_transport` is for plain HTTP and uses sockets of our own, `aiohttp_transport` is for HTTPS and uses aiohttp.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _ignore(_: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request to a server. Sending it again must be harmless."""
+    """One request to a server, which must be idempotent."""
 
     method: str
     path: str
@@ -32,15 +32,15 @@ class Request:
     body: bytes | None = None
     """None: the request has no body."""
     frames: Sequence[Buffer] = ()
-    """They follow `body` in the body of the request. Their memory is the caller's."""
+    """Follow `body` in the body of the request. Their memory belongs to the caller."""
     moved: Moved = _ignore
-    """Is told how many bytes of `frames` have just left. It may be called in another thread than that of the event loop."""
+    """Called with the number of bytes of `frames` that were just sent, possibly in another thread than that of the event loop."""
     stage: Stage = Stage.WAIT
-    """What its time counts as: SEND for a batch that is sent, RECEIVE for one that is received, WAIT for all others."""
+    """The stage that its time counts for: SEND for a batch to send, RECEIVE for one to receive, WAIT for all other requests."""
 
     @property
     def is_short(self) -> bool:
-        """Whether it has a place of its own, so that it never waits until a batch has been moved."""
+        """Whether it never waits for batches. Every request but those for batches is short."""
         return self.stage is Stage.WAIT
 
     @property
@@ -55,30 +55,27 @@ class Request:
 
 
 class AnswerBody(Protocol):
-    """Memory for the body of an answer, which takes the body as it arrives.
+    """Memory for the body of an answer, which is filled as the body arrives.
 
-    Its methods do not block, and one call at a time is made. The thread may be another one than that of the event loop.
+    A transport calls one method at a time, possibly in another thread than that of the event loop. No method may block.
     Source: `asyncio.BufferedProtocol`, which does the same for a connection.
     """
 
     def expect(self, size: int | None) -> None:
-        """Take note of how many bytes the answer says to have; None where it does not say so. This is the first call.
+        """Take note of the announced size of the answer in bytes; None where it is not announced. This is the first call.
 
         Raises LimitExceeded.
         """
         ...
 
     def memory(self) -> memoryview:
-        """Memory for the next bytes. It is empty where the answer has to end.
-
-        No byte is written there after `exchange` has ended.
-        """
+        """Memory for the next bytes. It is empty where the answer has to end."""
         ...
 
     def add(self, size: int) -> None:
         """Take note that the first `size` bytes of `memory()` have arrived.
 
-        Raises InvalidBatch, Interrupted, LimitExceeded where they cannot be right.
+        Raises InvalidBatch, Interrupted, LimitExceeded where these bytes cannot be right.
         """
         ...
 
@@ -88,22 +85,25 @@ class AnswerBody(Protocol):
 
 
 class Transport(Protocol):
-    """Moves requests to one server, and its answers back. For one event loop.
+    """Sends requests to one server and receives its answers. For one event loop.
 
-    - Every request carries the token, which is for one server only: no redirect is followed, and over HTTPS no proxy sees it.
-    - A request is sent once. `RemoteRepository` alone tries again.
-    - Up to `count` batches move at a time, and besides as many short requests. Others wait for their turn, without a time limit.
-    - A connection is kept and used again, but not where the server has closed it.
-    - The time limit is for a connection that moves no byte in either direction; an exchange as a whole has none.
-    - A server may answer with an error before it has the whole request: that error is raised. An early success is not believed.
-    - A cancelled exchange gives its connection up, and from then on uses the memory of its request and of its answer no more.
-      The same holds for an exchange that fails.
+    Every transport keeps these rules:
+
+    - Every request has the token. It is for one server only, so redirects are not followed, and over HTTPS no proxy sees it.
+    - A request is sent once; only `RemoteRepository` retries.
+    - Up to `count` batches run at a time, and as many short requests in addition. Further requests wait without a time limit.
+    - A connection is kept and used again, unless the server has closed it.
+    - The time limit applies to a connection that moves no byte in either direction; a whole exchange has no time limit.
+    - A server may answer with an error before it has the whole request: that error is raised. After an early success, Interrupted
+      is raised.
+    - A cancelled or failed exchange closes its connection. From then on, the transport uses neither the memory of its request nor
+      that of its answer.
 
     `tests/contracts/test_transport.py` has a test for each rule.
     """
 
     def __init__(self, location: str, *, token: str | None, count: int, stall_seconds: float, proxy: Proxy | None = None) -> None:
-        """Asks nothing yet. `location` is the URL of the server, `token` printable ASCII, `proxy` the way to the server."""
+        """Make a transport without connecting. `location` is the URL of the server, `token` is printable ASCII."""
         ...
 
     @property
@@ -112,9 +112,9 @@ class Transport(Protocol):
         ...
 
     async def exchange(self, request: Request, body: AnswerBody) -> float:
-        """Send a request and put the body of a successful answer into `body`; how many seconds that took.
+        """Send a request and receive the body of a successful answer into `body`; returns the seconds that this took.
 
-        The time counts from the moment at which the request has its turn.
+        These seconds do not include the wait for other requests.
 
         Raises Unreachable, ProxyUnreachable, Stalled, Interrupted, ServerError, what `body` raises, and the error that an
         unsuccessful answer stands for.
@@ -122,5 +122,5 @@ class Transport(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close all connections. What is under way raises Interrupted."""
+        """Close all connections. Exchanges under way raise Interrupted."""
         ...
