@@ -17,10 +17,12 @@ from filestore.errors import ForeignAnswer
 from filestore.format.codec import Codec
 from filestore.http import wire
 from filestore.http.client.foreign import SETTINGS_OF_A_PROXY
+from filestore.http.client.repository import RemoteRepository
 from tests.support.frames import encoded
 from tests.support.generator import octets
 from tests.support.nginx import free_port, running_proxy
 from tests.support.server import TOKEN, RunningServer, running_server
+from tests.support.tls import trusting
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs/behind-a-proxy.md").read_text()
@@ -98,6 +100,22 @@ async def test_an_answer_of_another_server_is_told_from_one_of_filestore(
     assert status == raised.value.status_code
     assert "by a server that calls itself 'nginx/" in str(raised.value)
     assert advice in str(raised.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_that_compresses_what_it_can_changes_nothing(tmp_path: Path, server: RunningServer, scheme: str) -> None:
+    """A client does not ask for compressed answers, so such a proxy sends it plain ones."""
+    port = free_port()
+    tls = f"ssl; ssl_certificate {CERTIFICATE}; ssl_certificate_key {CERTIFICATE}" if scheme == "https" else ""
+    rules = f"proxy_pass {server.url}; gzip on; gzip_types *; gzip_min_length 1; gzip_proxied any;"
+    with running_proxy(tmp_path / "nginx", port, f"server {{ listen 127.0.0.1:{port} {tls}; location / {{ {rules} }} }}"):
+        repository = RemoteRepository(f"{scheme}://localhost:{port}", token=TOKEN)
+        if scheme == "https":
+            trusting(repository)
+        try:
+            assert "default" == (await repository.identity()).namespace
+        finally:
+            await repository.close()
 
 
 @pytest.mark.slow
