@@ -125,7 +125,8 @@ async def push(
 
     repository: what `connect` gives.
     path: a file or a directory of this machine. A file must not change during the push.
-    name: the name of the record; the default is the name of the file, or that of the directory with `.zip` after it.
+    name: the name of the record, without `@` and `:`. The default is the name of the file, or that of the directory with `.zip`
+        after it.
     push_cache: what remembers earlier pushes. What has not changed since its last push to this repository is then not read.
     rehash: read everything, whatever the push cache says.
     codec: one codec for all chunks. The default picks the best codec for each chunk.
