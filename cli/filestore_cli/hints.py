@@ -9,6 +9,7 @@ HINTS = {
     "cache-min-free": f"FILESTORE_CACHE_MIN_FREE sets the limit, and {_SHOW_USED}",
     "cache-size-limit": f"FILESTORE_CACHE_SIZE_LIMIT sets the limit, and {_SHOW_USED}",
     "choose-address": "the options are --host and --port",
+    "choose-name": "the option is --name",
     "choose-port": "the option is --port",
     "choose-target": "the options are -o and --force",
     "create-repository": "`filestore serve --create` and `filestore push --create` make one there",

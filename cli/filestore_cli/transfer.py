@@ -14,7 +14,7 @@ import click
 from filestore.core.names import tree_name
 from filestore.core.records import Kind
 from filestore.core.references import Reference
-from filestore.errors import InvalidName, TargetError
+from filestore.errors import TargetError
 from filestore_cli.context import CommandContext, creates, takes
 from filestore_cli.progress import FETCH, HASH, PLAN, PUSH, shown
 from filestore_cli.start import run_to_end
@@ -285,20 +285,16 @@ async def _push(
     created = create and await context.create_repository()
     with PushCache(settings.push_cache) as push_cache:
         async with context.repository() as repository, shown(PUSH, _label(path), enabled=context.shows_progress) as report:
-            try:
-                pushed = await push_path(
-                    repository,
-                    path,
-                    name=name,
-                    push_cache=push_cache,
-                    rehash=rehash,
-                    codec=codec_of(settings.codec),
-                    report=report,
-                    **selection.arguments(),
-                )
-            except InvalidName as error:
-                hint = "" if name is not None else "; --name stores it under another one"
-                raise click.ClickException(for_display(f"{error}{hint}")) from error
+            pushed = await push_path(
+                repository,
+                path,
+                name=name,
+                push_cache=push_cache,
+                rehash=rehash,
+                codec=codec_of(settings.codec),
+                report=report,
+                **selection.arguments(),
+            )
     return pushed, context.place(repository), repository.location, created
 
 

@@ -58,7 +58,7 @@ def checked_new_name(name: str) -> str:
     found = _SEPARATORS.search(name)
     if found is not None:
         reason = f"it contains {found[0]!r}, which separates the parts of a reference, NAME@REVISION:PATH"
-        raise InvalidName(name, f"{reason}; choose another name")
+        raise InvalidName(name, f"{reason}; choose another name", hint="choose-name")
     return name
 
 
