@@ -489,10 +489,8 @@ class UsedAfterFork(FilestoreError):
 class BlockingCallRefused(FilestoreError):
     """A call of `filestore.blocking` where none can be made, such as in the thread of its event loop."""
 
-    sentence = "a call of filestore.blocking was refused: {0}"
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    slug = "blocking-call-refused"
+    sentence = "a call of filestore.blocking was refused: {reason}"
 
 
 class SourceError(FilestoreError):
