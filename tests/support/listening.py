@@ -46,6 +46,7 @@ async def listening(
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
-        # A TLS connection that is being closed waits for its peer, which may have gone.
-        for writer in writers:
+        # A TLS connection that is being closed waits for its peer, which may have gone. Others do not wait, and asyncio cannot
+        # abort one that is closed already.
+        for writer in writers if tls is not None else []:
             writer.transport.abort()
