@@ -254,7 +254,7 @@ class Cache:
         started = time.monotonic()
         wanted = _without_record(wanted)
         kind = _kind(wanted)
-        entry_store = await self._opened()
+        entry_store = await self._open_entry_store()
         asked = _ResolveRequest(entry_store, kind, hold, report, partial_file)
         if isinstance(wanted, FileURL):
             resolved = await self._resolve_url(asked, wanted)
@@ -341,7 +341,7 @@ class Cache:
         """
         wanted = _without_record(wanted)
         kind = _kind(wanted)
-        entry_store = await self._opened()
+        entry_store = await self._open_entry_store()
         if isinstance(wanted, FileURL):
             path = await in_disk_thread(self._find_url, entry_store, kind, wanted)
         elif wanted.origin is not None:
@@ -354,7 +354,7 @@ class Cache:
         digest = self._urls(entry_store).find(origin, kind)
         return None if digest is None else entry_store.find(kind, Reference(digest=digest, name=origin.name))
 
-    async def _opened(self) -> EntryStore:
+    async def _open_entry_store(self) -> EntryStore:
         if self._entry_store is None:
             await in_disk_thread(check_format, self._root)
             remembered = self._root / "repositories" / f"{self._repository.fingerprint}.json"

@@ -248,7 +248,7 @@ class _Downloader:
             if response.status == HTTPStatus.NOT_MODIFIED and self._known is not None:
                 return _Came.NOTHING_NEW
             part = await self._begin(response)
-            return _Came.ALL if part is None else await self._take(response, part)
+            return _Came.ALL if part is None else await self._receive(response, part)
 
     async def _begin(self, response: aiohttp.ClientResponse) -> _Part | None:
         """The range that the answer has; None where the file is complete already. An answer that does not fit starts it again."""
@@ -345,7 +345,7 @@ class _Downloader:
         self._resumed = 0
         await in_disk_thread(self._staging.begin, validators, total)
 
-    async def _take(self, response: aiohttp.ClientResponse, part: _Part) -> _Came:
+    async def _receive(self, response: aiohttp.ClientResponse, part: _Part) -> _Came:
         """Write the body of the answer. Raises Interrupted where it is shorter or longer than announced."""
         staging = self._staging
         staging.size = part.start

@@ -16,7 +16,7 @@ from filestore.core.references import Directory, File
 from filestore.core.signing import unsigned_path
 from filestore.errors import InvalidInput, InvalidRun
 from filestore.runtime.declared import allows_none, declared_field, declared_item, declared_kind, is_list
-from filestore.runtime.values import Stored, described
+from filestore.runtime.values import Stored, for_display
 
 Make = Callable[[Kind, Path], object]
 """Makes the value that a pipe gets for a local path: the path itself, or an object of the parameter's declared class."""
@@ -59,56 +59,56 @@ class Inputs:
         self.places: list[InputFile] = []
         self._url = url
         if not isinstance(input_data, list):
-            raise InvalidRun("input_data", f"it is {described(input_data)}; a list of inputs is expected")
+            raise InvalidRun("input_data", f"it is {for_display(input_data)}; a list of inputs is expected")
         if declared is not None and len(declared) != len(input_data):
             raise InvalidRun("input_data", f"it has {len(input_data)} inputs, but the pipeline takes {len(declared)}")
         self.arguments: list[object] = [None] * len(input_data)
         for place, given in enumerate(input_data):
-            self._take_input(place, given, None if declared is None else declared[place])
+            self._add_input(place, given, None if declared is None else declared[place])
 
-    def _take_input(self, place: int, given: object, declared: object) -> None:
+    def _add_input(self, place: int, given: object, declared: object) -> None:
         where = f"input_data[{place}]"
         if not isinstance(given, dict):
             raise InvalidRun(
-                where, f'it is {described(given)}; an object such as {{"type": "string", "value": "..."}} is expected'
+                where, f'it is {for_display(given)}; an object such as {{"type": "string", "value": "..."}} is expected'
             )
         if given.get("type") == "file" or _names_file(given):
-            self._take_file(self.arguments, place, given, declared, where)
+            self._add_file(self.arguments, place, given, declared, where)
             return
         known = given.get("type")
         if not isinstance(known, str) or known not in _TYPES:
             types = ", ".join(sorted({*_TYPES, "file"}))
-            raise InvalidRun(where, f"its type is {described(known)}; allowed are {types}")
+            raise InvalidRun(where, f"its type is {for_display(known)}; allowed are {types}")
         value = given.get("value")
         # A parameter that may be None accepts null for every type.
         if value is not None and not isinstance(value, _TYPES[known]):
-            raise InvalidRun(where, f"its type is {known}, but its value is {described(value)}")
+            raise InvalidRun(where, f"its type is {known}, but its value is {for_display(value)}")
         if value is None and known not in {"none", "pkl"} and not allows_none(declared):
             raise InvalidRun(where, f"its type is {known}, but it has no value")
-        self._take(self.arguments, place, value, declared, f"{where}.value")
+        self._add(self.arguments, place, value, declared, f"{where}.value")
 
-    def _take(self, container: Any, key: Any, value: object, declared: object, where: str, *, depth: int = 0) -> None:
+    def _add(self, container: Any, key: Any, value: object, declared: object, where: str, *, depth: int = 0) -> None:
         """Put a value into the arguments, without the files in it."""
         if depth > DEPTH_LIMIT:
             raise InvalidRun(where[:100], f"it is nested more than {DEPTH_LIMIT} levels deep")
         if isinstance(value, dict) and _names_file(value):
-            self._take_file(container, key, value, declared, where)
+            self._add_file(container, key, value, declared, where)
         elif value is None and allows_none(declared):
             container[key] = None
         elif declared_kind(declared) is not None:
             raise InvalidRun(
-                where, f'it is {described(value)}; a file such as {{"type": "file", "file_path": "..."}} is expected'
+                where, f'it is {for_display(value)}; a file such as {{"type": "file", "file_path": "..."}} is expected'
             )
         elif isinstance(value, dict | list):
             container[key] = copied = copy(value)
             for part, inner, inner_declared in _parts(value, declared):
-                self._take(copied, part, inner, inner_declared, f"{where}[{described(part)}]", depth=depth + 1)
+                self._add(copied, part, inner, inner_declared, f"{where}[{for_display(part)}]", depth=depth + 1)
         elif is_list(declared):
-            raise InvalidRun(where, f"it is {described(value)}; a list is expected")
+            raise InvalidRun(where, f"it is {for_display(value)}; a list is expected")
         else:
             container[key] = value
 
-    def _take_file(self, container: Any, key: Any, given: Mapping[str, object], declared: object, where: str) -> None:
+    def _add_file(self, container: Any, key: Any, given: Mapping[str, object], declared: object, where: str) -> None:
         if is_list(declared):
             raise InvalidRun(where, "it is one file; a list of files is expected")
         kind = declared_kind(declared) or Kind.FILE
@@ -122,7 +122,7 @@ class Inputs:
         named = list(_named(given))
         for text in named:
             if not isinstance(text, str):
-                raise InvalidRun(where, f"its file_path or file_url is {described(text)}; a text is expected")
+                raise InvalidRun(where, f"its file_path or file_url is {for_display(text)}; a text is expected")
             if len(text) > TEXT_LIMIT:
                 raise InvalidRun(where, f"its file_path or file_url has {len(text)} characters; allowed are {TEXT_LIMIT}")
         if not named:

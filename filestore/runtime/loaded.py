@@ -42,14 +42,14 @@ class LoadedPipelines:
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
-    async def taken(self, pipeline_id: str, load: Callable[[], Awaitable[LoadedPipeline]]) -> AsyncIterator[LoadedPipeline]:
+    async def acquire(self, pipeline_id: str, load: Callable[[], Awaitable[LoadedPipeline]]) -> AsyncIterator[LoadedPipeline]:
         """Give a pipeline to one run; runs of one pipeline take turns in the order of their calls.
 
         `load` loads the pipeline if it is not loaded. Raises what `load` raises.
         """
         lock = self._locks.setdefault(pipeline_id, asyncio.Lock())
         async with lock:
-            loaded = await self._take(pipeline_id)
+            loaded = await self._reserve(pipeline_id)
             try:
                 if loaded is not None and (loaded.pipeline_id != pipeline_id or not loaded.process.is_usable):
                     await loaded.end()
@@ -66,7 +66,7 @@ class LoadedPipelines:
             await loaded.end()
         self._idle.clear()
 
-    async def _take(self, pipeline_id: str) -> LoadedPipeline | None:
+    async def _reserve(self, pipeline_id: str) -> LoadedPipeline | None:
         """Return the pipeline, or another one that must be ended first, or None if a new process may start."""
         async with self._changed:
             while True:

@@ -11,7 +11,7 @@ from filestore.core.records import Record
 from filestore.errors import InvalidReference, InvalidRun
 from filestore.runtime.handles import check_handle
 from filestore.runtime.inputs import DEPTH_LIMIT
-from filestore.runtime.values import Local, Stored, described, returned_file
+from filestore.runtime.values import Local, Stored, for_display, returned_file
 
 # The order matters, because a bool is also an int.
 _TYPES = ((type(None), "none"), (bool, "boolean"), (int, "integer"), (float, "fp"), (str, "string"))
@@ -37,9 +37,9 @@ class Outputs:
         self.places: list[OutputFile] = []
         self.answers: list[Any] = [None] * len(returned)
         for place, value in enumerate(returned):
-            self._take(self.answers, place, value, f"outputs[{place}]", is_typed=True)
+            self._add(self.answers, place, value, f"outputs[{place}]", is_typed=True)
 
-    def _take(self, container: Any, key: Any, value: object, where: str, *, is_typed: bool = False, depth: int = 0) -> None:
+    def _add(self, container: Any, key: Any, value: object, where: str, *, is_typed: bool = False, depth: int = 0) -> None:
         """Put a value into the answer; if `is_typed`, together with its type."""
         if depth > DEPTH_LIMIT:
             raise InvalidRun(where[:100], f"it is nested more than {DEPTH_LIMIT} levels deep")
@@ -63,14 +63,14 @@ class Outputs:
                 if type(item) in {int, str} or (type(item) is float and math.isfinite(item)):
                     items[place] = item  # fast for a million items
                     continue
-                self._take(items, place, item, f"{where}[{place}]", depth=depth + 1)
+                self._add(items, place, item, f"{where}[{place}]", depth=depth + 1)
             return items, "array"
         if isinstance(value, Mapping):
             fields: dict[str, Any] = {}
             for field, inner in value.items():
                 if not isinstance(field, str):
-                    raise InvalidRun(where, f"its key {described(field)} is not a text, which JSON cannot represent")
-                self._take(fields, field, inner, f"{where}[{described(field)}]", depth=depth + 1)
+                    raise InvalidRun(where, f"its key {for_display(field)} is not a text, which JSON cannot represent")
+                self._add(fields, field, inner, f"{where}[{for_display(field)}]", depth=depth + 1)
             return fields, "dictionary"
         known = next((name for kind, name in _TYPES if isinstance(value, kind)), None)
         if known is None or (isinstance(value, float) and not math.isfinite(value)):

@@ -118,9 +118,9 @@ class Routes:
         return run
 
 
-async def _answer(told: Callable[[], dict[str, Any]]) -> web.Response:
+async def _answer(document: Callable[[], dict[str, Any]]) -> web.Response:
     """Answer with JSON that may be megabytes long."""
-    body = await in_cpu_thread(lambda: json.dumps(told()).encode())
+    body = await in_cpu_thread(lambda: json.dumps(document()).encode())
     return web.Response(body=body, content_type="application/json")
 
 

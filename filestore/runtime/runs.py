@@ -88,7 +88,7 @@ class Run:
 
         For a failed run, `detail` states the reason, as in every error.
         """
-        told: dict[str, Any] = {
+        answer: dict[str, Any] = {
             "id": self.id,
             "created_at": self.created_at,
             "pipeline_id": self.pipeline.id,
@@ -99,15 +99,15 @@ class Run:
             "result": None,
         }
         if self.outputs is not None:
-            told["result"] = {"run_id": self.id, "outputs": json.loads(self.outputs)}
+            answer["result"] = {"run_id": self.id, "outputs": json.loads(self.outputs)}
         if self.failure is not None:
-            told["error"] = {"exception": str(self.failure), "traceback": self.failure.traceback or None}
-            told["detail"] = str(self.failure)
-        return told
+            answer["error"] = {"exception": str(self.failure), "traceback": self.failure.traceback or None}
+            answer["detail"] = str(self.failure)
+        return answer
 
     def as_json_v4(self) -> dict[str, Any]:
         """Return the members of `ClusterRunResult` in version 2 of the Pipeline SDK."""
-        told: dict[str, Any] = {
+        answer: dict[str, Any] = {
             "id": self.id,
             "created_at": self.created_at,
             "updated_at": self.updated_at,
@@ -120,9 +120,9 @@ class Run:
         }
         if self.failure is not None:
             kind = "timeout" if isinstance(self.failure, RunTimedOut) else "pipeline_error"
-            told["error"] = {"type": kind, "message": str(self.failure), "traceback": self.failure.traceback or None}
-            told["detail"] = str(self.failure)
-        return told
+            answer["error"] = {"type": kind, "message": str(self.failure), "traceback": self.failure.traceback or None}
+            answer["detail"] = str(self.failure)
+        return answer
 
 
 class Runs:

@@ -26,7 +26,7 @@ from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.runs import Run, Runs, State
-from filestore.runtime.worker_protocol import UnsupportedValue, described, valued
+from filestore.runtime.worker_protocol import UnsupportedValue, decode_value, encode_value
 from filestore.system.files import remove_if_possible, storage_errors, write_error
 from filestore.system.locks import FileLock
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
@@ -93,7 +93,7 @@ class Runtime:
     async def _perform(self, run: Run, input_data: list[Any], url: str) -> None:
         """Do a run to its end, successful or not."""
         try:
-            async with self._loaded.taken(run.pipeline.id, partial(self._load, run)) as loaded:
+            async with self._loaded.acquire(run.pipeline.id, partial(self._load, run)) as loaded:
                 run.enter(State.RUNNING)
                 run.complete(await self._outputs(run, loaded, input_data, Adapter(self._cache, self._repository, url=url)))
         except RunFailed as failure:
@@ -114,23 +114,23 @@ class Runtime:
         loaded = LoadedPipeline(run.pipeline.id, process, cache, [])
         try:
             graph = await cache.resolve(File(id=run.pipeline.graph_id))
-            described = await process.ask("load", {"graph": str(graph)}, what="the loading of the pipeline")
-            prepared = await Adapter(cache, self._repository).prepare([_static(**values) for values in described["files"]])
+            answer = await process.ask("load", {"graph": str(graph)}, what="the loading of the pipeline")
+            prepared = await Adapter(cache, self._repository).prepare([_static(**values) for values in answer["files"]])
             await process.ask("start", {"paths": [str(path) for path in prepared.paths]}, what="the start of the pipeline")
         except BaseException:
             await shield_until_done(loaded.end())
             raise
-        return loaded._replace(input_kinds=[str(kind) for kind in described["inputs"]])
+        return loaded._replace(input_kinds=[str(kind) for kind in answer["inputs"]])
 
     async def _outputs(self, run: Run, loaded: LoadedPipeline, input_data: list[Any], adapter: Adapter) -> bytes:
         """Do the run, store its outputs, and return them as JSON."""
         declared = [_DECLARED.get(kind) for kind in loaded.input_kinds]
         async with adapter.inputs(input_data, declared, make=_LocalFile) as arguments, _folder(loaded.process, run) as folder:
             # In threads, because the arguments may be megabytes of JSON.
-            sent = await in_cpu_thread(_described, arguments, input_data)
+            sent = await in_cpu_thread(_encode_arguments, arguments, input_data)
             answer = await loaded.process.ask("run", {"inputs": sent, "folder": str(folder)}, what="the run")
             # Every file is a path here. Whether it is a file or a folder is checked on the disk.
-            returned = [valued(output, lambda told: Path(str(told["path"]))) for output in answer["outputs"]]
+            returned = [decode_value(output, lambda file: Path(str(file["path"]))) for output in answer["outputs"]]
             outputs = await adapter.outputs(returned)
         return (await in_cpu_thread(json.dumps, outputs)).encode()
 
@@ -190,19 +190,19 @@ def _static(*, kind: str, id: str | None, url: str | None, path: str | None) -> 
     return make(path) if url is None else make(url=url)
 
 
-def _described(arguments: list[object], input_data: list[Any]) -> list[dict[str, Any]]:
+def _encode_arguments(arguments: list[object], input_data: list[Any]) -> list[dict[str, Any]]:
     """Return the arguments in the format of messages."""
-    return [described(argument, _told(given)) for argument, given in zip(arguments, input_data, strict=True)]
+    return [encode_value(argument, _file_encoder(given)) for argument, given in zip(arguments, input_data, strict=True)]
 
 
-def _told(given: Any) -> Any:
+def _file_encoder(given: Any) -> Any:
     """Return a function that describes the files in the arguments that were made from one input."""
     url = next((given[member] for member in ("file_url", "file_path") if given.get(member)), None)
 
-    def told(value: object) -> dict[str, Any] | None:
+    def encode_file(value: object) -> dict[str, Any] | None:
         return {"path": str(value.path), "kind": value.kind.value, "url": url} if isinstance(value, _LocalFile) else None
 
-    return told
+    return encode_file
 
 
 def _failure(run: Run, error: Exception) -> RunFailed:

@@ -78,7 +78,7 @@ def returned_file(value: object) -> Stored | Local | None:
     return stored
 
 
-def described(value: object) -> str:
+def for_display(value: object) -> str:
     """Return a short description of any value, for an error."""
     text = repr(value) if isinstance(value, str | int | float | bool) or value is None else f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."

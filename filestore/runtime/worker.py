@@ -73,10 +73,10 @@ def _answer(work: _Work, message: dict[str, Any]) -> bytes:
     # SystemExit and KeyboardInterrupt of user code end only its run.
     except BaseException as error:  # noqa: BLE001
         # After a MemoryError the state of the process is unknown.
-        return messages.encode({"error": _described(error), "is_spent": isinstance(error, MemoryError)})
+        return messages.encode({"error": _encode_error(error), "is_spent": isinstance(error, MemoryError)})
 
 
-def _described(error: BaseException) -> dict[str, str | None]:
+def _encode_error(error: BaseException) -> dict[str, str | None]:
     try:
         text = str(error)
     except Exception:  # noqa: BLE001  # user code's own
@@ -162,7 +162,7 @@ def _static(variable: Any) -> dict[str, str | None]:
 def _value(declared: Any, sent: dict[str, Any]) -> Any:
     """Return an input in the form that the graph takes."""
     if "path" not in sent:
-        return messages.valued(sent, _file)
+        return messages.decode_value(sent, _file)
     kind, path = _kind(declared), Path(sent["path"])
     if kind == "handle":
         return path.open("rb")
@@ -187,7 +187,7 @@ def _output(value: Any, folder: Path) -> dict[str, Any]:
     """
     from pipeline.objects.graph import Directory, File  # noqa: PLC0415  # user code's
 
-    def described(part: Any) -> dict[str, Any] | None:
+    def encode_file(part: Any) -> dict[str, Any] | None:
         if not isinstance(part, File | io.IOBase):
             return None
         path = Path(part.path) if isinstance(part, File) else _behind(part, folder)
@@ -201,7 +201,7 @@ def _output(value: Any, folder: Path) -> dict[str, Any]:
         return {"path": str(path.absolute()), "kind": "directory" if is_folder else "file", "url": None}
 
     try:
-        return messages.described(value, described)
+        return messages.encode_value(value, encode_file)
     except UnsupportedValue as error:
         raise UnsupportedValue(f"{UNSUPPORTED}: {error}") from None
 

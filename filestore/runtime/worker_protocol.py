@@ -62,7 +62,7 @@ def decode(body: bytes) -> dict[str, Any]:
     return message
 
 
-def described(value: object, file: Callable[[object], dict[str, Any] | None]) -> dict[str, Any]:
+def encode_value(value: object, file: Callable[[object], dict[str, Any] | None]) -> dict[str, Any]:
     """Return a value in the format of messages. Raises UnsupportedValue.
 
     `file` describes a value that stands for a file, and returns None for all others.
@@ -74,22 +74,22 @@ def described(value: object, file: Callable[[object], dict[str, Any] | None]) ->
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(value, list | tuple):
-            return {"items": [described(item, file) for item in value]}
+            return {"items": [encode_value(item, file) for item in value]}
         if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-            return {"fields": {name: described(field, file) for name, field in value.items()}}
+            return {"fields": {name: encode_value(field, file) for name, field in value.items()}}
         raise UnsupportedValue(f"a {type(value).__name__}: {error}") from None
     return {"value": value}
 
 
-def valued(description: Mapping[str, Any], file: Callable[[Mapping[str, Any]], object]) -> Any:
-    """Return the value that `described` was given.
+def decode_value(description: Mapping[str, Any], file: Callable[[Mapping[str, Any]], object]) -> Any:
+    """Return the value that `encode_value` was given.
 
     Raises KeyError, TypeError or AttributeError for an invalid description.
     """
     if "path" in description:
         return file(description)
     if "items" in description:
-        return [valued(item, file) for item in description["items"]]
+        return [decode_value(item, file) for item in description["items"]]
     if "fields" in description:
-        return {name: valued(field, file) for name, field in description["fields"].items()}
+        return {name: decode_value(field, file) for name, field in description["fields"].items()}
     return description["value"]

@@ -248,7 +248,7 @@ class _PartialFile:
     def copy(self, source: ContentRange, offset: int, size: int) -> bool:
         return copy_range(source, self._descriptor, offset, size)
 
-    def take(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
+    def write(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
         if not is_held:
             with self._write_errors():
                 write_at(self._descriptor, content, offset)

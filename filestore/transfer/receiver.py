@@ -381,7 +381,7 @@ def _held(sink: Sink, places: list[Place]) -> list[Place]:
         for offset in place.offsets:
             if sink.read_into(content, offset) and chunk_digest(content) == place.chunk.digest:
                 for other in place.offsets:
-                    sink.take(content, other, is_held=other == offset)
+                    sink.write(content, other, is_held=other == offset)
                 found.append(place)
                 break
     return found
@@ -400,7 +400,7 @@ def _copied(sink: Sink, seed: Seed, places: list[Place], found: Mapping[int, int
             continue
         if chunk_digest(content) == place.chunk.digest:
             for offset in place.offsets:
-                sink.take(content, offset)
+                sink.write(content, offset)
             copied.append(place)
     return copied
 
@@ -420,4 +420,4 @@ def _write(sink: Sink, places: list[Place], frames: list[memoryview], kept: Mapp
         content = verified(place.chunk, next(waiting)) if piece is None else memoryview(piece)
         with span(Stage.WRITE, place.size):
             for offset in place.offsets:
-                sink.take(content, offset)
+                sink.write(content, offset)

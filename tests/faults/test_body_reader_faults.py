@@ -82,7 +82,7 @@ def test_a_batch_that_is_refused_is_read_to_its_end(server: RunningServer) -> No
         connection.sendall(request(server, "chunks", bytes(wrong)) + request(server, "chunks/missing", b"", "Connection: close"))
         answers = received(connection)
     assert answers.startswith(b"HTTP/1.1 422 ")
-    assert (1, 1) == (answers.count(b'"InvalidBatch"'), answers.count(b"HTTP/1.1 200 OK\r\n"))
+    assert (1, 1) == (answers.count(b'"Invalid batch"'), answers.count(b"HTTP/1.1 200 OK\r\n"))
 
 
 def test_frames_that_came_before_a_cut_are_kept(server: RunningServer) -> None:
@@ -168,13 +168,13 @@ async def test_each_frame_of_a_large_batch_is_opened_once(tmp_path: Path, monkey
     sent = frames(2 * OPEN_TOGETHER + 1, size=100)
     await repository.put(sent)
     opened: list[Path] = []
-    open_frame = disk._opened
+    open_frame = disk._open_frame
 
     def note(path: Path) -> object:
         opened.append(path)
         return open_frame(path)
 
-    monkeypatch.setattr(disk, "_opened", note)
+    monkeypatch.setattr(disk, "_open_frame", note)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(0)

@@ -109,7 +109,7 @@ async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
         cache = Cache(used[-1], local_repository)
         # `resolve` runs this in its own task. Here the cancelled task must be the one that waits.
         hold = cache._leases.hold()
-        asked = _ResolveRequest(await cache._opened(), Kind.DIRECTORY, hold, None, None)
+        asked = _ResolveRequest(await cache._open_entry_store(), Kind.DIRECTORY, hold, None, None)
         try:
             await cache._fill(asked, wanted.reference, None)
         finally:

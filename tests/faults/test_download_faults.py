@@ -241,7 +241,7 @@ async def test_a_damaged_partial_file_is_found_by_the_digest(nginx: Nginx, local
     sha256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
     with pytest.raises(UnexpectedContent):
         await cache.resolve(FileURL(url, digest="0" * 64))
-    entry_store = await cache._opened()
+    entry_store = await cache._open_entry_store()
     (staging,) = [entry_store.root / "staging" / lock.name for lock in (entry_store.root / "locks").iterdir()]
     staging.mkdir()
     (await downloaded(url, staging, LOOPBACK)).path.write_bytes(b"damage" + CONTENT[6:])
@@ -298,7 +298,7 @@ async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
         used.append(next(caches))
         cache = Cache(used[-1], local_repository, downloads=LOOPBACK)
         # `resolve` runs this in its own task. Here the cancelled task must be the one that waits.
-        await cache._urls(await cache._opened()).obtain(origin, Kind.FILE)
+        await cache._urls(await cache._open_entry_store()).obtain(origin, Kind.FILE)
 
     places = [place async for place in cancelled_at_every_await(resolve_again)]
     assert 15 < len(places)
@@ -323,7 +323,7 @@ async def test_who_seems_to_be_gone_is_passed_by(nginx: Nginx, local_repository:
     """A holder of the lock was not seen for a minute. Another process continues its download elsewhere."""
     url = nginx.put("model.bin", CONTENT)
     cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
-    entry_store = await cache._opened()
+    entry_store = await cache._open_entry_store()
     await cache.resolve(FileURL(nginx.put("other.bin", b"")))
     (label,) = [path.name for path in (entry_store.root / "locks").glob("url-*")]
     held = entry_store.root / "locks" / label

@@ -43,7 +43,7 @@ async def resolve(
     """Resolve a URL. `fuse` decides what happens at one of the calls."""
     async with connect(repository) as connected:
         resolver = Cache(cache, connected, downloads=DownloadLimits(private_allowed=True))
-        await resolver._opened()
+        await resolver._open_entry_store()
         if fuse is not None:
             for name in CALLS:
                 setattr(os, name, fuse.before(getattr(os, name)))

@@ -87,17 +87,17 @@ async def processes(tmp_path: Path, local_repository: Repository) -> AsyncIterat
 )
 def test_values_with_files_go_there_and_back(value: object) -> None:
     """In lists and dictionaries, at any depth."""
-    described = messages.described(value, lambda part: {"path": str(part)} if isinstance(part, Path) else None)
-    sent = messages.decode(messages.encode(described)[messages.HEADER_SIZE :])
+    encoded = messages.encode_value(value, lambda part: {"path": str(part)} if isinstance(part, Path) else None)
+    sent = messages.decode(messages.encode(encoded)[messages.HEADER_SIZE :])
 
-    assert value == messages.valued(sent, lambda told: Path(told["path"]))
+    assert value == messages.decode_value(sent, lambda told: Path(told["path"]))
 
 
 @pytest.mark.parametrize("value", [object(), float("nan"), {1: object()}, [{"a": [b"bytes"]}]])
 def test_values_that_are_neither_json_nor_files(value: object) -> None:
     """They are refused at every place."""
     with pytest.raises(messages.UnsupportedValue):
-        messages.described(value, lambda _: None)
+        messages.encode_value(value, lambda _: None)
 
 
 def test_messages_have_a_limit() -> None:
@@ -230,7 +230,7 @@ async def test_a_cancelled_request_ends_the_process(processes: Processes) -> Non
     loaded = LoadedPipelines(limit=1)
 
     async def run() -> None:
-        async with loaded.taken("a", lambda: processes.load("a")) as taken:
+        async with loaded.acquire("a", lambda: processes.load("a")) as taken:
             await ask(taken.process, "load", {"graph": "none"})
 
     task = asyncio.create_task(run())
@@ -249,7 +249,7 @@ async def test_pipelines_take_turns(processes: Processes) -> None:
     order = []
 
     async def run(name: str) -> None:
-        async with loaded.taken(name, lambda: processes.load(name)) as taken:
+        async with loaded.acquire(name, lambda: processes.load(name)) as taken:
             order.append(("begins", taken.pipeline_id))
             await asyncio.sleep(0)
             order.append(("ends", taken.pipeline_id))
@@ -266,11 +266,11 @@ async def test_pipelines_take_turns(processes: Processes) -> None:
 async def test_an_idle_process_that_died_is_replaced(processes: Processes) -> None:
     """The next run gets a new process, without a failure."""
     loaded = LoadedPipelines(limit=1)
-    async with loaded.taken("a", lambda: processes.load("a")) as taken:
+    async with loaded.acquire("a", lambda: processes.load("a")) as taken:
         first = taken.process
     first._process.kill()
     await first._process.wait()
-    async with loaded.taken("a", lambda: processes.load("a")) as taken:
+    async with loaded.acquire("a", lambda: processes.load("a")) as taken:
         assert taken.process is not first
         assert taken.process.is_usable
     await loaded.close()
@@ -285,9 +285,9 @@ async def test_a_pipeline_that_cannot_be_loaded_takes_no_place(processes: Proces
 
     for _ in range(2):
         with pytest.raises(RunFailed):
-            async with loaded.taken("a", fail):
+            async with loaded.acquire("a", fail):
                 pass
-    async with loaded.taken("b", lambda: processes.load("b")) as taken:
+    async with loaded.acquire("b", lambda: processes.load("b")) as taken:
         assert taken.process.is_usable
     await loaded.close()
 

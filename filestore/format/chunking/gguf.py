@@ -83,7 +83,7 @@ class _Tensor(NamedTuple):
 def segment(feed: Feed) -> Parsing[None]:
     """Mark the tensors' data when the whole tensor table has arrived. The table contains no boundary."""
     table = _Table(feed)
-    _, version, tensor_count, key_count = _HEAD.unpack((yield from table.take(_HEAD.size)))
+    _, version, tensor_count, key_count = _HEAD.unpack((yield from table.read(_HEAD.size)))
     if version not in _VERSIONS or tensor_count > COUNT_LIMIT or key_count > COUNT_LIMIT:
         raise NotThisFormat("its version is unknown, or its counts are beyond the limits")
     alignment = yield from _alignment(table, key_count)
@@ -110,16 +110,16 @@ class _Table:
         self._feed = feed
         self._limit = feed.start + HEADER_LIMIT
 
-    def take(self, size: int) -> Parsing[bytearray]:
+    def read(self, size: int) -> Parsing[bytearray]:
         self._check(size)
-        return (yield from self._feed.take(size))
+        return (yield from self._feed.read(size))
 
     def skip(self, size: int) -> Parsing[None]:
         self._check(size)
         yield from self._feed.skip(size)
 
     def number(self, layout: struct.Struct) -> Parsing[int]:
-        return int(layout.unpack((yield from self.take(layout.size)))[0])
+        return int(layout.unpack((yield from self.read(layout.size)))[0])
 
     def skip_strings(self, count: int) -> Parsing[None]:
         """Skip `count` strings. A vocabulary can have a million of them."""
@@ -140,7 +140,7 @@ def _alignment(table: _Table, key_count: int) -> Parsing[int]:
         length = yield from table.number(_U64)
         if length >= NAME_LIMIT:
             raise NotThisFormat("a key is too long")
-        key = yield from table.take(length)
+        key = yield from table.read(length)
         kind = yield from table.number(_U32)
         if key != _ALIGNMENT_KEY:
             yield from _skip_value(table, kind)
@@ -179,7 +179,7 @@ def _skip_value(table: _Table, kind: int) -> Parsing[None]:
 def _skip_array(table: _Table, *, depth: int) -> Parsing[None]:
     if depth > ARRAY_DEPTH_LIMIT:
         raise NotThisFormat("its arrays are nested too deep")
-    kind, count = _ARRAY.unpack((yield from table.take(_ARRAY.size)))
+    kind, count = _ARRAY.unpack((yield from table.read(_ARRAY.size)))
     if kind == _STRING:
         yield from table.skip_strings(count)
     elif kind == _ARRAY_TYPE:
@@ -199,8 +199,8 @@ def _tensor(table: _Table) -> Parsing[_Tensor]:
     count = yield from table.number(_U32)
     if count > DIMENSIONS_LIMIT:
         raise NotThisFormat("a tensor has too many dimensions")
-    dimensions = struct.unpack(f"<{count}Q", (yield from table.take(count * _U64.size)))
-    kind, offset = _EXTENT.unpack((yield from table.take(_EXTENT.size)))
+    dimensions = struct.unpack(f"<{count}Q", (yield from table.read(count * _U64.size)))
+    kind, offset = _EXTENT.unpack((yield from table.read(_EXTENT.size)))
     return _Tensor(offset, _size(kind, dimensions))
 
 

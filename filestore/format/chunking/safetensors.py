@@ -32,9 +32,9 @@ def segment(feed: Feed) -> Parsing[None]:
 
     The header contains no boundary, so cutting does not wait for it.
     """
-    (length,) = _LENGTH.unpack((yield from feed.take(_LENGTH.size)))
+    (length,) = _LENGTH.unpack((yield from feed.read(_LENGTH.size)))
     data = feed.position + length
-    header = yield from feed.take(length, known=data)
+    header = yield from feed.read(length, known=data)
     feed.mark_extents((data + begin, data + end) for begin, end in _extents(header))
 
 

@@ -83,7 +83,7 @@ class Feed:
         while self.available() < size:
             yield self.position
 
-    def take(self, size: int, *, known: int | None = None) -> Parsing[bytearray]:
+    def read(self, size: int, *, known: int | None = None) -> Parsing[bytearray]:
         """Return the next `size` bytes.
 
         `known` says that no boundary is before that position, if it is after the bytes that were taken.

@@ -51,12 +51,12 @@ def segment(feed: Feed, *, nest: Nest | None) -> Parsing[None]:
     Ends at the first position without a local header.
     """
     while True:
-        raw = yield from feed.take(LOCAL_HEADER.size)
+        raw = yield from feed.read(LOCAL_HEADER.size)
         signature, _, flags, method, _, _, _, packed_size, size, name_length, extra_length = LOCAL_HEADER.unpack(raw)
         if signature != LOCAL_SIGNATURE:
             return
         yield from feed.skip(name_length)
-        extra = yield from feed.take(extra_length)
+        extra = yield from feed.read(extra_length)
         entry = _Entry(
             method == STORED and not flags & FLAG_ENCRYPTED,
             None if flags & FLAG_DESCRIPTOR else _known_size(packed_size, extra, position=8 if size == U32_MAX else 0),

@@ -220,7 +220,7 @@ def parse_central_directory(directory: Buffer, end: End, *, limits: ZipLimits = 
     parser = _Parser(end, limits)
     at = 0
     while at < end.size:
-        at = parser.take(data, at)
+        at = parser.parse_header(data, at)
     _check_count(end, at, len(parser.members))
     members = _placed(parser.members, end)
     parser.check_ratio()
@@ -270,7 +270,7 @@ class Members(Sequence[Member]):
 
     def _parse(self, at: int) -> tuple[Member, int]:
         parser = _Parser(self._end, self._limits)
-        following = parser.take(self._directory, at)
+        following = parser.parse_header(self._directory, at)
         return parser.members[0], following
 
 
@@ -468,7 +468,7 @@ class _Parser:
         self._limits = limits
         self._tree = Tree()
 
-    def take(self, data: bytes, at: int) -> int:
+    def parse_header(self, data: bytes, at: int) -> int:
         """Parse the header at `at`; return where the next one begins."""
         name_at = at + zip_.CENTRAL_HEADER.size
         if name_at > len(data) or not data.startswith(zip_.CENTRAL_SIGNATURE, at):

@@ -348,7 +348,7 @@ class _ReadingConnection(_Connection):
             for attempt in range(1, _READ_ATTEMPTS + 1):
                 before = state_of(self.path)
                 try:
-                    found = function(self._opened())
+                    found = function(self._open_connection())
                 except Exception as error:
                     # Any error can occur: a torn page may give a value of any type, and an invalid record.
                     unshared = in_use_elsewhere(self.path, error)
@@ -371,7 +371,7 @@ class _ReadingConnection(_Connection):
                 self._close()
         raise Busy(self.path, "another process writes to it, and this user can only read it between two writes")
 
-    def _opened(self) -> sqlite3.Connection:
+    def _open_connection(self) -> sqlite3.Connection:
         if self._connection is None:
             _check_process(self.path)
             self._may_be_open = True

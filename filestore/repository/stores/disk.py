@@ -231,7 +231,7 @@ class DiskStore:
     def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
         with _translated(self._root), span(Stage.READ):
             for digest in digests:
-                file = _opened(self._root / chunk_key(namespace, digest))
+                file = _open_frame(self._root / chunk_key(namespace, digest))
                 opened.append(file)
                 if file is not None and sys.platform == "linux":
                     # `sendfile` waits for the disk in the event loop: let the kernel read ahead now.
@@ -407,7 +407,7 @@ def _holds_something(folder: Path) -> bool:
         return False
 
 
-def _opened(path: Path) -> BinaryIO | None:
+def _open_frame(path: Path) -> BinaryIO | None:
     """The frame at `path`, open for reading; None where it is absent or cannot be one by its size."""
     try:
         file = path.open("rb", buffering=0)
@@ -420,7 +420,7 @@ def _opened(path: Path) -> BinaryIO | None:
 
 
 def _frame_size(path: Path) -> int:
-    """Bytes of the frame at `path`, or 0 where `_opened` would give None. Raises OSError."""
+    """Bytes of the frame at `path`, or 0 where `_open_frame` would give None. Raises OSError."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -429,8 +429,8 @@ def _frame_size(path: Path) -> int:
 
 
 def _read_frame(path: Path, buffer: memoryview) -> int:
-    """Read the frame at `path` to the start of `buffer`; its size, or 0 where `_opened` would give None."""
-    file = _opened(path)
+    """Read the frame at `path` to the start of `buffer`; its size, or 0 where `_open_frame` would give None."""
+    file = _open_frame(path)
     if file is None:
         return 0
     with file:

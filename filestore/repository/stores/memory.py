@@ -35,7 +35,7 @@ class MemoryStaging:
     def discard(self) -> None:
         self._data = bytearray()
 
-    def take(self) -> bytes:
+    def detach(self) -> bytes:
         """Return the bytes that were written; the staging is empty afterwards."""
         data = bytes(self._data)
         self.discard()
@@ -60,7 +60,7 @@ class MemoryStore:
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
         for digest, staging in staged:
-            self._frames[namespace, digest] = cast("MemoryStaging", staging).take()
+            self._frames[namespace, digest] = cast("MemoryStaging", staging).detach()
 
     async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
         """Open frames. They have no descriptor."""

@@ -48,10 +48,10 @@ class Sink(Protocol):
     def copy(self, source: ContentRange, offset: int, size: int) -> bool:
         """Copy content of one file by a call of the operating system. Return whether that was possible.
 
-        The copy is not trusted until `take` is called for it with `is_held`.
+        The copy is not trusted until `write` is called for it with `is_held`.
         """
 
-    def take(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
+    def write(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
         """Write verified content to its place. With `is_held`, it is there already.
 
         Each chunk is taken once for each offset.

@@ -151,7 +151,7 @@ class TreeStaging:
             finally:
                 os.close(descriptor)
 
-    def take(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
+    def write(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
         end = offset + len(content)
         for number in self._zip.overlap(offset, len(content)):
             member = self._zip.members[number]
@@ -234,7 +234,7 @@ class TreeStaging:
             # The chunks of such an entry come in order, so one thread at a time is here.
             if number not in self._streams:
                 self._streams[number] = EntryStream(member, self._create)
-            if self._streams[number].take(start, piece):
+            if self._streams[number].feed(start, piece):
                 del self._streams[number]
                 self._note_done(number)
 

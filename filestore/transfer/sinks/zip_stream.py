@@ -40,7 +40,7 @@ class EntryStream:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def take(self, start: int, piece: memoryview) -> bool:
+    def feed(self, start: int, piece: memoryview) -> bool:
         """Take the next piece. Return whether it was the last one. Raises OSError, InvalidArchive."""
         if start != self._position:
             raise AssertionError(f"the piece at {start} comes before that at {self._position}")

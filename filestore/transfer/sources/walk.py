@@ -271,7 +271,7 @@ class _Walker:
             if is_link:
                 self._take_link(folder, child, name)
             else:
-                self._take(folder, name, f"{folder.path}/{child.name}", child.stat(follow_symlinks=False))
+                self._add_child(folder, name, f"{folder.path}/{child.name}", child.stat(follow_symlinks=False))
         except OSError as error:
             raise self._translated(error, name) from None
 
@@ -296,7 +296,7 @@ class _Walker:
             raise self._refused(name, reason, hint="symlinks-follow")
         if _identity(os.lstat(real)) != _identity(found):
             raise SourceChanged(self._shown(name), "it is a link that leads elsewhere now")
-        self._take(folder, name, real, found, is_elsewhere=True)
+        self._add_child(folder, name, real, found, is_elsewhere=True)
 
     def _keep(self, name: str, target: str) -> None:
         if target.startswith("/"):
@@ -315,7 +315,7 @@ class _Walker:
         self._count_one()
         self._add(Entry(name, size, target=target), NO_STATE)
 
-    def _take(self, folder: _Folder, name: str, path: str, found: os.stat_result, *, is_elsewhere: bool = False) -> None:
+    def _add_child(self, folder: _Folder, name: str, path: str, found: os.stat_result, *, is_elsewhere: bool = False) -> None:
         """Take a file, or note a folder that is visited later. `is_elsewhere` says that a link led to it."""
         is_elsewhere = is_elsewhere or folder.is_elsewhere
         if stat.S_ISDIR(found.st_mode):

@@ -54,7 +54,7 @@ async def put_chunks(context: RequestContext, repository: LocalRepository) -> we
     batch = wire.BatchParser(size=size)
     async with repository.ingest() as ingest:
 
-        def take(piece: memoryview) -> None:
+        def ingest_piece(piece: memoryview) -> None:
             for part in batch.feed(piece):
                 if isinstance(part, wire.BatchEntry):
                     ingest.start(part.digest, part.stored_size)
@@ -63,7 +63,7 @@ async def put_chunks(context: RequestContext, repository: LocalRepository) -> we
 
         try:
             async with reading_body(context, size=size) as body_reader:
-                while await body_reader.read_slice(take, reach=batch.reach):
+                while await body_reader.read_slice(ingest_piece, reach=batch.reach):
                     ingest.submit()
         except (Interrupted, Stalled):
             await ingest.commit()

@@ -19,12 +19,12 @@ async def validate_token(_: RequestContext, repository: LocalRepository) -> web.
 
 async def list_files(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with records as a bare list, the newest first."""
-    return web.json_response([described(record) for record in await records_asked_for(context.request, repository)])
+    return web.json_response([sdk_json(record) for record in await records_asked_for(context.request, repository)])
 
 
 async def get_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with a record."""
-    return web.json_response(described(await _record(context, repository)))
+    return web.json_response(sdk_json(await _record(context, repository)))
 
 
 async def download_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -32,7 +32,7 @@ async def download_file(context: RequestContext, repository: LocalRepository) ->
     return await send_content(context, repository, await _record(context, repository))
 
 
-def described(record: Record, *, alias: str | None = None) -> dict[str, str | int]:
+def sdk_json(record: Record, *, alias: str | None = None) -> dict[str, str | int]:
     """Return a record in the form that the SDK reads.
 
     `path` and `file_path` end in the file's own name. `name` is its alias, or its own name if there is none.

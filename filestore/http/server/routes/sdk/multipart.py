@@ -14,7 +14,7 @@ from filestore.http.server.body.forms import last_part
 from filestore.http.server.body.reader import reading_body
 from filestore.http.server.context import RequestContext, arriving
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
-from filestore.http.server.routes.sdk.files import described
+from filestore.http.server.routes.sdk.files import sdk_json
 from filestore.http.server.routes.sdk.uploads import PART_LIMIT, IncomingPart, Upload
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
@@ -69,14 +69,14 @@ async def finish_upload(context: RequestContext, repository: LocalRepository) ->
     message = await _json_body(context)
     upload = await _upload_asked_for(context, repository, message)
     record = await context.request.app[ASSEMBLY].finish(upload, repository, _listed(message.get("multipart_metadata")))
-    return web.json_response(described(record), status=201)
+    return web.json_response(sdk_json(record), status=201)
 
 
 async def _receive(context: RequestContext, incoming: IncomingPart) -> None:
     """Write the body of a request to a part. Raises Interrupted, Stalled, LimitExceeded, StorageFull, StorageError."""
     limit = context.upload_limit
 
-    def take(piece: memoryview) -> None:
+    def write_piece(piece: memoryview) -> None:
         incoming.write(piece, limit=limit)
 
     size = context.request.content_length
@@ -84,7 +84,7 @@ async def _receive(context: RequestContext, incoming: IncomingPart) -> None:
         if limit is not None and size > limit:
             raise LimitExceeded("the file's size in bytes", size, limit)
         async with reading_body(context, size=size) as body_reader:
-            while await body_reader.read_slice(take):
+            while await body_reader.read_slice(write_piece):
                 pass
         return
     while True:
@@ -93,7 +93,7 @@ async def _receive(context: RequestContext, incoming: IncomingPart) -> None:
                 piece = await context.request.content.readany()
         if not piece:
             return
-        await in_disk_thread(take, memoryview(piece))
+        await in_disk_thread(write_piece, memoryview(piece))
 
 
 async def _json_body(context: RequestContext) -> dict[str, Any]:
