@@ -1,4 +1,4 @@
-"""Resolve: a value that names what is stored becomes a path on this machine."""
+"""Resolve what is stored, or a URL, to a verified path on this machine."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from filestore.transfer.sinks.zip_index import Zip
 T = TypeVar("T")
 
 Resolvable: TypeAlias = File | Directory | FileURL | Record
-"""What a cache is asked for. A record stands for the `File` or the `Directory` that it is."""
+"""The values that a cache accepts. A record means its `File` or its `Directory`."""
 
 CACHE_VERSION = 1
 ATTEMPTS = 3

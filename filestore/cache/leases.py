@@ -122,7 +122,7 @@ class Leases:
 
     @contextmanager
     def evicting(self) -> Iterator[None]:
-        """While an entry is taken away: no other process pins one meanwhile, if locks work."""
+        """Keep other processes from pinning an entry during the block, if locks work."""
         with _locked_briefly(self._folder / ".taking", is_shared=False):
             yield
 
@@ -227,7 +227,7 @@ class LeaseSet:
         self._leases.reserve(key, size)
 
     def hand_over(self, key: str, other: LeaseSet) -> None:
-        """Let `other` pin an entry that is pinned here, and end its reservation. There is no moment without a pin."""
+        """Let `other` pin an entry that is pinned here, and end its reservation. It is pinned at every moment."""
         with suppress(OSError):  # if nothing can be written, nothing was reserved
             self._leases.reserve(key, 0)
         other.pin(key)
@@ -285,7 +285,8 @@ _heart = _Heart()
 def _locked_briefly(path: Path, *, is_shared: bool) -> Iterator[None]:
     """Hold a lock that others hold for less than a millisecond.
 
-    It is not required, and not waited for longer than LOCK_SECONDS: without it the order that the top describes is enough.
+    The lock is not required, and is waited for at most LOCK_SECONDS. Without it, the order that the module describes is
+    enough.
     """
     open_lock = partial(FileLock.of_file, path, is_required=False, mode=0o666)
     try:

@@ -206,7 +206,7 @@ class Urls:
         return await in_disk_thread(is_there)
 
     async def _confirm(self, origin: FileURL, known: _UrlState) -> UrlResult:
-        """Take what was here for what the origin has. Raises UnexpectedContent."""
+        """Return the known entry after the origin said that it is unchanged. Raises UnexpectedContent."""
         if isinstance(origin.expected, str):
             path = await in_disk_thread(self._entry_store.find, Kind.FILE, Reference(digest=known.digest))
             sha256 = await self._sha256(origin, path) if path is not None else None

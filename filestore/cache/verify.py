@@ -36,7 +36,7 @@ async def verify_cache(root: Path) -> list[Path]:
     removed even while it is in use.
 
     Returns the paths that were removed. The next resolve fetches them again. Cost: the whole cache is read once. Raises
-    InvalidInput if there is no cache, UnknownFormat, StorageError.
+    InvalidInput if `root` is not a cache, UnknownFormat, StorageError.
     """
     await in_disk_thread(check_cache, root)
     removed = []

@@ -245,7 +245,7 @@ async def test_commit_refuses_a_name_that_cannot_be_kept(repository: Repository,
 
 @pytest.mark.slow
 async def test_cancelled_commit_is_whole_or_nothing(repository: Repository) -> None:
-    """After a cancel at any await, a record has its manifest, or there is no record. The next commit gives one."""
+    """After a cancel at any await, a record has its manifest, or none exists. The next commit gives one."""
     chunks = contents(3)
     await repository.put([encoded(content) for content in chunks])
     wanted = manifest(chunks)

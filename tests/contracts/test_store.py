@@ -122,7 +122,7 @@ async def test_discarded_twice_or_after_publish_does_nothing(store: ChunkStore) 
 
 
 async def test_published_again_replaces(store: ChunkStore) -> None:
-    """A file that exists is no reason to skip a publish, because a crash may have left it."""
+    """A publish also replaces an existing file, because a crash may have left it."""
     digest = chunk_digest(b"content")
     for data in (b"one encoding", b"another"):
         _, staging = staged(store, data)

@@ -1,4 +1,4 @@
-"""Errors as answers: problem documents (RFC 9457), and what of an error stays in the server's log."""
+"""Answer errors with problem documents (RFC 9457), and keep what concerns only the server in its log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ CORRELATION_HEADER = "x-correlation-id"
 
 @web.middleware
 async def as_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer each error with a problem document. Where an answer had begun, the connection is cut: this one then goes nowhere."""
+    """Answer each error with a problem document.
+
+    If an answer has begun, its connection is cut, and the problem is not sent.
+    """
     try:
         return await handler(request)
     except (Interrupted, Stalled, ConnectionError) as error:
@@ -42,12 +45,12 @@ async def as_problems(request: web.Request, handler: Handler) -> web.StreamRespo
         return web.Response(status=408)
     except web.HTTPException as error:
         return _answer(_protocol_problem(error), {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {})
-    except Exception as error:  # noqa: BLE001  # whatever it is, it ends this request only
+    except Exception as error:  # noqa: BLE001  # any error ends this request only
         return problem(request, error)
 
 
 def problem(request: web.Request, error: Exception) -> web.Response:
-    """The answer that stands for `error`. What only concerns the server is logged, and told by a correlation id."""
+    """Return the answer for `error`. An error of the server itself is logged; the answer has its correlation id."""
     if isinstance(error, FilestoreError):
         described = wire.encode_problem(error)
         if described.status < 500:
@@ -58,13 +61,13 @@ def problem(request: web.Request, error: Exception) -> web.Response:
 
 
 def log_failure(what: str, error: BaseException, *, level: int = logging.ERROR) -> None:
-    """Write down in one line what failed, and why; where in our code it was, only of a fault of our own."""
+    """Log in one line what failed and why. Only a fault in our own code is logged with its traceback."""
     is_ours = not isinstance(error, FilestoreError | OSError)
     logger.log(level, "%s: %s", what, " ".join(str(error).split()), exc_info=error if is_ours else None)
 
 
 def concerns_us(record: logging.LogRecord) -> bool:
-    """Whether a message of the framework's belongs in the log. That a stranger sent what is no HTTP, and got a 400, does not."""
+    """Return whether a message of aiohttp belongs in the log. A request that is not HTTP gets a 400 and no log entry."""
     return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
 
 
@@ -77,7 +80,7 @@ def _headers_of(error: Exception) -> Mapping[str, str]:
 
 
 def _without_secrets(error: Exception, correlation_id: str) -> FilestoreError:
-    """`error` without paths and other things of this machine, where a client can do something about it."""
+    """Return an error without paths and other facts about this machine. Keep the kind if the client can act on it."""
     if isinstance(error, DamagedChunk | DamagedRecord):
         return error
     if isinstance(error, StorageFull):
@@ -88,7 +91,7 @@ def _without_secrets(error: Exception, correlation_id: str) -> FilestoreError:
 
 
 def _protocol_problem(error: web.HTTPException) -> wire.Problem:
-    # RFC 9457, section 4.2.1: about:blank says no more than the status does.
+    # RFC 9457, section 4.2.1: about:blank means that the status says everything.
     document = {"type": "about:blank", "title": error.reason, "status": error.status, "detail": error.text or error.reason}
     return wire.Problem(error.status, document)
 

@@ -1,4 +1,4 @@
-"""Send stored frames as they are. Only a few of them are open at a time, whatever their number."""
+"""Send stored frames as they are. Only a few of them are open at a time."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ class Assembly:
 
     @asynccontextmanager
     async def _waited_for(self, upload: Upload) -> AsyncIterator[None]:
-        """The lock of who cuts. Raises Busy."""
+        """Hold the lock for cutting and finishing during the block. Raises Busy."""
         async with _locked(upload, limit_seconds=FINISH_SECONDS) as is_held:
             if not is_held:
                 raise Busy(f"the upload {upload.id}", "a process of the server is storing what arrived of it")
@@ -195,7 +195,7 @@ class Assembly:
 
 @asynccontextmanager
 async def _locked(upload: Upload, *, limit_seconds: float = 0) -> AsyncIterator[bool]:
-    """Whether the lock of who cuts could be had, for the block: False where somebody, in any process, has it."""
+    """Try to hold the lock for cutting and finishing during the block. Yields False if another task or process has it."""
     with await in_disk_thread(upload.lock) as lock:
         yield await lock.acquire_soon(limit_seconds=limit_seconds)
 

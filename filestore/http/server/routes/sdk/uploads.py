@@ -8,13 +8,13 @@
     ID/lock                     the lock of the process that cuts or finishes
     gone-ID                     an upload that is being removed
 
-These are in a folder of the spool folder. Each repository has such a folder, since its servers may share the spool folder with
-those of other repositories. Every file gets its name by a rename, when it is whole. A process that changes the set of parts locks
-the folder of the upload for that time. All functions block, unless they are coroutines.
+These are in a folder of the spool folder. Each repository has such a folder, since its servers may share the spool
+folder with those of other repositories. Every file gets its name by a rename, when it is whole. A process that changes
+the set of parts locks the folder of the upload for that time. All functions block, unless they are coroutines.
 
-No lock here is required. Without locks, two processes that cut at the same time do the same work and write the same result;
-two that finish at the same time make the same record; a part that replaces another one while it is kept may count as the
-earlier one.
+No lock here is required. Without locks, two processes that cut at the same time do the same work and write the same
+result; two that finish at the same time make the same record; a part that replaces another one while it is kept may
+count as the earlier one.
 """
 
 from __future__ import annotations
@@ -147,7 +147,10 @@ class Upload:
         self._path(_CUT).unlink(missing_ok=True)
 
     def lock(self) -> FileLock:
-        """The lock of who cuts, in any process; the caller takes it and releases it. Raises UploadNotFound."""
+        """Return the lock for cutting and finishing, which all processes share. The caller acquires and releases it.
+
+        Raises UploadNotFound.
+        """
         with self._standing():
             return FileLock.of_file(self._path(_LOCK), is_required=False)
 
