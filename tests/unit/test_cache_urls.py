@@ -263,7 +263,7 @@ async def test_a_file_that_is_too_large_leaves_nothing(local_repository: Reposit
     """The sentence says which setting allows more."""
     cache = Cache(tmp_path / "cache", local_repository, downloads=DownloadLimits(private_allowed=True, size=2_999_999))
 
-    with pytest.raises(LimitExceeded, match=r"3000000, more than the limit of 2999999; .*FILESTORE_URL_SIZE_LIMIT"):
+    with pytest.raises(LimitExceeded, match=r"3000000, more than the limit of 2999999; .*raise the setting url_size_limit"):
         await cache.resolve(FileURL(nginx.put("model.bin", CONTENT)))
 
     assert ([], []) == (entries(tmp_path), staged(tmp_path))
