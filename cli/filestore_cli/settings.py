@@ -1,7 +1,7 @@
-"""Settings: every setting with its meaning, unit, default and environment variable.
+"""Every setting, with its meaning, unit, default and environment variable.
 
-Pure: the command line reads the environment and the configuration file, and passes what they say. All settings are
-described in `docs/settings.md`, which a test compares with this module.
+The command line reads the environment and the configuration file, and passes their values to this module.
+`docs/settings.md` describes all settings; a test compares it with this module.
 """
 
 from __future__ import annotations
@@ -36,32 +36,33 @@ _SIZE_UNITS = {"": 1, "B": 1} | {
 _SIZE_UNIT = "bytes, or a size such as 10GB, 10G or 1.5GiB"
 SIZE_WORDS = "kB, MB, GB, TB, PB (also k, M, G, T, P) are powers of 1000, KiB to PiB (also Ki to Pi) of 1024"
 _NOWHERE = Path("/dev/null/filestore")
-"""Nothing can be made there, and what can do without it does."""
+"""A path at which nothing can be made. It is used in the place of a folder that is not known."""
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
 
 
 class Setting(NamedTuple):
-    """What there is to know of a setting beside its value."""
+    """The definition of a setting."""
 
     meaning: str
     unit: str
     default: str
-    """As one writes it, or in words where it is no constant."""
+    """The default as the user would write it, or in words if it is not a constant."""
     environment: str | None
     """The environment variable, or None for a setting that only an option may change."""
     parse: Callable[[object], object]
-    """The value that a text, or a TOML value, stands for; its own results stand for themselves. Raises ValueError."""
+    """Turns a text, or a TOML value, into the value of the setting. It returns such a value as it is. Raises
+    ValueError."""
     has_option: bool = True
-    """Whether commands take it as an option; what one sets once for a machine has none."""
+    """Whether commands take it as an option. A setting that is set once for a machine has no option."""
 
 
 class Folders(NamedTuple):
-    """Where this machine's user keeps things; the command line asks the platform."""
+    """The folders of the user of this machine. The command line finds them by the rules of the platform."""
 
     data: Path | None
     cache: Path | None
     state: Path | None
-    """None: nobody knows where, as for a user without a home folder."""
+    """None if the folder is not known, for example for a user without a home folder."""
 
 
 def _text(value: object) -> str:
@@ -75,12 +76,12 @@ def _host(value: object) -> str:
     try:
         host.encode("idna")
     except UnicodeError:
-        raise ValueError(f"{host!r} is no host name or address") from None
+        raise ValueError(f"{host!r} is not a host name or an address") from None
     return host
 
 
 def _token(value: object) -> str:
-    # The value is a secret: it must not stand in the error.
+    # The value is a secret: it must not be in the error.
     if not isinstance(value, str) or not _TOKEN.match(value):
         raise ValueError("a token has printable ASCII characters only, and no spaces")
     return value
@@ -106,7 +107,7 @@ def _proxy(value: object) -> str:
 def _choice(*choices: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if value not in choices:
-            raise ValueError(f"{value!r} is none of {', '.join(choices)}")
+            raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
         return str(value)
 
     return parse
@@ -116,7 +117,7 @@ def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
         text = str(value)
         if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", text) or not minimum <= int(text) <= maximum:
-            raise ValueError(f"{value!r} is no whole number from {minimum} to {maximum}")
+            raise ValueError(f"{value!r} is not a whole number from {minimum} to {maximum}")
         return int(text)
 
     return parse
@@ -129,7 +130,7 @@ def _seconds(maximum: int) -> Callable[[object], float]:
         except ValueError:
             seconds = 0.0
         if not 0.1 <= seconds <= maximum:
-            raise ValueError(f"{value!r} is no number of seconds from 0.1 to {maximum}")
+            raise ValueError(f"{value!r} is not a number of seconds from 0.1 to {maximum}")
         return seconds
 
     return parse
@@ -139,20 +140,21 @@ def _claim(value: object) -> bool:
     claims = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
     text = str(value).lower()
     if text not in claims:
-        raise ValueError(f"{value!r} is neither yes nor no")
+        raise ValueError(f"{value!r} is not yes or no")
     return claims[text]
 
 
 def parse_size(value: object, *, minimum: int) -> int:
-    """Bytes of a number, or of a text such as 10GB, 10G, 10Gi or 1.5GiB. Raises ValueError."""
+    """Return the bytes of a number, or of a text such as 10GB, 10G, 10Gi or 1.5GiB. Raises ValueError."""
     match = None if isinstance(value, bool) else _SIZE.match(str(value))
     unit = None if match is None else _SIZE_UNITS.get(match[3])
-    # There is no part of a byte, but of a unit there is; what is left of a byte then does not count.
+    # A number of bytes has no fraction, and a number of a larger unit may have one. A rest of less than a byte is
+    # dropped.
     if match is None or unit is None or (unit == 1 and match[2]):
-        raise ValueError(f"{value!r} is no size, such as 128MiB or 10GB: {SIZE_WORDS}")
+        raise ValueError(f"{value!r} is not a size, such as 128MiB or 10GB: {SIZE_WORDS}")
     size = int(Fraction(f"{match[1]}{match[2] or ''}") * unit)
     if size < minimum:
-        raise ValueError(f"{value!r} is less than the {minimum} bytes that are the least here")
+        raise ValueError(f"{value!r} is too small; the smallest size here is {minimum} bytes")
     return size
 
 
@@ -169,7 +171,10 @@ def _setting(
     has_environment: bool = True,
     has_option: bool = True,
 ) -> dict[str, Callable[[str, object], Setting]]:
-    """What makes the definition of a setting from its name and its default; `default` says in words what that is not itself."""
+    """Return a function that makes the definition of a setting from its name and its default.
+
+    `default` is the default in words. It is given if the default of the field is not the whole truth.
+    """
 
     def definition(name: str, value: object) -> Setting:
         environment = f"FILESTORE_{name.upper()}" if has_environment else None
@@ -179,7 +184,7 @@ def _setting(
 
 
 def _default_text(value: object, unit: str) -> str:
-    """A default as one writes it: `yes`, `30`, `128MiB`."""
+    """Return a default as the user would write it: `yes`, `30`, `128MiB`."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if unit == _SIZE_UNIT and isinstance(value, int) and value:
@@ -190,7 +195,7 @@ def _default_text(value: object, unit: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What can be set, and what holds where nobody said anything. Make one with `settings_from`."""
+    """The values of all settings, with their defaults. Make one with `settings_from`."""
 
     url: str | None = field(
         default=None,
@@ -205,7 +210,7 @@ class Settings:
         default=None,
         repr=False,
         metadata=_setting(
-            "The secret that a server asks for; `filestore serve` lets it in for that run",
+            "The token for the server; `filestore serve` accepts it until it stops",
             unit="text",
             parse=_token,
             default="none",
@@ -213,7 +218,7 @@ class Settings:
     )
     root: Path = field(
         metadata=_setting(
-            "The folder that `filestore serve` serves, and that commands work on where no url is set",
+            "The folder that `filestore serve` serves; commands work on it if url is not set",
             unit="path",
             parse=_path,
             default="filestore in the user's data folder; on Linux ~/.local/share/filestore",
@@ -221,7 +226,7 @@ class Settings:
     )
     cache: Path = field(
         metadata=_setting(
-            "The cache folder that `filestore cache` fills and works on",
+            "The cache folder of the commands `filestore cache`",
             unit="path",
             parse=_path,
             default="filestore in the user's cache folder; on Linux ~/.cache/filestore",
@@ -230,7 +235,7 @@ class Settings:
     cache_size_limit: int | None = field(
         default=None,
         metadata=_setting(
-            "Bytes of disk that a cache may take; what was not used for the longest time goes before more is written",
+            "Bytes of disk that the cache may take; the least recently used entries are evicted before more is written",
             unit=_SIZE_UNIT,
             parse=_size(0),
             default="none: as much as the disk holds",
@@ -239,14 +244,14 @@ class Settings:
     cache_min_free: int = field(
         default=0,
         metadata=_setting(
-            "Bytes of its disk that a cache leaves free; what was not used for the longest time goes before more is written",
+            "Bytes of its disk that the cache leaves free; the least recently used entries are evicted before more is written",
             unit=_SIZE_UNIT,
             parse=_size(0),
         ),
     )
     push_cache: Path = field(
         metadata=_setting(
-            "The file that remembers what was pushed from where, so that an unchanged file is not read again",
+            "The file that remembers the last pushes, so that unchanged files are not read again",
             unit="path",
             parse=_path,
             default="journal.sqlite in the user's state folder; on Linux ~/.local/state/filestore/journal.sqlite",
@@ -255,19 +260,21 @@ class Settings:
     codec: str = field(
         default="auto",
         metadata=_setting(
-            f"How a push encodes chunks: {', '.join(CODEC_CHOICES)}; auto takes the best for each by looking at a sample",
+            f"How a push encodes chunks: {', '.join(CODEC_CHOICES)}; auto chooses the best for each chunk by a sample",
             unit="choice",
             parse=_choice(*CODEC_CHOICES),
         ),
     )
     connections: int = field(
         default=4,
-        metadata=_setting("Connections to a server that a push or a fetch uses side by side", unit="count", parse=_whole(1, 64)),
+        metadata=_setting(
+            "Connections to a server that a push or a fetch uses at the same time", unit="count", parse=_whole(1, 64)
+        ),
     )
     stall_seconds: float = field(
         default=DEFAULT_SERVER_LIMITS.stall_seconds,
         metadata=_setting(
-            "How long a transfer may move no byte before its connection is dropped; a client then tries anew",
+            "Abort a connection after this many seconds without progress; a client then retries",
             unit="seconds",
             parse=_seconds(86400),
         ),
@@ -275,7 +282,7 @@ class Settings:
     host: str = field(
         default="127.0.0.1",
         metadata=_setting(
-            "The address that `filestore serve` listens on; traffic is not encrypted, so only the option changes it",
+            "The address that `filestore serve` listens on; only the option changes it, because traffic is not encrypted",
             unit="host name or address",
             parse=_host,
             has_environment=False,
@@ -290,13 +297,15 @@ class Settings:
     workers: int = field(
         default=1,
         metadata=_setting(
-            "Server processes on that port; as many as there are cores to spare", unit="count", parse=_whole(1, 256)
+            "Number of server processes on that port; give one for each processor core that is free",
+            unit="count",
+            parse=_whole(1, 256),
         ),
     )
     memory_limit: int = field(
         default=DEFAULT_SERVER_LIMITS.memory_limit,
         metadata=_setting(
-            "Bytes in flight in one server process at most, whatever the number of clients",
+            "The most bytes in flight in one server process, for any number of clients",
             unit=_SIZE_UNIT,
             parse=_size(16 << 20),
         ),
@@ -304,7 +313,7 @@ class Settings:
     spool_folder: Path | None = field(
         default=None,
         metadata=_setting(
-            "The folder in which a server lets an upload by form or in parts wait until it is whole",
+            "The folder where a server collects an upload by form or in parts until it is complete",
             unit="path",
             parse=_path,
             default="the folder that root names",
@@ -313,7 +322,7 @@ class Settings:
     upload_limit: int | None = field(
         default=DEFAULT_SERVER_LIMITS.upload_limit,
         metadata=_setting(
-            "Bytes of the largest file that a server takes by form or in parts",
+            "Bytes of the largest file that a server accepts by form or in parts",
             unit=_SIZE_UNIT,
             parse=_size(0),
             default="none: as much as the disk holds",
@@ -322,19 +331,21 @@ class Settings:
     upload_idle_seconds: float = field(
         default=DEFAULT_SERVER_LIMITS.upload_idle_seconds,
         metadata=_setting(
-            "How long an upload in parts may lie still before a server drops it and frees its space",
+            "How long an upload in parts may receive nothing before a server removes it and frees its space",
             unit="seconds",
             parse=_seconds(30 * 86400),
         ),
     )
     drain_seconds: float = field(
         default=DEFAULT_SERVER_LIMITS.drain_seconds,
-        metadata=_setting("How long a server that was told to stop lets transfers finish", unit="seconds", parse=_seconds(86400)),
+        metadata=_setting(
+            "How long a server that is stopping waits for current transfers", unit="seconds", parse=_seconds(86400)
+        ),
     )
     signed_seconds: int = field(
         default=DEFAULT_SERVER_LIMITS.signed_seconds,
         metadata=_setting(
-            "How long a signed URL lets anyone read the file that it was made for", unit="seconds", parse=_whole(1, 31_622_400)
+            "How long everyone who has a signed URL can read its file", unit="seconds", parse=_whole(1, 31_622_400)
         ),
     )
     run_seconds: float = field(
@@ -348,7 +359,7 @@ class Settings:
     run_memory_limit: int = field(
         default=16 << 30,
         metadata=_setting(
-            "Bytes of memory that each process of a pipeline may have; mapped files and those of a GPU do not count",
+            "Bytes of memory for each process of a pipeline; mapped files and memory of a GPU do not count",
             unit=_SIZE_UNIT,
             parse=_size(256 << 20),
         ),
@@ -356,7 +367,7 @@ class Settings:
     loaded_pipelines: int = field(
         default=4,
         metadata=_setting(
-            "Pipelines that `filestore runtime serve` keeps loaded at the same time, each in a process of its own",
+            "Number of pipelines that `filestore runtime serve` keeps loaded, each in a process of its own",
             unit="count",
             parse=_whole(1, 1024),
         ),
@@ -364,7 +375,7 @@ class Settings:
     zip_entries: int = field(
         default=DEFAULT_LIMITS.entries,
         metadata=_setting(
-            "Files, links and folders that a zip file may unpack to",
+            "The most files, links and folders in a zip file that is unpacked",
             unit="count",
             parse=_whole(1, 1_000_000_000),
             has_option=False,
@@ -372,12 +383,12 @@ class Settings:
     )
     zip_total_size: int = field(
         default=DEFAULT_LIMITS.total_size,
-        metadata=_setting("Bytes that a zip file may unpack to", unit=_SIZE_UNIT, parse=_size(1), has_option=False),
+        metadata=_setting("The most bytes that a zip file may unpack to", unit=_SIZE_UNIT, parse=_size(1), has_option=False),
     )
     zip_ratio: int = field(
         default=DEFAULT_LIMITS.ratio,
         metadata=_setting(
-            "How many times its own size a zip file may unpack to, beside the first MiB",
+            "How many times its own size a zip file may unpack to; the first MiB is always allowed",
             unit="ratio",
             parse=_whole(1, 1_000_000),
             has_option=False,
@@ -385,18 +396,18 @@ class Settings:
     )
     zip_name_size: int = field(
         default=DEFAULT_LIMITS.name_size,
-        metadata=_setting("Bytes that a path in a zip file may have", unit=_SIZE_UNIT, parse=_size(1), has_option=False),
+        metadata=_setting("The most bytes of a path in a zip file", unit=_SIZE_UNIT, parse=_size(1), has_option=False),
     )
     zip_depth: int = field(
         default=DEFAULT_LIMITS.depth,
         metadata=_setting(
-            "Folders inside each other that a zip file may unpack to", unit="count", parse=_whole(1, 65535), has_option=False
+            "The most folders inside each other in a zip file", unit="count", parse=_whole(1, 65535), has_option=False
         ),
     )
     zip_directory_size: int = field(
         default=DEFAULT_LIMITS.directory_size,
         metadata=_setting(
-            "Bytes that the central directory of a zip file may have; it is held in memory",
+            "The most bytes of the central directory of a zip file, which is held in memory",
             unit=_SIZE_UNIT,
             parse=_size(1),
             has_option=False,
@@ -405,7 +416,7 @@ class Settings:
     url_private_allowed: bool = field(
         default=DEFAULT_DOWNLOAD_LIMITS.private_allowed,
         metadata=_setting(
-            "Whether a file behind a URL may come from an address that is not public, such as 127.0.0.1 or 10.0.0.1",
+            "Whether a URL may lead to an address that is not public, such as 127.0.0.1 or 10.0.0.1",
             unit="yes or no",
             parse=_claim,
             has_option=False,
@@ -413,16 +424,20 @@ class Settings:
     )
     url_size_limit: int = field(
         default=DEFAULT_DOWNLOAD_LIMITS.size,
-        metadata=_setting("Bytes that a file behind a URL may have", unit=_SIZE_UNIT, parse=_size(0), has_option=False),
+        metadata=_setting(
+            "Bytes of the largest file that is downloaded from a URL", unit=_SIZE_UNIT, parse=_size(0), has_option=False
+        ),
     )
     url_redirects: int = field(
         default=DEFAULT_DOWNLOAD_LIMITS.redirects,
-        metadata=_setting("How many redirects from a URL are followed", unit="count", parse=_whole(0, 100), has_option=False),
+        metadata=_setting(
+            "The most redirects from a URL that are followed", unit="count", parse=_whole(0, 100), has_option=False
+        ),
     )
     url_first_byte_seconds: float = field(
         default=DEFAULT_DOWNLOAD_LIMITS.first_byte_seconds,
         metadata=_setting(
-            "How long the server behind a URL may take until its answer begins, redirects included",
+            "How long the server of a URL may take until its answer begins, including redirects",
             unit="seconds",
             parse=_seconds(86400),
             has_option=False,
@@ -432,7 +447,7 @@ class Settings:
         default=None,
         repr=False,
         metadata=_setting(
-            "The HTTP proxy by which files behind URLs are downloaded; it then decides which addresses may be connected to",
+            "The HTTP proxy for downloads from URLs; it then decides which addresses can be reached",
             unit="URL such as http://HOST:PORT",
             parse=_proxy,
             default="none: HTTP_PROXY and HTTPS_PROXY are not used for them",
@@ -442,7 +457,7 @@ class Settings:
 
     @property
     def download_limits(self) -> DownloadLimits:
-        """What a URL may ask of whoever downloads from it: all settings whose names begin with `url_`, and `stall_seconds`."""
+        """The limits of a download from a URL: all settings whose names begin with `url_`, and `stall_seconds`."""
         return DownloadLimits(
             size=self.url_size_limit,
             redirects=self.url_redirects,
@@ -459,7 +474,7 @@ class Settings:
 
     @property
     def zip_limits(self) -> ZipLimits:
-        """What a zip file may ask of whoever unpacks it: all settings whose names begin with `zip_`."""
+        """The limits of a zip file that is unpacked: all settings whose names begin with `zip_`."""
         return ZipLimits(**{limit.name: getattr(self, f"zip_{limit.name}") for limit in fields(ZipLimits)})
 
 
@@ -478,11 +493,12 @@ def settings_from(
     file_path: str = "",
     used: Collection[str] = ("root", "cache"),
 ) -> Settings:
-    """Settings by option, environment and configuration file, in that order; None and an empty variable say nothing.
+    """Take each setting from the options, the environment or the configuration file, in this order, or its default.
 
-    A folder that nobody knows and that is not `used` becomes a path that nothing can be made at.
+    None and an empty variable count as not set. A folder that is not known and not `used` becomes a path at which
+    nothing can be made.
 
-    Raises InvalidSetting, which names where a bad value stands, or that the file sets something unknown.
+    Raises InvalidSetting, which names the place of a bad value, or a name in the file that is not a setting.
     """
     for name in file or {}:
         if name not in setting_definitions() or setting_definitions()[name].environment is None:
@@ -497,7 +513,7 @@ def settings_from(
         if given is not None:
             values[name] = parse_setting(name, given.value, source=given.source)
         elif values.get(name) == _NOWHERE and name in used:
-            reason = f"this user has no home folder that is known; set HOME, or give {option_of(name)} or {setting.environment}"
+            reason = f"the home folder of this user is not known; set HOME, or give {option_of(name)} or {setting.environment}"
             raise InvalidSetting(f"the default of {name}", reason)
     return Settings(**values)
 
@@ -508,17 +524,20 @@ def _unknown_reason(name: str) -> str:
     known = [known for known, setting in setting_definitions().items() if setting.environment is not None]
     nearest = get_close_matches(name.lower().replace("-", "_"), known, 1)
     if nearest:
-        return f"there is no such setting; {nearest[0]} may be meant"
-    return f"there is no such setting; those that can stand there are {', '.join(known)}"
+        return f"there is no such setting; did you mean {nearest[0]}?"
+    return f"there is no such setting; the settings are {', '.join(known)}"
 
 
 def option_of(name: str) -> str:
-    """The command line's option for a setting."""
+    """Return the option of the command line for a setting."""
     return "--" + name.replace("_", "-")
 
 
 def parse_setting(name: str, value: object, *, source: str) -> Any:
-    """What `value`, which stands in `source`, means for the setting `name`. Raises InvalidSetting."""
+    """Return the value of the setting `name` that was written as `value`.
+
+    Raises InvalidSetting, which names `source`.
+    """
     try:
         return setting_definitions()[name].parse(value)
     except ValueError as error:

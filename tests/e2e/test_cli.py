@@ -453,7 +453,7 @@ def test_a_user_without_a_home(new_home: Home, tmp_path: Path) -> None:
         return done.returncode, done.stderr
 
     needs = (
-        "Error: the default of {0} cannot be used: this user has no home folder that is known; set HOME, or give --{0} or {1}\n"
+        "Error: the default of {0} cannot be used: the home folder of this user is not known; set HOME, or give --{0} or {1}\n"
     )
     assert (1, needs.format("root", "FILESTORE_ROOT")) == run("ls")
     assert (1, needs.format("cache", "FILESTORE_CACHE")) == run("cache", "ls")
@@ -465,11 +465,13 @@ def test_a_user_without_a_home(new_home: Home, tmp_path: Path) -> None:
 
 def test_bad_settings_are_told_with_their_place(home: Home) -> None:
     """A bad variable or file is named; a secret is not."""
-    assert home.failure("serve", environ={"FILESTORE_PORT": "x"}).startswith("FILESTORE_PORT cannot be used: 'x' is no whole")
+    assert home.failure("serve", environ={"FILESTORE_PORT": "x"}).startswith("FILESTORE_PORT cannot be used: 'x' is not a whole")
     assert "secret" not in home.failure("ls", environ={"FILESTORE_TOKEN": "my secret"})
 
     home.config_file.write_text("urll = 1")
-    assert home.failure("ls").startswith(f"urll in {home.config_file} cannot be used: there is no such setting; url may be meant")
+    assert home.failure("ls").startswith(
+        f"urll in {home.config_file} cannot be used: there is no such setting; did you mean url?"
+    )
     home.config_file.write_text("url = ")
     assert home.failure("ls").startswith(f"{home.config_file} cannot be used: it is no TOML")
 

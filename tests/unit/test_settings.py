@@ -173,11 +173,11 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("key", "sentence"),
     [
-        ("urll", "there is no such setting; url may be meant"),
-        ("cache-size-limit", "there is no such setting; cache_size_limit may be meant"),
-        ("Token", "there is no such setting; token may be meant"),
+        ("urll", "there is no such setting; did you mean url?"),
+        ("cache-size-limit", "there is no such setting; did you mean cache_size_limit?"),
+        ("Token", "there is no such setting; did you mean token?"),
         ("host", "only the option --host changes it"),
-        ("qqqq", "there is no such setting; those that can stand there are url, token, root, "),
+        ("qqqq", "there is no such setting; the settings are url, token, root, "),
     ],
 )
 def test_a_wrong_key_names_the_nearest_right_one(key: str, sentence: str) -> None:
