@@ -11,9 +11,10 @@ T = TypeVar("T")
 def batched_by_size(
     items: Iterable[T], size: Callable[[T], int], *, limit: int, count_limit: int | None = None
 ) -> Iterator[list[T]]:
-    """Items in their order, in batches of at most `limit` bytes and `count_limit` items; a larger item is a batch alone.
+    """Yield items in their order, in batches of at most `limit` bytes and `count_limit` items.
 
-    `size` tells the bytes of an item. A batch is as full as it can be. One item more than the batches have is taken from `items`.
+    `size` returns the bytes of an item. An item above the limit is a batch of its own. A batch is as full as possible,
+    so one item more than the batch has was taken from `items` when it is given.
     """
     batch: list[T] = []
     held = 0

@@ -17,7 +17,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 DIGEST_SIZE = 32
 DIGEST_AND_NUMBER = struct.Struct(f"<{DIGEST_SIZE}sI")
-"""32 bytes and a u32: a chunk and its size, in manifests, in batches and in what is kept of many chunks."""
+"""32 bytes and a u32: the digest and the size of a chunk, in manifests, in batches and in packed rows of chunks."""
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
 _MANIFEST_CONTEXT = "filestore 2026-11-24 manifest"

@@ -1,6 +1,6 @@
 """Timestamps as text: RFC 3339 in UTC with six digits of a second, such as `2026-11-24T05:57:45.535263Z`.
 
-Inside, a moment is a whole number of microseconds since 1970.
+In the library, a time is a whole number of microseconds since 1970.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ from datetime import UTC, datetime
 
 
 def format_timestamp(microseconds: int) -> str:
-    """The text that stands for a moment, in JSON everywhere."""
+    """Return the text of a time. All times in JSON have this form."""
     moment = datetime.fromtimestamp(microseconds // 1_000_000, UTC).replace(microsecond=microseconds % 1_000_000)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def format_seconds(seconds: float) -> str:
-    """`format_timestamp` of a moment in seconds since 1970, as the clock and file systems have it."""
+    """Return the text of a time in seconds since 1970, as clocks and file systems give it."""
     return format_timestamp(int(seconds * 1_000_000))
 
 
 def parse_timestamp(text: str) -> int:
-    """The moment that a text in any form of ISO 8601 stands for, in microseconds. Raises ValueError, also without a time zone."""
+    """Return the time of a text in any form of ISO 8601, in microseconds.
+
+    Raises ValueError, also without a time zone.
+    """
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError("a time has a time zone")

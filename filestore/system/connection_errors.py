@@ -1,4 +1,4 @@
-"""Why a connection failed, in plain words: neither the names of a library's classes nor its codes."""
+"""Say why a connection failed, in plain words, without the class names and codes of a library."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import ssl
 
 _NUMBERS = re.compile(r"\[Errno ([0-9]+)\]")
 _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
-"""What OpenSSL says of bytes that are no TLS."""
+"""The reasons that OpenSSL gives for bytes that are not TLS."""
 
 
 def failure_reason(error: BaseException) -> str:
-    """What happened to a connection, from what the operating system, OpenSSL, asyncio or aiohttp raised."""
-    # What aiohttp raises holds what it came from.
+    """Return what happened to a connection, from an error of the operating system, OpenSSL, asyncio or aiohttp."""
+    # An error of aiohttp contains the error that caused it.
     error = getattr(error, "certificate_error", None) or getattr(error, "_os_error", None) or error
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is refused, {error.verify_message}; SSL_CERT_FILE names the file of an authority that you trust"
     if isinstance(error, ssl.SSLError):
         return _tls_reason(error)
     if isinstance(error, UnicodeError):
-        return "its host is no name that a network can have"
+        return "its host is not a name that a network can have"
     if isinstance(error, OSError):
         return _system_reason(error)
     return _http_reason(error)
@@ -36,9 +36,9 @@ def _tls_reason(error: ssl.SSLError) -> str:
 
 def _system_reason(error: OSError) -> str:
     if error.errno:
-        # Below 0 are those of names that are looked up.
+        # Numbers below 0 are errors of the look-up of names.
         return os.strerror(error.errno) if error.errno > 0 else error.strerror or "the connection failed"
-    # Several addresses were tried, and each failed in its own way.
+    # Several addresses were tried, and each may have failed for another reason.
     tried = dict.fromkeys(os.strerror(int(number)) for number in _NUMBERS.findall(str(error)))
     if tried:
         return ", ".join(tried)
@@ -46,7 +46,7 @@ def _system_reason(error: OSError) -> str:
 
 
 def _http_reason(error: BaseException) -> str:
-    import aiohttp  # noqa: PLC0415  # takes 0.15 s, and only what it raises comes here
+    import aiohttp  # noqa: PLC0415  # takes 0.15 s, and is loaded already if it raised the error
 
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "it ended the connection without an answer"

@@ -277,7 +277,7 @@ async def _opened_source(
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> AsyncIterator[FileSource | TreeSource]:
-    """What is to be pushed to the repository of that identity; it leaves out what `push_cache` knows."""
+    """Open what is pushed to the repository with this identity. What `push_cache` knows is not read."""
     with ExitStack() as stack:
         source = await in_disk_thread(
             _open_source, stack, path, identity.chunking_version, symlinks=symlinks, include=include, exclude=exclude

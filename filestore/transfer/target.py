@@ -34,7 +34,7 @@ from filestore.transfer.sinks.zip_index import Zip
 
 ATTEMPTS = 3
 LOCK_SECONDS = 60
-"""How long a fetch waits for another one that replaces what is in the same folder: renames, and the removal of the old tree."""
+"""How long a fetch waits for another one that replaces the content of the same folder, and removes the old tree."""
 
 _REPLACING = ".filestore-replacing"
 _MOVING = ".filestore-moving"
@@ -109,8 +109,8 @@ class Target:
     def look(self) -> bool:
         """Find out how the tree can be published, and repair a publication that a crash interrupted.
 
-        Whether the target holds what an earlier unpack has published. Raises TargetError, Busy while another process replaces
-        what is in it.
+        Return whether the target holds what an earlier fetch has published. Raises TargetError, and Busy while another
+        process replaces what is in it.
         """
         for name in (self._discarded_name, self._replaced_name):
             remove_if_possible(self.path.parent / name)
@@ -401,10 +401,12 @@ class Target:
 
     @contextmanager
     def _locked(self, aside: Path) -> Iterator[None]:
-        """Have no other process put the target right, or publish in it, meanwhile. Nothing is to lock where `aside` is absent.
+        """Keep other processes from repairing the target, or publishing in it.
 
-        The lock is required: two that move the same names at once would mix the old tree with the new one. Raises Busy,
-        TargetError where there are no locks.
+        Without `aside`, there is nothing to lock.
+
+        The lock is required: two processes that move the same names at once would mix the old tree with the new one.
+        Raises Busy, and TargetError where there are no locks.
         """
         try:
             lock = FileLock.of_folder(aside, is_required=True)

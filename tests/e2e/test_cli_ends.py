@@ -285,7 +285,7 @@ def test_an_interrupt_from_the_first_moment_on(home: Home, tmp_path: Path) -> No
 def test_a_host_that_is_not_a_name_is_told_in_plain_words(home: Home, scheme: str) -> None:
     """Python's encoding of names is nothing to a user."""
     sentence = home.failure("ls", "--url", f"{scheme}://a..b:80")
-    assert sentence.startswith(f"{scheme}://a..b:80 cannot be reached: its host is no name that a network can have; ")
+    assert sentence.startswith(f"{scheme}://a..b:80 cannot be reached: its host is not a name that a network can have; ")
 
 
 @pytest.mark.parametrize(

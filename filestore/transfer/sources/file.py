@@ -192,7 +192,7 @@ class Source(Content, Protocol):
 
 
 class DescriptorOwner:
-    """What has one file open at a time, or none, until its block ends."""
+    """An object that has at most one open file, and closes it at the end of its block."""
 
     _descriptor = -1
 
@@ -203,7 +203,7 @@ class DescriptorOwner:
         self.close()
 
     def close(self) -> None:
-        """Close the file; safe to call again."""
+        """Close the file. It may be called more than once."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
