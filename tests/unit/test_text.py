@@ -17,7 +17,7 @@ from filestore_cli.text import duration, exactly, for_display, in_units, minute,
     ],
 )
 def test_printable(text: str, expected: str) -> None:
-    """Nothing that a name holds reaches a terminal as a command; what is readable stays."""
+    """A name cannot control a terminal; readable characters stay."""
     assert expected == for_display(text)
 
 
@@ -37,12 +37,12 @@ def test_printable(text: str, expected: str) -> None:
     ],
 )
 def test_in_units(size: int, expected: str) -> None:
-    """Three digits, whatever the size, and no step to 1000."""
+    """Every size has three digits, and no size is shown as 1000."""
     assert expected == in_units(size)
 
 
 def test_exactly() -> None:
-    """A size is told with all its digits."""
+    """A size is shown with all its digits."""
     assert exactly(12) == "12 bytes"
     assert exactly(90_868_376) == "90.9 MB (90868376 bytes)"
 
@@ -57,7 +57,7 @@ def test_duration(seconds: float, expected: str) -> None:
 
 
 def test_table() -> None:
-    """Values stand below one another."""
+    """The values are in one column."""
     assert table(id=1, size="2 bytes") == ["id    1", "size  2 bytes"]
 
 

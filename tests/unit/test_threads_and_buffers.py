@@ -27,7 +27,7 @@ async def settle() -> None:
 
 
 class Holder:
-    """A task that holds a part of a budget until it is told to let go."""
+    """A task that holds a part of a budget until it may end."""
 
     def __init__(self, budget: Budget, size: int) -> None:
         self.holds = False
@@ -81,7 +81,7 @@ async def test_budget_lets_what_is_larger_than_the_limit_through_alone() -> None
 
 
 async def test_budget_passes_on_what_a_cancelled_waiter_did_not_take() -> None:
-    """A cancelled waiter neither holds its part nor blocks those behind it."""
+    """A cancelled waiter holds no part, and does not block the waiters after it."""
     budget = Budget(10)
     first, cancelled, last = Holder(budget, 5), Holder(budget, 10), Holder(budget, 5)
     await settle()
@@ -95,7 +95,7 @@ async def test_budget_passes_on_what_a_cancelled_waiter_did_not_take() -> None:
 
 
 async def test_budget_takes_a_cancel_in_the_moment_in_which_space_is_made() -> None:
-    """Of a waiter that is cancelled just then nothing stays, and the cancel is what it raises."""
+    """A waiter that is cancelled at that moment holds nothing, and raises the cancel."""
     budget = Budget(10)
     first, cancelled = Holder(budget, 10), Holder(budget, 5)
     await settle()
@@ -118,7 +118,7 @@ async def test_buffer_pool_gives_the_same_memory_again() -> None:
 
 
 async def test_buffer_pool_makes_no_more_than_its_count() -> None:
-    """Who finds all buffers taken waits for one."""
+    """A caller waits if all buffers are taken."""
     pool = BufferPool(count=1, size=4096)
     buffer = await pool.acquire()
     waiting = asyncio.create_task(pool.acquire())
@@ -154,13 +154,13 @@ async def test_a_cancelled_call_waits_for_its_thread() -> None:
 
 
 async def test_calls_side_by_side_wait_for_each_other() -> None:
-    """All run at once, though who started them holds a thread for the disk too."""
+    """All calls run at the same time, though their caller also has a disk thread."""
     together = threading.Barrier(3)
     await in_disk_thread(run_in_parallel, lambda _: together.wait(30), range(3))
 
 
 async def test_calls_side_by_side_have_all_ended_when_one_fails() -> None:
-    """The failure comes when nothing is under way any more, so that what was used can be freed."""
+    """The failure is raised after all calls have ended, so that their memory can be freed."""
     failed, ended = threading.Event(), []
 
     def call(number: int) -> None:
@@ -195,7 +195,7 @@ async def test_task_group_raises_the_failure_itself() -> None:
 
 
 async def test_single_flight_runs_once_for_all_who_ask() -> None:
-    """Concurrent calls with one key share one execution and its result; a later call runs anew."""
+    """Concurrent calls with one key share one execution and its result; a later call starts a new one."""
     flights, gate = SingleFlight(), asyncio.Event()
     runs = 0
 
@@ -229,7 +229,7 @@ async def test_single_flight_survives_one_waiter_that_leaves() -> None:
 
 
 async def test_single_flight_is_cancelled_with_its_last_waiter() -> None:
-    """Nothing goes on in the background when nobody waits for it."""
+    """Nothing continues in the background without a waiter."""
     flights, cancelled = SingleFlight(), asyncio.Event()
 
     async def work() -> None:
@@ -248,7 +248,7 @@ async def test_single_flight_is_cancelled_with_its_last_waiter() -> None:
 
 
 async def test_single_flight_has_ended_before_its_last_waiter_goes_on() -> None:
-    """What it still gives back may be closed by whoever asked for it; a failure of that is not reported as lost."""
+    """Its cleanup may need what the caller closes next. A failure of the cleanup is not reported as lost."""
     flights, gate = SingleFlight(), asyncio.Event()
     ended = False
 
@@ -285,7 +285,7 @@ async def test_single_flight_gives_everyone_the_failure() -> None:
 
 
 class Told:
-    """An object that knows whether it was told of a fork."""
+    """An object that records whether it was called after a fork."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -295,7 +295,7 @@ class Told:
 
 
 class Failing:
-    """An object that fails when it is told."""
+    """An object that fails when it is called after a fork."""
 
     def after_fork(self) -> None:
         raise RuntimeError("this one cannot")
@@ -303,7 +303,7 @@ class Failing:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_each_object_is_told_of_a_fork_whichever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that fails does not keep the others from being told, and every failure is shown."""
+    """After a failure, all other objects are called too, and every failure is shown."""
     failing, told = [Failing() for _ in range(20)], [Told() for _ in range(20)]
     for pair in zip(failing, told, strict=True):
         for item in pair:

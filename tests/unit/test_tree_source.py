@@ -33,7 +33,7 @@ def _cached(root: Path) -> CachedPush:
 
 
 def test_files_without_content_are_done_from_the_start(tmp_path: Path) -> None:
-    """Empty ones and kept links; folders are no files."""
+    """These are empty files and kept links; folders do not count as files."""
     things: dict[str, Planted] = {"a": b"", "b": b"b", "folder": Folder(), "link": Link("b")}
     with TreeSource(walk(plant(tmp_path / "tree", things), symlinks=Symlinks.KEEP)) as source:
         assert (3, 2) == (source.file_count, source.files_done)

@@ -37,12 +37,12 @@ FOLLOWING = (Symlinks.INSIDE, Symlinks.FOLLOW)
 
 
 def names(walked: WalkResult) -> list[str]:
-    """The names of what was found."""
+    """Return the names of what was found."""
     return [entry.name for entry in walked.entries]
 
 
 def contents(walked: WalkResult) -> dict[str, bytes]:
-    """What lies where the walk says that the content of each file is."""
+    """Read the files at the paths that the walk gives for their content."""
     return {
         entry.name: Path(walked.path(place)).read_bytes()
         for place, entry in enumerate(walked.entries)
@@ -88,7 +88,7 @@ def test_what_becomes_of_links_may_be_a_text(tmp_path: Path) -> None:
 
 
 def test_states_are_those_of_the_files(tmp_path: Path) -> None:
-    """Beside each file stands its state; folders and kept links have none."""
+    """Each file has its state; folders and kept links have none."""
     root = plant(tmp_path / "tree", {"a": b"", "b/c": Script(b"c"), "empty": Folder(), "link": Link("a")})
     os.utime(root / "a", ns=(-1, -1_500_000_000))
     walked = walk(root, symlinks=Symlinks.KEEP)
@@ -111,7 +111,7 @@ def test_where_content_lies(tmp_path: Path) -> None:
 
 
 def test_order_is_that_of_whole_paths(tmp_path: Path) -> None:
-    """A folder sorts with the `/` behind its name: `a.b` comes before what lies in `a`, and `a0` after it."""
+    """A folder sorts with `/` after its name: `a.b` comes before the content of `a`, and `a0` after it."""
     walked = walk(plant(tmp_path / "tree", {"a/x": b"", "a.b": b"", "a0": b"", "é": b"", "z": Folder(), "z.": b"", "z0": b""}))
 
     assert ["a.b", "a/x", "a0", "z.", "z", "z0", "é"] == names(walked)
@@ -126,7 +126,7 @@ def test_awkward_names(tmp_path: Path) -> None:
 
 
 def test_only_the_owners_right_to_execute_counts(tmp_path: Path) -> None:
-    """Nobody else's does, nor do other rights."""
+    """The rights of others, and other rights, do not count."""
     modes = {"none": 0o400, "owner": 0o500, "group": 0o410, "others": 0o401, "setuid": 0o4700, "all": 0o777}
     root = plant(tmp_path / "tree", dict.fromkeys(modes, b""))
     for name, mode in modes.items():
@@ -158,7 +158,7 @@ def test_relative_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("symlinks", Symlinks)
 def test_root_that_is_a_link(tmp_path: Path, symlinks: Symlinks) -> None:
-    """It is the folder to which it leads, whatever becomes of links in it."""
+    """The walk is that of the folder to which the link leads, for every policy."""
     plant(tmp_path, {"tree/folder/a": b"a", "link": Link("tree")})
     walked = walk(tmp_path / "link", symlinks=symlinks)
 
@@ -167,7 +167,7 @@ def test_root_that_is_a_link(tmp_path: Path, symlinks: Symlinks) -> None:
 
 
 def test_links_in_a_root_that_is_a_link(tmp_path: Path) -> None:
-    """Inside is what lies in the folder to which the root leads, under either name."""
+    """A path is inside if it is in the folder to which the root leads, under either name."""
     plant(tmp_path, {"tree/a": b"a", "root": Link("tree")})
     plant(tmp_path / "tree", {"by_link": Link(f"{tmp_path}/root/a"), "by_path": Link(f"{tmp_path}/tree/a")})
 
@@ -175,7 +175,7 @@ def test_links_in_a_root_that_is_a_link(tmp_path: Path) -> None:
 
 
 def test_root_that_is_not_a_directory(tmp_path: Path) -> None:
-    """A file, nothing, a link to nothing: told with the path and the reason."""
+    """A file, a missing path and a dangling link are refused with path and reason."""
     plant(tmp_path, {"file": b"", "dangling": Link("nowhere")})
 
     for name, reason in {"file": "not a directory", "nothing": "No such file", "dangling": "No such file"}.items():
@@ -215,7 +215,7 @@ def test_link_to_a_file_inside(tmp_path: Path, symlinks: Symlinks) -> None:
 
 @pytest.mark.parametrize("symlinks", FOLLOWING)
 def test_link_to_a_folder_inside(tmp_path: Path, symlinks: Symlinks) -> None:
-    """What lies in the folder lies under the link's name as well, empty folders and links on the way included."""
+    """The content of the folder is also taken under the name of the link, with empty folders and links in it."""
     root = plant(
         tmp_path / "tree",
         {"a/b/c": b"c", "a/empty": Folder(), "a/to_d": Link("../d"), "d": b"d", "link": Link("a"), "hollow": Link("a/empty")},
@@ -238,7 +238,7 @@ def test_link_that_ends_inside(tmp_path: Path) -> None:
 
 
 def test_snapshot_of_hugging_face(tmp_path: Path) -> None:
-    """All its files are links out of it: refused in a sentence that says what to do, and followed if that is done."""
+    """All its files are links to outside: the error says what to do, and that works."""
     found = snapshot(tmp_path)
 
     sentence = refusal(found.path)
@@ -262,7 +262,7 @@ def test_following_out_of_the_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("symlinks", FOLLOWING)
 @pytest.mark.parametrize("target", ["nowhere", "file/x", "/nowhere/at/all"])
 def test_dangling_link(tmp_path: Path, symlinks: Symlinks, target: str) -> None:
-    """Refused by its path and target, with what to do."""
+    """The error has its path and target, and says what to do."""
     root = plant(tmp_path / "tree", {"folder/link": Link(target), "folder/file": b""})
 
     assert refusal(root, symlinks) == (
@@ -289,7 +289,7 @@ def test_kept_links(tmp_path: Path) -> None:
 
 
 def test_kept_link_that_is_absolute(tmp_path: Path) -> None:
-    """Refused by its path and target, with what to do, even if it leads inside."""
+    """It is refused even if it leads inside; the error has its path and target, and says what to do."""
     root = plant(tmp_path / "tree", {"a": b""})
     (root / "link").symlink_to(root / "a")
     sentence = refusal(root, Symlinks.KEEP)
@@ -307,7 +307,7 @@ def test_kept_link_that_is_not_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["../../outside", ".././/../outside", "../../tree/folder"])
 def test_kept_link_that_leads_out(tmp_path: Path, target: str) -> None:
-    """Refused by its path and target, with what to do."""
+    """The error has its path and target, and says what to do."""
     root = plant(tmp_path, {"tree/folder/link": Link(target), "outside": b""}) / "tree"
     sentence = refusal(root, Symlinks.KEEP)
 
@@ -316,7 +316,7 @@ def test_kept_link_that_leads_out(tmp_path: Path, target: str) -> None:
 
 
 def test_kept_link_that_leads_out_by_way_of_another(tmp_path: Path) -> None:
-    """Whoever makes the zip refuses it, by name, and says where it leads."""
+    """The writer of the zip refuses it; the error has its name and target."""
     plant(tmp_path, {"tree/a/b/link": Link("../../up/../outside"), "tree/up": Link("."), "outside": b""})
     walked = walk(tmp_path / "tree", symlinks=Symlinks.KEEP)
 
@@ -346,7 +346,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def taken(globs: Sequence[str], entry: Entry) -> bool:
-    """Whether a glob stands for an entry, by a rule that looks at each entry on its own."""
+    """Return whether a glob matches an entry, by a rule that looks at each entry alone."""
     parts = entry.name.split("/")
     paths = ["/".join(parts[: end + 1]) for end in range(len(parts))]
     for glob in globs:
@@ -360,7 +360,7 @@ def taken(globs: Sequence[str], entry: Entry) -> bool:
 
 @pytest.mark.parametrize("seed", range(200))
 def test_globs_mean_the_same_for_folders_that_are_not_looked_into(grown: Path, seed: int) -> None:
-    """What is skipped as a whole is just what would be skipped one by one."""
+    """A folder that is skipped as a whole has only entries that would be skipped one by one."""
     rng = random.Random(seed)
     everything = walk(grown).entries
     include, exclude = ([_glob(rng, everything) for _ in range(rng.choice([0, 1, 1, 3]))] for _ in range(2))
@@ -395,7 +395,7 @@ def test_star_matches_slashes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("glob", ["b", "b/", "b/*", "b*", "[b]", "?/"])
 def test_folder_as_a_whole(tmp_path: Path, glob: str) -> None:
-    """By its name, with or without `/`, and by what all that lies in it matches."""
+    """A glob matches a folder by its name, with or without `/`, or by matching everything in it."""
     root = plant(tmp_path / "tree", {"a": b"", "b/c": b"", "b/d/e": b"", "b/f": Folder()})
 
     assert ["b/c", "b/d/e", "b/f"] == names(walk(root, include=[glob]))
@@ -421,7 +421,7 @@ def test_folder_that_becomes_empty(tmp_path: Path) -> None:
 
 
 def test_excluded_is_stronger_than_included(tmp_path: Path) -> None:
-    """Whatever includes it."""
+    """An excluded entry is left out, even if a glob includes it."""
     root = plant(tmp_path / "tree", {"a/b.txt": b"", "a/c.txt": b""})
 
     assert ["a/c.txt"] == names(walk(root, include=["a", "a/b.txt"], exclude=["a/b.txt"]))
@@ -437,7 +437,7 @@ def test_excluded_is_stronger_than_included(tmp_path: Path) -> None:
     ],
 )
 def test_nothing_matches(tmp_path: Path, include: list[str], exclude: list[str], told: str) -> None:
-    """Told with the directory and the globs."""
+    """The error has the directory and the globs."""
     root = plant(tmp_path / "tree", {"a/b.txt": b"", "c": Folder()})
 
     with pytest.raises(NothingMatches) as caught:
@@ -446,7 +446,7 @@ def test_nothing_matches(tmp_path: Path, include: list[str], exclude: list[str],
 
 
 def test_globs_and_links_to_folders(tmp_path: Path) -> None:
-    """Globs are for the names under the link; the link's own stands for all of them."""
+    """Globs match the names below a link; the name of the link matches all of them."""
     root = plant(tmp_path / "tree", {"a/b.json": b"", "a/c.txt": b"", "link": Link("a")})
 
     assert ["a/b.json", "link/b.json"] == names(walk(root, include=["*.json"]))
@@ -466,7 +466,7 @@ def test_excluded_links_are_not_looked_at(tmp_path: Path, symlinks: Symlinks, gl
 
 @pytest.mark.parametrize("symlinks", Symlinks)
 def test_links_that_are_not_included(tmp_path: Path, symlinks: Symlinks) -> None:
-    """A link in which nothing that is included can lie is not refused either."""
+    """A link below which nothing is included is not refused."""
     root = plant(tmp_path / "tree", {"a.json": b"", "x": Link("nowhere"), "y": Link("/etc/passwd"), "z": Link("/etc")})
 
     assert ["a.json"] == names(walk(root, symlinks=symlinks, include=["a*"]))
@@ -478,7 +478,7 @@ def test_links_that_are_not_included(tmp_path: Path, symlinks: Symlinks) -> None
 
 @pytest.mark.parametrize("symlinks", Symlinks)
 def test_what_is_neither_file_nor_folder(tmp_path: Path, symlinks: Symlinks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FIFOs and sockets are refused by path, with what they are and what to do, and left out when excluded."""
+    """A FIFO or a socket is refused, with its path, what it is and what to do; it can be excluded."""
     root = plant(tmp_path / "tree", {"a": b"", "folder/b": b""})
     os.mkfifo(root / "folder/pipe")
     assert refusal(root, symlinks) == (
@@ -504,7 +504,7 @@ def test_link_to_a_device(tmp_path: Path) -> None:
 @pytest.mark.parametrize("thing", [b"", Folder(), Link(".")])
 @pytest.mark.parametrize("name", ["\udcff", "folder/gr\udcf6ße"])
 def test_name_that_is_not_utf8(tmp_path: Path, name: str, thing: Planted) -> None:
-    """Refused by a path that can be printed, with what to do."""
+    """The error has a path that can be printed, and says what to do."""
     root = plant(tmp_path / "tree", {"a": b"", name: thing})
     sentence = refusal(root, Symlinks.KEEP)
 
@@ -523,7 +523,7 @@ def test_file_in_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["C:model", "..\\up", "\\root"])
 def test_name_that_no_archive_holds(tmp_path: Path, name: str) -> None:
-    """Whoever makes the zip refuses it, by name; whoever pushes it is told the path, and what to do."""
+    """The writer of the zip refuses the name; the error of the push has the path, and says what to do."""
     walked = walk(plant(tmp_path / "tree", {"a": b"", name: b""}))
 
     with pytest.raises(InvalidName, match="the name") as caught:
@@ -573,7 +573,7 @@ finally:
 
 
 def test_folders_that_may_not_be_read(tmp_path: Path) -> None:
-    """Told by path and reason, with what to do; not looked at if excluded, or if nothing in them can be included."""
+    """The error has path and reason, and says what to do. A folder that is not needed is not read."""
     plant(tmp_path / "tree", {"closed/a": b"", "blind/a": b"", "free": b""})
     done = subprocess.run([sys.executable, "-c", UNPRIVILEGED], cwd=tmp_path, capture_output=True, text=True, check=True)
 
@@ -593,7 +593,7 @@ def test_folders_that_may_not_be_read(tmp_path: Path) -> None:
 
 
 def test_folder_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told as a change, by its path."""
+    """It is reported as a change, with its path."""
     root = plant(tmp_path / "tree", {"folder": Folder()})
     real_open = os.open
 

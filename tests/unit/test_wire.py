@@ -24,7 +24,7 @@ URL = "http://server"
 
 @pytest.mark.parametrize("kind", list(classes()), ids=lambda kind: kind.__name__)
 def test_every_error_crosses_the_wire(kind: type[FilestoreError]) -> None:
-    """It arrives as what it was, with its facts, after JSON."""
+    """It arrives as the same error, with its facts, after JSON."""
     error = example(kind)
     problem = encode_problem(error)
     arrived = decode_problem(URL, problem.status, json.loads(json.dumps(problem.document)))
@@ -47,13 +47,13 @@ def test_every_error_is_made_of_its_facts(kind: type[FilestoreError]) -> None:
 
 
 def test_no_error_replaces_its_args() -> None:
-    """The facts are given to a constructor once; nothing that is set afterwards differs from what was passed."""
+    """The facts of an error are those that its constructor got."""
     assert "self.args =" not in inspect.getsource(errors)
 
 
 @pytest.mark.parametrize("kind", list(classes()), ids=lambda kind: kind.__name__)
 def test_every_error_has_a_status_and_an_explanation(kind: type[FilestoreError]) -> None:
-    """An error status, the same in the document, beside the sentence that the Pipeline SDK shows."""
+    """The document has the same status as the answer, and the sentence that the Pipeline SDK shows."""
     error = example(kind)
     status, document = encode_problem(error)
     assert 400 <= status < 600
@@ -82,7 +82,7 @@ def test_every_error_has_a_status_and_an_explanation(kind: type[FilestoreError])
     ],
 )
 def test_statuses(kind: type[FilestoreError], status: int) -> None:
-    """4xx for what the client can mend, 5xx for what it cannot; an error has that of its nearest parent in the map."""
+    """4xx is for what the client can mend, 5xx for the rest. An error has the status of its nearest listed parent."""
     assert status == encode_problem(example(kind)).status
 
 
@@ -115,7 +115,7 @@ def test_statuses(kind: type[FilestoreError], status: int) -> None:
     ],
 )
 def test_what_is_not_a_problem_of_ours_is_a_server_error(document: object, detail: str) -> None:
-    """Another server, a proxy, another version: the status and what it says, never a crash."""
+    """For another server, a proxy or another version, the error has the status and the text."""
     error = decode_problem(URL, 404, document)
     assert (ServerError, (URL, 404, detail)) == (type(error), error.args)
 
@@ -153,7 +153,7 @@ ENTRIES = [BatchEntry(frame.digest, len(frame.data)) for frame in frames(3)]
 
 
 def test_batch_header_is_its_own_inverse() -> None:
-    """Count and entries are read back; a size of 0 stands for an absent chunk in an answer only."""
+    """Count and entries are read back. Only in an answer, a size of 0 means an absent chunk."""
     entries = [*ENTRIES, BatchEntry(ENTRIES[0].digest, 0)]
     header = wire.encode_batch_header(entries)
     assert wire.batch_header_size(4) == len(header)
@@ -164,7 +164,7 @@ def test_batch_header_is_its_own_inverse() -> None:
 
 
 def parsed(pieces: list[bytes], *, size: int) -> tuple[list[tuple[BatchEntry, bytes]], BatchParser]:
-    """What a parser makes of a batch that comes in `pieces`."""
+    """Parse a batch that arrives in `pieces`."""
     parser = BatchParser(size=size)
     found: list[tuple[BatchEntry, bytearray]] = []
     for piece in pieces:
@@ -239,7 +239,7 @@ def test_a_lying_batch_header_is_refused_when_it_is_whole(head: bytes) -> None:
 
 
 def test_bytes_after_the_last_frame_are_refused() -> None:
-    """What came before them stands."""
+    """The frames before them are kept."""
     whole = batch(frames(1))
     parser = BatchParser(size=len(whole))
     parts = parser.feed(whole + b"more")

@@ -92,13 +92,13 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", TREES)
 def test_foreign_archive(name: str) -> None:
-    """What other tools write is unpacked as they meant it."""
+    """An archive of another tool is unpacked as that tool meant it."""
     assert TREES[name] == unpacked((FIXTURES / name).read_bytes())
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_foreign_archive_that_is_refused(name: str) -> None:
-    """What cannot be unpacked is refused by the name of the entry, and by that of the method."""
+    """The error names the entry and the method that cannot be unpacked."""
     entry, reason = REFUSED[name]
 
     with pytest.raises(InvalidArchive, match=reason) as caught:
@@ -107,13 +107,13 @@ def test_foreign_archive_that_is_refused(name: str) -> None:
 
 
 def test_every_fixture_is_tested() -> None:
-    """No archive lies there for nothing."""
+    """No archive is there without a test."""
     assert {*TREES, *REFUSED, "make.sh"} == {path.name for path in FIXTURES.iterdir()}
 
 
 @pytest.mark.parametrize("name", TREES)
 def test_truncated_foreign_archive(name: str) -> None:
-    """Whatever tool wrote it: an archive that lost its end, by any number of bytes, is refused."""
+    """An archive that lost its end, by any number of bytes, is refused, for every tool."""
     archive = (FIXTURES / name).read_bytes()
 
     for size in range(len(archive.rstrip(b"\0"))):  # bsdtar may add zeros behind the end
@@ -154,7 +154,7 @@ def test_message_names_the_entry() -> None:
     ],
 )
 def test_name(entry: Forged, path: str) -> None:
-    """Names as whoever wrote them meant them, in one form."""
+    """Names are read as their writer meant them, in one form."""
     assert {path} == set(unpacked(forged([entry])))
 
 
@@ -176,7 +176,7 @@ def test_unicode_path_extra_field(version: int, crc: int, text: bytes, path: str
 
 @pytest.mark.parametrize("extra", [b"\0", b"\0\0\0", b"\x99\x99\xff\xff", b"UT\5\0\1\0\0\0\0"])
 def test_extra_field_that_means_nothing(extra: bytes) -> None:
-    """Padding, unknown fields, and what is cut off are ignored."""
+    """Padding, unknown fields and truncated fields are ignored."""
     assert {"a"} == set(unpacked(forged([Forged("a", b"x", extra=extra, local_extra=extra)])))
 
 
@@ -189,7 +189,7 @@ def test_folder_by_its_mode() -> None:
 
 @pytest.mark.parametrize("again", ["a/", "a//", "./a/"])
 def test_folder_that_is_named_twice(again: str) -> None:
-    """Two entries for one folder are one folder, whatever lies in it and between them."""
+    """Two entries for one folder are one folder, with any entries in it and between them."""
     folder = Forged("a/", mode=0o40755)
 
     for between in ([], [Forged("a/b", b"x")]):
@@ -242,7 +242,7 @@ def test_saturated_local_sizes_before_a_descriptor(
     saturated: tuple[str, ...],
     is_deflated: bool,  # noqa: FBT001  # a parameter of the test
 ) -> None:
-    """0xFFFFFFFF without a Zip64 field says, as 0 does, that the descriptor tells the size; with one of zeros it does too."""
+    """0xFFFFFFFF, without a Zip64 field or with one of zeros, means like 0 that the descriptor has the size."""
     content = b"content " * 99
     data = deflated(content) if is_deflated else content
     local = {"crc": 0, "size": 0, "stored_size": 0} | dict.fromkeys(saturated, 0xFFFFFFFF)
@@ -310,7 +310,7 @@ def test_offsets_that_are_wrapped(sizes: list[int]) -> None:
 
 
 def test_offsets_that_are_wrapped_at_4_gib() -> None:
-    """9 GiB of files below 4 GiB, of which only headers are made: they are found where they stand."""
+    """The members of 9 GiB of files below 4 GiB are found, with only their headers in the file."""
     sizes = [5, 3 << 30, 5, (4 << 30) - 9, 5, 2 << 30, 5]
     parts: dict[int, bytes] = {}
     directory, at = b"", 0
@@ -339,7 +339,7 @@ def test_offsets_that_are_wrapped_at_4_gib() -> None:
 @pytest.mark.usefixtures("small_space")
 @pytest.mark.parametrize("sizes", [[10, SMALL_SPACE + 10, 10], [10, 10, 2 * SMALL_SPACE], [SMALL_SPACE - 20]])
 def test_file_that_is_larger_than_what_finder_can_say(sizes: list[int]) -> None:
-    """Its packed size is modulo 4 GiB too, so that nobody knows which one it is: the cause is named, and the way out."""
+    """Its packed size is modulo 4 GiB, so it is ambiguous; the error names the cause and a way out."""
     archive = finder_archive({f"folder/{number}": octets(number, size) for number, size in enumerate(sizes)})
 
     with pytest.raises(InvalidArchive, match=r"as macOS Finder writes it, .* push the folder") as caught:
@@ -374,7 +374,7 @@ def test_more_entries_than_the_end_record_can_count(count: int) -> None:
 
 
 def test_longest_comment() -> None:
-    """65,535 bytes, behind which the end record is still found by its last bytes."""
+    """With 65,535 bytes of comment, the end record is still found."""
     archive = forged([Forged("a", b"12345" * 100_000)], comment=b"c" * 65535)
 
     assert TAIL_SIZE < len(archive)
@@ -398,7 +398,7 @@ def test_empty_archive() -> None:
 
 
 def test_members_stand_in_the_order_of_their_data() -> None:
-    """Whatever the order of the directory; each ends where the next one begins."""
+    """This holds for any order of the directory. Each member ends where the next one begins."""
     archive = forged([Forged("b", b"22"), Forged("a", b"1")])
     start = archive.index(b"PK\1\2")
     second = archive.index(b"PK\1\2", start + 1)
@@ -410,7 +410,7 @@ def test_members_stand_in_the_order_of_their_data() -> None:
 
 
 def test_extent_of_the_data() -> None:
-    """Where content lies in the file, the preamble counted."""
+    """It is the position of the content in the file, with the preamble."""
     archive = b"#!/bin/sh\n" + forged([Forged("a", b"12345", local_extra=b"\0\0\4\0zzzz")])
     (member,) = members_of(archive)
     extent = check_local_header(member, archive[member.start : member.start + member.head_size])
@@ -420,7 +420,7 @@ def test_extent_of_the_data() -> None:
 
 
 def test_ratio_of_what_is_stored_beside_it() -> None:
-    """The ratio is that of the whole archive: one sparse file among others is no bomb."""
+    """The ratio is that of the whole archive, so one sparse file among others is allowed."""
     zeros = Forged("zeros", bytes(4 << 20), deflated=True)
 
     assert 2 == len(members_of(forged([zeros, Forged("weights", bytes(range(256)) * 100)])))

@@ -77,7 +77,7 @@ def test_what_we_take_is_what_other_tools_read(name: str, tool: str, tmp_path: P
 
 
 def has_unpacked(tool: str, target: Path) -> bool:
-    """Whether a tool has unpacked the archive beside `target`."""
+    """Return whether a tool unpacked the archive next to `target`."""
     place = f"-o{target}" if tool == "7z" else str(target)
     done = subprocess.run([*COMMANDS[tool], place], capture_output=True, check=False, cwd=target.parent, stdin=subprocess.DEVNULL)
     return done.returncode in {0, WITH_WARNINGS[tool]}

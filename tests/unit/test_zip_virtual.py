@@ -23,7 +23,7 @@ Asked = list[tuple[str, int, int]]
 
 
 def _virtual(contents: Mapping[str, bytes], asked: Asked) -> tuple[VirtualZip, int]:
-    """The zip of `ENTRIES`, and where its central directory is; `asked` takes down what it reads."""
+    """Return the zip of `ENTRIES`, and the offset of its central directory. `asked` records reads."""
     entries = sorted_entries(ENTRIES)
     offsets = [0]
     for entry in entries:
@@ -39,7 +39,7 @@ def _virtual(contents: Mapping[str, bytes], asked: Asked) -> tuple[VirtualZip, i
 
 
 def test_the_whole_is_the_zip() -> None:
-    """Byte for byte what is put together whole, and what other tools read."""
+    """It equals, byte for byte, the zip that is made in one piece, and other tools can read it."""
     expected = zip_of(ENTRIES, CONTENTS)
     virtual, _ = _virtual(CONTENTS, [])
     found = bytearray(len(expected))

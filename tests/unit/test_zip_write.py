@@ -61,7 +61,7 @@ def tool(name: str, *, is_in_ci: bool = True) -> str:
 
 
 def output(*arguments: str | Path, stdin: Path | None = None) -> str:
-    """What a program prints; it must succeed."""
+    """Return the output of a program, which must succeed."""
     with (stdin or Path(os.devnull)).open("rb") as source:
         done = subprocess.run(arguments, stdin=source, capture_output=True, check=False, env=os.environ | {"LC_ALL": "C.UTF-8"})
     assert (0, b"") == (done.returncode, done.stderr), done.stdout.decode()
@@ -69,7 +69,7 @@ def output(*arguments: str | Path, stdin: Path | None = None) -> str:
 
 
 def test_zipfile_reads_it(archive: Path) -> None:
-    """Names, their order, modes, times and flags are what the format says."""
+    """Names, order, modes, times and flags follow the format."""
     with zipfile.ZipFile(archive) as opened:
         assert opened.testzip() is None
         found = {entry.filename: entry for entry in opened.infolist()}
@@ -190,7 +190,7 @@ def test_zip64_by_count(tmp_path: Path) -> None:
 
 
 def test_zip64_by_size(tmp_path: Path) -> None:
-    """A file of more than 4 GiB, and one behind it; on disk it is a hole."""
+    """A file of more than 4 GiB, which is a hole on the disk, has another file after it."""
     big, small = Entry("big.bin", 5 << 30), Entry("small.txt", 4)
     offset = local_header_size(big) + big.size
     tail = local_header(small, crc32(b"tail")) + b"tail"
@@ -238,7 +238,7 @@ def test_zip64_by_size(tmp_path: Path) -> None:
     ],
 )
 def test_entry_that_no_archive_holds(entry: Entry, reason: str) -> None:
-    """What could not be unpacked again is not packed."""
+    """An entry that could not be unpacked again is refused."""
     with pytest.raises(InvalidName, match=reason):
         sorted_entries([Entry("b"), entry])
 
@@ -272,7 +272,7 @@ def test_largest_name_is_read_by_zipfile() -> None:
 
 
 def test_segments_of_a_tree() -> None:
-    """Files of at least 256 KiB are segments; what is between them, headers alone at times, are others."""
+    """A file of at least 256 KiB is a segment; the entries between two of them are another one."""
     contents = {"a": b"", "b": octets(1, LEAST), "c": octets(2, LEAST), "d": octets(3, LEAST - 1)}
     chunker = tree_chunker([Entry(name, len(content)) for name, content in contents.items()], contents)
 
@@ -297,7 +297,7 @@ def test_run_is_cut_behind_the_content_that_follows_it() -> None:
 
 
 def test_headers_of_a_run() -> None:
-    """All its bytes but the content of its files: what tells whether anything but them has changed."""
+    """They are all bytes of a segment except file content, and show every other change."""
     contents = {"a": prose(1, 100), "b": octets(1, LEAST), "c": prose(2, 200)}
     entries = [*(Entry(name, len(content)) for name, content in contents.items()), Entry("link", 1, target="a")]
     chunker = tree_chunker(entries, contents)
@@ -309,7 +309,7 @@ def test_headers_of_a_run() -> None:
 
 
 def test_headers_of_unknown_content() -> None:
-    """It cannot be told before the checksums are known."""
+    """They are not known before the checksums are."""
     chunker = tree_chunker([Entry("a", 5), Entry("b", LEAST)], {})
     chunker.remember(0, 7)
 
@@ -336,7 +336,7 @@ def test_buffer_that_is_too_small() -> None:
 
 
 def test_file_that_changes_while_it_is_read() -> None:
-    """What `read` raises ends the scan."""
+    """An error of `read` ends the scan."""
 
     def read(*_: object) -> None:
         raise SourceChanged("a", "it became shorter")
