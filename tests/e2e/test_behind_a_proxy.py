@@ -32,13 +32,13 @@ CERTIFICATE = REPOSITORY / "tests/support/localhost.pem"
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RunningServer]:
-    """A server for nginx to stand in front of."""
+    """A server to which nginx passes requests."""
     with running_server(tmp_path / "root") as running:
         yield running
 
 
 def example() -> str:
-    """The configuration that the page tells people to copy."""
+    """The configuration that the page offers to copy."""
     found = re.search(r"```nginx\n(.*?)```", PAGE, re.DOTALL)
     assert found is not None
     return found[1]
@@ -51,7 +51,7 @@ def replaced(text: str, old: str, new: str) -> str:
 
 
 async def pushed(url: str, size: int) -> str:
-    """What happened to a batch of `size` bytes that was put: nothing bad, or the sentence of the error."""
+    """Put a batch of `size` bytes, and return the sentence of the error, if there is one."""
     async with connect(url, token=TOKEN) as repository:
         try:
             await repository.put([encoded(octets(7, size), codec=Codec.RAW)])
@@ -61,7 +61,7 @@ async def pushed(url: str, size: int) -> str:
 
 
 def test_a_413_of_nginx_names_nginx_the_size_and_the_settings(tmp_path: Path, server: RunningServer) -> None:
-    """With its defaults, nginx takes no batch: the error says who refused it, how large it was, and what to set."""
+    """With its defaults, nginx refuses a batch; the error names nginx, the size, and the settings."""
     port = free_port()
     block = f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {server.url}; }} }}"
     with running_proxy(tmp_path / "nginx", port, block):
@@ -89,7 +89,7 @@ def test_a_413_of_nginx_names_nginx_the_size_and_the_settings(tmp_path: Path, se
 async def test_an_answer_of_another_server_is_told_from_one_of_filestore(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, status: int, advice: str
 ) -> None:
-    """Redirects, pages and another server's errors name who answered, and never mean that a token or a file is wrong."""
+    """The error names the server that answered, and never says that a token or a file is wrong."""
     monkeypatch.setattr("filestore.http.client.repository.FIRST_PAUSE_SECONDS", 0.001)
     port = free_port()
     with running_proxy(tmp_path / "nginx", port, f"server {{ listen 127.0.0.1:{port}; location / {{ {rule} }} }}"):
@@ -145,7 +145,7 @@ def test_the_example_of_the_page_takes_pushes_over_tls(tmp_path: Path, server: R
 
 
 def test_the_settings_in_an_error_are_those_of_the_page() -> None:
-    """What an error tells to set is in the example, line for line, and the size that the page names is that of a batch."""
+    """The settings in an error are lines of the example, and the size on the page is that of a batch."""
     lines = [f"{setting};" for setting in SETTINGS_OF_A_PROXY.rstrip(";").split("; ")]
 
     assert [line for line in lines if line not in example()] == []

@@ -104,7 +104,7 @@ def test_warm_keeps_zips_where_one_says_so(home: Home) -> None:
 
 
 def test_warm_keeps_within_limits(home: Home, files: list[dict[str, Any]]) -> None:
-    """What does not fit beside what was warmed by the same command is an error that says what to do."""
+    """A file that does not fit, with the others of the same command, is an error that says what to do."""
     said = home.failure("cache", "warm", "1.bin", "2.bin", "--cache-size-limit", "3MiB")
     assert said.startswith(f"the cache {home.folder}/.cache/filestore has no room: ")
     assert "raise the limit (setting cache_size_limit)" in said
@@ -123,7 +123,7 @@ def test_a_slip_is_told_before_anything_is_fetched(home: Home, files: list[dict[
 
 @pytest.mark.slow
 async def test_ls_shows_what_there_is(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
-    """The most recently used first; sizes, ages, names, and what is in use; filters choose."""
+    """It shows sizes, ages, names and use, the most recently used first; filters choose."""
     await fill(home, cache, files)
     was_used(cache, "0.bin", days=3)
     was_used(cache, "1.bin", days=8)
@@ -158,7 +158,7 @@ async def test_rm_removes_what_is_named(home: Home, files: list[dict[str, Any]],
 
 
 async def test_rm_of_what_is_not_there_or_in_use(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
-    """One sentence; what is in use stays, and what is not goes."""
+    """There is one message. An entry in use stays, and the others are removed."""
     await fill(home, cache, files[:2])
     said = home.failure("cache", "rm", "2.bin", "0.bin")
     assert said == (
@@ -173,7 +173,7 @@ async def test_rm_of_what_is_not_there_or_in_use(home: Home, files: list[dict[st
 
 @pytest.mark.slow
 async def test_prune_removes_what_is_too_much(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
-    """Without a filter what the limits have no room for, and what cut fetches have left; with one all that matches."""
+    """Without a filter it removes leftovers and enforces the limits; with one, it removes all that match."""
     await fill(home, cache, files)
     was_used(cache, "1.bin", days=8)
     (entry_store,) = cache.glob("*/default")
@@ -194,7 +194,7 @@ async def test_prune_removes_what_is_too_much(home: Home, files: list[dict[str, 
 
 
 async def test_verify_finds_damage(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
-    """A damaged file of a cache is found, removed and told with status 1; a sound cache is told with 0."""
+    """A damaged file is found, removed and reported with status 1; for an intact cache the status is 0."""
     (path,) = await fill(home, cache, files[:1])
     assert home.result("cache", "verify") == {"cache": str(cache), "removed": []}
     path.chmod(0o644)
@@ -209,7 +209,7 @@ async def test_verify_finds_damage(home: Home, files: list[dict[str, Any]], cach
 
 @pytest.mark.parametrize("command", [["verify", "missing"], ["prune", "--cache", "missing"]])
 def test_what_is_not_a_cache(home: Home, command: list[str]) -> None:
-    """A slip in a folder's name is no sound cache, and makes none."""
+    """A mistyped folder is not reported as an intact cache, and no cache is made there."""
     assert home.failure("cache", *command).startswith("there is no cache in ")
     assert not (home.folder / "missing").exists()
 

@@ -66,7 +66,7 @@ def test_version(home: Home) -> None:
     "arguments", [["--version"], ["--help"], ["push", "--help"], ["ls"], ["no-such-command"], ["info", "nothing"]], ids=" ".join
 )
 def test_python_m_filestore_is_the_command_filestore(home: Home, arguments: list[str]) -> None:
-    """`python -m filestore` prints, and ends with, what the console script does."""
+    """`python -m filestore` has the output and the exit status of the console script."""
     script = home.run(*arguments)
     module = home.run("-m", "filestore", *arguments, program=sys.executable)
 
@@ -116,7 +116,7 @@ def test_an_unchanged_file_is_not_read_again(home: Home) -> None:
 
 @pytest.mark.slow
 def test_a_changed_file_sends_its_change(home: Home, model: Path) -> None:
-    """A push of another version shares what it can, and says so."""
+    """A push of another version shares all common chunks, and reports that."""
     home.result("push", model)
     content = bytearray(model.read_bytes())
     content[10:20] = bytes(10)
@@ -165,7 +165,7 @@ def test_fetch_by_any_reference(home: Home, model: Path, key: str) -> None:
 
 
 def test_fetch_for_a_person(home: Home, model: Path) -> None:
-    """A result holds what happened, and where."""
+    """The result says what was fetched, and where it was written."""
     home.result("push", model)
     done = home.run("fetch", "model.bin")
 
@@ -177,7 +177,7 @@ def test_fetch_for_a_person(home: Home, model: Path) -> None:
 
 @pytest.mark.slow
 def test_ls_info_and_rm(home: Home, model: Path) -> None:
-    """What is pushed is listed, the newest first, shown, and gone once removed."""
+    """A pushed file is listed, the newest first; it is shown, and gone after `rm`."""
     first = home.result("push", model)
     second = home.result("push", model, "--name", "second.bin")
 
@@ -204,7 +204,7 @@ def test_ls_for_a_person(home: Home, model: Path) -> None:
 
 
 def test_create_file(home: Home, model: Path) -> None:
-    """Standard output is exactly the line that scripts read; the folder is said beside it."""
+    """Standard output is exactly the line that scripts read; a note names the folder."""
     done = home.run("create", "file", model)
 
     [record] = home.result("ls")["files"]
@@ -262,7 +262,7 @@ def test_targets_as_with_cp(home: Home, model: Path, target: str, expected: str)
     ],
 )
 def test_targets_that_cannot_be(home: Home, model: Path, target: str, sentence: str) -> None:
-    """A target that cannot be written is told, and nothing is left behind."""
+    """The error says why the target cannot be written, and nothing is left."""
     home.result("push", model)
     (home.folder / "file").touch()
     (home.folder / "folder/model.bin").mkdir(parents=True)
@@ -285,7 +285,7 @@ def test_a_link_goes_on_pointing_at_its_file(home: Home, model: Path) -> None:
 
 
 def test_an_older_version_is_reused(home: Home, model: Path) -> None:
-    """What stands under the target's name and is the same is not fetched."""
+    """Content that the file at the target already has is not fetched."""
     home.result("push", model)
     home.result("fetch", "model.bin")
     assert home.result("fetch", "model.bin")["bytes_reused"] == SIZE
@@ -313,7 +313,7 @@ def test_names(home: Home, tmp_path: Path, server: Server, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["../../x", "a/b", "..", ".", "", "a\nb", "n" * 256, "é" * 128])
 def test_names_that_cannot_be_kept(home: Home, model: Path, name: str) -> None:
-    """A name that is no file's name is refused, and nothing is recorded."""
+    """A name that is not valid is refused, and nothing is recorded."""
     assert "cannot be kept" in home.failure("push", model, "--name", name)
     assert home.result("ls")["files"] == []
 
@@ -350,7 +350,7 @@ def test_an_empty_file(home: Home, tmp_path: Path, server: Server) -> None:
 
 @pytest.mark.slow
 def test_sources_that_are_no_file(home: Home, tmp_path: Path) -> None:
-    """A pipe, a device and what is not there are each told as what they are."""
+    """For a pipe, a device and a missing path, the error says what it is."""
     os.mkfifo(tmp_path / "pipe")
 
     assert "it is not a regular file" in home.failure("push", tmp_path / "pipe")
@@ -401,7 +401,7 @@ def test_option_environment_file_in_that_order(home: Home, tmp_path: Path) -> No
 
 
 def test_the_local_folder_is_the_served_one(home: Home, tmp_path: Path) -> None:
-    """FILESTORE_ROOT moves what serve serves and what commands work on alike."""
+    """FILESTORE_ROOT sets the folder for `serve` and for all other commands."""
     home.create_repository(tmp_path / "root")
     assert str(tmp_path / "root") == home.result("ls", environ={"FILESTORE_ROOT": str(tmp_path / "root")})["repository"]
 
@@ -422,7 +422,7 @@ def test_a_tilde_in_a_variable_is_the_home_folder(home: Home, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_byte_order_mark_is_ignored(home: Home, tmp_path: Path) -> None:
-    """Some editors begin a text with one; what is not UTF-8 is told as such."""
+    """Some editors begin a text with one. A text that is not UTF-8 gives an error."""
     home.create_repository(tmp_path / "file")
     home.config_file.write_bytes(b"\xef\xbb\xbf" + f'url = "{tmp_path}/file"'.encode())
     assert f"{tmp_path}/file" == home.result("ls")["repository"]
@@ -434,7 +434,7 @@ def test_a_byte_order_mark_is_ignored(home: Home, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_user_without_a_home(new_home: Home, tmp_path: Path) -> None:
-    """As one that is only a number in a container: what needs no home folder works, the rest says what it needs."""
+    """Commands that need no home folder work; the others say what they need."""
     command = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
     made = subprocess.run([*command, "true"], check=False, capture_output=True, text=True)
     if made.returncode:
@@ -486,7 +486,7 @@ def test_a_token_that_others_can_read_is_told(home: Home) -> None:
 
 
 def test_a_root_that_is_not_a_folder(home: Home, model: Path) -> None:
-    """A file where the folder should be is told in a sentence."""
+    """A file in the place of the folder gives one message."""
     assert str(model) in home.failure("ls", environ={"FILESTORE_ROOT": str(model)})
 
 
@@ -545,7 +545,7 @@ def test_push_and_fetch_through_a_server(home: Home, tmp_path: Path, model: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("token", ["wrong", "None", ""])
 def test_a_wrong_token(home: Home, model: Path, server: Server, token: str) -> None:
-    """A token that the server does not know is told, with where to find the right one."""
+    """For an unknown token, the error says where to find the right one."""
     sentence = home.failure("push", model, environ={"FILESTORE_URL": server.url, "FILESTORE_TOKEN": token})
     assert (
         sentence == f"{server.url} refused the token; give a token of that server; "
@@ -554,7 +554,7 @@ def test_a_wrong_token(home: Home, model: Path, server: Server, token: str) -> N
 
 
 def test_no_server(home: Home, model: Path) -> None:
-    """A server that is not there is told as such."""
+    """The error says that the server cannot be reached."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     assert home.failure("push", model, "--url", url).startswith(f"{url} cannot be reached: ")
@@ -566,12 +566,12 @@ def test_no_server(home: Home, model: Path) -> None:
     ["ftp://host/x", "http://", "http://[::1", "http://host:99999", "http://user:secret@host", "file://host/dir", "file://["],
 )
 def test_urls_that_name_no_repository(home: Home, url: str) -> None:
-    """What is neither a server nor a folder is refused."""
+    """A URL that is neither a server nor a folder is refused."""
     assert "names no repository" in home.failure("ls", "--url", url)
 
 
 def test_first_start(server: Server) -> None:
-    """The folder, the token, the URL, what to type next, and the line that others wait for."""
+    """It prints the folder, the token, the URL, what to type next, and the line for waiting programs."""
     token = server.token
     assert [
         f"folder  {server.root} (a new repository, made just now)",
@@ -596,7 +596,7 @@ def test_a_token_is_kept_nowhere(server: Server) -> None:
 
 @pytest.mark.slow
 def test_later_starts(home: Home, tmp_path: Path) -> None:
-    """The first token goes on working and is not printed again; the way to another one is."""
+    """The first token stays valid, and is not printed again; the output says how to make another one."""
     with home.server(root=tmp_path / "root") as first:
         token = first.token
     with home.server(root=tmp_path / "root") as second:
@@ -641,7 +641,7 @@ def test_tokens(home: Home, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_tokens_for_a_person(home: Home) -> None:
-    """Standard output of `token new` is the token; `rm` takes it, and refuses what means none."""
+    """Standard output of `token new` is the token. `rm` removes it, and refuses an unknown one."""
     done = home.run("token", "new")
     token = done.stdout.strip()
     assert str(home.data) in done.stderr
@@ -662,7 +662,7 @@ def test_a_namespace_that_is_none(home: Home, namespace: str) -> None:
 
 @pytest.mark.slow
 def test_two_workers(home: Home, tmp_path: Path, model: Path) -> None:
-    """Several processes serve one port, from the first start on, and all stop when they are told to."""
+    """Several processes serve one port from the first start on, and all stop on the signal."""
     with home.server("--workers", "2", root=tmp_path / "root") as server:
         pushed = home.result("push", model, environ=server.environ)
         home.result("fetch", pushed["id"], "-o", tmp_path / "back.bin", environ=server.environ)
@@ -695,7 +695,7 @@ def test_serve_for_a_program(home: Home, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_port_in_use_costs_no_token(home: Home, tmp_path: Path, server: Server, workers: str) -> None:
-    """A port that another server has is told in a sentence, before a folder or a token is made."""
+    """A port in use gives one message, before a folder or a token is made."""
     port = server.url.rpartition(":")[2]
     sentence = home.failure("serve", "--root", tmp_path / "root", "--create", "--port", port, "--workers", workers)
 
@@ -704,7 +704,7 @@ def test_a_port_in_use_costs_no_token(home: Home, tmp_path: Path, server: Server
 
 
 def test_an_address_that_others_reach_is_warned_about(home: Home, tmp_path: Path) -> None:
-    """Traffic is not encrypted, and that is said before a server is open to others. 192.0.2.1 is no address of any machine."""
+    """The warning about unencrypted traffic comes first. No machine has the address 192.0.2.1."""
     done = home.run("serve", "--root", tmp_path / "root", "--create", "--port", "0", "--host", "192.0.2.1")
 
     assert done.returncode == 1

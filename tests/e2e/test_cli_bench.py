@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def measured(home: Home, verb: str, *arguments: str | Path, environ: dict[str, str] | None = None) -> Any:
-    """What it found, after which nothing is left where it worked."""
+    """Return the result, and check that nothing is left in the folder."""
     found = home.result("bench", verb, "--folder", home.folder / "work", *arguments, environ=environ)
     assert [] == list((home.folder / "work").iterdir())
     return found
@@ -95,7 +95,7 @@ def test_a_server_of_its_own_is_reached_without_the_proxy(home: Home) -> None:
 
 @pytest.mark.slow
 async def test_a_server_of_the_user_is_reached_through_the_proxy(home: Home, server: Server) -> None:
-    """By all that a measurement asks of it: clients, what the server says of itself, and the removal of records."""
+    """Clients, the status of the server and the removal of records all use the proxy."""
     async with running_forwarding() as proxy:
         proxies = {"HTTP_PROXY": f"http://127.0.0.1:{proxy.port}"}
         # A name that only the proxy knows.
@@ -147,7 +147,7 @@ def stored(server: Server) -> set[Path]:
 
 @pytest.mark.slow
 def test_a_server_of_the_user_is_left_as_it_was(home: Home, server: Server) -> None:
-    """What a measurement has pushed is removed, and nothing else, also where the content is the same."""
+    """Only what the measurement pushed is removed, also if another record has the same content."""
     mine = home.folder / "mine.bin"
     mine.write_bytes(octets(1, 300_000))
     pushed = home.result("push", mine, environ=server.environ)
@@ -171,7 +171,7 @@ def test_a_server_of_the_user_is_left_as_it_was(home: Home, server: Server) -> N
 
 @pytest.mark.slow
 def test_what_cannot_be_removed_from_a_server_is_told(home: Home) -> None:
-    """The manifest of another record is lost: the warning names that record, and what stays."""
+    """Another record has lost its manifest: the warning names that record, and what stays."""
     mine = home.folder / "mine.bin"
     mine.write_bytes(octets(2, 70_000))
     with home.server(root=home.folder / "root", complains=True) as server:
@@ -190,7 +190,7 @@ def test_what_cannot_be_removed_from_a_server_is_told(home: Home) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_upload_leaves_no_record_on_a_server(home: Home, server: Server) -> None:
-    """What was there before stays; that chunks stay too is said."""
+    """Other records stay, and a warning says that chunks stay too."""
     before = home.result("ls", environ=server.environ)["files"]
     frames = set((server.root / "chunks").rglob("*"))
     work = home.folder / "work"
@@ -331,7 +331,7 @@ def test_a_client_that_dies_ends_the_measurement(home: Home) -> None:
 async def test_a_process_that_dies_before_it_is_ended_is_waited_for_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only asyncio takes its exit status: who ends it takes none away, of which asyncio would complain on standard error."""
+    """Only asyncio takes its exit status; otherwise asyncio would complain on standard error."""
     if sys.version_info < (3, 12):
         # As in later versions: it takes the status in the loop, and not in a thread, at a moment that nobody knows.
         watcher = asyncio.PidfdChildWatcher()
@@ -360,7 +360,7 @@ def test_a_server_that_dies_ends_the_measurement(home: Home) -> None:
 
 @pytest.mark.slow
 def test_a_measurement_that_is_killed_leaves_no_process(home: Home) -> None:
-    """What it started ends by itself."""
+    """The processes that it started end by themselves."""
     work = home.folder / "work"
     with under_way(home, MAKING) as process:
         started = children(process.pid)
@@ -374,7 +374,7 @@ def test_a_measurement_that_is_killed_leaves_no_process(home: Home) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for does not."""
+    """Return whether a process runs. A process that has ended without a wait does not run."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -27,7 +27,7 @@ def model(new_home: Home) -> Path:
 
 
 def visible(home: Home) -> set[str]:
-    """What is in the folder that commands run in, beside what a user's own folders hold."""
+    """Return what is in the folder of the commands, without the user's own folders."""
     return {path.name for path in home.folder.iterdir() if not path.name.startswith(".")}
 
 
@@ -56,7 +56,7 @@ def test_verbs_that_only_read_make_nothing_at_a_mistyped_path(new_home: Home, mo
 
 @pytest.mark.slow
 def test_local_folder_is_not_made_by_a_command_that_is_not_asked_to(new_home: Home, model: Path) -> None:
-    """A push that names no repository, before any server was started, is refused with what to do."""
+    """A push without a repository, before any server was started, is refused; the error says what to do."""
     for verb in (*READING_VERBS, ["push", "model.bin"], ["create", "file", "model.bin"], ["token", "new"]):
         sentence = new_home.failure(*verb)
         assert sentence.startswith(f"{new_home.data} is not a repository: there is no such folder; `filestore serve` makes it at")
@@ -100,7 +100,7 @@ def test_push_makes_a_folder_by_create_and_says_so(new_home: Home, model: Path) 
 
 
 def test_nothing_is_scattered_into_a_folder_that_holds_other_things(new_home: Home, model: Path) -> None:
-    """Whatever asks for it."""
+    """Every command refuses such a folder."""
     before = visible(new_home)
     for verb in (["push", model, "--url"], ["create", "file", model, "--url"], ["serve", "--root"], ["token", "new", "--root"]):
         sentence = new_home.failure(*verb, new_home.folder, "--create")

@@ -29,7 +29,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def as_first_process() -> list[str | Path]:
-    """What makes a command process 1, as a container does. CI must be able to."""
+    """Return what makes a command process 1, as in a container. CI must be able to do that."""
     command: list[str | Path] = ["unshare", "--pid", "--fork"]
     made = subprocess.run([*command, "true"], check=False, capture_output=True, text=True)
     if made.returncode:
@@ -83,7 +83,7 @@ def test_an_interrupted_fetch_into_the_cache_says_how_to_go_on(home: Home, comma
 
 
 def test_a_signal_ends_a_command_whose_interrupt_is_ignored(home: Home, model: Path) -> None:
-    """As a shell has it ignored by what it runs in the background."""
+    """A shell ignores SIGINT for commands in the background."""
     command: list[str | Path] = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", SCRIPTS / "filestore", "push", model]
     assert (143, "", f"Interrupted by SIGTERM; {GOES_ON}") == ended(home, command, signal.SIGINT, signal.SIGTERM)
 
@@ -104,7 +104,7 @@ start.run_to_end(main())
 
 
 def test_a_second_signal_ends_a_command_at_once(home: Home) -> None:
-    """Also where cleaning up waits for what never comes."""
+    """This holds even if the cleanup would wait for ever."""
     command = [sys.executable, "-c", _STUBBORN]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -162,7 +162,7 @@ def test_a_server_under_nohup_outlives_its_terminal(home: Home, tmp_path: Path, 
 
 
 def test_a_measurement_that_is_interrupted_promises_nothing(home: Home, tmp_path: Path) -> None:
-    """What it made is removed, so that all of it is transferred again."""
+    """Its content is removed, so that all of it would be transferred again."""
     process = subprocess.Popen(
         [SCRIPTS / "filestore", "bench", "upload", "--size", "128MiB", "--folder", tmp_path, "--quiet"],
         env=home.environ,
@@ -178,7 +178,7 @@ def test_a_measurement_that_is_interrupted_promises_nothing(home: Home, tmp_path
 
 
 def outcome(home: Home, redirected: str, *arguments: str | Path) -> tuple[int, str]:
-    """The exit status of a command whose outputs a shell redirects, and what is left of what it says."""
+    """Return the exit status of a command whose outputs a shell redirects, and its other output."""
     command = ["sh", "-c", f'exec "$@" {redirected}', "sh", SCRIPTS / "filestore", *arguments]
     done = subprocess.run(command, env=home.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     return done.returncode, done.stderr
@@ -186,7 +186,7 @@ def outcome(home: Home, redirected: str, *arguments: str | Path) -> tuple[int, s
 
 @pytest.mark.parametrize("arguments", [["ls"], ["token", "ls"]])
 def test_an_output_that_is_closed(home: Home, arguments: list[str]) -> None:
-    """A result that goes nowhere is a failure; what is said on standard error may go nowhere."""
+    """A result that cannot be written is a failure; messages to standard error may be lost."""
     home.result("ls")
     sentence = "Error: the work is done, but standard output does not take its result: it is closed\n"
 
@@ -199,14 +199,14 @@ def test_an_output_that_is_closed(home: Home, arguments: list[str]) -> None:
 
 
 def test_a_closed_output_is_not_what_is_opened_next(home: Home, model: Path) -> None:
-    """A file that has the number of a standard stream would be written to by whoever means that."""
+    """Otherwise output would be written to a file that has the number of a standard stream."""
     assert (1, "") == outcome(home, "<&- >&- 2>&-", "push", model)
     assert home.result("fetch", "model.bin", "-o", home.folder / "back.bin")["size"] == 1000
     assert model.read_bytes() == (home.folder / "back.bin").read_bytes()
 
 
 def test_help_that_goes_nowhere(home: Home) -> None:
-    """What is printed before a command runs is a result too."""
+    """Output before a command runs is a result too."""
     assert (1, "Error: standard output takes nothing: it is closed\n") == outcome(home, ">&-", "--help")
     assert (1, "Error: standard output takes nothing: No space left on device\n") == outcome(home, ">/dev/full", "--version")
     assert (2, "") == outcome(home, "2>&-", "no-such-command")
@@ -247,7 +247,7 @@ def test_a_reader_that_leaves(home: Home, model: Path, arguments: list[str]) -> 
 
 
 def broken(home: Home, tmp_path: Path, statement: str, *arguments: str) -> str:
-    """What a command says whose process begins with `statement`."""
+    """Return the output of a command whose process begins with `statement`."""
     (tmp_path / "sitecustomize.py").write_text(statement)
     return home.run(*arguments, environ={"PYTHONPATH": str(tmp_path)}).stderr
 
@@ -262,7 +262,7 @@ def test_an_installation_that_lacks_a_part(home: Home, tmp_path: Path, module: s
 
 
 def test_a_fault_of_our_own_is_one_sentence(home: Home, tmp_path: Path) -> None:
-    """It says what to report, and where it was."""
+    """It says what to report, and the place of the fault."""
     said = broken(home, tmp_path, "import json\njson.dumps = lambda *_: {}['x']", "ls", "--json")
     assert re.fullmatch(
         r"Error: filestore failed by a fault of its own, KeyError: 'x' \(sitecustomize\.py, line 2\); please report it\n", said

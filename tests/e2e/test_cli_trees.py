@@ -60,7 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def usage_error(home: Home, *arguments: str | Path) -> str:
-    """The sentence in which wrong usage is told, with status 2 and nothing on standard output."""
+    """Return the message for wrong usage, with status 2 and an empty standard output."""
     done = home.run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     return done.stderr.splitlines()[-1].removeprefix("Error: ")
@@ -133,7 +133,7 @@ def test_a_push_for_a_person(home: Home, tree: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["."], ["../my_model/"], ["../my_model/tokenizer/.."]])
 def test_a_directory_by_another_path_has_its_own_name(home: Home, tree: Path, arguments: list[str]) -> None:
-    """What stands for a folder is no name to keep one under."""
+    """The record has the name of the folder that the path means, and never `.` or `..`."""
     done = home.run("push", *arguments, "--json", cwd=tree)
 
     assert done.returncode == 0, done.stderr
@@ -150,7 +150,7 @@ def test_a_name_of_ones_own(home: Home, tree: Path) -> None:
 
 @pytest.mark.parametrize("name", [".zip", "..zip", "...zip"])
 def test_a_name_that_would_lead_elsewhere(home: Home, tree: Path, tmp_path: Path, name: str) -> None:
-    """A tree is written under a name of its own, never as the folder one stands in or the one above."""
+    """A tree is written under its own name, and never as the current folder or its parent."""
     home.result("push", tree, "--name", name)
     (tmp_path / "in").mkdir()
     assert home.result("fetch", name, "--force", cwd=tmp_path / "in")["path"] == name
@@ -235,7 +235,7 @@ def test_options_that_change_nothing(home: Home, tree: Path, tmp_path: Path) -> 
 
 
 def test_unzip_of_what_is_not_a_zip(home: Home, tree: Path) -> None:
-    """A file that is no zip file is told as such, and nothing is left behind."""
+    """The error says that it is not a zip file, and nothing is left."""
     home.result("push", tree / "model.bin")
     before = sorted(home.folder.iterdir())
 
@@ -314,7 +314,7 @@ def test_a_target_that_is_not_empty(home: Home, tree: Path, tmp_path: Path) -> N
 
 
 def test_force_takes_over_what_is_the_same(home: Home, tree: Path, tmp_path: Path) -> None:
-    """Of an older tree under the same path only what changed is received, and the end of the zip, which names the rest."""
+    """Only changed files are received, and the end of the zip, which lists the others."""
     plant(tree, {"vocabulary.txt": random.Random(4).randbytes(100_000)})
     home.result("push", tree)
     target = tmp_path / "target"
@@ -349,7 +349,7 @@ def test_a_folder_that_is_missing(home: Home, tree: Path, tmp_path: Path) -> Non
 
 
 def test_wrong_usage_of_fetch(home: Home) -> None:
-    """Options that exclude each other are told as wrong usage."""
+    """Options that exclude each other are wrong usage."""
     assert (
         usage_error(home, "fetch", "x", "--zip", "--unzip")
         == "--zip writes a zip file and --unzip writes its tree; give one of them"
@@ -360,7 +360,7 @@ def test_wrong_usage_of_fetch(home: Home) -> None:
 
 
 def test_symlink_policies(home: Home, tmp_path: Path) -> None:
-    """A link inside is what it leads to, unless it is kept or refused."""
+    """A link inside becomes its target, unless links are kept or refused."""
     tree = plant(tmp_path / "tree", {"a.txt": b"a", "b/link": Link("../a.txt")})
 
     for policy, expected in {
@@ -379,7 +379,7 @@ def test_symlink_policies(home: Home, tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_hugging_face_needs_follow(home: Home, tmp_path: Path) -> None:
-    """Links out of the tree are refused in a sentence that says what lets them in."""
+    """Links out of the tree are refused; the error names the option that allows them."""
     found = snapshot(tmp_path / "hub")
     sentence = home.failure("push", found.path, "--name", "model.zip")
     assert "--symlinks follow" in sentence
@@ -390,7 +390,7 @@ def test_a_snapshot_of_hugging_face_needs_follow(home: Home, tmp_path: Path) -> 
 
 
 def test_a_loop_of_links(home: Home, tmp_path: Path) -> None:
-    """Links that lead round in a circle are told, not followed for ever."""
+    """Links in a circle are an error, and are not followed for ever."""
     tree = looped_tree(tmp_path / "looped")
     for policy in ("inside", "follow"):
         assert str(tree) in home.failure("push", tree, "--symlinks", policy)
@@ -409,14 +409,14 @@ def test_include_and_exclude(home: Home, tree: Path) -> None:
 @pytest.mark.parametrize("option", [["--symlinks", "follow"], ["--include", "*"], ["--exclude", "*"]])
 @pytest.mark.parametrize("command", ["push", "hash"])
 def test_a_file_has_nothing_to_select(home: Home, tree: Path, command: str, option: list[str]) -> None:
-    """What is taken of a directory cannot be said of a file."""
+    """The options for directories are refused for a file."""
     path = tree / "config.json"
     sentence = home.failure(command, path, *option)
     assert sentence == f"{path} is no directory; --symlinks, --include and --exclude say what is taken of one"
 
 
 def test_what_a_directory_cannot_hold(home: Home, tmp_path: Path) -> None:
-    """A pipe, and a name that is not UTF-8, are told by their path."""
+    """The error about a pipe, or a name that is not UTF-8, has its path."""
     tree = plant(tmp_path / "tree", {"a": b"a"})
     os.mkfifo(tree / "pipe")
     assert str(tree / "pipe") in home.failure("push", tree)
@@ -427,7 +427,7 @@ def test_what_a_directory_cannot_hold(home: Home, tmp_path: Path) -> None:
 
 
 def test_what_is_not_there(home: Home, tmp_path: Path) -> None:
-    """A path that does not exist is told as such by every command that takes a directory."""
+    """Every command that takes a directory reports a missing path."""
     for command in (["push"], ["push", "--dry-run"], ["push", "--symlinks", "keep"], ["hash"], ["create", "file", "-r"]):
         assert "No such file or directory" in home.failure(*command, tmp_path / "vanished")
 
@@ -441,7 +441,7 @@ def test_symlinks_are_those_of_walk() -> None:
 
 
 def test_a_dry_run_sends_nothing(home: Home, tree: Path, server: Server) -> None:
-    """It says what a push then sends: entry by entry, and in all."""
+    """It shows what a push would send: entry by entry, and in total."""
     environ = server.environ
     plant(tree, {"new.bin": random.Random(8).randbytes(300_000)})
     before = home.result("ls", environ=environ)["files"]
@@ -461,12 +461,12 @@ def test_a_dry_run_sends_nothing(home: Home, tree: Path, server: Server) -> None
 
 
 def new_bytes(plan: Any) -> dict[str, int]:
-    """What is new of each entry."""
+    """Return the new bytes of each entry."""
     return {entry["name"]: entry["bytes_new"] for entry in plan["entries"]}
 
 
 def test_a_dry_run_of_a_change(home: Home, tree: Path) -> None:
-    """Of a directory that is there, only what changed is new."""
+    """For a directory that is stored already, only changes are new."""
     home.result("push", tree)
     assert home.result("push", tree, "--dry-run")["bytes_new"] == 0
     (tree / "model.bin").write_bytes(random.Random(9).randbytes(400_000))

@@ -35,7 +35,7 @@ def sums(model: Path) -> dict[str, float]:
 
 
 def start(server: Server, cache: Path, file_id: str, *options: str) -> dict[str, Any]:
-    """What a new process says of its start."""
+    """Return what a new process reports about its start."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.starts", server.url, server.token, cache, file_id, *options],
         cwd=REPOSITORY,
@@ -74,7 +74,7 @@ def test_cold_and_warm_start(
 def test_a_loader_that_does_not_wait(
     home: Home, model: Path, sums: dict[str, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Reads tensor after tensor while the file arrives; what is in the cache afterwards is what a resolve would give."""
+    """It reads tensors while the file arrives. The cache then has what a resolve would give."""
     with home.server(root=tmp_path / "srv") as server:
         pushed = home.result("push", model / "model.safetensors", environ=server.environ)
         said = start(server, tmp_path / "cache", pushed["id"], "--stream")

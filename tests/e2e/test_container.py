@@ -79,7 +79,7 @@ def run(container: int, given: object) -> Any:
 @pytest.mark.parametrize("member", ["file_url", "file_path"])
 @pytest.mark.parametrize("name", ["model.bin", "my model, the second.bin", "größer 100%.bin", "a+b&c=d#e?f.bin"])
 def test_it_fetches_our_signed_url(server: RunningServer, container: int, name: str, member: str) -> None:
-    """Whatever the name is, though it quotes URLs once more, and keeps no query."""
+    """This works for any name, though the client quotes URLs again and drops queries."""
     record = server.upload(name, b"content").json
     path = server.ask("POST", f"/native/v1/files/{record['id']}/sign").json["path"]
     answer = run(container, {"type": "file", "value": None, member: f"{server.url}/{path}"})

@@ -30,14 +30,14 @@ CONTENT = octets(1, 50_000)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """What the lines are typed at."""
+    """The server for the lines of the page."""
     with running_server(tmp_path_factory.mktemp("served") / "root") as server:
         yield server
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_every_curl_line_does_what_it_says(server: RunningServer, tmp_path: Path, line: str) -> None:
-    """With a stored file, in a folder that holds what the lines name."""
+    """There is a stored file, and the folder has what the lines name."""
     typed = LINE.fullmatch(line)
     assert typed is not None, "a line of a bash block is a curl command, and its status behind #"
     built = manifest([CONTENT])

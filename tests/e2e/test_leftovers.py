@@ -57,7 +57,7 @@ def _record(home: Home, path: Path) -> Record:
 
 @asynccontextmanager
 async def fetching(home: Home, record: Record, target: Path) -> AsyncIterator[Path]:
-    """A fetch that runs, and has just begun to receive; what it stages."""
+    """Start a fetch, and return its staging when it has begun to receive."""
     waits = asyncio.Event()
     # The directory of a tree is read before anything is staged.
     last = 2 if record.kind is Kind.DIRECTORY else 1
@@ -82,13 +82,13 @@ async def fetching(home: Home, record: Record, target: Path) -> AsyncIterator[Pa
 
 
 def names(folder: Path) -> list[str]:
-    """All that is in a folder, what is hidden too."""
+    """Return all names in a folder, also hidden ones."""
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["file", "tree"])
 def test_a_refused_fetch_leaves_nothing(home: Home, place: Path, request: pytest.FixtureRequest, kind: str) -> None:
-    """A disk without room is found out before anything is fetched, and no hidden file or folder stays."""
+    """A full disk is noticed before anything is fetched, and no hidden file or folder is left."""
     record: Record = request.getfixturevalue(kind)
     with small_disk(place / "disk", "size=1m"):
         assert "is full" in home.failure("fetch", record.id, "-o", place / "disk/target")
@@ -105,7 +105,7 @@ def test_a_refused_warm_leaves_nothing(home: Home, tmp_path: Path, request: pyte
 
 
 async def test_a_refused_fetch_keeps_what_an_earlier_one_has_left(home: Home, file: Record, place: Path) -> None:
-    """Only what is empty goes."""
+    """Only a leftover without content is removed."""
     with small_disk(place / "disk", "size=4m"):
         async with fetching(home, file, place / "disk/target") as staged:
             pass
@@ -116,7 +116,7 @@ async def test_a_refused_fetch_keeps_what_an_earlier_one_has_left(home: Home, fi
 
 
 def test_what_a_cut_fetch_has_left_is_listed_and_removed(home: Home, file: Record, tree: Record, place: Path) -> None:
-    """Of files and of directories; what else is in the folder stays."""
+    """This holds for files and directories. Everything else in the folder stays."""
     plant(place, {"mine": b"1", ".hidden": b"2"})
     plant(staging_folder(place / "tree", tree.digest), {"weights.bin": octets(2, 100_000)})
     (place / f".{file.digest.hex()[:32]}-{'0' * 16}.filestore-partial").write_bytes(octets(1, 200_000))
@@ -134,7 +134,7 @@ def test_what_a_cut_fetch_has_left_is_listed_and_removed(home: Home, file: Recor
 
 @pytest.mark.parametrize("kind", ["file", "tree"])
 async def test_what_a_running_fetch_uses_stays(home: Home, place: Path, request: pytest.FixtureRequest, kind: str) -> None:
-    """It is said to be in use; once that process is gone, it goes."""
+    """It is shown as in use, and is removed after that process has ended."""
     record: Record = request.getfixturevalue(kind)
     async with fetching(home, record, place / "target") as staged:
         (listed,) = (await asyncio.to_thread(home.result, "leftovers", place, "--remove"))["leftovers"]
@@ -145,7 +145,7 @@ async def test_what_a_running_fetch_uses_stays(home: Home, place: Path, request:
 
 
 def test_what_stood_at_a_target_is_not_removed(home: Home, tree: Record, place: Path) -> None:
-    """Between two renames it is nowhere else; the next fetch puts it back, or in its place what it was to be."""
+    """Between two renames it is the only copy; the next fetch moves it back, or publishes the new tree."""
     aside = place / f".{tree_label('target')}.filestore-aside"
     plant(aside, {"mine": b"1"})
     (listed,) = home.result("leftovers", place, "--remove")["leftovers"]
@@ -159,7 +159,7 @@ def test_what_stood_at_a_target_is_not_removed(home: Home, tree: Record, place: 
 
 
 def test_what_a_publication_in_a_folder_needs_is_not_removed(home: Home, tree: Record, place: Path) -> None:
-    """Neither what is to be published nor what is replaced; what was replaced goes."""
+    """The new tree and the old one that it replaces stay; a tree that was replaced already is removed."""
     label = tree_label(place.name)
     stem = staging_folder(place, tree.digest).name.removesuffix(".filestore-partial")
     needed = {f"{stem}.filestore-{kind}" for kind in ("replacing", "moving")}
@@ -172,7 +172,7 @@ def test_what_a_publication_in_a_folder_needs_is_not_removed(home: Home, tree: R
 
 
 def test_without_locks_what_was_written_lately_stays(tree: Record, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can tell whether it is in use."""
+    """Without locks, it may be in use."""
     refuse_locks(monkeypatch)
     staging = plant(staging_folder(place / "tree", tree.digest), {"a": b"1"})
     (found,) = leftovers(place)
@@ -205,7 +205,7 @@ def test_a_folder_that_is_not_there(home: Home, place: Path) -> None:
 
 
 def test_cache_ls_shows_what_cut_fetches_have_left(home: Home, file: Record) -> None:
-    """And says how it goes; prune removes it."""
+    """A note says how to remove it; `prune` does so."""
     home.result("cache", "warm", file.id)
     cache = home.folder / ".cache/filestore"
     (entry_store,) = cache.glob("*/default")

@@ -98,7 +98,7 @@ def test_the_real_model_folder_through_a_real_server(home: Home, server: Server,
 def test_a_fetch_over_the_older_version_moves_what_changed(
     home: Home, server: Server, model: Path, tuned: Path, tmp_path: Path
 ) -> None:
-    """The file that stands under the target's name gives what it has."""
+    """Chunks of the file at the target are reused."""
     home.result("push", model, environ=server.environ)
     pushed = home.result("push", tuned, environ=server.environ)
     target = tmp_path / "model.safetensors"

@@ -41,7 +41,7 @@ def test_create_file_of_a_directory(home: Home, tmp_path: Path, file: Path) -> N
 
 
 def test_recursive_on_a_file_is_not_an_empty_zip(home: Home, file: Path) -> None:
-    """What the SDK stores as an empty zip and calls a success is refused; so is a directory without -r."""
+    """It is refused, while the SDK stores an empty zip. A directory without -r is refused too."""
     done = home.run("create", "file", "-r", file, program=SCRIPTS / "pipeline")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"Error: {file} is no directory; leave out -r to store it\n"
@@ -66,7 +66,7 @@ def test_create_file_has_the_options_of_a_push(home: Home, file: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["run", "x"], ["create", "pointer"]])
 def test_without_the_sdk_the_rest_is_explained(home: Home, arguments: list[str]) -> None:
-    """One sentence says what this script is and what brings the other."""
+    """One message says what this script is, and what installs the other one."""
     done = home.run(*arguments, program=SCRIPTS / "pipeline")
 
     assert (done.returncode, done.stdout) == (1, "")

@@ -42,7 +42,7 @@ async def store_under_old_name(root: Path, source: Path) -> Record:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["folder", "server"])
 async def test_an_older_record_stays_reachable(home: Home, tmp_path: Path, way: str) -> None:
-    """By its id, its digest and its stored path in every command; by its name alone it is not, and the error says what to do."""
+    """It is reachable by id, digest and stored path. For its name alone, the error says what to do."""
     source = tmp_path / "source"
     source.write_bytes(CONTENT)
     record = await store_under_old_name(home.data, source)

@@ -47,14 +47,14 @@ async def taken(adapter: Adapter, input_data: object, declared: list[object] | N
 
 
 def downloaded(url: str) -> tuple[bytes, str]:
-    """What `curl` gets, who has no token: the bytes, and the head."""
+    """Return the head and the bytes that `curl` gets without a token."""
     done = subprocess.run(["curl", "-sS", "--fail", "-D", "/dev/stderr", url], capture_output=True, check=True)
     return done.stdout, done.stderr.decode().lower()
 
 
 @pytest.mark.parametrize("version", [3, 4])
 async def test_a_file_is_uploaded_and_used_in_a_run(server: Server, tmp_path: Path, version: int) -> None:
-    """`file_name` and `file_path` of the answer go into the run; the pipe gets a path, and what it returns gets a URL."""
+    """The run gets `file_name` and `file_path` of the upload, the pipe a path, and the result has a URL."""
     (tmp_path / "my_file.txt").write_bytes(CONTENT)
     uploaded = upload(server, tmp_path / "my_file.txt")
     file = {"type": "file", "value": None, "file_name": uploaded["file_name"], "file_path": uploaded["file_path"]}

@@ -55,7 +55,7 @@ def file(runtime: RunningRuntime, tmp_path: Path) -> dict[str, object]:
 
 
 def test_an_upload_is_answered_as_the_sdk_has_it(runtime: RunningRuntime, graphs: Path) -> None:
-    """200, and what `PipelineGet` is made from; the path is that of a stored file, and there are no pointers."""
+    """The status is 200, and `PipelineGet` can be made of the answer, which has a stored path and no pointers."""
     reply = runtime.upload((graphs / "returned").read_bytes(), name="owner/name:v1", input_variables='{"run_io_type": "string"}')
     answer = reply.json
     content = runtime.ask("GET", "/" + answer["path"])
@@ -90,7 +90,7 @@ def test_6_a_directory_goes_in_as_a_tree(
 def test_files_go_in_as_what_they_are_declared(
     runtime: RunningRuntime, graphs: Path, file: dict[str, object], tmp_path: Path
 ) -> None:
-    """A FileURL knows its URL and its path, an open file is open for reading, and a file may stand in a dictionary."""
+    """A FileURL has its URL and its path, an open file is readable, and a dictionary may have files."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site/a b.txt").write_text("behind a URL")
     with running_site(tmp_path / "site") as url:
@@ -138,7 +138,7 @@ def test_6_a_directory_comes_out_as_a_zip(runtime: RunningRuntime, graphs: Path)
 def test_what_a_pipeline_returns_is_stored_whole(
     runtime: RunningRuntime, graphs: Path, how: str, name: str | None, content: bytes
 ) -> None:
-    """A file, an open handle, one that was written to and stands in the middle, and what is only in memory."""
+    """It may be a file, an open handle, one in the middle of a written file, or a file in memory."""
     run = runtime.run(runtime.pipeline(graphs / "returned"), how)
     (output,) = run["result"]["outputs"]
     file = output["file"]
@@ -153,7 +153,7 @@ def test_what_a_pipeline_returns_is_stored_whole(
 
 
 def test_6_a_returned_handle_is_only_read(runtime: RunningRuntime, graphs: Path) -> None:
-    """The SDK's runtime truncates what it was opened on."""
+    """The runtime of the SDK truncates the file of the handle."""
     pipeline = runtime.pipeline(graphs / "returned")
     outputs = [runtime.run(pipeline, "kept")["result"]["outputs"][0] for _ in range(2)]
 
@@ -177,7 +177,7 @@ async def test_7_a_url_is_downloaded_once(runtime: RunningRuntime, graphs: Path,
 def test_10_a_zip_that_would_fill_the_disk_is_not_a_tree(
     runtime: RunningRuntime, graphs: Path, file: dict[str, object], tmp_path: Path
 ) -> None:
-    """The SDK unpacks whatever it is given."""
+    """The SDK unpacks every zip file."""
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("zeros", bytes(16 << 20))
     failure = runtime.failure(runtime.pipeline(graphs / "entered"), stored(runtime, tmp_path / "bomb.zip"), file)
@@ -217,7 +217,7 @@ def test_8_static_files_by_id_and_url(user: Home, runtime: RunningRuntime, tmp_p
 
 
 def test_runs_of_one_pipeline_wait_for_each_other(runtime: RunningRuntime, graphs: Path) -> None:
-    """Each is told of at once, and is done in turn, in the same process."""
+    """Each run is accepted at once, and they are done one after the other in one process."""
     pipeline = runtime.pipeline(graphs / "misbehave")
     begun = [runtime.begin(pipeline, "pid", is_async=True).json for _ in range(5)]
 
@@ -239,12 +239,12 @@ def test_pipelines_that_are_loaded_are_bounded(runtime: RunningRuntime, graphs: 
 
 
 def test_a_pipeline_may_use_all_cores(runtime: RunningRuntime, graphs: Path) -> None:
-    """What a process of ours is told about threads is not told to pipelines, which do use numpy."""
+    """The limits on threads of our own processes do not hold for pipelines, which may use numpy."""
     assert runtime.value(runtime.pipeline(graphs / "misbehave"), "threads") is False
 
 
 def test_10_only_its_own_token_is_admitted(user: Home, runtime: RunningRuntime) -> None:
-    """The tokens of the folder were made for files, and run nothing; files are served beside the pipelines."""
+    """The tokens of the folder run nothing. Files are served next to the pipelines."""
     made = user.result("token", "new", "--root", runtime.server.root)["token"]
 
     assert 200 == runtime.ask("GET", "/native/v1/repository").status

@@ -18,7 +18,7 @@ HEADING = re.compile(r"^### `(\S+) (\S+)`\n(.*?)(?=^##|\Z)", re.MULTILINE | re.D
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A runtime, and a folder, in which the lines are typed, with what they name."""
+    """A runtime and a folder for the lines of the page, with what they name."""
     folder = tmp_path_factory.mktemp("typed")
     user = Home(folder)
     graph = make_graphs(user, folder / "graphs") / "returned"

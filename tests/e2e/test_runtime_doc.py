@@ -19,7 +19,7 @@ TENSORS = [tensor(f"layer.{number}", 64, 512, seed=number) for number in range(1
 
 @pytest.fixture
 def documented() -> dict[str, Any]:
-    """What the blocks define."""
+    """Return what the blocks of the page define."""
     names: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL):
         exec(block, names)  # the documentation is ours

@@ -38,7 +38,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 @pytest.fixture
 def server(home: Home, tmp_path: Path) -> Iterator[Server]:
-    """What commands work on."""
+    """The server of the commands."""
     with home.server(root=tmp_path / "root") as server:
         home.environ |= server.environ
         yield server
@@ -46,7 +46,7 @@ def server(home: Home, tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def large_file(tmp_path: Path) -> Path:
-    """A file as large as what the SDK was measured with. A part of it comes again and again, so that it costs little."""
+    """A file as large as that of the SDK's measurements. Its content repeats, so that it is cheap."""
     block = octets(1, 60 * MIB + 12345)
     path = tmp_path / "large.bin"
     with path.open("wb") as file:
@@ -82,7 +82,7 @@ def upload_by_parts(server: RunningServer, path: Path) -> None:
 
 
 def test_1_memory_of_a_server(tmp_path: Path, large_file: Path) -> None:
-    """Not that of the file, by any dialect, nor when it is downloaded; the limit holds, whatever its setting."""
+    """It stays below the size of the file, for every dialect and for a download, with every limit."""
     with running_server(tmp_path / "root", memory_limit=16 * MIB) as server:
         ways: dict[str, Any] = {
             "form v3": lambda: curl(server, "-F", f"pfile=@{large_file}", f"{server.url}/v3/pipeline_files"),
@@ -101,7 +101,7 @@ def test_1_memory_of_a_server(tmp_path: Path, large_file: Path) -> None:
 
 
 def test_1_memory_of_a_client(home: Home, server: Server, large_file: Path) -> None:
-    """Of a push and a fetch: less than the file, whatever its size, with the program itself and all that it imports."""
+    """The whole program needs less memory than the size of the file, for a push and a fetch."""
     for arguments in (("push", large_file), ("fetch", "large.bin", "--output", "copy.bin")):
         # By way of a small process: a new one counts the memory of whoever started it as its own.
         measured = home.run("-c", MEASURED, SCRIPTS / "filestore", *arguments, program=sys.executable)
@@ -110,7 +110,7 @@ def test_1_memory_of_a_client(home: Home, server: Server, large_file: Path) -> N
 
 
 def test_2_a_broken_download_leaves_what_was_there(tmp_path: Path, home: Home) -> None:
-    """Of ours; and what anyone's client gets never looks whole."""
+    """This holds for our client. No other client gets a short file that looks complete."""
     with running_server(tmp_path / "root", check=False) as server:
         record = server.upload("model.bin", octets(2, 5_000_000)).json
         frame = max((server.root / "chunks").rglob("*"), key=lambda path: path.stat().st_size)
@@ -126,7 +126,7 @@ def test_2_a_broken_download_leaves_what_was_there(tmp_path: Path, home: Home) -
 
 
 def test_3_what_is_not_there_is_not_a_file(home: Home, server: Server) -> None:
-    """An error in a sentence, and nothing is written; the digest of what is there is known beforehand."""
+    """There is one message, and nothing is written. The digest of a stored file is known before."""
     (home.folder / "my_file.txt").write_bytes(b"content")
     record = home.result("push", "my_file.txt")
     assert home.result("hash", "my_file.txt")["digest"] == record["digest"]
@@ -136,7 +136,7 @@ def test_3_what_is_not_there_is_not_a_file(home: Home, server: Server) -> None:
 
 
 def test_4_the_same_bytes_are_one_file_and_one_transfer(home: Home, server: Server) -> None:
-    """Under whatever name, and in whatever order."""
+    """This holds for every name, and every order."""
     (home.folder / "a.bin").write_bytes(octets(4, 3_000_000))
     first = home.result("push", "a.bin")
     again = home.result("push", "a.bin", "--rehash")
@@ -189,7 +189,7 @@ def test_10_nothing_is_read_without_a_token(tmp_path: Path) -> None:
 
 
 def test_10_what_an_archive_unpacks_to_is_limited(home: Home, server: Server) -> None:
-    """And who may execute a file may do so afterwards."""
+    """An archive with too many entries is refused. Executable files stay executable."""
     folder = plant(home.folder / "my_dir", {"run.sh": Script(b"#!/bin/sh\n"), "data": b"data"})
     record = home.result("push", "my_dir")
     assert "FILESTORE_ZIP_ENTRIES" in home.failure(

@@ -86,7 +86,7 @@ def test_each_dialect_answers_in_its_own_shape(server: RunningServer) -> None:
 
 
 def test_reading(server: RunningServer) -> None:
-    """A record, and the newest ones as a bare list; what is not there is told in `detail`."""
+    """It gives a record, or the newest records as a bare list. A missing record is reported in `detail`."""
     uploaded = server.upload("read.bin", b"content").json
     answer = server.ask("GET", f"{PARTS}/{uploaded['id']}")
     assert (200, uploaded) == (answer.status, answer.json)
@@ -134,7 +134,7 @@ def test_the_url_of_a_form_is_read_without_a_token(server: RunningServer, name: 
 
 
 def test_a_url_says_what_its_client_called_the_server(server: RunningServer) -> None:
-    """Behind a proxy that speaks TLS too; so do those of parts."""
+    """This holds behind a proxy that speaks TLS, and for the URLs of parts."""
     headers = FORM | {"Host": "models.example", "X-Forwarded-Proto": "https"}
     answer = server.ask("POST", "/v4/files", form("x", b"y"), headers=headers)
     assert answer.json["url"].startswith("https://models.example/signed/")
@@ -144,7 +144,7 @@ def test_a_url_says_what_its_client_called_the_server(server: RunningServer) -> 
 
 
 def test_a_part_s_url_lets_in_that_part_only(server: RunningServer) -> None:
-    """Neither another one, nor another method, upload or namespace, nor what has expired."""
+    """It is refused for another part, method, upload or namespace, and after it has expired."""
     upload, other = PartsUpload(server, "signed.bin"), PartsUpload(server, "other.bin")
     url = upload.url(1).json["upload_url"]
     _, _, _, _, namespace, expires_at, signature, *_ = url.split("/")
@@ -180,7 +180,7 @@ def test_parts_come_in_any_order(server: RunningServer) -> None:
 
 
 def test_a_part_sent_again_replaces_the_first(server: RunningServer) -> None:
-    """Its old ETag is not good any more; what was cut before is cut again."""
+    """The old ETag is not valid any more, and the part is cut again."""
     first, second, tail = octets(1, 20_000_000), octets(2, 20_000_000), octets(3, 1000)
     upload = PartsUpload(server, "replaced.bin")
     old = upload.put(1, first)
@@ -215,7 +215,7 @@ def test_an_upload_needs_no_name(server: RunningServer) -> None:
 
 
 def test_a_part_of_unknown_length(server: RunningServer) -> None:
-    """Sent in chunks, as curl does with what it reads from a pipe."""
+    """It is sent in chunks, as curl sends what it reads from a pipe."""
     upload = PartsUpload(server, "piped.bin")
     content = octets(4, 700_000)
     path = upload.url(1).json["upload_url"].removeprefix(server.url)
@@ -269,7 +269,7 @@ def test_an_upload_of_somebody_else(server: RunningServer) -> None:
 
 @pytest.mark.parametrize("upload_id", ["0" * 32, "", "..", "../../root", "x", "%2e%2e", "a" * 300])
 def test_an_unknown_upload(server: RunningServer, upload_id: str) -> None:
-    """Whatever its id, no path outside is looked at."""
+    """The answer is 404 for every id, and no path outside the folder is read."""
     upload = PartsUpload(server, "unknown.bin")
     upload.ids = {"upload_id": upload_id, "file_id": f"file_{upload_id}"}
     for answer in (upload.url(1), upload.finish([])):
@@ -277,7 +277,7 @@ def test_an_unknown_upload(server: RunningServer, upload_id: str) -> None:
 
 
 def test_what_does_not_make_up_a_file_is_refused(server: RunningServer) -> None:
-    """Parts that are missing, wrong or left out are named; nothing is stored, and the upload goes on."""
+    """The error names missing and wrong parts. Nothing is stored, and the upload can continue."""
     upload = PartsUpload(server, "wrong.bin")
     one, three = upload.put(1, b"one"), upload.put(3, b"three")
     before = listed(server)
@@ -341,7 +341,7 @@ def test_a_request_that_is_too_large(server: RunningServer) -> None:
 
 
 def test_parts_of_an_upload_have_a_limit_together(tmp_path: Path) -> None:
-    """That of an upload by form; what is replaced does not count, and what was refused leaves nothing."""
+    """It is the limit of an upload by form. Replaced parts do not count, and a refused part leaves nothing."""
     with running_server(tmp_path / "root", upload_limit=100) as server:
         upload = PartsUpload(server, "limited.bin")
         one, _ = upload.put(1, b"x" * 60), upload.put(2, b"y" * 40)

@@ -80,13 +80,13 @@ def sdk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def stored_content(sdk: Sdk, reference: str, folder: Path) -> bytes:
-    """What a fetch of ours gives for an id or a path."""
+    """Return what our fetch gives for an id or a path."""
     sdk.home.result("fetch", reference.lstrip("/"), "--output", folder / "fetched", environ=sdk.server.environ)
     return (folder / "fetched").read_bytes()
 
 
 def test_login(sdk: Sdk, tmp_path: Path) -> None:
-    """The server is asked whether the token is right; what is remembered works, whatever the variables say."""
+    """The server is asked whether the token is valid; then the stored login counts, and not the variables."""
     own = {"PIPELINE_DIR": str(tmp_path), "PIPELINE_API_URL": "http://127.0.0.1:9/", "PIPELINE_API_TOKEN": "none"}
     said = sdk.pipeline("cluster", "login", "wrong", "no-token", "-u", sdk.server.url, environ=own)
     assert f"Couldn't authenticate with {sdk.server.url}" in said
@@ -96,7 +96,7 @@ def test_login(sdk: Sdk, tmp_path: Path) -> None:
 
 
 def test_without_a_token(sdk: Sdk, tmp_path: Path) -> None:
-    """The SDK sends the word None, and is told in `detail`."""
+    """The SDK sends the word None, and gets an error in `detail`."""
     path = tmp_path / "my_file.txt"
     path.write_text("content")
     assert "refused the token" in sdk.refusal("create", "file", path, environ={"PIPELINE_API_TOKEN": "None"})
@@ -121,7 +121,7 @@ def test_create_and_get_a_file(sdk: Sdk, tmp_path: Path) -> None:
 
 
 def test_create_a_directory(sdk: Sdk, tmp_path: Path) -> None:
-    """The SDK's zip unpacks to what it zipped."""
+    """The SDK's zip unpacks to the directory that it was made from."""
     folder = tmp_path / f"dir_{sdk.version}"
     plant(folder, {"a/x": b"one", "b/x": b"two"})
     file_id = ID.findall(sdk.pipeline("create", "file", "-r", folder))[-1]
@@ -143,7 +143,7 @@ def test_static_files_in_parts(sdk: Sdk, tmp_path: Path) -> None:
 
 
 def test_every_kind_of_run_input(sdk: Sdk, tmp_path: Path) -> None:
-    """What the SDK uploads is there under the path that it puts into the request; URLs stay as they are."""
+    """A file that the SDK uploads has the path that the SDK puts into the request. URLs do not change."""
     path = tmp_path / "in" / "my input.bin"
     path.parent.mkdir()
     path.write_bytes(octets(5, 500_000))

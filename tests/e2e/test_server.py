@@ -58,7 +58,7 @@ def path(server: RunningServer, content: bytes) -> str:
 
 
 def listed(answer: Reply) -> tuple[list[BatchEntry], bytes]:
-    """The entries of a batch, and what follows them."""
+    """Return the entries of a batch, and the bytes after them."""
     count = wire.decode_batch_count(answer.body)
     size = wire.batch_header_size(count)
     return wire.decode_batch_entries(answer.body[wire.batch_header_size(0) : size], absent_allowed=True), answer.body[size:]
@@ -68,7 +68,7 @@ def listed(answer: Reply) -> tuple[list[BatchEntry], bytes]:
 
 
 def test_health_needs_no_token(server: RunningServer) -> None:
-    """What watches a server has no secret to lose."""
+    """A monitoring program needs no secret."""
     answer = server.ask("GET", "/healthz", token=None)
     assert (200, {"status": "ok"}) == (answer.status, answer.json)
 
@@ -82,7 +82,7 @@ def test_repository_says_what_it_is(server: RunningServer) -> None:
 
 
 def test_frames_go_in_and_out_as_they_were(server: RunningServer) -> None:
-    """I7: in the order asked, also one that is asked for twice; what is absent is marked, and the rest goes on."""
+    """I7: they come in the requested order, also twice. An absent frame is marked, and the others follow."""
     sent, absent = frames(40, seed=1), frames(1, seed=2)[0]
     assert [frame.digest for frame in sent] == server.missing([frame.digest for frame in sent])
     answer = server.put(sent)
@@ -227,7 +227,7 @@ def test_names_cross_in_headers_and_queries(server: RunningServer, name: str) ->
     ],
 )
 def test_every_refusal_is_a_problem_document(server: RunningServer, method: str, path: str, status: int) -> None:
-    """RFC 9457, those of the framework included; `detail` is what the Pipeline SDK shows."""
+    """RFC 9457, also for errors of the framework. The Pipeline SDK shows `detail`."""
     headers = {wire.NAME_HEADER: "name"} if "kind" in path else {}
     answer = server.ask(method, path, b"no digests", headers=headers)
     assert (status, wire.PROBLEM) == (answer.status, answer.headers["Content-Type"])
@@ -371,7 +371,7 @@ def test_an_empty_file(server: RunningServer) -> None:
 
 
 def test_a_path_needs_a_record(server: RunningServer, path: str, content: bytes) -> None:
-    """Digest and name must belong together; a removed file is gone, whatever is still stored of it."""
+    """Digest and name must belong to one record. A removed file is gone, even if its chunks are stored."""
     digest = path.split("/")[-2]
     assert 404 == server.ask("GET", path.replace("model.bin", "other.bin")).status
     assert 404 == server.ask("GET", path.rpartition("/")[0]).status
@@ -494,7 +494,7 @@ def test_a_bad_form_is_refused(server: RunningServer, body: bytes, headers: dict
 
 
 def test_a_form_s_other_parts_are_limited(server: RunningServer) -> None:
-    """Nobody needs large ones."""
+    """No client needs large ones."""
     body = form("x", b"y", after={"other": "z" * 100_000})
     assert 413 == server.ask("POST", "/v3/pipeline_files", body, headers=FORM).status
 
@@ -527,7 +527,7 @@ def test_a_client_that_asks_first_is_told_before_it_sends(server: RunningServer)
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_worker_answers(tmp_path: Path, workers: int) -> None:
-    """Once announced, all accept; they share what is stored."""
+    """After the announcement, all accept connections; they share the stored files."""
     with running_server(tmp_path / "root", workers=workers) as server:
         sent = frames(2)
         server.put(sent)
@@ -536,7 +536,7 @@ def test_every_worker_answers(tmp_path: Path, workers: int) -> None:
 
 
 def test_a_command_serves(tmp_path: Path) -> None:
-    """`filestore serve` says where, once connections are accepted, whatever the number of its workers."""
+    """`filestore serve` prints its URL when it accepts connections, with any number of workers."""
     home = Home(tmp_path)
     with home.server("--workers", "2", root=tmp_path / "root") as started:
         connection = HTTPConnection(started.url.removeprefix("http://"), timeout=SECONDS)
@@ -546,7 +546,7 @@ def test_a_command_serves(tmp_path: Path) -> None:
 
 
 def test_another_address_family(tmp_path: Path) -> None:
-    """An IPv6 address stands in brackets in the URL."""
+    """An IPv6 address is in brackets in the URL."""
     with running_server(tmp_path / "root", host="::1") as server:
         assert f"http://[::1]:{server.port}" == server.url
         connection = HTTPConnection("::1", server.port, timeout=SECONDS)

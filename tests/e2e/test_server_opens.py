@@ -24,7 +24,7 @@ from tests.support.uploads import PartsUpload
 
 @pytest.fixture
 def log(tmp_path: Path) -> OpenLog:
-    """What the server opens."""
+    """The files that the server opens."""
     return OpenLog(tmp_path / "opens")
 
 
@@ -42,7 +42,7 @@ def identity_reads(server: RunningServer, log: OpenLog) -> list[str]:
 
 
 def test_a_part_url_needs_only_the_namespace_of_its_token(server: RunningServer, log: OpenLog) -> None:
-    """Who is asked for a part's URL reads neither the format file nor syncs the folder: the token names the namespace."""
+    """The token gives the namespace, so the format file is not read and the folder not synced."""
     upload = PartsUpload(server, "model.bin")
     assert [200, 200] == [upload.url(number).status for number in (1, 2)]
     assert 200 == server.ask("GET", "/v3/validate").status
@@ -97,7 +97,7 @@ def test_a_batch_opens_each_frame_once(server: RunningServer, log: OpenLog, coun
 
 @pytest.mark.parametrize("change", ["removed", "shorter", "longer", "encoded otherwise"])
 def test_a_frame_of_another_size_is_sent_as_it_is(tmp_path: Path, change: str) -> None:
-    """What the head of an answer says is what follows, whatever the index knows; who receives a frame verifies it."""
+    """The head of an answer has the real size, not that of the index; the receiver verifies the frame."""
     changed = [OPEN_TOGETHER + 1, 3 * OPEN_TOGETHER]
     chunks = contents(4 * OPEN_TOGETHER, size=500)
     for place in changed:

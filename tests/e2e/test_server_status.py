@@ -11,7 +11,7 @@ STATUS = f"{API}/status"
 
 
 def test_the_server_tells_what_its_stages_did(tmp_path: Path) -> None:
-    """To the byte: what came, what was written, and what was verified of it."""
+    """The bytes that were received, written and verified are exact."""
     contents = [octets(seed, 300_000) for seed in range(5)]
     frames = [encoded(content) for content in contents]
     built = manifest(contents)
