@@ -27,30 +27,30 @@ if TYPE_CHECKING:
     from filestore.core.records import Record
 
 _PREFIX_DIGITS = 8
-"""So many digits of a digest are enough."""
+"""The first digits of a digest that are enough to name it."""
 _SHOWN_DIGITS = 16
 
 
 @click.group(short_help="Fill, list, check and clear the cache.")
 def cache() -> None:
-    """Fill the cache of this machine, list what it holds, remove from it, check it."""
+    """Fill the cache of this machine, list its entries, remove entries, and check them."""
 
 
 @cache.command("warm", short_help="Fetch into the cache ahead of time.")
 @click.argument("references", metavar="ID|DIGEST|PATH|NAME", nargs=-1, required=True)
-@click.option("--zip", "keeps_zip", is_flag=True, help="Keep directories as the zip files that they are stored as.")
-@click.option("--unzip", is_flag=True, help="Keep the trees of zip files that were stored as files.")
+@click.option("--zip", "keeps_zip", is_flag=True, help="Store directories as zip files, which `File(...)` resolves to.")
+@click.option("--unzip", is_flag=True, help="Store the content of zip files, which `Directory(...)` resolves to.")
 @takes("url", "token", "connections", "stall_seconds", "cache", "cache_size_limit", "cache_min_free")
 def warm(context: CommandContext, references: tuple[str, ...], *, keeps_zip: bool, unzip: bool) -> None:
     """Fetch stored files and directories into the cache ahead of time, so that a later start finds them there."""
     if keeps_zip and unzip:
-        raise click.UsageError("--zip keeps zip files and --unzip keeps their trees; give one of them")
+        raise click.UsageError("--zip stores zip files and --unzip stores their content; give one of them")
     click.get_current_context().meta[RESUMES] = True
     run_to_end(_warm(context, [Reference.parse(text) for text in references], keeps_zip=keeps_zip, unzip=unzip))
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the option --filter, as a list of Filters."""
+    """Give a command the option --filter, and pass it as a list of Filters."""
 
     def parse(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[Filter]:
         try:
@@ -58,7 +58,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
         except ValueError as error:
             raise click.BadParameter(str(error), ctx, param) from None
 
-    about = "Only what matches, such as 'size>1GB' or 'accessed>7d'; repeatable, all must match."
+    about = "Only entries that match, such as 'size>1GB' or 'accessed>7d'; repeatable, all must match."
     return click.option("--filter", "filters", metavar="FILTER", multiple=True, callback=parse, help=about)(command)
 
 
@@ -69,7 +69,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Remove nothing; show wh
 @_filters
 @takes("cache")
 def cache_ls(context: CommandContext, filters: list[Filter]) -> None:
-    """List the cached files and directories, the most recently used first, and what cut fetches have left."""
+    """List the entries of the cache, the most recently used first, and what interrupted fetches left."""
     from filestore.cache.inventory import staged  # heavy
 
     stock = _Stock.of(context.settings.cache)
@@ -88,7 +88,7 @@ def cache_ls(context: CommandContext, filters: list[Filter]) -> None:
         f"{_count(kept)}, {in_units(size)} in {for_display(stock.root)}",
     )
     if abandoned:
-        context.note(f"Cut fetches have left {in_units(abandoned)} beside that; `filestore cache prune` removes it.")
+        context.note(f"Interrupted fetches left another {in_units(abandoned)}; `filestore cache prune` removes it.")
 
 
 @cache.command("rm", short_help="Remove cached files and directories.")
@@ -96,7 +96,7 @@ def cache_ls(context: CommandContext, filters: list[Filter]) -> None:
 @_dry_run
 @takes("cache")
 def cache_rm(context: CommandContext, wanted: tuple[str, ...], *, dry_run: bool) -> None:
-    """Remove cached files and directories; what is in use stays."""
+    """Remove cached files and directories. An entry in use stays."""
     stock = _Stock.of(context.settings.cache)
     found: dict[Path, CachedEntry | StagedEntry] = {}
     for text in wanted:
@@ -117,9 +117,9 @@ def cache_rm(context: CommandContext, wanted: tuple[str, ...], *, dry_run: bool)
 @_dry_run
 @takes("cache", "cache_size_limit", "cache_min_free")
 def cache_prune(context: CommandContext, filters: list[Filter], *, dry_run: bool) -> None:
-    """Remove what is left of fetches that were cut, and what the limits have no room for; with --filter, all that matches.
+    """Remove what interrupted fetches left, and evict the least recently used entries until the limits hold.
 
-    What is in use stays.
+    With --filter, remove all entries that match instead. Entries in use stay.
     """
     from filestore.cache.quota import Quota  # heavy
 
@@ -137,9 +137,9 @@ def cache_prune(context: CommandContext, filters: list[Filter], *, dry_run: bool
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @takes("cache")
 def cache_verify(context: CommandContext, folder: Path | None) -> None:
-    """Check every file and directory of the cache FOLDER and remove the damaged ones, to be fetched anew when they are needed.
+    """Read and check every file and directory of the cache FOLDER, and remove damaged entries.
 
-    Exit status 1 says that some were damaged.
+    They are fetched again when they are needed. If there were any, the exit status is 1.
     """
     from filestore.cache import verify_cache  # heavy
 
@@ -152,7 +152,7 @@ def cache_verify(context: CommandContext, folder: Path | None) -> None:
     )
     if removed:
         were, are = ("entry was", "it is") if len(removed) == 1 else ("entries were", "they are")
-        raise click.ClickException(f"{len(removed)} damaged {were} removed from the cache; {are} fetched anew when needed")
+        raise click.ClickException(f"{len(removed)} damaged {were} removed from the cache; {are} fetched again when needed")
 
 
 async def _warm(context: CommandContext, references: list[Reference], *, keeps_zip: bool, unzip: bool) -> None:
@@ -165,7 +165,7 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
     root = settings.cache.absolute()
     done: list[tuple[Record, ResolveResult]] = []
     async with context.repository(read_only=True) as repository:
-        # All at first, so that a slip in the last one does not show after hours.
+        # All references are looked up first, so that a mistake in the last one is not reported after hours.
         records = [await repository.record(reference) for reference in references]
         async with Cache(
             root,
@@ -218,18 +218,18 @@ def _warmed(record: Record, resolved: ResolveResult) -> dict[str, object]:
 
 
 class _Stock(NamedTuple):
-    """What a cache holds at this moment."""
+    """The content of a cache at one moment."""
 
     root: Path
     leases: Leases
     entries: list[CachedEntry]
     held: frozenset[str]
-    """Keys of what is in use."""
+    """Keys of the entries in use."""
     now: float
 
     @classmethod
     def of(cls, root: Path) -> _Stock:
-        """Look. Raises InvalidInput, UnknownFormat, StorageError."""
+        """Read the cache in `root`. Raises InvalidInput, UnknownFormat, StorageError."""
         from filestore.cache.cache import check_cache  # heavy
         from filestore.cache.inventory import entries  # heavy
         from filestore.cache.leases import Leases  # heavy
@@ -240,7 +240,7 @@ class _Stock(NamedTuple):
         return cls(root, leases, list(entries(root)), frozenset(leases.held()), time.time())
 
     def matching(self, filters: Sequence[Filter]) -> list[CachedEntry]:
-        """The entries that all filters take."""
+        """Return the entries that match all filters."""
         return [
             entry
             for entry in self.entries
@@ -248,7 +248,7 @@ class _Stock(NamedTuple):
         ]
 
     def named(self, text: str) -> list[CachedEntry]:
-        """The entries of a digest, or of the first 8 or more digits of one, of an id, of a name, or at a path."""
+        """Return the entries with this digest (its first 8 digits are enough), id, name, or path."""
         from filestore.cache.entry_store import recall  # heavy
 
         digests = {str(record.digest) for record in recall(self.root, text)}
@@ -264,7 +264,7 @@ class _Stock(NamedTuple):
         ]
 
     def as_json(self, entry: CachedEntry) -> dict[str, object]:
-        """What is told of an entry."""
+        """Return an entry as a JSON object."""
         repository, namespace, _ = entry.key.split(".", 2)
         return {
             "digest": entry.digest,
@@ -280,7 +280,7 @@ class _Stock(NamedTuple):
         }
 
     def staged_as_json(self, item: StagedEntry) -> dict[str, object]:
-        """What is told of what a fetch has staged, and may have left."""
+        """Return as a JSON object what a fetch has staged, or left."""
         return {
             "path": str(item.folder),
             "stored_size": item.stored_size,
@@ -289,7 +289,7 @@ class _Stock(NamedTuple):
         }
 
     def line(self, entry: CachedEntry) -> str:
-        """The same for a person."""
+        """Return an entry as a line for a person."""
         kind = "  (directory)" if entry.kind is Kind.DIRECTORY else ""
         in_use = "  (in use)" if entry.key in self.held else ""
         names = for_display(", ".join(entry.names) or "nothing sound")
@@ -300,7 +300,10 @@ class _Stock(NamedTuple):
 def _remove(
     context: CommandContext, stock: _Stock, found: list[CachedEntry | StagedEntry], *, dry_run: bool
 ) -> list[CachedEntry]:
-    """Remove what is not in use, and say so; what is in use. Raises StorageError, after all the others are removed."""
+    """Remove entries that are not in use, and print them. Return the entries in use.
+
+    Raises StorageError after all others are removed.
+    """
     from filestore.cache.inventory import CachedEntry, discard  # heavy
 
     removed: list[CachedEntry | StagedEntry] = []
@@ -317,7 +320,7 @@ def _remove(
     left = [item for item in removed if not isinstance(item, CachedEntry)]
     size = sum(item.stored_size for item in removed)
     verb = "would remove" if dry_run else "removed"
-    left_lines = [f"{verb} {in_units(sum(item.stored_size for item in left))} that cut fetches have left"] if left else []
+    left_lines = [f"{verb} {in_units(sum(item.stored_size for item in left))} that interrupted fetches left"] if left else []
     context.show(
         {
             "cache": str(stock.root),
@@ -331,7 +334,7 @@ def _remove(
         f"{verb} {_count(kept)}, {in_units(size)} in {for_display(stock.root)}",
     )
     if stuck:
-        # The others are gone all the same.
+        # All others are removed by now.
         raise next(iter(stuck.values()))
     return in_use
 

@@ -25,35 +25,35 @@ from filestore_cli.text import for_display
 Command: TypeAlias = Callable[..., None]
 Result: TypeAlias = Mapping[str, object]
 
-_NOT_TAKEN = "the work is done, but standard output does not take its result"
+_NOT_TAKEN = "the work is done, but its result cannot be written to standard output"
 _CONFIG_FILE = "config.toml"
 
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
-    """One run of one command."""
+    """The settings of one command, and the way in which it prints its result."""
 
     settings: Settings
     json: bool
     quiet: bool
     default_root: Path | None
-    """The local folder of a user who names none; None where the home folder is not known."""
+    """The default of the local folder. None if the home folder is not known."""
 
     @property
     def shows_progress(self) -> bool:
-        """With --json, only to a person: what reads JSON has no use for it."""
+        """Whether to show progress. With --json, only in a terminal: a program that reads JSON does not need it."""
         return not self.quiet and (not self.json or sys.stderr.isatty())
 
     @property
     def has_default_root(self) -> bool:
-        """Whether the local folder is the one that nobody named, which the first start of a server makes."""
+        """Whether the local folder is the default one, which the first start of a server makes."""
         return self.default_root is not None and self.settings.root.absolute() == self.default_root.absolute()
 
     @asynccontextmanager
     async def repository(self, *, read_only: bool = False) -> AsyncIterator[Repository]:
-        """The repository that the settings name, or else the local folder, closed at the end of the block.
+        """Open the repository of the settings, or the local folder, and close it at the end of the block.
 
-        A verb that only reads says `read_only`.
+        A command that only reads gives `read_only`.
         """
         from filestore.backends import connect  # heavy: aiohttp
 
@@ -73,7 +73,7 @@ class CommandContext:
             yield repository
 
     async def create_repository(self) -> bool:
-        """Make the folder that the settings name a repository, and say so. False where it was one already."""
+        """Make the folder that the settings name a repository, and print a note. Return False if it was one already."""
         from filestore.backends import create_repository, repository_folder  # heavy
 
         folder = repository_folder(self._url)
@@ -103,44 +103,45 @@ class CommandContext:
         return NotARepository(error.folder, error.found, advice)
 
     def note_created(self, folder: Path) -> None:
-        """Say that a folder has become a repository."""
+        """Print a note that a folder has become a repository."""
         self.note(f"A new repository was made in {for_display(folder)}.")
 
     def place(self, repository: Repository) -> str:
-        """Where a result comes from, for a person: a local folder that nobody chose is called one."""
+        """Return the repository in words. They say so if it is the local folder because no other one is set."""
         chosen = (
-            ""
-            if self.settings.url
-            else " (local folder, as neither --url, FILESTORE_URL nor a configuration file names a server)"
+            "" if self.settings.url else " (local folder, because --url, FILESTORE_URL and the configuration file name no server)"
         )
         return for_display(repository.location) + chosen
 
     def show(self, result: Result, *lines: str, otherwise: str = _NOT_TAKEN) -> None:
-        """Print a result: as one JSON object, or as `lines` for a person; `otherwise` begins the sentence where that fails."""
+        """Print a result: as one JSON object, or as `lines` for a person.
+
+        `otherwise` begins the message if that fails.
+        """
         try:
             click.echo(json.dumps(result) if self.json else "\n".join(lines))
         except BrokenPipeError:
-            # Whoever read the output has gone, and knows why.
+            # The program that read the output has ended. `Commands.invoke` exits without a message.
             raise
         except OSError as error:
             reason = output_failure(error)
             raise click.ClickException(f"{otherwise}: {reason}") from None
 
     def note(self, sentence: str) -> None:
-        """Say something to a person beside the result, on standard error."""
+        """Print a note for a person to standard error."""
         if not self.quiet and not self.json:
             say(sentence)
 
 
 def creates(command: Command) -> Command:
     """Give a command the option --create."""
-    about = "Make the folder a repository where it is none yet; it must be new or empty."
+    about = "First make the folder a repository, if it is not one yet; it must be new or empty."
     decorated: Command = click.option("--create", is_flag=True, help=about)(command)
     return decorated
 
 
 def takes(*names: str) -> Callable[[Command], Command]:
-    """Give a command the options of these settings, --json and --quiet, and a Session as its first argument."""
+    """Give a command the options of these settings, --json and --quiet, and a CommandContext as its first argument."""
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -149,7 +150,7 @@ def takes(*names: str) -> Callable[[Command], Command]:
             folders = _folders()
             command(CommandContext(_load(options, folders), json, quiet, folders.data), **arguments)
 
-        decorated: Command = click.option("--quiet", is_flag=True, help="No progress and no notes.")(call)
+        decorated: Command = click.option("--quiet", is_flag=True, help="Print no progress and no notes.")(call)
         decorated = click.option("--json", is_flag=True, help="Print one JSON object, and nothing else on standard output.")(
             decorated
         )
@@ -162,7 +163,7 @@ def takes(*names: str) -> Callable[[Command], Command]:
 
 def _setting_option(name: str) -> Callable[[Command], Command]:
     def check(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-        # A bad value of an option is wrong usage; one from elsewhere is a failure.
+        # A bad value of an option is wrong usage. A bad value from the environment or the file is a failure.
         try:
             return None if value is None else parse_setting(name, value, source=option_of(name))
         except InvalidSetting as error:
@@ -182,7 +183,7 @@ def _folders() -> Folders:
     import platformdirs  # 20 ms, which --help need not wait for
 
     if not os.environ.get("HOME"):
-        # Empty, it would be the root of all folders; without it, the system's list of users is asked.
+        # An empty HOME would mean the root folder. Without HOME, the system's list of users is used.
         os.environ.pop("HOME", None)
     return Folders(
         _known(platformdirs.user_data_path),
@@ -204,7 +205,7 @@ def _load(options: Mapping[str, object], folders: Folders) -> Settings:
 
 
 def _known(find: Callable[[str], Path]) -> Path | None:
-    """None for a folder below a home that is not known."""
+    """Return the folder, or None if it is below a home folder that is not known."""
     try:
         folder = find("filestore")
     except RuntimeError:
@@ -217,7 +218,7 @@ def _read(path: Path) -> Mapping[str, object]:
     try:
         with path.open("rb") as opened:
             mode = os.fstat(opened.fileno()).st_mode
-            # Windows' editors begin a text with a byte-order mark.
+            # Some editors on Windows begin a text with a byte-order mark.
             text = opened.read().decode("utf-8-sig")
         values = tomllib.loads(text)
     except FileNotFoundError:
@@ -225,11 +226,11 @@ def _read(path: Path) -> Mapping[str, object]:
     except OSError as error:
         raise InvalidSetting(str(path), error.strerror or str(error)) from None
     except UnicodeDecodeError:
-        raise InvalidSetting(str(path), "it is no text in UTF-8; save it as that") from None
+        raise InvalidSetting(str(path), "it is not text in UTF-8; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise InvalidSetting(str(path), f"it is no TOML ({error})") from None
+        raise InvalidSetting(str(path), f"it is not valid TOML ({error})") from None
     except RecursionError:
-        raise InvalidSetting(str(path), "it is no TOML that settings could be in (its brackets are too deep)") from None
+        raise InvalidSetting(str(path), "it is not valid TOML for settings (its brackets are nested too deep)") from None
     if "token" in values and mode & (stat.S_IRGRP | stat.S_IROTH):
-        say(f"Warning: other users of this machine can read the token in {for_display(path)}; `chmod 600` it.")
+        say(f"Warning: other users of this machine can read the token in {for_display(path)}; run `chmod 600` on it.")
     return values

@@ -1,4 +1,4 @@
-"""Filters of what a cache holds: `size>1GB`, `accessed>7d`."""
+"""Filters for the entries of a cache: `size>1GB`, `accessed>7d`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AGES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 class Filter(NamedTuple):
-    """What an entry must be, to be listed or removed."""
+    """A condition that an entry of a cache must match to be listed or removed."""
 
     name: str
     comparison: str
@@ -30,16 +30,16 @@ class Filter(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`size` or `accessed`, a comparison, a number and a unit. Raises ValueError."""
+        """Parse `size` or `accessed`, a comparison, a number and a unit. Raises ValueError."""
         match = _FILTER.match(text)
         if match is not None and match[1] == "size":
             with suppress(ValueError):
                 return cls("size", match[2], parse_size(match[3], minimum=0))
         if match is None or match[1] == "size" or match[5] not in _AGES:
             expected = f"size>1GB ({SIZE_WORDS}) or accessed>7d (units {', '.join(_AGES)})"
-            raise ValueError(f"{text!r} is no filter; write one such as {expected}, with >, <, >= or <=")
+            raise ValueError(f"{text!r} is not a filter; write one such as {expected}, with >, <, >= or <=")
         return cls("accessed", match[2], float(match[4]) * _AGES[match[5]])
 
     def takes(self, *, stored_size: int, age: float) -> bool:
-        """Whether something of so many bytes, last used so many seconds ago, is what is wanted."""
+        """Return whether an entry of this size matches, if it was last used `age` seconds ago."""
         return _COMPARE[self.comparison](stored_size if self.name == "size" else age, self.value)

@@ -1,4 +1,4 @@
-"""leftovers: what fetches that were cut have left beside their targets."""
+"""The command leftovers: what interrupted fetches left next to their targets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,10 @@ if TYPE_CHECKING:
 
 @click.command(short_help="List what interrupted fetches left.")
 @click.argument("folder", default=".", type=click.Path(path_type=Path))
-@click.option("--remove", "removes", is_flag=True, help="Remove them; what a running fetch uses stays.")
+@click.option("--remove", "removes", is_flag=True, help="Remove them; files of a running fetch stay.")
 @takes()
 def leftovers(context: CommandContext, folder: Path, *, removes: bool) -> None:
-    """List the hidden files and folders that fetches to FOLDER, or to something in it, have left when they were cut.
-
-    The same fetch again goes on from them.
-    """
+    """List the hidden files and folders that interrupted fetches left in FOLDER. The same fetch continues from them."""
     from filestore.transfer.leftovers import leftovers as leftovers_of  # heavy
     from filestore.transfer.leftovers import remove_leftover
 
@@ -57,7 +54,7 @@ def leftovers(context: CommandContext, folder: Path, *, removes: bool) -> None:
     if failure is not None:
         raise failure
     if not removes and any(not each.is_in_use and not each.is_needed for each in found):
-        context.note("`filestore leftovers --remove` removes them; the same fetch again goes on from them.")
+        context.note("`filestore leftovers --remove` removes them; the same fetch continues from them.")
 
 
 def _as_json(leftover: Leftover, *, is_removed: bool) -> dict[str, object]:
@@ -75,7 +72,7 @@ def _line(leftover: Leftover, *, is_removed: bool) -> str:
     verb = "removed " if is_removed else ""
     remark = "  (in use)" if leftover.is_in_use else ""
     if leftover.is_needed:
-        remark = "  (a replacement was cut: fetch to that target again, which puts it right)"
+        remark = "  (a replacement was interrupted: fetch to that target again to repair it)"
     written = age(time.time() - leftover.written_at)
     return f"{verb}{in_units(leftover.stored_size):>8}  {written:>7}  {for_display(leftover.path)}{remark}"
 

@@ -1,4 +1,4 @@
-"""`filestore`: the commands, and how their failures are told."""
+"""The command `filestore`: its subcommands, and how their failures are reported."""
 
 from __future__ import annotations
 
@@ -28,18 +28,23 @@ _COMMANDS = {
     "serve": "serving:serve",
     "token": "serving:token",
 }
-"""Where each command is: only the one that runs is loaded, which saves a fifth of a start."""
+"""The module and the function of each command. Only the command that runs is loaded, which saves a fifth of its
+start."""
 
 _ALIASES = {"warm": "caching:warm"}
 """Other names of commands, which help does not list."""
 
 _RESUMED = {"create", "fetch", "push"}
-"""Commands that continue where they were interrupted. Those of a group say so by `RESUMES` in their context's `meta`."""
-_HOW_TO_GO_ON = "; run the same command again, what is there already is not transferred again."
+"""Commands that continue where they were interrupted. A command of a group says so by `RESUMES` in the `meta` of its
+context."""
+_HOW_TO_GO_ON = "; run the same command again to continue: nothing is transferred again."
 
 
 class Commands(click.Group):
-    """Tells a failure in one sentence on standard error, with exit status 1; click itself does so for wrong usage, with 2."""
+    """Reports a failure by a message on standard error and exit status 1.
+
+    For wrong usage, click does so with status 2.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's interface
         return list(_COMMANDS)
@@ -61,10 +66,10 @@ class Commands(click.Group):
             say(f"{how_interrupted()}.")
             raise click.exceptions.Exit(interrupted_status()) from None
         except BrokenPipeError:
-            # What --help and --version print; click itself would exit with 1.
+            # The output of --help or --version. Click itself would exit with 1.
             raise click.exceptions.Exit(OUTPUT_LEFT) from None
         except OSError as error:
-            raise click.ClickException(f"standard output takes nothing: {output_failure(error)}") from None
+            raise click.ClickException(f"standard output cannot be written: {output_failure(error)}") from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -76,7 +81,7 @@ class Commands(click.Group):
             say(how_interrupted() + (_HOW_TO_GO_ON if resumes else "."))
             ctx.exit(interrupted_status())
         except BrokenPipeError:
-            # Whoever read the output has gone, and knows why.
+            # The program that read the output has ended, so there is no message.
             ctx.exit(OUTPUT_LEFT)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -87,15 +92,15 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="filestore", message="filestore %(version)s")
 def cli() -> None:
-    """Keep model weights: push a file or a directory, fetch it back, every byte verified.
+    """Store model weights: push a file or a directory, and fetch it back with every byte verified.
 
-    A command works on the repository that --url, FILESTORE_URL or the configuration file names, in that order; without
-    any, on the local folder that `filestore serve` would serve.
+    A command takes its repository from --url, FILESTORE_URL or the configuration file, in this order. Without any of
+    them, it works on the local folder that `filestore serve` serves.
     """
 
 
 def status_of(program: str) -> int:
-    """Run the command that the process's arguments name; its exit status."""
+    """Run the command that the process's arguments name. Return its exit status."""
     try:
         return int(cli.main(prog_name=program, standalone_mode=False) or 0)
     except click.ClickException as error:

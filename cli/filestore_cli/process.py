@@ -1,4 +1,4 @@
-"""What a process that is ours alone is told about memory and threads: a command, a server's worker."""
+"""Settings of memory and threads for a process of our own: a command, or a worker of a server."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ _TRIM_THRESHOLD = 128 << 20
 _TOP_PAD = 4 << 20
 
 _COLLECT_AFTER = 10_000
-"""New objects between two collections of garbage; Python's own number is 700, and a tree of small files makes millions."""
+"""New objects between two garbage collections. The default of Python is 700, and a tree of small files makes
+millions."""
 
 
 def tune_process() -> None:
-    """All that follows, before anything heavy is loaded. Process-wide: never called in a process that belongs to someone else."""
+    """Do everything that follows. Call it before heavy modules are loaded, and only in a process of our own."""
     keep_heap()
     limit_blas_threads()
     gc.set_threshold(_COLLECT_AFTER)
 
 
 def limit_blas_threads() -> None:
-    """Have numpy, which must not be loaded yet, start no threads for linear algebra: none is done here.
+    """Stop numpy from starting threads for linear algebra, which is not used here. Call it before numpy is loaded.
 
-    They spin for a while before they sleep, which is a tenth of a second of processor time on each start.
+    These threads spin before they sleep, which costs a tenth of a second of processor time at each start.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def keep_heap() -> None:
-    """Have glibc keep freed memory instead of giving it back after every large buffer; elsewhere this does nothing.
+    """Make glibc keep freed memory, and not return it after every large buffer. Without glibc, this does nothing.
 
-    A fresh page costs more than the copy into it.
+    A new page costs more than a copy into it.
     """
     if platform.libc_ver()[0] != "glibc":
         return

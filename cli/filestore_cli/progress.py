@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar that redraws itself in a terminal, plain lines now and then anywhere else."""
+"""Progress on standard error: a bar in a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from filestore_cli.text import duration, for_display, in_units
 
 TICK_SECONDS = 0.125
 RATE_SECONDS = 10.0
-"""The rate is that of this much time: long enough to be steady, short enough to be true."""
+"""The rate is measured over this time: long enough to be steady, short enough to be current."""
 STILL_SECONDS = 3.0
-"""After this much time without a byte, that is said."""
+"""After this time without a byte, the text says that nothing moved."""
 LINE_SECONDS = 5.0
 SHORT_SECONDS = 1.0
-"""What is over sooner gets no plain line."""
+"""Work that ends sooner prints no plain line."""
 _NAME_WIDTH = 32
 _BAR_WIDTH = 32
 
 
 class Activity(NamedTuple):
-    """What is going on, and what its bytes are called; None: they are not told."""
+    """The verb for the work, and the words for its bytes. Bytes without a word are not shown."""
 
     verb: str
     read: str | None = None
@@ -42,7 +42,7 @@ HASH = Activity("hash")
 
 
 class ProgressMeter:
-    """Turns reports, which come when they come, into rates, whenever one looks."""
+    """Computes rates from reports of progress, which may come at any time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -53,11 +53,11 @@ class ProgressMeter:
         self._samples = deque([(self.started, 0)])
 
     def report(self, progress: Progress) -> None:
-        """Take a report; costs nothing."""
+        """Note a report. It costs almost nothing."""
         self.latest = progress
 
     def look(self) -> None:
-        """Take a sample: the rate is as fresh as the last one."""
+        """Take a sample. The rate is that of the last sample."""
         now = self._clock()
         if self.latest != self._seen:
             self._seen = self.latest
@@ -73,25 +73,25 @@ class ProgressMeter:
 
     @property
     def rate(self) -> float:
-        """Decoded bytes a second that were dealt with lately."""
+        """Decoded bytes a second, over the last `RATE_SECONDS`."""
         (first, before), (last, done) = self._samples[0], self._samples[-1]
         return max(0.0, (done - before) / (last - first)) if last > first else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """At this rate; None where nothing moves."""
+        """Seconds until the end at this rate. None if nothing moves."""
         if self.latest is None or not self.rate:
             return None
         return (self.latest.total - self.latest.done) / self.rate
 
     @property
     def still_seconds(self) -> float:
-        """How long nothing has moved at all."""
+        """Seconds since anything moved."""
         return self._samples[-1][0] - self._moved_at
 
 
 def sentence(activity: Activity, meter: ProgressMeter) -> str:
-    """`45 %, 1.20 GB of 2.70 GB, 0.90 GB sent, ...`: what a line and a bar both say."""
+    """Return the text of a line and of a bar: `45 %, 1.20 GB of 2.70 GB, 0.90 GB sent, ...`."""
     parts = [] if meter.latest is None else _amounts(activity, meter.latest)
     if meter.still_seconds >= STILL_SECONDS:
         parts.append(f"nothing moved for {duration(meter.still_seconds, digits=0)}")
@@ -124,7 +124,7 @@ class _Display(Protocol):
 
 
 class PlainLines:
-    """A line when the work has lasted a second, and one every few seconds from then on."""
+    """A line when the work has taken a second, and then one every few seconds."""
 
     def __init__(self, activity: Activity, name: str, meter: ProgressMeter, stream: TextIO) -> None:
         self._activity = activity
@@ -140,7 +140,7 @@ class PlainLines:
         pass
 
     def show(self) -> None:
-        """Print, if it is time to."""
+        """Print a line, if it is time for one."""
         if self._meter.elapsed >= self._next:
             self._next = self._meter.elapsed + LINE_SECONDS
             self._stream.write(f"{self._label}: {sentence(self._activity, self._meter)}\n")
@@ -148,7 +148,7 @@ class PlainLines:
 
 
 class Bar:
-    """Two lines of a terminal, gone when the work is done."""
+    """Two lines of a terminal, which are removed when the work is done."""
 
     def __init__(self, activity: Activity, name: str, meter: ProgressMeter, stream: TextIO) -> None:
         from rich.console import Console  # heavy
@@ -157,7 +157,7 @@ class Bar:
         self._activity = activity
         self._label = f"{activity.verb} {name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + '…'}"
         self._meter = meter
-        # Redrawn by `show` alone, without a thread of its own.
+        # Only `show` redraws it, without a thread.
         self._live = Live(
             console=Console(file=stream, force_terminal=True),
             auto_refresh=False,
@@ -175,7 +175,7 @@ class Bar:
         self._live.stop()
 
     def show(self) -> None:
-        """Redraw."""
+        """Redraw the bar."""
         from rich.console import Group  # heavy
         from rich.progress_bar import ProgressBar  # heavy
         from rich.table import Table  # heavy
@@ -190,7 +190,7 @@ class Bar:
 
 @asynccontextmanager
 async def shown(activity: Activity, name: str, *, enabled: bool) -> AsyncIterator[Report | None]:
-    """A place to report to, whose progress is shown on standard error until the end of the block."""
+    """Give a function to report to, and show the progress on standard error until the end of the block."""
     if not enabled:
         yield None
         return
@@ -206,7 +206,7 @@ async def shown(activity: Activity, name: str, *, enabled: bool) -> AsyncIterato
 
 
 async def _keep_showing(meter: ProgressMeter, display: _Display) -> None:
-    # Standard error may be gone before the work is done; the work is worth more than its display.
+    # Standard error may be closed before the end. Then the work goes on without a display.
     with suppress(OSError):
         while True:
             await asyncio.sleep(TICK_SECONDS)

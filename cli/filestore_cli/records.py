@@ -1,4 +1,4 @@
-"""ls, info, rm: what is stored."""
+"""The commands ls, info and rm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PAGE = 1000
 
 
 @click.command(short_help="List stored files and directories.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="COUNT", help="Only so many, the newest.  [default: all]")
+@click.option("--limit", type=click.IntRange(min=1), metavar="COUNT", help="The largest number of files to list.  [default: all]")
 @takes("url", "token")
 def ls(context: CommandContext, limit: int | None) -> None:
     """List the stored files and directories, the newest first."""
@@ -37,7 +37,7 @@ def ls(context: CommandContext, limit: int | None) -> None:
 @click.argument("reference", metavar="ID|DIGEST|PATH|NAME")
 @takes("url", "token")
 def info(context: CommandContext, reference: str) -> None:
-    """Show what is known of a stored file or directory; a name means its newest."""
+    """Show one stored file or directory. A name means the newest record of that name."""
 
     async def run() -> None:
         async with context.repository(read_only=True) as repository:
@@ -50,7 +50,7 @@ def info(context: CommandContext, reference: str) -> None:
 @click.argument("file_id", metavar="ID")
 @takes("url", "token")
 def rm(context: CommandContext, file_id: str) -> None:
-    """Remove the record of a stored file or directory; other records of the same content stay."""
+    """Remove the record of a stored file or directory. Other records of the same content stay."""
     if Reference.parse(file_id).id is None:
         raise InvalidReference(file_id, "rm takes an id, file_ and 32 hexadecimal digits, as `filestore ls` shows it")
 

@@ -1,4 +1,4 @@
-"""runtime serve: a server that also runs the pipelines which are uploaded to it."""
+"""The command runtime serve: a server that also runs the pipelines that are uploaded to it."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ def runtime() -> None:
     *SERVER_SETTINGS,
 )
 def serve_runtime(context: CommandContext, *, create: bool) -> None:
-    """Serve a folder, and run the pipelines that are uploaded to it, until stopped by Ctrl-C or SIGTERM.
+    """Serve a folder, and run the pipelines that are uploaded to it, until Ctrl-C or SIGTERM stops it.
 
-    A pipeline is code of whoever uploads it, and runs with the rights of this command: it reads and writes all that you can.
-    Who has the token can do that, so one must be given, and no other is let in.
+    A pipeline is a program of the person who uploads it. It runs with your rights: it can read and write everything
+    that you can. So this command starts only with a token that you give it, and accepts no other.
     """
     from filestore_cli.process import keep_heap  # heavy
 
-    # Not `tune_process`: the processes of pipelines inherit the environment, and may have use for numpy's threads.
+    # Not `tune_process`: the processes of pipelines inherit the environment, and may need the threads of numpy.
     keep_heap()
     settings = context.settings
     if settings.token is None:
         raise click.ClickException(
-            "a runtime runs the code of whoever has its token, so it makes none by itself: "
-            "give one by FILESTORE_TOKEN, such as `openssl rand -hex 32` prints"
+            "everyone who has the token of a runtime can run code on it, so it does not make one; "
+            "give one by FILESTORE_TOKEN, such as the output of `openssl rand -hex 32`"
         )
     try:
         version(_SDK)
@@ -98,7 +98,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
     serve_forever(
         lambda: open_backend(root),
         tokens={token_digest(settings.token): DEFAULT_NAMESPACE},
-        # Those that the folder knows were made for reading and storing files, not for running code.
+        # The tokens of the folder were made to read and store files, and not to run code.
         knows_tokens=False,
         announce=announce,
         prepare=prepare,
@@ -112,7 +112,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
                 size_limit=settings.cache_size_limit,
                 min_free=settings.cache_min_free,
             ),
-            # A pipeline has no use for our secrets.
+            # A pipeline must not get our secrets.
             environ={name: value for name, value in os.environ.items() if not name.startswith(("FILESTORE_", "PIPELINE_API_"))},
             limits=RuntimeLimits(pipelines=settings.loaded_pipelines, process=limits),
             signed_seconds=settings.signed_seconds,

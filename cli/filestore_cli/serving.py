@@ -1,4 +1,4 @@
-"""serve, and the tokens that a folder lets in."""
+"""The command serve, and the commands for the tokens of a folder."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ T = TypeVar("T")
 
 TOKEN_BYTES = 32
 SERVER_SETTINGS = ("spool_folder", *(limit.name for limit in fields(ServerLimits)))
-"""Of every server that we start, beside where it listens."""
-NOT_SERVED = "nothing is served, as standard output does not take what is said of it"
+"""The settings of every server, besides its address."""
+NOT_SERVED = "nothing is served, because the start cannot be reported on standard output"
 
 _BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
 
@@ -45,10 +45,10 @@ _BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
 @creates
 @takes("root", "host", "port", "workers", "token", *SERVER_SETTINGS)
 def serve(context: CommandContext, *, create: bool) -> None:
-    """Serve a folder over HTTP until stopped by Ctrl-C or SIGTERM; transfers under way may finish.
+    """Serve a folder over HTTP until Ctrl-C or SIGTERM stops it; then complete the current transfers.
 
-    The first start makes a token, and prints it. With --token, that token is let in for this run, and none is made. The
-    local folder is made where it is absent; one that you name by --root is made a repository with --create only.
+    The first start makes the local folder and a token, and prints the token. With --token, that token is accepted until
+    the server stops, and none is made. A folder that you name by --root becomes a repository only with --create.
     """
     from filestore_cli.process import tune_process  # heavy
 
@@ -64,7 +64,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
         nonlocal created, made
         created, made = open_served(context, root, create=create, with_token=settings.token is None)
         if not context.json:
-            # Before anything can go wrong: a token that was just made is not kept, and never said again.
+            # Printed before anything else can fail: a new token is not stored, and not shown again.
             words = table(folder=folder_words(root, created=created), token=_token_words(settings.token, made, root))
             context.show({}, *words, otherwise=NOT_SERVED)
 
@@ -95,10 +95,12 @@ def serve(context: CommandContext, *, create: bool) -> None:
 
 
 def open_served(context: CommandContext, root: Path, *, create: bool, with_token: bool = False) -> tuple[bool, str | None]:
-    """See to it, in a child, that `root` is a repository: whether it was made one just now, and the token that was made.
+    """Make sure, in a child process, that `root` is a repository.
 
-    The local folder that nobody named is made one in any case. A token is made only `with_token`, where there is none yet.
-    Raises FilestoreError.
+    Return whether this made it, and the token that it made.
+
+    The default folder is always made a repository, and any other folder only with `create`. A token is made only
+    `with_token`, if there is none yet. Raises FilestoreError.
     """
     may_create = create or context.has_default_root
 
@@ -110,33 +112,33 @@ def open_served(context: CommandContext, root: Path, *, create: bool, with_token
 
 
 def folder_words(root: Path, *, created: bool) -> str:
-    """What a server's start says of its folder."""
+    """Return the words for the folder in the output of a server's start."""
     return for_display(root) + (" (a new repository, made just now)" if created else "")
 
 
 def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
-    """What every server that we start has from the settings."""
+    """Return the arguments of every server from the settings."""
     return {
         "host": settings.host,
         "port": settings.port,
         "limits": settings.server_limits,
-        # By default on the disk that the file will be on: a temporary folder may be small, or in memory.
+        # The default is on the disk of the repository, since a temporary folder may be small, or in memory.
         "spool_folder": settings.spool_folder or root,
     }
 
 
 def warn_if_open(host: str) -> None:
-    """Say so where other machines can reach a server."""
+    """Print a warning if other machines can reach a server."""
     if not _is_loopback(host):
         say(
             f"Warning: {for_display(host)} can be reached from other machines, and traffic is not encrypted: "
-            "whoever listens reads the token and the files."
+            "others on the network can read the token and the files. Put a proxy that speaks TLS before the server."
         )
 
 
 @click.group(short_help="Make, list and remove access tokens.")
 def token() -> None:
-    """Make, list and remove the tokens that a served folder lets in."""
+    """Make, list and remove the tokens of a folder."""
 
 
 @token.command("new", short_help="Make a token and print it.")
@@ -144,13 +146,13 @@ def token() -> None:
     "--namespace",
     default=DEFAULT_NAMESPACE,
     show_default=True,
-    help="What the token may see: files and chunks are shared inside it only.",
+    help="The namespace that the token sees. Files and chunks are shared only inside it.",
 )
 @click.option("--label", default="", help="What the token is for, in your own words.")
 @creates
 @takes("root")
 def new_token(context: CommandContext, namespace: str, label: str, *, create: bool) -> None:
-    """Make a token and print it, this once."""
+    """Make a token and print it once."""
     checked_namespace(namespace)
     if not label.isprintable():
         raise click.BadParameter("a label is one line of printable text", param_hint="--label")
@@ -171,14 +173,15 @@ def new_token(context: CommandContext, namespace: str, label: str, *, create: bo
     if created:
         context.note_created(root)
     context.note(
-        f"It is let in to the namespace {namespace} of {for_display(root)}; only its digest is kept, so it is not shown again."
+        f"The token gives access to the namespace {namespace} of {for_display(root)}. "
+        "It is not shown again, because only its digest is stored."
     )
 
 
 @token.command("ls", short_help="List the tokens.")
 @takes("root")
 def list_tokens(context: CommandContext) -> None:
-    """List the tokens that are let in, the oldest first, by the beginnings of their digests."""
+    """List the valid tokens, the oldest first, by the beginning of their digests."""
     root = context.settings.root.absolute()
     rows = run_to_end(_with_index(context, root, lambda index: index.tokens(), read_only=True))
     context.show(
@@ -192,16 +195,16 @@ def list_tokens(context: CommandContext) -> None:
 @click.argument("which", metavar="TOKEN|DIGEST")
 @takes("root")
 def remove_token(context: CommandContext, which: str) -> None:
-    """Let a token in no more: the token itself, its digest, or the first 8 or more digits of that."""
+    """Revoke a token. Give the token itself, its digest, or the first 8 or more digits of the digest."""
     root = context.settings.root.absolute()
     row = run_to_end(_with_index(context, root, lambda index: _remove_token(index, which)))
-    context.show({**_row_result(row), "root": str(root)}, f"{row.digest} is let in no more")
+    context.show({**_row_result(row), "root": str(root)}, f"Token {row.digest} revoked")
 
 
 def in_child(function: Callable[[], T]) -> T:
-    """What `function` gives, or raises, in a process of its own that ends with it.
+    """Run `function` in a child process. Return what it returns, and raise what it raises.
 
-    The server forks its workers: threads and open databases that this process had would be in them, half alive.
+    The server forks its workers. Threads and open databases of this process would not work in them.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -211,7 +214,7 @@ def in_child(function: Callable[[], T]) -> T:
     try:
         succeeded, result = receiver.recv()
     except EOFError:
-        raise click.ClickException("a process that was to open the folder died; see what the system's log says of it") from None
+        raise click.ClickException("the process that opens the folder died; look for the reason in the system's log") from None
     finally:
         receiver.close()
         child.join()
@@ -224,7 +227,7 @@ def _answer(function: Callable[[], object], sender: Connection) -> None:
     try:
         answer: tuple[bool, object] = (True, function())
     except KeyboardInterrupt:
-        return  # the parent was interrupted by the same key, and says so
+        return  # the same key interrupted the parent, which reports it
     except Exception as error:  # noqa: BLE001  # raised again in the parent
         answer = (False, error)
     sender.send(answer)
@@ -251,7 +254,7 @@ async def _with_index(context: CommandContext, root: Path, use: Callable[[Index]
 
 
 async def _no_token(_: Index) -> None:
-    """Make none."""
+    """Make no token."""
 
 
 async def _first_token(index: Index) -> str | None:
@@ -263,7 +266,7 @@ async def _first_token(index: Index) -> str | None:
 async def _add_token(index: Index, *, namespace: str, label: str) -> str:
     made = secrets.token_urlsafe(TOKEN_BYTES)
     while made.startswith("-"):
-        # Where a token is an argument, this one would be taken for an option.
+        # As an argument, this token would look like an option.
         made = secrets.token_urlsafe(TOKEN_BYTES)
     async with index.transaction() as transaction:
         await transaction.add_token(token_digest(made), namespace=namespace, label=label)
@@ -275,9 +278,9 @@ async def _remove_token(index: Index, which: str) -> TokenRow:
     is_beginning = _BEGINNING.match(which) is not None
     found = [row for row in await index.tokens() if row.digest == digest or (is_beginning and str(row.digest).startswith(which))]
     if len(found) != 1:
-        # What was typed may be the token itself: it is not repeated.
+        # The argument may be the token itself, so it is not repeated.
         raise click.ClickException(
-            f"that means {len(found)} tokens; `filestore token ls` shows which there are, and `rm` removes one"
+            f"{len(found)} tokens match; `filestore token ls` lists the tokens, and `filestore token rm` needs exactly one"
         )
     async with index.transaction() as transaction:
         await transaction.remove_token(found[0].digest)
@@ -306,14 +309,14 @@ def _is_loopback(host: str) -> bool:
 
 def _token_words(given: str | None, made: str | None, root: Path) -> str:
     if made is not None:
-        return f"{made}  (shown this once, as only its digest is kept)"
+        return f"{made}  (shown only this once, because only its digest is stored)"
     if given is not None:
-        return "the one given by --token, FILESTORE_TOKEN or the configuration file, for this run; others are let in as before"
+        return "the one of --token, FILESTORE_TOKEN or the configuration file; the tokens of the folder work as well"
     return f"printed at the first start; `filestore token new --root {shlex.quote(for_display(root))}` makes another"
 
 
 def reachable(url: str) -> str:
-    """`url` as another machine would write it: an address that stands for all of them is no destination."""
+    """Return `url` as another machine would write it: an address that means all interfaces cannot be a destination."""
     parts = urlsplit(url)
     if parts.hostname not in {"0.0.0.0", "::"}:  # noqa: S104  # compared, not bound
         return url

@@ -1,6 +1,6 @@
-"""A process of ours from its first moment to its last: its streams, its signals, and what is said when it cannot go on.
+"""How a process of ours starts and ends: its streams, its signals, and the message of a failure.
 
-Everything else is imported inside `run`, so that an interrupt or a broken installation is told from the first moment on.
+Everything else is imported inside `run`, so that an interrupt or a broken installation is reported from the beginning.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from types import FrameType
 from typing import Any, TypeVar
 
 SIGNALLED = 128
-"""The exit status of a command that a signal ended is this and the signal's number, as shells have it."""
+"""A command that a signal ended exits with this status plus the number of the signal, as in shells."""
 OUTPUT_LEFT = SIGNALLED + signal.SIGPIPE
-"""The exit status of a command whose reader went away, as Unix tools have it."""
+"""The exit status of a command if the program that read its output has ended, as in Unix tools."""
 RESUMES = "filestore.resumes"
-"""The key in the `meta` of click's context by which a command says that it continues where it was interrupted."""
+"""A command that continues where it was interrupted sets this key in the `meta` of click's context."""
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -30,16 +30,16 @@ T = TypeVar("T")
 
 _ended_by: signal.Signals | None = None
 _cancel: Callable[[], object] | None = None
-"""Ends what `run_to_end` runs."""
+"""Cancels the coroutine of `run_to_end`."""
 
 
 def main() -> None:
-    """The console script `filestore`."""
+    """Run the console script `filestore`."""
     run("filestore")
 
 
 def run(program: str) -> None:
-    """Run the command that the process's arguments name; exits, always with a status and a sentence."""
+    """Run the command that the process's arguments name, and exit. A failure always has a status and a message."""
     try:
         _open_streams()
         _take_signals()
@@ -49,7 +49,7 @@ def run(program: str) -> None:
         status = interrupted_status()
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
-    except BaseException as error:  # noqa: BLE001  # whatever it is, no traceback reaches a user
+    except BaseException as error:  # noqa: BLE001  # no traceback may reach a user
         say(f"Error: {sentence(error)}")
         status = 1
     status = _finish(status)
@@ -57,10 +57,12 @@ def run(program: str) -> None:
 
 
 def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What `coroutine` gives. The first signal cancels it, and KeyboardInterrupt is raised once it has cleaned up after itself.
+    """Run a coroutine and return its result.
 
-    As `asyncio.run` does, but that cancels in the signal's handler, in the middle of whatever the loop does: what is half done
-    then fails, and the loop prints a traceback of it. A second signal ends the process at once.
+    The first signal cancels it; after its cleanup, KeyboardInterrupt is raised.
+
+    `asyncio.run` does the same, but it cancels in the signal handler, which interrupts the loop at any point: a step
+    that is half done then fails, and the loop prints a traceback. A second signal ends the process at once.
     """
     import asyncio  # heavy
 
@@ -81,33 +83,33 @@ def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
             raise
         raise KeyboardInterrupt from None
     finally:
-        # Where a signal came before it began.
+        # A signal may have come before it began.
         coroutine.close()
 
 
 def say(text: str) -> None:
-    """Print a line on standard error; where that takes nothing, the exit status is all that is left to say."""
+    """Print a line to standard error. If that is not possible, only the exit status is left."""
     with suppress(OSError, ValueError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
 
 def how_interrupted() -> str:
-    """The beginning of a sentence about what ended the command."""
+    """Return the beginning of a sentence about the signal that ended the command."""
     return "Interrupted" if _ended_by in {None, signal.SIGINT} else f"Interrupted by {_ended_by.name}"
 
 
 def interrupted_status() -> int:
-    """The exit status of a command that was interrupted."""
+    """Return the exit status of a command that was interrupted."""
     return SIGNALLED + (_ended_by or signal.SIGINT)
 
 
 def sentence(error: BaseException) -> str:
-    """What an error that is none of ours means for a user."""
+    """Return the message for a user about an error that is not a FilestoreError."""
     if isinstance(error, OSError):
         return _of_system(error)
     if isinstance(error, MemoryError):
-        return "this machine has no memory left for it; end other programs and run the same command again"
+        return "this machine has not enough free memory for it; end other programs and run the same command again"
     if isinstance(error, ImportError):
         return f"a part of this installation cannot be loaded ({_one_line(error)}); install filestore again"
     while isinstance(error, BaseExceptionGroup):
@@ -116,7 +118,7 @@ def sentence(error: BaseException) -> str:
 
 
 def output_failure(error: OSError) -> str:
-    """Why standard output takes nothing."""
+    """Return why standard output cannot be written."""
     return "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
 
 
@@ -138,31 +140,32 @@ def _one_line(error: BaseException) -> str:
 
 
 def _open_streams() -> None:
-    """Have all three standard streams be there, also where whoever started the process has closed some.
+    """Open the standard streams that are closed.
 
-    Otherwise the next file that is opened has the number of one of them, and is written to by whoever means that.
+    Otherwise the next file that is opened gets the number of a standard stream, and output is written to that file.
     """
     for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest number that is free. What is written to 1 fails, as it must: it is a result. What is said on 2 may go.
+            # It gets the lowest number that is free. Writes to 1 fail, as they must for a result. Writes to 2 may be
+            # lost.
             os.open(os.devnull, flags)
             os.set_inheritable(number, True)  # noqa: FBT003  # it takes no names
-    # They are None where they were closed.
+    # Python makes a closed stream None.
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # a descriptor
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # the same
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A name that the terminal's encoding cannot show is shown escaped, and is no failure.
+            # A name that the terminal's encoding does not have is escaped, and not a failure.
             stream.reconfigure(errors="backslashreplace")
 
 
 def _take_signals() -> None:
-    """Have SIGTERM and SIGHUP end the command as Ctrl-C does. The first process of a container ignores them otherwise.
+    """Make SIGTERM and SIGHUP end the command as Ctrl-C does. Otherwise the first process of a container ignores them.
 
-    A signal that whoever started the process has it ignore stays ignored: nohup does so with SIGHUP, and a shell with the
-    SIGINT of what it runs in the background.
+    A signal that was ignored when the process started stays ignored: nohup ignores SIGHUP, and a shell ignores SIGINT
+    for commands in the background.
     """
     for number in _ENDING_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -172,7 +175,7 @@ def _take_signals() -> None:
 def _interrupt(number: int, _: FrameType | None) -> None:
     global _ended_by, _cancel  # noqa: PLW0603  # a process has one end
     if _ended_by is not None:
-        # Raised in the middle of what cleans up, an exception may leave that waiting for ever. What is on disk bears a kill.
+        # An exception during the cleanup could make it wait for ever. A kill is safe for the files on disk.
         os._exit(interrupted_status())
     _ended_by = signal.Signals(number)
     cancel, _cancel = _cancel, None
@@ -182,7 +185,7 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 
 def _finish(status: int) -> int:
-    """Have nothing fail on the way out any more; the status that stands then."""
+    """Flush the streams, so that nothing fails after this. Return the exit status."""
     for number in _ENDING_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: os._exit(status))
@@ -190,7 +193,7 @@ def _finish(status: int) -> int:
         sys.stdout.flush()
     except OSError as error:
         if status == 0 and not isinstance(error, BrokenPipeError):
-            say(f"Error: standard output does not take the result: {output_failure(error)}")
+            say(f"Error: the result cannot be written to standard output: {output_failure(error)}")
         status = status or (OUTPUT_LEFT if isinstance(error, BrokenPipeError) else 1)
         _discard(1)
     try:
@@ -201,6 +204,6 @@ def _finish(status: int) -> int:
 
 
 def _discard(number: int) -> None:
-    """Have what is still buffered go nowhere: it would be tried again on the way out, and fail again."""
+    """Discard buffered output. Otherwise Python would write it again at the exit, and fail again."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)

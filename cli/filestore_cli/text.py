@@ -1,4 +1,4 @@
-"""Words and numbers for a person."""
+"""Texts and numbers for a person."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def for_display(text: str | Path) -> str:
-    """`text` in one line that does nothing to a terminal: what is not printable is escaped as in Python."""
+    """Return `text` as one line that cannot control a terminal: unprintable characters are escaped as in Python."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 
 
 def in_units(size: float) -> str:
-    """A number of bytes with three digits and a decimal unit: `90.9 MB`."""
+    """Return a number of bytes with three digits and a decimal unit: `90.9 MB`."""
     for unit in _UNITS:
         if size < 999.5 or unit == _UNITS[-1]:
             break
@@ -24,12 +24,12 @@ def in_units(size: float) -> str:
 
 
 def exactly(size: int) -> str:
-    """A number of bytes, rounded and exact: `90.9 MB (90868376 bytes)`."""
+    """Return a number of bytes, rounded and exact: `90.9 MB (90868376 bytes)`."""
     return f"{size} bytes" if size < 1000 else f"{in_units(size)} ({size} bytes)"
 
 
 def duration(seconds: float, *, digits: int = 2) -> str:
-    """`0.42 s`, `12 s`, `3 min 20 s`, `2 h 5 min`; `digits` are those of less than 10 seconds."""
+    """Return a time such as `0.42 s`, `12 s`, `3 min 20 s`, `2 h 5 min`. `digits` are for less than 10 seconds."""
     if seconds < 10:
         return f"{seconds:.{digits}f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -40,7 +40,7 @@ def duration(seconds: float, *, digits: int = 2) -> str:
 
 
 def age(seconds: float) -> str:
-    """`now`, `5 min`, `3 h`, `12 d`: how long ago something was, roughly."""
+    """Return roughly how long ago something was: `now`, `5 min`, `3 h`, `12 d`."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{int(seconds / size)} {unit}"
@@ -53,6 +53,6 @@ def minute(microseconds: int) -> str:
 
 
 def table(**rows: object) -> list[str]:
-    """Lines of a name and a value, the values below one another; an underscore in a name stands for a space."""
+    """Return lines of a name and a value, with the values in one column. An underscore in a name becomes a space."""
     width = max(map(len, rows))
     return [f"{name.replace('_', ' '):<{width}}  {value}" for name, value in rows.items()]

@@ -1,4 +1,4 @@
-"""push, fetch, hash, and create file."""
+"""The commands push, fetch, hash and create file."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ _CONNECTION = ("url", "token", "connections", "stall_seconds")
 
 
 class Selection(NamedTuple):
-    """What is taken of a directory, as far as the user said."""
+    """What the user chose to take of a directory."""
 
     symlinks: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
 
     def check(self, path: Path) -> None:
-        """Raises ClickException when something was said, and `path` is no directory."""
+        """Raise ClickException if the user chose something, and `path` is not a directory."""
         if any(self) and path.exists() and not path.is_dir():
             raise click.ClickException(
-                f"{for_display(path)} is no directory; --symlinks, --include and --exclude say what is taken of one"
+                f"{for_display(path)} is not a directory; --symlinks, --include and --exclude are only for directories"
             )
 
     def arguments(self) -> WalkArguments:
-        """The same for whoever walks the directory."""
+        """Return the choice as arguments of `walk`."""
         from filestore.transfer.sources.walk import Symlinks  # heavy
 
         return WalkArguments(symlinks=Symlinks(self.symlinks or "inside"), include=self.include, exclude=self.exclude)
 
 
 class WalkArguments(TypedDict):
-    """What `filestore.transfer.sources.walk` and those who call it are told."""
+    """The arguments of `filestore.transfer.sources.walk.walk`, and of the functions that call it."""
 
     symlinks: Symlinks
     include: tuple[str, ...]
@@ -68,16 +68,18 @@ class WalkArguments(TypedDict):
 
 
 def _selects(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a Selection, and that as its argument `selection`."""
+    """Give a command the options of a Selection, and pass it as the argument `selection`."""
 
     @functools.wraps(command)
     def call(*, symlinks: str | None, include: tuple[str, ...], exclude: tuple[str, ...], **arguments: Any) -> None:
         command(selection=Selection(symlinks, include, exclude), **arguments)
 
     for option in (
-        click.option("--exclude", metavar="GLOB", multiple=True, help="Leave out what matches, of a directory; repeatable."),
-        click.option("--include", metavar="GLOB", multiple=True, help="Take only what matches, of a directory; repeatable."),
-        click.option("--symlinks", type=click.Choice(SYMLINKS), help="What links in a directory become.  [default: inside]"),
+        click.option("--exclude", metavar="GLOB", multiple=True, help="Leave out matching entries of a directory; repeatable."),
+        click.option("--include", metavar="GLOB", multiple=True, help="Take only matching entries of a directory; repeatable."),
+        click.option(
+            "--symlinks", type=click.Choice(SYMLINKS), help="What to do with symbolic links in a directory.  [default: inside]"
+        ),
     ):
         call = option(call)
     return call
@@ -85,8 +87,8 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(short_help="Store a file or directory.")
 @click.argument("path", type=_PATH)
-@click.option("--name", help="The name to keep it under.  [default: its own; of a directory, with .zip behind it]")
-@click.option("--rehash", is_flag=True, help="Read files even if they are in the same state as at their last push.")
+@click.option("--name", help="The name of the record.  [default: file name, or DIR.zip]")
+@click.option("--rehash", is_flag=True, help="Read files even if they have not changed since their last push.")
 @click.option("--dry-run", is_flag=True, help="Send and record nothing; show what would be sent, entry by entry.")
 @_selects
 @creates
@@ -94,7 +96,7 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
 def push(
     context: CommandContext, path: Path, name: str | None, *, rehash: bool, dry_run: bool, create: bool, selection: Selection
 ) -> None:
-    """Store the file or directory at PATH, sending only what the repository does not have."""
+    """Store the file or directory at PATH, and send only what the repository does not have."""
     selection.check(path)
     if dry_run and create:
         raise click.UsageError("--create makes a repository, and --dry-run makes nothing; give one of them")
@@ -124,21 +126,21 @@ def push(
 
 @click.group(short_help="Store a file for pipelines.")
 def create() -> None:
-    """Make something under the name that pipelines have for it."""
+    """Store files as users of the Pipeline SDK know it."""
 
 
 @create.command("file", short_help="Store a file or directory; print its id.")
 @click.argument("path", type=_PATH)
 @click.option("-r", "--recursive", is_flag=True, help="PATH is a directory.")
-@click.option("--name", "-n", help="The name to keep it under.  [default: its own; of a directory, with .zip behind it]")
+@click.option("--name", "-n", help="The name of the record.  [default: file name, or DIR.zip]")
 @creates
 @takes(*_CONNECTION, "codec", "push_cache")
 def create_file(context: CommandContext, path: Path, name: str | None, *, recursive: bool, create: bool) -> None:
-    """Store the file at PATH, with -r the directory, and print its id in a pipeline's words."""
+    """Store the file at PATH, or with -r the directory, and print its id as the Pipeline SDK does."""
     if path.is_dir() and not recursive:
         raise click.ClickException(f"{for_display(path)} is a directory; give -r to store it")
     if recursive and path.exists() and not path.is_dir():
-        raise click.ClickException(f"{for_display(path)} is no directory; leave out -r to store it")
+        raise click.ClickException(f"{for_display(path)} is not a directory; leave out -r to store it")
     everything = Selection(None, (), ())
     pushed, place, location, created = run_to_end(
         _push(context, path, name=name, rehash=False, create=create, selection=everything)
@@ -146,29 +148,30 @@ def create_file(context: CommandContext, path: Path, name: str | None, *, recurs
     context.show(_pushed_result(pushed, location, created=created), f"Pipeline File created with ID= {pushed.record.id}")
     # Standard output is exactly that line, for the scripts that read it.
     if context.settings.url is None:
-        context.note(f"It is kept in {place}.")
+        context.note(f"It is stored in {place}.")
 
 
 @click.command(short_help="Fetch a stored file or directory.")
 @click.argument("reference", metavar="ID|DIGEST|PATH|NAME")
 @click.option(
-    "-o", "--output", metavar="TARGET", help="A folder, or the path of what is written.  [default: in the current folder]"
+    "-o", "--output", metavar="TARGET", help="A folder, or the path of the new file or directory.  [default: current folder]"
 )
 @click.option("--zip", "keeps_zip", is_flag=True, help="Write a directory as the zip file that it is stored as.")
-@click.option("--unzip", is_flag=True, help="Write the tree of a zip file that was stored as a file.")
-@click.option("--force", is_flag=True, help="Replace what stands where something is written; a folder with all that is in it.")
+@click.option("--unzip", is_flag=True, help="Write the content of a zip file that was stored as a file.")
+@click.option("--force", is_flag=True, help="Replace an existing file, or a folder with everything in it.")
 @takes(*_CONNECTION)
 def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_zip: bool, unzip: bool, force: bool) -> None:
-    """Write a stored file or directory to TARGET, every byte verified.
+    """Write a stored file or directory to TARGET, and verify every byte.
 
-    Of a file, TARGET is understood as by cp: into an existing folder under the file's own name, else to that very path.
-    Of a directory, it is the path of the tree, where nothing may stand yet. What is there already, of an earlier version
-    or of a fetch that was cut, is not transferred again.
+    For a file, TARGET works as in cp: in an existing folder, the file gets its own name; otherwise TARGET is the path
+    of the new file. For a directory, TARGET is the path of the directory itself; only an empty folder may be there.
+    Content of an older version and of an interrupted fetch is not transferred again.
 
-    Without -o, a name that is not on the command line replaces no file and does not begin with a dot, unless you --force it.
+    Without -o, a stored name that you did not type replaces no file and must not begin with a dot, unless you give
+    --force.
     """
     if keeps_zip and unzip:
-        raise click.UsageError("--zip writes a zip file and --unzip writes its tree; give one of them")
+        raise click.UsageError("--zip writes a zip file and --unzip writes its content; give one of them")
     wanted = FetchRequest(reference, output, keeps_zip=keeps_zip, unzip=unzip, force=force)
     done = run_to_end(_fetch(context, wanted))
     record, fetched = done.record, done.fetched
@@ -203,7 +206,7 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
 @_selects
 @takes()
 def hash_path(context: CommandContext, path: Path, *, selection: Selection) -> None:
-    """Print the digest that a push of PATH would give; asks no repository."""
+    """Print the digest that a push of PATH gives, without a repository."""
     selection.check(path)
     started = time.monotonic()
     manifest = run_to_end(_hash(context, path, selection))
@@ -221,7 +224,7 @@ def hash_path(context: CommandContext, path: Path, *, selection: Selection) -> N
 
 
 class FetchRequest(NamedTuple):
-    """What is to be written, in which form, and where."""
+    """What to fetch, in which form, and to which path."""
 
     reference: str
     output: str | None
@@ -230,17 +233,17 @@ class FetchRequest(NamedTuple):
     force: bool
 
     def is_tree(self, record: Record) -> bool:
-        """Whether a tree is written, and not a file."""
+        """Return whether a tree is written, and not a file."""
         return self.unzip or (record.kind is Kind.DIRECTORY and not self.keeps_zip)
 
     def is_chosen(self, name: str) -> bool:
-        """Whether the user chose to write under `name`: a target, that very name, or any name by force."""
+        """Return whether the user chose to write under `name`: by a target, by this name, or by --force."""
         return self.output is not None or self.force or self.reference.rpartition("/")[2] == name
 
     def check_name(self, name: str) -> None:
-        """Raises TargetError when someone else chose a name that programs look for, such as `.bashrc` or `.ssh`."""
+        """Raise TargetError if another person chose a name that programs look for, such as `.bashrc` or `.ssh`."""
         if name.startswith(".") and not self.is_chosen(name):
-            reason = "its name was chosen by whoever stored it, and begins with a dot, as those of settings and keys do"
+            reason = "you did not type this name, and it begins with a dot, like the names of settings and keys"
             raise TargetError(name, f"{reason}; give a target with -o, or --force to write under this name")
 
 
@@ -255,17 +258,17 @@ class Done(NamedTuple):
 
 
 def target_path(output: str | None, name: str, *, follows_link: bool = True) -> Path:
-    """Where a fetch of the file `name` writes, given what the user said, as cp would have it. Raises TargetError."""
+    """Return the path that a fetch of the file `name` writes to, by the rules of cp. Raises TargetError."""
     path = Path(name if output is None else output)
     if output is not None and (path.is_dir() or output.endswith(os.sep)):
         if not path.is_dir():
             raise TargetError(output, "there is no such folder; make it first")
         path /= name
     if follows_link and path.is_symlink():
-        # A link goes on pointing at the file that it names.
+        # The link stays; the file that it points to is replaced.
         path = path.resolve()
     if path.is_dir():
-        raise TargetError(str(path), "a folder stands there; give another target with -o")
+        raise TargetError(str(path), "there is a folder at that path; give another target with -o")
     if not path.parent.is_dir():
         raise TargetError(str(path), f"there is no folder {path.parent}; make it first")
     return path
@@ -274,7 +277,7 @@ def target_path(output: str | None, name: str, *, follows_link: bool = True) -> 
 async def _push(
     context: CommandContext, path: Path, *, name: str | None, rehash: bool, create: bool, selection: Selection
 ) -> tuple[PushResult, str, str, bool]:
-    """What was pushed, where to, as a person and as a program are told, and whether that was made for it."""
+    """Push, and return the result, the repository in words and as a URL, and whether the repository was made."""
     from filestore_cli.process import tune_process  # heavy
 
     tune_process()
@@ -348,9 +351,9 @@ async def _fetch_tree(context: CommandContext, repository: Repository, record: R
     async with shown(FETCH, record.name, enabled=context.shows_progress) as report:
         unpacked = await fetch_tree(repository, record, target=target, force=wanted.force, limits=limits, report=report)
     if not unpacked.is_atomic:
-        context.note(f"{for_display(target)} was there; its names were moved into it one by one, so that it was not atomic.")
+        context.note(f"{for_display(target)} existed, so the new names were moved into it one by one, and not in one step.")
     if unpacked.left is not None:
-        context.note(f"What was there before could not be removed, and is now {for_display(unpacked.left)}; remove it yourself.")
+        context.note(f"The old content could not be removed, and is now {for_display(unpacked.left)}; remove it yourself.")
     return unpacked
 
 
@@ -362,12 +365,12 @@ async def _hash(context: CommandContext, path: Path, selection: Selection) -> Ma
 
 
 def _label(path: Path) -> str:
-    # `.` and `..` say little to whoever waits.
+    # The names `.` and `..` say nothing to the user.
     return path.resolve().name if path.is_dir() else path.name
 
 
 def codec_of(choice: str) -> Codec | None:
-    """What the setting `codec` means: None where each chunk gets the best for it."""
+    """Return the codec that the setting `codec` means. None means the best codec for each chunk."""
     from filestore.format.codec import Codec  # heavy
 
     return None if choice == "auto" else Codec[choice.upper().replace("+", "_")]
@@ -408,7 +411,7 @@ def _plan_lines(plan: PushPlan, place: str) -> list[str]:
         *table(
             digest=plan.digest,
             size=exactly(plan.size),
-            new=f"{exactly(plan.bytes_new)}, to be encoded before they are sent, so that fewer go over the wire",
+            new=f"{exactly(plan.bytes_new)}; they are encoded first, so that fewer are sent",
             shared=exactly(plan.bytes_shared),
             time=_time(plan.seconds, plan.size),
             repository=place,

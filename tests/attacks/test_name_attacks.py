@@ -76,7 +76,7 @@ def test_a_name_with_a_dot_is_not_written(home: Home, tmp_path: Path, here: Path
     if way == "path of another name":
         reference = f"run_files/{'/'.join((pushed['id'][5:7], pushed['id'][7:9]))}/{_uuid(pushed['id'])}/harmless"
     sentence = home.failure("fetch", reference, cwd=here)
-    assert sentence.startswith(".bashrc cannot be written: its name was chosen by whoever stored it, and begins with a dot")
+    assert sentence.startswith(".bashrc cannot be written: you did not type this name, and it begins with a dot")
     assert [] == list(here.iterdir())
     home.result("fetch", reference, "-o", "theirs", cwd=here)
     home.result("fetch", reference, "--force", cwd=here)
@@ -98,7 +98,7 @@ def test_a_directory_with_a_dot_is_not_written(home: Home, tmp_path: Path, here:
     """`.ssh.zip` would become `./.ssh`, a name that nobody typed."""
     pushed = home.result("push", plant(tmp_path / "tree", {"authorized_keys": CONTENT}), "--name", ".ssh.zip")
     sentence = home.failure("fetch", pushed[key], cwd=here)
-    assert sentence.startswith(".ssh cannot be written: its name was chosen by whoever stored it, and begins with a dot")
+    assert sentence.startswith(".ssh cannot be written: you did not type this name, and it begins with a dot")
     assert [] == list(here.iterdir())
     (here / ".ssh").mkdir()
     home.failure("fetch", pushed[key], cwd=here)

@@ -202,7 +202,7 @@ async def test_verify_finds_damage(home: Home, files: list[dict[str, Any]], cach
     done = home.run("cache", "verify", cache, "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout) == {"cache": str(cache), "removed": [str(path)]}
-    assert done.stderr == "Error: 1 damaged entry was removed from the cache; it is fetched anew when needed\n"
+    assert done.stderr == "Error: 1 damaged entry was removed from the cache; it is fetched again when needed\n"
     assert not path.exists()
     assert home.run("cache", "verify").stdout == f"{cache}: 0 damaged\n"
 

@@ -257,7 +257,7 @@ def test_targets_as_with_cp(home: Home, model: Path, target: str, expected: str)
         ("missing/", "missing/ cannot be written: there is no such folder; make it first"),
         ("missing/new", "missing/new cannot be written: there is no folder missing; make it first"),
         ("file/", "file/ cannot be written: there is no such folder; make it first"),
-        ("folder", "folder/model.bin cannot be written: a folder stands there; give another target with -o"),
+        ("folder", "folder/model.bin cannot be written: there is a folder at that path; give another target with -o"),
         ("pipe", "pipe cannot be written: it exists and is not a regular file; give another target"),
     ],
 )
@@ -427,9 +427,9 @@ def test_a_byte_order_mark_is_ignored(home: Home, tmp_path: Path) -> None:
     home.config_file.write_bytes(b"\xef\xbb\xbf" + f'url = "{tmp_path}/file"'.encode())
     assert f"{tmp_path}/file" == home.result("ls")["repository"]
     home.config_file.write_bytes('url = "x"'.encode("utf-16"))
-    assert home.failure("ls") == f"{home.config_file} cannot be used: it is no text in UTF-8; save it as that"
+    assert home.failure("ls") == f"{home.config_file} cannot be used: it is not text in UTF-8; save it as UTF-8"
     home.config_file.write_text("a = " + "[" * 100_000)
-    assert home.failure("ls").startswith(f"{home.config_file} cannot be used: it is no TOML")
+    assert home.failure("ls").startswith(f"{home.config_file} cannot be used: it is not valid TOML")
 
 
 @pytest.mark.slow
@@ -473,7 +473,7 @@ def test_bad_settings_are_told_with_their_place(home: Home) -> None:
         f"urll in {home.config_file} cannot be used: there is no such setting; did you mean url?"
     )
     home.config_file.write_text("url = ")
-    assert home.failure("ls").startswith(f"{home.config_file} cannot be used: it is no TOML")
+    assert home.failure("ls").startswith(f"{home.config_file} cannot be used: it is not valid TOML")
 
 
 def test_a_token_that_others_can_read_is_told(home: Home) -> None:
@@ -505,7 +505,9 @@ def test_a_full_output(home: Home) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([SCRIPTS / "filestore", "ls"], env=home.environ, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1
-    assert done.stderr == b"Error: the work is done, but standard output does not take its result: No space left on device\n"
+    assert (
+        done.stderr == b"Error: the work is done, but its result cannot be written to standard output: No space left on device\n"
+    )
 
 
 def test_an_interrupt(home: Home, model: Path) -> None:
@@ -524,7 +526,7 @@ def test_an_interrupt(home: Home, model: Path) -> None:
         connection.close()
 
     assert (process.returncode, output) == (130, "")
-    assert errors == "Interrupted; run the same command again, what is there already is not transferred again.\n"
+    assert errors == "Interrupted; run the same command again to continue: nothing is transferred again.\n"
 
 
 # With a server.
@@ -575,7 +577,7 @@ def test_first_start(server: Server) -> None:
     token = server.token
     assert [
         f"folder  {server.root} (a new repository, made just now)",
-        f"token   {token}  (shown this once, as only its digest is kept)",
+        f"token   {token}  (shown only this once, because only its digest is stored)",
         f"URL     {server.url}",
         "",
         "To push a file, type in another terminal:",
@@ -647,7 +649,7 @@ def test_tokens_for_a_person(home: Home) -> None:
     assert str(home.data) in done.stderr
     assert home.run("token", "ls").stdout.endswith(f"1 token in {home.data}\n")
     assert token not in home.failure("token", "rm", f"x{token}")
-    assert "that means 0 tokens" in home.failure("token", "rm", "0" * 64)
+    assert "0 tokens match" in home.failure("token", "rm", "0" * 64)
     assert "no spaces" in home.failure("token", "rm", "\udcff")
     assert home.run("token", "rm", token).returncode == 0
     assert home.run("token", "ls").stdout == f"0 tokens in {home.data}\n"

@@ -207,8 +207,8 @@ def test_an_interrupted_upload_leaves_no_record_on_a_server(home: Home, server: 
     assert (
         130,
         (
-            f"Warning: chunks that were sent to {server.url} until then stay there,"
-            " since nothing removes chunks without a record yet.\nInterrupted.\n"
+            f"Warning: chunks that were already sent to {server.url} stay there,"
+            " because nothing removes chunks without a record yet.\nInterrupted.\n"
         ),
     ) == (
         process.returncode,
@@ -244,12 +244,12 @@ def test_a_person_sees_stages_ceilings_and_what_was_removed(home: Home, server: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--kind", "bf17"], "'bf17' is none of bf16, fp32, random, text, tree, and no file or folder of that name is there"),
-        (["--kind", ""], "'' is none of bf16, fp32, random, text, tree, and no file or folder of that name is there"),
+        (["--kind", "bf17"], "'bf17' is not one of bf16, fp32, random, text, tree, and there is no file or folder of that name"),
+        (["--kind", ""], "'' is not one of bf16, fp32, random, text, tree, and there is no file or folder of that name"),
         (["--kind", ".", "--size", "1MiB"], "--size is for content that is made; a file or folder of yours has its own"),
         (["--folder", "nowhere"], "there is no folder {home}/nowhere to work in; make it first, or give another --folder"),
-        (["--plot", "a.gif"], "a.gif is no name of a picture; give one that ends in .png, .svg, .pdf"),
-        (["--plot", "none/a.png"], "there is no folder none for the picture; make it first"),
+        (["--plot", "a.gif"], "a.gif is not a name for a plot; give one that ends in .png, .svg, .pdf"),
+        (["--plot", "none/a.png"], "there is no folder none for the plot; make it first"),
         (["--server", "/srv/models"], "'/srv/models' names no repository: a server's URL looks like http://HOST:PORT"),
         (["--server", "http://127.0.0.1:1"], "http://127.0.0.1:1 cannot be reached: Connection refused; is"),
     ],
@@ -324,7 +324,7 @@ def test_a_client_that_dies_ends_the_measurement(home: Home) -> None:
     with under_way(home, MAKING) as process:
         kill_the(process, b"bench.worker")
         _, errors = process.communicate(timeout=60)
-    assert (1, "Error: a process of the measurement died: it did not say why\n") == (process.returncode, errors)
+    assert (1, "Error: a process of the measurement died: it gave no reason\n") == (process.returncode, errors)
 
 
 @pytest.mark.filterwarnings("ignore:.*[Cc]hild.?[Ww]atcher.*:DeprecationWarning")

@@ -17,7 +17,7 @@ from tests.support.commands import SCRIPTS, Home
 from tests.support.server import eventually
 
 ENDINGS = [(signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-GOES_ON = "run the same command again, what is there already is not transferred again.\n"
+GOES_ON = "run the same command again to continue: nothing is transferred again.\n"
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def outcome(home: Home, redirected: str, *arguments: str | Path) -> tuple[int, s
 def test_an_output_that_is_closed(home: Home, arguments: list[str]) -> None:
     """A result that cannot be written is a failure; messages to standard error may be lost."""
     home.result("ls")
-    sentence = "Error: the work is done, but standard output does not take its result: it is closed\n"
+    sentence = "Error: the work is done, but its result cannot be written to standard output: it is closed\n"
 
     assert (1, sentence) == outcome(home, ">&-", *arguments)
     assert (1, "") == outcome(home, ">&- 2>&-", *arguments)
@@ -207,14 +207,14 @@ def test_a_closed_output_is_not_what_is_opened_next(home: Home, model: Path) -> 
 
 def test_help_that_goes_nowhere(home: Home) -> None:
     """Output before a command runs is a result too."""
-    assert (1, "Error: standard output takes nothing: it is closed\n") == outcome(home, ">&-", "--help")
-    assert (1, "Error: standard output takes nothing: No space left on device\n") == outcome(home, ">/dev/full", "--version")
+    assert (1, "Error: standard output cannot be written: it is closed\n") == outcome(home, ">&-", "--help")
+    assert (1, "Error: standard output cannot be written: No space left on device\n") == outcome(home, ">/dev/full", "--version")
     assert (2, "") == outcome(home, "2>&-", "no-such-command")
 
 
 def test_a_server_whose_output_is_closed(home: Home, tmp_path: Path) -> None:
     """It says that nothing is served, and why."""
-    sentence = "Error: nothing is served, as standard output does not take what is said of it: it is closed\n"
+    sentence = "Error: nothing is served, because the start cannot be reported on standard output: it is closed\n"
     assert (1, sentence) == outcome(home, ">&-", "serve", "--root", tmp_path / "root", "--create", "--port", "0")
     assert (1, sentence) == outcome(home, ">&-", "serve", "--root", tmp_path / "root", "--create", "--port", "0", "--json")
 

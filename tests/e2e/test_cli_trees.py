@@ -42,7 +42,7 @@ FETCHED_KEYS = {
     *("id", "digest", "name", "path", "size", "file_count"),
     *("bytes_received", "bytes_reused", "seconds", "repository"),
 }
-NOT_ATOMIC = "its names were moved into it one by one, so that it was not atomic"
+NOT_ATOMIC = "the new names were moved into it one by one, and not in one step"
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_an_existing_empty_folder_is_filled(home: Home, tree: Path, tmp_path: Pa
     done = home.run("fetch", "my_model.zip", "-o", volume)
 
     assert done.returncode == 0
-    assert done.stderr == f"{volume} was there; {NOT_ATOMIC}.\n"
+    assert done.stderr == f"{volume} existed, so {NOT_ATOMIC}.\n"
     assert inode == volume.stat().st_ino
     assert standing(volume) == THINGS
 
@@ -352,7 +352,7 @@ def test_wrong_usage_of_fetch(home: Home) -> None:
     """Options that exclude each other are wrong usage."""
     assert (
         usage_error(home, "fetch", "x", "--zip", "--unzip")
-        == "--zip writes a zip file and --unzip writes its tree; give one of them"
+        == "--zip writes a zip file and --unzip writes its content; give one of them"
     )
 
 
@@ -412,7 +412,7 @@ def test_a_file_has_nothing_to_select(home: Home, tree: Path, command: str, opti
     """The options for directories are refused for a file."""
     path = tree / "config.json"
     sentence = home.failure(command, path, *option)
-    assert sentence == f"{path} is no directory; --symlinks, --include and --exclude say what is taken of one"
+    assert sentence == f"{path} is not a directory; --symlinks, --include and --exclude are only for directories"
 
 
 def test_what_a_directory_cannot_hold(home: Home, tmp_path: Path) -> None:
@@ -487,7 +487,7 @@ def test_a_dry_run_for_a_person(home: Home, tree: Path) -> None:
     assert "tokenizer/größe 1.txt" in done.stdout
     totals = lines[lines.index("") + 1 :]
     assert [*("digest", "size", "new", "shared", "time", "repository", "Nothing")] == [line.split()[0] for line in totals]
-    assert "fewer go over the wire" in totals[2]
+    assert "fewer are sent" in totals[2]
 
 
 def test_a_dry_run_of_a_file(home: Home, tree: Path) -> None:
@@ -518,7 +518,7 @@ def test_create_file_says_what_it_takes(home: Home, tree: Path) -> None:
     path = tree / "config.json"
 
     assert home.failure("create", "file", tree) == f"{tree} is a directory; give -r to store it"
-    assert home.failure("create", "file", "-r", path) == f"{path} is no directory; leave out -r to store it"
+    assert home.failure("create", "file", "-r", path) == f"{path} is not a directory; leave out -r to store it"
     assert home.result("ls")["files"] == []
 
 

@@ -213,7 +213,7 @@ def test_cache_ls_shows_what_cut_fetches_have_left(home: Home, file: Record) -> 
     (listed,) = home.result("cache", "ls")["staged"]
     assert (str(left), False) == (listed["path"], listed["in_use"])
     done = home.run("cache", "ls")
-    assert "Cut fetches have left" in done.stderr
+    assert "Interrupted fetches left" in done.stderr
     assert "`filestore cache prune` removes it" in done.stderr
     home.result("cache", "prune")
     assert [] == home.result("cache", "ls")["staged"]

@@ -44,7 +44,7 @@ def test_recursive_on_a_file_is_not_an_empty_zip(home: Home, file: Path) -> None
     """It is refused, while the SDK stores an empty zip. A directory without -r is refused too."""
     done = home.run("create", "file", "-r", file, program=SCRIPTS / "pipeline")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"Error: {file} is no directory; leave out -r to store it\n"
+    assert done.stderr == f"Error: {file} is not a directory; leave out -r to store it\n"
     done = home.run("create", "file", file.parent, program=SCRIPTS / "pipeline")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"Error: {file.parent} is a directory; give -r to store it\n"
@@ -70,7 +70,7 @@ def test_without_the_sdk_the_rest_is_explained(home: Home, arguments: list[str])
     done = home.run(*arguments, program=SCRIPTS / "pipeline")
 
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("Error: this `pipeline` knows `pipeline create file PATH` only; `pip install pipeline-ai`")
+    assert done.stderr.startswith("Error: this `pipeline` has only `pipeline create file PATH`; `pip install pipeline-ai`")
     assert done.stderr.count("\n") == 1
 
 

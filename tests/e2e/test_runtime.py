@@ -263,7 +263,7 @@ def test_it_starts_with_a_token_only(user: Home, tmp_path: Path) -> None:
     done = user.run("runtime", "serve", "--root", tmp_path / "root", program=scripts_of(".venv-runtime") / "filestore")
 
     assert (1, "") == (done.returncode, done.stdout)
-    assert done.stderr.startswith("Error: a runtime runs the code of whoever has its token, so it makes none by itself: ")
+    assert done.stderr.startswith("Error: everyone who has the token of a runtime can run code on it, so it does not make one; ")
 
 
 def test_it_needs_the_sdk(home: Home, tmp_path: Path) -> None:

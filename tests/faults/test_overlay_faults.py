@@ -64,7 +64,7 @@ def test_a_folder_of_an_image_is_replaced(home: Home, new: dict[str, str], image
         assert cannot_be_renamed(target)
         done = home.run("fetch", new["id"], "-o", target, "--force")
         assert 0 == done.returncode, done.stderr
-        assert "its names were moved into it one by one, so that it was not atomic" in done.stderr
+        assert "the new names were moved into it one by one, and not in one step" in done.stderr
         assert (NEW, ["target"]) == (standing(target), names(target.parent))
         plant(target, OLD)
         home.result("fetch", new["id"], "-o", target, "--force", "--quiet")

@@ -33,7 +33,7 @@ def test_a_filter_takes_what_it_says(text: str, stored_size: int, seconds: int, 
 )
 def test_what_is_not_a_filter_is_refused(text: str) -> None:
     """With an example of one that is."""
-    with pytest.raises(ValueError, match=r"is no filter; write one such as size>1GB .* accessed>7d"):
+    with pytest.raises(ValueError, match=r"is not a filter; write one such as size>1GB .* accessed>7d"):
         Filter.parse(text)
 
 

@@ -31,7 +31,7 @@ def test_help_cuts_no_summary_off(group: click.Group, context: click.Context) ->
 
 
 def test_messages_name_commands_that_exist() -> None:
-    """What a message of the library or of the command line says to run can be run."""
+    """Every command that a message names exists."""
     top = Path(__file__).parents[2]
     sources = [*(top / "filestore").rglob("*.py"), *(top / "cli").rglob("*.py")]
     named = {words for path in sources for words in re.findall(r"`filestore ([a-z]+(?: [a-z]+)?)", path.read_text())}

@@ -1,15 +1,15 @@
-"""`filestore bench`: how fast a server takes and gives on this hardware, and what limits it.
+"""`filestore bench`: how fast a server takes and sends content on this hardware, and what limits it.
 
     command    the commands
-    run        a plan, measured: a server, content, clients, and everything removed again
-    processes  workers and servers, as they are started and ended
-    worker     a process of a measurement: it makes content, finds ceilings, or is a client
-    server     a server of its own
-    content    what is moved
-    ceilings   what this machine can do at most
-    report     what is said of it: text, JSON
-    plot       what is drawn of it
+    run        carries out a plan: starts a server, makes content, starts clients, and removes everything again
+    processes  starts and ends workers and servers
+    worker     a process of a measurement: it makes content, measures ceilings, or is a client
+    server     a server that is started for the measurement
+    content    makes the content that is moved
+    ceilings   measures the highest rates of this machine
+    report     the result as text and JSON
+    plot       the result as a plot
 
-The process that runs a measurement makes and hashes nothing itself: what Linux tells of the memory of a process that was
-started begins with that of whoever started it.
+The process that runs a measurement makes and hashes no content itself. On Linux, the peak memory of a new process
+begins with that of its parent, so a large parent would make that of each client wrong.
 """

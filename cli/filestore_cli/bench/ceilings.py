@@ -1,4 +1,4 @@
-"""What this machine can do at most: bytes a second of single, simple steps."""
+"""Measure the highest rates of this machine: bytes a second of single, simple steps."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PIECE = 1 << 20
 
 
 def ceilings(folder: Path, *, size: int) -> dict[str, float]:
-    """The rate of each step, with `size` bytes, some MiB at least; a file is written in `folder`, and removed."""
+    """Return the rate of each step with `size` bytes, at least some MiB. A file is written in `folder`, and removed."""
     memory = memoryview(mmap.mmap(-1, size))
-    # Not zeros, which some disks do not write.
+    # Not zeros, since some disks do not write them.
     block = os.urandom(PIECE)
     for start in range(0, size, PIECE):
         memory[start : start + PIECE] = block[: size - start]
@@ -36,14 +36,14 @@ def ceilings(folder: Path, *, size: int) -> dict[str, float]:
 
 
 def seconds(step: Callable[[], object]) -> float:
-    """How long a step takes."""
+    """Return how long a step takes."""
     started = time.perf_counter()
     step()
     return time.perf_counter() - started
 
 
 def copy(memory: memoryview) -> None:
-    """To one place in memory again and again, piece by piece."""
+    """Copy `memory`, piece by piece, to one place in memory again and again."""
     place = memoryview(bytearray(PIECE))
     for start in range(0, len(memory), PIECE):
         piece = memory[start : start + PIECE]
@@ -51,13 +51,13 @@ def copy(memory: memoryview) -> None:
 
 
 def _hash(memory: memoryview) -> None:
-    """On one core, as chunks are."""
+    """Hash `memory` on one core, piece by piece, as chunks are hashed."""
     for start in range(0, len(memory), PIECE):
         blake3(memory[start : start + PIECE]).digest()
 
 
 def write(path: Path, memory: memoryview, *, synced: bool) -> None:
-    """To a new file, piece by piece."""
+    """Write `memory` to a new file, piece by piece."""
     path.unlink(missing_ok=True)
     with path.open("wb", buffering=0) as file:
         for start in range(0, len(memory), PIECE):

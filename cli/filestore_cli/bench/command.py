@@ -1,4 +1,4 @@
-"""bench upload, bench fetch."""
+"""The commands bench upload and bench fetch."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 def _counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
     counts = tuple(int(text) if _NUMBER.fullmatch(text.strip()) else 0 for text in value.split(","))
     if not all(1 <= count <= CLIENTS_MAX for count in counts):
-        reason = f"{value!r} is no number of clients from 1 to {CLIENTS_MAX}, nor several, such as 1,2,4"
+        reason = f"{value!r} is not a number of clients from 1 to {CLIENTS_MAX}, or several such as 1,2,4"
         raise click.BadParameter(reason, ctx, param)
     return counts
 
 
 class BenchOptions(NamedTuple):
-    """What is to be measured, as far as the user said."""
+    """The user's choice of what to measure."""
 
     size: tuple[int, ...] | None
     kind: str
@@ -50,7 +50,7 @@ class BenchOptions(NamedTuple):
 
 
 def _asks(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `BenchOptions`, and that as its argument `asked`."""
+    """Give a command the options of `BenchOptions`, and pass them as the argument `asked`."""
 
     @functools.wraps(command)
     def call(**arguments: Any) -> None:
@@ -59,10 +59,12 @@ def _asks(command: Callable[..., None]) -> Callable[..., None]:
 
     path = click.Path(path_type=Path)
     for option in (
-        click.option("--plot", type=path, metavar="FILE", help="Draw it as well: a picture, .png, .svg or .pdf."),
-        click.option("--folder", type=path, help="Where to work: on the disk that counts.  [default: the temporary folder]"),
-        click.option("--server", metavar="URL", help="A server of yours.  [default: one started for this, on loopback]"),
-        click.option("--clients", callback=_counts, default="1", metavar="N[,N...]", help="How many at once.  [default: 1]"),
+        click.option("--plot", type=path, metavar="FILE", help="Also write a plot: .png, .svg or .pdf."),
+        click.option("--folder", type=path, help="Where to work: on the disk to measure.  [default: the temporary folder]"),
+        click.option("--server", metavar="URL", help="The URL of your server.  [default: a new server, on loopback]"),
+        click.option(
+            "--clients", callback=_counts, default="1", metavar="N[,N...]", help="Clients at the same time.  [default: 1]"
+        ),
         click.option("--kind", default="bf16", metavar="KIND", help=f"{', '.join(KINDS)}, or a PATH.  [default: bf16]"),
         click.option("--size", callback=_sizes, metavar="SIZE[,SIZE...]", help="Bytes that each client moves.  [default: 2GiB]"),
     ):
@@ -72,10 +74,10 @@ def _asks(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group(short_help="Measure the speed of this hardware.")
 def bench() -> None:
-    """Measure how fast a server takes and gives on this hardware, and what limits it.
+    """Measure how fast a server takes and sends content on this hardware, and what limits it.
 
-    Content is made for it, new each time, and removed afterwards, as are the records of it. Where the time went is shown
-    stage by stage, beside what this machine can do at most.
+    New content is made for each measurement, and removed after it, with its records. The result shows the time of each
+    stage, and the highest rates of this machine.
     """
 
 
@@ -91,7 +93,7 @@ def bench_upload(context: CommandContext, asked: BenchOptions) -> None:
 @_asks
 @takes("token", "codec", "connections", "stall_seconds", "workers")
 def bench_fetch(context: CommandContext, asked: BenchOptions) -> None:
-    """Measure fetches: all clients fetch the same content, every byte verified."""
+    """Measure fetches: all clients fetch the same content, and verify every byte."""
     _bench(context, "fetch", asked)
 
 
@@ -121,7 +123,7 @@ def _bench(context: CommandContext, verb: str, asked: BenchOptions) -> None:
     )
     check_space(plan)
     found = run_to_end(measure(plan, shows_progress=context.shows_progress))
-    # First: a picture that cannot be written must not cost the numbers.
+    # Printed first, so that the numbers are not lost if the plot cannot be written.
     context.show(as_json(plan, found), *lines(plan, found))
     if asked.plot is not None:
         plot(plan, found, asked.plot)
@@ -131,7 +133,7 @@ def _given(kind: str) -> Path:
     path = Path(kind)
     if not kind or not path.exists():
         raise click.ClickException(
-            f"{for_display(kind)!r} is none of {', '.join(KINDS)}, and no file or folder of that name is there"
+            f"{for_display(kind)!r} is not one of {', '.join(KINDS)}, and there is no file or folder of that name"
         )
     return path.absolute()
 
@@ -146,7 +148,7 @@ def _folder(given: Path | None) -> Path:
 
 
 def _size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
+    """Return the bytes of a file, or of all files below a folder."""
     if not path.is_dir():
         return path.stat().st_size
     return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)

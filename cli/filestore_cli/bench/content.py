@@ -1,4 +1,4 @@
-"""What is moved to measure: made on the spot from a seed, in pieces, so that size costs no memory."""
+"""Make the content of a measurement from a seed. It is made in pieces, so that a large size takes no more memory."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ import numpy as np
 
 PIECE = 16 << 20
 TENSOR_SIZE = 32 << 20
-"""Bytes of a tensor, a middle-sized matrix of a language model."""
+"""Bytes of a tensor: a matrix of medium size in a language model."""
 SIZE_MIN = 64 << 10
 
 _SMALL_MIN, _SMALL_MAX = 1 << 10, 64 << 10
 _FOLDER_COUNT = 100
-"""Files in a folder."""
+"""Number of files in a folder."""
 _BIG_COUNT = 4
 _POOL_WORDS = 1 << 20
 _TENSOR_ENTRY = 128
-"""Bytes of a header that a tensor takes at most."""
+"""The most bytes that one tensor takes in a header."""
 
 Done = Callable[[int], None]
-"""Told of bytes that are made."""
+"""A function that is called with the number of bytes that were made."""
 
 
 def make(kind: str, path: Path, *, size: int, seed: int, done: Done = lambda _: None) -> None:
-    """Make a file, or for `tree` a folder, of `size` bytes; durably, so that no disk is busy with it afterwards.
+    """Make a file of `size` bytes, or for `tree` a folder.
 
-    `size` is at least 64 KiB. No chunk of it is in anything made from another seed, but for chance and the fewest of headers.
+    It is synced, so that the disk is not busy with it afterwards.
+
+    `size` is at least 64 KiB. Content from another seed has none of its chunks, except by chance and for a few headers.
     """
     generator = np.random.Generator(np.random.SFC64(seed))
     if kind == "tree":
@@ -50,7 +52,7 @@ def _settle(file: BinaryIO) -> None:
 
 
 def _normal(generator: np.random.Generator, size: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    # The hardest weights to compress.
+    # Weights of this kind are the hardest to compress.
     return generator.standard_normal(size, dtype=np.float32) * np.float32(0.02)
 
 
@@ -66,7 +68,7 @@ _FLOATS = {"bf16": ("BF16", 2, _bf16), "fp32": ("F32", 4, _fp32)}
 
 
 def _tensors(generator: np.random.Generator, kind: str, size: int) -> Iterator[bytes]:
-    """A safetensors file."""
+    """Yield the pieces of a safetensors file."""
     dtype, item_size, values = _FLOATS[kind]
     count = -(-size // TENSOR_SIZE)
     header_size = _TENSOR_ENTRY * (count + 1)
@@ -84,7 +86,7 @@ def _tensors(generator: np.random.Generator, kind: str, size: int) -> Iterator[b
     yield header_size.to_bytes(8, "little") + json.dumps(header).encode().ljust(header_size)
     for start in range(0, data_size, PIECE):
         yield values(generator, min(PIECE, data_size - start))
-    # What no whole number fills.
+    # The rest is smaller than one number.
     yield bytes(size - 8 - header_size - data_size)
 
 
@@ -96,21 +98,21 @@ def _plain(generator: np.random.Generator, kind: str, size: int) -> Iterator[byt
 
 
 def _words(generator: np.random.Generator) -> bytes:
-    """Words as often as they are in a language, of this seed's own."""
+    """Return random words, each as frequent as words are in a language."""
     lengths = generator.integers(2, 10, 4000)
     words = [bytes(generator.integers(97, 123, length, dtype=np.uint8)) + b" " for length in lengths]
     return b"".join(words[word] for word in generator.zipf(1.3, _POOL_WORDS) % len(words))
 
 
 def _text(generator: np.random.Generator, pool: bytes, size: int) -> bytes:
-    """Passages of the pool, so short and from so many places that two chunks are never the same."""
+    """Return passages of the pool. They are short and from many places, so that two chunks are never the same."""
     lengths = generator.integers(64, 1024, size // 400 + 16)
     starts = generator.integers(0, len(pool) - 1024, len(lengths))
     return b"".join(pool[start : start + length] for start, length in zip(starts, lengths, strict=True))[:size]
 
 
 def _make_tree(generator: np.random.Generator, root: Path, size: int, done: Done) -> None:
-    """Half of it small files, of text and of random bytes folder by folder, half big ones of bf16."""
+    """Make a folder. Half of its bytes are small files: text or random bytes, by folder. Half are big files of bf16."""
     pool = _words(generator)
     root.mkdir()
     big_size = size // 2 // _BIG_COUNT // 2 * 2

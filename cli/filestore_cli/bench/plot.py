@@ -1,4 +1,4 @@
-"""What is drawn of a measurement. Only here is matplotlib used; the extra `plot` brings it."""
+"""Draw the plot of a measurement. Only this module uses matplotlib, which the extra `plot` installs."""
 
 from __future__ import annotations
 
@@ -20,27 +20,30 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 
 _BESIDE = ("loopback", "disk_write_sync")
-"""The ceilings that whole transfers are drawn beside."""
+"""The ceilings that are drawn next to the rates of whole transfers."""
 _WAITED_ALPHA = 0.35
 
 _Curves = dict[str, list[tuple[float, float]]]
-"""Points of a curve, by what it is called."""
+"""The points of each curve, by its name."""
 
 
 def check_plot(path: Path) -> None:
-    """Raises ClickException, MissingPackage when nothing could be drawn to `path`: before anything takes time."""
+    """Raise ClickException or MissingPackage if no plot can be written to `path`.
+
+    It is called before anything takes time.
+    """
     if path.suffix.lower() not in FORMATS:
-        raise click.ClickException(f"{for_display(path)} is no name of a picture; give one that ends in {', '.join(FORMATS)}")
+        raise click.ClickException(f"{for_display(path)} is not a name for a plot; give one that ends in {', '.join(FORMATS)}")
     if not path.absolute().parent.is_dir():
-        raise click.ClickException(f"there is no folder {for_display(path.parent)} for the picture; make it first")
+        raise click.ClickException(f"there is no folder {for_display(path.parent)} for the plot; make it first")
     if path.is_dir():
-        raise click.ClickException(f"{for_display(path)} is a folder; give the path of a picture")
+        raise click.ClickException(f"{for_display(path)} is a folder; give the path of a file for the plot")
     if find_spec("matplotlib") is None:
         raise MissingPackage("matplotlib", "--plot", "plot")
 
 
 def plot(plan: Plan, found: BenchResult, path: Path) -> None:
-    """Bars of the time in each stage of the last run; throughput against size, and against the number of clients."""
+    """Draw the stages of the last measurement, and throughput against size and against the number of clients."""
     from matplotlib.figure import Figure  # heavy, and an extra
 
     figure = Figure(figsize=(16, 5.5), layout="constrained")
@@ -55,17 +58,17 @@ def plot(plan: Plan, found: BenchResult, path: Path) -> None:
         clients.setdefault(f"{in_units(size)} each", []).append((run.clients, run.rate))
     _draw_rates(by_size, sizes, found)
     ticks = sorted({run.size / run.clients for run in found.runs})
-    # An empty file of the user's has no place on a logarithmic scale.
+    # An empty file of the user has no place on a logarithmic scale.
     by_size.set(xlabel="bytes that each client moves", xscale="log" if ticks[0] else "linear")
     by_size.set_xticks(ticks, [in_units(size) for size in ticks])
     by_size.set_xticks([], minor=True)
     _draw_rates(by_clients, clients, found)
-    by_clients.set(xlabel="clients at once", xticks=sorted({run.clients for run in found.runs}))
+    by_clients.set(xlabel="clients at the same time", xticks=sorted({run.clients for run in found.runs}))
     figure.savefig(path)
 
 
 def _draw_stages(axes: Axes, found: BenchResult) -> None:
-    """A bar for each stage and side; its dark part is processor time."""
+    """Draw a bar for each stage and side. The dark part of a bar is processor time."""
     sides = stages_of(found.runs[-1])
     stages = [stage for stage in Stage if any(stage in passed for passed in sides.values())]
     height = 0.8 / len(sides)
@@ -79,7 +82,7 @@ def _draw_stages(axes: Axes, found: BenchResult) -> None:
         axes.barh(places, [each.cpu_seconds for each in found_here], height, color=color, label=f"{side}, processor")
     axes.set_yticks([place + height * (len(sides) - 1) / 2 for place in range(len(stages))], [*stages])
     axes.invert_yaxis()
-    axes.set(xlabel="seconds, all threads added, of the last run")
+    axes.set(xlabel="seconds in the last measurement, sum over all threads")
     axes.legend()
 
 

@@ -1,4 +1,4 @@
-"""Processes of a measurement: workers, and a server of its own. None of them outlives the block that it was started for."""
+"""Start and end the processes of a measurement: workers, and a server. Each ends at the latest with its block."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ Job = Mapping[str, Any]
 
 
 class Server(NamedTuple):
-    """Where clients go."""
+    """The server that clients connect to."""
 
     url: str
     token: str | None
     proxy: str | None = None
-    """As `filestore.backends.connect` takes it: by default that of the environment."""
+    """The argument `proxy` of `filestore.backends.connect`. None means the proxy of the environment."""
 
 
 class Worker:
-    """A process that does one job: see `filestore_cli.bench.worker`."""
+    """A process that does one job. See `filestore_cli.bench.worker`."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self.done = 0
-        """Bytes that it has told of."""
+        """Bytes that are done, as the process last reported."""
         self.on_done: Callable[[], None] = lambda: None
         self._process = process
         self._log = log
@@ -49,15 +49,15 @@ class Worker:
             pass
 
     async def begin(self) -> None:
-        """Have a client begin."""
+        """Let a client begin."""
         await self._say(b"\n")
 
     async def give(self, job: Job) -> None:
-        """Tell it what to do."""
+        """Send the job."""
         await self._say(json.dumps(job).encode() + b"\n")
 
     async def result(self) -> dict[str, Any]:
-        """Wait for the end. Raises ClickException."""
+        """Wait for the end, and return the result. Raises ClickException."""
         while True:
             said = await self._hear()
             if "result" in said:
@@ -69,7 +69,7 @@ class Worker:
     async def _say(self, line: bytes) -> None:
         assert self._process.stdin is not None  # noqa: S101  # it is a pipe
         self._process.stdin.write(line)
-        # What has ended says why on its other pipe.
+        # A process that has ended gives the reason on its other pipe.
         with suppress(ConnectionError):
             await self._process.stdin.drain()
 
@@ -84,7 +84,7 @@ class Worker:
 
 @asynccontextmanager
 async def working(folder: Path, job: Job) -> AsyncIterator[Worker]:
-    """A worker that was given `job`. What it says on standard error goes to a file in `folder`."""
+    """Start a worker with `job`, and end it with the block. Its standard error is written to a file in `folder`."""
     log = folder / f"worker-{secrets.token_hex(8)}.log"
     async with _started("filestore_cli.bench.worker", log=log) as process:
         worker = Worker(process, log)
@@ -94,7 +94,10 @@ async def working(folder: Path, job: Job) -> AsyncIterator[Worker]:
 
 @asynccontextmanager
 async def serving(folder: Path, *, workers: int) -> AsyncIterator[Server]:
-    """`filestore serve` of an empty folder below `folder`, on a free port of loopback; the folder is removed at the end."""
+    """Start `filestore serve` on a new folder below `folder`, on a free port of loopback.
+
+    Stop it, and remove the folder, at the end.
+    """
     root, log = folder / "served", folder / "server.log"
     token = secrets.token_urlsafe(32)
     arguments = ["serve", "--json", "--root", str(root), "--create", "--host", "127.0.0.1", "--port", "0"]
@@ -111,7 +114,7 @@ async def serving(folder: Path, *, workers: int) -> AsyncIterator[Server]:
         if not line:
             raise click.ClickException(f"the server did not start: {_last_line(log)}")
         try:
-            # It is on loopback, where no proxy leads.
+            # The server is on loopback, which no proxy can reach.
             yield Server(json.loads(line)["url"], token, proxy="")
         finally:
             _signal(process, signal.SIGTERM)
@@ -133,7 +136,7 @@ async def _started(
             stderr=errors,
             env=environ,
             limit=_LINE_LIMIT,
-            # Ctrl-C is for whoever started them, and cleans up.
+            # Ctrl-C must reach only the parent, which ends them.
             process_group=0,
         )
     try:
@@ -145,15 +148,15 @@ async def _started(
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    # Not by its own `kill`, which first takes the exit status of a process that has just ended: asyncio then has none to take,
-    # and complains of that on standard error.
+    # Its own method `kill` first takes the exit status of a process that has just ended. Then asyncio does not find the
+    # status, and writes a complaint to standard error.
     if process.returncode is None:
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
 
 def _last_line(log: Path) -> str:
-    """What a process said last."""
+    """Return the last line that a process wrote."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    said = next((line for line in reversed(lines) if line.strip()), "it did not say why")
+    said = next((line for line in reversed(lines) if line.strip()), "it gave no reason")
     return said.removeprefix("Error: ")

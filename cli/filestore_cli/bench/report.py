@@ -1,4 +1,4 @@
-"""What is said of a measurement: lines for a person, and the object that --json prints."""
+"""The result of a measurement, as lines for a person and as the object that --json prints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOVED = {"upload": "sent", "fetch": "received"}
 
 
 class Machine(NamedTuple):
-    """Where it was measured, and with what."""
+    """The machine and the versions of a measurement."""
 
     cores: int
     system: str
@@ -31,13 +31,13 @@ class Machine(NamedTuple):
 
 
 def machine() -> Machine:
-    """This one."""
+    """Describe this machine."""
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     return Machine(os.cpu_count() or 1, system, platform.python_version(), version("filestore"))
 
 
 def as_json(plan: Plan, found: BenchResult) -> dict[str, object]:
-    """All of it. Rates are bytes a second."""
+    """Return the whole result as a JSON object. Rates are bytes a second."""
     return {
         "verb": plan.verb,
         "kind": plan.kind if plan.path is None else "path",
@@ -77,10 +77,10 @@ def _side_json(side: Side) -> dict[str, object]:
 
 
 def lines(plan: Plan, found: BenchResult) -> Iterator[str]:
-    """All of it, for a person."""
+    """Yield the whole result as lines for a person."""
     here = machine()
     yield f"{here.cores} cores, {here.system}, Python {here.python}, filestore {here.filestore}, in {for_display(plan.folder)}"
-    yield f"server {for_display(found.url)}" + ("" if plan.server else ", started for this over an empty folder, and removed")
+    yield f"server {for_display(found.url)}" + ("" if plan.server else ", started on an empty folder, and removed again")
     for run in found.runs:
         yield ""
         yield from _run_lines(plan, run, here)
@@ -95,14 +95,14 @@ def lines(plan: Plan, found: BenchResult) -> Iterator[str]:
 
 def _run_lines(plan: Plan, run: Measurement, here: Machine) -> Iterator[str]:
     what = plan.kind if plan.path is None else for_display(plan.path)
-    clients = "1 client" if run.clients == 1 else f"{run.clients} clients at once"
+    clients = "1 client" if run.clients == 1 else f"{run.clients} clients at the same time"
     yield f"{plan.verb} of {what}, {in_units(run.size)}, {clients}: {_rate(run.rate)}"
     share = f", {run.bytes_moved / run.size:.1%} of the content" if run.size else ""
     rows = {"time": duration(run.seconds), MOVED[plan.verb]: in_units(run.bytes_moved) + share}
     if run.bytes_shared:
         rows["did_not_move"] = f"{in_units(run.bytes_shared)}, because it was there already"
     rows["client"] = _side_line(run.client, run)
-    rows["server"] = "it does not tell this token" if run.server is None else _side_line(run.server, run)
+    rows["server"] = "its numbers are not shown for this token" if run.server is None else _side_line(run.server, run)
     rows |= _limit(plan, run, here)
     yield from table(**rows)
     yield ""
@@ -115,7 +115,7 @@ def _side_line(side: Side, run: Measurement) -> str:
 
 
 def _limit(plan: Plan, run: Measurement, here: Machine) -> dict[str, str]:
-    """How busy the processors were, and the longest stage of each side."""
+    """Return how busy the processors were, and the longest stage of each side."""
     sides = {"client": run.client} | ({} if run.server is None else {"server": run.server})
     rows = {}
     if plan.server is None:
@@ -132,7 +132,7 @@ def _limit(plan: Plan, run: Measurement, here: Machine) -> dict[str, str]:
 
 
 def _stage_lines(run: Measurement) -> Iterator[str]:
-    """A row for each stage: of each side, the time in it, what of that was processor time, and the rate of one thread."""
+    """Yield a row for each stage. For each side, it has time, processor time, bytes, and the rate of one thread."""
     sides = [("client", run.client.stages)] + ([] if run.server is None else [("server", run.server.stages)])
     titles = "".join(f"{name:>10}{'processor':>12}{'bytes':>10}{'a thread':>12}" for name, _ in sides)
     yield f"{'stage':<8}{titles}"
@@ -154,5 +154,5 @@ def _rate(rate: float) -> str:
 
 
 def stages_of(run: Measurement) -> Mapping[str, Mapping[Stage, StageTotals]]:
-    """Those of each side that told of itself, by its name."""
+    """Return the stages of each side that reported them, by the name of the side."""
     return {"client": run.client.stages} | ({} if run.server is None else {"server": run.server.stages})

@@ -1,4 +1,4 @@
-"""A plan, measured: content is made, moved, and removed again."""
+"""Carry out a plan: make content, move it, measure that, and remove the content again."""
 
 from __future__ import annotations
 
@@ -31,56 +31,56 @@ Stages = Mapping[Stage, StageTotals]
 
 
 class Link(TypedDict):
-    """How clients talk to a server."""
+    """How clients communicate with a server."""
 
     connections: int
     stall_seconds: float
 
 
 class Plan(NamedTuple):
-    """What is to be measured: each size with each number of clients."""
+    """What to measure: each size with each number of clients."""
 
     verb: str
-    """upload or fetch."""
+    """`upload` or `fetch`."""
     kind: str
-    """What content is made."""
+    """The kind of content that is made."""
     path: Path | None
-    """Content of the user's own, instead; then `sizes` has its one size."""
+    """Content of the user that is measured instead. Then `sizes` has only its size."""
     sizes: Sequence[int]
     """Bytes that one client moves."""
     clients: Sequence[int]
     server: Server | None
-    """None: one of its own."""
+    """The user's server. None means a server that is started for the measurement."""
     workers: int
-    """Processes of a server of its own."""
+    """Number of processes of a server that is started."""
     folder: Path
     codec: str
     link: Link
 
 
 class Side(NamedTuple):
-    """What one end did: all clients, or all processes of the server."""
+    """The numbers of one end: of all clients, or of all processes of the server."""
 
     cpu_seconds: float
     peak_memory: int
-    """Bytes of the largest of its processes; of a server, since it was started."""
+    """Bytes of the largest of its processes. For a server, since its start."""
     stages: Stages
 
 
 class Measurement(NamedTuple):
-    """What was found with one size and one number of clients."""
+    """The result for one size and one number of clients."""
 
     size: int
-    """Bytes of content, of all clients together."""
+    """Bytes of content of all clients together."""
     clients: int
     seconds: float
     bytes_moved: int
-    """Encoded bytes of frames that went over the wire."""
+    """Encoded bytes of the frames that were sent or received."""
     bytes_shared: int
     """Bytes of content that did not have to move."""
     client: Side
     server: Side | None
-    """None where the server does not tell this token."""
+    """None if the server does not report its numbers for this token."""
 
     @property
     def rate(self) -> float:
@@ -89,22 +89,22 @@ class Measurement(NamedTuple):
 
 
 class BenchResult(NamedTuple):
-    """All of a measurement."""
+    """The result of a whole plan."""
 
     url: str
-    """Of the server; of one of its own, the last."""
+    """The URL of the user's server, or of the last server that was started."""
     ceilings: Mapping[str, float]
     """Bytes a second."""
     runs: Sequence[Measurement]
     removed: int
-    """Records that were removed from the user's server."""
+    """Number of records that were removed from the user's server."""
 
 
 def check_space(plan: Plan) -> None:
-    """Raises ClickException when what is written on the way cannot fit."""
+    """Raise ClickException if the files of the plan do not fit on the disk."""
     size, clients = max(plan.sizes), max(plan.clients)
     copies = (plan.path is None) + (plan.server is None)
-    # Clients that upload have content of their own each; those that fetch write a copy each.
+    # Each client that uploads has content of its own. Each client that fetches writes a copy.
     needed = size * clients * copies if plan.verb == "upload" else size * (copies + clients)
     free = free_space(plan.folder)
     if free < max(needed, _ceiling_size(plan)):
@@ -115,9 +115,9 @@ def check_space(plan: Plan) -> None:
 
 
 async def measure(plan: Plan, *, shows_progress: bool) -> BenchResult:
-    """Carry `plan` out. Raises ClickException, FilestoreError."""
+    """Carry out `plan`. Raises ClickException, FilestoreError."""
     if plan.server is not None:
-        # Before anything takes time: is it there, and does it let the token in?
+        # Checked before anything takes time: the server can be reached, and accepts the token.
         async with _connected(plan.server, plan.link) as repository:
             await repository.identity()
     with tempfile.TemporaryDirectory(dir=plan.folder, prefix="filestore-bench-") as name:
@@ -133,7 +133,7 @@ def _ceiling_size(plan: Plan) -> int:
 
 
 class _Measurement:
-    """A plan under way, in a folder of its own."""
+    """The state of a plan that is carried out, in a folder of its own."""
 
     def __init__(self, plan: Plan, folder: Path, *, shows_progress: bool) -> None:
         self.removed = 0
@@ -152,7 +152,7 @@ class _Measurement:
             return await self._fetch(server, size, clients)
 
     async def done(self, job: Job, activity: Activity, *, total: int) -> dict[str, Any]:
-        """The result of a job that is not measured."""
+        """Do a job that is not measured, and return its result."""
         async with working(self._folder, job) as worker, self._shown(activity, total, [worker]):
             await worker.begin()
             return await worker.result()
@@ -224,12 +224,12 @@ class _Measurement:
 
     @asynccontextmanager
     async def _content(self, name: str, size: int) -> AsyncIterator[Path]:
-        """Content that is to be uploaded: the user's, or such as was never there before, removed at the end of the block."""
+        """Give content to upload: the user's, or new content that is removed at the end of the block."""
         if self._plan.path is not None:
             yield self._plan.path
             return
         path = self._folder / name
-        # The same seed twice would be the same content, which is not sent twice.
+        # A new seed each time: the same seed gives the same content, which would not be sent again.
         job = {"do": "make", "kind": self._plan.kind, "path": str(path), "size": size, "seed": secrets.randbits(63)}
         try:
             await self.done(job, Activity("make"), total=size)
@@ -239,14 +239,14 @@ class _Measurement:
 
     @asynccontextmanager
     async def _removing(self, server: Server, names: Sequence[str]) -> AsyncIterator[None]:
-        """Remove the records of these names from the user's server at the end, also those of a measurement that failed."""
+        """Remove the records with these names from the user's server at the end, also if the measurement fails."""
         try:
             yield
         except BaseException:
             if self._plan.server is not None and self._sends:
                 say(
-                    f"Warning: chunks that were sent to {for_display(server.url)} until then stay there,"
-                    " since nothing removes chunks without a record yet."
+                    f"Warning: chunks that were already sent to {for_display(server.url)} stay there,"
+                    " because nothing removes chunks without a record yet."
                 )
             raise
         finally:
@@ -259,7 +259,7 @@ class _Measurement:
 
     @asynccontextmanager
     async def _shown(self, activity: Activity, total: int, workers: Sequence[Worker]) -> AsyncIterator[None]:
-        """Show how far workers are, all together."""
+        """Show the progress of all workers together."""
         label = str(self._plan.path or self._plan.kind)
         async with shown(activity, label, enabled=self._shows_progress) as report:
 
@@ -273,7 +273,7 @@ class _Measurement:
 
 
 def _new_name() -> str:
-    """A name that nobody has: whoever removes its record removes nobody else's."""
+    """Return a name that no other record has, so that only our own record is removed."""
     return f"filestore-bench-{secrets.token_hex(16)}"
 
 
@@ -288,14 +288,14 @@ async def _connected(server: Server, link: Link) -> AsyncIterator[Any]:
 
 
 async def _remove_records(server: Server, names: Sequence[str], link: Link) -> int:
-    """Remove the records of these names, with the chunks that no other record needs; how many there were."""
+    """Remove the records with these names, and the chunks that no other record needs. Return the number of records."""
     count = 0
     async with _connected(server, link) as repository:
         for name in names:
             try:
                 record = await repository.record(Reference(name=name))
             except NotFound:
-                # A client that failed has recorded nothing.
+                # A client that failed recorded nothing.
                 continue
             await repository.remove(record.id, with_chunks=True)
             count += 1
@@ -303,7 +303,7 @@ async def _remove_records(server: Server, names: Sequence[str], link: Link) -> i
 
 
 async def _status(server: Server, link: Link) -> Side | None:
-    """What the server says of itself so far; None where it does not tell."""
+    """Return the numbers of the server since its start, or None if it does not report them."""
     async with _connected(server, link) as repository:
         try:
             said = await repository.status()

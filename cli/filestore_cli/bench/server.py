@@ -1,6 +1,6 @@
-"""`python -m filestore_cli.bench.server serve ...` is `filestore serve ...`, which stops when whoever started it is gone.
+"""`python -m filestore_cli.bench.server serve ...` is `filestore serve ...`, and stops when its parent process ends.
 
-Also where that one was killed, and could not stop it; on Linux only.
+On Linux, it also stops if its parent was killed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
-"""A process of a measurement: `python -m filestore_cli.bench.worker`. It makes content, finds ceilings, or is one client.
+"""A process of a measurement: `python -m filestore_cli.bench.worker`.
 
-It reads a job, one line of JSON, from standard input, and writes lines of JSON to standard output: `{"done": BYTES}` now and
-then; a client's `{"ready": true}`, after which it waits for a line before it begins; at last `{"result": {...}}`, or
-`{"error": "sentence"}`. It ends when its standard input does: then nobody is left to hear it.
+It makes content, measures ceilings, or is one client.
+
+It reads a job, one line of JSON, from standard input. It writes lines of JSON to standard output: some times a second
+`{"done": BYTES}`, and at the end `{"result": {...}}` or `{"error": "sentence"}`. A client also writes `{"ready":
+true}`, and waits for a line before it begins. The process ends when its standard input is closed, since its parent has
+then ended.
 """
 
 from __future__ import annotations
@@ -33,12 +36,12 @@ Begin = Callable[[], Awaitable[None]]
 
 
 def main() -> None:
-    """Do the job that standard input holds."""
+    """Do the job that is read from standard input."""
     try:
         asyncio.run(_main())
     except FilestoreError as error:
         _say(error=explained(error))
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is told in a sentence
+    except Exception as error:  # noqa: BLE001  # every failure is reported in a sentence
         _say(error=sentence(error))
 
 
@@ -68,28 +71,28 @@ async def _main() -> None:
 async def _listen(heard: asyncio.StreamReader, beginning: asyncio.Event) -> None:
     while await heard.readline():
         beginning.set()
-    # At once, whatever is under way: whoever wanted it has died.
+    # At once, in the middle of the work: the parent has ended.
     os._exit(1)
 
 
 class _ProgressWriter:
-    """Says how far it is, some times a second."""
+    """Writes how far the work is, some times a second."""
 
     def __init__(self) -> None:
         self._tell_at = 0.0
         self._done = 0
 
     def add(self, size: int) -> None:
-        """So many bytes more are done."""
+        """Note that `size` more bytes are done."""
         self._done += size
         self.tell(self._done)
 
     def report(self, progress: Progress) -> None:
-        """A transfer is as far as that."""
+        """Note the progress of a transfer."""
         self.tell(progress.done)
 
     def tell(self, done: int) -> None:
-        """So many bytes are done."""
+        """Note that `done` bytes are done, and write it if it is time to."""
         now = time.monotonic()
         if now >= self._tell_at:
             self._tell_at = now + TELL_SECONDS
@@ -97,7 +100,7 @@ class _ProgressWriter:
 
 
 async def _make(job: Job, _: Begin) -> Job:
-    from filestore_cli.bench.content import make  # heavy: a client has no need of it
+    from filestore_cli.bench.content import make  # heavy: a client does not need it
 
     path = Path(job["path"])
     await asyncio.to_thread(make, job["kind"], path, size=job["size"], seed=job["seed"], done=_ProgressWriter().add)
@@ -113,7 +116,7 @@ async def _find_ceilings(job: Job, _: Begin) -> Job:
 class _WorkerResult(NamedTuple):
     size: int
     bytes_moved: int
-    """Encoded bytes of the frames that went over the wire."""
+    """Encoded bytes of the frames that were sent or received."""
     bytes_shared: int
 
 
@@ -148,7 +151,7 @@ async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitab
     from filestore_cli.process import tune_process  # heavy
 
     tune_process()
-    import numpy as np  # noqa: F401  # the first chunk would load it, and that is no part of a transfer
+    import numpy as np  # noqa: F401  # the first chunk would load it, which is not a part of a transfer
 
     options = {"connections": job["connections"], "stall_seconds": job["stall_seconds"]}
     async with connect(job["url"], token=job["token"], proxy=job["proxy"], **options) as repository:
