@@ -37,9 +37,11 @@ class PathLike(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceParts:
-    """A reference, taken apart. A part that the text does not have is None; `digest` and `name` together are a stored path.
+    """The parts of a reference. A part that the text does not have is None.
 
-    This is the grammar as a whole. `Reference` holds the part of it that repositories understand today.
+    `digest` and `name` together are a stored path.
+
+    This class has the whole grammar. `Reference` has the part of it that repositories understand today.
     """
 
     id: str | None = None
@@ -52,7 +54,7 @@ class ReferenceParts:
 
     @classmethod
     def parse(cls, text: str) -> ReferenceParts:
-        """The parts of a stored path, an id, a digest or a name: the first of these that `text` can be.
+        """Parse a stored path, an id, a digest or a name: the first of these that `text` can be.
 
         Raises InvalidReference.
         """
@@ -79,7 +81,10 @@ class ReferenceParts:
         return cls(owner=owner if slash else None, name=name, revision=revision, entry_path=entry_path)
 
     def check_supported(self) -> None:
-        """Raises InvalidReference, which names the part, for an owner, a revision or a path: they have no meaning yet."""
+        """Raise InvalidReference if there is an owner, a revision or a path: they have no meaning yet.
+
+        The error names the part.
+        """
         parts = {"owner": self.owner, "revision": self.revision, "path": self.entry_path}
         for part, value in parts.items():
             if value is not None:
@@ -97,24 +102,27 @@ class ReferenceParts:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """How a user names a stored file: exactly one of the three is given, or `digest` and `name` together (a path)."""
+    """How a user names a stored file.
+
+    Exactly one of the three is given, or `digest` and `name` together (a stored path).
+    """
 
     id: str | None = None
     """The id of a record: `file_` and 32 hexadecimal digits."""
     digest: Digest | None = None
     """The digest of the content."""
     name: str | None = None
-    """The name of the newest file of that name; with `digest`, the name of a stored path."""
+    """The name, which means the newest file of that name. With `digest`, the name in a stored path."""
     _: KW_ONLY
     name_otherwise: str | None = data_field(default=None, compare=False)
-    """The name that is meant where nothing is stored under `id` or `digest`: a name may look like either."""
+    """The name that is meant if nothing has this `id` or `digest`, because a name may look like an id or a digest."""
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """A stored path, an id, a digest or a name, tried in this order. Raises InvalidReference.
+        """Parse a stored path, an id, a digest or a name, tried in this order. Raises InvalidReference.
 
-        What looks like an id or a digest may also be the name of a file, as in the caches of some model hubs. An owner, a
-        revision and a path inside a directory are part of the grammar, and are refused as not supported yet.
+        A text that looks like an id or a digest may also be the name of a file, as in the caches of some model hubs. An
+        owner, a revision and a path inside a directory belong to the grammar, and are refused as not supported yet.
         """
         parts = ReferenceParts.parse(text)
         parts.check_supported()
@@ -123,7 +131,10 @@ class Reference:
 
     @classmethod
     def parse_path(cls, path: str) -> Reference:
-        """What a path names: of a record (`run_files/...`) its id, else digest and name. Raises InvalidReference."""
+        """Parse a stored path. The path of a record (`run_files/...`) gives its id, any other one digest and name.
+
+        Raises InvalidReference.
+        """
         try:
             if path.removeprefix("/").startswith(f"{RUN_FILES_PREFIX}/"):
                 file_id, name = parse_run_path(path)
@@ -135,7 +146,10 @@ class Reference:
             raise InvalidReference(path, str(error)) from None
 
     def means(self, record: Record) -> bool:
-        """Whether that record has the id, the digest and the name that are given here; `name_otherwise` does not count."""
+        """Return whether a record has the id, the digest and the name of this reference.
+
+        `name_otherwise` does not count.
+        """
         return self.id in {None, record.id} and self.digest in {None, record.digest} and self.name in {None, record.name}
 
     def __str__(self) -> str:
@@ -155,7 +169,7 @@ class PipelineReference:
 
     @classmethod
     def parse(cls, text: str) -> PipelineReference:
-        """An id, or `NAME[:vN|:latest]`. A colon before anything else is part of the name. Raises InvalidInput."""
+        """Parse an id, or `NAME[:vN|:latest]`. A colon before another text belongs to the name. Raises InvalidInput."""
         if PIPELINE_ID_PATTERN.match(text):
             return cls(id=text)
         found = _POINTER.match(text)
@@ -197,10 +211,10 @@ class FileURL:
         if reason is not None:
             raise InvalidReference(_redact_if_needed(self.url), reason)
         if self.digest is not None and self.expected is None:
-            raise InvalidReference(self.shown, "its digest is neither sha256: nor nothing before 64 hexadecimal digits")
+            raise InvalidReference(self.shown, "its digest is not 64 hexadecimal digits, with or without sha256: before them")
         age = self.max_age_seconds
         if age is not None and not (isinstance(age, int | float) and age >= 0):
-            raise InvalidReference(self.shown, "its max_age_seconds is no span of time")
+            raise InvalidReference(self.shown, "its max_age_seconds is not a number of seconds")
 
     def __repr__(self) -> str:
         return _printed(self)
@@ -230,9 +244,9 @@ class FileURL:
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)
 class _NamedContent:
-    """What `File` and `Directory` share: one of `path`, `id`, `digest` and `url`, or `digest` beside `url`.
+    """The fields of `File` and `Directory`: one of `path`, `id`, `digest` and `url`, or `digest` together with `url`.
 
-    Values of two classes are never equal.
+    Values of different classes are never equal.
     """
 
     path: str | None
@@ -263,14 +277,17 @@ class _NamedContent:
 
     @property
     def origin(self) -> FileURL | None:
-        """What stands behind its URL; None for what is named otherwise."""
+        """The file at its URL. None for a value without a URL."""
         if self.url is None:
             return None
         return FileURL(self.url, digest=self.digest, max_age_seconds=self.max_age_seconds, stale_ok=self.stale_ok)
 
     @property
     def reference(self) -> Reference:
-        """What a repository is asked for. Raises InvalidReference for a local path and for a URL, which no repository knows."""
+        """The reference for a repository.
+
+        Raises InvalidReference for a local path and for a URL, which no repository knows.
+        """
         if self.path is not None:
             return _stored(self.path)
         if self.url is not None:
@@ -279,21 +296,21 @@ class _NamedContent:
         reference = Reference.parse(given)
         if (self.id is None) != (reference.id is None) or (self.digest is None) != (reference.digest is None):
             raise InvalidReference(given, "an id is file_ and 32 hexadecimal digits, a digest 64 of them")
-        # Whoever gives a digest or an id as such never means a name.
+        # A value that was given as a digest or an id never means a name.
         return replace(reference, name_otherwise=None)
 
     def _check(self) -> None:
         names = {"path": self.path, "id": self.id, "url": self.url, "digest": self.digest}
         given = [name for name, value in names.items() if value is not None]
         if given not in (["path"], ["id"], ["digest"], ["url"], ["url", "digest"]):
-            raise InvalidReference(repr(self), "give one of path, id, digest and url, or digest beside url")
+            raise InvalidReference(repr(self), "give one of path, id, digest and url, or digest together with url")
         for name in given:
             if not isinstance(names[name], str):
-                raise InvalidReference(f"{type(self).__name__}({name}={type(names[name]).__name__})", f"its {name} is no text")
+                raise InvalidReference(f"{type(self).__name__}({name}={type(names[name]).__name__})", f"its {name} is not a text")
         if self.url is not None:
             _ = self.origin
         elif self.max_age_seconds is not None or self.stale_ok:
-            raise InvalidReference(repr(self), "max_age_seconds and stale_ok are for what stands behind a URL")
+            raise InvalidReference(repr(self), "max_age_seconds and stale_ok are only for a URL")
         elif self.path is None:
             _ = self.reference
         elif not self.path:
@@ -384,24 +401,24 @@ def _text_problem(text: str) -> str | None:
 
 
 def redact_url(url: str) -> str:
-    """A URL as it may be printed. Its query may hold a signature, and what stands before an `@` a password."""
+    """Return a URL as it may be printed. Its query may have a signature, and the text before an `@` a password."""
     head, mark, _ = url.partition("#")[0].partition("?")
     return _USER.sub(r"\1", head) + (mark and "?...")
 
 
 def _redact_if_needed(url: object) -> str:
-    """What may be printed of something that is no URL of ours, where a password may stand in an unexpected place."""
+    """Return what may be printed of a value that is not a valid URL. It may have a password at an unexpected place."""
     if not isinstance(url, str):
         return type(url).__name__
     return f"{url.partition(':')[0]}:..." if "@" in url else redact_url(url)
 
 
 def _url_problem(url: object) -> str | None:
-    """Why something is no URL that is downloaded from; None where it is one."""
+    """Return why a value is not a URL for downloads, or None if it is one."""
     if not isinstance(url, str):
         return "a URL is a text"
     if not url.isprintable() or url != url.strip() or "\\" in url:
-        return "it holds control characters, backslashes or blanks around it"
+        return "it has control characters or backslashes, or blanks around it"
     try:
         parts = urlsplit(url)
         is_complete = parts.hostname and parts.port != 0
@@ -411,11 +428,11 @@ def _url_problem(url: object) -> str | None:
         return "only http and https URLs are downloaded"
     if "@" in parts.netloc:
         return "a user name or password in a URL is neither kept nor sent; leave it out"
-    return None if is_complete else "it names no host, or a port that nothing listens on"
+    return None if is_complete else "it has no host, or its port is 0"
 
 
 def _printed(value: File | Directory | FileURL | _NamedContent) -> str:
-    """The call that makes a value, without what it leaves at its default, and without what must not be printed."""
+    """Return the call that makes a value, without defaults, and without what must not be printed."""
     shown = []
     for field in fields(value):
         given = getattr(value, field.name)
@@ -428,7 +445,7 @@ def _printed(value: File | Directory | FileURL | _NamedContent) -> str:
 
 
 def _stored(path: str) -> Reference:
-    """What a stored path names. Raises InvalidReference."""
+    """Return the reference of a stored path. Raises InvalidReference for a local path."""
     if not path.removeprefix("/").startswith((f"{FILES_PREFIX}/", f"{RUN_FILES_PREFIX}/")):
         raise InvalidReference(path, "it is a local path; push it first, and use the id that the push prints")
     return Reference.parse_path(path)
