@@ -33,24 +33,27 @@ _SYNC_THREADS = 16
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 BLOCK_SIZE = 4096
-"""What file systems round sizes up to."""
+"""File systems round sizes up to a multiple of this."""
 
 _ATTEMPTS = 1000
-"""Another process may remove the same folder meanwhile: each attempt that meets it finds less than the one before."""
+"""Another process may remove the same folder meanwhile. Each attempt then finds less than the one before."""
 _ALL_OF_OWNER = stat.S_IRWXU
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def free_space(place: int | Path) -> int:
-    """Bytes that may still be written to the file system of a path, or of an open file. Blocks. Raises OSError."""
+    """Return the bytes that can still be written to the file system of a path or an open file. Blocks.
+
+    Raises OSError.
+    """
     found = os.statvfs(place)
     return found.f_bavail * found.f_frsize
 
 
 def stored_size_of(path: Path) -> tuple[int, float]:
-    """Bytes of disk that a file, or a folder with all that is in it, takes, holes left out; and when it was last written to.
+    """Return the bytes that a file, or a folder with its content, takes on the disk, and the time of its last write.
 
-    Blocks. Raises OSError.
+    Holes do not count. Blocks. Raises OSError.
     """
     first = path.lstat()
     size, written_at = first.st_blocks * 512, first.st_mtime
@@ -64,7 +67,10 @@ def stored_size_of(path: Path) -> tuple[int, float]:
 
 
 def check_space(place: int, size: int, *, where: Path) -> None:
-    """Raises StorageFull, which names `where`, when `size` more bytes cannot fit beside an open file; else OSError."""
+    """Raise StorageFull, which names `where`, if `size` more bytes do not fit on the disk of an open file.
+
+    Raises OSError.
+    """
     free = free_space(place)
     if size > free:
         raise StorageFull(str(where), f"{size} bytes are needed and {free} are free")
@@ -78,10 +84,13 @@ def write_all(descriptor: int, content: Buffer) -> None:
 
 
 def read_at(descriptor: int, memory: memoryview, offset: int) -> int:
-    """Fill `memory` from an open file; how many bytes there were, fewer only at its end. Blocks. Raises OSError."""
+    """Fill `memory` from an open file. Return the number of bytes, which is smaller only at its end. Blocks.
+
+    Raises OSError.
+    """
     done = 0
     while done < len(memory):
-        # The first call reads all, but for the end of the file, a signal, or more than 2 GiB.
+        # The first call reads everything, except at the end of the file, after a signal, or for more than 2 GiB.
         size = os.preadv(descriptor, [memory[done:] if done else memory], offset + done)
         if not size:
             break
@@ -90,24 +99,24 @@ def read_at(descriptor: int, memory: memoryview, offset: int) -> int:
 
 
 def write_at(descriptor: int, content: Buffer, offset: int) -> int:
-    """Write all of `content` to an open file from `offset` on; how many bytes that is. Blocks. Raises OSError."""
+    """Write all of `content` to an open file from `offset` on. Return the number of bytes. Blocks. Raises OSError."""
     written = 0
     while written < len(content):
-        # The first call writes all, but for a full disk, a signal, or more than 2 GiB.
+        # The first call writes everything, except on a full disk, after a signal, or for more than 2 GiB.
         written += os.pwrite(descriptor, content[written:] if written else content, offset + written)
     return written
 
 
 def sync_descriptor(descriptor: int) -> None:
-    """Have the disk keep all that was written to a file, or the names in a folder. Blocks. Raises OSError."""
+    """Sync the content of a file, or the names in a folder, to the disk. Blocks. Raises OSError."""
     if sys.platform == "darwin":
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # its fsync leaves the bytes in the drive's own memory
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync of macOS leaves the bytes in the memory of the drive
     else:
         os.fsync(descriptor)
 
 
 def sync_path(path: Path) -> None:
-    """`sync_descriptor` for a file or a folder by its path."""
+    """Do `sync_descriptor` for the file or folder at a path."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         sync_descriptor(descriptor)
@@ -116,10 +125,10 @@ def sync_path(path: Path) -> None:
 
 
 def sync_tree(root: Path) -> None:
-    """Have the disk keep a folder and all that lies in it; links are not followed. Blocks. Raises OSError.
+    """Sync a folder and everything in it to the disk. Links are not followed. Blocks. Raises OSError.
 
-    Where the operating system can, its whole file system is synced in one call, which for thousands of files is far quicker
-    than one after the other, and waits for what others have written there too.
+    If the operating system offers it, one call syncs the whole file system. For thousands of files this is far quicker
+    than one call for each, but it also waits for what other processes have written there.
     """
     if sync_file_system(root):
         return
@@ -129,9 +138,9 @@ def sync_tree(root: Path) -> None:
 
 
 def sync_file_system(path: Path) -> bool:
-    """Have the disk keep all of the file system that `path` lies on, and the file system do what it has put off.
+    """Sync the whole file system of `path` to the disk, with all work that the file system has delayed.
 
-    False where that is no single call. Blocks. Raises OSError.
+    Return False if the operating system has no such call. Blocks. Raises OSError.
     """
     call = _syncfs()
     if call is None:
@@ -146,7 +155,7 @@ def sync_file_system(path: Path) -> bool:
 
 @cache
 def _syncfs() -> Callable[[int], None] | None:
-    """The call of Linux's C libraries that syncs the file system of a descriptor, where there is one."""
+    """Return the call of the C library that syncs the file system of a descriptor. Only Linux has it."""
     try:
         call = ctypes.CDLL(None, use_errno=True).syncfs
     except (OSError, AttributeError):
@@ -161,7 +170,7 @@ def _syncfs() -> Callable[[int], None] | None:
 
 
 def _standing(root: Path) -> Iterator[Path]:
-    """Files and folders of a tree, its root the last."""
+    """Yield the files and folders of a tree, and its root last."""
     for folder, _, names in os.walk(root, topdown=False, onerror=_raise):
         yield from (path for path in (Path(folder, name) for name in names) if not path.is_symlink())
         yield Path(folder)
@@ -172,15 +181,15 @@ def _raise(error: OSError) -> None:
 
 
 class CannotMoveError(OSError):
-    """A folder that can only be emptied and removed where it is."""
+    """A folder cannot be renamed. It can only be emptied and removed at its place."""
 
 
 @contextmanager
 def storage_errors(where: str | Path, *, translate: Callable[[str, OSError], FilestoreError] = storage_error) -> Iterator[None]:
-    """Raise what an error of the operating system in the block means for who stores something in `where`.
+    """Translate errors of the operating system in the block to errors about `where`.
 
-    `translate` says what it means: by default StorageError, or StorageFull. Others are `write_error`,
-    `access_error`, `target_error` and `source_error`.
+    `translate` makes the error: by default StorageError, or StorageFull. Others are `write_error`, `access_error`,
+    `target_error` and `source_error`.
     """
     try:
         yield
@@ -189,7 +198,7 @@ def storage_errors(where: str | Path, *, translate: Callable[[str, OSError], Fil
 
 
 def write_error(where: str, error: OSError) -> StorageError:
-    """`storage_error` where something new was to be written to a folder that the user chose."""
+    """Make the error for a write to a folder that the user chose."""
     if error.errno not in _READ_ONLY:
         return storage_error(where, error)
     reason = f"{error.strerror}, so that nothing new can be kept there; make it writable, or give another folder"
@@ -197,31 +206,31 @@ def write_error(where: str, error: OSError) -> StorageError:
 
 
 def access_error(where: str, error: OSError) -> StorageError:
-    """`storage_error` for the folder of a repository, which has an owner: NotPermitted where the user lacks the right."""
+    """Make the error for the folder of a repository: NotPermitted if the user has no right to it."""
     if isinstance(error, PermissionError):
         return NotPermitted(str(error.filename or where), error.strerror or str(error))
     return storage_error(where, error)
 
 
 def target_error(where: str, error: OSError) -> TargetError:
-    """What it means that nothing can be made at the place that the user named for a fetch."""
+    """Make the error for a target of a fetch at which nothing can be made."""
     return TargetError(where, error.strerror or str(error))
 
 
 def source_error(where: str, error: OSError) -> SourceUnreadable:
-    """What it means that something which is pushed cannot be read."""
+    """Make the error for a source of a push that cannot be read."""
     return SourceUnreadable(where, error.strerror or str(error))
 
 
 def write_durably(path: Path, values: Mapping[str, object]) -> None:
-    """Write a small file, and its folders. Raises StorageError, StorageFull."""
+    """Write a small file, and make its folders. Raises StorageError, StorageFull."""
     with storage_errors(path.parent, translate=write_error):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(values).encode())
 
 
 def write_atomic(path: Path, content: Buffer) -> None:
-    """Have a small file hold `content`: it appears by a rename, and is durable then. Blocks. Raises OSError."""
+    """Write `content` to a small file. It appears by a rename, and is then durable. Blocks. Raises OSError."""
     staging = path.with_name(f".{uuid.uuid4().hex}")
     try:
         with staging.open("xb") as file:
@@ -235,9 +244,9 @@ def write_atomic(path: Path, content: Buffer) -> None:
 
 
 def move_aside(folder: Path, aside: Path) -> bool:
-    """Take an entry out of readers' sight, the whole of it at once; False where there is none. Raises OSError.
+    """Rename an entry, so that readers lose it at once and as a whole. Return False if there is none. Raises OSError.
 
-    Raises CannotMoveError for one that came with a container image: an overlay file system does not rename such a folder.
+    Raises CannotMoveError for an entry of a container image: an overlay file system does not rename such a folder.
     """
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -252,7 +261,10 @@ def move_aside(folder: Path, aside: Path) -> bool:
 
 
 def take_away(folder: Path, aside: Path) -> bool:
-    """`move_aside`, but what cannot be moved is removed where it is, and then there is none. Raises OSError."""
+    """Do `move_aside`. An entry that cannot be renamed is removed at its place, and the result is False.
+
+    Raises OSError.
+    """
     try:
         return move_aside(folder, aside)
     except CannotMoveError:
@@ -261,14 +273,14 @@ def take_away(folder: Path, aside: Path) -> bool:
 
 
 def in_blocks(size: int) -> int:
-    """Bytes of disk that a file of `size` bytes takes, as most file systems keep it."""
+    """Return the bytes that a file of `size` bytes takes on the disk with most file systems."""
     return -(-size // BLOCK_SIZE) * BLOCK_SIZE
 
 
 def home_path(text: str | Path) -> Path:
-    """The path that `text` means, in which `~` and `~/` at the beginning stand for the home folder, as in a shell.
+    """Return the path that `text` means. `~` and `~/` at the beginning are the home folder, as in a shell.
 
-    Raises InvalidSetting where the home folder is not known, and for the `~name` of another user.
+    Raises InvalidSetting if the home folder is not known, and for the `~name` of another user.
     """
     path = str(text)
     if not path.startswith("~"):
@@ -283,10 +295,12 @@ def home_path(text: str | Path) -> Path:
 
 
 def remove(path: str | Path, *, dir_fd: int | None = None) -> None:
-    """Remove a file, a link or a folder with all that is in it, read-only or not; never what a link leads to.
+    """Remove a file, a link, or a folder with its content, also if it is read-only.
 
-    What is not there counts as removed, and so does what another process removes meanwhile. Raises OSError, when as much as
-    possible is gone.
+    The target of a link is never removed.
+
+    It is no error if the path does not exist, or if another process removes it meanwhile. Raises OSError after as much
+    as possible is removed.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -305,13 +319,13 @@ def remove(path: str | Path, *, dir_fd: int | None = None) -> None:
 
 
 def remove_if_possible(path: str | Path, *, dir_fd: int | None = None) -> None:
-    """`remove`, as far as it goes."""
+    """Do `remove`, and ignore errors."""
     with suppress(OSError):
         remove(path, dir_fd=dir_fd)
 
 
 def remove_in_place(folder: Path) -> None:
-    """Remove a folder that cannot be renamed first. What another process puts there meanwhile stays. Raises OSError."""
+    """Remove a folder that cannot be renamed first. New content of another process stays. Raises OSError."""
     with suppress(OSError):
         if folder.stat(follow_symlinks=False).st_mode & _ALL_OF_OWNER != _ALL_OF_OWNER:
             folder.chmod(_ALL_OF_OWNER)
@@ -329,7 +343,7 @@ def remove_in_place(folder: Path) -> None:
 
 
 def move(path: Path, to: Path) -> None:
-    """Rename a file, a link, or a folder, which for another parent must be writable. Raises OSError."""
+    """Rename a file, a link or a folder, also a read-only folder. Raises OSError."""
     try:
         path.rename(to)
     except PermissionError:
@@ -357,7 +371,7 @@ def _is_there(path: str | Path, dir_fd: int | None) -> bool:
 
 
 def _make_writable(path: str | Path, dir_fd: int | None) -> bool:
-    """Give the owner all rights to each folder of a tree, as far as that is possible; whether one had not had them."""
+    """Give the owner all rights to each folder of a tree, as far as possible. Return whether any folder was changed."""
     waiting = [os.fspath(path)]
     has_changed = False
     while waiting:
@@ -369,7 +383,7 @@ def _make_writable(path: str | Path, dir_fd: int | None) -> bool:
             if mode & _ALL_OF_OWNER != _ALL_OF_OWNER:
                 os.chmod(folder, _ALL_OF_OWNER, dir_fd=dir_fd)
                 has_changed = True
-            # Through a descriptor, which never leads through a link that was put in the folder's place.
+            # A descriptor is used, so that a link that replaces the folder is not followed.
             descriptor = os.open(folder, _FOLDER, dir_fd=dir_fd)
             try:
                 with os.scandir(descriptor) as found:

@@ -1,7 +1,8 @@
 """File locks: one wrapper around `flock`, and the lock of a cache entry that is being fetched.
 
-`flock` and not a lock of `fcntl`: the kernel gives it back at any death of its process, it works on folders, closing another
-descriptor of the same file does not lose it, and it means the same in containers that share a folder.
+`flock` is used, and not the locks of `fcntl`. The kernel releases it at every death of its process. It works on
+folders, it survives the close of another descriptor of the same file, and it means the same in containers that share a
+folder.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from filestore.errors import StorageError
 from filestore.system.threads import in_disk_thread, task_group
 
 STALE_SECONDS = 60
-"""A holder that was not seen alive for this long is passed by."""
+"""A lock is ignored if its holder showed no sign of life for this long."""
 BEAT_SECONDS = 5
 CLAIM_SECONDS = 1
 """How long a claim on staging waits for the process that removes it."""
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.05
-"""What is waited for in a thread is mostly held for a moment, and is had soon."""
+"""A lock that a thread waits for is mostly held only for a moment, so the first pauses are short."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HOLDER = re.compile(r"FLOCK +\w+ +\w+ +([1-9][0-9]*) ([0-9a-f]+:[0-9a-f]+:[0-9]+) ")
 
@@ -48,12 +49,12 @@ class FileLock:
 
     @classmethod
     def of_file(cls, path: Path, *, is_required: bool, mode: int = 0o600) -> Self:
-        """The lock whose file is at `path`, which is made where absent. Blocks. Raises OSError."""
+        """Open the lock file at `path`, which is made if it does not exist. Blocks. Raises OSError."""
         return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode), path, is_required=is_required)
 
     @classmethod
     def of_folder(cls, path: Path, *, is_required: bool) -> Self:
-        """The lock of a folder itself. Blocks. Raises OSError, also where `path` is a link."""
+        """Open the lock of a folder itself. Blocks. Raises OSError, also if `path` is a link."""
         return cls(os.open(path, _FOLDER), path, is_required=is_required)
 
     def __enter__(self) -> Self:
@@ -63,13 +64,13 @@ class FileLock:
         self.release()
 
     def __del__(self) -> None:
-        # A call that is cancelled while its thread opens a lock has nobody to release it.
+        # If a call is cancelled while its thread opens a lock, nothing else releases that lock.
         self.release()
 
     def try_acquire(self, *, is_shared: bool = False) -> bool:
-        """Whether the lock is held now; False: someone else has it. Blocks for no time.
+        """Try to take the lock, without waiting. Return False if another process has it.
 
-        A lock that is held already is converted; where that is not possible, it is lost. Raises StorageError where the file
+        A lock that is held already is converted. If that is not possible, it is lost. Raises StorageError if the file
         system has no locks and the lock is required.
         """
         try:
@@ -85,7 +86,7 @@ class FileLock:
         return True
 
     def acquire(self, *, limit_seconds: float, is_shared: bool = False) -> bool:
-        """Wait until the lock is held, at most for `limit_seconds`; whether it is. Blocks. Raises StorageError."""
+        """Wait for the lock, at most `limit_seconds`. Return whether it is held. Blocks. Raises StorageError."""
         pauses = _pauses(limit_seconds)
         while not self.try_acquire(is_shared=is_shared):
             pause = next(pauses, None)
@@ -95,7 +96,10 @@ class FileLock:
         return True
 
     async def acquire_soon(self, *, limit_seconds: float, is_done: Callable[[], bool] = lambda: False) -> bool:
-        """`acquire` for the event loop. Also False once `is_done`, which is called in a thread after each pause."""
+        """Do `acquire` in the event loop.
+
+        Also return False when `is_done`, which is called in a thread after each pause.
+        """
         pauses = _pauses(limit_seconds, first=_LONGEST_PAUSE_SECONDS)
         while not await in_disk_thread(self.try_acquire):
             pause = next(pauses, None)
@@ -107,7 +111,7 @@ class FileLock:
         return True
 
     def holder(self) -> str:
-        """Who has the lock, for a message: a process id where the operating system tells it."""
+        """Return the holder of the lock in words: with its process id, if the operating system shows that."""
         with suppress(OSError):
             status = os.fstat(self.descriptor)
             # Some file systems have other device numbers here: then nobody is named, rather than somebody else.
@@ -119,10 +123,10 @@ class FileLock:
         return "another process"
 
     def release(self) -> None:
-        """Give the lock back, and close the file; safe to call again.
+        """Release the lock, and close the file. It may be called more than once.
 
-        Closing alone would leave the lock with a child that was forked in the meantime and has a copy of the descriptor. Such
-        a child only closes its copy: the lock is its parent's.
+        A close alone would leave the lock with a child that was forked meanwhile and has a copy of the descriptor. Such
+        a child only closes its copy, since the lock belongs to its parent.
         """
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor < 0:
@@ -134,7 +138,7 @@ class FileLock:
 
 
 def _pauses(limit_seconds: float, *, first: float = _FIRST_PAUSE_SECONDS) -> Iterator[float]:
-    """How long to wait before each next try, until the limit is over."""
+    """Yield the pause before each next try, until the limit is over."""
     deadline = time.monotonic() + limit_seconds
     pause = first
     while time.monotonic() < deadline:
@@ -143,41 +147,41 @@ def _pauses(limit_seconds: float, *, first: float = _FIRST_PAUSE_SECONDS) -> Ite
 
 
 def claim(lock: FileLock) -> None:
-    """Say that this process works on staging, by a lock that others may share. Blocks.
+    """Mark staging as used by this process, with a lock that other processes can share. Blocks.
 
-    Who removes staging takes the lock alone, for as long as that lasts: this waits for it a little, and who is too late finds
-    that the staging is gone. Without locks nobody removes what was written to lately.
+    A process that removes staging holds the lock alone meanwhile. This function waits a little for it; a process that
+    is too late finds no staging. Without locks, staging that was written to lately is never removed.
     """
     with suppress(StorageError):
         lock.acquire(limit_seconds=CLAIM_SECONDS, is_shared=True)
 
 
 def is_claimed(lock: FileLock) -> bool:
-    """Whether another process works on staging; if not, none begins before the lock is released.
+    """Return whether another process uses staging. If not, no process begins before the lock is released.
 
-    Raises StorageError where nobody can tell, since there are no locks.
+    Raises StorageError if this is not known, because there are no locks.
     """
     return not lock.try_acquire()
 
 
 class Lock:
-    """A lock that is held, or could not be had. Its file's mtime says when its holder was last seen alive."""
+    """A lock that is held, or that could not be taken. The mtime of its file is the last sign of life of its holder."""
 
     def __init__(self, lock: FileLock | None) -> None:
         self.is_held = False
-        """No other process works on the entry, but for one that was passed by."""
+        """No other process works on the entry, except one whose lock was ignored."""
         self.passes_by = False
-        """Its holder was not seen alive for a minute."""
+        """The lock is ignored, because its holder showed no sign of life for a minute."""
         self._lock = lock
 
     async def acquire(self, is_done: Callable[[], bool]) -> None:
-        """Wait until it is held, or until there is no point in waiting."""
+        """Wait until it is held, or until there is nothing to wait for."""
         lock = self._lock
         if lock is None:
             return
 
         def is_pointless() -> bool:
-            # Asked after a while, so that whoever has only just got the lock has said so.
+            # Called after a pause, so that a process that has just taken the lock has given its first sign of life.
             self.passes_by = _age(lock.descriptor) > STALE_SECONDS
             return self.passes_by or is_done()
 
@@ -185,7 +189,10 @@ class Lock:
             self.is_held = await lock.acquire_soon(limit_seconds=math.inf, is_done=is_pointless)
 
     async def keep_fresh(self) -> None:
-        """Say again and again that this process goes on, until cancelled. What hangs on a network ends by itself."""
+        """Give a sign of life every few seconds, until cancelled.
+
+        A transfer that hangs on the network ends by itself.
+        """
         while self._lock is not None:
             with suppress(OSError):
                 await in_disk_thread(os.utime, self._lock.descriptor)
@@ -194,11 +201,11 @@ class Lock:
 
 @asynccontextmanager
 async def locked(path: Path, is_done: Callable[[], bool]) -> AsyncIterator[Lock]:
-    """Hold the lock whose file is at `path`.
+    """Hold the lock file at `path` during the block.
 
-    Goes on without it where locks do not work, where `is_done` says in a thread that there is nothing left to wait for, and
-    where its holder was not seen alive for a minute: it is stopped, or its machine is gone. Who goes on without it must work
-    at a place of its own.
+    The block also runs without the lock in three cases: locks do not work; `is_done`, which is called in a thread, says
+    that there is nothing left to wait for; or the holder showed no sign of life for a minute, because it is stopped or
+    its machine is gone. Without the lock, the block must work at a place of its own.
     """
     file_lock = await in_disk_thread(_open, path)
     lock = Lock(file_lock)
@@ -224,7 +231,7 @@ def _open(path: Path) -> FileLock | None:
 
 
 def _age(descriptor: int) -> float:
-    """Seconds since its holder was last seen alive."""
+    """Return the seconds since the last sign of life of the holder."""
     try:
         return time.time() - os.fstat(descriptor).st_mtime
     except OSError:
