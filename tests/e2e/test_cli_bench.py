@@ -251,7 +251,7 @@ def test_a_person_sees_stages_ceilings_and_what_was_removed(home: Home, server: 
         (["--plot", "a.gif"], "a.gif is not a name for a plot; give one that ends in .png, .svg, .pdf"),
         (["--plot", "none/a.png"], "there is no folder none for the plot; make it first"),
         (["--server", "/srv/models"], "'/srv/models' names no repository: a server's URL looks like http://HOST:PORT"),
-        (["--server", "http://127.0.0.1:1"], "http://127.0.0.1:1 cannot be reached: Connection refused; is"),
+        (["--server", "http://127.0.0.1:1"], "http://127.0.0.1:1 cannot be reached: Connection refused; check"),
     ],
 )
 def test_bad_input_is_one_sentence(home: Home, arguments: list[str], said: str) -> None:
