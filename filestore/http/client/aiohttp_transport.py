@@ -59,8 +59,8 @@ class AiohttpTransport:
         async with self._short_places if request.is_short else self._places:
             started = time.monotonic()
             with async_span(request.stage, request.frames_size) as passing:
-                size = await self._exchange(request, body)
-                passing.add(size if request.stage is Stage.RECEIVE else 0)
+                await self._exchange(request, body)
+                passing.add(body.size if request.stage is Stage.RECEIVE else 0)
             return time.monotonic() - started
 
     async def close(self) -> None:
@@ -68,8 +68,8 @@ class AiohttpTransport:
             await self._session.close()
             self._session = None
 
-    async def _exchange(self, request: Request, body: AnswerBody) -> int:
-        """Send the request and receive the answer; returns the number of bytes of its body."""
+    async def _exchange(self, request: Request, body: AnswerBody) -> None:
+        """Send the request and receive the answer."""
         with self._translated_errors():
             async with asyncio.timeout(None) as stall:
                 outgoing = _Outgoing(request, stall, stall_seconds=self._stall_seconds)
@@ -85,9 +85,9 @@ class AiohttpTransport:
                 ) as response:
                     stall.reschedule(None)
                     self.has_answered = True
-                    return await self._take(request, response, body, is_sent=outgoing.is_sent)
+                    await self._accept(request, response, body, is_sent=outgoing.is_sent)
 
-    async def _take(self, request: Request, response: aiohttp.ClientResponse, body: AnswerBody, *, is_sent: bool) -> int:
+    async def _accept(self, request: Request, response: aiohttp.ClientResponse, body: AnswerBody, *, is_sent: bool) -> None:
         said = said_by(response.headers)
         if response.status not in SUCCESSES:
             problem = SmallAnswer(self._location)
@@ -97,14 +97,12 @@ class AiohttpTransport:
             raise Interrupted(self._location, "it answered before it had the whole request")
         if said.is_page:
             raise foreign_answer(self._location, response.status, said)
-        return await self._receive(response, body)
+        await self._receive(response, body)
 
-    async def _receive(self, response: aiohttp.ClientResponse, body: AnswerBody) -> int:
-        size = 0
+    async def _receive(self, response: aiohttp.ClientResponse, body: AnswerBody) -> None:
         body.expect(response.content_length)
         # readany: what has arrived, in as few pieces as it came.
         while piece := await response.content.readany():
-            size += len(piece)
             rest = memoryview(piece)
             while rest:
                 memory = body.memory()[: len(rest)]
@@ -114,7 +112,6 @@ class AiohttpTransport:
                 rest = rest[len(memory) :]
                 body.add(len(memory))
         body.end()
-        return size
 
     def _fields(self, request: Request) -> dict[str, str]:
         fields = {"User-Agent": "filestore"}

@@ -37,6 +37,10 @@ class SmallAnswer:
         """The bytes that have arrived."""
         return bytes(self._content)
 
+    @property
+    def size(self) -> int:
+        return len(self._content)
+
     def expect(self, size: int | None) -> None:
         self._check(size or 0)
 
@@ -83,6 +87,10 @@ class BatchAnswer:
                 return
             yield self._batch[start:end] if entry.stored_size else None
             start = end
+
+    @property
+    def size(self) -> int:
+        return self._filled
 
     def expect(self, size: int | None) -> None:
         self._announced = size

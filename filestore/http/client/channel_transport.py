@@ -43,18 +43,16 @@ class ChannelTransport:
             raise answer_error(self._location, head.status, problem.content, head.said, sent_size=request.size)
         # The channel has counted the time until here.
         with span(Stage.RECEIVE) if request.stage is Stage.RECEIVE else nullcontext() as receiving:
-            size = self._receive(channel, body)
+            self._receive(channel, body)
             if receiving is not None:
-                receiving.add(size)
+                receiving.add(body.size)
         return time.monotonic() - started
 
-    def _receive(self, channel: Channel, body: AnswerBody) -> int:
-        """Put what is left of the answer into `body`; how many bytes."""
-        size = channel.left
-        body.expect(size)
+    def _receive(self, channel: Channel, body: AnswerBody) -> None:
+        """Put what is left of the answer into `body`."""
+        body.expect(channel.left)
         while received := channel.receive_into(body.memory()):
             body.add(received)
         if channel.left:
             raise longer_than_announced(self._location)
         body.end()
-        return size

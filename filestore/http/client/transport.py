@@ -61,6 +61,11 @@ class AnswerBody(Protocol):
     Source: `asyncio.BufferedProtocol`, which does the same for a connection.
     """
 
+    @property
+    def size(self) -> int:
+        """Bytes of content that have arrived. The header of a batch is not content."""
+        ...
+
     def expect(self, size: int | None) -> None:
         """Take note of the announced size of the answer in bytes; None where it is not announced. This is the first call.
 
