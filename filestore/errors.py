@@ -10,7 +10,6 @@ FilestoreError
 │   ├── DownloadRefused
 │   ├── NothingMatches
 │   ├── InvalidParts
-│   ├── InvalidRun
 │   └── InvalidSetting
 ├── InvalidContent            bytes that are not what they should be
 │   ├── InvalidFrame
@@ -23,9 +22,7 @@ FilestoreError
 │   └── UnexpectedContent
 │       └── UnexpectedRecord
 ├── NotFound
-│   ├── UploadNotFound
-│   ├── UnknownPipeline
-│   └── UnknownRun
+│   └── UploadNotFound
 ├── ChunksMissing
 ├── LimitExceeded
 ├── NotARepository
@@ -37,10 +34,6 @@ FilestoreError
 ├── MissingPackage
 ├── Unauthorized
 ├── UrlRefused
-├── RunFailed                 a pipeline, or its run
-│   ├── RunTimedOut
-│   └── PipelineEnded
-├── TooManyRuns
 ├── Forbidden
 ├── SourceError               what is pushed
 │   ├── SourceUnreadable
@@ -63,6 +56,8 @@ FilestoreError
     ├── Interrupted
     └── ServerError
         └── ForeignAnswer     not from a filestore server
+
+The errors of pipelines and runs are in `filestore.runtime.errors`.
 
 Each error has a fixed `slug`, by which the wire names it, and named facts; the message is built from the facts, and says what
 happened, why, and what to do. `hint` is a key: the command line has a sentence for each, which names its commands and options.
@@ -193,16 +188,6 @@ class InvalidParts(InvalidInput):
     )
 
 
-class InvalidRun(InvalidInput):
-    """A part of a run's request, or of what a pipeline returned, cannot be used; `where` names that part as code would."""
-
-    slug = "invalid-run"
-    facts = ("where", "reason")
-    sentence = "{where} of the run cannot be used: {reason}"
-    where: str
-    reason: str
-
-
 class InvalidSetting(InvalidInput):
     """A setting has a value that cannot be used; `source` names where it is set. The value may be a secret."""
 
@@ -322,22 +307,6 @@ class UploadNotFound(NotFound):
     hint = ""
 
 
-class UnknownPipeline(NotFound):
-    """No pipeline was uploaded under an id or a name."""
-
-    slug = "unknown-pipeline"
-    sentence = "no pipeline is known as {reference!r}; upload it, and run it by the id that the upload prints, or by its name"
-    hint = ""
-
-
-class UnknownRun(NotFound):
-    """No run has this id, or the run is too old."""
-
-    slug = "unknown-run"
-    sentence = "no run is known as {reference!r}; only the latest ones are kept, and a restart of the server forgets all of them"
-    hint = ""
-
-
 class ChunksMissing(FilestoreError):
     """Chunks that a manifest names are not in the repository. `digests` holds them, 64 hex digits each."""
 
@@ -428,42 +397,6 @@ class UrlRefused(FilestoreError):
 
     slug = "url-refused"
     sentence = "the URL was refused: {reason}; ask for a new one where it came from"
-
-
-class RunFailed(FilestoreError):
-    """A pipeline could not be loaded or started, or its run failed. `traceback` is empty where its own code did not fail."""
-
-    slug = "run-failed"
-    facts = ("exception", "traceback")
-    sentence = "{exception}"
-    traceback: str = ""
-
-
-class RunTimedOut(RunFailed):
-    """A pipeline took too long."""
-
-    slug = "run-timed-out"
-    facts = ("what", "seconds")
-    sentence = "{what} took longer than {seconds:g} seconds and was ended; to allow more, raise the server's setting run_seconds"
-    seconds: float
-
-
-class PipelineEnded(RunFailed):
-    """The process of a pipeline has ended."""
-
-    slug = "pipeline-ended"
-    facts = ("how", "what")
-    sentence = "the process of the pipeline {how} in the middle of {what}; the next run is given a new one"
-
-
-class TooManyRuns(FilestoreError):
-    """The queue of runs is full."""
-
-    slug = "too-many-runs"
-    facts = ("count",)
-    retryable = True
-    sentence = "the queue of runs is full, {count} are waiting; try again when some have ended"
-    count: int
 
 
 class Forbidden(FilestoreError):

@@ -152,7 +152,6 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.LimitExceeded: 413,
     errors.Unauthorized: 401,
     errors.UrlRefused: 403,
-    errors.TooManyRuns: 429,
     errors.Forbidden: 403,
     errors.StorageFull: 507,
     errors.Busy: 503,
@@ -170,7 +169,11 @@ def _all_below(kind: type[errors.FilestoreError]) -> Iterable[type[errors.Filest
 
 
 _TYPE_PREFIX = "urn:filestore:error:"
-_BY_TYPE = {_TYPE_PREFIX + kind.slug: kind for kind in _all_below(errors.FilestoreError)}
+
+
+def register_status(kind: type[errors.FilestoreError], status: int) -> None:
+    """Let `status` stand for an error that a package above this module defines, and for those below it in the tree."""
+    _STATUS[kind] = status
 
 
 def status_of(kind: type[errors.FilestoreError]) -> int:
@@ -200,9 +203,14 @@ def decode_problem(url: str, status: int, document: object) -> errors.FilestoreE
     """
     if not isinstance(document, dict):
         return errors.ServerError(url, status, "no explanation")
-    kind = _BY_TYPE.get(str(document.get("type")))
+    kind = _kind_of(document.get("type"))
     made = None if kind is None else _made_again(kind, document)
     return errors.ServerError(url, status, str(document.get("detail", ""))) if made is None else made
+
+
+def _kind_of(problem_type: object) -> type[errors.FilestoreError] | None:
+    """The class of a problem's type, among all that are imported now."""
+    return next((kind for kind in _all_below(errors.FilestoreError) if _TYPE_PREFIX + kind.slug == problem_type), None)
 
 
 def _made_again(kind: type[errors.FilestoreError], document: Mapping[str, object]) -> errors.FilestoreError | None:

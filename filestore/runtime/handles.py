@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from filestore.core.names import checked_name, replace_separators
-from filestore.errors import InvalidRun, SourceUnreadable
+from filestore.errors import SourceUnreadable
+from filestore.runtime.errors import InvalidRun
 from filestore.system.files import source_error, storage_errors, write_all
 
 _PIECE = 1 << 20

@@ -14,8 +14,9 @@ from urllib.parse import unquote
 from filestore.core.records import Kind
 from filestore.core.references import Directory, File
 from filestore.core.signing import unsigned_path
-from filestore.errors import InvalidInput, InvalidRun
+from filestore.errors import InvalidInput
 from filestore.runtime.declared import allows_none, declared_field, declared_item, declared_kind, is_list
+from filestore.runtime.errors import InvalidRun
 from filestore.runtime.values import Stored, for_display
 
 Make = Callable[[Kind, Path], object]

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from filestore.core.records import Record
-from filestore.errors import InvalidReference, InvalidRun
+from filestore.errors import InvalidReference
+from filestore.runtime.errors import InvalidRun
 from filestore.runtime.handles import check_handle
 from filestore.runtime.inputs import DEPTH_LIMIT
 from filestore.runtime.values import Local, Stored, for_display, returned_file

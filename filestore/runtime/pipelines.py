@@ -16,7 +16,8 @@ from typing import Any
 from blake3 import blake3
 
 from filestore.core.references import PipelineReference
-from filestore.errors import InvalidInput, StorageError, UnknownPipeline
+from filestore.errors import InvalidInput, StorageError
+from filestore.runtime.errors import UnknownPipeline
 from filestore.system.files import storage_errors, write_durably
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filestore.errors import LimitExceeded, PipelineEnded, RunFailed, RunTimedOut
+from filestore.errors import LimitExceeded
 from filestore.runtime import worker_protocol as messages
+from filestore.runtime.errors import PipelineEnded, RunFailed, RunTimedOut
 from filestore.system.files import remove_if_possible
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 

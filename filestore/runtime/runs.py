@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any
 
 from filestore.core.timestamps import format_seconds
-from filestore.errors import RunFailed, RunTimedOut, TooManyRuns, UnknownRun
+from filestore.runtime.errors import RunFailed, RunTimedOut, TooManyRuns, UnknownRun
 from filestore.runtime.pipelines import Pipeline
 
 REMEMBERED_SIZE = 64 << 20

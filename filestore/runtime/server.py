@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 from filestore.cache import Cache
 from filestore.core.records import Kind
 from filestore.core.references import Directory, File, FileURL
-from filestore.errors import Busy, FilestoreError, RunFailed, SourceError, StorageFull, TransferError
+from filestore.errors import Busy, FilestoreError, SourceError, StorageFull, TransferError
 from filestore.http.server.errors import log_failure
 from filestore.http.wire import status_of
 from filestore.repository.protocol import Repository
 from filestore.runtime.adapter import Adapter
+from filestore.runtime.errors import RunFailed
 from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
+import filestore.runtime.errors  # noqa: F401  # a branch of the tree
 from filestore.errors import FilestoreError
 from filestore.http.wire import encode_problem, status_of
 from tests.support.golden import FOLDER, Vector

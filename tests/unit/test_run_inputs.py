@@ -10,8 +10,9 @@ from filestore.backends import connect
 from filestore.cache import Cache
 from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, FileURL
-from filestore.errors import CacheFull, InvalidRun, NotAnArchive, NotFound
+from filestore.errors import CacheFull, NotAnArchive, NotFound
 from filestore.runtime import Adapter
+from filestore.runtime.errors import InvalidRun
 from filestore.runtime.inputs import DEPTH_LIMIT
 from filestore.transfer.push import push
 from tests.support import sdk_values

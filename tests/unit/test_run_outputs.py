@@ -18,18 +18,10 @@ import pytest
 from filestore.cache import Cache
 from filestore.core.records import Kind
 from filestore.core.references import Directory, File, FileURL
-from filestore.errors import (
-    FilestoreError,
-    InvalidName,
-    InvalidRun,
-    InvalidSetting,
-    NotFound,
-    SourceChanged,
-    SourceRefused,
-    SourceUnreadable,
-)
+from filestore.errors import FilestoreError, InvalidName, InvalidSetting, NotFound, SourceChanged, SourceRefused, SourceUnreadable
 from filestore.repository.protocol import Repository
 from filestore.runtime import Adapter
+from filestore.runtime.errors import InvalidRun
 from filestore.runtime.outputs import Outputs
 from filestore.transfer.push import push
 from tests.support import sdk_values

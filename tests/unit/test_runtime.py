@@ -14,20 +14,10 @@ import pytest
 
 from filestore.cache import Cache
 from filestore.core.names import checked_pipeline_name
-from filestore.errors import (
-    Busy,
-    InvalidInput,
-    LimitExceeded,
-    PipelineEnded,
-    RunFailed,
-    RunTimedOut,
-    StorageError,
-    TooManyRuns,
-    UnknownPipeline,
-    UnknownRun,
-)
+from filestore.errors import Busy, InvalidInput, LimitExceeded, StorageError
 from filestore.repository.protocol import Repository
 from filestore.runtime import worker_protocol as messages
+from filestore.runtime.errors import PipelineEnded, RunFailed, RunTimedOut, TooManyRuns, UnknownPipeline, UnknownRun
 from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process

@@ -1,0 +1,85 @@
+"""The errors of pipelines and their runs: a branch of the tree of `filestore.errors`.
+
+FilestoreError
+├── InvalidInput
+│   └── InvalidRun
+├── NotFound
+│   ├── UnknownPipeline
+│   └── UnknownRun
+├── RunFailed                 a pipeline, or its run
+│   ├── RunTimedOut
+│   └── PipelineEnded
+└── TooManyRuns
+
+A client makes them again from the wire if it has imported this module; otherwise they are a ServerError there.
+"""
+
+from __future__ import annotations
+
+from filestore.errors import FilestoreError, InvalidInput, NotFound
+from filestore.http.wire import register_status
+
+
+class InvalidRun(InvalidInput):
+    """A part of a run's request, or of what a pipeline returned, cannot be used; `where` names that part as code would."""
+
+    slug = "invalid-run"
+    facts = ("where", "reason")
+    sentence = "{where} of the run cannot be used: {reason}"
+    where: str
+    reason: str
+
+
+class UnknownPipeline(NotFound):
+    """No pipeline was uploaded under an id or a name."""
+
+    slug = "unknown-pipeline"
+    sentence = "no pipeline is known as {reference!r}; upload it, and run it by the id that the upload prints, or by its name"
+    hint = ""
+
+
+class UnknownRun(NotFound):
+    """No run has this id, or the run is too old."""
+
+    slug = "unknown-run"
+    sentence = "no run is known as {reference!r}; only the latest ones are kept, and a restart of the server forgets all of them"
+    hint = ""
+
+
+class RunFailed(FilestoreError):
+    """A pipeline could not be loaded or started, or its run failed. `traceback` is empty where its own code did not fail."""
+
+    slug = "run-failed"
+    facts = ("exception", "traceback")
+    sentence = "{exception}"
+    traceback: str = ""
+
+
+class RunTimedOut(RunFailed):
+    """A pipeline took too long."""
+
+    slug = "run-timed-out"
+    facts = ("what", "seconds")
+    sentence = "{what} took longer than {seconds:g} seconds and was ended; to allow more, raise the server's setting run_seconds"
+    seconds: float
+
+
+class PipelineEnded(RunFailed):
+    """The process of a pipeline has ended."""
+
+    slug = "pipeline-ended"
+    facts = ("how", "what")
+    sentence = "the process of the pipeline {how} in the middle of {what}; the next run is given a new one"
+
+
+class TooManyRuns(FilestoreError):
+    """The queue of runs is full."""
+
+    slug = "too-many-runs"
+    facts = ("count",)
+    retryable = True
+    sentence = "the queue of runs is full, {count} are waiting; try again when some have ended"
+    count: int
+
+
+register_status(TooManyRuns, 429)
