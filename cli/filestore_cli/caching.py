@@ -15,7 +15,7 @@ from filestore.core.timestamps import format_seconds
 from filestore.errors import InvalidReference, StorageError
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.filters import Filter
-from filestore_cli.progress import FETCH, shown
+from filestore_cli.progress import FETCH, show_progress
 from filestore_cli.start import RESUMES, run_to_end
 from filestore_cli.text import age, duration, exactly, for_display, in_units, table
 
@@ -177,7 +177,7 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
             for record in records:
                 is_tree = unzip or (record.kind is Kind.DIRECTORY and not keeps_zip)
                 wanted = Directory(id=record.id) if is_tree else File(id=record.id)
-                async with shown(FETCH, record.name, enabled=context.shows_progress) as report:
+                async with show_progress(FETCH, record.name, enabled=context.shows_progress) as report:
                     done.append((record, await warmed.resolved(wanted, report=report)))
         received = sum(resolved.bytes_received for _, resolved in done)
         reused = sum(resolved.bytes_reused for _, resolved in done)

@@ -189,7 +189,7 @@ class Bar:
 
 
 @asynccontextmanager
-async def shown(activity: Activity, name: str, *, enabled: bool) -> AsyncIterator[Report | None]:
+async def show_progress(activity: Activity, name: str, *, enabled: bool) -> AsyncIterator[Report | None]:
     """Give a function to report to, and show the progress on standard error until the end of the block."""
     if not enabled:
         yield None

@@ -16,7 +16,7 @@ from filestore.core.records import Kind
 from filestore.core.references import Reference
 from filestore.errors import TargetError
 from filestore_cli.context import CommandContext, creates, takes
-from filestore_cli.progress import FETCH, HASH, PLAN, PUSH, shown
+from filestore_cli.progress import FETCH, HASH, PLAN, PUSH, show_progress
 from filestore_cli.start import run_to_end
 from filestore_cli.text import duration, exactly, for_display, in_units, table
 
@@ -287,7 +287,10 @@ async def _push(
     settings = context.settings
     created = create and await context.create_repository()
     with PushCache(settings.push_cache) as push_cache:
-        async with context.repository() as repository, shown(PUSH, _label(path), enabled=context.shows_progress) as report:
+        async with (
+            context.repository() as repository,
+            show_progress(PUSH, _label(path), enabled=context.shows_progress) as report,
+        ):
             pushed = await push_path(
                 repository,
                 path,
@@ -308,7 +311,7 @@ async def _plan_push(context: CommandContext, path: Path, *, rehash: bool, selec
     with PushCache(context.settings.push_cache) as push_cache:
         async with (
             context.repository(read_only=True) as repository,
-            shown(PLAN, _label(path), enabled=context.shows_progress) as report,
+            show_progress(PLAN, _label(path), enabled=context.shows_progress) as report,
         ):
             plan = await plan_push(repository, path, push_cache=push_cache, rehash=rehash, report=report, **selection.arguments())
     return plan, context.place(repository), repository.location
@@ -337,7 +340,7 @@ async def _fetch_file(context: CommandContext, repository: Repository, record: R
     wanted.check_name(record.name)
     is_chosen = wanted.is_chosen(record.name)
     target = target_path(wanted.output, record.name, follows_link=is_chosen)
-    async with shown(FETCH, record.name, enabled=context.shows_progress) as report:
+    async with show_progress(FETCH, record.name, enabled=context.shows_progress) as report:
         return await fetch_file(repository, record, target=target, report=report, force=is_chosen)
 
 
@@ -348,7 +351,7 @@ async def _fetch_tree(context: CommandContext, repository: Repository, record: R
     wanted.check_name(name)
     target = Path(name if wanted.output is None else wanted.output)
     limits = context.settings.zip_limits
-    async with shown(FETCH, record.name, enabled=context.shows_progress) as report:
+    async with show_progress(FETCH, record.name, enabled=context.shows_progress) as report:
         unpacked = await fetch_tree(repository, record, target=target, force=wanted.force, limits=limits, report=report)
     if not unpacked.is_atomic:
         context.note(f"{for_display(target)} existed, so the new names were moved into it one by one, and not in one step.")
@@ -360,7 +363,7 @@ async def _fetch_tree(context: CommandContext, repository: Repository, record: R
 async def _hash(context: CommandContext, path: Path, selection: Selection) -> Manifest:
     from filestore.transfer.push import manifest_of  # heavy
 
-    async with shown(HASH, _label(path), enabled=context.shows_progress) as report:
+    async with show_progress(HASH, _label(path), enabled=context.shows_progress) as report:
         return await manifest_of(path, report=report, **selection.arguments())
 
 

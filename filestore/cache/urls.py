@@ -177,7 +177,7 @@ class Urls:
             await in_disk_thread(remove_if_possible, downloaded.path.parent)
             if downloaded.bytes_resumed:
                 return None  # it may be a mixture of two versions of the file
-            raise UnexpectedContent(origin.shown, str(found), str(origin.expected))
+            raise UnexpectedContent(origin.redacted_url, str(found), str(origin.expected))
         if not await self._publish(origin, downloaded, manifest, hold):
             return None
         await in_disk_thread(self._remember, origin, _UrlState(manifest.digest, downloaded.validators, time.time()))
@@ -211,9 +211,9 @@ class Urls:
             path = await in_disk_thread(self._entry_store.find, Kind.FILE, Reference(digest=known.digest))
             sha256 = await self._sha256(origin, path) if path is not None else None
             if sha256 != origin.expected:
-                raise UnexpectedContent(origin.shown, str(sha256), origin.expected)
+                raise UnexpectedContent(origin.redacted_url, str(sha256), origin.expected)
         elif origin.expected not in {None, known.digest}:
-            raise UnexpectedContent(origin.shown, str(known.digest), str(origin.expected))
+            raise UnexpectedContent(origin.redacted_url, str(known.digest), str(origin.expected))
         # If this cannot be saved, because the disk is full or read-only, the next resolve asks again.
         with suppress(StorageError):
             await in_disk_thread(self._remember, origin, known._replace(asked_at=time.time()))

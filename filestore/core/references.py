@@ -211,16 +211,18 @@ class FileURL:
         if reason is not None:
             raise InvalidReference(_redact_if_needed(self.url), reason)
         if self.digest is not None and self.expected is None:
-            raise InvalidReference(self.shown, "its digest is not 64 hexadecimal digits, with or without sha256: before them")
+            raise InvalidReference(
+                self.redacted_url, "its digest is not 64 hexadecimal digits, with or without sha256: before them"
+            )
         age = self.max_age_seconds
         if age is not None and not (isinstance(age, int | float) and age >= 0):
-            raise InvalidReference(self.shown, "its max_age_seconds is not a number of seconds")
+            raise InvalidReference(self.redacted_url, "its max_age_seconds is not a number of seconds")
 
     def __repr__(self) -> str:
         return _printed(self)
 
     @property
-    def shown(self) -> str:
+    def redacted_url(self) -> str:
         """The URL as it may be printed: without its query."""
         return redact_url(self.url)
 

@@ -190,7 +190,7 @@ class _Downloader:
         reserve: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self._origin = origin
-        self._shown = origin.shown
+        self._redacted_url = origin.redacted_url
         self._staging = staging
         self._limits = limits
         self._known = known
@@ -218,7 +218,7 @@ class _Downloader:
                         # A whole part is a success, however small it is: ask for the next one at once.
                         furthest = self._staging.size
                         continue
-                    raise Interrupted(self._shown, "it sends the same part again and again")
+                    raise Interrupted(self._redacted_url, "it sends the same part again and again")
                 except TransferError as error:
                     # A download that starts again each time makes no progress.
                     failures = 0 if self._staging.size - furthest >= PIECE else failures + 1
@@ -263,8 +263,8 @@ class _Downloader:
             if self._is_end(response):
                 return None
             await self._start_over(Validators(), self._staging.total)
-            raise Interrupted(self._shown, "it has less than it had before")
-        error = ServerError(self._shown, response.status, _phrase(response.status))
+            raise Interrupted(self._redacted_url, "it has less than it had before")
+        error = ServerError(self._redacted_url, response.status, _phrase(response.status))
         error.retry_after_seconds = said_by(response.headers).retry_after_seconds
         raise error
 
@@ -279,16 +279,16 @@ class _Downloader:
         is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
         if total is None and not is_chunked and self._origin.digest is None:
             reason = "its answer has no length, so that a cut would go unnoticed; say which digest is expected"
-            raise DownloadRefused(self._shown, reason)
+            raise DownloadRefused(self._redacted_url, reason)
         if known is not None and not validators.differ_from(self._staging.validators):
             if total is None and validators.for_range is not None and validators.agree_with(self._staging.validators):
                 total = known
             elif total is None:
                 await self._start_over(validators, None)
-                raise Interrupted(self._shown, f"it does not say a size, and said {known} bytes before")
+                raise Interrupted(self._redacted_url, f"it does not say a size, and said {known} bytes before")
             elif total != known:
                 await self._start_over(validators, total)
-                raise Interrupted(self._shown, f"it says that the file has {total} bytes, and said {known} before")
+                raise Interrupted(self._redacted_url, f"it says that the file has {total} bytes, and said {known} before")
         await self._reserve_more(total or 0, is_all=total is not None)
         await self._start_over(validators, total)
         return _Part(0, total)
@@ -309,14 +309,14 @@ class _Downloader:
                 if is_taken and is_possible and known in {None, total}:
                     await self._reserve_more(total or stop, is_all=total is not None)
                     return _Part(0, stop)
-                raise Interrupted(self._shown, "it gave a part of the file, though all of it was asked for")
+                raise Interrupted(self._redacted_url, "it gave a part of the file, though all of it was asked for")
             if is_possible and 0 < start <= staging.size and known in {None, total} and validators.agree_with(staging.validators):
                 await self._reserve_more(total or stop, is_all=total is not None)
                 staging.total = total
                 return _Part(start, stop)
         # If-Range forbids such an answer.
         await self._start_over(Validators(), known)
-        raise Interrupted(self._shown, "it gave a part of another file than it began with")
+        raise Interrupted(self._redacted_url, "it gave a part of another file than it began with")
 
     def _is_end(self, response: aiohttp.ClientResponse) -> bool:
         """Whether the range is refused because the file is complete here; a file of unknown size ends in this way.
@@ -339,7 +339,9 @@ class _Downloader:
         unasked = ", ".join(sorted(codings - {"", "identity", "chunked"}))
         if unasked and self._origin.digest is None:
             reason = f"it answers with Content-Encoding {unasked!r}, though none was asked for"
-            raise DownloadRefused(self._shown, f"{reason}; say which digest the bytes have as they are sent, or use another URL")
+            raise DownloadRefused(
+                self._redacted_url, f"{reason}; say which digest the bytes have as they are sent, or use another URL"
+            )
 
     async def _start_over(self, validators: Validators, total: int | None) -> None:
         self._resumed = 0
@@ -359,7 +361,7 @@ class _Downloader:
                 if part.stop is not None and end > part.stop:
                     pieces = []
                     await self._start_over(Validators(), staging.total)
-                    raise Interrupted(self._shown, "it sent more than it said")
+                    raise Interrupted(self._redacted_url, "it sent more than it said")
                 await self._reserve_more(end)
                 pieces.append(piece)
                 waiting += len(piece)
@@ -374,12 +376,12 @@ class _Downloader:
             if pieces:
                 await shield_until_done(in_disk_thread(staging.write, pieces))
         if part.stop is not None and staging.size != part.stop:
-            raise Interrupted(self._shown, f"{staging.size} of {part.stop} bytes have come")
+            raise Interrupted(self._redacted_url, f"{staging.size} of {part.stop} bytes have come")
         # If the size is unknown, there may be more; only the origin can say that there is not.
         if part.stop is not None and (staging.total is None or staging.size < staging.total):
             return _Came.PART
         if staging.total is not None and staging.size != staging.total:
-            raise Interrupted(self._shown, f"{staging.size} of {staging.total} bytes have come")
+            raise Interrupted(self._redacted_url, f"{staging.size} of {staging.total} bytes have come")
         return _Came.ALL
 
     async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
@@ -388,12 +390,12 @@ class _Downloader:
             async with asyncio.timeout(self._limits.stall_seconds):
                 return await response.content.readany()
         except TimeoutError:
-            raise Stalled(self._shown, self._limits.stall_seconds) from None
+            raise Stalled(self._redacted_url, self._limits.stall_seconds) from None
 
     async def _reserve_more(self, size: int, *, is_all: bool = False) -> None:
         """Reserve `size` bytes for the file, and some in advance if it may grow. Raises LimitExceeded."""
         if size > self._limits.size:
-            raise LimitExceeded(f"the size of {self._shown}", size, self._limits.size, "url_size_limit")
+            raise LimitExceeded(f"the size of {self._redacted_url}", size, self._limits.size, "url_size_limit")
         if self._reserve is not None and size > self._reserved:
             # Twice the size: a small file needs little room, and a growing one seldom asks again.
             ahead = 0 if is_all else min(max(size, PIECE), RESERVED_SIZE)
@@ -423,16 +425,16 @@ class _Downloader:
                 self._was_reached = True
                 yield response
         except aiohttp.ClientConnectorCertificateError as error:
-            raise OriginUnreachable(self._shown, failure_reason(error)) from None
+            raise OriginUnreachable(self._redacted_url, failure_reason(error)) from None
         except aiohttp.ClientConnectorError as error:
             if self._refused:
                 reason = f"it leads to {', '.join(sorted(self._refused))}, which is not a public address"
-                raise DownloadRefused(self._shown, f"{reason}; the setting url_private_allowed allows it") from None
+                raise DownloadRefused(self._redacted_url, f"{reason}; the setting url_private_allowed allows it") from None
             raise self._unreachable(failure_reason(error)) from None
         except aiohttp.ClientHttpProxyError as error:
             raise self._unreachable(f"the proxy answered {error.status}") from None
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise Interrupted(self._shown, failure_reason(error)) from None
+            raise Interrupted(self._redacted_url, failure_reason(error)) from None
 
     async def _first(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> aiohttp.ClientResponse:
         """The head of the answer. Name resolution, connections, TLS and redirects share one time limit."""
@@ -446,9 +448,9 @@ class _Downloader:
             if self._proxy is None and proxy_named_in(os.environ, self._origin.url) is not None:
                 # A network that allows only its proxy to connect mostly drops everything else without an answer.
                 raise self._unreachable(f"it moved no byte for {seconds:g} seconds") from None
-            raise Stalled(self._shown, seconds) from None
+            raise Stalled(self._redacted_url, seconds) from None
         except (aiohttp.InvalidURL, UnicodeError):  # the latter of a name that DNS cannot have
-            raise DownloadRefused(self._shown, "its host is malformed") from None
+            raise DownloadRefused(self._redacted_url, "its host is malformed") from None
 
     async def _follow(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> aiohttp.ClientResponse:
         url = urldefrag(self._origin.url).url
@@ -462,8 +464,8 @@ class _Downloader:
             response.close()
             url = self._next(url, location)
             if url in seen:
-                raise DownloadRefused(self._shown, f"it redirects in a circle, by {redact_url(url)}")
-        raise DownloadRefused(self._shown, f"it redirects more than {self._limits.redirects} times")
+                raise DownloadRefused(self._redacted_url, f"it redirects in a circle, by {redact_url(url)}")
+        raise DownloadRefused(self._redacted_url, f"it redirects more than {self._limits.redirects} times")
 
     def _by_proxy(self, url: str) -> dict[str, Any]:
         """The arguments with which aiohttp reaches `url` through the proxy, if there is one. Raises DownloadRefused."""
@@ -472,7 +474,8 @@ class _Downloader:
         host = urlsplit(url).hostname or ""
         if not self._limits.private_allowed and is_address(host) and not is_public(host):
             raise DownloadRefused(
-                self._shown, f"it leads to {host}, which is not a public address; the setting url_private_allowed allows it"
+                self._redacted_url,
+                f"it leads to {host}, which is not a public address; the setting url_private_allowed allows it",
             )
         sent = {"Proxy-Authorization": self._proxy.authorization} if self._proxy.authorization is not None else {}
         return {"proxy": self._proxy.url, "proxy_headers": sent}
@@ -485,8 +488,8 @@ class _Downloader:
         elif named is not None:
             reason += f"; {named[0]} names a proxy, which downloads use only where the setting url_proxy says so"
         else:
-            return OriginUnreachable(self._shown, reason)
-        return OriginUnreachable(self._shown, reason, hint="url-proxy")
+            return OriginUnreachable(self._redacted_url, reason)
+        return OriginUnreachable(self._redacted_url, reason, hint="url-proxy")
 
     def _next(self, url: str, location: str) -> str:
         """The target of a redirect. Raises DownloadRefused."""
@@ -494,9 +497,11 @@ class _Downloader:
             target = FileURL(urldefrag(urljoin(url, location)).url)
         except (InvalidReference, ValueError) as error:
             reason = str(error) if isinstance(error, InvalidReference) else "it is malformed"
-            raise DownloadRefused(self._shown, f"it redirects to a URL that cannot be downloaded from: {reason}") from None
+            raise DownloadRefused(self._redacted_url, f"it redirects to a URL that cannot be downloaded from: {reason}") from None
         if (urlsplit(url).scheme, urlsplit(target.url).scheme) == ("https", "http"):
-            raise DownloadRefused(self._shown, f"it redirects from https to {target.shown}, which anyone on the way could change")
+            raise DownloadRefused(
+                self._redacted_url, f"it redirects from https to {target.redacted_url}, which anyone on the way could change"
+            )
         return target.url
 
     @asynccontextmanager
@@ -524,7 +529,7 @@ class _Downloader:
         except aiohttp.ClientConnectorError:
             raise
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            raise Interrupted(self._shown, failure_reason(error)) from None
+            raise Interrupted(self._redacted_url, failure_reason(error)) from None
 
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:
         """Make the socket for one of the addresses of a name. Raises OSError for an address that is not public."""

@@ -27,7 +27,7 @@ HUMPS = re.compile(r"\b(?:[A-Z][a-z]+){2,}\b|\bBusy\b|\bStalled\b|\bInterrupted\
 OTHER_NAMES = {"FetchTreeResult", "StreamingFile"}
 """Names with two humps that are no errors, and that a list of errors may mention."""
 RAISES_NOTHING = {
-    "FileURL.shown",
+    "FileURL.redacted_url",
     "FileURL.name",
     "FileURL.expected",
     "File.origin",

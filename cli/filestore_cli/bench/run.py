@@ -21,7 +21,7 @@ from filestore.system.metrics import Stage, StageTotals, added
 from filestore.system.threads import task_group
 from filestore_cli.bench.processes import Job, Server, Worker, serving, working
 from filestore_cli.hints import explained
-from filestore_cli.progress import Activity, shown
+from filestore_cli.progress import Activity, show_progress
 from filestore_cli.start import say
 from filestore_cli.text import for_display, in_units
 
@@ -261,7 +261,7 @@ class _Measurement:
     async def _shown(self, activity: Activity, total: int, workers: Sequence[Worker]) -> AsyncIterator[None]:
         """Show the progress of all workers together."""
         label = str(self._plan.path or self._plan.kind)
-        async with shown(activity, label, enabled=self._shows_progress) as report:
+        async with show_progress(activity, label, enabled=self._shows_progress) as report:
 
             def tell() -> None:
                 if report is not None:

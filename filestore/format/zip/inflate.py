@@ -17,7 +17,7 @@ from filestore.errors import InvalidArchive
 from filestore.format.zip import read
 from filestore.format.zip.checksum import crc32
 from filestore.format.zip.read import Member, check_crc
-from filestore.format.zip.tree import shown
+from filestore.format.zip.tree import for_display
 
 PIECE_LIMIT = 256 << 10
 """The largest piece of output, in bytes."""
@@ -90,4 +90,4 @@ class Inflater:
         return f", which is also what macOS Finder writes for a file of 4 GiB or more; {read.MAC_WAY_OUT}"
 
     def _refused(self, reason: str) -> InvalidArchive:
-        return InvalidArchive(shown(self._member.path), reason)
+        return InvalidArchive(for_display(self._member.path), reason)

@@ -28,7 +28,7 @@ from typing import NamedTuple, NoReturn, overload
 from filestore.core.digest import Buffer
 from filestore.errors import InvalidArchive, LimitExceeded
 from filestore.format.zip import structures as zip_
-from filestore.format.zip.tree import LINK_TARGET_LIMIT, Tree, link_target_problem, normalised, path_problem, shown
+from filestore.format.zip.tree import LINK_TARGET_LIMIT, Tree, for_display, link_target_problem, normalised, path_problem
 
 TAIL_SIZE = zip_.END_RECORD.size + zip_.U16_MAX + zip_.LOCATOR.size + zip_.END64_RECORD.size
 """The bytes at the end of a file that `find_end` needs: the end records and the longest comment."""
@@ -519,7 +519,7 @@ class _Parser:
             ("the depth of the folders", path.count("/"), self._limits.depth, "zip_depth"),
         ):
             if found > limit:
-                raise LimitExceeded(f"{what} of the entry {shown(name)!r}", found, limit, setting)
+                raise LimitExceeded(f"{what} of the entry {for_display(name)!r}", found, limit, setting)
         is_folder = mode & zip_.MODE_KIND == zip_.MODE_FOLDER
         # Every reader makes one folder from two entries for the same folder. Two files with the same path would be
         # ambiguous.
@@ -532,10 +532,10 @@ class _Parser:
     def _count(self, name: str, size: int) -> None:
         self.total_size += size
         if self.total_size > self._limits.total_size:
-            what = f"what the archive unpacks to, up to its entry {shown(name)!r},"
+            what = f"what the archive unpacks to, up to its entry {for_display(name)!r},"
             raise LimitExceeded(what, self.total_size, self._limits.total_size, "zip_total_size")
         if len(self._tree) - 1 > self._limits.entries:
-            what = f"the number of files and folders of the archive, up to its entry {shown(name)!r},"
+            what = f"the number of files and folders of the archive, up to its entry {for_display(name)!r},"
             raise LimitExceeded(what, len(self._tree) - 1, self._limits.entries, "zip_entries")
 
 
@@ -648,7 +648,7 @@ def _back_to_back(members: Sequence[Member], end: End) -> list[Member]:
         member_end = following.start if following else end.start
         spare = member_end - member.start - member.stored_size
         if spare < zip_.LOCAL_HEADER.size + len(member.raw_name):
-            other = f"{shown(following.path)!r}" if following else "the central directory"
+            other = f"{for_display(following.path)!r}" if following else "the central directory"
             raise _refused(member.path, f"it overlaps with {other}")
         if spare > _HEADER_SLACK:
             raise _refused(member.path, f"{spare - _HEADER_SLACK} bytes or more after it belong to no entry")
@@ -691,4 +691,4 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _refused(name: str, reason: str) -> InvalidArchive:
-    return InvalidArchive(shown(name), reason)
+    return InvalidArchive(for_display(name), reason)

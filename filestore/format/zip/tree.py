@@ -45,7 +45,7 @@ def normalised(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
-def shown(name: str) -> str:
+def for_display(name: str) -> str:
     """Return `name` for a message. A very long name is shortened."""
     return name if len(name) <= 200 else f"{name[:160]}...{name[-30:]}"
 
@@ -96,7 +96,7 @@ class Tree:
             parent = path[:end]
             known = self._kinds.get(parent)
             if known is _Kind.LEAF:
-                return f"its parent {shown(parent)!r} is not a folder"
+                return f"its parent {for_display(parent)!r} is not a folder"
             if known is not None:
                 break  # all parents of a known folder are known too
             self._kinds[parent] = _Kind.IMPLIED
@@ -119,7 +119,7 @@ class Tree:
                 continue
             if step == "..":
                 if not at or not self._is_folder("/".join(at)):
-                    return f"the link leads out of the tree, to {shown(target)!r}"
+                    return f"the link leads out of the tree, to {for_display(target)!r}"
                 at.pop()
                 continue
             at.append(step)
@@ -129,7 +129,7 @@ class Tree:
                 at.pop()
                 ahead.extendleft(reversed(inner.split("/")))
             if followed > LINKS_FOLLOWED_LIMIT or steps > STEPS_LIMIT:
-                return f"the link to {shown(target)!r} leads in a circle, or through too many links and folders"
+                return f"the link to {for_display(target)!r} leads in a circle, or through too many links and folders"
         return None
 
     def _is_folder(self, path: str) -> bool:
@@ -143,7 +143,7 @@ def link_target_problem(target: str) -> str | None:
     if "\0" in target:
         return "the link's target holds a NUL"
     if target.startswith("/"):
-        return f"the link's target is absolute, {shown(target)!r}"
+        return f"the link's target is absolute, {for_display(target)!r}"
     if len(target.encode()) > LINK_TARGET_LIMIT:
         return f"the link's target has more than {LINK_TARGET_LIMIT} bytes"
     return None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from filestore.errors import InvalidName, LimitExceeded
 from filestore.format.zip import structures as zip_
-from filestore.format.zip.tree import Tree, link_target_problem, normalised, path_problem, shown
+from filestore.format.zip.tree import Tree, for_display, link_target_problem, normalised, path_problem
 
 NAME_LIMIT = zip_.U16_MAX
 """Bytes of a name as it is written, including the `/` of a folder."""
@@ -58,7 +58,7 @@ def sorted_entries(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     for entry in entries:
         reason = _entry_problem(entry) or tree.add(entry.name, is_folder=entry.is_folder)
         if reason:
-            raise InvalidName(shown(entry.name), reason)
+            raise InvalidName(for_display(entry.name), reason)
         checked.append(entry)
     if found := tree.links_problem({entry.name: entry.target for entry in checked if entry.target is not None}):
         raise InvalidName(*found)
@@ -140,9 +140,9 @@ def _entry_problem(entry: Entry) -> str | None:
     except UnicodeEncodeError:
         return "its name or the target of its link is not UTF-8"
     if name_size > NAME_LIMIT:
-        raise LimitExceeded(f"the size of the name {shown(name)!r}", name_size, NAME_LIMIT)
+        raise LimitExceeded(f"the size of the name {for_display(name)!r}", name_size, NAME_LIMIT)
     if not 0 <= entry.size < SIZE_LIMIT:
-        raise LimitExceeded(f"the size of {shown(name)!r}", entry.size, SIZE_LIMIT - 1)
+        raise LimitExceeded(f"the size of {for_display(name)!r}", entry.size, SIZE_LIMIT - 1)
     if reason := path_problem(name):
         return reason
     if not name or normalised(name) != name:

@@ -31,7 +31,7 @@ from filestore.format.zip.read import (
     check_local_header,
     link_target,
 )
-from filestore.format.zip.tree import shown
+from filestore.format.zip.tree import for_display
 from filestore.system.files import check_space, remove, storage_errors, sync_file_system, target_error, write_at
 from filestore.system.locks import FileLock, claim, is_claimed
 from filestore.transfer.seeds import ContentRange, copy_range
@@ -401,7 +401,7 @@ class TreeStaging:
             raise OvertakenError
 
     def _not_apart(self, path: str, other: str) -> TargetError:
-        reason = f"the file system there does not keep {shown(other)!r} and {shown(path)!r} apart"
+        reason = f"the file system there does not keep {for_display(other)!r} and {for_display(path)!r} apart"
         return TargetError(str(self._target), reason)
 
     def _errors(self, path: str = "") -> AbstractContextManager[None]:
@@ -412,7 +412,7 @@ class TreeStaging:
         if error.errno == errno.ENOENT:
             self.check_ours()
         if error.errno in _UNKEPT and path:
-            return TargetError(str(self._target), f"the entry {shown(path)!r} cannot be made there: {error.strerror}")
+            return TargetError(str(self._target), f"the entry {for_display(path)!r} cannot be made there: {error.strerror}")
         return storage_error(str(self._target / path), OSError(error.errno, error.strerror))
 
     def _resume(self) -> None:
