@@ -48,7 +48,7 @@ def age(seconds: float) -> str:
 
 
 def minute(microseconds: int) -> str:
-    """`2026-11-24 05:57 UTC`: when something was, given in microseconds since 1970."""
+    """Format a time, given in microseconds since 1970, as `2026-11-24 05:57 UTC`."""
     return datetime.fromtimestamp(microseconds // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 

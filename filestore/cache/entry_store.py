@@ -73,9 +73,9 @@ class EntryStore:
         self.root = root
 
     def find(self, kind: Kind, reference: Reference, *, hold: LeaseSet | None = None) -> Path | None:
-        """Return the path of an intact entry, or None; `hold` pins what is found.
+        """Return the path of an intact entry, or None. If `hold` is given, it keeps the entry from eviction.
 
-        A record's id is looked up among the remembered records.
+        An id is found only if this cache has seen its record before.
         """
         digest, name = reference.digest, reference.name
         if reference.id is not None:

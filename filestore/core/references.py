@@ -233,7 +233,7 @@ class FileURL:
 
     @property
     def expected(self) -> Digest | str | None:
-        """The digest that is expected: one of ours, or a SHA-256 as 64 lower-case hexadecimal digits."""
+        """The digest that the download must have: a filestore digest, a SHA-256 as 64 lower-case hexadecimal digits, or None."""
         if not isinstance(self.digest, str):
             return None
         if _SHA256.match(self.digest):

@@ -261,7 +261,7 @@ class Decoder:
         content = scratch[:size]
         if codec is Codec.RAW:
             if len(payload) != size:
-                raise InvalidFrame(str(frame.digest), f"it holds {len(payload)} bytes, but states {size}")
+                raise InvalidFrame(str(frame.digest), f"its header states {size} bytes, but it holds {len(payload)}")
             content = payload
         elif codec is Codec.ZSTD:
             self._unpack(payload, content, frame.digest)
@@ -283,7 +283,7 @@ class Decoder:
         except ZstdError as error:
             raise InvalidFrame(str(digest), str(error)) from None
         if size != len(content):
-            raise InvalidFrame(str(digest), f"it unpacks to {size} bytes, but states {len(content)}")
+            raise InvalidFrame(str(digest), f"its header states {len(content)} bytes, but it unpacks to {size}")
 
     def _merge(self, payload: memoryview, content: memoryview, count: int, digest: Digest) -> None:
         """Fill `content` from `count` planes. Raises InvalidFrame."""

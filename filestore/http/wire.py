@@ -177,7 +177,7 @@ def register_status(kind: type[errors.FilestoreError], status: int) -> None:
 
 
 def status_of(kind: type[errors.FilestoreError]) -> int:
-    """The status of an answer that stands for an error: that of its nearest parent that has one, else 500."""
+    """Return the HTTP status for a class of error: its own, or that of the nearest base class that has one, else 500."""
     return next((_STATUS[parent] for parent in kind.__mro__ if parent in _STATUS), 500)
 
 

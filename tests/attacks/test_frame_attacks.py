@@ -92,7 +92,7 @@ def test_declared_size_that_lies(codec: Codec, lie: int) -> None:
     """The header states more or less than the payload contains."""
     frame = frame_of(codec, len(CONTENTS[codec]) + lie, HONEST[codec][8:])
 
-    assert_refused(frame, CONTENTS[codec], "but states|does not state|add up|allowed are")
+    assert_refused(frame, CONTENTS[codec], "header states|does not state|add up|allowed are")
 
 
 @pytest.mark.parametrize("size", [0, CHUNK_LIMIT + 1, 2**32 - 1])

@@ -112,7 +112,7 @@ class TreeChunker:
     def skip(self, number: int) -> None:
         """Do not produce segment `number`, because its chunks are known. The checksums of its entries must be known."""
         if any(self.crcs[place] is None for place in self.segments[number].entries):
-            raise ValueError(f"segment {number} holds entries of unknown content")
+            raise ValueError(f"segment {number} cannot be skipped: the checksum of an entry in it is not known")
         self._waiting.discard(number)
 
     def headers_of(self, number: int) -> Iterator[bytes]:

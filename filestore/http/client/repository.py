@@ -365,10 +365,12 @@ class RemoteRepository:
         return int(min(self._rate * BATCH_SECONDS, wire.BATCH_LIMIT - wire.batch_header_size(wire.BATCH_COUNT_LIMIT)))
 
     def _among(self, asked: Sequence[Digest], answer: bytes) -> list[Digest]:
-        """The digests in an answer, all of which must be among those that were asked about. Raises InvalidBatch."""
+        """Parse the digests of an answer. Raises InvalidBatch if one of them was not asked about."""
         found = parse_digests(answer)
         if not set(found) <= set(asked):
-            raise InvalidBatch(f"{self.location} answered with other chunks than those that were asked about")
+            raise InvalidBatch(
+                f"{self.location} answered with chunks that this client did not ask about; the server or a proxy is faulty"
+            )
         return found
 
     def _checked(self, record: Record, reference: Reference) -> Record:

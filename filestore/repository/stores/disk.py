@@ -315,7 +315,7 @@ async def open_store(root: Path) -> DiskStore:
 
 
 def store_for_reading(root: Path) -> DiskStore:
-    """The store in `root`, in which it makes, locks and writes nothing; what would write raises ReadOnly."""
+    """Open the store in `root` for reading only: nothing is made, locked or written. Methods that write raise ReadOnly."""
     return DiskStore(root.absolute(), None, None)
 
 

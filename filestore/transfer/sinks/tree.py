@@ -111,7 +111,7 @@ class TreeStaging:
             self._make_folder(path)
 
     def check_space(self) -> None:
-        """Raise StorageFull if the missing files do not fit. It is called before anything is fetched."""
+        """Raise StorageFull if the disk has no space for the files that must still be fetched."""
         missing = [number for number, done in enumerate(self._done) if not done]
         size = sum(self._zip.members[number].size for number in missing)
         size -= self._overwritten + sum(part.received for part in self._scattered.values())

@@ -139,7 +139,7 @@ class TreeSource(DescriptorOwner):
             yield entry.stored_name.decode(), self._chunker.offsets[place], self._chunker.offsets[place + 1]
 
     def check_unchanged(self) -> None:
-        """Look at each file once more by its path. This takes some microseconds for each file.
+        """Raise SourceChanged if a file changed since the walk. This takes some microseconds for each file.
 
         Files of size 0 are opened here for the first time. A file that may not be read is refused even then, since a
         file that reports size 0 may have content.
