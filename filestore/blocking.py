@@ -40,6 +40,7 @@ from filestore import backends, errors
 from filestore.backends import CONNECTIONS, STALL_SECONDS
 from filestore.cache import CachedPath, ResolveResult
 from filestore.cache.cache import Resolvable
+from filestore.cache.options import DEFAULT_CACHE_OPTIONS, CacheOptions
 from filestore.core.digest import Digest
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Kind, Record
@@ -347,11 +348,18 @@ class Cache:
         downloads: DownloadLimits = DEFAULT_DOWNLOAD_LIMITS,
         size_limit: int | None = None,
         min_free: int = 0,
+        options: CacheOptions = DEFAULT_CACHE_OPTIONS,
     ) -> None:
         """Make a cache; no file is touched yet. Raises InvalidSetting for a `~` without a home folder."""
         self._repository = repository  # it is closed where nobody has it any more
         self._inner = filestore.cache.Cache(
-            root, _inner(repository), limits=limits, downloads=downloads, size_limit=size_limit, min_free=min_free
+            root,
+            _inner(repository),
+            limits=limits,
+            downloads=downloads,
+            size_limit=size_limit,
+            min_free=min_free,
+            options=options,
         )
         close_at_end(self)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, Self, TypeAlias, TypeVar
 from filestore.cache.entry_store import EntryStore, WantedEntry
 from filestore.cache.inventory import ENTRY_SIZE
 from filestore.cache.leases import Leases, LeaseSet
+from filestore.cache.options import DEFAULT_CACHE_OPTIONS, CacheOptions
 from filestore.cache.quota import Quota
 from filestore.cache.seeds import find_seeds
 from filestore.cache.streaming import StreamingFile, opened_while
@@ -112,6 +113,7 @@ class Cache:
     size_limit: bytes of disk that everything below `root` may use, of all repositories, unfinished fetches included. None
         means without a limit.
     min_free: bytes of the disk that stay free.
+    options: waiting times and sizes, whose defaults suit any machine; see `filestore.cache.options`.
 
     Both limits hold during a fetch too. The entries that were not used for the longest time are removed to make room. What is
     in use is never removed: a path that `resolve` returned until the cache is closed, a path that `lease` gave until the end of
@@ -129,6 +131,7 @@ class Cache:
         downloads: DownloadLimits = DEFAULT_DOWNLOAD_LIMITS,
         size_limit: int | None = None,
         min_free: int = 0,
+        options: CacheOptions = DEFAULT_CACHE_OPTIONS,
     ) -> None:
         """Make a cache; no file is touched yet. Raises InvalidSetting for a `~` without a home folder."""
         self._root = home_path(root)
@@ -137,6 +140,7 @@ class Cache:
         self._downloads = downloads
         self._size_limit = size_limit
         self._min_free = min_free
+        self._options = options
         self._entry_store: EntryStore | None = None
         self._chunking_version = CHUNKING_VERSION
         self._begin_process()
@@ -144,9 +148,16 @@ class Cache:
 
     def _begin_process(self) -> None:
         self._flights = SingleFlight()
-        self._leases = Leases(self._root)
+        self._leases = Leases(self._root, lock_seconds=self._options.lock_seconds)
         self._resolved = self._leases.hold()
-        self._quota = Quota(self._root, self._leases, size_limit=self._size_limit, min_free=self._min_free)
+        self._quota = Quota(
+            self._root,
+            self._leases,
+            size_limit=self._size_limit,
+            min_free=self._min_free,
+            stall_seconds=self._options.stall_seconds,
+            settle_seconds=self._options.settle_seconds,
+        )
 
     def after_fork(self) -> None:
         """What the parent uses and fetches is the parent's; a child begins with neither."""
@@ -162,6 +173,7 @@ class Cache:
             downloads=self._downloads,
             size_limit=self._size_limit,
             min_free=self._min_free,
+            options=self._options,
         )
         return make, ()
 
@@ -291,7 +303,15 @@ class Cache:
         raise self._lost()
 
     def _urls(self, entry_store: EntryStore) -> Urls:
-        return Urls(entry_store, self._leases, self._quota, chunking_version=self._chunking_version, limits=self._downloads)
+        return Urls(
+            entry_store,
+            self._leases,
+            self._quota,
+            chunking_version=self._chunking_version,
+            limits=self._downloads,
+            options=self._options.download,
+            clock=self._options.clock,
+        )
 
     async def _obtained(self, urls: Urls, kind: Kind, origin: FileURL, report: Report | None) -> UrlResult:
         obtained, is_ours = await self._once(("url", kind, origin), lambda: urls.obtain(origin, kind, report=report))
@@ -375,7 +395,8 @@ class Cache:
         try:
             # After this, no other process removes the staged data.
             await in_disk_thread(hold.pin, entry_store.key(wanted.label))
-            async with locked(entry_store.lock_path(wanted), lambda: entry_store.find(kind, known) is not None) as lock:
+            lock_path, beat_seconds = entry_store.lock_path(wanted), self._options.beat_seconds
+            async with locked(lock_path, lambda: entry_store.find(kind, known) is not None, beat_seconds=beat_seconds) as lock:
                 # Another process may have made the entry while this one waited.
                 path = await in_disk_thread(entry_store.find, kind, known)
                 making = _FillRequest(entry_store, wanted, record, hold, asked.report, asked.partial_file)
@@ -460,6 +481,7 @@ class Cache:
                 seeds=seeds,
                 report=report,
                 partial_file=making.partial_file,
+                options=self._options.transfer,
             )
             return _Cost(fetched.bytes_received, fetched.bytes_reused), None
         unpacked = await fetch_record_tree(
@@ -471,6 +493,7 @@ class Cache:
             seeds=seeds,
             report=report,
             reserve=reserve_tree,
+            options=self._options.transfer,
         )
         return _Cost(unpacked.bytes_received, unpacked.bytes_reused), unpacked.tail
 

@@ -49,8 +49,9 @@ _NOWHERE = "0" * 32 + "-0"
 class Leases:
     """Hold the leases of this process, and read those of all others. Several threads may use it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
         """Touch no file yet."""
+        self._lock_seconds = lock_seconds
         self._folder = root / "leases"
         self._lock = ProcessLock()
         self._counts: dict[str, int] = {}
@@ -76,7 +77,7 @@ class Leases:
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
             if self._counts[key] == 1:
-                with suppress(OSError), _locked_briefly(self._folder / ".taking", is_shared=True):
+                with suppress(OSError), self._locked_briefly(is_shared=True):
                     self._write(key)
 
     def unpin(self, key: str) -> None:
@@ -123,7 +124,25 @@ class Leases:
     @contextmanager
     def evicting(self) -> Iterator[None]:
         """Keep other processes from pinning an entry during the block, if locks work."""
-        with _locked_briefly(self._folder / ".taking", is_shared=False):
+        with self._locked_briefly(is_shared=False):
+            yield
+
+    @contextmanager
+    def _locked_briefly(self, *, is_shared: bool) -> Iterator[None]:
+        """Hold a lock that others hold for less than a millisecond.
+
+        The lock is not required, and is waited for only for a moment. Without it, the order that the module describes
+        is enough.
+        """
+        path = self._folder / ".taking"
+        open_lock = partial(FileLock.of_file, path, is_required=False, mode=0o666)
+        try:
+            lock = open_lock()
+        except FileNotFoundError:
+            path.parent.mkdir(exist_ok=True)
+            lock = open_lock()
+        with lock:
+            lock.acquire(limit_seconds=self._lock_seconds, is_shared=is_shared)
             yield
 
     def close(self) -> None:
@@ -279,24 +298,6 @@ class _Heart:
 
 
 _heart = _Heart()
-
-
-@contextmanager
-def _locked_briefly(path: Path, *, is_shared: bool) -> Iterator[None]:
-    """Hold a lock that others hold for less than a millisecond.
-
-    The lock is not required, and is waited for at most LOCK_SECONDS. Without it, the order that the module describes is
-    enough.
-    """
-    open_lock = partial(FileLock.of_file, path, is_required=False, mode=0o666)
-    try:
-        lock = open_lock()
-    except FileNotFoundError:
-        path.parent.mkdir(exist_ok=True)
-        lock = open_lock()
-    with lock:
-        lock.acquire(limit_seconds=LOCK_SECONDS, is_shared=is_shared)
-        yield
 
 
 def _leases(holder: Path) -> Iterator[tuple[str, int]]:

@@ -34,11 +34,22 @@ _POLL_SECONDS = (0.05, 1.0)
 class Quota:
     """Enforce the limits of one cache: bytes of everything below its root, and bytes of its disk that stay free."""
 
-    def __init__(self, root: Path, leases: Leases, *, size_limit: int | None, min_free: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        leases: Leases,
+        *,
+        size_limit: int | None,
+        min_free: int,
+        stall_seconds: float = STALL_SECONDS,
+        settle_seconds: float = SETTLE_SECONDS,
+    ) -> None:
         self._root = root
         self._leases = leases
         self._size_limit = size_limit
         self._min_free = min_free
+        self._stall_seconds = stall_seconds
+        self._settle_seconds = settle_seconds
         self._stuck: dict[Path, str] = {}
         """Folders that could not be removed, with the reason. Other entries are evicted instead."""
 
@@ -60,7 +71,7 @@ class Quota:
                 return
             if seen != (refusal.under_way, refusal.is_passing):
                 seen = (refusal.under_way, refusal.is_passing)
-                patience = time.monotonic() + (STALL_SECONDS if any(seen) else SETTLE_SECONDS)
+                patience = time.monotonic() + (self._stall_seconds if any(seen) else self._settle_seconds)
             if refusal.is_final or time.monotonic() > patience:
                 raise CacheFull(str(self._root), refusal.reason, hint=refusal.hint)
             await asyncio.sleep(pause)

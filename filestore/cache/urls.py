@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,16 @@ from filestore.core.manifest import Manifest
 from filestore.core.progress import Report
 from filestore.core.records import Kind, parse_json
 from filestore.core.references import FileURL, Reference
-from filestore.download.download import PARTIAL_NAME, DownloadLimits, DownloadResult, Validators, download, validators_from
+from filestore.download.download import (
+    DEFAULT_DOWNLOAD_OPTIONS,
+    PARTIAL_NAME,
+    DownloadLimits,
+    DownloadOptions,
+    DownloadResult,
+    Validators,
+    download,
+    validators_from,
+)
 from filestore.errors import (
     DownloadRefused,
     FilestoreError,
@@ -71,7 +81,15 @@ class Urls:
     """Download the content of URLs into one entry store. Any number of processes may do so at the same time."""
 
     def __init__(
-        self, entry_store: EntryStore, leases: Leases, quota: Quota, *, chunking_version: int, limits: DownloadLimits
+        self,
+        entry_store: EntryStore,
+        leases: Leases,
+        quota: Quota,
+        *,
+        chunking_version: int,
+        limits: DownloadLimits,
+        options: DownloadOptions = DEFAULT_DOWNLOAD_OPTIONS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """`chunking_version` is that of the digests of the entries."""
         self._entry_store = entry_store
@@ -79,6 +97,8 @@ class Urls:
         self._quota = quota
         self._chunking_version = chunking_version
         self._limits = limits
+        self._options = options
+        self._clock = clock
 
     def find(self, origin: FileURL, kind: Kind) -> Digest | None:
         """Return an entry that can be used without a request, or None. Blocks.
@@ -89,7 +109,7 @@ class Urls:
             digest = self._with_digest(origin.expected)
         else:
             known = self._recall(origin)
-            age = time.time() - known.asked_at if known is not None else 0
+            age = self._clock() - known.asked_at if known is not None else 0
             digest = known.digest if known is not None and 0 <= age < (origin.max_age_seconds or 0) else None
         return digest if digest is not None and self.has(kind, digest) else None
 
@@ -103,11 +123,11 @@ class Urls:
         The origin is asked, once for all callers that ask at the same time. Raises what `download` raises, and
         UnexpectedContent.
         """
-        began = time.time()
+        began = self._clock()
 
         def settled() -> Digest | None:
             known = self._recall(origin) if origin.expected is None else None
-            if known is not None and began <= known.asked_at <= time.time() and self.has(kind, known.digest):
+            if known is not None and began <= known.asked_at <= self._clock() and self.has(kind, known.digest):
                 return known.digest  # another process asked while this one waited
             return self.find(origin, kind)
 
@@ -155,7 +175,15 @@ class Urls:
         validators = None if known is None else known.validators
         downloaded = None
         try:
-            downloaded = await download(origin, folder, limits=self._limits, known=validators, report=report, reserve=reserve)
+            downloaded = await download(
+                origin,
+                folder,
+                limits=self._limits,
+                known=validators,
+                report=report,
+                reserve=reserve,
+                options=self._options,
+            )
         except (DownloadRefused, LimitExceeded, ServerError) as error:
             if not error.retryable:
                 await in_disk_thread(remove_if_possible, folder)
@@ -180,7 +208,7 @@ class Urls:
             raise UnexpectedContent(origin.redacted_url, str(found), str(origin.expected))
         if not await self._publish(origin, downloaded, manifest, hold):
             return None
-        await in_disk_thread(self._remember, origin, _UrlState(manifest.digest, downloaded.validators, time.time()))
+        await in_disk_thread(self._remember, origin, _UrlState(manifest.digest, downloaded.validators, self._clock()))
         return manifest.digest
 
     async def _publish(self, origin: FileURL, downloaded: DownloadResult, manifest: Manifest, hold: LeaseSet) -> bool:
@@ -216,7 +244,7 @@ class Urls:
             raise UnexpectedContent(origin.redacted_url, str(known.digest), str(origin.expected))
         # If this cannot be saved, because the disk is full or read-only, the next resolve asks again.
         with suppress(StorageError):
-            await in_disk_thread(self._remember, origin, known._replace(asked_at=time.time()))
+            await in_disk_thread(self._remember, origin, known._replace(asked_at=self._clock()))
         return UrlResult(known.digest)
 
     async def _sha256(self, origin: FileURL, path: Path) -> str | None:

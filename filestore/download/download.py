@@ -54,11 +54,8 @@ if TYPE_CHECKING:  # aiohttp takes 0.3 s to import
 
 ATTEMPTS = 6
 """How many connections in a row may fail without a MiB of progress."""
-FIRST_PAUSE_SECONDS = 0.2
 PIECE = 1 << 20
 """Bytes written in one call."""
-RESERVED_SIZE = 16 << 20
-"""Most bytes that are reserved in advance while the size of the file is unknown."""
 SYNC_SIZE = 32 << 20
 """After this many bytes, the file is synced and its size is noted, so that no more than this is ever downloaded twice."""
 
@@ -92,6 +89,21 @@ class DownloadLimits:
 
 
 DEFAULT_DOWNLOAD_LIMITS = DownloadLimits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadOptions:
+    """What a download uses as it is, without a setting."""
+
+    first_pause_seconds: float = 0.2
+    """The pause before the second attempt, about. Each later pause is twice as long."""
+    reserved_size: int = 16 << 20
+    """Most bytes that are reserved in advance while the size of the file is unknown."""
+    is_public: Callable[[str], bool] = is_public
+    """Whether an address is public, so that any URL may make this machine connect to it."""
+
+
+DEFAULT_DOWNLOAD_OPTIONS = DownloadOptions()
 
 
 class Validators(NamedTuple):
@@ -140,6 +152,7 @@ async def download(
     known: Validators | None = None,
     report: Report | None = None,
     reserve: Callable[[int], Awaitable[None]] | None = None,
+    options: DownloadOptions = DEFAULT_DOWNLOAD_OPTIONS,
 ) -> DownloadResult | None:
     """Download the content of a URL to a file in `folder`, which must exist; None if it is still the version `known`.
 
@@ -154,7 +167,8 @@ async def download(
     staging = _PartialDownload(folder)
     try:
         await in_disk_thread(staging.open)
-        return await _Downloader(origin, staging, limits=limits, known=known, report=report, reserve=reserve).run()
+        downloader = _Downloader(origin, staging, limits=limits, known=known, report=report, reserve=reserve, options=options)
+        return await downloader.run()
     finally:
         await shield_until_done(in_disk_thread(staging.close))
 
@@ -188,6 +202,7 @@ class _Downloader:
         known: Validators | None,
         report: Report | None,
         reserve: Callable[[int], Awaitable[None]] | None = None,
+        options: DownloadOptions = DEFAULT_DOWNLOAD_OPTIONS,
     ) -> None:
         self._origin = origin
         self._redacted_url = origin.redacted_url
@@ -196,6 +211,7 @@ class _Downloader:
         self._known = known
         self._report = report
         self._reserve = reserve
+        self._options = options
         self._reserved = 0
         self._received = 0
         self._resumed = staging.size
@@ -227,7 +243,8 @@ class _Downloader:
                     is_there = self._was_reached or isinstance(error, Interrupted)
                     if not may_try_again(error) or not is_there or failures == ATTEMPTS:
                         raise
-                    pause = FIRST_PAUSE_SECONDS * 2**failures * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+                    pause = self._options.first_pause_seconds * 2**failures
+                    pause *= random.uniform(0.5, 1.5)  # noqa: S311  # no secret
                     pause = pause_seconds(error, pause)
                 await asyncio.sleep(pause)
         await in_disk_thread(self._staging.note)
@@ -398,7 +415,7 @@ class _Downloader:
             raise LimitExceeded(f"the size of {self._redacted_url}", size, self._limits.size, "url_size_limit")
         if self._reserve is not None and size > self._reserved:
             # Twice the size: a small file needs little room, and a growing one seldom asks again.
-            ahead = 0 if is_all else min(max(size, PIECE), RESERVED_SIZE)
+            ahead = 0 if is_all else min(max(size, PIECE), self._options.reserved_size)
             try:
                 await self._reserve(size + ahead)
             except StorageFull:
@@ -472,7 +489,7 @@ class _Downloader:
         if self._proxy is None:
             return {}
         host = urlsplit(url).hostname or ""
-        if not self._limits.private_allowed and is_address(host) and not is_public(host):
+        if not self._limits.private_allowed and is_address(host) and not self._options.is_public(host):
             raise DownloadRefused(
                 self._redacted_url,
                 f"it leads to {host}, which is not a public address; the setting url_private_allowed allows it",
@@ -535,7 +552,7 @@ class _Downloader:
         """Make the socket for one of the addresses of a name. Raises OSError for an address that is not public."""
         family, kind, protocol, _, place = address
         # With a proxy, this machine connects to the proxy alone, which the user has named.
-        if self._proxy is None and not (self._limits.private_allowed or is_public(place[0])):
+        if self._proxy is None and not (self._limits.private_allowed or self._options.is_public(place[0])):
             self._refused.add(str(place[0]))
             raise OSError(f"{place[0]} is not a public address")
         return socket.socket(family, kind, protocol)

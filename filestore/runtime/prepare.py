@@ -37,7 +37,12 @@ class PrepareResult:
 
 
 async def prepare(
-    cache: Cache, repository: Repository, wanted: Sequence[Stored], *, report: Report | None = None
+    cache: Cache,
+    repository: Repository,
+    wanted: Sequence[Stored],
+    *,
+    report: Report | None = None,
+    files_at_once: int = FILES_AT_ONCE,
 ) -> PrepareResult:
     """Resolve each of `wanted`. A cached file needs no network. `report` gets the progress of all fetches.
 
@@ -55,7 +60,8 @@ async def prepare(
             resolved[value] = await cache.resolved(value, report=report)
 
     # Cached files take no time. The largest of the others come first, because one that starts last would run alone.
-    await map_bounded(resolve, [*here, *sorted(sizes, key=sizes.__getitem__, reverse=True)])
+    ordered = [*here, *sorted(sizes, key=sizes.__getitem__, reverse=True)]
+    await map_bounded(resolve, ordered, task_count=files_at_once)
     return PrepareResult(
         tuple(resolved[value].path for value in wanted),
         sum(each.bytes_received for each in resolved.values()),
@@ -65,7 +71,9 @@ async def prepare(
     )
 
 
-async def map_bounded(work: Callable[[Iterator[T]], Awaitable[None]], values: Sequence[T]) -> None:
+async def map_bounded(
+    work: Callable[[Iterator[T]], Awaitable[None]], values: Sequence[T], *, task_count: int = FILES_AT_ONCE
+) -> None:
     """Run `work` in a few tasks that take their values from one iterator."""
     row = iter(values)
 
@@ -73,7 +81,7 @@ async def map_bounded(work: Callable[[Iterator[T]], Awaitable[None]], values: Se
         await work(row)
 
     async with task_group() as group:
-        for _ in range(min(FILES_AT_ONCE, len(values))):
+        for _ in range(min(task_count, len(values))):
             group.create_task(worker())
 
 

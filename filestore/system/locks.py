@@ -188,20 +188,20 @@ class Lock:
         with suppress(StorageError):  # there are no locks on this file system
             self.is_held = await lock.acquire_soon(limit_seconds=math.inf, is_done=is_pointless)
 
-    async def keep_fresh(self) -> None:
-        """Give a sign of life every few seconds, until cancelled.
+    async def keep_fresh(self, beat_seconds: float) -> None:
+        """Give a sign of life every `beat_seconds`, until cancelled.
 
         A transfer that hangs on the network ends by itself.
         """
         while self._lock is not None:
             with suppress(OSError):
                 await in_disk_thread(os.utime, self._lock.descriptor)
-            await asyncio.sleep(BEAT_SECONDS)
+            await asyncio.sleep(beat_seconds)
 
 
 @asynccontextmanager
-async def locked(path: Path, is_done: Callable[[], bool]) -> AsyncIterator[Lock]:
-    """Hold the lock file at `path` during the block.
+async def locked(path: Path, is_done: Callable[[], bool], *, beat_seconds: float = BEAT_SECONDS) -> AsyncIterator[Lock]:
+    """Hold the lock file at `path` during the block, with a sign of life every `beat_seconds`.
 
     The block also runs without the lock in three cases: locks do not work; `is_done`, which is called in a thread, says
     that there is nothing left to wait for; or the holder showed no sign of life for a minute, because it is stopped or
@@ -212,7 +212,7 @@ async def locked(path: Path, is_done: Callable[[], bool]) -> AsyncIterator[Lock]
     try:
         await lock.acquire(is_done)
         async with task_group() as group:
-            beating = group.create_task(lock.keep_fresh())
+            beating = group.create_task(lock.keep_fresh(beat_seconds))
             try:
                 yield lock
             finally:

@@ -32,6 +32,7 @@ from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.receiver import Receiver
+from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
 from filestore.transfer.seeds import ContentRange, FileSeed, Seed, closing, copy_range, has_data, read_whole
 from filestore.transfer.sinks.protocol import Ordering, OvertakenError
 from filestore.transfer.sources.file import FileSource
@@ -108,6 +109,7 @@ async def fetch_record(
     report: Report | None = None,
     seeds: Sequence[Seed] = (),
     partial_file: PartialFile | None = None,
+    options: TransferOptions = DEFAULT_OPTIONS,
 ) -> FetchResult:
     """Write the file of `record` to `target`, as `fetch` does, with help from other local data.
 
@@ -121,7 +123,7 @@ async def fetch_record(
     with closing(seeds):
         if manifest is None:
             manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
-        receiving = Receiver(repository, manifest, report)
+        receiving = Receiver(repository, manifest, report, options=options)
         for attempt in count(1):
             try:
                 await _fetch(receiving, manifest, target, seeds, partial_file, force=force)

@@ -35,6 +35,7 @@ from filestore.format.zip.read import (
 from filestore.repository.protocol import Repository, Wanted, find_record
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.receiver import Receiver
+from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
 from filestore.transfer.seeds import FileSeed, Seed, closing
 from filestore.transfer.sinks.protocol import OvertakenError
 from filestore.transfer.sinks.tree import TreeStaging
@@ -129,6 +130,7 @@ async def fetch_record_tree(
     seeds: Sequence[Seed] = (),
     report: Report | None = None,
     reserve: Callable[[Zip], Awaitable[None]] | None = None,
+    options: TransferOptions = DEFAULT_OPTIONS,
 ) -> FetchTreeResult:
     """Write the tree of the zip of `record` to `target`, as `fetch_tree` does, with help from other local data.
 
@@ -145,7 +147,7 @@ async def fetch_record_tree(
             manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
         place = Target(target, manifest.digest, force=force)
         is_moved = await in_disk_thread(place.look)
-        receiving = Receiver(repository, manifest, report, seeds=seeds)
+        receiving = Receiver(repository, manifest, report, seeds=seeds, options=options)
         try:
             archive = await read_structure(receiving, record.name, manifest.size, limits)
             if is_moved and await in_disk_thread(place.holds, archive):
@@ -155,7 +157,7 @@ async def fetch_record_tree(
                     await in_disk_thread(place.look)
                 if reserve is not None:
                     await reserve(archive)
-                await _fetch_tree(receiving, archive, manifest, place, seeds)
+                await _fetch_tree(receiving, archive, manifest, place, seeds, options=options)
         except (InvalidArchive, LimitExceeded):
             await in_disk_thread(place.discard)
             raise
@@ -174,10 +176,18 @@ async def fetch_record_tree(
     )
 
 
-async def _fetch_tree(receiving: Receiver, archive: Zip, manifest: Manifest, place: Target, seeds: Sequence[Seed]) -> None:
+async def _fetch_tree(
+    receiving: Receiver,
+    archive: Zip,
+    manifest: Manifest,
+    place: Target,
+    seeds: Sequence[Seed],
+    *,
+    options: TransferOptions,
+) -> None:
     for attempt in count(1):
         try:
-            await _attempt(receiving, archive, manifest, place, seeds)
+            await _attempt(receiving, archive, manifest, place, seeds, options=options)
         except OvertakenError:
             if await in_disk_thread(place.holds, archive):
                 await in_disk_thread(place.discard)
@@ -191,13 +201,22 @@ async def _fetch_tree(receiving: Receiver, archive: Zip, manifest: Manifest, pla
             return
 
 
-async def _attempt(receiving: Receiver, archive: Zip, manifest: Manifest, place: Target, seeds: Sequence[Seed]) -> None:
+async def _attempt(
+    receiving: Receiver,
+    archive: Zip,
+    manifest: Manifest,
+    place: Target,
+    seeds: Sequence[Seed],
+    *,
+    options: TransferOptions,
+) -> None:
     older = await _older(receiving, manifest, place)
     if isinstance(older, TreeSeed) and older.manifest.digest == manifest.digest:
         receiving.note_whole()
         return
     found = [] if older is None else [older]
-    with closing(found), TreeStaging(place.staging, place.path, archive) as staging:
+    staging = TreeStaging(place.staging, place.path, archive, gather_limit=options.gather_limit)
+    with closing(found), staging:
         try:
             await in_disk_thread(staging.prepare)
             await receiving.reuse(staging, [*found, *seeds], resume=not staging.is_fresh)

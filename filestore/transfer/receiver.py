@@ -23,11 +23,12 @@ from filestore.repository.protocol import Repository
 from filestore.system.buffers import BufferPool
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread, task_group
-from filestore.transfer import schedule
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.schedule import (
+    DEFAULT_OPTIONS,
     Batch,
     Place,
+    TransferOptions,
     asked_first,
     batches_by_size,
     long_extents,
@@ -40,11 +41,6 @@ from filestore.transfer.sources.file import WINDOW_SIZE, Source, scan_and_hash
 
 KEPT_LIMIT = 16 << 20
 """Bytes that `content` keeps in memory, so that they are not received twice."""
-SYNC_SIZE = 64 << 20
-"""After this many written bytes, a sync starts while more chunks arrive. Otherwise the disk would be idle until the
-end."""
-COPY_SIZE = 64 << 20
-"""Bytes that one call copies. A cancelled fetch waits for the end of that call."""
 
 _decoder = per_thread(Decoder)
 _scratch = per_thread(lambda: memoryview(bytearray(CHUNK_LIMIT)))
@@ -74,7 +70,15 @@ class Receiver:
     Call `content` first, if a part must be known before there is a sink. Then call `reuse`, then `download`.
     """
 
-    def __init__(self, repository: Repository, manifest: Manifest, report: Report | None, *, seeds: Sequence[Seed] = ()) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        manifest: Manifest,
+        report: Report | None,
+        *,
+        seeds: Sequence[Seed] = (),
+        options: TransferOptions = DEFAULT_OPTIONS,
+    ) -> None:
         """`content` reads chunks from `seeds` before it asks the repository. The caller closes them."""
         self.moved = 0
         """Encoded bytes of the frames that were received."""
@@ -83,7 +87,8 @@ class Receiver:
         self._repository = repository
         self._manifest = manifest
         self._report = report
-        self._buffers = BufferPool(count=schedule.BATCHES_IN_FLIGHT, size=schedule.BATCH_SIZE)
+        self._options = options
+        self._buffers = BufferPool(count=options.batches_in_flight, size=options.batch_size)
         self._sink: Sink | None = None
         self._missing: dict[int, Place] = {}
         self._kept: dict[int, bytes] = {}
@@ -119,7 +124,7 @@ class Receiver:
         memory = bytearray(len(wanted))
         places = await in_cpu_thread(self._overlapping, wanted)
         seeded = await in_cpu_thread(_look_up, places, self._seeds)
-        for batch in batches_by_size(places):
+        for batch in batches_by_size(places, self._options):
             kept = await self._at_hand(batch, seeded)
             received = [place for place in batch if place.offsets[0] not in kept]
             async with self._buffers.take() as buffer:
@@ -148,7 +153,7 @@ class Receiver:
         self._kept = {offset: piece for offset, piece in self._kept.items() if offset in self._missing}
         self.report_progress()
         if resume:
-            await self._reuse_each(batches_by_size(self._reusable()), lambda batch: _held(sink, batch))
+            await self._reuse_each(batches_by_size(self._reusable(), self._options), lambda batch: _held(sink, batch))
         for seed in seeds:
             with suppress(SourceError):
                 await self._reuse_seed(sink, seed)
@@ -171,11 +176,11 @@ class Receiver:
         order. Raises DamagedChunk, ChunksMissing, TransferError, and what the sink raises.
         """
         if partial_file is None:
-            batches = round_robin(ordered_chains(list(self._missing.values())))
+            batches = round_robin(ordered_chains(list(self._missing.values()), self._options), self._options)
         else:
-            batches = asked_first(list(self._missing.values()), partial_file)
+            batches = asked_first(list(self._missing.values()), partial_file, self._options)
         async with task_group() as group:
-            for _ in range(schedule.BATCHES_IN_FLIGHT):
+            for _ in range(self._options.batches_in_flight):
                 group.create_task(self._download_batches(batches, sink, group))
         self._kept.clear()
 
@@ -228,11 +233,11 @@ class Receiver:
         """
         found = await in_cpu_thread(self._found_in, seed.manifest)
         places = [self._missing[offset] for offset in sorted(found)]
-        for extent in long_extents(places, found, sink):
+        for extent in long_extents(places, found, sink, self._options):
             if await self._copy_extent(sink, seed, extent, found):
-                await self._reuse_each(batches_by_size(extent), lambda batch: _held(sink, batch))
+                await self._reuse_each(batches_by_size(extent, self._options), lambda batch: _held(sink, batch))
         rest = [place for place in places if place.offsets[0] in self._missing]
-        for batch in batches_by_size(rest):
+        for batch in batches_by_size(rest, self._options):
             self._note_reused(await in_cpu_thread(_copied, sink, seed, batch, found))
 
     def _found_in(self, other: Manifest) -> dict[int, int]:
@@ -248,8 +253,8 @@ class Receiver:
     async def _copy_extent(self, sink: Sink, seed: Seed, extent: list[Place], found: dict[int, int]) -> bool:
         first = extent[0].offsets[0]
         size = extent[-1].offsets[0] + extent[-1].chunk.size - first
-        for start in range(0, size, COPY_SIZE):
-            count = min(COPY_SIZE, size - start)
+        for start in range(0, size, self._options.copy_size):
+            count = min(self._options.copy_size, size - start)
             if not await in_disk_thread(_copy, sink, seed, found[first] + start, first + start, count):
                 return False
         return True
@@ -262,7 +267,7 @@ class Receiver:
                 self._note_reused(await in_cpu_thread(find, batch))
 
         async with task_group() as group:
-            for _ in range(schedule.BATCHES_IN_FLIGHT):
+            for _ in range(self._options.batches_in_flight):
                 group.create_task(worker())
 
     async def _download_batches(self, batches: Iterator[Batch], sink: Sink, group: asyncio.TaskGroup) -> None:
@@ -282,7 +287,7 @@ class Receiver:
                 self._written += sum(place.size for place in places) - reused
                 self._unsynced += sum(place.size for place in places)
                 self.report_progress()
-                if self._unsynced >= SYNC_SIZE and not self._syncing.locked():
+                if self._unsynced >= self._options.sync_size and not self._syncing.locked():
                     group.create_task(self._sync(sink))
 
     async def _sync(self, sink: Sink) -> None:

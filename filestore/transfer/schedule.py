@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from filestore.core.batches import batched_by_size
@@ -12,16 +13,33 @@ from filestore.core.manifest import Chunk
 from filestore.format.codec import frame_limit
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.sinks.protocol import Ordering, Sink
+from filestore.transfer.sinks.zip_index import GATHER_LIMIT
 
-BATCHES_IN_FLIGHT = 4
-BATCH_SIZE = 8 << 20
-"""Decoded bytes of one batch."""
-FOLLOWED_BATCH_SIZE = 2 << 20
-"""The size of a batch, in bytes, for a file that is read while it is fetched. It is small, so that a worker is soon
-free for the chunks that the reader waits for."""
-EXTENT_MIN = 4 << 20
-"""From this size on, the operating system copies an extent of a seed. It may share the disk blocks instead of a
-copy."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferOptions:
+    """The sizes, in bytes, and the counts by which a fetch divides its work. They never change its result."""
+
+    batches_in_flight: int = 4
+    """Number of batches that are received and written at a time."""
+    batch_size: int = 8 << 20
+    """The size of one batch, decoded."""
+    followed_batch_size: int = 2 << 20
+    """The size of a batch for a file that is read while it is fetched. It is small, so that a worker is soon free for
+    the chunks that the reader waits for."""
+    extent_min: int = 4 << 20
+    """From this size on, the operating system copies an extent of a seed. It may share the disk blocks instead of a
+    copy."""
+    copy_size: int = 64 << 20
+    """Bytes that one call copies. A cancelled fetch waits for the end of that call."""
+    sync_size: int = 64 << 20
+    """After this many written bytes, a sync starts while more chunks arrive. Otherwise the disk would be idle until the
+    end."""
+    gather_limit: int = GATHER_LIMIT
+    """The largest entry with an order that is collected in memory."""
+
+
+DEFAULT_OPTIONS = TransferOptions()
 
 
 class Place(NamedTuple):
@@ -46,16 +64,16 @@ class Batch(NamedTuple):
     written: asyncio.Event
 
 
-def batches_by_size(places: Iterable[Place]) -> Iterator[list[Place]]:
-    """Places in batches whose frames fit into `BATCH_SIZE` bytes."""
-    return batched_by_size(list(places), lambda place: frame_limit(place.chunk.size), limit=BATCH_SIZE)
+def batches_by_size(places: Iterable[Place], options: TransferOptions) -> Iterator[list[Place]]:
+    """Places in batches whose frames fit into `batch_size` bytes."""
+    return batched_by_size(list(places), lambda place: frame_limit(place.chunk.size), limit=options.batch_size)
 
 
-def ordered_chains(places: Sequence[Place]) -> Iterator[list[Batch]]:
+def ordered_chains(places: Sequence[Place], options: TransferOptions) -> Iterator[list[Batch]]:
     """Yield chains of batches. The batches of one chain must be written one after the other."""
     chain: list[Batch] = []
     for extent in _unbroken(places):
-        for batch in batches_by_size(extent):
+        for batch in batches_by_size(extent, options):
             follows = batch[0].order is Ordering.AFTER
             if chain and not follows:
                 yield chain
@@ -75,7 +93,7 @@ def _unbroken(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
     yield places[start:]
 
 
-def asked_first(places: Sequence[Place], partial_file: PartialFile) -> Iterator[Batch]:
+def asked_first(places: Sequence[Place], partial_file: PartialFile, options: TransferOptions) -> Iterator[Batch]:
     """Yield small batches: the chunks that the reader waits for, otherwise the next chunks of the file.
 
     Each place comes once.
@@ -91,7 +109,7 @@ def asked_first(places: Sequence[Place], partial_file: PartialFile) -> Iterator[
                 taken.add(place.offsets[0])
                 batch.append(place)
                 held += frame_limit(place.chunk.size)
-            if held >= FOLLOWED_BATCH_SIZE:
+            if held >= options.followed_batch_size:
                 break
         return batch
 
@@ -105,7 +123,7 @@ def asked_first(places: Sequence[Place], partial_file: PartialFile) -> Iterator[
         yield Batch(batch, None, asyncio.Event())
 
 
-def round_robin(chains: Iterator[list[Batch]]) -> Iterator[Batch]:
+def round_robin(chains: Iterator[list[Batch]], options: TransferOptions) -> Iterator[Batch]:
     """Yield the batches of a few chains alternately, so that workers seldom wait for each other.
 
     A chain keeps its order. A batch comes after the one that it follows. Workers take batches in this order, so that a
@@ -114,7 +132,7 @@ def round_robin(chains: Iterator[list[Batch]]) -> Iterator[Batch]:
     active: deque[Iterator[Batch]] = deque()
     for chain in chains:
         active.append(iter(chain))
-        while len(active) >= BATCHES_IN_FLIGHT:
+        while len(active) >= options.batches_in_flight:
             yield from _next_round_robin(active)
     while active:
         yield from _next_round_robin(active)
@@ -129,7 +147,9 @@ def _next_round_robin(active: deque[Iterator[Batch]]) -> Iterator[Batch]:
         return
 
 
-def long_extents(places: Sequence[Place], found: Mapping[int, int], sink: Sink) -> Iterator[list[Place]]:
+def long_extents(
+    places: Sequence[Place], found: Mapping[int, int], sink: Sink, options: TransferOptions
+) -> Iterator[list[Place]]:
     """Yield the long extents: chunks that are neighbours in one file of the sink, and also in the seed."""
     extent: list[Place] = []
     current: tuple[int, int, int] | None = None  # the file, and the end of the extent in the sink and in the seed
@@ -137,14 +157,14 @@ def long_extents(places: Sequence[Place], found: Mapping[int, int], sink: Sink) 
         at = place.offsets[0]
         file = sink.file_at(at, place.chunk.size)
         if file is None or (file, at, found[at]) != current:
-            yield from _long(extent)
+            yield from _long(extent, options)
             extent = []
         if file is not None:
             extent.append(place)
             current = file, at + place.chunk.size, found[at] + place.chunk.size
-    yield from _long(extent)
+    yield from _long(extent, options)
 
 
-def _long(extent: list[Place]) -> Iterator[list[Place]]:
-    if sum(place.chunk.size for place in extent) >= EXTENT_MIN:
+def _long(extent: list[Place], options: TransferOptions) -> Iterator[list[Place]]:
+    if sum(place.chunk.size for place in extent) >= options.extent_min:
         yield extent

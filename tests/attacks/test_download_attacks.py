@@ -4,15 +4,18 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from filestore.cache import Cache
+from filestore.cache.options import CacheOptions
 from filestore.core.references import Directory, FileURL
+from filestore.download import download as downloads
 from filestore.download.addresses import is_public
-from filestore.download.download import ATTEMPTS, DownloadLimits, _Downloader, _PartialDownload, download
+from filestore.download.download import ATTEMPTS, DownloadLimits, DownloadOptions, _Downloader, _PartialDownload
 from filestore.errors import (
     DownloadRefused,
     FilestoreError,
@@ -32,6 +35,12 @@ from tests.support.origins import Asked, Origin, answers, hanging, head, running
 
 LOOPBACK = DownloadLimits(private_allowed=True, size=10 << 20)
 IMPATIENT = DownloadLimits(private_allowed=True, size=10 << 20, stall_seconds=0.1)
+NO_PAUSE = DownloadOptions(first_pause_seconds=0)
+"""Make attempts follow each other at once."""
+CACHE_OPTIONS = CacheOptions(download=NO_PAUSE)
+download = partial(downloads.download, options=NO_PAUSE)
+ONE_PUBLIC = DownloadOptions(first_pause_seconds=0, is_public=lambda address: address == "127.0.0.1")
+"""Make 127.0.0.1 the only public address."""
 CONTENT = octets(1, 3_000_000)
 
 # A self-signed certificate for 127.0.0.1.
@@ -138,27 +147,20 @@ PUBLIC = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make attempts follow each other at once."""
-    monkeypatch.setattr("filestore.download.download.FIRST_PAUSE_SECONDS", 0)
-
-
-@pytest.fixture
-def one_public(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make 127.0.0.1 the only public address."""
-    monkeypatch.setattr("filestore.download.download.is_public", lambda address: address == "127.0.0.1")
-
-
 def port_of(origin: Origin) -> int:
     """Return the port on which it listens."""
     return int(origin.url.rpartition(":")[2])
 
 
-async def refused(url: str, folder: Path, limits: DownloadLimits = DownloadLimits()) -> str:  # noqa: B008  # it is frozen
+async def refused(
+    url: str,
+    folder: Path,
+    limits: DownloadLimits = DownloadLimits(),  # noqa: B008  # it is frozen
+    options: DownloadOptions = NO_PAUSE,
+) -> str:
     """Return the sentence with which a download fails."""
     with pytest.raises(DownloadRefused) as caught:
-        await download(FileURL(url), folder, limits=limits)
+        await download(FileURL(url), folder, limits=limits, options=options)
     return str(caught.value)
 
 
@@ -178,7 +180,7 @@ def test_an_address_that_is_public(address: str) -> None:
 async def test_a_literal_address_is_judged_too(folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused without a resolver and without a socket."""
     made: list[object] = []
-    monkeypatch.setattr("filestore.download.download.socket.socket", lambda *given: made.append(given))
+    monkeypatch.setattr(socket, "socket", lambda *given: made.append(given))
 
     sentence = await refused(f"http://[{address}]/" if ":" in address else f"http://{address}/", folder)
 
@@ -196,9 +198,7 @@ async def test_loopback_by_another_spelling(folder: Path, host: str) -> None:
         assert [] == origin.asked
 
 
-async def test_a_name_that_resolves_to_loopback_the_second_time(
-    folder: Path, one_public: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_name_that_resolves_to_loopback_the_second_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DNS rebinding: each connection is checked by its own address, not by an earlier answer for the name."""
     addresses = chain(["127.0.0.1"], ["127.0.0.2"] * 10)
     monkeypatch.setattr("socket.getaddrinfo", lambda _, port, *__, **___: [_resolved(next(addresses), port)])
@@ -208,15 +208,13 @@ async def test_a_name_that_resolves_to_loopback_the_second_time(
         running_origin(answers(cut)) as public,
         running_origin(answers(whole(CONTENT)), host="127.0.0.2", port=port_of(public)) as private,
     ):
-        sentence = await refused(f"http://rebinding.example:{port_of(public)}/", folder)
+        sentence = await refused(f"http://rebinding.example:{port_of(public)}/", folder, options=ONE_PUBLIC)
 
         assert "it leads to 127.0.0.2, which is not a public address" in sentence
         assert (1, 0) == (len(public.asked), len(private.asked))
 
 
-async def test_a_name_that_has_a_private_address_beside_a_public_one(
-    folder: Path, one_public: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_name_that_has_a_private_address_beside_a_public_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the public one is used, in any order."""
     both = ["127.0.0.2", "127.0.0.1"]
     monkeypatch.setattr("socket.getaddrinfo", lambda _, port, *__, **___: [_resolved(each, port) for each in both])
@@ -225,7 +223,7 @@ async def test_a_name_that_has_a_private_address_beside_a_public_one(
         running_origin(answers(whole(CONTENT))) as public,
         running_origin(answers(whole(CONTENT)), host="127.0.0.2", port=port_of(public)) as private,
     ):
-        await download(FileURL(f"http://both.example:{port_of(public)}/"), folder)
+        await download(FileURL(f"http://both.example:{port_of(public)}/"), folder, options=ONE_PUBLIC)
 
         assert (1, 0) == (len(public.asked), len(private.asked))
 
@@ -234,12 +232,14 @@ def _resolved(address: str, port: int) -> tuple[int, int, int, str, tuple[str, i
     return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)
 
 
-async def test_a_redirect_to_loopback(folder: Path, one_public: None) -> None:
+async def test_a_redirect_to_loopback(folder: Path) -> None:
     """It is checked like the URL itself."""
     async with running_origin(answers(whole(CONTENT)), host="127.0.0.2") as private:
         redirect = head("302 Found", f"Location: {private.url}/secret", "Content-Length: 0")
         async with running_origin(answers(redirect)) as public:
-            assert "it leads to 127.0.0.2, which is not a public address" in await refused(f"{public.url}/a", folder)
+            assert "it leads to 127.0.0.2, which is not a public address" in await refused(
+                f"{public.url}/a", folder, options=ONE_PUBLIC
+            )
         assert [] == private.asked
 
 
@@ -464,7 +464,7 @@ async def test_a_server_that_nobody_vouches_for(folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["%2e%2e", "..%2f..%2f..%2fescaped", "%2fescaped", "a%00b", "%0a", "x" * 3000])
 async def test_a_url_whose_name_escapes(local_repository: Repository, tmp_path: Path, name: str) -> None:
     """The file is in its entry, under a safe name."""
-    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK, options=CACHE_OPTIONS)
 
     async with running_origin(answers(whole(CONTENT))) as origin:
         path = await cache.resolve(FileURL(f"{origin.url}/{name}"))
@@ -477,7 +477,7 @@ async def test_a_url_whose_name_escapes(local_repository: Repository, tmp_path: 
 @pytest.mark.parametrize("path", ["../escaped", "/escaped", "a/../../escaped"])
 async def test_a_zip_file_behind_a_url_whose_entry_escapes(local_repository: Repository, tmp_path: Path, path: str) -> None:
     """It is refused like any other, and nothing of its tree is left."""
-    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK, options=CACHE_OPTIONS)
 
     async with running_origin(answers(whole(forged([Forged(path, b"content")])))) as origin:
         with pytest.raises(InvalidArchive):
@@ -497,7 +497,7 @@ def no_leak(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("status", ["404 Not Found", "500 Internal Server Error", "302 Found"])
 async def test_no_error_shows_a_signature(local_repository: Repository, tmp_path: Path, no_leak: None, status: str) -> None:
     """No sentence contains the query of a URL, or that of a redirect."""
-    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK, options=CACHE_OPTIONS)
     answer = head(status, "Content-Length: 0", "Location: ftp://a/?secret")
 
     async with running_origin(answers(answer)) as origin:

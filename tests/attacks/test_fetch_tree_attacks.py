@@ -18,7 +18,8 @@ from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded, NotA
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.format.zip.structures import FLAG_DESCRIPTOR
 from filestore.repository.local import LocalRepository
-from filestore.transfer.fetch_tree import fetch_tree
+from filestore.transfer.fetch_tree import fetch_record_tree, fetch_tree
+from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
 from tests.support.archives import Forged, deflated, forged
 from tests.support.fetching_trees import cut_off, seen, staging_in, stored
 from tests.support.folding import names_without_case
@@ -45,6 +46,7 @@ async def assert_refused(
     *,
     error: type[FilestoreError] = InvalidArchive,
     limits: ZipLimits = DEFAULT_LIMITS,
+    options: TransferOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Check that it is refused for `reason`, at a new, an empty and an existing target, and that nothing changes."""
     (place / "empty").mkdir(exist_ok=True)
@@ -54,7 +56,7 @@ async def assert_refused(
         record = await stored(repository, archive, chunk_size=chunk_size)
         for target, force in (("target", False), ("empty", False), ("older", True)):
             with pytest.raises(error, match=reason):
-                await fetch_tree(repository, record, target=place / target, force=force, limits=limits)
+                await fetch_record_tree(repository, record, target=place / target, force=force, limits=limits, options=options)
             assert before == seen(place)
 
 
@@ -384,7 +386,6 @@ async def test_garbage_between_entries(repository: LocalRepository, place: Path,
 async def test_descriptor_that_lies(
     repository: LocalRepository,
     place: Path,
-    monkeypatch: pytest.MonkeyPatch,
     is_deflated: bool,  # noqa: FBT001  # a parameter of the test
 ) -> None:
     """The descriptor differs from the central directory, for entries that are written in order and for others."""
@@ -393,8 +394,7 @@ async def test_descriptor_that_lies(
     descriptor = struct.pack("<4s3I", b"PK\7\10", zlib.crc32(content), len(data), len(content) + 1)
     archive = forged([HONEST, Forged("a", content, deflated=is_deflated, flags=FLAG_DESCRIPTOR, descriptor=descriptor)])
     await assert_refused(repository, archive, place, "the descriptor")
-    monkeypatch.setattr("filestore.transfer.sinks.zip_index.GATHER_LIMIT", 0)
-    await assert_refused(repository, archive, place, "the descriptor")
+    await assert_refused(repository, archive, place, "the descriptor", options=TransferOptions(gather_limit=0))
 
 
 async def test_bytes_behind_the_deflated_data(repository: LocalRepository, place: Path) -> None:

@@ -87,15 +87,15 @@ def test_a_413_of_nginx_names_nginx_the_size_and_the_settings(tmp_path: Path, se
     ids=["308", "404", "401", "502", "page"],
 )
 async def test_an_answer_of_another_server_is_told_from_one_of_filestore(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, status: int, advice: str
+    tmp_path: Path, rule: str, status: int, advice: str
 ) -> None:
     """The error names the server that answered, and never says that a token or a file is wrong."""
-    monkeypatch.setattr("filestore.http.client.repository.FIRST_PAUSE_SECONDS", 0.001)
     port = free_port()
     with running_proxy(tmp_path / "nginx", port, f"server {{ listen 127.0.0.1:{port}; location / {{ {rule} }} }}"):
-        async with connect(f"http://127.0.0.1:{port}", token=TOKEN) as repository:
-            with pytest.raises(ForeignAnswer) as raised:
-                await repository.identity()
+        repository = RemoteRepository(f"http://127.0.0.1:{port}", token=TOKEN, first_pause_seconds=0.001)
+        with pytest.raises(ForeignAnswer) as raised:
+            await repository.identity()
+        await repository.close()
 
     assert status == raised.value.status_code
     assert "by a server that calls itself 'nginx/" in str(raised.value)

@@ -9,16 +9,19 @@ import signal
 import subprocess
 import threading
 from concurrent.futures import Future
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from filestore.cache import Cache, verify_cache
+from filestore.cache.options import CacheOptions
 from filestore.core.progress import Progress
 from filestore.core.records import Kind
 from filestore.core.references import FileURL
-from filestore.download.download import ATTEMPTS, DownloadLimits, DownloadResult, download
+from filestore.download import download as downloads
+from filestore.download.download import ATTEMPTS, DownloadLimits, DownloadOptions, DownloadResult
 from filestore.errors import (
     CacheFull,
     Interrupted,
@@ -43,13 +46,11 @@ MIB = 1 << 20
 CONTENT = octets(1, 4 * MIB)
 LOOPBACK = DownloadLimits(private_allowed=True)
 IMPATIENT = DownloadLimits(private_allowed=True, stall_seconds=0.1, first_byte_seconds=5)
+NO_PAUSE = DownloadOptions(first_pause_seconds=0)
+"""Make attempts follow each other at once."""
+CACHE_OPTIONS = CacheOptions(download=NO_PAUSE)
+download = partial(downloads.download, options=NO_PAUSE)
 BEGUN = head("200 OK", f"Content-Length: {len(CONTENT)}", 'ETag: "a"', "Last-Modified: Mon, 01 Jan 2024 00:00:00 GMT")
-
-
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make attempts follow each other at once."""
-    monkeypatch.setattr("filestore.download.download.FIRST_PAUSE_SECONDS", 0)
 
 
 def start(tmp_path: Path, cache: str, url: str, *options: str) -> subprocess.Popen[str]:
@@ -237,7 +238,7 @@ async def test_what_is_said_of_a_partial_file_may_be_rubbish(nginx: Nginx, folde
 async def test_a_damaged_partial_file_is_found_by_the_digest(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
     """If a digest is expected and differs, the download begins again, and the damaged file is not kept."""
     url = nginx.put("model.bin", CONTENT)
-    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK, options=CACHE_OPTIONS)
     sha256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
     with pytest.raises(UnexpectedContent):
         await cache.resolve(FileURL(url, digest="0" * 64))
@@ -279,7 +280,7 @@ async def test_a_resolve_that_is_killed_at_any_call_is_continued(
     assert 20 < int(said)
     for place in range(1, int(said) + 1):
         cache = tmp_path / "caches" / str(place)
-        path = await Cache(cache, local_repository, downloads=LOOPBACK).resolve(FileURL(url))
+        path = await Cache(cache, local_repository, downloads=LOOPBACK, options=CACHE_OPTIONS).resolve(FileURL(url))
         assert CONTENT[:600_000] == path.read_bytes()
         assert [] == list(cache.glob("*/*/staging/*"))
         assert [] == await verify_cache(cache)
@@ -296,14 +297,14 @@ async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
 
     async def resolve_again() -> None:
         used.append(next(caches))
-        cache = Cache(used[-1], local_repository, downloads=LOOPBACK)
+        cache = Cache(used[-1], local_repository, downloads=LOOPBACK, options=CACHE_OPTIONS)
         # `resolve` runs this in its own task. Here the cancelled task must be the one that waits.
         await cache._urls(await cache._open_entry_store()).obtain(origin, Kind.FILE)
 
     places = [place async for place in cancelled_at_every_await(resolve_again)]
     assert 15 < len(places)
     for cache in used:
-        path = await Cache(cache, local_repository, downloads=LOOPBACK).resolve(origin)
+        path = await Cache(cache, local_repository, downloads=LOOPBACK, options=CACHE_OPTIONS).resolve(origin)
         assert CONTENT[:MIB] == path.read_bytes()
         assert [] == list(cache.glob("*/*/staging/*"))
 
@@ -322,7 +323,7 @@ async def test_processes_that_resolve_at_once_download_once(nginx: Nginx, local_
 async def test_who_seems_to_be_gone_is_passed_by(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
     """A holder of the lock was not seen for a minute. Another process continues its download elsewhere."""
     url = nginx.put("model.bin", CONTENT)
-    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK, options=CACHE_OPTIONS)
     entry_store = await cache._open_entry_store()
     await cache.resolve(FileURL(nginx.put("other.bin", b"")))
     (label,) = [path.name for path in (entry_store.root / "locks").glob("url-*")]
@@ -342,7 +343,7 @@ async def test_who_seems_to_be_gone_is_passed_by(nginx: Nginx, local_repository:
 async def test_a_disk_that_is_too_small(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
     """The error comes before anything is downloaded, and nothing is left."""
     with small_disk(tmp_path / "disk", "size=2m"):
-        cache = Cache(tmp_path / "disk/cache", local_repository, downloads=LOOPBACK)
+        cache = Cache(tmp_path / "disk/cache", local_repository, downloads=LOOPBACK, options=CACHE_OPTIONS)
         with pytest.raises(CacheFull, match=r"bytes are needed, its|bytes are needed, \d+ are free"):
             await cache.resolve(FileURL(nginx.put("model.bin", CONTENT)))
         assert [] == [*(tmp_path / "disk/cache").glob("*/*/files/*"), *(tmp_path / "disk/cache").glob("*/*/staging/*")]
@@ -367,7 +368,7 @@ async def test_a_limit_holds_during_a_download(nginx: Nginx, local_repository: R
 
     A file that is larger than the limit is refused before it is downloaded.
     """
-    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK, size_limit=7 * MIB)
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK, options=CACHE_OPTIONS, size_limit=7 * MIB)
     async with cache.lease(FileURL(nginx.put("a.bin", CONTENT))) as first:
         with pytest.raises(CacheFull):
             await cache.resolve(FileURL(nginx.put("b.bin", CONTENT[1:])))
@@ -381,7 +382,7 @@ async def test_a_limit_holds_during_a_download(nginx: Nginx, local_repository: R
 async def test_a_cache_that_is_read_only(local_repository: Repository, tmp_path: Path) -> None:
     """Content that needs no request is a hit. Everything else fails with one sentence."""
     with small_disk(tmp_path / "disk", "size=20m") as change:
-        cache = Cache(tmp_path / "disk/cache", local_repository, downloads=LOOPBACK)
+        cache = Cache(tmp_path / "disk/cache", local_repository, downloads=LOOPBACK, options=CACHE_OPTIONS)
         async with running_origin(answers(whole(CONTENT))) as origin:
             path = await cache.resolve(FileURL(f"{origin.url}/a"))
             change("ro")
@@ -580,7 +581,7 @@ async def test_slices_of_a_file_of_unknown_size_with_another_digest_are_not_kept
 ) -> None:
     """The error is that of unexpected content, after all of it has arrived."""
     async with running_origin(slices(*NO_MORE[:1])) as origin:
-        cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+        cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK, options=CACHE_OPTIONS)
         with pytest.raises(UnexpectedContent):
             await cache.resolve(FileURL(f"{origin.url}/a", digest=digest))
         assert 5 == len(origin.asked)

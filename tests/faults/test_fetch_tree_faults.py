@@ -19,8 +19,9 @@ from filestore.core.paths import chunk_key
 from filestore.errors import DamagedChunk, InvalidArchive, StorageFull, TargetError
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
-from filestore.transfer.fetch_tree import fetch_tree
+from filestore.transfer.fetch_tree import fetch_record_tree, fetch_tree
 from filestore.transfer.push import push
+from filestore.transfer.schedule import TransferOptions
 from tests.support.archives import Forged, forged
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.disks import small_disk
@@ -75,22 +76,18 @@ async def test_cancelled_at_every_await(repository: LocalRepository, place: Path
 
 
 @pytest.mark.parametrize("gather_limit", [0, 1 << 20])
-async def test_a_second_unpack_receives_what_is_missing(
-    repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch, gather_limit: int
-) -> None:
+async def test_a_second_unpack_receives_what_is_missing(repository: LocalRepository, place: Path, gather_limit: int) -> None:
     """Staged chunks are not received again, and neither are those of whole packed entries."""
-    monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
-    monkeypatch.setattr("filestore.transfer.schedule.BATCH_SIZE", 30_000)
-    monkeypatch.setattr("filestore.transfer.sinks.zip_index.GATHER_LIMIT", gather_limit)
+    options = TransferOptions(batches_in_flight=1, batch_size=30_000, gather_limit=gather_limit)
     record = await stored(repository, ARCHIVE, chunk_size=10_000)
     watched = WatchedRepository(repository)
-    whole = (await fetch_tree(watched, record, target=place / "other")).bytes_received
+    whole = (await fetch_record_tree(watched, record, target=place / "other", options=options)).bytes_received
     gets = watched.calls.count("get")
     received = []
     for cut in range(1, gets):
         target = place / f"target-{cut}"
-        await cut_off(repository, record, target, gets=cut)
-        found = await fetch_tree(repository, record, target=target)
+        await cut_off(repository, record, target, gets=cut, options=options)
+        found = await fetch_record_tree(repository, record, target=target, options=options)
         assert things_in(ARCHIVE) == standing(target)
         assert found.size >= found.bytes_reused
         received.append(found.bytes_received)

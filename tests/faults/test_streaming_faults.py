@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache
+from filestore.cache.options import CacheOptions
 from filestore.core.manifest import Manifest
 from filestore.core.paths import chunk_key
 from filestore.core.records import Record
@@ -153,12 +154,13 @@ async def test_damage_is_never_read(local_repository: Repository, record: Record
     assert [] == list((tmp_path / "cache").glob("*/*/files/*/*/*"))
 
 
-async def test_a_file_that_the_cache_has_no_space_for(
-    local_repository: Repository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_file_that_the_cache_has_no_space_for(local_repository: Repository, record: Record, tmp_path: Path) -> None:
     """The error is one sentence. The block does not begin, and nothing is left."""
-    monkeypatch.setattr("filestore.cache.quota.STALL_SECONDS", 0.1)
+    options = CacheOptions(stall_seconds=0.1)
     with pytest.raises(CacheFull):
-        async with Cache(tmp_path / "cache", local_repository, size_limit=4 * MIB) as cache, cache.open(File(id=record.id)):
+        async with (
+            Cache(tmp_path / "cache", local_repository, size_limit=4 * MIB, options=options) as cache,
+            cache.open(File(id=record.id)),
+        ):
             pytest.fail("the block began")
     assert [] == list((tmp_path / "cache").glob("*/*/staging/*"))

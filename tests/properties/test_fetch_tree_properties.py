@@ -7,18 +7,20 @@ import io
 import random
 import tempfile
 import zipfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from filestore.errors import InvalidArchive
 from filestore.format.zip.read import TAIL_SIZE
-from filestore.transfer.fetch_tree import fetch_record_tree, fetch_tree
+from filestore.transfer.fetch_tree import fetch_record_tree
 from filestore.transfer.push import push
+from filestore.transfer.schedule import TransferOptions
 from filestore.transfer.tree_seed import TreeSeed
 from tests.support.archives import Pipe, zip_of
 from tests.support.fetching_trees import JumbledRepository, cut_off, memory_repository, stored_in_chunks, things_in
@@ -71,25 +73,14 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
     asyncio.run(coroutine)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_limits() -> Iterator[None]:
-    """So that entries of some KiB count as large."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("filestore.transfer.schedule.EXTENT_MIN", 1)
-        patch.setattr("filestore.transfer.receiver.COPY_SIZE", 9000)
-        patch.setattr("filestore.transfer.sinks.zip_index.GATHER_LIMIT", 2000)
-        yield
-
-
-@pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that many batches are in flight."""
-    monkeypatch.setattr("filestore.transfer.schedule.BATCH_SIZE", 64 * KIB)
+SMALL = TransferOptions(extent_min=1, copy_size=9000, gather_limit=2000)
+"""So that entries of some KiB count as large."""
+SMALL_BATCHES = replace(SMALL, batch_size=64 * KIB)
+"""So that many batches are in flight."""
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small_batches")
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40)
 @given(archives(), seeds)
 def test_unpacking_is_what_zipfile_reads(made: tuple[bytes, dict[str, Planted]], seed: int) -> None:
     """Stored, deflated, streamed, Zip64, comments, preambles; cut anywhere; answers in any order; and cut off in the middle."""
@@ -99,12 +90,15 @@ def test_unpacking_is_what_zipfile_reads(made: tuple[bytes, dict[str, Planted]],
     async def check(folder: Path) -> None:
         async with memory_repository(folder) as repository:
             record = await stored_in_chunks(repository, archive, cuts(len(archive), rng))
-            await fetch_tree(JumbledRepository(repository, rng), record, target=folder / "target")
+            jumbled = JumbledRepository(repository, rng)
+            await fetch_record_tree(jumbled, record, target=folder / "target", options=SMALL_BATCHES)
             assert things == standing(folder / "target")
             other = folder / "other"
-            await cut_off(repository, record, other, gets=rng.randrange(6))
+            await cut_off(repository, record, other, gets=rng.randrange(6), options=SMALL_BATCHES)
             if not other.exists():
-                unpacked = await fetch_tree(JumbledRepository(repository, rng), record, target=other)
+                unpacked = await fetch_record_tree(
+                    JumbledRepository(repository, rng), record, target=other, options=SMALL_BATCHES
+                )
                 assert sum(not isinstance(thing, Folder) for thing in things.values()) == unpacked.file_count
             assert things == standing(other)
             assert ["other", "target"] == sorted(path.name for path in folder.iterdir() if "index" not in path.name)
@@ -133,7 +127,9 @@ def test_another_version_of_a_tree_costs_what_changed(seed: int, change_count: i
             new = await push(repository, plant(folder / "new", changed), name="model.zip")
             for way in ("seed", "force"):
                 target = folder / way
-                first = await fetch_tree(repository, old.record, target=folder / f"first-{way}" if way == "seed" else target)
+                first = await fetch_record_tree(
+                    repository, old.record, target=folder / f"first-{way}" if way == "seed" else target, options=SMALL
+                )
                 jumbled = JumbledRepository(repository, rng)
                 tree_seed = TreeSeed(first.path, first.manifest, first.tail)
                 found = await fetch_record_tree(
@@ -142,6 +138,7 @@ def test_another_version_of_a_tree_costs_what_changed(seed: int, change_count: i
                     target=target,
                     force=way == "force",
                     seeds=[tree_seed] if way == "seed" else [],
+                    options=SMALL,
                 )
                 assert changed == standing(target)
                 known = {chunk.digest for chunk in first.manifest.chunks}
@@ -155,8 +152,7 @@ def test_another_version_of_a_tree_costs_what_changed(seed: int, change_count: i
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small_batches")
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40)
 @given(archives(), seeds, st.data())
 def test_a_damaged_archive_is_refused_or_read_as_ever(
     made: tuple[bytes, dict[str, Planted]], seed: int, data: st.DataObject
@@ -175,12 +171,13 @@ def test_a_damaged_archive_is_refused_or_read_as_ever(
     async def check(folder: Path) -> None:
         async with memory_repository(folder) as repository:
             record = await stored_in_chunks(repository, bytes(archive), cuts(len(archive), rng))
+            jumbled = JumbledRepository(repository, rng)
             if expected is not None:
-                await fetch_tree(JumbledRepository(repository, rng), record, target=folder / "target")
+                await fetch_record_tree(jumbled, record, target=folder / "target", options=SMALL_BATCHES)
                 assert expected == standing(folder / "target")
                 return
             with pytest.raises(InvalidArchive):
-                await fetch_tree(JumbledRepository(repository, rng), record, target=folder / "target")
+                await fetch_record_tree(jumbled, record, target=folder / "target", options=SMALL_BATCHES)
             assert [] == [path for path in folder.iterdir() if "index" not in path.name]
 
     with tempfile.TemporaryDirectory() as folder:
@@ -188,8 +185,7 @@ def test_a_damaged_archive_is_refused_or_read_as_ever(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small_batches")
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=15)
 @given(seeds, seeds)
 def test_push_then_unpack_is_the_identity(tree_seed: int, seed: int) -> None:
     """Names, bytes, executable bits, empty folders and links, names that differ by case or Unicode form included."""
@@ -200,7 +196,8 @@ def test_push_then_unpack_is_the_identity(tree_seed: int, seed: int) -> None:
     async def check(folder: Path) -> None:
         async with memory_repository(folder) as repository:
             record = await stored_in_chunks(repository, archive, cuts(len(archive), rng))
-            await fetch_tree(JumbledRepository(repository, rng), record, target=folder / "target")
+            jumbled = JumbledRepository(repository, rng)
+            await fetch_record_tree(jumbled, record, target=folder / "target", options=SMALL_BATCHES)
             assert things == standing(folder / "target")
 
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,8 @@ from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Moved, Repository
 from filestore.repository.stores.memory import MemoryStore
-from filestore.transfer.fetch_tree import fetch_tree
+from filestore.transfer.fetch_tree import fetch_record_tree
+from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
 from tests.support.archives import unpacked
 from tests.support.frames import encoded, manifest
 from tests.support.trees import Folder, Link, Planted, Script
@@ -90,7 +91,14 @@ class JumbledRepository(WatchedRepository):
         return await super().get(digests, buffer, moved=moved)
 
 
-async def cut_off(repository: Repository, record: Record, target: Path, *, gets: int = 1) -> None:
+async def cut_off(
+    repository: Repository,
+    record: Record,
+    target: Path,
+    *,
+    gets: int = 1,
+    options: TransferOptions = DEFAULT_OPTIONS,
+) -> None:
     """Begin to unpack, and lose the repository after some answers. The fetch may end before that."""
     watched = WatchedRepository(repository)
 
@@ -100,7 +108,7 @@ async def cut_off(repository: Repository, record: Record, target: Path, *, gets:
 
     watched.before = cut
     with suppress(Interrupted):
-        await fetch_tree(watched, record, target=target)
+        await fetch_record_tree(watched, record, target=target, options=options)
 
 
 def staging_in(folder: Path) -> Path:

@@ -11,6 +11,7 @@ import pytest
 
 from filestore.backends import connect
 from filestore.cache import Cache, verify_cache
+from filestore.cache.options import CacheOptions
 from filestore.cache.seeds import find_seeds
 from filestore.core.digest import chunk_digest
 from filestore.core.manifest import Chunk, Manifest
@@ -21,6 +22,7 @@ from filestore.errors import InvalidInput, InvalidReference, NotFound, StorageEr
 from filestore.format.zip.read import DEFAULT_LIMITS
 from filestore.repository.protocol import Repository
 from filestore.transfer.push import push
+from filestore.transfer.schedule import TransferOptions
 from tests.support.disks import refuse_locks
 from tests.support.models import safetensors_file, tensor
 from tests.support.watched import WatchedRepository
@@ -162,11 +164,9 @@ async def test_without_locks_the_file_is_still_right(
     assert [content(tmp_path)] * 4 == [call.result().read_bytes() for call in calls]
 
 
-async def test_a_lock_whose_holder_hangs_is_passed_by(
-    watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lock_whose_holder_hangs_is_passed_by(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """A lock is ignored if its holder showed no sign of life for a minute."""
-    monkeypatch.setattr("filestore.system.locks.BEAT_SECONDS", 3600)
+    options = CacheOptions(beat_seconds=3600)
     gate = asyncio.Event()
 
     async def hang(verb: str) -> None:
@@ -174,7 +174,7 @@ async def test_a_lock_whose_holder_hangs_is_passed_by(
             await gate.wait()
 
     slow = WatchedRepository(watched.inner, before=hang)
-    hanging = asyncio.create_task(Cache(tmp_path / "cache", slow).resolve(File(id=record.id)))
+    hanging = asyncio.create_task(Cache(tmp_path / "cache", slow, options=options).resolve(File(id=record.id)))
     while "get" not in slow.calls:
         await asyncio.sleep(0)
     for path in (tmp_path / "cache").glob("*/*/locks/*"):
@@ -225,11 +225,9 @@ async def test_verify_finds_what_no_look_shows(cache: Cache, record: Record, tmp
     assert [] == await verify_cache(tmp_path / "cache")
 
 
-async def test_a_cut_fetch_is_continued(
-    watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cut_fetch_is_continued(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """The next resolve fetches only the rest, and nothing is visible before it ends."""
-    monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
+    options = CacheOptions(transfer=TransferOptions(batches_in_flight=1))
 
     async def cut(verb: str) -> None:
         if verb == "get" and watched.calls.count("get") == 2:
@@ -237,10 +235,10 @@ async def test_a_cut_fetch_is_continued(
 
     watched.before = cut
     with pytest.raises(Unreachable):
-        await Cache(tmp_path / "cache", watched).resolve(File(id=record.id))
+        await Cache(tmp_path / "cache", watched, options=options).resolve(File(id=record.id))
     assert [] == list((tmp_path / "cache").glob("*/*/files/*/*/*"))
     got = watched.chunks_got
-    path = await Cache(tmp_path / "cache", watched).resolve(File(id=record.id))
+    path = await Cache(tmp_path / "cache", watched, options=options).resolve(File(id=record.id))
     assert content(tmp_path) == path.read_bytes()
     assert 0 < got < watched.chunks_got < 2 * got + 12
     assert [] == list((tmp_path / "cache").glob("*/*/staging/*"))

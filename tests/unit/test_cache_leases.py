@@ -190,9 +190,9 @@ def test_where_nothing_can_be_written_a_pin_is_not_an_error(tmp_path: Path) -> N
     assert (["leases"], b"") == ([path.name for path in tmp_path.iterdir()], (tmp_path / "leases").read_bytes())
 
 
-def test_a_lock_that_is_held_for_long_is_passed_by(ours: Leases, theirs: Leases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_held_for_long_is_passed_by(tmp_path: Path, theirs: Leases) -> None:
     """A process that was stopped during an eviction does not stop others from pinning an entry."""
-    monkeypatch.setattr("filestore.cache.leases.LOCK_SECONDS", 0.01)
+    ours = Leases(tmp_path, lock_seconds=0.01)
     with theirs.evicting():
         ours.hold().pin(KEY)
     assert theirs.is_held(KEY)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from filestore.cache import Cache, quota
+from filestore.cache import Cache, entry_store, quota
 from filestore.cache.inventory import ENTRY_SIZE, CachedEntry, StagedEntry, discard, entries, staged
 from filestore.cache.leases import Leases
+from filestore.cache.options import CacheOptions
 from filestore.core.records import Record
 from filestore.core.references import Directory, File, FileURL
 from filestore.download.download import DownloadLimits
@@ -18,6 +19,7 @@ from filestore.errors import CacheFull, Unreachable
 from filestore.repository.protocol import Repository
 from filestore.system.files import write_atomic
 from filestore.transfer.push import push
+from filestore.transfer.schedule import TransferOptions
 from filestore_cli.hints import explained
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.disks import refuse_locks
@@ -183,10 +185,10 @@ async def test_what_others_fetch_is_waited_for(watched: WatchedRepository, files
 
 
 async def test_who_gets_no_further_is_not_waited_for_longer(
-    watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    watched: WatchedRepository, files: list[File], tmp_path: Path
 ) -> None:
     """A fetch without progress does not make others wait for ever."""
-    monkeypatch.setattr("filestore.cache.quota.STALL_SECONDS", 0.1)
+    options = CacheOptions(stall_seconds=0.1)
     gate = asyncio.Event()
 
     async def hang(verb: str) -> None:
@@ -198,7 +200,7 @@ async def test_who_gets_no_further_is_not_waited_for_longer(
     while "get" not in slow.calls:
         await asyncio.sleep(0)
     with pytest.raises(CacheFull, match=f"0 bytes in it are in use and {STORED_SIZE} are being fetched"):
-        await use(Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE), files[1])
+        await use(Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE, options=options), files[1])
     gate.set()
     await hanging
     assert ["0.bin"] == kept(tmp_path / "cache")
@@ -241,10 +243,10 @@ async def test_what_a_new_version_shares_goes_last(watched: WatchedRepository, f
 
 
 async def test_what_a_cut_fetch_has_left_goes_like_an_entry(
-    watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    watched: WatchedRepository, files: list[File], tmp_path: Path
 ) -> None:
     """It counts, and is removed when space is needed and no process fetches it."""
-    monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
+    options = CacheOptions(transfer=TransferOptions(batches_in_flight=1))
     large = await push_file(watched, tmp_path / "large.bin", 10, 12 * MIB)
 
     async def cut(verb: str) -> None:
@@ -252,12 +254,12 @@ async def test_what_a_cut_fetch_has_left_goes_like_an_entry(
             raise Unreachable("somewhere", "cut")
 
     watched.before = cut
-    cache = Cache(tmp_path / "cache", watched, size_limit=13 * MIB)
+    cache = Cache(tmp_path / "cache", watched, size_limit=13 * MIB, options=options)
     with pytest.raises(Unreachable):
         await use(cache, File(id=large.id))
     (left,) = staged(tmp_path / "cache")
     assert 4 * MIB < left.stored_size < 12 * MIB
-    cache = Cache(tmp_path / "cache", watched.inner, size_limit=6 * MIB)
+    cache = Cache(tmp_path / "cache", watched.inner, size_limit=6 * MIB, options=options)
     await use(cache, files[1])
     assert [] == list(staged(tmp_path / "cache"))
     assert ["1.bin"] == kept(tmp_path / "cache")
@@ -347,10 +349,11 @@ async def test_whoever_comes_while_an_entry_is_taken_gets_it_back(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pinned between the look for leases and the removal, where locks do not work: it is put back."""
-    cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE)
+    options = CacheOptions(lock_seconds=0.01)
+    cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE, options=options)
     await use(cache, files[0])
     (entry,) = entries(tmp_path / "cache")
-    latecomer = Leases(tmp_path / "cache").hold()
+    latecomer = Leases(tmp_path / "cache", lock_seconds=options.lock_seconds).hold()
     looks = iter([False, True])
 
     def is_held(_: Leases, key: str) -> bool:
@@ -358,7 +361,6 @@ async def test_whoever_comes_while_an_entry_is_taken_gets_it_back(
         return next(looks)
 
     monkeypatch.setattr(Leases, "is_held", is_held)
-    monkeypatch.setattr("filestore.cache.leases.LOCK_SECONDS", 0.01)
     with pytest.raises(CacheFull):
         await use(cache, files[1])
     assert entry.folder.exists()
@@ -389,7 +391,8 @@ async def test_who_has_just_fetched_something_is_waited_for_a_moment(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An entry that is in use at the first look, and free a moment later, is evicted."""
-    cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE)
+    options = CacheOptions(settle_seconds=60)
+    cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE, options=options)
     looked = asyncio.Event()
     loop = asyncio.get_running_loop()
     refusal_for = quota.Quota._refusal_for
@@ -401,7 +404,6 @@ async def test_who_has_just_fetched_something_is_waited_for_a_moment(
 
     async with cache.lease(files[0]):
         monkeypatch.setattr(quota.Quota, "_refusal_for", tell)
-        monkeypatch.setattr("filestore.cache.quota.SETTLE_SECONDS", 60)
         second = asyncio.create_task(use(cache, files[1]))
         await looked.wait()
     await second
@@ -418,7 +420,7 @@ async def test_what_is_being_published_takes_no_more_than_is_reserved(
         write_atomic(path, content)
         taken.append(sum(item.stored_size for item in staged(tmp_path / "cache")))
 
-    monkeypatch.setattr("filestore.cache.entry_store.write_atomic", look)
+    monkeypatch.setattr(entry_store, "write_atomic", look)
     await use(Cache(tmp_path / "cache", watched), files[0])
     assert 2 == len(taken)
     assert SIZE < max(taken) <= STORED_SIZE

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from filestore.cache import Cache, verify_cache
+from filestore.cache.options import CacheOptions
 from filestore.core.manifest import Manifest
 from filestore.core.progress import Progress
 from filestore.core.records import Record
@@ -173,11 +174,9 @@ async def test_without_locks_the_tree_is_still_right(
     assert [] == await verify_cache(tmp_path / "cache")
 
 
-async def test_a_holder_that_hangs_is_passed_by(
-    watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_holder_that_hangs_is_passed_by(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """A holder without a sign of life for a minute is ignored. When it continues, it finds the tree."""
-    monkeypatch.setattr("filestore.system.locks.BEAT_SECONDS", 3600)
+    options = CacheOptions(beat_seconds=3600)
     gate = asyncio.Event()
 
     async def hang(verb: str) -> None:
@@ -185,7 +184,7 @@ async def test_a_holder_that_hangs_is_passed_by(
             await gate.wait()
 
     slow = WatchedRepository(watched.inner, before=hang)
-    hanging = asyncio.create_task(Cache(tmp_path / "cache", slow).resolve(Directory(id=record.id)))
+    hanging = asyncio.create_task(Cache(tmp_path / "cache", slow, options=options).resolve(Directory(id=record.id)))
     while slow.calls.count("get") < 3 or not slow.chunks_got:
         await asyncio.sleep(0)
     for path in (tmp_path / "cache").glob("*/*/locks/*"):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache, CachedPath
+from filestore.cache.options import CacheOptions
 from filestore.core.references import Directory, File, FileURL
-from filestore.download.download import DownloadLimits
+from filestore.download.download import DownloadLimits, DownloadOptions
 from filestore.errors import LimitExceeded, NotAnArchive, OriginUnreachable, ServerError, UnexpectedContent
 from filestore.repository.protocol import Repository
 from filestore.transfer.push import manifest_of, push
@@ -81,11 +82,11 @@ async def test_a_file_that_has_changed_is_another_path(cache: Cache, nginx: Ngin
     assert first.name == second.name
 
 
-async def test_nobody_is_asked_within_the_maximal_age(cache: Cache, nginx: Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nobody_is_asked_within_the_maximal_age(watched: WatchedRepository, tmp_path: Path, nginx: Nginx) -> None:
     """After it, and where the clock was set back, the origin is."""
     url = nginx.put("model.bin", CONTENT)
     now = 1_000_000.0
-    monkeypatch.setattr("filestore.cache.urls.time.time", lambda: now)
+    cache = Cache(tmp_path / "cache", watched, downloads=LOOPBACK, options=CacheOptions(clock=lambda: now))
     for seconds, asked in [(0, 1), (59, 1), (61, 2), (119, 2), (122, 3), (-10, 4)]:
         now = 1_000_000.0 + seconds
         await cache.resolve(FileURL(url, max_age_seconds=60))
@@ -196,11 +197,10 @@ async def test_a_damaged_file_is_downloaded_again(cache: Cache, nginx: Nginx) ->
 
 
 @pytest.mark.parametrize("how", ["gone", "busy"])
-async def test_a_stale_copy_where_it_is_allowed(
-    cache: Cache, local_repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+async def test_a_stale_copy_where_it_is_allowed(watched: WatchedRepository, tmp_path: Path, how: str) -> None:
     """If the origin cannot be reached, the last copy is used where that is allowed. Without a copy it is an error."""
-    monkeypatch.setattr("filestore.download.download.FIRST_PAUSE_SECONDS", 0)
+    options = CacheOptions(download=DownloadOptions(first_pause_seconds=0))
+    cache = Cache(tmp_path / "cache", watched, downloads=LOOPBACK, options=options)
     busy = head("503 Service Unavailable", "Content-Length: 0")
     async with running_origin(answers(whole(CONTENT), busy)) as origin:
         url = f"{origin.url}/model.bin"

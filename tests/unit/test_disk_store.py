@@ -15,6 +15,7 @@ from filestore.core.paths import chunk_key, hashed
 from filestore.errors import StorageError, StorageFull
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
+from filestore.repository.stores import disk
 from filestore.repository.stores.disk import DiskStaging, DiskStore, open_store
 from tests.support.disks import refuse_locks
 
@@ -59,7 +60,7 @@ async def test_format_file_is_read_and_synced_once(root: Path, monkeypatch: pyte
     index = await open_index(root / "index.sqlite")
     identities = {await LocalRepository(store, index, location="here", namespace="a").identity()}
     synced: list[Path] = []
-    monkeypatch.setattr("filestore.repository.stores.disk.sync_path", synced.append)
+    monkeypatch.setattr(disk, "sync_path", synced.append)
     monkeypatch.setattr(store, "_read_small", synced.append)
     for _ in range(3):
         identities.add(await LocalRepository(store, index, location="here", namespace="a").identity())

@@ -9,7 +9,7 @@ import pytest
 
 from filestore.core.progress import Progress
 from filestore.core.references import FileURL
-from filestore.download.download import DownloadLimits, DownloadResult, download
+from filestore.download.download import DownloadLimits, DownloadOptions, DownloadResult, download
 from filestore.errors import DownloadRefused, FilestoreError, OriginUnreachable, ServerError
 from tests.support.generator import octets
 from tests.support.nginx import Nginx
@@ -153,13 +153,13 @@ async def test_an_answer_that_is_not_a_file(folder: Path, status: str, asked: in
         assert asked == len(origin.asked)
 
 
-async def test_a_server_that_is_busy_is_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_is_busy_is_asked_again(folder: Path) -> None:
     """An answer that says so is not the last word."""
-    monkeypatch.setattr("filestore.download.download.FIRST_PAUSE_SECONDS", 0)
+    options = DownloadOptions(first_pause_seconds=0)
     busy = head("503 Service Unavailable", "Content-Length: 0")
 
     async with running_origin(answers(busy, busy, head("200 OK", "Content-Length: 0"))) as origin:
-        await downloaded(f"{origin.url}/a", folder)
+        await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK, options=options)
 
         assert 3 == len(origin.asked)
 
@@ -195,9 +195,9 @@ async def test_space_is_reserved_before_anything_is_written(nginx: Nginx, folder
     assert [len(CONTENT)] == reserved
 
 
-async def test_space_for_what_has_no_stated_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_space_for_what_has_no_stated_size(folder: Path) -> None:
     """Space is reserved as the file grows, before it is written."""
-    monkeypatch.setattr("filestore.download.download.RESERVED_SIZE", 2 << 20)
+    options = DownloadOptions(reserved_size=2 << 20)
     reserved = 0
 
     async def reserve(size: int) -> None:
@@ -207,7 +207,7 @@ async def test_space_for_what_has_no_stated_size(folder: Path, monkeypatch: pyte
 
     answer = head("200 OK", "Transfer-Encoding: chunked") + b"%x\r\n" % len(CONTENT) + CONTENT + b"\r\n0\r\n\r\n"
     async with running_origin(answers(answer)) as origin:
-        await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK, reserve=reserve)
+        await download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK, reserve=reserve, options=options)
 
     assert len(CONTENT) <= reserved <= len(CONTENT) + (3 << 20)
 

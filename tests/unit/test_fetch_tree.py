@@ -14,6 +14,7 @@ from filestore.core.records import Record
 from filestore.errors import InvalidArchive, LimitExceeded, StorageError, TargetError
 from filestore.format.zip.read import TAIL_SIZE, Members, ZipLimits, find_end, parse_central_directory
 from filestore.repository.local import LocalRepository
+from filestore.system import files as system_files
 from filestore.system.files import sync_tree
 from filestore.transfer.fetch_tree import FetchTreeResult, fetch_record_tree, fetch_tree
 from filestore.transfer.push import push
@@ -524,8 +525,8 @@ async def test_a_tree_is_synced_before_it_appears(
         assert not (place / "target").exists()
         synced.append(path)
 
-    monkeypatch.setattr("filestore.system.files._syncfs", lambda: None)
-    monkeypatch.setattr("filestore.system.files.sync_path", sync)
+    monkeypatch.setattr(system_files, "_syncfs", lambda: None)
+    monkeypatch.setattr(system_files, "sync_path", sync)
     await fetch_tree(repository, record, target=place / "target")
 
     (staging,) = {path for path in synced if path.parent == place}

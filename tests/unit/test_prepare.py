@@ -14,6 +14,7 @@ from filestore.download.download import DownloadLimits
 from filestore.errors import InvalidReference, NotFound, Unreachable
 from filestore.repository.protocol import Repository
 from filestore.runtime import Adapter
+from filestore.runtime.prepare import prepare
 from filestore.transfer.push import push
 from tests.support import sdk_values
 from tests.support.generator import octets
@@ -72,14 +73,13 @@ async def test_a_start_says_what_it_took(ordered: Ordered, tmp_path: Path) -> No
     assert [] == ordered.calls
 
 
-async def test_the_largest_comes_first(ordered: Ordered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_largest_comes_first(ordered: Ordered, tmp_path: Path) -> None:
     """This holds for every order of the arguments. Cached files are not asked for."""
-    monkeypatch.setattr("filestore.runtime.prepare.FILES_AT_ONCE", 1)
     records = await stored(ordered, tmp_path, [1000, 300_000, 20_000, 100_000])
     cache = Cache(tmp_path / "cache", ordered)
     await cache.resolve(File(id=records[3].id))
     ordered.fetched.clear()
-    await Adapter(cache, ordered).prepare([File(id=record.id) for record in records])
+    await prepare(cache, ordered, [File(id=record.id) for record in records], files_at_once=1)
     assert [records[place].digest for place in (1, 2, 0)] == ordered.fetched
 
 

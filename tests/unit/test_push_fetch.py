@@ -25,8 +25,9 @@ from filestore.errors import (
 )
 from filestore.format.codec import Codec
 from filestore.repository.protocol import Wanted
-from filestore.transfer.fetch import fetch
+from filestore.transfer.fetch import fetch, fetch_record
 from filestore.transfer.push import manifest_of, push
+from filestore.transfer.schedule import TransferOptions
 from filestore.transfer.sources.push_cache import PushCache
 from tests.support.watched import WatchedRepository
 
@@ -216,11 +217,9 @@ async def test_a_file_that_changes_while_it_is_pushed(watched: WatchedRepository
     assert [] == await watched.inner.records()
 
 
-async def test_fetch_continues_what_was_cut(
-    watched: WatchedRepository, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_fetch_continues_what_was_cut(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
     """A second fetch receives only the rest, and the name never means a part of the file."""
-    monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
+    options = TransferOptions(batches_in_flight=1)
     record = (await push(watched, source)).record
     target = tmp_path / "back"
 
@@ -230,10 +229,10 @@ async def test_fetch_continues_what_was_cut(
 
     watched.before = cut
     with pytest.raises(NotFound):
-        await fetch(watched, record, target=target)
+        await fetch_record(watched, record, target=target, options=options)
     assert not target.exists()
     got = watched.chunks_got
-    fetched = await fetch(watched, record, target=target)
+    fetched = await fetch_record(watched, record, target=target, options=options)
     assert source.read_bytes() == target.read_bytes()
     assert 0 < got
     assert fetched.size == fetched.bytes_reused + fetched.bytes_received - 8 * (watched.chunks_got - got)

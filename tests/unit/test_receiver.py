@@ -13,11 +13,11 @@ from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import ChunksMissing, DamagedChunk, TargetError
 from filestore.format.zip.read import TAIL_SIZE
 from filestore.repository.local import LocalRepository
-from filestore.transfer import receiver as receive
-from filestore.transfer.fetch import fetch, fetch_record
+from filestore.transfer import fetch as fetch_module
+from filestore.transfer.fetch import fetch_record
 from filestore.transfer.push import manifest_of, push
 from filestore.transfer.receiver import Receiver, verified
-from filestore.transfer.schedule import BATCH_SIZE, BATCHES_IN_FLIGHT, Batch, Place, ordered_chains, round_robin
+from filestore.transfer.schedule import DEFAULT_OPTIONS, Batch, Place, TransferOptions, ordered_chains, round_robin
 from filestore.transfer.seeds import FileSeed
 from filestore.transfer.sinks.protocol import Ordering
 from tests.support.fetching_trees import stored
@@ -39,7 +39,7 @@ def places_of(orders: str) -> list[Place]:
 
 def batches_of(orders: str) -> list[Batch]:
     """The batches in which workers take them."""
-    return list(round_robin(ordered_chains(places_of(orders))))
+    return list(round_robin(ordered_chains(places_of(orders), DEFAULT_OPTIONS), DEFAULT_OPTIONS))
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -54,7 +54,7 @@ def test_batches_hold_every_place_once_and_never_wait_for_ever(seed: int) -> Non
     assert Counter(number * MIB for number in range(len(orders))) == offsets
     ends: dict[int, int] = {}
     for batch in batches:
-        assert sum(place.chunk.size + 8 for place in batch.places) <= BATCH_SIZE
+        assert sum(place.chunk.size + 8 for place in batch.places) <= DEFAULT_OPTIONS.batch_size
         assert all(one.offsets < other.offsets for one, other in pairwise(batch.places))
         first = batch.places[0]
         assert (first.order is Ordering.AFTER) == (batch.after is not None)
@@ -65,9 +65,10 @@ def test_batches_hold_every_place_once_and_never_wait_for_ever(seed: int) -> Non
 
 def test_long_entries_are_received_side_by_side() -> None:
     """Workers do not wait for one entry that has an order while others could go on."""
-    batches = batches_of(("o" + "f" * 29) * BATCHES_IN_FLIGHT)
-    assert [None] * BATCHES_IN_FLIGHT == [batch.after for batch in batches[:BATCHES_IN_FLIGHT]]
-    assert all(batch.after is not None for batch in batches[BATCHES_IN_FLIGHT:])
+    count = DEFAULT_OPTIONS.batches_in_flight
+    batches = batches_of(("o" + "f" * 29) * count)
+    assert [None] * count == [batch.after for batch in batches[:count]]
+    assert all(batch.after is not None for batch in batches[count:])
 
 
 async def test_content_by_range(repository: LocalRepository) -> None:
@@ -171,9 +172,8 @@ async def test_what_was_written_is_synced_while_more_arrives(
     repository: LocalRepository, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once for so many bytes at most, besides the last time before the file appears."""
-    monkeypatch.setattr(receive, "SYNC_SIZE", MIB)
     synced: list[int] = []
-    monkeypatch.setattr("filestore.transfer.fetch.sync_descriptor", synced.append)
+    monkeypatch.setattr(fetch_module, "sync_descriptor", synced.append)
     record = (await push(repository, source)).record
-    await fetch(repository, record, target=tmp_path / "back")
+    await fetch_record(repository, record, target=tmp_path / "back", options=TransferOptions(sync_size=MIB))
     assert 2 <= len(synced) <= 21

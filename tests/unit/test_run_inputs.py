@@ -8,6 +8,7 @@ import pytest
 
 from filestore.backends import connect
 from filestore.cache import Cache
+from filestore.cache.options import CacheOptions
 from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, FileURL
 from filestore.errors import CacheFull, NotAnArchive, NotFound
@@ -300,16 +301,14 @@ async def test_a_repository_in_a_folder_needs_no_url(file: Record, watched: Watc
     assert CONTENT == path.read_bytes()
 
 
-async def test_the_files_of_a_run_stay_while_it_runs(
-    watched: WatchedRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_files_of_a_run_stay_while_it_runs(watched: WatchedRepository, tmp_path: Path) -> None:
     """Other fetches into a full cache do not evict them before the run ends."""
-    monkeypatch.setattr("filestore.cache.quota.STALL_SECONDS", 0.1)
+    options = CacheOptions(stall_seconds=0.1)
     records = []
     for number in range(3):
         (tmp_path / f"{number}.bin").write_bytes(bytes([number]) * 3_000_000)
         records.append((await push(watched, tmp_path / f"{number}.bin")).record)
-    adapter = Adapter(Cache(tmp_path / "cache", watched, size_limit=4_000_000), watched)
+    adapter = Adapter(Cache(tmp_path / "cache", watched, size_limit=4_000_000, options=options), watched)
     async with adapter.inputs([given(records[0])]) as arguments:
         (path,) = cast("list[Path]", arguments)
         with pytest.raises(CacheFull):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from filestore.cache import Cache
+from filestore.cache.options import CacheOptions
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.records import Record
@@ -15,6 +16,7 @@ from filestore.core.references import File
 from filestore.errors import InvalidRange, NotFound, Unreachable
 from filestore.repository.protocol import Moved, Repository
 from filestore.transfer.push import push
+from filestore.transfer.schedule import TransferOptions
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -86,13 +88,11 @@ async def test_ranges_are_read_while_the_rest_is_not_there(gated: Gated, record:
     assert [] == list((tmp_path / "cache").glob("*/*/staging/*"))
 
 
-async def test_what_is_asked_for_comes_first(
-    gated: Gated, record: Record, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_asked_for_comes_first(gated: Gated, record: Record, manifest: Manifest, tmp_path: Path) -> None:
     """With one worker, it comes after the current batch and before all others. No chunk is asked for twice."""
-    monkeypatch.setattr("filestore.transfer.schedule.BATCHES_IN_FLIGHT", 1)
+    options = CacheOptions(transfer=TransferOptions(batches_in_flight=1))
     gated.let(lambda: False)
-    async with cache_of(gated, tmp_path).open(File(id=record.id)) as opened:
+    async with Cache(tmp_path / "cache", gated, options=options).open(File(id=record.id)) as opened:
         while not gated.asked:
             await asyncio.sleep(0)
         under_way = len(gated.asked)

@@ -57,6 +57,7 @@ T = TypeVar("T")
 
 ATTEMPTS = 6
 FIRST_PAUSE_SECONDS = 0.2
+"""The pause before the second attempt, about. Each later pause is twice as long."""
 BATCH_SECONDS = 5.0
 FIRST_BATCH = 4 << 20
 """Bytes of the first batch, which is sent before a rate has been measured."""
@@ -77,6 +78,7 @@ class RemoteRepository:
         connections: int = 4,
         stall_seconds: float = 30,
         proxy: Proxy | None = None,
+        first_pause_seconds: float = FIRST_PAUSE_SECONDS,
     ) -> None:
         """Make a client without asking the server anything yet. Raises InvalidUrl, InvalidSetting."""
         try:
@@ -97,6 +99,7 @@ class RemoteRepository:
         self._connections = connections
         self._stall_seconds = stall_seconds
         self._proxy = proxy
+        self._first_pause_seconds = first_pause_seconds
         self._transport = self._open_transport()
         self._was_reached = False
         self._identity: Identity | None = None
@@ -112,6 +115,7 @@ class RemoteRepository:
             connections=self._connections,
             stall_seconds=self._stall_seconds,
             proxy=self._proxy,
+            first_pause_seconds=self._first_pause_seconds,
         )
         return make, ()
 
@@ -292,7 +296,8 @@ class RemoteRepository:
                 # If the server has never answered, retries would only delay the error.
                 if not may_try_again(error) or attempt == ATTEMPTS or not self._is_reached:
                     raise
-                pause = FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+                pause = self._first_pause_seconds * 2 ** (attempt - 1)
+                pause *= random.uniform(0.5, 1.5)  # noqa: S311  # no secret
                 pause = pause_seconds(error, pause)
             await asyncio.sleep(pause)
         raise AssertionError

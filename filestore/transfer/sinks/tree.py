@@ -37,7 +37,16 @@ from filestore.system.locks import FileLock, claim, is_claimed
 from filestore.transfer.seeds import ContentRange, copy_range
 from filestore.transfer.sinks.compare import FOLDER_FLAGS, is_whole, walk_folder
 from filestore.transfer.sinks.protocol import Ordering, OvertakenError
-from filestore.transfer.sinks.zip_index import WriteMode, Zip, known_extent, member_paths, parent_folders, read_zip, write_mode_of
+from filestore.transfer.sinks.zip_index import (
+    GATHER_LIMIT,
+    WriteMode,
+    Zip,
+    known_extent,
+    member_paths,
+    parent_folders,
+    read_zip,
+    write_mode_of,
+)
 from filestore.transfer.sinks.zip_stream import EntryStream, inflated
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -61,8 +70,9 @@ class TreeStaging:
     Raises InvalidArchive, TargetError, StorageFull, StorageError.
     """
 
-    def __init__(self, path: Path, target: Path, archive: Zip) -> None:
-        """Set fields only: nothing on the disk is touched."""
+    def __init__(self, path: Path, target: Path, archive: Zip, *, gather_limit: int = GATHER_LIMIT) -> None:
+        """Set fields only: nothing on the disk is touched. Larger entries with an order are not collected in memory."""
+        self._gather_limit = gather_limit
         self.is_fresh = False
         """The staging folder did not exist before."""
         self.file_count = 0
@@ -101,7 +111,7 @@ class TreeStaging:
         In an existing staging folder, names that do not belong to the tree are removed, and complete files are noted.
         """
         self.file_count = self._zip.file_count
-        self._ways = bytearray(write_mode_of(member) for member in self._zip.members)
+        self._ways = bytearray(write_mode_of(member, gather_limit=self._gather_limit) for member in self._zip.members)
         self._parents = parent_folders(self._zip.members)
         with self._errors():
             self._open_root()

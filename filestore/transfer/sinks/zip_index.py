@@ -135,12 +135,12 @@ def _read_content(root: int, member: Member, memory: memoryview, offset: int) ->
         os.close(descriptor)
 
 
-def write_mode_of(member: Member) -> WriteMode:
+def write_mode_of(member: Member, *, gather_limit: int = GATHER_LIMIT) -> WriteMode:
     """Return how the content of an entry is written."""
     if member.extent is not None and not member.is_deflated and not member.is_link:
         return WriteMode.RANDOM
     is_file = not member.is_link and not member.is_folder
-    return WriteMode.SEQUENTIAL if is_file and member.end - member.start > GATHER_LIMIT else WriteMode.BUFFERED
+    return WriteMode.SEQUENTIAL if is_file and member.end - member.start > gather_limit else WriteMode.BUFFERED
 
 
 def known_extent(member: Member) -> Extent:
