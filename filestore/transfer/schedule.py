@@ -11,6 +11,7 @@ from typing import NamedTuple
 from filestore.core.batches import batched_by_size
 from filestore.core.manifest import Chunk
 from filestore.format.codec import frame_limit
+from filestore.format.zip.read import OFFSET_SPACE
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.sinks.protocol import Ordering, Sink
 from filestore.transfer.sinks.zip_index import GATHER_LIMIT
@@ -18,7 +19,7 @@ from filestore.transfer.sinks.zip_index import GATHER_LIMIT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferOptions:
-    """The sizes, in bytes, and the counts by which a fetch divides its work. They never change its result."""
+    """What a fetch uses as it is, without a setting: sizes, in bytes, and counts."""
 
     batches_in_flight: int = 4
     """Number of batches that are received and written at a time."""
@@ -37,6 +38,8 @@ class TransferOptions:
     end."""
     gather_limit: int = GATHER_LIMIT
     """The largest entry with an order that is collected in memory."""
+    offset_space: int = OFFSET_SPACE
+    """The number modulo which a zip file without Zip64 has its offsets."""
 
 
 DEFAULT_OPTIONS = TransferOptions()

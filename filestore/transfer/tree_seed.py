@@ -15,6 +15,7 @@ from filestore.errors import (
 from filestore.format.zip import structures as zip_
 from filestore.format.zip.read import (
     DEFAULT_LIMITS,
+    OFFSET_SPACE,
     TAIL_SIZE,
     Members,
     ZipLimits,
@@ -31,7 +32,9 @@ from filestore.transfer.sinks.zip_index import READ_FLAGS, Zip, read_zip
 from filestore.transfer.sources.tree import TreeSource
 
 
-async def read_structure(receiving: Receiver, name: str, size: int, limits: ZipLimits) -> Zip:
+async def read_structure(
+    receiving: Receiver, name: str, size: int, limits: ZipLimits, *, offset_space: int = OFFSET_SPACE
+) -> Zip:
     """Read the structure of a zip file from its end. Little more than that is received.
 
     Raises NotAnArchive, InvalidArchive, LimitExceeded.
@@ -39,7 +42,7 @@ async def read_structure(receiving: Receiver, name: str, size: int, limits: ZipL
     start = max(size - TAIL_SIZE, 0)
     tail = await receiving.content(range(start, size))
     try:
-        end = find_end(tail, size, limits=limits)
+        end = find_end(tail, size, limits=limits, offset_space=offset_space)
     except InvalidArchive as error:
         if zip_.END_SIGNATURE in tail:
             raise
@@ -49,7 +52,7 @@ async def read_structure(receiving: Receiver, name: str, size: int, limits: ZipL
     members = await in_cpu_thread(parse_central_directory, tail, end, limits=limits)
     archive = Zip(members, end, tail)
     if archive.preamble_size:
-        check_preamble(await receiving.content(range(min(archive.preamble_size, 4))), members)
+        check_preamble(await receiving.content(range(min(archive.preamble_size, 4))), members, end)
     for offset in other_readings(members, end):
         check_other_reading(await receiving.content(range(offset, offset + 4)))
     return archive
@@ -70,11 +73,20 @@ class TreeSeed:
     first use, and may be gone by then.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, tail: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        tail: bytes,
+        *,
+        limits: ZipLimits = DEFAULT_LIMITS,
+        offset_space: int = OFFSET_SPACE,
+    ) -> None:
         self.manifest = manifest
         self._root = root
         self._tail = tail
         self._limits = limits
+        self._offset_space = offset_space
         self._archive: Zip | None = None
         self._descriptor = -1
         self._located: tuple[int, int] | None = None
@@ -111,7 +123,7 @@ class TreeSeed:
         if self._archive is None and self._tail:
             tail, self._tail = self._tail, b""
             with suppress(FilestoreError, OSError):
-                end = find_end(tail[-TAIL_SIZE:], self.manifest.size, limits=self._limits)
+                end = find_end(tail[-TAIL_SIZE:], self.manifest.size, limits=self._limits, offset_space=self._offset_space)
                 if self.manifest.size - len(tail) == end.start:
                     members = Members(tail, end, limits=self._limits)
                     self._descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -12,7 +12,7 @@ import pytest
 
 from filestore.errors import FilestoreError, InvalidArchive, LimitExceeded
 from filestore.format.zip.inflate import PIECE_LIMIT, Inflater
-from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits, check_links, check_local_header
+from filestore.format.zip.read import DEFAULT_LIMITS, OFFSET_SPACE, ZipLimits, check_links, check_local_header
 from filestore.format.zip.structures import FLAG_DESCRIPTOR, FLAG_UTF8
 from tests.support.archives import SMALL_SPACE, Forged, content_in, deflated, forged, members_of, unpacked, wrapped
 
@@ -20,10 +20,10 @@ HONEST = Forged("honest.txt", b"all is well")
 MIB = 1 << 20
 
 
-def assert_refused(archive: bytes, entry: str, reason: str) -> None:
+def assert_refused(archive: bytes, entry: str, reason: str, *, offset_space: int = OFFSET_SPACE) -> None:
     """Check that the archive is refused for `reason`, and that the error names `entry`."""
     with pytest.raises(InvalidArchive, match=reason) as caught:
-        unpacked(archive)
+        unpacked(archive, offset_space=offset_space)
     assert entry == caught.value.entry
 
 
@@ -593,21 +593,13 @@ def test_zip64_field_that_is_there_twice() -> None:
         assert_refused(forged([Forged("a", b"12345", local=local, local_extra=extra)]), "a", "there twice")
 
 
-@pytest.fixture
-def small_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take offsets without Zip64 modulo 1 MiB instead of 4 GiB."""
-    monkeypatch.setattr("filestore.format.zip.read.OFFSET_SPACE", SMALL_SPACE)
-
-
-@pytest.mark.usefixtures("small_space")
 def test_wrapped_archives_are_right_but_for_the_forgery() -> None:
     """An archive with wrapped offsets and no forgery is unpacked, whatever its files contain elsewhere."""
     archive = wrapped(HONEST, decoys={2 * SMALL_SPACE - 1000: forged([HONEST]), SMALL_SPACE: forged([HONEST])})
 
-    assert b"all is well" == unpacked(archive)["honest.txt"].content
+    assert b"all is well" == unpacked(archive, offset_space=SMALL_SPACE)["honest.txt"].content
 
 
-@pytest.mark.usefixtures("small_space")
 @pytest.mark.parametrize(("offset", "name"), [(2 * SMALL_SPACE, "filler 0"), (1_400_076 - SMALL_SPACE, "filler 2")])
 def test_wrapped_offsets_that_another_reading_finds_an_entry_by(offset: int, name: str) -> None:
     """Some readers correct offsets by the error of the end record, and some do not.
@@ -616,10 +608,9 @@ def test_wrapped_offsets_that_another_reading_finds_an_entry_by(offset: int, nam
     """
     decoy = forged([Forged(name, b"evil", in_directory=False)])[:-22]
 
-    assert_refused(wrapped(HONEST, decoys={offset: decoy}), "", "lead to two different entries")
+    assert_refused(wrapped(HONEST, decoys={offset: decoy}), "", "lead to two different entries", offset_space=SMALL_SPACE)
 
 
-@pytest.mark.usefixtures("small_space")
 def test_wrapped_offsets_that_lie() -> None:
     """Offsets are out of order, leave space for more entries, or are shared; or the end of the data is not clear."""
     more = Forged("more", b"m" * 200)
@@ -630,12 +621,12 @@ def test_wrapped_offsets_that_lie() -> None:
         [HONEST._replace(flags=FLAG_DESCRIPTOR, descriptor=struct.pack("<3I", zlib.crc32(HONEST.content), 11, 11))],
         [more, HONEST._replace(in_body=False, offset=(3 * 700_038) % SMALL_SPACE)],
     ):
-        assert_refused(wrapped(*entries), "", "the positions of its entries are not known")
-    assert_refused(wrapped(more, HONEST._replace(in_directory=False)), "more", "bytes follow its data")
-    assert_refused(wrapped(more._replace(local_name=b"evil")), "more", "another name")
+        assert_refused(wrapped(*entries), "", "the positions of its entries are not known", offset_space=SMALL_SPACE)
+    hidden = wrapped(more, HONEST._replace(in_directory=False))
+    assert_refused(hidden, "more", "bytes follow its data", offset_space=SMALL_SPACE)
+    assert_refused(wrapped(more._replace(local_name=b"evil")), "more", "another name", offset_space=SMALL_SPACE)
 
 
-@pytest.mark.usefixtures("small_space")
 def test_archive_behind_a_preamble_that_looks_wrapped() -> None:
     """A preamble of a multiple of 4 GiB is accepted only if it does not begin like an entry.
 
@@ -643,8 +634,9 @@ def test_archive_behind_a_preamble_that_looks_wrapped() -> None:
     """
     archive = forged([HONEST])
 
-    assert {"honest.txt"} == set(unpacked(bytes(SMALL_SPACE) + archive))
-    assert_refused(forged([Forged("first", b"evil")]).ljust(SMALL_SPACE, b"\0") + archive, "", "are not known")
+    assert {"honest.txt"} == set(unpacked(bytes(SMALL_SPACE) + archive, offset_space=SMALL_SPACE))
+    other = forged([Forged("first", b"evil")]).ljust(SMALL_SPACE, b"\0")
+    assert_refused(other + archive, "", "are not known", offset_space=SMALL_SPACE)
 
 
 def test_offset_beyond_the_file() -> None:

@@ -18,6 +18,7 @@ from filestore.format.zip.chunker import WINDOW_MIN, Cut, TreeChunker
 from filestore.format.zip.inflate import Inflater
 from filestore.format.zip.read import (
     DEFAULT_LIMITS,
+    OFFSET_SPACE,
     TAIL_SIZE,
     Member,
     ZipLimits,
@@ -110,37 +111,39 @@ class UnpackedArchive(NamedTuple):
     target: str | None = None
 
 
-def unpacked(archive: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> dict[str, UnpackedArchive]:
+def unpacked(
+    archive: bytes, *, limits: ZipLimits = DEFAULT_LIMITS, offset_space: int = OFFSET_SPACE
+) -> dict[str, UnpackedArchive]:
     """Return the tree of an archive, by path, after all checks."""
-    end = find_end(archive[-TAIL_SIZE:], len(archive), limits=limits)
-    members = members_of(archive, limits=limits)
-    check_preamble(archive[:4], members)
+    end = find_end(archive[-TAIL_SIZE:], len(archive), limits=limits, offset_space=offset_space)
+    members = members_of(archive, limits=limits, offset_space=offset_space)
+    check_preamble(archive[:4], members, end)
     for offset in other_readings(members, end):
         check_other_reading(archive[offset : offset + 4])
-    tree = {member.path: _unpacked_member(archive, member) for member in members}
+    tree = {member.path: _unpacked_member(archive, member, offset_space) for member in members}
     check_links(members, {path: found.target for path, found in tree.items() if found.target is not None})
     return tree
 
 
-def members_of(archive: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> list[Member]:
+def members_of(archive: bytes, *, limits: ZipLimits = DEFAULT_LIMITS, offset_space: int = OFFSET_SPACE) -> list[Member]:
     """Return the members in the central directory of an archive."""
-    end = find_end(archive[-TAIL_SIZE:], len(archive), limits=limits)
+    end = find_end(archive[-TAIL_SIZE:], len(archive), limits=limits, offset_space=offset_space)
     return parse_central_directory(archive[end.start : end.start + end.size], end, limits=limits)
 
 
-def _unpacked_member(archive: bytes, member: Member) -> UnpackedArchive:
+def _unpacked_member(archive: bytes, member: Member, offset_space: int) -> UnpackedArchive:
     extent = check_local_header(member, archive[member.start : member.start + member.head_size])
     assert member.extent in {extent, None}
     check_descriptor(member, archive[extent.end : member.end])
-    content = content_in(archive[extent.start : extent.end], member)
+    content = content_in(archive[extent.start : extent.end], member, offset_space=offset_space)
     target = link_target(member, content) if member.is_link else None
     return UnpackedArchive(b"" if member.is_link else content, member.is_executable, member.is_folder, target)
 
 
-def content_in(data: bytes, member: Member) -> bytes:
+def content_in(data: bytes, member: Member, *, offset_space: int = OFFSET_SPACE) -> bytes:
     """Return the content that the data of an entry decodes to, after all checks."""
     if member.is_deflated:
-        inflater = Inflater(member)
+        inflater = Inflater(member, offset_space=offset_space)
         content = b"".join(inflater.inflate(data))
         inflater.finish()
         return content
@@ -153,7 +156,7 @@ def content_in(data: bytes, member: Member) -> bytes:
 
 
 SMALL_SPACE = 1 << 20
-"""Replaces 4 GiB as `OFFSET_SPACE` in tests of offsets that are written modulo it."""
+"""Replaces 4 GiB as `offset_space` in tests of offsets that are written modulo it."""
 
 
 class Forged(NamedTuple):

@@ -27,6 +27,7 @@ from filestore.backends import connect
 from filestore.core.references import Reference
 from filestore.errors import TargetError
 from filestore.system.files import sync_tree
+from filestore.transfer import target as targets
 from filestore.transfer.fetch_tree import fetch_tree
 from filestore.transfer.target import staging_folder
 from tests.support.archives import Forged, forged
@@ -172,7 +173,7 @@ async def _replace(root: Path, target: Path, *, fuse: int) -> None:
         sync_tree(staging)
         _light(fuse, CHANGES)
 
-    syncing = patch("filestore.transfer.target.sync_tree", sync_then_light)
+    syncing = patch.object(targets, "sync_tree", sync_then_light)
     syncing.start()
     await _unpack(root, target, force=True, fuse=None)
 

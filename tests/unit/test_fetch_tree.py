@@ -18,6 +18,7 @@ from filestore.system import files as system_files
 from filestore.system.files import sync_tree
 from filestore.transfer.fetch_tree import FetchTreeResult, fetch_record_tree, fetch_tree
 from filestore.transfer.push import push
+from filestore.transfer.schedule import TransferOptions
 from filestore.transfer.seeds import FileSeed, Seed
 from filestore.transfer.sinks.tree import TreeStaging
 from filestore.transfer.sinks.zip_index import Zip
@@ -122,40 +123,37 @@ async def test_a_folder_that_is_named_twice(repository: LocalRepository, place: 
 
 
 @pytest.mark.parametrize("chunk_size", [200_000, 50_000])
-async def test_an_archive_whose_offsets_are_wrapped(
-    repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch, chunk_size: int
-) -> None:
+async def test_an_archive_whose_offsets_are_wrapped(repository: LocalRepository, place: Path, chunk_size: int) -> None:
     """Offsets wrap above 4 GiB (1 MiB here), as those of macOS Finder. The tree is a seed of the next version."""
-    monkeypatch.setattr("filestore.format.zip.read.OFFSET_SPACE", SMALL_SPACE)
+    options = TransferOptions(offset_space=SMALL_SPACE)
     contents = {f"folder/{number}": octets(number, 300_000) for number in range(5)}
     packed_entries = [finder_entry(name, content, space=SMALL_SPACE) for name, content in contents.items()]
     stored_entry = Forged("stored", octets(9, 800_000))
     archive = forged([*packed_entries, stored_entry], space=SMALL_SPACE)
     things = contents | {"stored": stored_entry.content}
 
-    await cut_off(repository, await stored(repository, archive, chunk_size=chunk_size), place / "target")
-    first = await fetch_tree(
-        repository, await stored(repository, archive, chunk_size=chunk_size), target=place / "target", force=True
-    )
+    record = await stored(repository, archive, chunk_size=chunk_size)
+    await cut_off(repository, record, place / "target", options=options)
+    first = await fetch_record_tree(repository, record, target=place / "target", force=True, options=options)
     assert things == standing(place / "target")
 
     # Another mark at the end makes another zip, with the same chunks before it.
     record = await stored(repository, archive[:-2] + b"\2\0ok", chunk_size=chunk_size)
-    seed = TreeSeed(place / "target", first.manifest, first.tail)
-    second = await fetch_record_tree(repository, record, target=place / "other", seeds=[seed])
+    seed = TreeSeed(place / "target", first.manifest, first.tail, offset_space=SMALL_SPACE)
+    second = await fetch_record_tree(repository, record, target=place / "other", seeds=[seed], options=options)
     assert things == standing(place / "other")
     assert 500_000 < second.bytes_reused
 
 
 @pytest.mark.parametrize("at", [2 * SMALL_SPACE, 1_400_076 - SMALL_SPACE])
-async def test_an_archive_whose_wrapped_offsets_find_two_entries(
-    repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
+async def test_an_archive_whose_wrapped_offsets_find_two_entries(repository: LocalRepository, place: Path, at: int) -> None:
     """It is refused before anything of it is written."""
-    monkeypatch.setattr("filestore.format.zip.read.OFFSET_SPACE", SMALL_SPACE)
+    options = TransferOptions(offset_space=SMALL_SPACE)
     archive = wrapped(Forged("last", b"content"), decoys={at: b"PK\3\4"})
     with pytest.raises(InvalidArchive, match="lead to two different entries"):
-        await fetch_tree(repository, await stored(repository, archive, chunk_size=100_000), target=place / "target")
+        await fetch_record_tree(
+            repository, await stored(repository, archive, chunk_size=100_000), target=place / "target", options=options
+        )
     assert [] == list(place.iterdir())
 
 

@@ -280,12 +280,6 @@ def test_zip64_end_records_that_were_not_needed() -> None:
         assert {"a"} == set(unpacked(preamble + archive[:-22] + record + locator + archive[-22:]))
 
 
-@pytest.fixture
-def small_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that offsets without Zip64 are modulo 1 MiB, not 4 GiB."""
-    monkeypatch.setattr("filestore.format.zip.read.OFFSET_SPACE", SMALL_SPACE)
-
-
 def finder_archive(contents: Mapping[str, bytes]) -> bytes:
     """A folder and files as macOS Finder packs them."""
     folder = Forged("folder/", mode=0o40755)
@@ -294,17 +288,17 @@ def finder_archive(contents: Mapping[str, bytes]) -> bytes:
     )
 
 
-@pytest.mark.usefixtures("small_space")
 @pytest.mark.parametrize("sizes", [[400_000] * 3, [400_000] * 9, [10, 1_040_000, 10, 1_048_150, 10], [10, 1_048_150]])
 def test_offsets_that_are_wrapped(sizes: list[int]) -> None:
     """As macOS Finder writes archives above 4 GiB: each entry has one place, all the bytes between them are explained."""
     contents = {f"folder/{number}": octets(number, size) for number, size in enumerate(sizes)}
     archive = finder_archive(contents)
-    end = find_end(archive[-TAIL_SIZE:], len(archive))
-    members = members_of(archive)
+    end = find_end(archive[-TAIL_SIZE:], len(archive), offset_space=SMALL_SPACE)
+    members = members_of(archive, offset_space=SMALL_SPACE)
+    tree = unpacked(archive, offset_space=SMALL_SPACE)
 
     assert end.may_be_wrapped
-    assert contents == {path: found.content for path, found in unpacked(archive).items() if not found.is_folder}
+    assert contents == {path: found.content for path, found in tree.items() if not found.is_folder}
     assert members == list(Members(archive[end.start :], end))
     assert [member.start for member in members] == list(Members(archive[end.start :], end).starts)
 
@@ -336,18 +330,16 @@ def test_offsets_that_are_wrapped_at_4_gib() -> None:
     assert not {2 << 32, members[4].start % (1 << 32)} & {member.start for member in members}
 
 
-@pytest.mark.usefixtures("small_space")
 @pytest.mark.parametrize("sizes", [[10, SMALL_SPACE + 10, 10], [10, 10, 2 * SMALL_SPACE], [SMALL_SPACE - 20]])
 def test_file_that_is_larger_than_what_finder_can_say(sizes: list[int]) -> None:
     """Its packed size is modulo 4 GiB, so it is ambiguous; the error names the cause and a way out."""
     archive = finder_archive({f"folder/{number}": octets(number, size) for number, size in enumerate(sizes)})
 
     with pytest.raises(InvalidArchive, match=r"as macOS Finder writes it, .* push the folder") as caught:
-        unpacked(archive)
+        unpacked(archive, offset_space=SMALL_SPACE)
     assert "" == caught.value.entry
 
 
-@pytest.mark.usefixtures("small_space")
 def test_file_that_unpacks_to_more_than_what_finder_can_say() -> None:
     """Its packed size is known, its own one is modulo 4 GiB: the cause is named, and the way out."""
     text = b"text of a file " * 80_000
@@ -357,7 +349,7 @@ def test_file_that_unpacks_to_more_than_what_finder_can_say() -> None:
     with pytest.raises(
         InvalidArchive, match=f"it states {len(text) - SMALL_SPACE} bytes, but has more, .* Finder .* push the folder"
     ):
-        unpacked(archive)
+        unpacked(archive, offset_space=SMALL_SPACE)
 
 
 @pytest.mark.slow

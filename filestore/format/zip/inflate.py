@@ -36,10 +36,12 @@ class Inflater:
     Raises InvalidArchive as soon as the output is larger than the entry declares, and in `finish` for other faults.
     """
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, *, offset_space: int = read.OFFSET_SPACE) -> None:
+        """A size that does not fit below `offset_space` may be written modulo it."""
         self.size = 0
         """The number of bytes of output so far."""
         self._member = member
+        self._offset_space = offset_space
         self._stream = isal_zlib.decompressobj(wbits=-isal_zlib.MAX_WBITS)
         self._crc = 0
 
@@ -85,7 +87,7 @@ class Inflater:
     @property
     def _cause(self) -> str:
         """A possible cause, if the data is large enough for 4 GiB more."""
-        if self._member.size >= read.OFFSET_SPACE or self._member.stored_size * _RATIO_MAX < read.OFFSET_SPACE:
+        if self._member.size >= self._offset_space or self._member.stored_size * _RATIO_MAX < self._offset_space:
             return ""
         return f", which is also what macOS Finder writes for a file of 4 GiB or more; {read.MAC_WAY_OUT}"
 

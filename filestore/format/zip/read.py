@@ -2,7 +2,7 @@
 
     end = find_end(the last TAIL_SIZE bytes, size)
     members = parse_central_directory(the bytes of end.directory)
-    check_preamble(the first 4 bytes, members)
+    check_preamble(the first 4 bytes, members, end)
     check_other_reading(4 bytes) for each of other_readings(members, end)
     for each member, as its bytes arrive: content = check_local_header(...), check_descriptor(...), `Inflater` or `Checksum`
     check_links(members, targets)
@@ -113,11 +113,13 @@ class End(NamedTuple):
     """The number to add to the offsets in the directory: bytes that were put before the archive after it was made."""
     is_zip64: bool = False
     """True if a Zip64 end record states the numbers. Otherwise the count is the number of headers modulo 65,536."""
+    offset_space: int = OFFSET_SPACE
+    """The number modulo which offsets without Zip64 are written."""
 
     @property
     def may_be_wrapped(self) -> bool:
         """Whether the offset of the directory is right only modulo 4 GiB."""
-        return not self.is_zip64 and self.shift > 0 and self.shift % OFFSET_SPACE == 0
+        return not self.is_zip64 and self.shift > 0 and self.shift % self.offset_space == 0
 
 
 class Extent(NamedTuple):
@@ -185,8 +187,10 @@ class Member(NamedTuple):
         return Extent(self.end - self.stored_size, self.end)
 
 
-def find_end(tail: Buffer, size: int, *, limits: ZipLimits = DEFAULT_LIMITS) -> End:
+def find_end(tail: Buffer, size: int, *, limits: ZipLimits = DEFAULT_LIMITS, offset_space: int = OFFSET_SPACE) -> End:
     """Read the end records from `tail`, the last `TAIL_SIZE` bytes of a file of `size` bytes, or all of them.
+
+    Offsets without Zip64 are taken modulo `offset_space`.
 
     Raises InvalidArchive, LimitExceeded.
     """
@@ -206,8 +210,10 @@ def find_end(tail: Buffer, size: int, *, limits: ZipLimits = DEFAULT_LIMITS) -> 
     located = at - zip_.LOCATOR.size
     if located >= 0 and data.startswith(zip_.LOCATOR_SIGNATURE, located):
         wide = _wide_totals(data, located, narrow)
-        return _checked(wide, base + located - zip_.END64_RECORD.size, limits)._replace(is_zip64=True)
-    return _checked(narrow, base + at, limits)
+        found = _checked(wide, base + located - zip_.END64_RECORD.size, limits)._replace(is_zip64=True)
+    else:
+        found = _checked(narrow, base + at, limits)
+    return found._replace(offset_space=offset_space)
 
 
 def parse_central_directory(directory: Buffer, end: End, *, limits: ZipLimits = DEFAULT_LIMITS) -> list[Member]:
@@ -274,13 +280,13 @@ class Members(Sequence[Member]):
         return parser.members[0], following
 
 
-def check_preamble(head: Buffer, members: Sequence[Member]) -> None:
+def check_preamble(head: Buffer, members: Sequence[Member], end: End) -> None:
     """Check that the bytes before the first entry cannot be read as an entry by a zip tool.
 
     `head` has the first 4 bytes. Raises InvalidArchive.
     """
     if (not members or members[0].start) and bytes(head).startswith(_OTHER_BEGINNINGS):
-        if members and not members[0].start % OFFSET_SPACE:
+        if members and not members[0].start % end.offset_space:
             # A preamble is not this large: the sizes and offsets are written modulo 4 GiB.
             _refuse(_UNPLACED)
         _refuse("it begins with an entry that its central directory does not name")
@@ -294,7 +300,7 @@ def other_readings(members: Sequence[Member], end: End) -> list[int]:
     """
     if not _is_wrapped(members, end):
         return []
-    wrapped = [member.start % OFFSET_SPACE for member in members if member.start >= OFFSET_SPACE]
+    wrapped = [member.start % end.offset_space for member in members if member.start >= end.offset_space]
     return [end.shift, *wrapped[:1]]
 
 
@@ -669,13 +675,13 @@ def _unwrapped(members: Sequence[Member], end: End) -> list[Member]:
     least = 0
     for member in members:
         offset = member.start - end.shift
-        if offset >= OFFSET_SPACE:
+        if offset >= end.offset_space:
             raise _refused(member.path, "its offset is not wrapped")
         if member.stored_size and member.extent is None and not member.is_deflated:
             # Readers of such archives walk from one local header to the next, and would search the data for the
             # descriptor.
             raise _refused(member.path, "only its descriptor states where its data ends")
-        start = least + (offset - least) % OFFSET_SPACE
+        start = least + (offset - least) % end.offset_space
         placed.append(member._replace(start=start))
         least = start + zip_.LOCAL_HEADER.size + len(member.raw_name) + member.stored_size
     return placed
