@@ -113,9 +113,9 @@ async def fetch_record(
 ) -> FetchResult:
     """Write the file of `record` to `target`, as `fetch` does, with help from other local data.
 
-    `manifest` is that of the file, where the caller has it; otherwise the repository is asked. Chunks that a seed holds are
-    copied instead of received. The seeds are closed. `partial_file` receives each chunk's offset; chunks that its readers wait
-    for are fetched first.
+    `manifest` is the manifest of the file. Without it, the function asks the repository for it. Chunks that a seed
+    holds are copied instead of received. All seeds are closed at the end. `partial_file` is told the offset of each
+    chunk that was written. Chunks that its reader waits for are fetched first.
 
     Raises TargetError, StorageFull, StorageError, DamagedChunk, ChunksMissing, NotFound, TransferError.
     """
@@ -164,14 +164,14 @@ async def _fetch(  # each is a part of the call
 
 
 def _check_free(target: Path) -> None:
-    """Raise TargetError if something has the name of the target."""
+    """Raise TargetError if a file, a folder or a link exists at the path of the target."""
     if os.path.lexists(target):
         reason = "another file is there; give another target, or replace it by force"
         raise TargetError(str(target), reason, hint="choose-target")
 
 
 async def _scan(target: Path, manifest: Manifest, receiving: Receiver) -> Manifest | None:
-    """Return the chunks of the file that has the target's name. Return None if there is none that can be read."""
+    """Return the manifest of the file at `target`. Return None if no file is there, or if it cannot be read."""
     try:
         with await in_disk_thread(FileSource, target, chunking_version=manifest.chunking_version) as source:
             return await receiving.scan(source)
@@ -214,16 +214,20 @@ class _PartialFile:
             self._lock.release()
 
     def _remove_if_empty(self, lock: FileLock) -> None:
-        """Leave nothing behind of a fetch that was refused. Raises OvertakenError where there is nothing any more.
+        """Remove the staging file if it has no content and no other process uses it.
 
-        Raises OSError, and StorageError where there are no locks.
+        It is called when a fetch fails, so that a fetch that was refused leaves no file. Raises OvertakenError if
+        another process has published or removed the staging file, StorageError if file locks do not work, OSError.
         """
         self.check_ours()
         if not has_data(self._descriptor, 0, self._manifest.size) and not is_claimed(lock):
             self._path.unlink()
 
     def open(self) -> None:
-        """Find or make the staging file. Raises TargetError, StorageFull, StorageError, OvertakenError."""
+        """Open the staging file, or make it if it does not exist.
+
+        Raises TargetError, StorageFull, StorageError, OvertakenError.
+        """
         with storage_errors(self._target, translate=target_error):
             with suppress(FileNotFoundError):
                 if not stat.S_ISREG(self._target.stat().st_mode):
@@ -293,8 +297,8 @@ class _PartialFile:
 
 
 def _write_error(target: str, error: OSError) -> StorageError:
-    """Translate an error.
+    """Return the error to raise for an error of the operating system.
 
-    A full disk is reported with the path of the folder, a file that is too large with its own.
+    If the file is too large for the file system, the error names the file. Any other error names its folder.
     """
     return storage_error(target if error.errno == errno.EFBIG else str(Path(target).parent), error)

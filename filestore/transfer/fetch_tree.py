@@ -1,9 +1,9 @@
 """Fetch the tree of a stored directory, or of any stored zip file, and write it to its target.
 
-The central directory of the zip is read first, by range. Then each chunk is written to its place in its file when it arrives:
-the zip itself is never on a disk. The staged tree is synced and appears by one rename (I3). Chunks that are on this machine
-are not fetched: those in the staging folder of an earlier fetch that did not end, those of the tree or file that is replaced,
-and those of seeds.
+The central directory of the zip is read first, by range. Then each chunk is written to its place in its file when it
+arrives: the zip itself is never on a disk. The staged tree is synced and appears by one rename (I3). Chunks that are on
+this machine are not fetched: the chunks in the staging folder of an earlier fetch that did not end, the chunks of the
+tree or file that is replaced, and the chunks of seeds.
 
 Where the target is an empty folder, such as a mounted volume, the staging folder is inside it, and its names are moved out
 one by one. That is not atomic: a reader may see some names before the others. The same holds for a target that came with a
@@ -134,9 +134,9 @@ async def fetch_record_tree(
 ) -> FetchTreeResult:
     """Write the tree of the zip of `record` to `target`, as `fetch_tree` does, with help from other local data.
 
-    `manifest` is that of the zip, where the caller has it; otherwise the repository is asked. `reserve` is awaited before any
-    part of the tree is written, and raises where there is not enough room. Chunks that a seed holds are copied instead of
-    received. The seeds are closed.
+    `manifest` is the manifest of the zip. Without it, the function asks the repository for it. `reserve` is awaited
+    before any part of the tree is written, and may raise an error if there is not enough space. Chunks that a seed
+    holds are copied instead of received. All seeds are closed at the end.
 
     Raises NotAnArchive, InvalidArchive, LimitExceeded, TargetError, Busy, StorageFull, StorageError, DamagedChunk,
     ChunksMissing, NotFound, TransferError.
@@ -235,7 +235,7 @@ async def _attempt(
 
 
 async def _older(receiving: Receiver, manifest: Manifest, place: Target) -> Seed | None:
-    """Return the file or tree that is replaced, as a seed. Return None if there is none that can be read."""
+    """Return the file or tree that will be replaced, as a seed. Return None if it is missing or cannot be read."""
     if not place.is_replaced:
         return None
     try:

@@ -1,4 +1,7 @@
-"""Find and remove what interrupted fetches left next to their targets, or in them. All functions block."""
+"""Find and remove the files and folders that interrupted fetches left next to their targets, or in them.
+
+All functions block.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,14 @@ UNLOCKED_SECONDS = 86400
 
 _NAME = re.compile(r"\.(?:[0-9a-f]{32}-)?([0-9a-f]{16})\.filestore-(partial|discarded|replacing|moving|aside|halfway)\Z")
 _WHOLE = re.compile(r"\.filestore-(partial|aside|halfway)\Z")
-"""A folder with such a name is renamed before it is removed, so that a removed part of it never looks like the
-whole."""
+"""Names of folders that are renamed before they are removed, so that a folder that is removed only in part never looks
+complete.
+"""
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Leftover(NamedTuple):
-    """A file or a folder that a fetch left."""
+    """A file or a folder that a fetch left on the disk."""
 
     path: Path
     stored_size: int
@@ -35,11 +39,16 @@ class Leftover(NamedTuple):
     is_in_use: bool
     """A running fetch uses it."""
     is_needed: bool
-    """A replacement was interrupted between its two steps. Only the next fetch to that target can repair it."""
+    """It must not be removed: a replacement was interrupted between its two steps, and only the next fetch to that
+    target can complete it or undo it.
+    """
 
 
 def leftovers(folder: Path) -> list[Leftover]:
-    """List what fetches to `folder`, or to a path in it, left there, in the order of names. Raises StorageError."""
+    """List the leftovers in `folder`, in the order of their names. Raises StorageError.
+
+    They come from fetches whose target was `folder` itself or a path directly in it.
+    """
     with storage_errors(folder):
         names = sorted(os.listdir(folder))  # noqa: PTH208  # names are enough
     labels = {tree_label(name) for name in names}

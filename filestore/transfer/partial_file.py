@@ -22,12 +22,13 @@ class PartialFile:
 
     def __init__(self) -> None:
         self.began = asyncio.Event()
-        """Set as soon as the manifest is known and content may arrive."""
+        """An event that is set as soon as the manifest is known and content may arrive."""
         self.size = 0
-        """Bytes of the file; 0 until it began."""
+        """Bytes of the file. It is 0 until `began` is set."""
         self.descriptor = -1
-        """The open file that has the chunks that arrived, at their offsets. It is valid until `close`; -1 before it
-        began."""
+        """The open file that has the chunks that arrived, at their offsets. It is valid until `close`. It is -1 until
+        `began` is set.
+        """
         self._loop = asyncio.get_running_loop()
         self._offsets: list[int] = []
         self._present = bytearray()
@@ -39,7 +40,7 @@ class PartialFile:
         self._is_closed = False
 
     def begin(self, manifest: Manifest, descriptor: int) -> None:
-        """Note the open file that chunks are written to from now on. A fetch that starts over calls it again.
+        """Set the open file to which chunks are written from now on. A fetch that starts over calls this again.
 
         The caller keeps its `descriptor`: this object uses a duplicate.
         """
@@ -56,9 +57,9 @@ class PartialFile:
         self._loop.call_soon_threadsafe(self._note, offset)
 
     def next_asked(self) -> int | None:
-        """Return the offset of a chunk that the reader waits for, each once.
+        """Return the offset of the next chunk that the reader waits for. Each offset is returned once.
 
-        Return None if it waits for no other one.
+        Return None if there are no more such chunks.
         """
         return self._asked.popleft() if self._asked else None
 
@@ -70,7 +71,10 @@ class PartialFile:
         self._waiting.clear()
 
     async def have(self, start: int, stop: int) -> None:
-        """Wait until the bytes from `start` to `stop` have arrived. Both are in the file, and it has begun."""
+        """Wait until the bytes from `start` up to `stop` have arrived.
+
+        Call it after `began` is set, with a range inside the file.
+        """
         while missing := self._missing(start, stop):
             events = []
             for place in missing:
@@ -82,7 +86,7 @@ class PartialFile:
                 await event.wait()
 
     def close(self) -> None:
-        """Close the descriptors. Nobody may read them after this."""
+        """Close the descriptors. They must not be used after this."""
         with self._lock:
             self._is_closed = True
             descriptors, self._descriptors = self._descriptors, []

@@ -80,7 +80,7 @@ class PlannedEntry:
     size: int
     """Bytes of content. A file in a directory is counted with its headers in the zip."""
     bytes_new: int
-    """Bytes of these that lie in chunks which the repository does not have."""
+    """How many of these bytes are in chunks that the repository does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class PushPlan:
     digest: Digest
     """The digest that the record would have."""
     size: int
-    """Bytes of content: those of the file, or those of the zip that a directory is stored as."""
+    """Bytes of content: the size of the file, or the size of the zip as which a directory is stored."""
     entries: tuple[PlannedEntry, ...] = field(repr=False)
     """The file, or each file of the directory, in the order of the zip."""
     bytes_new: int
@@ -166,7 +166,9 @@ async def push(
 
 
 async def send(repository: Repository, content: Content) -> None:
-    """Send the chunks of `content` from where its scan is that the repository does not have, and record nothing.
+    """Send the chunks of `content` that the repository does not have, and record nothing.
+
+    It starts where the scan of `content` is: chunks that were scanned before are not sent.
 
     Raises SourceUnreadable, StorageError, TransferError.
     """
@@ -174,7 +176,7 @@ async def send(repository: Repository, content: Content) -> None:
 
 
 async def send_and_commit(repository: Repository, content: Content, *, name: str) -> Record:
-    """Do `send`, then record the whole `content` as a file with the name `name`.
+    """Send as `send` does, then record the whole `content` as a file with the name `name`.
 
     Raises what `send` raises, and SourceChanged, InvalidName, InvalidManifest, LimitExceeded.
     """
@@ -249,7 +251,7 @@ def _open_source(
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> FileSource | TreeSource:
-    """Open what is pushed. `stack` closes it, also if the caller is cancelled and never receives it."""
+    """Open the file or directory to push. `stack` closes it, also if the caller is cancelled and never receives it."""
     if path.is_dir():
         return stack.enter_context(
             TreeSource(walk(path, symlinks=symlinks, include=include, exclude=exclude), chunking_version=chunking_version)
@@ -258,7 +260,7 @@ def _open_source(
 
 
 def default_name(path: Path) -> str:
-    """Return the default name of a record. For `.` and `..`, it is the name of the folder that they mean.
+    """Return the default name of the record for `path`. For `.` and `..`, it is made from the real name of the folder.
 
     It may contain characters that a new record must not have: see `checked_new_name`. Raises InvalidName.
     """
@@ -277,7 +279,10 @@ async def _opened_source(
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> AsyncIterator[FileSource | TreeSource]:
-    """Open what is pushed to the repository with this identity. What `push_cache` knows is not read."""
+    """Open the file or directory to push. Content that `push_cache` knows from an earlier push is not read again.
+
+    `identity` is the identity of the repository, which the push cache needs.
+    """
     with ExitStack() as stack:
         source = await in_disk_thread(
             _open_source, stack, path, identity.chunking_version, symlinks=symlinks, include=include, exclude=exclude
@@ -357,7 +362,7 @@ class _Sender:
         self._frames = BufferPool(count=WINDOWS_IN_FLIGHT, size=_FRAMES_SIZE)
 
     async def send_all(self) -> None:
-        """Read the source once and send what is missing."""
+        """Read the source once, and send the chunks that the repository does not have."""
         self.report_progress()
         async with task_group() as group:
             while not self.source.is_finished:
@@ -377,7 +382,7 @@ class _Sender:
                 await self._send_chunks(pieces)
 
     def report_progress(self) -> None:
-        """Report how far the push is."""
+        """Call `report` with the progress of the push."""
         if self._report is not None:
             source = self.source
             # Frames in flight count with their encoded bytes. The bar does not move back when a retry starts again.
@@ -398,7 +403,7 @@ class _Sender:
                 await self._send_chunks([(digest, pieces[digest]) for digest in missing], encoded=stack.close)
 
     def _new(self, chunks: list[tuple[Digest, memoryview]]) -> tuple[dict[Digest, memoryview], int]:
-        """Return those of `chunks` that this push has not asked about yet, and the size of all `chunks`."""
+        """Return the chunks that this push has not asked the repository about yet, and the size of all `chunks`."""
         pieces = {digest: piece for digest, piece in chunks if digest not in self._asked}
         size = sum(len(piece) for _, piece in chunks)
         if len(self._asked) + len(pieces) > ASKED_LIMIT:

@@ -1,9 +1,9 @@
 """Download verified chunks into a sink, and reuse local data first.
 
-`fetch` and `fetch_tree` share this. A sink is some kind of staging: it takes verified content by its offset in the
-file, in almost any order. Local data is what the sink has from an interrupted fetch, and what a seed has: another
-version of the same content on this machine. Local data is verified by its digests. The push cache is not used, since it
-is not verified.
+`fetch` and `fetch_tree` share this. A sink is a staging file or folder. It takes verified content at its offset in the
+file, in almost any order. There are two kinds of local data: the content that an interrupted fetch left in the sink,
+and the content of seeds, such as another version of the same file on this machine. Local data is verified by its
+digests. The push cache is not used, since it is not verified.
 """
 
 from __future__ import annotations
@@ -142,10 +142,10 @@ class Receiver:
         return bytes(memory)
 
     async def reuse(self, sink: Sink, seeds: Sequence[Seed], *, resume: bool) -> None:
-        """Find out which chunks `sink` needs, and fill those that are on this machine already.
+        """Find out which chunks `sink` needs, and write those of them that are on this machine already.
 
-        With `resume`, the sink itself may have some of them. Seeds are used after that; each is closed as soon as it is
-        not needed any more. A second call starts over.
+        With `resume`, the content that the sink has already is verified first. Then the seeds are used. A seed is
+        closed here if `download` does not need it. A second call starts over.
         """
         self._sink = sink
         self.reused = self._written = self._under_way = 0
@@ -185,7 +185,7 @@ class Receiver:
         self._kept.clear()
 
     def report_progress(self) -> None:
-        """Report how far the fetch is."""
+        """Call `report` with the progress of the fetch."""
         if self._report is None:
             return
         # Frames in flight count with their encoded bytes. The bar does not move back when a retry starts again.
@@ -201,9 +201,9 @@ class Receiver:
         ]
 
     def _places(self, sink: Sink) -> dict[int, Place]:
-        """Return the places to fill, by their first offset, in the order of the file.
+        """Return the places that must be filled, in the order of the file. The key of each is its first offset.
 
-        Chunks that are not needed are counted.
+        Chunks that the sink does not need are added to the counters.
         """
         places: dict[int, Place] = {}
         anywhere: dict[bytes, Place] = {}
@@ -241,7 +241,10 @@ class Receiver:
             self._note_reused(await in_cpu_thread(_copied, sink, seed, batch, found))
 
     def _found_in(self, other: Manifest) -> dict[int, int]:
-        """Return the offsets of the places' chunks in another manifest, by the first offset of each place."""
+        """Find chunks that are missing here in the manifest `other`.
+
+        Return their offsets there, by the first offset of their place.
+        """
         wanted = {place.chunk.digest: place.offsets[0] for place in self._reusable()}
         found = {}
         for chunk, offset in zip(other.chunks, other.offsets(), strict=True):
@@ -260,7 +263,10 @@ class Receiver:
         return True
 
     async def _reuse_each(self, batches: Iterator[list[Place]], find: Callable[[list[Place]], list[Place]]) -> None:
-        """Note the places that `find` fills of each batch. Several batches are handled at a time."""
+        """Call `find` for each batch, and note the places that it returns as filled.
+
+        Several batches are handled at a time.
+        """
 
         async def worker() -> None:
             for batch in batches:
@@ -296,12 +302,12 @@ class Receiver:
             await in_disk_thread(sink.sync)
 
     async def _at_hand(self, places: list[Place], seeded: Mapping[int, _SeedMatch]) -> Mapping[int, bytes]:
-        """Return the content that need not be received: kept chunks, and chunks that a seed really has."""
+        """Return the content that need not be received: kept chunks, and verified chunks of seeds."""
         # Most fetches have no such seeds, so that they need no thread here.
         return self._kept | await in_cpu_thread(self._read_seeds, places, seeded) if seeded else self._kept
 
     def _read_seeds(self, places: list[Place], seeded: Mapping[int, _SeedMatch]) -> dict[int, bytes]:
-        """Return the content of those places that a seed really has, verified."""
+        """Return the content of the places whose chunk could be read from a seed and verified."""
         pieces = {}
         for place in places:
             found = seeded.get(place.offsets[0])
@@ -314,7 +320,7 @@ class Receiver:
         return pieces
 
     async def _get(self, places: list[Place], buffer: memoryview) -> list[memoryview]:
-        """Receive the frames of places. Raises ChunksMissing."""
+        """Receive the frames of `places`. Raises ChunksMissing if the repository does not have one of them."""
         if not places:
             return []
         digests = [place.chunk.digest for place in places]
@@ -327,9 +333,11 @@ class Receiver:
 
     @asynccontextmanager
     async def _mending(self, places: list[Place]) -> AsyncIterator[None]:
-        """Ask the repository to verify chunks if one of them is damaged.
+        """If the block raises DamagedChunk, ask the repository to verify the chunks of `places`.
 
-        The next push of the file then sends them again.
+        The error is raised all the same.
+
+        The repository then treats damaged chunks as missing, so that the next push of the file sends them again.
         """
         try:
             yield
@@ -379,7 +387,10 @@ def _copy(sink: Sink, seed: Seed, seed_offset: int, offset: int, size: int) -> b
 
 
 def _held(sink: Sink, places: list[Place]) -> list[Place]:
-    """Return those of `places` whose chunk the sink has at one offset, and write it at the other offsets too."""
+    """Return the places whose chunk the sink has already at one of its offsets.
+
+    Write such a chunk at its other offsets too.
+    """
     found = []
     for place in places:
         content = _scratch()[: place.chunk.size]
@@ -393,7 +404,10 @@ def _held(sink: Sink, places: list[Place]) -> list[Place]:
 
 
 def _copied(sink: Sink, seed: Seed, places: list[Place], found: Mapping[int, int]) -> list[Place]:
-    """Write the chunks of places that a seed has, and return those places."""
+    """Read the chunks of `places` from a seed, verify them and write them.
+
+    Return the places for which this was possible.
+    """
     sink.check_ours()
     copied = []
     for place in places:
@@ -411,7 +425,10 @@ def _copied(sink: Sink, seed: Seed, places: list[Place], found: Mapping[int, int
 
 
 def _contents(places: list[Place], frames: list[memoryview], kept: Mapping[int, bytes]) -> list[bytes]:
-    """Return the content of each place: the kept content, otherwise that of the next frame."""
+    """Return the content of each place.
+
+    It is the kept content if there is any, otherwise the verified content of the next frame.
+    """
     waiting = iter(frames)
     return [kept.get(place.offsets[0]) or bytes(verified(place.chunk, next(waiting))) for place in places]
 

@@ -68,7 +68,7 @@ class Batch(NamedTuple):
 
 
 def batches_by_size(places: Iterable[Place], options: TransferOptions) -> Iterator[list[Place]]:
-    """Places in batches whose frames fit into `batch_size` bytes."""
+    """Yield the places in batches whose frames fit into `batch_size` bytes."""
     return batched_by_size(list(places), lambda place: frame_limit(place.chunk.size), limit=options.batch_size)
 
 
@@ -97,9 +97,9 @@ def _unbroken(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
 
 
 def asked_first(places: Sequence[Place], partial_file: PartialFile, options: TransferOptions) -> Iterator[Batch]:
-    """Yield small batches: the chunks that the reader waits for, otherwise the next chunks of the file.
+    """Yield small batches. A batch has the chunks that the reader waits for, or else the next chunks of the file.
 
-    Each place comes once.
+    Each place is in one batch only.
     """
     by_offset = {offset: place for place in places for offset in place.offsets}
     taken: set[int] = set()
@@ -129,7 +129,7 @@ def asked_first(places: Sequence[Place], partial_file: PartialFile, options: Tra
 def round_robin(chains: Iterator[list[Batch]], options: TransferOptions) -> Iterator[Batch]:
     """Yield the batches of a few chains alternately, so that workers seldom wait for each other.
 
-    A chain keeps its order. A batch comes after the one that it follows. Workers take batches in this order, so that a
+    The batches of one chain stay in their order. Workers take batches in the order in which they are yielded, so a
     worker never waits for a batch that no worker has taken.
     """
     active: deque[Iterator[Batch]] = deque()
@@ -153,7 +153,10 @@ def _next_round_robin(active: deque[Iterator[Batch]]) -> Iterator[Batch]:
 def long_extents(
     places: Sequence[Place], found: Mapping[int, int], sink: Sink, options: TransferOptions
 ) -> Iterator[list[Place]]:
-    """Yield the long extents: chunks that are neighbours in one file of the sink, and also in the seed."""
+    """Yield the extents that are long enough for a copy by the operating system.
+
+    The chunks of an extent are neighbours in one file of the sink, and also in the seed.
+    """
     extent: list[Place] = []
     current: tuple[int, int, int] | None = None  # the file, and the end of the extent in the sink and in the seed
     for place in places:

@@ -23,17 +23,18 @@ class ContentRange(NamedTuple):
 class Seed(Protocol):
     """Local data that may have chunks of the file that is fetched. Its content is verified before it is used.
 
-    Its methods block. They are called by one thread at a time. The function that gets a seed closes it.
+    Its methods block. They are called by one thread at a time. A function that takes a seed as an argument must close
+    it.
     """
 
     @property
     def manifest(self) -> Manifest:
-        """The chunks that it should have."""
+        """The manifest that says which chunks the seed should have."""
 
     def read_into(self, memory: memoryview, offset: int) -> bool:
         """Fill `memory` with content from `offset` on.
 
-        Return whether that was possible, or raise SourceError if not.
+        Return True if that was possible. If it was not, return False or raise SourceError.
         """
 
     def locate(self, offset: int, size: int) -> ContentRange | None:
@@ -43,7 +44,7 @@ class Seed(Protocol):
         """
 
     def close(self) -> None:
-        """Close its descriptors. It may be called more than once."""
+        """Close the descriptors of the seed. It may be called more than once."""
 
 
 class FileSeed:
@@ -88,9 +89,9 @@ def closing(seeds: Iterable[Seed]) -> Iterator[None]:
 
 
 def read_whole(descriptor: int, memory: memoryview, offset: int) -> bool:
-    """Fill `memory` from an open file. Return whether that was possible.
+    """Fill `memory` from an open file. Return whether all of it could be filled.
 
-    A hole is not read, since it has no content.
+    Return False for a hole of the file, where nothing was ever written.
     """
     try:
         if descriptor < 0 or not has_data(descriptor, offset, len(memory)):

@@ -107,7 +107,7 @@ class Target:
         return names | {self._stem + _REPLACING, self._stem + _MOVING}
 
     def look(self) -> bool:
-        """Find out how the tree can be published, and repair a publication that a crash interrupted.
+        """Choose how the tree will be published, and repair a publication that a crash interrupted.
 
         Return whether the target holds what an earlier fetch has published. Raises TargetError, and Busy while another
         process replaces what is in it.
@@ -186,9 +186,9 @@ class Target:
         return False
 
     def _put_right(self) -> bool:
-        """Complete a publication in the target that was decided before a crash, and take back one that was not.
+        """Repair the target after a crash: complete a publication that was decided, and undo one that was not.
 
-        Return whether this published the tree of this target.
+        Return whether the completed publication is the one of the tree that this fetch would publish.
         """
         aside = self.path / self._aside_name
         with self._locked(aside):
@@ -209,7 +209,9 @@ class Target:
         aside.rmdir()
 
     def _check_replaced(self, folder: Path) -> None:
-        """Remove what an earlier fetch replaced. Its names must be free before this fetch replaces anything.
+        """Remove old content that an earlier fetch replaced and left.
+
+        Its names must be free before this fetch replaces anything.
 
         Raises TargetError.
         """
@@ -247,7 +249,7 @@ class Target:
         return False
 
     def _recover(self, aside: Path, path: Path) -> None:
-        """Move back what an interrupted process moved aside, or remove it if there is something at `path`."""
+        """Move back to `path` what an interrupted process moved aside. Remove it if something is at `path`."""
         halfway = aside.with_name(self._halfway_name)
         if os.path.lexists(path):
             self._drop(aside)
@@ -258,7 +260,7 @@ class Target:
                 _move_through(halfway, aside, path)
 
     def _publish_beside(self) -> None:
-        """Publish by a rename. Two processes may do this at once, so that a name is gone, or is there again."""
+        """Publish by a rename. Two processes may do this at once, so a name may have disappeared, or appeared again."""
         aside = self.path.parent / self._aside_name
         for attempt in count(1):
             try:
@@ -401,9 +403,9 @@ class Target:
 
     @contextmanager
     def _locked(self, aside: Path) -> Iterator[None]:
-        """Keep other processes from repairing the target, or publishing in it.
+        """Hold a lock during the block, so that no other process repairs the target or publishes in it.
 
-        Without `aside`, there is nothing to lock.
+        If the folder `aside` does not exist, nothing is locked.
 
         The lock is required: two processes that move the same names at once would mix the old tree with the new one.
         Raises Busy, and TargetError where there are no locks.
@@ -442,7 +444,7 @@ def _publish_error(path: str, error: OSError) -> FilestoreError:
 
 
 def tree_label(name: str) -> str:
-    """Return the part of our own names that stands for the name of the target."""
+    """Return the label of a target, which the names that a fetch makes next to the target contain."""
     return blake3(os.fsencode(name) + b"/").hexdigest()[:16]
 
 
@@ -455,7 +457,10 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_moved(path: Path, to: Path) -> bool:
-    """Do `move`. Return False if `path` is a folder of a container image, and cannot be renamed. Raises OSError."""
+    """Move `path` to `to`.
+
+    Return False if `path` is a folder of a container image, which cannot be renamed. Raises OSError.
+    """
     try:
         move(path, to)
     except OSError as error:

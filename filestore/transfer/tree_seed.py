@@ -35,7 +35,7 @@ from filestore.transfer.sources.tree import TreeSource
 async def read_structure(
     receiving: Receiver, name: str, size: int, limits: ZipLimits, *, offset_space: int = OFFSET_SPACE
 ) -> Zip:
-    """Read the structure of a zip file from its end. Little more than that is received.
+    """Read the structure of a zip file from its end. Little more than the end is received.
 
     Raises NotAnArchive, InvalidArchive, LimitExceeded.
     """
@@ -69,8 +69,8 @@ def tree_tail(tree: TreeSource) -> bytes:
 class TreeSeed:
     """A tree that was fetched or pushed.
 
-    `manifest` is that of its zip, and `tail` has the zip's bytes from the central directory on. The tree is opened on
-    first use, and may be gone by then.
+    `manifest` is the manifest of its zip, and `tail` has the zip's bytes from the central directory on. The tree is
+    opened on first use, and may be gone by then.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class TreeSeed:
         self._tail = b""
 
     def _open(self) -> Zip | None:
-        """Open the tree on first use. Return None if there is no such tree, or no longer."""
+        """Open the tree on first use. Return None if there is no such tree, or if the seed is closed."""
         if self._archive is None and self._tail:
             tail, self._tail = self._tail, b""
             with suppress(FilestoreError, OSError):

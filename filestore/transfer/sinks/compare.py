@@ -40,9 +40,9 @@ def matches_disk(root: int, members: Sequence[Member], *, ignored: Container[str
 
 
 def walk_folder(root: int) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the path and the status of everything in a folder, and an inner folder before its content.
+    """Yield the path and the status of everything in a folder and its inner folders. A folder comes before its content.
 
-    The content of a folder that is removed meanwhile is left out.
+    If a folder is removed meanwhile, its content is left out and no error is raised.
     """
     waiting = [""]
     while waiting:
@@ -64,7 +64,7 @@ def walk_folder(root: int) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def is_whole(root: int, member: Member, status: os.stat_result) -> bool:
-    """Return whether a file or a link has the right size and checksum. Raises OSError."""
+    """Return whether the file or link of `member` on the disk has the right size and checksum. Raises OSError."""
     if member.is_link:
         return stat.S_ISLNK(status.st_mode) and crc32(os.fsencode(os.readlink(member.path, dir_fd=root))) == member.crc
     if not stat.S_ISREG(status.st_mode) or status.st_size != member.size:

@@ -43,7 +43,10 @@ class Sink(Protocol):
         """
 
     def read_into(self, memory: memoryview, offset: int) -> bool:
-        """Fill `memory` with what the staging has at `offset`, verified or not. Return whether that was possible."""
+        """Fill `memory` with content of the staging from `offset` on.
+
+        Return whether that was possible. The content may not be verified.
+        """
 
     def copy(self, source: ContentRange, offset: int, size: int) -> bool:
         """Copy content of one file by a call of the operating system. Return whether that was possible.
@@ -52,15 +55,15 @@ class Sink(Protocol):
         """
 
     def write(self, content: memoryview, offset: int, *, is_held: bool = False) -> None:
-        """Write verified content to its place. With `is_held`, it is there already.
+        """Write verified content to its place. With `is_held`, the content is there already and is only noted.
 
         Each chunk is taken once for each offset.
 
-        Raises StorageFull, StorageError, and what the sink refuses.
+        Raises StorageFull, StorageError, and the errors of the sink for content that it refuses.
         """
 
     def sync(self) -> None:
-        """Sync what was taken so far to the disk. More may be taken meanwhile.
+        """Sync the content that was written so far to the disk. More content may be written meanwhile.
 
         Raises StorageError, StorageFull.
         """
@@ -70,4 +73,4 @@ class Sink(Protocol):
 
 
 class OvertakenError(Exception):
-    """Another process has published or removed the staging of this one, or has published before it."""
+    """Another process has published or removed the staging that this process uses, or has published earlier."""

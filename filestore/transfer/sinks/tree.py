@@ -67,7 +67,7 @@ class TreeStaging:
     Two processes that fetch the same zip to the same target write the same verified bytes to the same places of one
     staging folder. The process that is too late finds the finished tree. Call `prepare` first and `finish` last.
 
-    Raises InvalidArchive, TargetError, StorageFull, StorageError.
+    Its methods raise InvalidArchive, TargetError, StorageFull, StorageError.
     """
 
     def __init__(self, path: Path, target: Path, archive: Zip, *, gather_limit: int = GATHER_LIMIT) -> None:
@@ -106,7 +106,7 @@ class TreeStaging:
         return self._done.count(_FILE)
 
     def prepare(self) -> None:
-        """Find or make the staging folder, and all folders in it.
+        """Open the staging folder, or make it if it does not exist. Make all folders of the tree in it.
 
         In an existing staging folder, names that do not belong to the tree are removed, and complete files are noted.
         """
@@ -249,7 +249,7 @@ class TreeStaging:
                 self._note_done(number)
 
     def _take_whole(self, number: int, entry: memoryview, *, is_held: bool) -> None:
-        """Take an entry from its local header to its end."""
+        """Check a whole entry, which `entry` has from its local header to its end, and write it."""
         member = self._zip.members[number]
         extent = check_local_header(member, entry[: member.head_size])
         data = entry[extent.start - member.start : extent.end - member.start]
@@ -263,7 +263,7 @@ class TreeStaging:
         self._note_done(number)
 
     def _take_scattered(self, number: int, start: int, piece: memoryview, *, is_held: bool) -> None:
-        """Take a part of an entry that is written in any order."""
+        """Check and write a part of an entry whose parts may be written in any order."""
         member = self._zip.members[number]
         extent = known_extent(member)
         head = piece[: max(extent.start - start, 0)]
@@ -298,7 +298,7 @@ class TreeStaging:
         return self._scattered[number]
 
     def _gather(self, number: int, start: int, piece: memoryview) -> None:
-        """Take a part of a small entry. The entry is written when all of its parts are here."""
+        """Keep a part of a small entry in memory. The entry is written when all of its parts have arrived."""
         member = self._zip.members[number]
         with self._lock:
             if number not in self._gathered:
@@ -380,10 +380,10 @@ class TreeStaging:
     def _check_name(self, path: str) -> None:
         """Check that the existing entry at `path` has exactly this name.
 
-        Otherwise the file system takes two names for one.
+        Otherwise the file system treats two names of the tree as one, and TargetError is raised.
 
         After the first such check, `finish` compares all names, since a file system may store another name than the one
-        that it was given. Raises TargetError, OSError.
+        that it was given. Also raises OSError.
         """
         if self._is_shared:
             return

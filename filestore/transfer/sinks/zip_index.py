@@ -72,7 +72,10 @@ class Zip:
         return range(first, bisect_left(self._starts, offset + size))
 
     def content_at(self, offset: int, size: int) -> ContentPart | None:
-        """Return where these bytes are in the stored content of one member. Return None if they are not in one."""
+        """Return where these bytes are in the stored content of a member.
+
+        Return None if they are not in the content of a single one.
+        """
         numbers = self.overlap(offset, size)
         if len(numbers) != 1 or write_mode_of(self.members[numbers[0]]) is not WriteMode.RANDOM:
             return None

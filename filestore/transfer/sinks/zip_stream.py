@@ -41,7 +41,10 @@ class EntryStream:
             self._descriptor = -1
 
     def feed(self, start: int, piece: memoryview) -> bool:
-        """Take the next piece. Return whether it was the last one. Raises OSError, InvalidArchive."""
+        """Check and write the next piece of the entry.
+
+        Return whether it was the last one. Raises OSError, InvalidArchive.
+        """
         if start != self._position:
             raise AssertionError(f"the piece at {start} comes before that at {self._position}")
         piece = self._take_head(piece)
@@ -76,7 +79,7 @@ class EntryStream:
 
     @property
     def _head_size(self) -> int:
-        """The size of the local header, as far as it is known."""
+        """The size of the local header, or a lower limit until its fixed fields have arrived."""
         size = zip_.LOCAL_HEADER.size
         if len(self._head) >= size:
             *_, name_size, extra_size = zip_.LOCAL_HEADER.unpack_from(self._head)

@@ -1,4 +1,4 @@
-"""The contract of a source, and a file as one.
+"""The contract of a source, from which a push reads, and the source for a single file.
 
 A source is read once and in order, into buffers that are reused. It is cut and hashed meanwhile, and checked for
 changes.
@@ -54,7 +54,10 @@ class FileState(NamedTuple):
 
     @staticmethod
     def packed(found: os.stat_result) -> bytes:
-        """Return `of(found).pack()` in a third of the time. A push of a tree calls it three times for each file."""
+        """Return the same bytes as `of(found).pack()`, in a third of the time.
+
+        A push of a tree calls it three times for each file.
+        """
         return _STATE.pack(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
 
     @classmethod
@@ -75,7 +78,7 @@ class FileState(NamedTuple):
         return is_mtime_settled and self.ctime + SETTLED_NANOSECONDS < recorded_at
 
     def check(self, now: FileState, path: Path | str) -> None:
-        """Raise SourceChanged if the state is another one now."""
+        """Raise SourceChanged if `now` differs from this state."""
         if now == self:
             return
         for field, before, after in zip(self._fields, self, now, strict=True):
@@ -173,7 +176,9 @@ class Source(Content, Protocol):
     """A file, or the zip of a directory, that may be pushed again later."""
 
     def load_fingerprint(self, cached: CachedPush) -> None:
-        """Do not read what is the same as at an earlier push. Call it before the first scan.
+        """Skip the content that has not changed since an earlier push: it is not read again.
+
+        Call this before the first scan.
 
         A fingerprint that is damaged has no effect.
         """
@@ -316,7 +321,7 @@ def read_exactly(descriptor: int, memory: memoryview, offset: int, path: Path | 
 
 
 def scan_and_hash(content: Content, buffer: memoryview) -> None:
-    """Scan and hash, and discard the chunks. It is for a caller that needs only the manifest."""
+    """Scan and hash the next content, for a caller that needs only the manifest. The chunks are discarded."""
     for window in content.scan(buffer):
         window.hash()
 

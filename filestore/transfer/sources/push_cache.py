@@ -25,7 +25,7 @@ ENTRY_LIMIT = 10_000
 SIZE_LIMIT = 1 << 30
 """Bytes of all entries together."""
 FINGERPRINT_LIMIT = 256 << 20
-"""Bytes of the largest fingerprint: ten times that of 200,000 files."""
+"""Bytes of the largest fingerprint that is accepted. The fingerprint of 200,000 files has a tenth of this size."""
 
 _SCHEMA_VERSION = 2
 _SCHEMA = """

@@ -164,9 +164,9 @@ class TreeSource(DescriptorOwner):
         return VirtualZip(self._chunker.entries, crcs, self._chunker.offsets, self._read_again)
 
     def _segment_key(self, number: int) -> bytes:
-        """Return a digest of what the segment's chunks depend on, except file content.
+        """Return a digest of everything that the chunks of a segment depend on, except file content.
 
-        It is zeros if that is not known.
+        It is zeros if a part of this is not known yet.
         """
         segment = self._chunker.segments[number]
         if segment.is_content:
@@ -213,7 +213,7 @@ class TreeSource(DescriptorOwner):
 
 
 class _TreeFingerprint:
-    """The fingerprint of an earlier push. Raises ValueError or struct.error for anything else."""
+    """The fingerprint of an earlier push. Its methods raise ValueError or struct.error if it is malformed."""
 
     def __init__(self, cached: CachedPush) -> None:
         data = cached.fingerprint

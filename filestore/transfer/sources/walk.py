@@ -171,7 +171,7 @@ class _Folder(NamedTuple):
     path: str
     """Its path on the disk. There are no links in it if the folder was reached through one."""
     name: str
-    """Its path in the tree. That of the root is empty."""
+    """Its path in the tree. It is empty for the root."""
     identity: tuple[int, int]
     """Device and inode."""
     parent: _Folder | None
@@ -246,7 +246,7 @@ class _Walker:
 
     @contextmanager
     def _open(self, folder: _Folder) -> Iterator[int]:
-        """Open the folder that was found. Raises SourceChanged if there is another one at its path now."""
+        """Open a folder that the walk found. Raise SourceChanged if another folder is at its path now."""
         link_flag = os.O_NOFOLLOW if folder.parent is not None else 0
         try:
             descriptor = os.open(folder.path, _FOLDER_FLAGS | link_flag)
@@ -379,13 +379,19 @@ def shown_path(root: Path, name: str) -> str:
 
 
 def unreadable_reason(error: OSError, *ways: str) -> str:
-    """Why something that is there cannot be read, and what can be done about it: one of the `ways` that are not empty."""
+    """Return why a file or a folder cannot be read, and what the user can do.
+
+    The user can do one of the `ways`, or use `chmod` where this helps. Empty `ways` are left out.
+    """
     found = [way for way in (MAKE_READABLE if isinstance(error, PermissionError) else "", *ways) if way]
     return f"{error.strerror or error}; {', or '.join(found)}" if found else error.strerror or str(error)
 
 
 def _led_to(link: os.DirEntry[str]) -> tuple[os.stat_result | None, str, str]:
-    """What a link leads to; if that is nothing, why, and what to do, and the hint of the error."""
+    """Return the status of the target of a link.
+
+    Without a target, return None, the reason with advice, and the hint of the error.
+    """
     try:
         return link.stat(), "", ""
     except OSError as error:
