@@ -1,4 +1,4 @@
-"""The run adapter turns a run's inputs into local paths, and stores what a pipeline returns."""
+"""Resolve the files in a run's inputs to local paths, and store the files that a pipeline returns."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class Adapter:
     async def inputs(
         self, input_data: object, declared: Sequence[object] | None = None, *, make: Make = _as_path
     ) -> AsyncIterator[list[object]]:
-        """Give the arguments of a run, with each file in them resolved.
+        """Yield the arguments of a run, with each file in them resolved.
 
-        `input_data` is that of a version 3 request or the `inputs` of a version 4 request. It is not changed. The files
-        stay in the cache until the block ends.
+        `input_data` is the `input_data` of a version 3 request, or the `inputs` of a version 4 request. It is not
+        changed. The files stay in the cache until the block ends.
 
         `declared` is the type of each parameter, or None if it is not known. For files it is `File`, `Directory` or
         `FileURL`, of filestore or of the Pipeline SDK, also inside `list[...]`, `dict[str, ...]`, `Optional[...]` and
@@ -86,7 +86,7 @@ class Adapter:
             yield read.arguments
 
     async def outputs(self, returned: Sequence[object]) -> list[dict[str, object]]:
-        """Store the files that a pipeline returned; give the `outputs` of the run's answer, one for each value.
+        """Store the files that a pipeline returned. Return the `outputs` of the run's answer, one for each value.
 
         A file is a `File` or a `Directory`, of filestore or of the Pipeline SDK, a `pathlib.Path`, or an open handle,
         such as a `BytesIO`. The whole content of a handle is stored, and its position does not change. Content that is
@@ -109,7 +109,7 @@ class Adapter:
         return read.answers
 
     async def _store(self, place: OutputFile) -> Record:
-        """Store a returned file; return its record."""
+        """Store a returned file, and return its record."""
         file = place.file
         if not isinstance(file, Local):
             return await self._repository.record(file.reference)

@@ -1,4 +1,7 @@
-"""The declared type of a pipe's parameter tells which values are files. No I/O, and no import of the Pipeline SDK."""
+"""Read the declared types of a pipe's parameters, which say which values are files.
+
+No I/O, and no import of the Pipeline SDK.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ _PACKAGES = ("filestore", "pipeline")
 
 
 def kind_of_class(known: type) -> Kind | None:
-    """Return the kind of file for a class of filestore or the Pipeline SDK, or for a subclass of it, else None."""
+    """Return the kind of file that a class stands for, or None.
+
+    The class is one of filestore or the Pipeline SDK, or a subclass of one.
+    """
     for parent in known.__mro__:
         # Compare names: the SDK may not be installed, and must not be imported here.
         if parent.__module__.partition(".")[0] in _PACKAGES and parent.__name__ in _KINDS:
@@ -31,7 +37,7 @@ def declared_kind(declared: object) -> Kind | None:
 
 
 def allows_none(declared: object) -> bool:
-    """Return whether a parameter may be None. An undeclared parameter may."""
+    """Return whether a parameter may be None. A parameter without a declared type may be None."""
     return declared is None or NoneType in _members(declared)
 
 
@@ -41,12 +47,15 @@ def declared_item(declared: object) -> object:
 
 
 def is_list(declared: object) -> bool:
-    """Whether a parameter takes a list."""
+    """Return whether a parameter takes a list."""
     return _is(declared, Sequence)
 
 
 def declared_field(declared: object, key: object) -> object:
-    """Return the declared type of a value in a dictionary, by `dict[..., X]` or by a class whose annotations name its fields."""
+    """Return the declared type of the value at `key` in a dictionary, or None if it is not declared.
+
+    The dictionary is declared as `dict[..., X]`, or as a class whose annotations name the fields.
+    """
     if _is(declared, Mapping):
         return _argument(declared, Mapping, 1)
     inner = _without_none(declared)
@@ -60,7 +69,7 @@ def declared_field(declared: object, key: object) -> object:
 
 
 def _members(declared: object) -> tuple[object, ...]:
-    """The members of a union."""
+    """Return the members of a union, or nothing for any other type."""
     return typing.get_args(declared) if typing.get_origin(declared) in {typing.Union, UnionType} else ()
 
 

@@ -1,4 +1,4 @@
-"""The errors of pipelines and their runs: a branch of the tree of `filestore.errors`.
+"""The errors of pipelines and their runs. They belong to the tree of `filestore.errors`.
 
 FilestoreError
 ├── InvalidInput
@@ -11,7 +11,8 @@ FilestoreError
 │   └── PipelineEnded
 └── TooManyRuns
 
-A client makes them again from the wire if it has imported this module; otherwise they are a ServerError there.
+A client that has imported this module raises the same errors as the server. Any other client raises ServerError
+instead.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from filestore.http.wire import register_status
 
 
 class InvalidRun(InvalidInput):
-    """A part of a run's request, or of what a pipeline returned, cannot be used; `where` names that part as code would."""
+    """A part of a run's request, or of what a pipeline returned, cannot be used.
+
+    `where` names that part, such as `outputs[0]`.
+    """
 
     slug = "invalid-run"
     facts = ("where", "reason")

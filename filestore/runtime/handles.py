@@ -1,4 +1,4 @@
-"""The whole content of an open handle can be stored without moving or changing the handle."""
+"""Read the whole content of an open handle, so that it can be stored. The position of the handle does not change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _spooling = partial(storage_errors, "the spool folder of the runtime")
 
 
 def handle_name(handle: io.IOBase, default: str) -> str:
-    """Return the last part of the path that a handle was opened with, with `_` for `@` and `:`, or `default` if it has none.
+    """Return a name for the content of a handle: the last part of the path that it was opened with, or `default`.
+
+    `@` and `:` in the name are replaced by `_`.
 
     Raises InvalidName.
     """
@@ -34,9 +36,9 @@ def handle_name(handle: io.IOBase, default: str) -> str:
 
 
 def check_handle(handle: io.IOBase, where: str) -> None:
-    """Check that the whole content of a handle can be read.
+    """Raise InvalidRun unless the whole content of a handle can be read.
 
-    `where` names the handle in the error. Raises InvalidRun.
+    `where` names the handle in the error.
     """
     if handle.closed:
         raise InvalidRun(where, "it is closed; return the path of its file, or leave it open")
@@ -49,7 +51,9 @@ def check_handle(handle: io.IOBase, where: str) -> None:
 
 @contextmanager
 def readable_path(handle: io.IOBase, folder: Path | None, *, where: str) -> Iterator[Path]:
-    """Give a path at which the content of a checked handle can be read from its start, until the block ends. Blocks.
+    """Yield a path at which the content of a checked handle can be read from its start. Blocks.
+
+    The path is valid until the block ends.
 
     If the handle has an open file, that file is opened once more. The handle is only flushed. Content in memory, or
     content that is decoded while it is read, is copied to a file without a name in `folder`. `where` names the handle
@@ -69,7 +73,7 @@ def readable_path(handle: io.IOBase, folder: Path | None, *, where: str) -> Iter
 
 
 def _spool(folder: Path | None) -> io.FileIO:
-    """A file without a name in its folder: nothing of it is left, however this process ends. Raises StorageFull, StorageError."""
+    """Return a new file without a name, which disappears when this process ends. Raises StorageFull, StorageError."""
     with _spooling():
         return tempfile.TemporaryFile(buffering=0, dir=folder)
 

@@ -1,4 +1,4 @@
-"""A run's `input_data` is searched for files, and each file's position in the arguments is noted. No I/O.
+"""Find the files in a run's `input_data`, and note the position of each in the arguments. No I/O.
 
 The declared types of the pipe's parameters say which values are files.
 """
@@ -20,13 +20,15 @@ from filestore.runtime.errors import InvalidRun
 from filestore.runtime.values import Stored, for_display
 
 Make = Callable[[Kind, Path], object]
-"""Makes the value that a pipe gets for a local path: the path itself, or an object of the parameter's declared class."""
+"""A function that makes the value which a pipe gets for a local path: the path itself, or an object of the declared
+class.
+"""
 
 DEPTH_LIMIT = 64
-"""The depth of lists and dictionaries inside each other."""
+"""How deep lists and dictionaries may be inside each other. InvalidRun is raised for more."""
 
 TEXT_LIMIT = 8192
-"""Characters of a path or a URL."""
+"""The largest number of characters in a path or a URL. InvalidRun is raised for more."""
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     # The SDK calls booleans integers, and uses pkl for types that it cannot name. A value of type pkl is plain JSON
@@ -56,7 +58,10 @@ class Inputs:
     """The arguments of one run without their files. `places` lists the files that must be resolved and put in."""
 
     def __init__(self, input_data: object, declared: Sequence[object] | None, *, url: str | None) -> None:
-        """`url` is that of the repository's own server; files with this URL are not outside URLs. Raises InvalidRun."""
+        """`url` is the URL of the repository's own server.
+
+        A URL below it names a file of that server, and is not downloaded like other URLs. Raises InvalidRun.
+        """
         self.places: list[InputFile] = []
         self._url = url
         if not isinstance(input_data, list):
@@ -141,7 +146,10 @@ class Inputs:
 
 
 def _parts(value: dict[str, object] | list[object], declared: object) -> Iterator[tuple[str | int, object, object]]:
-    """Yield the items of a dictionary or a list that may be or hold a file: key, value, declared type."""
+    """Yield the items of a dictionary or a list that may be a file or contain one.
+
+    Each is yielded as its key, its value and its declared type.
+    """
     if isinstance(value, dict):
         for name, inner in value.items():
             yield name, inner, declared_field(declared, name)

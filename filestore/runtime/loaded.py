@@ -1,4 +1,7 @@
-"""The loaded pipelines: a limited number of processes, each used by one run at a time."""
+"""Keep pipelines loaded, each in its own process.
+
+The number of processes is limited, and a process does one run at a time.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +40,13 @@ class LoadedPipelines:
         self._limit = limit
         self._count = 0
         self._idle: dict[str, LoadedPipeline] = {}
-        """By pipeline, the longest idle first."""
+        """The idle pipelines by their ids. The first one has been idle the longest."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
     async def acquire(self, pipeline_id: str, load: Callable[[], Awaitable[LoadedPipeline]]) -> AsyncIterator[LoadedPipeline]:
-        """Give a pipeline to one run; runs of one pipeline take turns in the order of their calls.
+        """Yield the loaded pipeline to one run at a time. Runs of one pipeline take turns in the order of their calls.
 
         `load` loads the pipeline if it is not loaded. Raises what `load` raises.
         """
@@ -67,7 +70,10 @@ class LoadedPipelines:
         self._idle.clear()
 
     async def _reserve(self, pipeline_id: str) -> LoadedPipeline | None:
-        """Return the pipeline, or another one that must be ended first, or None if a new process may start."""
+        """Return the idle pipeline, or another idle one that must be ended first, or None if a new process may start.
+
+        It waits until one of these is possible.
+        """
         async with self._changed:
             while True:
                 if self._idle:

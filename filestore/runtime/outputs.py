@@ -1,4 +1,4 @@
-"""What a pipeline returned becomes the JSON of a run's answer, with the files to be stored and put in."""
+"""Make the JSON of a run's answer from what a pipeline returned, and note the files in it that must be stored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OutputFile(NamedTuple):
     key: Any
     file: Stored | Local
     name: str
-    """The name for a file without a name of its own."""
+    """The name to store the file under if it has no name of its own."""
     where: str
 
 
@@ -41,7 +41,7 @@ class Outputs:
             self._add(self.answers, place, value, f"outputs[{place}]", is_typed=True)
 
     def _add(self, container: Any, key: Any, value: object, where: str, *, is_typed: bool = False, depth: int = 0) -> None:
-        """Put a value into the answer; if `is_typed`, together with its type."""
+        """Put a value into the answer. If `is_typed` is true, its type is put there too."""
         if depth > DEPTH_LIMIT:
             raise InvalidRun(where[:100], f"it is nested more than {DEPTH_LIMIT} levels deep")
         try:
@@ -57,7 +57,7 @@ class Outputs:
         container[key] = {"type": known, "value": answer, "file": None} if is_typed else answer
 
     def _plain(self, value: object, where: str, depth: int) -> tuple[object, str]:
-        """Return a value as JSON, without the files in it, and its type."""
+        """Return a value as JSON, and the name of its type. Files in the value are noted in `places` and left out."""
         if isinstance(value, list | tuple):
             items: list[Any] = [None] * len(value)
             for place, item in enumerate(value):
@@ -81,6 +81,6 @@ class Outputs:
 
 
 def file_answer(record: Record, url: str) -> dict[str, object]:
-    """Return the documented form of a file."""
+    """Return the JSON object that describes a stored file in a run's answer."""
     file = {"name": record.name, "path": record.run_path, "url": url, "size": record.size}
     return {"type": "file", "value": None, "file": file}

@@ -57,13 +57,16 @@ class Pipelines:
         self._folder = folder
 
     def add(self, pipeline: Pipeline) -> None:
-        """Store a pipeline durably. From now on its name means it. Raises StorageError, StorageFull."""
+        """Store a pipeline durably. From now on its name means this pipeline. Raises StorageError, StorageFull."""
         write_durably(self._folder / f"{pipeline.id}.json", asdict(pipeline))
         # Write the name last, so that the pipeline that it means exists.
         write_durably(self._name_path(pipeline.name), {"id": pipeline.id})
 
     def find(self, reference: str) -> Pipeline:
-        """Return the pipeline of an id, or the newest of a name. Raises UnknownPipeline, StorageError."""
+        """Return the pipeline with an id, or the newest one with a name.
+
+        Raises UnknownPipeline if there is none, StorageError.
+        """
         try:
             asked = PipelineReference.parse(reference)
         except InvalidInput:

@@ -1,4 +1,4 @@
-"""At the start of a pipeline, all its static files are resolved in parallel, the largest first."""
+"""Resolve all static files of a pipeline before it starts: in parallel, the largest first."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def prepare(
 async def map_bounded(
     work: Callable[[Iterator[T]], Awaitable[None]], values: Sequence[T], *, task_count: int = FILES_AT_ONCE
 ) -> None:
-    """Run `work` in a few tasks that take their values from one iterator."""
+    """Run `work` in at most `task_count` tasks. All tasks take their values from one iterator."""
     row = iter(values)
 
     async def worker() -> None:

@@ -1,4 +1,7 @@
-"""The server's side of a pipeline's process: it asks one thing at a time, within limits, and ends the whole group."""
+"""Start, use and end the process of a pipeline, from the side of the server. Each request has a time limit.
+
+When a process is ended, all processes that it started are ended too.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class ProcessLimits:
     """The limits for the process of a pipeline."""
 
     seconds: float
-    """The time for one answer: to load, to start, to run."""
+    """The time limit in seconds for one answer: to load, to start, or to run."""
     memory: int
     """Bytes of memory for each of its processes, by `setrlimit`."""
 
@@ -48,9 +51,9 @@ class PipelineProcess:
         return not self._is_dead and self._process.returncode is None
 
     async def ask(self, verb: str, arguments: Mapping[str, object], *, what: str) -> dict[str, Any]:
-        """Send a request and return the answer.
+        """Send a request to the process, and return the answer.
 
-        If this raises anything but a plain RunFailed, the process must not be asked again.
+        After any other error than a plain RunFailed, do not send another request to the process.
 
         Raises RunFailed for an error of the pipeline's code, RunTimedOut, PipelineEnded, LimitExceeded.
         """

@@ -49,7 +49,10 @@ class Routes:
         )
 
     async def create_pipeline(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-        """Store the graph of a form under a new id, and make the form's name mean it."""
+        """Store the graph of a form as a new pipeline with a new id.
+
+        From then on, the name in the form means this pipeline.
+        """
         pipeline_id = f"pipeline_{uuid.uuid4().hex}"
         async with TemporaryFile("w+b", buffering=0, dir=context.spool_folder) as spool:
             form = await receive_form(context, spool, file_part="graph", check_name=lambda _: None)
@@ -83,7 +86,7 @@ class Routes:
         return web.json_response({"data": []})
 
     async def create_run(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
-        """Run a pipeline; answer when it has ended, or at once for an asynchronous run."""
+        """Run a pipeline. The answer is sent when the run has ended, or at once for an asynchronous run."""
         run = await self._run(context, pipeline="pipeline_id_or_pointer", inputs="input_data")
         return await _answer(run.as_json)
 
@@ -119,7 +122,7 @@ class Routes:
 
 
 async def _answer(document: Callable[[], dict[str, Any]]) -> web.Response:
-    """Answer with JSON that may be megabytes long."""
+    """Return an answer with JSON that may be megabytes long. It is encoded in a thread."""
     body = await in_cpu_thread(lambda: json.dumps(document()).encode())
     return web.Response(body=body, content_type="application/json")
 
@@ -132,7 +135,10 @@ def runtime_extension(
     limits: RuntimeLimits,
     signed_seconds: int,
 ) -> Extension:
-    """Give a runtime for a server of `root`. The other arguments are those of `open_runtime` and `LocalRepository`."""
+    """Return the extension that adds a runtime to a server of `root`.
+
+    The other arguments are described at `open_runtime` and `LocalRepository`.
+    """
 
     @asynccontextmanager
     async def extension(store: ChunkStore, index: Index) -> AsyncIterator[Sequence[Route]]:
@@ -152,9 +158,9 @@ def _field(form: Form, key: str) -> str:
 
 
 def _check_python(form: Form) -> None:
-    """Check the Python version of a graph. Raises InvalidInput.
+    """Raise InvalidInput if a graph was made by another version of Python.
 
-    A graph holds compiled code. Another version of Python would not refuse it, but crash.
+    A graph contains compiled code, and another version of Python would crash on it.
     """
     metadata = _json(form.fields.get("_metadata", ["{}"])[-1], "_metadata")
     version = metadata.get("python_version")

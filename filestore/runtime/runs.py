@@ -18,9 +18,9 @@ from filestore.runtime.pipelines import Pipeline
 REMEMBERED_SIZE = 64 << 20
 """Bytes of JSON of ended runs. The newest ones within this limit are kept."""
 WAITING_LIMIT = 1000
-"""The number of runs that have not ended."""
+"""The largest number of runs that have not ended. TooManyRuns is raised for more."""
 WAITING_SIZE = 64 << 20
-"""Bytes of the requests of runs that have not ended."""
+"""The largest number of bytes that the requests of these runs have together. TooManyRuns is raised for more."""
 
 
 class State(IntEnum):
@@ -139,7 +139,7 @@ class Runs:
         self._remembered_size = remembered_size
 
     def add(self, pipeline: Pipeline, *, request_size: int) -> Run:
-        """Add a run. Raises TooManyRuns."""
+        """Add a run that waits for its start. Raises TooManyRuns if the queue is full."""
         size = request_size + sum(run.request_size for run in self._waiting.values())
         if self._waiting and (len(self._waiting) >= self._waiting_limit or size > self._waiting_size):
             raise TooManyRuns(len(self._waiting))
@@ -148,7 +148,7 @@ class Runs:
         return run
 
     def end(self, run: Run) -> None:
-        """Mark a run as ended: wake its waiters, and forget the oldest ended runs beyond the limit."""
+        """Mark a run as ended, and wake its waiters. The oldest ended runs beyond the limit are forgotten."""
         self._ended[run.id] = self._waiting.pop(run.id)
         self._remembered += run.size
         while self._remembered > self._remembered_size:

@@ -1,4 +1,4 @@
-"""The runtime behind its routes: uploads become pipelines, and requests become runs.
+"""The runtime that the routes use. It makes pipelines of uploads, and runs of requests.
 
 Each run is done in the process of its pipeline.
 """
@@ -36,7 +36,9 @@ _DECLARED: Mapping[str, object] = {"file": File, "directory": Directory, "url": 
 
 
 MakeCache = Callable[[Repository], Cache]
-"""Makes caches of one folder: each loaded pipeline has one, and all runs share another."""
+"""A function that makes a cache in always the same folder. Each loaded pipeline has such a cache, and all runs share
+one more.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,7 @@ class Runtime:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, pipeline: Pipeline, input_data: list[Any], *, request_size: int, url: str) -> Run:
-        """Start a run. `url` is that of this server as the client knows it. Raises TooManyRuns."""
+        """Start a run. `url` is the URL of this server as the client knows it. Raises TooManyRuns."""
         run = self.runs.add(pipeline, request_size=request_size)
         # The run is a task of its own. It continues when the client is gone, and the client can ask for it later.
         task = asyncio.create_task(self._perform(run, input_data, url))
@@ -156,7 +158,10 @@ async def open_runtime(
 
 
 def _locked(folder: Path) -> FileLock:
-    """The lock of a runtime's folder. It is required: a runtime removes what another one has in the folder."""
+    """Return the lock of a runtime's folder, acquired. Raises Busy if another runtime has it, StorageError.
+
+    The lock is required: without it, a runtime would remove the files of another one in the folder.
+    """
     with storage_errors(folder, translate=write_error):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock.of_file(folder / "lock", is_required=True)
@@ -183,7 +188,7 @@ async def _folder(process: PipelineProcess, run: Run) -> AsyncIterator[Path]:
 def _static(*, kind: str, id: str | None, url: str | None, path: str | None) -> File | Directory:  # noqa: A002  # as messages have it
     """Return a static file of a graph by its id, else its URL, else its path.
 
-    The path is last, because it may be one of the machine that uploaded the graph.
+    The path is last, because it may be a path on the machine that uploaded the graph.
     """
     make = Directory if kind == "directory" else File
     if id is not None:

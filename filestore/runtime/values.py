@@ -1,4 +1,4 @@
-"""Values of a pipeline that stand for a file have a kind and a reference. No I/O."""
+"""Find out which file a value of a pipeline stands for: its kind and its reference. No I/O."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Local(NamedTuple):
 
     content: Path | io.IOBase
     kind: Kind | None
-    """The required kind, or None if it may be either."""
+    """The required kind, or None if both kinds are allowed."""
 
 
 def stored_value(value: object) -> Stored:
     """Return the reference of a static file of a pipeline, for `Cache.resolve`.
 
-    `value` is one of filestore or of the Pipeline SDK. For the SDK's values, `remote_id` counts before `url`, and `url`
-    before `path`. Raises InvalidReference.
+    `value` is an object of filestore or of the Pipeline SDK. Of an object of the SDK, `remote_id` is used, else `url`,
+    else `path`. Raises InvalidReference for any other value.
     """
     if isinstance(value, File | Directory):
         return value

@@ -1,4 +1,6 @@
-"""The process of one pipeline loads its graph, starts it once, then runs it. Only this module imports the Pipeline SDK.
+"""The program of a pipeline's process. It loads the graph, starts it once, then runs it.
+
+Only this module imports the Pipeline SDK.
 
 `python -m filestore.runtime.worker DESCRIPTOR MEMORY_LIMIT`, in a session of its own, with one end of a socket pair as
 DESCRIPTOR. User code prints to standard error, so its output is never mixed with the messages.
@@ -27,7 +29,7 @@ from filestore.runtime import worker_protocol as messages
 from filestore.runtime.worker_protocol import UnsupportedValue
 
 UNSUPPORTED = "Tried to return a non-supported type from a pipeline"
-"""The Pipeline SDK looks for these words."""
+"""The beginning of an error message. The Pipeline SDK looks for these words."""
 TEXT_LIMIT = 64 << 10
 """The maximum number of characters of an exception or a traceback that are sent."""
 
@@ -96,7 +98,7 @@ class _Work:
         self._home = Path.cwd()
 
     def load(self, *, graph: str) -> dict[str, Any]:
-        """Unpickle a graph; return the kinds of its inputs, and the files that it needs before it starts."""
+        """Unpickle a graph. Return the kinds of its inputs, and the files that it needs before it starts."""
         from pipeline.objects.graph import Graph  # noqa: PLC0415  # part of user code, and slow to import
 
         loaded = Graph.load(graph)
@@ -138,7 +140,7 @@ class _Work:
 
 
 def _kind(declared: Any) -> str:
-    """Return the form that a value needs for a variable of a declared type."""
+    """Return the form in which a variable of a declared type needs its value: the KIND of `worker_protocol`."""
     from pipeline.objects.graph import Directory, File, FileURL  # noqa: PLC0415  # user code's
 
     if not inspect.isclass(declared):
@@ -181,7 +183,9 @@ def _file(sent: Mapping[str, Any]) -> Any:
 
 
 def _output(value: Any, folder: Path) -> dict[str, Any]:
-    """Return a returned value in the format of messages; content without a file of its own is written to `folder`.
+    """Return a value that the pipeline returned, in the format of messages.
+
+    Content without a file is written to `folder`.
 
     Raises UnsupportedValue, MissingOutput.
     """

@@ -26,7 +26,9 @@ from filestore.errors import LimitExceeded
 
 HEADER_SIZE = 4
 MESSAGE_LIMIT = 16 << 20
-"""Bytes of a message: the limit for the JSON of a run's inputs and outputs, without files."""
+"""The largest number of bytes in a message: the JSON of a run's inputs or outputs, without files. LimitExceeded is
+raised for more.
+"""
 
 _HEADER = struct.Struct("<I")
 
@@ -82,7 +84,7 @@ def encode_value(value: object, file: Callable[[object], dict[str, Any] | None])
 
 
 def decode_value(description: Mapping[str, Any], file: Callable[[Mapping[str, Any]], object]) -> Any:
-    """Return the value that `encode_value` was given.
+    """Return the value from which `encode_value` made this description.
 
     Raises KeyError, TypeError or AttributeError for an invalid description.
     """
