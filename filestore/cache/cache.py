@@ -84,12 +84,12 @@ class CachedPath:
 
 
 class _FillResult(NamedTuple):
-    """Hold the result of a miss."""
+    """The result of making an entry that the cache did not have."""
 
     known: Reference
-    """The digest and the name of what was asked for."""
+    """The digest and the name of the file that was asked for."""
     cost: _Cost | None
-    """None if another process was faster."""
+    """The cost of the fetch. None if another process made the entry first."""
 
 
 class _Cost(NamedTuple):
@@ -160,11 +160,11 @@ class Cache:
         )
 
     def after_fork(self) -> None:
-        """What the parent uses and fetches is the parent's; a child begins with neither."""
+        """Start the child of a fork without leases and without fetches. Those that exist belong to the parent."""
         self._begin_process()
 
     def __reduce__(self) -> tuple[Callable[[], Cache], tuple[()]]:
-        """For processes that are started by spawn or forkserver: the same cache, with leases of their own."""
+        """Let processes that are started by spawn or forkserver have the same cache, with leases of their own."""
         make = partial(
             Cache,
             self._root,
@@ -262,7 +262,7 @@ class Cache:
     async def _resolve(
         self, wanted: Resolvable, hold: LeaseSet, report: Report | None, partial_file: PartialFile | None = None
     ) -> ResolveResult:
-        """Resolve `wanted`; `hold` keeps the entry."""
+        """Resolve `wanted`. `hold` keeps the entry from eviction."""
         started = time.monotonic()
         wanted = _without_record(wanted)
         kind = _kind(wanted)
@@ -320,7 +320,7 @@ class Cache:
     async def _resolve_stored(
         self, asked: _ResolveRequest, reference: Reference, *, record: Record | None = None
     ) -> ResolveResult:
-        """Resolve a reference. `record` is its record, if the repository cannot or need not be asked."""
+        """Resolve a reference. `record` is its record, or None if the repository must be asked for it."""
         entry_store, kind = asked.entry_store, asked.kind
         known = reference
         cost: _Cost | None = None
@@ -339,9 +339,9 @@ class Cache:
         return StorageError(str(self._root), "another process keeps removing what was fetched; try again")
 
     async def _once(self, key: Hashable, function: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
-        """Share one call among all that ask for `key` at the same time.
+        """Share one call of `function` among all callers that give the same `key` at the same time.
 
-        Returns its result, and whether this caller began it.
+        Return its result, and whether this caller began it.
         """
         is_ours = False
 
@@ -410,7 +410,7 @@ class Cache:
         return _FillResult(known, cost)
 
     async def _make(self, making: _FillRequest, lock: Lock) -> _Cost:
-        """Make an entry. Another process may make it at the same time."""
+        """Fetch and publish an entry, and return what this cost. Another process may do the same at the same time."""
         entry_store, wanted, record = making.entry_store, making.wanted, making.record
         manifest = await self._manifest(entry_store, record)
         known = Reference(digest=record.digest, name=record.name)
@@ -457,7 +457,7 @@ class Cache:
         return manifest
 
     async def _receive(self, making: _FillRequest, manifest: Manifest, target: Path) -> tuple[_Cost, bytes | None]:
-        """Make the content of an entry at `target`; return its cost, and the tail of a tree's zip."""
+        """Fetch the content of an entry to `target`. Return the cost, and for a tree the tail of its zip."""
         entry_store, record, report = making.entry_store, making.record, making.report
         found = await in_disk_thread(find_seeds, entry_store.root, manifest, limits=self._limits)
         spared = {entry_store.key(seed.wanted.label) for seed in found}
@@ -499,18 +499,18 @@ class Cache:
 
 
 class _ResolveRequest(NamedTuple):
-    """Hold what one call of `resolve` needs."""
+    """The arguments that one call of `resolve` passes on."""
 
     entry_store: EntryStore
     kind: Kind
     hold: LeaseSet
-    """Pins the entry for the caller."""
+    """The leases of the caller, which will pin the entry."""
     report: Report | None
     partial_file: PartialFile | None
 
 
 class _FillRequest(NamedTuple):
-    """Hold what is needed to make one entry."""
+    """The arguments for making one entry."""
 
     entry_store: EntryStore
     wanted: WantedEntry
@@ -536,7 +536,7 @@ def _kind(wanted: File | Directory | FileURL) -> Kind:
 
 
 def check_format(root: Path) -> None:
-    """Mark a new cache as one, or check that the version of an old one is known. Blocks.
+    """Write the format file of a new cache, or check that the version of an existing cache is known. Blocks.
 
     Raises InvalidInput, UnknownFormat, StorageError.
     """
@@ -556,7 +556,7 @@ def check_format(root: Path) -> None:
 
 
 def _check_can_become_one(root: Path) -> None:
-    """Raises InvalidInput if a folder without a format file contains other things, StorageError."""
+    """Raise InvalidInput if a folder without a format file contains other things. Also raises StorageError."""
     with storage_errors(root):
         names = sorted(path.name for path in root.iterdir()) if root.exists() else []
     # Ignore what another process writes that makes this cache right now, and what belongs to a file system.

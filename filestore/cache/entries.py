@@ -15,12 +15,14 @@ from filestore.core.records import Kind, parse_json
 from filestore.system.files import BLOCK_SIZE, in_blocks
 
 WATCHED_FILES = 100
-"""Files of a tree that a hit checks, the largest ones. The weights are among them, and 100 checks take 0.2 ms."""
+"""The number of files of a tree that each use of the cache checks. They are the largest ones. The weights are among
+them, and 100 checks take 0.2 ms.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """Hold what a hit checks of a file. Times are nanoseconds since 1970."""
+    """The facts about a file that each use of the cache checks. Times are nanoseconds since 1970."""
 
     size: int
     mtime: int
@@ -44,11 +46,11 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class TreeEntry:
-    """Hold what a hit checks of a tree: the mtime of its folder, and size and mtime of its 100 largest files.
+    """The facts about a tree that each use of the cache checks: its mtime, and size and mtime of its 100 largest files.
 
     Times are nanoseconds since 1970. To check each of 20,000 files would take as long as reading many of them. So only
-    `verify`, which hashes everything, finds changes in small files. To add or remove something at the top of the tree
-    changes its folder's mtime.
+    `verify`, which hashes everything, finds changes in small files. The mtime of the tree's folder shows if something
+    was added or removed at its top.
     """
 
     mtime: int
@@ -57,7 +59,7 @@ class TreeEntry:
     stored_size: int
     """Bytes of disk that the tree takes."""
     files: dict[str, tuple[int, int]]
-    """The watched files: path in the tree to size and mtime."""
+    """The size and the mtime of each watched file, by its path in the tree."""
 
     @classmethod
     def seal(cls, root: Path) -> Self:
@@ -119,7 +121,7 @@ class _Total:
 
 
 def _sealed(root: str, total: _Total) -> Iterator[tuple[int, int, str]]:
-    """Make a tree read-only; yield size, mtime and path of each file in it."""
+    """Make a tree read-only, and yield size, mtime and path of each file in it."""
     for folder, files, prefix in _folders(root):
         for file in files:
             state = file.stat()

@@ -40,11 +40,14 @@ FOLDERS = {Kind.FILE: "files", Kind.DIRECTORY: "trees"}
 SUFFIXES = {Kind.FILE: "", Kind.DIRECTORY: "-tree"}
 USE_SECONDS = 60
 _NO_LIMITS = ZipLimits(*[sys.maxsize] * 6)
-"""A tree in the cache was unpacked within the limits of its time."""
+"""Limits that allow everything. A tree in the cache was checked by the limits that held when it was unpacked."""
 
 
 class WantedEntry(NamedTuple):
-    """Name one entry. A zip file as a file is one entry, and the tree that it unpacks to is another one."""
+    """The kind and the digest that identify an entry.
+
+    A zip file is one entry, and the tree that it unpacks to is another one.
+    """
 
     kind: Kind
     digest: Digest
@@ -73,7 +76,7 @@ class EntryStore:
         self.root = root
 
     def find(self, kind: Kind, reference: Reference, *, hold: LeaseSet | None = None) -> Path | None:
-        """Return the path of an intact entry, or None. If `hold` is given, it keeps the entry from eviction.
+        """Return the path of an entry, or None if there is none or it is damaged. `hold` keeps the entry from eviction.
 
         An id is found only if this cache has seen its record before.
         """
@@ -119,7 +122,7 @@ class EntryStore:
         return path
 
     def manifest(self, digest: Digest) -> Manifest | None:
-        """Return the manifest of these bytes that an entry keeps, a file or a tree, or None."""
+        """Return the manifest with this digest that an entry keeps, or None. The entry may be a file or a tree."""
         for kind in Kind:
             manifest = read_manifest(self.root / WantedEntry(kind, digest).path)
             if manifest is not None and manifest.digest == digest:
@@ -137,15 +140,15 @@ class EntryStore:
             return 0  # it was removed meanwhile, or an older program made it
 
     def lock_path(self, wanted: WantedEntry) -> Path:
-        """Return the file whose lock says that an entry is being fetched."""
+        """Return the path of the lock file that a process holds while it fetches an entry."""
         return self.root / "locks" / wanted.label
 
     def new_staging_folder(self, wanted: WantedEntry, name: str, *, is_alone: bool, takes_over: bool = False) -> Path:
-        """Return the path where the content of an entry is to be made.
+        """Return the path to which the content of an entry must be fetched.
 
-        What a crash or damage left of the entry is moved near this path. The fetch verifies and reuses it. `is_alone`:
-        no other process is making the entry; otherwise this one gets a folder of its own. `takes_over`: take what is
-        staged by a process that has stopped. Raises StorageError, StorageFull.
+        Data that a crash or damage left of the entry is moved near this path, and the fetch verifies and reuses it.
+        Give `is_alone` if no other process is making the entry. Without it, the process gets a folder of its own. Give
+        `takes_over` to take the data that a suspended process has staged. Raises StorageError, StorageFull.
         """
         shared = self._staging / wanted.label
         folder = shared if is_alone else self._aside(wanted.label)
@@ -195,17 +198,17 @@ class EntryStore:
                 remove_if_possible(folder)
 
     def clear(self, target: Path) -> None:
-        """Remove what is staged near a target and is not needed any more."""
+        """Remove the staging folder of a target, with everything in it."""
         remove_if_possible(target.parents[1])
 
     def clear_empty(self, target: Path) -> None:
-        """Remove the folder of a target if nothing was staged in it."""
+        """Remove the staging folder of a target if nothing was staged in it."""
         with suppress(OSError):
             target.parent.rmdir()
             target.parents[1].rmdir()
 
     def remember(self, record: Record) -> None:
-        """Keep the record of an id, so that the next resolve of it needs no request."""
+        """Save a record, so that the next resolve of its id needs no request."""
         path = self._record_path(record.id)
         if not path.exists():
             # If it cannot be kept, the next resolve asks the repository again.
@@ -238,7 +241,7 @@ class EntryStore:
 
 
 def recall(root: Path, file_id: str) -> list[Record]:
-    """Return the records of an id that the cache at `root` remembers, of all its repositories."""
+    """Return the records with an id that the cache at `root` has saved. Each repository of the cache may have one."""
     paths = root.glob(f"*/*/records/{glob.escape(file_id)}.json") if "/" not in file_id else ()
     return [record for path in paths if (record := _read_record(path)) is not None]
 
@@ -251,7 +254,7 @@ def _read_record(path: Path) -> Record | None:
 
 
 def read_manifest(folder: Path, *, limit: int = MANIFEST_LIMIT) -> Manifest | None:
-    """Return the manifest of the entry in `folder`, or None if it has none, or one of more than `limit` bytes."""
+    """Return the manifest of the entry in `folder`. Return None if it cannot be read or has more than `limit` bytes."""
     path = folder / "manifest"
     try:
         return Manifest.parse(path.read_bytes()) if path.stat().st_size <= limit else None
@@ -272,7 +275,7 @@ def read_members(tail: bytes, manifest: Manifest) -> Sequence[Member]:
 
 
 def note_use(folder: Path) -> None:
-    """Record that an entry is used, by the mtime of its `entry.json`, at most once a minute."""
+    """Record that an entry is used now: set the mtime of its `entry.json`, at most once a minute."""
     path = folder / "entry.json"
     with suppress(OSError):  # a read-only cache evicts nothing, so it needs no times
         # A time in the future comes from a wrong clock. Left as it is, the entry would be evicted last for ever.
@@ -327,7 +330,7 @@ def _grown(folder: Path, entry: TreeEntry) -> TreeEntry | None:
 
 
 def _has_all(root: Path, members: Iterable[Member]) -> bool:
-    """Return whether everything at the top of a tree is there, as far as type and size show."""
+    """Return whether the top of a tree has all its members, with the right types and sizes."""
     with os.scandir(root) as found:
         standing = {item.name: item for item in found}
     for member in members:
@@ -347,14 +350,17 @@ def _has_all(root: Path, members: Iterable[Member]) -> bool:
 
 
 def _salvage(folder: Path, target: Path, wanted: WantedEntry) -> None:
-    """Let a fetch reuse the content of an entry that nobody sees any more."""
+    """Move the content of an entry that is not visible any more to where a fetch reuses it, and remove the rest."""
     for path in [each for each in contents(folder) if not each.is_symlink()][:1]:
         _reuse(path, target, wanted)
     remove_if_possible(folder)
 
 
 def _reuse(path: Path, target: Path, wanted: WantedEntry) -> None:
-    """Move content to where a fetch to `target` looks for data of an earlier one. Remove it if there is such data."""
+    """Move content to the place where a fetch to `target` looks for data to reuse.
+
+    Remove the content if that place is taken.
+    """
     with suppress(FileNotFoundError):
         try:
             if wanted.kind is Kind.DIRECTORY:

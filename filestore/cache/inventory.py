@@ -33,10 +33,10 @@ ENTRY_SIZE = 4 * BLOCK_SIZE
 
 
 class CachedEntry(NamedTuple):
-    """Describe an entry of a cache."""
+    """An entry of a cache."""
 
     key: str
-    """The name that leases use for it."""
+    """The name of the entry in leases."""
     folder: Path
     kind: Kind
     digest: str
@@ -50,9 +50,9 @@ class CachedEntry(NamedTuple):
 
 
 class StagedEntry(NamedTuple):
-    """Describe data in staging: an entry that is fetched or removed, or the rest of one whose process ended.
+    """Data in staging: an entry that is being fetched or removed, or data that a process left when it ended.
 
-    A key may have several of these.
+    Several of these may have the same key.
     """
 
     key: str
@@ -71,7 +71,7 @@ def entries(root: Path) -> Iterator[CachedEntry]:
 
 
 def staged(root: Path) -> Iterator[StagedEntry]:
-    """Yield what is in staging."""
+    """Yield the data in staging of the cache at `root`."""
     for folder in sorted(root.glob("*/*/staging/*")):
         # <label>, or .<label>.<32 hex digits>
         label = folder.name[1:].partition(".")[0] if folder.name.startswith(".") else folder.name
@@ -81,7 +81,7 @@ def staged(root: Path) -> Iterator[StagedEntry]:
 
 
 def discard(leases: Leases, item: CachedEntry | StagedEntry) -> bool:
-    """Remove an entry or staged data by one rename, unless it is in use; return whether it was removed.
+    """Remove an entry or staged data by one rename. Return False, and keep it, if it is in use or already gone.
 
     Raises StorageError.
     """

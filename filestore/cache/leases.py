@@ -1,4 +1,4 @@
-"""Say which entries of a cache are in use, and how many bytes are reserved for those that are being fetched.
+"""Record which entries of a cache are in use, and how many bytes are reserved for entries that are being fetched.
 
     ROOT/leases/<holder>/<key>              the entry is in use
     ROOT/leases/<holder>/<key>+<bytes>      the entry is being fetched, and this many bytes are reserved for it
@@ -47,10 +47,10 @@ _NOWHERE = "0" * 32 + "-0"
 
 
 class Leases:
-    """Hold the leases of this process, and read those of all others. Several threads may use it."""
+    """Write the leases of this process, and read the leases of all other processes. Several threads may use it."""
 
     def __init__(self, root: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
-        """Touch no file yet."""
+        """Set fields only: no file is touched."""
         self._lock_seconds = lock_seconds
         self._folder = root / "leases"
         self._lock = ProcessLock()
@@ -65,11 +65,11 @@ class Leases:
 
     @property
     def quota_lock_path(self) -> Path:
-        """The file whose lock says that a process is reserving bytes."""
+        """The path of the lock file that a process holds while it reserves bytes."""
         return self._folder / ".room"
 
     def pin(self, key: str) -> None:
-        """Add one use of an entry. Only the first one writes a file.
+        """Add one use of an entry. Only the first use writes a file.
 
         If nothing can be written, because the disk is full or read-only, the entry can be used all the same, without a
         lease.
@@ -81,7 +81,7 @@ class Leases:
                     self._write(key)
 
     def unpin(self, key: str) -> None:
-        """End one use of an entry."""
+        """End one use of an entry. The last one removes its files."""
         with self._lock:
             self._counts[key] -= 1
             if not self._counts[key]:
@@ -94,7 +94,7 @@ class Leases:
                         (holder / key).unlink(missing_ok=True)
 
     def reserve(self, key: str, size: int) -> None:
-        """Reserve bytes for an entry that is pinned; 0 ends the reservation. Raises OSError."""
+        """Reserve bytes for an entry that is pinned. A `size` of 0 ends the reservation. Raises OSError."""
         with self._lock:
             before = self._reserved.get(key, 0)
             self._reserved[key] = size
@@ -104,7 +104,7 @@ class Leases:
                 (holder / f"{key}+{before}").unlink(missing_ok=True)
 
     def held(self) -> dict[str, int]:
-        """Return the keys that live processes use, with the bytes that are reserved for them.
+        """Return the keys that running processes use, with the bytes that are reserved for each.
 
         The leases of processes that have ended are removed.
         """
@@ -146,7 +146,7 @@ class Leases:
             yield
 
     def close(self) -> None:
-        """Give all leases back; another call does nothing."""
+        """End all leases of this process. Another call does nothing."""
         _heart.forget(self)
         with self._lock:
             self._counts.clear()
@@ -157,7 +157,10 @@ class Leases:
             self._holder = None
 
     def beat(self) -> None:
-        """Show that this process is alive. Write all leases again if it was taken for dead, after a long pause."""
+        """Show that this process is alive.
+
+        Write its leases again if another process has removed them after a long pause.
+        """
         with self._lock, suppress(OSError):
             holder = self._own_holder
             if holder is None:
@@ -214,7 +217,7 @@ class Leases:
 
 
 class LeaseSet:
-    """Hold entries that are used together, each pinned once, until `release`. All methods block."""
+    """A set of entries that are used together. Each is pinned once, until `release`. All methods block."""
 
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
@@ -223,14 +226,14 @@ class LeaseSet:
         self._lock = ProcessLock()
 
     def pin(self, key: str) -> None:
-        """Pin an entry. Do nothing after `release`, which may come while other callers still wait for the same fetch."""
+        """Pin an entry. After `release`, this does nothing: a caller may leave while others wait for the same fetch."""
         with self._lock:
             if key not in self._keys and not self._is_released:
                 self._keys.add(key)
                 self._leases.pin(key)
 
     def pin_found(self, key: str, look: Callable[[], T | None]) -> T | None:
-        """Pin an entry, then call `look`; keep the pin if it finds something. Return what it found."""
+        """Pin an entry, call `look`, and return its result. The entry stays pinned if the result is not None."""
         self._leases.pin(key)
         try:
             found = look()
@@ -241,25 +244,28 @@ class LeaseSet:
             self._leases.unpin(key)
 
     def reserve(self, key: str, size: int) -> None:
-        """Pin an entry, and reserve bytes for it; 0 ends the reservation. Raises OSError."""
+        """Pin an entry, and reserve bytes for it. A `size` of 0 ends the reservation. Raises OSError."""
         self.pin(key)
         self._leases.reserve(key, size)
 
     def hand_over(self, key: str, other: LeaseSet) -> None:
-        """Let `other` pin an entry that is pinned here, and end its reservation. It is pinned at every moment."""
+        """Let `other` pin an entry that is pinned here too, and end its reservation.
+
+        So the entry is pinned at every moment.
+        """
         with suppress(OSError):  # if nothing can be written, nothing was reserved
             self._leases.reserve(key, 0)
         other.pin(key)
 
     def unpin(self, key: str) -> None:
-        """End the use of an entry; another call does nothing."""
+        """End the use of an entry. Another call does nothing."""
         with self._lock:
             if key in self._keys:
                 self._keys.remove(key)
                 self._leases.unpin(key)
 
     def release(self) -> None:
-        """End the use of all entries; another call does nothing."""
+        """End the use of all entries. Another call does nothing."""
         with self._lock:
             self._is_released = True
             for key in list(self._keys):
@@ -309,7 +315,7 @@ def _leases(holder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _identity(pid: int) -> str:
-    """Return the first part of a holder's name, for this process.
+    """Return the part of a holder's name that identifies this process.
 
     Boot and namespace are zeros if the system says too little about processes.
     """
@@ -340,7 +346,7 @@ def _is_running(pid: int, started: int) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """Return the start time of a process, in ticks since the boot, or None for a zombie."""
+    """Return the start time of a process in ticks since the boot, or None if the process has ended. Raises OSError."""
     stat = Path(f"/proc/{pid}/stat").read_text()
     # The fields follow the name of the program, which may contain any character.
     state, *fields = stat[stat.rindex(")") + 2 :].split()

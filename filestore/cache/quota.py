@@ -1,8 +1,8 @@
 """Keep a cache below its size limit, and enough of its disk free, also while entries are fetched.
 
-Bytes are reserved before they are written. For them, the least recently used entries that nobody uses are evicted. A
-fetch that cannot fit is refused before it begins. A lease shows the reservation to other processes, so it ends with its
-process.
+Bytes are reserved before they are written. To make space for them, the least recently used entries that are not in use
+are evicted. If a fetch cannot fit, CacheFull is raised before it begins. A lease shows the reservation to other
+processes, so it ends with its process.
 
 A reservation counts the whole entry, although its staging file is sparse at first. Two processes that reserve at the
 same time first write their reservation and then count, so that each sees the other's. Without locks they may evict more
@@ -25,7 +25,7 @@ from filestore.system.locks import locked
 from filestore.system.threads import in_disk_thread
 
 STALL_SECONDS = 60
-"""How long a reservation waits for other fetches that make no progress."""
+"""How long a reservation waits while other fetches make no progress. CacheFull is raised after that."""
 SETTLE_SECONDS = 1
 """How long a reservation waits if nobody fetches. An entry that was just fetched may be in use only for a moment."""
 _POLL_SECONDS = (0.05, 1.0)
@@ -54,11 +54,11 @@ class Quota:
         """Folders that could not be removed, with the reason. Other entries are evicted instead."""
 
     async def reserve(self, hold: LeaseSet, key: str, size: int, *, spared: Collection[str] = ()) -> None:
-        """Reserve `size` bytes of disk for an entry, staged data of it included, until `hold` ends or reserves 0.
+        """Reserve `size` bytes of disk for an entry and its staged data, until `hold` is released or reserves 0.
 
-        The least recently used entries that nobody uses are evicted for it, and `spared` ones last. If others fetch
-        entries that can be evicted afterwards, it waits for them, otherwise only for a moment. Raises CacheFull,
-        StorageError.
+        The least recently used entries that are not in use are evicted to make space, and entries in `spared` last.
+        While other processes fetch entries, it waits, since these can be evicted afterwards. Raises CacheFull if there
+        is not enough space, StorageError.
         """
         patience = 0.0
         seen: tuple[frozenset[tuple[str, int, int]], bool] | None = None
@@ -78,7 +78,7 @@ class Quota:
             pause = min(pause * 2, longest)
 
     def surplus(self) -> list[CachedEntry | StagedEntry]:
-        """Return what ended processes left in staging, and the least recently used entries that exceed the limits.
+        """Return what can be removed: data that ended processes left in staging, and entries beyond the limits.
 
         Blocks. Raises StorageError.
         """
@@ -92,7 +92,7 @@ class Quota:
         return found
 
     def _make(self, hold: LeaseSet, key: str, size: int, spared: Collection[str]) -> _Refusal | None:
-        """One attempt to reserve. Raises StorageError."""
+        """Try once to reserve. Return None if that worked, otherwise the refusal. Raises StorageError."""
         with storage_errors(self._root, translate=write_error):
             hold.reserve(key, size)
             try:
@@ -144,7 +144,7 @@ class Quota:
         return excess
 
     def _excess(self, usage: _Usage) -> int:
-        """Return how many bytes are too many by the limit or by the least free space; 0 or less if both are kept."""
+        """Return how many bytes must be removed to keep both limits. It is 0 or less if both are kept."""
         excess = self._min_free + usage.outstanding - self._free()
         return excess if self._size_limit is None else max(excess, usage.total - self._size_limit)
 
@@ -160,7 +160,7 @@ class Quota:
         return _Usage(items, held, spared, self._stuck)
 
     def _reason(self, size: int, usage: _Usage, fetched: int) -> tuple[str, str]:
-        """Return why there is not enough space and what to do, and the hint of the error."""
+        """Return the reason and advice for the error that there is not enough space, and its hint."""
         used = f"{usage.pinned} bytes in it are in use and {fetched} are being fetched"
         if self._stuck:
             used += f", and what could not be removed stays ({next(iter(self._stuck.values()))})"
@@ -176,15 +176,15 @@ class _Refusal(NamedTuple):
     reason: str
     hint: str
     under_way: frozenset[tuple[str, int, int]]
-    """What other processes fetch. While it changes, waiting makes sense."""
+    """The entries that other fetches make, with their sizes. While this changes, it makes sense to wait."""
     is_final: bool
-    """It is larger than the limit, so it can never fit."""
+    """The entry is larger than the size limit, so it can never fit."""
     is_passing: bool
     """The entries to evict were in use when the eviction came to them, and are not in use any more."""
 
 
 class _Usage:
-    """Count what a cache holds, and what of it can be evicted."""
+    """How many bytes a cache has, how many are in use, and which entries can be evicted."""
 
     def __init__(
         self, items: list[CachedEntry | StagedEntry], held: Mapping[str, int], spared: Collection[str], stuck: Collection[Path]

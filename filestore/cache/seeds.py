@@ -26,11 +26,11 @@ class _Candidate(NamedTuple):
     kind: Kind
     folder: Path
     shared: int
-    """Bytes of the wanted file that its chunks can fill."""
+    """Bytes of the wanted file that the candidate's chunks can fill."""
 
 
 class FoundSeed(NamedTuple):
-    """Hold a seed, and the name of its entry."""
+    """A seed, and the kind and digest of its entry."""
 
     wanted: WantedEntry
     seed: Seed
@@ -75,7 +75,7 @@ def find_seeds(root: Path, wanted: Manifest, *, limits: ZipLimits) -> list[Found
 
 
 class _Recipe:
-    """Hold the wanted chunks as arrays, because a cache may have manifests of millions of chunks."""
+    """The wanted chunks as arrays. They are fast to compare: a cache may have manifests of millions of chunks."""
 
     def __init__(self, wanted: Manifest) -> None:
         import numpy as np  # noqa: PLC0415  # on first use
@@ -87,11 +87,11 @@ class _Recipe:
 
     @property
     def is_covered(self) -> bool:
-        """Whether some seed has each of the chunks."""
+        """Whether the seeds so far have all of the chunks together."""
         return bool(self._covered.all())
 
     def places_in(self, manifest: Manifest) -> npt.NDArray[np.bool_]:
-        """Return which of the wanted chunks another manifest names."""
+        """Return which of the wanted chunks are in another manifest."""
         import numpy as np  # noqa: PLC0415  # on first use
 
         return np.isin(self._keys, _table(manifest)["key"])
@@ -101,7 +101,7 @@ class _Recipe:
         return int(self._sizes[places].sum())
 
     def cover(self, places: npt.NDArray[np.bool_]) -> bool:
-        """Record that a seed has these chunks; return whether any of them is new."""
+        """Record that a seed has these chunks. Return whether earlier seeds did not have one of them."""
         is_new = bool((places & ~self._covered).any())
         self._covered |= places
         return is_new
@@ -129,9 +129,9 @@ def _newest_first(root: Path) -> Iterator[tuple[Kind, Path]]:
 
 
 def _read_tail(candidate: _Candidate, *, limit: int) -> bytes | None:
-    """Return the tail that the seed of a tree needs, and no bytes for a file.
+    """Return the tail of the zip, which the seed of a tree needs. For a file, return no bytes.
 
-    Returns None if the tail cannot be read, or has more than `limit` bytes.
+    Return None if the tail cannot be read, or has more than `limit` bytes.
     """
     if candidate.kind is Kind.FILE:
         return b""

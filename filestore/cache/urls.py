@@ -60,7 +60,7 @@ ATTEMPTS = 3
 
 
 class UrlResult(NamedTuple):
-    """Name the entry that holds the content of a URL, with the cost in bytes."""
+    """The digest of the entry with the content of a URL, and the cost in bytes."""
 
     digest: Digest
     bytes_received: int = 0
@@ -70,7 +70,7 @@ class UrlResult(NamedTuple):
 
 
 class _UrlState(NamedTuple):
-    """Hold what a URL gave last. The time is that of this machine's clock."""
+    """The last answer of a URL. `asked_at` is by the clock of this machine, in seconds since 1970."""
 
     digest: Digest
     validators: Validators
@@ -91,7 +91,7 @@ class Urls:
         options: DownloadOptions = DEFAULT_DOWNLOAD_OPTIONS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`chunking_version` is that of the digests of the entries."""
+        """`chunking_version` is the chunking version by which the entries get their digests."""
         self._entry_store = entry_store
         self._leases = leases
         self._quota = quota
@@ -103,7 +103,7 @@ class Urls:
     def find(self, origin: FileURL, kind: Kind) -> Digest | None:
         """Return an entry that can be used without a request, or None. Blocks.
 
-        It has the expected digest, or the origin was asked about it less than `max_age_seconds` ago.
+        Such an entry has the expected digest, or the origin was asked about it less than `max_age_seconds` ago.
         """
         if origin.expected is not None:
             digest = self._with_digest(origin.expected)
@@ -114,13 +114,13 @@ class Urls:
         return digest if digest is not None and self.has(kind, digest) else None
 
     def has(self, kind: Kind, digest: Digest) -> bool:
-        """Return whether the cache has the wanted entry, or the file from which it can be made. Blocks."""
+        """Return whether the cache has the entry, or the zip file from which it can be unpacked. Blocks."""
         return any(self._entry_store.find(each, Reference(digest=digest)) is not None for each in {kind, Kind.FILE})
 
     async def obtain(self, origin: FileURL, kind: Kind, *, report: Report | None = None) -> UrlResult:
-        """Make sure that the cache has the content of `origin`: its file or, for a directory, at least its tree.
+        """Make sure that the cache has the content of `origin`: the file, or for a directory the tree or the file.
 
-        The origin is asked, once for all callers that ask at the same time. Raises what `download` raises, and
+        The origin is asked once for all processes that call this at the same time. Raises what `download` raises, and
         UnexpectedContent.
         """
         began = self._clock()
@@ -212,7 +212,7 @@ class Urls:
         return manifest.digest
 
     async def _publish(self, origin: FileURL, downloaded: DownloadResult, manifest: Manifest, hold: LeaseSet) -> bool:
-        """Make an entry of a download, unless there is one. Return whether there is one now. Raises StorageError."""
+        """Make an entry of a download if there is none yet. Return whether it exists now. Raises StorageError."""
         wanted = WantedEntry(Kind.FILE, manifest.digest)
 
         def is_there() -> bool:
@@ -254,7 +254,10 @@ class Urls:
     # The methods below block.
 
     def _usable(self, origin: FileURL, kind: Kind) -> _UrlState | None:
-        """Return what the URL gave last, if that entry exists and can be compared with what is expected."""
+        """Return the last answer of the URL, if its entry exists and can be compared with the expected digest.
+
+        Otherwise return None.
+        """
         known = self._recall(origin)
         kind = Kind.FILE if isinstance(origin.expected, str) else kind
         return known if known is not None and self.has(kind, known.digest) else None
@@ -286,7 +289,10 @@ class Urls:
         write_durably(self._record_path(origin), values)
 
     def _stage(self, label: str, lock: Lock, *, is_first: bool) -> Path:
-        """Return a folder to download to, with what a cut download left. Raises StorageError, StorageFull."""
+        """Return a folder to download to.
+
+        It may have data of a download that was interrupted. Raises StorageError, StorageFull.
+        """
         shared = self._entry_store.root / "staging" / label
         aside = shared.with_name(f".{label}.{uuid.uuid4().hex}")
         is_alone = lock.is_held and is_first
@@ -308,7 +314,7 @@ class Urls:
 
 
 def _clear_empty(folder: Path) -> None:
-    """Remove a folder that has nothing that can be continued."""
+    """Remove the folder of a download unless it has data with which the download can be continued."""
     partial = folder / PARTIAL_NAME
     with suppress(OSError):
         if not partial.exists() or not partial.stat().st_size:
@@ -316,7 +322,7 @@ def _clear_empty(folder: Path) -> None:
 
 
 def _is_out_of_reach(error: TransferError) -> bool:
-    """Return whether an origin could not answer. An origin that refuses was reached."""
+    """Return whether an origin did not answer, or could not for now. A refusal is an answer."""
     return not isinstance(error, ServerError) or error.status_code == 429 or error.status_code >= 500
 
 
@@ -334,7 +340,7 @@ def _sha256_of(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the content of a small JSON file, empty if it is missing or has another form."""
+    """Return the content of a small JSON file. It is empty if the file is missing or malformed."""
     try:
         values = parse_json(path.read_bytes())
     except (OSError, ValueError):

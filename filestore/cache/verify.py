@@ -49,9 +49,9 @@ async def verify_cache(root: Path) -> list[Path]:
 
 
 async def _damaged(folder: Path, kind: Kind) -> Path | None:
-    """Return the path in an entry that does not match its digest, or None if all do.
+    """Return the path of content in an entry that does not match its digest. Return None if all content matches.
 
-    If the entry does not say what it should contain, the path is that of its folder.
+    If it is not known what the entry should contain, return the path of its folder.
     """
     try:
         digest = unhashed("/".join(folder.parts[-3:]))
@@ -93,7 +93,7 @@ async def _is_tree(path: Path, digest: Digest) -> bool:
 
 
 def _is_ours(members: Sequence[Member], tail: bytes) -> bool:
-    """Return whether a push would write this zip directory."""
+    """Return whether `tail` is the central directory that a push would write for these members."""
     placed = [
         write.PlacedEntry(
             write.Entry(
