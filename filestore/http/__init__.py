@@ -1,1 +1,1 @@
-"""The way across a network: `server` and `client` meet only in `wire`."""
+"""The protocol between machines. The packages `server` and `client` share only the module `wire`."""

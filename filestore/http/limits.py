@@ -1,4 +1,4 @@
-"""What a server allows, and what holds where nobody says anything."""
+"""The limits of a server, and their defaults."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from filestore.repository.protocol import SIGNED_SECONDS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
-    """What one server process allows."""
+    """The limits of one server process."""
 
     stall_seconds: float = 30.0
-    """How long a connection may move no byte."""
+    """How long a connection may move no byte. Stalled is raised after that."""
     memory_limit: int = 128 << 20
-    """Bytes in flight (I6), pushes of uploads aside, which have 96 MiB."""
+    """Bytes of request and answer bodies that may be in memory at the same time (I6). Pushes of uploads have 96 MiB
+    more.
+    """
     upload_limit: int | None = None
-    """Bytes of a file that is uploaded by form or in parts."""
+    """The largest file in bytes that may be uploaded by form or in parts. None means any size."""
     upload_idle_seconds: float = 86400.0
-    """How long nothing may come of an upload in parts before it is dropped."""
+    """After this time without a new part or another request, an upload in parts is removed."""
     drain_seconds: float = 30.0
-    """How long requests under way may go on after a stop."""
+    """How long requests in progress may continue after a stop signal."""
     signed_seconds: int = SIGNED_SECONDS
-    """How long a signed URL of a file holds."""
+    """How long a signed URL of a file is valid."""
 
 
 DEFAULT_SERVER_LIMITS = ServerLimits()

@@ -1,4 +1,4 @@
-"""Shapes that server and client share, without I/O. Normative text: `docs/http-api.md`.
+"""Data formats that server and client share, without I/O. The specification is `docs/http-api.md`.
 
 A *batch* is how frames travel in both directions, little-endian:
 
@@ -23,7 +23,7 @@ BATCH_COUNT_LIMIT = 4096
 BATCH_LIMIT = 64 << 20
 """Bytes of one batch, its header included."""
 DIGESTS_LIMIT = 65536
-"""Digests in one question."""
+"""The largest number of digests in one request."""
 NAME_HEADER = "filestore-name"
 OCTETS = "application/octet-stream"
 PROBLEM = "application/problem+json"
@@ -32,24 +32,24 @@ _COUNT = struct.Struct("<I")
 
 
 class BatchEntry(NamedTuple):
-    """One frame of a batch; `stored_size` is 0 where the chunk is absent."""
+    """One frame of a batch. `stored_size` is 0 if the chunk is absent."""
 
     digest: Digest
     stored_size: int
 
 
 def batch_header_size(count: int) -> int:
-    """Bytes of the header of a batch of `count` frames."""
+    """Return the number of bytes in the header of a batch of `count` frames."""
     return _COUNT.size + count * DIGEST_AND_NUMBER.size
 
 
 def encode_batch_header(entries: Sequence[BatchEntry]) -> bytes:
-    """The header; the frames follow it."""
+    """Return the header of a batch. The frames must follow it."""
     return _COUNT.pack(len(entries)) + b"".join(DIGEST_AND_NUMBER.pack(*entry) for entry in entries)
 
 
 def decode_batch_count(raw: Buffer) -> int:
-    """How many frames a batch holds, from its first 4 bytes. Raises InvalidBatch."""
+    """Return the number of frames in a batch, which its first 4 bytes give. Raises InvalidBatch."""
     (count,) = _COUNT.unpack_from(raw)
     if not count <= BATCH_COUNT_LIMIT:
         raise errors.InvalidBatch(f"it says to hold {count} frames, allowed are {BATCH_COUNT_LIMIT}")
@@ -57,7 +57,7 @@ def decode_batch_count(raw: Buffer) -> int:
 
 
 def decode_batch_entries(raw: Buffer, *, absent_allowed: bool) -> list[BatchEntry]:
-    """The entries that follow the count. Raises InvalidBatch for an impossible size."""
+    """Return the entries that follow the count in a header. Raises InvalidBatch for an impossible size."""
     entries = [BatchEntry(Digest(digest), size) for digest, size in DIGEST_AND_NUMBER.iter_unpack(raw)]
     for entry in entries:
         if entry.stored_size > FRAME_LIMIT or (entry.stored_size == 0 and not absent_allowed):
@@ -66,7 +66,7 @@ def decode_batch_entries(raw: Buffer, *, absent_allowed: bool) -> list[BatchEntr
 
 
 class BatchParser:
-    """Takes a batch apart as it arrives, in any split; keeps no more of it than its header.
+    """Separate a batch into its frames while it arrives, in pieces of any size. Only its header is kept in memory.
 
     `size` is the length that was announced for the whole batch.
     """
@@ -80,11 +80,14 @@ class BatchParser:
 
     @property
     def finished(self) -> bool:
-        """Whether every byte of the batch was fed."""
+        """Whether `feed` has received the whole batch."""
         return self._to_come is not None and not self._to_come and not self._left
 
     def reach(self, limit: int) -> int:
-        """How many bytes lead to the end of a frame: to that of one, or of as many as fit `limit`; `limit` within the header."""
+        """Return the best size of the next piece, which ends at the end of a frame.
+
+        The piece has as many frames as fit in `limit`, and at least one. Within the header, the result is `limit`.
+        """
         reach = self._left
         for entry in self._to_come or ():
             if reach and reach + entry.stored_size > limit:
@@ -93,9 +96,11 @@ class BatchParser:
         return reach or limit
 
     def feed(self, piece: Buffer) -> Iterator[BatchEntry | memoryview]:
-        """What `piece` adds: an entry where its frame begins, then that frame's bytes, as views of `piece`.
+        """Yield the content of `piece`.
 
-        Raises InvalidBatch once something cannot be right; frames that were whole before that stand.
+        Where a frame begins, its entry comes first, then its bytes as views of `piece`.
+
+        Raises InvalidBatch as soon as something cannot be right. The frames that were complete before that are valid.
         """
         rest = self._feed_header(memoryview(piece))
         while rest:
@@ -110,7 +115,7 @@ class BatchParser:
             yield part
 
     def _feed_header(self, view: memoryview) -> memoryview:
-        """Take what belongs to the header; the rest of `view`, empty while the header is not whole."""
+        """Take the bytes of the header. Return the rest of `view`, which is empty while the header is incomplete."""
         if self._count is None:
             view = self._fill_header(view, _COUNT.size)
             if len(self._header) < _COUNT.size:
@@ -159,7 +164,9 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
 
 
 _FACT_TYPES: dict[type, tuple[type, ...]] = {str: (str,), int: (int,), float: (float, int)}
-"""What JSON may give for a fact of a type. `bool` is not among them, although Python takes it for an int."""
+"""The types that a JSON value may have for a fact of each type. `bool` is not one of them, although it is an int in
+Python.
+"""
 
 
 def _all_below(kind: type[errors.FilestoreError]) -> Iterable[type[errors.FilestoreError]]:
@@ -172,17 +179,23 @@ _TYPE_PREFIX = "urn:filestore:error:"
 
 
 def register_status(kind: type[errors.FilestoreError], status: int) -> None:
-    """Let `status` stand for an error that a package above this module defines, and for those below it in the tree."""
+    """Set the HTTP status of an error class that another package defines, and of its subclasses."""
     _STATUS[kind] = status
 
 
 def status_of(kind: type[errors.FilestoreError]) -> int:
-    """Return the HTTP status for a class of error: its own, or that of the nearest base class that has one, else 500."""
+    """Return the HTTP status for a class of error.
+
+    It is the status of the class itself, or of the nearest base class that has one, else 500.
+    """
     return next((_STATUS[parent] for parent in kind.__mro__ if parent in _STATUS), 500)
 
 
 def encode_problem(error: errors.FilestoreError) -> Problem:
-    """Status and document of `error`; `detail` is the message that the SDK reads, the facts are members of their own names.
+    """Return the status and the problem document of `error`.
+
+    The member `detail` is the message, which the SDK reads. Each fact of the error is a member with the name of the
+    fact.
 
     Source: RFC 9457, section 3.2 (extension members). No fact has the name of a member that the RFC defines.
     """
@@ -197,7 +210,9 @@ def encode_problem(error: errors.FilestoreError) -> Problem:
 
 
 def decode_problem(url: str, status: int, document: object) -> errors.FilestoreError:
-    """The error that a server's answer stands for; ServerError for one that this version cannot make again.
+    """Return the error that a server reports by a problem document.
+
+    It is ServerError if this version does not know the error.
 
     Members that the error does not have are ignored: a newer server may send more of them.
     """
@@ -209,12 +224,12 @@ def decode_problem(url: str, status: int, document: object) -> errors.FilestoreE
 
 
 def _kind_of(problem_type: object) -> type[errors.FilestoreError] | None:
-    """The class of a problem's type, among all that are imported now."""
+    """Return the error class of a problem's type, or None. Only classes that are imported by now are found."""
     return next((kind for kind in _all_below(errors.FilestoreError) if _TYPE_PREFIX + kind.slug == problem_type), None)
 
 
 def _made_again(kind: type[errors.FilestoreError], document: Mapping[str, object]) -> errors.FilestoreError | None:
-    """The error of that class; None where a fact is missing or has a wrong type."""
+    """Return an error of the class `kind`, or None if a fact is missing or has a wrong type."""
     types = get_type_hints(kind)
     facts: list[Any] = []
     for name in kind.facts:

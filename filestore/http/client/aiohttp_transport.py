@@ -25,7 +25,9 @@ from filestore.system.metrics import Stage, async_span
 from filestore.system.proxies import Proxy
 
 PIECE = 256 << 10
-"""Bytes handed to a connection at once, which are the steps of the stall timer and of progress."""
+"""Bytes that are passed to a connection at a time. The stall timer starts again, and progress is reported, for each
+piece.
+"""
 
 
 class AiohttpTransport:
@@ -69,7 +71,7 @@ class AiohttpTransport:
             self._session = None
 
     async def _exchange(self, request: Request, body: AnswerBody) -> None:
-        """Send the request and receive the answer."""
+        """Send the request, and receive the answer. Raises the errors of `Transport.exchange`."""
         with self._translated_errors():
             async with asyncio.timeout(None) as stall:
                 outgoing = _Outgoing(request, stall, stall_seconds=self._stall_seconds)
@@ -123,7 +125,7 @@ class AiohttpTransport:
         return fields | dict(request.fields)
 
     def _by_proxy(self) -> dict[str, Any]:
-        """The arguments with which aiohttp reaches the server through the proxy, by CONNECT."""
+        """Return the arguments that make aiohttp use the proxy, by CONNECT. There are none without a proxy."""
         if self._proxy is None:
             return {}
         sent = {"Proxy-Authorization": self._proxy.authorization} if self._proxy.authorization is not None else {}
@@ -151,7 +153,7 @@ class AiohttpTransport:
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Raise errors of ours in place of those of aiohttp."""
+        """Translate errors of aiohttp that are raised in the block into errors of filestore."""
         try:
             yield
         except aiohttp.InvalidURL as error:
@@ -171,14 +173,14 @@ class AiohttpTransport:
 
 
 class _Outgoing:
-    """The body of a request in pieces, each with the same time limit."""
+    """Give aiohttp the body of a request in pieces. Each piece has the same time limit."""
 
     def __init__(self, request: Request, stall: asyncio.Timeout, *, stall_seconds: float) -> None:
         self._request = request
         self._stall = stall
         self._stall_seconds = stall_seconds
         self.is_sent = request.body is None
-        """Whether the connection has taken all of it."""
+        """Whether the connection has taken the whole body."""
 
     async def pieces(self) -> AsyncIterator[bytes | memoryview]:
         """Yield the body. aiohttp asks for the next piece when the connection has taken the last one."""

@@ -1,4 +1,4 @@
-"""Answers of a server: the memory that takes their bodies, and the errors that they stand for."""
+"""Receive the answers of a server into memory, and make errors of unsuccessful ones."""
 
 from __future__ import annotations
 
@@ -79,7 +79,10 @@ class BatchAnswer:
         self._filled = 0
 
     def frames(self) -> Iterator[memoryview | None]:
-        """The frames that have arrived whole, in order, as parts of the buffer; None for each chunk that is absent."""
+        """Yield the frames that have arrived completely, in order, as parts of the buffer.
+
+        Yield None for an absent chunk.
+        """
         start = 0
         for entry in self._entries:
             end = start + entry.stored_size
@@ -128,12 +131,12 @@ class BatchAnswer:
 
 
 def longer_than_announced(location: str) -> Interrupted:
-    """The error for bytes that follow the end of an answer."""
+    """Return the error to raise if bytes follow the end of an answer."""
     return Interrupted(location, "the answer is longer than it said")
 
 
 def answer_error(location: str, status: int, content: bytes, said: Said, *, sent_size: int) -> FilestoreError:
-    """The error that an unsuccessful answer stands for. The body of the request had `sent_size` bytes."""
+    """Return the error to raise for an unsuccessful answer. The body of the request had `sent_size` bytes."""
     try:
         document = parse_json(content)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Progress of a batch: counts bytes in the thread that moves them, and reports them on the event loop."""
+"""Report the progress of a batch. Bytes are counted in the thread that moves them, and reported in the event loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ TELL_SECONDS = 0.05
 
 
 class ByteCounter:
-    """Counts bytes in a thread, and calls `moved` with them on the event loop that was running when it was made."""
+    """Count bytes in a thread, and call `moved` with the numbers in the event loop.
+
+    This is the event loop that was running when the object was made.
+    """
 
     def __init__(self, moved: Moved | None) -> None:
         self._moved = moved
@@ -29,9 +32,9 @@ class ByteCounter:
             self._loop.call_soon_threadsafe(self._tell)
 
     def settle(self, count: int) -> None:
-        """Report what is missing from the earlier reports to make `count` bytes; this is the last report.
+        """Make the last report, so that all reports together add up to `count` bytes.
 
-        The number is negative where too many bytes were reported. Call it in the event loop.
+        The reported number is negative if too many bytes were reported before. Call it in the event loop.
         """
         self._count = count
         self._tell()

@@ -100,12 +100,12 @@ def _size(fields: dict[bytes, list[bytes]]) -> int | None:
 
 
 class Peer(NamedTuple):
-    """The server at the other end."""
+    """The server to which a channel is connected."""
 
     location: str
-    """Its name in errors."""
+    """The name of the server in errors."""
     path: str
-    """The path, or behind a proxy the URL, below which its routes are."""
+    """What each request line has before the path of the route: a path, or a whole URL if a proxy is used."""
     fields: Sequence[str]
     """Header lines that every request has."""
 
@@ -130,7 +130,7 @@ class Channel:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether another request may follow.
+        """Whether the connection can be used for another request.
 
         The last one must be over, and the server must neither have closed the connection nor have sent more bytes.
         """
@@ -141,7 +141,7 @@ class Channel:
         self._socket.close()
 
     def abort(self) -> None:
-        """End the request that another thread is in the middle of; that thread raises Interrupted."""
+        """Stop the request that runs in another thread. Interrupted is raised in that thread."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -155,7 +155,9 @@ class Channel:
         fields: Mapping[str, str] = MappingProxyType({}),
         moved: Moved = lambda _: None,
     ) -> Head:
-        """Send a request and receive the head of the answer; `moved` is called with the frames' bytes as they are sent.
+        """Send a request, and return the head of the answer.
+
+        `moved` is called with the number of frame bytes that were sent.
 
         The body of the request is `header` followed by `frames`; a request without a header has no body. `path` and `fields`
         are ASCII without spaces. An error may arrive before everything was sent; the rest is then not sent. An early success
@@ -190,7 +192,7 @@ class Channel:
         return head
 
     def receive_into(self, memory: memoryview) -> int:
-        """Receive the next bytes of the answer's body into `memory`; the number of bytes, at least one, or 0 at the end.
+        """Receive the next bytes of the answer's body into `memory`. Return their number, which is 0 only at the end.
 
         Raises Interrupted, Stalled.
         """
@@ -207,7 +209,7 @@ class Channel:
         return size
 
     def read(self, size: int) -> bytes:
-        """Read the next `size` bytes of the answer's body, or fewer where it ends. Raises Interrupted, Stalled."""
+        """Read the next `size` bytes of the answer's body, or all that is left of it. Raises Interrupted, Stalled."""
         # The memory grows with what has arrived, not with what was announced.
         body = bytearray()
         piece = memoryview(bytearray(min(size, _BODY_PIECE)))
@@ -216,7 +218,7 @@ class Channel:
         return bytes(body)
 
     def _send(self, buffers: Sequence[Buffer], moved: Moved) -> bool:
-        """Send `buffers`; False where an answer arrived, or the connection ended, before everything was sent."""
+        """Send `buffers`. Return False if an answer arrived, or the connection ended, before everything was sent."""
         views = deque(memoryview(buffer) for buffer in buffers)
         while views:
             try:

@@ -31,7 +31,7 @@ class ChannelTransport:
         self._channels.close()
 
     def _exchange(self, request: Request, body: AnswerBody, channel: Channel) -> float:
-        """Do it in a thread."""
+        """Send the request and receive the answer through `channel`. Return the seconds. It runs in a thread."""
         started = time.monotonic()
         head = channel.ask(
             request.path, request.body, request.frames, method=request.method, fields=request.fields, moved=request.moved
@@ -49,7 +49,7 @@ class ChannelTransport:
         return time.monotonic() - started
 
     def _receive(self, channel: Channel, body: AnswerBody) -> None:
-        """Put what is left of the answer into `body`."""
+        """Receive the rest of the answer into `body`."""
         body.expect(channel.left)
         while received := channel.receive_into(body.memory()):
             body.add(received)

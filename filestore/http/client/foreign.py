@@ -1,4 +1,4 @@
-"""Answers that filestore did not make: who made them, why, and which setting to change.
+"""Explain answers that filestore did not make: which program made them, why, and which setting to change.
 
 Between a client and its server there may be a reverse proxy, a forward proxy, or the login page of a network. Each has its own
 answers, which must not be taken for answers of a filestore server.
@@ -42,9 +42,9 @@ _SHOWN_SIZE = 100
 
 
 def error_of(url: str, status: int, document: object, said: Said, *, sent_size: int = 0) -> FilestoreError:
-    """The error that an answer stands for: the server's own one, or ForeignAnswer for what filestore did not make.
+    """Return the error to raise for an unsuccessful answer. It is ForeignAnswer if filestore did not make the answer.
 
-    `sent_size` is bytes of the request's body.
+    Otherwise it is the error that the server reports. `sent_size` is the number of bytes in the request's body.
     """
     is_ours = isinstance(document, dict) and "type" in document and not said.is_page
     error = wire.decode_problem(url, status, document) if is_ours else foreign_answer(url, status, said, sent_size=sent_size)
@@ -53,7 +53,7 @@ def error_of(url: str, status: int, document: object, said: Said, *, sent_size: 
 
 
 def foreign_answer(url: str, status: int, said: Said, *, sent_size: int = 0) -> ForeignAnswer:
-    """The error for an answer that filestore did not make."""
+    """Return the error to raise for an answer that filestore did not make."""
     return ForeignAnswer(url, status, _shown(said.server), _what_to_do(status, said, sent_size))
 
 
@@ -72,7 +72,7 @@ def _what_to_do(status: int, said: Said, sent_size: int) -> str:
 
 
 def _target(said: Said) -> str:
-    """The target of a redirect as the URL of a repository, without the route that was asked for."""
+    """Return the target of a redirect in words: the URL of a repository, without the route that was requested."""
     try:
         parts = urlsplit(said.location)
     except ValueError:
@@ -83,5 +83,5 @@ def _target(said: Said) -> str:
 
 
 def _shown(text: str) -> str:
-    """Text from an unknown server, reduced to what is safe to show in a sentence."""
+    """Return text from an unknown server without all that is not safe to show in a sentence."""
     return "".join(letter for letter in text if letter.isascii() and letter.isprintable())[:_SHOWN_SIZE]

@@ -120,7 +120,7 @@ class RemoteRepository:
         return make, ()
 
     def after_fork(self) -> None:
-        """Leave connections and threads to the parent; the child opens its own."""
+        """Leave connections and threads to the parent. The child opens new ones."""
         abandon(self._transport)
         self._was_reached = self._is_reached
         self._transport = self._open_transport()
@@ -278,7 +278,10 @@ class RemoteRepository:
         return await self._retried(ask)
 
     async def status(self) -> dict[str, Any]:
-        """The server's report of its own work. Raises Forbidden for a token of any namespace but the default one."""
+        """Return the report of the server about its work.
+
+        Raises Forbidden if the token is not of the default namespace.
+        """
         return await self._json("GET", "/status")
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The seam between the verbs of a remote repository and its connections.
+"""The contract between the verbs of a remote repository and its connections.
 
 A verb makes a `Request` and an `AnswerBody`; a `Transport` sends the one and fills the other. A verb never asks which transport
 it has: `channel_transport` is for plain HTTP and uses sockets of our own, `aiohttp_transport` is for HTTPS and uses aiohttp.
@@ -30,17 +30,19 @@ class Request:
     fields: Mapping[str, str] = field(default_factory=dict)
     """Header fields of this request alone, in ASCII. The transport adds those of every request, such as the token."""
     body: bytes | None = None
-    """None: the request has no body."""
+    """The body, or its beginning if there are `frames`. None if the request has no body."""
     frames: Sequence[Buffer] = ()
-    """Follow `body` in the body of the request. Their memory belongs to the caller."""
+    """Frames that follow `body` in the body of the request. Their memory belongs to the caller."""
     moved: Moved = _ignore
     """Called with the number of bytes of `frames` that were just sent, possibly in another thread than that of the event loop."""
     stage: Stage = Stage.WAIT
-    """The stage that its time counts for: SEND for a batch to send, RECEIVE for one to receive, WAIT for all other requests."""
+    """The stage for which its time is counted. It is SEND for a batch to send, RECEIVE for a batch to receive,
+    otherwise WAIT.
+    """
 
     @property
     def is_short(self) -> bool:
-        """Whether it never waits for batches. Every request but those for batches is short."""
+        """Whether the request is not for a batch. Such a request is short, and never waits for batches."""
         return self.stage is Stage.WAIT
 
     @property
@@ -67,25 +69,25 @@ class AnswerBody(Protocol):
         ...
 
     def expect(self, size: int | None) -> None:
-        """Take note of the announced size of the answer in bytes; None where it is not announced. This is the first call.
+        """Note the announced size of the answer in bytes, or None if it is not announced. This is the first call.
 
-        Raises LimitExceeded.
+        Raises LimitExceeded if the size is too large.
         """
         ...
 
     def memory(self) -> memoryview:
-        """Memory for the next bytes. It is empty where the answer has to end."""
+        """Return memory for the next bytes. It is empty if the answer must end here."""
         ...
 
     def add(self, size: int) -> None:
-        """Take note that the first `size` bytes of `memory()` have arrived.
+        """Note that the first `size` bytes of `memory()` have arrived.
 
-        Raises InvalidBatch, Interrupted, LimitExceeded where these bytes cannot be right.
+        Raises InvalidBatch, Interrupted or LimitExceeded if these bytes cannot be right.
         """
         ...
 
     def end(self) -> None:
-        """Take note that the answer has ended. This is the last call. Raises Interrupted where bytes are missing."""
+        """Note that the answer has ended. This is the last call. Raises Interrupted if bytes are missing."""
         ...
 
 
@@ -117,12 +119,12 @@ class Transport(Protocol):
         ...
 
     async def exchange(self, request: Request, body: AnswerBody) -> float:
-        """Send a request and receive the body of a successful answer into `body`; returns the seconds that this took.
+        """Send a request, and receive the body of a successful answer into `body`. Return the seconds that this took.
 
-        These seconds do not include the wait for other requests.
+        The seconds do not include the wait for other requests.
 
-        Raises Unreachable, ProxyUnreachable, Stalled, Interrupted, ServerError, what `body` raises, and the error that an
-        unsuccessful answer stands for.
+        Raises Unreachable, ProxyUnreachable, Stalled, Interrupted, ServerError, the errors of `body`, and the error
+        that the server reports by an unsuccessful answer.
         """
         ...
 

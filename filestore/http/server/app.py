@@ -37,7 +37,7 @@ _Answer = Callable[[RequestContext, LocalRepository], Awaitable[web.StreamRespon
 
 
 class Route(NamedTuple):
-    """Describe requests that need a token, and the function that answers them."""
+    """A kind of request that needs a token, and the function that answers it."""
 
     method: str
     path: str
@@ -174,7 +174,7 @@ async def _healthz(_: web.Request) -> web.StreamResponse:
 
 
 class RequestAuthenticator:
-    """Give each request with a valid token or a valid signature the repository of its namespace."""
+    """Find the repository that a request may use, by the namespace of its token or of its signed URL."""
 
     def __init__(
         self,
@@ -207,7 +207,10 @@ class RequestAuthenticator:
         return handler
 
     async def expected(self, request: web.Request) -> web.StreamResponse | None:
-        """Answer `Expect: 100-continue`: tell the client to send its body, or return the reason why not."""
+        """Handle `Expect: 100-continue`.
+
+        Tell the client to send its body, or return the answer for a request that is refused.
+        """
         if request.headers["Expect"].lower() == "100-continue":
             try:
                 await self._repository(request)

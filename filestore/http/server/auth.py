@@ -21,9 +21,9 @@ class _KnownToken(NamedTuple):
 
 
 class Tokens:
-    """Find the namespace of a token, first in `tokens`, then in the index, if there is one.
+    """Find the namespace of a token: first in `tokens`, then in the index if there is one.
 
-    `tokens` are valid for this process lifetime. Only accepted tokens of the index are remembered. So invalid tokens
+    `tokens` are valid until this process ends. Only accepted tokens of the index are remembered. So invalid tokens
     cannot fill the memory, and a new token works at once. Tokens are compared as digests, so the duration of a
     comparison says nothing about a token.
     """

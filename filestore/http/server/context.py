@@ -30,7 +30,7 @@ from filestore.system.metrics import SharedTimes
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """Hold one request, and everything that its answer needs."""
+    """One request, and everything that is needed to answer it."""
 
     request: web.Request
     budget: Budget
@@ -167,7 +167,7 @@ class RequestContext:
 
 
 class Spool:
-    """Hold a body that passes through the server. Its methods raise StorageFull, StorageError."""
+    """A body that passes through the server. Its methods raise StorageFull, StorageError."""
 
     def __init__(self, file: AsyncBufferedReader) -> None:
         self.size = 0
@@ -185,14 +185,14 @@ class Spool:
             await self._file.seek(0)
 
     async def read(self, size: int) -> bytes:
-        """Return the next bytes, `size` at most; empty at the end."""
+        """Return the next bytes, at most `size`. The result is empty at the end."""
         with spooling():
             return await self._file.read(size)
 
 
 @contextmanager
 def arriving() -> Iterator[None]:
-    """Translate the errors of reading a body. Raises Interrupted when the client cuts it or breaks its framing."""
+    """Raise Interrupted if the client ends the connection or sends a malformed body in the block."""
     try:
         yield
     except (ConnectionError, web.RequestPayloadError) as error:
@@ -200,4 +200,4 @@ def arriving() -> Iterator[None]:
 
 
 spooling = partial(storage_errors, "the spool folder of the server")
-"""Writing to the spool folder. Raises StorageFull, StorageError."""
+"""A block that uses the spool folder. Errors of the operating system are raised as StorageFull or StorageError."""

@@ -1,4 +1,4 @@
-"""Answer errors with problem documents (RFC 9457), and keep what concerns only the server in its log."""
+"""Answer errors with problem documents (RFC 9457). Facts about the server itself are written only to its log."""
 
 from __future__ import annotations
 

@@ -18,7 +18,10 @@ since each push uses all cores."""
 
 
 def push_memory(size: int) -> int:
-    """Return how many bytes of memory the push of `size` bytes takes: its windows, and as much again for their frames."""
+    """Return how many bytes of memory the push of `size` bytes takes.
+
+    Half is for its windows, and half for their frames.
+    """
     return 2 * min(size, WINDOWS_IN_FLIGHT * WINDOW_SIZE)
 
 

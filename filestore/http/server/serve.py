@@ -1,4 +1,4 @@
-"""Run a server in one process, or in several on one port under a parent that restarts those that die.
+"""Run a server in one process, or in several on one port. A parent process restarts a worker that dies.
 
 The parent never runs an event loop or a thread, so it can fork at any time. It binds the port and does not listen on
 it. So the port stays reserved while workers start and end. Each worker listens on its own socket (SO_REUSEPORT).
@@ -39,13 +39,13 @@ def serve(
     knows_tokens: bool = True,
     extension: Extension = no_extension,
 ) -> None:
-    """Serve a repository over HTTP; return after SIGTERM, SIGINT or SIGHUP. Call it in a process without threads.
+    """Serve a repository over HTTP until SIGTERM, SIGINT or SIGHUP. Call it in a process without threads.
 
     `prepare()` is called when the address is bound and nothing else is open, in a process that has no threads yet.
     `announce(url)` is called when connections are accepted. Port 0 means any free port.
 
-    `tokens` maps digests of tokens to their namespaces, for this process lifetime. The tokens of the index are valid
-    too, unless `knows_tokens` is false.
+    `tokens` maps digests of tokens to their namespaces. They are valid until the server ends. The tokens of the index
+    are valid too, unless `knows_tokens` is false.
 
     `limits` hold for each worker. After a stop signal, requests in progress may finish for `limits.drain_seconds`. A
     second signal ends them at once. Uploads wait in `spool_folder`, which is the system's temporary folder by default.

@@ -55,13 +55,13 @@ async def _outcome(context: RequestContext, work: Coroutine[Any, Any, web.Respon
 
 
 async def _is_done(working: asyncio.Task[web.Response]) -> bool:
-    """Wait for the work, at most one second; return whether it is done."""
+    """Wait for the work, at most one second. Return whether it is done."""
     await asyncio.wait([working], timeout=BLANK_SECONDS)
     return working.done()
 
 
 async def _send_blanks(answer: BodyWriter, working: asyncio.Task[web.Response]) -> int:
-    """Send a blank now and one every second until the work is done; return their number."""
+    """Send a blank now and one every second until the work is done. Return their number."""
     count = 0
     while not working.done():
         if count < SLOW_SIZE - DOCUMENT_SIZE:

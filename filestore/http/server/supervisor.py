@@ -33,12 +33,13 @@ _READY = b"+"
 
 @dataclass(slots=True)
 class _Worker:
-    """One of the workers, and its process, if it has one now."""
+    """One of the workers. `pid` is 0 while it has no process."""
 
     place: int
     pid: int = 0
     report: int = -1
-    """The pipe on which the process says that it is ready, or why it cannot start."""
+    """The pipe to which the process writes that it is ready, or why it cannot start. It is -1 when the pipe is closed.
+    """
     said: bytes = b""
     start_at: float = 0.0
     """When the next process may start, in monotonic seconds."""
@@ -69,7 +70,10 @@ class Supervisor:
         self._stops = 0
 
     def run(self, announce: Callable[[], None]) -> None:
-        """Return after a signal has stopped all workers. Raises the error that kept one of them from starting."""
+        """Run the workers until a stop signal has ended them all.
+
+        Raises the error of a worker that cannot start at first.
+        """
         is_announced = False
         with self._noticed_signals():
             try:
@@ -211,7 +215,7 @@ class Supervisor:
         return ended
 
     def _stop_all(self) -> None:
-        """Let the workers finish their requests. Kill them at the next signal, or when they take too long."""
+        """Stop all workers after their current requests. Kill them at the next signal, or if this takes too long."""
         stops = self._stops
         self._signal_all(signal.SIGTERM)
         deadline: float | None = time.monotonic() + self._service.limits.drain_seconds + 2 * CLEANUP_SECONDS

@@ -29,12 +29,12 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 OpenBackend = Callable[[], Awaitable[tuple[ChunkStore, Index]]]
 Extension = Callable[[ChunkStore, Index], AbstractAsyncContextManager[Sequence[Route]]]
-"""Yields the routes that a server process serves in addition to files, while its block runs."""
+"""A function that returns a block. The block yields the routes that a server process serves in addition to files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """Hold what every worker needs to run."""
+    """The arguments that every worker needs to run."""
 
     open_backend: OpenBackend
     tokens: Mapping[Digest, str]

@@ -29,13 +29,13 @@ def duplicate(transport: asyncio.Transport) -> socket.socket:
 
 
 async def readable(connection: socket.socket, *, seconds: float) -> bool:
-    """Wait until there is something to read, or the end; return whether that was in time."""
+    """Wait until bytes, or the end of the connection, can be read. Return False if this takes longer than `seconds`."""
     loop = asyncio.get_running_loop()
     return await _called_back(loop.add_reader, loop.remove_reader, connection, seconds)
 
 
 async def writable(connection: socket.socket, *, seconds: float) -> bool:
-    """Wait until something can be sent, or the peer is gone; return whether that was in time."""
+    """Wait until bytes can be sent, or the peer has left. Return False if this takes longer than `seconds`."""
     loop = asyncio.get_running_loop()
     return await _called_back(loop.add_writer, loop.remove_writer, connection, seconds)
 

@@ -28,7 +28,7 @@ _FOLDERS = re.compile(r"[/\\]")
 
 
 class Form(NamedTuple):
-    """Hold what a form said: the name and size of its file, and its other parts."""
+    """The content of a form: the name and the size of its file, and its other parts."""
 
     file_name: str | None
     """The last part of the path that the client gave, without folders; None if the form has no file."""
@@ -87,7 +87,7 @@ async def _parts(context: RequestContext) -> AsyncIterator[BodyPartReader]:
 
 
 async def _spool(context: RequestContext, part: BodyPartReader, spool: AsyncFileIO) -> int:
-    """Write a part to `spool`; return its size."""
+    """Write a part to `spool`, and return its size. Raises LimitExceeded if the file is too large."""
     buffer = memoryview(bytearray(WRITE_SIZE + _READ_SIZE))
     filled = size = 0
     while piece := await _step(context, part.read_chunk(_READ_SIZE)):

@@ -22,7 +22,7 @@ _Files = list[BinaryIO | None]
 
 
 class Frames:
-    """Send the frames of an answer: `entries` says what it will contain, `send` sends it.
+    """Send the frames of an answer. Call `entries` to find out what the answer will contain, then `send`.
 
     The end of the block closes all files.
     """
@@ -41,7 +41,7 @@ class Frames:
             await shield_until_done(self._close(place))
 
     async def entries(self) -> list[wire.BatchEntry]:
-        """Return which frames there are, with their sizes.
+        """Return an entry with the size of its frame for each digest. The size of an absent frame is 0.
 
         The head of the answer needs all sizes, and not all files can be open at once. So the sizes of more than one
         group come from the repository.
@@ -54,7 +54,7 @@ class Frames:
         return list(map(wire.BatchEntry, self._digests, sizes))
 
     async def send(self, answer: BodyWriter, entries: Sequence[wire.BatchEntry]) -> None:
-        """Send the frames of `entries`, which is what `entries()` returned.
+        """Send the frames of `entries`, the result of the method `entries`.
 
         Raises DamagedChunk if a frame has changed since.
         """

@@ -32,9 +32,11 @@ cache."""
 _BLANK = bytes(64 << 10)
 
 Take = Callable[[memoryview], None]
-"""Receives a piece. The memory is valid only during the call. Blocks, and is called in a thread."""
+"""A function that receives a piece. The memory is valid only during the call. It may block: it is called in a thread.
+"""
 Reach = Callable[[int], int]
-"""Returns the best size of the next piece: at most the given limit, or the size of one frame."""
+"""A function that returns the best size of the next piece. This is at most the given limit, or the size of one frame.
+"""
 
 
 def _as_large_as_may_be(limit: int) -> int:
@@ -51,7 +53,7 @@ _piece_memory = per_thread(lambda: allocate_pages(FRAME_LIMIT))
 
 @asynccontextmanager
 async def reading_body(context: RequestContext, *, size: int) -> AsyncIterator[BodyReader]:
-    """Take over a body of `size` bytes from aiohttp during the block. aiohttp gets back what was not read."""
+    """Read a body of `size` bytes without aiohttp during the block. After it, aiohttp reads the rest of the body."""
     body_reader = BodyReader(context, size=size)
     try:
         yield body_reader
@@ -71,7 +73,7 @@ class BodyReader:
         self._is_dry = False
 
     async def read_slice(self, take: Take, *, reach: Reach = _as_large_as_may_be) -> bool:
-        """Pass more of the body to `take`; return False at its end.
+        """Read the next bytes of the body and pass them to `take`. Return False if the body has ended.
 
         Pieces have the size that `reach` says, as long as bytes keep coming. Raises Interrupted, Stalled, and what
         `take` raises.
@@ -86,7 +88,7 @@ class BodyReader:
         return True
 
     def give_back(self) -> None:
-        """Give the connection back to aiohttp, in the state that it would have after reading these bytes itself."""
+        """Give the connection back to aiohttp, in the same state as if aiohttp had read these bytes itself."""
         if self._connection is not None:
             self._await_at_least(1)
             self._connection.close()
@@ -106,7 +108,10 @@ class BodyReader:
         transport.resume_reading()
 
     def _read_ahead(self) -> bytes:
-        """Return what aiohttp has read already. It then reads no more, unless the body is whole."""
+        """Return the bytes that aiohttp has read already.
+
+        After this, aiohttp reads no more unless the body is complete.
+        """
         content = self._context.request.content
         piece = content.read_nowait()
         self._left -= len(piece)
@@ -123,7 +128,7 @@ class BodyReader:
             raise Stalled(PEER, self._context.stall_seconds)
 
     def _read(self, connection: socket.socket, take: Take, reach: Reach) -> int:
-        """Read until nothing comes or the slice is full; return the number of bytes."""
+        """Read until nothing more arrives or the slice is full. Return the number of bytes."""
         poll = select.poll()
         poll.register(connection, select.POLLIN)
         taken = 0
@@ -139,7 +144,7 @@ class BodyReader:
         return taken
 
     def _fill(self, piece: memoryview, connection: socket.socket, poll: select.poll) -> int:
-        """Receive until `piece` is full or nothing comes; return the number of bytes."""
+        """Receive until `piece` is full or nothing more arrives. Return the number of bytes."""
         filled = 0
         while filled < len(piece):
             # The thread wakes up only for this many bytes. After the timeout it reads what there is.

@@ -24,14 +24,14 @@ PATIENCE_SECONDS = 0.25
 
 
 class FilePart(NamedTuple):
-    """Name the first `size` bytes of an open file."""
+    """The first `size` bytes of an open file, which are to be sent."""
 
     file: BinaryIO
     size: int
 
 
 class BodyWriter:
-    """Send bytes to the kernel at once. When a call returns, nothing of them waits in this process."""
+    """Send the bytes of a body. When a call returns, the kernel has them, and none waits in this process."""
 
     def __init__(self, connection: socket.socket, *, stall_seconds: float) -> None:
         """Write to `connection`, which the caller closes. Nobody else may write to it meanwhile."""
@@ -45,7 +45,7 @@ class BodyWriter:
             await self.wait()
 
     async def offer(self, piece: Buffer) -> int:
-        """Send as much of a piece as the client takes soon; return the number of bytes. Raises ConnectionError."""
+        """Send as much of a piece as the client takes soon. Return the number of bytes. Raises ConnectionError."""
         view = memoryview(piece)
         sent = 0
         while sent < len(view):
@@ -61,7 +61,7 @@ class BodyWriter:
             raise Stalled(PEER, self._stall_seconds)
 
     async def send_files(self, parts: Sequence[FilePart]) -> int:
-        """Send files one after the other, by `sendfile` where possible; return the number of bytes.
+        """Send files one after the other, by `sendfile` where possible. Return the number of bytes.
 
         The number is smaller than the sum of `parts` if a file is shorter than its part. The files after that one are
         not sent. Raises Stalled, ConnectionError.
@@ -73,7 +73,7 @@ class BodyWriter:
         return socket_writer.sent
 
     def _send(self, view: memoryview) -> int:
-        """Send what the kernel takes now; return the number of bytes."""
+        """Send the bytes that the kernel takes without a wait. Return their number."""
         try:
             return self._connection.send(view)
         except BlockingIOError:
@@ -100,7 +100,7 @@ class _SocketWriter:
         return is_whole
 
     def write_slice(self) -> bool:
-        """Send while the client takes bytes, at most `SLICE_SIZE`; return whether everything was sent. Blocks.
+        """Send up to about `SLICE_SIZE` bytes while the client takes them. Return whether everything was sent. Blocks.
 
         It runs in a thread, not in the event loop, because `sendfile` waits for the disk.
         """

@@ -38,14 +38,14 @@ async def describe_repository(_: RequestContext, repository: LocalRepository) ->
 
 
 async def missing_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Answer with those of the given digests whose chunks must be sent."""
+    """Answer with the digests whose chunks the repository does not have."""
     async with context.whole_body(what="the size of the request body in bytes", limit=wire.DIGESTS_LIMIT * DIGEST_SIZE) as body:
         missing = await repository.missing(parse_digests(body))
     return web.Response(body=b"".join(missing), content_type=wire.OCTETS)
 
 
 async def put_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Keep the frames of a batch. If the batch is cut off, keep those that arrived whole."""
+    """Store the frames of a batch. If the connection is cut, the frames that arrived completely are stored."""
     size = context.request.content_length
     if size is None:
         raise web.HTTPLengthRequired(text="a batch of frames needs a Content-Length")
@@ -75,7 +75,7 @@ async def put_chunks(context: RequestContext, repository: LocalRepository) -> we
 
 
 async def get_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Answer with a batch of the frames that are asked for, in their order. The header marks those that are absent."""
+    """Answer with a batch of the requested frames, in their order. The header marks the frames that are absent."""
     async with context.whole_body(
         what="the size of the request body in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE
     ) as body:
@@ -91,7 +91,7 @@ async def get_chunks(context: RequestContext, repository: LocalRepository) -> we
 
 
 async def verify_chunks_route(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Answer with those of the given chunks that are damaged. The repository has forgotten them by then."""
+    """Answer with the digests of the chunks that are damaged. The repository then treats these chunks as missing."""
     async with context.whole_body(
         what="the size of the request body in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE
     ) as body:
@@ -158,7 +158,7 @@ async def get_file(context: RequestContext, repository: LocalRepository) -> web.
 
 
 async def remove_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Remove a record, with its chunks if the query says so; answer with the removed record."""
+    """Remove a record, with its chunks if the query says so. Answer with the removed record."""
     asked = context.request.query.get("chunks", "false")
     if asked not in {"true", "false"}:
         raise InvalidInput(f"chunks is {asked!r}; allowed are true and false")

@@ -32,7 +32,7 @@ from filestore.transfer.receiver import verified
 LOAD_SIZE = 2 << 20
 """Decoded bytes that are read and decoded together. A single chunk may be larger."""
 LOADS_AHEAD = 2
-"""Loads in progress while one is sent."""
+"""The number of loads that are in progress while another one is sent."""
 
 
 async def get_content(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -93,7 +93,7 @@ def _asked_range(request: web.Request, record: Record) -> range | None:
 
 
 class _Load(NamedTuple):
-    """Hold neighbouring chunks of a file, and the part of them that is wanted."""
+    """Neighbouring chunks of a file that are loaded together, and the part of them that will be sent."""
 
     chunks: list[Chunk]
     wanted: range
@@ -103,7 +103,7 @@ class _Load(NamedTuple):
 class _LoadedParts(NamedTuple):
     parts: deque[memoryview]
     stack: AsyncExitStack
-    """Holds the budget of the buffer that `parts` point into."""
+    """Its end gives back the budget of the memory to which `parts` refer."""
 
 
 class _Content:
@@ -129,7 +129,7 @@ class _Content:
         await self.forget()
 
     async def load(self) -> bool:
-        """Make the next bytes ready to be sent; return False at the end. Raises DamagedChunk, StorageError."""
+        """Wait until the next bytes can be sent. Return False at the end. Raises DamagedChunk, StorageError."""
         while self._loaded is None or not self._loaded.parts:
             if self._loaded is not None:
                 stack, self._loaded = self._loaded.stack, None
@@ -141,7 +141,7 @@ class _Content:
         return True
 
     async def send(self, answer: BodyWriter) -> bool:
-        """Send the loaded bytes as far as the client takes them soon; return whether it took all.
+        """Send the loaded bytes that the client takes soon. Return whether it took all of them.
 
         Raises ConnectionError.
         """

@@ -1,4 +1,4 @@
-"""Put uploads in parts together. Parts are cut and stored while more arrive, so that finishing is quick."""
+"""Make one file of the parts of an upload. Parts are cut and stored while more arrive, so that finishing is quick."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SWEEP_SECONDS = 600.0
 
 
 class _SavedChunker(NamedTuple):
-    """Keep a chunker that waits for more parts."""
+    """A chunker that waits for more parts."""
 
     tags: list[str]
     """Tags of the parts that the chunker has read, from the first one on."""
@@ -111,7 +111,7 @@ class Assembly:
         return await repository.record(Reference(id=finished.record_id))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
-        """Do this in the background. Do nothing if the process is about to end: another process can do the work."""
+        """Run `work` in the background. If this process is ending, do nothing: another process can do the work."""
         if self._group is None:
             work.close()
             return
@@ -204,7 +204,7 @@ ASSEMBLY = web.AppKey("assembly", Assembly)
 
 
 def _uncut_parts(upload: Upload) -> list[UploadPart]:
-    """Return the contiguous parts from the first one on, or none if there is too little new content to cut."""
+    """Return the parts without a gap from number 1 on. Return none if they have too little new content to cut."""
     contiguous = unbroken(upload.parts())
     cut = upload.cut()
     tags = [part.tag for part in contiguous]

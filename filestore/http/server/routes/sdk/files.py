@@ -1,4 +1,4 @@
-"""Answer what the Pipeline SDK reads: files by their ids, the list of files, and whether a token is valid."""
+"""Answer the reading requests of the Pipeline SDK: a file by its id, the list of files, and the check of a token."""
 
 from __future__ import annotations
 

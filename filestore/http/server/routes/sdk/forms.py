@@ -28,7 +28,7 @@ async def create_file(context: RequestContext, repository: LocalRepository) -> w
 
 
 async def create_file_with_url(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Do what `create_file` does; add a URL at which a pipeline reads the file without a token."""
+    """Do what `create_file` does. The answer also has a URL at which a pipeline reads the file without a token."""
     stored = await _store(context, repository)
     url = f"{context.base_url}/{await repository.sign(stored.record.id)}"
     return web.json_response({**sdk_json(stored.record, alias=stored.alias), "url": url}, status=201)

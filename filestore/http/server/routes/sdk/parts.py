@@ -16,11 +16,11 @@ from filestore.transfer.sources.file import Window, read_exactly, unpacked
 
 
 class UploadPart(NamedTuple):
-    """Describe a part that arrived whole. Nobody writes to its file any more."""
+    """A part that arrived completely. Its file does not change any more."""
 
     number: int
     tag: str
-    """64 hex digits that identify its bytes. They are the ETag of its upload."""
+    """64 hexadecimal digits that identify its bytes. The client got them as the ETag when it sent the part."""
     size: int
     path: Path
 
@@ -96,7 +96,10 @@ class PartsContent:
         """
 
     def _look_through(self, buffer: memoryview) -> None:
-        """Show the chunker the next bytes that another one has cut, so that it finds the boundaries in them."""
+        """Let the chunker read bytes that another chunker has cut already.
+
+        It needs them to find the boundaries in them.
+        """
         start = self.chunker.fed
         data = buffer[: self.cut_size - start]
         self.read_into(data, start)
@@ -117,5 +120,5 @@ def _read(part: UploadPart, memory: memoryview, offset: int) -> None:
 
 
 def unbroken(parts: Sequence[UploadPart]) -> list[UploadPart]:
-    """Return the parts that follow each other from number 1 on, in order."""
+    """Return the parts from number 1 up to the first number that is missing, in order."""
     return [part for number, part in enumerate(sorted(parts), start=1) if part.number == number]

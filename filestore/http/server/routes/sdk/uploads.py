@@ -54,16 +54,16 @@ _CUT, _DESCRIPTION, _FINISHED, _LOCK = "cut", "upload.json", "finished.json", "l
 
 
 class Cut(NamedTuple):
-    """Hold the chunks of an upload that are cut and stored so far."""
+    """The chunks of an upload that are cut and stored so far."""
 
     tags: list[str]
-    """Tags of the parts that were read for it, from the first one on."""
+    """The tags of the parts from which these chunks were cut, from the first part on."""
     chunks: bytearray
     """The chunks, packed."""
 
 
 class FinishedUpload(NamedTuple):
-    """Hold the parts of a finished upload, and its record."""
+    """The tags of the parts of a finished upload, and the id of its record."""
 
     tags: list[str]
     record_id: str
@@ -80,13 +80,13 @@ class Upload:
         self.namespace = namespace
 
     def receive(self) -> IncomingPart:
-        """Make a file for a part that arrives; the caller discards it. Raises UploadNotFound."""
+        """Make a file for a part that arrives. The caller must call `discard` on it. Raises UploadNotFound."""
         path = self._path(f"{_INCOMING}{secrets.token_hex(8)}")
         with self._standing():
             return IncomingPart(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path)
 
     def keep(self, incoming: IncomingPart, number: int, *, limit: int | None) -> UploadPart:
-        """Store a part that arrived, durably, and remove an earlier one of its number.
+        """Store a part that arrived, durably, and remove an earlier part with the same number.
 
         Raises UploadNotFound, and LimitExceeded if all parts together would have more than `limit` bytes.
         """
@@ -187,7 +187,7 @@ class IncomingPart:
 
     @property
     def tag(self) -> str:
-        """64 hex digits that identify its bytes."""
+        """64 hexadecimal digits that identify the bytes so far."""
         return self._digest.hexdigest()
 
     def write(self, piece: Buffer, *, limit: int | None) -> None:
@@ -208,7 +208,7 @@ class IncomingPart:
 def uploads_folder(spool_folder: Path, secret: bytes) -> Path:
     """Return the folder of a repository's uploads, whose name depends on its secret.
 
-    Nobody else can guess the name, so nobody else can create the folder before us.
+    Other users cannot guess the name, so they cannot create the folder first.
     """
     return spool_folder / f"uploads-{sign(secret, 'uploads', expires_at=0)[:32]}"
 
@@ -229,7 +229,7 @@ def begin(folders: Path, *, name: str | None, namespace: str) -> Upload:
 
 
 def find(folders: Path, upload_id: str, *, namespace: str, idle_seconds: float) -> Upload:
-    """Return the upload of an id in a namespace, and record that it is in use. Raises UploadNotFound."""
+    """Return the upload with this id in a namespace, and record that it is in use. Raises UploadNotFound."""
     folder = folders / upload_id
     if not _ID.match(upload_id):
         raise UploadNotFound(upload_id)
@@ -270,7 +270,7 @@ def _remove(folder: Path) -> None:
 
 
 def _idle(folder: Path) -> float:
-    """Return the seconds since a file of a folder was written, or the folder was touched. Raises OSError."""
+    """Return the seconds since the last write to an arriving part, or the last change of the folder. Raises OSError."""
     last = 0.0
     with os.scandir(folder) as entries:
         for entry in entries:
