@@ -1,4 +1,4 @@
-"""cache warm, ls, rm, prune, verify: fill a cache ahead of time, and see to what it holds."""
+"""The commands cache warm, ls, rm, prune and verify. They fill, list, clean and check a cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from filestore.core.records import Record
 
 _PREFIX_DIGITS = 8
-"""The first digits of a digest that are enough to name it."""
+"""The number of first digits of a digest that are enough to name an entry."""
 _SHOWN_DIGITS = 16
 
 
@@ -218,7 +218,7 @@ def _warmed(record: Record, resolved: ResolveResult) -> dict[str, object]:
 
 
 class _Stock(NamedTuple):
-    """The content of a cache at one moment."""
+    """The content of a cache at the time when it was read."""
 
     root: Path
     leases: Leases
@@ -248,7 +248,7 @@ class _Stock(NamedTuple):
         ]
 
     def named(self, text: str) -> list[CachedEntry]:
-        """Return the entries with this digest (its first 8 digits are enough), id, name, or path."""
+        """Return the entries with this digest, id, name or path. The first 8 digits of a digest are enough."""
         from filestore.cache.entry_store import recall  # heavy
 
         digests = {str(record.digest) for record in recall(self.root, text)}
@@ -280,7 +280,7 @@ class _Stock(NamedTuple):
         }
 
     def staged_as_json(self, item: StagedEntry) -> dict[str, object]:
-        """Return as a JSON object what a fetch has staged, or left."""
+        """Return data in staging as a JSON object. A fetch is writing it, or left it."""
         return {
             "path": str(item.folder),
             "stored_size": item.stored_size,
@@ -300,7 +300,7 @@ class _Stock(NamedTuple):
 def _remove(
     context: CommandContext, stock: _Stock, found: list[CachedEntry | StagedEntry], *, dry_run: bool
 ) -> list[CachedEntry]:
-    """Remove entries that are not in use, and print them. Return the entries in use.
+    """Remove the entries that are not in use, and print them. Return the entries in use, which stay.
 
     Raises StorageError after all others are removed.
     """

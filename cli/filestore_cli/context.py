@@ -1,4 +1,4 @@
-"""What every command shares: its settings, where they come from, and how its result is printed."""
+"""The code that all commands share: they get their settings here, and print their results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CommandContext:
     json: bool
     quiet: bool
     default_root: Path | None
-    """The default of the local folder. None if the home folder is not known."""
+    """The default path of the local folder. None if the home folder is not known."""
 
     @property
     def shows_progress(self) -> bool:
@@ -51,7 +51,7 @@ class CommandContext:
 
     @asynccontextmanager
     async def repository(self, *, read_only: bool = False) -> AsyncIterator[Repository]:
-        """Open the repository of the settings, or the local folder, and close it at the end of the block.
+        """Open the repository of the settings, or the local folder. It is closed at the end of the block.
 
         A command that only reads gives `read_only`.
         """
@@ -73,7 +73,10 @@ class CommandContext:
             yield repository
 
     async def create_repository(self) -> bool:
-        """Make the folder that the settings name a repository, and print a note. Return False if it was one already."""
+        """Make a repository in the folder that the settings name, and print a note.
+
+        Return False if it was a repository already.
+        """
         from filestore.backends import create_repository, repository_folder  # heavy
 
         folder = repository_folder(self._url)
@@ -92,7 +95,10 @@ class CommandContext:
         return self.settings.url or str(self.settings.root.absolute())
 
     def advised(self, error: NotARepository) -> NotARepository:
-        """The same for a person who named neither a server nor a folder, and whose local folder was never made."""
+        """Return an error with advice, if no server and no folder was named and the local folder does not exist.
+
+        Otherwise return `error` unchanged.
+        """
         root = self.settings.root.absolute()
         if self.settings.url is not None or not self.has_default_root or error.folder != str(root) or root.exists():
             return error
@@ -107,16 +113,16 @@ class CommandContext:
         self.note(f"A new repository was made in {for_display(folder)}.")
 
     def place(self, repository: Repository) -> str:
-        """Return the repository in words. They say so if it is the local folder because no other one is set."""
+        """Return words that name the repository. If it is the local folder by default, the words say this."""
         chosen = (
             "" if self.settings.url else " (local folder, because --url, FILESTORE_URL and the configuration file name no server)"
         )
         return for_display(repository.location) + chosen
 
     def show(self, result: Result, *lines: str, otherwise: str = _NOT_TAKEN) -> None:
-        """Print a result: as one JSON object, or as `lines` for a person.
+        """Print a result as one JSON object, or as `lines` for a person.
 
-        `otherwise` begins the message if that fails.
+        If it cannot be printed, `otherwise` begins the error message.
         """
         try:
             click.echo(json.dumps(result) if self.json else "\n".join(lines))
@@ -205,7 +211,7 @@ def _load(options: Mapping[str, object], folders: Folders) -> Settings:
 
 
 def _known(find: Callable[[str], Path]) -> Path | None:
-    """Return the folder, or None if it is below a home folder that is not known."""
+    """Return the folder. Return None if the home folder in which it would be is not known."""
     try:
         folder = find("filestore")
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""What a user of the command line can do about an error: a sentence for each hint of the library."""
+"""Advice for a user of the command line: a sentence for each hint that an error of the library may have."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ HINTS = {
     "url-proxy": "FILESTORE_URL_PROXY sets it",
     "verify-cache": "`filestore cache verify` finds and removes what is damaged",
 }
-"""Hint to sentence, which continues the message. In braces: a fact of the error, or the `variable` of its setting."""
+"""The sentence for each hint. It is added to the message of the error. A name in braces is replaced by that fact of the
+error, or, for `variable`, by the environment variable of its setting.
+"""
 
 
 def explained(error: FilestoreError) -> str:
-    """The message of an error, and what to do about it at the command line."""
+    """Return the message of an error, with advice for a user of the command line."""
     sentence = HINTS.get(error.hint)
     if sentence is None:
         return str(error)

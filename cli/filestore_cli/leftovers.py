@@ -1,4 +1,4 @@
-"""The command leftovers: what interrupted fetches left next to their targets."""
+"""The command leftovers. It lists what interrupted fetches left next to their targets, and removes it."""
 
 from __future__ import annotations
 

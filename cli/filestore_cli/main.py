@@ -1,4 +1,4 @@
-"""The command `filestore`: its subcommands, and how their failures are reported."""
+"""The command `filestore`: find the subcommand, run it, and report its failure."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _HOW_TO_GO_ON = "; run the same command again to continue: nothing is transferre
 
 
 class Commands(click.Group):
-    """Reports a failure by a message on standard error and exit status 1.
+    """The group of all commands. It reports a failure by a message on standard error and exit status 1.
 
-    For wrong usage, click does so with status 2.
+    For wrong usage, click prints a message and exits with status 2.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's interface

@@ -1,4 +1,6 @@
-"""The console script `pipeline`: `pipeline create file` is ours, and any other command is passed to the Pipeline SDK.
+"""The console script `pipeline`.
+
+It runs `pipeline create file` itself, and passes any other command to the Pipeline SDK.
 
 The SDK installs a console script of the same name. The script that was installed last is the one that runs.
 """
@@ -27,7 +29,7 @@ def main() -> None:
 
 
 def sdk_entry_point() -> EntryPoint | None:
-    """Return the console script `pipeline` that the SDK's distribution declares, or None if that is not installed."""
+    """Return the console script `pipeline` of the Pipeline SDK, or None if the SDK is not installed."""
     try:
         declared = distribution(SDK).entry_points.select(group="console_scripts", name="pipeline")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Settings of memory and threads for a process of our own: a command, or a worker of a server."""
+"""Set memory and threads of a process that filestore starts: a command, or a worker of a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ millions."""
 
 
 def tune_process() -> None:
-    """Do everything that follows. Call it before heavy modules are loaded, and only in a process of our own."""
+    """Set up garbage collection, threads and the heap.
+
+    Call it before large modules are loaded, and only in a process that filestore started.
+    """
     keep_heap()
     limit_blas_threads()
     gc.set_threshold(_COLLECT_AFTER)

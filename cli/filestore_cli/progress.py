@@ -16,7 +16,7 @@ from filestore_cli.text import duration, for_display, in_units
 
 TICK_SECONDS = 0.125
 RATE_SECONDS = 10.0
-"""The rate is measured over this time: long enough to be steady, short enough to be current."""
+"""The rate is measured over this time. It is long enough for a steady rate, and short enough for a current one."""
 STILL_SECONDS = 3.0
 """After this time without a byte, the text says that nothing moved."""
 LINE_SECONDS = 5.0
@@ -42,7 +42,7 @@ HASH = Activity("hash")
 
 
 class ProgressMeter:
-    """Computes rates from reports of progress, which may come at any time."""
+    """Compute rates from reports of progress. Reports may come at any time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -57,7 +57,7 @@ class ProgressMeter:
         self.latest = progress
 
     def look(self) -> None:
-        """Take a sample. The rate is that of the last sample."""
+        """Take a sample. `rate` is computed from the samples until now."""
         now = self._clock()
         if self.latest != self._seen:
             self._seen = self.latest
@@ -73,20 +73,20 @@ class ProgressMeter:
 
     @property
     def rate(self) -> float:
-        """Decoded bytes a second, over the last `RATE_SECONDS`."""
+        """Decoded bytes per second, over the last `RATE_SECONDS`."""
         (first, before), (last, done) = self._samples[0], self._samples[-1]
         return max(0.0, (done - before) / (last - first)) if last > first else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the end at this rate. None if nothing moves."""
+        """Seconds until the end at the current rate. None if nothing moves."""
         if self.latest is None or not self.rate:
             return None
         return (self.latest.total - self.latest.done) / self.rate
 
     @property
     def still_seconds(self) -> float:
-        """Seconds since anything moved."""
+        """Seconds since a byte was moved."""
         return self._samples[-1][0] - self._moved_at
 
 
@@ -124,7 +124,7 @@ class _Display(Protocol):
 
 
 class PlainLines:
-    """A line when the work has taken a second, and then one every few seconds."""
+    """Print a line when the work has taken a second, and then one every few seconds."""
 
     def __init__(self, activity: Activity, name: str, meter: ProgressMeter, stream: TextIO) -> None:
         self._activity = activity
@@ -148,7 +148,7 @@ class PlainLines:
 
 
 class Bar:
-    """Two lines of a terminal, which are removed when the work is done."""
+    """Show progress in two lines of a terminal. They are removed when the work is done."""
 
     def __init__(self, activity: Activity, name: str, meter: ProgressMeter, stream: TextIO) -> None:
         from rich.console import Console  # heavy
@@ -190,7 +190,7 @@ class Bar:
 
 @asynccontextmanager
 async def show_progress(activity: Activity, name: str, *, enabled: bool) -> AsyncIterator[Report | None]:
-    """Give a function to report to, and show the progress on standard error until the end of the block."""
+    """Yield a function that receives reports of progress. They are shown on standard error during the block."""
     if not enabled:
         yield None
         return

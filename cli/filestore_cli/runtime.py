@@ -1,4 +1,4 @@
-"""The command runtime serve: a server that also runs the pipelines that are uploaded to it."""
+"""The command runtime serve. It starts a server that also runs the pipelines that are uploaded to it."""
 
 from __future__ import annotations
 

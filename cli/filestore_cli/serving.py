@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 TOKEN_BYTES = 32
 SERVER_SETTINGS = ("spool_folder", *(limit.name for limit in fields(ServerLimits)))
-"""The settings of every server, besides its address."""
+"""The names of the settings that every server has, without its address."""
 NOT_SERVED = "nothing is served, because the start cannot be reported on standard output"
 
 _BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
@@ -97,10 +97,10 @@ def serve(context: CommandContext, *, create: bool) -> None:
 def open_served(context: CommandContext, root: Path, *, create: bool, with_token: bool = False) -> tuple[bool, str | None]:
     """Make sure, in a child process, that `root` is a repository.
 
-    Return whether this made it, and the token that it made.
+    Return whether the repository was made now, and the token that was made, or None.
 
-    The default folder is always made a repository, and any other folder only with `create`. A token is made only
-    `with_token`, if there is none yet. Raises FilestoreError.
+    The default folder is always made a repository, and any other folder only with `create`. A token is made only if
+    `with_token` is true and the repository has no token yet. Raises FilestoreError.
     """
     may_create = create or context.has_default_root
 
@@ -254,7 +254,7 @@ async def _with_index(context: CommandContext, root: Path, use: Callable[[Index]
 
 
 async def _no_token(_: Index) -> None:
-    """Make no token."""
+    """Return None in place of a token."""
 
 
 async def _first_token(index: Index) -> str | None:
@@ -316,7 +316,10 @@ def _token_words(given: str | None, made: str | None, root: Path) -> str:
 
 
 def reachable(url: str) -> str:
-    """Return `url` as another machine would write it: an address that means all interfaces cannot be a destination."""
+    """Return a URL that another machine can use.
+
+    An address that means all interfaces is replaced, since it is not a destination.
+    """
     parts = urlsplit(url)
     if parts.hostname not in {"0.0.0.0", "::"}:  # noqa: S104  # compared, not bound
         return url

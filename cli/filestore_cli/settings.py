@@ -46,14 +46,15 @@ class Setting(NamedTuple):
     meaning: str
     unit: str
     default: str
-    """The default as the user would write it, or in words if it is not a constant."""
+    """The default in the form in which a user writes it, or in words if it is not a constant."""
     environment: str | None
     """The environment variable, or None for a setting that only an option may change."""
     parse: Callable[[object], object]
-    """Turns a text, or a TOML value, into the value of the setting. It returns such a value as it is. Raises
-    ValueError."""
+    """A function that makes the value of the setting from a text or a TOML value. A value that has this form already is
+    returned unchanged. Raises ValueError.
+    """
     has_option: bool = True
-    """Whether commands take it as an option. A setting that is set once for a machine has no option."""
+    """Whether the setting is also an option of commands. A setting that is set once for a machine has no option."""
 
 
 class Folders(NamedTuple):
@@ -173,7 +174,7 @@ def _setting(
 ) -> dict[str, Callable[[str, object], Setting]]:
     """Return a function that makes the definition of a setting from its name and its default.
 
-    `default` is the default in words. It is given if the default of the field is not the whole truth.
+    `default` is the default in words. Give it if the default of the field does not say everything.
     """
 
     def definition(name: str, value: object) -> Setting:
@@ -184,7 +185,7 @@ def _setting(
 
 
 def _default_text(value: object, unit: str) -> str:
-    """Return a default as the user would write it: `yes`, `30`, `128MiB`."""
+    """Return a default in the form in which a user writes it, such as `yes`, `30` or `128MiB`."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if unit == _SIZE_UNIT and isinstance(value, int) and value:
@@ -469,7 +470,7 @@ class Settings:
 
     @property
     def server_limits(self) -> ServerLimits:
-        """What a server allows: all settings that are called as its limits are."""
+        """The limits of a server: all settings that have the name of such a limit."""
         return ServerLimits(**{limit.name: getattr(self, limit.name) for limit in fields(ServerLimits)})
 
     @property

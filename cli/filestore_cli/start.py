@@ -1,4 +1,4 @@
-"""How a process of ours starts and ends: its streams, its signals, and the message of a failure.
+"""Start and end a process of the command line: its streams, its signals, and the message of a failure.
 
 Everything else is imported inside `run`, so that an interrupt or a broken installation is reported from the beginning.
 """

@@ -1,4 +1,4 @@
-"""Texts and numbers for a person."""
+"""Format texts and numbers for a person to read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def duration(seconds: float, *, digits: int = 2) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return roughly how long ago something was: `now`, `5 min`, `3 h`, `12 d`."""
+    """Return roughly how long ago a time was, such as `now`, `5 min`, `3 h` or `12 d`."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{int(seconds / size)} {unit}"

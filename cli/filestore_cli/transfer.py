@@ -39,7 +39,7 @@ _CONNECTION = ("url", "token", "connections", "stall_seconds")
 
 
 class Selection(NamedTuple):
-    """What the user chose to take of a directory."""
+    """The user's choice of what to take from a directory."""
 
     symlinks: str | None
     include: tuple[str, ...]
@@ -224,7 +224,7 @@ def hash_path(context: CommandContext, path: Path, *, selection: Selection) -> N
 
 
 class FetchRequest(NamedTuple):
-    """What to fetch, in which form, and to which path."""
+    """The choices of a user for one fetch: the stored file, its form, and the path to write to."""
 
     reference: str
     output: str | None
@@ -237,18 +237,21 @@ class FetchRequest(NamedTuple):
         return self.unzip or (record.kind is Kind.DIRECTORY and not self.keeps_zip)
 
     def is_chosen(self, name: str) -> bool:
-        """Return whether the user chose to write under `name`: by a target, by this name, or by --force."""
+        """Return whether the user chose to write to `name`. A target, this typed name or --force is such a choice."""
         return self.output is not None or self.force or self.reference.rpartition("/")[2] == name
 
     def check_name(self, name: str) -> None:
-        """Raise TargetError if another person chose a name that programs look for, such as `.bashrc` or `.ssh`."""
+        """Raise TargetError if the user did not choose the name and it begins with a dot, such as `.bashrc` or `.ssh`.
+
+        Programs look for files with such names, and another person may have chosen the name.
+        """
         if name.startswith(".") and not self.is_chosen(name):
             reason = "you did not type this name, and it begins with a dot, like the names of settings and keys"
             raise TargetError(name, f"{reason}; give a target with -o, or --force to write under this name")
 
 
 class Done(NamedTuple):
-    """What was written, and where it came from."""
+    """The result of a fetch: what was written, and where it came from."""
 
     record: Record
     fetched: FetchResult | FetchTreeResult
@@ -277,7 +280,7 @@ def target_path(output: str | None, name: str, *, follows_link: bool = True) -> 
 async def _push(
     context: CommandContext, path: Path, *, name: str | None, rehash: bool, create: bool, selection: Selection
 ) -> tuple[PushResult, str, str, bool]:
-    """Push, and return the result, the repository in words and as a URL, and whether the repository was made."""
+    """Push. Return the result, words that name the repository, its URL, and whether the repository was made now."""
     from filestore_cli.process import tune_process  # heavy
 
     tune_process()

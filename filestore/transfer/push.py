@@ -80,7 +80,7 @@ class PlannedEntry:
     size: int
     """Bytes of content. A file in a directory is counted with its headers in the zip."""
     bytes_new: int
-    """How many of these bytes are in chunks that the repository does not have."""
+    """Bytes of these that lie in chunks which the repository does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class PushPlan:
     digest: Digest
     """The digest that the record would have."""
     size: int
-    """Bytes of content: the size of the file, or the size of the zip as which a directory is stored."""
+    """Bytes of content: those of the file, or those of the zip that a directory is stored as."""
     entries: tuple[PlannedEntry, ...] = field(repr=False)
     """The file, or each file of the directory, in the order of the zip."""
     bytes_new: int

@@ -32,7 +32,7 @@ def make(kind: str, path: Path, *, size: int, seed: int, done: Done = lambda _: 
 
     It is synced, so that the disk is not busy with it afterwards.
 
-    `size` is at least 64 KiB. Content from another seed has none of its chunks, except by chance and for a few headers.
+    `size` is at least 64 KiB. Content from two seeds shares no chunks, except by chance and for a few headers.
     """
     generator = np.random.Generator(np.random.SFC64(seed))
     if kind == "tree":
@@ -98,14 +98,17 @@ def _plain(generator: np.random.Generator, kind: str, size: int) -> Iterator[byt
 
 
 def _words(generator: np.random.Generator) -> bytes:
-    """Return random words, each as frequent as words are in a language."""
+    """Return random words. Some are frequent and most are rare, as in a language."""
     lengths = generator.integers(2, 10, 4000)
     words = [bytes(generator.integers(97, 123, length, dtype=np.uint8)) + b" " for length in lengths]
     return b"".join(words[word] for word in generator.zipf(1.3, _POOL_WORDS) % len(words))
 
 
 def _text(generator: np.random.Generator, pool: bytes, size: int) -> bytes:
-    """Return passages of the pool. They are short and from many places, so that two chunks are never the same."""
+    """Return text that is made of passages of the pool.
+
+    They are short and from many places, so that two chunks are never the same.
+    """
     lengths = generator.integers(64, 1024, size // 400 + 16)
     starts = generator.integers(0, len(pool) - 1024, len(lengths))
     return b"".join(pool[start : start + length] for start, length in zip(starts, lengths, strict=True))[:size]

@@ -43,7 +43,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot(plan: Plan, found: BenchResult, path: Path) -> None:
-    """Draw the stages of the last measurement, and throughput against size and against the number of clients."""
+    """Draw the stages of the last measurement, and how throughput depends on the size and on the number of clients."""
     from matplotlib.figure import Figure  # heavy, and an extra
 
     figure = Figure(figsize=(16, 5.5), layout="constrained")

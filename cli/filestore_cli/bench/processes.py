@@ -1,4 +1,4 @@
-"""Start and end the processes of a measurement: workers, and a server. Each ends at the latest with its block."""
+"""Start and end the processes of a measurement: workers and a server. Each ends at the end of its block, or earlier."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ class Worker:
             pass
 
     async def begin(self) -> None:
-        """Let a client begin."""
+        """Tell a client that it may begin."""
         await self._say(b"\n")
 
     async def give(self, job: Job) -> None:
-        """Send the job."""
+        """Send the job to the process."""
         await self._say(json.dumps(job).encode() + b"\n")
 
     async def result(self) -> dict[str, Any]:
-        """Wait for the end, and return the result. Raises ClickException."""
+        """Wait until the job is done, and return its result. Raises ClickException if the job failed."""
         while True:
             said = await self._hear()
             if "result" in said:

@@ -1,4 +1,4 @@
-"""Carry out a plan: make content, move it, measure that, and remove the content again."""
+"""Carry out a plan: make content, measure its transfer, and remove the content again."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Plan(NamedTuple):
     kind: str
     """The kind of content that is made."""
     path: Path | None
-    """Content of the user that is measured instead. Then `sizes` has only its size."""
+    """The path of the user's content, or None. If it is given, it is measured, and `sizes` has only its size."""
     sizes: Sequence[int]
-    """Bytes that one client moves."""
+    """The sizes to measure: the bytes that one client moves."""
     clients: Sequence[int]
     server: Server | None
     """The user's server. None means a server that is started for the measurement."""
@@ -59,11 +59,11 @@ class Plan(NamedTuple):
 
 
 class Side(NamedTuple):
-    """The numbers of one end: of all clients, or of all processes of the server."""
+    """The numbers of one side: of all clients, or of all processes of the server."""
 
     cpu_seconds: float
     peak_memory: int
-    """Bytes of the largest of its processes. For a server, since its start."""
+    """The peak memory in bytes of the largest process. For a server, it is measured since its start."""
     stages: Stages
 
 
@@ -84,7 +84,7 @@ class Measurement(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Bytes of content a second."""
+        """Bytes of content per second."""
         return self.size / self.seconds
 
 
@@ -224,7 +224,7 @@ class _Measurement:
 
     @asynccontextmanager
     async def _content(self, name: str, size: int) -> AsyncIterator[Path]:
-        """Give content to upload: the user's, or new content that is removed at the end of the block."""
+        """Yield content to upload: the content of the user, or new content that is removed at the end of the block."""
         if self._plan.path is not None:
             yield self._plan.path
             return

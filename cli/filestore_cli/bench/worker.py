@@ -76,7 +76,7 @@ async def _listen(heard: asyncio.StreamReader, beginning: asyncio.Event) -> None
 
 
 class _ProgressWriter:
-    """Writes how far the work is, some times a second."""
+    """Write the progress of the work, a few times per second."""
 
     def __init__(self) -> None:
         self._tell_at = 0.0
