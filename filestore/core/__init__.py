@@ -1,1 +1,1 @@
-"""Values and rules without I/O: digests, names, paths, records, references, manifests, signatures."""
+"""Values and rules: digests, names, paths, records, references, manifests, signatures. This package does no I/O."""

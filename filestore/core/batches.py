@@ -1,4 +1,4 @@
-"""Batches of neighbouring items, by their size in bytes."""
+"""Divide a sequence of items into batches of limited size."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 def batched_by_size(
     items: Iterable[T], size: Callable[[T], int], *, limit: int, count_limit: int | None = None
 ) -> Iterator[list[T]]:
-    """Yield items in their order, in batches of at most `limit` bytes and `count_limit` items.
+    """Yield the items in batches of at most `limit` bytes and at most `count_limit` items. The order stays the same.
 
-    `size` returns the bytes of an item. An item above the limit is a batch of its own. A batch is as full as possible,
-    so one item more than the batch has was taken from `items` when it is given.
+    `size` returns the number of bytes of an item. An item that is larger than `limit` is alone in its batch.
+    Each batch is as full as possible. To know that a batch is full, this function reads the next item before it yields.
     """
     batch: list[T] = []
     held = 0

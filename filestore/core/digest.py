@@ -17,7 +17,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 DIGEST_SIZE = 32
 DIGEST_AND_NUMBER = struct.Struct(f"<{DIGEST_SIZE}sI")
-"""32 bytes and a u32: the digest and the size of a chunk, in manifests, in batches and in packed rows of chunks."""
+"""The layout of a digest (32 bytes) and a number (u32). Manifests, batches and packed rows of chunks use it."""
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
 _MANIFEST_CONTEXT = "filestore 2026-11-24 manifest"
@@ -25,19 +25,19 @@ _TOKEN_CONTEXT = "filestore 2026-11-24 token"  # noqa: S105  # a public context 
 
 
 class Digest(bytes):
-    """32 bytes of BLAKE3-256. ``str()`` gives 64 lower-case hexadecimal digits."""
+    """A BLAKE3-256 digest of 32 bytes. ``str()`` returns it as 64 lower-case hexadecimal digits."""
 
     __slots__ = ()
 
     def __new__(cls, raw: Buffer) -> Self:
-        """Make a digest of 32 bytes. Raises InvalidDigest for another length."""
+        """Make a digest from 32 bytes. Raises InvalidDigest if `raw` has another length."""
         if len(raw) != DIGEST_SIZE:
             raise InvalidDigest(bytes(raw).hex())
         return super().__new__(cls, raw)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the digest of 64 lower-case hexadecimal digits. Raises InvalidDigest for any other text."""
+        """Convert 64 lower-case hexadecimal digits to a digest. Raises InvalidDigest for any other text."""
         if not _HEX.match(text):
             raise InvalidDigest(text)
         return cls(bytes.fromhex(text))
@@ -57,22 +57,22 @@ def chunk_digest(content: Buffer) -> Digest:
 def manifest_digest(manifest: Buffer) -> Digest:
     """Return the digest of a manifest's canonical bytes: the file digest.
 
-    It is made in derive-key mode with a context of its own, so that a chunk can never have the digest of a manifest.
+    It is computed in the derive-key mode of BLAKE3. So a chunk with the same bytes has another digest.
     """
     return Digest(blake3(manifest, derive_key_context=_MANIFEST_CONTEXT).digest())
 
 
 def token_digest(token: str) -> Digest:
-    """Return the digest of a token. Only this digest is stored, and never the token itself."""
+    """Return the digest of a token. The repository stores this digest, and never the token itself."""
     # A header may have any bytes. Bytes that are not UTF-8 arrive as lone surrogates: such a token is unknown, and not
     # a failure.
     return Digest(blake3(token.encode("utf-8", "surrogatepass"), derive_key_context=_TOKEN_CONTEXT).digest())
 
 
 def parse_digests(raw: Buffer) -> list[Digest]:
-    """Return the digests in `raw`, which follow each other without gaps.
+    """Split `raw` into digests of 32 bytes, which follow each other without gaps.
 
-    Raises InvalidDigest if the last one is not whole.
+    Raises InvalidDigest if the last digest has fewer than 32 bytes.
     """
     view = bytes(raw)
     return [Digest(view[start : start + DIGEST_SIZE]) for start in range(0, len(view), DIGEST_SIZE)]

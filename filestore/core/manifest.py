@@ -1,4 +1,6 @@
-r"""Manifests: the ordered list of a file's chunks in one canonical form. The digest of this form is the file digest.
+r"""Manifests. A manifest lists the chunks of a file in order.
+
+A manifest has exactly one encoding, its canonical form. The digest of these bytes is the digest of the file.
 
 The layout is little-endian. `docs/format.md` is normative, and `tests/golden/` has a vector:
 
@@ -39,16 +41,16 @@ class Chunk(NamedTuple):
 
 
 class Chunks(Sequence[Chunk]):
-    """The chunks of a manifest.
+    """The chunks of a manifest, as a sequence.
 
-    Each object is made when it is read, since two million objects would take 400 MiB (I6).
+    A `Chunk` object is made only when it is read, because two million objects would take 400 MiB of memory (I6).
     """
 
     __slots__ = ("_entries",)
     __hash__ = None  # type: ignore[assignment]  # equal to any sequence of the same chunks, so hashed as none
 
     def __init__(self, encoded: bytes) -> None:
-        """`encoded` is a whole manifest that was checked."""
+        """Read the chunks of `encoded`, which must be a complete manifest that was checked before."""
         self._entries = memoryview(encoded)[_HEADER.size :]
 
     def __len__(self) -> int:
@@ -77,20 +79,20 @@ class Chunks(Sequence[Chunk]):
 
     @property
     def encoded(self) -> memoryview:
-        """The encoded table of the chunks, 36 bytes for each.
+        """The encoded table of the chunks, with 36 bytes for each chunk.
 
-        It is faster to read when there are millions of chunks.
+        For millions of chunks, it is faster to read this table than to make the objects.
         """
         return self._entries
 
     def sizes(self) -> Iterator[int]:
-        """Yield only the sizes, five times faster than the chunks."""
+        """Yield the sizes of the chunks. This is five times faster than to read the chunks."""
         return (size for (size,) in _ENTRY_SIZE.iter_unpack(self._entries))
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The ordered chunks of a file. Make one with `build` or `parse`, which check it; the constructor does not."""
+    """The ordered chunks of a file. Make one with `build` or `parse`: they check it, and the constructor does not."""
 
     chunking_version: int
     chunks: Chunks = field(repr=False, compare=False)
@@ -102,7 +104,8 @@ class Manifest:
     def build(cls, chunks: Iterable[Chunk], *, chunking_version: int) -> Self:
         """Make the manifest of these chunks.
 
-        Raises LimitExceeded above 64 MiB of manifest, InvalidManifest for a size or a version that it cannot have.
+        Raises LimitExceeded if the manifest is larger than 64 MiB. Raises InvalidManifest if the size of a chunk or the
+        cutting version is not allowed.
         """
         if not 0 <= chunking_version < _VERSION_LIMIT:
             raise InvalidManifest(f"its cutting version is {chunking_version}, allowed are 0 to {_VERSION_LIMIT - 1}")
@@ -119,9 +122,10 @@ class Manifest:
 
     @classmethod
     def parse(cls, encoded: Buffer) -> Self:
-        """Return the manifest of a canonical form. Raises InvalidManifest for any other bytes, and LimitExceeded.
+        """Parse the canonical form of a manifest.
 
-        Cost: about 0.2 microseconds for each chunk, and the memory for one copy of `encoded`.
+        Raises InvalidManifest for any other bytes, and LimitExceeded if there are more than 64 MiB. It takes about 0.2
+        microseconds for each chunk, and the memory for one copy of `encoded`.
         """
         _check_length(len(encoded))
         raw = bytes(encoded)
@@ -157,7 +161,10 @@ class Manifest:
 
 
 def stated_size(header: Buffer) -> int:
-    """Return the file size that the first bytes of a manifest state. It is not checked. Raises InvalidManifest."""
+    """Return the file size that the header of a manifest gives. Nothing is checked except the length of `header`.
+
+    Raises InvalidManifest if `header` is too short.
+    """
     if len(header) < HEADER_SIZE:
         raise InvalidManifest("it is shorter than its header")
     return int(_HEADER.unpack_from(header)[-1])

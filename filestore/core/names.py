@@ -1,4 +1,4 @@
-"""Names of files, directories and namespaces: which names are allowed, and how a name is shortened."""
+"""Check, make and shorten the names of files, directories, pipelines and namespaces."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from filestore.errors import InvalidInput, InvalidName
 DEFAULT_NAMESPACE = "default"
 NAME_LIMIT = 255
 _EXTENSION_LIMIT = 16
-"""Bytes of the longest extension, with its dot, that stays when a name is shortened."""
+"""When a name is shortened, an extension of up to this many bytes, with its dot, is kept."""
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SEPARATORS = re.compile("[@:]")
-"""Characters that separate the parts of a reference, `[OWNER/]NAME[@REVISION][:PATH]`, beside the slash."""
+"""The characters that, like the slash, separate the parts of a reference, `[OWNER/]NAME[@REVISION][:PATH]`."""
 
 SEGMENT_LIMIT = 255
-"""Bytes of the last segment of a URL's path, percent-encoded. Clients use it as the name of a file."""
+"""The largest size in bytes of the last part of a URL's path, percent-encoded. Clients use this part as a file name."""
 
 
 def plain_name(segment: str) -> str:
-    """Return a valid name for a file whose URL ends with this segment."""
+    """Return a valid file name for a URL whose path ends with `segment`. Characters that are not allowed become `_`."""
     name = re.sub(r"[/\x00-\x1f\x7f]", "_", unquote(segment))
     if name in ("", ".", ".."):
         return "download"
@@ -35,9 +35,10 @@ def plain_name(segment: str) -> str:
 
 
 def checked_name(name: str) -> str:
-    """`name`, if a stored file can have it: no slash, no control character, 255 bytes at most. Raises InvalidName.
+    """Return `name` if it is valid for a stored file. Raises InvalidName if it is not.
 
-    Records that older versions made may have names that no new record gets: see `checked_new_name`.
+    A valid name has no slash, no control character and at most 255 bytes. For the name of a new record, use
+    `checked_new_name`: it refuses some names that records of older versions may have.
     """
     if not name or name in (".", ".."):
         raise InvalidName(name, "it is empty, or stands for a folder")
@@ -53,7 +54,7 @@ def checked_name(name: str) -> str:
 
 
 def checked_new_name(name: str) -> str:
-    """`name`, if a new record can have it: what `checked_name` allows, without `@` and `:`. Raises InvalidName."""
+    """Return `name` if `checked_name` allows it and it has no `@` and no `:`. Raises InvalidName otherwise."""
     checked_name(name)
     found = _SEPARATORS.search(name)
     if found is not None:
@@ -63,43 +64,49 @@ def checked_new_name(name: str) -> str:
 
 
 def replace_separators(name: str) -> str:
-    """`name` with `_` in place of each `@` and `:`: a name for a file that nobody is there to rename."""
+    """Replace each `@` and `:` in `name` by `_`. It is used where no user can be asked for another name."""
     return _SEPARATORS.sub("_", name)
 
 
 def checked_pipeline_name(name: str) -> str:
-    """`name`, if a pipeline can have it. Raises InvalidInput."""
+    """Return `name` if it is valid for a pipeline. Raises InvalidInput if it is not.
+
+    A valid name is one line of printable text, with at most 255 bytes.
+    """
     if not name or not name.isprintable() or len(name.encode()) > NAME_LIMIT:
         raise InvalidInput(f"a pipeline's name is one line of printable text, of {NAME_LIMIT} bytes at most")
     return name
 
 
 def archive_name(folder: str) -> str:
-    """Return the default name of the record of a folder, which is the name that the Pipeline SDK uses.
+    """Return the default name for the record of a folder. The Pipeline SDK uses the same name.
 
-    Raises InvalidName.
+    Raises InvalidName if the result is not a valid name.
     """
     return checked_name(f"{folder}.zip")
 
 
 def tree_name(name: str) -> str:
-    """Return the name of the folder for the tree of a zip file with this name.
+    """Return the name of the folder into which a zip file with this name is extracted.
 
-    If `name` is valid, so is the result (I4).
+    If `name` is a valid file name, the result is valid too (I4).
     """
     stem = name.removesuffix(".zip")
     return name if stem in ("", ".", "..") else stem
 
 
 def checked_namespace(namespace: str) -> str:
-    """Return `namespace` if it is a valid one. Raises InvalidName."""
+    """Return `namespace` if it is valid. Raises InvalidName if it is not."""
     if not _NAMESPACE.match(namespace):
         raise InvalidName(namespace, "a namespace is 1 to 63 lower-case letters, digits, '-' and '_'")
     return namespace
 
 
 def shortened(name: str) -> str:
-    """Return `name`, or the longest beginning of it that fits into a segment of a URL, with the extension."""
+    """Shorten `name` to 255 bytes in percent-encoded form, so that it can be the last part of a URL's path.
+
+    The extension is kept if it is not too long. A name that is short enough is returned unchanged.
+    """
     if len(quote(name, safe="")) <= SEGMENT_LIMIT:
         return name
     stem, dot, extension = name.rpartition(".")

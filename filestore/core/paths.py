@@ -1,4 +1,4 @@
-"""The paths of stored content below a root, and the paths of URLs: pure functions and their inverses."""
+"""Make and parse the paths of stored content: those in a store, and those in URLs. The functions do no I/O."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _UUID = re.compile("-".join(f"[0-9a-f]{{{size}}}" for size in _UUID_GROUPS))
 
 
 def hashed(digest: Digest) -> str:
-    """Return `ab/cd/<64 hex>`, which has few names in each folder."""
+    """Return the path `ab/cd/<64 hex>` for a digest. The two folders keep the number of names in each folder small."""
     text = str(digest)
     return f"{text[:2]}/{text[2:4]}/{text}"
 
 
 def unhashed(path: str) -> Digest:
-    """Invert `hashed`. Raises InvalidReference for any other text."""
+    """Return the digest in a path that `hashed` made. Raises InvalidReference for any other text."""
     try:
         digest = Digest.parse(path.rpartition("/")[2])
     except InvalidDigest:
@@ -32,22 +32,28 @@ def unhashed(path: str) -> Digest:
 
 
 def chunk_key(namespace: str, digest: Digest) -> str:
-    """Return the key of a frame in a store."""
+    """Return the key under which a store keeps the frame of a chunk."""
     return f"chunks/{namespace}/{hashed(digest)}"
 
 
 def manifest_key(namespace: str, digest: Digest) -> str:
-    """Return the key of a manifest in a store."""
+    """Return the key under which a store keeps a manifest."""
     return f"manifests/{namespace}/{hashed(digest)}"
 
 
 def file_path(digest: Digest, name: str) -> str:
-    """Return `pipeline_files/ab/cd/<64 hex>/<name>`, from which any HTTP client can read a file's decoded bytes."""
+    """Return the stored path `pipeline_files/ab/cd/<64 hex>/<name>` of a file.
+
+    Any HTTP client can read the content of the file from a server at this path.
+    """
     return f"{FILES_PREFIX}/{hashed(digest)}/{name}"
 
 
 def parse_file_path(path: str) -> tuple[Digest, str]:
-    """Invert `file_path`. A leading slash is allowed, because the Pipeline SDK writes one. Raises InvalidReference."""
+    """Return the digest and the name in a path that `file_path` made. Raises InvalidReference for any other text.
+
+    A leading slash is allowed, because the Pipeline SDK writes one.
+    """
     folder, _, name = path.removeprefix("/").rpartition("/")
     prefix, _, inner = folder.partition("/")
     if prefix != FILES_PREFIX or not name:
@@ -56,9 +62,9 @@ def parse_file_path(path: str) -> tuple[Digest, str]:
 
 
 def run_path(file_id: str, name: str) -> str:
-    """Return `run_files/31/7e/317e304d-e816-4036-86b2-7ad82b208b70/<name>`.
+    """Return the stored path of a record, such as `run_files/31/7e/317e304d-e816-4036-86b2-7ad82b208b70/<name>`.
 
-    The digits of the UUID are those of the id.
+    The UUID in the path has the same digits as `file_id`.
     """
     digits = file_id.removeprefix("file_")
     groups, start = [], 0
@@ -69,7 +75,10 @@ def run_path(file_id: str, name: str) -> str:
 
 
 def parse_run_path(path: str) -> tuple[str, str]:
-    """Invert `run_path`, and return id and name. A leading slash is allowed. Raises InvalidReference."""
+    """Return the id and the name in a path that `run_path` made. Raises InvalidReference for any other text.
+
+    A leading slash is allowed.
+    """
     folder, _, name = path.removeprefix("/").rpartition("/")
     uuid = folder.rpartition("/")[2]
     file_id = "file_" + uuid.replace("-", "")

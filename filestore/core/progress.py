@@ -1,4 +1,4 @@
-"""How far a transfer is, as its caller is told."""
+"""The progress of a transfer, as it is reported to the caller."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a push, a fetch or a resolve is, in bytes. A `report` callback receives one at each step.
+    """The progress of a push, a fetch or a resolve. The `report` callback receives a new object at each step.
 
     The callback is called in the thread of the event loop. It must return soon. An exception that it raises ends the transfer.
     """
 
     total: int
-    """Bytes of content in all."""
+    """The size of the whole content in bytes."""
     done: int
-    """Bytes of content that were sent or received, or did not have to be. A chunk that moves counts with what has moved."""
+    """Bytes of content that are finished: sent, received, or already present (see `shared`).
+
+    Of a chunk that is being transferred, the part that was transferred so far counts.
+    """
     moved: int
     """Bytes that went over the network: compressed chunks with their headers."""
     shared: int
-    """Bytes of `done` that did not have to move, because they were there already."""
+    """Bytes of `done` that did not have to be transferred, because the receiver had them already."""
     read: int
-    """Bytes of content that were read from the source of a push, or that a fetch found on this machine."""
+    """Bytes of content that a push has read from its source, or that a fetch has found on this machine."""
     file_count: int = 1
-    """Number of files: those of a directory, or 1."""
+    """The number of files: for a directory, the number of files in it; otherwise 1."""
     files_done: int = 0
-    """Number of files that are finished."""
+    """The number of files that are finished."""
 
 
 Report = Callable[[Progress], None]

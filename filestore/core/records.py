@@ -1,4 +1,4 @@
-"""Records: a stored file under a name."""
+"""Records. A record gives a stored file or directory an id and a name."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from filestore.errors import InvalidReference
 
 FILE_ID_PATTERN = re.compile(r"file_[0-9a-f]{32}\Z")
 _LAST_MOMENT = 253_402_300_800_000_000
-"""Microseconds from 1970 to the year 10000."""
+"""The first time that is not allowed: the start of the year 10000, in microseconds since 1970."""
 
 
 class Kind(StrEnum):
-    """What a record is. The content of both kinds is the bytes of a file; for a directory, this file is a zip."""
+    """Whether a record is a file or a directory. A directory is stored as one zip file."""
 
     FILE = "file"
-    """Its content is that of the file."""
+    """The content of the record is the content of the file."""
     DIRECTORY = "directory"
-    """Its content is a zip file of the directory."""
+    """The content of the record is a zip file of the directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """A stored file or directory under a name, as a repository lists it.
 
-    Times are microseconds since 1970 in UTC; `updated_at` orders records of one name.
+    Times are in microseconds since 1970 in UTC. Several records may have the same name. The newest one is the record
+    with the latest `updated_at`.
     """
 
     id: str
-    """`file_` and 32 hexadecimal digits. It never names another file."""
+    """`file_` and 32 hexadecimal digits. An id is never used again for another file."""
     name: str
-    """What the file was called when it was pushed; that of a directory ends in `.zip`. Records may share a name."""
+    """The name that the file got when it was pushed. The name of a directory ends in `.zip`."""
     digest: Digest
-    """The digest of the content. Equal content has equal digests, on every machine."""
+    """The digest of the content. The same content has the same digest on every machine."""
     size: int
-    """Bytes of content: those of the file, or those of the zip that a directory is stored as."""
+    """The size of the content in bytes. For a directory, this is the size of its zip file."""
     kind: Kind
-    """Whether it was pushed as a file or as a directory."""
+    """Whether a file or a directory was pushed."""
     namespace: str
-    """The part of the repository that it belongs to; a token sees one namespace."""
+    """The part of the repository to which the record belongs. A token gives access to one namespace."""
     created_at: int
     """When this record was made, in microseconds since 1970 in UTC."""
     updated_at: int
-    """When the same content was last pushed under this name. The newest of several records of one name has the latest time."""
+    """When the same content was last pushed under this name, in microseconds since 1970 in UTC."""
 
     @property
     def path(self) -> str:
@@ -78,9 +79,10 @@ class Record:
 
 
 def record_from_json(values: dict[str, str | int]) -> Record:
-    """Invert `Record.as_json`. Each value is checked, since ids and names become paths (I4).
+    """Make a record from the JSON form that `Record.as_json` returns.
 
-    Raises KeyError, TypeError, ValueError or a FilestoreError for anything else.
+    Each value is checked, because ids and names become parts of paths (I4). Raises KeyError, TypeError, ValueError or a
+    FilestoreError if a value is missing or not valid.
     """
     size = values["size"]
     texts = {name: values[name] for name in ("id", "name", "digest", "kind", "namespace", "created_at", "updated_at")}
@@ -101,9 +103,9 @@ def record_from_json(values: dict[str, str | int]) -> Record:
 
 
 def checked_record(record: Record) -> Record:
-    """Return `record` if its values are valid. Ids and names become paths (I4).
+    """Return `record` if its values are valid. They are checked because ids and names become parts of paths (I4).
 
-    Raises ValueError or a FilestoreError.
+    Raises ValueError or a FilestoreError if a value is not valid.
     """
     checked_file_id(record.id)
     checked_name(record.name)
@@ -116,7 +118,7 @@ def checked_record(record: Record) -> Record:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Return the value of a JSON text. Raises ValueError for any other text, and for a text that is nested too deep."""
+    """Parse a JSON text. Raises ValueError if it is not JSON, or if it is nested too deep."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -124,7 +126,7 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def checked_file_id(text: str) -> str:
-    """Return `text` if it is the id of a record. Raises InvalidReference."""
+    """Return `text` if it has the form of a record's id. Raises InvalidReference otherwise."""
     if not FILE_ID_PATTERN.match(text):
         raise InvalidReference(text, "an id is file_ and 32 hexadecimal digits")
     return text

@@ -1,4 +1,4 @@
-"""References to stored files, URLs and pipelines, and the values that pipelines pass: File, Directory, FileURL.
+"""References to stored files, URLs and pipelines. `File`, `Directory` and `FileURL` are also the values of pipelines.
 
 The grammar of references is in `docs/references.md`. This module has its only parser.
 """
@@ -23,25 +23,26 @@ _OWNER = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-
 _POINTER = re.compile(r"(.*):(latest|v[1-9][0-9]*)\Z", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _REVISION_LIMIT = 255
-"""Bytes."""
+"""The largest size of a revision in bytes."""
 _SHA256 = re.compile(r"sha256:[0-9a-fA-F]{64}\Z")
 _USER = re.compile(r"\A([a-z]+://)[^/]*@", re.IGNORECASE)
 
 
 @runtime_checkable
 class PathLike(Protocol):
-    """A path of this machine, such as a `pathlib.Path`."""
+    """An object that is a path on this machine, such as a `pathlib.Path`."""
 
     def __fspath__(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceParts:
-    """The parts of a reference. A part that the text does not have is None.
+    """The parts of a reference. A part that is missing in the text is None.
 
     `digest` and `name` together are a stored path.
 
-    This class has the whole grammar. `Reference` has the part of it that repositories understand today.
+    This class accepts the whole grammar of references. `Reference` accepts only the part of it that repositories
+    support today.
     """
 
     id: str | None = None
@@ -50,13 +51,13 @@ class ReferenceParts:
     name: str | None = None
     revision: str | None = None
     entry_path: str | None = None
-    """A path inside a directory; empty for the directory itself."""
+    """A path inside a directory. An empty path means the directory itself."""
 
     @classmethod
     def parse(cls, text: str) -> ReferenceParts:
-        """Parse a stored path, an id, a digest or a name: the first of these that `text` can be.
+        """Parse a stored path, an id, a digest or a name. If `text` can be several of these, the first one is meant.
 
-        Raises InvalidReference.
+        Raises InvalidReference if `text` is none of these.
         """
         if text.removeprefix("/").startswith((f"{FILES_PREFIX}/", f"{RUN_FILES_PREFIX}/")):
             stored = Reference.parse_path(text)
@@ -81,9 +82,9 @@ class ReferenceParts:
         return cls(owner=owner if slash else None, name=name, revision=revision, entry_path=entry_path)
 
     def check_supported(self) -> None:
-        """Raise InvalidReference if there is an owner, a revision or a path: they have no meaning yet.
+        """Raise InvalidReference if the reference has an owner, a revision or a path, which are not supported yet.
 
-        The error names the part.
+        The error names the part that is not supported.
         """
         parts = {"owner": self.owner, "revision": self.revision, "path": self.entry_path}
         for part, value in parts.items():
@@ -102,9 +103,9 @@ class ReferenceParts:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """How a user names a stored file.
+    """A reference to a stored file.
 
-    Exactly one of the three is given, or `digest` and `name` together (a stored path).
+    Exactly one of `id`, `digest` and `name` is given, or `digest` and `name` together (a stored path).
     """
 
     id: str | None = None
@@ -112,17 +113,18 @@ class Reference:
     digest: Digest | None = None
     """The digest of the content."""
     name: str | None = None
-    """The name, which means the newest file of that name. With `digest`, the name in a stored path."""
+    """The name, which means the newest file with that name. If `digest` is also given, the name in a stored path."""
     _: KW_ONLY
     name_otherwise: str | None = data_field(default=None, compare=False)
-    """The name that is meant if nothing has this `id` or `digest`, because a name may look like an id or a digest."""
+    """The name to look for if no file has this `id` or `digest`. A file name may look like an id or a digest."""
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Parse a stored path, an id, a digest or a name, tried in this order. Raises InvalidReference.
+        """Parse a stored path, an id, a digest or a name. They are tried in this order.
 
-        A text that looks like an id or a digest may also be the name of a file, as in the caches of some model hubs. An
-        owner, a revision and a path inside a directory belong to the grammar, and are refused as not supported yet.
+        A text that looks like an id or a digest may also be the name of a file, as in the caches of some model hubs:
+        `name_otherwise` keeps it. Raises InvalidReference if the text is not a reference, or if it has an owner, a
+        revision or a path inside a directory. These belong to the grammar, but are not supported yet.
         """
         parts = ReferenceParts.parse(text)
         parts.check_supported()
@@ -131,9 +133,10 @@ class Reference:
 
     @classmethod
     def parse_path(cls, path: str) -> Reference:
-        """Parse a stored path. The path of a record (`run_files/...`) gives its id, any other one digest and name.
+        """Parse a stored path.
 
-        Raises InvalidReference.
+        The result for the path of a record (`run_files/...`) has only an id. The result for any other stored path has a
+        digest and a name. Raises InvalidReference if `path` is not a stored path.
         """
         try:
             if path.removeprefix("/").startswith(f"{RUN_FILES_PREFIX}/"):
@@ -146,9 +149,9 @@ class Reference:
             raise InvalidReference(path, str(error)) from None
 
     def means(self, record: Record) -> bool:
-        """Return whether a record has the id, the digest and the name of this reference.
+        """Return whether `record` has the id, the digest and the name that this reference gives.
 
-        `name_otherwise` does not count.
+        `name_otherwise` is not compared.
         """
         return self.id in {None, record.id} and self.digest in {None, record.digest} and self.name in {None, record.name}
 
@@ -160,16 +163,19 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineReference:
-    """How a user names a pipeline: by its id, or by its name, which a pointer may follow."""
+    """A reference to a pipeline: its id, or its name. A pointer to one of its versions may follow the name."""
 
     id: str | None = None
     name: str | None = None
     pointer: str | None = None
-    """`latest`, or `v` and a number."""
+    """The version: `latest`, or `v` and a number."""
 
     @classmethod
     def parse(cls, text: str) -> PipelineReference:
-        """Parse an id, or `NAME[:vN|:latest]`. A colon before another text belongs to the name. Raises InvalidInput."""
+        """Parse an id, or `NAME[:vN|:latest]`. Raises InvalidInput if the name is not valid.
+
+        If the text after a colon is neither `latest` nor `v` and a number, the colon belongs to the name.
+        """
         if PIPELINE_ID_PATTERN.match(text):
             return cls(id=text)
         found = _POINTER.match(text)
@@ -190,14 +196,16 @@ class FileURL:
 
     `url`: an http or https URL without a user name or a password.
     `digest`: the digest that the bytes must have: `sha256:` and 64 hexadecimal digits, as publishers print it, or a digest of
-        filestore. With it, a file that the cache has is used and no server is asked. Without it, the server is asked each time
-        whether the file has changed.
-    `max_age_seconds`: how long after such a question the server is not asked again.
-    `stale_ok`: use the file that the server gave last where the server cannot be reached.
+        filestore. With a digest, a file that is in the cache is used without a request to the server. Without a digest,
+        each call asks the server whether the file has changed.
+    `max_age_seconds`: for this time after the last request, the server is not asked again.
+    `stale_ok`: if the server cannot be reached, use the file of the last download.
 
-    Does no I/O. Neither `repr` nor an error shows the query of a URL, since it may hold a signature.
+    Making the object does no I/O. `repr` and errors never show the query of the URL, because it may contain a
+    signature.
 
-    Raises InvalidReference for another kind of URL, for a user name or a password in it, and for a malformed digest.
+    Raises InvalidReference if the URL is not http or https or contains a user name or a password, or if the digest is
+    malformed.
     """
 
     url: str
@@ -223,12 +231,12 @@ class FileURL:
 
     @property
     def redacted_url(self) -> str:
-        """The URL as it may be printed: without its query."""
+        """The URL without its query, so that it may be printed."""
         return redact_url(self.url)
 
     @property
     def name(self) -> str:
-        """The name of the file in the cache: the last part of the URL's path, decoded, and changed where it cannot be a name."""
+        """The name of the file in the cache: the last part of the URL's path, decoded and changed to a valid name."""
         return plain_name(urlsplit(self.url).path.rpartition("/")[2])
 
     @property
@@ -246,9 +254,10 @@ class FileURL:
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)
 class _NamedContent:
-    """The fields of `File` and `Directory`: one of `path`, `id`, `digest` and `url`, or `digest` together with `url`.
+    """The base class of `File` and `Directory`.
 
-    Values of different classes are never equal.
+    One of `path`, `id`, `digest` and `url` is given, or `digest` together with `url`. Values of different classes are
+    never equal.
     """
 
     path: str | None
@@ -279,16 +288,16 @@ class _NamedContent:
 
     @property
     def origin(self) -> FileURL | None:
-        """The file at its URL. None for a value without a URL."""
+        """The URL with its options, as a `FileURL`. None if no URL was given."""
         if self.url is None:
             return None
         return FileURL(self.url, digest=self.digest, max_age_seconds=self.max_age_seconds, stale_ok=self.stale_ok)
 
     @property
     def reference(self) -> Reference:
-        """The reference for a repository.
+        """The reference by which a repository finds the content.
 
-        Raises InvalidReference for a local path and for a URL, which no repository knows.
+        Raises InvalidReference if a local path or a URL was given, because no repository can find these.
         """
         if self.path is not None:
             return _stored(self.path)
@@ -320,38 +329,39 @@ class _NamedContent:
 
 
 class File(_NamedContent):
-    """A file: a stored one, a file of this machine that is to be pushed, or a file at a URL.
+    """A stored file, a file on this machine that is to be pushed, or a file at a URL.
 
-    Give exactly one of these, or `digest` with `url`:
+    Give exactly one of these arguments, or `digest` together with `url`:
 
-    `path`: a stored path, such as `Record.path`, or the path of a file of this machine.
+    `path`: a stored path, such as `Record.path`, or the path of a file on this machine.
     `id`: the id of a record.
-    `digest`: the digest of the content; with `url` as in `FileURL`.
-    `url`: an http or https URL; `max_age_seconds` and `stale_ok` belong to it, see `FileURL`.
+    `digest`: the digest of the content. Together with `url`, it means the same as in `FileURL`.
+    `url`: an http or https URL. Only with a URL, `max_age_seconds` and `stale_ok` may be given: see `FileURL`.
 
     >>> File(id="file_0123...")
     >>> File("pipeline_files/ab/cd/<digest>/model.safetensors")
     >>> File("./model.safetensors")
     >>> File(url="https://example.org/model.safetensors")
 
-    Does no I/O. A `File` and a `Directory` are never equal.
+    Making the object does no I/O. A `File` and a `Directory` are never equal.
 
-    Raises InvalidReference where none or several are given, or where one of them is malformed.
+    Raises InvalidReference if none or too many of these arguments are given, or if one of them is malformed.
     """
 
     __slots__ = ()
 
 
 class Directory(_NamedContent):
-    """A directory: the tree of a stored zip file, a directory of this machine, or the tree of a zip file at a URL.
+    """A stored directory, a directory on this machine that is to be pushed, or a directory in a zip file at a URL.
 
-    Its arguments are those of `File`: `path`, `id`, `digest`, `url`, `max_age_seconds` and `stale_ok`. Any zip file can be one.
+    The arguments are the same as for `File`: `path`, `id`, `digest`, `url`, `max_age_seconds` and `stale_ok`. Any zip
+    file can be used as a directory.
 
     >>> Directory(id="file_0123...")
     >>> Directory("./my_model")
     >>> Directory(url="https://example.org/my_model.zip", digest="sha256:0123...")
 
-    Does no I/O. Raises InvalidReference as `File` does.
+    Making the object does no I/O. Raises InvalidReference in the same cases as `File`.
     """
 
     __slots__ = ()
@@ -403,20 +413,23 @@ def _text_problem(text: str) -> str | None:
 
 
 def redact_url(url: str) -> str:
-    """Return a URL as it may be printed. Its query may have a signature, and the text before an `@` a password."""
+    """Return `url` in a form that may be printed: without its query, its user name and its password.
+
+    The query may contain a signature.
+    """
     head, mark, _ = url.partition("#")[0].partition("?")
     return _USER.sub(r"\1", head) + (mark and "?...")
 
 
 def _redact_if_needed(url: object) -> str:
-    """Return what may be printed of a value that is not a valid URL. It may have a password at an unexpected place."""
+    """Return the part of an invalid URL that may be printed. Such a text may have a password at an unexpected place."""
     if not isinstance(url, str):
         return type(url).__name__
     return f"{url.partition(':')[0]}:..." if "@" in url else redact_url(url)
 
 
 def _url_problem(url: object) -> str | None:
-    """Return why a value is not a URL for downloads, or None if it is one."""
+    """Return the reason why `url` cannot be downloaded from. Return None if it can."""
     if not isinstance(url, str):
         return "a URL is a text"
     if not url.isprintable() or url != url.strip() or "\\" in url:
@@ -434,7 +447,7 @@ def _url_problem(url: object) -> str | None:
 
 
 def _printed(value: File | Directory | FileURL | _NamedContent) -> str:
-    """Return the call that makes a value, without defaults, and without what must not be printed."""
+    """Return the text for `repr`: the call that makes `value`. Default values and secret parts of URLs are left out."""
     shown = []
     for field in fields(value):
         given = getattr(value, field.name)
@@ -447,7 +460,7 @@ def _printed(value: File | Directory | FileURL | _NamedContent) -> str:
 
 
 def _stored(path: str) -> Reference:
-    """Return the reference of a stored path. Raises InvalidReference for a local path."""
+    """Return the reference for a stored path. Raises InvalidReference if `path` is a local path."""
     if not path.removeprefix("/").startswith((f"{FILES_PREFIX}/", f"{RUN_FILES_PREFIX}/")):
         raise InvalidReference(path, "it is a local path; push it first, and use the id that the push prints")
     return Reference.parse_path(path)

@@ -1,4 +1,6 @@
-"""Timestamps as text: RFC 3339 in UTC with six digits of a second, such as `2026-11-24T05:57:45.535263Z`.
+"""Write and read timestamps as text.
+
+The text has the form of RFC 3339 in UTC, with six digits after the second, such as `2026-11-24T05:57:45.535263Z`.
 
 In the library, a time is a whole number of microseconds since 1970.
 """
@@ -9,20 +11,20 @@ from datetime import UTC, datetime
 
 
 def format_timestamp(microseconds: int) -> str:
-    """Return the text of a time. All times in JSON have this form."""
+    """Return a time in microseconds since 1970 as text. All times in JSON have this form."""
     moment = datetime.fromtimestamp(microseconds // 1_000_000, UTC).replace(microsecond=microseconds % 1_000_000)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def format_seconds(seconds: float) -> str:
-    """Return the text of a time in seconds since 1970, as clocks and file systems give it."""
+    """Return a time in seconds since 1970 as text. Clocks and file systems give times in seconds."""
     return format_timestamp(int(seconds * 1_000_000))
 
 
 def parse_timestamp(text: str) -> int:
-    """Return the time of a text in any form of ISO 8601, in microseconds.
+    """Parse a text in any form of ISO 8601, and return the time in microseconds since 1970.
 
-    Raises ValueError, also without a time zone.
+    Raises ValueError if the text has another form, or if it has no time zone.
     """
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
