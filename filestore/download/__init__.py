@@ -1,1 +1,1 @@
-"""Downloads from third-party servers."""
+"""Download files from servers of other parties."""

@@ -1,7 +1,7 @@
-"""Which addresses are public, so that any URL may make this machine connect to them. No I/O.
+"""Decide whether an address is public. Downloads may connect only to public addresses by default. No I/O.
 
-The ranges are listed here because `ipaddress` judges them differently in different versions of Python. It also takes some for
-public that are not: 192.0.0.0/24, fec0::/10, multicast, and addresses that embed another one.
+The ranges are listed here, because `ipaddress` gives different results in different versions of Python. It also reports
+some addresses as public that are not: 192.0.0.0/24, fec0::/10, multicast, and addresses that contain another address.
 Source: IANA's registries of special-purpose addresses for IPv4 and IPv6, RFC 6890; RFC 6052 (NAT64), 3056 (6to4), 4380 (Teredo).
 """
 
@@ -31,7 +31,7 @@ _NOT_PUBLIC = [
     )
 ]
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-"""The only range that is assigned for public use. Outside it are ::1, fc00::/7, fe80::/10, fec0::/10 and ff00::/8."""
+"""The only range of IPv6 for public use. ::1, fc00::/7, fe80::/10, fec0::/10 and ff00::/8 are outside this range."""
 _NOT_PUBLIC_6 = [IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "3fff::/20")]
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
@@ -41,14 +41,17 @@ _TEREDO = IPv6Network("2001::/32")
 
 
 def is_address(text: str) -> bool:
-    """Whether a host is written as an address, in any form that a resolver accepts, such as `127.1` or `0x7f.1`."""
+    """Return whether a host is an address and not a name. Any form that a resolver accepts counts, such as `0x7f.1`."""
     last = text.rstrip(".").rpartition(".")[2]
     # Source: the URL standard of the WHATWG, section 3.5: a host that ends in a number is an IPv4 address.
     return ":" in text or last.isdigit() or last.lower().startswith("0x")
 
 
 def is_public(text: str) -> bool:
-    """Whether an address, as `getaddrinfo` returns it, is on the public Internet. False for a text that is not an address."""
+    """Return whether an address is on the public Internet. Return False for a text that is not an address.
+
+    The address must have the form in which `getaddrinfo` returns it.
+    """
     try:
         address = ip_address(text)
     except ValueError:
@@ -67,7 +70,7 @@ def _is_public_4(address: IPv4Address) -> bool:
 
 
 def _embedded(address: IPv6Address) -> Iterator[IPv4Address]:
-    """The IPv4 addresses that packets to `address` finally reach."""
+    """Yield the IPv4 addresses inside an IPv6 address. Packets to `address` finally reach these."""
     raw = address.packed
     if address in _MAPPED or address in _NAT64:
         yield IPv4Address(raw[12:])

@@ -1,11 +1,13 @@
-"""Download a file of a third-party server to a local file.
+"""Download a file from a server of another party to a local file.
 
-Nothing is trusted here (I4): neither the target of a name or a redirect, nor the lengths and ranges that an origin announces. The
-address is checked when the socket is made, so that a name which resolves to another address the second time gains nothing.
-Neither a token nor a cookie of this machine is ever sent, and a proxy is used only where a setting names one.
+The server, called the origin, is not trusted (I4). Addresses, redirects, and the lengths and ranges in answers are all
+checked. An address is checked when its socket is made. So the check is not evaded by a host name that resolves to
+another address the second time. No token and no cookie of this machine is ever sent. A proxy is used only if a setting
+names one.
 
-An interrupted download resumes: the origin is asked for the rest of the version that was begun (If-Range), and answers with the
-whole file if it has another version by now. Without a validator that tells versions apart, a download starts again.
+An interrupted download resumes. It asks the origin for the rest of the version that it began with (If-Range). If the
+origin has another version by now, it answers with the whole file. A validator is a header field, such as ETag, that
+differs between versions of a file. Without one, a download starts again from the first byte.
 """
 
 from __future__ import annotations
@@ -53,39 +55,42 @@ if TYPE_CHECKING:  # aiohttp takes 0.3 s to import
     from yarl import URL
 
 ATTEMPTS = 6
-"""How many connections in a row may fail without a MiB of progress."""
+"""After this many failures in a row without 1 MiB of progress, the download fails."""
 PIECE = 1 << 20
-"""Bytes written in one call."""
+"""How many bytes are collected before they are written to the file."""
 SYNC_SIZE = 32 << 20
-"""After this many bytes, the file is synced and its size is noted, so that no more than this is ever downloaded twice."""
+"""After this many bytes, the file is synced and its size is saved, so that at most this much is downloaded twice."""
 
 PARTIAL_NAME = "partial"
-"""Name of the file in its folder."""
+"""The name of the downloaded file in its folder."""
 _STATE_SIZE = 16 << 10
-"""Size of the state file in bytes. It has room for the longest headers that are kept."""
+"""The size of the state file in bytes. The longest headers that are saved fit into it."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)\Z")
 _NO_RANGE = re.compile(r"bytes \*/([0-9]{1,18})\Z")
 _STRONG_AFTER_SECONDS = 60
-"""How much older than its answer a Last-Modified must be to tell versions apart. Source: RFC 7232, section 2.2.2."""
+"""Last-Modified identifies a version only if it is this much older than the answer. Source: RFC 7232, section 2.2.2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadLimits:
-    """What a URL may ask of this machine when a cache downloads from it."""
+    """The limits for downloads from URLs."""
 
     size: int = 1 << 40
-    """Bytes that a file may have."""
+    """The largest size of a file in bytes."""
     redirects: int = 10
-    """Number of redirects that are followed."""
+    """The largest number of redirects that are followed."""
     first_byte_seconds: float = 30
-    """How long the server may take before it answers."""
+    """How many seconds the server may take before it answers."""
     stall_seconds: float = 30
-    """How long the server may send no byte."""
+    """How many seconds may pass without a new byte while the server sends the file."""
     private_allowed: bool = False
-    """Allow addresses that are not public, such as those of a local network."""
+    """Allow addresses that are not public, such as addresses in a local network."""
     proxy: str | None = field(default=None, repr=False)
-    """The URL of an HTTP proxy that downloads go through. The proxy resolves host names, so that it decides about addresses."""
+    """The URL of an HTTP proxy for all downloads.
+
+    The proxy resolves host names. So the proxy, and not this program, must refuse addresses that are not public.
+    """
 
 
 DEFAULT_DOWNLOAD_LIMITS = DownloadLimits()
@@ -107,27 +112,31 @@ DEFAULT_DOWNLOAD_OPTIONS = DownloadOptions()
 
 
 class Validators(NamedTuple):
-    """Header fields by which a version of a file is recognised."""
+    """Header fields that identify a version of a file at its origin."""
 
     etag: str | None = None
     modified: str | None = None
-    """Its Last-Modified."""
+    """The value of Last-Modified."""
     is_dated: bool = False
-    """`modified` is old enough to tell versions apart."""
+    """Whether `modified` is old enough to identify a version."""
 
     @property
     def for_range(self) -> str | None:
-        """The value for If-Range, which must not be a weak ETag, since other bytes may have the same one."""
+        """The value for If-Range, or None. A weak ETag is not used, because different bytes may have the same one."""
         if self.etag is not None and not self.etag.startswith("W/"):
             return self.etag
         return self.modified if self.is_dated else None
 
     def agree_with(self, begun: Validators) -> bool:
-        """Whether a part with these validators belongs to the version that was begun, which If-Range named."""
+        """Return whether these validators of an answer mean the version `begun`, whose value was sent in If-Range."""
         return self.etag == begun.etag if begun.for_range == begun.etag else self.modified == begun.modified
 
     def differ_from(self, begun: Validators) -> bool:
-        """Whether an answer with these validators is certainly another version: a validator that both have differs."""
+        """Return whether these validators certainly mean another version than `begun`.
+
+        They do if both have an ETag and these differ. Without two ETags, they do if both have a Last-Modified and these
+        differ.
+        """
         if self.etag is not None and begun.etag is not None:
             return self.etag != begun.etag
         return None not in {self.modified, begun.modified} and self.modified != begun.modified
@@ -140,7 +149,7 @@ class DownloadResult(NamedTuple):
     size: int
     bytes_received: int
     bytes_resumed: int
-    """Bytes that an interrupted download had left here."""
+    """How many bytes were already in the folder, from a download that was interrupted."""
     validators: Validators
 
 
@@ -154,13 +163,16 @@ async def download(
     reserve: Callable[[int], Awaitable[None]] | None = None,
     options: DownloadOptions = DEFAULT_DOWNLOAD_OPTIONS,
 ) -> DownloadResult | None:
-    """Download the content of a URL to a file in `folder`, which must exist; None if it is still the version `known`.
+    """Download the content of a URL to a file in `folder`, which must exist. Return None if it is unchanged.
 
-    The file has the bytes as they are sent: no Content-Encoding is asked for, and an encoded answer is refused unless a digest is
-    expected. The file is durable but not verified: the caller compares an expected digest. After an interrupted download, the
-    next download to the same `folder` resumes it; only one download at a time may use a folder.
-    `reserve` is awaited with the size that the file will have, before that much is written. While the size is unknown, it is
-    awaited again whenever the file needs more. It raises where there is not enough room.
+    It is unchanged if the origin says that it still has the version `known`. Then nothing is downloaded.
+
+    The file has the bytes as the origin sends them. No Content-Encoding is requested. If `origin` has no digest, an
+    answer with a Content-Encoding is refused. The file is durable but not verified: the caller must compare the digest.
+    After an interrupted download, the next download to the same `folder` resumes it. Only one download at a time may
+    use a folder. `reserve` is awaited with the size of the file before this many bytes are written. While the size is
+    unknown, it is awaited again whenever the file needs more space. It should raise an error if there is not enough
+    space.
 
     Raises DownloadRefused, LimitExceeded, ServerError, OriginUnreachable, Stalled, Interrupted, StorageFull, StorageError.
     """
@@ -174,24 +186,24 @@ async def download(
 
 
 class _Came(Enum):
-    """The result of one request."""
+    """The result of one request to the origin."""
 
     NOTHING_NEW = auto()
     """The origin says that the file has not changed."""
     PART = auto()
-    """A part of the announced length, after which more is to come."""
+    """The announced part has arrived completely, but more of the file is missing."""
     ALL = auto()
 
 
 class _Part(NamedTuple):
-    """The range of bytes that an answer has; `stop` is None where the answer does not announce its end."""
+    """The range of bytes in an answer. `stop` is None if the answer does not announce where its bytes end."""
 
     start: int
     stop: int | None
 
 
 class _Downloader:
-    """One download, over as many connections as it needs."""
+    """Runs one download, with as many connections as it needs."""
 
     def __init__(
         self,
@@ -220,7 +232,7 @@ class _Downloader:
         self._proxy = parse_proxy(limits.proxy, source="url_proxy") if limits.proxy is not None else None
 
     async def run(self) -> DownloadResult | None:
-        """Try until the file is whole or another try would not help."""
+        """Send requests until the file is complete. Raise the last error when another request would not help."""
         failures, furthest = 0, self._staging.size
         async with self._session() as session:
             while True:
@@ -251,7 +263,7 @@ class _Downloader:
         return DownloadResult(self._staging.path, self._staging.size, self._received, self._resumed, self._staging.validators)
 
     async def _try(self, session: aiohttp.ClientSession) -> _Came:
-        """Ask for the bytes that are missing, and receive them."""
+        """Send one request for the bytes that are missing, and receive the answer."""
         staging = self._staging
         headers = {"Accept-Encoding": "identity"}
         if self._known is not None:
@@ -268,7 +280,10 @@ class _Downloader:
             return _Came.ALL if part is None else await self._receive(response, part)
 
     async def _begin(self, response: aiohttp.ClientResponse) -> _Part | None:
-        """The range that the answer has; None where the file is complete already. An answer that does not fit starts it again."""
+        """Check an answer. Return the range of its bytes, or None if the file is already complete.
+
+        If the answer does not fit to the part that is here, discard this part and raise Interrupted.
+        """
         if response.status in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
             self._check_encoding(response)
             # Some origins answer a range with status 200: the header says which bytes follow, not the status.
@@ -286,10 +301,10 @@ class _Downloader:
         raise error
 
     async def _begin_whole(self, response: aiohttp.ClientResponse) -> _Part:
-        """Begin with an answer that has the whole file.
+        """Check an answer that has the whole file, and discard the part that is here.
 
-        A size that the origin announced before is compared. The same version must have the same size; if the version is unknown,
-        a new size is accepted when the origin announces it a second time.
+        The size must be the same that the origin announced before, unless the answer is certainly another version. If
+        the size differs, this raises Interrupted. The new size is accepted when the origin announces it a second time.
         """
         validators = _validators(response)
         total, known = response.content_length, self._staging.total
@@ -336,9 +351,10 @@ class _Downloader:
         raise Interrupted(self._redacted_url, "it gave a part of another file than it began with")
 
     def _is_end(self, response: aiohttp.ClientResponse) -> bool:
-        """Whether the range is refused because the file is complete here; a file of unknown size ends in this way.
+        """Return whether the origin refused the range because the file is already complete here.
 
-        An answer without the size is believed only if a digest is expected, since the digest then shows whether it is true.
+        The end of a file of unknown size is found in this way. If the answer does not give the size, it is trusted only
+        if a digest is expected, because the digest shows later whether the file is complete.
         """
         staging = self._staging
         if not staging.size or staging.total is not None or _validators(response).differ_from(staging.validators):
@@ -347,9 +363,9 @@ class _Downloader:
         return staging.size == int(found[1]) if found is not None else self._origin.digest is not None
 
     def _check_encoding(self, response: aiohttp.ClientResponse) -> None:
-        """Refuse an encoded answer, because its encoded bytes would be stored under the file's name.
+        """Raise DownloadRefused if the answer is encoded and no digest is expected.
 
-        It is accepted if a digest is expected, since the digest shows whether the bytes are right. Raises DownloadRefused.
+        Without a digest, nobody would notice that the file has the encoded bytes and not the content.
         """
         said = response.headers.getall("Content-Encoding", []) + response.headers.getall("Transfer-Encoding", [])
         codings = {coding.strip().lower() for line in said for coding in line.split(",")}
@@ -365,7 +381,7 @@ class _Downloader:
         await in_disk_thread(self._staging.begin, validators, total)
 
     async def _receive(self, response: aiohttp.ClientResponse, part: _Part) -> _Came:
-        """Write the body of the answer. Raises Interrupted where it is shorter or longer than announced."""
+        """Write the body of the answer to the file. Raises Interrupted if it is shorter or longer than announced."""
         staging = self._staging
         staging.size = part.start
         self._resumed = min(self._resumed, part.start)
@@ -402,7 +418,7 @@ class _Downloader:
         return _Came.ALL
 
     async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
-        """The bytes that have arrived; empty at the end of the body. Raises Stalled."""
+        """Wait for bytes of the body, and return them, or no bytes at its end. Raises Stalled after the time limit."""
         try:
             async with asyncio.timeout(self._limits.stall_seconds):
                 return await response.content.readany()
@@ -410,7 +426,7 @@ class _Downloader:
             raise Stalled(self._redacted_url, self._limits.stall_seconds) from None
 
     async def _reserve_more(self, size: int, *, is_all: bool = False) -> None:
-        """Reserve `size` bytes for the file, and some in advance if it may grow. Raises LimitExceeded."""
+        """Reserve `size` bytes for the file, and more in advance unless `is_all`. Raises LimitExceeded."""
         if size > self._limits.size:
             raise LimitExceeded(f"the size of {self._redacted_url}", size, self._limits.size, "url_size_limit")
         if self._reserve is not None and size > self._reserved:
@@ -434,7 +450,10 @@ class _Downloader:
 
     @asynccontextmanager
     async def _answer(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer after all redirects. Failures, also those while it is read, are raised as errors of ours."""
+        """Send a request, and give the answer after all redirects.
+
+        Each error of aiohttp, also while the block reads the answer, is raised as a FilestoreError.
+        """
         import aiohttp  # noqa: PLC0415  # on first use
 
         try:
@@ -454,7 +473,7 @@ class _Downloader:
             raise Interrupted(self._redacted_url, failure_reason(error)) from None
 
     async def _first(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        """The head of the answer. Name resolution, connections, TLS and redirects share one time limit."""
+        """Wait for the header of the answer. Name resolution, connections, TLS and redirects share one time limit."""
         import aiohttp  # noqa: PLC0415  # on first use
 
         try:
@@ -485,7 +504,10 @@ class _Downloader:
         raise DownloadRefused(self._redacted_url, f"it redirects more than {self._limits.redirects} times")
 
     def _by_proxy(self, url: str) -> dict[str, Any]:
-        """The arguments with which aiohttp reaches `url` through the proxy, if there is one. Raises DownloadRefused."""
+        """Return the arguments for aiohttp to reach `url` through the proxy, or none without a proxy.
+
+        Raises DownloadRefused if `url` has an address that is not public.
+        """
         if self._proxy is None:
             return {}
         host = urlsplit(url).hostname or ""
@@ -498,7 +520,10 @@ class _Downloader:
         return {"proxy": self._proxy.url, "proxy_headers": sent}
 
     def _unreachable(self, reason: str) -> OriginUnreachable:
-        """The error for a failed connection; it names the proxy that was used, or that only the environment names."""
+        """Make the error for a failed connection. It also tells the user about proxies.
+
+        It names the proxy that was used, or the environment variable of a proxy that was not used.
+        """
         named = proxy_named_in(os.environ, self._origin.url)
         if self._proxy is not None:
             reason += f"; the setting url_proxy has it downloaded by the proxy {self._proxy.url}"
@@ -509,7 +534,7 @@ class _Downloader:
         return OriginUnreachable(self._redacted_url, reason, hint="url-proxy")
 
     def _next(self, url: str, location: str) -> str:
-        """The target of a redirect. Raises DownloadRefused."""
+        """Return the target of a redirect. Raises DownloadRefused if it is not allowed."""
         try:
             target = FileURL(urldefrag(urljoin(url, location)).url)
         except (InvalidReference, ValueError) as error:
@@ -538,7 +563,7 @@ class _Downloader:
             yield session
 
     async def _send_once(self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        """Keep aiohttp from asking a second time, which it does for a GET after these errors."""
+        """Send a request only once. Without this, aiohttp repeats a GET request after these errors."""
         import aiohttp  # noqa: PLC0415  # on first use
 
         try:
@@ -549,7 +574,7 @@ class _Downloader:
             raise Interrupted(self._redacted_url, failure_reason(error)) from None
 
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:
-        """Make the socket for one of the addresses of a name. Raises OSError for an address that is not public."""
+        """Make the socket for an address of the origin or the proxy. Raises OSError if the address is not allowed."""
         family, kind, protocol, _, place = address
         # With a proxy, this machine connects to the proxy alone, which the user has named.
         if self._proxy is None and not (self._limits.private_allowed or self._options.is_public(place[0])):
@@ -559,22 +584,25 @@ class _Downloader:
 
 
 class _PartialDownload:
-    """The file of a download, and its state file. The methods block, so call them in a thread."""
+    """The file of a download, and a state file next to it. The methods block, so call them in a thread."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the object without touching any file."""
+        """Make the object. No file is opened yet."""
         self.path = folder / PARTIAL_NAME
         self.size = 0
-        """Bytes that have been written, from the start of the file."""
+        """How many bytes of the file are here, from its start."""
         self.total: int | None = None
-        """Size of the whole file, where the origin announces it."""
+        """The size of the whole file. None if the origin has not announced it."""
         self.validators = Validators()
         self._state = folder / "state.json"
         self._noted = 0
         self._descriptor = -1
 
     def open(self) -> None:
-        """Open the file, or create it. Raises StorageFull, StorageError."""
+        """Open the file, or make it. Bytes that the state file does not confirm are cut off.
+
+        Raises StorageFull, StorageError.
+        """
         with storage_errors(self.path):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor = os.open(self.path, flags, 0o666)
@@ -590,7 +618,7 @@ class _PartialDownload:
         self._cut()
 
     def begin(self, validators: Validators, total: int | None) -> None:
-        """Start the file again. Raises StorageFull where `total` bytes do not fit, and StorageError."""
+        """Start the file again, without any bytes. Raises StorageFull if `total` bytes do not fit, and StorageError."""
         self.size, self.total, self.validators = 0, total, validators
         # The state comes before the bytes, so that it never describes bytes that are not there.
         self._write_state()
@@ -599,7 +627,7 @@ class _PartialDownload:
             check_space(self._descriptor, total, where=self.path.parent)
 
     def write(self, pieces: Sequence[bytes]) -> None:
-        """Append to the file. Raises StorageFull, StorageError."""
+        """Append bytes to the file. Raises StorageFull, StorageError."""
         with storage_errors(self.path):
             for piece in pieces:
                 self.size += write_at(self._descriptor, piece, self.size)
@@ -607,13 +635,16 @@ class _PartialDownload:
             self.note()
 
     def note(self) -> None:
-        """Sync the file and note its size, so that the next download continues there. Raises StorageFull, StorageError."""
+        """Sync the file and save its size, so that the next download can continue there.
+
+        Raises StorageFull, StorageError.
+        """
         with storage_errors(self.path):
             sync_descriptor(self._descriptor)
         self._write_state()
 
     def close(self) -> None:
-        """Note the size and close the descriptor; harmless where the file was never opened."""
+        """Save the size of the file, and close it. If the file was never opened, do nothing."""
         if self._descriptor < 0:
             return
         if self.size != self._noted:
@@ -639,7 +670,7 @@ class _PartialDownload:
 
 
 def validators_from(values: Any) -> Validators:
-    """Read validators from their JSON form, and check them. Raises ValueError, TypeError."""
+    """Return the validators from their JSON form. Raises ValueError or TypeError if they are not valid."""
     etag, modified, is_dated = values
     if any(value is not None and _header_value(value) is None for value in (etag, modified)) or type(is_dated) is not bool:
         raise ValueError("these are not validators")
@@ -647,7 +678,7 @@ def validators_from(values: Any) -> Validators:
 
 
 def _header_value(value: object) -> str | None:
-    """The value of a header, if it can be sent back unchanged; else None."""
+    """Return `value` if it is a header value that can be sent back unchanged. Return None otherwise."""
     return value if isinstance(value, str) and value and value.isascii() and value.isprintable() else None
 
 
@@ -662,7 +693,7 @@ def _validators(response: aiohttp.ClientResponse) -> Validators:
 
 
 def _phrase(status: int) -> str:
-    """The meaning of a status by the standard; the phrase of the origin is not used."""
+    """Return the standard phrase for an HTTP status. The phrase that the origin sent is not used."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -674,7 +705,7 @@ def _given(headers: dict[str, str | None]) -> dict[str, str]:
 
 
 def _encoded(url: str) -> str | URL:
-    """The URL to send: unchanged where possible, because a signature may cover every character of it."""
+    """Return the URL for aiohttp, unchanged if possible: a signature in the query may depend on every character."""
     from yarl import URL  # noqa: PLC0415  # on first use
 
     return URL(url, encoded=True) if url.isascii() and " " not in url else url
