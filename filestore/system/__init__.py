@@ -1,1 +1,1 @@
-"""Threads, buffers, files, locks and metrics: what the rest of the library needs of the operating system."""
+"""Use the operating system: threads, buffers, files, locks, metrics. The rest of the library calls this package."""

@@ -1,4 +1,4 @@
-"""Bounded and reused memory: page-aligned buffers, pools, budgets."""
+"""Limit and reuse memory, with page-aligned buffers, pools of buffers and budgets of bytes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager, suppress
 
 
 def allocate_pages(size: int) -> memoryview:
-    """Return page-aligned memory, which is made once and reused. It has large pages if the system offers them.
+    """Return `size` bytes of new page-aligned memory. The caller should keep and reuse it.
 
-    Large pages take an eighth of the time to make.
+    The memory has large pages if the system offers them: to make these takes an eighth of the time.
     """
     # Private: by default Python maps memory that a fork would share, for which no system uses large pages.
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -23,9 +23,9 @@ def allocate_pages(size: int) -> memoryview:
 
 
 class BufferPool:
-    """`count` page-aligned buffers of `size` bytes.
+    """A pool of at most `count` page-aligned buffers of `size` bytes each.
 
-    They are made on first use and reused, since new pages cost more than a copy.
+    A buffer is made on first use and then reused, because new memory pages take more time than a copy.
     """
 
     def __init__(self, *, count: int, size: int) -> None:
@@ -34,12 +34,12 @@ class BufferPool:
         self._places = asyncio.Semaphore(count)
 
     async def acquire(self) -> memoryview:
-        """Return a buffer, and wait for one if all are taken. Its content is that of the last owner."""
+        """Return a buffer. If all are in use, wait until one is released. The buffer still has its previous content."""
         await self._places.acquire()
         return self._free.pop() if self._free else allocate_pages(self._size)
 
     def release(self, buffer: memoryview) -> None:
-        """Give a buffer back. The caller must not use it any more."""
+        """Give a buffer back to the pool. The caller must not use it any more."""
         self._free.append(buffer)
         self._places.release()
 
@@ -54,9 +54,10 @@ class BufferPool:
 
 
 class Budget:
-    """Bytes in flight: `take(n)` waits until `n` more bytes fit under the limit (I6). The order of the callers is kept.
+    """Limit the number of bytes that are in use at the same time (I6).
 
-    A request that is larger than the whole limit runs alone.
+    `take(n)` waits until `n` more bytes fit under the limit. Callers get their turn in the order of their calls. A
+    request that is larger than the whole limit waits until nothing else is in use.
     """
 
     def __init__(self, limit: int) -> None:

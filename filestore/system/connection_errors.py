@@ -12,7 +12,10 @@ _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_L
 
 
 def failure_reason(error: BaseException) -> str:
-    """Return what happened to a connection, from an error of the operating system, OpenSSL, asyncio or aiohttp."""
+    """Return in plain words why a connection failed.
+
+    `error` is an error of the operating system, OpenSSL, asyncio or aiohttp.
+    """
     # An error of aiohttp contains the error that caused it.
     error = getattr(error, "certificate_error", None) or getattr(error, "_os_error", None) or error
     if isinstance(error, ssl.SSLCertVerificationError):

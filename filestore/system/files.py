@@ -1,4 +1,4 @@
-"""Files: reads and writes of all that is asked for, atomic and durable writes, free space, removal."""
+"""Read, write, sync, rename and remove files, and measure the space on a disk."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ BLOCK_SIZE = 4096
 """File systems round sizes up to a multiple of this."""
 
 _ATTEMPTS = 1000
-"""Another process may remove the same folder meanwhile. Each attempt then finds less than the one before."""
+"""How often `remove` tries. Another process may change the same folder, so that one attempt can fail."""
 _ALL_OF_OWNER = stat.S_IRWXU
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def free_space(place: int | Path) -> int:
-    """Return the bytes that can still be written to the file system of a path or an open file. Blocks.
+    """Return how many bytes are free on the file system of `place`, which is a path or an open file.
 
-    Raises OSError.
+    Blocks. Raises OSError.
     """
     found = os.statvfs(place)
     return found.f_bavail * found.f_frsize
 
 
 def stored_size_of(path: Path) -> tuple[int, float]:
-    """Return the bytes that a file, or a folder with its content, takes on the disk, and the time of its last write.
+    """Return how many bytes a file or a folder takes on the disk, and when it was last written to.
 
-    Holes do not count. Blocks. Raises OSError.
+    For a folder, everything in it counts. Holes in files do not count. Blocks. Raises OSError.
     """
     first = path.lstat()
     size, written_at = first.st_blocks * 512, first.st_mtime
@@ -67,9 +67,9 @@ def stored_size_of(path: Path) -> tuple[int, float]:
 
 
 def check_space(place: int, size: int, *, where: Path) -> None:
-    """Raise StorageFull, which names `where`, if `size` more bytes do not fit on the disk of an open file.
+    """Raise StorageFull if fewer than `size` bytes are free on the file system of the open file `place`.
 
-    Raises OSError.
+    The error names the path `where`. Raises OSError if the free space cannot be found out.
     """
     free = free_space(place)
     if size > free:
@@ -77,16 +77,16 @@ def check_space(place: int, size: int, *, where: Path) -> None:
 
 
 def write_all(descriptor: int, content: Buffer) -> None:
-    """Append all of `content` to an open file. Blocks. Raises OSError."""
+    """Write all of `content` to an open file at its current position. Blocks. Raises OSError."""
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def read_at(descriptor: int, memory: memoryview, offset: int) -> int:
-    """Fill `memory` from an open file. Return the number of bytes, which is smaller only at its end. Blocks.
+    """Read bytes from `offset` of an open file until `memory` is full. Return the number of bytes that were read.
 
-    Raises OSError.
+    This number is smaller than `memory` only if the file ends before. Blocks. Raises OSError.
     """
     done = 0
     while done < len(memory):
@@ -99,7 +99,10 @@ def read_at(descriptor: int, memory: memoryview, offset: int) -> int:
 
 
 def write_at(descriptor: int, content: Buffer, offset: int) -> int:
-    """Write all of `content` to an open file from `offset` on. Return the number of bytes. Blocks. Raises OSError."""
+    """Write all of `content` to an open file, from `offset` on. Return the number of bytes that were written.
+
+    Blocks. Raises OSError.
+    """
     written = 0
     while written < len(content):
         # The first call writes everything, except on a full disk, after a signal, or for more than 2 GiB.
@@ -108,7 +111,10 @@ def write_at(descriptor: int, content: Buffer, offset: int) -> int:
 
 
 def sync_descriptor(descriptor: int) -> None:
-    """Sync the content of a file, or the names in a folder, to the disk. Blocks. Raises OSError."""
+    """Sync an open file or folder to the disk: the content of a file, or the names in a folder.
+
+    Blocks. Raises OSError.
+    """
     if sys.platform == "darwin":
         fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync of macOS leaves the bytes in the memory of the drive
     else:
@@ -116,7 +122,7 @@ def sync_descriptor(descriptor: int) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Do `sync_descriptor` for the file or folder at a path."""
+    """Open the file or folder at `path`, and sync it to the disk as `sync_descriptor` does."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         sync_descriptor(descriptor)
@@ -127,8 +133,8 @@ def sync_path(path: Path) -> None:
 def sync_tree(root: Path) -> None:
     """Sync a folder and everything in it to the disk. Links are not followed. Blocks. Raises OSError.
 
-    If the operating system offers it, one call syncs the whole file system. For thousands of files this is far quicker
-    than one call for each, but it also waits for what other processes have written there.
+    If the operating system can do it, one call syncs the whole file system. For thousands of files this is much faster
+    than one call for each file, but it also waits for the data that other processes have written there.
     """
     if sync_file_system(root):
         return
@@ -138,9 +144,9 @@ def sync_tree(root: Path) -> None:
 
 
 def sync_file_system(path: Path) -> bool:
-    """Sync the whole file system of `path` to the disk, with all work that the file system has delayed.
+    """Sync the whole file system that contains `path` to the disk. Return whether the operating system can do this.
 
-    Return False if the operating system has no such call. Blocks. Raises OSError.
+    If it cannot, nothing is synced. Blocks. Raises OSError.
     """
     call = _syncfs()
     if call is None:
@@ -155,7 +161,7 @@ def sync_file_system(path: Path) -> bool:
 
 @cache
 def _syncfs() -> Callable[[int], None] | None:
-    """Return the call of the C library that syncs the file system of a descriptor. Only Linux has it."""
+    """Return a function that syncs the file system of a descriptor, or None. Only the C library of Linux has it."""
     try:
         call = ctypes.CDLL(None, use_errno=True).syncfs
     except (OSError, AttributeError):
@@ -170,7 +176,7 @@ def _syncfs() -> Callable[[int], None] | None:
 
 
 def _standing(root: Path) -> Iterator[Path]:
-    """Yield the files and folders of a tree, and its root last."""
+    """Yield all files and folders of a tree except links. The root comes last."""
     for folder, _, names in os.walk(root, topdown=False, onerror=_raise):
         yield from (path for path in (Path(folder, name) for name in names) if not path.is_symlink())
         yield Path(folder)
@@ -181,15 +187,15 @@ def _raise(error: OSError) -> None:
 
 
 class CannotMoveError(OSError):
-    """A folder cannot be renamed. It can only be emptied and removed at its place."""
+    """A folder cannot be renamed. It can only be emptied and removed where it is."""
 
 
 @contextmanager
 def storage_errors(where: str | Path, *, translate: Callable[[str, OSError], FilestoreError] = storage_error) -> Iterator[None]:
-    """Translate errors of the operating system in the block to errors about `where`.
+    """Raise each OSError of the block as a FilestoreError about the path `where`.
 
-    `translate` makes the error: by default StorageError, or StorageFull. Others are `write_error`, `access_error`,
-    `target_error` and `source_error`.
+    The function `translate` makes the new error. By default this is StorageError, or StorageFull if the disk is full.
+    This module has four other such functions: `write_error`, `access_error`, `target_error` and `source_error`.
     """
     try:
         yield
@@ -198,7 +204,7 @@ def storage_errors(where: str | Path, *, translate: Callable[[str, OSError], Fil
 
 
 def write_error(where: str, error: OSError) -> StorageError:
-    """Make the error for a write to a folder that the user chose."""
+    """Make the error for a failed write to a folder that the user chose. It tells the user what to do."""
     if error.errno not in _READ_ONLY:
         return storage_error(where, error)
     reason = f"{error.strerror}, so that nothing new can be kept there; make it writable, or give another folder"
@@ -206,31 +212,38 @@ def write_error(where: str, error: OSError) -> StorageError:
 
 
 def access_error(where: str, error: OSError) -> StorageError:
-    """Make the error for the folder of a repository: NotPermitted if the user has no right to it."""
+    """Make the error for the folder of a repository. It is NotPermitted if the user may not use the folder."""
     if isinstance(error, PermissionError):
         return NotPermitted(str(error.filename or where), error.strerror or str(error))
     return storage_error(where, error)
 
 
 def target_error(where: str, error: OSError) -> TargetError:
-    """Make the error for a target of a fetch at which nothing can be made."""
+    """Make the error for a fetch that cannot write to its target."""
     return TargetError(where, error.strerror or str(error))
 
 
 def source_error(where: str, error: OSError) -> SourceUnreadable:
-    """Make the error for a source of a push that cannot be read."""
+    """Make the error for a push that cannot read its source."""
     return SourceUnreadable(where, error.strerror or str(error))
 
 
 def write_durably(path: Path, values: Mapping[str, object]) -> None:
-    """Write a small file, and make its folders. Raises StorageError, StorageFull."""
+    """Write `values` as JSON to a small file, atomically and durably. Folders that do not exist are made.
+
+    Blocks. Raises StorageError, StorageFull.
+    """
     with storage_errors(path.parent, translate=write_error):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(values).encode())
 
 
 def write_atomic(path: Path, content: Buffer) -> None:
-    """Write `content` to a small file. It appears by a rename, and is then durable. Blocks. Raises OSError."""
+    """Write `content` to a small file, atomically and durably.
+
+    The bytes are written to another file, which is then renamed. So a reader never finds a part of them. Blocks. Raises
+    OSError.
+    """
     staging = path.with_name(f".{uuid.uuid4().hex}")
     try:
         with staging.open("xb") as file:
@@ -244,9 +257,10 @@ def write_atomic(path: Path, content: Buffer) -> None:
 
 
 def move_aside(folder: Path, aside: Path) -> bool:
-    """Rename an entry, so that readers lose it at once and as a whole. Return False if there is none. Raises OSError.
+    """Rename `folder` to `aside`, so that readers lose the whole folder at once. Return False if it does not exist.
 
-    Raises CannotMoveError for an entry of a container image: an overlay file system does not rename such a folder.
+    Raises CannotMoveError if the folder is part of a container image, because an overlay file system cannot rename such
+    a folder. Raises OSError for other failures.
     """
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -261,9 +275,9 @@ def move_aside(folder: Path, aside: Path) -> bool:
 
 
 def take_away(folder: Path, aside: Path) -> bool:
-    """Do `move_aside`. An entry that cannot be renamed is removed at its place, and the result is False.
+    """Rename `folder` to `aside` as `move_aside` does. If it cannot be renamed, remove it where it is.
 
-    Raises OSError.
+    Return whether the folder is now at `aside`. Raises OSError.
     """
     try:
         return move_aside(folder, aside)
@@ -273,14 +287,14 @@ def take_away(folder: Path, aside: Path) -> bool:
 
 
 def in_blocks(size: int) -> int:
-    """Return the bytes that a file of `size` bytes takes on the disk with most file systems."""
+    """Return how many bytes a file of `size` bytes takes on the disk: most file systems round up to whole blocks."""
     return -(-size // BLOCK_SIZE) * BLOCK_SIZE
 
 
 def home_path(text: str | Path) -> Path:
-    """Return the path that `text` means. `~` and `~/` at the beginning are the home folder, as in a shell.
+    """Return `text` as a path. `~` alone or `~/` at the beginning means the home folder, as in a shell.
 
-    Raises InvalidSetting if the home folder is not known, and for the `~name` of another user.
+    Raises InvalidSetting if the home folder is not known, or if `text` begins with the `~name` of another user.
     """
     path = str(text)
     if not path.startswith("~"):
@@ -295,12 +309,12 @@ def home_path(text: str | Path) -> Path:
 
 
 def remove(path: str | Path, *, dir_fd: int | None = None) -> None:
-    """Remove a file, a link, or a folder with its content, also if it is read-only.
+    """Remove a file, a link, or a folder with its content, even if the folder is read-only.
 
     The target of a link is never removed.
 
-    It is no error if the path does not exist, or if another process removes it meanwhile. Raises OSError after as much
-    as possible is removed.
+    It is not an error if the path does not exist, or if another process removes it at the same time. If a part cannot
+    be removed, the rest is removed, and then OSError is raised.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -319,13 +333,16 @@ def remove(path: str | Path, *, dir_fd: int | None = None) -> None:
 
 
 def remove_if_possible(path: str | Path, *, dir_fd: int | None = None) -> None:
-    """Do `remove`, and ignore errors."""
+    """Remove a path as `remove` does, and ignore each OSError."""
     with suppress(OSError):
         remove(path, dir_fd=dir_fd)
 
 
 def remove_in_place(folder: Path) -> None:
-    """Remove a folder that cannot be renamed first. New content of another process stays. Raises OSError."""
+    """Remove a folder that cannot be renamed before. Raises OSError.
+
+    If another process writes to the folder at the same time, the new content and the folder stay, without an error.
+    """
     with suppress(OSError):
         if folder.stat(follow_symlinks=False).st_mode & _ALL_OF_OWNER != _ALL_OF_OWNER:
             folder.chmod(_ALL_OF_OWNER)
@@ -343,7 +360,7 @@ def remove_in_place(folder: Path) -> None:
 
 
 def move(path: Path, to: Path) -> None:
-    """Rename a file, a link or a folder, also a read-only folder. Raises OSError."""
+    """Rename a file, a link or a folder, even if the folder is read-only. Raises OSError."""
     try:
         path.rename(to)
     except PermissionError:
@@ -371,7 +388,7 @@ def _is_there(path: str | Path, dir_fd: int | None) -> bool:
 
 
 def _make_writable(path: str | Path, dir_fd: int | None) -> bool:
-    """Give the owner all rights to each folder of a tree, as far as possible. Return whether any folder was changed."""
+    """Give the owner all permissions for each folder of a tree, as far as possible. Return whether one was changed."""
     waiting = [os.fspath(path)]
     has_changed = False
     while waiting:

@@ -1,4 +1,4 @@
-"""What the header fields of an HTTP answer say: which server made it, and how long to wait before the next try.
+"""Read the header fields of an HTTP answer: which server made it, and how long to wait before the next try.
 
 Source: RFC 9110, sections 10.2.3 (Retry-After) and 10.2.4 (Server).
 """
@@ -13,12 +13,15 @@ from typing import NamedTuple
 from filestore.errors import FilestoreError
 
 RETRY_AFTER_LIMIT_SECONDS = 120.0
-"""If a server asks to wait longer than this, there is no retry. The error says how long, and the user decides."""
+"""If a server asks for a longer wait than this, the client does not retry. The error tells the user the time."""
 _PAGE = "text/html"
 
 
 class Said(NamedTuple):
-    """The header fields of an answer that say who made it, and what to do next. A field that is missing is empty."""
+    """Header fields of an answer: which server made it, and what the client should do next.
+
+    A field that is missing in the answer is empty here.
+    """
 
     server: str = ""
     content_type: str = ""
@@ -28,12 +31,12 @@ class Said(NamedTuple):
 
     @property
     def is_page(self) -> bool:
-        """Whether the answer is a page for people. Filestore itself sends no such page."""
+        """Whether the answer is an HTML page. A filestore server never sends one, so another server made the answer."""
         return self.content_type.partition(";")[0].strip().lower() == _PAGE
 
     @property
     def retry_after_seconds(self) -> float | None:
-        """How long the server asks to wait. None if it does not say that, or if the field is malformed."""
+        """How many seconds the server asks the client to wait. None if the field is missing or malformed."""
         text = self.retry_after.strip()
         if text.isascii() and text.isdigit():
             return float(text[:9])
@@ -46,15 +49,15 @@ class Said(NamedTuple):
 
 
 def said_by(headers: Mapping[str, str]) -> Said:
-    """Return what header fields say. `headers` must find a field by its name in any case."""
+    """Return the fields of `headers` that this module reads. `headers` must ignore the case of field names."""
     return Said(*(headers.get(name, "") for name in ("Server", "Content-Type", "Location", "Retry-After", "Date")))
 
 
 def may_try_again(error: FilestoreError) -> bool:
-    """Return whether another try may help, and comes soon enough to wait for it."""
+    """Return whether another try may help and the server does not ask for a longer wait than the limit."""
     return error.retryable and (error.retry_after_seconds or 0.0) <= RETRY_AFTER_LIMIT_SECONDS
 
 
 def pause_seconds(error: FilestoreError, otherwise: float) -> float:
-    """Return how long to wait before the next try: `otherwise`, or longer if the server asked for it."""
+    """Return how many seconds to wait before the next try: `otherwise`, or more if the server asked for more."""
     return max(otherwise, error.retry_after_seconds or 0.0)

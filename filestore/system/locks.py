@@ -1,8 +1,8 @@
-"""File locks: one wrapper around `flock`, and the lock of a cache entry that is being fetched.
+"""File locks. `FileLock` wraps `flock`. `Lock` is the lock of a cache entry while it is being fetched.
 
-`flock` is used, and not the locks of `fcntl`. The kernel releases it at every death of its process. It works on
-folders, it survives the close of another descriptor of the same file, and it means the same in containers that share a
-folder.
+This module uses `flock`, and not the locks of `fcntl`, for four reasons. The kernel releases the lock whenever its
+process ends. The lock works on folders. It stays when another descriptor of the same file is closed. It also works
+between containers that share a folder.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from filestore.errors import StorageError
 from filestore.system.threads import in_disk_thread, task_group
 
 STALE_SECONDS = 60
-"""A lock is ignored if its holder showed no sign of life for this long."""
+"""A lock is ignored if its holder has not updated the lock file for this time."""
 BEAT_SECONDS = 5
 CLAIM_SECONDS = 1
-"""How long a claim on staging waits for the process that removes it."""
+"""How long `claim` waits while another process is removing the staging folder."""
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.05
-"""A lock that a thread waits for is mostly held only for a moment, so the first pauses are short."""
+"""The first and the longest pause between two tries to take a lock. Most locks are held for a moment only."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HOLDER = re.compile(r"FLOCK +\w+ +\w+ +([1-9][0-9]*) ([0-9a-f]+:[0-9a-f]+:[0-9]+) ")
 
 
 class FileLock:
-    """The lock of a file or a folder that is open here. The lock owns the descriptor, and `release` closes it.
+    """The lock of an open file or folder. This object owns the descriptor, and `release` closes it.
 
-    `is_required` says what happens where the file system has no locks. A lock without which data could be lost or mixed is
-    required: taking it raises StorageError. A lock that only keeps two processes from doing the same work twice is not: it
-    counts as taken, and the place that makes it says why that is safe.
+    `is_required` decides what happens on a file system without locks. If it is true, `try_acquire` and `acquire` raise
+    StorageError: use this if data could be lost or mixed without the lock. If it is false, the lock counts as taken:
+    use this if the lock only saves two processes from doing the same work. The caller must then explain why that is
+    safe.
     """
 
     def __init__(self, descriptor: int, path: Path, *, is_required: bool) -> None:
@@ -49,12 +50,18 @@ class FileLock:
 
     @classmethod
     def of_file(cls, path: Path, *, is_required: bool, mode: int = 0o600) -> Self:
-        """Open the lock file at `path`, which is made if it does not exist. Blocks. Raises OSError."""
+        """Open the lock file at `path`, and make it if it does not exist. The lock is not taken.
+
+        Blocks. Raises OSError.
+        """
         return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode), path, is_required=is_required)
 
     @classmethod
     def of_folder(cls, path: Path, *, is_required: bool) -> Self:
-        """Open the lock of a folder itself. Blocks. Raises OSError, also if `path` is a link."""
+        """Open the folder at `path`, which is locked itself, without a lock file. The lock is not taken.
+
+        Blocks. Raises OSError, also if `path` is a link.
+        """
         return cls(os.open(path, _FOLDER), path, is_required=is_required)
 
     def __enter__(self) -> Self:
@@ -70,8 +77,9 @@ class FileLock:
     def try_acquire(self, *, is_shared: bool = False) -> bool:
         """Try to take the lock, without waiting. Return False if another process has it.
 
-        A lock that is held already is converted. If that is not possible, it is lost. Raises StorageError if the file
-        system has no locks and the lock is required.
+        If this object already holds the lock, it is changed to shared or exclusive. If that fails, the lock may be
+        lost.
+        Raises StorageError if the file system has no locks and the lock is required.
         """
         try:
             fcntl.flock(self.descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -86,7 +94,10 @@ class FileLock:
         return True
 
     def acquire(self, *, limit_seconds: float, is_shared: bool = False) -> bool:
-        """Wait for the lock, at most `limit_seconds`. Return whether it is held. Blocks. Raises StorageError."""
+        """Wait at most `limit_seconds` for the lock. Return whether it was taken. Blocks.
+
+        Raises StorageError as `try_acquire` does.
+        """
         pauses = _pauses(limit_seconds)
         while not self.try_acquire(is_shared=is_shared):
             pause = next(pauses, None)
@@ -96,9 +107,9 @@ class FileLock:
         return True
 
     async def acquire_soon(self, *, limit_seconds: float, is_done: Callable[[], bool] = lambda: False) -> bool:
-        """Do `acquire` in the event loop.
+        """Wait for the lock as `acquire` does, without blocking the event loop.
 
-        Also return False when `is_done`, which is called in a thread after each pause.
+        `is_done` is called in a thread after each pause. When it returns True, the wait ends and the result is False.
         """
         pauses = _pauses(limit_seconds, first=_LONGEST_PAUSE_SECONDS)
         while not await in_disk_thread(self.try_acquire):
@@ -111,7 +122,7 @@ class FileLock:
         return True
 
     def holder(self) -> str:
-        """Return the holder of the lock in words: with its process id, if the operating system shows that."""
+        """Return a text for the process that holds the lock. It has the process id if the operating system shows it."""
         with suppress(OSError):
             status = os.fstat(self.descriptor)
             # Some file systems have other device numbers here: then nobody is named, rather than somebody else.
@@ -123,10 +134,11 @@ class FileLock:
         return "another process"
 
     def release(self) -> None:
-        """Release the lock, and close the file. It may be called more than once.
+        """Release the lock, and close the file. This may be called more than once.
 
-        A close alone would leave the lock with a child that was forked meanwhile and has a copy of the descriptor. Such
-        a child only closes its copy, since the lock belongs to its parent.
+        The lock is released explicitly, because a forked child may have a copy of the descriptor, and the lock would
+        stay until the child closes its copy. In such a child, this method only closes the copy: the lock belongs to the
+        parent.
         """
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor < 0:
@@ -138,7 +150,7 @@ class FileLock:
 
 
 def _pauses(limit_seconds: float, *, first: float = _FIRST_PAUSE_SECONDS) -> Iterator[float]:
-    """Yield the pause before each next try, until the limit is over."""
+    """Yield the seconds to wait before each new try. End when `limit_seconds` have passed."""
     deadline = time.monotonic() + limit_seconds
     pause = first
     while time.monotonic() < deadline:
@@ -147,35 +159,43 @@ def _pauses(limit_seconds: float, *, first: float = _FIRST_PAUSE_SECONDS) -> Ite
 
 
 def claim(lock: FileLock) -> None:
-    """Mark staging as used by this process, with a lock that other processes can share. Blocks.
+    """Mark a staging folder as used by this process. Blocks.
 
-    A process that removes staging holds the lock alone meanwhile. This function waits a little for it; a process that
-    is too late finds no staging. Without locks, staging that was written to lately is never removed.
+    Several processes can mark the same folder, because the lock is shared. A process that removes the folder holds the
+    lock exclusively. This function waits a short time for such a process; after that, the folder may no longer exist.
+    If the file system has no locks, this function does nothing: a folder that was written to recently is never removed.
     """
     with suppress(StorageError):
         lock.acquire(limit_seconds=CLAIM_SECONDS, is_shared=True)
 
 
 def is_claimed(lock: FileLock) -> bool:
-    """Return whether another process uses staging. If not, no process begins before the lock is released.
+    """Return whether another process uses a staging folder. If none does, this takes the lock exclusively.
 
-    Raises StorageError if this is not known, because there are no locks.
+    No other process can then mark the folder with `claim` until the lock is released. Raises StorageError if the file
+    system has no locks, so that the answer is not known.
     """
     return not lock.try_acquire()
 
 
 class Lock:
-    """A lock that is held, or that could not be taken. The mtime of its file is the last sign of life of its holder."""
+    """The lock of a cache entry, with its state: `is_held`, `passes_by`, or neither.
+
+    The holder regularly updates the modification time of the lock file. So others see that it still works.
+    """
 
     def __init__(self, lock: FileLock | None) -> None:
         self.is_held = False
-        """No other process works on the entry, except one whose lock was ignored."""
+        """True if this process has the lock. Then only a process whose lock was ignored may also work on the entry."""
         self.passes_by = False
-        """The lock is ignored, because its holder showed no sign of life for a minute."""
+        """True if the lock of another process is ignored, because it has not updated the lock file for a minute."""
         self._lock = lock
 
     async def acquire(self, is_done: Callable[[], bool]) -> None:
-        """Wait until it is held, or until there is nothing to wait for."""
+        """Wait until the lock is held, until its holder is ignored, or until `is_done` returns True.
+
+        Without locks, return at once.
+        """
         lock = self._lock
         if lock is None:
             return
@@ -189,9 +209,9 @@ class Lock:
             self.is_held = await lock.acquire_soon(limit_seconds=math.inf, is_done=is_pointless)
 
     async def keep_fresh(self, beat_seconds: float) -> None:
-        """Give a sign of life every `beat_seconds`, until cancelled.
+        """Update the modification time of the lock file every `beat_seconds`, until cancelled.
 
-        A transfer that hangs on the network ends by itself.
+        This does not hide a transfer that hangs: each transfer has its own time limits.
         """
         while self._lock is not None:
             with suppress(OSError):
@@ -203,9 +223,10 @@ class Lock:
 async def locked(path: Path, is_done: Callable[[], bool], *, beat_seconds: float = BEAT_SECONDS) -> AsyncIterator[Lock]:
     """Hold the lock file at `path` during the block, with a sign of life every `beat_seconds`.
 
-    The block also runs without the lock in three cases: locks do not work; `is_done`, which is called in a thread, says
-    that there is nothing left to wait for; or the holder showed no sign of life for a minute, because it is stopped or
-    its machine is gone. Without the lock, the block must work at a place of its own.
+    In three cases the block runs without the lock, and `is_held` is false. Locks may not work on this file system.
+    `is_done`, which is called in a thread, may return True while this waits. Or the holder may not have updated the
+    lock file for a minute, because it is stopped or its machine is gone. Without the lock, the block must use its own
+    files.
     """
     file_lock = await in_disk_thread(_open, path)
     lock = Lock(file_lock)
@@ -231,7 +252,7 @@ def _open(path: Path) -> FileLock | None:
 
 
 def _age(descriptor: int) -> float:
-    """Return the seconds since the last sign of life of the holder."""
+    """Return the seconds since the holder last updated the lock file. If this is not known, return 0."""
     try:
         return time.time() - os.fstat(descriptor).st_mtime
     except OSError:

@@ -1,4 +1,4 @@
-"""Coroutines for callers without an event loop: one loop in a thread of its own, for as long as the process lives."""
+"""Run coroutines for callers that have no event loop. One loop runs in its own thread until the process ends."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ _IN_THE_LOOP = (
 
 
 class Closable(Protocol):
-    """An object that is closed at the end of the program, where nobody has closed it."""
+    """An object that is closed at the end of the program, if it was not closed before."""
 
     async def close_in_loop(self) -> None:
-        """Close it. Called in the event loop."""
+        """Close the object. This is called in the event loop."""
 
 
 def run(make: Callable[[], Awaitable[T]]) -> T:
-    """Run `make()` in the loop, which the first call starts, and wait for its end, also when this thread is interrupted.
+    """Run `make()` in the loop, and wait until it has ended. The first call starts the loop.
 
-    An exception that a signal handler raises, such as KeyboardInterrupt, cancels the coroutine, and is raised when that has
-    ended. A second one does not wait.
+    If a signal handler raises an exception in this thread, such as KeyboardInterrupt, the coroutine is cancelled. The
+    exception is raised when the coroutine has ended. A second such exception is raised at once.
 
-    Raises what the coroutine raises; BlockingCallRefused in the thread of the loop and at the end of the program.
+    Raises each exception of the coroutine. Raises BlockingCallRefused if it is called in the thread of the loop, or at
+    the end of the program.
     """
     call = _Call(make)
     loop = _process.begin(call)
@@ -53,23 +54,25 @@ def run(make: Callable[[], Awaitable[T]]) -> T:
 
 
 def has_ended() -> bool:
-    """Whether the program ends, and everything was closed."""
+    """Return whether the program is ending. Everything is then closed, and no new call can be made."""
     return _process.has_ended
 
 
 def close_at_end(item: Closable) -> None:
-    """Close `item` at the end of the program, if it still exists then."""
+    """Register `item`, so that it is closed at the end of the program if it still exists then."""
     _process.items.add(item)
 
 
 class Block(Generic[T]):
-    """An `async with` block: a task of the loop is inside it while another thread uses what it gave.
+    """Use an `async with` block from a thread without an event loop.
 
-    The end of the program ends it, and so does `with`. A child that is forked meanwhile leaves it alone: it is its parent's.
+    A task of the loop stays inside the `async with` block. Meanwhile another thread uses the value that the block gave.
+    The block ends at the end of a `with` statement, by `leave`, or at the end of the program. In a child that is forked
+    meanwhile, the block is not touched, because it belongs to the parent.
     """
 
     def __init__(self, make: Callable[[], AbstractAsyncContextManager[T]]) -> None:
-        """`make` is called when the block begins."""
+        """Prepare a block. `make` is called in the loop when the block begins."""
         self._make = make
         self._pid = os.getpid()
         self._loop: _Loop | None = None
@@ -78,7 +81,7 @@ class Block(Generic[T]):
 
     @property
     def is_ours(self) -> bool:
-        """False in a child that was forked after the block was made."""
+        """Whether this process made the block. False in a child that was forked later."""
         return self._pid == os.getpid()
 
     @property
@@ -95,7 +98,7 @@ class Block(Generic[T]):
             self._break_off()
 
     def enter(self) -> T:
-        """Begin the block, and return what it gives. Raises what `run` raises."""
+        """Begin the block, and return the value that it gives. Raises the same errors as the function `run`."""
         try:
             return run(self._enter)
         except BaseException:
@@ -104,23 +107,26 @@ class Block(Generic[T]):
             raise
 
     def leave(self) -> None:
-        """End the block, as without an error. Another call does nothing. Raises what `run` raises."""
+        """End the block normally. A second call does nothing. Raises the same errors as the function `run`."""
         if self._is_open:
             run(self._leave)
 
     def run(self, make: Callable[[], Coroutine[Any, Any, U]]) -> U:
-        """Run `make()`, which is cancelled when the block ends. Raises what `run` and the block raise, UsedAfterFork."""
+        """Run the coroutine of `make()` while the block is open. It is cancelled when the block ends.
+
+        Raises the same errors as the function `run`, each error that ended the block, and UsedAfterFork.
+        """
         if not self.is_ours:
             raise UsedAfterFork("a file of a cache", self._pid)
         return run(lambda: self._run(make))
 
     def let_go(self) -> None:
-        """End the block soon, as a cancel does, and wait for nothing. For the garbage collector, which runs in any thread."""
+        """Cancel the block, and do not wait for its end. The garbage collector, in any thread, may call this."""
         if self._is_open and self._loop is not None:
             self._loop.call_soon(self._cancel)
 
     def _break_off(self) -> None:
-        """End the block as a cancel does, if it is open."""
+        """Cancel the block if it is open. Wait for its end, except in the thread of the loop."""
         if self._loop is not None and self._loop.is_here():
             # The garbage collector, which runs in any thread, has found a generator that is inside of this block.
             self.let_go()
@@ -135,7 +141,7 @@ class Block(Generic[T]):
             self._task.cancel()
 
     async def abort(self) -> None:
-        """End the block as a cancel does."""
+        """Cancel the block, and wait for its end."""
         if self._loop is not None and self._task is not None:
             self._loop.blocks.pop(self, None)
             await _end(self._task)
@@ -199,13 +205,16 @@ class _Call(Generic[T]):
         self.has_ended = threading.Event()
         self.is_daemon = threading.current_thread().daemon
         self.is_abandoned = False
-        """Its thread, a daemon, waits until the interpreter ends it: an exception would be printed in the middle of that."""
+        """Set for all calls at the end of the program. A daemon thread then waits until the interpreter ends it.
+
+        If the call raised an exception instead, it would be printed while the program ends.
+        """
         self.task: asyncio.Task[T] | None = None
         self._make = make
         self._is_cancelled = False
 
     def result(self) -> T:
-        """What the coroutine returned. Raises what it raised."""
+        """Return the result of the coroutine, or raise its exception."""
         if self.task is None or self.task.cancelled():
             raise BlockingCallRefused("it was cancelled")
         return self.task.result()
@@ -213,13 +222,13 @@ class _Call(Generic[T]):
     # In the loop.
 
     def start(self) -> None:
-        """Run the coroutine."""
+        """Start the coroutine, unless the call was cancelled before."""
         if not self._is_cancelled:
             self.task = asyncio.get_running_loop().create_task(_awaited(self._make))
             self.task.add_done_callback(self._note_end)
 
     def cancel(self) -> None:
-        """End it, or keep it from starting."""
+        """Cancel the coroutine. If it has not started, it never starts."""
         self._is_cancelled = True
         if self.task is not None:
             self.task.cancel()
@@ -237,7 +246,7 @@ class _Loop:
 
     def __init__(self) -> None:
         self.blocks: dict[Block[Any], None] = {}
-        """The open ones, in the order in which they began. Only the thread of the loop changes it."""
+        """The open blocks, in the order in which they began. Only the thread of the loop changes this."""
         # Weak: an interrupt may come before a call waits, and nobody waits then for its end.
         self.calls: WeakSet[_Call[Any]] = WeakSet()
         self._loop = asyncio.new_event_loop()
@@ -247,15 +256,19 @@ class _Loop:
         self._thread.start()
 
     def is_here(self) -> bool:
-        """Whether this is the thread of the loop."""
+        """Return whether the caller is in the thread of the loop."""
         return threading.current_thread() is self._thread
 
     def call_soon(self, function: Callable[[], None]) -> None:
-        """Call a function in the loop."""
+        """Call `function` in the thread of the loop. Do not wait for it."""
         self._loop.call_soon_threadsafe(function)
 
     def stop(self, items: list[Closable], calls: list[_Call[Any]]) -> None:
-        """Finish those of `calls` that ordinary threads have made, cancel and close everything else, and end the thread."""
+        """Close everything, and end the thread of the loop.
+
+        Calls of ordinary threads are finished first. Then all other calls are cancelled, the blocks are ended, and
+        `items` are closed.
+        """
         try:
             for call in calls:
                 if not call.is_daemon:
@@ -293,7 +306,7 @@ class _Loop:
 
 
 class _Process:
-    """The loop of this process, if it has one, and what is closed at the end."""
+    """Holds the loop of this process, if it has one, and the objects that are closed at the end."""
 
     def __init__(self) -> None:
         self.running: _Loop | None = None
@@ -304,14 +317,17 @@ class _Process:
         tell_of_forks(self)
 
     def after_fork(self) -> None:
-        """The thread stays with the parent. The loop is not closed in the child: both processes share its epoll."""
+        """Forget the loop in a forked child, which does not have the loop's thread.
+
+        The loop is not closed in the child, because both processes share its epoll.
+        """
         if self.running is not None:
             abandon(self.running)
             self.running = None
         self.has_ended = False
 
     def begin(self, call: _Call[Any]) -> _Loop:
-        """The loop that `call` is to run in. Raises BlockingCallRefused."""
+        """Return the loop for `call`, and start it if there is none. Raises BlockingCallRefused as `run` does."""
         if self.running is not None and self.running.is_here():
             raise BlockingCallRefused(_IN_THE_LOOP)
         with self._lock:
@@ -354,7 +370,7 @@ async def _end(task: asyncio.Task[Any]) -> None:
 
 
 def _note_error(task: asyncio.Task[Any]) -> None:
-    """Look at the error of a task, so that the loop does not report it as lost."""
+    """Read the error of a task, so that the loop does not report it as lost."""
     if not task.cancelled():
         task.exception()
 

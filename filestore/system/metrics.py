@@ -1,8 +1,8 @@
-"""Measure where the time of transfers goes: the time, processor time and bytes of each stage, for the whole process.
+"""Measure the time, the processor time and the bytes of each stage of transfers, for the whole process.
 
-Nothing is counted before a call of `count_into`. A span is for a piece of work of 1 MiB and more: to count it costs 3
-us, ten times as much where threads wait for each other, and 0.2 us while nothing is counted. `part` is for smaller
-pieces.
+Nothing is counted before `count_into` is called. Use `span` for work on 1 MiB or more. To count a span takes 3 us, ten
+times as much if threads wait for each other, and 0.2 us while nothing is counted. Use `part` for smaller pieces of
+work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import NamedTuple, Self
 class Stage(StrEnum):
     """A step of a transfer.
 
-    Its bytes are content; those of SEND, RECEIVE and, at a server, WRITE are bytes of frames.
+    Most stages count bytes of content. SEND, RECEIVE and, at a server, WRITE count bytes of frames.
     """
 
     READ = "read"
@@ -30,36 +30,36 @@ class Stage(StrEnum):
     CUT = "cut"
     """Find where chunks begin. For a directory, also make the headers of its zip and the checksums of its files."""
     HASH = "hash"
-    """Compute the digests of what is pushed."""
+    """Compute the digests of the content that is pushed."""
     ENCODE = "encode"
     SEND = "send"
     """Write to a connection, and wait until it takes the bytes."""
     WAIT = "wait"
     """Wait for the answer of the other end."""
     RECEIVE = "receive"
-    """Wait for bytes of a connection, and read them."""
+    """Wait for bytes from a connection, and read them."""
     VERIFY = "verify"
-    """Decode and hash what was received. At a server, also read it back."""
+    """Decode and hash received frames. At a server, also read them from their files first."""
     WRITE = "write"
     SYNC = "sync"
-    """Wait until the disk has what was written, and its names."""
+    """Wait until written bytes and the names of their files are on the disk."""
     COMMIT = "commit"
     """Read and change the index, and rename files."""
 
 
 class StageTotals(NamedTuple):
-    """The totals of one stage."""
+    """The totals of all spans of one stage."""
 
     times: int = 0
-    """The number of its spans."""
+    """The number of spans."""
     size: int = 0
     seconds: float = 0.0
-    """The time of all spans, without that of spans of other stages inside them. The times of all threads are added."""
+    """The time of all spans, added over all threads. Time in spans that are inside another span counts only there."""
     cpu_seconds: float = 0.0
-    """The processor time of these threads."""
+    """The processor time of the threads during these spans."""
 
     def since(self, earlier: StageTotals) -> StageTotals:
-        """Return what was added since the totals were `earlier`."""
+        """Return the difference between these totals and the totals `earlier`."""
         return StageTotals(
             self.times - earlier.times,
             self.size - earlier.size,
@@ -91,10 +91,10 @@ _TALLY_SIZE = _NUMBERS * 8
 
 
 class StageTimes:
-    """The totals of a process. Any of its threads may add to them. Any process that shares the memory may read them."""
+    """The totals of one process. All its threads may add to them. Processes that share the memory may read them."""
 
     def __init__(self, memory: memoryview | None = None) -> None:
-        """`memory` is a part of a `SharedTimes`. The numbers of an earlier process in it are kept, and added to."""
+        """Use `memory`, a part of a `SharedTimes`, or new memory. Spans are added to the numbers in `memory`."""
         # Doubles are exact for whole numbers up to 2 ** 53, and are read and written in one step.
         self._numbers = (memoryview(bytearray(_TALLY_SIZE)) if memory is None else memory).cast("d")
         self._lock = threading.Lock()
@@ -110,20 +110,21 @@ class StageTimes:
             numbers[place + 3] += cpu_seconds
 
     def note_usage(self) -> None:
-        """Note the usage of this process. It must be the process that adds."""
+        """Save the usage of this process. Only the process that adds the spans may call this."""
         used = own_usage()
         self._numbers[0] = self._cpu_seconds_before + used.cpu_seconds
         self._numbers[1] = max(self._numbers[1], used.peak_memory)
 
     def usage(self) -> Usage:
-        """Return the usage that was noted last.
+        """Return the usage that was saved last.
 
-        Its time is that of all processes that used this place, one after the other; its memory is that of the largest one.
+        Several processes may have used this memory one after the other. Their processor times are added. The peak
+        memory is the largest of all.
         """
         return Usage(self._numbers[0], int(self._numbers[1]))
 
     def passed(self) -> dict[Stage, StageTotals]:
-        """Return the totals of each stage that has a span."""
+        """Return the totals of each stage that has at least one span."""
         found = {}
         for stage, place in _PLACES.items():
             times, size, seconds, cpu_seconds = self._numbers[place : place + len(StageTotals._fields)]
@@ -133,9 +134,9 @@ class StageTimes:
 
 
 class SharedTimes:
-    """The stage times of processes that are forked after this is made.
+    """The stage times of several processes, which are forked after this object is made.
 
-    Each process has a place, and can read all places.
+    Each process writes to a place of its own, and can read all places.
     """
 
     def __init__(self, count: int) -> None:
@@ -145,12 +146,12 @@ class SharedTimes:
         """The stage times of this process."""
 
     def join(self, place: int) -> None:
-        """Count the spans of this process at a place. Another process may have used this place before."""
+        """Count the spans of this process at `place`. Another process may have used this place before."""
         self.own = StageTimes(self._parts[place])
         count_into(self.own)
 
     def each_process(self) -> list[StageTimes]:
-        """Return the stage times of all places, to read them."""
+        """Return the stage times of all places. Only read them: each place belongs to another process."""
         return [StageTimes(part) for part in self._parts]
 
 
@@ -166,7 +167,7 @@ def added(several: list[dict[Stage, StageTotals]]) -> dict[Stage, StageTotals]:
 
 
 class _Part:
-    """A part of a span that counts for another stage."""
+    """The totals of those parts of a span that count for one other stage."""
 
     __slots__ = ("seconds", "size", "times")
 
@@ -176,7 +177,7 @@ class _Part:
 
 
 class _Span:
-    """One measured block of work of a thread."""
+    """Measures one block of work in a thread."""
 
     __slots__ = ("_cpu_started", "_cpu_within", "_outer", "_parts", "_size", "_stage", "_stage_times", "_started", "_within")
 
@@ -188,11 +189,11 @@ class _Span:
         self._parts: dict[Stage, _Part] = {}
 
     def add(self, size: int) -> None:
-        """Count more bytes."""
+        """Add bytes to the size of the span."""
         self._size += size
 
     def give(self, which: Stage, size: int, seconds: float) -> None:
-        """Count a part of the span for another stage."""
+        """Count a part of the span's time for the stage `which`."""
         found = self._parts.get(which)
         if found is None:
             found = self._parts[which] = _Part()
@@ -223,7 +224,7 @@ class _Span:
 
 
 class _NoSpan:
-    """A span while nothing is counted."""
+    """The span that is used while nothing is counted. It does nothing."""
 
     def add(self, size: int) -> None:
         """Do nothing."""
@@ -239,10 +240,10 @@ _uncounted = _NoSpan()
 
 
 class _Thread(threading.local):
-    """The spans of a thread."""
+    """The open spans of each thread."""
 
     passage: _Span | None = None
-    """The innermost span that is open."""
+    """The innermost open span of this thread."""
 
 
 _thread = _Thread()
@@ -260,18 +261,19 @@ os.register_at_fork(after_in_child=lambda: count_into(None))
 
 
 def span(which: Stage, size: int = 0) -> _Span | _NoSpan:
-    """Measure a block of work for a stage. Its `add` counts bytes that are known only during the block.
+    """Measure a `with` block as work of the stage `which`.
 
-    The block must stay in its thread and await nothing. Blocks may be inside each other.
+    `size` is the number of bytes. If it is known only during the block, call `add` of the span. The block must stay in
+    its thread and must not await anything. A block may contain other such blocks.
     """
     return _uncounted if _stage_times is None else _Span(_stage_times, which, size)
 
 
 def part(which: Stage, size: int, seconds: float) -> None:
-    """Count the last `seconds` of this thread for another stage than the one of the open span.
+    """Count the last `seconds` of this thread for the stage `which`, and not for the stage of the open span.
 
-    The processor time of the span is divided in the same ratio. This costs a tenth of a span. It counts nothing outside
-    a span.
+    The processor time of the span is divided in the same ratio. This takes a tenth of the time of a span. Outside a
+    span, nothing is counted.
     """
     if _thread.passage is not None:
         _thread.passage.give(which, size, seconds)
@@ -279,7 +281,10 @@ def part(which: Stage, size: int, seconds: float) -> None:
 
 @contextmanager
 def async_span(which: Stage, size: int = 0) -> Iterator[_AsyncSpan]:
-    """Measure a block of a coroutine for a stage. Processor time is not counted, since other tasks run meanwhile."""
+    """Measure a block of a coroutine for the stage `which`.
+
+    Processor time is not counted, because other tasks run at the same time.
+    """
     awaited = _AsyncSpan(size)
     started = time.perf_counter()
     try:
@@ -290,11 +295,11 @@ def async_span(which: Stage, size: int = 0) -> Iterator[_AsyncSpan]:
 
 
 class _AsyncSpan:
-    """The bytes of a measured block of a coroutine."""
+    """Counts the bytes of a block that `async_span` measures."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def add(self, size: int) -> None:
-        """Count more bytes."""
+        """Add bytes to the size of the block."""
         self.size += size

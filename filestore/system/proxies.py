@@ -1,9 +1,9 @@
-"""Find the HTTP proxy for a URL, if there is one. This module reads no environment by itself.
+"""Find the HTTP proxy for a URL in environment variables. The caller passes the environment.
 
-The variables and their meaning are those of curl and requests. The variable of the scheme counts before ALL_PROXY, and
-lower case before upper case. An empty variable means no proxy. A server on this machine is also reached through the
-proxy, unless NO_PROXY names it. One rule differs: ALL_PROXY is set for all programs of a machine, so it does not count
-if its proxy is not an HTTP proxy, such as `socks5://`.
+The variables have the same names and meaning as in curl and requests. The variable of the URL's scheme, such as
+`https_proxy`, has priority over `all_proxy`, and lower case over upper case. An empty variable means no proxy. A server
+on this machine is also reached through the proxy, unless NO_PROXY names it. One rule is different: if ALL_PROXY names
+another kind of proxy, such as `socks5://`, it is ignored, because it is often set for all programs of a machine.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Proxy(NamedTuple):
     host: str
     port: int
     authorization: str | None
-    """The value of Proxy-Authorization."""
+    """The value of the header field Proxy-Authorization. None if the proxy needs no password."""
     source: str
-    """The variable or the setting that names it."""
+    """The name of the variable or the setting that contains the URL of the proxy."""
 
     @property
     def url(self) -> str:
@@ -36,9 +36,10 @@ class Proxy(NamedTuple):
 
 
 def parse_proxy(text: str, *, source: str) -> Proxy:
-    """Return the proxy of a URL such as `http://USER:PASSWORD@HOST:PORT`. A text without a scheme means http.
+    """Parse the URL of a proxy, such as `http://USER:PASSWORD@HOST:PORT`. Without a scheme, `http://` is assumed.
 
-    Raises InvalidSetting, which names `source` and not the URL, because the URL may have a password.
+    Raises InvalidSetting if the URL is not valid. The error names `source` and not the URL, because the URL may contain
+    a password.
     """
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
@@ -59,7 +60,7 @@ def parse_proxy(text: str, *, source: str) -> Proxy:
 
 
 def proxy_named_in(environ: Mapping[str, str], url: str) -> tuple[str, str] | None:
-    """Return the name and the value of the variable that names the proxy for `url`, or None."""
+    """Return the name and the value of the variable with the proxy for `url`. Return None if no proxy is used."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
@@ -76,7 +77,7 @@ def proxy_named_in(environ: Mapping[str, str], url: str) -> tuple[str, str] | No
 
 
 def proxy_for(environ: Mapping[str, str], url: str) -> Proxy | None:
-    """Return the proxy that the environment names for `url`, or None. Raises InvalidSetting."""
+    """Return the proxy for `url` from the variables in `environ`, or None. Raises InvalidSetting if it is not valid."""
     named = proxy_named_in(environ, url)
     return parse_proxy(named[1], source=named[0]) if named is not None else None
 
@@ -91,7 +92,7 @@ def _is_exempt(host: str, port: int, exempt: str) -> bool:
 
 
 def _means(entry: str, host: str, port: int) -> bool:
-    """Return whether an entry of NO_PROXY (a host, a domain, an address or a network) means this host."""
+    """Return whether an entry of NO_PROXY matches a host. An entry is a host, a domain, an address or a network."""
     if entry == "*":
         return True
     name, colon, digits = entry.rpartition(":")

@@ -1,4 +1,4 @@
-"""Tools for concurrency: threads, forks, cancellation, task groups, single flight."""
+"""Tools for threads, forks, cancellation and tasks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ DISK_THREADS = 16
 
 _pools: dict[str, ThreadPoolExecutor] = {}
 _forks = 0
-"""The number of forks from the process that loaded this module to this process."""
+"""How many forks are between the process that loaded this module and this process. Each child adds one."""
 
 
 class Forkable(Protocol):
-    """An object that must know of a fork.
+    """An object that must be changed in a forked child.
 
-    The child has it too, but without its threads, and with its locks as they were.
+    The child has a copy of the object, but not its threads. Its locks are in the state that they had at the fork.
     """
 
     def after_fork(self) -> None:
-        """Prepare the object for the child. It is called in the child, by its only thread."""
+        """Prepare the object for use in the child. This is called in the child, by its only thread."""
 
 
 _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
@@ -63,7 +63,10 @@ os.register_at_fork(after_in_child=_begin_child)
 
 
 def abandon(item: object) -> None:
-    """Keep an object of the parent for ever in a forked child. So it is never closed, which could harm the parent."""
+    """Keep an object of the parent for ever in a forked child, so that it is never closed.
+
+    To close it in the child could harm the parent.
+    """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
 
 
@@ -86,7 +89,10 @@ class ProcessLock:
 
 
 def thread_pool(name: str, count: int) -> ThreadPoolExecutor:
-    """Return the pool of this name, with at most `count` threads. A forked child has pools of its own."""
+    """Return the pool with this name. If it does not exist, make it, with at most `count` threads.
+
+    A forked child makes new pools.
+    """
     pool = _pools.get(name)
     if pool is None:
         pool = _pools.setdefault(name, ThreadPoolExecutor(max_workers=count, thread_name_prefix=f"filestore-{name}"))
@@ -96,8 +102,8 @@ def thread_pool(name: str, count: int) -> ThreadPoolExecutor:
 def run_in_parallel(function: Callable[[T], object], items: Sequence[T]) -> None:
     """Call `function` for each of `items` in `DISK_THREADS` threads, and wait until all calls have ended.
 
-    Use it inside `in_disk_thread`: to wake the event loop for each item would cost more than the calls. Raises the
-    first failure in the order of `items`.
+    Use it inside `in_disk_thread`. This is faster than one `in_disk_thread` for each item, because the event loop wakes
+    up only once. If calls fail, the error of the first such item is raised.
     """
     # Not the threads of `in_disk_thread`, since one of them waits here.
     pool = thread_pool("waiting", DISK_THREADS)
@@ -108,32 +114,33 @@ def run_in_parallel(function: Callable[[T], object], items: Sequence[T]) -> None
 
 
 async def in_cpu_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run hashing, coding or cutting in a thread. There are as many of these threads as cores.
+    """Run `function` in a thread for work of the processor, such as hashing. There is one such thread for each core.
 
-    A call that is cancelled first waits for its thread, so that a buffer is never reused while the thread uses it.
+    If it is cancelled, it waits until the thread has ended the call. So a buffer is never reused while a thread uses
+    it.
     """
     return await in_thread(thread_pool("cpu", os.cpu_count() or 1), function, *args, **kwargs)
 
 
 async def in_disk_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a call that waits for a disk (open, write, fsync) in one of 16 threads.
+    """Run a function that waits for a disk, such as open, write or fsync, in one of 16 threads.
 
-    Cancellation: as in `in_cpu_thread`.
+    If it is cancelled, it waits for the thread as `in_cpu_thread` does.
     """
     return await in_thread(thread_pool("disk", DISK_THREADS), function, *args, **kwargs)
 
 
 async def in_thread(pool: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a call in a thread of `pool`. Cancellation: as in `in_cpu_thread`."""
+    """Run `function` in a thread of `pool`. If it is cancelled, it waits for the thread as `in_cpu_thread` does."""
     return await in_stoppable_thread(pool, lambda: None, function, *args, **kwargs)
 
 
 async def in_stoppable_thread(
     pool: ThreadPoolExecutor, stop: Callable[[], None], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """Run a call that waits for another party in a thread of `pool`.
+    """Run `function` in a thread of `pool`. Use this if `function` may wait for a long time.
 
-    A cancel first calls `stop`, which must end the call.
+    If it is cancelled, it first calls `stop`, which must make `function` end soon. Then it waits for the thread.
     """
     future = pool.submit(function, *args, **kwargs)
     waiting = asyncio.wrap_future(future)
@@ -152,9 +159,9 @@ async def in_stoppable_thread(
 
 
 async def shield_until_done(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await the end of a coroutine, even if this is cancelled meanwhile. The cancel is raised at the end.
+    """Wait until a coroutine has ended, even if the caller is cancelled. Then raise CancelledError if it was.
 
-    It is for short work that must not be left half done, such as a rollback.
+    Use it for short work that must be completed, such as a rollback.
     """
     task = asyncio.get_running_loop().create_task(coroutine)
     cancel = None
@@ -170,11 +177,11 @@ async def shield_until_done(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def per_thread(make: Callable[[], T]) -> Callable[[], T]:
-    """Return a function that gives each thread an instance of its own.
+    """Return a function that returns a separate object in each thread. The object is made by `make` at the first call.
 
-    Zstd contexts and scratch memory are not thread-safe.
+    Use it for objects that are not thread-safe, such as zstd contexts and scratch memory.
 
-    The first thread of a forked child also makes a new one, since the memory may be shared with the parent.
+    A forked child makes new objects, because the memory of the old ones may be shared with the parent.
     """
     local = threading.local()
 
@@ -188,7 +195,7 @@ def per_thread(make: Callable[[], T]) -> Callable[[], T]:
 
 @asynccontextmanager
 async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """Open an `asyncio.TaskGroup` that raises the first failure itself, and not an exception group."""
+    """Open an `asyncio.TaskGroup`. If tasks fail, raise the first error itself, and not an exception group."""
     try:
         async with asyncio.TaskGroup() as group:
             yield group
@@ -200,16 +207,16 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
 
 
 class SingleFlight:
-    """Calls with the same key at the same time share one execution. The result is not kept."""
+    """Lets several calls with the same key share one execution. The result is not kept after its end."""
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, asyncio.Task[object]] = {}
         self._waiters: dict[Hashable, int] = {}
 
     async def run(self, key: Hashable, function: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of `function()`, or of the execution in progress.
+        """Return the result of `function()`. If a call with the same key is in progress, wait for its result instead.
 
-        It is cancelled when its last waiter is.
+        The execution is cancelled when all callers that wait for it are cancelled.
         """
         flight = self._flights.get(key)
         if flight is None:
@@ -226,7 +233,7 @@ class SingleFlight:
         return result  # type: ignore[return-value]  # the key stands for one kind of result
 
     def _leave(self, key: Hashable, flight: asyncio.Task[object]) -> bool:
-        """Leave an execution. Return whether this cancelled it."""
+        """Stop waiting for an execution. If nobody else waits for it, cancel it. Return whether it was cancelled."""
         if self._flights.get(key) is not flight:
             return False
         self._waiters[key] -= 1
