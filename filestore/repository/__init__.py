@@ -1,1 +1,1 @@
-"""Repositories: the protocol, the local implementation, and its stores and indexes."""
+"""Repositories store files. This package has their protocol and the local implementation, with stores and indexes."""

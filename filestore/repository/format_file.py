@@ -1,4 +1,4 @@
-"""The format file of a repository holds its id and the versions with which it was made."""
+"""Read and check the format file of a repository. It contains the id and the format versions of the repository."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ REPOSITORY_ID_PATTERN = re.compile(r"[0-9a-f]{32}\Z")
 
 
 async def read_format(store: ChunkStore, *, location: str, new_id: str | None = None) -> tuple[str, int]:
-    """Return the id and the cutting version of the repository in `store`; make the repository if there is none yet.
+    """Return the id and the cutting version of the repository in `store`. If none exists yet, make one.
 
-    A new repository gets the id `new_id` (32 hex digits), or a random one without it. Raises UnknownFormat.
+    A new repository gets the id `new_id` (32 hexadecimal digits), or a random id if `new_id` is None. Raises
+    UnknownFormat if the format file is damaged, or has a version that this program does not know.
     """
     proposed = {"format": REPOSITORY_VERSION, "cutting": CHUNKING_VERSION, "id": new_id or secrets.token_hex(16)}
     kept = await store.initialise(json.dumps(proposed).encode() + b"\n")
@@ -37,9 +38,9 @@ async def read_format(store: ChunkStore, *, location: str, new_id: str | None = 
 
 
 def checked_identity(repository_id: object, namespace: object, chunking_version: object) -> Identity:
-    """Return a repository's description of itself, checked, because caches make paths of it (I4).
+    """Make the identity of a repository from values that a server sent, and check them.
 
-    Raises ValueError or InvalidName.
+    They are checked because caches use them in paths (I4). Raises ValueError or InvalidName if a value is not valid.
     """
     if not isinstance(repository_id, str) or not REPOSITORY_ID_PATTERN.match(repository_id):
         raise ValueError("its id is not 32 hexadecimal digits")
@@ -49,7 +50,7 @@ def checked_identity(repository_id: object, namespace: object, chunking_version:
 
 
 def check_versions(location: str, *, version: object, chunking_version: object) -> None:
-    """Check that this program knows the versions of a repository. Raises UnknownFormat."""
+    """Raise UnknownFormat if this program does not know the versions of a repository."""
     if version != REPOSITORY_VERSION:
         raise UnknownFormat(location, str(version), str(REPOSITORY_VERSION))
     if chunking_version != CHUNKING_VERSION:

@@ -1,4 +1,4 @@
-"""Ingest receives frames: it stages, verifies and syncs them, and commits them to a store and an index."""
+"""Receive frames: write them to staging, verify and sync them, and commit them to a store and an index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from filestore.system.metrics import Stage, part, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread
 
 _VERIFY_GROUP_SIZE = 4 << 20
-"""Bytes, encoded and decoded, of the frames that one call of a thread verifies and another one then syncs."""
+"""Frames are verified and synced in groups of about this many bytes. Encoded and decoded bytes are added."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,20 +32,20 @@ class _IncomingFrame:
     stored_size: int
     staging: Staging
     header: bytes = b""
-    """Its first 8 bytes, as far as they have arrived."""
+    """The first 8 bytes of the frame, as far as they have arrived."""
     received: int = 0
     data: Buffer | None = None
     """The whole frame, if it did not arrive piece by piece."""
     row: ChunkRow | None = None
-    """Set after the frame was verified."""
+    """The row for the index. None until the frame is verified."""
     is_synced: bool = False
     refusal: InvalidFrame | None = None
 
     @property
     def weight(self) -> int:
-        """The bytes of memory that verifying it needs, by its own header.
+        """How many bytes of memory are needed to verify the frame, calculated from its header.
 
-        A false header is refused before any memory is taken.
+        A frame with an invalid header is refused before memory is used.
         """
         try:
             return self.stored_size + decoded_size(self.header, digest=self.digest)
@@ -74,7 +74,10 @@ class Ingest:
         group: asyncio.TaskGroup,
         staged: set[Staging],
     ) -> None:
-        """`staged` is a set of the caller; it holds the staging files that must be discarded at the end."""
+        """Prepare to receive frames. `staged` is a set that belongs to the caller.
+
+        It always contains the staging files that the caller must discard at the end.
+        """
         self._store = store
         self._index = index
         self._namespace = namespace
@@ -89,7 +92,7 @@ class Ingest:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, digest: Digest, stored_size: int) -> None:
-        """Start the next frame. A frame that is not whole by now is given up."""
+        """Start the next frame. If the frame before is not complete, it is never stored."""
         if self._current is not None:
             self._current.staging.rest()
         incoming = self._new_frame(digest, stored_size)
@@ -98,9 +101,9 @@ class Ingest:
         self._current = incoming
 
     def write(self, piece: Buffer) -> None:
-        """Write the next bytes of the current frame, in any split, to its staging file (I6). Blocks.
+        """Write the next bytes of the current frame to its staging file (I6). Blocks.
 
-        The caller may reuse `piece` afterwards. Raises StorageError, StorageFull.
+        Pieces may have any size. The caller may reuse `piece` afterwards. Raises StorageError, StorageFull.
         """
         incoming = self._current
         if incoming is None or incoming.received + len(piece) > incoming.stored_size:
@@ -119,23 +122,23 @@ class Ingest:
             self._whole.append(incoming)
 
     def submit(self) -> None:
-        """Start to verify and sync the frames that are whole."""
+        """Start to verify and sync the frames that are complete."""
         whole, self._whole = self._whole, []
         for incoming in whole:
             if incoming.refusal is None:
                 self._add_to_group(incoming)
 
     def add(self, frame: Frame) -> None:
-        """Add a frame that is whole and stays in memory until `commit` returns or the block ends."""
+        """Add a complete frame. The caller must keep its memory unchanged until `commit` returns or the block ends."""
         incoming = self._new_frame(frame.digest, len(frame.data))
         incoming.header = bytes(frame.data[:HEADER_SIZE])
         incoming.data = frame.data
         self._add_to_group(incoming)
 
     async def commit(self) -> int:
-        """Make all whole and verified frames visible, durably; return their number.
+        """Wait until all complete frames are verified, and make them visible, durably. Return their number.
 
-        Raises InvalidFrame for the first refused frame, after the others were kept.
+        If frames were refused, the others are stored, and then InvalidFrame is raised for the first refused frame.
         """
         self.submit()
         self._start_verify_group()
@@ -205,9 +208,9 @@ def _verify_all(verify_group: list[_IncomingFrame]) -> None:
 
 
 def _verify(incoming: _IncomingFrame, data: Buffer | None) -> None:
-    """Set the frame's row, or its refusal if it does not decode to its digest.
+    """Verify a frame. If its content has its digest, set `row`. Otherwise set `refusal`.
 
-    Without `data`, the frame is read from its staging file.
+    If `data` is None, the frame is read from its staging file.
     """
     with span(Stage.VERIFY) as verifying:
         if data is None:
@@ -223,7 +226,7 @@ def _verify(incoming: _IncomingFrame, data: Buffer | None) -> None:
 
 
 def is_intact(frame: Frame) -> bool:
-    """Return whether a frame decodes to its digest."""
+    """Return whether a frame can be decoded to content with its digest."""
     try:
         _decoder().decode(frame, _content_buffer())
     except InvalidFrame:
@@ -247,6 +250,6 @@ def _write(incoming: _IncomingFrame, data: Buffer) -> None:
 
 
 def discard_all(staged: Iterable[Staging]) -> None:
-    """Remove staging files."""
+    """Discard all these staging files."""
     for staging in staged:
         staging.discard()

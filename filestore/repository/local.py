@@ -1,4 +1,4 @@
-"""A local repository is a chunk store and an index. Its verbs keep the order between them.
+"""A local repository: a chunk store and an index in this process. It does writes to them in the right order.
 
 `ARCHITECTURE.md` states the invariants I1 to I9 that are cited here.
 """
@@ -40,17 +40,17 @@ from filestore.system.buffers import Budget
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group
 
 IN_FLIGHT_LIMIT = 64 << 20
-"""The limit of bytes that a repository decodes at the same time, if it is given no budget."""
+"""The default limit for the bytes that a repository decodes at the same time."""
 _COMMIT_SLICE = 8192
 _RECORDS_AT_ONCE = 1000
 _FAR_FUTURE = 1 << 62
-"""Microseconds since 1970, later than the last-seen time of any chunk."""
+"""A time in microseconds since 1970 that is later than the last-seen time of any chunk."""
 
 
 class LocalRepository:
-    """A chunk store and an index in this process, for one namespace.
+    """A repository made of a chunk store and an index in this process, for one namespace.
 
-    Several may share a store, an index and a budget.
+    Several such objects may share a store, an index and a budget.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class LocalRepository:
 
     @property
     def namespace(self) -> str:
-        """The namespace of all verbs. Unlike the other facts of `identity`, it needs no disk access."""
+        """The namespace of this object. Unlike the rest of `identity`, it is known without reading from the disk."""
         return self._namespace
 
     async def identity(self) -> Identity:
@@ -123,7 +123,7 @@ class LocalRepository:
     async def ingest(self) -> AsyncIterator[Ingest]:
         """Give an `Ingest` for frames that arrive one after the other.
 
-        Uncommitted frames are discarded when the block ends.
+        Frames that are not committed are discarded when the block ends. Raises ReadOnly if the repository is read-only.
         """
         self._check_writable()
         staged: set[Staging] = set()
@@ -150,9 +150,9 @@ class LocalRepository:
         return frames
 
     async def open(self, digests: Sequence[Digest]) -> list[BinaryIO | None]:
-        """Open frames for `sendfile`, in the order of `digests`; None for an absent frame. The caller closes each.
+        """Open frames for `sendfile`, in the order of `digests`. The result has None for an absent frame.
 
-        As in `get`, the row of a missing frame is removed.
+        The caller must close each file. The rows of absent frames are removed, as in `get`.
         """
         files = await self._store.open(self._namespace, digests)
         try:
@@ -163,7 +163,7 @@ class LocalRepository:
         return files
 
     async def frame_sizes(self, digests: Sequence[Digest]) -> list[int]:
-        """Return the bytes of each frame, in the order of `digests`, without opening it; 0 for an absent frame."""
+        """Return the size of each frame, in the order of `digests`, or 0 if it is absent. Frames are not opened."""
         sizes = await self._store.sizes(self._namespace, digests)
         await self._forget_lost(digest for digest, size in zip(digests, sizes, strict=True) if not size)
         return sizes
@@ -247,9 +247,9 @@ class LocalRepository:
         return record
 
     async def _chunks_of(self, record: Record) -> dict[Digest, None]:
-        """Return the chunks that a record needs; none if the record was removed meanwhile.
+        """Return the chunks that a record needs. Return no chunks if the record was removed meanwhile.
 
-        Raises DamagedRecord, StorageError.
+        Raises DamagedRecord if its manifest is missing or damaged, and StorageError.
         """
         try:
             manifest = await in_cpu_thread(Manifest.parse, await self.manifest(record.digest))
@@ -262,9 +262,9 @@ class LocalRepository:
         return dict.fromkeys(chunk.digest for chunk in manifest.chunks)
 
     async def _keep_needed(self, chunks: dict[Digest, None], *, without: str, since: int | None = None) -> int | None:
-        """Remove from `chunks` those that records need, except the record `without`.
+        """Remove from `chunks` each chunk that a record needs. The record with the id `without` does not count.
 
-        Return the latest update among these records.
+        Return the latest `updated_at` of the records that were read.
 
         `since` limits the search to records that were updated later.
         """
@@ -283,7 +283,7 @@ class LocalRepository:
         return latest
 
     async def _remove_condemned(self, manifest: Digest, chunks: Sequence[Digest]) -> None:
-        """Remove the condemned ones of `chunks`, and the manifest unless a record needs it."""
+        """Remove each chunk of `chunks` whose row is condemned. Also remove the manifest if no record needs it."""
         for start in range(0, len(chunks), _COMMIT_SLICE):
             async with self._index.transaction() as transaction:
                 condemned = await transaction.condemned(self._namespace, chunks[start : start + _COMMIT_SLICE])
@@ -308,9 +308,9 @@ class LocalRepository:
             raise ReadOnly(self.location)
 
     async def _check_chunks(self, transaction: Transaction, chunks: Sequence[Chunk]) -> None:
-        """I9: check that all chunks are live, and refresh their last-seen time.
+        """Check that all chunks have live rows with the right size, and set their last-seen time to now (I9).
 
-        Raises ChunksMissing, InvalidManifest.
+        Raises ChunksMissing if rows are missing, and InvalidManifest if a size is wrong.
         """
         absent: dict[Digest, None] = {}
         for start in range(0, len(chunks), _COMMIT_SLICE):
@@ -327,7 +327,7 @@ class LocalRepository:
             raise ChunksMissing(*map(str, absent))
 
     async def _forget_lost(self, absent: Iterable[Digest]) -> None:
-        """Remove the rows of frames that are missing in the store."""
+        """Remove the rows of chunks whose frames are missing in the store."""
         asked = list(dict.fromkeys(absent))
         if not asked:
             return
@@ -349,7 +349,7 @@ class LocalRepository:
                 raise
 
     async def _damaged(self, digests: Sequence[Digest]) -> list[Digest]:
-        """Return those of `digests` whose frames are absent or damaged."""
+        """Return the digests whose frames are absent or damaged."""
         damaged = []
         for digest in dict.fromkeys(digests):
             async with self._budget.take(FRAME_LIMIT + CHUNK_LIMIT):

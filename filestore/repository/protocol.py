@@ -1,4 +1,4 @@
-"""The repository protocol is what push, fetch and the server need from any repository."""
+"""The protocol of a repository: the methods that push, fetch and the server use."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from filestore.core.references import Directory, File, Reference
 from filestore.format.codec import Frame
 
 SIGNED_SECONDS = 86400
-"""How long a signed path is valid by default, in seconds."""
+"""The number of seconds for which a signed path is valid by default."""
 
 Moved = Callable[[int], None]
-"""The one callback from a transfer to its caller. It gets the number of encoded bytes that were just moved."""
+"""A callback that a transfer calls with the number of encoded bytes that were just sent or received."""
 
 Wanted: TypeAlias = str | Reference | Record | File | Directory
-"""How a caller names a stored file: a text as `Reference.parse` reads it, or one of these values."""
+"""The ways to name a stored file: a text that `Reference.parse` accepts, or an object of one of these classes."""
 
 
 class Identity(NamedTuple):
-    """A repository's description of itself. Caches and push caches use `id` and `namespace` in their keys."""
+    """What identifies a repository. Caches and push caches use `id` and `namespace` in their keys."""
 
     id: str
-    """32 hex digits, made with the repository."""
+    """32 hexadecimal digits. They are random, and made together with the repository."""
     namespace: str
     chunking_version: int
     """The cutting version that a push must use."""
@@ -42,23 +42,23 @@ class Repository(Protocol):
 
     @property
     def location(self) -> str:
-        """The user's name for it: a URL, or the path of a folder."""
+        """The URL of the server or the path of the folder, as the user gave it."""
 
     @property
     def fingerprint(self) -> str:
-        """64 hex digits that identify location and token without a request. They do not reveal the token."""
+        """64 hexadecimal digits, computed from the location and the token without a request. They hide the token."""
 
     async def identity(self) -> Identity:
-        """Return the identity, which is requested once and then kept. Raises UnknownFormat for an unknown version."""
+        """Return the identity. It is requested once and then kept. Raises UnknownFormat if its version is unknown."""
 
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
-        """Return those of `digests` that must be sent, once each, in order.
+        """Return the digests of the chunks that must be sent, in order and without repeats.
 
         The chunks that are reported present stay for the grace period (I9). Raises StorageError, TransferError.
         """
 
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
-        """Keep frames, durably, after each was verified (I4). The caller may reuse their memory afterwards.
+        """Verify frames (I4), and store them durably. The caller may reuse their memory afterwards.
 
         `moved` is called with the number of encoded bytes of each step. A retry calls it with a negative number.
 
@@ -67,7 +67,7 @@ class Repository(Protocol):
         """
 
     async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
-        """Read frames into `buffer` without gaps; return each one's part of it, None for an absent chunk.
+        """Read frames into `buffer` one after the other. Return the part of `buffer` for each, or None if it is absent.
 
         `buffer` must have the decoded sizes and 8 bytes for each frame. Frames are not verified; the caller's decoder
         verifies them.
@@ -96,16 +96,16 @@ class Repository(Protocol):
         """
 
     async def manifest(self, digest: Digest) -> bytes:
-        """Return the canonical bytes of a file's manifest, verified. Raises NotFound, InvalidManifest."""
+        """Return the canonical bytes of a manifest, and verify its digest. Raises NotFound, InvalidManifest."""
 
     async def record(self, reference: Reference) -> Record:
-        """Return the newest record that `reference` names. For a digest alone, a directory comes before a file.
+        """Return the newest record that `reference` names. For a digest alone, a directory has priority over a file.
 
-        Raises NotFound, and UnexpectedRecord where a server answers with another record.
+        Raises NotFound if there is none, and UnexpectedRecord if a server answers with another record.
         """
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
-        """Return records from the newest down; with `before`, those with an earlier `updated_at`, for the next page.
+        """Return at most `limit` records, the newest first. With `before`, return only records updated before it.
 
         Raises StorageError, TransferError.
         """
@@ -130,11 +130,11 @@ class Repository(Protocol):
         """
 
     async def close(self) -> None:
-        """Close connections and files; the end of `connect`'s block does this. No verb may be called afterwards."""
+        """Close connections and files. The block of `connect` does this at its end. Call no other method afterwards."""
 
 
 async def find_record(repository: Repository, wanted: Wanted) -> Record:
-    """Ask a repository for the record that `wanted` names. A `Record` is returned as it is, and nothing is asked.
+    """Return the record that `wanted` names. A `Record` is returned unchanged, without a request to the repository.
 
     Raises InvalidReference for a text that cannot name a stored file, a local path and a URL; NotFound, TransferError.
     """

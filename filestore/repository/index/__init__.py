@@ -1,1 +1,1 @@
-"""Indexes keep names, records, known chunks with their last-seen times, and tokens. `protocol` holds the contract."""
+"""Indexes keep records, rows of chunks, and tokens. The module `protocol` says what every index must do."""

@@ -1,7 +1,8 @@
 """The protocol of an index. `tests/contracts/test_index.py` runs every rule against every implementation.
 
-A chunk's row is *live* or *condemned*. A condemned row counts as absent everywhere (I2). Times are microseconds since
-1970, UTC.
+An index has one row for each chunk of the repository. A row is *live* or *condemned*. A condemned row means that the
+chunk is being removed, so it counts as absent everywhere (I2). The last-seen time of a row says when a push last used
+the chunk. Times are in microseconds since 1970 in UTC.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from filestore.core.references import Reference
 
 
 class ChunkRow(NamedTuple):
-    """An index's row of a chunk: decoded size, and size of the stored frame."""
+    """The row of a chunk. `size` is the decoded size of the chunk, and `stored_size` is the size of its frame."""
 
     digest: Digest
     size: int
@@ -24,44 +25,47 @@ class ChunkRow(NamedTuple):
 
 
 class Transaction(Protocol):
-    """Writes that become visible and durable together, or not at all. No other writer of any process runs meanwhile."""
+    """Writes to an index. They become visible and durable all together, or not at all.
+
+    During a transaction, no other process or task can write to the index.
+    """
 
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
         """Return the decoded size of each of `digests` that has a live row. The others are not in the result."""
 
     async def add_chunks(self, namespace: str, rows: Sequence[ChunkRow]) -> None:
-        """Make rows live, whether they were absent, condemned or live. Their last-seen time is now."""
+        """Add live rows, and set their last-seen time to now. Existing rows are replaced, also condemned ones."""
 
     async def refresh(self, namespace: str, digests: Sequence[Digest]) -> None:
-        """Set the last-seen time of live rows to now, if it is older than an hour."""
+        """Set the last-seen time of live rows to now. Skip rows whose time is less than an hour ago."""
 
     async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
-        """Remove rows, live or condemned."""
+        """Remove the rows of `digests`, both live and condemned ones."""
 
     async def condemn(self, namespace: str, digests: Sequence[Digest], *, unseen_since: int) -> list[Digest]:
-        """Condemn those of `digests` that are live and were last seen before `unseen_since`; return them."""
+        """Condemn each live row of `digests` that was last seen before `unseen_since`. Return their digests."""
 
     async def condemned(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        """Return those of `digests` whose row is condemned, in the order of `digests`."""
+        """Return the digests whose row is condemned, in the order of `digests`."""
 
     async def add_record(self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
-        """Insert a record. If one with this name, kind and digest exists, return that one with a new `updated_at`.
+        """Insert a record and return it. If a record with this name, kind and digest exists, only update its time.
 
-        `updated_at` is later than that of every earlier record.
+        The `updated_at` of the returned record is later than the `updated_at` of all other records of the namespace.
         """
 
     async def remove_record(self, namespace: str, file_id: str) -> Record | None:
-        """Remove a record; return it, or None if there was none."""
+        """Remove the record with this id, and return it. Return None if it does not exist."""
 
     async def add_token(self, token_digest: Digest, *, namespace: str, label: str) -> None:
-        """Add a token. If it exists, change its namespace and label."""
+        """Add a token. If it already exists, change its namespace and label."""
 
     async def remove_token(self, token_digest: Digest) -> bool:
-        """Remove a token; return whether it existed."""
+        """Remove a token. Return whether it existed."""
 
 
 class TokenRow(NamedTuple):
-    """A token that grants access. Only its digest is kept."""
+    """The row of a token, which gives access to one namespace. Only the digest of the token is stored."""
 
     digest: Digest
     namespace: str
@@ -70,41 +74,44 @@ class TokenRow(NamedTuple):
 
 
 class Index(Protocol):
-    """Reads see all data that was committed before they began. Every argument `namespace` is part of the key."""
+    """An index of a repository. A read sees all data that was committed before it began.
+
+    Rows and records of different namespaces are separate.
+    """
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """Give a write transaction that excludes other writers from its start. It is committed durably on a clean exit.
+        """Begin a transaction, which excludes all other writers. At the end of the block it is committed durably.
 
-        After an error or a cancel it is rolled back. Waits for other writers; raises Busy after the time with which the
-        index was opened.
+        If the block raises an error or is cancelled, the transaction is rolled back. The start waits for other writers.
+        Raises Busy if this takes longer than the time limit with which the index was opened.
         """
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        """Return those of `digests` that have no live row, once each, in order.
+        """Return the digests that have no live row, in order and without repeats.
 
-        Sets the last-seen time of the others to now, if it is older than an hour (I9).
+        The last-seen time of the other digests is set to now, if it is more than an hour ago (I9).
         """
 
     async def record(self, namespace: str, reference: Reference) -> Record | None:
-        """Return the record that a reference means. If there are several, return the one with the latest `updated_at`.
+        """Return the record to which a reference points, or None. If there are several, return the newest one.
 
-        For a digest alone, the record of a directory comes before that of a file. So a push of the zip of a stored
-        directory as a file does not hide the directory. `name_otherwise` is ignored.
+        If only a digest is given, a directory has priority over a file. So a stored directory is still found after its
+        zip was pushed as a file. `name_otherwise` is ignored.
         """
 
     async def records(self, namespace: str, *, limit: int, before: int | None = None) -> list[Record]:
-        """Return records by `updated_at`, the latest first; with `before`, only those updated earlier than that."""
+        """Return at most `limit` records, the newest first. With `before`, return only records updated before it."""
 
     async def token_namespace(self, token_digest: Digest) -> str | None:
-        """Return the namespace of a token, or None if the token is unknown."""
+        """Return the namespace of a token. Return None if the token is unknown."""
 
     async def tokens(self) -> list[TokenRow]:
         """Return all tokens, the oldest first."""
 
     async def secret(self) -> bytes:
-        """Return 32 random bytes, made at the first call and then never changed.
+        """Return 32 random bytes, with which servers sign URLs. They are made at the first call and never change.
 
-        The servers of this index sign URLs with them.
+        Raises ReadOnly if they do not exist and the index was opened for reading.
         """
 
     async def close(self) -> None:

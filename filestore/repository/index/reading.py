@@ -1,4 +1,4 @@
-"""A reader opens a SQLite file in write-ahead mode here without making files and without leaving a claim.
+"""Open a SQLite file in write-ahead mode for reading, without making files that stay.
 
 SQLite's readers of such a file need its shared memory (`-shm`), and make it if it is absent. If this user may write,
 they do so and remove it at the end. Otherwise there are two ways:
@@ -33,26 +33,26 @@ _UNSHARED = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3
 
 
 class State(NamedTuple):
-    """The facts that show whether a file was written to, or opened for writing."""
+    """The state of a SQLite file. If it is the same before and after a read, nobody wrote to the file meanwhile."""
 
     identity: tuple[int, int]
     size: int
     modified_at: int
     log_size: int
     is_open: bool
-    """Whether it has shared memory: another process has it open, or was killed while it had it open."""
+    """Whether the file of the shared memory exists. Then another process has the file open, or was killed meanwhile."""
 
 
 class ReadConnection(NamedTuple):
-    """A connection that reads."""
+    """A connection for reading, with the state of the file when it was opened."""
 
     connection: sqlite3.Connection
     state: State | None
-    """The state of the file for which its reads are valid. None if SQLite itself ensures that."""
+    """Reads are valid only while the file has this state. None if SQLite itself ensures that reads are valid."""
 
 
 def state_of(path: str) -> State:
-    """Return the state of the file, without opening it. Blocks. Raises OSError."""
+    """Return the state of the SQLite file at `path`, without opening it. Blocks. Raises OSError."""
     found = Path(path).stat()
     log_size = 0
     with suppress(FileNotFoundError):
@@ -62,7 +62,7 @@ def state_of(path: str) -> State:
 
 
 def open_for_reading(path: str, *, timeout_seconds: float) -> ReadConnection:
-    """Open a connection to the file at the absolute `path` that changes nothing. Blocks.
+    """Open a connection that only reads the SQLite file at `path`, which must be absolute. Blocks.
 
     Raises IndexUnreadable, NotPermitted, sqlite3.Error, OSError.
     """
@@ -84,7 +84,7 @@ def open_for_reading(path: str, *, timeout_seconds: float) -> ReadConnection:
 
 
 def in_use_elsewhere(path: str, error: Exception) -> IndexUnreadable | None:
-    """Return the error for a failed read, if the cause is shared memory that this process cannot use, else None."""
+    """Return an IndexUnreadable if `error` means that this process cannot use the shared memory, or None."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the low byte: the primary code
     if code not in _UNSHARED or _may_write(path):
         return None
@@ -113,10 +113,10 @@ def _connect(path: str, how: str, timeout_seconds: float) -> sqlite3.Connection:
 
 
 def _may_write(path: str) -> bool:
-    """Return whether this process may write to the file, and may make the files that SQLite needs next to it."""
+    """Return whether this process may write to the SQLite file and may make files in its folder."""
     return _may(path, os.W_OK) and _may(Path(path).parent, os.W_OK | os.X_OK)
 
 
 def _may(path: str | Path, mode: int) -> bool:
-    """Return whether this process may do that, as its effective user."""
+    """Return whether the effective user of this process has the access `mode` to `path`."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)

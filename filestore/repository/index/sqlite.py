@@ -43,18 +43,18 @@ T = TypeVar("T")
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 60.0
 REFRESH_MICROSECONDS = 3600 * 1_000_000
-"""A chunk that was seen more recently is not refreshed, because a grace period is much longer and a write is expensive."""
+"""The last-seen time of a chunk is not updated more often than this, because a write is expensive."""
 
 SECRET_SIZE = 32
 
 _PARAMETERS = 500
-"""Digests in one statement. SQLite before 3.32 allows 999 parameters."""
+"""The largest number of digests in one statement. SQLite before 3.32 allows 999 parameters."""
 _SLICE_SECONDS = 0.1
 _CACHE_KIBIBYTES = 16384
 _READ_ATTEMPTS = 10
-"""Attempts of a read during writes by others, if only the file's state shows whether the result is valid."""
+"""How often a read without locks is tried while another process writes."""
 _LOG_LIMIT = 64 << 20
-"""The size to which the log is cut after a large commit, in bytes."""
+"""After a large commit, the log is shortened to this size in bytes."""
 
 _SCHEMA = (
     """CREATE TABLE chunks (
@@ -106,7 +106,7 @@ def system_now() -> int:
 
 
 class SqliteIndex:
-    """An index with two connections, each on a thread of its own: one writes, one reads.
+    """An index with two connections, one for writing and one for reading. Each has its own thread.
 
     Open it with `open_index` or `open_index_for_reading`.
     """
@@ -123,7 +123,7 @@ class SqliteIndex:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SqliteTransaction]:
-        """Run BEGIN IMMEDIATE. It waits in short slices, so that a cancel works while another process writes."""
+        """Begin a transaction by BEGIN IMMEDIATE. It waits for other writers in short steps, so that a cancel works."""
         deadline = asyncio.get_running_loop().time() + self._busy_seconds
         await self._acquire(deadline)
         try:
@@ -139,7 +139,7 @@ class SqliteIndex:
             self._writing.release()
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        """Read first. Write only if a last-seen time is old, and never if the index was opened for reading."""
+        """Return the digests without a live row. This writes only if a last-seen time is old and writing is allowed."""
         distinct = list(dict.fromkeys(digests))
         last_seen = await self._reader.run(_select_last_seen, namespace, distinct)
         if self._read_only:
@@ -193,7 +193,7 @@ class SqliteIndex:
 
 
 class SqliteTransaction:
-    """Writes on the connection for writing. Each call is one call of its thread."""
+    """Runs the writes of a transaction on the connection for writing."""
 
     def __init__(self, writer: _Connection, now: Callable[[], int]) -> None:
         self._writer = writer
@@ -241,7 +241,7 @@ class SqliteTransaction:
 
 
 async def open_index(path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Callable[[], int] = system_now) -> SqliteIndex:
-    """Open the index in the file `path`, and make it if it is absent. Its folder must exist.
+    """Open the index in the file `path`, and make the file if it does not exist. Its folder must exist.
 
     `busy_seconds` is how long a write waits for other writers. Raises UnknownFormat, StorageError, StorageFull, Busy.
     """
@@ -262,10 +262,10 @@ async def open_index(path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Cal
 async def open_index_for_reading(
     path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Callable[[], int] = system_now
 ) -> SqliteIndex:
-    """Open the existing index in the file `path`. It makes no files, and writes only in `transaction`.
+    """Open the existing index in the file `path` for reading. No file is made.
 
-    `transaction` lets a reader report damage. It fails if this user may not write. Raises UnknownFormat, StorageError,
-    Busy.
+    Only `transaction` writes, so that a reader can report damage. It fails if this user may not write. Raises
+    UnknownFormat, StorageError, Busy.
     """
     writer = _Connection(path, timeout_seconds=_SLICE_SECONDS)
     reader = _ReadingConnection(path, timeout_seconds=busy_seconds)
@@ -280,11 +280,11 @@ async def open_index_for_reading(
 
 
 _inherited: dict[tuple[int, int], int] = {}
-"""Device and inode of each index that was open when this process was forked, and the process that has it open."""
+"""The indexes that were open in the parent at a fork: device and inode, and the id of the parent process."""
 
 
 class _Connection:
-    """A connection that is opened at its first use, on a thread of its own."""
+    """A connection with its own thread. It is opened at its first use."""
 
     def __init__(self, path: Path, *, timeout_seconds: float) -> None:
         self.path = str(path)
@@ -294,7 +294,7 @@ class _Connection:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="filestore-index")
         self._connection: sqlite3.Connection | None = None
         self._may_be_open = False
-        """Set from before the connection is opened until after it is closed."""
+        """True from just before the connection is opened until it is closed."""
         tell_of_forks(self)
 
     async def run(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -337,7 +337,7 @@ class _Connection:
 
 
 class _ReadingConnection(_Connection):
-    """A connection that changes nothing. A function that runs on it must return all that it reads."""
+    """A connection that only reads. A function that runs on it must return complete results, and no open cursor."""
 
     def __init__(self, path: Path, *, timeout_seconds: float) -> None:
         self._state: State | None = None
@@ -385,9 +385,9 @@ class _ReadingConnection(_Connection):
 
 
 async def _run_when_free(connection: _Connection, function: Callable[[sqlite3.Connection], T], deadline: float) -> T:
-    """Try until no other process writes.
+    """Run `function`, and try again while another process writes. Raises Busy when `deadline` is over.
 
-    SQLite's own wait cannot be cancelled, so each try waits only a tenth of a second.
+    The wait inside SQLite cannot be cancelled, so each try waits only a tenth of a second.
     """
     while True:
         try:
@@ -416,7 +416,7 @@ def _file_id(path: str) -> tuple[int, int]:
 
 
 def _make_file(path: str) -> None:
-    """Make an empty index that only its owner can read, if it is absent.
+    """Make an empty index file that only its owner can read, if the file does not exist.
 
     SQLite alone would make it readable for everyone.
 
@@ -439,7 +439,7 @@ def _make_file(path: str) -> None:
 
 
 def _check_process(path: str) -> None:
-    """Raise UsedAfterFork for an index that the parent of this process had open at the fork.
+    """Raise UsedAfterFork if the parent of this process had the index open at the fork.
 
     SQLite would believe that this process has the locks of its parent, and another process would delete the log.
     """
@@ -464,7 +464,10 @@ def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Make the tables if they are absent. A file of another version, or of another program, is not changed."""
+    """Make the tables if they do not exist.
+
+    If the file has another version or belongs to another program, raise UnknownFormat and change nothing.
+    """
     _, _, path = connection.execute("PRAGMA database_list").fetchone()
     _has_tables(connection, path)
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -516,7 +519,7 @@ def _batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
 def _read(
     connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...], digests: Iterable[Digest]
 ) -> Iterator[tuple[Any, ...]]:
-    """Return the rows of `statement` for all `digests`. They replace `{}` in it, after `parameters`."""
+    """Yield the rows of `statement` for all `digests`. The digests replace `{}` in it, and follow `parameters`."""
     for batch in _batches(digests):
         yield from connection.execute(statement.format(",".join("?" * len(batch))), (*parameters, *batch))
 
@@ -613,15 +616,15 @@ def _select_records(connection: sqlite3.Connection, namespace: str, limit: int, 
 def _newest_records(
     connection: sqlite3.Connection, namespace: str, conditions: Mapping[str, object], *, limit: int, first: str = ""
 ) -> list[Record]:
-    """Return the newest records. `first` is the part of the order that comes before the time."""
+    """Return the newest records that meet `conditions`. `first` is an SQL order with priority over the time."""
     statement = _NEWEST_RECORDS.format("".join(f" AND {condition}" for condition in conditions), first)
     return [_record(connection, row) for row in connection.execute(statement, (namespace, *conditions.values(), limit))]
 
 
 def _record(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Record:
-    """Return a row as a checked record. Raises StorageError.
+    """Convert a row to a record, and check it. Raises StorageError if it is not valid.
 
-    It is checked because the folder may belong to another user, and names become paths (I4).
+    It is checked because the folder may belong to another user, and names become parts of paths (I4).
     """
     file_id, name, digest, size, kind, namespace, created_at, updated_at = row
     try:

@@ -1,1 +1,1 @@
-"""Chunk stores keep frames and manifests by digest. `protocol` holds the contract; each backend is a module."""
+"""Chunk stores keep frames and manifests by digest. The module `protocol` says what every store must do."""

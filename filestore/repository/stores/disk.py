@@ -3,11 +3,11 @@
     ROOT/format                       the repository's format file
     ROOT/chunks/<namespace>/ab/cd/    frames
     ROOT/manifests/<namespace>/ab/cd/ manifests
-    ROOT/tmp/<random>/                what one process is writing; the process holds a lock on the folder while it lives
+    ROOT/tmp/<random>/                staging files of one process, which holds a lock on the folder until it ends
 
-The order of durable writes: bytes are synced in their staging file; a rename gives them their name (I3); the folder is
-synced, which makes the name durable. A new folder's own name is synced before anything is put into it. So the name of a
-folder that is not empty is durable, in every process and after any crash.
+A durable write has three steps. The bytes are written to a staging file and synced. The staging file is renamed to its
+final name (I3). The folder is synced, which makes the name durable. The name of a new folder is synced before a file is
+put into it. So the name of a folder that is not empty is always durable, in every process and after any crash.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _OWN_PATTERN = "[0-9a-f]" * 2 * _OWN_BYTES
 _translated = partial(storage_errors, translate=access_error)
 
 _Place = tuple["DiskStaging", Path]
-"""A staging file, and the path that it will get."""
+"""A staging file, and its final path."""
 
 
 class DiskStaging:
-    """A frame that is being received, in a file of its own, which the first write makes."""
+    """A staging file: a frame that is being received. The file is made by the first write."""
 
     def __init__(self, path: Path, root: Path) -> None:
         self.size = 0
@@ -63,7 +63,7 @@ class DiskStaging:
             self.size += len(data)
 
     def rest(self) -> None:
-        """Close the file, because a batch has more frames than a process may have descriptors."""
+        """Close the file until the next write. A batch may have more frames than a process may have open files."""
         writing, self._writing = self._writing, None
         if writing is not None:
             os.close(writing)
@@ -95,35 +95,38 @@ class DiskStaging:
                 self._path.unlink()
 
     def link_to(self, path: Path) -> None:
-        """Give the file a second name, unless that name exists. Raises OSError."""
+        """Give the file the second name `path`. If that name already exists, do nothing. Raises OSError."""
         with suppress(FileExistsError):
             os.link(self._path, path)
 
     def move_to(self, path: Path) -> None:
-        """Rename the file, which is then no longer a staging file. Raises OSError."""
+        """Rename the file to `path`. It is then no longer a staging file: `discard` does nothing. Raises OSError."""
         self._path.rename(path)
         self._exists = False
 
 
 class DiskStore:
-    """Frames and manifests in files below `root`. Open it with `open_store` or `store_for_reading`.
+    """Stores frames and manifests in files below `root`. Make it with `open_store` or `store_for_reading`.
 
-    A frame whose file is empty, or larger than any frame can be, counts as absent. A reader that finds it forgets its
-    row, and the next push sends it again.
+    If the file of a frame is empty, or larger than any frame can be, the frame counts as absent. A reader that finds
+    such a file removes the row of the chunk from the index. The next push then sends the chunk again.
     """
 
     def __init__(self, root: Path, own: Path | None, lock: FileLock | None) -> None:
-        """`own` is the folder for staging files, and `lock` the lock that claims it. None for reading only."""
+        """Make a store. `own` is its folder for staging files, and `lock` is the lock of that folder.
+
+        Both are None for a store that is only read.
+        """
         self._root = root
         self._own = own
         self._lock = lock
         self._pid = os.getpid()
         self._numbers = count()
         self._format: bytes | None = None
-        """The format file, after it is known to be durable. It never changes."""
+        """The content of the format file. None until this process knows that the file is durable."""
 
     async def initialise(self, text: bytes) -> bytes:
-        """Link a whole, synced file to its name. Fails if the name exists."""
+        """Write `text` to a synced staging file and link it to its final name, unless that name already exists."""
         return await in_disk_thread(self._initialise, text)
 
     def new_staging(self) -> DiskStaging:
@@ -135,7 +138,7 @@ class DiskStore:
         return DiskStaging(self._own / str(next(self._numbers)), self._root)
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
-        """Rename staging files into place and sync their folders, in parallel."""
+        """Rename staging files to their final names, and sync their folders. The folders are processed in parallel."""
         folders: defaultdict[Path, list[_Place]] = defaultdict(list)
         for digest, staging in staged:
             path = self._root / chunk_key(namespace, digest)
@@ -166,11 +169,11 @@ class DiskStore:
         await in_disk_thread(self._unlink, [chunk_key(namespace, digest) for digest in digests])
 
     def digests(self, namespace: str) -> AsyncIterator[Digest]:
-        """Yield the digests of all frames of a namespace. Holds 1/256 of them in memory at a time."""
+        """Yield the digests of all frames of a namespace. About 1/256 of them are in memory at a time."""
         return self._walk(self._root / "chunks" / namespace)
 
     async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
-        """Write, sync and rename. An existing file is replaced only if it has other bytes, which means damage."""
+        """Write, sync and rename the file. An existing file is replaced only if it is damaged (has other bytes)."""
         await in_disk_thread(self._put_manifest, self._root / manifest_key(namespace, digest), encoded)
 
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
@@ -183,7 +186,7 @@ class DiskStore:
         return self._walk(self._root / "manifests" / namespace)
 
     async def close(self) -> None:
-        """Remove this process's staging files and give up its lock."""
+        """Remove the staging files of this process, and release the lock of their folder."""
         lock, self._lock = self._lock, None
         if self._own is None or lock is None:
             return
@@ -218,7 +221,7 @@ class DiskStore:
         return kept
 
     def _place(self, places: list[_Place]) -> None:
-        """Rename staging files into the one folder that they all go to, which is made where absent."""
+        """Rename staging files to their final paths, which must all be in one folder. Make the folder if needed."""
         folder = places[0][1].parent
         with _translated(self._root):
             _make_folder(folder)
@@ -300,9 +303,9 @@ class DiskStore:
 
 
 async def open_store(root: Path) -> DiskStore:
-    """The store in `root`, which is made where absent. Removes what processes that died left in `tmp`.
+    """Open the store in the folder `root`. Make the folder if it does not exist.
 
-    Raises StorageError, StorageFull.
+    Folders in `tmp` that belonged to processes that have ended are removed. Raises StorageError, StorageFull.
     """
     opened: list[DiskStore] = []
     try:
@@ -338,10 +341,11 @@ def _make_root(root: Path) -> None:
 
 
 def _claim(tmp: Path) -> tuple[Path, FileLock]:
-    """A new folder for this process's staging files, and its lock.
+    """Make a new folder for the staging files of this process, and lock it. Return the folder and the lock.
 
-    A lock says whether a process lives better than a process id would: the kernel gives it up at any death, it means
-    the same in containers that share the folder, and after a restart nobody else has the same one.
+    The lock shows other processes that this process is running. A process id would be less reliable. The kernel
+    releases the lock whenever the process ends. The lock also works between containers that share the folder. A process
+    id may belong to another process after a restart.
     """
     while True:
         folder = tmp / secrets.token_hex(_OWN_BYTES)
@@ -352,16 +356,17 @@ def _claim(tmp: Path) -> tuple[Path, FileLock]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove a folder of `tmp` that no living process holds."""
+    """Remove a folder in `tmp` if no running process has its lock."""
     lock = _locked(folder)
     if lock is not None:
         _release(folder, lock)
 
 
 def _locked(folder: Path) -> FileLock | None:
-    """The lock of `folder`; None where another process holds it, or where it is not a folder.
+    """Lock `folder`, and return its lock. Return None if another process has the lock, or if it is not a folder.
 
-    It is required: who opens a store removes what is in folders whose lock is free.
+    Raises StorageError if the file system has no locks. A store needs them: each process that opens the store removes
+    the staging folders that are not locked.
     """
     try:
         lock = FileLock.of_folder(folder, is_required=True)
@@ -387,9 +392,9 @@ def _release(folder: Path, lock: FileLock) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make `folder`, and what is above it, durably.
+    """Make `folder` and its parent folders, and make their names durable.
 
-    Where something is in it, its name is durable already: this function sees to that before anything is.
+    If `folder` is not empty, this returns at once: the names were made durable before the first file was put into it.
     """
     if _holds_something(folder):
         return
@@ -408,7 +413,7 @@ def _holds_something(folder: Path) -> bool:
 
 
 def _open_frame(path: Path) -> BinaryIO | None:
-    """The frame at `path`, open for reading; None where it is absent or cannot be one by its size."""
+    """Open the frame at `path` for reading. Return None if the file does not exist, is empty or is too large."""
     try:
         file = path.open("rb", buffering=0)
     except FileNotFoundError:
@@ -420,7 +425,7 @@ def _open_frame(path: Path) -> BinaryIO | None:
 
 
 def _frame_size(path: Path) -> int:
-    """Bytes of the frame at `path`, or 0 where `_open_frame` would give None. Raises OSError."""
+    """Return the size of the frame at `path`. Return 0 if `_open_frame` would return None. Raises OSError."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -429,7 +434,10 @@ def _frame_size(path: Path) -> int:
 
 
 def _read_frame(path: Path, buffer: memoryview) -> int:
-    """Read the frame at `path` to the start of `buffer`; its size, or 0 where `_open_frame` would give None."""
+    """Read the frame at `path` to the start of `buffer`, and return its size.
+
+    Return 0 if `_open_frame` would return None. Raises ValueError if `buffer` is too small.
+    """
     file = _open_frame(path)
     if file is None:
         return 0

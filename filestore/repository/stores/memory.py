@@ -1,4 +1,4 @@
-"""A chunk store in memory, for tests and for content that ends with the process."""
+"""A chunk store in memory. It is for tests, and for content that is not needed after the process ends."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class MemoryStaging:
         self._data = bytearray()
 
     def detach(self) -> bytes:
-        """Return the bytes that were written; the staging is empty afterwards."""
+        """Return the bytes that were written, and remove them from this object."""
         data = bytes(self._data)
         self.discard()
         return data
 
 
 class MemoryStore:
-    """Frames and manifests in dictionaries. They are lost when the store is closed."""
+    """Stores frames and manifests in dictionaries. They are lost when the store is closed."""
 
     def __init__(self) -> None:
         self._format: bytes | None = None
@@ -63,7 +63,7 @@ class MemoryStore:
             self._frames[namespace, digest] = cast("MemoryStaging", staging).detach()
 
     async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
-        """Open frames. They have no descriptor."""
+        """Open frames for reading. The returned files have no descriptor."""
         frames = (self._frames.get((namespace, digest)) for digest in digests)
         return [None if frame is None else BytesIO(frame) for frame in frames]
 

@@ -9,72 +9,73 @@ from filestore.core.digest import Buffer, Digest
 
 
 class Staging(Protocol):
-    """One frame that is being received. No reader sees its bytes yet.
+    """A frame that is being received. Readers cannot see it before `ChunkStore.publish`.
 
-    It has one owner. Its methods block; call them in a thread.
+    Only one owner may use the object. Its methods block, so call them in a thread.
     """
 
     size: int
-    """The number of bytes written so far."""
+    """The number of bytes that were written so far."""
 
     def write(self, data: Buffer) -> None:
-        """Append `data`, which the caller may reuse at once. Raises StorageError, StorageFull."""
+        """Append `data`. The caller may then reuse its memory at once. Raises StorageError, StorageFull."""
 
     def rest(self) -> None:
-        """Free the resources of writing until the next write.
+        """Free resources, such as an open file, until the next write.
 
-        Call it for a frame that is whole, or that is not whole for a while.
+        Call this when the frame is complete, or when no more bytes are expected for some time.
         """
 
     def read_into(self, buffer: memoryview) -> None:
         """Copy all written bytes to the start of `buffer`, which must be large enough. Raises StorageError."""
 
     def sync(self) -> None:
-        """Call `rest`, and make all written bytes durable. Raises StorageError, StorageFull."""
+        """Make all written bytes durable, and free resources as `rest` does. Raises StorageError, StorageFull."""
 
     def discard(self) -> None:
-        """Discard the frame and free the space. Does nothing after `publish` or at a second call; never raises."""
+        """Discard the frame, and free its space. After `publish` or a second time, do nothing. This never raises."""
 
 
 class ChunkStore(Protocol):
-    """Keeps frames and manifests by namespace and digest. All verbs are idempotent and may be cancelled at any await.
+    """Stores frames and manifests by namespace and digest.
 
-    A store does not verify. Ingest verifies frames before the store gets them, and a reader verifies them when it
-    decodes them.
+    Every method may be repeated without harm, and may be cancelled at any await. A store does not verify frames:
+    `Ingest` verifies them before it passes them to the store, and a reader verifies them when it decodes them.
     """
 
     async def initialise(self, text: bytes) -> bytes:
-        """Keep `text` as the repository's format file unless there is one. Return the stored one, which is durable.
+        """Store `text` as the format file of the repository, if there is none yet. Return the content of this file.
 
-        Two callers at the same time get the same result.
+        The format file is then durable. If two callers do this at the same time, both get the same result.
         """
 
     def new_staging(self) -> Staging:
-        """Start a frame. It needs no resources until the first write."""
+        """Return an object for a new frame. It needs no resources until the first write."""
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
-        """Make synced frames readable under their digests, durably, and replace existing ones (I1: the same content).
+        """Make synced frames readable under their digests, durably.
 
-        Call it inside an index's write transaction (I2), so that it excludes a collection's `remove`.
+        If a frame with the same digest exists, it is replaced: it has the same content (I1). Call this inside a write
+        transaction of the index (I2), so that no collection removes frames at the same time.
         """
 
     async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
-        """Open frames for reading, in the order of `digests`; None for an absent frame. The caller closes each.
+        """Open frames for reading, in the order of `digests`. The result has None for an absent frame.
 
-        A file has a descriptor (`fileno`) if the store has one, for `sendfile`.
+        The caller must close each file. A file has a descriptor (`fileno`) for `sendfile`, if the store supports it.
         """
 
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
-        """Return the size of each frame in bytes, in the order of `digests`, without opening it; 0 for an absent frame.
+        """Return the size of each frame in bytes, in the order of `digests`. The size of an absent frame is 0.
 
-        Raises StorageError.
+        Frames are not opened. Raises StorageError.
         """
 
     async def read_into(self, namespace: str, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
-        """Read whole frames into `buffer` without gaps; return each one's part of it, None for an absent frame.
+        """Read frames into `buffer` one after the other. Return the part of `buffer` for each frame.
 
-        `buffer` must have space for all of them; a frame is at most 8 bytes larger than its chunk. Raises ValueError if
-        it is too small, StorageError if a disk fails.
+        The result has None for an absent frame. `buffer` must have space for all frames. A frame is at most 8 bytes
+        larger than its chunk. Raises ValueError if `buffer` is too small, and StorageError if a disk fails.
         """
 
     async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
@@ -83,14 +84,14 @@ class ChunkStore(Protocol):
     def digests(self, namespace: str) -> AsyncIterator[Digest]:
         """Yield the digests of all frames of a namespace, in any order.
 
-        Frames that are published or removed meanwhile may be included or not.
+        If a frame is published or removed at the same time, it may be included or not.
         """
 
     async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
-        """Keep a manifest, durably. A second call does nothing."""
+        """Store a manifest durably. If it is already stored, do nothing."""
 
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
-        """Return a manifest's bytes, or None."""
+        """Return the bytes of a manifest. Return None if it is absent."""
 
     async def remove_manifest(self, namespace: str, digest: Digest) -> None:
         """Remove a manifest. An absent manifest is not an error."""
@@ -99,4 +100,4 @@ class ChunkStore(Protocol):
         """Yield the digests of all manifests of a namespace, as `digests` does."""
 
     async def close(self) -> None:
-        """Free the store's resources. Frames that were staged and not published are discarded."""
+        """Free the resources of the store. Frames that were not published are discarded."""
