@@ -1,1 +1,1 @@
-"""The formats of stored and sent bytes: frames, chunk boundaries, zip files. No I/O."""
+"""The formats of stored and sent bytes: frames, chunk boundaries, zip files. This package does no I/O."""

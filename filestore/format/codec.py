@@ -1,4 +1,4 @@
-"""Frames are chunks that are encoded for storage and transfer.
+"""Encode chunks to frames, for storage and transfer, and decode frames.
 
 Normative text and golden frames: `docs/format.md`, `tests/golden/`. A frame is never part of a chunk's identity (I8)
 and is never encoded again (I7). Layout, little-endian:
@@ -43,7 +43,7 @@ _WORTHWHILE = 0.03
 _WORTHWHILE_PLANES = 0.01
 """Planes cost at most one pass of Huffman coding over the whole chunk, so a smaller saving is enough to choose them."""
 _SMALLEST = 64
-"""Bytes of content. Below this size no codec saves more than its own headers take."""
+"""A chunk with fewer bytes stays raw, because no codec saves more than its own headers take."""
 
 _SLICE_COUNT = 8
 _FREQUENCY_SLICE_SIZE = 1024
@@ -54,11 +54,11 @@ _MAGIC = b"\x28\xb5\x2f\xfd"
 _BLOCK_HEADER_SIZE = 3
 _RLE_BLOCK = 1
 _BLOCK_RATIO = 256
-"""Bytes of content for each block that a zstd frame may have. Encoders make blocks of some KiB and more."""
+"""A zstd frame may have one block for this many bytes of content. Encoders make blocks of some KiB and more."""
 
 
 class Codec(IntEnum):
-    """A codec says how a frame's payload is encoded; the value is the frame's first byte."""
+    """How the payload of a frame is encoded. The value is the first byte of the frame."""
 
     RAW = 0
     ZSTD = 1
@@ -70,16 +70,16 @@ _PLANE_COUNTS = {Codec.PLANES2_ZSTD: 2, Codec.PLANES4_ZSTD: 4}
 
 
 def frame_limit(size: int) -> int:
-    """Return the most bytes that the frame of a chunk of `size` bytes can have."""
+    """Return the largest size that the frame of a chunk of `size` bytes can have."""
     return HEADER_SIZE + size
 
 
 FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
-"""The most bytes that any frame has."""
+"""The largest size of a frame in bytes."""
 
 
 def decoded_size(header: Buffer, *, digest: Digest) -> int:
-    """Return the decoded size that the first 8 bytes of a frame state, without further checks. Raises InvalidFrame."""
+    """Return the decoded size in the header of a frame, its first 8 bytes. Raises InvalidFrame if it is not valid."""
     return _parse_header(header, digest).size
 
 
@@ -107,7 +107,7 @@ class _Plan(NamedTuple):
 
     codec: Codec
     is_huffman: tuple[bool, ...] = ()
-    """For each plane, or for a whole zstd chunk: whether it is Huffman coded. A plane that is not stays raw."""
+    """For each plane, or for a whole zstd chunk: True if it is Huffman coded. A plane with False stays raw."""
 
 
 _AS_IT_IS = _Plan(Codec.RAW)
@@ -115,7 +115,7 @@ _ORDINARY = _Plan(Codec.ZSTD, (False,))
 
 
 class Encoder:
-    """Makes frames, with the codec that a sample of each chunk suggests. Use one for each thread.
+    """Encodes chunks to frames. It chooses the codec by a sample of each chunk. Use one encoder for each thread.
 
     If `codec` is given, it is used for every chunk in which it saves enough; the others stay raw. The encoder keeps
     scratch memory of 2 MiB and zstd contexts.
@@ -146,9 +146,10 @@ class Encoder:
         return _fast_compressor(window_log=17, hash_log=6, min_match=7)
 
     def encode(self, content: memoryview, out: memoryview) -> int:
-        """Write the frame of `content` (1 byte to 4 MiB, any alignment) at the start of `out`; return its length.
+        """Write the frame of `content` at the start of `out`, and return the length of the frame.
 
-        `out` has at least `frame_limit(len(content))` bytes and does not overlap with `content`.
+        `content` has 1 byte to 4 MiB. `out` must have at least `frame_limit(len(content))` bytes and must not overlap
+        with `content`.
         """
         plan = self._plan(content)
         length = 0
@@ -221,7 +222,7 @@ class Encoder:
         return end + left_over
 
     def _coded_plane(self, content: memoryview, place: int, count: int) -> bytes | None:
-        """Return one plane, Huffman coded, or None if it is better kept raw."""
+        """Return one plane with Huffman coding. Return None if this does not save enough: it then stays raw."""
         plane = self._plane[: len(content) // count]
         _take_plane(content, place, count, plane)
         coded = self._huffman.compress(plane)
@@ -229,7 +230,7 @@ class Encoder:
 
 
 class Decoder:
-    """Decodes frames and verifies their content. Use one for each thread.
+    """Decodes frames and verifies their content. Use one decoder for each thread.
 
     It trusts nothing (I4). For any bytes, InvalidFrame is the only error that it raises. Besides the given scratch
     memory, it needs only 2 MiB and a zstd context, which it keeps from frame to frame.
@@ -429,7 +430,7 @@ def _check_zstd(payload: memoryview, size: int, digest: Digest) -> None:
 
 
 def _zstd_end(payload: memoryview, start: int, *, block_limit: int) -> int:
-    """Return where the blocks of a zstd frame end, by the headers of the blocks from `start` on.
+    """Follow the headers of the blocks of a zstd frame from `start` on, and return where the last block ends.
 
     Returns -1 if none of the first `block_limit` blocks is the last one.
     """
@@ -443,7 +444,7 @@ def _zstd_end(payload: memoryview, start: int, *, block_limit: int) -> int:
 
 
 class Frame(NamedTuple):
-    """An encoded chunk. `data` is a whole frame with its header; the maker of the frame owns its memory."""
+    """An encoded chunk. `data` is the complete frame with its header. Its memory belongs to the maker of the frame."""
 
     digest: Digest
     data: Buffer

@@ -1,4 +1,4 @@
-"""The chunker cuts one file into chunks while its bytes arrive.
+"""Cut a file into chunks while its bytes arrive.
 
 Source: W. Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage Systems", IEEE
 TPDS 31(9), 2020 (FastCDC with two bytes a step), as in `pyfastcdc`; sizes and masks: `docs/format.md`.
@@ -33,7 +33,7 @@ measured average is 1.2 MiB."""
 
 
 class Chunker:
-    """Cuts one file. Not thread-safe; releases the GIL while it scans.
+    """Cuts one file into chunks. It is not thread-safe, and releases the GIL while it scans.
 
     `segments` finds the boundaries in place of the parser that the file's first bytes would choose. With it, a part of
     a container is cut in the same way as inside the whole.
@@ -80,7 +80,7 @@ class Chunker:
 
     @property
     def needs_no_more(self) -> bool:
-        """Whether all boundaries are known, for any bytes that are still to come."""
+        """Whether all boundaries are known, so that the chunker need not read the bytes that follow."""
         return self._segmenter.known_until == POSITION_LIMIT
 
     def pass_over(self, data: memoryview, *, until: int) -> None:
@@ -93,7 +93,7 @@ class Chunker:
         self._start = until
 
     def _segment_end(self, known: int, *, final: bool) -> tuple[int, bool]:
-        """Return the end of the segment and True, or the end of its known part and `final`."""
+        """Return where the current segment ends, and True. If this is not known, return `known` and `final`."""
         while self._boundaries and self._boundaries[0] <= self._start:
             self._boundaries.popleft()
         if self._boundaries and self._boundaries[0] <= known:

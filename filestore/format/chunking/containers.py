@@ -1,4 +1,4 @@
-"""The first bytes of a file or a stored zip entry tell which container it is."""
+"""Recognise containers, such as zip or GGUF, by the first bytes of a file or of a stored zip entry."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from filestore.format.chunking.segments import Feed, Parsing, Segmenter
 from filestore.format.zip.structures import LOCAL_SIGNATURE
 
 DEPTH_LIMIT = 2
-"""The number of container levels below the file itself."""
+"""How deep containers may be inside other containers. The file itself has depth 0."""
 
 
 def segmenter(start: int = 0, *, depth: int = 0) -> Segmenter:
-    """Return a segmenter for content that starts at `start` of a file and is `depth` containers below it."""
+    """Return a segmenter for content that starts at the offset `start` of a file, inside `depth` containers."""
     return Segmenter(partial(_parse, depth=depth), start=start)
 
 

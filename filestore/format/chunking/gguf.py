@@ -1,4 +1,4 @@
-"""Segments of a GGUF file: the data of its tensors.
+"""Find the segments of a GGUF file: the data of its tensors.
 
 Source: GGUF specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
@@ -15,9 +15,9 @@ from filestore.format.chunking.segments import Feed, NotThisFormat, Parsing
 
 SIGNATURE = b"GGUF"
 HEADER_LIMIT = 64 << 20
-"""Bytes from the signature to the end of the tensor table. They are not kept. Large vocabularies need 15 MiB."""
+"""The largest size in bytes from the signature to the end of the tensor table. Large vocabularies need 15 MiB."""
 COUNT_LIMIT = 1 << 16
-"""The limit for the tensors and for the metadata keys."""
+"""The largest number of tensors, and the largest number of metadata keys."""
 NAME_LIMIT = 1 << 16
 DIMENSIONS_LIMIT = 8
 ARRAY_DEPTH_LIMIT = 4
@@ -77,11 +77,14 @@ _BLOCKS = {
 class _Tensor(NamedTuple):
     offset: int
     size: int | None
-    """None for a type that this cutting version does not know."""
+    """None if this cutting version does not know the type of the tensor."""
 
 
 def segment(feed: Feed) -> Parsing[None]:
-    """Mark the tensors' data when the whole tensor table has arrived. The table contains no boundary."""
+    """Mark the start and the end of each large tensor. This waits until the whole tensor table has arrived.
+
+    The table itself contains no boundary.
+    """
     table = _Table(feed)
     _, version, tensor_count, key_count = _HEAD.unpack((yield from table.read(_HEAD.size)))
     if version not in _VERSIONS or tensor_count > COUNT_LIMIT or key_count > COUNT_LIMIT:
@@ -104,7 +107,7 @@ def _extents(tensors: Sequence[_Tensor]) -> Iterator[tuple[int, int]]:
 
 
 class _Table:
-    """A feed that raises NotThisFormat for a read beyond the header's limit."""
+    """Reads the header from a feed. Raises NotThisFormat if the header is larger than `HEADER_LIMIT`."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
@@ -157,7 +160,7 @@ def _alignment(table: _Table, key_count: int) -> Parsing[int]:
 
 
 def _strings(view: memoryview, *, limit: int) -> tuple[int, int]:
-    """Return the size and the count of the strings that begin in `view`; the last one may end after it."""
+    """Return the total size and the number of strings that begin in `view`. The last one may end after `view`."""
     size = count = 0
     while count < limit and size + _U64.size <= len(view):
         size += _U64.size + _U64.unpack_from(view, size)[0]

@@ -1,4 +1,4 @@
-"""Segments of a safetensors file: the data of its tensors.
+"""Find the segments of a safetensors file: the data of its tensors.
 
 Source: safetensors format, https://github.com/huggingface/safetensors#format.
 """
@@ -14,8 +14,7 @@ from filestore.format.chunking.segments import Feed, NotThisFormat, Parsing
 
 HEADER_LIMIT = 16 << 20
 VALUES_LIMIT = 1 << 19
-"""The limit for commas and opening brackets in a header; a tensor has 8. It bounds the values, and so the memory for
-parsing."""
+"""The largest number of commas and opening brackets in a header. A tensor has 8. This limits the memory for parsing."""
 SNIFF_SIZE = 9
 
 _LENGTH = struct.Struct("<Q")
@@ -23,12 +22,12 @@ _NUMBER_LIMIT = 20  # characters; every 64-bit number fits
 
 
 def is_head(head: bytes) -> bool:
-    """Return whether a safetensors file can begin with these 9 bytes: the header's length and a brace."""
+    """Return whether a safetensors file can begin with these 9 bytes: the length of the header and an opening brace."""
     return 2 <= _LENGTH.unpack_from(head)[0] <= HEADER_LIMIT and head[8:9] == b"{"
 
 
 def segment(feed: Feed) -> Parsing[None]:
-    """Mark the tensors' data when the whole header has arrived.
+    """Mark the start and the end of each large tensor. This waits until the whole header has arrived.
 
     The header contains no boundary, so cutting does not wait for it.
     """
@@ -39,7 +38,7 @@ def segment(feed: Feed) -> Parsing[None]:
 
 
 class _Flat(NamedTuple):
-    """The one needed member of an object that contains no other objects."""
+    """A JSON object that contains no other objects. Only its member `data_offsets` is needed."""
 
     data_offsets: object
 
@@ -68,7 +67,9 @@ def _extent(offsets: object) -> tuple[int, int]:
 
 
 def _object(pairs: list[tuple[str, object]]) -> _Flat | dict[str, object]:
-    """Return a flat object, or the object of flat objects that a header is. Raises NotThisFormat for other nesting.
+    """Convert a JSON object of the header. Raises NotThisFormat if it is nested too deep or has a name twice.
+
+    The header is an object of flat objects. It becomes a dict, and a flat object becomes a `_Flat`.
 
     The allowed depth is part of the format, because the depth at which a JSON parser gives up depends on the machine.
     """

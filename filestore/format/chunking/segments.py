@@ -1,4 +1,4 @@
-"""Segments are found from a file's structure while its bytes arrive.
+"""Find the segments of a file from its structure, while its bytes arrive.
 
 A container's parser is a generator over a `Feed`. It takes bytes and marks boundaries. When it needs more bytes, it
 yields the position before which it has marked all boundaries. After it returns or raises NotThisFormat, no more
@@ -24,7 +24,7 @@ _NOTHING = memoryview(b"")
 
 
 class NotThisFormat(Exception):
-    """A container is not what its first bytes say. This error never leaves this package."""
+    """A container has another format than its first bytes say. This error is never raised outside this package."""
 
 
 class Feed:
@@ -37,7 +37,7 @@ class Feed:
     def __init__(self, start: int) -> None:
         self.start = start
         self.position = start
-        """The offset of the first byte that is not taken yet."""
+        """The offset of the first byte that the parser has not taken yet."""
         self._carry = b""
         self._piece = _NOTHING
         self._at = 0  # index of `position` in the piece; negative while it is still in the carry
@@ -50,7 +50,7 @@ class Feed:
         self._at = -len(self._carry)
 
     def settle(self) -> None:
-        """Release the piece, and keep the bytes that the parser looked at and did not take."""
+        """Release the piece. Keep a copy of the bytes that the parser has not taken."""
         self._carry = bytes(self.here())
         self.let_go()
 
@@ -59,13 +59,13 @@ class Feed:
         self._piece = _NOTHING
 
     def available(self) -> int:
-        """The length of what `here` returns. It is 0 only if all bytes are taken."""
+        """Return the length of the result of `here`. It is 0 only if all bytes are taken."""
         if self._at >= 0:
             return len(self._piece) - self._at
         return min(len(self._piece), PEEK_LIMIT) - self._at
 
     def here(self) -> memoryview:
-        """Return the bytes from `position` on, perhaps not all that arrived.
+        """Return bytes from `position` on. These may be fewer bytes than have arrived.
 
         A parser must not keep them over a yield.
         """
@@ -86,7 +86,7 @@ class Feed:
     def read(self, size: int, *, known: int | None = None) -> Parsing[bytearray]:
         """Return the next `size` bytes.
 
-        `known` says that no boundary is before that position, if it is after the bytes that were taken.
+        `known` is a later position. The parser tells the caller that no boundary comes before it.
         """
         taken = bytearray()
         while len(taken) < size:
@@ -139,7 +139,7 @@ class Feed:
 
 
 class Segmenter:
-    """Runs a parser over bytes while they arrive."""
+    """Runs the parser of a container over the bytes of a file, while they arrive."""
 
     def __init__(self, parse: Callable[[Feed], Parsing[None]], *, start: int = 0) -> None:
         self.known_until = start
@@ -148,7 +148,7 @@ class Segmenter:
         self._parsing = parse(self._feed)
 
     def feed(self, data: memoryview) -> list[int]:
-        """Take the bytes that follow those of the last call; return the boundaries found in them, in order.
+        """Parse the next bytes of the file, and return the boundaries that are found, in order.
 
         A boundary is never before one that an earlier call returned. `data` is not kept.
         """

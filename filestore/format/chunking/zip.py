@@ -1,4 +1,4 @@
-r"""Segments of a zip file are the data of its large entries, found by local headers.
+r"""Find the segments of a zip file: the data of its large entries. The local headers show where they are.
 
 This also applies to `.pt`, `.pth`, `.bin`, `.npz` and `.keras`.
 
@@ -40,13 +40,13 @@ _SLICE = 1 << 20
 
 class _Entry(NamedTuple):
     stored: bool
-    """The entry's data is its content: neither compressed nor encrypted."""
+    """Whether the data is neither compressed nor encrypted, so that it is the content of the entry."""
     size: int | None
-    """None if only the descriptor after the data states the size."""
+    """The size of the data. None if only the descriptor after the data gives it."""
 
 
 def segment(feed: Feed, *, nest: Nest | None) -> Parsing[None]:
-    """Mark the data of large entries, and inside stored entries the boundaries that `nest` finds.
+    """Mark the start and the end of the data of large entries. In stored entries, also mark the boundaries of `nest`.
 
     Ends at the first position without a local header.
     """
@@ -107,7 +107,7 @@ def _sized(feed: Feed, size: int, *, nest: Nest | None) -> Parsing[None]:
 
 
 def _unsized(feed: Feed, *, nest: Nest | None) -> Parsing[None]:
-    """Search for the descriptor.
+    """Read an entry of unknown size: search for the descriptor after its data.
 
     The start of the entry is a boundary when 256 KiB have been searched. Until then this is not known, so boundaries
     inside the entry are withheld.

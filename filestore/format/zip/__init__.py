@@ -1,4 +1,4 @@
-"""Zip files: the one that stands for a directory, and how any zip file is read. No I/O.
+"""Make the zip file for a directory, and read any zip file. This package does no I/O.
 
 Normative text: `docs/format.md`, section Directories.
 """

@@ -1,4 +1,4 @@
-"""The CRC-32 of content is computed from pieces in any order."""
+"""Compute the CRC-32 of content from pieces that come in any order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Checksum:
         self.add_summed(offset, memoryview(piece).nbytes, crc32(piece))
 
     def add_summed(self, offset: int, size: int, crc: int) -> None:
-        """Add a piece whose own checksum is known."""
+        """Add a piece of `size` bytes at `offset`. Its checksum `crc` is already known, so the bytes are not needed."""
         if not size:
             return
         begin, end = offset, offset + size

@@ -1,4 +1,4 @@
-"""The tree chunker cuts the zip that stands for a directory, and reads each byte of each file once.
+"""Cut the zip file for a directory into chunks, and read each byte of each file only once.
 
 The zip is a sequence of segments. The content of every file of at least 256 KiB is one segment. The small files and
 headers between two of them are another segment, a *header segment*. The entries alone determine the position of each
@@ -41,10 +41,13 @@ _SLICE = 1 << 20
 """The number of bytes that are read before they are added to a checksum. They are still in the processor's cache then."""
 
 Read = Callable[[int, int, memoryview], None]
-"""Fills memory with content of the entry at an index of `TreeChunker.entries`, from an offset on, or raises."""
+"""A function `read(index, offset, memory)`. It fills `memory` with content of an entry, from `offset` on, or raises.
+
+`index` is the place of the entry in `TreeChunker.entries`.
+"""
 
 _Part = tuple[int, Callable[[memoryview], None]]
-"""A part of a header segment: its size, and a function that writes so many bytes."""
+"""A part of a header segment: its size, and a function that writes its bytes to memory of this size."""
 
 
 class Segment(NamedTuple):
@@ -69,7 +72,7 @@ class Cut(NamedTuple):
 
 
 class TreeChunker:
-    """Cuts one tree. Blocks only where `read` blocks; not thread-safe.
+    """Cuts the zip file for one tree. It is not thread-safe, and blocks only while `read` blocks.
 
     `scan` reads the files in the order of the archive. Data that an earlier push knows is not read again: call
     `remember` with the checksums of unchanged files and `skip` for the unchanged segments, all before the first `scan`.
@@ -169,7 +172,7 @@ class TreeChunker:
                 yield stream
 
     def _parts(self, number: int) -> Iterator[_Part | None]:
-        """Yield the parts of a header segment. None means: the checksum of the following content must be known now."""
+        """Yield the parts of a header segment. The parts after a None need the checksum of the content that follows."""
         for place in self.segments[number].entries:
             yield self.offsets[place + 1] - self.offsets[place], partial(self._write_small, place)
         yield None
@@ -222,21 +225,21 @@ class TreeChunker:
 
 
 class _Stream:
-    """A segment while it is cut."""
+    """A segment that is being cut."""
 
     def __init__(self, number: int, segment: Segment, chunker: Chunker, spare: memoryview) -> None:
         self.number = number
         self.remaining = segment.size
-        """The number of bytes that are not made yet."""
+        """The number of bytes of the segment that were not made yet."""
         self.rests = False
-        """The stream must not be scanned for now, or never again."""
+        """True if the stream must not be scanned: until `resume` is called, or because it is finished."""
         self._chunker = chunker
         self._spare = spare
         self._uncut = 0
 
     @property
     def buffer_size(self) -> int:
-        """The size of a buffer that lets scanning make progress."""
+        """The smallest buffer with which `scan` makes progress."""
         return min(self._uncut + self.remaining, WINDOW_MIN)
 
     def scan(self, buffer: memoryview) -> list[int]:
@@ -254,7 +257,7 @@ class _Stream:
         return sizes
 
     def _make(self, buffer: memoryview, start: int) -> int:
-        """Make bytes in the buffer from `start` on; return where they end."""
+        """Write the next bytes of the segment to `buffer`, from `start` on. Return where they end."""
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""Deflated content is inflated piece by piece, in order.
+"""Inflate deflated content piece by piece, in order.
 
 Source: RFC 1951. Compared with zlib on damaged input: if zlib inflates a stream, this gives the same bytes. ISA-L
 accepts some streams with incomplete Huffman codes that zlib refuses. Their size and checksum are checked like all
@@ -31,7 +31,7 @@ _RATIO_MAX = 1032
 
 
 class Inflater:
-    """Inflates the data of one entry. Not thread-safe; releases the GIL.
+    """Inflates the data of one entry. It is not thread-safe, and releases the GIL.
 
     Raises InvalidArchive as soon as the output is larger than the entry declares, and in `finish` for other faults.
     """
@@ -55,7 +55,7 @@ class Inflater:
             yield from self._pieces(view[at : at + _INPUT_SLICE])
 
     def finish(self) -> None:
-        """Check, after all data was given, that the stream has ended, and its size and its checksum."""
+        """Check the end of the stream, its size and its checksum. Call this after all data. Raises InvalidArchive."""
         if not self._stream.eof:
             raise self._refused("its data ends too early")
         if self.size != self._member.size:
@@ -86,7 +86,7 @@ class Inflater:
 
     @property
     def _cause(self) -> str:
-        """A possible cause, if the data is large enough for 4 GiB more."""
+        """A possible cause for the error text: a file of 4 GiB or more. Empty if the data is too small for this."""
         if self._member.size >= self._offset_space or self._member.stored_size * _RATIO_MAX < self._offset_space:
             return ""
         return f", which is also what macOS Finder writes for a file of 4 GiB or more; {read.MAC_WAY_OUT}"

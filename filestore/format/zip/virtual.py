@@ -1,4 +1,4 @@
-"""The zip file of a tree can be read at any offset without being stored."""
+"""Read the zip file of a tree at any offset. The zip file is not stored: its bytes are made when they are read."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from functools import cached_property
 from filestore.format.zip.write import Entry, PlacedEntry, central_directory, local_header
 
 Read = Callable[[int, int, memoryview], None]
-"""Fills memory with content of the entry at an index, from an offset on, or raises."""
+"""A function `read(index, offset, memory)`. It fills `memory` with content of an entry, from `offset` on, or raises."""
 
 
 class VirtualZip:
     """Returns the bytes of a zip at any offset: it makes the headers and reads the content."""
 
     def __init__(self, entries: Sequence[Entry], crcs: Sequence[int], offsets: Sequence[int], read: Read) -> None:
-        """`offsets` are those of the local headers, in order, followed by that of the central directory."""
+        """Prepare to read. `offsets` has the offsets of all local headers, and then that of the central directory."""
         self._entries = entries
         self._crcs = crcs
         self._offsets = offsets
         self._read = read
 
     def read_into(self, memory: memoryview, offset: int) -> None:
-        """Fill `memory` with the bytes from `offset` on, which must exist. Raises what `read` raises."""
+        """Fill `memory` with the bytes of the zip from `offset` on, which must exist. Errors of `read` are raised."""
         place = bisect_right(self._offsets, offset) - 1
         while len(memory) and place < len(self._entries):
             size = min(len(memory), self._offsets[place + 1] - offset)

@@ -1,4 +1,4 @@
-"""The zip file that stands for a directory is made from its entries: all bytes except the files' content.
+"""Make the zip file for a directory from its entries. This module makes all bytes except the content of files.
 
 Normative text: `docs/format.md`, section Directories.
 """
@@ -13,9 +13,9 @@ from filestore.format.zip import structures as zip_
 from filestore.format.zip.tree import Tree, for_display, link_target_problem, normalised, path_problem
 
 NAME_LIMIT = zip_.U16_MAX
-"""Bytes of a name as it is written, including the `/` of a folder."""
+"""The largest size in bytes of a name in the zip file. The `/` after the name of a folder counts."""
 SIZE_LIMIT = 1 << 63
-"""Every file and every archive has fewer bytes."""
+"""Every file and every archive must have fewer bytes than this."""
 
 _MADE_BY = zip_.HOST_UNIX << 8 | 45
 _NEEDS_NOTHING, _NEEDS_FOLDERS, _NEEDS_ZIP64 = 10, 20, 45
@@ -27,16 +27,16 @@ class Entry(NamedTuple):
     """A file, an empty folder, or a link that is kept as a link."""
 
     name: str
-    """Its path in the tree, without a `/` at the end."""
+    """The path in the tree, without a `/` at the end."""
     size: int = 0
     is_executable: bool = False
     is_folder: bool = False
     target: str | None = None
-    """The target of a link. The link's content is the target in UTF-8, and its size is the size of that."""
+    """The target of a link, or None. The content of a link is its target in UTF-8, so `size` is the size of this."""
 
     @property
     def stored_name(self) -> bytes:
-        """The name as it is written. Entries are sorted by it."""
+        """The name in the zip file. A folder has a `/` at the end. Entries are sorted by this name."""
         return self.name.encode() + b"/" if self.is_folder else self.name.encode()
 
 
@@ -104,14 +104,14 @@ def central_header(placed: PlacedEntry) -> bytes:
 
 
 def _shared_fields(entry: Entry, crc: int, name: bytes, extra: bytes) -> tuple[int, ...]:
-    """What both headers of an entry say, from the version that is needed to the size of the extra field."""
+    """Return the fields that both headers of an entry have, from the needed version to the size of the extra field."""
     size = min(entry.size, zip_.U32_MAX)
     version = _version_needed(entry, extra)
     return version, _flags(name), zip_.STORED, _TIME, _DATE, crc, size, size, len(name), len(extra)
 
 
 def end_records(*, count: int, size: int, offset: int) -> bytes:
-    """Return what follows the last header of a central directory of `count` entries and `size` bytes at `offset`."""
+    """Return the end records for a central directory with `count` entries and `size` bytes at `offset`."""
     wide = b""
     if count >= zip_.U16_MAX or size >= zip_.U32_MAX or offset >= zip_.U32_MAX:
         numbers = (_MADE_BY, _NEEDS_ZIP64, 0, 0, count, count, size, offset)
@@ -123,7 +123,7 @@ def end_records(*, count: int, size: int, offset: int) -> bytes:
 
 
 def central_directory(placed: Iterable[PlacedEntry], offset: int) -> bytes:
-    """Return the central directory and the end records, which follow the last content that ends at `offset`.
+    """Return the central directory and the end records. They begin at `offset`, where the last content ends.
 
     For a large tree, make the headers one by one with `central_header`.
     """
