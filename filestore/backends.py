@@ -161,7 +161,9 @@ async def create_repository(root: Path) -> bool:
 
 def repository_folder(url: str) -> Path | None:
     """The folder that `url` means, a path or `file:///folder`; None where it is the URL of a server. Raises InvalidUrl."""
-    if not url or "\0" in url:
+    if not url:
+        raise InvalidUrl(url, "it is empty, as from a variable that is not set; give a server's URL or the path of a folder")
+    if "\0" in url:
         raise InvalidUrl(url, "a server's URL or the path of a folder is expected")
     if "://" not in url:
         _refuse_torn_url(url)

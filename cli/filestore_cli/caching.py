@@ -15,6 +15,7 @@ from filestore.core.timestamps import format_seconds
 from filestore.errors import InvalidReference, StorageError
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.filters import Filter
+from filestore_cli.paths import NonemptyPath
 from filestore_cli.progress import FETCH, show_progress
 from filestore_cli.start import RESUMES, run_to_end
 from filestore_cli.text import age, duration, exactly, for_display, in_units, table
@@ -134,7 +135,7 @@ def cache_prune(context: CommandContext, filters: list[Filter], *, dry_run: bool
 
 
 @cache.command("verify", short_help="Check the cache; remove what is damaged.")
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.argument("folder", required=False, type=NonemptyPath())
 @takes("cache")
 def cache_verify(context: CommandContext, folder: Path | None) -> None:
     """Read and check every file and directory of the cache FOLDER, and remove damaged entries.

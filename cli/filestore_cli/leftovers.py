@@ -11,6 +11,7 @@ import click
 from filestore.core.timestamps import format_seconds
 from filestore.errors import StorageError
 from filestore_cli.context import CommandContext, takes
+from filestore_cli.paths import NonemptyPath
 from filestore_cli.text import age, for_display, in_units
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="List what interrupted fetches left.")
-@click.argument("folder", default=".", type=click.Path(path_type=Path))
+@click.argument("folder", default=".", type=NonemptyPath())
 @click.option("--remove", "removes", is_flag=True, help="Remove them; files of a running fetch stay.")
 @takes()
 def leftovers(context: CommandContext, folder: Path, *, removes: bool) -> None:

@@ -15,7 +15,9 @@ from filestore.core.names import tree_name
 from filestore.core.records import Kind
 from filestore.core.references import Reference
 from filestore.errors import TargetError
+from filestore.system.files import EMPTY_PATH
 from filestore_cli.context import CommandContext, creates, takes
+from filestore_cli.paths import NonemptyPath
 from filestore_cli.progress import FETCH, HASH, PLAN, PUSH, show_progress
 from filestore_cli.start import run_to_end
 from filestore_cli.text import duration, exactly, for_display, in_units, table
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 SYMLINKS = ("inside", "follow", "keep", "refuse")
 """The values of `filestore.transfer.sources.walk.Symlinks`."""
 
-_PATH = click.Path(path_type=Path)
+_PATH = NonemptyPath()
 _CONNECTION = ("url", "token", "connections", "stall_seconds")
 
 
@@ -172,6 +174,8 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
     """
     if keeps_zip and unzip:
         raise click.UsageError("--zip writes a zip file and --unzip writes its content; give one of them")
+    if output == "":
+        raise click.UsageError(f"--output: {EMPTY_PATH}")
     wanted = FetchRequest(reference, output, keeps_zip=keeps_zip, unzip=unzip, force=force)
     done = run_to_end(_fetch(context, wanted))
     record, fetched = done.record, done.fetched

@@ -20,6 +20,7 @@ from pathlib import Path
 from filestore.core.digest import Buffer
 from filestore.errors import (
     FilestoreError,
+    InvalidInput,
     InvalidSetting,
     NotPermitted,
     SourceUnreadable,
@@ -29,6 +30,7 @@ from filestore.errors import (
     storage_error,
 )
 
+EMPTY_PATH = "the path is empty, as from a variable that is not set; give '.' for the current folder"
 _SYNC_THREADS = 16
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -291,11 +293,20 @@ def in_blocks(size: int) -> int:
     return -(-size // BLOCK_SIZE) * BLOCK_SIZE
 
 
+def given_path(text: str | Path) -> Path:
+    """Return the path that a caller gave. Raises InvalidInput for an empty text, which `Path` reads as the current folder."""
+    if text == "":
+        raise InvalidInput(EMPTY_PATH)
+    return Path(text)
+
+
 def home_path(text: str | Path) -> Path:
     """Return `text` as a path. `~` alone or `~/` at the beginning means the home folder, as in a shell.
 
-    Raises InvalidSetting if the home folder is not known, or if `text` begins with the `~name` of another user.
+    Raises InvalidInput for an empty text. Raises InvalidSetting if the home folder is not known, or if `text` begins with
+    the `~name` of another user.
     """
+    given_path(text)
     path = str(text)
     if not path.startswith("~"):
         return Path(text)

@@ -26,7 +26,7 @@ from filestore.core.progress import Report
 from filestore.core.records import Record
 from filestore.errors import SourceError, StorageError, TargetError, TransferError, storage_error
 from filestore.repository.protocol import Repository, Wanted, find_record
-from filestore.system.files import check_space, storage_errors, sync_descriptor, sync_path, target_error, write_at
+from filestore.system.files import check_space, given_path, storage_errors, sync_descriptor, sync_path, target_error, write_at
 from filestore.system.locks import FileLock, claim, is_claimed
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread
@@ -95,8 +95,9 @@ async def fetch(
     cannot be written; DamagedChunk or ChunksMissing where the repository has lost a part of it; Unauthorized or TransferError
     where a server refuses or cannot be reached.
     """
+    path = given_path(target)
     record = await find_record(repository, wanted)
-    return await fetch_record(repository, record, target=Path(target), force=force, report=report)
+    return await fetch_record(repository, record, target=path, force=force, report=report)
 
 
 async def fetch_record(

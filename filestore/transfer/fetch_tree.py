@@ -33,6 +33,7 @@ from filestore.format.zip.read import (
     ZipLimits,
 )
 from filestore.repository.protocol import Repository, Wanted, find_record
+from filestore.system.files import given_path
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.receiver import Receiver
 from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
@@ -115,8 +116,9 @@ async def fetch_tree(
 
     Source: APPNOTE.TXT 6.3.10, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, for zip files.
     """
+    path = given_path(target)
     record = await find_record(repository, wanted)
-    return await fetch_record_tree(repository, record, target=Path(target), force=force, limits=limits, report=report)
+    return await fetch_record_tree(repository, record, target=path, force=force, limits=limits, report=report)
 
 
 async def fetch_record_tree(

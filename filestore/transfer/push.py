@@ -27,6 +27,7 @@ from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec, Encoder, Frame, frame_limit
 from filestore.repository.protocol import Identity, Repository
 from filestore.system.buffers import BufferPool
+from filestore.system.files import given_path
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread, task_group
 from filestore.transfer.sources.file import WINDOW_SIZE, Content, FileSource, Source, Window, scan_and_hash
@@ -147,7 +148,7 @@ async def push(
     Source: W. Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage Systems", IEEE TPDS
     31(9), 2020, for where content is cut; BLAKE3 specification, for digests. The whole format is docs/format.md.
     """
-    path = Path(path)
+    path = given_path(path)
     started = time.monotonic()
     kept_name = checked_new_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await repository.identity()
@@ -209,7 +210,7 @@ async def plan_push(
 
     Raises what `push` raises, except what only a write can raise.
     """
-    path = Path(path)
+    path = given_path(path)
     started = time.monotonic()
     identity = await repository.identity()
     known = None if rehash else push_cache

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from filestore.backends import connect
+from filestore.cache import Cache
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.paths import chunk_key
@@ -16,8 +18,10 @@ from filestore.core.references import Directory, File, Reference
 from filestore.errors import (
     DamagedChunk,
     Interrupted,
+    InvalidInput,
     InvalidName,
     InvalidReference,
+    InvalidUrl,
     NotFound,
     SourceChanged,
     SourceUnreadable,
@@ -26,7 +30,8 @@ from filestore.errors import (
 from filestore.format.codec import Codec
 from filestore.repository.protocol import Wanted
 from filestore.transfer.fetch import fetch, fetch_record
-from filestore.transfer.push import manifest_of, push
+from filestore.transfer.fetch_tree import fetch_tree
+from filestore.transfer.push import manifest_of, plan_push, push
 from filestore.transfer.schedule import TransferOptions
 from filestore.transfer.sources.push_cache import PushCache
 from tests.support.watched import WatchedRepository
@@ -57,6 +62,26 @@ async def test_what_was_pushed_is_fetched(watched: WatchedRepository, source: Pa
     fetched = await fetch(watched, pushed.record, target=tmp_path / "back.bin")
     assert source.read_bytes() == fetched.path.read_bytes()
     assert (size, pushed.bytes_sent, 0) == (fetched.size, fetched.bytes_received, fetched.bytes_reused)
+
+
+async def test_an_empty_path_is_not_the_current_folder(watched: WatchedRepository, source: Path) -> None:
+    """An empty text comes from a variable that is not set: push, plan, fetch, caches and connect refuse it."""
+    record = (await push(watched, source)).record
+    calls = len(watched.calls)
+    for attempt in (
+        lambda: push(watched, ""),
+        lambda: plan_push(watched, ""),
+        lambda: fetch(watched, record, target=""),
+        lambda: fetch_tree(watched, record, target=""),
+    ):
+        with pytest.raises(InvalidInput, match="the path is empty, as from a variable that is not set"):
+            await attempt()
+    assert calls == len(watched.calls)
+    for make in (lambda: PushCache(""), lambda: Cache("", watched)):
+        with pytest.raises(InvalidInput, match="the path is empty"):
+            make()
+    with pytest.raises(InvalidUrl, match="it is empty, as from a variable that is not set"):
+        await connect("").__aenter__()
 
 
 async def test_a_second_push_sends_nothing(watched: WatchedRepository, source: Path) -> None:

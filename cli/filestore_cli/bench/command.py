@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import click
 
 from filestore_cli.context import CommandContext, takes
+from filestore_cli.paths import NonemptyPath
 from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
 from filestore_cli.text import for_display
@@ -57,7 +58,7 @@ def _asks(command: Callable[..., None]) -> Callable[..., None]:
         asked = BenchOptions(**{name: arguments.pop(name) for name in BenchOptions._fields})
         command(asked=asked, **arguments)
 
-    path = click.Path(path_type=Path)
+    path = NonemptyPath()
     for option in (
         click.option("--plot", type=path, metavar="FILE", help="Also write a plot: .png, .svg or .pdf."),
         click.option("--folder", type=path, help="Where to work: on the disk to measure.  [default: the temporary folder]"),

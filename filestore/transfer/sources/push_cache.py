@@ -18,6 +18,7 @@ from filestore.core.digest import DIGEST_SIZE
 from filestore.core.manifest import Manifest
 from filestore.errors import FilestoreError
 from filestore.repository.protocol import Identity
+from filestore.system.files import given_path
 from filestore.system.threads import abandon, tell_of_forks
 from filestore.transfer.sources.file import CachedPush
 
@@ -51,7 +52,7 @@ class PushCache:
 
     def __init__(self, path: str | Path) -> None:
         """Open the file at `path`."""
-        self._path = Path(path)
+        self._path = given_path(path)
         self._connection = self._open()
         tell_of_forks(self)
 
