@@ -138,7 +138,7 @@ def push(
     name: str | None = None,
     push_cache: PushCache | None = None,
     rehash: bool = False,
-    codec: Codec | None = None,
+    codec: Codec | str | None = None,
     report: Report | None = None,
     symlinks: Symlinks | str = Symlinks.INSIDE,
     include: Sequence[str] = (),

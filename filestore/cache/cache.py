@@ -525,9 +525,15 @@ def _sum(first: _Cost | None, second: _Cost) -> _Cost:
     return second if first is None else _Cost(first.received + second.received, second.reused)
 
 
-def _without_record(wanted: Resolvable) -> File | Directory | FileURL:
-    if not isinstance(wanted, Record):
+def _without_record(wanted: object) -> File | Directory | FileURL:
+    if isinstance(wanted, File | Directory | FileURL):
         return wanted
+    if not isinstance(wanted, Record):
+        given = repr(wanted) if isinstance(wanted, str) else f"a value of the type {type(wanted).__name__}"
+        raise InvalidInput(
+            f"a cache cannot resolve {given}, which says neither file nor directory; give File(id=...) or Directory(id=...), or"
+            " the record that `repository.record` returns for a name"
+        )
     return Directory(id=wanted.id) if wanted.kind is Kind.DIRECTORY else File(id=wanted.id)
 
 

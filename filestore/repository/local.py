@@ -34,7 +34,7 @@ from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.format_file import read_format
 from filestore.repository.index.protocol import Index, Transaction
 from filestore.repository.ingest import Ingest, discard_all, is_intact
-from filestore.repository.protocol import SIGNED_SECONDS, Identity, Moved
+from filestore.repository.protocol import SIGNED_SECONDS, Identity, Moved, Wanted, closed_error, reference_of
 from filestore.repository.stores.protocol import ChunkStore, Staging
 from filestore.system.buffers import Budget
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group
@@ -79,6 +79,7 @@ class LocalRepository:
         self._signed_seconds = signed_seconds
         self._read_only = read_only
         self._identity: Identity | None = None
+        self._is_closed = False
 
     def __reduce__(self) -> Never:
         raise TypeError(f"{self.location}: an open repository cannot be sent to another process; open it there by connect()")
@@ -96,6 +97,8 @@ class LocalRepository:
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise UsedAfterFork(self.location, self._pid)
+        if self._is_closed:
+            raise closed_error(self.location)
 
     @property
     def namespace(self) -> str:
@@ -208,7 +211,8 @@ class LocalRepository:
             raise InvalidManifest(f"the stored manifest {digest} is damaged; push the file again")
         return encoded
 
-    async def record(self, reference: Reference) -> Record:
+    async def record(self, wanted: Wanted) -> Record:
+        reference = reference_of(wanted)
         record = await self._index.record(self._namespace, reference)
         if record is None and reference.name_otherwise is not None:
             record = await self._index.record(self._namespace, Reference(name=reference.name_otherwise))
@@ -298,6 +302,7 @@ class LocalRepository:
 
         In a forked child, the parent's files stay open.
         """
+        self._is_closed = True
         try:
             await self._opened_store.close()
         finally:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, Reference
+from filestore.errors import InvalidInput
 from filestore.format.codec import Frame
 
 SIGNED_SECONDS = 86400
@@ -98,10 +99,13 @@ class Repository(Protocol):
     async def manifest(self, digest: Digest) -> bytes:
         """Return the canonical bytes of a manifest, and verify its digest. Raises NotFound, InvalidManifest."""
 
-    async def record(self, reference: Reference) -> Record:
-        """Return the newest record that `reference` names. For a digest alone, a directory has priority over a file.
+    async def record(self, wanted: Wanted) -> Record:
+        """Return the newest record that `wanted` names. For a digest alone, a directory has priority over a file.
 
-        Raises NotFound if there is none, and UnexpectedRecord if a server answers with another record.
+        A `Record` means its id, so that the answer is what the repository knows now.
+
+        Raises InvalidReference for a text that cannot name a stored file, a local path and a URL; NotFound if there is no such
+        record, and UnexpectedRecord if a server answers with another record.
         """
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
@@ -130,7 +134,10 @@ class Repository(Protocol):
         """
 
     async def close(self) -> None:
-        """Close connections and files. The block of `connect` does this at its end. Call no other method afterwards."""
+        """Close connections and files. The block of `connect` does this at its end.
+
+        A verb that is called afterwards raises InvalidInput.
+        """
 
 
 async def find_record(repository: Repository, wanted: Wanted) -> Record:
@@ -138,8 +145,29 @@ async def find_record(repository: Repository, wanted: Wanted) -> Record:
 
     Raises InvalidReference for a text that cannot name a stored file, a local path and a URL; NotFound, TransferError.
     """
-    if isinstance(wanted, Record):
-        return wanted
+    return wanted if isinstance(wanted, Record) else await repository.record(reference_of(wanted))
+
+
+def reference_of(wanted: object) -> Reference:
+    """Return the reference that `wanted` means; for a record, that of its id.
+
+    Raises InvalidReference for a text that cannot name a stored file, a local path and a URL. Raises InvalidInput for a value of
+    another type.
+    """
     if isinstance(wanted, str):
-        wanted = Reference.parse(wanted)
-    return await repository.record(wanted if isinstance(wanted, Reference) else wanted.reference)
+        return Reference.parse(wanted)
+    if isinstance(wanted, Record):
+        return Reference(id=wanted.id)
+    if isinstance(wanted, File | Directory):
+        return wanted.reference
+    if not isinstance(wanted, Reference):
+        kind = type(wanted).__name__
+        raise InvalidInput(
+            f"a value of the type {kind} names no stored file; give a text, a Reference, a Record, a File or a Directory"
+        )
+    return wanted
+
+
+def closed_error(location: str) -> InvalidInput:
+    """Return the error of a verb that is called after `Repository.close`."""
+    return InvalidInput(f"the repository {location} was closed; open it again by connect")

@@ -22,7 +22,7 @@ from filestore.core.manifest import Manifest
 from filestore.core.names import archive_name, checked_name, checked_new_name
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Kind, Record
-from filestore.errors import ChunksMissing, InvalidDigest, InvalidReference, ServerError, SourceChanged
+from filestore.errors import ChunksMissing, InvalidDigest, InvalidInput, InvalidReference, ServerError, SourceChanged
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec, Encoder, Frame, frame_limit
 from filestore.repository.protocol import Identity, Repository
@@ -111,7 +111,7 @@ async def push(
     name: str | None = None,
     push_cache: PushCache | None = None,
     rehash: bool = False,
-    codec: Codec | None = None,
+    codec: Codec | str | None = None,
     report: Report | None = None,
     symlinks: Symlinks | str = Symlinks.INSIDE,
     include: Sequence[str] = (),
@@ -130,11 +130,13 @@ async def push(
         after it.
     push_cache: what remembers earlier pushes. What has not changed since its last push to this repository is then not read.
     rehash: read everything, whatever the push cache says.
-    codec: one codec for all chunks. The default picks the best codec for each chunk.
+    codec: one codec for all chunks: a `Codec`, or "raw", "zstd", "planes2+zstd" or "planes4+zstd". The default, None or "auto",
+        picks the best codec for each chunk.
     report: called with a `Progress` at each step, in the thread of the event loop.
     symlinks: what becomes of the symbolic links in a directory: a `Symlinks`, or "inside", "follow", "keep" or "refuse".
     include, exclude: a glob or a list of globs for paths inside a directory, such as `*.safetensors`; a `*` also matches `/`.
         Only files that match one of `include` are taken (all files where there is none), and none that matches one of `exclude`.
+        They are refused for a file.
 
     Cost: each byte is read and hashed once. Memory stays below about 100 MiB, whatever the size. A second push of the same
     content sends no chunks and gives the same record.
@@ -149,12 +151,13 @@ async def push(
     31(9), 2020, for where content is cut; BLAKE3 specification, for digests. The whole format is docs/format.md.
     """
     path = given_path(path)
+    chosen = _checked_codec(codec)
     started = time.monotonic()
     kept_name = checked_new_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await repository.identity()
     known = None if rehash else push_cache
     async with _opened_source(path, identity, known, symlinks=symlinks, include=include, exclude=exclude) as source:
-        sending = _Sender(repository, source, codec=codec, report=report)
+        sending = _Sender(repository, source, codec=chosen, report=report)
         await sending.send_all()
         manifest = await in_cpu_thread(source.manifest)
         kind = Kind.DIRECTORY if isinstance(source, TreeSource) else Kind.FILE
@@ -257,7 +260,24 @@ def _open_source(
         return stack.enter_context(
             TreeSource(walk(path, symlinks=symlinks, include=include, exclude=exclude), chunking_version=chunking_version)
         )
+    if (include or exclude) and path.exists():
+        raise InvalidInput(f"{path} is not a directory; include and exclude are only for directories")
     return stack.enter_context(FileSource(path, chunking_version=chunking_version))
+
+
+def _checked_codec(codec: Codec | str | None) -> Codec | None:
+    """Return the codec for all chunks, or None for the best codec of each chunk. Raises InvalidInput."""
+    if codec is None or isinstance(codec, Codec) or codec == "auto":
+        return codec if isinstance(codec, Codec) else None
+    for known in Codec:
+        if codec == _codec_name(known):
+            return known
+    raise InvalidInput(f"{codec!r} is not a codec; give one of auto, {', '.join(map(_codec_name, Codec))}")
+
+
+def _codec_name(codec: Codec) -> str:
+    """Return the name of a codec that users write, such as "planes2+zstd"."""
+    return codec.name.lower().replace("_", "+")
 
 
 def default_name(path: Path) -> str:

@@ -10,10 +10,10 @@ from filestore.core.digest import chunk_digest
 from filestore.core.manifest import CHUNK_LIMIT, Manifest
 from filestore.core.records import Kind, Record
 from filestore.core.references import File, Reference
-from filestore.errors import ChunksMissing, InvalidFrame, InvalidManifest, InvalidName, NotFound
+from filestore.errors import ChunksMissing, InvalidFrame, InvalidInput, InvalidManifest, InvalidName, InvalidReference, NotFound
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Frame
-from filestore.repository.protocol import Repository
+from filestore.repository.protocol import Repository, Wanted
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import buffer_for, contents, decoded, encoded, frames, manifest
 from tests.support.generator import octets, prose
@@ -200,6 +200,35 @@ async def test_a_name_means_its_newest_record(repository: Repository) -> None:
     newer = await push(repository, contents(1, seed=2))
     assert newer == await repository.record(Reference(name="name"))
     assert older == await repository.record(Reference(id=older.id))
+
+
+async def test_a_record_is_named_in_all_ways_that_a_fetch_takes(repository: Repository) -> None:
+    """A text, a `Reference`, a `File`, a `Directory` and a `Record`. Anything else is refused with what to give."""
+    record = await push(repository, contents(1), name="ab.txt")
+    ways: list[Wanted] = [
+        "ab.txt",
+        record.id,
+        str(record.digest),
+        record.path,
+        File(id=record.id),
+        record,
+        Reference(name="ab.txt"),
+    ]
+    for wanted in ways:
+        assert record == await repository.record(wanted)
+    with pytest.raises(InvalidInput, match="a value of the type int names no stored file; give a text, a Reference, a Record"):
+        await repository.record(7)  # type: ignore[arg-type]
+    with pytest.raises(InvalidReference):
+        await repository.record("")
+
+
+async def test_a_closed_repository_says_so(repository: Repository) -> None:
+    """No verb opens it again, and none fails with an error of the machinery."""
+    await push(repository, contents(1), name="ab.txt")
+    await repository.close()
+    for verb in (repository.record("ab.txt"), repository.records(), repository.missing([chunk_digest(b"x")])):
+        with pytest.raises(InvalidInput, match=r"the repository .* was closed; open it again by connect"):
+            await verb
 
 
 async def test_kind_tells_records_apart(repository: Repository) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
-from filestore.core.references import Reference
 from filestore.format.codec import Frame
-from filestore.repository.protocol import Identity, Moved, Repository
+from filestore.repository.protocol import Identity, Moved, Repository, Wanted
 
 
 async def _nothing(_: str) -> None:
@@ -64,9 +63,9 @@ class WatchedRepository:
         await self._note("manifest")
         return await self.inner.manifest(digest)
 
-    async def record(self, reference: Reference) -> Record:
+    async def record(self, wanted: Wanted) -> Record:
         await self._note("record")
-        return await self.inner.record(reference)
+        return await self.inner.record(wanted)
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         await self._note("records")

@@ -82,6 +82,22 @@ async def test_a_record_is_what_it_stands_for(cache: Cache, watched: WatchedRepo
     assert content(tmp_path) == found.path.read_bytes()
 
 
+async def test_a_text_is_not_resolved(cache: Cache, watched: WatchedRepository, record: Record) -> None:
+    """A text does not say whether a file or a directory is meant: the error says what to give instead."""
+    calls = len(watched.calls)
+    for wanted in ("model.bin", None):
+        refused = pytest.raises(InvalidInput, match=r"a cache cannot resolve .*; give File\(id=...\) or Directory\(id=...\)")
+        with refused:
+            await cache.resolve(wanted)  # type: ignore[arg-type]
+        with refused:
+            await cache.cached(wanted)  # type: ignore[arg-type]
+        with refused:
+            await cache.lease(wanted).__aenter__()  # type: ignore[arg-type]
+        with refused:
+            await cache.open(wanted).__aenter__()  # type: ignore[arg-type]
+    assert calls == len(watched.calls)
+
+
 async def test_all_names_of_a_file_lead_to_one_copy(cache: Cache, watched: WatchedRepository, record: Record) -> None:
     """By id, digest and path: one fetch, one file."""
     paths = [await cache.resolve(file) for file in (File(id=record.id), File(digest=str(record.digest)), File(record.path))]

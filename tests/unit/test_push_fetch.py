@@ -84,6 +84,30 @@ async def test_an_empty_path_is_not_the_current_folder(watched: WatchedRepositor
         await connect("").__aenter__()
 
 
+async def test_a_codec_has_a_name(watched: WatchedRepository, tmp_path: Path) -> None:
+    """A push takes the names of the command line, and refuses any other one before it asks the repository."""
+    source = tmp_path / "zeros.bin"
+    source.write_bytes(bytes(MIB))
+    sizes = {}
+    for codec in ("raw", Codec.ZSTD):
+        pushed = await push(watched, source, codec=codec)
+        sizes[codec] = pushed.bytes_sent
+        await watched.remove(pushed.record.id, with_chunks=True)
+    assert (await push(watched, source, codec="zstd")).bytes_sent == sizes[Codec.ZSTD] < sizes["raw"]
+    calls = len(watched.calls)
+    with pytest.raises(InvalidInput, match=r"'foo' is not a codec; give one of auto, raw, zstd, planes2\+zstd, planes4\+zstd"):
+        await push(watched, source, codec="foo")
+    assert calls == len(watched.calls)
+
+
+async def test_globs_are_only_for_directories(watched: WatchedRepository, source: Path) -> None:
+    """A single file with globs is refused, as on the command line, and nothing is sent."""
+    for globs in ({"include": "*.txt"}, {"exclude": ["*.bin"]}):
+        with pytest.raises(InvalidInput, match="is not a directory; include and exclude are only for directories"):
+            await push(watched, source, **globs)
+    assert 0 == watched.chunks_put
+
+
 async def test_a_second_push_sends_nothing(watched: WatchedRepository, source: Path) -> None:
     """The same bytes, under the same name, are the same record, and no frame moves."""
     first = await push(watched, source)

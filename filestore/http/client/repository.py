@@ -47,7 +47,7 @@ from filestore.http.client.byte_counter import ByteCounter
 from filestore.http.client.channel_transport import ChannelTransport
 from filestore.http.client.transport import Request, Transport
 from filestore.repository.format_file import check_versions, checked_identity
-from filestore.repository.protocol import Identity, Moved
+from filestore.repository.protocol import Identity, Moved, Wanted, closed_error, reference_of
 from filestore.system.http_answers import may_try_again, pause_seconds
 from filestore.system.metrics import Stage
 from filestore.system.proxies import Proxy
@@ -103,6 +103,7 @@ class RemoteRepository:
         self._transport = self._open_transport()
         self._was_reached = False
         self._identity: Identity | None = None
+        self._is_closed = False
         self._rate: float | None = None
         tell_of_forks(self)
 
@@ -211,7 +212,8 @@ class RemoteRepository:
             raise InvalidManifest(f"what {self.location} gives for {digest} has another digest")
         return encoded
 
-    async def record(self, reference: Reference) -> Record:
+    async def record(self, wanted: Wanted) -> Record:
+        reference = reference_of(wanted)
         try:
             return self._checked(await self._find(reference), reference)
         except NotFound:
@@ -285,12 +287,15 @@ class RemoteRepository:
         return await self._json("GET", "/status")
 
     async def close(self) -> None:
+        self._is_closed = True
         await self._transport.close()
 
     # Below: requests. Each is idempotent, so that `_retried` may repeat it.
 
     async def _retried(self, request: Callable[[], Awaitable[T]]) -> T:
         for attempt in count(1):
+            if self._is_closed:
+                raise closed_error(self.location)
             try:
                 return await request()
             except FilestoreError as error:
