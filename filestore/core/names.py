@@ -40,8 +40,10 @@ def checked_name(name: str) -> str:
     A valid name has no slash, no control character and at most 255 bytes. For the name of a new record, use
     `checked_new_name`: it refuses some names that records of older versions may have.
     """
-    if not name or name in (".", ".."):
-        raise InvalidName(name, "it is empty, or stands for a folder")
+    if not name:
+        raise InvalidName(name, "it is empty")
+    if name in (".", ".."):
+        raise InvalidName(name, "it stands for a folder")
     if "/" in name or _CONTROL.search(name):
         raise InvalidName(name, "it holds a slash or a control character")
     try:

@@ -10,6 +10,8 @@ from filestore.errors import InvalidDigest, InvalidReference
 FILES_PREFIX = "pipeline_files"
 RUN_FILES_PREFIX = "run_files"
 
+_FILE_PATH_REASON = f"a path looks like {FILES_PREFIX}/ab/cd/<digest>/<name>, where the digest begins with abcd"
+
 _UUID_GROUPS = (8, 4, 4, 4, 12)
 _UUID = re.compile("-".join(f"[0-9a-f]{{{size}}}" for size in _UUID_GROUPS))
 
@@ -57,8 +59,11 @@ def parse_file_path(path: str) -> tuple[Digest, str]:
     folder, _, name = path.removeprefix("/").rpartition("/")
     prefix, _, inner = folder.partition("/")
     if prefix != FILES_PREFIX or not name:
-        raise InvalidReference(path, f"a path looks like {FILES_PREFIX}/ab/cd/<digest>/<name>")
-    return unhashed(inner), name
+        raise InvalidReference(path, _FILE_PATH_REASON)
+    try:
+        return unhashed(inner), name
+    except InvalidReference:
+        raise InvalidReference(path, _FILE_PATH_REASON) from None
 
 
 def run_path(file_id: str, name: str) -> str:

@@ -62,6 +62,10 @@ class ReferenceParts:
         if text.removeprefix("/").startswith((f"{FILES_PREFIX}/", f"{RUN_FILES_PREFIX}/")):
             stored = Reference.parse_path(text)
             return cls(id=stored.id, digest=stored.digest, name=stored.name)
+        if not text:
+            raise InvalidReference(text, "it is empty; give a name, an id, a digest or a stored path")
+        if text.startswith(_LOCAL_BEGINNINGS):
+            raise InvalidReference(text, "a path of this machine names no stored file; store it with a push first")
         head, colon, inner = text.partition(":")
         entry_path = _checked_entry_path(inner, text) if colon else None
         base, at, after = head.partition("@")
@@ -73,12 +77,17 @@ class ReferenceParts:
                 raise InvalidReference(text, "an id or a digest means one state of a file, so a revision cannot follow it")
             return cls(id=file_id, digest=digest, entry_path=entry_path)
         owner, slash, name = base.rpartition("/")
+        if "/" in owner:
+            raise InvalidReference(text, f"only one owner can stand before a name; {_STORED_PATH_REASON}")
         if slash and not _OWNER.match(owner):
             raise InvalidReference(text, _OWNER_REASON)
+        if not name:
+            where = "after its '/'" if slash else f"before its '{at or colon}'"
+            raise InvalidReference(text, f"the name is missing {where}")
         try:
             checked_name(name)
         except InvalidName as error:
-            raise InvalidReference(text, str(error)) from None
+            raise InvalidReference(text, error.reason) from None
         return cls(owner=owner if slash else None, name=name, revision=revision, entry_path=entry_path)
 
     def check_supported(self) -> None:
@@ -367,9 +376,11 @@ class Directory(_NamedContent):
     __slots__ = ()
 
 
+_LOCAL_BEGINNINGS = ("/", "./", "../", "~/")
+_STORED_PATH_REASON = f"a stored path begins with {FILES_PREFIX}/ or {RUN_FILES_PREFIX}/"
 _OWNER_REASON = (
     "what is before its last '/' is neither an owner nor the folder of a stored path; an owner has up to 96 letters, digits,"
-    f" '-', '_' and '.', and a stored path begins with {FILES_PREFIX}/ or {RUN_FILES_PREFIX}/"
+    f" '-', '_' and '.', and neither '-' nor '.' at either end; {_STORED_PATH_REASON}"
 )
 
 

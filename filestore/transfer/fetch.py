@@ -38,6 +38,7 @@ from filestore.transfer.sinks.protocol import Ordering, OvertakenError
 from filestore.transfer.sources.file import FileSource
 
 ATTEMPTS = 3
+_FOLDER_THERE = "a folder is there, which a single file does not replace, not even by force; give another target"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,8 @@ async def _fetch(  # each is a part of the call
 
 def _check_free(target: Path) -> None:
     """Raise TargetError if a file, a folder or a link exists at the path of the target."""
+    if target.is_dir():
+        raise TargetError(str(target), _FOLDER_THERE)
     if os.path.lexists(target):
         reason = "another file is there; give another target, or replace it by force"
         raise TargetError(str(target), reason, hint="choose-target")
@@ -231,7 +234,10 @@ class _PartialFile:
         """
         with storage_errors(self._target, translate=target_error):
             with suppress(FileNotFoundError):
-                if not stat.S_ISREG(self._target.stat().st_mode):
+                mode = self._target.stat().st_mode
+                if stat.S_ISDIR(mode):
+                    raise TargetError(str(self._target), _FOLDER_THERE)
+                if not stat.S_ISREG(mode):
                     raise TargetError(str(self._target), "it exists and is not a regular file; give another target")
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         self._lock = FileLock(self._descriptor, self._path, is_required=True)

@@ -108,6 +108,18 @@ async def test_globs_are_only_for_directories(watched: WatchedRepository, source
     assert 0 == watched.chunks_put
 
 
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_folder_is_not_replaced_by_a_file(watched: WatchedRepository, tmp_path: Path, *, force: bool) -> None:
+    """The error says that a folder is there, and that force does not help."""
+    (tmp_path / "a.txt").write_text("a")
+    record = (await push(watched, tmp_path / "a.txt")).record
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(TargetError, match="a folder is there, which a single file does not replace, not even by force"):
+        await fetch(watched, record, target=tmp_path / "folder", force=force)
+    assert {"a.txt", "folder"} <= {path.name for path in tmp_path.iterdir()}
+    assert [] == list(tmp_path.glob(".*.filestore-partial"))
+
+
 async def test_a_second_push_sends_nothing(watched: WatchedRepository, source: Path) -> None:
     """The same bytes, under the same name, are the same record, and no frame moves."""
     first = await push(watched, source)
