@@ -6,7 +6,6 @@ import click
 
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
-from filestore.errors import InvalidReference
 from filestore.repository.protocol import Repository
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.start import run_to_end
@@ -52,7 +51,10 @@ def info(context: CommandContext, reference: str) -> None:
 def rm(context: CommandContext, file_id: str) -> None:
     """Remove the record of a stored file or directory. Other records of the same content stay."""
     if Reference.parse(file_id).id is None:
-        raise InvalidReference(file_id, "rm takes an id, file_ and 32 hexadecimal digits, as `filestore ls` shows it")
+        raise click.ClickException(
+            f"rm takes an id, file_ and 32 hexadecimal digits, and {file_id!r} is not one; "
+            "`filestore info NAME` prints the id of a file, and `filestore ls` shows all ids"
+        )
 
     async def run() -> None:
         async with context.repository() as repository:

@@ -563,6 +563,16 @@ def test_a_wrong_token(home: Home, model: Path, server: Server, token: str) -> N
     )
 
 
+def test_rm_takes_an_id_alone(home: Home, model: Path) -> None:
+    """For the name of a stored file, the error says how to find the id."""
+    home.result("push", model)
+    sentence = (
+        "rm takes an id, file_ and 32 hexadecimal digits, and 'model.bin' is not one; "
+        "`filestore info NAME` prints the id of a file, and `filestore ls` shows all ids"
+    )
+    assert sentence == home.failure("rm", "model.bin")
+
+
 def test_no_server(home: Home, model: Path) -> None:
     """The error says that the server cannot be reached."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
