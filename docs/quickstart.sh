@@ -52,7 +52,7 @@ done
 cat "$work/serve.log"
 FILESTORE_URL=$(sed -n 's/^listening on //p' "$work/serve.log")
 FILESTORE_TOKEN=$(sed -n 's/^  export FILESTORE_TOKEN=//p' "$work/serve.log")
-if [ "$FILESTORE_TOKEN" = TOKEN ]; then
+if [ -z "$FILESTORE_TOKEN" ]; then
     # The folder was served before, and a token is shown once.
     FILESTORE_TOKEN=$(filestore token new --root "$root" --label quickstart --quiet)
 fi

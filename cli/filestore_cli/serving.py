@@ -77,7 +77,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
             "",
             "To push a file, type in another terminal:",
             f"  export FILESTORE_URL={reachable(url)}",
-            f"  export FILESTORE_TOKEN={made or 'TOKEN'}",
+            f"  {_token_line(settings.token, made, root)}",
             "  filestore push model.safetensors",
             "",
             f"listening on {url}",
@@ -313,6 +313,15 @@ def _token_words(given: str | None, made: str | None, root: Path) -> str:
     if given is not None:
         return "the one of --token, FILESTORE_TOKEN or the configuration file; the tokens of the folder work as well"
     return f"printed at the first start; `filestore token new --root {shlex.quote(for_display(root))}` makes another"
+
+
+def _token_line(given: str | None, made: str | None, root: Path) -> str:
+    if made is not None:
+        return f"export FILESTORE_TOKEN={made}"
+    if given is not None:
+        return "# export FILESTORE_TOKEN=...  (the token that this server was given)"
+    another = f"`filestore token new --root {shlex.quote(for_display(root))}` makes another one"
+    return f"# export FILESTORE_TOKEN=...  (the token that the first start printed; {another})"
 
 
 def reachable(url: str) -> str:

@@ -621,7 +621,9 @@ def test_later_starts(home: Home, tmp_path: Path) -> None:
         token = first.token
     with home.server(root=tmp_path / "root") as second:
         assert token not in second.said
-        assert f"filestore token new --root {tmp_path / 'root'}" in second.said
+        another = f"`filestore token new --root {tmp_path / 'root'}` makes another one"
+        line = f"  # export FILESTORE_TOKEN=...  (the token that the first start printed; {another})"
+        assert line in second.said.splitlines()
         assert home.result("ls", environ={"FILESTORE_URL": second.url, "FILESTORE_TOKEN": token})["files"] == []
 
 
