@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from filestore.errors import FilestoreError
+from filestore.errors import FilestoreError, Unreachable
 from filestore_cli.hints import explained
 from filestore_cli.start import OUTPUT_LEFT, RESUMES, how_interrupted, interrupted_status, output_failure, say, sentence
 from filestore_cli.text import for_display
@@ -37,7 +37,7 @@ _ALIASES = {"warm": "caching:warm"}
 _RESUMED = {"create", "fetch", "push"}
 """Commands that continue where they were interrupted. A command of a group says so by `RESUMES` in the `meta` of its
 context."""
-_HOW_TO_GO_ON = "; run the same command again to continue: nothing is transferred again."
+_HOW_TO_GO_ON = "; run the same command again to continue: what was transferred already is not transferred again"
 
 
 class Commands(click.Group):
@@ -75,10 +75,11 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except FilestoreError as error:
-            raise click.ClickException(for_display(explained(error))) from error
+            # The sentences of the other errors of a transfer say that themselves.
+            how_to_go_on = _HOW_TO_GO_ON if isinstance(error, Unreachable) and _resumes(ctx) else ""
+            raise click.ClickException(for_display(explained(error)) + how_to_go_on) from error
         except KeyboardInterrupt:
-            resumes = ctx.invoked_subcommand in _RESUMED or RESUMES in ctx.meta
-            say(how_interrupted() + (_HOW_TO_GO_ON if resumes else "."))
+            say(f"{how_interrupted()}{_HOW_TO_GO_ON if _resumes(ctx) else ''}.")
             ctx.exit(interrupted_status())
         except BrokenPipeError:
             # The program that read the output has ended, so there is no message.
@@ -87,6 +88,10 @@ class Commands(click.Group):
             raise
         except Exception as error:
             raise click.ClickException(for_display(sentence(error))) from error
+
+
+def _resumes(ctx: click.Context) -> bool:
+    return ctx.invoked_subcommand in _RESUMED or RESUMES in ctx.meta
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

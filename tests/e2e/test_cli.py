@@ -17,6 +17,7 @@ import pytest
 from tests.support.commands import REPOSITORY, SCRIPTS, Home, Server
 
 SIZE = 3_000_000
+GOES_ON = "; run the same command again to continue: what was transferred already is not transferred again"
 RECORD_KEYS = {"id", "name", "digest", "path", "size", "kind", "namespace", "created_at", "updated_at"}
 NAMES = [
     "with space.bin",
@@ -534,7 +535,7 @@ def test_an_interrupt(home: Home, model: Path) -> None:
         connection.close()
 
     assert (process.returncode, output) == (130, "")
-    assert errors == "Interrupted; run the same command again to continue: nothing is transferred again.\n"
+    assert errors == f"Interrupted{GOES_ON}.\n"
 
 
 # With a server.
@@ -574,10 +575,15 @@ def test_rm_takes_an_id_alone(home: Home, model: Path) -> None:
 
 
 def test_no_server(home: Home, model: Path) -> None:
-    """The error says that the server cannot be reached."""
+    """The error says that the server cannot be reached, and that a transfer then continues."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    assert home.failure("push", model, "--url", url).startswith(f"{url} cannot be reached: ")
+    sentence = (
+        f"{url} cannot be reached: Connection refused; check that a filestore server runs there; `filestore serve` starts one"
+    )
+    assert sentence == home.failure("ls", "--url", url)
+    for command in (["push", model], ["fetch", "model.bin"], ["cache", "warm", "model.bin"]):
+        assert sentence + GOES_ON == home.failure(*command, "--url", url)
 
 
 @pytest.mark.slow

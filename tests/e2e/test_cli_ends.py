@@ -17,7 +17,7 @@ from tests.support.commands import SCRIPTS, Home
 from tests.support.server import eventually
 
 ENDINGS = [(signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-GOES_ON = "run the same command again to continue: nothing is transferred again.\n"
+GOES_ON = "run the same command again to continue: what was transferred already is not transferred again.\n"
 
 
 @pytest.fixture
