@@ -33,6 +33,7 @@ FilestoreError
 ├── MissingCompiledPart
 ├── MissingPackage
 ├── Unauthorized
+│   └── TokenMissing
 ├── UrlRefused
 ├── Forbidden
 ├── SourceError               what is pushed
@@ -390,6 +391,13 @@ class Unauthorized(FilestoreError):
     facts = ("where",)
     sentence = "{where} refused the token; give a token of that server"
     hint = "give-token"
+
+
+class TokenMissing(Unauthorized):
+    """A server that needs a token was asked without one."""
+
+    slug = "token-missing"
+    sentence = "{where} needs a token, and none was given; give a token of that server"
 
 
 class UrlRefused(FilestoreError):

@@ -94,7 +94,8 @@ class AiohttpTransport:
         if response.status not in SUCCESSES:
             problem = SmallAnswer(self._location)
             await self._receive(response, problem)
-            raise answer_error(self._location, response.status, problem.content, said, sent_size=request.size)
+            sent, has_token = request.size, self._token is not None
+            raise answer_error(self._location, response.status, problem.content, said, sent_size=sent, has_token=has_token)
         if not is_sent:
             raise Interrupted(self._location, "it answered before it had the whole request")
         if said.is_page:

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from filestore.core.digest import Digest
 from filestore.core.manifest import MANIFEST_LIMIT
 from filestore.core.records import parse_json
-from filestore.errors import FilestoreError, Interrupted, InvalidBatch, LimitExceeded, Unauthorized
+from filestore.errors import FilestoreError, Interrupted, InvalidBatch, LimitExceeded, TokenMissing, Unauthorized
 from filestore.http import wire
 from filestore.http.client.foreign import error_of
 from filestore.repository.protocol import Moved
@@ -135,12 +135,15 @@ def longer_than_announced(location: str) -> Interrupted:
     return Interrupted(location, "the answer is longer than it said")
 
 
-def answer_error(location: str, status: int, content: bytes, said: Said, *, sent_size: int) -> FilestoreError:
-    """Return the error to raise for an unsuccessful answer. The body of the request had `sent_size` bytes."""
+def answer_error(location: str, status: int, content: bytes, said: Said, *, sent_size: int, has_token: bool) -> FilestoreError:
+    """Return the error to raise for an unsuccessful answer.
+
+    `sent_size` is bytes of the request's body; `has_token` says whether the request had a token.
+    """
     try:
         document = parse_json(content)
     except ValueError:
         document = None
     if status == HTTPStatus.UNAUTHORIZED and not said.is_page:  # a page is the login of something between
-        return Unauthorized(location)
+        return Unauthorized(location) if has_token else TokenMissing(location)
     return error_of(location, status, document, said, sent_size=sent_size)

@@ -21,6 +21,7 @@ class ChannelTransport:
 
     def __init__(self, location: str, *, token: str | None, count: int, stall_seconds: float, proxy: Proxy | None = None) -> None:
         self._location = location
+        self._has_token = token is not None
         self._channels = Channels(location, token=token, count=count, stall_seconds=stall_seconds, proxy=proxy)
         self.has_answered = False
 
@@ -40,7 +41,8 @@ class ChannelTransport:
         if head.status not in SUCCESSES:
             problem = SmallAnswer(self._location)
             self._receive(channel, problem)
-            raise answer_error(self._location, head.status, problem.content, head.said, sent_size=request.size)
+            sent, has_token = request.size, self._has_token
+            raise answer_error(self._location, head.status, problem.content, head.said, sent_size=sent, has_token=has_token)
         # The channel has counted the time until here.
         with span(Stage.RECEIVE) if request.stage is Stage.RECEIVE else nullcontext() as receiving:
             self._receive(channel, body)
