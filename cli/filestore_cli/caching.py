@@ -15,6 +15,7 @@ from filestore.core.timestamps import format_seconds
 from filestore.errors import InvalidReference, StorageError
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.filters import Filter
+from filestore_cli.lookup import record_of
 from filestore_cli.paths import NonemptyPath
 from filestore_cli.progress import FETCH, show_progress
 from filestore_cli.start import RESUMES, run_to_end
@@ -167,7 +168,7 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
     done: list[tuple[Record, ResolveResult]] = []
     async with context.repository(read_only=True) as repository:
         # All references are looked up first, so that a mistake in the last one is not reported after hours.
-        records = [await repository.record(reference) for reference in references]
+        records = [await record_of(repository, reference) for reference in references]
         async with Cache(
             root,
             repository,

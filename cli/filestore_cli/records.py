@@ -8,6 +8,7 @@ from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.repository.protocol import Repository
 from filestore_cli.context import CommandContext, takes
+from filestore_cli.lookup import record_of
 from filestore_cli.start import run_to_end
 from filestore_cli.text import exactly, for_display, in_units, minute, table
 
@@ -40,7 +41,7 @@ def info(context: CommandContext, reference: str) -> None:
 
     async def run() -> None:
         async with context.repository(read_only=True) as repository:
-            _show_record(context, repository, await repository.record(Reference.parse(reference)))
+            _show_record(context, repository, await record_of(repository, Reference.parse(reference)))
 
     run_to_end(run())
 

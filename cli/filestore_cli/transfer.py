@@ -17,6 +17,7 @@ from filestore.core.references import Reference
 from filestore.errors import TargetError
 from filestore.system.files import EMPTY_PATH
 from filestore_cli.context import CommandContext, creates, takes
+from filestore_cli.lookup import record_of
 from filestore_cli.paths import NonemptyPath
 from filestore_cli.progress import FETCH, HASH, PLAN, PUSH, show_progress
 from filestore_cli.start import run_to_end
@@ -330,7 +331,7 @@ async def _fetch(context: CommandContext, wanted: FetchRequest) -> Done:
     tune_process()
     reference = Reference.parse(wanted.reference)
     async with context.repository(read_only=True) as repository:
-        record = await repository.record(reference)
+        record = await record_of(repository, reference)
         if not reference.means(record):
             what = "id" if reference.id is not None else "digest"
             context.note(f"Nothing is stored under the {what} {reference}; this is the file of that name.")

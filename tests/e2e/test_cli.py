@@ -585,6 +585,20 @@ def test_no_token(home: Home, model: Path, server: Server, token: str | None) ->
     ) == home.failure("push", model, environ=environ)
 
 
+@pytest.mark.parametrize("command", [["fetch"], ["info"], ["cache", "warm"]])
+def test_what_a_name_may_mean(home: Home, model: Path, tmp_path: Path, command: list[str]) -> None:
+    """Where nothing has a name, the error suggests the zip file of that directory, or a digest in lower case."""
+    (tmp_path / "my_model").mkdir()
+    model.rename(tmp_path / "my_model" / "model.bin")
+    digest = home.result("push", tmp_path / "my_model")["digest"]
+
+    missing = "nothing is stored under {!r}; `filestore ls` shows what is"
+    assert f"{missing.format('my_model')}; did you mean 'my_model.zip'?" == home.failure(*command, "my_model")
+    assert missing.format("other") == home.failure(*command, "other")
+    said = home.failure(*command, digest.upper())
+    assert f"{missing.format(digest.upper())}; digests have lower-case letters" == said
+
+
 def test_no_server(home: Home, model: Path) -> None:
     """The error says that the server cannot be reached, and that a transfer then continues."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -1,0 +1,39 @@
+"""Find the record that a user names. If there is none, say what the user may have meant."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+
+import click
+
+from filestore.core.records import Record
+from filestore.core.references import Reference
+from filestore.errors import FilestoreError, NotFound
+from filestore.repository.protocol import Repository
+from filestore_cli.hints import explained
+from filestore_cli.text import for_display
+
+_DIGEST_IN_ANY_CASE = re.compile(r"[0-9a-fA-F]{64}\Z")
+
+
+async def record_of(repository: Repository, reference: Reference) -> Record:
+    """Return the newest record that `reference` names. Raises ClickException if nothing is stored under a name."""
+    try:
+        return await repository.record(reference)
+    except NotFound as error:
+        if reference.name is None or reference.digest is not None:
+            raise
+        advice = await _advice(repository, reference.name)
+        raise click.ClickException(for_display(f"{explained(error)}{advice}")) from error
+
+
+async def _advice(repository: Repository, name: str) -> str:
+    if _DIGEST_IN_ANY_CASE.match(name):
+        return "; digests have lower-case letters"
+    # A directory is stored as a zip file.
+    as_directory = f"{name}.zip"
+    with suppress(FilestoreError):
+        await repository.record(Reference(name=as_directory))
+        return f"; did you mean {as_directory!r}?"
+    return ""
