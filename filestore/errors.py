@@ -51,6 +51,7 @@ FilestoreError
 │   └── AddressInUse
 └── TransferError          the way to a server
     ├── Unreachable
+    │   ├── HostUnknown
     │   ├── OriginUnreachable
     │   └── ProxyUnreachable
     ├── Stalled
@@ -551,6 +552,14 @@ class Unreachable(TransferError):
     hint = "start-server"
 
 
+class HostUnknown(Unreachable):
+    """The host of a URL has no address."""
+
+    slug = "host-unknown"
+    sentence = "{url} cannot be reached: {reason}; check the host name"
+    hint = ""
+
+
 class OriginUnreachable(Unreachable):
     """No connection could be made to the third-party server of a URL."""
 
@@ -576,7 +585,7 @@ class Stalled(TransferError):
 
     slug = "stalled"
     facts = ("url", "seconds")
-    sentence = "{url} moved no byte for {seconds:g} seconds; try again, what is there already is not sent again"
+    sentence = "{url} moved no byte for {seconds:g} seconds; try again"
     seconds: float
 
 
@@ -584,7 +593,7 @@ class Interrupted(TransferError):
     """A connection was cut in the middle of an answer or a request."""
 
     slug = "interrupted"
-    sentence = "{url} cut the connection: {reason}; try again, what is there already is not sent again"
+    sentence = "{url} cut the connection: {reason}; try again"
 
 
 class ServerError(TransferError):

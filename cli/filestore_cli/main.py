@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from filestore.errors import FilestoreError, Unreachable
+from filestore.errors import FilestoreError, HostUnknown, Interrupted, Stalled, Unreachable
 from filestore_cli.hints import explained
 from filestore_cli.start import OUTPUT_LEFT, RESUMES, how_interrupted, interrupted_status, output_failure, say, sentence
 from filestore_cli.text import for_display
@@ -37,7 +37,8 @@ _ALIASES = {"warm": "caching:warm"}
 _RESUMED = {"create", "fetch", "push"}
 """Commands that continue where they were interrupted. A command of a group says so by `RESUMES` in the `meta` of its
 context."""
-_HOW_TO_GO_ON = "; run the same command again to continue: what was transferred already is not transferred again"
+_KEPT = "what was transferred already is not transferred again"
+_HOW_TO_GO_ON = f"; run the same command again to continue: {_KEPT}"
 
 
 class Commands(click.Group):
@@ -75,8 +76,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except FilestoreError as error:
-            # The sentences of the other errors of a transfer say that themselves.
-            how_to_go_on = _HOW_TO_GO_ON if isinstance(error, Unreachable) and _resumes(ctx) else ""
+            how_to_go_on = _how_to_go_on(error) if _resumes(ctx) else ""
             raise click.ClickException(for_display(explained(error)) + how_to_go_on) from error
         except KeyboardInterrupt:
             say(f"{how_interrupted()}{_HOW_TO_GO_ON if _resumes(ctx) else ''}.")
@@ -88,6 +88,13 @@ class Commands(click.Group):
             raise
         except Exception as error:
             raise click.ClickException(for_display(sentence(error))) from error
+
+
+def _how_to_go_on(error: FilestoreError) -> str:
+    if isinstance(error, Interrupted | Stalled):
+        # The sentences of these say to try again.
+        return f"; {_KEPT}"
+    return _HOW_TO_GO_ON if isinstance(error, Unreachable) and not isinstance(error, HostUnknown) else ""
 
 
 def _resumes(ctx: click.Context) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import ssl
 
 _NUMBERS = re.compile(r"\[Errno ([0-9]+)\]")
@@ -27,6 +28,12 @@ def failure_reason(error: BaseException) -> str:
     if isinstance(error, OSError):
         return _system_reason(error)
     return _http_reason(error)
+
+
+def is_host_unknown(error: BaseException) -> bool:
+    """Return whether a connection failed because its host has no address."""
+    # An error of aiohttp contains the error that caused it.
+    return isinstance(getattr(error, "_os_error", None) or error, socket.gaierror | UnicodeError)
 
 
 def _tls_reason(error: ssl.SSLError) -> str:

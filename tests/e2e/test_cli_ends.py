@@ -282,6 +282,40 @@ def test_an_interrupt_from_the_first_moment_on(home: Home, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("command", ["ls", "fetch"])
+def test_a_host_without_an_address(home: Home, scheme: str, command: str) -> None:
+    """The advice is to check the host name: neither a start of a server nor the same command again can help."""
+    url = f"{scheme}://store.invalid"
+    sentence = home.failure(command, *(["model.bin"] if command == "fetch" else []), "--url", url)
+    assert re.fullmatch(rf"{url} cannot be reached: [^;]*; check the host name", sentence), sentence
+
+
+def test_a_url_with_a_path_that_the_server_does_not_have(home: Home, tmp_path: Path) -> None:
+    """The advice is to leave out the path."""
+    with home.server(root=tmp_path / "root") as server:
+        url = f"{server.url}/foo"
+        sentence = f"{url} answered 404: this is not the address of a filestore server; give the URL without its path"
+        assert sentence == home.failure("ls", "--url", url, environ={"FILESTORE_TOKEN": server.token})
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [(["ls"], ""), (["fetch", "model.bin"], "; what was transferred already is not transferred again")],
+)
+def test_an_answer_that_ends_too_early(home: Home, command: list[str], advice: str) -> None:
+    """Only a command that transfers speaks about what was transferred."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        arguments: list[str | Path] = [SCRIPTS / "filestore", *command, "--url", url, "--quiet"]
+        with subprocess.Popen(arguments, env=home.environ, stderr=subprocess.PIPE, text=True) as process:
+            connection, _ = listener.accept()
+            connection.recv(1 << 16)
+            connection.close()
+            _, sentence = process.communicate(timeout=60)
+    assert f"Error: {url} cut the connection: its answer ended too early; try again{advice}\n" == sentence
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_host_that_is_not_a_name_is_told_in_plain_words(home: Home, scheme: str) -> None:
     """Python's encoding of names is nothing to a user."""
     sentence = home.failure("ls", "--url", f"{scheme}://a..b:80")

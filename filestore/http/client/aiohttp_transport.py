@@ -13,9 +13,9 @@ import aiohttp
 from yarl import URL
 
 from filestore.core.digest import Buffer
-from filestore.errors import Interrupted, InvalidUrl, ProxyUnreachable, Stalled, Unreachable
+from filestore.errors import Interrupted, InvalidUrl, ProxyUnreachable, Stalled
 from filestore.http import wire
-from filestore.http.client.answers import SUCCESSES, SmallAnswer, answer_error, longer_than_announced
+from filestore.http.client.answers import SUCCESSES, SmallAnswer, answer_error, longer_than_announced, no_connection
 from filestore.http.client.foreign import foreign_answer
 from filestore.http.client.transport import AnswerBody, Request
 from filestore.repository.protocol import Moved
@@ -166,7 +166,7 @@ class AiohttpTransport:
             if isinstance(error, aiohttp.ClientProxyConnectionError) and self._proxy is not None:
                 reason = failure_reason(error)
                 raise ProxyUnreachable(self._location, self._proxy.url, self._proxy.source, reason) from None
-            raise Unreachable(self._location, failure_reason(error)) from None
+            raise no_connection(self._location, error) from None
         except TimeoutError:  # aiohttp's are among them
             raise Stalled(self._location, self._stall_seconds) from None
         except (aiohttp.ClientError, ConnectionError) as error:

@@ -8,10 +8,20 @@ from http import HTTPStatus
 from filestore.core.digest import Digest
 from filestore.core.manifest import MANIFEST_LIMIT
 from filestore.core.records import parse_json
-from filestore.errors import FilestoreError, Interrupted, InvalidBatch, LimitExceeded, TokenMissing, Unauthorized
+from filestore.errors import (
+    FilestoreError,
+    HostUnknown,
+    Interrupted,
+    InvalidBatch,
+    LimitExceeded,
+    TokenMissing,
+    Unauthorized,
+    Unreachable,
+)
 from filestore.http import wire
 from filestore.http.client.foreign import error_of
 from filestore.repository.protocol import Moved
+from filestore.system.connection_errors import failure_reason, is_host_unknown
 from filestore.system.http_answers import Said
 
 PROBLEM_LIMIT = MANIFEST_LIMIT * 3
@@ -133,6 +143,12 @@ class BatchAnswer:
 def longer_than_announced(location: str) -> Interrupted:
     """Return the error to raise if bytes follow the end of an answer."""
     return Interrupted(location, "the answer is longer than it said")
+
+
+def no_connection(location: str, error: BaseException) -> Unreachable:
+    """The error for a server to which no connection could be made."""
+    kind = HostUnknown if is_host_unknown(error) else Unreachable
+    return kind(location, failure_reason(error))
 
 
 def answer_error(location: str, status: int, content: bytes, said: Said, *, sent_size: int, has_token: bool) -> FilestoreError:

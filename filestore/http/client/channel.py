@@ -27,6 +27,7 @@ from yarl import URL
 from filestore.core.digest import Buffer
 from filestore.errors import Interrupted, ProxyUnreachable, ServerError, Stalled, Unreachable
 from filestore.http import wire
+from filestore.http.client.answers import no_connection
 from filestore.http.client.foreign import foreign_answer
 from filestore.repository.protocol import Moved
 from filestore.system.connection_errors import failure_reason
@@ -360,7 +361,6 @@ class Channels:
         return Channel(connected, self._peer, stall_seconds=self._stall_seconds)
 
     def _unreachable(self, error: Exception) -> Unreachable:
-        reason = failure_reason(error)
         if self._proxy is not None:
-            return ProxyUnreachable(self._peer.location, self._proxy.url, self._proxy.source, reason)
-        return Unreachable(self._peer.location, reason)
+            return ProxyUnreachable(self._peer.location, self._proxy.url, self._proxy.source, failure_reason(error))
+        return no_connection(self._peer.location, error)

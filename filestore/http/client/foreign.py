@@ -10,7 +10,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from filestore.errors import FilestoreError, ForeignAnswer
+from filestore.errors import FilestoreError, ForeignAnswer, ServerError
 from filestore.http import wire
 from filestore.system.http_answers import Said
 
@@ -47,9 +47,15 @@ def error_of(url: str, status: int, document: object, said: Said, *, sent_size: 
     Otherwise it is the error that the server reports. `sent_size` is the number of bytes in the request's body.
     """
     is_ours = isinstance(document, dict) and "type" in document and not said.is_page
+    if is_ours and status == HTTPStatus.NOT_FOUND and _has_no_such_route(document) and urlsplit(url).path.strip("/"):
+        return ServerError(url, status, "this is not the address of a filestore server; give the URL without its path")
     error = wire.decode_problem(url, status, document) if is_ours else foreign_answer(url, status, said, sent_size=sent_size)
     error.retry_after_seconds = said.retry_after_seconds
     return error
+
+
+def _has_no_such_route(document: object) -> bool:
+    return isinstance(document, dict) and document["type"] == "about:blank"
 
 
 def foreign_answer(url: str, status: int, said: Said, *, sent_size: int = 0) -> ForeignAnswer:
