@@ -12,7 +12,7 @@ import click
 from filestore.core.records import Kind
 from filestore.core.references import Reference
 from filestore.core.timestamps import format_seconds
-from filestore.errors import InvalidReference, StorageError
+from filestore.errors import InvalidInput, InvalidReference, StorageError
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.filters import Filter
 from filestore_cli.lookup import record_of
@@ -193,7 +193,7 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
                 "cache": str(root),
                 "repository": repository.location,
             },
-            *(f"{'was there' if resolved.was_cached else 'fetched':<9}  {for_display(resolved.path)}" for _, resolved in done),
+            *(f"{'was there' if resolved.was_cached else 'fetched':<10}  {for_display(resolved.path)}" for _, resolved in done),
             *table(
                 received=exactly(received),
                 reused=exactly(reused),
@@ -231,13 +231,16 @@ class _Stock(NamedTuple):
 
     @classmethod
     def of(cls, root: Path) -> _Stock:
-        """Read the cache in `root`. Raises InvalidInput, UnknownFormat, StorageError."""
+        """Read the cache in `root`. Raises ClickException, UnknownFormat, StorageError."""
         from filestore.cache.cache import check_cache  # heavy
         from filestore.cache.inventory import entries  # heavy
         from filestore.cache.leases import Leases  # heavy
 
         root = root.absolute()
-        check_cache(root)
+        try:
+            check_cache(root)
+        except InvalidInput as error:
+            raise click.ClickException(for_display(f"{error}; `filestore cache warm` makes one")) from error
         leases = Leases(root)
         return cls(root, leases, list(entries(root)), frozenset(leases.held()), time.time())
 

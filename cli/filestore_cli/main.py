@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -57,6 +58,15 @@ class Commands(click.Group):
         module, name = place.split(":")
         command: click.Command = getattr(import_module(f"filestore_cli.{module}"), name)
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            nearest = get_close_matches(args[0], _COMMANDS, n=1)
+            if not nearest or "Did you mean" in error.message:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean '{nearest[0]}'?", ctx) from None
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

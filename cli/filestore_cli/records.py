@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from filestore.core.records import Kind, Record
@@ -15,8 +17,18 @@ from filestore_cli.text import exactly, for_display, in_units, minute, table
 _PAGE = 1000
 
 
+class _Count(click.IntRange):
+    """A whole number from 1."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} cannot be used; a whole number from 1 is expected", param, ctx)
+
+
 @click.command(short_help="List stored files and directories.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="COUNT", help="The largest number of files to list.  [default: all]")
+@click.option("--limit", type=_Count(min=1), metavar="COUNT", help="The largest number of files to list.  [default: all]")
 @takes("url", "token")
 def ls(context: CommandContext, limit: int | None) -> None:
     """List the stored files and directories, the newest first."""

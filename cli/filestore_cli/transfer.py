@@ -422,7 +422,7 @@ def _plan_lines(plan: PushPlan, place: str) -> list[str]:
         *table(
             digest=plan.digest,
             size=exactly(plan.size),
-            new=f"{exactly(plan.bytes_new)}; they are encoded first, so that fewer are sent",
+            new=exactly(plan.bytes_new) + ("; they are encoded first, so that fewer are sent" if plan.bytes_new else ""),
             shared=exactly(plan.bytes_shared),
             time=_time(plan.seconds, plan.size),
             repository=place,

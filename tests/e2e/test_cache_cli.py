@@ -88,7 +88,7 @@ def test_warm_fills_the_cache(home: Home, files: list[dict[str, Any]], cache: Pa
     by_alias = home.result("warm", *references)
     assert [file["path"] for file in second["files"]] == [file["path"] for file in by_alias["files"]]
     said = home.run("cache", "warm", "2.bin")
-    assert said.stdout.startswith(f"was there  {first['files'][2]['path']}\nreceived")
+    assert said.stdout.startswith(f"was there   {first['files'][2]['path']}\nreceived")
 
 
 @pytest.mark.slow

@@ -599,6 +599,37 @@ def test_what_a_name_may_mean(home: Home, model: Path, tmp_path: Path, command: 
     assert f"{missing.format(digest.upper())}; digests have lower-case letters" == said
 
 
+def test_an_unknown_command(home: Home) -> None:
+    """The error names the nearest command, if one is near."""
+    done = home.run("puush", "model.bin")
+    assert done.returncode == 2
+    assert done.stderr.endswith("No such command 'puush'. Did you mean 'push'?\n")
+    assert "Did you mean" not in home.run("unheard-of").stderr
+
+
+@pytest.mark.parametrize("limit", ["x", "0", "1.5"])
+def test_a_limit_that_cannot_be_used(home: Home, limit: str) -> None:
+    """The error says which values the option takes."""
+    done = home.run("ls", "--limit", limit)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f": '{limit}' cannot be used; a whole number from 1 is expected\n")
+
+
+def test_a_cache_that_is_not_there_yet(home: Home) -> None:
+    """The error says which command makes one."""
+    assert home.failure("cache", "ls").endswith("; give the folder of one; `filestore cache warm` makes one")
+
+
+def test_a_plan_with_nothing_new(home: Home, model: Path) -> None:
+    """Only where there are new bytes, the output says that they are encoded."""
+    first = home.run("push", model, "--dry-run", "--quiet").stdout
+    assert f"({SIZE} bytes); they are encoded first, so that fewer are sent\n" in first
+    home.result("push", model)
+    second = home.run("push", model, "--dry-run", "--quiet").stdout
+    assert "  0 bytes\n" in second
+    assert "encoded" not in second
+
+
 def test_no_server(home: Home, model: Path) -> None:
     """The error says that the server cannot be reached, and that a transfer then continues."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
