@@ -7,6 +7,8 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+ACCEPT_CYCLES = 5
+"""More cycles of the loop than asyncio needs from the acceptance of a connection to its handler."""
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -40,8 +42,10 @@ async def listening(
     finally:
         # `wait_closed` is not called, because a peer may still be connected.
         server.close()
-        # A connection that was accepted just now gets its handler in the next cycle of the loop.
-        await asyncio.sleep(0)
+        # A connection that was accepted just now gets its handler after a few cycles of the loop: one accepts it, one makes its
+        # transport, one tells the protocol.
+        for _ in range(ACCEPT_CYCLES):
+            await asyncio.sleep(0)
         ending = list(tasks)
         for task in ending:
             task.cancel()
