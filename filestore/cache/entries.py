@@ -20,6 +20,10 @@ them, and 100 checks take 0.2 ms.
 """
 
 
+_STORED_VERSION = "cutting"
+"""The key of the chunking version in `entry.json`."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileEntry:
     """The facts about a file that each use of the cache checks. Times are nanoseconds since 1970."""
@@ -88,8 +92,11 @@ Entry = FileEntry | TreeEntry
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """Return the content of `entry.json`."""
-    return json.dumps(asdict(entry)).encode()
+    """Return the content of `entry.json`. Its keys are stored data: they keep the names that earlier versions gave them."""
+    values = asdict(entry)
+    if isinstance(entry, FileEntry):
+        values[_STORED_VERSION] = values.pop("chunking_version")
+    return json.dumps(values).encode()
 
 
 def read_entry(folder: Path, kind: Kind) -> Entry | None:
@@ -97,7 +104,9 @@ def read_entry(folder: Path, kind: Kind) -> Entry | None:
     try:
         values = parse_json((folder / "entry.json").read_bytes())
         if kind is Kind.FILE:
-            return FileEntry(**values)
+            # Some versions before the first release wrote the name of the field.
+            version = values[_STORED_VERSION] if _STORED_VERSION in values else values["chunking_version"]
+            return FileEntry(values["size"], values["mtime"], version)
         files = {str(name): (int(size), int(mtime)) for name, (size, mtime) in values["files"].items()}
         return TreeEntry(int(values["mtime"]), int(values["size"]), int(values["stored_size"]), files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
