@@ -134,13 +134,13 @@ async def open_backend(root: Path, *, create: bool = False, read_only: bool = Fa
 
 
 async def create_repository(root: Path) -> bool:
-    """Make the folder `root`, which is new or empty, a repository. True where this call made it, False where it was one already.
+    """Make the new or empty folder `root` a repository. Return False if it was a repository before this call.
 
-    Goes on with a repository whose making was cut off. Of several calls at the same time, in any processes, one makes it. A
-    folder that holds nothing but `lost+found` is empty.
+    If an earlier call was interrupted, this call completes the repository. If several processes call this at the same time,
+    one of them makes the repository. A folder that contains only `lost+found` counts as empty.
 
-    Raises NotARepository where the folder holds other things, or is a repository that has lost its index; UnknownFormat,
-    StorageError, StorageFull, Busy.
+    Raises NotARepository if the folder contains other things, or if it is a repository that has lost its index. Also raises
+    UnknownFormat, StorageError, StorageFull and Busy.
     """
     is_one = await in_disk_thread(_check_can_become_one, root)
     if is_one:
@@ -160,7 +160,10 @@ async def create_repository(root: Path) -> bool:
 
 
 def repository_folder(url: str) -> Path | None:
-    """The folder that `url` means, a path or `file:///folder`; None where it is the URL of a server. Raises InvalidUrl."""
+    """Return the folder that `url` names, as a path or as `file:///folder`. Return None for the URL of a server.
+
+    Raises InvalidUrl.
+    """
     if not url:
         raise InvalidUrl(url, "it is empty, as from a variable that is not set; give a server's URL or the path of a folder")
     if "\0" in url:
@@ -182,7 +185,7 @@ def repository_folder(url: str) -> Path | None:
 
 
 def _refuse_torn_url(text: str) -> None:
-    """Raise InvalidUrl for what was meant as a URL, and would be taken for the path of a folder."""
+    """Raise InvalidUrl if `text` looks like an incomplete URL, which would otherwise be used as the path of a folder."""
     torn = _TORN_SCHEME.match(text)
     probable = ""
     if torn is not None:
@@ -206,13 +209,13 @@ def _refuse_torn_url(text: str) -> None:
 
 
 def _check_repository(root: Path) -> None:
-    """Raises NotARepository where there is none, StorageError."""
+    """Raise NotARepository if `root` is not a repository. Also raises StorageError."""
     if not _has_format(root):
         raise _not_a_repository(root, _names_in(root))
 
 
 def _check_index(root: Path) -> None:
-    """Raises NotARepository where the index is gone."""
+    """Raise NotARepository if the repository has no index."""
     if not _has_index(root):
         raise NotARepository(
             str(root),
@@ -223,10 +226,12 @@ def _check_index(root: Path) -> None:
 
 
 def _has_index(root: Path) -> bool:
-    """Whether the repository in `root` has an index; it may be made where not. Raises NotARepository where one was lost.
+    """Return whether the repository in `root` has an index. If this returns False, the index may be made.
 
-    Today the index is there before the format file. Earlier versions made it after that, but before anything else: where
-    there is nothing else yet, making the repository was cut off, and no record is lost.
+    Raises NotARepository if the repository has lost its index.
+
+    Today the index is made before the format file. Earlier versions made it after the format file, but before anything
+    else. So if there is nothing else yet, making the repository was interrupted, and no record is lost.
     """
     index = root / _INDEX_NAME
     if index.exists():
@@ -246,7 +251,10 @@ def _has_index(root: Path) -> bool:
 
 
 def _check_can_become_one(root: Path) -> bool:
-    """Whether `root` is a repository already. Raises NotARepository where it is none, and must not become one; StorageError."""
+    """Return whether `root` is a repository already.
+
+    Raises NotARepository if it is not one and cannot become one. Also raises StorageError.
+    """
     if _has_format(root):
         return True
     names = _names_in(root)
@@ -259,7 +267,7 @@ def _check_can_become_one(root: Path) -> bool:
 
 
 def _not_a_repository(root: Path, names: list[str] | None) -> NotARepository:
-    """What is said of a folder that has no format file, by the names in it; None where there is no folder."""
+    """Return the error for a folder without a format file. `names` are the names in it, or None if it does not exist."""
     if names is None:
         return NotARepository(
             str(root),
@@ -292,7 +300,7 @@ def _not_a_repository(root: Path, names: list[str] | None) -> NotARepository:
 
 
 def _strange(names: Iterable[str]) -> list[str]:
-    """The names that are neither those of a repository that is being made nor a file system's own."""
+    """Return the names that belong neither to an unfinished repository nor to the file system."""
     return sorted(name for name in names if name not in _FILE_SYSTEM_NAMES and not _BEGUN_NAME.fullmatch(name))
 
 
@@ -302,7 +310,7 @@ def _has_format(root: Path) -> bool:
 
 
 def _names_in(root: Path) -> list[str] | None:
-    """The names in a folder; None where there is none. Raises StorageError."""
+    """Return the names in a folder, or None if the folder does not exist. Raises StorageError."""
     with storage_errors(root, translate=access_error):
         try:
             return [path.name for path in root.iterdir()]

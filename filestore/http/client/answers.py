@@ -146,7 +146,7 @@ def longer_than_announced(location: str) -> Interrupted:
 
 
 def no_connection(location: str, error: BaseException) -> Unreachable:
-    """The error for a server to which no connection could be made."""
+    """Return the error to raise if no connection to a server could be made."""
     kind = HostUnknown if is_host_unknown(error) else Unreachable
     return kind(location, failure_reason(error))
 

@@ -7,19 +7,14 @@ any time; the duplicate stays valid. The server speaks no TLS: the bytes on a TL
 from __future__ import annotations
 
 import asyncio
-import mmap
 import socket
 from collections.abc import Callable
-
-from filestore.system.threads import per_thread
 
 PEER = "the client"
 PIECE = 256 << 10
 """Bytes of memory that one connection may hold while it waits for data, or for the peer to take data (I6)."""
 PATIENCE_MILLISECONDS = 2
 """How long a thread waits for a peer. The event loop waits for a slower peer, so that it holds no thread."""
-
-piece_buffer = per_thread(lambda: memoryview(mmap.mmap(-1, PIECE)))
 
 
 def duplicate(transport: asyncio.Transport) -> socket.socket:
