@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from filestore.errors import FilestoreError
 
 _SHOW_USED = "`filestore cache ls` shows what is in use"
@@ -36,6 +38,7 @@ def explained(error: FilestoreError) -> str:
     sentence = HINTS.get(error.hint)
     if sentence is None:
         return str(error)
-    facts = error.named_facts()
+    # A server may have chosen the facts, and a user copies the command.
+    facts = {name: quote(fact) if isinstance(fact, str) else fact for name, fact in error.named_facts().items()}
     variable = f"FILESTORE_{facts.get('setting', '')}".upper()
     return f"{error}; {sentence.format(**facts, variable=variable)}"
