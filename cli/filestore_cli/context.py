@@ -122,7 +122,7 @@ class CommandContext:
     def show(self, result: Result, *lines: str, otherwise: str = _NOT_TAKEN) -> None:
         """Print a result as one JSON object, or as `lines` for a person.
 
-        If it cannot be printed, `otherwise` begins the error message.
+        If it cannot be printed, the error message begins with `otherwise`, which says what was done.
         """
         try:
             click.echo(json.dumps(result) if self.json else "\n".join(lines))

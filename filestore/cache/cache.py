@@ -59,28 +59,35 @@ _WRITING = re.compile(r"\.[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class ResolveResult:
-    """What a resolve did."""
+    """What a resolve did.
+
+    path: The verified file, or the folder of the tree.
+    bytes_received: Bytes that were received: compressed chunks with their headers, or the bytes that the server of
+        a URL sent.
+    bytes_reused: Bytes of content that other entries of the cache had, or that an earlier fetch that did not end
+        had received.
+    seconds: How long the resolve took.
+    was_cached: True where this call fetched nothing: the cache had it, or another call or another process fetched
+        it.
+    """
 
     path: Path
-    """The verified file, or the folder of the tree."""
     bytes_received: int
-    """Bytes that were received: compressed chunks with their headers, or the bytes that the server of a URL sent."""
     bytes_reused: int
-    """Bytes of content that other entries of the cache had, or that an earlier fetch that did not end had received."""
     seconds: float
-    """How long the resolve took."""
     was_cached: bool
-    """True where this call fetched nothing: the cache had it, or another call or another process fetched it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedPath:
-    """A file or tree that the cache has."""
+    """A file or tree that the cache has.
+
+    path: The verified file, or the folder of the tree.
+    size: Bytes of content: those of the file, or those of the zip of the tree.
+    """
 
     path: Path
-    """The verified file, or the folder of the tree."""
     size: int
-    """Bytes of content: those of the file, or those of the zip of the tree."""
 
 
 class _FillResult(NamedTuple):

@@ -54,11 +54,12 @@ class Quota:
         """Folders that could not be removed, with the reason. Other entries are evicted instead."""
 
     async def reserve(self, hold: LeaseSet, key: str, size: int, *, spared: Collection[str] = ()) -> None:
-        """Reserve `size` bytes of disk for an entry and its staged data, until `hold` is released or reserves 0.
+        """Reserve `size` bytes of disk for the entry `key` and its staged data.
 
-        The least recently used entries that are not in use are evicted to make space, and entries in `spared` last.
-        While other processes fetch entries, it waits, since these can be evicted afterwards. Raises CacheFull if there
-        is not enough space, StorageError.
+        The space stays reserved until `hold` is released, or until 0 bytes are reserved for the same key. To make
+        space, entries that are not in use are evicted: the least recently used ones first, and those in `spared` after
+        all others. If that is not enough and other processes are fetching, this waits, because their entries can be
+        evicted later. Raises CacheFull if there is not enough space, StorageError.
         """
         patience = 0.0
         seen: tuple[frozenset[tuple[str, int, int]], bool] | None = None

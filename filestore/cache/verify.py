@@ -30,10 +30,10 @@ _BYTECODE = "__pycache__"
 async def verify_cache(root: Path) -> list[Path]:
     """Hash every entry of the cache at `root`, of all its repositories, and remove those that are damaged.
 
-    A tree is hashed as the zip that a push would make of it. Trees of zip files that other programs made have no such
-    zip. Their names, sizes, checksums, links and executable bits are compared with the central directory of the zip,
-    which the cache keeps. The folders `__pycache__` that Python adds to a tree are not damage. A damaged entry is
-    removed even while it is in use.
+    A tree is hashed as the zip file that a push would make of it. If another program made the zip file of a tree, a
+    push would make a different one. Such a tree is compared with the central directory of its zip file, which the cache
+    keeps: names, sizes, checksums, links and executable bits. The folders `__pycache__` that Python adds to a tree are
+    not damage. A damaged entry is removed even while it is in use.
 
     Returns the paths that were removed. The next resolve fetches them again. Cost: the whole cache is read once. Raises
     InvalidInput if `root` is not a cache, UnknownFormat, StorageError.

@@ -23,7 +23,7 @@ def hashed(digest: Digest) -> str:
 
 
 def unhashed(path: str) -> Digest:
-    """Return the digest in a path that `hashed` made. Raises InvalidReference for any other text."""
+    """Return the digest in a path `ab/cd/<64 hex>`, which `hashed` makes. Raises InvalidReference for any other text."""
     try:
         digest = Digest.parse(path.rpartition("/")[2])
     except InvalidDigest:

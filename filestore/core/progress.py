@@ -11,25 +11,24 @@ class Progress:
     """The progress of a push, a fetch or a resolve. The `report` callback receives a new object at each step.
 
     The callback is called in the thread of the event loop. It must return soon. An exception that it raises ends the transfer.
+
+    total: The size of the whole content in bytes.
+    done: Bytes of content that are finished: sent, received, or already present (see `shared`). Of a chunk that is
+        being transferred, the part that was transferred so far counts.
+    moved: Bytes that went over the network: compressed chunks with their headers.
+    shared: Bytes of `done` that did not have to be transferred, because the receiver had them already.
+    read: Bytes of content that a push has read from its source, or that a fetch has found on this machine.
+    file_count: The number of files: for a directory, the number of files in it; otherwise 1.
+    files_done: The number of files that are finished.
     """
 
     total: int
-    """The size of the whole content in bytes."""
     done: int
-    """Bytes of content that are finished: sent, received, or already present (see `shared`).
-
-    Of a chunk that is being transferred, the part that was transferred so far counts.
-    """
     moved: int
-    """Bytes that went over the network: compressed chunks with their headers."""
     shared: int
-    """Bytes of `done` that did not have to be transferred, because the receiver had them already."""
     read: int
-    """Bytes of content that a push has read from its source, or that a fetch has found on this machine."""
     file_count: int = 1
-    """The number of files: for a directory, the number of files in it; otherwise 1."""
     files_done: int = 0
-    """The number of files that are finished."""
 
 
 Report = Callable[[Progress], None]

@@ -20,12 +20,14 @@ _LAST_MOMENT = 253_402_300_800_000_000
 
 
 class Kind(StrEnum):
-    """Whether a record is a file or a directory. A directory is stored as one zip file."""
+    """Whether a record is a file or a directory. A directory is stored as one zip file.
+
+    FILE: The content of the record is the content of the file.
+    DIRECTORY: The content of the record is a zip file of the directory.
+    """
 
     FILE = "file"
-    """The content of the record is the content of the file."""
     DIRECTORY = "directory"
-    """The content of the record is a zip file of the directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +36,25 @@ class Record:
 
     Times are in microseconds since 1970 in UTC. Several records may have the same name. The newest one is the record
     with the latest `updated_at`.
+
+    id: `file_` and 32 hexadecimal digits. An id is never used again for another file.
+    name: The name that the file got when it was pushed. The name of a directory ends in `.zip`.
+    digest: The digest of the content. The same content has the same digest on every machine.
+    size: The size of the content in bytes. For a directory, this is the size of its zip file.
+    kind: Whether a file or a directory was pushed.
+    namespace: The part of the repository to which the record belongs. A token gives access to one namespace.
+    created_at: When this record was made, in microseconds since 1970 in UTC.
+    updated_at: When the same content was last pushed under this name, in microseconds since 1970 in UTC.
     """
 
     id: str
-    """`file_` and 32 hexadecimal digits. An id is never used again for another file."""
     name: str
-    """The name that the file got when it was pushed. The name of a directory ends in `.zip`."""
     digest: Digest
-    """The digest of the content. The same content has the same digest on every machine."""
     size: int
-    """The size of the content in bytes. For a directory, this is the size of its zip file."""
     kind: Kind
-    """Whether a file or a directory was pushed."""
     namespace: str
-    """The part of the repository to which the record belongs. A token gives access to one namespace."""
     created_at: int
-    """When this record was made, in microseconds since 1970 in UTC."""
     updated_at: int
-    """When the same content was last pushed under this name, in microseconds since 1970 in UTC."""
 
     @property
     def path(self) -> str:

@@ -115,17 +115,20 @@ class Reference:
     """A reference to a stored file.
 
     Exactly one of `id`, `digest` and `name` is given, or `digest` and `name` together (a stored path).
+
+    id: The id of a record: `file_` and 32 hexadecimal digits.
+    digest: The digest of the content.
+    name: The name, which means the newest file with that name. If `digest` is also given, the name in a stored
+        path.
+    name_otherwise: The name to look for if no file has this `id` or `digest`. A file name may look like an id or a
+        digest.
     """
 
     id: str | None = None
-    """The id of a record: `file_` and 32 hexadecimal digits."""
     digest: Digest | None = None
-    """The digest of the content."""
     name: str | None = None
-    """The name, which means the newest file with that name. If `digest` is also given, the name in a stored path."""
     _: KW_ONLY
     name_otherwise: str | None = data_field(default=None, compare=False)
-    """The name to look for if no file has this `id` or `digest`. A file name may look like an id or a digest."""
 
     @classmethod
     def parse(cls, text: str) -> Reference:

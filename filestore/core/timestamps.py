@@ -22,7 +22,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def parse_timestamp(text: str) -> int:
-    """Parse a text in any form of ISO 8601, and return the time in microseconds since 1970.
+    """Parse a text in a form of ISO 8601 that `datetime.fromisoformat` reads. Return microseconds since 1970.
 
     Raises ValueError if the text has another form, or if it has no time zone.
     """

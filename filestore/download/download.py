@@ -74,23 +74,23 @@ _STRONG_AFTER_SECONDS = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadLimits:
-    """The limits for downloads from URLs."""
+    """The limits for downloads from URLs.
+
+    size: The largest size of a file in bytes.
+    redirects: The largest number of redirects that are followed.
+    first_byte_seconds: How many seconds the server may take before it answers.
+    stall_seconds: How many seconds may pass without a new byte while the server sends the file.
+    private_allowed: Allow addresses that are not public, such as addresses in a local network.
+    proxy: The URL of an HTTP proxy for all downloads. The proxy resolves host names. So the proxy, and not this
+        program, must refuse addresses that are not public.
+    """
 
     size: int = 1 << 40
-    """The largest size of a file in bytes."""
     redirects: int = 10
-    """The largest number of redirects that are followed."""
     first_byte_seconds: float = 30
-    """How many seconds the server may take before it answers."""
     stall_seconds: float = 30
-    """How many seconds may pass without a new byte while the server sends the file."""
     private_allowed: bool = False
-    """Allow addresses that are not public, such as addresses in a local network."""
     proxy: str | None = field(default=None, repr=False)
-    """The URL of an HTTP proxy for all downloads.
-
-    The proxy resolves host names. So the proxy, and not this program, must refuse addresses that are not public.
-    """
 
 
 DEFAULT_DOWNLOAD_LIMITS = DownloadLimits()
@@ -128,7 +128,10 @@ class Validators(NamedTuple):
         return self.modified if self.is_dated else None
 
     def agree_with(self, begun: Validators) -> bool:
-        """Return whether these validators of an answer mean the version `begun`, whose value was sent in If-Range."""
+        """Return whether an answer with these validators continues the interrupted download of the version `begun`.
+
+        The request of the answer had `begun.for_range` in its If-Range.
+        """
         return self.etag == begun.etag if begun.for_range == begun.etag else self.modified == begun.modified
 
     def differ_from(self, begun: Validators) -> bool:
@@ -163,16 +166,17 @@ async def download(
     reserve: Callable[[int], Awaitable[None]] | None = None,
     options: DownloadOptions = DEFAULT_DOWNLOAD_OPTIONS,
 ) -> DownloadResult | None:
-    """Download the content of a URL to a file in `folder`, which must exist. Return None if it is unchanged.
+    """Download the content of a URL to a file in `folder`, which must exist.
 
-    It is unchanged if the origin says that it still has the version `known`. Then nothing is downloaded.
+    If the origin answers that its content is still the version `known`, nothing is downloaded, and None is returned.
 
     The file has the bytes as the origin sends them. No Content-Encoding is requested. If `origin` has no digest, an
     answer with a Content-Encoding is refused. The file is durable but not verified: the caller must compare the digest.
     After an interrupted download, the next download to the same `folder` resumes it. Only one download at a time may
-    use a folder. `reserve` is awaited with the size of the file before this many bytes are written. While the size is
-    unknown, it is awaited again whenever the file needs more space. It should raise an error if there is not enough
-    space.
+    use a folder.
+
+    `reserve(size)` is awaited before the file grows beyond the size that was reserved last: once if the origin tells
+    the size, otherwise again and again. It should raise an error if there is not enough space.
 
     Raises DownloadRefused, LimitExceeded, ServerError, OriginUnreachable, Stalled, Interrupted, StorageFull, StorageError.
     """

@@ -58,7 +58,13 @@ _BLOCK_RATIO = 256
 
 
 class Codec(IntEnum):
-    """How the payload of a frame is encoded. The value is the first byte of the frame."""
+    """How the payload of a frame is encoded. The value is the first byte of the frame.
+
+    RAW: not compressed.
+    ZSTD: compressed with zstd.
+    PLANES2_ZSTD: for numbers of 2 bytes, such as bf16: first all first bytes, then all second bytes, each with zstd.
+    PLANES4_ZSTD: the same for numbers of 4 bytes, such as fp32.
+    """
 
     RAW = 0
     ZSTD = 1

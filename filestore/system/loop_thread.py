@@ -121,7 +121,7 @@ class Block(Generic[T]):
         return run(lambda: self._run(make))
 
     def let_go(self) -> None:
-        """Cancel the block, and do not wait for its end. The garbage collector, in any thread, may call this."""
+        """Cancel the `async with` block, and do not wait for its end. The garbage collector, in any thread, may call this."""
         if self._is_open and self._loop is not None:
             self._loop.call_soon(self._cancel)
 

@@ -91,7 +91,7 @@ _TALLY_SIZE = _NUMBERS * 8
 
 
 class StageTimes:
-    """The totals of one process. All its threads may add to them. Processes that share the memory may read them."""
+    """The totals of each stage in one process. All its threads may add to them. `SharedTimes` lets other processes read them."""
 
     def __init__(self, memory: memoryview | None = None) -> None:
         """Use `memory`, a part of a `SharedTimes`, or new memory. Spans are added to the numbers in `memory`."""
@@ -110,7 +110,7 @@ class StageTimes:
             numbers[place + 3] += cpu_seconds
 
     def note_usage(self) -> None:
-        """Save the usage of this process. Only the process that adds the spans may call this."""
+        """Save the processor time and the peak memory of this process. Only the process that adds the spans may call this."""
         used = own_usage()
         self._numbers[0] = self._cpu_seconds_before + used.cpu_seconds
         self._numbers[1] = max(self._numbers[1], used.peak_memory)

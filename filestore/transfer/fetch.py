@@ -43,22 +43,24 @@ _FOLDER_THERE = "a folder is there, which a single file does not replace, not ev
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """What a fetch of a file did."""
+    """What a fetch of a file did.
+
+    record: The record that was fetched.
+    path: Where the file is: the target.
+    size: Bytes of the file.
+    bytes_received: Bytes that were received: compressed chunks with their headers.
+    bytes_reused: Bytes of the file that were on this machine already.
+    seconds: How long the fetch took.
+    manifest: The list of the file's chunks.
+    """
 
     record: Record
-    """The record that was fetched."""
     path: Path
-    """Where the file is: the target."""
     size: int
-    """Bytes of the file."""
     bytes_received: int
-    """Bytes that were received: compressed chunks with their headers."""
     bytes_reused: int
-    """Bytes of the file that were on this machine already."""
     seconds: float
-    """How long the fetch took."""
     manifest: Manifest = field(repr=False, compare=False)
-    """The list of the file's chunks."""
 
 
 async def fetch(

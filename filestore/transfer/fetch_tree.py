@@ -50,30 +50,34 @@ from filestore.transfer.tree_seed import TreeSeed, read_structure, tree_tail
 
 @dataclass(frozen=True, slots=True)
 class FetchTreeResult:
-    """What a fetch of a tree did."""
+    """What a fetch of a tree did.
+
+    record: The record that was fetched.
+    path: Where the tree is: the target.
+    size: Bytes of the zip that the tree is stored as.
+    file_count: Number of files and links in the tree.
+    bytes_received: Bytes that were received: compressed chunks with their headers.
+    bytes_reused: Bytes of the zip that were on this machine already.
+    seconds: How long the fetch took.
+    is_atomic: False where the target was a folder that stays, and its names appeared one by one. True otherwise:
+        one rename.
+    left: The old content of the target, or a part of it, where it could not be removed; None otherwise.
+    manifest: The list of the zip's chunks.
+    tail: The zip's bytes from its central directory on. With the manifest, a `TreeSeed` of the tree is made of
+        them.
+    """
 
     record: Record
-    """The record that was fetched."""
     path: Path
-    """Where the tree is: the target."""
     size: int
-    """Bytes of the zip that the tree is stored as."""
     file_count: int
-    """Number of files and links in the tree."""
     bytes_received: int
-    """Bytes that were received: compressed chunks with their headers."""
     bytes_reused: int
-    """Bytes of the zip that were on this machine already."""
     seconds: float
-    """How long the fetch took."""
     is_atomic: bool
-    """False where the target was a folder that stays, and its names appeared one by one. True otherwise: one rename."""
     left: Path | None
-    """The old content of the target, or a part of it, where it could not be removed; None otherwise."""
     manifest: Manifest = field(repr=False, compare=False)
-    """The list of the zip's chunks."""
     tail: bytes = field(repr=False, compare=False)
-    """The zip's bytes from its central directory on. With the manifest, a `TreeSeed` of the tree is made of them."""
 
 
 async def fetch_tree(

@@ -56,52 +56,60 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """What a push did."""
+    """What a push did.
+
+    record: The record that was made, or that was there already. Its `id` is what a fetch asks for.
+    bytes_sent: Bytes that were sent: compressed chunks with their headers.
+    bytes_shared: Bytes of content that were not sent, because the repository had them or this push had sent them
+        already.
+    bytes_read: Bytes of content that were read from the disk. A push cache makes this 0 for an unchanged file.
+    file_count: Number of files: those of a directory, or 1.
+    seconds: How long the push took.
+    """
 
     record: Record
-    """The record that was made, or that was there already. Its `id` is what a fetch asks for."""
     bytes_sent: int
-    """Bytes that were sent: compressed chunks with their headers."""
     bytes_shared: int
-    """Bytes of content that were not sent, because the repository had them or this push had sent them already."""
     bytes_read: int
-    """Bytes of content that were read from the disk. A push cache makes this 0 for an unchanged file."""
     file_count: int
-    """Number of files: those of a directory, or 1."""
     seconds: float
-    """How long the push took."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedEntry:
-    """One file of a `PushPlan`."""
+    """One file of a `PushPlan`.
+
+    name: The name of the file, or its path inside the directory that is pushed.
+    size: Bytes of content. A file in a directory is counted with its headers in the zip.
+    bytes_new: Bytes of these that lie in chunks which the repository does not have.
+    """
 
     name: str
-    """The name of the file, or its path inside the directory that is pushed."""
     size: int
-    """Bytes of content. A file in a directory is counted with its headers in the zip."""
     bytes_new: int
-    """Bytes of these that lie in chunks which the repository does not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class PushPlan:
-    """What a push would do."""
+    """What a push would do.
+
+    digest: The digest that the record would have.
+    size: Bytes of content: those of the file, or those of the zip that a directory is stored as.
+    entries: The file, or each file of the directory, in the order of the zip.
+    bytes_new: Bytes of content that the push would send. They are compressed first, so that fewer go over the
+        network.
+    bytes_shared: Bytes of content that the repository has already.
+    bytes_read: Bytes of content that were read from the disk for this plan.
+    seconds: How long the plan took.
+    """
 
     digest: Digest
-    """The digest that the record would have."""
     size: int
-    """Bytes of content: those of the file, or those of the zip that a directory is stored as."""
     entries: tuple[PlannedEntry, ...] = field(repr=False)
-    """The file, or each file of the directory, in the order of the zip."""
     bytes_new: int
-    """Bytes of content that the push would send. They are compressed first, so that fewer go over the network."""
     bytes_shared: int
-    """Bytes of content that the repository has already."""
     bytes_read: int
-    """Bytes of content that were read from the disk for this plan."""
     seconds: float
-    """How long the plan took."""
 
 
 async def push(

@@ -84,20 +84,22 @@ _REFUSED_MODES = {
 
 @dataclass(frozen=True, slots=True)
 class ZipLimits:
-    """The limits for unpacking an archive. Each has a setting with the prefix `zip_`."""
+    """The limits for unpacking an archive. Each has a setting with the prefix `zip_`.
+
+    entries: Files, links and folders to make. Folders that are only implied by names count too.
+    total_size: Bytes that all entries unpack to, in total.
+    ratio: The size after unpacking, divided by the size of the archive. Deflate reaches at most 1,032.
+    name_size: Bytes of an entry's path, in UTF-8.
+    depth: The depth of folders.
+    directory_size: Bytes of the central directory, which is held in memory.
+    """
 
     entries: int = 1_000_000
-    """Files, links and folders to make. Folders that are only implied by names count too."""
     total_size: int = 2 << 40
-    """Bytes that all entries unpack to, in total."""
     ratio: int = 200
-    """The size after unpacking, divided by the size of the archive. Deflate reaches at most 1,032."""
     name_size: int = 4096
-    """Bytes of an entry's path, in UTF-8."""
     depth: int = 128
-    """The depth of folders."""
     directory_size: int = 256 << 20
-    """Bytes of the central directory, which is held in memory."""
 
 
 DEFAULT_LIMITS = ZipLimits()
@@ -118,7 +120,7 @@ class End(NamedTuple):
 
     @property
     def may_be_wrapped(self) -> bool:
-        """Whether the offset of the directory is right only modulo 4 GiB."""
+        """Whether the field for the offset of the directory may have overflowed, so that 4 GiB must be added once or more."""
         return not self.is_zip64 and self.shift > 0 and self.shift % self.offset_space == 0
 
 

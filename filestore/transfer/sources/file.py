@@ -97,7 +97,7 @@ class Window(NamedTuple):
 
     @classmethod
     def cut(cls, content: memoryview, sizes: list[int], row: bytearray) -> Self:
-        """Make a window, and reserve the next part of `row` for it."""
+        """Make a window of the first bytes of `content`: chunks of `sizes` bytes. Reserve the next part of `row` for them."""
         place = len(row)
         row += bytes(len(sizes) * PACKED_SIZE)
         return cls(content[: sum(sizes)], sizes, row, place)

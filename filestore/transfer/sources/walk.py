@@ -58,17 +58,18 @@ class Symlinks(StrEnum):
     """What a push does with the symbolic links in a directory.
 
     The directory itself may always be reached through a link.
+
+    INSIDE: Take the target of a link if it is inside the directory, and refuse any other link.
+    FOLLOW: Take the target of a link, wherever it is.
+    KEEP: Take the link itself. It must be relative and stay inside the directory, which is checked when the zip is
+        made.
+    REFUSE: Refuse every link.
     """
 
     INSIDE = "inside"
-    """Take the target of a link if it is inside the directory, and refuse any other link."""
     FOLLOW = "follow"
-    """Take the target of a link, wherever it is."""
     KEEP = "keep"
-    """Take the link itself. It must be relative and stay inside the directory, which is checked when the zip is
-    made."""
     REFUSE = "refuse"
-    """Refuse every link."""
 
 
 class States(Sequence[FileState | None]):

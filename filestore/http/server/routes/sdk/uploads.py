@@ -80,7 +80,7 @@ class Upload:
         self.namespace = namespace
 
     def receive(self) -> IncomingPart:
-        """Make a file for a part that arrives. The caller must call `discard` on it. Raises UploadNotFound."""
+        """Make a file for a part that arrives. The caller must call `discard` on it in any case. Raises UploadNotFound."""
         path = self._path(f"{_INCOMING}{secrets.token_hex(8)}")
         with self._standing():
             return IncomingPart(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path)
