@@ -50,6 +50,14 @@ DIALECTS = [by_form_v3, by_form_v4, by_parts]
 Dialect = Callable[[RunningServer, str, bytes], Reply]
 
 
+def test_a_file_in_another_part_is_told(server: RunningServer) -> None:
+    """The answer names the part that holds the file, and the part in which it belongs."""
+    body = form("a.bin", b"x" * (1 << 20)).replace(b'name="pfile"', b'name="file"')
+    answer = server.ask("POST", "/v4/files", body, headers=FORM)
+    assert (400, True) == (answer.status, "in the part 'file'; send the file in the part 'pfile'" in answer.json["detail"])
+
+
+@pytest.mark.slow
 async def test_the_same_bytes_are_one_stored_file(server: RunningServer, tmp_path: Path) -> None:
     """I8: by all dialects and by our own push, of either machine's version, they are one record and no byte more."""
     content = safetensors_file([tensor(str(seed), 700, 1000, seed=seed) for seed in range(4)])
@@ -317,6 +325,7 @@ def test_a_list_that_is_none(server: RunningServer, metadata: object) -> None:
     assert (400, "invalid-input") == (answer.status, answer.slug)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["initiate-multipart-upload", "presigned-url", "finalise-multipart-upload"])
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"\xff", b'{"name": 1}', b'{"name": "a/.."}', b"[" * 100_000])
 def test_bodies_that_are_no_requests(server: RunningServer, route: str, body: bytes) -> None:
@@ -352,6 +361,7 @@ def test_parts_of_an_upload_have_a_limit_together(tmp_path: Path) -> None:
         assert 100 == upload.finish([one, two]).json["size"]
 
 
+@pytest.mark.slow
 def test_abandoned_uploads_are_dropped(tmp_path: Path) -> None:
     """They count as unknown from then on, and free their space; those on which somebody worked since do not."""
     root = tmp_path / "root"

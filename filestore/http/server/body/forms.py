@@ -59,6 +59,8 @@ async def receive_form(
             file_name = last_part(part.filename or "")
             check_name(file_name)
             size = await _spool(context, part, spool)
+        elif part.filename is not None:
+            raise InvalidInput(f"the form has a file in the part {part.name!r}; send the file in the part {file_part!r}")
         else:
             value = await _field(context, part, limit=left)
             left -= len(value)
