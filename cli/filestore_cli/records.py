@@ -65,7 +65,7 @@ def rm(context: CommandContext, file_id: str) -> None:
     """Remove the record of a stored file or directory. Other records of the same content stay."""
     if Reference.parse(file_id).id is None:
         raise click.ClickException(
-            f"rm takes an id, file_ and 32 hexadecimal digits, and {file_id!r} is not one; "
+            f"rm takes an id (file_ and 32 hexadecimal digits), and {file_id!r} is not one; "
             "`filestore info NAME` prints the id of a file, and `filestore ls` shows all ids"
         )
 

@@ -204,14 +204,14 @@ class Settings:
             "The repository to work on: the URL of a server, or a folder (a path or file:///...)",
             unit="URL or path",
             parse=_text,
-            default="the folder that root names",
+            default="the local folder, which the setting root names",
         ),
     )
     token: str | None = field(
         default=None,
         repr=False,
         metadata=_setting(
-            "The token for the server; `filestore serve` accepts it until it stops",
+            "The token for the server; with `filestore serve`, a token that is accepted until this server stops",
             unit="text",
             parse=_token,
             default="none",
@@ -317,7 +317,7 @@ class Settings:
             "The folder where a server collects an upload by form or in parts until it is complete",
             unit="path",
             parse=_path,
-            default="the folder that root names",
+            default="the local folder, which the setting root names",
         ),
     )
     upload_limit: int | None = field(
@@ -496,8 +496,8 @@ def settings_from(
 ) -> Settings:
     """Take each setting from the options, the environment or the configuration file, in this order, or its default.
 
-    None and an empty variable count as not set. A folder that is not known and not `used` becomes a path at which
-    nothing can be made.
+    None and an empty variable count as not set. If this user has no home folder, the default folders are not
+    known. That is an error for the folders in `used`. Each other folder becomes a path at which nothing can be made.
 
     Raises InvalidSetting, which names the place of a bad value, or a name in the file that is not a setting.
     """

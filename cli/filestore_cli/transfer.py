@@ -81,7 +81,10 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--exclude", metavar="GLOB", multiple=True, help="Leave out matching entries of a directory; repeatable."),
         click.option("--include", metavar="GLOB", multiple=True, help="Take only matching entries of a directory; repeatable."),
         click.option(
-            "--symlinks", type=click.Choice(SYMLINKS), help="What to do with symbolic links in a directory.  [default: inside]"
+            "--symlinks",
+            type=click.Choice(SYMLINKS),
+            help="Symbolic links in a directory: take the target if it is inside (inside), any target (follow), "
+            "the link itself (keep), or none (refuse).  [default: inside]",
         ),
     ):
         call = option(call)
@@ -170,8 +173,8 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
     of the new file. For a directory, TARGET is the path of the directory itself; only an empty folder may be there.
     Content of an older version and of an interrupted fetch is not transferred again.
 
-    Without -o, a stored name that you did not type replaces no file and must not begin with a dot, unless you give
-    --force.
+    Without -o, the file gets its stored name. If you gave an id or a digest, you did not see that name: then an
+    existing file is not replaced, and a name that begins with a dot is refused. --force allows both.
     """
     if keeps_zip and unzip:
         raise click.UsageError("--zip writes a zip file and --unzip writes its content; give one of them")

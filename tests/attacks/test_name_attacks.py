@@ -35,7 +35,7 @@ def test_a_file_that_the_user_has_is_not_replaced(home: Home, tmp_path: Path, he
     (here / "run.sh").write_bytes(b"mine")
     sentence = home.failure("fetch", pushed[key], cwd=here)
     assert sentence.startswith("run.sh cannot be written: another file is there")
-    assert sentence.endswith("give another target, or replace it by force; the options are -o and --force")
+    assert sentence.endswith("give another target, or replace it by force; -o and --force do that")
     assert {"run.sh": b"mine"} == standing(here)
     home.result("fetch", pushed[key], "--force", cwd=here)
     assert {"run.sh": CONTENT} == standing(here)

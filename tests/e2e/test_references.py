@@ -80,10 +80,10 @@ def test_a_push_refuses_a_name_with_a_separator(home: Home, tmp_path: Path, comm
     source.write_bytes(CONTENT)
     sentence = home.failure(*command, source)
     assert "it contains ':', which separates the parts of a reference" in sentence
-    assert sentence.endswith("choose another name; the option is --name")
+    assert sentence.endswith("choose another name; --name sets it")
     sentence = home.failure(*command, source, "--name", "a@b")
     assert "it contains '@', which separates the parts of a reference" in sentence
-    assert sentence.endswith("choose another name; the option is --name")
+    assert sentence.endswith("choose another name; --name sets it")
     assert [] == home.result("ls")["files"]
     assert "12_30.png" == home.result(*command, source, "--name", "12_30.png", "--quiet")["name"]
 

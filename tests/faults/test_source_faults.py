@@ -24,6 +24,7 @@ needs_proc = pytest.mark.skipif(not REPORTS_NOTHING.exists(), reason="needs the 
 needs_sys = pytest.mark.skipif(not REPORTS_TOO_MUCH.exists(), reason="needs the /sys of Linux")
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_file_of_reported_size_0_is_not_stored_empty(home: Home) -> None:
     """It is refused, and nothing is recorded. A copy of its content can be pushed."""
@@ -36,6 +37,7 @@ def test_a_file_of_reported_size_0_is_not_stored_empty(home: Home) -> None:
     assert len(copy.read_bytes()) == home.result("push", copy)["size"]
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_file_of_reported_size_0_in_a_directory_is_not_stored_empty(home: Home) -> None:
     """It is refused by its own path. Files that are really empty are not refused."""
@@ -50,6 +52,7 @@ def test_a_file_of_reported_size_0_in_a_directory_is_not_stored_empty(home: Home
     assert 1 == home.result("push", folder)["file_count"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "content"), [("closed", b""), ("closed", b"content"), ("folder", b"")])
 def test_what_may_not_be_read_is_told_by_name(home: Home, name: str, content: bytes) -> None:
     """This includes files of reported size 0, which may have content. Nothing is recorded.
@@ -61,7 +64,7 @@ def test_what_may_not_be_read_is_told_by_name(home: Home, name: str, content: by
     program, *before = (*AS_ANY_USER, SCRIPTS / "filestore")
     done = home.run(*before, "push", tree, program=program)
     assert 1 == done.returncode
-    advice = "make it readable with `chmod`, or leave it out; the option is --exclude"
+    advice = "make it readable with `chmod`, or leave it out; --exclude does that"
     assert f"{tree / name} cannot be read: Permission denied; {advice}" in done.stderr
     assert [] == home.result("ls")["files"]
     assert 0 == home.run(*before, "push", tree, "--exclude", name, program=program).returncode

@@ -60,6 +60,7 @@ def refusal(root: Path, symlinks: Symlinks = Symlinks.INSIDE, *, exclude: Sequen
 # What is found.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("symlinks", Symlinks)
 def test_random_trees(tmp_path: Path, seed: int, symlinks: Symlinks) -> None:
@@ -184,6 +185,7 @@ def test_root_that_is_not_a_directory(tmp_path: Path) -> None:
         assert str(tmp_path / name) == caught.value.args[0]
 
 
+@pytest.mark.slow
 def test_a_large_tree_stays_small_in_memory(tmp_path: Path) -> None:
     """An entry takes less than 400 bytes at the peak, its name of 17 letters included."""
     root = many_files(tmp_path / "tree", 2000)
@@ -267,7 +269,7 @@ def test_dangling_link(tmp_path: Path, symlinks: Symlinks, target: str) -> None:
 
     assert refusal(root, symlinks) == (
         f"{root}/folder/link was refused: it is a link to {target!r}, where nothing is; "
-        "keep links as they are, or leave it out; the options are `--symlinks keep` and --exclude"
+        "keep links as they are, or leave it out; `--symlinks keep` and --exclude do that"
     )
 
 
@@ -324,7 +326,7 @@ def test_kept_link_that_leads_out_by_way_of_another(tmp_path: Path) -> None:
         TreeChunker(walked.entries, lambda *_: None)
     with pytest.raises(SourceRefused, match=f"^{tmp_path}/tree/a/b/link was refused: .* leads out of the tree, ") as refused:
         TreeSource(walked)
-    assert explained(refused.value).endswith("; leave it out; the option is --exclude")
+    assert explained(refused.value).endswith("; leave it out; --exclude does that")
 
 
 @pytest.mark.parametrize("target", ["a", "nowhere", "folder", "/etc"])
@@ -482,7 +484,7 @@ def test_what_is_neither_file_nor_folder(tmp_path: Path, symlinks: Symlinks, mon
     root = plant(tmp_path / "tree", {"a": b"", "folder/b": b""})
     os.mkfifo(root / "folder/pipe")
     assert refusal(root, symlinks) == (
-        f"{root}/folder/pipe was refused: it is a FIFO, which has no content to keep; leave it out; the option is --exclude"
+        f"{root}/folder/pipe was refused: it is a FIFO, which has no content to keep; leave it out; --exclude does that"
     )
 
     monkeypatch.chdir(root / "folder")  # a socket's path has at most 107 bytes
@@ -510,7 +512,7 @@ def test_name_that_is_not_utf8(tmp_path: Path, name: str, thing: Planted) -> Non
 
     assert sentence.encode().decode() == sentence
     shown = name.replace("\udcff", "\\xff").replace("\udcf6", "\\xf6")
-    assert f"{root}/{shown} was refused: its name is not UTF-8; rename it, or leave it out; the option is --exclude" == sentence
+    assert f"{root}/{shown} was refused: its name is not UTF-8; rename it, or leave it out; --exclude does that" == sentence
     assert ["a"] == names(walk(root, symlinks=Symlinks.KEEP, exclude=["[!a]", "folder/gr?ße"]))
 
 
@@ -532,7 +534,7 @@ def test_name_that_no_archive_holds(tmp_path: Path, name: str) -> None:
     with pytest.raises(SourceRefused) as refused:
         TreeSource(walked)
     assert str(refused.value).startswith(f"{tmp_path}/tree/{name} was refused: no archive can hold it: it ")
-    assert explained(refused.value).endswith("; leave it out; the option is --exclude")
+    assert explained(refused.value).endswith("; leave it out; --exclude does that")
 
 
 UNPRIVILEGED = """
@@ -581,14 +583,14 @@ def test_folders_that_may_not_be_read(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("SourceUnreadable tree/")
     assert [
-        f"SourceUnreadable tree/closed {denied}, or leave it out; the option is --exclude",
-        f"SourceUnreadable tree/blind/a {denied}, or leave it out; the option is --exclude",
+        f"SourceUnreadable tree/closed {denied}, or leave it out; --exclude does that",
+        f"SourceUnreadable tree/blind/a {denied}, or leave it out; --exclude does that",
         "['free']",
         "['free']",
         "['free']",
         f"SourceUnreadable tree/closed {denied}",
         "['free']",
-        f"SourceUnreadable tree/door {denied}, or leave it out; the option is --exclude",
+        f"SourceUnreadable tree/door {denied}, or leave it out; --exclude does that",
     ] == lines[1:]
 
 
