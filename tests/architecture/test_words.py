@@ -67,6 +67,7 @@ def test_words_are_found_in_prose(text: str) -> None:
     assert PROSE.search(text)
 
 
+@pytest.mark.slow
 def test_names_have_none_of_the_words() -> None:
     """Neither identifiers nor the paths of files."""
     names = {

@@ -264,6 +264,7 @@ async def test_other_method(repository: LocalRepository, place: Path) -> None:
     await assert_refused(repository, forged([HONEST, Forged("packed", b"?", method=14)]), place, "LZMA")
 
 
+@pytest.mark.slow
 async def test_bomb_by_ratio(repository: LocalRepository, place: Path) -> None:
     """64 KiB unpack to 64 MiB of zeros."""
     archive = forged([HONEST, Forged("zeros", bytes(64 * MIB), deflated=True)])

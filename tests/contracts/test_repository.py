@@ -194,6 +194,7 @@ async def test_commit_again_is_the_same_record_now_the_newest(repository: Reposi
     assert [again, second] == await repository.records()
 
 
+@pytest.mark.slow
 async def test_a_name_means_its_newest_record(repository: Repository) -> None:
     """Older ones are still found by id."""
     older = await push(repository, contents(1, seed=1))
@@ -231,6 +232,7 @@ async def test_a_closed_repository_says_so(repository: Repository) -> None:
             await verb
 
 
+@pytest.mark.slow
 async def test_kind_tells_records_apart(repository: Repository) -> None:
     """The same bytes as a file and as a directory are two records."""
     file = await push(repository, contents(1))

@@ -482,6 +482,7 @@ async def test_closing_ends_what_is_under_way(kind: Kind) -> None:
 # Peers that are slow, or move no byte.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "request_",
     [question(), sending(bytes(LARGE)), question("POST", body=bytes(LARGE)), receiving()],
@@ -501,6 +502,7 @@ async def test_peer_that_moves_no_byte_is_given_up(kind: Kind, request_: Request
         given_up.set()
 
 
+@pytest.mark.slow
 async def test_peer_that_stops_in_the_middle_of_an_answer_is_given_up(kind: Kind) -> None:
     """The time counts from the last byte that came."""
     answer, encoded = batch([b"abc"], memoryview(bytearray(10)))

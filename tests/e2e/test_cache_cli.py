@@ -103,6 +103,7 @@ def test_warm_keeps_zips_where_one_says_so(home: Home) -> None:
     assert 2 == home.run("cache", "warm", "theirs.zip", "--unzip", "--zip").returncode
 
 
+@pytest.mark.slow
 def test_warm_keeps_within_limits(home: Home, files: list[dict[str, Any]]) -> None:
     """A file that does not fit, with the others of the same command, is an error that says what to do."""
     said = home.failure("cache", "warm", "1.bin", "2.bin", "--cache-size-limit", "3MiB")

@@ -74,6 +74,7 @@ def test_python_m_filestore_is_the_command_filestore(home: Home, arguments: list
     assert (script.returncode, script.stdout, script.stderr) == (module.returncode, module.stdout, module.stderr)
 
 
+@pytest.mark.slow
 def test_push_for_a_person(home: Home, model: Path) -> None:
     """A result holds all that is asked of it, and where it was done."""
     done = home.run("push", model)
@@ -141,6 +142,7 @@ def test_codecs(home: Home, tmp_path: Path, codec: str) -> None:
     assert model.read_bytes() == (tmp_path / "back.bin").read_bytes()
 
 
+@pytest.mark.slow
 def test_hash_is_the_digest_of_a_push(new_home: Home, model: Path) -> None:
     """A digest is known without a server."""
     result = new_home.result("hash", model)
@@ -165,6 +167,7 @@ def test_fetch_by_any_reference(home: Home, model: Path, key: str) -> None:
     assert home.folder / "model.bin" == home.folder / fetched["path"]
 
 
+@pytest.mark.slow
 def test_fetch_for_a_person(home: Home, model: Path) -> None:
     """The result says what was fetched, and where it was written."""
     home.result("push", model)
@@ -194,6 +197,7 @@ def test_ls_info_and_rm(home: Home, model: Path) -> None:
     assert home.failure("info", "second.bin") == "nothing is stored under 'second.bin'; `filestore ls` shows what is"
 
 
+@pytest.mark.slow
 def test_ls_for_a_person(home: Home, model: Path) -> None:
     """A line a file, and a line about where."""
     record = home.result("push", model)
@@ -204,6 +208,7 @@ def test_ls_for_a_person(home: Home, model: Path) -> None:
     assert lines[1].startswith(f"1 file, 3.00 MB in {home.data} (local folder")
 
 
+@pytest.mark.slow
 def test_create_file(home: Home, model: Path) -> None:
     """Standard output is exactly the line that scripts read; a note names the folder."""
     done = home.run("create", "file", model)
@@ -285,6 +290,7 @@ def test_a_link_goes_on_pointing_at_its_file(home: Home, model: Path) -> None:
     assert model.read_bytes() == (home.folder / "real.bin").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_older_version_is_reused(home: Home, model: Path) -> None:
     """Content that the file at the target already has is not fetched."""
     home.result("push", model)
@@ -331,6 +337,7 @@ def test_a_name_cannot_command_the_terminal(home: Home, tmp_path: Path) -> None:
     assert "\\x1b[31m" in home.failure("push", tmp_path / "\x1b[31m")
 
 
+@pytest.mark.slow
 def test_an_encoding_that_lacks_letters_is_not_a_failure(home: Home, tmp_path: Path) -> None:
     """A name is printed as well as the terminal can."""
     (tmp_path / "模型.bin").write_bytes(b"x")
@@ -396,6 +403,7 @@ def test_wrong_usage(home: Home, arguments: list[str]) -> None:
     assert done.stderr.startswith("Usage: filestore ")
 
 
+@pytest.mark.slow
 def test_option_environment_file_in_that_order(home: Home, tmp_path: Path) -> None:
     """A command's repository is that of the first that names one; a folder is as good as a server."""
     home.config_file.write_text(f'url = "{tmp_path}/file"\n')

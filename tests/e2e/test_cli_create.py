@@ -99,6 +99,7 @@ def test_push_makes_a_folder_by_create_and_says_so(new_home: Home, model: Path) 
     assert {model.name, "new", "other", "third"} == visible(new_home)
 
 
+@pytest.mark.slow
 def test_nothing_is_scattered_into_a_folder_that_holds_other_things(new_home: Home, model: Path) -> None:
     """Every command refuses such a folder."""
     before = visible(new_home)

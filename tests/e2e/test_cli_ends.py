@@ -152,6 +152,7 @@ def test_a_signal_stops_a_server_well(home: Home, tmp_path: Path, workers: str, 
     assert (0, "") == (process.returncode, errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_server_under_nohup_outlives_its_terminal(home: Home, tmp_path: Path, workers: str) -> None:
     """The hang-up is ignored; SIGTERM still stops it."""
@@ -184,6 +185,7 @@ def outcome(home: Home, redirected: str, *arguments: str | Path) -> tuple[int, s
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["ls"], ["token", "ls"]])
 def test_an_output_that_is_closed(home: Home, arguments: list[str]) -> None:
     """A result that cannot be written is a failure; messages to standard error may be lost."""
@@ -219,6 +221,7 @@ def test_a_server_whose_output_is_closed(home: Home, tmp_path: Path) -> None:
     assert (1, sentence) == outcome(home, ">&-", "serve", "--root", tmp_path / "root", "--create", "--port", "0", "--json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -322,6 +325,7 @@ def test_a_host_that_is_not_a_name_is_told_in_plain_words(home: Home, scheme: st
     assert sentence.startswith(f"{scheme}://a..b:80 cannot be reached: its host is not a name that a network can have; ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "url", "reason"),
     [

@@ -77,6 +77,7 @@ def zip_of(path: Path, contents: dict[str, bytes]) -> Path:
 # Push, fetch, hash.
 
 
+@pytest.mark.slow
 def test_a_tree_comes_back(home: Home, tree: Path, server: Server) -> None:
     """Names, bytes, executable bits, empty folders; by way of a server, under the folder's own name."""
     pushed = home.result("push", tree, environ=server.environ)
@@ -114,6 +115,7 @@ def test_a_file_alone_and_in_a_tree_is_sent_once(home: Home, tree: Path) -> None
     assert pushed["bytes_shared"] == len(LARGE)
 
 
+@pytest.mark.slow
 def test_a_push_for_a_person(home: Home, tree: Path) -> None:
     """As for a file, and how many files it has."""
     pushed = home.run("push", tree)
@@ -131,6 +133,7 @@ def test_a_push_for_a_person(home: Home, tree: Path) -> None:
     assert "kind        directory\n" in home.run("info", "my_model.zip").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["."], ["../my_model/"], ["../my_model/tokenizer/.."]])
 def test_a_directory_by_another_path_has_its_own_name(home: Home, tree: Path, arguments: list[str]) -> None:
     """The record has the name of the folder that the path means, and never `.` or `..`."""
@@ -140,6 +143,7 @@ def test_a_directory_by_another_path_has_its_own_name(home: Home, tree: Path, ar
     assert json.loads(done.stdout)["name"] == "my_model.zip"
 
 
+@pytest.mark.slow
 def test_a_name_of_ones_own(home: Home, tree: Path) -> None:
     """--name names the zip; its tree is called so, without .zip where there is one."""
     assert home.result("push", tree, "--name", "v2")["name"] == "v2"
@@ -148,6 +152,7 @@ def test_a_name_of_ones_own(home: Home, tree: Path) -> None:
     assert home.result("fetch", "v3.zip")["path"] == "v3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [".zip", "..zip", "...zip"])
 def test_a_name_that_would_lead_elsewhere(home: Home, tree: Path, tmp_path: Path, name: str) -> None:
     """A tree is written under its own name, and never as the current folder or its parent."""
@@ -225,6 +230,7 @@ def test_a_zip_from_curl_is_unpacked(home: Home, server: Server, tmp_path: Path)
     assert standing(home.folder / "my_zip_file") == contents
 
 
+@pytest.mark.slow
 def test_options_that_change_nothing(home: Home, tree: Path, tmp_path: Path) -> None:
     """--zip of a file is the file, --unzip of a directory its tree."""
     home.result("push", tree)
@@ -255,6 +261,7 @@ def test_an_unsafe_zip_is_refused_by_the_name_of_its_entry(home: Home, tmp_path:
     assert not (home.folder / "evil.txt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["environment", "file"])
 def test_limits_are_settings(home: Home, tmp_path: Path, by: str) -> None:
     """A bomb is refused in a sentence that names the setting, which lets it through."""
@@ -289,6 +296,7 @@ def test_an_existing_empty_folder_is_filled(home: Home, tree: Path, tmp_path: Pa
     assert standing(volume) == THINGS
 
 
+@pytest.mark.slow
 def test_a_new_target_needs_no_note(home: Home, tree: Path, tmp_path: Path) -> None:
     """A tree that appears in one step is nothing to speak of, nor is anything with --quiet."""
     home.result("push", tree)
@@ -359,6 +367,7 @@ def test_wrong_usage_of_fetch(home: Home) -> None:
 # What is taken of a directory.
 
 
+@pytest.mark.slow
 def test_symlink_policies(home: Home, tmp_path: Path) -> None:
     """A link inside becomes its target, unless links are kept or refused."""
     tree = plant(tmp_path / "tree", {"a.txt": b"a", "b/link": Link("../a.txt")})
@@ -440,6 +449,7 @@ def test_symlinks_are_those_of_walk() -> None:
 # Dry run.
 
 
+@pytest.mark.slow
 def test_a_dry_run_sends_nothing(home: Home, tree: Path, server: Server) -> None:
     """It shows what a push would send: entry by entry, and in total."""
     environ = server.environ
@@ -525,6 +535,7 @@ def test_create_file_says_what_it_takes(home: Home, tree: Path) -> None:
 # Many files.
 
 
+@pytest.mark.slow
 def test_thousands_of_small_files(home: Home, server: Server, tmp_path: Path) -> None:
     """They come back one by one as they were, and a second fetch elsewhere gives the same tree."""
     things: dict[str, Planted] = {f"{number % 50:02}/{number:04}.txt": str(number).encode() * 40 for number in range(3000)}

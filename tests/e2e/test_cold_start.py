@@ -50,6 +50,7 @@ def start(server: Server, cache: Path, file_id: str, *options: str) -> dict[str,
     return said
 
 
+@pytest.mark.slow
 def test_cold_and_warm_start(
     home: Home, model: Path, sums: dict[str, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_cold_and_warm_start(
             )
 
 
+@pytest.mark.slow
 def test_a_loader_that_does_not_wait(
     home: Home, model: Path, sums: dict[str, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

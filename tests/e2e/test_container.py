@@ -76,6 +76,7 @@ def run(container: int, given: object) -> Any:
             return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", ["file_url", "file_path"])
 @pytest.mark.parametrize("name", ["model.bin", "my model, the second.bin", "größer 100%.bin", "a+b&c=d#e?f.bin"])
 def test_it_fetches_our_signed_url(server: RunningServer, container: int, name: str, member: str) -> None:

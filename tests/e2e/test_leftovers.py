@@ -86,6 +86,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "tree"])
 def test_a_refused_fetch_leaves_nothing(home: Home, place: Path, request: pytest.FixtureRequest, kind: str) -> None:
     """A full disk is noticed before anything is fetched, and no hidden file or folder is left."""
@@ -95,6 +96,7 @@ def test_a_refused_fetch_leaves_nothing(home: Home, place: Path, request: pytest
         assert [] == names(place / "disk")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "tree"])
 def test_a_refused_warm_leaves_nothing(home: Home, tmp_path: Path, request: pytest.FixtureRequest, kind: str) -> None:
     """Nor in the staging of a cache."""
@@ -115,6 +117,7 @@ async def test_a_refused_fetch_keeps_what_an_earlier_one_has_left(home: Home, fi
         assert [staged.name, "other"] == names(place / "disk")
 
 
+@pytest.mark.slow
 def test_what_a_cut_fetch_has_left_is_listed_and_removed(home: Home, file: Record, tree: Record, place: Path) -> None:
     """This holds for files and directories. Everything else in the folder stays."""
     plant(place, {"mine": b"1", ".hidden": b"2"})
@@ -204,6 +207,7 @@ def test_a_folder_that_is_not_there(home: Home, place: Path) -> None:
     assert f"{place}/missing failed: No such file or directory" == home.failure("leftovers", place / "missing")
 
 
+@pytest.mark.slow
 def test_cache_ls_shows_what_cut_fetches_have_left(home: Home, file: Record) -> None:
     """A note says how to remove it; `prune` does so."""
     home.result("cache", "warm", file.id)

@@ -52,6 +52,7 @@ def server(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         yield server
 
 
+@pytest.mark.slow
 def test_real_weights_through_a_real_server(home: Home, server: Server, model: Path, tuned: Path, tmp_path: Path) -> None:
     """Push, change some tensors, push again, fetch both, compare bytes, load both."""
     size = model.stat().st_size
@@ -76,6 +77,7 @@ def test_real_weights_through_a_real_server(home: Home, server: Server, model: P
         assert load_file(source).keys() == loaded.keys()
 
 
+@pytest.mark.slow
 def test_the_real_model_folder_through_a_real_server(home: Home, server: Server, model: Path, tmp_path: Path) -> None:
     """Push the folder, its weights being there already; fetch it, compare every byte, load the weights."""
     weights = home.result("push", model, environ=server.environ)
@@ -95,6 +97,7 @@ def test_the_real_model_folder_through_a_real_server(home: Home, server: Server,
     assert (pushed["id"], 0) == (again["id"], again["bytes_sent"])
 
 
+@pytest.mark.slow
 def test_a_fetch_over_the_older_version_moves_what_changed(
     home: Home, server: Server, model: Path, tuned: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +112,7 @@ def test_a_fetch_over_the_older_version_moves_what_changed(
     assert fetched["bytes_reused"] > 0.95 * fetched["size"]
 
 
+@pytest.mark.slow
 def test_the_same_bytes_have_one_digest_everywhere(home: Home, server: Server, model: Path) -> None:
     """By `hash`, by a push to a server, by a push to a local folder, by the form that the SDK and curl send."""
     pushed = home.result("push", model, environ=server.environ)

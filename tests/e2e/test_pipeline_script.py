@@ -51,6 +51,7 @@ def test_recursive_on_a_file_is_not_an_empty_zip(home: Home, file: Path) -> None
     assert home.result("ls")["files"] == []
 
 
+@pytest.mark.slow
 def test_create_file_has_the_options_of_a_push(home: Home, file: Path) -> None:
     """Usage, options and failures are those of `filestore create file`, under this name."""
     assert (
@@ -74,6 +75,7 @@ def test_without_the_sdk_the_rest_is_explained(home: Home, arguments: list[str])
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sdk", SDKS)
 def test_installed_after_the_sdk_ours_wins(home: Home, file: Path, sdk: str) -> None:
     """`create file` is ours; anything else runs the SDK's own console script, with its exit status."""
@@ -87,6 +89,7 @@ def test_installed_after_the_sdk_ours_wins(home: Home, file: Path, sdk: str) -> 
     assert "pipeline: error: argument command: invalid choice: 'no-such-command'" in unknown.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sdk", SDKS)
 def test_installed_before_the_sdk_theirs_wins(home: Home, tmp_path: Path, file: Path, sdk: str) -> None:
     """`pipeline create file` is the SDK's then, which uploads to a filestore server too; `filestore create file` stays ours."""

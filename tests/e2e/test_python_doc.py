@@ -34,6 +34,7 @@ async def run_in_this_loop(code: str, names: dict[str, Any]) -> None:
         await awaited
 
 
+@pytest.mark.slow
 async def test_every_example_prints_what_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,7 @@ def downloaded(url: str) -> tuple[bytes, str]:
     return done.stdout, done.stderr.decode().lower()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [3, 4])
 async def test_a_file_is_uploaded_and_used_in_a_run(server: Server, tmp_path: Path, version: int) -> None:
     """The run gets `file_name` and `file_path` of the upload, the pipe a path, and the result has a URL."""
@@ -82,6 +83,7 @@ async def test_a_file_is_uploaded_and_used_in_a_run(server: Server, tmp_path: Pa
         assert image.name == told["file"]["url"].rpartition("/")[2]
 
 
+@pytest.mark.slow
 async def test_a_directory_is_uploaded_as_a_zip(server: Server, home: Home, tmp_path: Path) -> None:
     """To the same route; a pipe that declares a Directory gets the folder, one that declares a File the zip."""
     (tmp_path / "my_dir").mkdir()
@@ -128,6 +130,7 @@ async def test_an_output_is_the_input_of_another_run(server: Server, tmp_path: P
             assert ("mask.png", CONTENT) == (path.name, path.read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [".venv-sdk1-first", ".venv-sdk2-first"])
 def test_the_real_sdk_s_values(server: Server, tmp_path: Path, environment: str) -> None:
     """Its own schemas make the run and read the answer; its own classes are declared, given to the pipe, and returned."""

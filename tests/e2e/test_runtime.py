@@ -54,6 +54,7 @@ def file(runtime: RunningRuntime, tmp_path: Path) -> dict[str, object]:
     return stored(runtime, path)
 
 
+@pytest.mark.slow
 def test_an_upload_is_answered_as_the_sdk_has_it(runtime: RunningRuntime, graphs: Path) -> None:
     """The status is 200, and `PipelineGet` can be made of the answer, which has a stored path and no pointers."""
     reply = runtime.upload((graphs / "returned").read_bytes(), name="owner/name:v1", input_variables='{"run_io_type": "string"}')
@@ -67,6 +68,7 @@ def test_an_upload_is_answered_as_the_sdk_has_it(runtime: RunningRuntime, graphs
     assert (200, {"data": []}) == (pointers.status, pointers.json)
 
 
+@pytest.mark.slow
 def test_a_name_means_its_newest_pipeline(runtime: RunningRuntime, graphs: Path) -> None:
     """And an id the one that it was given to."""
     older = runtime.upload((graphs / "returned").read_bytes(), name="twice").json["id"]
@@ -76,6 +78,7 @@ def test_a_name_means_its_newest_pipeline(runtime: RunningRuntime, graphs: Path)
     assert older == runtime.run(older, "file")["pipeline_id"]
 
 
+@pytest.mark.slow
 def test_6_a_directory_goes_in_as_a_tree(
     runtime: RunningRuntime, graphs: Path, tree: dict[str, object], file: dict[str, object]
 ) -> None:
@@ -87,6 +90,7 @@ def test_6_a_directory_goes_in_as_a_tree(
     assert "content" == runtime.value(entered, tree, file | {"type": "pkl"})[2]
 
 
+@pytest.mark.slow
 def test_files_go_in_as_what_they_are_declared(
     runtime: RunningRuntime, graphs: Path, file: dict[str, object], tmp_path: Path
 ) -> None:
@@ -126,6 +130,7 @@ def test_6_a_directory_comes_out_as_a_zip(runtime: RunningRuntime, graphs: Path)
     assert 0o755 == archive.getinfo("run.sh").external_attr >> 16 & 0o777
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "name", "content"),
     [
@@ -174,6 +179,7 @@ async def test_7_a_url_is_downloaded_once(runtime: RunningRuntime, graphs: Path,
     assert [None, '"1"', '"1"'] == conditions
 
 
+@pytest.mark.slow
 def test_10_a_zip_that_would_fill_the_disk_is_not_a_tree(
     runtime: RunningRuntime, graphs: Path, file: dict[str, object], tmp_path: Path
 ) -> None:
@@ -201,6 +207,7 @@ async def test_7_files_of_one_name_do_not_meet(runtime: RunningRuntime, graphs: 
     assert ["/0/x.txt", "/1/x.txt"] == read
 
 
+@pytest.mark.slow
 def test_8_static_files_by_id_and_url(user: Home, runtime: RunningRuntime, tmp_path: Path) -> None:
     """A File and a Directory that are stored already, and a FileURL: each is a local path before anything starts."""
     for name in ("weights.txt", "tree/inner/a.txt", "site/labels.txt"):
@@ -229,6 +236,7 @@ def test_runs_of_one_pipeline_wait_for_each_other(runtime: RunningRuntime, graph
     assert 1 == len({run["result"]["outputs"][0]["value"] for run in ended})
 
 
+@pytest.mark.slow
 def test_pipelines_that_are_loaded_are_bounded(runtime: RunningRuntime, graphs: Path) -> None:
     """One more ends the one that was not used for longest."""
     first, second, third = (runtime.pipeline(graphs / "misbehave") for _ in range(3))
@@ -294,6 +302,7 @@ except Exception as error:
     assert unknown == "Pipeline not found"
 
 
+@pytest.mark.slow
 def test_version_2_of_the_sdk_runs_pipelines(user: Home, runtime: RunningRuntime, graphs: Path) -> None:
     """By its own words: one that completes, one that fails, one that is asked for later, and an unknown one."""
     runtime.upload((graphs / "misbehave").read_bytes(), name="for version 2")

@@ -35,6 +35,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         }
 
 
+@pytest.mark.slow
 def test_every_curl_line_does_what_it_says(known: dict[str, str]) -> None:
     """In the order of the page."""
     lines = LINE.findall(DOC)

@@ -26,6 +26,7 @@ def documented() -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 async def test_a_run_as_it_is_documented(
     documented: dict[str, Any], home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +55,7 @@ async def test_a_run_as_it_is_documented(
     assert "bytes_received=" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 async def test_tensors_as_they_are_documented(documented: dict[str, Any], home: Home, tmp_path: Path) -> None:
     """Each with its bytes."""
     (tmp_path / "model.safetensors").write_bytes(safetensors_file(TENSORS, metadata={"format": "pt"}))

@@ -14,6 +14,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRELUDE = 'set -euo pipefail\ncurl() { command curl --silent --show-error --fail "$@"; }\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_line_does_what_it_says(tmp_path: Path, home: Home, version: str) -> None:
     """Typed in the order of the page, with the URL and the token that the server printed."""

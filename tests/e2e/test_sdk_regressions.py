@@ -81,6 +81,7 @@ def upload_by_parts(server: RunningServer, path: Path) -> None:
     assert 201 == upload.finish_with(sent).status
 
 
+@pytest.mark.slow
 def test_1_memory_of_a_server(tmp_path: Path, large_file: Path) -> None:
     """It stays below the size of the file, for every dialect and for a download, with every limit."""
     with running_server(tmp_path / "root", memory_limit=16 * MIB) as server:
@@ -100,6 +101,7 @@ def test_1_memory_of_a_server(tmp_path: Path, large_file: Path) -> None:
     assert {} == {way: size // MIB for way, size in grown.items() if size > 16 * MIB + PUSHES + REST}
 
 
+@pytest.mark.slow
 def test_1_memory_of_a_client(home: Home, server: Server, large_file: Path) -> None:
     """The whole program needs less memory than the size of the file, for a push and a fetch."""
     for arguments in (("push", large_file), ("fetch", "large.bin", "--output", "copy.bin")):
@@ -109,6 +111,7 @@ def test_1_memory_of_a_client(home: Home, server: Server, large_file: Path) -> N
     assert 0 == subprocess.run(["cmp", large_file, home.folder / "copy.bin"], check=False).returncode
 
 
+@pytest.mark.slow
 def test_2_a_broken_download_leaves_what_was_there(tmp_path: Path, home: Home) -> None:
     """This holds for our client. No other client gets a short file that looks complete."""
     with running_server(tmp_path / "root", check=False) as server:
@@ -125,6 +128,7 @@ def test_2_a_broken_download_leaves_what_was_there(tmp_path: Path, home: Home) -
             assert 500 == server.ask("GET", f"{PARTS}/download/{record['id']}").status
 
 
+@pytest.mark.slow
 def test_3_what_is_not_there_is_not_a_file(home: Home, server: Server) -> None:
     """There is one message, and nothing is written. The digest of a stored file is known before."""
     (home.folder / "my_file.txt").write_bytes(b"content")
@@ -135,6 +139,7 @@ def test_3_what_is_not_there_is_not_a_file(home: Home, server: Server) -> None:
     assert not (home.folder / "new.txt").exists()
 
 
+@pytest.mark.slow
 def test_4_the_same_bytes_are_one_file_and_one_transfer(home: Home, server: Server) -> None:
     """This holds for every name, and every order."""
     (home.folder / "a.bin").write_bytes(octets(4, 3_000_000))
@@ -145,6 +150,7 @@ def test_4_the_same_bytes_are_one_file_and_one_transfer(home: Home, server: Serv
     assert (first["id"], first["digest"]) == (again["id"], other["digest"])
 
 
+@pytest.mark.slow
 def test_5_a_directory_stays_what_it_is(home: Home, server: Server, tmp_path: Path) -> None:
     """No two entries become one, empty folders stay, no time is too early, and nothing is left in the temporary folder."""
     folder = plant(home.folder / "my_dir", {"a/x": b"one", "b/x": b"two", "empty": Folder(), "old": b"as the epoch"})
@@ -161,6 +167,7 @@ def test_5_a_directory_stays_what_it_is(home: Home, server: Server, tmp_path: Pa
     assert (1, "") == (refused.returncode, refused.stdout)
 
 
+@pytest.mark.slow
 def test_9_names_do_not_collide(home: Home, server: Server) -> None:
     """A path holds the whole digest of its content."""
     records = []
@@ -188,6 +195,7 @@ def test_10_nothing_is_read_without_a_token(tmp_path: Path) -> None:
             assert 404 == server.ask("GET", path).status
 
 
+@pytest.mark.slow
 def test_10_what_an_archive_unpacks_to_is_limited(home: Home, server: Server) -> None:
     """An archive with too many entries is refused. Executable files stay executable."""
     folder = plant(home.folder / "my_dir", {"run.sh": Script(b"#!/bin/sh\n"), "data": b"data"})

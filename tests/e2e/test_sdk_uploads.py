@@ -85,6 +85,7 @@ def stored_content(sdk: Sdk, reference: str, folder: Path) -> bytes:
     return (folder / "fetched").read_bytes()
 
 
+@pytest.mark.slow
 def test_login(sdk: Sdk, tmp_path: Path) -> None:
     """The server is asked whether the token is valid; then the stored login counts, and not the variables."""
     own = {"PIPELINE_DIR": str(tmp_path), "PIPELINE_API_URL": "http://127.0.0.1:9/", "PIPELINE_API_TOKEN": "none"}
@@ -95,6 +96,7 @@ def test_login(sdk: Sdk, tmp_path: Path) -> None:
     assert "Created At" in sdk.pipeline("get", "file", environ=own)
 
 
+@pytest.mark.slow
 def test_without_a_token(sdk: Sdk, tmp_path: Path) -> None:
     """The SDK sends the word None, and gets an error in `detail`."""
     path = tmp_path / "my_file.txt"
@@ -102,6 +104,7 @@ def test_without_a_token(sdk: Sdk, tmp_path: Path) -> None:
     assert "refused the token" in sdk.refusal("create", "file", path, environ={"PIPELINE_API_TOKEN": "None"})
 
 
+@pytest.mark.slow
 def test_create_and_get_a_file(sdk: Sdk, tmp_path: Path) -> None:
     """By its absolute path; its name stays, an alias is a second one; it is listed, shown and downloaded by its id."""
     path = tmp_path / "my file é.txt"
@@ -120,6 +123,7 @@ def test_create_and_get_a_file(sdk: Sdk, tmp_path: Path) -> None:
     assert "404" in sdk.refusal("get", "file", f"file_{'0' * 32}")
 
 
+@pytest.mark.slow
 def test_create_a_directory(sdk: Sdk, tmp_path: Path) -> None:
     """The SDK's zip unpacks to the directory that it was made from."""
     folder = tmp_path / f"dir_{sdk.version}"
@@ -129,6 +133,7 @@ def test_create_a_directory(sdk: Sdk, tmp_path: Path) -> None:
     assert standing(folder) == standing(tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_static_files_in_parts(sdk: Sdk, tmp_path: Path) -> None:
     """Of no part, of one, of several; the record's path ends in the file's name, as loaders want it."""
     sizes = {"empty.bin": 0, "one.bin": 1_000_000, "exact.bin": 8_000_000, "several.bin": 27_000_001}
@@ -142,6 +147,7 @@ def test_static_files_in_parts(sdk: Sdk, tmp_path: Path) -> None:
         assert (file_id, 0) == (pushed["id"], pushed["bytes_sent"])
 
 
+@pytest.mark.slow
 def test_every_kind_of_run_input(sdk: Sdk, tmp_path: Path) -> None:
     """A file that the SDK uploads has the path that the SDK puts into the request. URLs do not change."""
     path = tmp_path / "in" / "my input.bin"
@@ -161,6 +167,7 @@ def test_every_kind_of_run_input(sdk: Sdk, tmp_path: Path) -> None:
         assert file["file_url"].startswith(f"{sdk.server.url}/signed/")
 
 
+@pytest.mark.slow
 def test_stored_files_are_named_by_their_ids(sdk: Sdk, tmp_path: Path) -> None:
     """`from_remote`, and a `remote_id`."""
     path = tmp_path / "named.zip"
@@ -169,6 +176,7 @@ def test_stored_files_are_named_by_their_ids(sdk: Sdk, tmp_path: Path) -> None:
     assert {pushed["path"]} == set(sdk.python(REMOTE, pushed["id"], sdk.version))
 
 
+@pytest.mark.slow
 def test_save(sdk: Sdk, tmp_path: Path) -> None:
     """`File.save()` of version 2 has no token and needs a length; the URL of an upload is good for it, spaces in a name too."""
     if sdk.version == "sdk1":

@@ -102,6 +102,7 @@ def test_empty_requests_and_batches(server: RunningServer) -> None:
     assert {"kept": 0} == server.put([]).json
 
 
+@pytest.mark.slow
 def test_large_requests_are_answered(server: RunningServer) -> None:
     """As many digests as one question may hold."""
     digests = [bytes(octets(number, 32)) for number in range(wire.DIGESTS_LIMIT)]

@@ -84,6 +84,7 @@ def answered(reply: Reply) -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, OPEN_TOGETHER, OPEN_TOGETHER + 1, 5 * OPEN_TOGETHER])
 def test_a_batch_opens_each_frame_once(server: RunningServer, log: OpenLog, count: int) -> None:
     """The sizes in the head of the answer are found without opening anything, so that a frame is opened only to be sent."""
@@ -95,6 +96,7 @@ def test_a_batch_opens_each_frame_once(server: RunningServer, log: OpenLog, coun
     assert Counter(kept) == Counter(path for path in log.read() if path in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["removed", "shorter", "longer", "encoded otherwise"])
 def test_a_frame_of_another_size_is_sent_as_it_is(tmp_path: Path, change: str) -> None:
     """The head of an answer has the real size, not that of the index; the receiver verifies the frame."""

@@ -43,6 +43,7 @@ def sockets() -> list[str]:
     return sorted(link for link in links if link.startswith("socket:"))
 
 
+@pytest.mark.slow
 async def test_a_large_batch_without_a_token_is_refused_by_that_name(tmp_path: Path, scheme: str) -> None:
     """The server answers and closes before it has read the batch. The client raises the error of that answer."""
     with running_server(tmp_path / "root") as server:
@@ -161,6 +162,7 @@ async def test_a_server_behind_tls(tmp_path: Path, *, is_trusted: bool) -> None:
         assert b"certificate" in errors
 
 
+@pytest.mark.slow
 async def test_an_absent_chunk_among_large_ones(tmp_path: Path, scheme: str) -> None:
     """An absent chunk takes no space in the buffer. The other chunks come."""
     frames = large_frames(5)

@@ -309,6 +309,7 @@ async def test_a_resolve_that_is_cancelled_at_any_await_is_continued(
         assert [] == list(cache.glob("*/*/staging/*"))
 
 
+@pytest.mark.slow
 async def test_processes_that_resolve_at_once_download_once(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
     """The other processes wait, or learn that nothing has changed. Nobody overwrites data that another one uses."""
     url = nginx.put("model.bin", CONTENT)

@@ -75,6 +75,7 @@ async def test_cancelled_at_every_await(repository: LocalRepository, place: Path
     assert [target] == list(place.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gather_limit", [0, 1 << 20])
 async def test_a_second_unpack_receives_what_is_missing(repository: LocalRepository, place: Path, gather_limit: int) -> None:
     """Staged chunks are not received again, and neither are those of whole packed entries."""

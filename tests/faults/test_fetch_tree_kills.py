@@ -48,12 +48,14 @@ def kill_everywhere(folder: Path, way: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["new", "inside", "force"])
 def test_an_unpack_is_killed_at_every_system_call(tmp_path: Path, way: str) -> None:
     """After a kill at any call, the next fetch completes, and leaves no other files."""
     assert kill_everywhere(tmp_path, way) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["mounted", "image", "staged"])
 def test_a_replacement_in_place_is_killed_at_every_change(tmp_path: Path, way: str) -> None:
     """The next command finds the whole old tree or the whole new one, never a mixture. `--force` works again."""
@@ -102,6 +104,7 @@ def start(root: Path, record: Record, target: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", UNPACK, root, record.id, target])
 
 
+@pytest.mark.slow
 def test_a_process_is_killed_in_the_middle_of_an_unpack(tree: Path, tmp_path: Path) -> None:
     """No tree has the name. The second fetch keeps what the first has written, receives only the rest, and completes."""
     record = asyncio.run(pushed(tmp_path / "root", tree))
@@ -124,6 +127,7 @@ def test_a_process_is_killed_in_the_middle_of_an_unpack(tree: Path, tmp_path: Pa
     assert ["model"] == [path.name for path in place.iterdir()]
 
 
+@pytest.mark.slow
 def test_processes_unpack_to_one_target(tree: Path, tmp_path: Path) -> None:
     """All succeed, also one that begins after the tree is there. There is one tree, and nothing else."""
     record = asyncio.run(pushed(tmp_path / "root", tree))

@@ -112,6 +112,7 @@ def test_open_folder_is_refused_in_a_forked_child(folder: tuple[str, list[str]],
     assert ["hit.txt", "miss.txt", "afterwards.txt"] == said["afterwards"]
 
 
+@pytest.mark.slow
 def test_folder_that_the_parent_has_open_is_refused_in_a_forked_child(folder: tuple[str, list[str]], tmp_path: Path) -> None:
     """A second open in the child is refused too: SQLite would believe that the child has the locks of its parent."""
     root, ids = folder
@@ -171,6 +172,7 @@ print("sound")
 """
 
 
+@pytest.mark.slow
 def test_child_that_leaves_its_parents_blocks_takes_nothing_away(folder: tuple[str, list[str]], tmp_path: Path) -> None:
     """Leases, staging folder and the log of the index belong to the parent until it ends."""
     root, ids = folder

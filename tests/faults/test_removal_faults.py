@@ -62,6 +62,7 @@ def test_a_tree_with_read_only_folders_is_replaced(home: Home, new: dict[str, st
         assert ["target"] == names(target.parent)
 
 
+@pytest.mark.slow
 def test_a_mounted_folder_with_read_only_folders_is_replaced(home: Home, new: dict[str, str], tmp_path: Path) -> None:
     """Its folders are moved to another parent. For that, each must be writable."""
     with small_disk(tmp_path / "target", "size=8m"):

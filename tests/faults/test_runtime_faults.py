@@ -36,6 +36,7 @@ def entered(runtime: RunningRuntime, graphs: Path) -> str:
     return runtime.pipeline(graphs / "entered")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "detail"),
     [
@@ -55,6 +56,7 @@ def test_a_run_that_fails_leaves_its_pipeline_loaded(runtime: RunningRuntime, mi
     assert process == runtime.value(misbehaving, "pid")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "detail"),
     [
@@ -105,6 +107,7 @@ def test_user_code_is_not_handed_our_secrets(runtime: RunningRuntime, misbehavin
     assert runtime.value(misbehaving, "secrets") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "detail"),
     [
@@ -123,6 +126,7 @@ def test_a_graph_that_cannot_be_loaded_fails_its_runs(runtime: RunningRuntime, g
     assert runtime.failure(pipeline).startswith(detail)
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_is_ended(user: Home, graphs: Path, tmp_path: Path) -> None:
     """A run or a graph takes too long. The next run has a new process, and no child of the old one is left."""
     with running_runtime(user, tmp_path / "root", "--run-seconds", "5") as runtime, ThreadPoolExecutor() as pool:
@@ -139,6 +143,7 @@ def test_what_takes_too_long_is_ended(user: Home, graphs: Path, tmp_path: Path) 
         assert process != runtime.value(misbehaving, "pid")
 
 
+@pytest.mark.slow
 def test_what_a_killed_runtime_leaves(user: Home, graphs: Path, tmp_path: Path) -> None:
     """No process is left, not even a hanging one. The next runtime has its pipelines, and no runs or partial files."""
     root = tmp_path / "root"
@@ -158,6 +163,7 @@ def test_what_a_killed_runtime_leaves(user: Home, graphs: Path, tmp_path: Path) 
         assert runtime.value(misbehaving, "pid") != process
 
 
+@pytest.mark.slow
 def test_a_stop_ends_what_still_runs(user: Home, graphs: Path, tmp_path: Path) -> None:
     """A run without a waiting client does not keep the runtime from stopping."""
     with running_runtime(user, tmp_path / "root") as runtime:
@@ -168,6 +174,7 @@ def test_a_stop_ends_what_still_runs(user: Home, graphs: Path, tmp_path: Path) -
     assert not is_running(process)
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_what_needs_space(user: Home, graphs: Path, tmp_path: Path) -> None:
     """An upload fails, and a run with too large a result. Runs that need no space continue."""
     with small_disk(tmp_path / "disk", "size=24m"), running_runtime(user, tmp_path / "disk/root", complains=True) as runtime:
@@ -181,6 +188,7 @@ def test_a_full_disk_fails_what_needs_space(user: Home, graphs: Path, tmp_path: 
         assert [f"{misbehaving}.graph"] == [record["name"] for record in runtime.ask("GET", "/native/v1/files").json["files"]]
 
 
+@pytest.mark.slow
 def test_a_folder_has_one_runtime(user: Home, runtime: RunningRuntime) -> None:
     """A second runtime says so and does not start."""
     with pytest.raises(AssertionError, match="another runtime runs its pipelines"), running_runtime(user, runtime.server.root):

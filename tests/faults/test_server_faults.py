@@ -445,6 +445,7 @@ def test_a_signal_that_comes_while_a_worker_closes_is_not_told(tmp_path: Path, m
     assert errors.startswith("UnknownFormat: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_port_is_free_after_a_stop(tmp_path: Path, workers: int) -> None:
     """Old connections do not keep it busy."""

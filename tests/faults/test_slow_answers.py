@@ -81,6 +81,7 @@ def reached(server: RunningServer, request: pytest.FixtureRequest, tmp_path: Pat
         yield server._replace(url=f"http://127.0.0.1:{port}")
 
 
+@pytest.mark.slow
 def test_a_slow_removal_sends_bytes_before_its_end(reached: RunningServer, slow: Slow) -> None:
     """The head comes first, then blanks, then the record. Together they have the announced length."""
     with reached.begin("DELETE", f"{API}/files/{slow.record.id}?chunks=true") as connection, connection.makefile("rb") as answer:
@@ -98,6 +99,7 @@ def test_a_slow_removal_sends_bytes_before_its_end(reached: RunningServer, slow:
     assert [chunk_digest(content) for content in OWN] == reached.missing([chunk_digest(content) for content in OWN + OTHERS])
 
 
+@pytest.mark.slow
 def test_a_slow_removal_ends_although_its_client_is_gone(server: RunningServer, slow: Slow) -> None:
     """A client that gives up and asks again finds the removal done."""
     before = sockets_of(server)
@@ -180,6 +182,7 @@ async def begin_removal(repository: Repository, slow: Slow, between: Relay) -> a
     return removing
 
 
+@pytest.mark.slow
 async def test_a_client_waits_for_a_slow_removal(server: RunningServer, slow: Slow, scheme: str) -> None:
     """It asks once, and gets the record."""
     async with relay(server, scheme) as between, client_of(between) as repository:
@@ -189,6 +192,7 @@ async def test_a_client_waits_for_a_slow_removal(server: RunningServer, slow: Sl
         assert [b"GET", b"DELETE"] == between.asked
 
 
+@pytest.mark.slow
 async def test_a_slow_removal_that_fails_is_an_error(server: RunningServer, slow: Slow, scheme: str) -> None:
     """The error comes after a status that says success."""
     async with relay(server, scheme) as between, client_of(between) as repository:
@@ -201,6 +205,7 @@ async def test_a_slow_removal_that_fails_is_an_error(server: RunningServer, slow
         assert slow.record == (await repository.records())[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_chunks", [False, True], ids=["", "chunks"])
 async def test_a_removal_whose_answer_is_lost_is_done(server: RunningServer, scheme: str, *, with_chunks: bool) -> None:
     """The client asks again, learns that the record does not exist, and knows why."""

@@ -62,6 +62,7 @@ def test_parts_are_cut_while_later_ones_arrive(tmp_path: Path) -> None:
         assert CONTENT == downloaded(server, upload.finish([one, two, three]).json)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_restarted", [False, True])
 def test_the_end_reads_the_tail_only(tmp_path: Path, *, is_restarted: bool) -> None:
     """Content that was cut is not read again, not even by another process. Here its bytes are gone."""
@@ -82,6 +83,7 @@ def test_the_end_reads_the_tail_only(tmp_path: Path, *, is_restarted: bool) -> N
         assert CONTENT == downloaded(server, upload.finish(sent).json)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_zip", [False, True])
 def test_any_worker_goes_on_with_an_upload(tmp_path: Path, *, is_zip: bool) -> None:
     """Each part comes to any process of the server. A zip needs a chunker that has read all of it."""
@@ -95,6 +97,7 @@ def test_any_worker_goes_on_with_an_upload(tmp_path: Path, *, is_zip: bool) -> N
         assert server.upload("workers.pt", content).json["id"] == record["id"]
 
 
+@pytest.mark.slow
 def test_parts_side_by_side(tmp_path: Path) -> None:
     """Several connections send each part twice."""
     with running_server(tmp_path / "root", workers=2) as server:
@@ -118,6 +121,7 @@ def test_the_same_part_with_other_bytes_side_by_side(tmp_path: Path) -> None:
         assert contents[winner] == downloaded(server, upload.finish([sent[winner]]).json)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_an_upload_survives_its_server(tmp_path: Path, number: signal.Signals) -> None:
     """After a restart, complete parts are there and signed URLs are valid. A part that was arriving is not there."""
@@ -140,6 +144,7 @@ def test_an_upload_survives_its_server(tmp_path: Path, number: signal.Signals) -
         assert CONTENT == downloaded(server, upload.finish([one, two, upload.put(3, part(3))]).json)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stop_does_not_wait_for_the_chunking(tmp_path: Path, workers: int) -> None:
     """The chunking is cancelled without a message, and continues after the next start."""
@@ -152,6 +157,7 @@ def test_a_stop_does_not_wait_for_the_chunking(tmp_path: Path, workers: int) -> 
         assert CONTENT == downloaded(server, upload.finish(sent).json)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framing", ["Content-Length: 400000", "Transfer-Encoding: chunked"])
 def test_a_part_that_is_cut_was_never_there(tmp_path: Path, framing: str) -> None:
     """It is neither in the upload nor on the disk."""
@@ -165,6 +171,7 @@ def test_a_part_that_is_cut_was_never_there(tmp_path: Path, framing: str) -> Non
         assert "part 1 never arrived" in upload.finish([Sent(1, "x")]).json["detail"]
 
 
+@pytest.mark.slow
 def test_a_part_that_stalls_is_dropped(tmp_path: Path) -> None:
     """Its connection is cut, and its client may send it again."""
     with running_server(tmp_path / "root", stall_seconds=1) as server:
@@ -199,6 +206,7 @@ def test_a_part_that_is_kept_while_its_upload_is_looked_for(tmp_path: Path, monk
     assert upload.folder == found.folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["torn", "other digests", "no json", "gone", "of other parts"])
 def test_what_is_kept_of_the_chunking_is_not_more_than_a_hint(tmp_path: Path, fault: str) -> None:
     """If it is damaged or lost, the parts are read again."""
@@ -218,6 +226,7 @@ def test_what_is_kept_of_the_chunking_is_not_more_than_a_hint(tmp_path: Path, fa
         assert CONTENT == downloaded(server, upload.finish(sent).json)
 
 
+@pytest.mark.slow
 def test_chunks_that_are_gone_by_the_end_are_sent_again(tmp_path: Path) -> None:
     """I9: a commit checks the chunks once more."""
     with running_server(tmp_path / "root", check=False) as server:
@@ -244,6 +253,7 @@ def test_a_part_that_the_disk_lost_bytes_of(tmp_path: Path) -> None:
         assert 1000 == upload.finish(sent).json["size"]
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     """A part or chunks that do not fit fail and leave nothing. With more space, the upload continues."""
     with small_disk(tmp_path / "disk", "size=30m") as resize, running_server(tmp_path / "disk/root", check=False) as server:

@@ -46,6 +46,7 @@ def encoded(content: bytes, codec: Codec | None, offset: int = 0) -> bytes:
     return bytes(out[: ENCODERS[codec].encode(memory[offset:], out)])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(contents, codecs, st.integers(0, 7), st.integers(0, 7))
 def test_decoding_is_the_inverse_of_encoding(content: bytes, codec: Codec | None, offset: int, scratch_offset: int) -> None:
@@ -106,6 +107,7 @@ def test_damaged_frame_decodes_to_its_content_or_not_at_all(
     assert content == found
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(Codec), st.integers(0, 100), st.binary(max_size=200))
 def test_any_bytes_are_refused_for_a_digest_they_do_not_have(codec: Codec, size: int, payload: bytes) -> None:

@@ -65,6 +65,7 @@ things_on_disk = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(things_on_disk)
 def test_what_is_pushed_of_a_tree_is_its_zip(things: dict[str, Planted]) -> None:
@@ -127,6 +128,7 @@ def test_large_files_have_the_chunks_that_they_have_alone(seed: int) -> None:
                     assert bytes(_scanned(file)[0].chunks.encoded) in row
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(things_on_disk, st.data())
 def test_what_is_recalled_changes_nothing_but_the_reading(things: dict[str, Planted], data: st.DataObject) -> None:

@@ -247,6 +247,7 @@ asyncio.run(make())
 """
 
 
+@pytest.mark.slow
 async def test_index_that_was_never_made_is_made_by_who_creates(tmp_path: Path) -> None:
     """Earlier versions made the format file first, and may have been killed before the index was there."""
     killed = await asyncio.create_subprocess_exec(sys.executable, "-c", _FORMAT_ONLY, tmp_path)
@@ -278,6 +279,7 @@ asyncio.run(create())
 """
 
 
+@pytest.mark.slow
 async def test_of_processes_that_create_at_once_one_does(tmp_path: Path) -> None:
     """All of them have a repository afterwards, and it is the same one."""
     pipe = asyncio.subprocess.PIPE

@@ -45,6 +45,7 @@ def test_another_seed_shares_no_chunk(tmp_path: Path, kind: str) -> None:
     assert len(first) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bf16", "fp32"])
 def test_weights_are_safetensors(tmp_path: Path, kind: str) -> None:
     """Another program reads them; one tensor more begins every 32 MiB."""
@@ -53,6 +54,7 @@ def test_weights_are_safetensors(tmp_path: Path, kind: str) -> None:
         assert ["layers.0.weight", "layers.1.weight"] == sorted(file.keys())
 
 
+@pytest.mark.slow
 def test_a_tree_has_small_files_and_big_ones(tmp_path: Path) -> None:
     """Of as many bytes as were asked for."""
     make("tree", tmp_path / "tree", size=2_000_001, seed=1)

@@ -48,6 +48,7 @@ def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
     assert size == parse_size(text)
 
 
+@pytest.mark.slow
 def test_a_command_is_measured_with_what_it_starts() -> None:
     """Processor time and memory of a child count."""
     code = "x = bytearray(b'1' * (64 << 20)); import time; end = time.process_time() + 0.2\nwhile time.process_time() < end: pass"

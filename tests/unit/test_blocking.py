@@ -70,6 +70,7 @@ def test_every_name_is_here_too() -> None:
     assert set(filestore.__all__) - {"blocking"} == set(blocking.__all__)
 
 
+@pytest.mark.slow
 def test_verbs_of_a_file(repository: blocking.Repository, source: Path, tmp_path: Path) -> None:
     """A plan, a push, a fetch, and what a repository tells."""
     plan = blocking.plan_push(repository, source)
@@ -115,6 +116,7 @@ def test_what_is_open_is_not_sent_to_another_process(repository: blocking.Reposi
             pickle.dumps(item)
 
 
+@pytest.mark.slow
 def test_a_repository_that_nothing_refers_to_is_closed(server: RunningServer, tmp_path: Path) -> None:
     """As Python does with files; a cache refers to its repository."""
     repository = blocking.connect(server.url, token=server.token)
@@ -192,6 +194,7 @@ async def test_it_works_where_a_loop_runs(server: RunningServer, source: Path) -
         assert len(CONTENT) == blocking.push(repository, source).record.size
 
 
+@pytest.mark.slow
 def test_calls_of_several_threads(repository: blocking.Repository, tmp_path: Path) -> None:
     """One repository and one cache, in eight threads that begin at once."""
     together = threading.Barrier(8)

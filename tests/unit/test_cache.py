@@ -137,6 +137,7 @@ async def test_a_resolve_says_what_it_cost(cache: Cache, watched: WatchedReposit
     assert 6 * MIB < second.bytes_reused < 10 * MIB
 
 
+@pytest.mark.slow
 async def test_tuned_weights_move_what_changed(cache: Cache, watched: WatchedRepository, tmp_path: Path) -> None:
     """With the base here, of weights in which a few tensors differ at most 1.03 times the bytes of these is received."""
     base = [tensor(f"layers.{number}.weight", 512, 1024, seed=number, dtype="BF16") for number in range(12)]

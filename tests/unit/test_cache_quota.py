@@ -68,6 +68,7 @@ async def use(cache: Cache, file: File) -> None:
         pass
 
 
+@pytest.mark.slow
 async def test_the_least_recently_used_goes_first(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
     """By the last use, not by the first; as many as are needed, and no more."""
     cache = Cache(tmp_path / "cache", watched, size_limit=3 * STORED_SIZE)
@@ -79,6 +80,7 @@ async def test_the_least_recently_used_goes_first(watched: WatchedRepository, fi
     assert ["0.bin", "2.bin", "3.bin"] == kept(tmp_path / "cache")
 
 
+@pytest.mark.slow
 async def test_what_is_resolved_stays_until_the_cache_is_closed(
     watched: WatchedRepository, files: list[File], tmp_path: Path
 ) -> None:
@@ -100,6 +102,7 @@ async def test_what_is_resolved_stays_until_the_cache_is_closed(
     assert "3.bin" in kept(tmp_path / "cache")
 
 
+@pytest.mark.slow
 async def test_a_lease_ends_with_its_block(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
     """Inside the block the entry stays, after it the entry may be evicted. Two leases of one entry count twice."""
     cache = Cache(tmp_path / "cache", watched, size_limit=STORED_SIZE)
@@ -113,6 +116,7 @@ async def test_a_lease_ends_with_its_block(watched: WatchedRepository, files: li
     assert not path.exists()
 
 
+@pytest.mark.slow
 async def test_a_lease_that_is_cancelled_at_any_await_is_none(
     watched: WatchedRepository, files: list[File], tmp_path: Path
 ) -> None:
@@ -129,6 +133,7 @@ async def test_a_lease_that_is_cancelled_at_any_await_is_none(
     assert {} == Leases(tmp_path / "cache").held()
 
 
+@pytest.mark.slow
 async def test_a_resolve_that_fails_pins_nothing(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
     """Its staging may be removed at once, while the cache is open. Other resolved entries stay."""
     cache = Cache(tmp_path / "cache", watched)
@@ -146,6 +151,7 @@ async def test_a_resolve_that_fails_pins_nothing(watched: WatchedRepository, fil
     assert held == Leases(tmp_path / "cache").held()
 
 
+@pytest.mark.slow
 async def test_what_can_never_fit_is_refused_at_once(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
     """Nothing is fetched, and nothing is evicted."""
     await use(Cache(tmp_path / "cache", watched), files[0])
@@ -157,6 +163,7 @@ async def test_what_can_never_fit_is_refused_at_once(watched: WatchedRepository,
     assert {} == Leases(tmp_path / "cache").held()
 
 
+@pytest.mark.slow
 async def test_a_tree_reserves_what_its_files_take(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
     """Small files take whole blocks, and folders too: more than the zip has."""
     things = {f"folder {number % 3}/{number}": octets(number, 10) for number in range(300)}
@@ -174,6 +181,7 @@ async def test_a_tree_reserves_what_its_files_take(watched: WatchedRepository, f
     assert 303 * 4096 < entry.stored_size < 330 * 4096
 
 
+@pytest.mark.slow
 async def test_what_others_fetch_is_waited_for(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
     """Of four fetches, two fit at a time; all four succeed."""
     cache = Cache(tmp_path / "cache", watched, size_limit=2 * STORED_SIZE)
@@ -184,6 +192,7 @@ async def test_what_others_fetch_is_waited_for(watched: WatchedRepository, files
     assert 2 == len(kept(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 async def test_who_gets_no_further_is_not_waited_for_longer(
     watched: WatchedRepository, files: list[File], tmp_path: Path
 ) -> None:
@@ -227,6 +236,7 @@ async def test_ten_files_that_do_not_all_fit_never_exceed_the_limit(
     assert 5 == len(kept(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 async def test_what_a_new_version_shares_goes_last(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
     """The oldest entry is a seed of the fetched file, so it is used before it is evicted."""
     path = tmp_path / "0.bin"
@@ -242,6 +252,7 @@ async def test_what_a_new_version_shares_goes_last(watched: WatchedRepository, f
     assert ["0.bin", "0.bin"] == kept(tmp_path / "cache")
 
 
+@pytest.mark.slow
 async def test_what_a_cut_fetch_has_left_goes_like_an_entry(
     watched: WatchedRepository, files: list[File], tmp_path: Path
 ) -> None:
@@ -289,6 +300,7 @@ async def test_what_a_url_brings_keeps_within_the_limit(
     assert [] == list(staged(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 async def test_a_second_name_takes_no_space(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +319,7 @@ async def test_a_second_name_takes_no_space(
     assert (["0.bin", "renamed 0.bin", "renamed 1.bin"], STORED_SIZE) == (entry.names, entry.stored_size)
 
 
+@pytest.mark.slow
 async def test_a_use_is_noted_once_a_minute(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
     """A hit writes nothing, where the last use is not a minute ago."""
     cache = Cache(tmp_path / "cache", watched)
@@ -320,6 +333,7 @@ async def test_a_use_is_noted_once_a_minute(watched: WatchedRepository, files: l
     assert before.used_at <= after.used_at
 
 
+@pytest.mark.slow
 async def test_a_use_in_the_future_is_not_believed(watched: WatchedRepository, files: list[File], tmp_path: Path) -> None:
     """A clock that was wrong for a while does not make an entry the last one to go for ever: its next use is noted."""
     cache = Cache(tmp_path / "cache", watched)
@@ -331,6 +345,7 @@ async def test_a_use_in_the_future_is_not_believed(watched: WatchedRepository, f
     assert before.used_at <= after.used_at < before.used_at + 60 * 60
 
 
+@pytest.mark.slow
 async def test_without_locks_the_limit_holds(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,6 +360,7 @@ async def test_without_locks_the_limit_holds(
     assert 4 >= len(kept(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 async def test_whoever_comes_while_an_entry_is_taken_gets_it_back(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,6 +383,7 @@ async def test_whoever_comes_while_an_entry_is_taken_gets_it_back(
     assert [] == list(staged(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 async def test_what_was_in_use_for_a_moment_is_not_a_reason_to_refuse(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,6 +404,7 @@ async def test_what_was_in_use_for_a_moment_is_not_a_reason_to_refuse(
     assert ["1.bin"] == kept(tmp_path / "cache")
 
 
+@pytest.mark.slow
 async def test_who_has_just_fetched_something_is_waited_for_a_moment(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,6 +428,7 @@ async def test_who_has_just_fetched_something_is_waited_for_a_moment(
     assert ["1.bin"] == kept(tmp_path / "cache")
 
 
+@pytest.mark.slow
 async def test_what_is_being_published_takes_no_more_than_is_reserved(
     watched: WatchedRepository, files: list[File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

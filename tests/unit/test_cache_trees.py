@@ -111,6 +111,7 @@ async def test_a_tree_is_read_only(cache: Cache, record: Record) -> None:
     assert names == {name: (path / name).stat().st_mode & 0o7777 for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["id", "digest", "path"])
 async def test_a_hit_asks_nobody(watched: WatchedRepository, record: Record, tmp_path: Path, how: str) -> None:
     """The second resolve, also by a new process, asks nothing of the repository, however the directory is named."""
@@ -121,6 +122,7 @@ async def test_a_hit_asks_nobody(watched: WatchedRepository, record: Record, tmp
     assert [] == watched.calls
 
 
+@pytest.mark.slow
 async def test_a_hit_looks_at_a_hundred_files(
     watched: WatchedRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +143,7 @@ async def test_a_hit_looks_at_a_hundred_files(
     assert {f"{number:03}" for number in range(200, 300)} == below
 
 
+@pytest.mark.slow
 async def test_a_second_name_costs_no_second_copy(
     cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path
 ) -> None:
@@ -163,6 +166,7 @@ async def test_concurrent_resolvers_fetch_once(cache: Cache, watched: WatchedRep
     assert 1 == watched.calls.count("manifest")
 
 
+@pytest.mark.slow
 async def test_without_locks_the_tree_is_still_right(
     watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +178,7 @@ async def test_without_locks_the_tree_is_still_right(
     assert [] == await verify_cache(tmp_path / "cache")
 
 
+@pytest.mark.slow
 async def test_a_holder_that_hangs_is_passed_by(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """A holder without a sign of life for a minute is ignored. When it continues, it finds the tree."""
     options = CacheOptions(beat_seconds=3600)
@@ -215,6 +220,7 @@ async def test_as_a_file_a_zip_stays_a_zip(cache: Cache, watched: WatchedReposit
     assert ["record"] == watched.calls
 
 
+@pytest.mark.slow
 async def test_a_zip_that_is_here_is_unpacked_where_it_is(cache: Cache, watched: WatchedRepository, record: Record) -> None:
     """The tree is made from the cached zip: only the record is asked for."""
     await cache.resolve(File(id=record.id))
@@ -225,6 +231,7 @@ async def test_a_zip_that_is_here_is_unpacked_where_it_is(cache: Cache, watched:
     assert (record.size, 0) == (reports[-1].shared, reports[-1].moved)
 
 
+@pytest.mark.slow
 async def test_a_foreign_zip_that_is_here_is_unpacked_where_it_is(
     cache: Cache, watched: WatchedRepository, tmp_path: Path
 ) -> None:
@@ -249,6 +256,7 @@ async def test_a_damaged_zip_that_is_here(cache: Cache, watched: WatchedReposito
     assert FOREIGN == standing(await cache.resolve(Directory(id=record.id)))
 
 
+@pytest.mark.slow
 async def test_a_changed_tree_fetches_what_changed(
     cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path
 ) -> None:
@@ -264,6 +272,7 @@ async def test_a_changed_tree_fetches_what_changed(
     assert 8 * MIB < reports[-1].shared < reports[-1].total == reports[-1].done
 
 
+@pytest.mark.slow
 async def test_a_tuned_file_fetches_what_changed(cache: Cache, watched: WatchedRepository, tmp_path: Path) -> None:
     """The base's chunks are copied from another file of the cache; the base itself stays as it is."""
     base = octets(11, 6 * MIB)
@@ -280,6 +289,7 @@ async def test_a_tuned_file_fetches_what_changed(cache: Cache, watched: WatchedR
     assert base == first.read_bytes()
 
 
+@pytest.mark.slow
 async def test_a_tree_and_a_file_share(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """Weights that were resolved alone are not fetched again with the directory that holds them, nor the other way round."""
     alone = (await push(watched, tmp_path / "my_model" / "model.safetensors")).record
@@ -295,6 +305,7 @@ async def test_a_tree_and_a_file_share(cache: Cache, watched: WatchedRepository,
     assert 0 == watched.chunks_got
 
 
+@pytest.mark.slow
 async def test_seeds_that_have_vanished(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """Content that a seed's manifest lists and its files do not have is fetched."""
     path = await cache.resolve(Directory(id=record.id))
@@ -305,6 +316,7 @@ async def test_seeds_that_have_vanished(cache: Cache, watched: WatchedRepository
     assert changed == standing(await cache.resolve(Directory(id=newer.id)))
 
 
+@pytest.mark.slow
 async def test_an_entry_of_an_older_program(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """Without a manifest it is a hit as before, and no seed."""
     path = await cache.resolve(File(id=record.id))
@@ -390,6 +402,7 @@ async def test_what_python_adds_is_not_damage(cache: Cache, watched: WatchedRepo
     assert [path] == await verify_cache(tmp_path / "cache")
 
 
+@pytest.mark.slow
 async def test_verify_hashes_trees(cache: Cache, record: Record, tmp_path: Path) -> None:
     """Flipped bits in a small file are found by digest; the entry is removed, and fetched again."""
     path = await cache.resolve(Directory(id=record.id))
@@ -502,6 +515,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_who_owns_a_read_only_tree_can_remove_and_repair_it() -> None:
     """Read-only folders are removed with their entry, also by a user who is not root."""
     # Not below the folders of tests, which only root may enter.

@@ -148,6 +148,7 @@ async def test_the_same_bytes_are_one_entry(cache: Cache, nginx: Nginx, watched:
     assert 1 == len(entries(tmp_path))
 
 
+@pytest.mark.slow
 async def test_a_zip_file_behind_a_url_is_a_directory(
     cache: Cache, nginx: Nginx, watched: WatchedRepository, tmp_path: Path
 ) -> None:
@@ -242,6 +243,7 @@ async def test_those_who_ask_at_once_share_one_download(cache: Cache, nginx: Ngi
     assert 1 == len(nginx.asked(1))
 
 
+@pytest.mark.slow
 async def test_the_same_bytes_that_come_at_once_are_one_entry(local_repository: Repository, nginx: Nginx, tmp_path: Path) -> None:
     """Several URLs, as file and as directory, for two users of one folder, do not disturb each other."""
     content = zipped({"a": CONTENT})
@@ -290,6 +292,7 @@ async def test_what_is_cached_is_told_without_asking(cache: Cache, nginx: Nginx)
     assert 1 == len(nginx.asked(1))
 
 
+@pytest.mark.slow
 async def test_what_is_known_of_a_url_may_be_rubbish(cache: Cache, nginx: Nginx, tmp_path: Path) -> None:
     """Then nothing is known, and the origin sends it again."""
     url = nginx.put("model.bin", CONTENT)

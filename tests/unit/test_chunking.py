@@ -88,6 +88,7 @@ def described_chunks(segment: bytes) -> Iterator[int]:
         segment = segment[size:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [524288, 524289, 3_000_001])
 def test_the_description_in_the_docs_suffices(size: int) -> None:
     """An implementation of docs/format.md, section Chunks, cuts as ours does."""
@@ -144,6 +145,7 @@ def test_chunks_are_neither_larger_than_the_limit_nor_empty() -> None:
     assert [CHUNK_LIMIT, CHUNK_LIMIT, 1 << 20] == sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [100, 300_000])
 @pytest.mark.parametrize(
     "content",

@@ -74,6 +74,7 @@ def test_sample_chooses_the_codec_that_fits(content: bytes, codec: Codec, share:
     assert content == decoded(frame, content)
 
 
+@pytest.mark.slow
 def test_real_fp32_weights_shrink_to_83_percent() -> None:
     """The whole tensor data of a published model, in chunks cut at odd offsets."""
     weights = (MODEL / "model.safetensors").read_bytes()[100_001:]

@@ -92,6 +92,7 @@ async def test_content_that_comes_compressed_unasked_is_refused(nginx: Nginx, fo
     assert 6000 == (await downloaded(f"{nginx.url}/compressed/words.txt", folder)).size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

@@ -77,6 +77,7 @@ def aside_of(target: Path) -> Path:
     return target.parent / f".{label}.filestore-aside"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [MIB, 50_000, 1777])
 async def test_a_tree_is_unpacked(repository: LocalRepository, place: Path, chunk_size: int) -> None:
     """Files, executable bits, empty files and folders, links; and every count adds up."""
@@ -122,6 +123,7 @@ async def test_a_folder_that_is_named_twice(repository: LocalRepository, place: 
     assert {"empty": Folder(), "filler": filler, "full/file": b"content"} == standing(place / "target")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [200_000, 50_000])
 async def test_an_archive_whose_offsets_are_wrapped(repository: LocalRepository, place: Path, chunk_size: int) -> None:
     """Offsets wrap above 4 GiB (1 MiB here), as those of macOS Finder. The tree is a seed of the next version."""
@@ -417,6 +419,7 @@ async def test_seeds_are_copied_and_not_trusted(repository: LocalRepository, pla
     assert found.bytes_reused >= found.size - len(content_of(things[large])) - 4 * MIB
 
 
+@pytest.mark.slow
 async def test_a_file_is_a_seed_of_the_tree_in_it(repository: LocalRepository, place: Path, tmp_path: Path) -> None:
     """A zip that is here as a file is unpacked without receiving anything, packed entries included."""
     archive = forged([Forged("stored", octets(1, MIB)), Forged("packed", prose(2, 2 * MIB), deflated=True)])

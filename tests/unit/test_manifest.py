@@ -104,6 +104,7 @@ def test_refuses_what_is_not_canonical(change: Callable[[bytearray], None], reas
         Manifest.parse(raw)
 
 
+@pytest.mark.slow
 def test_refuses_to_build_beyond_the_limit() -> None:
     """More chunks than a manifest can hold are refused before the rest is asked for."""
     with pytest.raises(LimitExceeded):

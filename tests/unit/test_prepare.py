@@ -83,6 +83,7 @@ async def test_the_largest_comes_first(ordered: Ordered, tmp_path: Path) -> None
     assert [records[place].digest for place in (1, 2, 0)] == ordered.fetched
 
 
+@pytest.mark.slow
 async def test_another_version_gives_what_it_has(ordered: Ordered, tmp_path: Path) -> None:
     """Chunks that a tuned model shares with a cached one are not received."""
     content = octets(1, 8 * MIB)
@@ -96,6 +97,7 @@ async def test_another_version_gives_what_it_has(ordered: Ordered, tmp_path: Pat
     assert (8 * MIB, True) == (prepared.bytes_cached, prepared.bytes_reused > 2 * MIB)
 
 
+@pytest.mark.slow
 async def test_a_second_start_touches_no_network(tmp_path: Path) -> None:
     """The server is down by then: files named by id, digest or path are there, one that was never fetched is not."""
     with running_server(tmp_path / "root") as server:

@@ -114,6 +114,7 @@ def test_all_proxy_that_names_a_web_proxy_is_not_passed_by(value: str) -> None:
         proxy_for({"ALL_PROXY": value}, "https://store.test")
 
 
+@pytest.mark.slow
 async def test_a_server_is_reached_in_spite_of_a_socks_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a tunnel has set ALL_PROXY for browsers and curl."""
     monkeypatch.setenv("ALL_PROXY", f"socks5://127.0.0.1:{free_port()}")
@@ -122,6 +123,7 @@ async def test_a_server_is_reached_in_spite_of_a_socks_proxy(tmp_path: Path, mon
             assert await repository.identity()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plane", ["http", "https"])
 async def test_a_server_is_reached_through_the_proxy_of_the_environment(tmp_path: Path, plane: str) -> None:
     """Plain HTTP by whole URLs, TLS by CONNECT, which shows the proxy no token; the password of the URL is sent."""
@@ -181,6 +183,7 @@ async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatc
             await repository.identity()
 
 
+@pytest.mark.slow
 async def test_an_argument_counts_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an empty text, a program uses no proxy."""
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")

@@ -141,6 +141,7 @@ async def test_a_changed_file_sends_what_changed(watched: WatchedRepository, sou
     assert len(content) - pushed.bytes_shared <= 8 * MIB
 
 
+@pytest.mark.slow
 async def test_equal_chunks_of_one_file_are_sent_once(watched: WatchedRepository, tmp_path: Path) -> None:
     """A push does not send, or ask for, a chunk that it has sent already."""
     path = tmp_path / "zeros"
@@ -162,6 +163,7 @@ async def test_an_empty_file(watched: WatchedRepository, tmp_path: Path) -> None
     assert b"" == fetched.path.read_bytes()
 
 
+@pytest.mark.slow
 async def test_the_digest_that_a_push_gives_is_known_without_a_repository(watched: WatchedRepository, source: Path) -> None:
     """`manifest_of` and `push` give the same digest, for every codec."""
     manifest = await manifest_of(source)
@@ -221,6 +223,7 @@ async def _lose(watched: WatchedRepository, digests: list[Digest]) -> None:
     assert [None] * len(digests) == await watched.get(digests, memoryview(bytearray(16 * MIB)))
 
 
+@pytest.mark.slow
 async def test_progress_is_honest(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
     """It begins at 0, never moves back, and ends with the whole."""
     for transfer in ("push", "fetch"):
@@ -239,6 +242,7 @@ async def test_a_name_may_be_chosen(watched: WatchedRepository, source: Path) ->
     assert "other name" == (await push(watched, source, name="other name")).record.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../../x", "", "a/b", "nul\0", "a:b", "a@b"])
 async def test_a_name_that_cannot_be_kept_is_refused_before_anything_is_read(
     watched: WatchedRepository, source: Path, name: str
@@ -257,6 +261,7 @@ async def test_what_is_not_a_file_is_refused(watched: WatchedRepository, tmp_pat
             await push(watched, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["truncated", "grown", "written"])
 async def test_a_file_that_changes_while_it_is_pushed(watched: WatchedRepository, source: Path, change: str) -> None:
     """Found out, refused, said; no record is made."""
@@ -346,6 +351,7 @@ async def test_fetch_replaces_another_file_only_by_force(watched: WatchedReposit
     assert source.read_bytes() == target.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["name", "id", "digest", "path", "reference", "record", "file", "directory"])
 async def test_fetch_takes_what_a_user_has(watched: WatchedRepository, source: Path, tmp_path: Path, way: str) -> None:
     """A text of any kind, and each value that names a stored file; paths may be texts."""
@@ -373,6 +379,7 @@ async def test_fetch_refuses_what_names_nothing(watched: WatchedRepository, tmp_
     assert [] == watched.calls
 
 
+@pytest.mark.slow
 async def test_fetch_over_another_version_moves_what_changed(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
     """Chunks of the old file are copied, from any offset in it."""
     record = (await push(watched, source)).record
@@ -383,6 +390,7 @@ async def test_fetch_over_another_version_moves_what_changed(watched: WatchedRep
     assert fetched.bytes_reused >= record.size - 9 * MIB
 
 
+@pytest.mark.slow
 async def test_two_fetches_of_one_target(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
     """They share a staging file. The later one finds the finished file, and never writes to it."""
     record = (await push(watched, source)).record
@@ -415,6 +423,7 @@ async def test_fetched_files_have_the_usual_permissions(watched: WatchedReposito
     assert 0o640 == stat.S_IMODE(fetched.path.stat().st_mode)
 
 
+@pytest.mark.slow
 async def test_a_damaged_chunk_is_named_and_mended_by_the_next_push(
     watched: WatchedRepository, source: Path, tmp_path: Path
 ) -> None:

@@ -190,6 +190,7 @@ async def test_runs_and_files_in_which_nothing_changed_are_not_read(
     assert (await manifest_of(tree)).digest == again.record.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["rename", "chmod", "remove", "add", "empty"])
 async def test_changes_of_names_and_modes_are_seen(
     watched: WatchedRepository, tree: Path, push_cache: PushCache, change: str

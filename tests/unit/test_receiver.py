@@ -136,6 +136,7 @@ async def test_a_fetch_copies_what_a_seed_holds(repository: LocalRepository, sou
     assert found.size - found.bytes_received <= found.bytes_reused < found.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["gone", "shorter", "changed", "folder"])
 async def test_a_fetch_trusts_no_seed(repository: LocalRepository, source: Path, tmp_path: Path, state: str) -> None:
     """A seed that does not match its manifest only costs a download."""

@@ -87,6 +87,7 @@ async def test_every_form_of_a_file(adapter: Adapter, file: Record, watched: Wat
     assert 1 == watched.calls.count("manifest")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("declared", [Directory, sdk_values.Directory, Directory | None])
 async def test_a_directory_is_unpacked_where_one_is_declared(adapter: Adapter, directory: Record, declared: object) -> None:
     """And is the zip file that it is where a file is, or nothing."""
@@ -301,6 +302,7 @@ async def test_a_repository_in_a_folder_needs_no_url(file: Record, watched: Watc
     assert CONTENT == path.read_bytes()
 
 
+@pytest.mark.slow
 async def test_the_files_of_a_run_stay_while_it_runs(watched: WatchedRepository, tmp_path: Path) -> None:
     """Other fetches into a full cache do not evict them before the run ends."""
     options = CacheOptions(stall_seconds=0.1)

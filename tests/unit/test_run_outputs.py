@@ -80,6 +80,7 @@ async def test_the_documented_form(adapter: Adapter, image: Path) -> None:
     assert file["url"].endswith("/" + file["path"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -106,6 +107,7 @@ async def test_every_form_of_a_file(adapter: Adapter, image: Path, make: Callabl
     assert (before.st_size, before.st_mtime_ns) == (image.stat().st_size, image.stat().st_mtime_ns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", [0, 4, len(CONTENT), 100])
 @pytest.mark.parametrize("kind", ["file", "text", "memory", "zip", "gzip", "spooled"])
 async def test_a_handle_gives_all_of_it_and_stands_where_it_stood(
@@ -155,6 +157,7 @@ async def test_a_run_that_is_cancelled_while_its_outputs_are_stored(
     assert [len(CONTENT)] * 2 == [record.size for record in await watched.records()]
 
 
+@pytest.mark.slow
 async def test_a_handle_that_is_returned_twice(adapter: Adapter, tmp_path: Path) -> None:
     """Gives all of it each time, although it is moved while it is copied."""
     content = octets(1, 3_000_000)
@@ -223,6 +226,7 @@ async def test_lists_of_files(adapter: Adapter, tmp_path: Path) -> None:
         assert [1, 2, 3] == [each["file"]["size"] for each in value]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Directory, Path, lambda path: sdk_values.Directory(path=path)])
 async def test_directories(adapter: Adapter, tmp_path: Path, watched: WatchedRepository, make: Callable[[Path], Any]) -> None:
     """A file that is a zip, which unpacks to the folder again."""

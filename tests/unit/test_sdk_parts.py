@@ -47,6 +47,7 @@ def cut_in_turns(folder: Path, parts: Sequence[UploadPart], *, keeps: bool) -> P
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("name", CONTENTS)
 def test_parts_are_cut_as_the_file_that_they_make_up(tmp_path: Path, name: str, *, keeps: bool) -> None:
@@ -58,6 +59,7 @@ def test_parts_are_cut_as_the_file_that_they_make_up(tmp_path: Path, name: str, 
         assert (len(content), 1) == (cut.size, cut.files_done)
 
 
+@pytest.mark.slow
 def test_any_bytes_are_read_again(tmp_path: Path) -> None:
     """Across the ends of parts: a commit may want chunks again."""
     content = octets(2, 100_000)

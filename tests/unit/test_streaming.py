@@ -123,6 +123,7 @@ async def test_a_file_that_is_here_asks_nobody(gated: Gated, record: Record, tmp
     assert [] == gated.calls
 
 
+@pytest.mark.slow
 async def test_many_readers_at_once(gated: Gated, record: Record, tmp_path: Path) -> None:
     """Each gets its own bytes, over chunk boundaries, in any order."""
     spans = [(start, start + 700_001) for start in range(0, SIZE - 700_001, 500_000)]
@@ -141,6 +142,7 @@ async def test_an_empty_file(gated: Gated, tmp_path: Path) -> None:
         assert b"" == (await opened.whole()).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (4, 3), (0, SIZE + 1), (SIZE + 1, SIZE + 1)])
 async def test_a_range_outside_of_the_file(gated: Gated, record: Record, tmp_path: Path, start: int, stop: int) -> None:
     """Is an error that says how large the file is, whether all of it is here or not."""
@@ -158,6 +160,7 @@ async def test_what_is_not_there(gated: Gated, tmp_path: Path) -> None:
             pytest.fail("the block began")
 
 
+@pytest.mark.slow
 async def test_a_fetch_that_fails_ends_the_block(gated: Gated, record: Record, manifest: Manifest, tmp_path: Path) -> None:
     """The read raises the error of the fetch. Chunks that are here are not fetched again."""
     passed = 0
@@ -179,6 +182,7 @@ async def test_a_fetch_that_fails_ends_the_block(gated: Gated, record: Record, m
     assert gated.chunks_got - got < len(manifest.chunks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["an error", "a cancel"])
 async def test_a_block_that_is_left_stops_the_fetch(gated: Gated, record: Record, tmp_path: Path, how: str) -> None:
     """The rest is not awaited; the next block continues."""

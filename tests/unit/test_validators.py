@@ -75,6 +75,7 @@ def test_an_empty_content_has_no_ranges(header: str) -> None:
     assert parse_range(header, 0) is None
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(codec="utf-8"), max_size=40), st.integers(0, 2000))
 def test_no_header_does_harm(header: str, size: int) -> None:
     """A range inside the content, none, or a refusal."""

@@ -187,6 +187,7 @@ def test_a_batch_is_taken_apart_in_any_split(count: int, cuts: list[int]) -> Non
     assert parser.finished
 
 
+@pytest.mark.slow
 @given(sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=8), limit=st.integers(1, 4000), head=st.integers(36, 400))
 def test_a_batch_is_read_frame_by_frame(sizes: list[int], limit: int, head: int) -> None:
     """Whatever came at first, `reach` leads to the end of a frame, over as many as fit the limit, and to the batch's end."""
@@ -207,6 +208,7 @@ def test_a_batch_is_read_frame_by_frame(sizes: list[int], limit: int, head: int)
     assert parser.finished
 
 
+@pytest.mark.slow
 @given(length=st.integers(0, 3000))
 def test_a_cut_batch_gives_what_was_there(length: int) -> None:
     """Whole frames whole, the torn one as far as it came; it is not finished."""

@@ -111,6 +111,7 @@ def test_every_fixture_is_tested() -> None:
     assert {*TREES, *REFUSED, "make.sh"} == {path.name for path in FIXTURES.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TREES)
 def test_truncated_foreign_archive(name: str) -> None:
     """An archive that lost its end, by any number of bytes, is refused, for every tool."""

@@ -110,6 +110,7 @@ def test_bsdtar_reads_it(archive: Path) -> None:
     assert CONTENTS["b.txt"].decode() == output(tool("bsdtar"), "-xOf", "-", "b.txt", stdin=archive)
 
 
+@pytest.mark.slow
 def test_jar_reads_it(archive: Path) -> None:
     """By the central directory, and from a pipe, by local headers alone. Java is too large for CI to install."""
     assert NAMES == output(tool("jar", is_in_ci=False), "tf", archive).splitlines()
