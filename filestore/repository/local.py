@@ -106,6 +106,8 @@ class LocalRepository:
         return self._namespace
 
     async def identity(self) -> Identity:
+        if self._is_closed:
+            raise closed_error(self.location)
         if self._identity is None:
             repository_id, chunking_version = await read_format(self._store, location=self.location)
             self._identity = Identity(repository_id, self._namespace, chunking_version)

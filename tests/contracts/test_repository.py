@@ -226,8 +226,14 @@ async def test_a_record_is_named_in_all_ways_that_a_fetch_takes(repository: Repo
 async def test_a_closed_repository_says_so(repository: Repository) -> None:
     """No verb opens it again, and none fails with an error of the machinery."""
     await push(repository, contents(1), name="ab.txt")
+    await repository.identity()
     await repository.close()
-    for verb in (repository.record("ab.txt"), repository.records(), repository.missing([chunk_digest(b"x")])):
+    for verb in (
+        repository.record("ab.txt"),
+        repository.records(),
+        repository.missing([chunk_digest(b"x")]),
+        repository.identity(),
+    ):
         with pytest.raises(InvalidInput, match=r"the repository .* was closed; open it again by connect"):
             await verb
 

@@ -145,6 +145,8 @@ class RemoteRepository:
         return self._was_reached or self._transport.has_answered
 
     async def identity(self) -> Identity:
+        if self._is_closed:
+            raise closed_error(self.location)
         if self._identity is None:
             answer = await self._json("GET", "/repository")
             try:
