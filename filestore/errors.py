@@ -69,6 +69,7 @@ happened, why, and what to do. `hint` is a key: the command line has a sentence 
 from __future__ import annotations
 
 import errno
+from http import HTTPStatus
 from typing import ClassVar
 
 Fact = str | int | float
@@ -597,12 +598,13 @@ class Interrupted(TransferError):
 
 
 class ServerError(TransferError):
-    """A server answered with a status that no other error covers."""
+    """A server answered with a status that no other error covers. The standard phrase stands for an empty `reason`."""
 
     slug = "server-error"
     facts: ClassVar[Names] = ("url", "status_code", "reason")
     sentence = "{url} answered {status_code}: {reason}"
     status_code: int
+    reason: str
 
     def __init__(self, *facts: Fact, hint: str = "") -> None:
         super().__init__(*facts, hint=hint)
@@ -613,7 +615,8 @@ class ServerError(TransferError):
         return self._explanation() + ("" if wait is None else f"; it asks to wait {wait:g} seconds before the next try")
 
     def _explanation(self) -> str:
-        return super().__str__()
+        reason = _without_status(self.reason, self.status_code) or _phrase(self.status_code)
+        return self.sentence.format_map(self.named_facts() | {"reason": reason})
 
 
 class ForeignAnswer(ServerError):
@@ -633,6 +636,19 @@ class ForeignAnswer(ServerError):
         name = f"a server that calls itself {self.server!r}" if self.server else "a server that does not say its name"
         through = f"; the request went through {self.through}" if self.through else ""
         return self.sentence.format_map(self.named_facts() | {"server": name}) + through
+
+
+def _without_status(reason: str, status: int) -> str:
+    """The reason without the status and a colon at its beginning, which many servers write there; "" for the status alone."""
+    reason = reason.strip()
+    while reason.startswith(f"{status}:"):
+        reason = reason.partition(":")[2].strip()
+    return "" if reason == str(status) else reason
+
+
+def _phrase(status: int) -> str:
+    """The standard words for a status."""
+    return HTTPStatus(status).phrase if status in set(HTTPStatus) else "no explanation"
 
 
 def storage_error(where: str, error: OSError) -> StorageError:

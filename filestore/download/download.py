@@ -300,7 +300,8 @@ class _Downloader:
                 return None
             await self._start_over(Validators(), self._staging.total)
             raise Interrupted(self._redacted_url, "it has less than it had before")
-        error = ServerError(self._redacted_url, response.status, _phrase(response.status))
+        # The phrase that the origin sent is not used: the error has the standard one.
+        error = ServerError(self._redacted_url, response.status, "")
         error.retry_after_seconds = said_by(response.headers).retry_after_seconds
         raise error
 
@@ -694,14 +695,6 @@ def _validators(response: aiohttp.ClientResponse) -> Validators:
         age = parsedate_to_datetime(response.headers.get("Date", "")) - parsedate_to_datetime(modified or "")
         is_dated = age.total_seconds() >= _STRONG_AFTER_SECONDS
     return Validators(etag, modified, is_dated)
-
-
-def _phrase(status: int) -> str:
-    """Return the standard phrase for an HTTP status. The phrase that the origin sent is not used."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "no explanation"
 
 
 def _given(headers: dict[str, str | None]) -> dict[str, str]:

@@ -35,6 +35,22 @@ def test_every_error_crosses_the_wire(kind: type[FilestoreError]) -> None:
     assert (kind, error.args) == (type(arrived), arrived.args)
 
 
+@pytest.mark.parametrize(
+    ("status", "detail", "said"),
+    [
+        (404, "", "404: Not Found"),
+        (404, "404", "404: Not Found"),
+        (404, "404: 404", "404: Not Found"),
+        (404, "404: Not Found", "404: Not Found"),
+        (404, "404 pages were not found", "404: 404 pages were not found"),
+        (599, " ", "599: no explanation"),
+    ],
+)
+def test_an_answer_without_a_reason(status: int, detail: str, said: str) -> None:
+    """The error never ends in an empty reason, and never says the status twice."""
+    assert f"{URL} answered {said}" == str(decode_problem(URL, status, {"type": "about:blank", "detail": detail}))
+
+
 @pytest.mark.parametrize("kind", list(classes()), ids=lambda kind: kind.__name__)
 def test_every_error_is_made_of_its_facts(kind: type[FilestoreError]) -> None:
     """A pickle gives the same error with all attributes; its repr is the call that makes it."""
