@@ -615,6 +615,16 @@ def test_an_unknown_command(home: Home) -> None:
     assert "Did you mean" not in home.run("unheard-of").stderr
 
 
+@pytest.mark.parametrize(
+    ("group", "typed", "meant"), [("cache", "lst", "ls"), ("token", "lst", "ls"), ("runtime", "srve", "serve")]
+)
+def test_an_unknown_command_of_a_group(home: Home, group: str, typed: str, meant: str) -> None:
+    """The error names the nearest command of the group."""
+    done = home.run(group, typed)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"No such command '{typed}'. Did you mean '{meant}'?\n")
+
+
 @pytest.mark.parametrize("limit", ["x", "0", "1.5"])
 def test_a_limit_that_cannot_be_used(home: Home, limit: str) -> None:
     """The error says which values the option takes."""
