@@ -40,28 +40,46 @@ def checked_name(name: str) -> str:
     A valid name has no slash, no control character and at most 255 bytes. For the name of a new record, use
     `checked_new_name`: it refuses some names that records of older versions may have.
     """
-    if not name:
-        raise InvalidName(name, "it is empty")
-    if name in (".", ".."):
-        raise InvalidName(name, "it stands for a folder")
-    if "/" in name or _CONTROL.search(name):
-        raise InvalidName(name, "it holds a slash or a control character")
-    try:
-        length = len(name.encode())
-    except UnicodeEncodeError:
-        raise InvalidName(ascii(name), "it is not valid UTF-8") from None
-    if length > NAME_LIMIT:
-        raise InvalidName(name, f"it has {length} bytes, allowed are {NAME_LIMIT}")
+    reason = _fault(name)
+    if reason:
+        raise InvalidName(_shown(name), reason)
     return name
 
 
 def checked_new_name(name: str) -> str:
     """Return `name` if `checked_name` allows it and it has no `@` and no `:`. Raises InvalidName otherwise."""
-    checked_name(name)
+    reason = _fault(name)
     found = _SEPARATORS.search(name)
-    if found is not None:
+    if not reason and found is not None:
         reason = f"it contains {found[0]!r}, which separates the parts of a reference, NAME@REVISION:PATH"
-        raise InvalidName(name, f"{reason}; choose another name", hint="choose-name")
+    if reason:
+        raise InvalidName(_shown(name), f"{reason}; choose another name", hint="choose-name")
+    return name
+
+
+def _fault(name: str) -> str:
+    """Return why `name` is not valid for a stored file. Return "" if it is."""
+    if not name:
+        return "it is empty"
+    if name in (".", ".."):
+        return "it stands for a folder"
+    if "/" in name:
+        return "it contains a slash"
+    if _CONTROL.search(name):
+        return "it contains a control character"
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        return "it is not valid UTF-8"
+    return f"it has {length} bytes, allowed are {NAME_LIMIT}" if length > NAME_LIMIT else ""
+
+
+def _shown(name: str) -> str:
+    """Return `name` as an error can have it. A name that is not UTF-8 could not be sent."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return ascii(name)
     return name
 
 
@@ -83,9 +101,9 @@ def checked_pipeline_name(name: str) -> str:
 def archive_name(folder: str) -> str:
     """Return the default name for the record of a folder. The Pipeline SDK uses the same name.
 
-    Raises InvalidName if the result is not a valid name.
+    It may be too long: see `checked_new_name`.
     """
-    return checked_name(f"{folder}.zip")
+    return f"{folder}.zip"
 
 
 def tree_name(name: str) -> str:

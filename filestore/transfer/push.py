@@ -19,10 +19,10 @@ from typing import NamedTuple
 from filestore.core.batches import batched_by_size
 from filestore.core.digest import Digest, chunk_digest
 from filestore.core.manifest import Manifest
-from filestore.core.names import archive_name, checked_name, checked_new_name
+from filestore.core.names import archive_name, checked_new_name
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Kind, Record
-from filestore.errors import ChunksMissing, InvalidDigest, InvalidInput, InvalidReference, ServerError, SourceChanged
+from filestore.errors import ChunksMissing, InvalidDigest, InvalidInput, InvalidName, InvalidReference, ServerError, SourceChanged
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec, Encoder, Frame, frame_limit
 from filestore.repository.protocol import Identity, Repository
@@ -291,11 +291,14 @@ def _codec_name(codec: Codec) -> str:
 def default_name(path: Path) -> str:
     """Return the default name of the record for `path`. For `.` and `..`, it is made from the real name of the folder.
 
-    It may contain characters that a new record must not have: see `checked_new_name`. Raises InvalidName.
+    It may be a name that a new record must not have: see `checked_new_name`. Raises InvalidName.
     """
-    if path.is_dir():
-        return archive_name(path.name if path.name not in {"", ".."} else path.resolve().name)
-    return checked_name(path.name)
+    if not path.is_dir():
+        return path.name
+    folder = path.name if path.name not in {"", ".."} else path.resolve().name
+    if not folder:
+        raise InvalidName("", "the root of the file system has no name; give one", hint="choose-name")
+    return archive_name(folder)
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from filestore.errors import (
     InvalidUrl,
     NotFound,
     SourceChanged,
+    SourceRefused,
     SourceUnreadable,
     TargetError,
 )
@@ -34,6 +35,7 @@ from filestore.transfer.fetch_tree import fetch_tree
 from filestore.transfer.push import manifest_of, plan_push, push
 from filestore.transfer.schedule import TransferOptions
 from filestore.transfer.sources.push_cache import PushCache
+from filestore_cli.hints import explained
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -470,3 +472,33 @@ async def test_names_of_every_kind_come_back(watched: WatchedRepository, tmp_pat
         (tmp_path / "out").mkdir(exist_ok=True)
         fetched = await fetch(watched, pushed.record, target=tmp_path / "out" / pushed.record.name)
         assert (name, name.encode()) == (pushed.record.name, fetched.path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "it is empty"),
+        ("x/y", "it contains a slash"),
+        ("x\ny", "it contains a control character"),
+        ("..", "it stands for a folder"),
+        ("x" * 256, "it has 256 bytes, allowed are 255"),
+        ("x@y", "it contains '@', which separates the parts of a reference, NAME@REVISION:PATH"),
+    ],
+)
+async def test_a_name_that_cannot_be_kept(watched: WatchedRepository, source: Path, name: str, reason: str) -> None:
+    """The error says why, and to choose another one; the command line adds how."""
+    with pytest.raises(InvalidName) as caught:
+        await push(watched, source, name=name)
+    said = f"the name {name!r} cannot be kept: {reason}; choose another name; the option is --name"
+    assert said == explained(caught.value)
+    assert [] == watched.calls
+
+
+async def test_a_push_of_the_root(watched: WatchedRepository) -> None:
+    """It has no name, so the push needs one; paths in it begin with one slash."""
+    with pytest.raises(InvalidName) as caught:
+        await push(watched, "/")
+    said = "the name '' cannot be kept: the root of the file system has no name; give one; the option is --name"
+    assert said == explained(caught.value)
+    with pytest.raises(SourceRefused, match=r"^/dev/null was refused"):
+        await push(watched, "/", name="root.zip", include="dev/null")

@@ -118,7 +118,15 @@ class WalkResult(NamedTuple):
     def path(self, place: int) -> str:
         """Return the path of the content of an entry."""
         name = self.entries[place].name
-        return self.elsewhere.get(name) or f"{self.root}/{name}"
+        return self.elsewhere.get(name) or f"{_beginning(self.root)}{name}"
+
+
+def checked_symlinks(symlinks: Symlinks | str) -> Symlinks:
+    """Return the member that `symlinks` means. Raises InvalidInput."""
+    try:
+        return Symlinks(symlinks)
+    except ValueError:
+        raise InvalidInput(f"symlinks cannot be {symlinks!r}; give inside, follow, keep or refuse") from None
 
 
 def walk(
@@ -375,7 +383,12 @@ class _Walker:
 
 def shown_path(root: Path, name: str) -> str:
     """Return the path of the entry `name` as the user knows it. Bytes that are not UTF-8 are escaped as in Python."""
-    path = f"{root}/{name}" if name else str(root)
+def _beginning(root: Path) -> str:
+    """Return the path of the directory `root` with one slash at its end, also for the root of the file system."""
+    return f"{str(root).rstrip('/')}/"
+
+
+    path = f"{_beginning(root)}{name}" if name else str(root)
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
