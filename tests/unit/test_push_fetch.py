@@ -474,6 +474,22 @@ async def test_names_of_every_kind_come_back(watched: WatchedRepository, tmp_pat
         assert (name, name.encode()) == (pushed.record.name, fetched.path.read_bytes())
 
 
+async def test_a_push_of_a_link_that_leads_nowhere(watched: WatchedRepository, tmp_path: Path) -> None:
+    """The error says that the path is a link, where it leads to, and what to do."""
+    link = tmp_path / "link.bin"
+    link.symlink_to("gone.bin")
+    with pytest.raises(SourceUnreadable) as caught:
+        await push(watched, link)
+    said = f"{link} cannot be read: it is a symbolic link to 'gone.bin', where nothing is; restore that file, or correct the link"
+    assert said == str(caught.value)
+    link.unlink()
+    link.symlink_to(link.name)
+    with pytest.raises(SourceUnreadable, match=r"it is a symbolic link to 'link\.bin', which leads round in a circle"):
+        await push(watched, link)
+    with pytest.raises(SourceUnreadable, match="No such file or directory"):
+        await push(watched, tmp_path / "absent.bin")
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

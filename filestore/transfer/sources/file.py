@@ -6,10 +6,12 @@ changes.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
@@ -27,6 +29,9 @@ SETTLED_NANOSECONDS = 2_000_000_000
 
 _COPY_IT = "copy its content to another file (`cat FILE > COPY`) and push that one"
 """What to do with a file that reports a wrong size."""
+
+LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR)
+"""What an error means for a symbolic link: its target does not exist."""
 
 MAKE_READABLE = "make it readable with `chmod`"
 """What to do if this user may not read a file or a folder."""
@@ -233,7 +238,7 @@ class FileSource(DescriptorOwner):
         self._cached: Manifest | None = None
         self._uncut = bytearray(LOOKAHEAD)
         self._uncut_size = 0
-        with storage_errors(path, translate=source_error):
+        with storage_errors(path, translate=_source_error):
             # O_NONBLOCK: opening a FIFO that nobody writes to must not wait.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -330,3 +335,17 @@ def unpacked(row: Buffer) -> Iterator[Chunk]:
     """Yield the chunks of a packed row. Chunks are kept packed, since a million objects would take 200 MiB (I6)."""
     for digest, size in DIGEST_AND_NUMBER.iter_unpack(row):
         yield Chunk(Digest(digest), size)
+
+
+def _source_error(where: str, error: OSError) -> SourceUnreadable:
+    """Make the error for a file that cannot be opened. It says where a link leads to that cannot be followed."""
+    if error.errno in LEADS_NOWHERE or error.errno == errno.ELOOP:
+        with suppress(OSError):
+            # Fails where `where` is not a link.
+            target = os.readlink(where)  # noqa: PTH115  # a Path would change the text
+            if error.errno == errno.ELOOP:
+                reason = "which leads round in a circle, or through too many links; correct the link"
+            else:
+                reason = "where nothing is; restore that file, or correct the link"
+            return SourceUnreadable(where, f"it is a symbolic link to {target!r}, {reason}")
+    return source_error(where, error)

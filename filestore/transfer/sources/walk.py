@@ -23,7 +23,7 @@ from filestore.errors import InvalidInput, NothingMatches, SourceChanged, Source
 from filestore.format.zip.read import DEFAULT_LIMITS
 from filestore.format.zip.write import Entry
 from filestore.system.files import source_error, storage_errors
-from filestore.transfer.sources.file import MAKE_READABLE, STATE_SIZE, FileState
+from filestore.transfer.sources.file import LEADS_NOWHERE, MAKE_READABLE, STATE_SIZE, FileState
 
 ENTRIES_LIMIT = DEFAULT_LIMITS.entries
 """The largest number of files, links and folders in one directory. Links to folders can multiply them without end."""
@@ -39,7 +39,6 @@ _CHANGES = {
     errno.EINVAL: "it is not a link any more",
 }
 """What an error means for an entry that the walk has just seen."""
-_LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR)
 _OTHER_KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFCHR: "a character device",
@@ -409,7 +408,7 @@ def _led_to(link: os.DirEntry[str]) -> tuple[os.stat_result | None, str, str]:
     try:
         return link.stat(), "", ""
     except OSError as error:
-        if error.errno in _LEADS_NOWHERE:
+        if error.errno in LEADS_NOWHERE:
             return None, f"where nothing is; {_KEEP}", "symlinks-keep"
         if error.errno == errno.ELOOP:
             return None, f"which leads round in a circle, or through too many links; {LEAVE_OUT}", "exclude"
