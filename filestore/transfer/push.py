@@ -33,7 +33,7 @@ from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread, 
 from filestore.transfer.sources.file import WINDOW_SIZE, Content, FileSource, Source, Window, scan_and_hash
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.tree import TreeSource
-from filestore.transfer.sources.walk import Symlinks, walk
+from filestore.transfer.sources.walk import Symlinks, checked_symlinks, walk
 
 WINDOWS_IN_FLIGHT = 3
 """One window is read, the repository is asked about the second one, and the third one is encoded. There are as many
@@ -141,7 +141,8 @@ async def push(
     codec: one codec for all chunks: a `Codec`, or "raw", "zstd", "planes2+zstd" or "planes4+zstd". The default, None or "auto",
         picks the best codec for each chunk.
     report: called with a `Progress` at each step, in the thread of the event loop.
-    symlinks: what becomes of the symbolic links in a directory: a `Symlinks`, or "inside", "follow", "keep" or "refuse".
+    symlinks: what becomes of the symbolic links in a directory: a `Symlinks`, or "inside", "follow", "keep" or "refuse". For a
+        file, only the default is accepted.
     include, exclude: a glob or a list of globs for paths inside a directory, such as `*.safetensors`; a `*` also matches `/`.
         Only files that match one of `include` are taken (all files where there is none), and none that matches one of `exclude`.
         They are refused for a file.
@@ -268,8 +269,11 @@ def _open_source(
         return stack.enter_context(
             TreeSource(walk(path, symlinks=symlinks, include=include, exclude=exclude), chunking_version=chunking_version)
         )
-    if (include or exclude) and path.exists():
-        raise InvalidInput(f"{path} is not a directory; include and exclude are only for directories")
+    if path.exists():
+        if include or exclude:
+            raise InvalidInput(f"{path} is not a directory; include and exclude are only for directories")
+        if checked_symlinks(symlinks) is not Symlinks.INSIDE:
+            raise InvalidInput(f"{path} is not a directory; symlinks={str(symlinks)!r} is only for directories")
     return stack.enter_context(FileSource(path, chunking_version=chunking_version))
 
 

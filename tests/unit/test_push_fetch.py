@@ -518,3 +518,13 @@ async def test_a_push_of_the_root(watched: WatchedRepository) -> None:
     assert said == explained(caught.value)
     with pytest.raises(SourceRefused, match=r"^/dev/null was refused"):
         await push(watched, "/", name="root.zip", include="dev/null")
+
+
+async def test_symlinks_are_for_directories(watched: WatchedRepository, source: Path) -> None:
+    """As include and exclude, another choice than the default is refused for a file, and not ignored."""
+    for symlinks in ("follow", "keep", "refuse"):
+        with pytest.raises(InvalidInput, match=f"is not a directory; symlinks='{symlinks}' is only for directories"):
+            await push(watched, source, symlinks=symlinks)
+    with pytest.raises(InvalidInput, match="symlinks cannot be 'nonsense'"):
+        await push(watched, source, symlinks="nonsense")
+    await push(watched, source, symlinks="inside")

@@ -141,10 +141,7 @@ def walk(
 
     Raises SourceUnreadable, SourceChanged, SourceRefused, NothingMatches; InvalidInput for `symlinks` that are not known.
     """
-    try:
-        symlinks = Symlinks(symlinks)
-    except ValueError:
-        raise InvalidInput(f"symlinks cannot be {symlinks!r}; give inside, follow, keep or refuse") from None
+    symlinks = checked_symlinks(symlinks)
     # A text is a sequence too, whose items would be globs: a `*` in it would match everything.
     include, exclude = ([globs] if isinstance(globs, str) else globs for globs in (include, exclude))
     walking = _Walker(root, symlinks, include=_Globs(include) if include else None, exclude=_Globs(exclude))
@@ -382,13 +379,13 @@ class _Walker:
 
 def shown_path(root: Path, name: str) -> str:
     """Return the path of the entry `name` as the user knows it. Bytes that are not UTF-8 are escaped as in Python."""
+    path = f"{_beginning(root)}{name}" if name else str(root)
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def _beginning(root: Path) -> str:
     """Return the path of the directory `root` with one slash at its end, also for the root of the file system."""
     return f"{str(root).rstrip('/')}/"
-
-
-    path = f"{_beginning(root)}{name}" if name else str(root)
-    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def unreadable_reason(error: OSError, *ways: str) -> str:
