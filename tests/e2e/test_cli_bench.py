@@ -237,6 +237,8 @@ def test_a_person_sees_stages_ceilings_and_what_was_removed(home: Home, server: 
     begins = {"read", "cut", "hash", "encode", "send", "wait", "receive", "verify", "write", "sync", "commit"}
     assert begins <= {line.split(" ")[0] for line in lines}
     assert any(line.startswith("write to disk and sync") for line in lines)
+    assert re.search(r"^the client +spent most of its time [a-z ]+ \(stage [a-z]+\)$", done.stdout, re.MULTILINE)
+    assert re.search(r"^the server +spent most of its time [a-z ]+ \(stage [a-z]+\)$", done.stdout, re.MULTILINE)
     assert re.fullmatch(r"1 record was removed from the server, with all chunks that no other record needs\.", lines[-1])
 
 

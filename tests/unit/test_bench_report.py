@@ -9,6 +9,8 @@ import pytest
 
 from bench.peer.report import Measured, Results
 from bench.run import Command, parse_size, run, run_all
+from filestore.system.metrics import Stage
+from filestore_cli.bench.report import STAGES
 
 
 def measured(peer: str, number: int, *, seconds: float, workload: str = "push") -> Measured:
@@ -68,3 +70,8 @@ def test_commands_side_by_side_all_end_when_one_fails(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="exit 3"):
         run_all([Command(["sh", "-c", "exit 3"]), Command(["sh", "-c", 'sleep 0.2; touch "$0"', tmp_path / "ended"])])
     assert (tmp_path / "ended").exists()
+
+
+def test_every_stage_has_words() -> None:
+    """A person reads what happens in it."""
+    assert set(Stage) == set(STAGES)

@@ -18,6 +18,20 @@ CEILINGS = {
     "loopback": "a bare socket over loopback",
     "disk_write_sync": "write to disk and sync",
 }
+STAGES = {
+    Stage.READ: "reading files",
+    Stage.CUT: "finding where chunks begin",
+    Stage.HASH: "hashing",
+    Stage.ENCODE: "compressing",
+    Stage.SEND: "sending",
+    Stage.WAIT: "waiting for an answer",
+    Stage.RECEIVE: "receiving",
+    Stage.VERIFY: "verifying",
+    Stage.WRITE: "writing",
+    Stage.SYNC: "waiting for the disk",
+    Stage.COMMIT: "changing the index",
+}
+"""What happens in each stage, for a person."""
 MOVED = {"upload": "sent", "fetch": "received"}
 
 
@@ -121,13 +135,10 @@ def _limit(plan: Plan, run: Measurement, here: Machine) -> dict[str, str]:
     if plan.server is None:
         used = sum(side.cpu_seconds for side in sides.values()) / run.seconds
         rows["processors"] = f"{used:.1f} of {here.cores} were busy with it"
-    longest = [
-        f"{max(side.stages, key=lambda stage: side.stages[stage].seconds)} at the {name}"  # called at once
-        for name, side in sides.items()
-        if side.stages
-    ]
-    if longest:
-        rows["most_time"] = ", ".join(longest)
+    for name, side in sides.items():
+        if side.stages:
+            longest = max(side.stages, key=lambda stage: side.stages[stage].seconds)  # called at once
+            rows[f"the_{name}"] = f"spent most of its time {STAGES[longest]} (stage {longest})"
     return rows
 
 

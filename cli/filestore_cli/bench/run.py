@@ -123,7 +123,7 @@ async def measure(plan: Plan, *, shows_progress: bool) -> BenchResult:
     with tempfile.TemporaryDirectory(dir=plan.folder, prefix="filestore-bench-") as name:
         measuring = _Measurement(plan, Path(name), shows_progress=shows_progress)
         job = {"do": "ceilings", "folder": name, "size": _ceiling_size(plan)}
-        ceilings = await measuring.done(job, Activity("find ceilings"), total=0)
+        ceilings = await measuring.done(job, Activity("measure"), "this machine", total=0)
         runs = [await measuring.run(size, clients) for size in plan.sizes for clients in plan.clients]
         return BenchResult(measuring.url, ceilings, runs, measuring.removed)
 
@@ -151,9 +151,9 @@ class _Measurement:
                 return await self._upload(server, size, clients)
             return await self._fetch(server, size, clients)
 
-    async def done(self, job: Job, activity: Activity, *, total: int) -> dict[str, Any]:
-        """Do a job that is not measured, and return its result."""
-        async with working(self._folder, job) as worker, self._shown(activity, total, [worker]):
+    async def done(self, job: Job, activity: Activity, name: str | None = None, *, total: int) -> dict[str, Any]:
+        """Do a job that is not a transfer to measure, and return its result. `name` is what the progress names."""
+        async with working(self._folder, job) as worker, self._shown(activity, total, [worker], name):
             await worker.begin()
             return await worker.result()
 
@@ -258,9 +258,11 @@ class _Measurement:
                     say(f"Warning: {kept}; `filestore rm` removes them.")
 
     @asynccontextmanager
-    async def _shown(self, activity: Activity, total: int, workers: Sequence[Worker]) -> AsyncIterator[None]:
-        """Show the progress of all workers together."""
-        label = str(self._plan.path or self._plan.kind)
+    async def _shown(
+        self, activity: Activity, total: int, workers: Sequence[Worker], name: str | None = None
+    ) -> AsyncIterator[None]:
+        """Show the progress of all workers together. By default, it names the content."""
+        label = name or str(self._plan.path or self._plan.kind)
         async with show_progress(activity, label, enabled=self._shows_progress) as report:
 
             def tell() -> None:
