@@ -15,7 +15,8 @@ class Progress:
     total: The size of the whole content in bytes.
     done: Bytes of content that are finished: sent, received, or already present (see `shared`). Of a chunk that is
         being transferred, the part that was transferred so far counts.
-    moved: Bytes that went over the network: compressed chunks with their headers.
+    moved: Bytes that went over the network so far: compressed chunks with their headers. So it is smaller than `done`
+        where content is compressed or was there already, and at the end it is usually not `total`.
     shared: Bytes of `done` that did not have to be transferred, because the receiver had them already.
     read: Bytes of content that a push has read from its source, or that a fetch has found on this machine.
     file_count: The number of files: for a directory, the number of files in it; otherwise 1.
@@ -32,3 +33,16 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+
+
+def without_repeats(report: Report) -> Report:
+    """Return a function that calls `report`, unless the progress is equal to that of the last call."""
+    last: Progress | None = None
+
+    def tell(progress: Progress) -> None:
+        nonlocal last
+        if progress != last:
+            last = progress
+            report(progress)
+
+    return tell

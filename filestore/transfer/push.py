@@ -20,7 +20,7 @@ from filestore.core.batches import batched_by_size
 from filestore.core.digest import Digest, chunk_digest
 from filestore.core.manifest import Manifest
 from filestore.core.names import archive_name, checked_new_name
-from filestore.core.progress import Progress, Report
+from filestore.core.progress import Progress, Report, without_repeats
 from filestore.core.records import Kind, Record
 from filestore.errors import ChunksMissing, InvalidDigest, InvalidInput, InvalidName, InvalidReference, ServerError, SourceChanged
 from filestore.format.chunking import CHUNKING_VERSION
@@ -391,7 +391,7 @@ class _Sender:
         self.shared = source.cached_size
         self.read_again = 0
         self._sent = self._under_way = self._done = 0
-        self._report = report
+        self._report = report and without_repeats(report)
         self._asked: set[Digest] = set()
         self._encoder = per_thread(lambda: Encoder(codec=codec))
         self._windows = BufferPool(count=WINDOWS_IN_FLIGHT, size=WINDOW_SIZE)

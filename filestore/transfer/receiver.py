@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from filestore.core.digest import chunk_digest
 from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
-from filestore.core.progress import Progress, Report
+from filestore.core.progress import Progress, Report, without_repeats
 from filestore.errors import ChunksMissing, DamagedChunk, FilestoreError, InvalidFrame, SourceError
 from filestore.format.codec import Decoder, Frame, decoded_size
 from filestore.repository.protocol import Repository
@@ -86,7 +86,7 @@ class Receiver:
         """Decoded bytes that were on this machine already."""
         self._repository = repository
         self._manifest = manifest
-        self._report = report
+        self._report = report and without_repeats(report)
         self._options = options
         self._buffers = BufferPool(count=options.batches_in_flight, size=options.batch_size)
         self._sink: Sink | None = None

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import stat
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -227,7 +228,7 @@ async def _lose(watched: WatchedRepository, digests: list[Digest]) -> None:
 
 @pytest.mark.slow
 async def test_progress_is_honest(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
-    """It begins at 0, never moves back, and ends with the whole."""
+    """It begins at 0, never moves back, says nothing twice, and ends with the whole."""
     for transfer in ("push", "fetch"):
         seen: list[Progress] = []
         if transfer == "push":
@@ -237,6 +238,7 @@ async def test_progress_is_honest(watched: WatchedRepository, source: Path, tmp_
         assert (0, 0) == (seen[0].done, seen[0].moved)
         assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
         assert source.stat().st_size == seen[-1].done == seen[-1].total
+        assert [] == [before for before, after in pairwise(seen) if before == after]
 
 
 async def test_a_name_may_be_chosen(watched: WatchedRepository, source: Path) -> None:
