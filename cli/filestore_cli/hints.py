@@ -10,6 +10,7 @@ _SHOW_USED = "`filestore cache ls` shows what is in use"
 HINTS = {
     "cache-min-free": f"FILESTORE_CACHE_MIN_FREE sets the limit, and {_SHOW_USED}",
     "cache-size-limit": f"FILESTORE_CACHE_SIZE_LIMIT sets the limit, and {_SHOW_USED}",
+    "cache-size-limit-too-small": "FILESTORE_CACHE_SIZE_LIMIT sets the limit",
     "choose-address": "--host and --port set it",
     "choose-name": "--name sets it",
     "choose-port": "--port sets it",

@@ -116,10 +116,9 @@ class Quota:
             excess = self._excess(usage)
             if excess <= 0:
                 return None
-        is_final = self._size_limit is not None and size > self._size_limit
         under_way = frozenset(other for other in usage.under_way if other[0] != key)
         reason, hint = self._reason(size, usage, sum(reserved for _, reserved, _ in under_way))
-        return _Refusal(reason, hint, under_way, is_final=is_final, is_passing=excess <= usage.evictable)
+        return _Refusal(reason, hint, under_way, is_final=self._is_too_large(size), is_passing=excess <= usage.evictable)
 
     def _evict(self, usage: _Usage, excess: int) -> None:
         for item in usage.victims:
@@ -160,8 +159,14 @@ class Quota:
         items += staged(self._root)
         return _Usage(items, held, spared, self._stuck)
 
+    def _is_too_large(self, size: int) -> bool:
+        return self._size_limit is not None and size > self._size_limit
+
     def _reason(self, size: int, usage: _Usage, fetched: int) -> tuple[str, str]:
         """Return the reason and advice for the error that there is not enough space, and its hint."""
+        if self._is_too_large(size):
+            reason = f"{size} bytes are needed, its limit is {self._size_limit}, and so they do not fit even if everything else"
+            return f"{reason} is removed; raise the limit (setting cache_size_limit)", "cache-size-limit-too-small"
         used = f"{usage.pinned} bytes in it are in use and {fetched} are being fetched"
         if self._stuck:
             used += f", and what could not be removed stays ({next(iter(self._stuck.values()))})"

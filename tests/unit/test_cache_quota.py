@@ -156,8 +156,13 @@ async def test_what_can_never_fit_is_refused_at_once(watched: WatchedRepository,
     """Nothing is fetched, and nothing is evicted."""
     await use(Cache(tmp_path / "cache", watched), files[0])
     watched.calls.clear()
-    with pytest.raises(CacheFull, match=f"{STORED_SIZE} bytes are needed, its limit is 100, 0 bytes in it are in use"):
+    with pytest.raises(CacheFull) as raised:
         await use(Cache(tmp_path / "cache", watched, size_limit=100), files[1])
+    assert explained(raised.value) == (
+        f"the cache {tmp_path / 'cache'} has no room: {STORED_SIZE} bytes are needed, its limit is 100, "
+        "and so they do not fit even if everything else is removed; raise the limit (setting cache_size_limit); "
+        "FILESTORE_CACHE_SIZE_LIMIT sets the limit"
+    )
     assert ["record", "manifest"] == watched.calls
     assert ["0.bin"] == kept(tmp_path / "cache")
     assert {} == Leases(tmp_path / "cache").held()
