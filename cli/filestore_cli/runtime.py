@@ -18,6 +18,7 @@ from filestore_cli.serving import (
     open_served,
     reachable,
     server_arguments,
+    stop_announcement,
     warn_if_open,
 )
 
@@ -101,6 +102,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
         # The tokens of the folder were made to read and store files, and not to run code.
         knows_tokens=False,
         announce=announce,
+        announce_stop=stop_announcement(context),
         prepare=prepare,
         extension=runtime_extension(
             root,

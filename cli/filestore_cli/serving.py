@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import multiprocessing
+import os
 import re
 import secrets
 import shlex
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import fields
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -89,9 +91,24 @@ def serve(context: CommandContext, *, create: bool) -> None:
         workers=settings.workers,
         tokens={} if settings.token is None else {token_digest(settings.token): DEFAULT_NAMESPACE},
         announce=announce,
+        announce_stop=stop_announcement(context),
         prepare=prepare,
         **server_arguments(settings, root),
     )
+
+
+def stop_announcement(context: CommandContext) -> Callable[[], None]:
+    """Return the function that says on standard output, for a person, that a server stops."""
+
+    def announce_stop() -> None:
+        if context.json:
+            return  # the output is one object
+        sentence = "stopping; the current transfers are completed, and a second signal stops the server at once\n"
+        # Not through `sys.stdout`: what could not be written would fail again at the end.
+        with suppress(OSError):
+            os.write(1, sentence.encode())
+
+    return announce_stop
 
 
 def open_served(context: CommandContext, root: Path, *, create: bool, with_token: bool = False) -> tuple[bool, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -148,8 +149,24 @@ def test_a_signal_stops_a_server_well(home: Home, tmp_path: Path, workers: str, 
     assert process.stdout is not None
     assert any(line.startswith("listening on ") for line in process.stdout)
     os.kill(int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()), number)
-    _, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=60)
     assert (0, "") == (process.returncode, errors)
+    assert "stopping; the current transfers are completed, and a second signal stops the server at once\n" == said
+
+
+def test_a_server_stops_well_when_nobody_reads_its_output(home: Home, tmp_path: Path) -> None:
+    """The line about the stop is then lost, and nothing else; with --json the output stays one object."""
+    with home.server(root=tmp_path / "root") as server:
+        assert server.process.stdout is not None
+        server.process.stdout.close()
+        server.process.send_signal(signal.SIGTERM)
+        assert 0 == server.process.wait(timeout=60)
+    command: list[str | Path] = [SCRIPTS / "filestore", "serve", "--root", tmp_path / "root", "--port", "0", "--json"]
+    with subprocess.Popen(command, env=home.environ, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["url"].startswith("http://")
+        process.send_signal(signal.SIGTERM)
+        assert ("", 0) == (process.communicate(timeout=60)[0], process.returncode)
 
 
 @pytest.mark.slow

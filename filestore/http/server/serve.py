@@ -31,6 +31,7 @@ def serve(
     host: str,
     port: int,
     announce: Callable[[str], None],
+    announce_stop: Callable[[], None] = lambda: None,
     prepare: Callable[[], None] = lambda: None,
     workers: int = 1,
     tokens: Mapping[Digest, str] | None = None,
@@ -42,7 +43,8 @@ def serve(
     """Serve a repository over HTTP until SIGTERM, SIGINT or SIGHUP. Call it in a process without threads.
 
     `prepare()` is called when the address is bound and nothing else is open, in a process that has no threads yet.
-    `announce(url)` is called when connections are accepted. Port 0 means any free port.
+    `announce(url)` is called when connections are accepted. `announce_stop()` is called after that, at the first stop
+    signal, before the requests in progress end. Port 0 means any free port.
 
     `tokens` maps digests of tokens to their namespaces. They are valid until the server ends. The tokens of the index
     are valid too, unless `knows_tokens` is false.
@@ -70,7 +72,7 @@ def serve(
     if workers > 1:
         with hold_port(host, port) as holder:
             prepare()
-            Supervisor(service, holder, count=workers).run(lambda: announce(server_url(host, holder)))
+            Supervisor(service, holder, count=workers).run(lambda: announce(server_url(host, holder)), announce_stop)
         return
     service.shared_times.join(0)
     with bind(*resolve_address(host, port), is_shared=False) as listener:
@@ -79,7 +81,9 @@ def serve(
         except OSError as error:
             raise address_error(listener.getsockname(), error) from error
         prepare()
-        asyncio.run(run_worker(service, listener, ready=lambda: announce(server_url(host, listener))))
+        asyncio.run(
+            run_worker(service, listener, ready=lambda: announce(server_url(host, listener)), announce_stop=announce_stop)
+        )
 
 
 def _allow_many_files() -> None:

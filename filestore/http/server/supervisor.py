@@ -69,8 +69,8 @@ class Supervisor:
         self._lifeline = os.pipe()
         self._stops = 0
 
-    def run(self, announce: Callable[[], None]) -> None:
-        """Run the workers until a stop signal has ended them all.
+    def run(self, announce: Callable[[], None], announce_stop: Callable[[], None]) -> None:
+        """Run the workers until a stop signal has ended them all. Call `announce_stop` at that signal.
 
         Raises the error of a worker that cannot start at first.
         """
@@ -88,6 +88,8 @@ class Supervisor:
                     if not is_announced and all(worker.is_ready for worker in self._workers):
                         announce()
                         is_announced = True
+                if is_announced:
+                    announce_stop()
             finally:
                 self._stop_all()
 

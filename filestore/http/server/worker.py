@@ -52,9 +52,17 @@ async def no_extension(_: ChunkStore, __: Index) -> AsyncIterator[Sequence[Route
 
 
 async def run_worker(
-    service: Service, listener: socket.socket, *, ready: Callable[[], None], lifeline: int | None = None
+    service: Service,
+    listener: socket.socket,
+    *,
+    ready: Callable[[], None],
+    announce_stop: Callable[[], None] = lambda: None,
+    lifeline: int | None = None,
 ) -> None:
-    """Serve until a stop signal or, in a worker, until the parent ends. The parent holds the other end of `lifeline`."""
+    """Serve until a stop signal or, in a worker, until the parent ends. The parent holds the other end of `lifeline`.
+
+    `ready` is called when connections are accepted, and `announce_stop` when no more of them are.
+    """
     loop = asyncio.get_running_loop()
     stopping, at_once = asyncio.Event(), asyncio.Event()
 
@@ -69,7 +77,7 @@ async def run_worker(
         handlers = {signal.SIGTERM: stopping.set}
         loop.add_reader(lifeline, _orphaned, lifeline, stopping)
     with _handled(loop, handlers, is_last=lifeline is not None):
-        await _serve_until(service, listener, stopping, at_once, ready=ready)
+        await _serve_until(service, listener, stopping, at_once, ready=ready, announce_stop=announce_stop)
 
 
 async def _serve_until(
@@ -79,6 +87,7 @@ async def _serve_until(
     at_once: asyncio.Event,
     *,
     ready: Callable[[], None],
+    announce_stop: Callable[[], None],
 ) -> None:
     """Serve until `stopping`, then let requests in progress finish, for `drain_seconds` or until `at_once`."""
     store, index = await service.open_backend()
@@ -101,6 +110,7 @@ async def _serve_until(
                 await stopping.wait()
                 traffic.draining = True
                 await site.stop()
+                announce_stop()
                 await _first(traffic.idle(), at_once.wait(), within=service.limits.drain_seconds)
             # Cancelled requests still clean up after themselves, and need the store and the index for that.
             await _first(traffic.idle(), within=CLEANUP_SECONDS)
