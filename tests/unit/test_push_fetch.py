@@ -507,7 +507,7 @@ async def test_a_name_that_cannot_be_kept(watched: WatchedRepository, source: Pa
     """The error says why, and to choose another one; the command line adds how."""
     with pytest.raises(InvalidName) as caught:
         await push(watched, source, name=name)
-    said = f"the name {name!r} cannot be kept: {reason}; choose another name; the option is --name"
+    said = f"the name {name!r} cannot be kept: {reason}; choose another name; --name sets it"
     assert said == explained(caught.value)
     assert [] == watched.calls
 
@@ -516,7 +516,7 @@ async def test_a_push_of_the_root(watched: WatchedRepository) -> None:
     """It has no name, so the push needs one; paths in it begin with one slash."""
     with pytest.raises(InvalidName) as caught:
         await push(watched, "/")
-    said = "the name '' cannot be kept: the root of the file system has no name; give one; the option is --name"
+    said = "the name '' cannot be kept: the root of the file system has no name; give one; --name sets it"
     assert said == explained(caught.value)
     with pytest.raises(SourceRefused, match=r"^/dev/null was refused"):
         await push(watched, "/", name="root.zip", include="dev/null")
