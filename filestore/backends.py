@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -19,6 +19,7 @@ from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
 from filestore.repository.stores.disk import open_store, store_for_reading
 from filestore.repository.stores.protocol import ChunkStore
+from filestore.system.blocks import AsyncBlock
 from filestore.system.files import access_error, home_path, storage_errors
 from filestore.system.threads import in_disk_thread, shield_until_done
 
@@ -44,8 +45,7 @@ _HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}(
 _TORN_SCHEME = re.compile(r"(https?|file)(?::|(?=//))(.*)\Z", re.IGNORECASE | re.DOTALL)
 
 
-@asynccontextmanager
-async def connect(
+def connect(
     url: str | Path,
     *,
     token: str | None = None,
@@ -54,7 +54,7 @@ async def connect(
     create: bool = False,
     read_only: bool = False,
     proxy: str | None = None,
-) -> AsyncIterator[Repository]:
+) -> AbstractAsyncContextManager[Repository]:
     """Open the repository at `url`, a server or a folder of this machine, for the length of an `async with` block.
 
     >>> async with connect("http://127.0.0.1:8080", token="...") as repository:
@@ -80,8 +80,31 @@ async def connect(
     use a server; a folder raises UsedAfterFork there.
 
     Raises InvalidUrl, InvalidSetting (a `~` without a home folder, a proxy that cannot be used), NotARepository, UnknownFormat,
-    StorageError, Busy.
+    StorageError, Busy. Raises InvalidInput where it is used without `async with`.
     """
+    block = _connected(
+        url,
+        token=token,
+        connections=connections,
+        stall_seconds=stall_seconds,
+        create=create,
+        read_only=read_only,
+        proxy=proxy,
+    )
+    return AsyncBlock(block, kind=Repository, how="filestore.connect(...) as repository")
+
+
+@asynccontextmanager
+async def _connected(
+    url: str | Path,
+    *,
+    token: str | None,
+    connections: int,
+    stall_seconds: float,
+    create: bool,
+    read_only: bool,
+    proxy: str | None,
+) -> AsyncIterator[Repository]:
     folder = home_path(url) if isinstance(url, Path) else repository_folder(url)
     repository: Repository
     if folder is None:

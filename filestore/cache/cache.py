@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,8 @@ from filestore.errors import (
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.repository.format_file import checked_identity
-from filestore.repository.protocol import Identity, Repository
+from filestore.repository.protocol import Identity, Repository, checked_repository
+from filestore.system.blocks import AsyncBlock
 from filestore.system.files import home_path, in_blocks, storage_errors, write_durably
 from filestore.system.locks import Lock, locked
 from filestore.system.threads import SingleFlight, in_cpu_thread, in_disk_thread, shield_until_done, tell_of_forks
@@ -140,9 +141,12 @@ class Cache:
         min_free: int = 0,
         options: CacheOptions = DEFAULT_CACHE_OPTIONS,
     ) -> None:
-        """Make a cache; no file is touched yet. Raises InvalidSetting for a `~` without a home folder."""
+        """Make a cache; no file is touched yet. Raises InvalidSetting for a `~` without a home folder.
+
+        Raises InvalidInput for a value that is not a repository.
+        """
         self._root = home_path(root)
-        self._repository = repository
+        self._repository = checked_repository(repository)
         self._limits = limits
         self._downloads = downloads
         self._size_limit = size_limit
@@ -227,20 +231,22 @@ class Cache:
         """
         return await self._resolve(wanted, self._resolved, report)
 
-    @asynccontextmanager
-    async def lease(self, wanted: Resolvable, *, report: Report | None = None) -> AsyncIterator[Path]:
+    def lease(self, wanted: Resolvable, *, report: Report | None = None) -> AbstractAsyncContextManager[Path]:
         """Do what `resolve` does, for the length of an `async with` block: its end allows the cache to remove the path.
 
         Raises what `resolve` raises.
         """
+        return AsyncBlock(self._leased(wanted, report), kind=Path, how="cache.lease(...) as path")
+
+    @asynccontextmanager
+    async def _leased(self, wanted: Resolvable, report: Report | None) -> AsyncIterator[Path]:
         hold = self._leases.hold()
         try:
             yield (await self._resolve(wanted, hold, report)).path
         finally:
             await shield_until_done(in_disk_thread(hold.release))
 
-    @asynccontextmanager
-    async def open(self, wanted: File | Record, *, report: Report | None = None) -> AsyncIterator[StreamingFile]:
+    def open(self, wanted: File | Record, *, report: Report | None = None) -> AbstractAsyncContextManager[StreamingFile]:
         """Open a file that can be read before all of it is on this machine, for the length of an `async with` block.
 
         >>> async with cache.open(File(id="file_...")) as opened:
@@ -255,6 +261,10 @@ class Cache:
 
         Raises what `resolve` raises.
         """
+        return AsyncBlock(self._opened(wanted, report), kind=StreamingFile, how="cache.open(...) as opened")
+
+    @asynccontextmanager
+    async def _opened(self, wanted: File | Record, report: Report | None) -> AsyncIterator[StreamingFile]:
         hold = self._leases.hold()
 
         async def resolve(partial_file: PartialFile) -> Path:

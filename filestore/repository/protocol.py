@@ -145,6 +145,7 @@ async def find_record(repository: Repository, wanted: Wanted) -> Record:
 
     Raises InvalidReference for a text that cannot name a stored file, a local path and a URL; NotFound, TransferError.
     """
+    repository = checked_repository(repository)
     return wanted if isinstance(wanted, Record) else await repository.record(reference_of(wanted))
 
 
@@ -166,6 +167,18 @@ def reference_of(wanted: object) -> Reference:
             f"a value of the type {kind} names no stored file; give a text, a Reference, a Record, a File or a Directory"
         )
     return wanted
+
+
+def checked_repository(repository: Repository) -> Repository:
+    """Return `repository`. Raises InvalidInput for a value that is not a repository, such as a URL."""
+    # What `connect` returns has no attribute either, and raises InvalidInput itself.
+    if not hasattr(repository, "identity"):
+        kind = f"{type(repository).__module__}.{type(repository).__qualname__}".removeprefix("builtins.")
+        raise InvalidInput(
+            f"a value of the type {kind} cannot be used as a repository here;"
+            " give what `async with filestore.connect(...) as repository:` gives"
+        )
+    return repository
 
 
 def closed_error(location: str) -> InvalidInput:

@@ -25,7 +25,7 @@ from filestore.core.records import Kind, Record
 from filestore.errors import ChunksMissing, InvalidDigest, InvalidInput, InvalidName, InvalidReference, ServerError, SourceChanged
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec, Encoder, Frame, frame_limit
-from filestore.repository.protocol import Identity, Repository
+from filestore.repository.protocol import Identity, Repository, checked_repository
 from filestore.system.buffers import BufferPool
 from filestore.system.files import given_path
 from filestore.system.metrics import Stage, span
@@ -163,7 +163,7 @@ async def push(
     chosen = _checked_codec(codec)
     started = time.monotonic()
     kept_name = checked_new_name(await in_disk_thread(default_name, path) if name is None else name)
-    identity = await repository.identity()
+    identity = await checked_repository(repository).identity()
     known = None if rehash else push_cache
     async with _opened_source(path, identity, known, symlinks=symlinks, include=include, exclude=exclude) as source:
         sending = _Sender(repository, source, codec=chosen, report=report)
@@ -224,7 +224,7 @@ async def plan_push(
     """
     path = given_path(path)
     started = time.monotonic()
-    identity = await repository.identity()
+    identity = await checked_repository(repository).identity()
     known = None if rehash else push_cache
     async with _opened_source(path, identity, known, symlinks=symlinks, include=include, exclude=exclude) as source:
         manifest = await _scan_all(source, report)

@@ -8,15 +8,19 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from filestore import blocking
 from filestore.backends import connect, create_repository, open_backend, repository_folder
 from filestore.cache import Cache
 from filestore.core.references import File
-from filestore.errors import InvalidUrl, NotARepository, ReadOnly, StorageError, UnknownFormat
+from filestore.errors import InvalidInput, InvalidUrl, NotARepository, ReadOnly, StorageError, UnknownFormat
 from filestore.repository.protocol import Repository
-from filestore.transfer.push import push
+from filestore.transfer.fetch import fetch
+from filestore.transfer.fetch_tree import fetch_tree
+from filestore.transfer.push import plan_push, push
 from filestore_cli.hints import explained
 from tests.support.frames import buffer_for, contents, encoded, frames, manifest
 
@@ -382,3 +386,57 @@ async def test_a_tilde_in_a_program_is_the_home_folder(tmp_path: Path, monkeypat
         assert (await cache.resolve(File(id=pushed.record.id))).is_relative_to(tmp_path / "home/cache")
     assert str(tmp_path / "home/repository") == repository.location
     assert [] == list((tmp_path / "here").iterdir())
+
+
+async def test_connect_without_a_block_says_how_to_write_one(tmp_path: Path) -> None:
+    """Whatever a program does with it: a verb, a transfer, a cache, `await`, or `with` without `async`."""
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"x")
+    unopened: Any = connect(tmp_path / "repository", create=True)
+
+    async def use(way: str) -> None:
+        if way == "await":
+            await unopened
+        elif way == "with":
+            with unopened:
+                pass
+        elif way == "verb":
+            await unopened.records()
+        elif way == "push":
+            await push(unopened, path)
+        elif way == "fetch":
+            await fetch(unopened, "model.bin", target=tmp_path / "back")
+        else:
+            Cache(tmp_path / "cache", unopened)
+
+    said = "this call gives its value only to an `async with` block; write `async with filestore.connect(...) as repository:`"
+    for way in ("await", "with", "verb", "push", "fetch", "cache"):
+        with pytest.raises(InvalidInput) as caught:
+            await use(way)
+        assert (way, said) == (way, str(caught.value))
+    assert not hasattr(unopened, "no_such_verb")
+    assert not (tmp_path / "repository").exists()
+
+
+async def test_lease_and_open_without_a_block_say_how_to_write_one(tmp_path: Path) -> None:
+    """As `connect` does."""
+    async with connect(tmp_path / "repository", create=True) as repository:
+        cache: Any = Cache(tmp_path / "cache", repository)
+        with pytest.raises(InvalidInput, match=r"write `async with cache\.lease\(\.\.\.\) as path:`"):
+            cache.lease(File(id="file_" + "0" * 32)).read_text()
+        with pytest.raises(InvalidInput, match=r"write `async with cache\.open\(\.\.\.\) as opened:`"):
+            await cache.open(File(id="file_" + "0" * 32)).read(0, 1)
+
+
+async def test_what_is_not_a_repository_is_refused(tmp_path: Path) -> None:
+    """The error names the type, and what is expected."""
+    url: Any = "http://127.0.0.1:8080"
+    said = r"a value of the type str cannot be used as a repository here; give what `async with filestore\.connect"
+    for use in (push(url, tmp_path), plan_push(url, tmp_path), fetch(url, "x", target="x"), fetch_tree(url, "x", target="x")):
+        with pytest.raises(InvalidInput, match=said):
+            await use
+    with pytest.raises(InvalidInput, match=said):
+        Cache(tmp_path, url)
+    with blocking.connect(tmp_path / "repository", create=True) as theirs, pytest.raises(InvalidInput) as caught:
+        Cache(tmp_path, cast("Any", theirs))
+    assert str(caught.value).startswith("a value of the type filestore.blocking.Repository cannot be used as a repository here")
