@@ -121,7 +121,7 @@ class Cache:
     size_limit: bytes of disk that everything below `root` may use, of all repositories, unfinished fetches included. None
         means without a limit.
     min_free: bytes of the disk that stay free.
-    options: waiting times and sizes, whose defaults suit any machine; see `filestore.cache.options`.
+    options: internal, for the tests of this project. It is not part of the interface, and may change at any time.
 
     Both limits hold during a fetch too. The entries that were not used for the longest time are removed to make room. What is
     in use is never removed: a path that `resolve` returned until the cache is closed, a path that `lease` gave until the end of

@@ -1,4 +1,8 @@
-"""The waiting times of a cache, its clock, and the sizes of its fetches. The defaults suit any machine."""
+"""The waiting times of a cache, its clock, and the sizes of its fetches.
+
+The defaults suit any machine. Only tests give other values. So this is internal, as are `TransferOptions` and
+`DownloadOptions`: programs leave the argument `options` out, and `filestore` does not export these classes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
-    """What a cache uses as it is, without a setting. Processes that share a cache may have other values."""
+    """Internal. What a cache uses as it is, without a setting. Processes that share a cache may have other values."""
 
     stall_seconds: float = STALL_SECONDS
     """How long a reservation waits for other fetches that make no progress."""

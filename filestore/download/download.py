@@ -98,7 +98,7 @@ DEFAULT_DOWNLOAD_LIMITS = DownloadLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadOptions:
-    """What a download uses as it is, without a setting."""
+    """Internal. What a download uses as it is, without a setting."""
 
     first_pause_seconds: float = 0.2
     """The pause before the second attempt, about. Each later pause is twice as long."""

@@ -19,7 +19,7 @@ from filestore.transfer.sinks.zip_index import GATHER_LIMIT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferOptions:
-    """What a fetch uses as it is, without a setting: sizes, in bytes, and counts."""
+    """Internal. What a fetch uses as it is, without a setting: sizes, in bytes, and counts."""
 
     batches_in_flight: int = 4
     """Number of batches that are received and written at a time."""
