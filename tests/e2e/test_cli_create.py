@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import SCRIPTS, Home
+from tests.support.commands import SCRIPTS, Home, notes
 
 READING_VERBS = (
     ["ls"],
@@ -92,7 +92,7 @@ def test_serve_makes_a_folder_that_is_named_by_create_only(new_home: Home) -> No
 def test_push_makes_a_folder_by_create_and_says_so(new_home: Home, model: Path) -> None:
     """A person on standard error, a program in the result."""
     done = new_home.run("push", model, "--url", "new", "--create")
-    assert (0, f"A new repository was made in {new_home.folder}/new.\n") == (done.returncode, done.stderr)
+    assert (0, f"A new repository was made in {new_home.folder}/new.\n") == (done.returncode, notes(done))
     assert not new_home.result("push", model, "--url", "new", "--create")["repository_created"]
     assert new_home.result("create", "file", model, "--url", "other", "--create")["repository_created"]
     assert new_home.result("token", "new", "--root", "third", "--create")["repository_created"]

@@ -15,7 +15,7 @@ import pytest
 from filestore.transfer.sources.walk import Symlinks
 from filestore_cli.transfer import SYMLINKS
 from tests.support.archives import Forged, forged
-from tests.support.commands import SCRIPTS, Home, Server
+from tests.support.commands import SCRIPTS, Home, Server, notes
 from tests.support.trees import Folder, Link, Planted, Script, looped_tree, plant, snapshot, standing
 
 LARGE = random.Random(3).randbytes(400_000)
@@ -128,7 +128,7 @@ def test_a_push_for_a_person(home: Home, tree: Path) -> None:
     assert [line.split()[0] for line in fetched.stdout.splitlines()] == [
         *("path", "digest", "size", "files", "received", "reused", "time", "repository"),
     ]
-    assert (pushed.stderr, fetched.stderr) == ("", "")
+    assert (notes(pushed), notes(fetched)) == ("", "")
     assert "  my_model.zip  (directory)\n" in home.run("ls").stdout
     assert "kind        directory\n" in home.run("info", "my_model.zip").stdout
 
@@ -291,7 +291,7 @@ def test_an_existing_empty_folder_is_filled(home: Home, tree: Path, tmp_path: Pa
     done = home.run("fetch", "my_model.zip", "-o", volume)
 
     assert done.returncode == 0
-    assert done.stderr == f"{volume} existed, so {NOT_ATOMIC}.\n"
+    assert notes(done) == f"{volume} existed, so {NOT_ATOMIC}.\n"
     assert inode == volume.stat().st_ino
     assert standing(volume) == THINGS
 
@@ -302,7 +302,7 @@ def test_a_new_target_needs_no_note(home: Home, tree: Path, tmp_path: Path) -> N
     home.result("push", tree)
     (tmp_path / "empty").mkdir()
 
-    assert home.run("fetch", "my_model.zip", "-o", tmp_path / "new/").stderr == ""
+    assert notes(home.run("fetch", "my_model.zip", "-o", tmp_path / "new/")) == ""
     assert home.run("fetch", "my_model.zip", "-o", tmp_path / "empty", "--quiet").stderr == ""
 
 
@@ -316,7 +316,7 @@ def test_a_target_that_is_not_empty(home: Home, tree: Path, tmp_path: Path) -> N
     assert {"mine.txt": b"mine", "config.json": b"old"} == standing(old)
 
     done = home.run("fetch", "my_model.zip", "-o", old, "--force")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, notes(done)) == (0, "")
     assert standing(old) == THINGS
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "my_model", "old"]
 
@@ -491,7 +491,7 @@ def test_a_dry_run_for_a_person(home: Home, tree: Path) -> None:
     done = home.run("push", tree, "--dry-run")
     lines = done.stdout.splitlines()
 
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, notes(done)) == (0, "")
     assert lines[0] == "    size       new  name"
     assert "  400 kB    400 kB  model.bin" in lines
     assert "tokenizer/größe 1.txt" in done.stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import SCRIPTS, Home
+from tests.support.commands import SCRIPTS, Home, notes
 from tests.support.generator import octets
 from tests.support.trees import plant
 
@@ -35,7 +35,7 @@ def test_a_file_that_is_too_large_is_named(home: Home, tmp_path: Path) -> None:
     target.parent.mkdir()
     done = limited(home, "fetch", pushed["id"], "-o", target)
     assert (1, "") == (done.returncode, done.stdout)
-    assert f"Error: {target} failed: {CAUSE}; use another file system, or raise that limit\n" == done.stderr
+    assert f"Error: {target} failed: {CAUSE}; use another file system, or raise that limit\n" == notes(done)
     assert [] == list(target.parent.iterdir())
 
 

@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
 TRANSFERS = frozenset({"push", "fetch", "warm", "create"})
 """Commands that show their progress on standard error if they take longer than a second."""
+_PROGRESS = re.compile(r"^(?:push|fetch|look at) [^\n]*: [^\n]*\n", re.MULTILINE)
 AS_ANY_USER: tuple[str, ...] = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 """Makes permissions apply to a command that root runs, as they do to any other user."""
 
@@ -34,6 +35,11 @@ def scripts_of(environment: str) -> Path:
         pytest.skip(f"{environment} is not there: bash tests/run.sh makes it")
     assert folder.exists()
     return folder
+
+
+def notes(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the standard error of a transfer without the lines of progress, which it has on a busy machine."""
+    return _PROGRESS.sub("", done.stderr)
 
 
 def start_module(module: str, *arguments: str | Path) -> subprocess.Popen[str]:
