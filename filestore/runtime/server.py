@@ -22,6 +22,7 @@ from filestore.http.server.errors import log_failure
 from filestore.http.wire import status_of
 from filestore.repository.protocol import Repository
 from filestore.runtime.adapter import Adapter
+from filestore.runtime.database import Database, open_database
 from filestore.runtime.errors import RunFailed
 from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines
@@ -61,9 +62,16 @@ class Runtime:
     """Runs the pipelines of one repository. Make it with `open_runtime`; use it in one event loop."""
 
     def __init__(
-        self, repository: Repository, make_cache: MakeCache, folder: Path, *, environ: Mapping[str, str], limits: RuntimeLimits
+        self,
+        repository: Repository,
+        make_cache: MakeCache,
+        folder: Path,
+        *,
+        pipelines: Pipelines,
+        environ: Mapping[str, str],
+        limits: RuntimeLimits,
     ) -> None:
-        self.pipelines = Pipelines(folder / "pipelines")
+        self.pipelines = pipelines
         self.runs = Runs()
         self._repository = repository
         self._make_cache = make_cache
@@ -144,17 +152,30 @@ async def open_runtime(
 ) -> AsyncIterator[Runtime]:
     """Open a runtime that keeps its pipelines in `folder`. Its processes get `environ` and end with the block.
 
-    Raises Busy while another runtime uses the folder, StorageError.
+    Raises Busy while another runtime uses the folder, StorageError, StorageFull, UnknownFormat.
     """
     lock = await in_disk_thread(_locked, folder)
-    runtime = Runtime(repository, make_cache, folder, environ=environ, limits=limits)
     try:
-        # A killed runtime leaves its work folder.
-        await in_disk_thread(remove_if_possible, runtime.work_folder)
-        yield runtime
+        async with _database(folder) as database:
+            pipelines = await in_disk_thread(Pipelines, database, folder / "pipelines")
+            runtime = Runtime(repository, make_cache, folder, pipelines=pipelines, environ=environ, limits=limits)
+            try:
+                # A killed runtime leaves its work folder.
+                await in_disk_thread(remove_if_possible, runtime.work_folder)
+                yield runtime
+            finally:
+                await shield_until_done(runtime.close())
     finally:
-        await shield_until_done(runtime.close())
         lock.release()
+
+
+@asynccontextmanager
+async def _database(folder: Path) -> AsyncIterator[Database]:
+    database = await in_disk_thread(open_database, folder)
+    try:
+        yield database
+    finally:
+        await shield_until_done(in_disk_thread(database.close))
 
 
 def _locked(folder: Path) -> FileLock:

@@ -45,7 +45,8 @@ class Fuse:
         return call
 
 
-def _light(fuse: Fuse) -> None:
+def light(fuse: Fuse) -> None:
+    """Burn the fuse at each system call that changes files, and at each SQL statement."""
     for name in CALLS:
         setattr(os, name, fuse.before(getattr(os, name)))
 
@@ -85,7 +86,7 @@ def kill_at_every_call(attempt: Callable[[int, Fuse], object]) -> int:
 
 def _main(folder: Path) -> None:
     def attempt(place: int, fuse: Fuse) -> None:
-        _light(fuse)
+        light(fuse)
         asyncio.run(push(folder / str(place)))
 
     sys.stdout.write(str(kill_at_every_call(attempt)))

@@ -19,11 +19,12 @@ from filestore.repository.protocol import Repository
 from filestore.runtime import worker_protocol as messages
 from filestore.runtime.errors import PipelineEnded, RunFailed, RunTimedOut, TooManyRuns, UnknownPipeline, UnknownRun
 from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
-from filestore.runtime.pipelines import Pipeline, Pipelines
+from filestore.runtime.pipelines import Pipeline
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.runs import Runs, State
 from filestore.runtime.server import RuntimeLimits, open_runtime
 from tests.support.disks import refuse_locks
+from tests.support.import_crashes import opened_pipelines
 from tests.support.runtimes import is_running
 
 LIMITS = ProcessLimits(seconds=60, memory=1 << 30)
@@ -105,24 +106,17 @@ def test_messages_have_a_limit() -> None:
 
 def test_pipelines_are_kept(tmp_path: Path) -> None:
     """They are found by id and by name after the folder is opened again."""
-    Pipelines(tmp_path).add(pipeline("team/model:v1"))
-    Pipelines(tmp_path).add(pipeline("team/model:v1", number=2))
+    with opened_pipelines(tmp_path) as kept:
+        first = kept.add(pipeline("team/model:v1"))
+        second = kept.add(pipeline("team/model:v1", number=2))
 
-    found = Pipelines(tmp_path)
-    assert pipeline("team/model:v1", number=2) == found.find("team/model:v1")
-    assert pipeline("team/model:v1") == found.find(f"pipeline_{1:032x}")
-    for unknown in ("", "team", f"pipeline_{3:032x}", "../names", "x" * 10_000):
-        with pytest.raises(UnknownPipeline):
-            found.find(unknown)
-
-
-def test_a_damaged_document_is_told_of(tmp_path: Path) -> None:
-    """The error differs from that of an unknown pipeline."""
-    Pipelines(tmp_path).add(pipeline())
-    (tmp_path / f"pipeline_{1:032x}.json").write_text("{")
-
-    with pytest.raises(StorageError):
-        Pipelines(tmp_path).find("a pipeline")
+    with opened_pipelines(tmp_path) as found:
+        assert (1, 2) == (first.version, second.version)
+        assert second == found.find("team/model:v1")
+        assert first == found.find(f"pipeline_{1:032x}")
+        for unknown in ("", "team", f"pipeline_{3:032x}", "../names", "x" * 10_000, "a\udc80", "a\0b"):
+            with pytest.raises(UnknownPipeline):
+                found.find(unknown)
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\udc80", "x" * 256, "é" * 128])

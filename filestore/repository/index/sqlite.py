@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -27,14 +27,13 @@ from filestore.errors import (
     IndexUnreadable,
     ReadOnly,
     StorageError,
-    StorageFull,
     UnknownFormat,
     UsedAfterFork,
 )
 from filestore.repository.index.protocol import ChunkRow, TokenRow
 from filestore.repository.index.reading import State, in_use_elsewhere, open_for_reading, state_of
-from filestore.system.files import storage_errors
 from filestore.system.metrics import Stage, span
+from filestore.system.sqlite_errors import sqlite_errors
 from filestore.system.threads import abandon, in_thread, shield_until_done, tell_of_forks
 
 P = ParamSpec("P")
@@ -311,7 +310,7 @@ class _Connection:
             self._thread.shutdown(wait=False)
 
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with _translated(self.path), span(Stage.COMMIT):
+        with sqlite_errors(self.path), span(Stage.COMMIT):
             if self._connection is None:
                 self._may_be_open = True
                 self._connection = _connect(self.path, self._timeout_seconds)
@@ -344,7 +343,7 @@ class _ReadingConnection(_Connection):
         super().__init__(path.absolute(), timeout_seconds=timeout_seconds)
 
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with _translated(self.path), span(Stage.COMMIT):
+        with sqlite_errors(self.path), span(Stage.COMMIT):
             for attempt in range(1, _READ_ATTEMPTS + 1):
                 before = state_of(self.path)
                 try:
@@ -395,19 +394,6 @@ async def _run_when_free(connection: _Connection, function: Callable[[sqlite3.Co
         except Busy:
             if asyncio.get_running_loop().time() >= deadline:
                 raise
-
-
-@contextmanager
-def _translated(path: str) -> Iterator[None]:
-    try:
-        with storage_errors(path):
-            yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the low byte: the primary code
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise Busy(path, "another process is writing to it") from error
-        kind = StorageFull if code == sqlite3.SQLITE_FULL else StorageError
-        raise kind(path, str(error)) from error
 
 
 def _file_id(path: str) -> tuple[int, int]:
