@@ -17,6 +17,10 @@ from tests.support.commands import REPOSITORY, Home, Server, scripts_of
 from tests.support.server import SECONDS, Reply
 
 TOKEN = "a-token-for-a-runtime"
+VENV = ".venv-runtime"
+"""The environment of what the runtime's extra installs."""
+VENVS = {"1.0.12": ".venv-runtime-1.0.12", "1.0.15": VENV, "1.0.26": ".venv-runtime-1.0.26"}
+"""The environments with filestore and each version of the Pipeline SDK that a runtime runs pipelines with."""
 _BOUNDARY = "boundary-of-tests"
 
 
@@ -87,25 +91,26 @@ def running_runtime(
     environ: Mapping[str, str] | None = None,
     complains: bool | None = False,
     is_killed: bool = False,
+    venv: str = VENV,
 ) -> Iterator[RunningRuntime]:
-    """Serve `root` by `filestore runtime serve` until the end of the block. See `Home.server`."""
-    command = (scripts_of(".venv-runtime") / "filestore", "runtime", "serve")
+    """Serve `root` by `filestore runtime serve` of an environment until the end of the block. See `Home.server`."""
+    command = (scripts_of(venv) / "filestore", "runtime", "serve")
     given = {"FILESTORE_TOKEN": TOKEN} | dict(environ or {})
     with home.server(*arguments, root=root, environ=given, complains=complains, is_killed=is_killed, command=command) as server:
         yield RunningRuntime(server)
 
 
-def with_sdk(home: Home, *arguments: str | Path, environ: Mapping[str, str] | None = None) -> str:
+def with_sdk(home: Home, *arguments: str | Path, environ: Mapping[str, str] | None = None, venv: str = VENV) -> str:
     """Return the output of a Python program in an environment with the Pipeline SDK. It must succeed."""
-    done = home.run(*arguments, program=scripts_of(".venv-runtime") / "python", environ=environ)
+    done = home.run(*arguments, program=scripts_of(venv) / "python", environ=environ)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def make_graphs(home: Home, folder: Path) -> Path:
+def make_graphs(home: Home, folder: Path, *, venv: str = VENV) -> Path:
     """Pickle the pipelines of `tests/support/graphs.py` into `folder`."""
     folder.mkdir()
-    with_sdk(home, REPOSITORY / "tests/support/graphs.py", folder)
+    with_sdk(home, REPOSITORY / "tests/support/graphs.py", folder, venv=venv)
     return folder
 
 
