@@ -50,8 +50,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             pointer TEXT NOT NULL PRIMARY KEY,
             id TEXT NOT NULL UNIQUE,
             pipeline_id TEXT NOT NULL REFERENCES pipelines (id),
-            locked INTEGER NOT NULL,
-            is_moved INTEGER NOT NULL
+            locked INTEGER NOT NULL
         ) WITHOUT ROWID""",
         "CREATE INDEX pointers_by_pipeline ON pointers (pipeline_id)",
     ),

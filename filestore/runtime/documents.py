@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from blake3 import blake3
 
 from filestore.core.references import PIPELINE_ID_PATTERN
+from filestore.core.timestamps import parse_timestamp
 from filestore.errors import StorageError
 from filestore.http.server.errors import logger
 from filestore.system.files import remove_if_possible, storage_errors
@@ -33,7 +34,7 @@ class Document(NamedTuple):
 def read_documents(folder: Path) -> list[Document]:
     """Return all documents in the order of their uploads. The pipeline that a name means comes last.
 
-    A document that is damaged is left out, and the log tells of it. Raises StorageError.
+    A damaged document is left out, with a line in the log. Raises StorageError.
     """
     with storage_errors(folder):
         paths = sorted(folder.glob("pipeline_*.json"))
@@ -75,11 +76,17 @@ def _damage(path: Path) -> StorageError:
 
 def _is_valid(path: Path, members: dict[str, Any]) -> bool:
     texts = (members.get(name) for name in ("id", "name", "environment_id", "created_at", "graph_id", "path"))
-    return members.keys() == _MEMBERS and all(isinstance(text, str) for text in texts) and path.stem == members["id"]
+    if members.keys() != _MEMBERS or not all(isinstance(text, str) for text in texts) or path.stem != members["id"]:
+        return False
+    try:
+        parse_timestamp(members["created_at"])
+    except ValueError:
+        return False
+    return True
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return the object in a file, or None if there is no such file or no object in it."""
+    """Return the object in a file. Return None if the file is absent or has something else in it."""
     with storage_errors(path):
         try:
             members = json.loads(path.read_bytes())

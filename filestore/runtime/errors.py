@@ -5,7 +5,10 @@ FilestoreError
 │   └── InvalidRun
 ├── NotFound
 │   ├── UnknownPipeline
+│   ├── UnknownPointer
 │   └── UnknownRun
+├── PointerExists
+├── PointerLocked
 ├── RunFailed                 a pipeline, or its run
 │   ├── RunTimedOut
 │   └── PipelineEnded
@@ -35,11 +38,37 @@ class InvalidRun(InvalidInput):
 
 
 class UnknownPipeline(NotFound):
-    """No pipeline was uploaded under an id or a name."""
+    """No pipeline has this id, pointer or name."""
 
     slug = "unknown-pipeline"
     sentence = "no pipeline is known as {reference!r}; upload it, and run it by the id that the upload prints, or by its name"
     hint = ""
+
+
+class UnknownPointer(NotFound):
+    """No pipeline has this pointer."""
+
+    slug = "unknown-pointer"
+    sentence = "no pointer is known as {reference!r}; the list of pointers has all that can be moved, locked and deleted"
+    hint = ""
+
+
+class PointerExists(FilestoreError):
+    """A new pointer, or a new pipeline, would have the name of a pointer or a pipeline that exists."""
+
+    slug = "pointer-exists"
+    facts = ("pointer",)
+    sentence = "{pointer!r} is already the name of a pointer or a pipeline; choose another name, or move the pointer"
+    pointer: str
+
+
+class PointerLocked(FilestoreError):
+    """A pointer is locked, so it is not moved, and it is not deleted with its pipeline."""
+
+    slug = "pointer-locked"
+    facts = ("pointer",)
+    sentence = "the pointer {pointer!r} is locked, so it and its pipeline stay as they are; unlock the pointer first"
+    pointer: str
 
 
 class UnknownRun(NotFound):
@@ -86,4 +115,6 @@ class TooManyRuns(FilestoreError):
     count: int
 
 
+register_status(PointerExists, 409)
+register_status(PointerLocked, 409)
 register_status(TooManyRuns, 429)

@@ -44,6 +44,11 @@ class LoadedPipelines:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._changed = asyncio.Condition()
 
+    @property
+    def pipeline_ids(self) -> list[str]:
+        """The ids of the pipelines that are loaded and idle, those that have been idle longest first."""
+        return list(self._idle)
+
     @asynccontextmanager
     async def acquire(self, pipeline_id: str, load: Callable[[], Awaitable[LoadedPipeline]]) -> AsyncIterator[LoadedPipeline]:
         """Yield the loaded pipeline to one run at a time. Runs of one pipeline take turns in the order of their calls.

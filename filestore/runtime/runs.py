@@ -138,6 +138,11 @@ class Runs:
         self._remembered = 0
         self._remembered_size = remembered_size
 
+    @property
+    def waiting(self) -> list[Run]:
+        """The runs that have not ended, the oldest first."""
+        return list(self._waiting.values())
+
     def add(self, pipeline: Pipeline, *, request_size: int) -> Run:
         """Add a run that waits for its start. Raises TooManyRuns if the queue is full."""
         size = request_size + sum(run.request_size for run in self._waiting.values())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -90,6 +91,18 @@ class Runtime:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return run
+
+    def as_resource(self) -> dict[str, Any]:
+        """Return the members that the Pipeline SDK prints of a machine that runs pipelines."""
+        waiting = [run.id for run in self.runs.waiting]
+        return {
+            "id": f"runtime-{os.getpid()}",
+            "pipeline_cache": {"loaded": self._loaded.pipeline_ids},
+            "busy": int(bool(waiting)),
+            "current_run": waiting[0] if waiting else -1,
+            "run_queue": waiting[1:],
+            "gpus": None,
+        }
 
     async def close(self) -> None:
         """End all runs and all processes."""

@@ -55,5 +55,6 @@ def test_every_route_is_described_with_a_curl_line() -> None:
     described = {f"{method} {path}": text for method, path, text in HEADING.findall(DOC)}
     routes = Routes(None).all  # type: ignore[arg-type]  # only their paths are looked at
 
-    assert {f"{route.method} {route.path}" for route in routes} == set(described)
+    # The page does not say which names may hold slashes.
+    assert {f"{route.method} {route.path.replace(':.+}', '}')}" for route in routes} == set(described)
     assert [] == [route for route, text in described.items() if LINE.search(text) is None]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from aiofiles.tempfile import TemporaryFile
 from aiohttp import web
 
 from filestore.core.names import checked_pipeline_name
-from filestore.errors import InvalidInput
+from filestore.core.timestamps import parse_timestamp
+from filestore.errors import InvalidInput, NotFound
 from filestore.http.server.app import Route
 from filestore.http.server.body.forms import Form, receive_form
 from filestore.http.server.context import RequestContext
 from filestore.http.server.pushes import push_spool
 from filestore.repository.local import LocalRepository
-from filestore.runtime.pipelines import Pipeline
-from filestore.runtime.routes.bodies import json_object
+from filestore.runtime.pipelines import REQUIREMENTS, Pipeline
+from filestore.runtime.routes.bodies import json_object, page_answer, page_asked_for, receive_object
 from filestore.runtime.runs import timestamp
 from filestore.runtime.server import Runtime
 from filestore.system.threads import in_disk_thread, shield_until_done
@@ -32,12 +37,20 @@ class PipelineRoutes:
     @property
     def all(self) -> tuple[Route, ...]:
         """Return the routes."""
-        return (Route("POST", "/v3/pipelines", self.create_pipeline),)
+        # A pointer may hold slashes.
+        return (
+            Route("POST", "/v3/pipelines", self.create_pipeline),
+            Route("GET", "/v3/pipelines", self.list_pipelines),
+            Route("GET", "/v3/pipelines/{id:.+}", self.get_pipeline),
+            Route("PATCH", "/v3/pipelines/{id:.+}", self.edit_pipeline),
+            Route("DELETE", "/v3/pipelines/{id:.+}", self.delete_pipeline),
+            Route("GET", "/v3/core/resources", self.list_resources),
+        )
 
     async def create_pipeline(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
         """Store the graph of a form as a new pipeline with a new id.
 
-        From then on, the name in the form means this pipeline.
+        It becomes the newest version of its name.
         """
         pipeline_id = f"pipeline_{uuid.uuid4().hex}"
         async with TemporaryFile("w+b", buffering=0, dir=context.spool_folder) as spool:
@@ -49,6 +62,7 @@ class PipelineRoutes:
             # Check the whole form before anything is stored.
             name, environment_id = checked_pipeline_name(_field(form, "name")), _field(form, "environment_id_or_name")
             _check_python(form)
+            requirements = _requirements(form)
             inputs, outputs = _variables(form, "input_variables"), _variables(form, "output_variables")
             record = await push_spool(context, repository, spool, size=form.size, name=f"{pipeline_id}.graph")
         pipeline = Pipeline(
@@ -60,6 +74,7 @@ class PipelineRoutes:
             path=record.path,
             input_variables=inputs,
             output_variables=outputs,
+            requirements=requirements,
         )
         try:
             pipeline = await in_disk_thread(self._runtime.pipelines.add, pipeline)
@@ -67,6 +82,65 @@ class PipelineRoutes:
             await shield_until_done(repository.remove(record.id))
             raise
         return web.json_response(pipeline.as_json())
+
+    async def list_pipelines(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
+        """Answer with a page of pipelines, the newest first."""
+        page, name = page_asked_for(context.request), context.request.query.get("name")
+        list_page = partial(self._runtime.pipelines.page, name=name, skip=page.skip, limit=page.limit)
+        total, pipelines = await in_disk_thread(list_page)
+        return await page_answer(page, total, lambda: [_listed(pipeline) for pipeline in pipelines])
+
+    async def get_pipeline(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
+        """Answer with a pipeline."""
+        pipeline = await in_disk_thread(self._runtime.pipelines.find, context.request.match_info["id"])
+        return web.json_response(pipeline.as_json())
+
+    async def edit_pipeline(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
+        """Change what is kept of a pipeline's needs, and answer with the pipeline."""
+        asked = await receive_object(context, "the change of a pipeline")
+        changed = {name: asked[name] for name in REQUIREMENTS if asked.get(name) is not None}
+        edit = partial(self._runtime.pipelines.edit, now=timestamp())
+        pipeline = await in_disk_thread(edit, context.request.match_info["id"], checked_requirements(changed))
+        return web.json_response(pipeline.as_json())
+
+    async def delete_pipeline(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+        """Delete a pipeline and its graph, and answer with what it was."""
+        pipeline = await in_disk_thread(self._runtime.pipelines.remove, context.request.match_info["id"])
+        with suppress(NotFound):
+            await shield_until_done(repository.remove(pipeline.graph_id))
+        return web.json_response(pipeline.as_json())
+
+    async def list_resources(self, _: RequestContext, __: LocalRepository) -> web.StreamResponse:
+        """Answer with this runtime as the only resource. The SDK reads a list of JSON texts."""
+        return web.json_response([json.dumps(self._runtime.as_resource())])
+
+
+def checked_requirements(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by names of `REQUIREMENTS`, if they have the types that the Pipeline SDK reads. Raises InvalidInput."""
+    for name, value in asked.items():
+        if name == "accelerators":
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise InvalidInput(f"{name} is not a list of texts")
+        elif not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
+            raise InvalidInput(f"{name} is not a whole number")
+    return dict(asked)
+
+
+def _requirements(form: Form) -> dict[str, Any]:
+    """Return what a form says of a pipeline's needs. Numbers are texts in a form."""
+    asked: dict[str, Any] = {}
+    for name in REQUIREMENTS:
+        values = form.fields.get(name, [])
+        if values and name == "accelerators":
+            asked[name] = values
+        elif values:
+            asked[name] = int(values[-1]) if values[-1].isascii() and values[-1].isdecimal() else values[-1]
+    return checked_requirements(asked)
+
+
+def _listed(pipeline: Pipeline) -> dict[str, Any]:
+    """Return a pipeline as a list has it: the SDK's command takes the time for a number of seconds, in lists only."""
+    return pipeline.as_json() | {"created_at": parse_timestamp(pipeline.created_at) / 1_000_000}
 
 
 def _field(form: Form, key: str) -> str:
