@@ -12,7 +12,7 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from filestore.errors import LimitExceeded
 from filestore.runtime import worker_protocol as messages
 from filestore.runtime.errors import PipelineEnded, RunFailed, RunTimedOut
+from filestore.runtime.printed import PrintReader, RunLog
 from filestore.system.files import remove_if_possible
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
@@ -37,9 +38,12 @@ class ProcessLimits:
 class PipelineProcess:
     """A process and its working folder, which is removed with it."""
 
-    def __init__(self, process: Process, connection: socket.socket, folder: Path, *, seconds: float) -> None:
-        """Use `start_process`. The object then owns `process` and `connection`."""
+    def __init__(
+        self, process: Process, connection: socket.socket, printed: PrintReader, folder: Path, *, seconds: float
+    ) -> None:
+        """Use `start_process`. The object then owns `process`, `connection` and `printed`."""
         self.folder = folder
+        self.printed = printed
         self._process = process
         self._connection = connection
         self._seconds = seconds
@@ -84,6 +88,8 @@ class PipelineProcess:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await shield_until_done(self._process.wait())
+        # After the process, so that its last lines are kept. A process that left its group may still have the pipe open.
+        self.printed.close()
         await shield_until_done(in_disk_thread(remove_if_possible, self.folder))
 
     async def _request(self, message: bytes) -> dict[str, Any]:
@@ -110,30 +116,43 @@ class PipelineProcess:
         return _how(self._process.returncode)
 
 
-async def start_process(folder: Path, *, environ: Mapping[str, str], limits: ProcessLimits) -> PipelineProcess:
-    """Start a process that waits for a graph to load, with `folder` as its new working folder. Raises OSError."""
+async def start_process(
+    folder: Path, *, environ: Mapping[str, str], limits: ProcessLimits, log: RunLog | None = None
+) -> PipelineProcess:
+    """Start a process that waits for a graph to load, with `folder` as its new working folder. Raises OSError.
+
+    What it prints goes to `log`, until `PipelineProcess.printed` is given another one.
+    """
     await in_disk_thread(folder.mkdir, parents=True)
     ours, theirs = socket.socketpair()
-    with theirs:
+    with theirs, ExitStack() as always, ExitStack() as failed:
+        failed.callback(ours.close)
         ours.settimeout(0)
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                # A file that one pipeline writes must not become a module of the next one.
-                *("-P", "-m", "filestore.runtime.worker", str(theirs.fileno()), str(limits.memory)),
-                stdin=DEVNULL,
-                # The server's standard output is read by programs, so user code prints to standard error.
-                stdout=sys.stderr.fileno(),
-                cwd=folder,
-                env={**environ, "TMPDIR": str(folder), "PIPELINE_DIR": str(folder / ".pipeline")},
-                pass_fds=[theirs.fileno()],
-                # A group of its own, so that all processes that it starts can be ended with it.
-                start_new_session=True,
-            )
-        except BaseException:
-            ours.close()
-            raise
-    return PipelineProcess(process, ours, folder, seconds=limits.seconds)
+        reading, writing = os.pipe()
+        always.callback(os.close, writing)
+        printed = PrintReader(reading, RunLog() if log is None else log)
+        failed.callback(printed.close)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            # A file that one pipeline writes must not become a module of the next one.
+            *("-P", "-m", "filestore.runtime.worker", str(theirs.fileno()), str(limits.memory)),
+            stdin=DEVNULL,
+            stdout=writing,
+            stderr=writing,
+            cwd=folder,
+            env={
+                **environ,
+                "TMPDIR": str(folder),
+                "PIPELINE_DIR": str(folder / ".pipeline"),
+                # What a run prints must be in the pipe before its answer is sent.
+                "PYTHONUNBUFFERED": "1",
+            },
+            pass_fds=[theirs.fileno()],
+            # A group of its own, so that all processes that it starts can be ended with it.
+            start_new_session=True,
+        )
+        failed.pop_all()
+    return PipelineProcess(process, ours, printed, folder, seconds=limits.seconds)
 
 
 def _how(returncode: int | None) -> str:

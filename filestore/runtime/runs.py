@@ -14,6 +14,7 @@ from typing import Any
 from filestore.core.timestamps import format_seconds
 from filestore.runtime.errors import RunFailed, RunTimedOut, TooManyRuns, UnknownRun
 from filestore.runtime.pipelines import Pipeline
+from filestore.runtime.printed import RunLog
 
 REMEMBERED_SIZE = 64 << 20
 """Bytes of JSON of ended runs. The newest ones within this limit are kept."""
@@ -56,6 +57,8 @@ class Run:
     outputs: bytes | None = None
     """The outputs as JSON, which takes a tenth of the memory of the values."""
     failure: RunFailed | None = None
+    log: RunLog = field(default_factory=RunLog)
+    """What the pipeline printed during this run."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -27,6 +27,7 @@ from filestore.runtime.database import Database, open_database
 from filestore.runtime.errors import RunFailed
 from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines
+from filestore.runtime.printed import LogWriter, RunLog
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.runs import Run, Runs, State
 from filestore.runtime.worker_protocol import UnsupportedValue, decode_value, encode_value
@@ -81,11 +82,13 @@ class Runtime:
         self._environ = environ
         self._limits = limits
         self._loaded = LoadedPipelines(limit=limits.pipelines)
+        self._log_writer = LogWriter()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, pipeline: Pipeline, input_data: list[Any], *, request_size: int, url: str) -> Run:
         """Start a run. `url` is the URL of this server as the client knows it. Raises TooManyRuns."""
         run = self.runs.add(pipeline, request_size=request_size)
+        run.log = RunLog(self._log_writer, mark=f"{run.id} {pipeline.id}: ")
         # The run is a task of its own. It continues when the client is gone, and the client can ask for it later.
         task = asyncio.create_task(self._perform(run, input_data, url))
         self._tasks.add(task)
@@ -112,6 +115,7 @@ class Runtime:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._loaded.close()
         await self._cache.close()
+        await in_disk_thread(self._log_writer.close)
         await in_disk_thread(remove_if_possible, self.work_folder)
 
     async def _perform(self, run: Run, input_data: list[Any], url: str) -> None:
@@ -119,7 +123,9 @@ class Runtime:
         try:
             async with self._loaded.acquire(run.pipeline.id, partial(self._load, run)) as loaded:
                 run.enter(State.RUNNING)
-                run.complete(await self._outputs(run, loaded, input_data, Adapter(self._cache, self._repository, url=url)))
+                between_runs = RunLog(self._log_writer, mark=f"{run.pipeline.id}: ")
+                with loaded.process.printed.into(run.log, otherwise=between_runs):
+                    run.complete(await self._outputs(run, loaded, input_data, Adapter(self._cache, self._repository, url=url)))
         except RunFailed as failure:
             run.fail(failure)
         except Exception as error:  # noqa: BLE001  # any error ends this run only
@@ -134,7 +140,8 @@ class Runtime:
         run.enter(State.CACHING_GRAPH)
         # A cache of its own: the files that it resolves stay pinned until the pipeline is ended.
         cache = self._make_cache(self._repository)
-        process = await start_process(self.work_folder / run.id, environ=self._environ, limits=self._limits.process)
+        folder = self.work_folder / run.id
+        process = await start_process(folder, environ=self._environ, limits=self._limits.process, log=run.log)
         loaded = LoadedPipeline(run.pipeline.id, process, cache, [])
         try:
             graph = await cache.resolve(File(id=run.pipeline.graph_id))

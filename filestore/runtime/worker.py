@@ -3,7 +3,7 @@
 Only this module imports the Pipeline SDK.
 
 `python -m filestore.runtime.worker DESCRIPTOR MEMORY_LIMIT`, in a session of its own, with one end of a socket pair as
-DESCRIPTOR. User code prints to standard error, so its output is never mixed with the messages.
+DESCRIPTOR. What user code prints goes to a pipe of its own, so it is never mixed with the messages.
 """
 
 from __future__ import annotations
