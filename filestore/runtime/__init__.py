@@ -6,7 +6,7 @@
 ...     answer["outputs"] = await adapter.outputs(pipeline(*arguments))
 
 It does not need the Pipeline SDK: it recognises the SDK's classes by their names. Names are imported on first use,
-because the process of a pipeline uses only the messages of this package.
+because the server of a runtime and a client's errors need only parts of this package.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from filestore.errors import LimitExceeded
+from filestore.runtime import worker
 from filestore.runtime import worker_protocol as messages
 from filestore.runtime.errors import PipelineEnded, RunFailed, RunTimedOut
 from filestore.runtime.printed import PrintReader, RunLog
@@ -134,8 +135,8 @@ async def start_process(
         failed.callback(printed.close)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            # A file that one pipeline writes must not become a module of the next one.
-            *("-P", "-m", "filestore.runtime.worker", str(theirs.fileno()), str(limits.memory)),
+            # -P: user code must not import the modules next to the worker.
+            *("-P", worker.__file__, str(theirs.fileno()), str(limits.memory)),
             stdin=DEVNULL,
             stdout=writing,
             stderr=writing,

@@ -1,45 +1,158 @@
 """The program of a pipeline's process. It loads the graph, starts it once, then runs it.
 
-Only this module imports the Pipeline SDK.
+Only this module imports the Pipeline SDK. It is one file that imports nothing else of filestore, so that it runs in any
+Python that has a supported version of the SDK, also where filestore is not installed.
 
-`python -m filestore.runtime.worker DESCRIPTOR MEMORY_LIMIT`, in a session of its own, with one end of a socket pair as
-DESCRIPTOR. What user code prints goes to a pipe of its own, so it is never mixed with the messages.
+`python PATH/worker.py DESCRIPTOR MEMORY_LIMIT`, in a session of its own, with one end of a socket pair as DESCRIPTOR.
+What user code prints goes to a pipe of its own, so it is never mixed with the messages. `python PATH/worker.py
+--describe` prints the versions of Python and of the SDK as JSON.
+
+A server and this process exchange JSON messages, each preceded by its length. Pickles are never used: the answers of
+user code are data, and are checked (I4). Outputs are JSON values, or files by their paths.
+
+    {"load": {"graph": PATH}}                 {"inputs": [KIND, ...], "files": [STATIC, ...]}
+    {"start": {"paths": [PATH, ...]}}         {}
+    {"run": {"inputs": [VALUE, ...], "folder": PATH}}
+                                              {"outputs": [VALUE, ...]}
+    any of them                               {"error": {"exception": TEXT, "traceback": TEXT or null}, "is_spent": BOOL}
+
+KIND is the form that a declared type needs: value, file, directory, url (a `FileURL`) or handle (an open file). STATIC
+is a file of the graph, `{"kind", "id", "url", "path"}`; `paths` are local ones in the same order. VALUE is
+`{"value": JSON}`, `{"path": PATH, "kind": KIND, "url": URL or null}`, or, if it contains files,
+`{"items": [VALUE, ...]}` or `{"fields": {NAME: VALUE, ...}}`.
 """
 
 from __future__ import annotations
 
 import inspect
 import io
+import json
 import os
+import platform
 import queue
 import resource
 import shutil
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filestore.runtime import worker_protocol as messages
-from filestore.runtime.worker_protocol import UnsupportedValue
-
+HEADER_SIZE = 4
+MESSAGE_LIMIT = 16 << 20
+"""The largest number of bytes in a message: the JSON of a run's inputs or outputs, without files. MessageTooLarge is
+raised for more.
+"""
+SDK = "pipeline-ai"
+"""The distribution of the Pipeline SDK."""
 UNSUPPORTED = "Tried to return a non-supported type from a pipeline"
 """The beginning of an error message. The Pipeline SDK looks for these words."""
 TEXT_LIMIT = 64 << 10
 """The maximum number of characters of an exception or a traceback that are sent."""
 
 
+_HEADER = struct.Struct("<I")
+
+
 class MissingOutput(Exception):
     """A pipe returned a file that does not exist."""
 
 
+class UnsupportedValue(Exception):
+    """A value that is neither JSON nor a file."""
+
+
+class MessageTooLarge(Exception):
+    """A message is larger than MESSAGE_LIMIT."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the size in bytes of a run's values is {size}, more than the limit of {MESSAGE_LIMIT}")
+        self.size = size
+
+
+def encode(message: Mapping[str, object]) -> bytes:
+    """Return a message with its length.
+
+    Raises MessageTooLarge; ValueError or TypeError for values that are not JSON, such as NaN.
+    """
+    body = json.dumps(message, allow_nan=False).encode()
+    if len(body) > MESSAGE_LIMIT:
+        raise MessageTooLarge(len(body))
+    return _HEADER.pack(len(body)) + body
+
+
+def body_size(header: bytes) -> int:
+    """Return the number of bytes that follow a header. Raises MessageTooLarge."""
+    (size,) = _HEADER.unpack(header)
+    if size > MESSAGE_LIMIT:
+        raise MessageTooLarge(size)
+    return int(size)
+
+
+def decode(body: bytes) -> dict[str, Any]:
+    """Return the content of a message. Raises ValueError for bytes that are not a message."""
+    message = json.loads(body)
+    if not isinstance(message, dict):
+        raise ValueError("a message is an object")  # noqa: TRY004  # the other side made the message
+    return message
+
+
+def encode_value(value: object, file: Callable[[object], dict[str, Any] | None]) -> dict[str, Any]:
+    """Return a value in the format of messages. Raises UnsupportedValue.
+
+    `file` describes a value that stands for a file, and returns None for all others.
+    """
+    known = file(value)
+    if known is not None:
+        return known
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(value, list | tuple):
+            return {"items": [encode_value(item, file) for item in value]}
+        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+            return {"fields": {name: encode_value(field, file) for name, field in value.items()}}
+        raise UnsupportedValue(f"a {type(value).__name__}: {error}") from None
+    return {"value": value}
+
+
+def decode_value(description: Mapping[str, Any], file: Callable[[Mapping[str, Any]], object]) -> Any:
+    """Return the value from which `encode_value` made this description.
+
+    Raises KeyError, TypeError or AttributeError for an invalid description.
+    """
+    if "path" in description:
+        return file(description)
+    if "items" in description:
+        return [decode_value(item, file) for item in description["items"]]
+    if "fields" in description:
+        return {name: decode_value(field, file) for name, field in description["fields"].items()}
+    return description["value"]
+
+
+def describe() -> dict[str, str | None]:
+    """Return the version of this Python, and that of its Pipeline SDK or None."""
+    try:
+        sdk = version(SDK)
+    except PackageNotFoundError:
+        sdk = None
+    return {"python": platform.python_version(), "sdk": sdk}
+
+
 def main() -> None:
     """Answer messages until the server is gone."""
+    # User code must not import the modules next to this file. Python 3.10 has no option for that.
+    sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
+    if sys.argv[1] == "--describe":
+        sys.stdout.write(f"{json.dumps(describe())}\n")
+        return
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     _limit(memory=int(sys.argv[2]))
@@ -61,8 +174,8 @@ def _limit(*, memory: int) -> None:
 def _listen(connection: socket.socket, received: queue.SimpleQueue[dict[str, Any]]) -> None:
     try:
         with connection.makefile("rb") as stream:
-            while header := stream.read(messages.HEADER_SIZE):
-                received.put(messages.decode(stream.read(messages.body_size(header))))
+            while header := stream.read(HEADER_SIZE):
+                received.put(decode(stream.read(body_size(header))))
     finally:
         # Without a server, no answer is needed. The group is killed, because user code may have started processes.
         os.killpg(os.getpid(), signal.SIGKILL)
@@ -71,11 +184,11 @@ def _listen(connection: socket.socket, received: queue.SimpleQueue[dict[str, Any
 def _answer(work: _Work, message: dict[str, Any]) -> bytes:
     ((verb, arguments),) = message.items()
     try:
-        return messages.encode(getattr(work, verb)(**arguments))
+        return encode(getattr(work, verb)(**arguments))
     # SystemExit and KeyboardInterrupt of user code end only its run.
     except BaseException as error:  # noqa: BLE001
         # After a MemoryError the state of the process is unknown.
-        return messages.encode({"error": _encode_error(error), "is_spent": isinstance(error, MemoryError)})
+        return encode({"error": _encode_error(error), "is_spent": isinstance(error, MemoryError)})
 
 
 def _encode_error(error: BaseException) -> dict[str, str | None]:
@@ -84,9 +197,9 @@ def _encode_error(error: BaseException) -> dict[str, str | None]:
     except Exception:  # noqa: BLE001  # user code's own
         text = ""
     name = type(error).__name__
-    trace = (
-        None if isinstance(error, UnsupportedValue | MissingOutput) else "".join(traceback.format_exception(error))[-TEXT_LIMIT:]
-    )
+    # These say what is wrong with a returned value. A traceback would only show this file.
+    is_refusal = isinstance(error, UnsupportedValue | MissingOutput | MessageTooLarge)
+    trace = None if is_refusal else "".join(traceback.format_exception(error))[-TEXT_LIMIT:]
     return {"exception": (f"{name}: {text}" if trace and text else text or name)[:TEXT_LIMIT], "traceback": trace}
 
 
@@ -140,12 +253,15 @@ class _Work:
 
 
 def _kind(declared: Any) -> str:
-    """Return the form in which a variable of a declared type needs its value: the KIND of `worker_protocol`."""
-    from pipeline.objects.graph import Directory, File, FileURL  # noqa: PLC0415  # user code's
+    """Return the form in which a variable of a declared type needs its value: the KIND of messages."""
+    from pipeline.objects import graph  # noqa: PLC0415  # user code's
 
     if not inspect.isclass(declared):
         return "value"
-    kinds = {FileURL: "url", Directory: "directory", File: "file", io.IOBase: "handle"}
+    kinds = {graph.Directory: "directory", graph.File: "file", io.IOBase: "handle"}
+    # A FileURL is also a File. Later versions of the SDK have no FileURL.
+    if hasattr(graph, "FileURL"):
+        kinds = {graph.FileURL: "url", **kinds}
     return next((kind for base, kind in kinds.items() if issubclass(declared, base)), "value")
 
 
@@ -164,7 +280,7 @@ def _static(variable: Any) -> dict[str, str | None]:
 def _value(declared: Any, sent: dict[str, Any]) -> Any:
     """Return an input in the form that the graph takes."""
     if "path" not in sent:
-        return messages.decode_value(sent, _file)
+        return decode_value(sent, _file)
     kind, path = _kind(declared), Path(sent["path"])
     if kind == "handle":
         return path.open("rb")
@@ -194,6 +310,8 @@ def _output(value: Any, folder: Path) -> dict[str, Any]:
     def encode_file(part: Any) -> dict[str, Any] | None:
         if not isinstance(part, File | io.IOBase):
             return None
+        if isinstance(part, File) and part.path is None:
+            raise MissingOutput(f"the pipeline returned a {type(part).__name__} without a path; return the file itself")
         path = Path(part.path) if isinstance(part, File) else _behind(part, folder)
         is_folder = isinstance(part, Directory) and path.is_dir()
         # Check all values first, because nothing of a run is stored if a part of it cannot be stored.
@@ -205,7 +323,7 @@ def _output(value: Any, folder: Path) -> dict[str, Any]:
         return {"path": str(path.absolute()), "kind": "directory" if is_folder else "file", "url": None}
 
     try:
-        return messages.encode_value(value, encode_file)
+        return encode_value(value, encode_file)
     except UnsupportedValue as error:
         raise UnsupportedValue(f"{UNSUPPORTED}: {error}") from None
 

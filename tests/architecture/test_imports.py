@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import filestore
+from filestore.runtime import worker
 
 HEAVY = {"aiohttp", "aiofiles", "numpy", "rich", "click", "sqlite3", "zstandard", "pyfastcdc"}
 
@@ -35,6 +38,22 @@ def test_a_client_over_plain_http_is_light() -> None:
         "import filestore.http.client.repository"
     )
     assert modules & {"aiohttp", "aiofiles", "numpy", "rich"} == set()
+
+
+def test_the_worker_needs_nothing_of_filestore() -> None:
+    """It runs in a Python that has the Pipeline SDK and no filestore: all other imports are of the standard library."""
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(ast.parse(Path(worker.__file__).read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else ["." if node.level else node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert {"pipeline"} == imported - sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("name", filestore.__all__)

@@ -12,9 +12,17 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.support.commands import REPOSITORY, Home, scripts_of
+from tests.support.commands import Home, scripts_of
 from tests.support.origins import Asked, answers, running_origin, whole
-from tests.support.runtimes import TOKEN, RunningRuntime, running_runtime, running_site, with_sdk
+from tests.support.runtimes import (
+    STATIC_FILES,
+    TOKEN,
+    RunningRuntime,
+    run_static_files,
+    running_runtime,
+    running_site,
+    with_sdk,
+)
 from tests.support.server import eventually
 
 
@@ -210,17 +218,7 @@ async def test_7_files_of_one_name_do_not_meet(runtime: RunningRuntime, graphs: 
 @pytest.mark.slow
 def test_8_static_files_by_id_and_url(user: Home, runtime: RunningRuntime, tmp_path: Path) -> None:
     """A File and a Directory that are stored already, and a FileURL: each is a local path before anything starts."""
-    for name in ("weights.txt", "tree/inner/a.txt", "site/labels.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    environ = {"FILESTORE_URL": runtime.server.url, "FILESTORE_TOKEN": TOKEN}
-    ids = [user.result("push", tmp_path / name, environ=environ)["id"] for name in ("weights.txt", "tree")]
-    environ = {"PIPELINE_API_URL": runtime.server.url, "PIPELINE_API_TOKEN": TOKEN}
-    with running_site(tmp_path / "site") as url:
-        program = REPOSITORY / "tests/support/static_files.py"
-        said = with_sdk(user, program, *ids, f"{url}/labels.txt", environ=environ)
-
-    assert [["now", "weights.txt", "tree/inner/a.txt", "site/labels.txt", 1], 1] == json.loads(said.splitlines()[-1])
+    assert STATIC_FILES == run_static_files(user, runtime, tmp_path)
 
 
 def test_runs_of_one_pipeline_wait_for_each_other(runtime: RunningRuntime, graphs: Path) -> None:

@@ -18,8 +18,13 @@ from typing import Any
 
 import cloudpickle
 from pipeline import File, Pipeline, Variable, pipe
-from pipeline.objects import Directory, FileURL, Graph
+from pipeline.objects import Directory, Graph
 from pipeline.objects.graph import InputField, InputSchema
+
+try:
+    from pipeline.objects import FileURL
+except ImportError:  # later versions of the SDK have none, and a File takes its place
+    FileURL = File
 
 
 def said() -> str:

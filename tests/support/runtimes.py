@@ -114,6 +114,28 @@ def make_graphs(home: Home, folder: Path, *, venv: str = VENV) -> Path:
     return folder
 
 
+STATIC_FILES = [["now", "for the run", "weights.txt", "tree/inner/a.txt", "site/labels.txt", 1], 1]
+"""What `run_static_files` returns: what the first of two equal runs has read, and how often its files were read."""
+
+
+def run_static_files(home: Home, runtime: RunningRuntime, folder: Path, *, venv: str = VENV) -> Any:
+    """Upload a pipeline with static files and run it twice with a file, by the SDK of an environment.
+
+    The static files are a file and a directory that are stored already, and a URL.
+    """
+    for name in ("weights.txt", "tree/inner/a.txt", "site/labels.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / "given.txt").write_text("for the run")
+    environ = {"FILESTORE_URL": runtime.server.url, "FILESTORE_TOKEN": TOKEN}
+    ids = [home.result("push", folder / name, environ=environ)["id"] for name in ("weights.txt", "tree")]
+    environ = {"PIPELINE_API_URL": runtime.server.url, "PIPELINE_API_TOKEN": TOKEN}
+    with running_site(folder / "site") as url:
+        program = REPOSITORY / "tests/support/static_files.py"
+        said = with_sdk(home, program, *ids, f"{url}/labels.txt", folder / "given.txt", environ=environ, venv=venv)
+    return json.loads(said.splitlines()[-1])
+
+
 def is_running(pid: int) -> bool:
     """Return whether a process exists and has not ended."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
