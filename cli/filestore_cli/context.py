@@ -168,10 +168,10 @@ def takes(*names: str) -> Callable[[Command], Command]:
 
 
 def _setting_option(name: str) -> Callable[[Command], Command]:
-    def check(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    def check(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None) -> Any:
         # A bad value of an option is wrong usage. A bad value from the environment or the file is a failure.
         try:
-            return None if value is None else parse_setting(name, value, source=option_of(name))
+            return None if not value and value != "" else parse_setting(name, value, source=option_of(name))
         except InvalidSetting as error:
             raise click.BadParameter(error.reason, ctx, param) from error
 
@@ -181,6 +181,7 @@ def _setting_option(name: str) -> Callable[[Command], Command]:
         option_of(name),
         callback=check,
         metavar=name.upper(),
+        multiple=setting.is_repeatable,
         help=f"{setting.meaning}.  [default: {setting.default}{environment}]",
     )
 

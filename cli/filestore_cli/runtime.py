@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 
 import click
 
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
-from filestore.errors import MissingPackage
 from filestore_cli.context import CommandContext, creates, takes
 from filestore_cli.serving import (
     NOT_SERVED,
@@ -21,8 +19,6 @@ from filestore_cli.serving import (
     stop_announcement,
     warn_if_open,
 )
-
-_SDK = "pipeline-ai"
 
 
 @click.group(short_help="Run pipelines of the Pipeline SDK.")
@@ -43,6 +39,7 @@ def runtime() -> None:
     "run_seconds",
     "run_memory_limit",
     "loaded_pipelines",
+    "environment",
     *SERVER_SETTINGS,
 )
 def serve_runtime(context: CommandContext, *, create: bool) -> None:
@@ -61,17 +58,17 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
             "everyone who has the token of a runtime can run code on it, so it does not make one; "
             "give one by FILESTORE_TOKEN, such as the output of `openssl rand -hex 32`"
         )
-    try:
-        version(_SDK)
-    except PackageNotFoundError:
-        raise MissingPackage(_SDK, "a runtime", "runtime") from None
     from filestore.backends import open_backend  # heavy
     from filestore.cache import Cache  # heavy
     from filestore.http.server import serve as serve_forever  # heavy
+    from filestore.runtime.environments import find_environments  # heavy
     from filestore.runtime.process import ProcessLimits  # heavy
     from filestore.runtime.routes import runtime_extension  # heavy
     from filestore.runtime.server import RuntimeLimits  # heavy
 
+    # A pipeline must not get our secrets.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("FILESTORE_", "PIPELINE_API_"))}
+    environments = find_environments(dict(settings.environment), environ=environ)
     root = settings.root.absolute()
     created = False
 
@@ -114,8 +111,8 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
                 size_limit=settings.cache_size_limit,
                 min_free=settings.cache_min_free,
             ),
-            # A pipeline must not get our secrets.
-            environ={name: value for name, value in os.environ.items() if not name.startswith(("FILESTORE_", "PIPELINE_API_"))},
+            environ=environ,
+            environments=environments,
             limits=RuntimeLimits(pipelines=settings.loaded_pipelines, process=limits),
             signed_seconds=settings.signed_seconds,
         ),

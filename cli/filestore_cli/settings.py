@@ -55,6 +55,8 @@ class Setting(NamedTuple):
     """
     has_option: bool = True
     """Whether the setting is also an option of commands. A setting that is set once for a machine has no option."""
+    is_repeatable: bool = False
+    """Whether the option may be given several times. `parse` then gets the list of all its values."""
 
 
 class Folders(NamedTuple):
@@ -103,6 +105,23 @@ def _proxy(value: object) -> str:
     except InvalidSetting as error:
         raise ValueError(error.reason) from None
     return str(value)
+
+
+def _pythons(value: object) -> tuple[tuple[str, Path], ...]:
+    if isinstance(value, tuple) and all(isinstance(each, tuple) for each in value):
+        return value
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list | tuple):
+        raise ValueError("NAME=PATH is expected")  # noqa: TRY004  # as for every value that cannot be used
+    pythons: dict[str, Path] = {}
+    for each in given:
+        name, separator, path = each.partition("=") if isinstance(each, str) else ("", "", "")
+        if not separator or not name.isprintable() or not name.strip():
+            raise ValueError(f"{each!r} is not NAME=PATH, such as numpy=/opt/numpy/bin/python")
+        if name.strip() in pythons:
+            raise ValueError(f"it names the environment {name.strip()!r} twice")
+        pythons[name.strip()] = _path(path.strip()).absolute()
+    return tuple(pythons.items())
 
 
 def _choice(*choices: str) -> Callable[[object], str]:
@@ -171,6 +190,7 @@ def _setting(
     default: str | None = None,
     has_environment: bool = True,
     has_option: bool = True,
+    is_repeatable: bool = False,
 ) -> dict[str, Callable[[str, object], Setting]]:
     """Return a function that makes the definition of a setting from its name and its default.
 
@@ -179,7 +199,7 @@ def _setting(
 
     def definition(name: str, value: object) -> Setting:
         environment = f"FILESTORE_{name.upper()}" if has_environment else None
-        return Setting(meaning, unit, default or _default_text(value, unit), environment, parse, has_option)
+        return Setting(meaning, unit, default or _default_text(value, unit), environment, parse, has_option, is_repeatable)
 
     return {"definition": definition}
 
@@ -371,6 +391,17 @@ class Settings:
             "Number of pipelines that `filestore runtime serve` keeps loaded, each in a process of its own",
             unit="count",
             parse=_whole(1, 1024),
+        ),
+    )
+    environment: tuple[tuple[str, Path], ...] = field(
+        default=(),
+        metadata=_setting(
+            "The Python in which `filestore runtime serve` runs the pipelines of the environment NAME; "
+            "an option for each, and commas between them in the variable",
+            unit="NAME=PATH of a Python with the Pipeline SDK",
+            parse=_pythons,
+            default="none: all pipelines run in the Python of the runtime",
+            is_repeatable=True,
         ),
     )
     zip_entries: int = field(

@@ -2,7 +2,8 @@
 
 FilestoreError
 ├── InvalidInput
-│   └── InvalidRun
+│   ├── InvalidRun
+│   └── UnknownEnvironment
 ├── NotFound
 │   ├── UnknownPipeline
 │   ├── UnknownPointer
@@ -12,7 +13,8 @@ FilestoreError
 ├── RunFailed                 a pipeline, or its run
 │   ├── RunTimedOut
 │   └── PipelineEnded
-└── TooManyRuns
+├── TooManyRuns
+└── UnusableEnvironment       a Python that the runtime is given
 
 A client that has imported this module raises the same errors as the server. Any other client raises ServerError
 instead.
@@ -35,6 +37,22 @@ class InvalidRun(InvalidInput):
     sentence = "{where} of the run cannot be used: {reason}"
     where: str
     reason: str
+
+
+class UnknownEnvironment(InvalidInput):
+    """A pipeline asks for an environment that the runtime does not have. `known` lists those that it has."""
+
+    slug = "unknown-environment"
+    facts = ("environment", "known")
+    sentence = "the environment {environment!r} is not known here; this runtime has {known}"
+
+
+class UnusableEnvironment(FilestoreError):
+    """A Python cannot run pipelines."""
+
+    slug = "unusable-environment"
+    facts = ("environment", "reason")
+    sentence = "the environment {environment!r} cannot be used: {reason}"
 
 
 class UnknownPipeline(NotFound):

@@ -9,7 +9,6 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -20,6 +19,7 @@ from typing import Any
 from filestore.errors import LimitExceeded
 from filestore.runtime import worker
 from filestore.runtime import worker_protocol as messages
+from filestore.runtime.environments import OWN, Environment
 from filestore.runtime.errors import PipelineEnded, RunFailed, RunTimedOut
 from filestore.runtime.printed import PrintReader, RunLog
 from filestore.system.files import remove_if_possible
@@ -118,7 +118,12 @@ class PipelineProcess:
 
 
 async def start_process(
-    folder: Path, *, environ: Mapping[str, str], limits: ProcessLimits, log: RunLog | None = None
+    folder: Path,
+    *,
+    environ: Mapping[str, str],
+    limits: ProcessLimits,
+    environment: Environment = OWN,
+    log: RunLog | None = None,
 ) -> PipelineProcess:
     """Start a process that waits for a graph to load, with `folder` as its new working folder. Raises OSError.
 
@@ -134,9 +139,7 @@ async def start_process(
         printed = PrintReader(reading, RunLog() if log is None else log)
         failed.callback(printed.close)
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            # -P: user code must not import the modules next to the worker.
-            *("-P", worker.__file__, str(theirs.fileno()), str(limits.memory)),
+            *(*environment.command, worker.__file__, str(theirs.fileno()), str(limits.memory)),
             stdin=DEVNULL,
             stdout=writing,
             stderr=writing,

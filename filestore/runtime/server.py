@@ -24,6 +24,7 @@ from filestore.http.wire import status_of
 from filestore.repository.protocol import Repository
 from filestore.runtime.adapter import Adapter
 from filestore.runtime.database import Database, open_database
+from filestore.runtime.environments import OWN_ONLY, Environments
 from filestore.runtime.errors import RunFailed
 from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines
@@ -72,7 +73,9 @@ class Runtime:
         pipelines: Pipelines,
         environ: Mapping[str, str],
         limits: RuntimeLimits,
+        environments: Environments = OWN_ONLY,
     ) -> None:
+        self.environments = environments
         self.pipelines = pipelines
         self.runs = Runs()
         self._repository = repository
@@ -138,10 +141,12 @@ class Runtime:
     async def _load(self, run: Run) -> LoadedPipeline:
         """Load the pipeline into a new process and start it."""
         run.enter(State.CACHING_GRAPH)
+        environment = self.environments.find(run.pipeline.environment_id)
         # A cache of its own: the files that it resolves stay pinned until the pipeline is ended.
         cache = self._make_cache(self._repository)
         folder = self.work_folder / run.id
-        process = await start_process(folder, environ=self._environ, limits=self._limits.process, log=run.log)
+        limits = self._limits.process
+        process = await start_process(folder, environ=self._environ, limits=limits, environment=environment, log=run.log)
         loaded = LoadedPipeline(run.pipeline.id, process, cache, [])
         try:
             graph = await cache.resolve(File(id=run.pipeline.graph_id))
@@ -168,7 +173,13 @@ class Runtime:
 
 @asynccontextmanager
 async def open_runtime(
-    repository: Repository, make_cache: MakeCache, folder: Path, *, environ: Mapping[str, str], limits: RuntimeLimits
+    repository: Repository,
+    make_cache: MakeCache,
+    folder: Path,
+    *,
+    environ: Mapping[str, str],
+    limits: RuntimeLimits,
+    environments: Environments = OWN_ONLY,
 ) -> AsyncIterator[Runtime]:
     """Open a runtime that keeps its pipelines in `folder`. Its processes get `environ` and end with the block.
 
@@ -178,7 +189,15 @@ async def open_runtime(
     try:
         async with _database(folder) as database:
             pipelines = await in_disk_thread(Pipelines, database, folder / "pipelines")
-            runtime = Runtime(repository, make_cache, folder, pipelines=pipelines, environ=environ, limits=limits)
+            runtime = Runtime(
+                repository,
+                make_cache,
+                folder,
+                pipelines=pipelines,
+                environ=environ,
+                limits=limits,
+                environments=environments,
+            )
             try:
                 # A killed runtime leaves its work folder.
                 await in_disk_thread(remove_if_possible, runtime.work_folder)

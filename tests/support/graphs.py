@@ -12,6 +12,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
+from importlib.util import find_spec
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,8 @@ WAYS: dict[str, Callable[[], Any]] = {
     "pid": os.getpid,
     "threads": lambda: "OPENBLAS_NUM_THREADS" in os.environ,
     "secrets": lambda: [name for name in os.environ if "TOKEN" in name],
+    "sdk": lambda: version("pipeline-ai"),
+    "filestore": lambda: find_spec("filestore") is not None,
     "print": said,
     "exit": lambda: sys.exit("bye"),
     "end": lambda: os._exit(3),

@@ -43,16 +43,16 @@ class RunningRuntime(NamedTuple):
 
     def upload(self, graph: bytes, **fields: str | None) -> Reply:
         """Upload a pipeline, as `upload_pipeline` does. Fields that are None are left out."""
-        sent = {"name": "a pipeline", "environment_id_or_name": "numpy"} | fields
+        sent = {"name": "a pipeline", "environment_id_or_name": "default"} | fields
         parts = [f'name="{key}"\r\n\r\n{value}'.encode() for key, value in sent.items() if value is not None]
         parts.append(b'name="graph"; filename="upload"\r\n\r\n' + graph)
         body = b"".join(b"--%s\r\nContent-Disposition: form-data; %s\r\n" % (_BOUNDARY.encode(), part) for part in parts)
         headers = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
         return self.ask("POST", "/v3/pipelines", body + b"--%s--\r\n" % _BOUNDARY.encode(), headers=headers)
 
-    def pipeline(self, graph: Path) -> str:
+    def pipeline(self, graph: Path, **fields: str | None) -> str:
         """Return the id of an uploaded pipeline."""
-        reply = self.upload(graph.read_bytes())
+        reply = self.upload(graph.read_bytes(), **fields)
         assert reply.status == 200, reply.body
         return str(reply.json["id"])
 
@@ -134,6 +134,17 @@ def run_static_files(home: Home, runtime: RunningRuntime, folder: Path, *, venv:
         program = REPOSITORY / "tests/support/static_files.py"
         said = with_sdk(home, program, *ids, f"{url}/labels.txt", folder / "given.txt", environ=environ, venv=venv)
     return json.loads(said.splitlines()[-1])
+
+
+def python_without_filestore(folder: Path, *, venv: str) -> Path:
+    """Make a Python with the packages of an environment, the Pipeline SDK among them, and without filestore."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (source,) = scripts_of(venv).parent.glob("lib/python3*/site-packages")
+    (target,) = folder.glob("lib/python3*/site-packages")
+    for package in source.iterdir():
+        if "filestore" not in package.name:
+            (target / package.name).symlink_to(package)
+    return folder / "bin/python"
 
 
 def is_running(pid: int) -> bool:

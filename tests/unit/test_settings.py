@@ -112,6 +112,12 @@ def test_a_bad_value_is_told_with_its_place(given: dict[str, dict[str, object]],
         ("zip_ratio", 1.5),
         ("zip_total_size", "2 XB"),
         ("zip_depth", -1),
+        ("environment", "numpy"),
+        ("environment", "=/opt/numpy/bin/python"),
+        ("environment", "numpy="),
+        ("environment", ["a=/a", "a=/b"]),
+        ("environment", ["a=/a", 7]),
+        ("environment", 7),
     ],
 )
 def test_values_that_cannot_be_used(name: str, value: object) -> None:
@@ -222,6 +228,15 @@ def test_only_the_option_opens_a_server_to_others() -> None:
     assert setting_definitions()["host"].environment is None
     with pytest.raises(InvalidSetting):
         settings(file={"host": "0.0.0.0"})
+
+
+@pytest.mark.parametrize("value", ["a=/opt/a/python, b=b/python", ["a=/opt/a/python", "b=b/python"]])
+def test_environments_are_pythons_by_name(value: object) -> None:
+    """An option or a line of the file for each, and commas in the variable. A path is made absolute."""
+    expected = (("a", Path("/opt/a/python")), ("b", Path.cwd() / "b/python"))
+
+    assert expected == settings(file={"environment": value}).environment
+    assert expected == settings(options={"environment": expected}).environment
 
 
 def test_every_setting_has_a_definition() -> None:

@@ -11,6 +11,7 @@ from filestore.http.server.worker import Extension
 from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
+from filestore.runtime.environments import Environments
 from filestore.runtime.routes.pipelines import PipelineRoutes
 from filestore.runtime.routes.pointers import PointerRoutes
 from filestore.runtime.routes.runs import RunRoutes
@@ -35,6 +36,7 @@ def runtime_extension(
     *,
     environ: Mapping[str, str],
     limits: RuntimeLimits,
+    environments: Environments,
     signed_seconds: int,
 ) -> Extension:
     """Return the extension that adds a runtime to a server of `root`.
@@ -46,7 +48,9 @@ def runtime_extension(
     async def extension(store: ChunkStore, index: Index) -> AsyncIterator[Sequence[Route]]:
         repository = LocalRepository(store, index, location=str(root), signed_seconds=signed_seconds)
         folder = root / "runtime" / repository.namespace
-        async with open_runtime(repository, make_cache, folder, environ=environ, limits=limits) as runtime:
+        async with open_runtime(
+            repository, make_cache, folder, environ=environ, limits=limits, environments=environments
+        ) as runtime:
             yield Routes(runtime).all
 
     return extension

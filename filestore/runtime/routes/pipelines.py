@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
+import logging
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,11 +21,14 @@ from filestore.http.server.body.forms import Form, receive_form
 from filestore.http.server.context import RequestContext
 from filestore.http.server.pushes import push_spool
 from filestore.repository.local import LocalRepository
+from filestore.runtime.environments import Environment
 from filestore.runtime.pipelines import REQUIREMENTS, Pipeline
 from filestore.runtime.routes.bodies import json_object, page_answer, page_asked_for, receive_object
 from filestore.runtime.runs import timestamp
 from filestore.runtime.server import Runtime
 from filestore.system.threads import in_disk_thread, shield_until_done
+
+logger = logging.getLogger("filestore.runtime")
 
 
 class PipelineRoutes:
@@ -61,8 +64,9 @@ class PipelineRoutes:
                 )
             # Check the whole form before anything is stored.
             name, environment_id = checked_pipeline_name(_field(form, "name")), _field(form, "environment_id_or_name")
-            _check_python(form)
             requirements = _requirements(form)
+            environments = self._runtime.environments
+            _check_python(form, environments.find(environment_id))
             inputs, outputs = _variables(form, "input_variables"), _variables(form, "output_variables")
             record = await push_spool(context, repository, spool, size=form.size, name=f"{pipeline_id}.graph")
         pipeline = Pipeline(
@@ -81,7 +85,11 @@ class PipelineRoutes:
         except BaseException:
             await shield_until_done(repository.remove(record.id))
             raise
-        return web.json_response(pipeline.as_json())
+        warning = environments.warning(environment_id)
+        if warning is None:
+            return web.json_response(pipeline.as_json())
+        logger.warning("%s: %s", pipeline_id, warning)
+        return web.json_response(pipeline.as_json() | {"warning": warning})
 
     async def list_pipelines(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
         """Answer with a page of pipelines, the newest first."""
@@ -150,15 +158,12 @@ def _field(form: Form, key: str) -> str:
     return values[0]
 
 
-def _check_python(form: Form) -> None:
-    """Raise InvalidInput if a graph was made by another version of Python.
-
-    A graph contains compiled code, and another version of Python would crash on it.
-    """
+def _check_python(form: Form, environment: Environment) -> None:
+    """Raise InvalidInput if a graph was made by another version of Python than that of its environment."""
     metadata = json_object(form.fields.get("_metadata", ["{}"])[-1], "_metadata")
     version = metadata.get("python_version")
-    ours = platform.python_version()
-    if isinstance(version, str) and version.split(".")[:2] != ours.split(".")[:2]:
+    if isinstance(version, str) and not environment.runs_graph_of(version):
+        ours = environment.python_version
         raise InvalidInput(f"the pipeline was made by Python {version}, and would run here on {ours}: make it with that version")
 
 
