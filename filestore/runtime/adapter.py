@@ -16,6 +16,7 @@ from filestore.repository.protocol import Repository
 from filestore.runtime.handles import handle_name, readable_path
 from filestore.runtime.inputs import InputFile, Inputs, Make
 from filestore.runtime.outputs import OutputFile, Outputs, file_answer
+from filestore.runtime.own_urls import OwnUrls, stored_here
 from filestore.runtime.prepare import PrepareResult, map_bounded, prepare
 from filestore.runtime.values import Local, stored_value
 from filestore.system.threads import in_disk_thread
@@ -41,6 +42,7 @@ class Adapter:
         """
         is_server = repository.location.startswith(("http://", "https://"))
         self._url = (url or (repository.location if is_server else "")).rstrip("/")
+        self._own_urls = OwnUrls({self._url, repository.location.rstrip("/") if is_server else ""} - {""})
         self._cache = cache
         self._repository = repository
         self._spool_folder = spool_folder
@@ -55,7 +57,8 @@ class Adapter:
         Raises InvalidReference, and what `Cache.resolve` raises, for the first file that fails. Parts of the other
         files that have arrived are not fetched again.
         """
-        return await prepare(self._cache, self._repository, [stored_value(file) for file in files], report=report)
+        wanted = [await stored_here(self._cache, self._repository, self._own_urls.stored(stored_value(file))) for file in files]
+        return await prepare(self._cache, self._repository, wanted, report=report)
 
     @asynccontextmanager
     async def inputs(
@@ -73,13 +76,14 @@ class Adapter:
 
         Raises InvalidRun for an invalid request, before anything is fetched, and what `Cache.resolve` raises.
         """
-        read = Inputs(input_data, declared, url=self._url or None)
+        read = Inputs(input_data, declared, own_urls=self._own_urls)
 
         async with AsyncExitStack() as stack:
 
             async def resolve(files: Iterator[InputFile]) -> None:
                 for file in files:
-                    path = await stack.enter_async_context(self._cache.lease(file.wanted))
+                    wanted = await stored_here(self._cache, self._repository, file.wanted)
+                    path = await stack.enter_async_context(self._cache.lease(wanted))
                     file.container[file.key] = make(file.kind, path)
 
             await map_bounded(resolve, read.places)

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 from filestore.core.records import Kind
 from filestore.core.references import Directory, File
-from filestore.core.signing import unsigned_path
 from filestore.errors import InvalidInput
 from filestore.runtime.declared import allows_none, declared_field, declared_item, declared_kind, is_list
 from filestore.runtime.errors import InvalidRun
+from filestore.runtime.own_urls import OwnUrls
 from filestore.runtime.values import Stored, for_display
 
 Make = Callable[[Kind, Path], object]
@@ -57,13 +56,10 @@ class InputFile(NamedTuple):
 class Inputs:
     """The arguments of one run without their files. `places` lists the files that must be resolved and put in."""
 
-    def __init__(self, input_data: object, declared: Sequence[object] | None, *, url: str | None) -> None:
-        """`url` is the URL of the repository's own server.
-
-        A URL below it names a file of that server, and is not downloaded like other URLs. Raises InvalidRun.
-        """
+    def __init__(self, input_data: object, declared: Sequence[object] | None, *, own_urls: OwnUrls) -> None:
+        """`own_urls` recognises the URLs of the repository's own server. Raises InvalidRun."""
         self.places: list[InputFile] = []
-        self._url = url
+        self._own_urls = own_urls
         if not isinstance(input_data, list):
             raise InvalidRun("input_data", f"it is {for_display(input_data)}; a list of inputs is expected")
         if declared is not None and len(declared) != len(input_data):
@@ -135,11 +131,8 @@ class Inputs:
             raise InvalidRun(where, "it is a file, but has neither a file_path nor a file_url")
         make = Directory if kind is Kind.DIRECTORY else File
         text = str(named[0])
-        if self._url is not None and text.startswith(f"{self._url}/"):
-            # A URL of our own server is known by its id or digest, and is not downloaded like a third party's.
-            text = unsigned_path(unquote("/" + text.removeprefix(self._url).lstrip("/")))
         if "://" in text:
-            return make(url=text)
+            return self._own_urls.stored(make(url=text))
         wanted = make(text)
         _ = wanted.reference  # raises an error for an invalid path before anything is fetched
         return wanted

@@ -124,7 +124,7 @@ class Runtime:
     async def _perform(self, run: Run, input_data: list[Any], url: str) -> None:
         """Do a run to its end, successful or not."""
         try:
-            async with self._loaded.acquire(run.pipeline.id, partial(self._load, run)) as loaded:
+            async with self._loaded.acquire(run.pipeline.id, partial(self._load, run, url)) as loaded:
                 run.enter(State.RUNNING)
                 between_runs = RunLog(self._log_writer, mark=f"{run.pipeline.id}: ")
                 with loaded.process.printed.into(run.log, otherwise=between_runs):
@@ -138,8 +138,8 @@ class Runtime:
                 run.fail(RunFailed("the server was stopped before the run had ended"))
             self.runs.end(run)
 
-    async def _load(self, run: Run) -> LoadedPipeline:
-        """Load the pipeline into a new process and start it."""
+    async def _load(self, run: Run, url: str) -> LoadedPipeline:
+        """Load the pipeline into a new process and start it. `url` is the URL of this server as the client knows it."""
         run.enter(State.CACHING_GRAPH)
         environment = self.environments.find(run.pipeline.environment_id)
         # A cache of its own: the files that it resolves stay pinned until the pipeline is ended.
@@ -151,7 +151,8 @@ class Runtime:
         try:
             graph = await cache.resolve(File(id=run.pipeline.graph_id))
             answer = await process.ask("load", {"graph": str(graph)}, what="the loading of the pipeline")
-            prepared = await Adapter(cache, self._repository).prepare([_static(**values) for values in answer["files"]])
+            adapter = Adapter(cache, self._repository, url=url)
+            prepared = await adapter.prepare([_static(**values) for values in answer["files"]])
             await process.ask("start", {"paths": [str(path) for path in prepared.paths]}, what="the start of the pipeline")
         except BaseException:
             await shield_until_done(loaded.end())

@@ -223,6 +223,22 @@ def test_8_static_files_by_id_and_url(user: Home, runtime: RunningRuntime, tmp_p
     assert STATIC_FILES == run_static_files(user, runtime, tmp_path)
 
 
+@pytest.mark.slow
+def test_a_static_url_of_our_own_storage(user: Home, runtime: RunningRuntime, tmp_path: Path) -> None:
+    """It is the stored file itself, and not downloaded: under another name of this machine, and long after it has expired."""
+    for name in ("weights.txt", "tree/inner/a.txt", "labels.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    environ = {"FILESTORE_URL": runtime.server.url, "FILESTORE_TOKEN": TOKEN}
+    records = [user.result("push", tmp_path / name, environ=environ) for name in ("weights.txt", "tree", "labels.txt")]
+    environ = {"PIPELINE_API_URL": runtime.server.url, "PIPELINE_API_TOKEN": TOKEN}
+    url = f"{runtime.server.url.replace('127.0.0.1', 'localhost')}/signed/default/1/{'0' * 64}/{records[2]['path']}"
+    program = REPOSITORY / "tests/support/static_files.py"
+    said = with_sdk(user, program, records[0]["id"], records[1]["id"], url, environ=environ)
+
+    assert [["now", "weights.txt", "tree/inner/a.txt", "labels.txt", 1], 1] == json.loads(said.splitlines()[-1])
+
+
 def test_runs_of_one_pipeline_wait_for_each_other(runtime: RunningRuntime, graphs: Path) -> None:
     """Each run is accepted at once, and they are done one after the other in one process."""
     pipeline = runtime.pipeline(graphs / "misbehave")

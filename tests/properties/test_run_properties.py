@@ -17,6 +17,7 @@ from filestore.core.signing import signed_path, unsigned_path, verify_path
 from filestore.errors import InvalidName
 from filestore.runtime.inputs import Inputs
 from filestore.runtime.outputs import Outputs
+from filestore.runtime.own_urls import OwnUrls
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
@@ -41,7 +42,7 @@ def test_what_is_not_a_file_passes(values: list[Any]) -> None:
     told = Outputs(values)
     assert [] == told.places
     assert values == [answer["value"] for answer in told.answers]
-    read = Inputs(json.loads(json.dumps(told.answers)), None, url=None)
+    read = Inputs(json.loads(json.dumps(told.answers)), None, own_urls=OwnUrls([]))
     assert [] == read.places
     assert values == read.arguments
 
