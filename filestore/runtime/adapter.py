@@ -13,7 +13,7 @@ from filestore.core.progress import Report
 from filestore.core.records import Kind, Record
 from filestore.errors import InvalidSetting, SourceError, SourceRefused
 from filestore.repository.protocol import Repository
-from filestore.runtime.handles import handle_name, readable_path
+from filestore.runtime.handles import content_name, handle_name, readable_path
 from filestore.runtime.inputs import InputFile, Inputs, Make
 from filestore.runtime.outputs import OutputFile, Outputs, file_answer
 from filestore.runtime.own_urls import OwnUrls, stored_here
@@ -123,14 +123,15 @@ class Adapter:
             # The user who started the run cannot rename the file, and must not lose what the run has computed.
             name = replace_separators(await in_disk_thread(default_name, file.content))
             return (await push(self._repository, file.content, name=name)).record
-        name = handle_name(file.content, place.name)
+        given_name = handle_name(file.content)
         with ExitStack() as stack:
             opening = readable_path(file.content, self._spool_folder, where=place.where)
             # One at a time: copying moves the position of a handle, and a pipeline may return one handle twice.
             async with self._copying:
                 path = await in_disk_thread(stack.enter_context, opening)
+            stored_name = given_name or await in_disk_thread(content_name, path)
             try:
-                return (await push(self._repository, path, name=name)).record
+                return (await push(self._repository, path, name=stored_name)).record
             except SourceError as error:
                 # The path is internal, and means nothing to the author of the pipeline.
-                raise type(error)(f"the handle {name!r}", *error.args[1:]) from None
+                raise type(error)(f"the handle {stored_name!r}", *error.args[1:]) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import tempfile
@@ -20,8 +21,8 @@ _PIECE = 1 << 20
 _spooling = partial(storage_errors, "the spool folder of the runtime")
 
 
-def handle_name(handle: io.IOBase, default: str) -> str:
-    """Return a name for the content of a handle: the last part of the path that it was opened with, or `default`.
+def handle_name(handle: io.IOBase) -> str | None:
+    """Return the name of a handle: the last part of the path that it was opened with, or None if it has no name.
 
     `@` and `:` in the name are replaced by `_`.
 
@@ -32,7 +33,20 @@ def handle_name(handle: io.IOBase, default: str) -> str:
         name = os.fsdecode(name)
     # A handle that was opened by a descriptor has a number as its name.
     last = Path(name).name if isinstance(name, str) else ""
-    return checked_name(replace_separators(last or default))
+    return checked_name(replace_separators(last)) if last else None
+
+
+def content_name(path: Path) -> str:
+    """Return the name of content that has no name of its own. The same content has the same name. Blocks.
+
+    `worker.py` makes the same names. Raises SourceUnreadable.
+    """
+    with storage_errors("the content of a handle", translate=source_error):
+        if not path.is_file():
+            return "output"  # a pipe, which must not be read here; the push refuses it
+        with path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256")
+    return f"output-{digest.hexdigest()[:16]}"
 
 
 def check_handle(handle: io.IOBase, where: str) -> None:

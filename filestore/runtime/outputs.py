@@ -25,8 +25,6 @@ class OutputFile(NamedTuple):
     """The list or the dictionary that holds the file."""
     key: Any
     file: Stored | Local
-    name: str
-    """The name to store the file under if it has no name of its own."""
     where: str
 
 
@@ -51,7 +49,7 @@ class Outputs:
         if file is not None:
             if isinstance(file, Local) and isinstance(file.content, io.IOBase):
                 check_handle(file.content, where)
-            self.places.append(OutputFile(container, key, file, f"output-{len(self.places)}", where))
+            self.places.append(OutputFile(container, key, file, where))
             return
         answer, known = self._plain(value, where, depth)
         container[key] = {"type": known, "value": answer, "file": None} if is_typed else answer

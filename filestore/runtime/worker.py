@@ -24,6 +24,7 @@ is a file of the graph, `{"kind", "id", "url", "path"}`; `paths` are local ones 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import io
 import json
@@ -329,7 +330,10 @@ def _output(value: Any, folder: Path) -> dict[str, Any]:
 
 
 def _behind(handle: Any, folder: Path) -> Path:
-    """Return the file that a handle was opened on. If it has none, such as a BytesIO, write its content to `folder`."""
+    """Return the file that a handle was opened on. If it has none, such as a BytesIO, write its content to `folder`.
+
+    The name of the new file follows from the content, so that equal outputs are one stored file, in every run.
+    """
     with suppress(ValueError):  # a closed file is written completely
         if handle.writable():
             handle.flush()
@@ -341,9 +345,11 @@ def _behind(handle: Any, folder: Path) -> Path:
             opened = getattr(handle, "buffer", handle)
             opened.seek(0)
             shutil.copyfileobj(opened, copy)
+        with open(name, "rb") as written:  # noqa: PTH123  # as above
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
     except (OSError, ValueError, TypeError) as error:
         raise UnsupportedValue(f"a {type(handle).__name__} that cannot be read again: {error}") from None
-    return Path(name)
+    return Path(name).rename(folder / f"output-{digest[:16]}")
 
 
 if __name__ == "__main__":

@@ -167,6 +167,17 @@ def test_what_a_pipeline_returns_is_stored_whole(
     assert content == runtime.ask("GET", "/" + file["path"].replace(" ", "%20")).body
 
 
+def test_equal_outputs_are_one_stored_file(runtime: RunningRuntime, graphs: Path) -> None:
+    """Content without a name gets a name that follows from it, so the same content has the same path in every run."""
+    returned = runtime.pipeline(graphs / "returned")
+    (several,) = runtime.run(returned, "memory twice")["result"]["outputs"]
+    (single,) = runtime.run(returned, "memory")["result"]["outputs"]
+    first, second, other = [value["file"] for value in several["value"]]
+
+    assert ("output-ed7002b439e9ac84", "output-d9298a10d1b07358") == (first["name"], other["name"])
+    assert first["path"] == second["path"] == single["file"]["path"] != other["path"]
+
+
 def test_6_a_returned_handle_is_only_read(runtime: RunningRuntime, graphs: Path) -> None:
     """The runtime of the SDK truncates the file of the handle."""
     pipeline = runtime.pipeline(graphs / "returned")

@@ -137,8 +137,9 @@ def returned(how: str) -> Any:
         if not kept.exists():
             kept.write_text("kept content")
         return kept.open("r+b")
-    if how == "memory":
-        return BytesIO(b"content")
+    if how in ("memory", "memory twice"):
+        content = [BytesIO(b"content"), BytesIO(b"content"), BytesIO(b"other")]
+        return content[0] if how == "memory" else content
     return File(path=path)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
@@ -182,7 +183,7 @@ async def test_what_a_handle_has_not_written_yet(adapter: Adapter, tmp_path: Pat
 
 
 async def test_the_names_of_handles(adapter: Adapter, image: Path, tmp_path: Path) -> None:
-    """It is the name of the file, or of the handle; otherwise the place among the returned files."""
+    """It is the name of the file, or of the handle; otherwise it follows from the content."""
     named = io.BytesIO(CONTENT)
     named.name = "picture.png"  # as programs do
     with (
@@ -193,10 +194,29 @@ async def test_the_names_of_handles(adapter: Adapter, image: Path, tmp_path: Pat
         temporary.write(CONTENT)
         returned = [opened, named, temporary, nameless, [io.BytesIO(b"1"), {"a/mask": io.BytesIO(b"2")}]]
         answers: list[Any] = await adapter.outputs(returned)
-        expected = ["image-0.jpg", "picture.png", Path(temporary.name).name, "output-3"]
+        expected = ["image-0.jpg", "picture.png", Path(temporary.name).name, "output-e3b0c44298fc1c14"]
     assert expected == [answer["file"]["name"] for answer in answers[:4]]
     first, second = answers[4]["value"]
-    assert ("output-4", "output-5") == (first["file"]["name"], second["a/mask"]["file"]["name"])
+    assert ("output-6b86b273ff34fce1", "output-d4735e3a265e16ee") == (first["file"]["name"], second["a/mask"]["file"]["name"])
+
+
+async def test_equal_outputs_are_one_record(adapter: Adapter, watched: WatchedRepository, tmp_path: Path) -> None:
+    """Also if they are stored at the same time, in one run or in two. Under two names, the content is stored once."""
+    for name in ("a/same.bin", "b/same.bin", "another.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(octets(1, 3_000_000))
+    returned = [Path(tmp_path / "a/same.bin"), Path(tmp_path / "b/same.bin"), io.BytesIO(CONTENT), io.BytesIO(CONTENT)]
+    runs: Any = await asyncio.gather(adapter.outputs(returned), adapter.outputs([tmp_path / "another.bin", *returned]))
+    paths = [[answer["file"]["path"] for answer in answers] for answers in runs]
+
+    assert paths[0] == paths[1][1:]
+    assert paths[0][0::2] == paths[0][1::2]
+    records = await watched.records()
+    assert {"same.bin": 3_000_000, "another.bin": 3_000_000, paths[0][2].rpartition("/")[2]: len(CONTENT)} == {
+        record.name: record.size for record in records
+    }
+    assert 3 == len(records)
+    assert 2 == len({record.digest for record in records})
 
 
 async def test_names_that_no_new_record_gets(adapter: Adapter, tmp_path: Path) -> None:
