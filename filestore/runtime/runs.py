@@ -15,6 +15,7 @@ from filestore.core.timestamps import format_seconds
 from filestore.runtime.errors import RunFailed, RunTimedOut, TooManyRuns, UnknownRun
 from filestore.runtime.pipelines import Pipeline
 from filestore.runtime.printed import RunLog
+from filestore.runtime.starts import PipelineStart
 
 REMEMBERED_SIZE = 64 << 20
 """Bytes of JSON of ended runs. The newest ones within this limit are kept."""
@@ -57,6 +58,8 @@ class Run:
     outputs: bytes | None = None
     """The outputs as JSON, which takes a tenth of the memory of the values."""
     failure: RunFailed | None = None
+    start: PipelineStart | None = None
+    """What the start of the pipeline took. None until it is started."""
     log: RunLog = field(default_factory=RunLog)
     """What the pipeline printed during this run."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -86,6 +89,11 @@ class Run:
         failure = "" if self.failure is None else f"{self.failure}{self.failure.traceback}"
         return 1000 + len(self.outputs or b"") + len(failure)
 
+    @property
+    def _start_as_json(self) -> dict[str, object] | None:
+        """A member of our own in both formats."""
+        return None if self.start is None else self.start.as_json()
+
     def as_json(self) -> dict[str, Any]:
         """Return the members of `Run` in version 1 of the Pipeline SDK.
 
@@ -100,6 +108,7 @@ class Run:
             "state": self.state.value,
             "error": None,
             "result": None,
+            "filestore": self._start_as_json,
         }
         if self.outputs is not None:
             answer["result"] = {"run_id": self.id, "outputs": json.loads(self.outputs)}
@@ -120,6 +129,7 @@ class Run:
             "inputs": None,
             "outputs": None if self.outputs is None else json.loads(self.outputs),
             "error": None,
+            "filestore": self._start_as_json,
         }
         if self.failure is not None:
             kind = "timeout" if isinstance(self.failure, RunTimedOut) else "pipeline_error"

@@ -31,6 +31,7 @@ from filestore.runtime.pipelines import Pipeline, Pipelines
 from filestore.runtime.printed import LogWriter, RunLog
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.runs import Run, Runs, State
+from filestore.runtime.starts import PipelineStart
 from filestore.runtime.worker_protocol import UnsupportedValue, decode_value, encode_value
 from filestore.system.files import remove_if_possible, storage_errors, write_error
 from filestore.system.locks import FileLock
@@ -125,6 +126,9 @@ class Runtime:
         """Do a run to its end, successful or not."""
         try:
             async with self._loaded.acquire(run.pipeline.id, partial(self._load, run, url)) as loaded:
+                if run.start is None:
+                    run.start = PipelineStart(was_loaded=True)
+                run.start.report(run.id, run.pipeline.id)
                 run.enter(State.RUNNING)
                 between_runs = RunLog(self._log_writer, mark=f"{run.pipeline.id}: ")
                 with loaded.process.printed.into(run.log, otherwise=between_runs):
@@ -146,17 +150,24 @@ class Runtime:
         cache = self._make_cache(self._repository)
         folder = self.work_folder / run.id
         limits = self._limits.process
-        process = await start_process(folder, environ=self._environ, limits=limits, environment=environment, log=run.log)
+        start = PipelineStart()
+        with start.process():
+            process = await start_process(folder, environ=self._environ, limits=limits, environment=environment, log=run.log)
         loaded = LoadedPipeline(run.pipeline.id, process, cache, [])
         try:
-            graph = await cache.resolve(File(id=run.pipeline.graph_id))
-            answer = await process.ask("load", {"graph": str(graph)}, what="the loading of the pipeline")
+            with start.process():
+                await process.ask("import_sdk", {}, what="the start of the process")
             adapter = Adapter(cache, self._repository, url=url)
-            prepared = await adapter.prepare([_static(**values) for values in answer["files"]])
-            await process.ask("start", {"paths": [str(path) for path in prepared.paths]}, what="the start of the pipeline")
+            start.add_files(graph := await adapter.prepare([File(id=run.pipeline.graph_id)]))
+            with start.load():
+                answer = await process.ask("load", {"graph": str(graph.paths[0])}, what="the loading of the pipeline")
+            start.add_files(prepared := await adapter.prepare([_static(**values) for values in answer["files"]]))
+            with start.load():
+                await process.ask("start", {"paths": [str(path) for path in prepared.paths]}, what="the start of the pipeline")
         except BaseException:
             await shield_until_done(loaded.end())
             raise
+        run.start = start
         return loaded._replace(input_kinds=[str(kind) for kind in answer["inputs"]])
 
     async def _outputs(self, run: Run, loaded: LoadedPipeline, input_data: list[Any], adapter: Adapter) -> bytes:

@@ -10,6 +10,7 @@ What user code prints goes to a pipe of its own, so it is never mixed with the m
 A server and this process exchange JSON messages, each preceded by its length. Pickles are never used: the answers of
 user code are data, and are checked (I4). Outputs are JSON values, or files by their paths.
 
+    {"import_sdk": {}}                        {}
     {"load": {"graph": PATH}}                 {"inputs": [KIND, ...], "files": [STATIC, ...]}
     {"start": {"paths": [PATH, ...]}}         {}
     {"run": {"inputs": [VALUE, ...], "folder": PATH}}
@@ -210,6 +211,12 @@ class _Work:
     def __init__(self) -> None:
         self._graph: Any = None
         self._home = Path.cwd()
+
+    def import_sdk(self) -> dict[str, Any]:
+        """Import the Pipeline SDK, which takes longer than the start of Python."""
+        import pipeline.objects.graph  # noqa: F401, PLC0415  # part of user code, and slow to import
+
+        return {}
 
     def load(self, *, graph: str) -> dict[str, Any]:
         """Unpickle a graph. Return the kinds of its inputs, and the files that it needs before it starts."""

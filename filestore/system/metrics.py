@@ -68,6 +68,21 @@ class StageTotals(NamedTuple):
         )
 
 
+class StartTotals(NamedTuple):
+    """The totals of all starts of pipelines, or one start."""
+
+    times: int = 0
+    """The number of starts."""
+    already_loaded: int = 0
+    """The number of runs that needed no start."""
+    bytes_received: int = 0
+    bytes_cached: int = 0
+    bytes_reused: int = 0
+    process_seconds: float = 0.0
+    fetch_seconds: float = 0.0
+    load_seconds: float = 0.0
+
+
 class Usage(NamedTuple):
     """The processor time and memory of a process since its start."""
 
@@ -86,7 +101,8 @@ def own_usage() -> Usage:
 
 _STAGES = tuple(Stage)
 _PLACES = {stage: len(Usage._fields) + place * len(StageTotals._fields) for place, stage in enumerate(_STAGES)}
-_NUMBERS = len(Usage._fields) + len(_STAGES) * len(StageTotals._fields)
+_STARTS = len(Usage._fields) + len(_STAGES) * len(StageTotals._fields)
+_NUMBERS = _STARTS + len(StartTotals._fields)
 _TALLY_SIZE = _NUMBERS * 8
 
 
@@ -108,6 +124,12 @@ class StageTimes:
             numbers[place + 1] += size
             numbers[place + 2] += seconds
             numbers[place + 3] += cpu_seconds
+
+    def add_start(self, start: StartTotals) -> None:
+        """Add the start of a pipeline."""
+        with self._lock:
+            for place, amount in enumerate(start, _STARTS):
+                self._numbers[place] += amount
 
     def note_usage(self) -> None:
         """Save the processor time and the peak memory of this process. Only the process that adds the spans may call this."""
@@ -131,6 +153,12 @@ class StageTimes:
             if times:
                 found[stage] = StageTotals(int(times), int(size), seconds, cpu_seconds)
         return found
+
+    def starts(self) -> StartTotals:
+        """Return the totals of the starts of pipelines."""
+        counts = len(StartTotals._fields) - 3
+        numbers = self._numbers[_STARTS:_NUMBERS].tolist()
+        return StartTotals(*map(int, numbers[:counts]), *numbers[counts:])
 
 
 class SharedTimes:
@@ -164,6 +192,11 @@ def added(several: list[dict[Stage, StageTotals]]) -> dict[Stage, StageTotals]:
             times, size, seconds, cpu_seconds = map(sum, zip(*found, strict=True))
             total[stage] = StageTotals(times, size, seconds, cpu_seconds)
     return total
+
+
+def added_starts(several: list[StartTotals]) -> StartTotals:
+    """Return the sum of several totals."""
+    return StartTotals(*map(sum, zip(*several, strict=True)))
 
 
 class _Part:
@@ -254,6 +287,12 @@ def count_into(stage_times: StageTimes | None) -> None:
     """Count into `stage_times` from now on, in all threads of this process. None stops counting."""
     global _stage_times  # noqa: PLW0603  # what a process does is the process's
     _stage_times = stage_times
+
+
+def count_start(start: StartTotals) -> None:
+    """Count the start of a pipeline, if this process counts."""
+    if _stage_times is not None:
+        _stage_times.add_start(start)
 
 
 # A forked child does not count for its parent, whose threads may hold the lock of the counter.

@@ -68,6 +68,8 @@ def serve(
     )
     _allow_many_files()
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
+    # What the server does by itself is worth a line. Other libraries only warn.
+    logger.setLevel(logging.INFO)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(process)d %(levelname)s %(message)s")
     if workers > 1:
         with hold_port(host, port) as holder:

@@ -24,7 +24,7 @@ from filestore.http.server.slow import answer_slowly
 from filestore.http.server.validators import IMMUTABLE, matches_any
 from filestore.repository.format_file import REPOSITORY_VERSION
 from filestore.repository.local import LocalRepository
-from filestore.system.metrics import added
+from filestore.system.metrics import added, added_starts
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -198,12 +198,15 @@ async def describe_status(context: RequestContext, repository: LocalRepository) 
     context.shared_times.own.note_usage()
     each_process = context.shared_times.each_process()
     stages = added([stage_times.passed() for stage_times in each_process])
-    return web.json_response(
-        {
-            "processes": [stage_times.usage()._asdict() for stage_times in each_process],
-            "stages": {stage.value: passed._asdict() for stage, passed in stages.items()},
-        }
-    )
+    starts = added_starts([stage_times.starts() for stage_times in each_process])
+    answer: dict[str, object] = {
+        "processes": [stage_times.usage()._asdict() for stage_times in each_process],
+        "stages": {stage.value: passed._asdict() for stage, passed in stages.items()},
+    }
+    # Only a runtime starts pipelines.
+    if any(starts):
+        answer["starts"] = starts._asdict()
+    return web.json_response(answer)
 
 
 def _answer(record: Record, *, status: int = 200) -> web.Response:
