@@ -41,19 +41,26 @@ def write_tree(folder: Path, *, file_count: int, largest: int = 64 << 10, big_co
 
 
 def write_safetensors(
-    path: Path, *, size: int, seed: int = 0, changed: float = 0, changed_seed: int = 1, header_padding: int = 0
+    path: Path,
+    *,
+    size: int,
+    seed: int = 0,
+    changed: float = 0,
+    changed_seed: int = 1,
+    header_padding: int = 0,
+    tensor_size: int = TENSOR_SIZE,
 ) -> int:
     """Write about `size` bytes of bf16 tensors; return the bytes of tensors that come from `changed_seed`.
 
     A share of `changed` of the tensors, spread evenly, comes from the other seed, as in a fine-tune. The header is
-    `header_padding` bytes longer, which shifts everything after it.
+    `header_padding` bytes longer, which shifts everything after it. `tensor_size` is a multiple of 8192.
     """
-    count = max(1, size // TENSOR_SIZE)
+    count = max(1, size // tensor_size)
     tensors = {
         f"layers.{place}.weight": {
             "dtype": "BF16",
-            "shape": [TENSOR_SIZE // 8192, 4096],
-            "data_offsets": [place * TENSOR_SIZE, (place + 1) * TENSOR_SIZE],
+            "shape": [tensor_size // 8192, 4096],
+            "data_offsets": [place * tensor_size, (place + 1) * tensor_size],
         }
         for place in range(count)
     }
@@ -64,6 +71,6 @@ def write_safetensors(
         file.write(len(header).to_bytes(8, "little") + header)
         for place in range(count):
             is_changed = int((place + 1) * changed) > int(place * changed)
-            file.write(bf16((changed_seed if is_changed else seed) * 1_000_003 + place, TENSOR_SIZE))
-            fresh += TENSOR_SIZE * is_changed
+            file.write(bf16((changed_seed if is_changed else seed) * 1_000_003 + place, tensor_size))
+            fresh += tensor_size * is_changed
     return fresh
