@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.support.commands import Home, scripts_of
+from tests.support.commands import REPOSITORY, Home, scripts_of
 from tests.support.origins import Asked, answers, running_origin, whole
 from tests.support.runtimes import (
     STATIC_FILES,
