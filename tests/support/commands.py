@@ -172,6 +172,12 @@ class Home:
             yield server
 
     @contextmanager
+    def typed_server(self, command: Sequence[str | Path], *, environ: Mapping[str, str]) -> Iterator[Server]:
+        """Serve the default folder by a whole command, as `server` does."""
+        with self._serving(command, root=self.data, environ=environ, complains=False, is_killed=False) as server:
+            yield server
+
+    @contextmanager
     def _serving(
         self,
         command: Sequence[str | Path],
