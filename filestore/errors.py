@@ -383,7 +383,7 @@ class MissingPackage(FilestoreError):
 
     slug = "missing-package"
     facts = ("package", "what", "extra")
-    sentence = "{package} is not installed, and {what} needs it; `pip install 'filestore[{extra}]'` brings it"
+    sentence = "{package} is not installed, and {what} needs it; `pip install '.[{extra}]'` in filestore's folder installs it"
 
 
 class Unauthorized(FilestoreError):

@@ -4,6 +4,9 @@ set -euo pipefail
 
 folder=$1
 if [ -x "$folder/bin/python" ] && "$folder/bin/python" -m pip --version >/dev/null 2>&1; then
+    # The distribution had the name `filestore` before. What is left of that would remove the scripts of ours when it is uninstalled.
+    ! compgen -G "$folder/lib/python*/site-packages/filestore-*.dist-info" >/dev/null ||
+        "$folder/bin/python" -m pip uninstall --quiet --yes filestore
     exit 0
 fi
 

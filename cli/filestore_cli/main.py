@@ -13,6 +13,7 @@ from filestore.errors import FilestoreError, HostUnknown, Interrupted, Stalled, 
 from filestore_cli.hints import explained
 from filestore_cli.start import OUTPUT_LEFT, RESUMES, how_interrupted, interrupted_status, output_failure, say, sentence
 from filestore_cli.text import for_display
+from filestore_cli.version import print_version
 
 _COMMANDS = {
     "bench": "bench.command:bench",
@@ -112,7 +113,9 @@ def _resumes(ctx: click.Context) -> bool:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="filestore", message="filestore %(version)s")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=print_version, help="Show the version and exit."
+)
 def cli() -> None:
     """Store model weights: push a file or a directory, and fetch it back with every byte verified.
 

@@ -305,7 +305,9 @@ def test_it_needs_the_sdk(home: Home, tmp_path: Path) -> None:
     """Where that is not installed, one sentence says how to get it."""
     said = home.failure("runtime", "serve", "--root", tmp_path / "root", environ={"FILESTORE_TOKEN": TOKEN})
 
-    assert said == "pipeline-ai is not installed, and a runtime needs it; `pip install 'filestore[runtime]'` brings it"
+    assert said == (
+        "pipeline-ai is not installed, and a runtime needs it; `pip install '.[runtime]'` in filestore's folder installs it"
+    )
 
 
 def test_the_sdk_says_what_went_wrong(user: Home, runtime: RunningRuntime, graphs: Path) -> None:

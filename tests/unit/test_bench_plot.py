@@ -23,7 +23,7 @@ def plan(path: Path) -> Plan:
 def test_what_brings_matplotlib_is_said_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is an extra: most installations do not have it."""
     monkeypatch.setattr(plot_module, "find_spec", lambda _: None)
-    with pytest.raises(MissingPackage, match="pip install 'filestore\\[plot\\]'"):
+    with pytest.raises(MissingPackage, match="pip install '\\.\\[plot\\]'"):
         check_plot(tmp_path / "a.png")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from typing import NamedTuple
 
 from filestore.system.metrics import Stage, StageTotals
 from filestore_cli.bench.run import BenchResult, Measurement, Plan, Side
 from filestore_cli.text import duration, for_display, in_units, table
+from filestore_cli.version import installed_version
 
 CEILINGS = {
     "memory_copy": "copy of memory",
@@ -47,7 +47,7 @@ class Machine(NamedTuple):
 def machine() -> Machine:
     """Describe this machine."""
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return Machine(os.cpu_count() or 1, system, platform.python_version(), version("filestore"))
+    return Machine(os.cpu_count() or 1, system, platform.python_version(), installed_version() or "unknown")
 
 
 def as_json(plan: Plan, found: BenchResult) -> dict[str, object]:
