@@ -18,6 +18,7 @@ import click
 
 from filestore.errors import InvalidSetting, NotARepository
 from filestore.repository.protocol import Repository
+from filestore_cli.sdk_server import SdkServer
 from filestore_cli.settings import Folders, Settings, option_of, parse_setting, setting_definitions, settings_from
 from filestore_cli.start import output_failure, say
 from filestore_cli.text import for_display
@@ -27,6 +28,8 @@ Result: TypeAlias = Mapping[str, object]
 
 _NOT_TAKEN = "the work is done, but its result cannot be written to standard output"
 _CONFIG_FILE = "config.toml"
+PIPELINE = "pipeline"
+"""The name of the console script that the Pipeline SDK has too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class CommandContext:
     quiet: bool
     default_root: Path | None
     """The default path of the local folder. None if the home folder is not known."""
+    sdk_server: SdkServer | None = None
+    """The server of the settings, if it is from the sources of the Pipeline SDK."""
 
     @property
     def shows_progress(self) -> bool:
@@ -146,15 +151,19 @@ def creates(command: Command) -> Command:
     return decorated
 
 
-def takes(*names: str) -> Callable[[Command], Command]:
-    """Give a command the options of these settings, --json and --quiet, and a CommandContext as its first argument."""
+def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command]:
+    """Give a command the options of these settings, --json and --quiet, and a CommandContext as its first argument.
+
+    With `in_pipeline`, the console script `pipeline` also has the command, and it uses the server of the Pipeline SDK there.
+    """
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def call(*, json: bool, quiet: bool, **arguments: Any) -> None:
             options = {name: arguments.pop(name) for name in names}
             folders = _folders()
-            command(CommandContext(_load(options, folders), json, quiet, folders.data), **arguments)
+            server = _sdk_server(options) if in_pipeline else None
+            command(CommandContext(_load(options, folders, server), json, quiet, folders.data, server), **arguments)
 
         decorated: Command = click.option("--quiet", is_flag=True, help="Print no progress and no notes.")(call)
         decorated = click.option("--json", is_flag=True, help="Print one JSON object, and nothing else on standard output.")(
@@ -199,16 +208,37 @@ def _folders() -> Folders:
     )
 
 
-def _load(options: Mapping[str, object], folders: Folders) -> Settings:
+def is_pipeline() -> bool:
+    """Return whether the running command is one of the console script `pipeline`."""
+    return click.get_current_context().find_root().info_name == PIPELINE
+
+
+def _sdk_server(options: Mapping[str, object]) -> SdkServer | None:
+    """Return the server of the Pipeline SDK, if the console script `pipeline` runs and no option names another one."""
+    if not is_pipeline() or options.get("url"):
+        return None
+    from filestore_cli.sdk_server import find_sdk_server  # heavy: YAML
+
+    return find_sdk_server(os.environ)
+
+
+def _load(options: Mapping[str, object], folders: Folders, server: SdkServer | None) -> Settings:
+    """Load the settings. `server` takes the place of the URL and the token that are not options."""
     import platformdirs  # 20 ms, which --help need not wait for
 
     config = _known(platformdirs.user_config_path)
     path = None if config is None else config / _CONFIG_FILE
     file = {} if path is None else _read(path)
+    environ: Mapping[str, str] = os.environ
+    if server is not None:
+        options = {**options, "url": server.url, "token": options.get("token") or server.token}
+        # A token of another server is not sent to this one.
+        environ = {name: value for name, value in environ.items() if name != setting_definitions()["token"].environment}
+        file = {name: value for name, value in file.items() if name != "token"}
     used = set(options)
     if "url" in used and not (options["url"] or os.environ.get("FILESTORE_URL") or file.get("url")):
         used.add("root")
-    return settings_from(folders=folders, options=options, environ=os.environ, file=file, file_path=str(path), used=used)
+    return settings_from(folders=folders, options=options, environ=environ, file=file, file_path=str(path), used=used)
 
 
 def _known(find: Callable[[str], Path]) -> Path | None:

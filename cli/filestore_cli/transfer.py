@@ -13,10 +13,10 @@ import click
 
 from filestore.core.names import tree_name
 from filestore.core.records import Kind
-from filestore.core.references import Reference
-from filestore.errors import TargetError
+from filestore.core.references import Reference, redact_url
+from filestore.errors import TargetError, TransferError, Unauthorized
 from filestore.system.files import EMPTY_PATH
-from filestore_cli.context import CommandContext, creates, takes
+from filestore_cli.context import CommandContext, creates, is_pipeline, takes
 from filestore_cli.lookup import record_of
 from filestore_cli.paths import NonemptyPath
 from filestore_cli.progress import FETCH, HASH, PLAN, PUSH, show_progress
@@ -140,21 +140,44 @@ def create() -> None:
 @click.option("-r", "--recursive", is_flag=True, help="PATH is a directory.")
 @click.option("--name", "-n", help="The name of the record.  [default: file name, or DIR.zip]")
 @creates
-@takes(*_CONNECTION, "codec", "push_cache")
+@takes(*_CONNECTION, "codec", "push_cache", in_pipeline=True)
 def create_file(context: CommandContext, path: Path, name: str | None, *, recursive: bool, create: bool) -> None:
-    """Store the file at PATH, or with -r the directory, and print its id as the Pipeline SDK does."""
+    """Store the file at PATH, or with -r the directory, and print its id as the Pipeline SDK does.
+
+    `filestore create file` uses the repository of all filestore commands. `pipeline create file` uses the server of the
+    Pipeline SDK: the active one of `pipeline cluster login`, or that of PIPELINE_API_URL and PIPELINE_API_TOKEN.
+    """
     if path.is_dir() and not recursive:
         raise click.ClickException(f"{for_display(path)} is a directory; give -r to store it")
     if recursive and path.exists() and not path.is_dir():
         raise click.ClickException(f"{for_display(path)} is not a directory; leave out -r to store it")
+    if is_pipeline() and context.settings.url is None:
+        raise click.ClickException(
+            "no server was found to store it on: `pipeline cluster login` has stored no active one, and PIPELINE_API_URL is not "
+            "set; set PIPELINE_API_URL and PIPELINE_API_TOKEN, or use `filestore create file` for the local folder"
+        )
     everything = Selection(None, (), ())
-    pushed, place, location, created = run_to_end(
-        _push(context, path, name=name, rehash=False, create=create, selection=everything)
-    )
+    try:
+        pushed, place, location, created = run_to_end(
+            _push(context, path, name=name, rehash=False, create=create, selection=everything)
+        )
+    except (TransferError, Unauthorized):
+        context.note(f"The server is {_server_words(context)}.")
+        raise
     context.show(_pushed_result(pushed, location, created=created), f"Pipeline File created with ID= {pushed.record.id}")
     # Standard output is exactly that line, for the scripts that read it.
-    if context.settings.url is None:
-        context.note(f"It is stored in {place}.")
+    if is_pipeline():
+        context.note(f"It is stored on {_server_words(context)}.")
+    elif context.settings.url is None:
+        unused = "; PIPELINE_API_URL is only for `pipeline create file`" if os.environ.get("PIPELINE_API_URL") else ""
+        context.note(f"It is stored in {place}{unused}.")
+
+
+def _server_words(context: CommandContext) -> str:
+    """Return words that name the server of `pipeline create file`, and say where its URL is from."""
+    if context.sdk_server is None:
+        return for_display(redact_url(str(context.settings.url)))
+    return f"{for_display(redact_url(context.sdk_server.url))} (from {context.sdk_server.source})"
 
 
 @click.command(short_help="Fetch a stored file or directory.")
