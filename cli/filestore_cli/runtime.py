@@ -9,6 +9,7 @@ import click
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore_cli.context import CommandContext, creates, takes
+from filestore_cli.machine import core_count, memory_size
 from filestore_cli.serving import (
     NOT_SERVED,
     SERVER_SETTINGS,
@@ -39,6 +40,7 @@ def runtime() -> None:
     "run_seconds",
     "run_memory_limit",
     "loaded_pipelines",
+    "processes_per_pipeline",
     "environment",
     *SERVER_SETTINGS,
 )
@@ -113,7 +115,12 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
             ),
             environ=environ,
             environments=environments,
-            limits=RuntimeLimits(pipelines=settings.loaded_pipelines, process=limits),
+            limits=RuntimeLimits(
+                pipelines=settings.loaded_pipelines,
+                process=limits,
+                processes_per_pipeline=settings.processes_per_pipeline
+                or max(1, min(core_count(), memory_size() // settings.run_memory_limit)),
+            ),
             signed_seconds=settings.signed_seconds,
         ),
         **server_arguments(settings, root),

@@ -388,9 +388,18 @@ class Settings:
     loaded_pipelines: int = field(
         default=4,
         metadata=_setting(
-            "Number of pipelines that `filestore runtime serve` keeps loaded, each in a process of its own",
+            "Number of processes that `filestore runtime serve` keeps for pipelines, each with one of them loaded",
             unit="count",
             parse=_whole(1, 1024),
+        ),
+    )
+    processes_per_pipeline: int | None = field(
+        default=None,
+        metadata=_setting(
+            "Number of processes of one pipeline, which do as many runs at once; they count in loaded_pipelines",
+            unit="count",
+            parse=_whole(1, 1024),
+            default="as many as there are cores, and as run_memory_limit fits into the memory; at least 1",
         ),
     )
     environment: tuple[tuple[str, Path], ...] = field(

@@ -1,4 +1,4 @@
-"""Keep pipelines loaded, each in its own process.
+"""Keep pipelines loaded, each in one process or several.
 
 The number of processes is limited, and a process does one run at a time.
 """
@@ -6,10 +6,10 @@ The number of processes is limited, and a process does one run at a time.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 from filestore.cache import Cache
 from filestore.runtime.process import PipelineProcess
@@ -30,75 +30,109 @@ class LoadedPipeline(NamedTuple):
         await self.cache.close()
 
 
-class LoadedPipelines:
-    """Holds at most `limit` processes.
+class _Place(NamedTuple):
+    """The right to have a process. `loaded` is the idle process whose place it is, which may be of another pipeline."""
 
-    A run that needs one more ends the process that has been idle longest, or waits until one is idle.
+    loaded: LoadedPipeline | None
+
+
+class LoadedPipelines:
+    """Holds at most `limit` processes, and at most `limit_per_pipeline` of one pipeline.
+
+    A run gets an idle process of its pipeline. If there is none, a new process is started. If there are too many, the
+    new one replaces the process that has been idle longest, or the run waits. Pipelines whose runs wait take turns, so
+    a pipeline with many runs delays a run of another one by one run and not by all.
     """
 
-    def __init__(self, *, limit: int) -> None:
+    def __init__(self, *, limit: int, limit_per_pipeline: int = 1) -> None:
         self._limit = limit
-        self._count = 0
-        self._idle: dict[str, LoadedPipeline] = {}
-        """The idle pipelines by their ids. The first one has been idle the longest."""
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._changed = asyncio.Condition()
+        self._limit_per_pipeline = limit_per_pipeline
+        self._idle: list[LoadedPipeline] = []
+        """The first one has been idle the longest."""
+        self._busy: Counter[str] = Counter()
+        """How many processes of each pipeline do a run, start or end."""
+        self._waiting: OrderedDict[str, deque[asyncio.Future[_Place]]] = OrderedDict()
+        """The runs of each pipeline that wait, in the order of their calls. The first pipeline has the next turn."""
 
     @property
     def pipeline_ids(self) -> list[str]:
         """The ids of the pipelines that are loaded and idle, those that have been idle longest first."""
-        return list(self._idle)
+        return list(dict.fromkeys(loaded.pipeline_id for loaded in self._idle))
 
     @asynccontextmanager
     async def acquire(self, pipeline_id: str, load: Callable[[], Awaitable[LoadedPipeline]]) -> AsyncIterator[LoadedPipeline]:
-        """Yield the loaded pipeline to one run at a time. Runs of one pipeline take turns in the order of their calls.
+        """Yield a process of the pipeline to one run at a time. Runs of one pipeline begin in the order of their calls.
 
-        `load` loads the pipeline if it is not loaded. Raises what `load` raises.
+        `load` loads the pipeline into a new process. Raises what `load` raises.
         """
-        lock = self._locks.setdefault(pipeline_id, asyncio.Lock())
-        async with lock:
-            loaded = await self._reserve(pipeline_id)
-            try:
-                if loaded is not None and (loaded.pipeline_id != pipeline_id or not loaded.process.is_usable):
-                    await loaded.end()
-                    loaded = None
-                if loaded is None:
-                    loaded = await load()
-                yield loaded
-            finally:
-                await shield_until_done(self._give_back(loaded))
+        loaded = (await self._reserve(pipeline_id)).loaded
+        try:
+            if loaded is not None and (loaded.pipeline_id != pipeline_id or not loaded.process.is_usable):
+                await loaded.end()
+                loaded = None
+            if loaded is None:
+                loaded = await load()
+            yield loaded
+        finally:
+            await shield_until_done(self._give_back(pipeline_id, loaded))
 
     async def close(self) -> None:
         """End the idle processes."""
-        for loaded in self._idle.values():
+        for loaded in self._idle:
             await loaded.end()
         self._idle.clear()
 
-    async def _reserve(self, pipeline_id: str) -> LoadedPipeline | None:
-        """Return the idle pipeline, or another idle one that must be ended first, or None if a new process may start.
+    async def _reserve(self, pipeline_id: str) -> _Place:
+        """Return a place for a run of a pipeline, as soon as there is one."""
+        place: asyncio.Future[_Place] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(pipeline_id, deque()).append(place)
+        self._grant_places()
+        try:
+            return await place
+        except asyncio.CancelledError:
+            # The place may have been granted at the same moment.
+            if not place.cancelled():
+                await shield_until_done(self._give_back(pipeline_id, place.result().loaded))
+            raise
 
-        It waits until one of these is possible.
-        """
-        async with self._changed:
-            while True:
-                if self._idle:
-                    if pipeline_id in self._idle:
-                        return self._idle.pop(pipeline_id)
-                    if self._count >= self._limit:
-                        return self._idle.pop(next(iter(self._idle)))
-                if self._count < self._limit:
-                    self._count += 1
-                    return None
-                await self._changed.wait()
-
-    async def _give_back(self, loaded: LoadedPipeline | None) -> None:
+    async def _give_back(self, pipeline_id: str, loaded: LoadedPipeline | None) -> None:
         if loaded is not None and not loaded.process.is_usable:
             await loaded.end()
             loaded = None
-        async with self._changed:
-            if loaded is None:
-                self._count -= 1
-            else:
-                self._idle[loaded.pipeline_id] = loaded
-            # Wake all waiters: a single waiter could be cancelled at the same moment and would not wake the next.
-            self._changed.notify_all()
+        self._busy[pipeline_id] -= 1
+        if not self._busy[pipeline_id]:
+            del self._busy[pipeline_id]
+        if loaded is not None:
+            self._idle.append(loaded)
+        self._grant_places()
+
+    def _grant_places(self) -> None:
+        """Grant places to waiting runs, one pipeline after the other, until no run can get one."""
+        while any(self._grant_place(pipeline_id) for pipeline_id in list(self._waiting)):
+            pass
+
+    def _grant_place(self, pipeline_id: str) -> bool:
+        """Grant a place to the next run of a pipeline, if there is one. Its next run waits for another turn."""
+        waiting = self._waiting[pipeline_id]
+        while waiting and waiting[0].done():
+            waiting.popleft()  # it was cancelled
+        place = self._find_place(pipeline_id) if waiting else None
+        if place is not None:
+            waiting.popleft().set_result(place)
+            self._busy[pipeline_id] += 1
+            self._waiting.move_to_end(pipeline_id)
+        if not waiting:
+            del self._waiting[pipeline_id]
+        return place is not None
+
+    def _find_place(self, pipeline_id: str) -> _Place | None:
+        # The process that was used last, so that the others become the ones that are replaced.
+        own = next((loaded for loaded in reversed(self._idle) if loaded.pipeline_id == pipeline_id), None)
+        if own is not None:
+            self._idle.remove(own)
+            return _Place(own)
+        if self._busy[pipeline_id] >= self._limit_per_pipeline:
+            return None
+        if self._busy.total() + len(self._idle) < self._limit:
+            return _Place(None)
+        return _Place(self._idle.pop(0)) if self._idle else None

@@ -53,6 +53,8 @@ class RuntimeLimits:
     pipelines: int
     """The number of processes at the same time."""
     process: ProcessLimits
+    processes_per_pipeline: int = 1
+    """The number of processes of one pipeline at the same time. They also count among those of all pipelines."""
 
 
 class _LocalFile(NamedTuple):
@@ -85,7 +87,7 @@ class Runtime:
         self.work_folder = folder / "work"
         self._environ = environ
         self._limits = limits
-        self._loaded = LoadedPipelines(limit=limits.pipelines)
+        self._loaded = LoadedPipelines(limit=limits.pipelines, limit_per_pipeline=limits.processes_per_pipeline)
         self._log_writer = LogWriter()
         self._tasks: set[asyncio.Task[None]] = set()
 

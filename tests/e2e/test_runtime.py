@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import zipfile
 from asyncio import StreamWriter, gather, to_thread
 from collections.abc import Iterator
@@ -23,15 +24,16 @@ from tests.support.runtimes import (
     running_site,
     with_sdk,
 )
-from tests.support.server import eventually
+from tests.support.server import SECONDS, eventually
 
 
 @pytest.fixture(scope="module")
 def runtime(user: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRuntime]:
-    """A runtime that keeps two pipelines loaded."""
+    """A runtime that keeps two pipelines loaded, each in one process."""
     root = tmp_path_factory.mktemp("served") / "root"
     environ = {"FILESTORE_URL_PRIVATE_ALLOWED": "yes"}
-    with running_runtime(user, root, "--loaded-pipelines", "2", environ=environ, complains=None) as runtime:
+    arguments = ("--loaded-pipelines", "2", "--processes-per-pipeline", "1")
+    with running_runtime(user, root, *arguments, environ=environ, complains=None) as runtime:
         yield runtime
 
 
@@ -261,6 +263,33 @@ def test_runs_of_one_pipeline_wait_for_each_other(runtime: RunningRuntime, graph
     ended = [runtime.ask("GET", f"/v3/runs/{run['id']}").json for run in begun]
     assert [10] * 5 == [run["state"] for run in ended]
     assert 1 == len({run["result"]["outputs"][0]["value"] for run in ended})
+
+
+@pytest.mark.slow
+def test_runs_of_one_pipeline_overlap(user: Home, tmp_path: Path) -> None:
+    """Two of three are done at the same time, in two processes that read their static file in one place of the cache."""
+    (tmp_path / "weights").write_text("weights")
+    root = tmp_path / "root"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as meeting,
+        running_runtime(user, root, "--processes-per-pipeline", "2") as runtime,
+    ):
+        meeting.settimeout(SECONDS)
+        environ = {"FILESTORE_URL": runtime.server.url, "FILESTORE_TOKEN": TOKEN}
+        file_id = user.result("push", tmp_path / "weights", environ=environ)["id"]
+        with_sdk(user, REPOSITORY / "tests/support/meeting.py", tmp_path, file_id)
+        pipeline = runtime.pipeline(tmp_path / "meet")
+        port = {"type": "integer", "value": meeting.getsockname()[1]}
+        begun = [runtime.begin(pipeline, port, is_async=True).json["id"] for _ in range(3)]
+        # Neither connection is closed before there are two.
+        for connection in [meeting.accept()[0] for _ in range(2)]:
+            connection.close()
+        meeting.accept()[0].close()
+        eventually(lambda: {10} == {runtime.ask("GET", f"/v3/runs/{run}").json["state"] for run in begun})
+        values = [runtime.ask("GET", f"/v3/runs/{run}").json["result"]["outputs"][0]["value"] for run in begun]
+
+    assert 2 == len({process for process, _ in values})
+    assert 1 == len({path for _, path in values})
 
 
 @pytest.mark.slow

@@ -247,6 +247,74 @@ async def test_pipelines_take_turns(processes: Processes) -> None:
     assert [False] * len(processes.started) == [process.is_usable for process in processes.started]
 
 
+async def test_runs_of_one_pipeline_are_spread_over_its_processes(processes: Processes) -> None:
+    """As many runs as it has processes are done at the same time; the next ones wait, and use the same processes."""
+    loaded = LoadedPipelines(limit=3, limit_per_pipeline=2)
+    meeting = asyncio.Barrier(2)
+    used = []
+
+    async def run() -> None:
+        async with loaded.acquire("a", lambda: processes.load("a")) as taken:
+            used.append(taken.process)
+            await meeting.wait()
+
+    await asyncio.gather(*(run() for _ in range(6)))
+    assert 2 == len(processes.started)
+    assert [3, 3] == [used.count(process) for process in processes.started]
+    await loaded.close()
+
+
+async def test_a_process_is_started_only_for_a_run_that_needs_it(processes: Processes) -> None:
+    """Runs that come one after the other have one process."""
+    loaded = LoadedPipelines(limit=3, limit_per_pipeline=3)
+    for _ in range(3):
+        async with loaded.acquire("a", lambda: processes.load("a")):
+            pass
+    assert 1 == len(processes.started)
+    await loaded.close()
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+async def test_the_runs_of_one_pipeline_do_not_keep_another_one_waiting(processes: Processes, limit: int) -> None:
+    """Pipelines take turns, however many runs one of them has: these runs end only after that of the other pipeline."""
+    loaded = LoadedPipelines(limit=limit, limit_per_pipeline=2)
+    other_has_begun = asyncio.Event()
+    begun = count()
+
+    async def run() -> None:
+        async with loaded.acquire("a", lambda: processes.load("a")):
+            if next(begun) > limit:
+                await other_has_begun.wait()
+
+    async def run_other() -> None:
+        async with loaded.acquire("b", lambda: processes.load("b")):
+            other_has_begun.set()
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(run() for _ in range(8)), run_other())
+    await loaded.close()
+
+
+async def test_a_run_that_is_cancelled_while_it_waits_takes_no_place(processes: Processes) -> None:
+    """It may have been granted one at the same moment; the next run gets it."""
+    loaded = LoadedPipelines(limit=1)
+
+    async def run() -> str:
+        async with loaded.acquire("a", lambda: processes.load("a")):
+            return "done"
+
+    async with loaded.acquire("a", lambda: processes.load("a")):
+        waiting = [asyncio.create_task(run()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+    # The second run has been granted the place, and has not gone on yet.
+    waiting[1].cancel()
+    ended = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert [asyncio.CancelledError, asyncio.CancelledError, str] == [type(each) for each in ended]
+    await loaded.close()
+
+
 async def test_an_idle_process_that_died_is_replaced(processes: Processes) -> None:
     """The next run gets a new process, without a failure."""
     loaded = LoadedPipelines(limit=1)
