@@ -24,6 +24,7 @@ HINTS = {
     "remove-record": "`filestore rm {file_id}` removes the record",
     "replace": "--force does that",
     "start-server": "`filestore serve` starts one",
+    "store-folder": "`pipeline create file -r` and `filestore push` store a folder with its folders",
     "symlinks-follow": "`--symlinks follow` and --exclude do that",
     "symlinks-keep": "`--symlinks keep` and --exclude do that",
     "url-proxy": "FILESTORE_URL_PROXY sets it",

@@ -8,8 +8,10 @@ import click
 
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
+from filestore.errors import ChunksMissing, InvalidContent, NotFound
 from filestore.repository.protocol import Repository
 from filestore_cli.context import CommandContext, takes
+from filestore_cli.hints import HINTS
 from filestore_cli.lookup import record_of
 from filestore_cli.start import run_to_end
 from filestore_cli.text import exactly, for_display, in_units, minute, table
@@ -53,7 +55,8 @@ def info(context: CommandContext, reference: str) -> None:
 
     async def run() -> None:
         async with context.repository(read_only=True) as repository:
-            _show_record(context, repository, await record_of(repository, Reference.parse(reference)))
+            record = await record_of(repository, Reference.parse(reference))
+            _show_record(context, repository, record, warning=await _warning(repository, record))
 
     run_to_end(run())
 
@@ -87,9 +90,23 @@ async def _newest(repository: Repository, limit: int | None) -> list[Record]:
     return records
 
 
-def _show_record(context: CommandContext, repository: Repository, record: Record, *, removed: bool = False) -> None:
+async def _warning(repository: Repository, record: Record) -> str | None:
+    """Return what a user of the record should know about its content."""
+    from filestore.transfer.repeated_names import find_repeated_names, repeated_names_warning  # heavy
+
+    try:
+        warning = repeated_names_warning(await find_repeated_names(repository, record))
+    except (NotFound, InvalidContent, ChunksMissing):
+        # The command shows the record, also of damaged content.
+        return None
+    return None if warning is None else f"{warning}; {HINTS['store-folder']}"
+
+
+def _show_record(
+    context: CommandContext, repository: Repository, record: Record, *, removed: bool = False, warning: str | None = None
+) -> None:
     context.show(
-        {**record.as_json(), "repository": repository.location},
+        {**record.as_json(), "repository": repository.location} | ({} if warning is None else {"warning": warning}),
         *(["removed"] if removed else []),
         *table(
             id=record.id,
@@ -102,6 +119,7 @@ def _show_record(context: CommandContext, repository: Repository, record: Record
             created=minute(record.created_at),
             updated=minute(record.updated_at),
             repository=context.place(repository),
+            **({} if warning is None else {"warning": for_display(warning)}),
         ),
     )
 

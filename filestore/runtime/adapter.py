@@ -17,7 +17,7 @@ from filestore.runtime.handles import content_name, handle_name, readable_path
 from filestore.runtime.inputs import InputFile, Inputs, Make
 from filestore.runtime.outputs import OutputFile, Outputs, file_answer
 from filestore.runtime.own_urls import OwnUrls, stored_here
-from filestore.runtime.prepare import PrepareResult, map_bounded, prepare
+from filestore.runtime.prepare import PrepareResult, folders_checked, map_bounded, prepare
 from filestore.runtime.values import Local, stored_value
 from filestore.system.threads import in_disk_thread
 from filestore.transfer.push import default_name, push
@@ -83,7 +83,8 @@ class Adapter:
             async def resolve(files: Iterator[InputFile]) -> None:
                 for file in files:
                     wanted = await stored_here(self._cache, self._repository, file.wanted)
-                    path = await stack.enter_async_context(self._cache.lease(wanted))
+                    async with folders_checked(self._repository, wanted):
+                        path = await stack.enter_async_context(self._cache.lease(wanted))
                     file.container[file.key] = make(file.kind, path)
 
             await map_bounded(resolve, read.places)

@@ -4,6 +4,8 @@ FilestoreError
 ├── InvalidInput
 │   ├── InvalidRun
 │   └── UnknownEnvironment
+├── InvalidArchive
+│   └── FoldersLost
 ├── NotFound
 │   ├── UnknownPipeline
 │   ├── UnknownPointer
@@ -22,8 +24,9 @@ instead.
 
 from __future__ import annotations
 
-from filestore.errors import FilestoreError, InvalidInput, NotFound
+from filestore.errors import FilestoreError, InvalidArchive, InvalidInput, NotFound
 from filestore.http.wire import register_status
+from filestore.transfer.repeated_names import WAY_ROUND
 
 
 class InvalidRun(InvalidInput):
@@ -53,6 +56,20 @@ class UnusableEnvironment(FilestoreError):
     slug = "unusable-environment"
     facts = ("environment", "reason")
     sentence = "the environment {environment!r} cannot be used: {reason}"
+
+
+class FoldersLost(InvalidArchive):
+    """A directory of a pipeline was stored without its folders, and several of its files have the same name."""
+
+    slug = "folders-lost"
+    facts = ("name", "names")
+    hint = "store-folder"
+    sentence = (
+        "{name!r} cannot be unpacked as a Directory: several files in it have the same name: {names}. The program that made this "
+        f"zip file left out the folders, as upload_pipeline of the Pipeline SDK does; {WAY_ROUND}"
+    )
+    name: str
+    names: str
 
 
 class UnknownPipeline(NotFound):

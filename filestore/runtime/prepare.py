@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from filestore.cache import Cache, ResolveResult
 from filestore.core.progress import Report
+from filestore.errors import InvalidArchive
 from filestore.repository.protocol import Repository
+from filestore.runtime.errors import FoldersLost
 from filestore.runtime.values import Stored
 from filestore.system.threads import task_group
+from filestore.transfer.repeated_names import find_repeated_names, listed_names
 
 T = TypeVar("T")
 
@@ -57,7 +61,8 @@ async def prepare(
 
     async def resolve(values: Iterator[Stored]) -> None:
         for value in values:
-            resolved[value] = await cache.resolved(value, report=report)
+            async with folders_checked(repository, value):
+                resolved[value] = await cache.resolved(value, report=report)
 
     # Cached files take no time. The largest of the others come first, because one that starts last would run alone.
     ordered = [*here, *sorted(sizes, key=sizes.__getitem__, reverse=True)]
@@ -69,6 +74,24 @@ async def prepare(
         sum(each.bytes_reused for each in resolved.values()),
         time.monotonic() - started,
     )
+
+
+@asynccontextmanager
+async def folders_checked(repository: Repository, wanted: Stored) -> AsyncIterator[None]:
+    """Say so if a directory cannot be unpacked in the block because it was stored without its folders.
+
+    Raises FoldersLost in the place of InvalidArchive.
+    """
+    try:
+        yield
+    except InvalidArchive:
+        if wanted.url is not None:
+            raise
+        record = await repository.record(wanted.reference)
+        names = await find_repeated_names(repository, record)
+        if not names:
+            raise
+        raise FoldersLost(f"{record.name} ({record.id})", listed_names(names)) from None
 
 
 async def map_bounded(

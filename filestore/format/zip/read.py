@@ -235,6 +235,28 @@ def parse_central_directory(directory: Buffer, end: End, *, limits: ZipLimits = 
     return members
 
 
+def repeated_names(directory: Buffer, end: End) -> list[str]:
+    """Return the names of files that a central directory has more than once, in its order, each name once.
+
+    Nothing else is checked: the list ends where a header is malformed.
+    """
+    data = bytes(directory)
+    counts: dict[str, int] = {}
+    at = 0
+    while at < end.size and data.startswith(zip_.CENTRAL_SIGNATURE, at) and at + zip_.CENTRAL_HEADER.size <= len(data):
+        fields: tuple[int, ...] = zip_.CENTRAL_HEADER.unpack_from(data, at)
+        name_size, extra_size, comment_size = fields[10:13]
+        name_at = at + zip_.CENTRAL_HEADER.size
+        extra_at = name_at + name_size
+        at = extra_at + extra_size + comment_size
+        try:
+            name = _decoded(data[name_at:extra_at], data[extra_at : extra_at + extra_size], flags=fields[3], host=fields[1] >> 8)
+        except InvalidArchive:
+            break
+        counts[name] = counts.get(name, 0) + 1
+    return [name for name, count in counts.items() if count > 1 and not name.endswith("/")]
+
+
 class Members(Sequence[Member]):
     """Holds the members of a directory that `parse_central_directory` has checked, and makes each on request.
 

@@ -13,7 +13,7 @@ from filestore.errors import InvalidInput
 from filestore.http.server.body.forms import receive_form
 from filestore.http.server.context import RequestContext
 from filestore.http.server.pushes import push_spool
-from filestore.http.server.routes.sdk.files import sdk_json
+from filestore.http.server.routes.sdk.files import upload_json
 from filestore.repository.local import LocalRepository
 
 
@@ -24,14 +24,15 @@ async def create_file(context: RequestContext, repository: LocalRepository) -> w
     because loaders know a file by its extension, and the alias can be found as well.
     """
     stored = await _store(context, repository)
-    return web.json_response(sdk_json(stored.record, alias=stored.alias), status=201)
+    return web.json_response(await upload_json(repository, stored.record, alias=stored.alias), status=201)
 
 
 async def create_file_with_url(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Do what `create_file` does. The answer also has a URL at which a pipeline reads the file without a token."""
     stored = await _store(context, repository)
     url = f"{context.base_url}/{await repository.sign(stored.record.id)}"
-    return web.json_response({**sdk_json(stored.record, alias=stored.alias), "url": url}, status=201)
+    answer = await upload_json(repository, stored.record, alias=stored.alias)
+    return web.json_response({**answer, "url": url}, status=201)
 
 
 class _StoredUpload(NamedTuple):

@@ -14,7 +14,7 @@ from filestore.http.server.body.forms import last_part
 from filestore.http.server.body.reader import reading_body
 from filestore.http.server.context import RequestContext, arriving
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
-from filestore.http.server.routes.sdk.files import sdk_json
+from filestore.http.server.routes.sdk.files import upload_json
 from filestore.http.server.routes.sdk.uploads import PART_LIMIT, IncomingPart, Upload
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
@@ -69,7 +69,7 @@ async def finish_upload(context: RequestContext, repository: LocalRepository) ->
     message = await _json_body(context)
     upload = await _upload_asked_for(context, repository, message)
     record = await context.request.app[ASSEMBLY].finish(upload, repository, _listed(message.get("multipart_metadata")))
-    return web.json_response(sdk_json(record), status=201)
+    return web.json_response(await upload_json(repository, record), status=201)
 
 
 async def _receive(context: RequestContext, incoming: IncomingPart) -> None:
