@@ -40,17 +40,17 @@ async def listening(
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
-        # `wait_closed` is not called, because a peer may still be connected.
-        server.close()
-        # A connection that was accepted just now gets its handler after a few cycles of the loop: one accepts it, one makes its
-        # transport, one tells the protocol.
+        # A connection gets its handler after a few cycles of the loop: one accepts it, one makes its transport, one tells the
+        # protocol. A server that is closed meanwhile would leave the transport open: asyncio cannot attach it any more.
         for _ in range(ACCEPT_CYCLES):
             await asyncio.sleep(0)
+        # `wait_closed` is not called, because a peer may still be connected.
+        server.close()
         ending = list(tasks)
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
-        # A TLS connection that is being closed waits for its peer, which may have gone. Others do not wait, and asyncio cannot
-        # abort one that is closed already.
-        for writer in writers if tls is not None else []:
+        # A connection that is being closed waits for its peer, which may have gone or may not read.
+        for writer in writers:
             writer.transport.abort()
+        await asyncio.sleep(0)  # asyncio closes the sockets in the next cycle
