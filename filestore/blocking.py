@@ -307,13 +307,15 @@ class Repository:
         inner = self.inner
         return run(lambda: inner.sign(file_id))
 
-    def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
+    def remove(self, file_id: str, *, with_chunks: bool = False, force: bool = False) -> Record:
         """Remove a record, and return it. `with_chunks` also removes its chunks that no other record needs.
 
-        Raises NotFound, DamagedRecord, StorageError, TransferError, BlockingCallRefused.
+        `force` removes it also if a pipeline needs it.
+
+        Raises NotFound, FileInUse, DamagedRecord, StorageError, TransferError, BlockingCallRefused.
         """
         inner = self.inner
-        return run(lambda: inner.remove(file_id, with_chunks=with_chunks))
+        return run(lambda: inner.remove(file_id, with_chunks=with_chunks, force=force))
 
     def close(self) -> None:
         """Close files and connections. Another call does nothing. No other method may be called afterwards.

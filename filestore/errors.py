@@ -24,6 +24,7 @@ FilestoreError
 ├── NotFound
 │   └── UploadNotFound
 ├── ChunksMissing
+├── FileInUse                 a file that pipelines need is not removed
 ├── LimitExceeded
 ├── NotARepository
 ├── ReadOnly
@@ -324,6 +325,17 @@ class ChunksMissing(FilestoreError):
     def __str__(self) -> str:
         count = len(self.digests)
         return f"chunks are missing in the repository, {count} in all, the first is {self.digests[0]}; push the file again"
+
+
+class FileInUse(FilestoreError):
+    """A file is not removed, because pipelines need it. `pipelines` has their names."""
+
+    slug = "file-in-use"
+    facts = ("file_id", "pipelines")
+    sentence = "{file_id} is needed by the pipeline {pipelines}; delete each pipeline that needs it first, or remove it by force"
+    hint = "remove-anyway"
+    file_id: str
+    pipelines: str
 
 
 class LimitExceeded(FilestoreError):

@@ -21,6 +21,7 @@ HINTS = {
     "give-token": "`filestore serve` prints one, and --token or FILESTORE_TOKEN gives it",
     "list-files": "`filestore ls` shows what is",
     "raise-setting": "{variable} sets it",
+    "remove-anyway": "the option is --force, and a run of a pipeline then fails for want of the file",
     "remove-record": "`filestore rm {file_id}` removes the record",
     "replace": "--force does that",
     "start-server": "`filestore serve` starts one",

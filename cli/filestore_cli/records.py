@@ -63,9 +63,13 @@ def info(context: CommandContext, reference: str) -> None:
 
 @click.command(short_help="Remove a stored file or directory.")
 @click.argument("file_id", metavar="ID")
+@click.option("--force", is_flag=True, help="Remove it also if a pipeline needs it.")
 @takes("url", "token")
-def rm(context: CommandContext, file_id: str) -> None:
-    """Remove the record of a stored file or directory. Other records of the same content stay."""
+def rm(context: CommandContext, file_id: str, *, force: bool) -> None:
+    """Remove the record of a stored file or directory. Other records of the same content stay.
+
+    A file that a pipeline needs is not removed without --force.
+    """
     if Reference.parse(file_id).id is None:
         raise click.ClickException(
             f"rm takes an id (file_ and 32 hexadecimal digits), and {file_id!r} is not one; "
@@ -74,7 +78,7 @@ def rm(context: CommandContext, file_id: str) -> None:
 
     async def run() -> None:
         async with context.repository() as repository:
-            _show_record(context, repository, await repository.remove(file_id), removed=True)
+            _show_record(context, repository, await repository.remove(file_id, force=force), removed=True)
 
     run_to_end(run())
 

@@ -154,6 +154,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.DamagedRecord: 500,
     errors.NotFound: 404,
     errors.ChunksMissing: 409,
+    errors.FileInUse: 409,
     errors.LimitExceeded: 413,
     errors.Unauthorized: 401,
     errors.UrlRefused: 403,

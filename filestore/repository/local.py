@@ -24,6 +24,7 @@ from filestore.errors import (
     Busy,
     ChunksMissing,
     DamagedRecord,
+    FileInUse,
     InvalidManifest,
     NotFound,
     ReadOnly,
@@ -32,7 +33,7 @@ from filestore.errors import (
 )
 from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.format_file import read_format
-from filestore.repository.index.protocol import Index, Transaction
+from filestore.repository.index.protocol import Index, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all, is_intact
 from filestore.repository.protocol import SIGNED_SECONDS, Identity, Moved, Wanted, closed_error, reference_of
 from filestore.repository.stores.protocol import ChunkStore, Staging
@@ -232,7 +233,7 @@ class LocalRepository:
         secret = await self._index.secret()
         return signed_path(secret, "GET", path, namespace=self._namespace, expires_at=expires_at).removeprefix("/")
 
-    async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
+    async def remove(self, file_id: str, *, with_chunks: bool = False, force: bool = False) -> Record:
         self._check_writable()
         chunks: dict[Digest, None] = {}
         seen_until = None
@@ -243,6 +244,9 @@ class LocalRepository:
             if with_chunks:
                 # Check the records that were committed since. During this transaction none is committed.
                 await self._keep_needed(chunks, without=file_id, since=seen_until)
+            users = [] if force else await transaction.uses_of(self._namespace, file_id)
+            if users:
+                raise FileInUse(file_id, _summary([use.pipeline_name for use in users]))
             record = await transaction.remove_record(self._namespace, file_id)
             if record is None:
                 raise NotFound(file_id)
@@ -251,6 +255,22 @@ class LocalRepository:
         if with_chunks:
             await self._remove_condemned(record.digest, list(chunks))
         return record
+
+    async def uses(self) -> list[Use]:
+        """Return all uses of records by pipelines."""
+        return await self._index.uses(self._namespace)
+
+    async def add_uses(self, added: Sequence[Use]) -> None:
+        """Record that pipelines use records. Uses of records that do not exist are skipped."""
+        async with self._index.transaction() as transaction:
+            await transaction.add_uses(self._namespace, added)
+
+    async def remove_uses(self, pipeline_id: str, *, graph_ids: Sequence[str]) -> None:
+        """Remove the graphs of a pipeline and all its uses of records, in one transaction. Missing ones do not matter."""
+        async with self._index.transaction() as transaction:
+            for graph_id in graph_ids:
+                await transaction.remove_record(self._namespace, graph_id)
+            await transaction.remove_uses(self._namespace, pipeline_id)
 
     async def _chunks_of(self, record: Record) -> dict[Digest, None]:
         """Return the chunks that a record needs. Return no chunks if the record was removed meanwhile.
@@ -276,7 +296,7 @@ class LocalRepository:
         """
         latest, before = since, None
         while chunks:
-            page = await self._index.records(self._namespace, limit=_RECORDS_AT_ONCE, before=before)
+            page = await self._index.records(self._namespace, limit=_RECORDS_AT_ONCE, before=before, with_graphs=True)
             newer = [record for record in page if since is None or record.updated_at > since]
             for record in newer:
                 latest = record.updated_at if latest is None else max(latest, record.updated_at)
@@ -369,6 +389,12 @@ class LocalRepository:
         files = await self._store.open(self._namespace, [digest])
         _close(files)
         return files != [None]
+
+
+def _summary(names: Sequence[str]) -> str:
+    """Return names for an error, at most ten of them."""
+    more = f" and {len(names) - 10} others" if len(names) > 10 else ""
+    return f"{', '.join(names[:10])}{more}"
 
 
 def _close(files: Iterable[BinaryIO | None]) -> None:

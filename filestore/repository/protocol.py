@@ -122,15 +122,16 @@ class Repository(Protocol):
         Raises NotFound.
         """
 
-    async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
-        """Remove a record.
+    async def remove(self, file_id: str, *, with_chunks: bool = False, force: bool = False) -> Record:
+        """Remove a record. `force` removes it also if a pipeline needs it.
 
         Its chunks stay, unless `with_chunks` is set: then chunks that no other record needs are removed too.
 
         Removing chunks reads the manifest of every record of the namespace. A push in progress may have learned that
         such a chunk is present. Its commit reports the chunk as missing, and the push sends it.
 
-        Raises NotFound. Raises DamagedRecord, and removes nothing, if one of these manifests is missing or damaged.
+        Raises NotFound; FileInUse if a pipeline needs the file. Raises DamagedRecord, and removes nothing, if one of
+        these manifests is missing or damaged.
         """
 
     async def close(self) -> None:

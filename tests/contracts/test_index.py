@@ -12,7 +12,7 @@ from filestore.core.digest import Digest, chunk_digest, token_digest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import Busy
-from filestore.repository.index.protocol import ChunkRow, Index
+from filestore.repository.index.protocol import ChunkRow, Index, Use
 from tests.contracts.conftest import Clock, OpenIndex
 from tests.support.cancels import cancelled_at_every_await
 
@@ -267,6 +267,56 @@ async def test_removed_record_is_gone(index: Index) -> None:
         assert goes == await transaction.remove_record(A, goes.id)
         assert await transaction.remove_record(A, goes.id) is None
     assert stays == await index.record(A, Reference(name="name"))
+
+
+async def use(index: Index, *uses: Use, namespace: str = A) -> None:
+    """Add uses."""
+    async with index.transaction() as transaction:
+        await transaction.add_uses(namespace, uses)
+
+
+async def uses_of(index: Index, file_id: str, *, namespace: str = A) -> list[Use]:
+    """Return the uses of a record."""
+    async with index.transaction() as transaction:
+        return await transaction.uses_of(namespace, file_id)
+
+
+async def test_uses_are_those_of_existing_records(index: Index) -> None:
+    """A use of a record that does not exist is skipped. One that is added again is replaced. Namespaces do not share."""
+    stored = await record(index, "a.bin", digests(1)[0])
+    first, second = Use(stored.id, "p2", "b:v1"), Use(stored.id, "p1", "c:v1")
+    await use(index, Use(stored.id, "p2", "a:v1", is_graph=True), Use("file_" + "0" * 32, "p2", "b:v1"))
+    await use(index, first, second)
+    await use(index, Use(stored.id, "p3", "a:v1"), namespace=B)
+
+    assert [second, first] == await index.uses(A)
+    assert [first, second] == await uses_of(index, stored.id)
+    assert [] == await index.uses(B)
+
+
+async def test_removed_uses_are_gone(index: Index) -> None:
+    """Those of a pipeline, whose records stay, and those of a record that is removed."""
+    one, two = [await record(index, name, digests(1)[0]) for name in ("a.bin", "b.bin")]
+    await use(index, *(Use(stored.id, pipeline, "p:v1") for stored in (one, two) for pipeline in ("p1", "p2")))
+    async with index.transaction() as transaction:
+        await transaction.remove_uses(A, "p1")
+        await transaction.remove_uses(A, "unknown")
+        await transaction.remove_record(A, one.id)
+
+    assert [Use(two.id, "p2", "p:v1")] == await index.uses(A)
+    assert [two] == await index.records(A, limit=10)
+
+
+async def test_graphs_are_not_listed(index: Index) -> None:
+    """They are records like others, and found by every reference, but no files of a user."""
+    file, graph, newest = [await record(index, name, digests(1)[0]) for name in ("a.bin", "p.graph", "b.bin")]
+    await use(index, Use(graph.id, "p1", "p:v1", is_graph=True), Use(file.id, "p1", "p:v1"))
+
+    assert [newest, file] == await index.records(A, limit=2)
+    assert [file] == await index.records(A, limit=2, before=newest.updated_at)
+    assert [newest, graph, file] == await index.records(A, limit=3, with_graphs=True)
+    for reference in (Reference(id=graph.id), Reference(name="p.graph"), Reference(digest=graph.digest, name="p.graph")):
+        assert graph == await index.record(A, reference)
 
 
 async def test_token_belongs_to_one_namespace(index: Index) -> None:

@@ -75,9 +75,9 @@ class WatchedRepository:
         await self._note("sign")
         return await self.inner.sign(file_id)
 
-    async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
+    async def remove(self, file_id: str, *, with_chunks: bool = False, force: bool = False) -> Record:
         await self._note("remove")
-        return await self.inner.remove(file_id, with_chunks=with_chunks)
+        return await self.inner.remove(file_id, with_chunks=with_chunks, force=force)
 
     async def close(self) -> None:
         await self.inner.close()

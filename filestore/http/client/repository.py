@@ -259,10 +259,11 @@ class RemoteRepository:
             raise UnexpectedRecord(self.location, f"a path of {found!r}", f"one of {file_id!r}")
         return path
 
-    async def remove(self, file_id: str, *, with_chunks: bool = False) -> Record:
+    async def remove(self, file_id: str, *, with_chunks: bool = False, force: bool = False) -> Record:
         # Read it first: once it is removed and the answer was lost, the record cannot be had any more.
         record = await self.record(Reference(id=file_id))
-        path = f"/files/{quote(file_id, safe='')}{'?chunks=true' if with_chunks else ''}"
+        query = "&".join(f"{key}=true" for key, value in {"chunks": with_chunks, "force": force}.items() if value)
+        path = f"/files/{quote(file_id, safe='')}{query and '?'}{query}"
         tries = count(1)
 
         async def ask() -> Record:

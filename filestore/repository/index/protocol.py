@@ -24,6 +24,17 @@ class ChunkRow(NamedTuple):
     stored_size: int
 
 
+class Use(NamedTuple):
+    """The use of a record by a pipeline."""
+
+    file_id: str
+    pipeline_id: str
+    pipeline_name: str
+    """The name of the pipeline in messages."""
+    is_graph: bool = False
+    """Whether the record is the graph of the pipeline. Then it does not count as a file of a user."""
+
+
 class Transaction(Protocol):
     """Writes to an index. They become visible and durable all together, or not at all.
 
@@ -55,7 +66,16 @@ class Transaction(Protocol):
         """
 
     async def remove_record(self, namespace: str, file_id: str) -> Record | None:
-        """Remove the record with this id, and return it. Return None if it does not exist."""
+        """Remove the record with this id and its uses, and return it. Return None if it does not exist."""
+
+    async def add_uses(self, namespace: str, uses: Sequence[Use]) -> None:
+        """Add uses of records that exist, and skip the others. A use of a record by a pipeline that exists is replaced."""
+
+    async def remove_uses(self, namespace: str, pipeline_id: str) -> None:
+        """Remove all uses by a pipeline. The records stay."""
+
+    async def uses_of(self, namespace: str, file_id: str) -> list[Use]:
+        """Return the uses of a record, in the order of the pipelines' names."""
 
     async def add_token(self, token_digest: Digest, *, namespace: str, label: str) -> None:
         """Add a token. If it already exists, change its namespace and label."""
@@ -99,8 +119,14 @@ class Index(Protocol):
         zip was pushed as a file. `name_otherwise` is ignored.
         """
 
-    async def records(self, namespace: str, *, limit: int, before: int | None = None) -> list[Record]:
-        """Return at most `limit` records, the newest first. With `before`, return only records updated before it."""
+    async def records(self, namespace: str, *, limit: int, before: int | None = None, with_graphs: bool = False) -> list[Record]:
+        """Return at most `limit` records, the newest first. With `before`, return only records updated before it.
+
+        The graphs of pipelines are left out, unless `with_graphs` is set.
+        """
+
+    async def uses(self, namespace: str) -> list[Use]:
+        """Return all uses, in the order of the pipelines' ids."""
 
     async def token_namespace(self, token_digest: Digest) -> str | None:
         """Return the namespace of a token. Return None if the token is unknown."""

@@ -30,7 +30,8 @@ from filestore.errors import (
     UnknownFormat,
     UsedAfterFork,
 )
-from filestore.repository.index.protocol import ChunkRow, TokenRow
+from filestore.repository.index import uses
+from filestore.repository.index.protocol import ChunkRow, TokenRow, Use
 from filestore.repository.index.reading import State, in_use_elsewhere, open_for_reading, state_of
 from filestore.system.metrics import Stage, span
 from filestore.system.sqlite_errors import sqlite_errors
@@ -39,7 +40,8 @@ from filestore.system.threads import abandon, in_thread, shield_until_done, tell
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_OLDEST_VERSION = 2
 BUSY_SECONDS = 60.0
 REFRESH_MICROSECONDS = 3600 * 1_000_000
 """The last-seen time of a chunk is not updated more often than this, because a write is expensive."""
@@ -90,8 +92,11 @@ _SCHEMA = (
     ) WITHOUT ROWID""",
     # At most one row.
     "CREATE TABLE secrets (secret BLOB NOT NULL)",
+    *uses.TABLE,
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+_MIGRATIONS = {2: (*uses.TABLE, "PRAGMA user_version = 3")}
+"""The statements that lead from each older version to the next one, in one transaction."""
 
 _NEWEST_RECORDS = (
     "SELECT id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
@@ -158,8 +163,11 @@ class SqliteIndex:
     async def record(self, namespace: str, reference: Reference) -> Record | None:
         return await self._reader.run(_select_record, namespace, reference)
 
-    async def records(self, namespace: str, *, limit: int, before: int | None = None) -> list[Record]:
-        return await self._reader.run(_select_records, namespace, limit, before)
+    async def records(self, namespace: str, *, limit: int, before: int | None = None, with_graphs: bool = False) -> list[Record]:
+        return await self._reader.run(_select_records, namespace, limit, before, with_graphs=with_graphs)
+
+    async def uses(self, namespace: str) -> list[Use]:
+        return await self._reader.run(uses.select_uses, namespace)
 
     async def token_namespace(self, token_digest: Digest) -> str | None:
         return await self._reader.run(_select_token_namespace, token_digest)
@@ -231,6 +239,15 @@ class SqliteTransaction:
 
     async def remove_record(self, namespace: str, file_id: str) -> Record | None:
         return await self._writer.run(_delete_record, namespace, file_id)
+
+    async def add_uses(self, namespace: str, added: Sequence[Use]) -> None:
+        await self._writer.run(uses.insert_uses, namespace, added)
+
+    async def remove_uses(self, namespace: str, pipeline_id: str) -> None:
+        await self._writer.run(uses.delete_uses, namespace, pipeline_id)
+
+    async def uses_of(self, namespace: str, file_id: str) -> list[Use]:
+        return await self._writer.run(uses.select_uses_of, namespace, file_id)
 
     async def add_token(self, token_digest: Digest, *, namespace: str, label: str) -> None:
         await self._writer.run(_insert_token, TokenRow(token_digest, namespace, label, self._now()))
@@ -450,7 +467,7 @@ def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Make the tables if they do not exist.
+    """Make the tables if they do not exist, or bring those of an older version to this one.
 
     If the file has another version or belongs to another program, raise UnknownFormat and change nothing.
     """
@@ -459,27 +476,31 @@ def _prepare(connection: sqlite3.Connection) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StorageError(path, "its file system cannot share memory between processes, which SQLite's log needs")
-    if _has_tables(connection, path):
-        return
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        if not _has_tables(connection, path):  # another process may have been faster
-            for statement in _SCHEMA:
-                connection.execute(statement)
-        connection.execute("COMMIT")
-    finally:
-        _roll_back(connection)
+    while (version := _version(connection, path)) != SCHEMA_VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if version == _version(connection, path):  # another process may have been faster
+                for statement in _MIGRATIONS[version] if version else _SCHEMA:
+                    connection.execute(statement)
+            connection.execute("COMMIT")
+        finally:
+            _roll_back(connection)
 
 
 def _has_tables(connection: sqlite3.Connection, path: str) -> bool:
+    return _version(connection, path) != 0
+
+
+def _version(connection: sqlite3.Connection, path: str) -> int:
+    """Return the version of the tables, or 0 if there are none. Raises UnknownFormat."""
     # In this order, because another process may make the tables, and with them the version, in between.
     (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == 0 and count == 0:
-        return False
-    if version != SCHEMA_VERSION:
+        return 0
+    if not _OLDEST_VERSION <= version <= SCHEMA_VERSION:
         raise UnknownFormat(path, str(version), str(SCHEMA_VERSION))
-    return True
+    return int(version)
 
 
 def _begin(connection: sqlite3.Connection) -> None:
@@ -576,13 +597,14 @@ def _insert_record(connection: sqlite3.Connection, record: Record, now: int) -> 
         (record.namespace, record.id, record.name, record.kind.value, record.digest, record.size, moment, moment),
     )
     # The record with the latest time is the one that was just inserted or updated.
-    return _select_records(connection, record.namespace, 1, None)[0]
+    return _select_records(connection, record.namespace, 1, None, with_graphs=True)[0]
 
 
 def _delete_record(connection: sqlite3.Connection, namespace: str, file_id: str) -> Record | None:
     record = _select_record(connection, namespace, Reference(id=file_id))
     if record is not None:
         connection.execute("DELETE FROM records WHERE namespace = ? AND id = ?", (namespace, file_id))
+        uses.delete_uses_of(connection, namespace, file_id)
     return record
 
 
@@ -595,15 +617,28 @@ def _select_record(connection: sqlite3.Connection, namespace: str, reference: Re
     return records[0] if records else None
 
 
-def _select_records(connection: sqlite3.Connection, namespace: str, limit: int, before: int | None) -> list[Record]:
-    return _newest_records(connection, namespace, {} if before is None else {"updated_at < ?": before}, limit=limit)
+def _select_records(
+    connection: sqlite3.Connection, namespace: str, limit: int, before: int | None, *, with_graphs: bool = False
+) -> list[Record]:
+    conditions = {} if before is None else {"updated_at < ?": before}
+    more = "" if with_graphs or not uses.has_uses(connection) else f" AND {uses.IS_LISTED}"
+    return _newest_records(connection, namespace, conditions, limit=limit, more=more)
 
 
 def _newest_records(
-    connection: sqlite3.Connection, namespace: str, conditions: Mapping[str, object], *, limit: int, first: str = ""
+    connection: sqlite3.Connection,
+    namespace: str,
+    conditions: Mapping[str, object],
+    *,
+    limit: int,
+    first: str = "",
+    more: str = "",
 ) -> list[Record]:
-    """Return the newest records that meet `conditions`. `first` is an SQL order with priority over the time."""
-    statement = _NEWEST_RECORDS.format("".join(f" AND {condition}" for condition in conditions), first)
+    """Return the newest records that meet `conditions` and the conditions of the SQL text `more`.
+
+    `first` is an SQL order with priority over the time.
+    """
+    statement = _NEWEST_RECORDS.format("".join(f" AND {condition}" for condition in conditions) + more, first)
     return [_record(connection, row) for row in connection.execute(statement, (namespace, *conditions.values(), limit))]
 
 

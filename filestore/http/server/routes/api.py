@@ -159,15 +159,13 @@ async def get_file(context: RequestContext, repository: LocalRepository) -> web.
 
 async def remove_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Remove a record, with its chunks if the query says so. Answer with the removed record."""
-    asked = context.request.query.get("chunks", "false")
-    if asked not in {"true", "false"}:
-        raise InvalidInput(f"chunks is {asked!r}; allowed are true and false")
+    with_chunks, force = _truth(context.request, "chunks"), _truth(context.request, "force")
     file_id = context.request.match_info["id"]
-    if asked == "false":
-        return _answer(await repository.remove(file_id))
+    if not with_chunks:
+        return _answer(await repository.remove(file_id, force=force))
 
     async def removed() -> web.Response:
-        return _answer(await repository.remove(file_id, with_chunks=True))
+        return _answer(await repository.remove(file_id, with_chunks=True, force=force))
 
     return await answer_slowly(context, removed())
 
@@ -211,6 +209,13 @@ async def describe_status(context: RequestContext, repository: LocalRepository) 
 
 def _answer(record: Record, *, status: int = 200) -> web.Response:
     return web.json_response(record.as_json(), status=status)
+
+
+def _truth(request: web.Request, key: str) -> bool:
+    text = request.query.get(key, "false")
+    if text not in {"true", "false"}:
+        raise InvalidInput(f"{key} is {text!r}; allowed are true and false")
+    return text == "true"
 
 
 def _name_header(request: web.Request) -> str:
