@@ -64,6 +64,11 @@ class Pipeline:
     requirements: dict[str, Any] = field(default_factory=dict)
     """Values by names that are in `REQUIREMENTS`."""
 
+    @property
+    def pointer(self) -> str:
+        """The pointer of its version. The name, before the pipeline is added."""
+        return f"{self.name}:v{self.version}" if self.version else self.name
+
     def as_json(self) -> dict[str, Any]:
         """Return the members of the Pipeline SDK's `PipelineGet`, and the version."""
         return {
@@ -116,6 +121,11 @@ class Pipelines:
             check_not_left(self._documents, reference)
             raise UnknownPipeline(reference)
         return found
+
+    def all(self) -> list[Pipeline]:
+        """Return all pipelines. Raises StorageError."""
+        with self._database.read() as connection:
+            return [_pipeline(row) for row in connection.execute(_SELECT)]
 
     def page(self, *, name: str | None, skip: int, limit: int) -> tuple[int, list[Pipeline]]:
         """Return the number of all pipelines, and a page of them, the newest first. `name` selects those of one name.

@@ -32,6 +32,7 @@ from filestore.runtime.printed import LogWriter, RunLog
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.runs import Run, Runs, State
 from filestore.runtime.starts import PipelineStart
+from filestore.runtime.uses import Uses
 from filestore.runtime.worker_protocol import UnsupportedValue, decode_value, encode_value
 from filestore.system.files import remove_if_possible, storage_errors, write_error
 from filestore.system.locks import FileLock
@@ -81,6 +82,7 @@ class Runtime:
         self.environments = environments
         self.pipelines = pipelines
         self.runs = Runs()
+        self.uses = Uses(repository)
         self._repository = repository
         self._make_cache = make_cache
         self._cache = make_cache(repository)
@@ -112,6 +114,10 @@ class Runtime:
             "run_queue": waiting[1:],
             "gpus": None,
         }
+
+    async def repair_uses(self) -> None:
+        """Make what the index says of the files that pipelines need agree with the pipelines. See `uses`."""
+        await self.uses.repair(await in_disk_thread(self.pipelines.all), self._cache)
 
     async def close(self) -> None:
         """End all runs and all processes."""
@@ -163,7 +169,9 @@ class Runtime:
             start.add_files(graph := await adapter.prepare([File(id=run.pipeline.graph_id)]))
             with start.load():
                 answer = await process.ask("load", {"graph": str(graph.paths[0])}, what="the loading of the pipeline")
-            start.add_files(prepared := await adapter.prepare([_static(**values) for values in answer["files"]]))
+            files = [_static(**values) for values in answer["files"]]
+            await self.uses.add_loaded(run.pipeline, files)
+            start.add_files(prepared := await adapter.prepare(files))
             with start.load():
                 await process.ask("start", {"paths": [str(path) for path in prepared.paths]}, what="the start of the pipeline")
         except BaseException:
@@ -215,6 +223,7 @@ async def open_runtime(
             try:
                 # A killed runtime leaves its work folder.
                 await in_disk_thread(remove_if_possible, runtime.work_folder)
+                await runtime.repair_uses()
                 yield runtime
             finally:
                 await shield_until_done(runtime.close())

@@ -38,7 +38,7 @@ graph = builder.get_pipeline()
 if not any(variable is file for variable in graph.variables):
     graph.variables.append(file)
 uploaded = upload_pipeline(graph, sys.argv[1], "default")
-print(json.dumps([uploaded.id, str(file.remote_id)]))
+print(json.dumps([uploaded.id, str(file.path)]))
 """
 
 TYPE = """
@@ -99,7 +99,9 @@ def user(request: pytest.FixtureRequest, runtime: RunningRuntime, tmp_path_facto
     name = f"team/model-{request.param}"
     said, errors = _python(request.param, home, environ, "-c", UPLOAD, name, home.folder / "my_file.txt")
     assert said, errors
-    pipeline_id, file_id = json.loads(said.splitlines()[-1])
+    pipeline_id, path = json.loads(said.splitlines()[-1])
+    # Version 1.0.26 does not say the id.
+    (file_id,) = [record["id"] for record in runtime.ask("GET", "/v3/pipeline_files").json if record["path"] == path]
     return User(request.param, home, environ, name, pipeline_id, file_id, said)
 
 
@@ -107,6 +109,23 @@ def user(request: pytest.FixtureRequest, runtime: RunningRuntime, tmp_path_facto
 def test_an_upload_tells_the_pointer_of_its_version(user: User) -> None:
     """It is also the first of the pointers of the name, and the runs of all of them are those of this pipeline."""
     assert f"Uploaded pipeline '{user.name}:v1' with ID = {user.pipeline_id}" in user.said
+
+
+@pytest.mark.slow
+def test_a_static_file_is_not_removed_and_a_graph_is_not_listed(user: User, runtime: RunningRuntime) -> None:
+    """Neither through the server nor in its folder, whoever asks. The error has the name of the pipeline."""
+    listed = {record["id"] for record in runtime.ask("GET", "/v3/pipeline_files").json}
+    pipeline = runtime.ask("GET", f"/v3/pipelines/{user.name}").json
+    answer = runtime.ask("DELETE", f"/native/v1/files/{user.file_id}")
+
+    assert user.file_id in listed
+    assert pipeline["path"] not in {record["path"] for record in runtime.ask("GET", "/v3/pipeline_files").json}
+    assert (409, f"{user.name}:v1") == (answer.status, answer.json["pipelines"])
+    for environ in ({"FILESTORE_URL": runtime.server.url, "FILESTORE_TOKEN": TOKEN}, {"FILESTORE_URL": str(runtime.server.root)}):
+        said = user.home.failure("rm", user.file_id, environ=environ)
+        assert said.startswith(f"{user.file_id} is needed by the pipeline {user.name}:v1; ")
+        assert "the option is --force" in said
+        assert listed == {record["id"] for record in user.home.result("ls", environ=environ)["files"]}
 
 
 @pytest.mark.slow
@@ -123,6 +142,17 @@ def test_every_command_prints_what_the_page_says(user: User, runtime: RunningRun
     for (command, printed), output in zip(rows, outputs, strict=True):
         for piece in PIECE.findall(printed):
             assert fill(piece) in output, (command, output)
+
+
+@pytest.mark.slow
+def test_a_deleted_pipeline_has_left_its_files(user: User, runtime: RunningRuntime) -> None:
+    """Its static file may be removed, in the folder while the server runs. Its graph is gone."""
+    folder = {"FILESTORE_URL": str(runtime.server.root)}
+
+    assert user.file_id == user.home.result("rm", user.file_id, environ=folder)["id"]
+    assert 404 == runtime.ask("GET", f"/v3/pipelines/{user.pipeline_id}").status
+    graph = user.home.failure("info", f"{user.pipeline_id}.graph", environ=folder)
+    assert f"{user.pipeline_id}.graph" in graph
 
 
 @pytest.mark.slow

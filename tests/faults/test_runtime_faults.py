@@ -185,7 +185,8 @@ def test_a_full_disk_fails_what_needs_space(user: Home, graphs: Path, tmp_path: 
         assert (507, "storage-full") == (refused.status, refused.slug)
         assert failure.endswith("its disk is full")
         assert isinstance(runtime.value(misbehaving, "pid"), int)
-        assert [f"{misbehaving}.graph"] == [record["name"] for record in runtime.ask("GET", "/native/v1/files").json["files"]]
+        assert [] == runtime.ask("GET", "/native/v1/files").json["files"]
+        assert [misbehaving] == [pipeline["id"] for pipeline in runtime.ask("GET", "/v3/pipelines").json["data"]]
 
 
 @pytest.mark.slow

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from aiofiles.tempfile import TemporaryFile
 from aiohttp import web
 
 from filestore.core.names import checked_pipeline_name
+from filestore.core.references import Reference
 from filestore.core.timestamps import parse_timestamp
-from filestore.errors import InvalidInput, NotFound
+from filestore.errors import FilestoreError, InvalidInput
 from filestore.http.server.app import Route
 from filestore.http.server.body.forms import Form, receive_form
 from filestore.http.server.context import RequestContext
@@ -26,6 +27,7 @@ from filestore.runtime.pipelines import REQUIREMENTS, Pipeline
 from filestore.runtime.routes.bodies import json_object, page_answer, page_asked_for, receive_object
 from filestore.runtime.runs import timestamp
 from filestore.runtime.server import Runtime
+from filestore.runtime.uses import scan_graph
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 logger = logging.getLogger("filestore.runtime")
@@ -68,6 +70,7 @@ class PipelineRoutes:
             environments = self._runtime.environments
             _check_python(form, environments.find(environment_id))
             inputs, outputs = _variables(form, "input_variables"), _variables(form, "output_variables")
+            named = await in_disk_thread(scan_graph, Path(f"/dev/fd/{spool.fileno()}"))
             record = await push_spool(context, repository, spool, size=form.size, name=f"{pipeline_id}.graph")
         pipeline = Pipeline(
             id=pipeline_id,
@@ -80,16 +83,26 @@ class PipelineRoutes:
             output_variables=outputs,
             requirements=requirements,
         )
-        try:
-            pipeline = await in_disk_thread(self._runtime.pipelines.add, pipeline)
-        except BaseException:
-            await shield_until_done(repository.remove(record.id))
-            raise
+        answer = (await shield_until_done(self._add(pipeline, named))).as_json()
         warning = environments.warning(environment_id)
-        if warning is None:
-            return web.json_response(pipeline.as_json())
-        logger.warning("%s: %s", pipeline_id, warning)
-        return web.json_response(pipeline.as_json() | {"warning": warning})
+        if warning is not None:
+            logger.warning("%s: %s", pipeline_id, warning)
+            answer["warning"] = warning
+        return web.json_response(answer)
+
+    async def _add(self, pipeline: Pipeline, named: Sequence[Reference]) -> Pipeline:
+        """Add a pipeline whose graph is stored and names stored files. If it cannot be added, remove its graph."""
+        uses = self._runtime.uses
+        try:
+            # In this order, so that no file is removed that a pipeline needs. A kill in between is repaired at a start.
+            await uses.add(pipeline, named)
+            pipeline = await in_disk_thread(self._runtime.pipelines.add, pipeline)
+        except FilestoreError:
+            await uses.remove(pipeline)
+            raise
+        # Again, because its version is known only now.
+        await uses.add(pipeline, named)
+        return pipeline
 
     async def list_pipelines(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
         """Answer with a page of pipelines, the newest first."""
@@ -111,12 +124,15 @@ class PipelineRoutes:
         pipeline = await in_disk_thread(edit, context.request.match_info["id"], checked_requirements(changed))
         return web.json_response(pipeline.as_json())
 
-    async def delete_pipeline(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    async def delete_pipeline(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
         """Delete a pipeline and its graph, and answer with what it was."""
-        pipeline = await in_disk_thread(self._runtime.pipelines.remove, context.request.match_info["id"])
-        with suppress(NotFound):
-            await shield_until_done(repository.remove(pipeline.graph_id))
+        pipeline = await shield_until_done(self._remove(context.request.match_info["id"]))
         return web.json_response(pipeline.as_json())
+
+    async def _remove(self, reference: str) -> Pipeline:
+        pipeline = await in_disk_thread(self._runtime.pipelines.remove, reference)
+        await self._runtime.uses.remove(pipeline)
+        return pipeline
 
     async def list_resources(self, _: RequestContext, __: LocalRepository) -> web.StreamResponse:
         """Answer with this runtime as the only resource. The SDK reads a list of JSON texts."""
