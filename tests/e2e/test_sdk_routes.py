@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -380,3 +381,69 @@ def test_abandoned_uploads_are_dropped(tmp_path: Path) -> None:
         assert [] == listed(server)
     with running_server(root) as server:
         eventually(lambda: [folder / kept.id] == list(folder.iterdir()))
+
+
+HARD_NAMES = ['a"b.txt', r"a\b.txt", r"a\\b.txt", 'a"b\\c";d;e.txt', "100%.txt", "a%20b.txt", "\\"]
+
+
+@pytest.mark.parametrize("name", HARD_NAMES)
+def test_names_that_a_form_encodes_survive_curl(server: RunningServer, tmp_path: Path, name: str) -> None:
+    """Curl sends `"` as `%22`, as the HTML standard has it, and a backslash unchanged. With --form-escape it escapes both."""
+    path = tmp_path / "content"
+    path.write_bytes(b"x")
+    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+    for more in ([], ["--form-escape"]):
+        # What curl sends of these without the option means another name too.
+        if not more and ("\\\\" in name or name.endswith("\\")):
+            continue
+        command = [
+            "curl",
+            "-sS",
+            *more,
+            "-H",
+            f"Authorization: Bearer {server.token}",
+            "-F",
+            f'pfile=@{path};filename="{quoted}"',
+        ]
+        done = subprocess.run([*command, f"{server.url}/v3/pipeline_files"], capture_output=True, check=True, timeout=30)
+        assert name == json.loads(done.stdout)["file_name"], done.stdout
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        (r'form-data; name="pfile"; filename="a%22b\\c.txt"', r'a"b\c.txt'),
+        (r'form-data; name="pfile"; filename="a\"b.txt"', 'a"b.txt'),
+        (r'form-data; filename="a.txt"; name="pfile"', "a.txt"),
+        (r"form-data; name=pfile; filename=a.txt", "a.txt"),
+        (r'form-data; name="pfile"; filename="C:\folder\a.txt"', "a.txt"),
+        (r'form-data; name="pfile"; filename="\\\\server\\a.txt"', "a.txt"),
+        (r'form-data; name="pfile"; filename="folder\a/b.txt"', "b.txt"),
+        ("form-data; name=\"pfile\"; filename*=utf-8''a%22%C3%A9.txt", 'a"é.txt'),
+        ('form-data; name="pfile"; filename="%E2%82%AC.txt"', "%E2%82%AC.txt"),
+    ],
+)
+def test_forms_in_which_clients_write_a_name(server: RunningServer, header: str, name: str) -> None:
+    """httpx, urllib3, browsers and others each write a name in another way."""
+    body = f"--b\r\nContent-Disposition: {header}\r\n\r\nx\r\n--b--\r\n".encode()
+    answer = server.ask("POST", "/v3/pipeline_files", body, headers={"Content-Type": "multipart/form-data; boundary=b"})
+
+    assert (201, name) == (answer.status, answer.json.get("file_name")), answer.body
+
+
+@pytest.mark.parametrize("name", ["a%0Ab", "a%0db", "a%22/..", "%22@"])
+def test_an_encoded_name_is_checked_after_it_was_decoded(server: RunningServer, name: str) -> None:
+    """So no name is stored that may not be."""
+    assert 400 == server.ask("POST", "/v3/pipeline_files", form(name, b"x"), headers=FORM).status
+
+
+def test_no_url_for_a_part_after_the_upload_was_finished(server: RunningServer) -> None:
+    """No part can be sent any more; the answer says so at once, and not only when the part was sent."""
+    upload = PartsUpload(server, "finished.bin")
+    part = upload.put(1, b"x")
+    assert 201 == upload.finish([part]).status
+    answer = upload.url(2)
+
+    assert (400, "invalid-input") == (answer.status, answer.slug)
+    assert f"the upload {upload.id} is finished, and takes no more parts; begin another upload" == answer.json["detail"]
+    assert 201 == upload.finish([part]).status

@@ -10,8 +10,11 @@ import asyncio
 import logging
 import resource
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from aiohttp import BadContentDispositionHeader, BadContentDispositionParam
 
 from filestore.core.digest import Digest
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
@@ -70,6 +73,9 @@ def serve(
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
     # What the server does by itself is worth a line. Other libraries only warn.
     logger.setLevel(logging.INFO)
+    # A client may write any name in a form, and gets an answer.
+    for warning in (BadContentDispositionHeader, BadContentDispositionParam):
+        warnings.simplefilter("ignore", warning)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(process)d %(levelname)s %(message)s")
     if workers > 1:
         with hold_port(host, port) as holder:

@@ -25,6 +25,10 @@ FIELDS_LIMIT = 64 << 10
 
 _READ_SIZE = 64 << 10
 _FOLDERS = re.compile(r"[/\\]")
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[/\\]|\\\\")
+_PARAMETER = re.compile(r';\s*(?P<key>[A-Za-z-]+)="(?P<value>(?:[^"\\]|\\.)*)"\s*(?=;|\Z)', re.DOTALL)
+_ESCAPED = re.compile(r'\\(["\\])')
+_PERCENT_ENCODED = {"%22": '"', "%0d": "\r", "%0a": "\n"}
 
 
 class Form(NamedTuple):
@@ -52,11 +56,12 @@ async def receive_form(
     fields: dict[str, list[str]] = {}
     left = FIELDS_LIMIT
     async for part in _parts(context):
-        if part.name == file_part:
+        name, path = _names(part)
+        if name == file_part:
             if file_name is not None:
                 raise InvalidInput(f"the form has two parts {file_part}; send one file at a time")
             # Some clients send a whole path of their machine.
-            file_name = last_part(part.filename or "")
+            file_name = last_part(path)
             check_name(file_name)
             size = await _spool(context, part, spool)
         elif part.filename is not None:
@@ -64,13 +69,44 @@ async def receive_form(
         else:
             value = await _field(context, part, limit=left)
             left -= len(value)
-            fields.setdefault(part.name or "", []).append(value.decode(errors="surrogateescape"))
+            fields.setdefault(name, []).append(value.decode(errors="surrogateescape"))
     return Form(file_name, size, fields)
 
 
 def last_part(path: str) -> str:
-    """Return the name at the end of a client's path, whose folders are separated by `/` or by a backslash."""
-    return _FOLDERS.split(path)[-1]
+    """Return the name at the end of a client's path.
+
+    In a path of Windows, which begins with a drive or with two backslashes, folders are separated by backslashes too.
+    Anywhere else, a backslash is a part of the name.
+    """
+    return _FOLDERS.split(path)[-1] if _WINDOWS_PATH.match(path) else path.rpartition("/")[2]
+
+
+def _names(part: BodyPartReader) -> tuple[str, str]:
+    """Return the name of a part and its file name. A name that is missing is empty.
+
+    aiohttp drops each backslash in a file name, and all of a header with two semicolons in a name. So a header of
+    quoted parameters only is parsed here, and any other by aiohttp.
+    """
+    header = part.headers.get("Content-Disposition", "")
+    found, at = {}, len("form-data")
+    while (parameter := _PARAMETER.match(header, at)) is not None:
+        found[parameter["key"].lower()] = parameter["value"]
+        at = parameter.end()
+    if at < len(header):
+        return part.name or "", part.filename or ""
+    return _decoded(found.get("name", "")), _decoded(found.get("filename", ""))
+
+
+def _decoded(value: str) -> str:
+    """Undo what a client did to the name of a part or of a file.
+
+    The HTML standard encodes three characters by `%` and the backslash not at all; some clients escape by backslashes.
+
+    Source: HTML, section "Multipart form data"; RFC 7578, section 4.2.
+    """
+    value = _ESCAPED.sub(r"\1", value)
+    return re.sub("%22|%0[ad]", lambda found: _PERCENT_ENCODED[found[0].lower()], value, flags=re.IGNORECASE)
 
 
 async def _parts(context: RequestContext) -> AsyncIterator[BodyPartReader]:

@@ -42,6 +42,8 @@ async def sign_part(context: RequestContext, repository: LocalRepository) -> web
     message = await _json_body(context)
     upload = await _upload_asked_for(context, repository, message)
     number = _part_number(message.get("part_num"), key="part_num")
+    if await in_disk_thread(upload.finished) is not None:
+        raise InvalidInput(f"the upload {upload.id} is finished, and takes no more parts; begin another upload")
     path = PART_PATH.format(upload_id=upload.id, number=number)
     seconds = context.request.app[ASSEMBLY].idle_seconds
     url = context.signed_url("PUT", path, namespace=upload.namespace, seconds=seconds)
