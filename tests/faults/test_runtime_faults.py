@@ -240,6 +240,24 @@ def test_a_request_of_a_run_that_cannot_be_right_is_refused(runtime: RunningRunt
     assert (400, "invalid-input") == (reply.status, reply.slug)
 
 
+@pytest.mark.parametrize("value", ["false", "true", 0, 1, []])
+def test_async_run_is_a_boolean(runtime: RunningRuntime, value: object) -> None:
+    """Any other value is refused, because "false" in quotes would count as true."""
+    body = json.dumps({"pipeline_id_or_pointer": "none", "input_data": [], "async_run": value}).encode()
+    reply = runtime.ask("POST", "/v3/runs", body)
+
+    assert (400, "invalid-input") == (reply.status, reply.slug)
+    assert reply.json["detail"].endswith("; true or false is expected, without quotes")
+
+
+def test_an_error_in_json_says_where_it_is(runtime: RunningRuntime) -> None:
+    """The example of the SDK's page has a comma after its last member, which JSON does not allow."""
+    body = b'{\n  "pipeline_id_or_pointer": "a",\n  "async_run": false,\n  "input_data": [],\n}'
+    detail = runtime.ask("POST", "/v3/runs", body).json["detail"]
+
+    assert detail.startswith("the run's request is not a JSON object: at line 5, column 1, JSON breaks: ")
+
+
 @pytest.mark.parametrize("reference", ["none", "pipeline_" + "0" * 32, "../../etc", "a/b:c", "", "\ud800"])
 def test_an_unknown_pipeline(runtime: RunningRuntime, reference: str) -> None:
     """The answer is 404 and says what to do."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
+from filestore.core.records import parse_json
 from filestore.errors import InvalidInput
 from filestore.http.server.context import RequestContext
 from filestore.system.threads import in_cpu_thread
@@ -45,11 +46,14 @@ async def receive_object(context: RequestContext, where: str) -> dict[str, Any]:
 
 
 def json_object(text: str, where: str) -> dict[str, Any]:
-    """Return the JSON object in a text. `where` names it in the error. Raises InvalidInput."""
+    """Return the JSON object in a text. `where` names it in the error, which says where it breaks. Raises InvalidInput."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
+        value = parse_json(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise InvalidInput(f"{where} is not a JSON object: at {place}, JSON breaks: {error.msg}") from None
+    except ValueError as error:
+        raise InvalidInput(f"{where} is not a JSON object: {error}") from None
     if not isinstance(value, dict):
         raise InvalidInput(f"{where} is not a JSON object")
     return value

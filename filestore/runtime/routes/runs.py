@@ -11,6 +11,7 @@ from filestore.repository.local import LocalRepository
 from filestore.runtime.routes.bodies import json_answer, json_object
 from filestore.runtime.runs import Run
 from filestore.runtime.server import Runtime
+from filestore.runtime.values import for_display
 from filestore.runtime.worker_protocol import MESSAGE_LIMIT
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 
@@ -55,13 +56,16 @@ class RunRoutes:
             # In a thread, because the body may be megabytes of JSON.
             asked = await in_cpu_thread(json_object, body.decode(errors="replace"), "the run's request")
             size = len(body)
-        reference, input_data = asked.get(pipeline), asked.get(inputs)
+        reference, input_data, is_async = asked.get(pipeline), asked.get(inputs), asked.get("async_run")
         if not isinstance(reference, str):
             raise InvalidInput(f"{pipeline} is missing: the id of a pipeline, or its name")
         if not isinstance(input_data, list):
             raise InvalidInput(f"{inputs} is missing: a list of inputs, which may be empty")
+        if not isinstance(is_async, bool | None):
+            # Any text would count as true, also "false".
+            raise InvalidInput(f"async_run is {for_display(is_async)}; true or false is expected, without quotes")
         found = await in_disk_thread(self._runtime.pipelines.find, reference)
         run = self._runtime.begin(found, input_data, request_size=size, url=context.base_url)
-        if not asked.get("async_run"):
+        if not is_async:
             await run.ended.wait()
         return run
