@@ -70,6 +70,7 @@ happened, why, and what to do. `hint` is a key: the command line has a sentence 
 from __future__ import annotations
 
 import errno
+import re
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -78,6 +79,17 @@ Names = tuple[str, ...]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _RETRYABLE_STATUSES = (408, 429, 502, 503, 504)
+
+
+_SIGNATURE = re.compile(r"(signed(?:/|%2F)[^/\s%]+(?:/|%2F)[0-9]+(?:/|%2F))[0-9a-f]{8,64}", re.IGNORECASE)
+
+
+def redact_signature(text: str) -> str:
+    """Return a text without the signatures of signed URLs in it.
+
+    Who reads an error or a log must not be able to use such a URL.
+    """
+    return _SIGNATURE.sub(r"\1...", text)
 
 
 class FilestoreError(Exception):
@@ -103,7 +115,8 @@ class FilestoreError(Exception):
         left_out = self.facts[len(facts) :]
         if len(facts) > len(self.facts) or not all(hasattr(kind, name) for name in left_out):
             raise TypeError(f"{kind.__name__} takes the facts {', '.join(self.facts)}, and was given {len(facts)}")
-        values = (*facts, *(getattr(kind, name) for name in left_out))
+        given = (redact_signature(fact) if isinstance(fact, str) else fact for fact in facts)
+        values = (*given, *(getattr(kind, name) for name in left_out))
         super().__init__(*values)
         for name, value in zip(self.facts, values, strict=True):
             setattr(self, name, value)

@@ -15,7 +15,7 @@ from filestore.core.digest import Digest
 from filestore.core.names import checked_name, checked_pipeline_name, plain_name
 from filestore.core.paths import FILES_PREFIX, RUN_FILES_PREFIX, file_path, parse_file_path, parse_run_path
 from filestore.core.records import FILE_ID_PATTERN, Record
-from filestore.errors import InvalidDigest, InvalidName, InvalidReference
+from filestore.errors import InvalidDigest, InvalidName, InvalidReference, redact_signature
 
 PIPELINE_ID_PATTERN = re.compile(r"pipeline_[0-9a-f]{32}\Z")
 
@@ -427,12 +427,12 @@ def _text_problem(text: str) -> str | None:
 
 
 def redact_url(url: str) -> str:
-    """Return `url` in a form that may be printed: without its query, its user name and its password.
+    """Return `url` in a form that may be printed: without its query, its user name, its password and a signature.
 
-    The query may contain a signature.
+    The query may contain a signature too.
     """
     head, mark, _ = url.partition("#")[0].partition("?")
-    return _USER.sub(r"\1", head) + (mark and "?...")
+    return redact_signature(_USER.sub(r"\1", head)) + (mark and "?...")
 
 
 def _redact_if_needed(url: object) -> str:

@@ -21,6 +21,7 @@ from filestore.errors import (
     Stalled,
     StorageFull,
     Unauthorized,
+    redact_signature,
 )
 from filestore.http import wire
 from filestore.http.server.auth import CHALLENGE
@@ -39,7 +40,7 @@ async def as_problems(request: web.Request, handler: Handler) -> web.StreamRespo
     try:
         return await handler(request)
     except (Interrupted, Stalled, ConnectionError) as error:
-        logger.info("%s %r: %s", request.method, request.path, error)
+        logger.info("%s %r: %s", request.method, redact_signature(request.path), error)
         if request.transport is not None:
             request.transport.abort()
         return web.Response(status=408)
@@ -56,7 +57,7 @@ def problem(request: web.Request, error: Exception) -> web.Response:
         if described.status < 500:
             return _answer(described, _headers_of(error))
     correlation_id = uuid4().hex
-    log_failure(f"{request.method} {request.path!r} failed, {correlation_id}", error)
+    log_failure(f"{request.method} {redact_signature(request.path)!r} failed, {correlation_id}", error)
     return _answer(wire.encode_problem(_without_secrets(error, correlation_id)), {CORRELATION_HEADER: correlation_id})
 
 
