@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from asyncio import gather
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from filestore import Cache, File, connect
+from filestore.runtime import Adapter
 from tests.support.commands import Home
 from tests.support.generator import octets
 from tests.support.models import safetensors_file, tensor
@@ -53,6 +56,32 @@ async def test_a_run_as_it_is_documented(
         answer = await documented["main"](server.url, server.token, tmp_path / "cache", static, request, pipeline)
     assert ("made.bin", 3 * 100_004) == (answer["outputs"][0]["file"]["name"], answer["outputs"][0]["file"]["size"])
     assert "bytes_received=" in capsys.readouterr().out
+
+
+async def test_errors_are_caught_as_it_is_documented(documented: dict[str, Any], home: Home, tmp_path: Path) -> None:
+    """A mistake of the request, a file that is not there, and a run that succeeds; many runs at the same time."""
+    async with connect(tmp_path / "repository", create=True) as repository, Cache(tmp_path / "cache", repository) as cache:
+        adapter = Adapter(cache, repository, url="http://models.example")
+
+        async def answer(given: object) -> dict[str, Any]:
+            found: dict[str, Any] = await documented["answer"](adapter, [given], lambda value: value)
+            return found
+
+        missing = {"type": "file", "file_path": "run_files/31/7e/317e304d-e816-4036-86b2-7ad82b208b70/a"}
+        answers = await gather(
+            *(answer(given) for given in [{"type": "integer", "value": "a"}, missing, {"type": "string", "value": "b"}])
+        )
+
+    assert [400, 500, None] == [each.get("status") for each in answers]
+    assert "b" == answers[2]["outputs"][0]["value"]
+
+
+@pytest.mark.parametrize("name", re.findall(r"^\| `(filestore\.[\w.]+)` \|", DOC, re.MULTILINE))
+def test_names_of_the_page_exist(name: str) -> None:
+    """Each can be imported from where the page says."""
+    module, _, member = name.rpartition(".")
+
+    assert hasattr(import_module(module), member)
 
 
 @pytest.mark.slow
