@@ -51,12 +51,21 @@ class PipelineProcess:
         self._is_dead = False
 
     @property
+    def seconds(self) -> float:
+        """The time limit in seconds for one answer."""
+        return self._seconds
+
+    def discard(self) -> None:
+        """Do not use the process for another request."""
+        self._is_dead = True
+
+    @property
     def is_usable(self) -> bool:
         """Whether the process accepts another request."""
         return not self._is_dead and self._process.returncode is None
 
-    async def ask(self, verb: str, arguments: Mapping[str, object], *, what: str) -> dict[str, Any]:
-        """Send a request to the process, and return the answer.
+    async def ask(self, verb: str, arguments: Mapping[str, object], *, what: str, within: float | None = None) -> dict[str, Any]:
+        """Send a request to the process, and return the answer. `within` is what is left of the time limit in seconds.
 
         After any other error than a plain RunFailed, do not send another request to the process.
 
@@ -67,7 +76,7 @@ class PipelineProcess:
         if not was_usable:
             raise PipelineEnded(_how(self._process.returncode), what)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._seconds if within is None else within):
                 answer = await self._request(message)
         except TimeoutError:
             raise RunTimedOut(what, self._seconds) from None

@@ -13,6 +13,7 @@ from typing import Any
 
 from filestore.core.timestamps import format_seconds
 from filestore.runtime.errors import RunFailed, RunTimedOut, TooManyRuns, UnknownRun
+from filestore.runtime.generators import RunStream
 from filestore.runtime.pipelines import Pipeline
 from filestore.runtime.printed import RunLog
 from filestore.runtime.starts import PipelineStart
@@ -62,6 +63,8 @@ class Run:
     """What the start of the pipeline took. None until it is started."""
     log: RunLog = field(default_factory=RunLog)
     """What the pipeline printed during this run."""
+    stream: RunStream | None = None
+    """Where the outputs go while the run goes on, if a client reads them there."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

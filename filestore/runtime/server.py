@@ -26,6 +26,7 @@ from filestore.runtime.adapter import Adapter
 from filestore.runtime.database import Database, open_database
 from filestore.runtime.environments import OWN_ONLY, Environments
 from filestore.runtime.errors import RunFailed
+from filestore.runtime.generators import RunStream, read_outputs
 from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines
 from filestore.runtime.printed import LogWriter, RunLog
@@ -33,7 +34,7 @@ from filestore.runtime.process import PipelineProcess, ProcessLimits, start_proc
 from filestore.runtime.runs import Run, Runs, State
 from filestore.runtime.starts import PipelineStart
 from filestore.runtime.uses import Uses
-from filestore.runtime.worker_protocol import UnsupportedValue, decode_value, encode_value
+from filestore.runtime.worker_protocol import UnsupportedValue, encode_value
 from filestore.system.files import remove_if_possible, storage_errors, write_error
 from filestore.system.locks import FileLock
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
@@ -93,9 +94,15 @@ class Runtime:
         self._log_writer = LogWriter()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(self, pipeline: Pipeline, input_data: list[Any], *, request_size: int, url: str) -> Run:
-        """Start a run. `url` is the URL of this server as the client knows it. Raises TooManyRuns."""
+    def begin(
+        self, pipeline: Pipeline, input_data: list[Any], *, request_size: int, url: str, stream: RunStream | None = None
+    ) -> Run:
+        """Start a run. `url` is the URL of this server as the client knows it. Raises TooManyRuns.
+
+        The outputs are sent to `stream`, if there is one.
+        """
         run = self.runs.add(pipeline, request_size=request_size)
+        run.stream = stream
         run.log = RunLog(self._log_writer, mark=f"{run.id} {pipeline.id}: ")
         # The run is a task of its own. It continues when the client is gone, and the client can ask for it later.
         task = asyncio.create_task(self._perform(run, input_data, url))
@@ -149,6 +156,8 @@ class Runtime:
             if not run.has_ended:
                 run.fail(RunFailed("the server was stopped before the run had ended"))
             self.runs.end(run)
+            if run.stream is not None:
+                run.stream.end()
 
     async def _load(self, run: Run, url: str) -> LoadedPipeline:
         """Load the pipeline into a new process and start it. `url` is the URL of this server as the client knows it."""
@@ -187,9 +196,7 @@ class Runtime:
             # In threads, because the arguments may be megabytes of JSON.
             sent = await in_cpu_thread(_encode_arguments, arguments, input_data)
             answer = await loaded.process.ask("run", {"inputs": sent, "folder": str(folder)}, what="the run")
-            # Every file is a path here. Whether it is a file or a folder is checked on the disk.
-            returned = [decode_value(output, lambda file: Path(str(file["path"]))) for output in answer["outputs"]]
-            outputs = await adapter.outputs(returned)
+            outputs = await read_outputs(loaded.process, answer["outputs"], adapter, stream=run.stream)
         return (await in_cpu_thread(json.dumps, outputs)).encode()
 
 

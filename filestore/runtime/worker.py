@@ -14,13 +14,18 @@ user code are data, and are checked (I4). Outputs are JSON values, or files by t
     {"load": {"graph": PATH}}                 {"inputs": [KIND, ...], "files": [STATIC, ...]}
     {"start": {"paths": [PATH, ...]}}         {}
     {"run": {"inputs": [VALUE, ...], "folder": PATH}}
-                                              {"outputs": [VALUE, ...]}
+                                              {"outputs": [VALUE or {"generator": true}, ...]}
+    {"next": {"place": INDEX, "most": COUNT}} {"values": [VALUE, ...], "has_ended": BOOL}
+    {"close": {}}                             {}
     any of them                               {"error": {"exception": TEXT, "traceback": TEXT or null}, "is_spent": BOOL}
 
 KIND is the form that a declared type needs: value, file, directory, url (a `FileURL`) or handle (an open file). STATIC
 is a file of the graph, `{"kind", "id", "url", "path"}`; `paths` are local ones in the same order. VALUE is
 `{"value": JSON}`, `{"path": PATH, "kind": KIND, "url": URL or null}`, or, if it contains files,
 `{"items": [VALUE, ...]}` or `{"fields": {NAME: VALUE, ...}}`.
+
+An output can be a generator. `next` returns its next values, and computes none in advance. A run with generators ends
+when all of them have ended, or with `close`.
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,6 +64,8 @@ UNSUPPORTED = "Tried to return a non-supported type from a pipeline"
 TEXT_LIMIT = 64 << 10
 """The maximum number of characters of an exception or a traceback that are sent."""
 
+_BATCH_SIZE = 1 << 20
+"""Bytes of JSON after which `next` asks a generator for no further value."""
 
 _HEADER = struct.Struct("<I")
 
@@ -211,6 +218,10 @@ class _Work:
     def __init__(self) -> None:
         self._graph: Any = None
         self._home = Path.cwd()
+        self._folder = self._home
+        """The folder of the run."""
+        self._generators: dict[int, Iterator[Any]] = {}
+        """The outputs of the run that are generators and have not ended, by their places."""
 
     def import_sdk(self) -> dict[str, Any]:
         """Import the Pipeline SDK, which takes longer than the start of Python."""
@@ -240,10 +251,45 @@ class _Work:
 
     def run(self, *, inputs: list[dict[str, Any]], folder: str) -> dict[str, Any]:
         """Run the graph in a folder of its own, which is removed later."""
+        self._folder = Path(folder)
         os.chdir(folder)
         try:
-            return self._run(inputs, Path(folder))
+            return self._run(inputs, self._folder)
         finally:
+            self._leave_folder()
+
+    def next(self, *, place: int, most: int) -> dict[str, Any]:
+        """Return at most `most` further values of an output, fewer if they are large. A file is the last of them.
+
+        A file is stored before the generator goes on, which may write another one in its place.
+        """
+        values: list[dict[str, Any]] = []
+        size = 0
+        try:
+            while len(values) < most and size < _BATCH_SIZE:
+                values.append(_output(next(self._generators[place]), self._folder))
+                size += len(json.dumps(values[-1]))
+                if "value" not in values[-1]:
+                    break
+        except StopIteration:
+            del self._generators[place]
+            self._leave_folder()
+            return {"values": values, "has_ended": True}
+        return {"values": values, "has_ended": False}
+
+    def close(self) -> dict[str, Any]:
+        """End the run, and close its generators, which may then release what they use."""
+        generators, self._generators = self._generators, {}
+        try:
+            for generator in generators.values():
+                if hasattr(generator, "close"):
+                    generator.close()
+        finally:
+            self._leave_folder()
+        return {}
+
+    def _leave_folder(self) -> None:
+        if not self._generators:
             os.chdir(self._home)
 
     def _run(self, inputs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
@@ -252,7 +298,12 @@ class _Work:
             raise TypeError(f"the pipeline takes {len(declared)} inputs, but {len(inputs)} were given")
         values = [_value(kind, sent) for kind, sent in zip(declared, inputs, strict=True)]
         outputs = self._graph.run(*values)
-        return {"outputs": [_output(value, folder) for value in outputs]}
+        generators = {place: value for place, value in enumerate(outputs) if _is_generator(value)}
+        described = [
+            {"generator": True} if place in generators else _output(value, folder) for place, value in enumerate(outputs)
+        ]
+        self._generators = generators
+        return {"outputs": described}
 
     def _files(self) -> list[Any]:
         from pipeline.objects.graph import File  # noqa: PLC0415  # user code's
@@ -304,6 +355,11 @@ def _file(sent: Mapping[str, Any]) -> Any:
     from pipeline.objects.graph import Directory, File  # noqa: PLC0415  # user code's
 
     return (Directory if sent["kind"] == "directory" else File)(path=sent["path"])
+
+
+def _is_generator(value: Any) -> bool:
+    """Return whether an output gives one value after the other. An open file is not meant so, but as a file."""
+    return isinstance(value, Iterator) and not isinstance(value, io.IOBase)
 
 
 def _output(value: Any, folder: Path) -> dict[str, Any]:

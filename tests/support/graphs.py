@@ -6,6 +6,7 @@ For an environment with the Pipeline SDK. There are no lazy annotations, because
 import ctypes
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -154,6 +155,51 @@ def opened(url: FileURL, handle: BufferedReader) -> Any:
     return [url.url, url.path.read_text(), handle.read().decode(), handle.mode]
 
 
+def yielded(how: str) -> Any:
+    """Yield values of each kind."""
+    if how == "files":
+        for number in range(3):
+            # The same file each time.
+            Path("image.txt").write_text(f"image {number}")
+            yield File(path="image.txt")
+    elif how == "many":
+        yield from range(100_000)
+    elif how == "raise":
+        yield "the first"
+        raise ValueError("what a pity")
+    elif how == "object":
+        yield object()
+    elif how == "process":
+        yield os.getpid()
+    elif how == "cwd":
+        Path("made").touch()
+        yield Path.cwd().name
+        yield Path("made").exists()
+    elif how.startswith("endless"):
+        # The test hears of the end of the generator by that of its connection.
+        with socket.create_connection(("127.0.0.1", int(how.split()[1]))):
+            while True:
+                yield "x" * (1 << 16)
+    else:
+        yield from ["one", 2, None, {"three": [3]}]
+
+
+def generated(how: str) -> Any:
+    """Return a value that is a generator, or an iterator, or looks like one."""
+    ways: dict[str, Callable[[], Any]] = {"map": lambda: map(str, range(3)), "empty": lambda: iter(()), "async": awaited}
+    return ways[how]() if how in ways else yielded(how)
+
+
+async def awaited() -> Any:
+    """Yield in a way that the SDK does not support."""
+    yield 1
+
+
+def generated_twice(how: str) -> tuple[Any, str, Any]:
+    """Return two generators, of which one is longer, and a text between them."""
+    return iter(range(3)), how, iter("ab")
+
+
 class Schema(InputSchema):  # type: ignore[misc]  # types are checked without the SDK
     """An input that is a dictionary, with a file in it."""
 
@@ -184,7 +230,8 @@ def graph_of(function: Callable[..., Any], *declared: Any, static: File | None =
         files = [] if static is None else [static]
         if static is not None:
             builder.get_pipeline().variables.append(static)
-        builder.output(piped(*variables, *files))
+        outputs = piped(*variables, *files)
+        builder.output(*(outputs if isinstance(outputs, tuple) else [outputs]))
     return builder.get_pipeline()
 
 
@@ -198,6 +245,8 @@ def write_all(folder: Path) -> None:
     for name, graph in {
         "misbehave": graph_of(misbehave, str),
         "returned": graph_of(returned, str),
+        "generated": graph_of(generated, str),
+        "generated-twice": graph_of(generated_twice, str),
         "entered": graph_of(entered, Directory, File),
         "opened": graph_of(opened, FileURL, BufferedReader),
         "described": graph_of(described, Schema),
