@@ -95,7 +95,7 @@ def test_a_graph_is_scanned_in_pieces(tmp_path: Path, before: int) -> None:
 
 
 def test_an_empty_graph_names_nothing(tmp_path: Path) -> None:
-    """Nor does one that is no pickle."""
+    """Content that is not a pickle names no file, either."""
     for content in (b"", b"\x80\x05no pickle", b"file_0a"):
         (tmp_path / "graph").write_bytes(content)
         assert [] == scan_graph(tmp_path / "graph")
