@@ -25,7 +25,7 @@ from filestore.repository.protocol import Repository
 from filestore.runtime.adapter import Adapter
 from filestore.runtime.database import Database, open_database
 from filestore.runtime.environments import OWN_ONLY, Environments
-from filestore.runtime.errors import RunFailed
+from filestore.runtime.errors import RunFailed, UnknownPipeline
 from filestore.runtime.generators import RunStream, read_outputs
 from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines
@@ -126,6 +126,13 @@ class Runtime:
         """Make what the index says of the files that pipelines need agree with the pipelines. See `uses`."""
         await self.uses.repair(await in_disk_thread(self.pipelines.all), self._cache)
 
+    async def release_if_deleted(self, pipeline: Pipeline) -> None:
+        """Remove the uses of a pipeline that was deleted while they were written."""
+        try:
+            await in_disk_thread(self.pipelines.find, pipeline.id)
+        except UnknownPipeline:
+            await self.uses.remove(pipeline)
+
     async def close(self) -> None:
         """End all runs and all processes."""
         tasks = list(self._tasks)
@@ -180,6 +187,7 @@ class Runtime:
                 answer = await process.ask("load", {"graph": str(graph.paths[0])}, what="the loading of the pipeline")
             files = [_static(**values) for values in answer["files"]]
             await self.uses.add_loaded(run.pipeline, files)
+            await self.release_if_deleted(run.pipeline)
             start.add_files(prepared := await adapter.prepare(files))
             with start.load():
                 await process.ask("start", {"paths": [str(path) for path in prepared.paths]}, what="the start of the pipeline")

@@ -12,6 +12,7 @@ from filestore.format.chunking import CHUNKING_VERSION
 from filestore.http.wire import API
 from filestore.repository.format_file import REPOSITORY_VERSION
 from filestore.repository.index import sqlite
+from filestore.runtime import database
 from filestore.transfer.sources import push_cache
 from filestore_cli.main import cli
 from filestore_cli.settings import option_of, setting_definitions
@@ -109,6 +110,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         ("repository format", REPOSITORY_VERSION),
         ("cutting version", CHUNKING_VERSION),
         ("index schema", sqlite.SCHEMA_VERSION),
+        ("runtime schema", len(database.MIGRATIONS)),
         ("cache format", CACHE_VERSION),
         ("push cache schema", push_cache._SCHEMA_VERSION),
         ("protocol", int(API.removeprefix("/native/v"))),

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from filestore.core.digest import chunk_digest
 from filestore.core.manifest import CHUNK_LIMIT, Manifest
+from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
 from filestore.core.references import File, Reference
-from filestore.errors import ChunksMissing, InvalidFrame, InvalidInput, InvalidManifest, InvalidName, InvalidReference, NotFound
+from filestore.errors import (
+    ChunksMissing,
+    FileInUse,
+    InvalidFrame,
+    InvalidInput,
+    InvalidManifest,
+    InvalidName,
+    InvalidReference,
+    NotFound,
+)
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Frame
+from filestore.repository.index.protocol import Use
+from filestore.repository.index.sqlite import open_index
 from filestore.repository.protocol import Repository, Wanted
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import buffer_for, contents, decoded, encoded, frames, manifest
@@ -311,6 +324,27 @@ async def test_removed_record_is_gone(repository: Repository) -> None:
         with pytest.raises(NotFound):
             await verb
     assert [] == await repository.missing([chunk_digest(contents(1)[0])])
+
+
+async def test_a_record_that_a_pipeline_needs_is_removed_only_by_force(repository: Repository, tmp_path: Path) -> None:
+    """The error has the names of the pipelines, and nothing is removed, with or without chunks."""
+    record = await push(repository, contents(1))
+    (path,) = [path for path in (tmp_path / "index.sqlite", tmp_path / "repository/index.sqlite") if path.exists()]
+    index = await open_index(path)
+    async with index.transaction() as transaction:
+        await transaction.add_uses(
+            DEFAULT_NAMESPACE, [Use(record.id, f"p{number:02}", f"a:v{number:02}") for number in range(12)]
+        )
+    await index.close()
+
+    for with_chunks in (False, True):
+        with pytest.raises(FileInUse) as caught:
+            await repository.remove(record.id, with_chunks=with_chunks)
+        names = ", ".join(f"a:v{number:02}" for number in range(10))
+        assert (record.id, f"{names} and 2 others") == (caught.value.file_id, caught.value.pipelines)
+    assert record == await repository.record(record.id)
+    assert record == await repository.remove(record.id, with_chunks=True, force=True)
+    assert record.digest not in {other.digest for other in await repository.records()}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,7 @@ async def store(repository: Repository, folder: Path, name: str, content: bytes)
 
 async def start(repository: Repository, folder: Path) -> None:
     """Start a runtime, and stop it."""
-    make_cache = lambda repository: Cache(folder / "cache", repository)  # noqa: E731  # as the command passes one
-    async with open_runtime(repository, make_cache, folder / "runtime", environ={}, limits=LIMITS):
+    async with open_runtime(repository, partial(Cache, folder / "cache"), folder / "runtime", environ={}, limits=LIMITS):
         pass
 
 
@@ -95,7 +95,7 @@ def test_a_graph_is_scanned_in_pieces(tmp_path: Path, before: int) -> None:
 
 
 def test_an_empty_graph_names_nothing(tmp_path: Path) -> None:
-    """Content that is not a pickle names no file, either."""
+    """Nor do bytes that are not a pickle, and an id that is cut short."""
     for content in (b"", b"\x80\x05no pickle", b"file_0a"):
         (tmp_path / "graph").write_bytes(content)
         assert [] == scan_graph(tmp_path / "graph")
@@ -123,6 +123,23 @@ async def test_a_file_that_a_pipeline_needs_is_not_removed(repository: LocalRepo
     await uses.remove(pipelines[1])
     assert model == await repository.remove(model.id)
     assert [] == await repository.uses()
+
+
+async def test_uses_of_a_deleted_pipeline_are_released(repository: LocalRepository, tmp_path: Path) -> None:
+    """It was deleted while it was loaded, so its static files were recorded after its uses were removed."""
+    model = await store(repository, tmp_path, "model.bin", b"model")
+    graphs = [await store(repository, tmp_path, f"{number}.graph", b"%d" % number) for number in (1, 2)]
+    deleted, kept = (a_pipeline(number, graph) for number, graph in enumerate(graphs))
+    add_pipeline(tmp_path, kept)
+    make_cache = partial(Cache, tmp_path / "cache")
+    async with open_runtime(repository, make_cache, tmp_path / "runtime", environ={}, limits=LIMITS) as runtime:
+        for pipeline in (deleted, kept):
+            await runtime.uses.add_loaded(pipeline, [File(id=model.id)])
+            await runtime.release_if_deleted(pipeline)
+
+    assert {pipeline_id(1)} == {use.pipeline_id for use in await repository.uses()}
+    with pytest.raises(FileInUse):
+        await repository.remove(model.id)
 
 
 async def test_static_files_are_known_after_the_graph_was_loaded(repository: LocalRepository, tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ class PipelineRoutes:
             raise
         # Again, because its version is known only now.
         await uses.add(pipeline, named)
+        await self._runtime.release_if_deleted(pipeline)
         return pipeline
 
     async def list_pipelines(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
