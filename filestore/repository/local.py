@@ -204,7 +204,10 @@ class LocalRepository:
             # I2: the manifest is durable before its record, and in the same transaction, so that no collection removes
             # it in between.
             await self._store.put_manifest(self._namespace, parsed.digest, parsed.encoded)
-            return await transaction.add_record(self._namespace, name=name, digest=parsed.digest, size=parsed.size, kind=kind)
+            return await self._add_record(transaction, name=name, digest=parsed.digest, size=parsed.size, kind=kind)
+
+    async def _add_record(self, transaction: Transaction, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
+        return await transaction.add_record(self._namespace, name=name, digest=digest, size=size, kind=kind)
 
     async def manifest(self, digest: Digest) -> bytes:
         encoded = await self._store.manifest(self._namespace, digest)
@@ -233,7 +236,10 @@ class LocalRepository:
         secret = await self._index.secret()
         return signed_path(secret, "GET", path, namespace=self._namespace, expires_at=expires_at).removeprefix("/")
 
-    async def remove(self, file_id: str, *, with_chunks: bool = False, force: bool = False) -> Record:
+    async def remove(
+        self, file_id: str, *, with_chunks: bool = False, force: bool = False, updated_at: int | None = None
+    ) -> Record:
+        """Remove a record. With `updated_at`, raise NotFound, and remove nothing, if somebody has pushed it since."""
         self._check_writable()
         chunks: dict[Digest, None] = {}
         seen_until = None
@@ -244,6 +250,10 @@ class LocalRepository:
             if with_chunks:
                 # Check the records that were committed since. During this transaction none is committed.
                 await self._keep_needed(chunks, without=file_id, since=seen_until)
+            if updated_at is not None:
+                current = await self._index.record(self._namespace, Reference(id=file_id))
+                if current is None or current.updated_at != updated_at:
+                    raise NotFound(file_id)
             users = [] if force else await transaction.uses_of(self._namespace, file_id)
             if users:
                 raise FileInUse(file_id, _summary([use.pipeline_name for use in users]))

@@ -44,6 +44,8 @@ class Route(NamedTuple):
     answer: _Answer
     can_be_signed: bool = False
     """Whether a signed URL is accepted instead of a token."""
+    public_namespace: Callable[[web.Request], Awaitable[str | None]] | None = None
+    """Returns the namespace in which a request needs no token, or None if it needs one."""
 
 
 ROUTES = (
@@ -154,12 +156,13 @@ def make_app(
     app.cleanup_ctx.append(assembling)
     app.on_response_prepare.append(complete_head)
     app.router.add_get(_any_slashes("/healthz"), _healthz)
-    for route in (*ROUTES, *more_routes):
+    # An extension may answer some requests in place of a route below it.
+    for route in (*more_routes, *ROUTES):
         for path in (route.path, SIGNED_PREFIX + route.path) if route.can_be_signed else (route.path,):
             # One handler serves GET and HEAD. It does not send the body of an answer to HEAD.
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 app.router.add_route(
-                    method, _any_slashes(path), authenticator.opened_for(route.answer), expect_handler=authenticator.expected
+                    method, _any_slashes(path), authenticator.opened_for(route), expect_handler=authenticator.expected
                 )
     return app
 
@@ -198,11 +201,14 @@ class RequestAuthenticator:
         self._budget = Budget(limits.memory_limit)
         self._push_budget = push_budget
 
-    def opened_for(self, answer: _Answer) -> Handler:
-        """Return a handler that calls `answer` only for requests with a valid token or a valid signature."""
+    def opened_for(self, route: Route) -> Handler:
+        """Return a handler that answers only requests with a valid token or a valid signature, or that need neither."""
 
         async def handler(request: web.Request) -> web.StreamResponse:
-            return await answer(self.context(request), await self._repository(request))
+            namespace = self._signed_namespace(request)
+            if namespace is None and route.public_namespace is not None:
+                namespace = await route.public_namespace(request)
+            return await route.answer(self.context(request), await self._repository(request, namespace))
 
         return handler
 
@@ -213,7 +219,7 @@ class RequestAuthenticator:
         """
         if request.headers["Expect"].lower() == "100-continue":
             try:
-                await self._repository(request)
+                await self._repository(request, self._signed_namespace(request))
             except FilestoreError as error:
                 return problem(request, error)
             self.context(request).transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -233,9 +239,10 @@ class RequestAuthenticator:
             shared_times=self._shared_times,
         )
 
-    async def _repository(self, request: web.Request) -> LocalRepository:
-        """Return the repository that a request may use. Raises Unauthorized, UrlRefused."""
-        namespace = self._signed_namespace(request) or await self._tokens.namespace(request.headers.get("Authorization"))
+    async def _repository(self, request: web.Request, namespace: str | None) -> LocalRepository:
+        """Return the repository of a namespace, or of the namespace of the request's token. Raises Unauthorized."""
+        if namespace is None:
+            namespace = await self._tokens.namespace(request.headers.get("Authorization"))
         return LocalRepository(
             self._store,
             self._index,
