@@ -42,6 +42,9 @@ def runtime() -> None:
     "loaded_pipelines",
     "processes_per_pipeline",
     "environment",
+    "run_results_seconds",
+    "run_files_seconds",
+    "public_run_files",
     *SERVER_SETTINGS,
 )
 def serve_runtime(context: CommandContext, *, create: bool) -> None:
@@ -120,6 +123,9 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
                 process=limits,
                 processes_per_pipeline=settings.processes_per_pipeline
                 or max(1, min(core_count(), memory_size() // settings.run_memory_limit)),
+                run_kept_seconds=settings.run_results_seconds,
+                output_seconds=settings.run_files_seconds,
+                public_outputs=settings.public_run_files,
             ),
             signed_seconds=settings.signed_seconds,
         ),

@@ -413,6 +413,31 @@ class Settings:
             is_repeatable=True,
         ),
     )
+    run_results_seconds: float = field(
+        default=7 * 86400.0,
+        metadata=_setting(
+            "How long the result and the logs of a run are kept after its end",
+            unit="seconds",
+            parse=_seconds(10 * 366 * 86400),
+        ),
+    )
+    run_files_seconds: float | None = field(
+        default=None,
+        metadata=_setting(
+            "How long a file that runs have returned is kept after a run last returned or used it",
+            unit="seconds",
+            parse=_seconds(10 * 366 * 86400),
+            default="none: it is kept",
+        ),
+    )
+    public_run_files: bool = field(
+        default=False,
+        metadata=_setting(
+            "Whether everyone who knows its path can read a file that a run has returned",
+            unit="yes or no",
+            parse=_claim,
+        ),
+    )
     zip_entries: int = field(
         default=DEFAULT_LIMITS.entries,
         metadata=_setting(

@@ -107,11 +107,14 @@ class Adapter:
         async def store(files: Iterator[OutputFile]) -> None:
             for file in files:
                 record = await self._store(file)
-                url = f"{self._url}/{await self._repository.sign(record.id)}"
-                file.container[file.key] = file_answer(record, url)
+                file.container[file.key] = file_answer(record, await self._output_url(record))
 
         await map_bounded(store, read.places)
         return read.answers
+
+    async def _output_url(self, record: Record) -> str:
+        """Return the URL by which an output can be read."""
+        return f"{self._url}/{await self._repository.sign(record.id)}"
 
     async def _store(self, place: OutputFile) -> Record:
         """Store a returned file, and return its record."""

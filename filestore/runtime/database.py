@@ -54,6 +54,40 @@ MIGRATIONS: tuple[Migration, ...] = (
         ) WITHOUT ROWID""",
         "CREATE INDEX pointers_by_pipeline ON pointers (pipeline_id)",
     ),
+    (
+        # `ended_at` is null until the run has ended. It is a time of `KeptClock`.
+        """CREATE TABLE runs (
+            number INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            pipeline_id TEXT NOT NULL,
+            environment_id TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            updated_at TEXT NOT NULL,
+            state INTEGER NOT NULL,
+            url_mark TEXT NOT NULL,
+            outputs BLOB,
+            failure TEXT,
+            start TEXT,
+            lines TEXT NOT NULL,
+            size INTEGER NOT NULL,
+            ended_at REAL
+        )""",
+        "CREATE INDEX runs_by_end ON runs (ended_at)",
+        "CREATE INDEX runs_by_pipeline ON runs (pipeline_id, number)",
+        # The files that runs have returned.
+        """CREATE TABLE run_files (
+            file_id TEXT NOT NULL PRIMARY KEY,
+            digest TEXT NOT NULL,
+            pushed_at INTEGER NOT NULL,
+            used_at REAL NOT NULL,
+            is_kept INTEGER NOT NULL,
+            expiry INTEGER NOT NULL
+        ) WITHOUT ROWID""",
+        "CREATE INDEX run_files_by_digest ON run_files (digest)",
+        "CREATE INDEX run_files_by_use ON run_files (expiry, used_at)",
+        # At most one row.
+        "CREATE TABLE clock (elapsed REAL NOT NULL, wall REAL NOT NULL)",
+    ),
 )
 
 

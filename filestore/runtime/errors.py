@@ -7,6 +7,7 @@ FilestoreError
 ├── InvalidArchive
 │   └── FoldersLost
 ├── NotFound
+│   ├── ExpiredOutput
 │   ├── UnknownPipeline
 │   ├── UnknownPointer
 │   └── UnknownRun
@@ -14,6 +15,8 @@ FilestoreError
 ├── PointerLocked
 ├── RunFailed                 a pipeline, or its run
 │   ├── RunTimedOut
+│   ├── RunCancelled
+│   ├── RunLost
 │   └── PipelineEnded
 ├── TooManyRuns
 └── UnusableEnvironment       a Python that the runtime is given
@@ -23,6 +26,8 @@ instead.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from filestore.errors import FilestoreError, InvalidArchive, InvalidInput, NotFound
 from filestore.http.wire import register_status
@@ -72,6 +77,14 @@ class FoldersLost(InvalidArchive):
     names: str
 
 
+class ExpiredOutput(NotFound):
+    """A file that a run has returned was removed, because its time was over."""
+
+    slug = "expired-output"
+    sentence = "{reference!r} was an output of a run and has expired; start the run again, and push what is needed for longer"
+    hint = ""
+
+
 class UnknownPipeline(NotFound):
     """No pipeline has this id, pointer or name."""
 
@@ -110,7 +123,7 @@ class UnknownRun(NotFound):
     """No run has this id, or the run is too old."""
 
     slug = "unknown-run"
-    sentence = "no run is known as {reference!r}; only the latest ones are kept, and a restart of the server forgets all of them"
+    sentence = "no run is known as {reference!r}; a run is kept for a time after its end, and only the latest ones are"
     hint = ""
 
 
@@ -118,7 +131,7 @@ class RunFailed(FilestoreError):
     """A pipeline could not be loaded or started, or its run failed. `traceback` is empty where its own code did not fail."""
 
     slug = "run-failed"
-    facts = ("exception", "traceback")
+    facts: ClassVar[tuple[str, ...]] = ("exception", "traceback")
     sentence = "{exception}"
     traceback: str = ""
 
@@ -130,6 +143,22 @@ class RunTimedOut(RunFailed):
     facts = ("what", "seconds")
     sentence = "{what} took longer than {seconds:g} seconds and was ended; to allow more, raise the server's setting run_seconds"
     seconds: float
+
+
+class RunCancelled(RunFailed):
+    """A user has cancelled the run."""
+
+    slug = "run-cancelled"
+    facts = ()
+    sentence = "the run was cancelled"
+
+
+class RunLost(RunFailed):
+    """The runtime has ended in the middle of the run, so nobody knows a result."""
+
+    slug = "run-lost"
+    facts = ()
+    sentence = "the server ended in the middle of the run, and no result was stored; start the run again"
 
 
 class PipelineEnded(RunFailed):

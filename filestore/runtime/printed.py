@@ -93,6 +93,10 @@ class RunLog:
             self._omitted += surplus
             del self._last[:surplus]
 
+    def first_lines(self) -> list[Line]:
+        """Return the first lines. Later calls return the same ones, and more behind them."""
+        return list(self._first)
+
     def lines(self) -> list[Line]:
         """Return all lines that are kept. If some were left out, a line in their place says so."""
         if not self._last:

@@ -8,30 +8,35 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from filestore.cache import Cache
-from filestore.core.records import Kind
+from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, FileURL
-from filestore.errors import Busy, FilestoreError, SourceError, StorageFull, TransferError
+from filestore.errors import Busy, FilestoreError, NotFound, SourceError, StorageFull, TransferError
 from filestore.http.server.errors import log_failure
 from filestore.http.wire import status_of
+from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
 from filestore.runtime.adapter import Adapter
 from filestore.runtime.database import Database, open_database
 from filestore.runtime.environments import OWN_ONLY, Environments
-from filestore.runtime.errors import RunFailed, UnknownPipeline
+from filestore.runtime.errors import RunCancelled, RunFailed, UnknownPipeline
 from filestore.runtime.generators import RunStream, read_outputs
+from filestore.runtime.kept_clock import KeptClock
 from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines
 from filestore.runtime.printed import LogWriter, RunLog
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
-from filestore.runtime.runs import Run, Runs, State
+from filestore.runtime.run_files import OutputRepository, RunFiles, remove_expired
+from filestore.runtime.runs import KEPT_SECONDS, Run, Runs, State, open_runs
 from filestore.runtime.starts import PipelineStart
 from filestore.runtime.uses import Uses
 from filestore.runtime.worker_protocol import UnsupportedValue, encode_value
@@ -57,6 +62,12 @@ class RuntimeLimits:
     process: ProcessLimits
     processes_per_pipeline: int = 1
     """The number of processes of one pipeline at the same time. They also count among those of all pipelines."""
+    run_kept_seconds: float = KEPT_SECONDS
+    """How long the result and the log of a run are kept after its end."""
+    output_seconds: float | None = None
+    """How long a file that runs have returned is kept after its last use. None keeps it for ever."""
+    public_outputs: bool = False
+    """Whether everyone who knows its path can read a file that a run has returned."""
 
 
 class _LocalFile(NamedTuple):
@@ -66,23 +77,37 @@ class _LocalFile(NamedTuple):
     path: Path
 
 
+class _RunAdapter(Adapter):
+    """An adapter that writes a mark in the place of each URL, because URLs are signed for each answer."""
+
+    def __init__(self, cache: Cache, repository: Repository, *, url: str, mark: str) -> None:
+        super().__init__(cache, repository, url=url)
+        self._mark = mark
+
+    async def _output_url(self, record: Record) -> str:
+        return f"{self._mark}:{record.id}"
+
+
 class Runtime:
     """Runs the pipelines of one repository. Make it with `open_runtime`; use it in one event loop."""
 
     def __init__(
         self,
-        repository: Repository,
+        repository: LocalRepository,
         make_cache: MakeCache,
         folder: Path,
         *,
         pipelines: Pipelines,
+        runs: Runs,
+        run_files: RunFiles,
         environ: Mapping[str, str],
         limits: RuntimeLimits,
         environments: Environments = OWN_ONLY,
     ) -> None:
         self.environments = environments
         self.pipelines = pipelines
-        self.runs = Runs()
+        self.runs = runs
+        self.run_files = run_files
         self.uses = Uses(repository)
         self._repository = repository
         self._make_cache = make_cache
@@ -94,21 +119,63 @@ class Runtime:
         self._log_writer = LogWriter()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(
-        self, pipeline: Pipeline, input_data: list[Any], *, request_size: int, url: str, stream: RunStream | None = None
-    ) -> Run:
-        """Start a run. `url` is the URL of this server as the client knows it. Raises TooManyRuns.
+    @property
+    def limits(self) -> RuntimeLimits:
+        """The limits of the runtime."""
+        return self._limits
 
-        The outputs are sent to `stream`, if there is one.
+    @property
+    def namespace(self) -> str:
+        """The namespace in which the runtime stores files."""
+        return self._repository.namespace
+
+    async def begin(
+        self, pipeline: Pipeline, input_data: list[Any], *, request: str, url: str, stream: RunStream | None = None
+    ) -> Run:
+        """Start a run. `url` is the URL of this server as the client knows it, and `request` the JSON of the request.
+
+        The outputs are sent to `stream`, if there is one. Raises TooManyRuns, StorageError, StorageFull.
         """
-        run = self.runs.add(pipeline, request_size=request_size)
+        run = await self.runs.add(pipeline, request_size=len(request))
         run.stream = stream
         run.log = RunLog(self._log_writer, mark=f"{run.id} {pipeline.id}: ")
         # The run is a task of its own. It continues when the client is gone, and the client can ask for it later.
-        task = asyncio.create_task(self._perform(run, input_data, url))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        run.task = asyncio.create_task(self._perform(run, pipeline, input_data, request, url))
+        self._tasks.add(run.task)
+        run.task.add_done_callback(self._tasks.discard)
+        if run.is_cancelled:
+            _cancel(run.task)
         return run
+
+    async def cancel(self, run_id: str) -> Run:
+        """End a run that waits or is under way, and its process. A run that has ended stays as it is.
+
+        Raises UnknownRun, StorageError.
+        """
+        run = await self.runs.find(run_id)
+        if not run.has_ended:
+            run.is_cancelled = True
+            if run.task is not None:
+                _cancel(run.task)
+            await run.ended.wait()
+        return run
+
+    async def outputs_of(self, run: Run, *, url: str) -> bytes | None:
+        """Return the outputs of a run as JSON, with URLs below `url` that were signed now. None if it has no outputs."""
+        return None if run.outputs is None else await self.with_urls(run, run.outputs, url=url)
+
+    async def with_urls(self, run: Run, outputs: bytes, *, url: str) -> bytes:
+        """Put URLs below `url` that are signed now in the place of the marks in outputs of a run, which are JSON."""
+        # What a pipeline returns cannot hold the mark, so only places that the adapter filled are found.
+        place = re.compile(rb'"path": ("(?:[^"\\]|\\.)*"), "url": "%s:(file_[0-9a-f]{32})"' % run.url_mark.encode())
+        urls: dict[bytes, bytes] = {}
+        for stored_path, file_id in set(await in_cpu_thread(place.findall, outputs)):
+            try:
+                path = await self._repository.sign(file_id.decode())
+            except NotFound:
+                path = quote(json.loads(stored_path))  # the answer there says that the file is gone
+            urls[file_id] = json.dumps(f"{url}/{path}").encode()
+        return await in_cpu_thread(place.sub, lambda found: b'"path": %s, "url": %s' % (found[1], urls[found[2]]), outputs)
 
     def as_resource(self) -> dict[str, Any]:
         """Return the members that the Pipeline SDK prints of a machine that runs pipelines."""
@@ -137,39 +204,64 @@ class Runtime:
         """End all runs and all processes."""
         tasks = list(self._tasks)
         for task in tasks:
-            task.cancel()
+            _cancel(task)
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.runs.close()
         await self._loaded.close()
         await self._cache.close()
         await in_disk_thread(self._log_writer.close)
         await in_disk_thread(remove_if_possible, self.work_folder)
 
-    async def _perform(self, run: Run, input_data: list[Any], url: str) -> None:
+    async def _perform(self, run: Run, pipeline: Pipeline, input_data: list[Any], request: str, url: str) -> None:
         """Do a run to its end, successful or not."""
+        outcome: bytes | RunFailed | None = None
         try:
-            async with self._loaded.acquire(run.pipeline.id, partial(self._load, run, url)) as loaded:
+            run.uses = await in_disk_thread(self.run_files.note_inputs, request)
+            adapter = _RunAdapter(self._cache, self._repository, url=url, mark=run.url_mark)
+            async with self._loaded.acquire(pipeline.id, partial(self._load, run, pipeline, url)) as loaded:
                 if run.start is None:
                     run.start = PipelineStart(was_loaded=True)
-                run.start.report(run.id, run.pipeline.id)
+                run.start.report(run.id, pipeline.id)
                 run.enter(State.RUNNING)
-                between_runs = RunLog(self._log_writer, mark=f"{run.pipeline.id}: ")
+                between_runs = RunLog(self._log_writer, mark=f"{pipeline.id}: ")
                 with loaded.process.printed.into(run.log, otherwise=between_runs):
-                    run.complete(await self._outputs(run, loaded, input_data, Adapter(self._cache, self._repository, url=url)))
+                    outcome = await self._outputs(run, loaded, input_data, adapter)
         except RunFailed as failure:
-            run.fail(failure)
+            outcome = failure
         except Exception as error:  # noqa: BLE001  # any error ends this run only
-            run.fail(_failure(run, error))
+            outcome = _failure(run, error)
         finally:
-            if not run.has_ended:
-                run.fail(RunFailed("the server was stopped before the run had ended"))
-            self.runs.end(run)
-            if run.stream is not None:
-                run.stream.end()
+            if outcome is None:
+                outcome = RunCancelled() if run.is_cancelled else RunFailed("the server was stopped before the run had ended")
+            try:
+                await shield_until_done(self.runs.end(run, outcome))
+            finally:
+                if run.stream is not None:
+                    run.stream.end()
 
-    async def _load(self, run: Run, url: str) -> LoadedPipeline:
+    async def remove_expired_outputs(self) -> None:
+        """Remove the files of earlier runs that have expired, if there is a limit of time for them."""
+        if self._limits.output_seconds is not None:
+            in_use = frozenset().union(*(run.uses for run in self.runs.waiting))
+            await remove_expired(self.run_files, self._repository, expire_seconds=self._limits.output_seconds, in_use=in_use)
+
+    def start_expiry(self) -> None:
+        """Remove expired outputs from now on, until the runtime is closed."""
+        if self._limits.output_seconds is not None:
+            self._tasks.add(asyncio.create_task(self._expire(max(1.0, min(3600.0, self._limits.output_seconds / 10)))))
+
+    async def _expire(self, interval_seconds: float) -> None:
+        while True:
+            try:
+                await self.remove_expired_outputs()
+            except FilestoreError as error:
+                log_failure("expired outputs are not removed", error)
+            await asyncio.sleep(interval_seconds)
+
+    async def _load(self, run: Run, pipeline: Pipeline, url: str) -> LoadedPipeline:
         """Load the pipeline into a new process and start it. `url` is the URL of this server as the client knows it."""
         run.enter(State.CACHING_GRAPH)
-        environment = self.environments.find(run.pipeline.environment_id)
+        environment = self.environments.find(pipeline.environment_id)
         # A cache of its own: the files that it resolves stay pinned until the pipeline is ended.
         cache = self._make_cache(self._repository)
         folder = self.work_folder / run.id
@@ -177,17 +269,17 @@ class Runtime:
         start = PipelineStart()
         with start.process():
             process = await start_process(folder, environ=self._environ, limits=limits, environment=environment, log=run.log)
-        loaded = LoadedPipeline(run.pipeline.id, process, cache, [])
+        loaded = LoadedPipeline(pipeline.id, process, cache, [])
         try:
             with start.process():
                 await process.ask("import_sdk", {}, what="the start of the process")
             adapter = Adapter(cache, self._repository, url=url)
-            start.add_files(graph := await adapter.prepare([File(id=run.pipeline.graph_id)]))
+            start.add_files(graph := await adapter.prepare([File(id=pipeline.graph_id)]))
             with start.load():
                 answer = await process.ask("load", {"graph": str(graph.paths[0])}, what="the loading of the pipeline")
             files = [_static(**values) for values in answer["files"]]
-            await self.uses.add_loaded(run.pipeline, files)
-            await self.release_if_deleted(run.pipeline)
+            await self.uses.add_loaded(pipeline, files)
+            await self.release_if_deleted(pipeline)
             start.add_files(prepared := await adapter.prepare(files))
             with start.load():
                 await process.ask("start", {"paths": [str(path) for path in prepared.paths]}, what="the start of the pipeline")
@@ -210,7 +302,7 @@ class Runtime:
 
 @asynccontextmanager
 async def open_runtime(
-    repository: Repository,
+    repository: OutputRepository,
     make_cache: MakeCache,
     folder: Path,
     *,
@@ -226,11 +318,16 @@ async def open_runtime(
     try:
         async with _database(folder) as database:
             pipelines = await in_disk_thread(Pipelines, database, folder / "pipelines")
+            clock = await in_disk_thread(_clock, database)
+            runs = await in_disk_thread(partial(open_runs, database, clock, kept_seconds=limits.run_kept_seconds))
+            repository.run_files = RunFiles(database, clock)
             runtime = Runtime(
                 repository,
                 make_cache,
                 folder,
                 pipelines=pipelines,
+                runs=runs,
+                run_files=repository.run_files,
                 environ=environ,
                 limits=limits,
                 environments=environments,
@@ -239,6 +336,7 @@ async def open_runtime(
                 # A killed runtime leaves its work folder.
                 await in_disk_thread(remove_if_possible, runtime.work_folder)
                 await runtime.repair_uses()
+                runtime.start_expiry()
                 yield runtime
             finally:
                 await shield_until_done(runtime.close())
@@ -253,6 +351,16 @@ async def _database(folder: Path) -> AsyncIterator[Database]:
         yield database
     finally:
         await shield_until_done(in_disk_thread(database.close))
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel a task after its first step. Before that step, it would end without noticing the cancel."""
+    asyncio.get_running_loop().call_soon(task.cancel)
+
+
+def _clock(database: Database) -> KeptClock:
+    with database.read() as connection:
+        return KeptClock(connection)
 
 
 def _locked(folder: Path) -> FileLock:

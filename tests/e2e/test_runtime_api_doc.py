@@ -29,6 +29,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             "URL": runtime.server.url,
             "TOKEN": TOKEN,
             "PIPELINE": pipeline,
+            "OUTPUT": runtime.run(pipeline, "file")["result"]["outputs"][0]["file"]["path"],
             "RUN": runtime.begin(pipeline, "file", is_async=True).json["id"],
             "PATH": os.environ["PATH"],
             "PWD": str(folder),
@@ -56,5 +57,6 @@ def test_every_route_is_described_with_a_curl_line() -> None:
     routes = Routes(None).all  # type: ignore[arg-type]  # only their paths are looked at
 
     # The page does not say which names may hold slashes.
-    assert {f"{route.method} {route.path.replace(':.+}', '}')}" for route in routes} == set(described)
+    paths = [route.path.replace(":.+}", "}").replace("{path:run_files/.*}", "run_files/{path}") for route in routes]
+    assert {f"{route.method} {path}" for route, path in zip(routes, paths, strict=True)} == set(described)
     assert [] == [route for route, text in described.items() if LINE.search(text) is None]

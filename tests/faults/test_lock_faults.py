@@ -29,6 +29,7 @@ from filestore.transfer.sinks.tree import TreeStaging
 from filestore.transfer.sinks.zip_index import Zip
 from filestore.transfer.target import Target, tree_label
 from tests.support.disks import refuse_locks
+from tests.support.runtimes import output_repository
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -103,9 +104,11 @@ async def test_child_that_is_forked_by_a_runtime_keeps_no_lock(
     """The next runtime has the folder."""
     limits = RuntimeLimits(pipelines=1, process=ProcessLimits(seconds=60, memory=1 << 30))
     make_cache = partial(Cache, tmp_path / "cache")
-    async with open_runtime(local_repository, make_cache, tmp_path / "runtime", environ={}, limits=limits):
+    async with open_runtime(output_repository(local_repository), make_cache, tmp_path / "runtime", environ={}, limits=limits):
         child.fork()
-    async with open_runtime(local_repository, make_cache, tmp_path / "runtime", environ={}, limits=limits) as runtime:
+    async with open_runtime(
+        output_repository(local_repository), make_cache, tmp_path / "runtime", environ={}, limits=limits
+    ) as runtime:
         assert tmp_path / "runtime" == runtime.work_folder.parent
 
 

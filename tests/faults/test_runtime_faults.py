@@ -145,11 +145,12 @@ def test_what_takes_too_long_is_ended(user: Home, graphs: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_what_a_killed_runtime_leaves(user: Home, graphs: Path, tmp_path: Path) -> None:
-    """No process is left, not even a hanging one. The next runtime has its pipelines, and no runs or partial files."""
+    """No process is left, not even a hanging one. The next runtime has its pipelines and runs, and no partial files."""
     root = tmp_path / "root"
     with running_runtime(user, root, is_killed=True) as runtime:
         misbehaving = runtime.pipeline(graphs / "misbehave")
         process = runtime.value(misbehaving, "pid")
+        ended = runtime.run(misbehaving, "lines")
         run = runtime.begin(misbehaving, "hang", is_async=True).json
         eventually(lambda: runtime.ask("GET", f"/v3/runs/{run['id']}").json["state"] == 7)
         os.kill(runtime.server.process.pid, signal.SIGKILL)
@@ -157,8 +158,11 @@ def test_what_a_killed_runtime_leaves(user: Home, graphs: Path, tmp_path: Path) 
     assert list((root / "runtime/default/work").iterdir()) != []
 
     with running_runtime(user, root) as runtime:
-        reply = runtime.ask("GET", f"/v3/runs/{run['id']}")
-        assert (404, "unknown-run") == (reply.status, reply.slug)
+        told = runtime.ask("GET", f"/v3/runs/{run['id']}").json
+        detail = "the server ended in the middle of the run, and no result was stored; start the run again"
+        assert (12, detail, {"exception": detail, "traceback": None}) == (told["state"], told["detail"], told["error"])
+        assert ended == runtime.ask("GET", f"/v3/runs/{ended['id']}").json
+        assert "by print" == runtime.ask("GET", f"/v3/runs/{ended['id']}/logs").json["lines"][0]["text"]
         assert not (root / "runtime/default/work").exists()
         assert runtime.value(misbehaving, "pid") != process
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,6 +36,41 @@ def said() -> str:
     print('{"outputs": []}' * 1000)  # noqa: T201  # what is tested
     os.write(1, b"\x00" * 1000)
     return "printed"
+
+
+def said_lines() -> str:
+    """Print lines in each way in which a program may."""
+    print("by print")  # noqa: T201  # what is tested
+    print("to standard error", file=sys.stderr)  # noqa: T201
+    os.write(1, b"binary \xff\x00\x1b[2J\n")
+    subprocess.run(["echo", "by another program"], check=True)
+    print("without an end", end="")  # noqa: T201
+    return "said"
+
+
+def said_and_raised() -> None:
+    """Print, and fail."""
+    print("before the failure")  # noqa: T201
+    raise ValueError("what a pity")
+
+
+def said_and_hung() -> None:
+    """Print, and never return."""
+    print("before it hangs")  # noqa: T201
+    hung()
+
+
+def flooded() -> str:
+    """Print much, and let a thread print without end."""
+    for _ in range(8):
+        os.write(1, b"much\n" * 200_000)
+
+    def print_on() -> None:
+        while True:
+            os.write(1, b"on and on\n" * 1000)
+
+    threading.Thread(target=print_on, daemon=True).start()
+    return "flooded"
 
 
 def hung() -> None:
@@ -90,6 +126,10 @@ WAYS: dict[str, Callable[[], Any]] = {
     "sdk": lambda: version("pipeline-ai"),
     "filestore": lambda: find_spec("filestore") is not None,
     "print": said,
+    "lines": said_lines,
+    "lines and raise": said_and_raised,
+    "lines and hang": said_and_hung,
+    "flood": flooded,
     "exit": lambda: sys.exit("bye"),
     "end": lambda: os._exit(3),
     "crash": lambda: ctypes.string_at(0),

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from filestore.repository.local import LocalRepository
+from filestore.repository.protocol import Repository
+from filestore.runtime.run_files import OutputRepository
 from tests.support.commands import REPOSITORY, Home, Server, scripts_of
 from tests.support.server import SECONDS, Reply
 
@@ -145,6 +148,12 @@ def python_without_filestore(folder: Path, *, venv: str) -> Path:
         if "filestore" not in package.name:
             (target / package.name).symlink_to(package)
     return folder / "bin/python"
+
+
+def output_repository(repository: Repository) -> OutputRepository:
+    """Return the repository of a runtime, with the store and the index of a local one."""
+    assert isinstance(repository, LocalRepository)
+    return OutputRepository(repository._store, repository._index, location=repository.location, signed_seconds=60)
 
 
 def is_running(pid: int) -> bool:

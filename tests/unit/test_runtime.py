@@ -17,15 +17,14 @@ from filestore.core.names import checked_pipeline_name
 from filestore.errors import Busy, InvalidInput, LimitExceeded, StorageError
 from filestore.repository.protocol import Repository
 from filestore.runtime import worker_protocol as messages
-from filestore.runtime.errors import PipelineEnded, RunFailed, RunTimedOut, TooManyRuns, UnknownPipeline, UnknownRun
+from filestore.runtime.errors import PipelineEnded, RunFailed, RunTimedOut, UnknownPipeline
 from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
-from filestore.runtime.runs import Runs, State
 from filestore.runtime.server import RuntimeLimits, open_runtime
 from tests.support.disks import refuse_locks
 from tests.support.import_crashes import opened_pipelines
-from tests.support.runtimes import is_running
+from tests.support.runtimes import is_running, output_repository
 
 LIMITS = ProcessLimits(seconds=60, memory=1 << 30)
 
@@ -125,43 +124,6 @@ def test_names_of_pipelines(name: str) -> None:
     with pytest.raises(InvalidInput):
         checked_pipeline_name(name)
     assert "a/b:c d" == checked_pipeline_name("a/b:c d")
-
-
-# Runs
-
-
-def test_ended_runs_are_forgotten_when_there_are_too_many() -> None:
-    """The oldest first; one that has not ended stays."""
-    runs = Runs(remembered_size=20_000)
-    waiting = runs.add(pipeline(), request_size=0)
-    ended = [runs.add(pipeline(), request_size=0) for _ in range(4)]
-    for run in ended:
-        run.complete(b'["' + bytes(b"x" * 8000) + b'"]')
-        runs.end(run)
-
-    assert waiting is runs.find(waiting.id)
-    assert [*ended[2:]] == [runs.find(run.id) for run in ended[2:]]
-    assert ["x" * 8000] == runs.find(ended[-1].id).as_json_v4()["outputs"]
-    for run in ended[:2]:
-        with pytest.raises(UnknownRun):
-            runs.find(run.id)
-
-
-def test_runs_that_wait_are_bounded() -> None:
-    """Their number and the size of their requests are limited. A single run is always accepted."""
-    runs = Runs(waiting_limit=2, waiting_size=100)
-    first = runs.add(pipeline(), request_size=1000)
-    with pytest.raises(TooManyRuns):
-        runs.add(pipeline(), request_size=0)
-    first.fail(RunFailed("why"))
-    runs.end(first)
-    for _ in range(2):
-        runs.add(pipeline(), request_size=0)
-    with pytest.raises(TooManyRuns):
-        runs.add(pipeline(), request_size=0)
-
-    assert {"exception": "why", "traceback": None} == first.as_json()["error"]
-    assert State.FAILED is runs.find(first.id).state
 
 
 # Processes
@@ -352,7 +314,11 @@ async def test_a_file_system_without_locks_is_told_as_one(
     limits = RuntimeLimits(pipelines=1, process=LIMITS)
     with pytest.raises(StorageError, match=r"file locks do not work there \(No locks available\)"):
         async with open_runtime(
-            local_repository, partial(Cache, tmp_path / "cache"), tmp_path / "runtime", environ={}, limits=limits
+            output_repository(local_repository),
+            partial(Cache, tmp_path / "cache"),
+            tmp_path / "runtime",
+            environ={},
+            limits=limits,
         ):
             pass
 
@@ -363,8 +329,10 @@ async def test_a_folder_has_one_runtime(tmp_path: Path, local_repository: Reposi
     cache = partial(Cache, tmp_path / "cache")
     (tmp_path / "runtime/work/left").mkdir(parents=True)
     for _ in range(2):
-        async with open_runtime(local_repository, cache, tmp_path / "runtime", environ={}, limits=limits):
+        async with open_runtime(output_repository(local_repository), cache, tmp_path / "runtime", environ={}, limits=limits):
             assert not (tmp_path / "runtime/work").exists()
             with pytest.raises(Busy):
-                async with open_runtime(local_repository, cache, tmp_path / "runtime", environ={}, limits=limits):
+                async with open_runtime(
+                    output_repository(local_repository), cache, tmp_path / "runtime", environ={}, limits=limits
+                ):
                     pass

@@ -23,6 +23,7 @@ from filestore.runtime.server import RuntimeLimits, open_runtime
 from filestore.runtime.uses import Uses, scan_graph
 from filestore.transfer.push import push
 from tests.support.import_crashes import pipeline_id, write_documents
+from tests.support.runtimes import output_repository
 
 LIMITS = RuntimeLimits(pipelines=1, process=ProcessLimits(seconds=60, memory=1 << 30))
 ID = "file_" + "0a" * 16
@@ -53,7 +54,9 @@ async def store(repository: Repository, folder: Path, name: str, content: bytes)
 
 async def start(repository: Repository, folder: Path) -> None:
     """Start a runtime, and stop it."""
-    async with open_runtime(repository, partial(Cache, folder / "cache"), folder / "runtime", environ={}, limits=LIMITS):
+    async with open_runtime(
+        output_repository(repository), partial(Cache, folder / "cache"), folder / "runtime", environ={}, limits=LIMITS
+    ):
         pass
 
 
@@ -132,7 +135,9 @@ async def test_uses_of_a_deleted_pipeline_are_released(repository: LocalReposito
     deleted, kept = (a_pipeline(number, graph) for number, graph in enumerate(graphs))
     add_pipeline(tmp_path, kept)
     make_cache = partial(Cache, tmp_path / "cache")
-    async with open_runtime(repository, make_cache, tmp_path / "runtime", environ={}, limits=LIMITS) as runtime:
+    async with open_runtime(
+        output_repository(repository), make_cache, tmp_path / "runtime", environ={}, limits=LIMITS
+    ) as runtime:
         for pipeline in (deleted, kept):
             await runtime.uses.add_loaded(pipeline, [File(id=model.id)])
             await runtime.release_if_deleted(pipeline)

@@ -9,12 +9,12 @@ from pathlib import Path
 from filestore.http.server.app import Route
 from filestore.http.server.worker import Extension
 from filestore.repository.index.protocol import Index
-from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.runtime.environments import Environments
 from filestore.runtime.routes.pipelines import PipelineRoutes
 from filestore.runtime.routes.pointers import PointerRoutes
 from filestore.runtime.routes.runs import RunRoutes
+from filestore.runtime.run_files import OutputRepository
 from filestore.runtime.server import MakeCache, Runtime, RuntimeLimits, open_runtime
 
 
@@ -41,12 +41,12 @@ def runtime_extension(
 ) -> Extension:
     """Return the extension that adds a runtime to a server of `root`.
 
-    The other arguments are described at `open_runtime` and `LocalRepository`.
+    The other arguments are described at `open_runtime` and `OutputRepository`.
     """
 
     @asynccontextmanager
     async def extension(store: ChunkStore, index: Index) -> AsyncIterator[Sequence[Route]]:
-        repository = LocalRepository(store, index, location=str(root), signed_seconds=signed_seconds)
+        repository = OutputRepository(store, index, location=str(root), signed_seconds=signed_seconds)
         folder = root / "runtime" / repository.namespace
         async with open_runtime(
             repository, make_cache, folder, environ=environ, limits=limits, environments=environments
