@@ -7,9 +7,11 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -28,8 +30,17 @@ def read(file: File) -> list:
     return [str(Path(file.path).resolve()), Path(file.path).read_text()]
 
 
+@pipe
+def copy(file: File) -> File:
+    path = Path("/tmp") / Path(file.path).parent.name / ("copy of " + Path(file.path).name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(Path(file.path).read_text() * 2)
+    return File(path=str(path))
+
+
 with Pipeline() as builder:
-    builder.output(read(Variable(File)))
+    file = Variable(File)
+    builder.output(read(file), copy(file))
 
 graph = builder.get_pipeline()
 """
@@ -65,6 +76,14 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             process.wait()
 
 
+def post(port: int, path: str, body: object) -> tuple[int, bytes]:
+    """The status and the body of the answer to JSON."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=SECONDS)) as connection:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
 def run(container: int, given: object) -> Any:
     """The answer of a run; a container that has only just started says so, and is asked again."""
     while True:
@@ -89,3 +108,22 @@ def test_it_fetches_our_signed_url(server: RunningServer, container: int, name: 
     local, content = answer["outputs"][0]["value"]
     shutil.rmtree(Path(local).parent)
     assert "content" == content
+
+
+def test_a_file_that_it_returns_lands_here(server: RunningServer, container: int) -> None:
+    """The container posts it to the URL that it is given, and the file opens by its URL, without a token."""
+    record = server.upload("my input.txt", b"content").json
+    path = server.ask("POST", f"/native/v1/files/{record['id']}/sign").json["path"]
+    answer = run(container, {"type": "file", "value": None, "file_url": f"{server.url}/{path}"})
+    returned = answer["outputs"][1]["file"]
+    permitted = server.ask("POST", "/v4/files/presigned-post", json.dumps({"name": returned["name"]}).encode()).json
+    upload = {key: permitted[key] for key in ("upload_url", "upload_fields")} | {"local_file_path": returned["path"]}
+    status, said = post(container, "/v4/files/upload-to-storage", {"files": [upload]})
+    shutil.rmtree(Path(returned["path"]).parent)
+    with urlopen(permitted["url"], timeout=SECONDS) as opened:
+        content = opened.read()
+    described = server.ask("GET", f"/v4/files/posts/{permitted['upload_id']}").json
+
+    assert (201, returned["name"], b"contentcontent") == (status, described["name"], content), said
+    with urlopen(described["url"], timeout=SECONDS) as opened:
+        assert b"contentcontent" == opened.read()

@@ -59,6 +59,8 @@ def test_every_curl_line_does_what_it_says(server: RunningServer, tmp_path: Path
     upload = PartsUpload(server, "my_file.txt")
     tag = upload.put(1, CONTENT).tag.strip('"')
     known |= {"UPLOAD": upload.id, "TAG": tag, "PART_URL": upload.url(1).json["upload_url"]}
+    post = server.ask("POST", "/v4/files/presigned-post", b'{"name": "my_file.txt"}').json
+    known |= {"POST_URL": post["upload_url"], "POST_ID": post["upload_id"]}
     options = '--silent --show-error --output /dev/null --write-out "%{http_code}"'
     done = subprocess.run(
         ["bash", "-c", f"curl {options} {typed[1]}"],

@@ -23,7 +23,7 @@ from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
-from filestore.http.server.routes.sdk import files, forms, multipart
+from filestore.http.server.routes.sdk import files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.uploads import uploads_folder
 from filestore.http.wire import API
@@ -71,6 +71,10 @@ ROUTES = (
     Route("POST", "/v3/pipeline_files/presigned-url", multipart.sign_part),
     Route("PUT", multipart.PART_PATH, multipart.put_part, can_be_signed=True),
     Route("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload),
+    Route("POST", "/v4/files/presigned-post", posts.sign_post),
+    Route("POST", posts.POST_PATH, posts.take_post, can_be_signed=True),
+    Route("GET", posts.CONTENT_PATH, posts.read_post, can_be_signed=True),
+    Route("GET", "/v4/files/posts/{upload_id}", posts.describe_post),
     Route("GET", "/v3/pipeline_files", files.list_files),
     Route("GET", "/v3/pipeline_files/{id}", files.get_file),
     Route("GET", "/v3/pipeline_files/download/{id}", files.download_file),

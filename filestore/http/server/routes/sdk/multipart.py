@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 async def begin_upload(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Begin an upload, and answer with its ids."""
-    message = await _json_body(context)
+    message = await json_body(context)
     given = message.get("name")
     if given is not None and not isinstance(given, str):
         raise InvalidInput(f"name is {given!r}; a text is expected")
@@ -39,7 +39,7 @@ async def begin_upload(context: RequestContext, repository: LocalRepository) -> 
 
 async def sign_part(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with a URL at which a part can be sent without a token."""
-    message = await _json_body(context)
+    message = await json_body(context)
     upload = await _upload_asked_for(context, repository, message)
     number = _part_number(message.get("part_num"), key="part_num")
     if await in_disk_thread(upload.finished) is not None:
@@ -68,7 +68,7 @@ async def put_part(context: RequestContext, repository: LocalRepository) -> web.
 
 async def finish_upload(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Record the file that the listed parts make up."""
-    message = await _json_body(context)
+    message = await json_body(context)
     upload = await _upload_asked_for(context, repository, message)
     record = await context.request.app[ASSEMBLY].finish(upload, repository, _listed(message.get("multipart_metadata")))
     return web.json_response(await upload_json(repository, record), status=201)
@@ -98,7 +98,8 @@ async def _receive(context: RequestContext, incoming: IncomingPart) -> None:
         await in_disk_thread(write_piece, memoryview(piece))
 
 
-async def _json_body(context: RequestContext) -> dict[str, Any]:
+async def json_body(context: RequestContext) -> dict[str, Any]:
+    """Return the JSON object of a request. Raises InvalidInput, LimitExceeded, Interrupted, Stalled."""
     async with context.whole_body(what="the size of the request body in bytes", limit=BODY_LIMIT) as body:
         try:
             # Parse in a thread: a list of all parts takes 10 ms and more.

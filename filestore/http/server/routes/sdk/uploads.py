@@ -140,6 +140,14 @@ class Upload:
         with self._standing(), _locked_folder(self.folder):
             self._save(_FINISHED, json.dumps(finished).encode())
 
+    def save_first(self, finished: FinishedUpload) -> FinishedUpload:
+        """Save how the upload was finished, unless it was finished before. Return what is saved."""
+        with self._standing(), _locked_folder(self.folder):
+            before = self.finished()
+            if before is None:
+                self._save(_FINISHED, json.dumps(finished).encode())
+            return before or finished
+
     def free(self) -> None:
         """Remove the parts of a finished upload. Raises UploadNotFound."""
         for part in self.parts():
