@@ -409,10 +409,13 @@ def _behind(handle: Any, folder: Path) -> Path:
             opened.seek(0)
             shutil.copyfileobj(opened, copy)
         with open(name, "rb") as written:  # noqa: PTH123  # as above
-            digest = hashlib.file_digest(written, "sha256").hexdigest()
+            hashed = hashlib.sha256()
+            # Python 3.10 has no `file_digest`.
+            while piece := written.read(1 << 20):
+                hashed.update(piece)
     except (OSError, ValueError, TypeError) as error:
         raise UnsupportedValue(f"a {type(handle).__name__} that cannot be read again: {error}") from None
-    return Path(name).rename(folder / f"output-{digest[:16]}")
+    return Path(name).rename(folder / f"output-{hashed.hexdigest()[:16]}")
 
 
 if __name__ == "__main__":
