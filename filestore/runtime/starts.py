@@ -11,7 +11,7 @@ from time import monotonic
 from filestore.runtime.prepare import PrepareResult
 from filestore.system.metrics import StartTotals, count_start
 
-logger = logging.getLogger("filestore.server")
+logger = logging.getLogger("filestore.runtime.starts")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -576,7 +576,7 @@ def test_rm_takes_an_id_alone(home: Home, model: Path) -> None:
     """For the name of a stored file, the error says how to find the id."""
     home.result("push", model)
     sentence = (
-        "rm takes an id, file_ and 32 hexadecimal digits, and 'model.bin' is not one; "
+        "rm takes an id (file_ and 32 hexadecimal digits), and 'model.bin' is not one; "
         "`filestore info NAME` prints the id of a file, and `filestore ls` shows all ids"
     )
     assert sentence == home.failure("rm", "model.bin")

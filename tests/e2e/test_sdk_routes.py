@@ -207,11 +207,12 @@ def test_finishing_again_gives_the_same_answer(server: RunningServer) -> None:
     """With other parts it is refused, and so is another part; once the record is removed, it is gone."""
     upload = PartsUpload(server, "again.bin")
     parts = [upload.put(1, b"one"), upload.put(2, b"two")]
+    late = upload.url(3).json["upload_url"]
     first = upload.finish(parts)
     assert (201, 201) == (first.status, upload.finish(parts).status)
     assert first.json == upload.finish(parts).json
     assert 400 == upload.finish(parts[:1]).status
-    assert 404 == put(upload.url(3).json["upload_url"], b"late").status
+    assert 404 == put(late, b"late").status
     server.ask("DELETE", f"{API}/files/{first.json['id']}")
     assert 404 == upload.finish(parts).status
 

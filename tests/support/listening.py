@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 ACCEPT_CYCLES = 5
 """More cycles of the loop than asyncio needs from the acceptance of a connection to its handler."""
@@ -23,13 +24,13 @@ async def listening(
     A connection that outlives its event loop would be an error in some later test.
     """
     tasks: set[asyncio.Task[None]] = set()
-    writers: list[asyncio.StreamWriter] = []
+    sockets: dict[asyncio.StreamWriter, Any] = {}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
-        writers.append(writer)
+        sockets[writer] = writer.get_extra_info("socket")
         try:
             await handle(reader, writer)
         finally:
@@ -51,6 +52,8 @@ async def listening(
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
         # A connection that is being closed waits for its peer, which may have gone or may not read.
-        for writer in writers:
-            writer.transport.abort()
+        for writer, connection in sockets.items():
+            # A transport whose socket is closed has no loop any more, and cannot be aborted again.
+            if connection.fileno() >= 0:
+                writer.transport.abort()
         await asyncio.sleep(0)  # asyncio closes the sockets in the next cycle

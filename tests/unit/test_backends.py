@@ -223,7 +223,7 @@ async def test_repository_that_lost_a_part_is_not_made_again(tmp_path: Path, los
             f"{folder} is not a repository: its index index.sqlite is missing, which holds the records and tokens"
             " of what is stored there; restore index.sqlite from a backup; without one, move the folder away, make a new"
             " repository (connect with create=True), and push the files again; "
-            "`filestore serve --create` and `filestore push --create` make one there"
+            "on the command line, `filestore serve --create` or `filestore push --create` makes it"
         ) == explained(caught.value)
     assert before == tree(folder)
 

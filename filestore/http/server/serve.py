@@ -71,8 +71,8 @@ def serve(
     )
     _allow_many_files()
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
-    # What the server does by itself is worth a line. Other libraries only warn.
-    logger.setLevel(logging.INFO)
+    # What a runtime does is worth a line. All other parts, and other libraries, only warn.
+    logging.getLogger("filestore.runtime").setLevel(logging.INFO)
     # A client may write any name in a form, and gets an answer.
     for warning in (BadContentDispositionHeader, BadContentDispositionParam):
         warnings.simplefilter("ignore", warning)
