@@ -14,9 +14,12 @@ from filestore.system.metrics import (
     Stage,
     StageTimes,
     StageTotals,
+    StartTotals,
     added,
+    added_starts,
     async_span,
     count_into,
+    count_start,
     own_usage,
     part,
     span,
@@ -156,3 +159,18 @@ async def test_a_push_of_a_tree_counts_each_byte_once(
     size = pushed.record.size
     expected = {Stage.READ: 3_003_000, Stage.CUT: size, Stage.HASH: size, Stage.ENCODE: size, Stage.VERIFY: size}
     assert expected == {stage: sizes[stage] for stage in expected}
+
+
+def test_starts_are_added_up_over_all_processes() -> None:
+    """Counts stay whole numbers, and nothing is counted by a process that does not count."""
+    start = StartTotals(times=1, bytes_received=2**40, bytes_cached=5, load_seconds=0.25)
+    shared = SharedTimes(2)
+    for place in range(2):
+        shared.join(place)
+        count_start(start)
+    count_into(None)
+    count_start(start)
+    total = added_starts([stage_times.starts() for stage_times in shared.each_process()])
+    assert StartTotals(times=2, bytes_received=2**41, bytes_cached=10, load_seconds=0.5) == total
+    assert [int, int, int] == [type(number) for number in total[:3]]
+    assert [{}, {}] == [stage_times.passed() for stage_times in shared.each_process()]
