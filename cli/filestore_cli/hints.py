@@ -18,10 +18,12 @@ HINTS = {
     "create-repository": "on the command line, `filestore serve --create` or `filestore push --create` makes it",
     "exclude": "--exclude does that",
     "finish-repository": "`filestore serve --create` and `filestore push --create` finish it",
-    "give-token": "`filestore serve` prints one, and --token or FILESTORE_TOKEN gives it",
+    "give-token": "--token or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "
+    "the first start of `filestore serve` prints one, and `filestore token new` makes another",
     "list-files": "`filestore ls` shows what is",
     "raise-setting": "{variable} sets it",
-    "remove-anyway": "the option is --force, and a run of a pipeline then fails for want of the file",
+    "remove-anyway": "`pipeline delete pipelines NAME:vN` deletes a pipeline; --force removes the file, "
+    "and the pipeline then works only where the file is in a cache",
     "remove-record": "`filestore rm {file_id}` removes the record",
     "replace": "--force does that",
     "start-server": "`filestore serve` starts one",

@@ -270,6 +270,10 @@ class LocalRepository:
         """Return all uses of records by pipelines."""
         return await self._index.uses(self._namespace)
 
+    async def ids_of_content(self, digest: Digest) -> list[str]:
+        """Return the ids of all records with a digest, the newest first."""
+        return await self._index.ids_of_content(self._namespace, digest)
+
     async def add_uses(self, added: Sequence[Use]) -> None:
         """Record that pipelines use records. Uses of records that do not exist are skipped."""
         async with self._index.transaction() as transaction:

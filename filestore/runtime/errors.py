@@ -70,8 +70,8 @@ class FoldersLost(InvalidArchive):
     facts = ("name", "names")
     hint = "store-folder"
     sentence = (
-        "{name!r} cannot be unpacked as a Directory: several files in it have the same name: {names}. The program that made this "
-        f"zip file left out the folders, as upload_pipeline of the Pipeline SDK does; {WAY_ROUND}"
+        "a Directory of the pipeline or of the run, stored as {name!r}, cannot be unpacked: several files in it have the same "
+        "name: {names}. upload_pipeline of the Pipeline SDK left out the folders; " + WAY_ROUND
     )
     name: str
     names: str

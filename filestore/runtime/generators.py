@@ -76,13 +76,15 @@ async def read_outputs(
     Raises RunFailed, and what `Adapter.outputs` raises.
     """
     places = [place for place, each in enumerate(described) if "generator" in each]
-    outputs = await adapter.outputs([None if place in places else _decoded(each) for place, each in enumerate(described)])
-    fixed_places = [place for place in range(len(outputs)) if place not in places]
+    fixed = [None if place in places else _decoded(each) for place, each in enumerate(described)]
+    fixed_places = [place for place in range(len(fixed)) if place not in places]
     if not places:
+        outputs = await adapter.outputs(fixed)
         if stream is not None:
             await stream.send(StreamedOutputs(outputs, fixed_places))
         return outputs
     async with _open_generators(process, places) as generators:
+        outputs = await adapter.outputs(fixed)
         if stream is None:
             await generators.collect(outputs, adapter)
         else:

@@ -49,6 +49,8 @@ class LoadedPipelines:
         self._limit_per_pipeline = limit_per_pipeline
         self._idle: list[LoadedPipeline] = []
         """The first one has been idle the longest."""
+        self._unloaded: set[str] = set()
+        """The ids of pipelines that were deleted. No later pipeline has one of them."""
         self._busy: Counter[str] = Counter()
         """How many processes of each pipeline do a run, start or end."""
         self._waiting: OrderedDict[str, deque[asyncio.Future[_Place]]] = OrderedDict()
@@ -76,6 +78,15 @@ class LoadedPipelines:
         finally:
             await shield_until_done(self._give_back(pipeline_id, loaded))
 
+    async def unload(self, pipeline_id: str) -> None:
+        """End the processes of a pipeline: the idle ones now, and each of the others after its run."""
+        self._unloaded.add(pipeline_id)
+        ended = [loaded for loaded in self._idle if loaded.pipeline_id == pipeline_id]
+        self._idle = [loaded for loaded in self._idle if loaded.pipeline_id != pipeline_id]
+        for loaded in ended:
+            await loaded.end()
+        self._grant_places()
+
     async def close(self) -> None:
         """End the idle processes."""
         for loaded in self._idle:
@@ -96,7 +107,7 @@ class LoadedPipelines:
             raise
 
     async def _give_back(self, pipeline_id: str, loaded: LoadedPipeline | None) -> None:
-        if loaded is not None and not loaded.process.is_usable:
+        if loaded is not None and (not loaded.process.is_usable or loaded.pipeline_id in self._unloaded):
             await loaded.end()
             loaded = None
         self._busy[pipeline_id] -= 1

@@ -24,7 +24,7 @@ _STORED_PATH = re.compile(
     r"(?P<path>/(?:pipeline_files|run_files)/[0-9a-f]{2}/.+)|/v3/pipeline_files/download/(?P<id>file_[0-9a-f]{32})\Z"
 )
 _SIGNATURE = r"(?:/signed/[^/]+/[^/]+/[^/]+)?"
-_OWN_PATH = re.compile(_SIGNATURE + f"(?:{_STORED_PATH.pattern})", re.DOTALL)
+_OWN_PATH = re.compile(_SIGNATURE + f"(?:/storage(?=/run_files/))?(?:{_STORED_PATH.pattern})", re.DOTALL)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 

@@ -69,6 +69,7 @@ class RunLog:
 
     def add(self, lines: list[bytes]) -> None:
         """Keep complete lines, without their ends."""
+        was_full = self._is_full
         now = time.time_ns()
         added = []
         for number, line in enumerate(lines):
@@ -81,7 +82,7 @@ class RunLog:
         self._first += added
         if self._writer is not None:
             texts = [f"{self._mark}{line.text}" for line in added]
-            if self._is_full:
+            if self._is_full and not was_full:
                 texts.append(f"{self._mark}it prints more than this log takes; the logs of the run have the end")
             self._writer.write(texts)
 

@@ -13,10 +13,12 @@ two, the next removal continues. The row stays, so that an answer can say why th
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
+from urllib.parse import unquote
 
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
@@ -36,6 +38,7 @@ GONE_LIMIT = 100_000
 _BATCH = 1000
 _PATHS = re.compile(
     r"run_files/[0-9a-f]{2}/[0-9a-f]{2}/(?P<uuid>[0-9a-f-]{36})/|pipeline_files/[0-9a-f]{2}/[0-9a-f]{2}/(?P<digest>[0-9a-f]{64})/"
+    r"|download/(?P<id>file_[0-9a-f]{32})"
 )
 
 
@@ -71,10 +74,10 @@ class RunFiles:
                 (record.id, str(record.digest), record.updated_at, self._clock.store(connection), is_kept),
             )
 
-    def note_inputs(self, request: str) -> frozenset[str]:
-        """Note that a run was given the files that the JSON of its request names. Return their ids. Blocks."""
+    def note_inputs(self, input_data: object) -> frozenset[str]:
+        """Note that a run was given the files that its inputs name, at any place. Return their ids. Blocks."""
         found: set[str] = set()
-        asked = set(_named_in(request))
+        asked = set(_named_in(unquote(json.dumps(input_data))))
         if asked:
             with self._database.write() as connection:
                 now = self._clock.store(connection)
@@ -183,9 +186,11 @@ async def _is_gone(repository: LocalRepository, file_id: str) -> bool:
     return False
 
 
-def _named_in(request: str) -> Iterable[tuple[str, str]]:
-    for found in _PATHS.finditer(request):
+def _named_in(inputs: str) -> Iterable[tuple[str, str]]:
+    for found in _PATHS.finditer(inputs):
         if found["digest"] is not None:
             yield "digest", found["digest"]
+        elif found["id"] is not None:
+            yield "file_id", found["id"]
         else:
             yield "file_id", f"file_{found['uuid'].replace('-', '')}"

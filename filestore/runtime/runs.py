@@ -222,6 +222,7 @@ class Runs:
             raise
         except BaseException:
             del self._waiting[run.id]
+            run.ended.set()
             raise
         return run
 

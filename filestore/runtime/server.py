@@ -33,7 +33,7 @@ from filestore.runtime.generators import RunStream, read_outputs
 from filestore.runtime.kept_clock import KeptClock
 from filestore.runtime.loaded import LoadedPipeline, LoadedPipelines
 from filestore.runtime.pipelines import Pipeline, Pipelines
-from filestore.runtime.printed import LogWriter, RunLog
+from filestore.runtime.printed import LogWriter, RunLog, readable_text
 from filestore.runtime.process import PipelineProcess, ProcessLimits, start_process
 from filestore.runtime.run_files import OutputRepository, RunFiles, remove_expired
 from filestore.runtime.runs import KEPT_SECONDS, Run, Runs, State, open_runs
@@ -44,6 +44,8 @@ from filestore.system.files import remove_if_possible, storage_errors, write_err
 from filestore.system.locks import FileLock
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
+_REASON_LIMIT = 1000
+"""Characters of the reason of a failed run that are written to the log."""
 _DECLARED: Mapping[str, object] = {"file": File, "directory": Directory, "url": FileURL, "handle": File}
 
 
@@ -140,7 +142,7 @@ class Runtime:
         run.stream = stream
         run.log = RunLog(self._log_writer, mark=f"{run.id} {pipeline.id}: ")
         # The run is a task of its own. It continues when the client is gone, and the client can ask for it later.
-        run.task = asyncio.create_task(self._perform(run, pipeline, input_data, request, url))
+        run.task = asyncio.create_task(self._perform(run, pipeline, input_data, url))
         self._tasks.add(run.task)
         run.task.add_done_callback(self._tasks.discard)
         if run.is_cancelled:
@@ -193,6 +195,10 @@ class Runtime:
         """Make what the index says of the files that pipelines need agree with the pipelines. See `uses`."""
         await self.uses.repair(await in_disk_thread(self.pipelines.all), self._cache)
 
+    async def unload(self, pipeline_id: str) -> None:
+        """End the processes of a pipeline that was deleted, as soon as none of its runs is under way."""
+        await self._loaded.unload(pipeline_id)
+
     async def release_if_deleted(self, pipeline: Pipeline) -> None:
         """Remove the uses of a pipeline that was deleted while they were written."""
         try:
@@ -212,11 +218,11 @@ class Runtime:
         await in_disk_thread(self._log_writer.close)
         await in_disk_thread(remove_if_possible, self.work_folder)
 
-    async def _perform(self, run: Run, pipeline: Pipeline, input_data: list[Any], request: str, url: str) -> None:
+    async def _perform(self, run: Run, pipeline: Pipeline, input_data: list[Any], url: str) -> None:
         """Do a run to its end, successful or not."""
         outcome: bytes | RunFailed | None = None
         try:
-            run.uses = await in_disk_thread(self.run_files.note_inputs, request)
+            run.uses = await in_disk_thread(self.run_files.note_inputs, input_data)
             adapter = _RunAdapter(self._cache, self._repository, url=url, mark=run.url_mark)
             async with self._loaded.acquire(pipeline.id, partial(self._load, run, pipeline, url)) as loaded:
                 if run.start is None:
@@ -233,6 +239,9 @@ class Runtime:
         finally:
             if outcome is None:
                 outcome = RunCancelled() if run.is_cancelled else RunFailed("the server was stopped before the run had ended")
+            if isinstance(outcome, RunFailed):
+                reason = readable_text(" ".join(str(outcome)[:_REASON_LIMIT].split()).encode(errors="backslashreplace"))
+                self._log_writer.write([f"{run.id} {pipeline.id}: the run has failed: {reason}"])
             try:
                 await shield_until_done(self.runs.end(run, outcome))
             finally:
@@ -254,13 +263,15 @@ class Runtime:
         while True:
             try:
                 await self.remove_expired_outputs()
-            except FilestoreError as error:
+            except Exception as error:  # noqa: BLE001  # the next time may be better
                 log_failure("expired outputs are not removed", error)
             await asyncio.sleep(interval_seconds)
 
     async def _load(self, run: Run, pipeline: Pipeline, url: str) -> LoadedPipeline:
         """Load the pipeline into a new process and start it. `url` is the URL of this server as the client knows it."""
         run.enter(State.CACHING_GRAPH)
+        # It may have been deleted while the run waited.
+        await in_disk_thread(self.pipelines.find, pipeline.id)
         environment = self.environments.find(pipeline.environment_id)
         # A cache of its own: the files that it resolves stay pinned until the pipeline is ended.
         cache = self._make_cache(self._repository)

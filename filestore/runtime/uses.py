@@ -116,6 +116,10 @@ class Uses:
             if reference.id is not None:
                 ids[reference.id] = None
                 continue
+            if reference.digest is not None and reference.name is None:
+                # The name that belongs to the digest is not known, so each record with this content may be meant.
+                ids.update(dict.fromkeys(await self._repository.ids_of_content(reference.digest)))
+                continue
             try:
                 ids[(await self._repository.record(reference)).id] = None
             except NotFound:

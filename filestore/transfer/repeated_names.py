@@ -48,8 +48,7 @@ def listed_names(names: Sequence[str]) -> str:
 
 
 WAY_ROUND = (
-    "store the folder itself, by a push or by `pipeline create file` with its option for directories, and use that id in the "
-    "pipeline: "
+    "store the folder by a push, and use the id of that push in the pipeline: "
     "Directory.from_remote(id=...), or Directory(remote_id=...) in later versions of the SDK"
 )
 """What to do in place of an upload of the folder by `upload_pipeline`."""

@@ -269,6 +269,14 @@ async def test_removed_record_is_gone(index: Index) -> None:
     assert stays == await index.record(A, Reference(name="name"))
 
 
+async def test_ids_of_a_content_are_those_of_all_its_records(index: Index) -> None:
+    """Of every name, the newest first, in one namespace."""
+    one, two = digests(2)
+    older, _, newer = [await record(index, name, digest) for name, digest in (("a", one), ("b", two), ("c", one))]
+    assert [newer.id, older.id] == await index.ids_of_content(A, one)
+    assert [] == await index.ids_of_content(B, one)
+
+
 async def use(index: Index, *uses: Use, namespace: str = A) -> None:
     """Add uses."""
     async with index.transaction() as transaction:

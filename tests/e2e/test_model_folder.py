@@ -30,11 +30,11 @@ def test_the_real_model_folder(user: Home, tmp_path: Path) -> None:
         stored = user.result("create", "file", "-r", MODEL, environ=ours)
         used, read = json.loads(with_sdk(user, PROGRAM, stored["id"], environ=environ).splitlines()[-1])
 
-    assert "several files in it have the same name: 'config.json'. The program" in info["warning"]
+    assert "several files in it have the same name: 'config.json'. " in info["warning"]
     assert info["warning"] in shown
-    assert f"'{info['name']} ({lost})' cannot be unpacked as a Directory: several files in it" in failure
+    assert f"stored as '{info['name']} ({lost})', cannot be unpacked: several files in it" in failure
     assert "`pipeline create file -r` and `filestore push` store a folder" in info["warning"]
-    assert "store the folder itself, by a push or by `pipeline create file` with its option" in failure
+    assert "store the folder by a push, and use the id of that push" in failure
     assert "Directory.from_remote(id=...)" in failure
     assert "warning" not in user.result("info", stored["id"], environ={"FILESTORE_URL": str(tmp_path / "root")})
     assert [stored["id"], ["now", "_name_or_path", "pooling_mode_cls_token"]] == [used, read]

@@ -67,14 +67,14 @@ def file(runtime: RunningRuntime, tmp_path: Path) -> dict[str, object]:
 @pytest.mark.slow
 def test_an_upload_is_answered_as_the_sdk_has_it(runtime: RunningRuntime, graphs: Path) -> None:
     """The status is 200, and `PipelineGet` can be made of the answer, and its stored path is there."""
-    fields = {"name": "owner/name:v1", "environment_id_or_name": "numpy", "input_variables": '{"run_io_type": "string"}'}
+    fields = {"name": "owner/name:one", "environment_id_or_name": "numpy", "input_variables": '{"run_io_type": "string"}'}
     reply = runtime.upload((graphs / "returned").read_bytes(), **fields)
     answer = reply.json
     content = runtime.ask("GET", "/" + answer["path"])
     pointers = runtime.ask("GET", "/v3/pointers?pipeline_name=a")
 
     assert (200, [{"run_io_type": "string"}], []) == (reply.status, answer["input_variables"], answer["output_variables"])
-    assert ("owner/name:v1", "numpy", answer["created_at"]) == (answer["name"], answer["environment_id"], answer["updated_at"])
+    assert ("owner/name:one", "numpy", answer["created_at"]) == (answer["name"], answer["environment_id"], answer["updated_at"])
     assert answer["warning"].startswith("the environment 'numpy' is not known here; this runtime has one environment: default; ")
     assert (graphs / "returned").read_bytes() == content.body
     assert (200, {"skip": 0, "limit": 1000, "total": 0, "data": []}) == (pointers.status, pointers.json)

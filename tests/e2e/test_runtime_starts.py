@@ -33,6 +33,7 @@ def test_a_run_says_what_its_start_took(user: Home, graphs: Path, tmp_path: Path
         first = run_of(runtime, pipeline)
         cold, loaded = first["filestore"], run_of(runtime, pipeline)["filestore"]
         starts = runtime.ask("GET", f"{API}/status").json["starts"]
+        runtime.failure(pipeline, "raise")
         runtime.server.process.send_signal(signal.SIGTERM)
         log = runtime.server.process.communicate()[1]
     with running_runtime(user, root) as runtime:
@@ -49,3 +50,4 @@ def test_a_run_says_what_its_start_took(user: Home, graphs: Path, tmp_path: Path
     assert failed is None
     assert {"times": 1, "already_loaded": 1} | {name: cold[name] for name in BYTES + SECONDS} == starts
     assert 1 == len(re.findall(rf" INFO run_\w+ started {pipeline} in .* {cold['bytes_received']} bytes received, ", log))
+    assert 1 == len(re.findall(rf" INFO run_\w+ {pipeline}: the run has failed: ValueError: what a pity$", log, re.MULTILINE))

@@ -99,14 +99,15 @@ def test_the_signature_covers_the_upload_and_its_limit(server: RunningServer) ->
 
 
 def test_two_forms_at_once(server: RunningServer) -> None:
-    """One of them is stored at the URL, and the other one is told so."""
-    given = permitted(server)
-    contents = [b"one", b"two"]
-    with ThreadPoolExecutor(2) as pool:
+    """One of them is stored, at the URL and in the repository, and the others are told so."""
+    given = permitted(server, name="once.txt")
+    contents = [b"one", b"two", b"three", b"four"]
+    with ThreadPoolExecutor(4) as pool:
         replies = list(pool.map(lambda each: send(server, given["upload_url"], each, given["upload_fields"]), contents))
     stored = server.ask("GET", urlsplit(given["url"]).path, token=None).body
 
-    assert [201, 400] == sorted(reply.status for reply in replies)
+    assert [201, 400, 400, 400] == sorted(reply.status for reply in replies)
+    assert 1 == [record["name"] for record in server.ask("GET", "/v3/pipeline_files").json].count("once.txt")
     assert dict(zip(contents, (reply.status for reply in replies), strict=True))[stored] == 201
 
 

@@ -53,6 +53,7 @@ async def test_every_form_of_a_url(watched: WatchedRepository, tmp_path: Path, f
     expired = signed_path(b"s" * 32, "GET", f"/{file.run_path}", namespace="default", expires_at=int(time.time()) - 9)
     quoted = file.path.replace(" ", "%20").replace("?", "%3F")
     paths = [await watched.sign(file.id), expired, quoted, f"{quoted}?a=b#c", f"v3/pipeline_files/download/{file.id}"]
+    paths.append(f"storage/{file.run_path.replace(' ', '%20').replace('?', '%3F')}")
     for number, path in enumerate(paths):
         adapter = adapter_of(watched, tmp_path / f"cache-{number}")
         assert [CONTENT, CONTENT] == await both(adapter, f"{base}/{path.lstrip('/')}"), path

@@ -132,11 +132,14 @@ async def test_lines_are_in_the_log_of_the_server(pipe: Pipe, caplog: pytest.Log
     with pipe.reader.into(marked, otherwise=RunLog()):
         pipe.print(b"one\nt\rwo\n\x1b[1mthree\x1b[0m\n")
         pipe.print(b"x\n" * 1000)
+    for _ in range(3):
+        marked.add([b"more"])
     await asyncio.to_thread(writer.close)
 
     said = [record.getMessage() for record in caplog.records]
     assert ["run_1 pipeline_1: one", "run_1 pipeline_1: wo", "run_1 pipeline_1: three"] == said[:3]
     assert "run_1 pipeline_1: it prints more than this log takes; the logs of the run have the end" == said[-1]
+    assert 1 == sum("prints more" in line for line in said)
     assert len(said) < 20
 
 

@@ -142,6 +142,8 @@ async def test_an_input_of_a_run_lives_longer(files: Files) -> None:
     assert {output.id} == used
     # Both have the same content, so this names both.
     assert {output.id, other.id} == files.run_files.note_inputs(f'{{"file_path": "{output.path}"}}')
+    assert {output.id} == files.run_files.note_inputs([{"file_path": f"http://127.0.0.1/v3/pipeline_files/download/{output.id}"}])
+    assert {output.id} == files.run_files.note_inputs({"a": [output.run_path.replace("_", "%5f")]})
     await files.expire(after=EXPIRE_SECONDS - 1)
     assert [True, True] == await files.are_there(output, other)
     await files.expire(*used)

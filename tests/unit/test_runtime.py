@@ -236,6 +236,18 @@ async def test_a_process_is_started_only_for_a_run_that_needs_it(processes: Proc
     await loaded.close()
 
 
+async def test_a_pipeline_that_is_unloaded_keeps_no_process(processes: Processes) -> None:
+    """Neither an idle one, nor one whose run ends later."""
+    loaded = LoadedPipelines(limit=2, limit_per_pipeline=2)
+    async with loaded.acquire("a", lambda: processes.load("a")):
+        async with loaded.acquire("a", lambda: processes.load("a")):
+            pass
+        await loaded.unload("a")
+        assert [True, False] == [process.is_usable for process in processes.started]
+    assert [False, False] == [process.is_usable for process in processes.started]
+    assert [] == loaded.pipeline_ids
+
+
 @pytest.mark.parametrize("limit", [1, 2])
 async def test_the_runs_of_one_pipeline_do_not_keep_another_one_waiting(processes: Processes, limit: int) -> None:
     """Pipelines take turns, however many runs one of them has: these runs end only after that of the other pipeline."""

@@ -128,6 +128,16 @@ async def test_a_file_that_a_pipeline_needs_is_not_removed(repository: LocalRepo
     assert [] == await repository.uses()
 
 
+async def test_each_record_of_a_content_is_protected(repository: LocalRepository, tmp_path: Path) -> None:
+    """A graph names a file by its digest, and the name of the record is not known."""
+    graph, needed = [await store(repository, tmp_path, name, name.encode()) for name in ("graph", "needed")]
+    copy = (await push(repository, tmp_path / "needed", name="copy")).record
+    await Uses(repository).add(a_pipeline(1, graph), [Reference(digest=needed.digest)])
+    for record in (needed, copy):
+        with pytest.raises(FileInUse):
+            await repository.remove(record.id)
+
+
 async def test_uses_of_a_deleted_pipeline_are_released(repository: LocalRepository, tmp_path: Path) -> None:
     """It was deleted while it was loaded, so its static files were recorded after its uses were removed."""
     model = await store(repository, tmp_path, "model.bin", b"model")

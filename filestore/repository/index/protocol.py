@@ -119,6 +119,9 @@ class Index(Protocol):
         zip was pushed as a file. `name_otherwise` is ignored.
         """
 
+    async def ids_of_content(self, namespace: str, digest: Digest) -> list[str]:
+        """Return the ids of all records with a digest, the newest first."""
+
     async def records(self, namespace: str, *, limit: int, before: int | None = None, with_graphs: bool = False) -> list[Record]:
         """Return at most `limit` records, the newest first. With `before`, return only records updated before it.
 

@@ -163,6 +163,9 @@ class SqliteIndex:
     async def record(self, namespace: str, reference: Reference) -> Record | None:
         return await self._reader.run(_select_record, namespace, reference)
 
+    async def ids_of_content(self, namespace: str, digest: Digest) -> list[str]:
+        return await self._reader.run(_select_ids_of_content, namespace, digest)
+
     async def records(self, namespace: str, *, limit: int, before: int | None = None, with_graphs: bool = False) -> list[Record]:
         return await self._reader.run(_select_records, namespace, limit, before, with_graphs=with_graphs)
 
@@ -615,6 +618,13 @@ def _select_record(connection: sqlite3.Connection, namespace: str, reference: Re
     first = f"kind = '{Kind.DIRECTORY.value}' DESC, " if is_by_digest else ""
     records = _newest_records(connection, namespace, conditions, limit=1, first=first)
     return records[0] if records else None
+
+
+def _select_ids_of_content(connection: sqlite3.Connection, namespace: str, digest: Digest) -> list[str]:
+    rows = connection.execute(
+        "SELECT id FROM records WHERE namespace = ? AND digest = ? ORDER BY updated_at DESC", (namespace, digest)
+    )
+    return [record_id for (record_id,) in rows]
 
 
 def _select_records(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,9 +15,9 @@ from aiofiles.tempfile import TemporaryFile
 from aiohttp import web
 
 from filestore.core.names import checked_pipeline_name
-from filestore.core.references import Reference
+from filestore.core.references import PipelineReference, Reference
 from filestore.core.timestamps import parse_timestamp
-from filestore.errors import FilestoreError, InvalidInput
+from filestore.errors import InvalidInput
 from filestore.http.server.app import Route
 from filestore.http.server.body.forms import Form, receive_form
 from filestore.http.server.context import RequestContext
@@ -31,6 +32,8 @@ from filestore.runtime.uses import scan_graph
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 logger = logging.getLogger("filestore.runtime")
+
+_NUMBER = re.compile(r"[0-9]{1,16}")
 
 
 class PipelineRoutes:
@@ -66,6 +69,7 @@ class PipelineRoutes:
                 )
             # Check the whole form before anything is stored.
             name, environment_id = checked_pipeline_name(_field(form, "name")), _field(form, "environment_id_or_name")
+            _check_unlike_pointer(name)
             requirements = _requirements(form)
             environments = self._runtime.environments
             _check_python(form, environments.find(environment_id))
@@ -97,7 +101,7 @@ class PipelineRoutes:
             # In this order, so that no file is removed that a pipeline needs. A kill in between is repaired at a start.
             await uses.add(pipeline, named)
             pipeline = await in_disk_thread(self._runtime.pipelines.add, pipeline)
-        except FilestoreError:
+        except Exception:
             await uses.remove(pipeline)
             raise
         # Again, because its version is known only now.
@@ -133,6 +137,7 @@ class PipelineRoutes:
     async def _remove(self, reference: str) -> Pipeline:
         pipeline = await in_disk_thread(self._runtime.pipelines.remove, reference)
         await self._runtime.uses.remove(pipeline)
+        await self._runtime.unload(pipeline.id)
         return pipeline
 
     async def list_resources(self, _: RequestContext, __: LocalRepository) -> web.StreamResponse:
@@ -159,7 +164,7 @@ def _requirements(form: Form) -> dict[str, Any]:
         if values and name == "accelerators":
             asked[name] = values
         elif values:
-            asked[name] = int(values[-1]) if values[-1].isascii() and values[-1].isdecimal() else values[-1]
+            asked[name] = int(values[-1]) if _NUMBER.fullmatch(values[-1]) else values[-1]
     return checked_requirements(asked)
 
 
@@ -172,7 +177,17 @@ def _field(form: Form, key: str) -> str:
     values = form.fields.get(key, [])
     if len(values) != 1:
         raise InvalidInput(f"the form has {len(values)} parts {key}, one is expected")
+    if not values[0].isprintable():
+        raise InvalidInput(f"{key} is not one line of printable text")
     return values[0]
+
+
+def _check_unlike_pointer(name: str) -> None:
+    """Raise InvalidInput if a new name could be mistaken for a pointer to another pipeline."""
+    if PipelineReference.parse(name).pointer is not None:
+        raise InvalidInput(
+            f"{name!r} ends like a pointer; upload the pipeline under a name without it, and each upload gets the next version"
+        )
 
 
 def _check_python(form: Form, environment: Environment) -> None:

@@ -153,7 +153,7 @@ class RunRoutes:
     async def _page(self, context: RequestContext, answer: Callable[[Run], dict[str, Any]]) -> web.Response:
         page, pipeline_id = page_asked_for(context.request), context.request.query.get("pipeline_id")
         total, runs = await self._runtime.runs.page(pipeline_id=pipeline_id, skip=page.skip, limit=page.limit)
-        return await page_answer(page, total, lambda: [answer(run) for run in runs])
+        return await page_answer(page, total, lambda: [_without_traceback(answer(run)) for run in runs])
 
     async def _run(self, context: RequestContext, *, pipeline: str, inputs: str, stream: RunStream | None = None) -> Run:
         """Start the run that a request asks for by its members `pipeline`, `inputs` and async_run.
@@ -177,6 +177,11 @@ class RunRoutes:
         if stream is None and not is_async:
             await run.ended.wait()
         return run
+
+
+def _without_traceback(run: dict[str, Any]) -> dict[str, Any]:
+    """Return a run as a list has it: 10,000 tracebacks would be too long for one answer."""
+    return run if run["error"] is None else run | {"error": run["error"] | {"traceback": None}}
 
 
 def _lines(run: Run, outputs: StreamedOutputs | None) -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ class Assembly:
         A second call with the same parts returns the same record. Raises InvalidParts, UploadNotFound, Busy, and
         NotFound if the record was removed.
         """
-        async with self._waited_for(upload):
+        async with self.waited_for(upload):
             finished = await in_disk_thread(upload.finished)
             if finished is None:
                 parts = _chosen(await in_disk_thread(upload.parts), listed)
@@ -185,7 +185,7 @@ class Assembly:
                 self._kept.popitem(last=False)
 
     @asynccontextmanager
-    async def _waited_for(self, upload: Upload) -> AsyncIterator[None]:
+    async def waited_for(self, upload: Upload) -> AsyncIterator[None]:
         """Hold the lock for cutting and finishing during the block. Raises Busy."""
         async with _locked(upload, limit_seconds=FINISH_SECONDS) as is_held:
             if not is_held:

@@ -76,9 +76,12 @@ async def take_post(context: RequestContext, repository: LocalRepository) -> web
             raise InvalidInput("the form has no part file with a file; send the fields first, and then the part file")
         if form.fields.get(_KEY) != [upload.name]:
             raise InvalidInput(f"the form has not the field {_KEY} that was given with its URL; send it unchanged")
-        record = await push_spool(context, repository, spool, size=form.size, name=upload.name)
-    finished = await in_disk_thread(upload.save_first, FinishedUpload([], record.id))
-    _check_unused(upload, finished, record=record)
+        # Of several forms at once, only the first one is stored.
+        async with context.request.app[ASSEMBLY].waited_for(upload):
+            _check_unused(upload, await in_disk_thread(upload.finished), record=None)
+            record = await push_spool(context, repository, spool, size=form.size, name=upload.name)
+            finished = await in_disk_thread(upload.save_first, FinishedUpload([], record.id))
+            _check_unused(upload, finished, record=record)
     return web.json_response(await upload_json(repository, record), status=201)
 
 
