@@ -247,9 +247,10 @@ def test_a_static_url_of_our_own_storage(user: Home, runtime: RunningRuntime, tm
     environ = {"PIPELINE_API_URL": runtime.server.url, "PIPELINE_API_TOKEN": TOKEN}
     url = f"{runtime.server.url.replace('127.0.0.1', 'localhost')}/signed/default/1/{'0' * 64}/{records[2]['path']}"
     program = REPOSITORY / "tests/support/static_files.py"
-    said = with_sdk(user, program, records[0]["id"], records[1]["id"], url, environ=environ)
+    (tmp_path / "given.txt").write_text("for the run")
+    said = with_sdk(user, program, records[0]["id"], records[1]["id"], url, tmp_path / "given.txt", environ=environ)
 
-    assert [["now", "weights.txt", "tree/inner/a.txt", "labels.txt", 1], 1] == json.loads(said.splitlines()[-1])
+    assert [["now", "for the run", "weights.txt", "tree/inner/a.txt", "labels.txt", 1], 1] == json.loads(said.splitlines()[-1])
 
 
 def test_runs_of_one_pipeline_wait_for_each_other(runtime: RunningRuntime, graphs: Path) -> None:

@@ -70,6 +70,8 @@ class PipelineRoutes:
             # Check the whole form before anything is stored.
             name, environment_id = checked_pipeline_name(_field(form, "name")), _field(form, "environment_id_or_name")
             _check_unlike_pointer(name)
+            if not environment_id.isprintable():
+                raise InvalidInput("environment_id_or_name is not one line of printable text")
             requirements = _requirements(form)
             environments = self._runtime.environments
             _check_python(form, environments.find(environment_id))
@@ -177,8 +179,6 @@ def _field(form: Form, key: str) -> str:
     values = form.fields.get(key, [])
     if len(values) != 1:
         raise InvalidInput(f"the form has {len(values)} parts {key}, one is expected")
-    if not values[0].isprintable():
-        raise InvalidInput(f"{key} is not one line of printable text")
     return values[0]
 
 
