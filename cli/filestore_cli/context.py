@@ -56,7 +56,7 @@ class CommandContext:
 
     @asynccontextmanager
     async def repository(self, *, read_only: bool = False) -> AsyncIterator[Repository]:
-        """Open the repository of the settings, or the local folder. It is closed at the end of the block.
+        """Open the repository at the URL of the settings, or else the local folder. The end of the block closes it.
 
         A command that only reads gives `read_only`.
         """

@@ -268,7 +268,7 @@ class FetchRequest(NamedTuple):
         return self.unzip or (record.kind is Kind.DIRECTORY and not self.keeps_zip)
 
     def is_chosen(self, name: str) -> bool:
-        """Return whether the user chose to write to `name`. A target, this typed name or --force is such a choice."""
+        """Return whether the user chose to write to `name`: by a target, by --force, or by typing this name."""
         return self.output is not None or self.force or self.reference.rpartition("/")[2] == name
 
     def check_name(self, name: str) -> None:

@@ -370,9 +370,11 @@ class Cache:
         return await self._flights.run(key, call), is_ours
 
     async def cached(self, wanted: Resolvable) -> CachedPath | None:
-        """Return what the cache has, or None. No network is used, except to ask an unknown repository who it is.
+        """Return what the cache has, or None.
 
-        Such a path may be removed at any time: only `resolve` and `lease` keep what they give.
+        The repository is asked for nothing but its identity, and only if the cache has not saved that.
+
+        The path may be removed at any time. Use `resolve` or `lease` for a path that stays.
 
         Raises InvalidReference, StorageError, UnknownFormat, TransferError.
         """

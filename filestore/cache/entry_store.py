@@ -146,9 +146,10 @@ class EntryStore:
     def new_staging_folder(self, wanted: WantedEntry, name: str, *, is_alone: bool, takes_over: bool = False) -> Path:
         """Return the path to which the content of an entry must be fetched.
 
-        Data that a crash or damage left of the entry is moved near this path, and the fetch verifies and reuses it.
-        Give `is_alone` if no other process is making the entry. Without it, the process gets a folder of its own. Give
-        `takes_over` to take the data that a suspended process has staged. Raises StorageError, StorageFull.
+        The data of a damaged entry, and with `is_alone` also what interrupted fetches have left, is put where the fetch
+        verifies and reuses it. Give `is_alone` if no other process is making the entry. Without it, the process gets a
+        folder of its own. Give `takes_over` to take the data that a suspended process has staged. Raises StorageError,
+        StorageFull.
         """
         shared = self._staging / wanted.label
         folder = shared if is_alone else self._aside(wanted.label)

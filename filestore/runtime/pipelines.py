@@ -151,8 +151,9 @@ class Pipelines:
     def remove(self, reference: str) -> Pipeline:
         """Remove the pipeline with an id or a pointer, and its pointers. Return it.
 
-        A pointer `:latest` that meant it falls back to the newest other version of its name. Raises UnknownPipeline,
-        PointerLocked if one of its pointers is locked, InvalidInput for a name, because a name means several pipelines.
+        But a pointer `NAME:latest` is moved to the newest other version of NAME, if there is one. Raises
+        UnknownPipeline, PointerLocked if one of the pointers is locked, InvalidInput for a name, because a name means
+        several pipelines.
         """
         with self._database.write() as connection:
             pipeline = _get(connection, reference)

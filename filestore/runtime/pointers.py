@@ -81,7 +81,7 @@ def list_pointers(
 ) -> tuple[int, list[Pointer]]:
     """Return the number of all pointers, and a page of them. `pipeline_name` selects those to pipelines of one name.
 
-    The pointers of the newest pipeline come first. The first pointer of each pipeline is that of its version.
+    The pointers of the newest pipeline come first. Among those of one pipeline, its `NAME:vN` comes first.
     """
     (total,) = connection.execute(_COUNT, (pipeline_name,)).fetchone()
     rows = connection.execute(f"{_SELECT}{_OF_NAME}{_PAGE}", (pipeline_name, limit, skip))

@@ -121,8 +121,9 @@ class Run:
         return None if self.start is None else self.start.as_json()
 
     def as_json(self, outputs: bytes | None = None) -> dict[str, Any]:
-        """Return the members of `Run` in version 1 of the Pipeline SDK. `outputs` has URLs in the place of marks.
+        """Return the members of `Run` in version 1 of the Pipeline SDK.
 
+        `outputs` is the outputs as JSON, in which the URLs of files stand in the place of the `url_mark`.
         For a failed run, `detail` states the reason, as in every error.
         """
         answer: dict[str, Any] = {

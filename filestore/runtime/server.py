@@ -192,7 +192,7 @@ class Runtime:
         }
 
     async def repair_uses(self) -> None:
-        """Make what the index says of the files that pipelines need agree with the pipelines. See `uses`."""
+        """Add missing uses of pipelines to the index, and remove those whose pipeline does not exist. See `uses`."""
         await self.uses.repair(await in_disk_thread(self.pipelines.all), self._cache)
 
     async def unload(self, pipeline_id: str) -> None:

@@ -55,20 +55,21 @@ def staging_folder(target: Path, digest: Digest) -> Path:
 class Target:
     """The target of a tree, and our own names next to it or in it. Its methods block: call them in a thread.
 
-    These names are next to a target that is new, or that is replaced as a whole:
+    These names are next to a target that is new, or that is replaced as a whole. `<digest>` is the beginning of the
+    digest of the tree's zip file, and `<label>` is a hash of the target's name:
 
         .<digest>-<label>.filestore-partial     the staging folder
         .<digest>-<label>.filestore-discarded   a former staging folder that is being removed
         .<label>.filestore-aside                the old tree until the new one is published; moved back after a crash
-        .<label>.filestore-halfway              a tree on its way back or out, where it cannot be renamed
+        .<label>.filestore-halfway              what is moved name by name, because it cannot be renamed
         .<label>.filestore-discarded            the old tree that is being removed
 
-    In a target that is an empty folder, or a mounted one with `force`, they are in the target. When everything is
+    If the target is an empty folder, or a mount point that is replaced, they are in the target. When everything is
     staged, one rename of the staging folder decides that the new tree is published. If a crash interrupts the rest, the
     next fetch completes it. The new name says what is left to do:
 
         .<digest>-<label>.filestore-replacing   remove the parts of the old tree that could not be moved aside
-        .<digest>-<label>.filestore-moving      move the names of the new tree out; the old tree is only in `aside`
+        .<digest>-<label>.filestore-moving      move what is in it to the target, which has none of the old tree
     """
 
     def __init__(self, path: Path, digest: Digest, *, force: bool, lock_seconds: float = LOCK_SECONDS) -> None:

@@ -46,9 +46,11 @@ class _Entry(NamedTuple):
 
 
 def segment(feed: Feed, *, nest: Nest | None) -> Parsing[None]:
-    """Mark the start and the end of the data of large entries. In stored entries, also mark the boundaries of `nest`.
+    """Mark the start and the end of the data of each large entry.
 
-    Ends at the first position without a local header.
+    If the entry is stored (neither compressed nor encrypted), also mark the boundaries inside it. The segmenter that
+    `nest` makes finds them; None looks for none. Ends at the first position without a local header, or in an entry that
+    is not stored and whose local header does not give its size.
     """
     while True:
         raw = yield from feed.read(LOCAL_HEADER.size)

@@ -329,9 +329,9 @@ def other_readings(members: Sequence[Member], end: End) -> list[int]:
 
 
 def check_other_reading(head: Buffer) -> None:
-    """Check that readers with another rule for offsets find no second archive.
+    """Check that a zip tool that computes positions in another way finds no entry at such a position.
 
-    `head` has 4 bytes from one of the positions of `other_readings`. Raises InvalidArchive.
+    `head` has the 4 bytes at one of the positions that `other_readings` returns. Raises InvalidArchive.
     """
     if bytes(head) == zip_.LOCAL_SIGNATURE:
         _refuse("its offsets are written modulo 4 GiB and lead to two different entries, so two tools would see different files")
@@ -378,9 +378,9 @@ def check_local_header(member: Member, head: Buffer) -> Extent:
 
 
 def check_descriptor(member: Member, descriptor: Buffer) -> None:
-    """Compare the bytes between an entry's data and its end, if there are any, with the central directory.
+    """Compare the descriptor that follows an entry's data with the central directory.
 
-    Raises InvalidArchive.
+    `descriptor` is empty if the entry has none. Raises InvalidArchive.
     """
     data = bytes(descriptor)
     if not data:

@@ -44,7 +44,7 @@ class ContentPart(NamedTuple):
 
 
 class Zip:
-    """The structure of a zip file as its end describes it: its members, and their positions."""
+    """The structure of a zip file: its members and their positions, as the central directory describes them."""
 
     def __init__(self, members: Sequence[Member], end: End, tail: bytes) -> None:
         """`tail` has the bytes from the central directory on."""
