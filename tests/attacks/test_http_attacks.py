@@ -49,7 +49,8 @@ def example(route: str, path: str) -> str:
     """Return a path that matches a route."""
     if route.startswith("/{path"):
         return path
-    return route.format(digest=path.split("/")[-2], id=f"file_{'0' * 32}", upload_id="0" * 32, number=1)
+    known = {"digest": path.split("/")[-2], "id": f"file_{'0' * 32}", "upload_id": "0" * 32}
+    return route.format(**known, number=1, size_limit=1, name="a")
 
 
 # Tests of tokens.
