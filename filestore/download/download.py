@@ -635,7 +635,12 @@ class _PartialDownload:
         """Append bytes to the file. Raises StorageFull, StorageError."""
         with storage_errors(self.path):
             for piece in pieces:
-                self.size += write_at(self._descriptor, piece, self.size)
+                written = 0
+                while written < len(piece):
+                    # Counted at once: what a disk took before it was full is not asked for again.
+                    count = os.pwrite(self._descriptor, memoryview(piece)[written:], self.size)
+                    self.size += count
+                    written += count
         if self.size - self._noted >= SYNC_SIZE:
             self.note()
 

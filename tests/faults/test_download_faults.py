@@ -21,7 +21,7 @@ from filestore.core.progress import Progress
 from filestore.core.records import Kind
 from filestore.core.references import FileURL
 from filestore.download import download as downloads
-from filestore.download.download import ATTEMPTS, DownloadLimits, DownloadOptions, DownloadResult
+from filestore.download.download import ATTEMPTS, DownloadLimits, DownloadOptions, DownloadResult, Validators, _PartialDownload
 from filestore.errors import (
     CacheFull,
     Interrupted,
@@ -251,6 +251,7 @@ async def test_a_damaged_partial_file_is_found_by_the_digest(nginx: Nginx, local
     assert not staging.exists()
 
 
+@pytest.mark.slow
 async def test_a_process_that_is_killed_in_the_middle_is_continued(
     nginx: Nginx, local_repository: Repository, tmp_path: Path
 ) -> None:
@@ -341,6 +342,7 @@ async def test_who_seems_to_be_gone_is_passed_by(nginx: Nginx, local_repository:
     assert [] == list((entry_store.root / "staging").iterdir())
 
 
+@pytest.mark.slow
 async def test_a_disk_that_is_too_small(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
     """The error comes before anything is downloaded, and nothing is left."""
     with small_disk(tmp_path / "disk", "size=2m"):
@@ -364,6 +366,22 @@ async def test_a_disk_that_fills_up(tmp_path: Path) -> None:
             assert ['"a"', "bytes="] == [origin.asked[1].headers["if-range"], origin.asked[1].headers["range"][:6]]
 
 
+def test_a_piece_that_fills_the_disk_is_kept_in_part(tmp_path: Path) -> None:
+    """What the disk took of it is not asked for again."""
+    with small_disk(tmp_path / "disk", "size=2m"):
+        begun, later = _PartialDownload(tmp_path / "disk"), _PartialDownload(tmp_path / "disk")
+        begun.open()
+        begun.begin(Validators(etag='"a"'), None)
+        with pytest.raises(StorageFull):
+            begun.write([CONTENT])
+        begun.close()
+        later.open()
+        later.close()
+        assert 1 * MIB < later.size < 2 * MIB
+        assert CONTENT[: later.size] == later.path.read_bytes()
+
+
+@pytest.mark.slow
 async def test_a_limit_holds_during_a_download(nginx: Nginx, local_repository: Repository, tmp_path: Path) -> None:
     """The least recently used entry is evicted.
 
