@@ -94,6 +94,7 @@ def from_checkout(site: Path, arguments: Sequence[str]) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [None, "filestore"])
 def test_a_checkout_that_was_updated_and_not_installed_again(tmp_path: Path, old: str | None) -> None:
     """Its version is not known, also where an older state installed the name `filestore`; the commands work."""
@@ -109,6 +110,7 @@ def test_a_checkout_that_was_updated_and_not_installed_again(tmp_path: Path, old
     assert 0 == from_checkout(site, ["hash", "file"]).returncode
 
 
+@pytest.mark.slow
 def test_an_environment_that_has_the_old_name_too(tmp_path: Path) -> None:
     """The script that makes environments removes the old name: its uninstall would remove our scripts later."""
     folder = tmp_path / "venv"

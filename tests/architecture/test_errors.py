@@ -76,6 +76,7 @@ def test_other_words_are_allowed(text: str) -> None:
     assert [] == command_line_words(text)
 
 
+@pytest.mark.slow
 def test_the_library_names_neither_commands_nor_options() -> None:
     """Who uses it by Python or curl cannot type them."""
     found = [
@@ -136,6 +137,7 @@ def test_the_variable_of_every_setting_is_named() -> None:
             assert explained(errors.LimitExceeded("x", 2, 1, name)).endswith(f"; {setting.environment} sets it")
 
 
+@pytest.mark.slow
 def test_every_error_is_made_with_as_many_facts_as_it_has() -> None:
     """The constructors have no signatures that a type checker could look at; a wrong number would be a TypeError at run time."""
     wrong = []

@@ -109,6 +109,7 @@ def batch(*entries: tuple[Digest, int], frames: bytes = b"") -> bytes:
     return wire.encode_batch_header([wire.BatchEntry(*entry) for entry in entries]) + frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -236,6 +237,7 @@ async def test_a_stranger_is_told_so(verb: str, plane: str) -> None:
             await ask(repository, verb)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plane", PLANES)
 async def test_what_may_pass_is_tried_again_and_what_may_not_is_not(plane: str) -> None:
     """Every verb retries after 503. 404 and 422 are final answers."""
@@ -324,6 +326,7 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 ENTRY = batch((ONE, 3), frames=b"abc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [

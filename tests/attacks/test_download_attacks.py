@@ -367,6 +367,7 @@ async def test_an_answer_whose_end_could_be_a_cut(folder: Path) -> None:
     assert b"hello" == done.path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("etag", "content_range", "size"),
     [

@@ -115,6 +115,7 @@ def test_a_token_of_another_namespace_shows_nothing(server: RunningServer, path:
 # Tests of paths and names.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "target",
     [

@@ -51,6 +51,7 @@ def closed(user: Home, graphs: Path, tmp_path_factory: pytest.TempPathFactory) -
         yield Opened(runtime, graphs, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["/", "//", "/storage/", "//storage/"])
 @pytest.mark.parametrize("authorization", ["", "Bearer None", "Bearer wrong"])
 def test_an_output_opens_by_its_path(opened: Opened, prefix: str, authorization: str) -> None:
@@ -61,6 +62,7 @@ def test_an_output_opens_by_its_path(opened: Opened, prefix: str, authorization:
     assert (206, b"tent") == (reply.status, reply.body)
 
 
+@pytest.mark.slow
 def test_by_default_an_output_needs_a_token_or_a_signature(closed: Opened) -> None:
     """Its path alone does not open it. The page's path works with a token."""
     for prefix in ("/", "/storage/"):

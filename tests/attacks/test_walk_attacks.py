@@ -171,6 +171,7 @@ def test_limit_is_that_of_whoever_unpacks(tree: Path, monkeypatch: pytest.Monkey
             walk(tree, symlinks=symlinks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symlinks", FOLLOWING)
 def test_long_chain_of_links(tree: Path, symlinks: Symlinks) -> None:
     """The longest chain that an operating system follows is allowed, and a longer one is refused."""

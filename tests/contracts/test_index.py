@@ -431,6 +431,7 @@ async def test_transaction_excludes_other_processes(open_shared: OpenIndex) -> N
     assert {digest: row(digest).size} == await waiting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("same_index", [True, False])
 async def test_busy_after_the_time_to_wait(open_shared: OpenIndex, same_index: bool) -> None:  # noqa: FBT001  # by pytest
     """A writer that waits too long for another one, in any process, fails with an error that can be retried."""

@@ -216,6 +216,7 @@ async def test_a_name_means_its_newest_record(repository: Repository) -> None:
     assert older == await repository.record(Reference(id=older.id))
 
 
+@pytest.mark.slow
 async def test_a_record_is_named_in_all_ways_that_a_fetch_takes(repository: Repository) -> None:
     """A text, a `Reference`, a `File`, a `Directory` and a `Record`. Anything else is refused with what to give."""
     record = await push(repository, contents(1), name="ab.txt")
@@ -236,6 +237,7 @@ async def test_a_record_is_named_in_all_ways_that_a_fetch_takes(repository: Repo
         await repository.record("")
 
 
+@pytest.mark.slow
 async def test_a_closed_repository_says_so(repository: Repository) -> None:
     """No verb opens it again, and none fails with an error of the machinery."""
     await push(repository, contents(1), name="ab.txt")
@@ -326,6 +328,7 @@ async def test_removed_record_is_gone(repository: Repository) -> None:
     assert [] == await repository.missing([chunk_digest(contents(1)[0])])
 
 
+@pytest.mark.slow
 async def test_a_record_that_a_pipeline_needs_is_removed_only_by_force(repository: Repository, tmp_path: Path) -> None:
     """The error has the names of the pipelines, and nothing is removed, with or without chunks."""
     record = await push(repository, contents(1))

@@ -137,6 +137,7 @@ async def test_same_digest_twice_in_one_publish(store: ChunkStore) -> None:
     assert b"second" == await read(store, digest)
 
 
+@pytest.mark.slow
 async def test_publish_of_many(store: ChunkStore) -> None:
     """There are more frames than threads, in as many folders."""
     all_data = contents(100, size=10)

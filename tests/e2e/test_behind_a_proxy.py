@@ -60,6 +60,7 @@ async def pushed(url: str, size: int) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_a_413_of_nginx_names_nginx_the_size_and_the_settings(tmp_path: Path, server: RunningServer) -> None:
     """With its defaults, nginx refuses a batch; the error names nginx, the size, and the settings."""
     port = free_port()
@@ -102,6 +103,7 @@ async def test_an_answer_of_another_server_is_told_from_one_of_filestore(
     assert advice in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_proxy_that_compresses_what_it_can_changes_nothing(tmp_path: Path, server: RunningServer, scheme: str) -> None:
     """A client does not ask for compressed answers, so such a proxy sends it plain ones."""

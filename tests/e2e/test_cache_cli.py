@@ -158,6 +158,7 @@ async def test_rm_removes_what_is_named(home: Home, files: list[dict[str, Any]],
     assert [False] * 3 == [path.exists() for path in paths]
 
 
+@pytest.mark.slow
 async def test_rm_of_what_is_not_there_or_in_use(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
     """There is one message. An entry in use stays, and the others are removed."""
     await fill(home, cache, files[:2])
@@ -194,6 +195,7 @@ async def test_prune_removes_what_is_too_much(home: Home, files: list[dict[str, 
     assert home.run("cache", "prune").stdout == f"removed 0 entries, 0 B in {cache}\n"
 
 
+@pytest.mark.slow
 async def test_verify_finds_damage(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
     """A damaged file is found, removed and reported with status 1; for an intact cache the status is 0."""
     (path,) = await fill(home, cache, files[:1])
@@ -215,6 +217,7 @@ def test_what_is_not_a_cache(home: Home, command: list[str]) -> None:
     assert not (home.folder / "missing").exists()
 
 
+@pytest.mark.slow
 def test_a_cache_of_a_newer_version(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
     """One sentence that says so, and nothing is touched."""
     cache.mkdir(parents=True)

@@ -279,6 +279,7 @@ def test_targets_that_cannot_be(home: Home, model: Path, target: str, sentence: 
     assert sorted(home.folder.glob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_link_goes_on_pointing_at_its_file(home: Home, model: Path) -> None:
     """A fetch to a symbolic link replaces the file that it names, as cp does."""
     home.result("push", model)
@@ -480,6 +481,7 @@ def test_a_user_without_a_home(new_home: Home, tmp_path: Path) -> None:
     assert [] == list(new_home.folder.iterdir())
 
 
+@pytest.mark.slow
 def test_bad_settings_are_told_with_their_place(home: Home) -> None:
     """A bad variable or file is named; a secret is not."""
     assert home.failure("serve", environ={"FILESTORE_PORT": "x"}).startswith("FILESTORE_PORT cannot be used: 'x' is not a whole")
@@ -595,6 +597,7 @@ def test_no_token(home: Home, model: Path, server: Server, token: str | None) ->
     ) == home.failure("push", model, environ=environ)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["fetch"], ["info"], ["cache", "warm"]])
 def test_what_a_name_may_mean(home: Home, model: Path, tmp_path: Path, command: list[str]) -> None:
     """Where nothing has a name, the error suggests the zip file of that directory, or a digest in lower case."""
@@ -617,6 +620,7 @@ def test_an_unknown_command(home: Home) -> None:
     assert "Did you mean" not in home.run("unheard-of").stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "typed", "meant"), [("cache", "lst", "ls"), ("token", "lst", "ls"), ("runtime", "srve", "serve")]
 )
@@ -640,6 +644,7 @@ def test_a_cache_that_is_not_there_yet(home: Home) -> None:
     assert home.failure("cache", "ls").endswith("; give the folder of one; `filestore cache warm` makes one")
 
 
+@pytest.mark.slow
 def test_a_plan_with_nothing_new(home: Home, model: Path) -> None:
     """Only where there are new bytes, the output says that they are encoded."""
     first = home.run("push", model, "--dry-run", "--quiet").stdout
@@ -650,6 +655,7 @@ def test_a_plan_with_nothing_new(home: Home, model: Path) -> None:
     assert "encoded" not in second
 
 
+@pytest.mark.slow
 def test_no_server(home: Home, model: Path) -> None:
     """The error says that the server cannot be reached, and that a transfer then continues."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -807,6 +813,7 @@ def test_a_port_in_use_costs_no_token(home: Home, tmp_path: Path, server: Server
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.slow
 def test_an_address_that_others_reach_is_warned_about(home: Home, tmp_path: Path) -> None:
     """The warning about unencrypted traffic comes first. No machine has the address 192.0.2.1."""
     done = home.run("serve", "--root", tmp_path / "root", "--create", "--port", "0", "--host", "192.0.2.1")

@@ -63,6 +63,7 @@ def ended(home: Home, command: Sequence[str | Path], *numbers: signal.Signals, o
 # Signals.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), ENDINGS)
 def test_the_first_process_of_a_container_ends_by_a_signal(home: Home, model: Path, number: signal.Signals, status: int) -> None:
     """Where the kernel ignores a signal that a process has no handler for."""
@@ -76,6 +77,7 @@ def test_a_signal_ends_a_command_as_an_interrupt_does(home: Home, model: Path) -
     assert (143, "", f"Interrupted by SIGTERM; {GOES_ON}") == done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["cache", "warm"], ["warm"]])
 def test_an_interrupted_fetch_into_the_cache_says_how_to_go_on(home: Home, command: list[str | Path]) -> None:
     """Under both names of the command."""
@@ -154,6 +156,7 @@ def test_a_signal_stops_a_server_well(home: Home, tmp_path: Path, workers: str, 
     assert "stopping; the current transfers are completed, and a second signal stops the server at once\n" == said
 
 
+@pytest.mark.slow
 def test_a_server_stops_well_when_nobody_reads_its_output(home: Home, tmp_path: Path) -> None:
     """The line about the stop is then lost, and nothing else; with --json the output stays one object."""
     with home.server(root=tmp_path / "root") as server:
@@ -217,6 +220,7 @@ def test_an_output_that_is_closed(home: Home, arguments: list[str]) -> None:
     assert (1, "") == outcome(home, ">/dev/full 2>/dev/full", *arguments)
 
 
+@pytest.mark.slow
 def test_a_closed_output_is_not_what_is_opened_next(home: Home, model: Path) -> None:
     """Otherwise output would be written to a file that has the number of a standard stream."""
     assert (1, "") == outcome(home, "<&- >&- 2>&-", "push", model)
@@ -231,6 +235,7 @@ def test_help_that_goes_nowhere(home: Home) -> None:
     assert (2, "") == outcome(home, "2>&-", "no-such-command")
 
 
+@pytest.mark.slow
 def test_a_server_whose_output_is_closed(home: Home, tmp_path: Path) -> None:
     """It says that nothing is served, and why."""
     sentence = "Error: nothing is served, because the start cannot be reported on standard output: it is closed\n"
@@ -301,6 +306,7 @@ def test_an_interrupt_from_the_first_moment_on(home: Home, tmp_path: Path) -> No
 # What libraries say.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("command", ["ls", "fetch"])
 def test_a_host_without_an_address(home: Home, scheme: str, command: str) -> None:
@@ -310,6 +316,7 @@ def test_a_host_without_an_address(home: Home, scheme: str, command: str) -> Non
     assert re.fullmatch(rf"{url} cannot be reached: [^;]*; check the host name", sentence), sentence
 
 
+@pytest.mark.slow
 def test_a_url_with_a_path_that_the_server_does_not_have(home: Home, tmp_path: Path) -> None:
     """The advice is to leave out the path."""
     with home.server(root=tmp_path / "root") as server:
@@ -335,6 +342,7 @@ def test_an_answer_that_ends_too_early(home: Home, command: list[str], advice: s
     assert f"Error: {url} cut the connection: its answer ended too early; try again{advice}\n" == sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_host_that_is_not_a_name_is_told_in_plain_words(home: Home, scheme: str) -> None:
     """Python's encoding of names is nothing to a user."""

@@ -92,6 +92,7 @@ def test_a_tree_comes_back(home: Home, tree: Path, server: Server) -> None:
     assert [".local"] == [path.name for path in home.folder.glob(".*") if path.name != ".config"]
 
 
+@pytest.mark.slow
 def test_equal_trees_are_one(home: Home, tree: Path, tmp_path: Path) -> None:
     """Times, owners' other permissions and the folder's name make no other tree; `hash` says the same without a repository."""
     other = plant(tmp_path / "other", THINGS)
@@ -106,6 +107,7 @@ def test_equal_trees_are_one(home: Home, tree: Path, tmp_path: Path) -> None:
     assert first["id"] == home.result("push", tree)["id"] != second["id"]
 
 
+@pytest.mark.slow
 def test_a_file_alone_and_in_a_tree_is_sent_once(home: Home, tree: Path) -> None:
     """A large file of a directory shares its chunks with the same file on its own."""
     home.result("push", tree / "model.bin")
@@ -163,6 +165,7 @@ def test_a_name_that_would_lead_elsewhere(home: Home, tree: Path, tmp_path: Path
     assert tree.exists()
 
 
+@pytest.mark.slow
 def test_an_empty_directory(home: Home, tmp_path: Path) -> None:
     """Nothing at all is a tree too."""
     (tmp_path / "empty").mkdir()
@@ -190,6 +193,7 @@ def test_a_terminal_counts_files(home: Home, tree: Path) -> None:
 # The zip itself, and zips of others.
 
 
+@pytest.mark.slow
 def test_any_tool_reads_the_zip(home: Home, tree: Path, server: Server, tmp_path: Path) -> None:
     """--zip writes what curl gets: a zip file that Info-ZIP and Python unpack to the same tree."""
     pushed = home.result("push", tree, environ=server.environ)
@@ -211,6 +215,7 @@ def test_any_tool_reads_the_zip(home: Home, tree: Path, server: Server, tmp_path
         assert archive.read("model.bin") == LARGE
 
 
+@pytest.mark.slow
 def test_a_zip_from_curl_is_unpacked(home: Home, server: Server, tmp_path: Path) -> None:
     """A zip from any tool is a file; --unzip writes its tree, whose name is that of the zip."""
     contents = {"a.txt": b"a" * 10_000, "folder/b.bin": LARGE}
@@ -282,6 +287,7 @@ def test_limits_are_settings(home: Home, tmp_path: Path, by: str) -> None:
 # Where a tree is written.
 
 
+@pytest.mark.slow
 def test_an_existing_empty_folder_is_filled(home: Home, tree: Path, tmp_path: Path) -> None:
     """It stays the folder that it was, and a note says that its names came one by one."""
     home.result("push", tree)
@@ -306,6 +312,7 @@ def test_a_new_target_needs_no_note(home: Home, tree: Path, tmp_path: Path) -> N
     assert home.run("fetch", "my_model.zip", "-o", tmp_path / "empty", "--quiet").stderr == ""
 
 
+@pytest.mark.slow
 def test_a_target_that_is_not_empty(home: Home, tree: Path, tmp_path: Path) -> None:
     """It is refused in a sentence that names --force, and stays as it is; with --force it is the new tree, and nothing else."""
     home.result("push", tree)
@@ -321,6 +328,7 @@ def test_a_target_that_is_not_empty(home: Home, tree: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "my_model", "old"]
 
 
+@pytest.mark.slow
 def test_force_takes_over_what_is_the_same(home: Home, tree: Path, tmp_path: Path) -> None:
     """Only changed files are received, and the end of the zip, which lists the others."""
     plant(tree, {"vocabulary.txt": random.Random(4).randbytes(100_000)})
@@ -336,6 +344,7 @@ def test_force_takes_over_what_is_the_same(home: Home, tree: Path, tmp_path: Pat
     assert standing(target) == standing(tree)
 
 
+@pytest.mark.slow
 def test_a_file_stands_at_the_target(home: Home, tree: Path, tmp_path: Path) -> None:
     """It is not written over, but by --force."""
     home.result("push", tree)
@@ -348,6 +357,7 @@ def test_a_file_stands_at_the_target(home: Home, tree: Path, tmp_path: Path) -> 
     assert standing(target) == THINGS
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_missing(home: Home, tree: Path, tmp_path: Path) -> None:
     """No folders are made above the tree."""
     home.result("push", tree)
@@ -387,6 +397,7 @@ def test_symlink_policies(home: Home, tmp_path: Path) -> None:
         assert "out" in home.failure("push", tree, "--symlinks", policy)
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_hugging_face_needs_follow(home: Home, tmp_path: Path) -> None:
     """Links out of the tree are refused; the error names the option that allows them."""
     found = snapshot(tmp_path / "hub")
@@ -405,6 +416,7 @@ def test_a_loop_of_links(home: Home, tmp_path: Path) -> None:
         assert str(tree) in home.failure("push", tree, "--symlinks", policy)
 
 
+@pytest.mark.slow
 def test_include_and_exclude(home: Home, tree: Path) -> None:
     """One pattern that includes is enough, one that excludes decides."""
     pushed = home.result("push", tree, "--include", "*.json", "--include", "tokenizer/*", "--exclude", "*.txt")
@@ -415,6 +427,7 @@ def test_include_and_exclude(home: Home, tree: Path) -> None:
     assert "model.bin" not in json.dumps(home.result("push", tree, "--dry-run", "--exclude", "*.bin"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [["--symlinks", "follow"], ["--include", "*"], ["--exclude", "*"]])
 @pytest.mark.parametrize("command", ["push", "hash"])
 def test_a_file_has_nothing_to_select(home: Home, tree: Path, command: str, option: list[str]) -> None:
@@ -424,6 +437,7 @@ def test_a_file_has_nothing_to_select(home: Home, tree: Path, command: str, opti
     assert sentence == f"{path} is not a directory; --symlinks, --include and --exclude are only for directories"
 
 
+@pytest.mark.slow
 def test_what_a_directory_cannot_hold(home: Home, tmp_path: Path) -> None:
     """The error about a pipe, or a name that is not UTF-8, has its path."""
     tree = plant(tmp_path / "tree", {"a": b"a"})
@@ -435,6 +449,7 @@ def test_what_a_directory_cannot_hold(home: Home, tmp_path: Path) -> None:
     assert home.result("ls")["files"] == []
 
 
+@pytest.mark.slow
 def test_what_is_not_there(home: Home, tmp_path: Path) -> None:
     """Every command that takes a directory reports a missing path."""
     for command in (["push"], ["push", "--dry-run"], ["push", "--symlinks", "keep"], ["hash"], ["create", "file", "-r"]):
@@ -475,6 +490,7 @@ def new_bytes(plan: Any) -> dict[str, int]:
     return {entry["name"]: entry["bytes_new"] for entry in plan["entries"]}
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_change(home: Home, tree: Path) -> None:
     """For a directory that is stored already, only changes are new."""
     home.result("push", tree)
@@ -500,6 +516,7 @@ def test_a_dry_run_for_a_person(home: Home, tree: Path) -> None:
     assert "fewer are sent" in totals[2]
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_file(home: Home, tree: Path) -> None:
     """A file is one entry."""
     path = tree / "model.bin"
@@ -513,6 +530,7 @@ def test_a_dry_run_of_a_file(home: Home, tree: Path) -> None:
 # create file.
 
 
+@pytest.mark.slow
 def test_create_file_of_a_directory(home: Home, tree: Path) -> None:
     """Standard output is exactly the line that scripts read, for a directory with -r."""
     done = home.run("create", "file", "-r", tree)
@@ -523,6 +541,7 @@ def test_create_file_of_a_directory(home: Home, tree: Path) -> None:
     assert home.result("create", "file", "--recursive", tree, "-n", "alias.zip")["name"] == "alias.zip"
 
 
+@pytest.mark.slow
 def test_create_file_says_what_it_takes(home: Home, tree: Path) -> None:
     """A directory is refused without -r, a file with it, and nothing is recorded."""
     path = tree / "config.json"

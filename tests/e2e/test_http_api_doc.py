@@ -35,6 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", LINES)
 def test_every_curl_line_does_what_it_says(server: RunningServer, tmp_path: Path, line: str) -> None:
     """There is a stored file, and the folder has what the lines name."""

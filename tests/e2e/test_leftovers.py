@@ -106,6 +106,7 @@ def test_a_refused_warm_leaves_nothing(home: Home, tmp_path: Path, request: pyte
         assert [] == list((tmp_path / "disk/cache").glob("*/*/staging/*"))
 
 
+@pytest.mark.slow
 async def test_a_refused_fetch_keeps_what_an_earlier_one_has_left(home: Home, file: Record, place: Path) -> None:
     """Only a leftover without content is removed."""
     with small_disk(place / "disk", "size=4m"):
@@ -135,6 +136,7 @@ def test_what_a_cut_fetch_has_left_is_listed_and_removed(home: Home, file: Recor
     assert [] == home.result("leftovers", place)["leftovers"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "tree"])
 async def test_what_a_running_fetch_uses_stays(home: Home, place: Path, request: pytest.FixtureRequest, kind: str) -> None:
     """It is shown as in use, and is removed after that process has ended."""
@@ -147,6 +149,7 @@ async def test_what_a_running_fetch_uses_stays(home: Home, place: Path, request:
     assert not list(place.glob(".*"))
 
 
+@pytest.mark.slow
 def test_what_stood_at_a_target_is_not_removed(home: Home, tree: Record, place: Path) -> None:
     """Between two renames it is the only copy; the next fetch moves it back, or publishes the new tree."""
     aside = place / f".{tree_label('target')}.filestore-aside"
@@ -187,6 +190,7 @@ def test_without_locks_what_was_written_lately_stays(tree: Record, place: Path, 
     assert [] == names(place)
 
 
+@pytest.mark.slow
 def test_a_fetch_waits_for_a_removal(home: Home, tree: Record, place: Path) -> None:
     """It begins while its staging folder is being removed, and makes its own."""
     staging = plant(staging_folder(place / "tree", tree.digest), {"weights.bin": octets(2, SIZE)})

@@ -130,6 +130,7 @@ def test_the_same_bytes_have_one_digest_everywhere(home: Home, server: Server, m
     assert json.loads(posted.stdout)["id"] == pushed["id"]
 
 
+@pytest.mark.slow
 def test_any_client_reads_the_file(home: Home, server: Server, model: Path, tmp_path: Path) -> None:
     """Curl gets the decoded bytes, whole and by range."""
     pushed = home.result("push", model, environ=server.environ)

@@ -40,6 +40,7 @@ def test_the_real_model_folder(user: Home, tmp_path: Path) -> None:
     assert [stored["id"], ["now", "_name_or_path", "pooling_mode_cls_token"]] == [used, read]
 
 
+@pytest.mark.slow
 def test_an_upload_of_a_zip_file_without_its_folders_is_warned_of(home: Home, tmp_path: Path) -> None:
     """The answer has a warning and the log a line, for each of the routes; a flat zip file that lost no name has none."""
     for name, entries in {"lost.zip": ["a", "a"], "flat.zip": ["a", "b"]}.items():

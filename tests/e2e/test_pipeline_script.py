@@ -53,6 +53,7 @@ def names(server: Server) -> list[str]:
     return [record["name"] for record in Home(server.root.parent).result("ls", environ=server.environ)["files"]]
 
 
+@pytest.mark.slow
 def test_create_file(home: Home, file: Path, server: Server, variables: Mapping[str, str]) -> None:
     """The documented words, and nothing else, on standard output; the server on standard error."""
     done = home.run("create", "file", file, "--name", "documented", program=SCRIPTS / "pipeline", environ=variables)
@@ -64,6 +65,7 @@ def test_create_file(home: Home, file: Path, server: Server, variables: Mapping[
     assert home.result("ls")["files"] == []
 
 
+@pytest.mark.slow
 def test_create_file_of_a_directory(home: Home, tmp_path: Path, file: Path, server: Server, variables: Mapping[str, str]) -> None:
     """With -r, a directory in the same words; fetched, it is a folder again."""
     plant(tmp_path / "my_dir", {"my_file.txt": file.read_bytes(), "empty": Folder()})
@@ -75,6 +77,7 @@ def test_create_file_of_a_directory(home: Home, tmp_path: Path, file: Path, serv
     assert standing(home.folder / "my_dir") == standing(tmp_path / "my_dir")
 
 
+@pytest.mark.slow
 def test_recursive_on_a_file_is_not_an_empty_zip(home: Home, file: Path, server: Server, variables: Mapping[str, str]) -> None:
     """It is refused, while the SDK stores an empty zip. A directory without -r is refused too."""
     before = names(server)
@@ -113,6 +116,7 @@ def test_without_a_server_it_is_not_stored_in_the_local_folder(home: Home, file:
     assert [] == home.result("ls")["files"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sdk", SDKS)
 def test_a_stored_login_counts_before_the_variables(home: Home, file: Path, server: Server, sdk: str) -> None:
     """So it does for the SDK; the token of the variables is not used either."""
@@ -129,6 +133,7 @@ def test_a_stored_login_counts_before_the_variables(home: Home, file: Path, serv
     assert f"It is stored on {server.url} (from the server my-server of `pipeline cluster login`).\n" == done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sdk", SDKS)
 def test_without_an_active_login_the_variables_count(
     home: Home, file: Path, server: Server, variables: Mapping[str, str], sdk: str
@@ -142,6 +147,7 @@ def test_without_an_active_login_the_variables_count(
     assert f"It is stored on {server.url} (from PIPELINE_API_URL).\n" == done.stderr
 
 
+@pytest.mark.slow
 def test_an_option_counts_before_everything(home: Home, file: Path, server: Server) -> None:
     """And with --url, filestore's own token is used; without the SDK's sources, filestore's own server too."""
     log_in(home, server, token="of-another-server")

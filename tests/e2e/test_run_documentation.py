@@ -102,6 +102,7 @@ async def test_a_directory_is_uploaded_as_a_zip(server: Server, home: Home, tmp_
     assert (tmp_path / "my_dir.zip").read_bytes() == zip_file.read_bytes()
 
 
+@pytest.mark.slow
 async def test_a_url_as_the_path_of_a_file(server: Server, tmp_path: Path) -> None:
     """Which the serving end downloads; a later run asks its origin whether it has changed."""
     with running_nginx(tmp_path / "nginx") as nginx:
@@ -118,6 +119,7 @@ async def test_a_url_as_the_path_of_a_file(server: Server, tmp_path: Path) -> No
     assert ("my_file.txt", CONTENT) == (path.name, path.read_bytes())
 
 
+@pytest.mark.slow
 async def test_an_output_is_the_input_of_another_run(server: Server, tmp_path: Path) -> None:
     """By its URL, as the SDK passes it on: nothing is downloaded from our own server as a stranger's file."""
     (tmp_path / "mask.png").write_bytes(CONTENT)

@@ -100,6 +100,7 @@ def test_a_client_that_waits_is_told_of_the_cancel(runtime: RunningRuntime, misb
         assert "the run was cancelled" == asked.result()
 
 
+@pytest.mark.slow
 def test_runs_are_listed(runtime: RunningRuntime, misbehaving: str, returned: str) -> None:
     """The newest first, in pages, without results and tracebacks; of one pipeline or of all."""
     first, second = runtime.run(misbehaving, "threads"), runtime.run(misbehaving, "raise")

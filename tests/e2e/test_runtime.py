@@ -118,6 +118,7 @@ def test_files_go_in_as_what_they_are_declared(
     assert "a title: content" == runtime.value(runtime.pipeline(graphs / "described"), schema)
 
 
+@pytest.mark.slow
 def test_files_stay_cached_while_they_are_used(
     user: Home, runtime: RunningRuntime, graphs: Path, tree: dict[str, object], file: dict[str, object]
 ) -> None:
@@ -169,6 +170,7 @@ def test_what_a_pipeline_returns_is_stored_whole(
     assert content == runtime.ask("GET", "/" + file["path"].replace(" ", "%20")).body
 
 
+@pytest.mark.slow
 def test_equal_outputs_are_one_stored_file(runtime: RunningRuntime, graphs: Path) -> None:
     """Content without a name gets a name that follows from it, so the same content has the same path in every run."""
     returned = runtime.pipeline(graphs / "returned")
@@ -189,6 +191,7 @@ def test_6_a_returned_handle_is_only_read(runtime: RunningRuntime, graphs: Path)
     assert outputs[0]["file"]["path"] == outputs[1]["file"]["path"]
 
 
+@pytest.mark.slow
 async def test_7_a_url_is_downloaded_once(runtime: RunningRuntime, graphs: Path, tree: dict[str, object]) -> None:
     """The SDK does so for every run, into one path that concurrent runs overwrite; here a run asks whether it has changed."""
     entered = runtime.pipeline(graphs / "entered")
@@ -214,6 +217,7 @@ def test_10_a_zip_that_would_fill_the_disk_is_not_a_tree(
     assert "raise the setting zip_ratio" in failure
 
 
+@pytest.mark.slow
 async def test_7_files_of_one_name_do_not_meet(runtime: RunningRuntime, graphs: Path, tree: dict[str, object]) -> None:
     """Two runs at the same time, each with a URL that ends as the other one's does."""
 
@@ -253,6 +257,7 @@ def test_a_static_url_of_our_own_storage(user: Home, runtime: RunningRuntime, tm
     assert [["now", "for the run", "weights.txt", "tree/inner/a.txt", "labels.txt", 1], 1] == json.loads(said.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_runs_of_one_pipeline_wait_for_each_other(runtime: RunningRuntime, graphs: Path) -> None:
     """Each run is accepted at once, and they are done one after the other in one process."""
     pipeline = runtime.pipeline(graphs / "misbehave")
@@ -303,6 +308,7 @@ def test_pipelines_that_are_loaded_are_bounded(runtime: RunningRuntime, graphs: 
     assert 4 == len(set(processes))
 
 
+@pytest.mark.slow
 def test_a_pipeline_may_use_all_cores(runtime: RunningRuntime, graphs: Path) -> None:
     """The limits on threads of our own processes do not hold for pipelines, which may use numpy."""
     assert runtime.value(runtime.pipeline(graphs / "misbehave"), "threads") is False
@@ -322,6 +328,7 @@ def test_10_only_its_own_token_is_admitted(user: Home, runtime: RunningRuntime) 
         assert 401 == runtime.ask(method, path, token=made).status
 
 
+@pytest.mark.slow
 def test_it_starts_with_a_token_only(user: Home, tmp_path: Path) -> None:
     """None is made, and one that the folder knows is not enough."""
     user.result("token", "new", "--root", tmp_path / "root", "--create")
@@ -331,6 +338,7 @@ def test_it_starts_with_a_token_only(user: Home, tmp_path: Path) -> None:
     assert done.stderr.startswith("Error: everyone who has the token of a runtime can run code on it, so it does not make one; ")
 
 
+@pytest.mark.slow
 def test_it_needs_the_sdk(home: Home, tmp_path: Path) -> None:
     """Where that is not installed, one sentence says how to get it."""
     said = home.failure("runtime", "serve", "--root", tmp_path / "root", environ={"FILESTORE_TOKEN": TOKEN})
@@ -340,6 +348,7 @@ def test_it_needs_the_sdk(home: Home, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_sdk_says_what_went_wrong(user: Home, runtime: RunningRuntime, graphs: Path) -> None:
     """A run that failed has the pipeline's own exception and traceback; an unknown pipeline is the SDK's own error."""
     pipeline = runtime.pipeline(graphs / "misbehave")

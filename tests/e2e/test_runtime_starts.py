@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from filestore.http.wire import API
 from tests.support.commands import Home
 from tests.support.runtimes import RunningRuntime, running_runtime
@@ -22,6 +24,7 @@ def run_of(runtime: RunningRuntime, pipeline: str) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_says_what_its_start_took(user: Home, graphs: Path, tmp_path: Path) -> None:
     """The first start fetches, the next run finds the pipeline loaded, and a start after a restart uses the cache.
 

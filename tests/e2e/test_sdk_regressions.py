@@ -180,6 +180,7 @@ def test_9_names_do_not_collide(home: Home, server: Server) -> None:
         assert content == (home.folder / "fetched.txt").read_bytes()
 
 
+@pytest.mark.slow
 def test_10_nothing_is_read_without_a_token(tmp_path: Path) -> None:
     """And with one, no path of the server's machine."""
     with running_server(tmp_path / "root") as server:

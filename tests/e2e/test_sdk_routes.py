@@ -73,6 +73,7 @@ async def test_the_same_bytes_are_one_stored_file(server: RunningServer, tmp_pat
     assert (0, len(content)) == (pushed.bytes_sent, pushed.bytes_shared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1, 2_999_999, 3_000_000, 3_000_001, 7_000_000])
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_what_is_uploaded_is_downloaded(server: RunningServer, dialect: Dialect, size: int) -> None:
@@ -188,6 +189,7 @@ def test_parts_come_in_any_order(server: RunningServer) -> None:
     assert by_form_v3(server, "parts.pt", content).json["id"] == record.json["id"]
 
 
+@pytest.mark.slow
 def test_a_part_sent_again_replaces_the_first(server: RunningServer) -> None:
     """The old ETag is not valid any more, and the part is cut again."""
     first, second, tail = octets(1, 20_000_000), octets(2, 20_000_000), octets(3, 1000)
@@ -351,6 +353,7 @@ def test_a_request_that_is_too_large(server: RunningServer) -> None:
     assert 413 == upload.finish_with([{"ETag": "0" * 64, "PartNumber": 1}] * 30_000).status
 
 
+@pytest.mark.slow
 def test_parts_of_an_upload_have_a_limit_together(tmp_path: Path) -> None:
     """It is the limit of an upload by form. Replaced parts do not count, and a refused part leaves nothing."""
     with running_server(tmp_path / "root", upload_limit=100) as server:

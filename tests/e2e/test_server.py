@@ -500,6 +500,7 @@ def test_a_form_s_other_parts_are_limited(server: RunningServer) -> None:
     assert 413 == server.ask("POST", "/v3/pipeline_files", body, headers=FORM).status
 
 
+@pytest.mark.slow
 def test_an_upload_limit(tmp_path: Path) -> None:
     """One byte more is refused; without the setting there is none."""
     with running_server(tmp_path / "root", upload_limit=100_000) as server:
@@ -526,6 +527,7 @@ def test_a_client_that_asks_first_is_told_before_it_sends(server: RunningServer)
 # Processes.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_worker_answers(tmp_path: Path, workers: int) -> None:
     """After the announcement, all accept connections; they share the stored files."""
@@ -546,6 +548,7 @@ def test_a_command_serves(tmp_path: Path) -> None:
         connection.close()
 
 
+@pytest.mark.slow
 def test_another_address_family(tmp_path: Path) -> None:
     """An IPv6 address is in brackets in the URL."""
     with running_server(tmp_path / "root", host="::1") as server:

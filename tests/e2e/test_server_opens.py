@@ -50,6 +50,7 @@ def test_a_part_url_needs_only_the_namespace_of_its_token(server: RunningServer,
     assert [] == identity_reads(server, log)
 
 
+@pytest.mark.slow
 def test_a_server_reads_the_identity_of_a_namespace_once(server: RunningServer, log: OpenLog) -> None:
     """A later part, finish or form of the same namespace does not read the format file again."""
     first = PartsUpload(server, "first.bin")

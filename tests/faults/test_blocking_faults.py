@@ -81,6 +81,7 @@ with blocking.connect(url, token=token) as repository:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_call_that_waits_for_a_server(server: RunningServer, tmp_path: Path) -> None:
     """The server accepts the connection and never answers; only the task of the open repository is left afterwards."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -59,6 +59,7 @@ def is_staged(server: RunningServer, size: int) -> bool:
     return sum(path.stat().st_size for path in (server.root / "tmp").glob("*/*")) == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1000, PIECE - 1000, PIECE, PIECE + 1, 3 << 20])
 def test_requests_behind_a_batch_are_read_where_it_ends(server: RunningServer, size: int) -> None:
     """Several requests are sent at once. The server finds the start of each after a body that aiohttp has not seen."""

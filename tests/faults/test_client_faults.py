@@ -83,6 +83,7 @@ async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str, sche
                 assert sum(len(frame.data) for frame in frames) == sum(moved)
 
 
+@pytest.mark.slow
 async def test_connections_of_a_server_that_was_restarted_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is found closed does not count as an attempt."""
     monkeypatch.setattr(client_module, "ATTEMPTS", 1)

@@ -27,6 +27,7 @@ def large(home: Home, tmp_path: Path) -> dict[str, str]:
     return pushed
 
 
+@pytest.mark.slow
 def test_a_file_that_is_too_large_is_named(home: Home, tmp_path: Path) -> None:
     """The error has the path of the target, and nothing of the file is left."""
     (tmp_path / "weights.bin").write_bytes(octets(1, SIZE))
@@ -39,6 +40,7 @@ def test_a_file_that_is_too_large_is_named(home: Home, tmp_path: Path) -> None:
     assert [] == list(target.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_an_entry_that_is_too_large_is_named(home: Home, large: dict[str, str], tmp_path: Path) -> None:
     """The error has its path in the tree."""
     done = limited(home, "fetch", large["id"], "-o", tmp_path / "out")
@@ -46,6 +48,7 @@ def test_an_entry_that_is_too_large_is_named(home: Home, large: dict[str, str], 
     assert f"Error: {tmp_path}/out/weights.bin failed: {CAUSE}" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_entry_of_the_cache_that_is_too_large_is_named(home: Home, large: dict[str, str]) -> None:
     """The zip of a directory is one file."""
     done = limited(home, "cache", "warm", large["id"], "--zip", "--quiet")

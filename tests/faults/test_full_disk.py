@@ -37,6 +37,7 @@ def lines_of(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_the_target_s_disk_is_full(home: Home, source: Path, small: tuple[Path, Callable[[], None]], tmp_path: Path) -> None:
     """The error comes before anything is fetched, since the size is known. Then the fetch completes."""
     folder, grow = small

@@ -133,6 +133,7 @@ async def test_log_outlives_a_second_index_of_the_same_process(tmp_path: Path) -
         assert before == log.stat().st_ino
 
 
+@pytest.mark.slow
 def test_nothing_but_sqlite_opens_a_file_of_the_index(tmp_path: Path) -> None:
     """Python reports every file that it opens. SQLite opens its own files without Python."""
     program = (

@@ -71,6 +71,7 @@ def test_a_folder_of_an_image_is_replaced(home: Home, new: dict[str, str], image
         assert (NEW, ["target"]) == (standing(target), names(target.parent))
 
 
+@pytest.mark.slow
 def test_the_inner_folders_of_a_mounted_one_are_replaced(home: Home, new: dict[str, str], image: Path, tmp_path: Path) -> None:
     """The folders of the image inside a mounted folder cannot be moved aside."""
     plant(image, OLD)

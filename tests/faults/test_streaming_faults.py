@@ -78,6 +78,7 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.mark.slow
 async def test_a_reader_that_is_cancelled_at_any_await(
     local_repository: Repository, small_record: Record, tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ async def test_staging_that_someone_removes_meanwhile(local_repository: Reposito
     assert 5 < watched.calls.count("get")
 
 
+@pytest.mark.slow
 async def test_a_reader_that_is_killed(local_repository: Repository, record: Record, tmp_path: Path) -> None:
     """Nothing of the file is visible. The next reader fetches only what is missing."""
     killed = reader(tmp_path, record, kill_at=6)
@@ -133,6 +135,7 @@ async def test_a_reader_that_is_killed(local_repository: Repository, record: Rec
     assert [] == list((tmp_path / "cache").glob("*/*/staging/*"))
 
 
+@pytest.mark.slow
 async def test_two_processes_read_one_file(local_repository: Repository, record: Record, tmp_path: Path) -> None:
     """One process fetches the file. The other one reads it after it was published."""
     said = [process.communicate() for process in [reader(tmp_path, record) for _ in range(2)]]

@@ -48,6 +48,7 @@ def downloaded(server: RunningServer, record: dict[str, str]) -> bytes:
     return server.ask("GET", f"{PARTS}/download/{record['id']}").body
 
 
+@pytest.mark.slow
 def test_parts_are_cut_while_later_ones_arrive(tmp_path: Path) -> None:
     """Contiguous parts from the first one on are cut. A part after a gap waits for the gap to be filled."""
     with running_server(tmp_path / "root") as server:
@@ -109,6 +110,7 @@ def test_parts_side_by_side(tmp_path: Path) -> None:
         assert CONTENT == downloaded(server, records[0])
 
 
+@pytest.mark.slow
 def test_the_same_part_with_other_bytes_side_by_side(tmp_path: Path) -> None:
     """One of the two stays."""
     contents = [octets(seed, 300_000) for seed in range(8)]
@@ -239,6 +241,7 @@ def test_chunks_that_are_gone_by_the_end_are_sent_again(tmp_path: Path) -> None:
         assert CONTENT == downloaded(server, upload.finish(sent).json)
 
 
+@pytest.mark.slow
 def test_a_part_that_the_disk_lost_bytes_of(tmp_path: Path) -> None:
     """The error names it, nothing is recorded, and it may be sent again."""
     with running_server(tmp_path / "root") as server:
@@ -270,6 +273,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert part(1)[:6_000_000] + part(2)[:14_000_000] == downloaded(server, upload.finish([one, two]).json)
 
 
+@pytest.mark.slow
 def test_parts_are_told_apart_by_number_and_tag(tmp_path: Path) -> None:
     """After a crash, a part and its predecessor may both be there. The list says which one counts."""
     with running_server(tmp_path / "root") as server:

@@ -14,6 +14,7 @@ CHUNKING: dict[str, Any] = read("cutting.json")
 PIECES = (1, 37, 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHUNKING_INPUTS)
 def test_chunking(name: str) -> None:
     """Given whole: the input, its boundaries, chunks and file digest are those of the committed vector."""

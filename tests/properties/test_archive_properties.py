@@ -132,6 +132,7 @@ def test_what_is_remembered_is_not_read(tree: tuple[list[Entry], dict[str, bytes
     assert names.isdisjoint(name for name, _, _ in reads)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(trees(SMALL, 9))
 def test_unpacking_is_the_inverse_of_packing(tree: tuple[list[Entry], dict[str, bytes]]) -> None:
@@ -144,6 +145,7 @@ def test_unpacking_is_the_inverse_of_packing(tree: tuple[list[Entry], dict[str, 
     } == unpacked(zip_of(entries, contents))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(trees(SMALL, 9))
 def test_zipfile_reads_what_we_write(tree: tuple[list[Entry], dict[str, bytes]]) -> None:

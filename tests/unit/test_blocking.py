@@ -86,6 +86,7 @@ def test_verbs_of_a_file(repository: blocking.Repository, source: Path, tmp_path
         repository.record(pushed.record.id)
 
 
+@pytest.mark.slow
 def test_verbs_of_a_tree(repository: blocking.Repository, tmp_path: Path) -> None:
     """It comes back as it was."""
     (tmp_path / "tree").mkdir()

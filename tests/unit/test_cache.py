@@ -58,6 +58,7 @@ async def test_a_file_is_named_as_it_was_and_read_only(cache: Cache, record: Rec
     assert ("model v1.bin", content(tmp_path), 0o444) == (path.name, path.read_bytes(), path.stat().st_mode & 0o777)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["id", "digest", "path"])
 async def test_a_hit_asks_nobody(watched: WatchedRepository, record: Record, tmp_path: Path, how: str) -> None:
     """The second resolve, also by a new process, asks nothing of the repository, however the file is named."""
@@ -68,6 +69,7 @@ async def test_a_hit_asks_nobody(watched: WatchedRepository, record: Record, tmp
     assert [] == watched.calls
 
 
+@pytest.mark.slow
 async def test_a_record_is_what_it_stands_for(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """What a push or a list gave: a file, or the tree of a directory."""
     (tmp_path / "tree").mkdir()
@@ -116,6 +118,7 @@ async def test_a_second_name_costs_no_second_copy(
     assert 1 == watched.calls.count("manifest")
 
 
+@pytest.mark.slow
 async def test_concurrent_resolvers_fetch_once(cache: Cache, watched: WatchedRepository, record: Record) -> None:
     """Single flight in a process: twenty callers, one fetch."""
     async with asyncio.TaskGroup() as group:
@@ -124,6 +127,7 @@ async def test_concurrent_resolvers_fetch_once(cache: Cache, watched: WatchedRep
     assert 1 == watched.calls.count("manifest")
 
 
+@pytest.mark.slow
 async def test_a_resolve_says_what_it_cost(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """It counts received and reused bytes: for a first version, the same version again, and a second version."""
     first = await cache.resolved(File(id=record.id))
@@ -163,6 +167,7 @@ async def test_who_shares_a_fetch_did_not_pay_for_it(cache: Cache, record: Recor
     assert 0 == guest.bytes_received
 
 
+@pytest.mark.slow
 async def test_two_caches_of_one_folder_fetch_once(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """A lock between processes decides who fetches. Here two caches take the place of two processes."""
     async with asyncio.TaskGroup() as group:
@@ -171,6 +176,7 @@ async def test_two_caches_of_one_folder_fetch_once(watched: WatchedRepository, r
     assert 1 == watched.calls.count("manifest")
 
 
+@pytest.mark.slow
 async def test_without_locks_the_file_is_still_right(
     watched: WatchedRepository, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +187,7 @@ async def test_without_locks_the_file_is_still_right(
     assert [content(tmp_path)] * 4 == [call.result().read_bytes() for call in calls]
 
 
+@pytest.mark.slow
 async def test_a_lock_whose_holder_hangs_is_passed_by(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """A lock is ignored if its holder showed no sign of life for a minute."""
     options = CacheOptions(beat_seconds=3600)
@@ -226,6 +233,7 @@ async def test_damage_that_a_look_shows_is_a_miss(
     assert "record" in watched.calls
 
 
+@pytest.mark.slow
 async def test_verify_finds_what_no_look_shows(cache: Cache, record: Record, tmp_path: Path) -> None:
     """Flipped bits with an unchanged size and mtime are found by digest, removed, and fetched again."""
     path = await cache.resolve(File(id=record.id))
@@ -242,6 +250,7 @@ async def test_verify_finds_what_no_look_shows(cache: Cache, record: Record, tmp
     assert [] == await verify_cache(tmp_path / "cache")
 
 
+@pytest.mark.slow
 async def test_a_cut_fetch_is_continued(watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
     """The next resolve fetches only the rest, and nothing is visible before it ends."""
     options = CacheOptions(transfer=TransferOptions(batches_in_flight=1))

@@ -173,6 +173,7 @@ print(Leases(Path(sys.argv[1])).is_held(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_a_fork_does_not_end_its_parent_s_leases(tmp_path: Path) -> None:
     """A child closes only what it made itself."""
     done = subprocess.run(

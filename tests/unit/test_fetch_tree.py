@@ -94,6 +94,7 @@ async def test_a_tree_is_unpacked(repository: LocalRepository, place: Path, chun
     assert found.tail.startswith(b"PK\1\2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHIVES)
 @pytest.mark.parametrize("chunk_size", [MIB, 97])
 async def test_a_foreign_archive(repository: LocalRepository, place: Path, name: str, chunk_size: int) -> None:
@@ -433,6 +434,7 @@ async def test_a_file_is_a_seed_of_the_tree_in_it(repository: LocalRepository, p
     assert 0 == found.bytes_received
 
 
+@pytest.mark.slow
 async def test_long_runs_are_copied_by_the_operating_system(
     repository: LocalRepository, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

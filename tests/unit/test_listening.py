@@ -20,6 +20,7 @@ def open_transports() -> list[asyncio.Transport]:
     return [each for each in found if each.get_extra_info("socket").fileno() >= 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cycles", range(8))
 async def test_connection_that_was_just_accepted_is_closed(cycles: int) -> None:
     """However far asyncio is with it when the block ends."""

@@ -47,6 +47,7 @@ async def both(adapter: Adapter, url: str, *, kind: Any = File) -> list[bytes]:
         return [each.read_bytes() if each.is_file() else b"a folder" for each in (*prepared.paths, path)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [URL, "https://models.example:8080", "HTTP://Models.Example:8080", f"{URL}/"])
 async def test_every_form_of_a_url(watched: WatchedRepository, tmp_path: Path, file: Record, base: str) -> None:
     """Signed, expired, with a signature that is not ours, plain, by content or by record: the file, fetched once."""
@@ -59,6 +60,7 @@ async def test_every_form_of_a_url(watched: WatchedRepository, tmp_path: Path, f
         assert [CONTENT, CONTENT] == await both(adapter, f"{base}/{path.lstrip('/')}"), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "base",
     ["http://localhost:8080", "http://127.0.0.1:8080", "http://[::1]:8080", "https://proxy.example/store", "http://10.0.0.5"],

@@ -91,6 +91,7 @@ async def test_the_loop_reads_lines_as_they_are_printed(pipe: Pipe, log: RunLog)
         await asyncio.sleep(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [b"x" * 50 + b"\n", b"\n", b"\x00" * 1000 + b"\n", b"no end", b"50%\r", b"\xff" * LINE_LIMIT])
 async def test_a_flood_is_bounded(pipe: Pipe, log: RunLog, line: bytes) -> None:
     """The first and the last bytes are kept, and their size is limited, whatever is printed."""

@@ -56,6 +56,7 @@ def settle(path: Path) -> None:
     os.utime(path, ns=(1_600_000_000_000_000_000, 1_600_000_000_000_000_000))
 
 
+@pytest.mark.slow
 async def test_what_was_pushed_is_fetched(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
     """The main job: the same bytes come back, and every count adds up."""
     size = source.stat().st_size
@@ -201,6 +202,7 @@ def _age_entries(path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 async def test_what_the_repository_lost_is_sent_again(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
     """A commit that names missing chunks is answered by sending exactly those (I9), also where the push cache read nothing."""
     with PushCache(tmp_path / "push_cache") as push_cache:
@@ -287,6 +289,7 @@ async def test_a_file_that_changes_while_it_is_pushed(watched: WatchedRepository
     assert [] == await watched.inner.records()
 
 
+@pytest.mark.slow
 async def test_fetch_continues_what_was_cut(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
     """A second fetch receives only the rest, and the name never means a part of the file."""
     options = TransferOptions(batches_in_flight=1)
@@ -343,6 +346,7 @@ async def test_fetch_over_the_same_file_moves_nothing(watched: WatchedRepository
     assert before == source.stat().st_mtime_ns
 
 
+@pytest.mark.slow
 async def test_fetch_replaces_another_file_only_by_force(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
     """Without force, a file with other content stays as it is, and no chunk is asked for."""
     record = (await push(watched, source)).record
@@ -416,6 +420,7 @@ async def test_two_fetches_of_one_target(watched: WatchedRepository, source: Pat
     assert source.read_bytes() == fast.path.read_bytes()
 
 
+@pytest.mark.slow
 async def test_fetched_files_have_the_usual_permissions(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
     """Files have the mode that the umask leaves, as with any program."""
     record = (await push(watched, source)).record
@@ -492,6 +497,7 @@ async def test_a_push_of_a_link_that_leads_nowhere(watched: WatchedRepository, t
         await push(watched, tmp_path / "absent.bin")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -169,6 +169,7 @@ async def test_rehash_reads_it_all_the_same(watched: WatchedRepository, tree: Pa
     assert (first.bytes_read, 0) == (again.bytes_read, again.bytes_sent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "read"),
     [
@@ -220,6 +221,7 @@ async def test_a_file_that_changed_just_before_is_read_again(watched: WatchedRep
     assert first.bytes_read == again.bytes_read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fingerprint", [b"", b"tree1", b"tree1" + b"\xff" * 40, b"another"])
 async def test_a_damaged_push_cache_entry_is_as_good_as_none(
     watched: WatchedRepository, tree: Path, push_cache: PushCache, fingerprint: bytes

@@ -121,6 +121,7 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 async def test_a_fetch_copies_what_a_seed_holds(repository: LocalRepository, source: Path, tmp_path: Path) -> None:
     """A change in the middle of a file does not stop the reuse of the rest, at any offset."""
     content = source.read_bytes()

@@ -30,6 +30,7 @@ async def stored(repository: Repository, folder: Path, names: list[str], *, name
     return (await push(repository, path)).record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "repeated"),
     [

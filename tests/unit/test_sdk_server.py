@@ -40,6 +40,7 @@ def test_a_stored_server_counts_before_the_variables(tmp_path: Path, content: st
     assert ("t" if url == "http://variables" else None) == found.token
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

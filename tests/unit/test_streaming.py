@@ -65,6 +65,7 @@ async def manifest(gated: Gated, record: Record) -> Manifest:
     return Manifest.parse(await gated.inner.manifest(record.digest))
 
 
+@pytest.mark.slow
 async def test_ranges_are_read_while_the_rest_is_not_there(gated: Gated, record: Record, tmp_path: Path) -> None:
     """The last bytes come as soon as their chunk is there; the file does not exist yet."""
     cache = Cache(tmp_path / "cache", gated)
@@ -88,6 +89,7 @@ async def test_ranges_are_read_while_the_rest_is_not_there(gated: Gated, record:
     assert [] == list((tmp_path / "cache").glob("*/*/staging/*"))
 
 
+@pytest.mark.slow
 async def test_what_is_asked_for_comes_first(gated: Gated, record: Record, manifest: Manifest, tmp_path: Path) -> None:
     """With one worker, it comes after the current batch and before all others. No chunk is asked for twice."""
     options = CacheOptions(transfer=TransferOptions(batches_in_flight=1))
@@ -111,6 +113,7 @@ def cache_of(repository: Repository, tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache", repository)
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_here_asks_nobody(gated: Gated, record: Record, tmp_path: Path) -> None:
     """A hit is read from the entry."""
     await cache_of(gated, tmp_path).resolve(File(id=record.id))
@@ -207,6 +210,7 @@ async def test_a_block_that_is_left_stops_the_fetch(gated: Gated, record: Record
     assert CONTENT == (await cache_of(gated, tmp_path).resolve(File(id=record.id))).read_bytes()
 
 
+@pytest.mark.slow
 async def test_two_who_open_one_file_fetch_it_once(gated: Gated, record: Record, tmp_path: Path) -> None:
     """The second waits for the whole."""
     cache = cache_of(gated, tmp_path)
@@ -219,6 +223,7 @@ async def test_two_who_open_one_file_fetch_it_once(gated: Gated, record: Record,
     assert 1 == gated.calls.count("manifest")
 
 
+@pytest.mark.slow
 async def test_nobody_reads_after_the_block(gated: Gated, record: Record, tmp_path: Path) -> None:
     """An error of the program's, and never bytes of another file."""
     async with cache_of(gated, tmp_path).open(File(id=record.id)) as opened:

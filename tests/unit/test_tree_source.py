@@ -73,6 +73,7 @@ def test_what_is_known_of_an_unchanged_tree_stays_the_same(tmp_path: Path) -> No
         assert cached.manifest == source.manifest()
 
 
+@pytest.mark.slow
 def test_where_a_kept_link_leads_is_not_told_by_its_checksum(tmp_path: Path) -> None:
     """Two targets of one size and one checksum are two trees."""
     seen: dict[int, str] = {}

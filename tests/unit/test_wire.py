@@ -192,6 +192,7 @@ def parsed(pieces: list[bytes], *, size: int) -> tuple[list[tuple[BatchEntry, by
     return [(entry, bytes(data)) for entry, data in found], parser
 
 
+@pytest.mark.slow
 @given(count=st.integers(0, 4), cuts=st.lists(st.integers(0, 5000), max_size=8))
 def test_a_batch_is_taken_apart_in_any_split(count: int, cuts: list[int]) -> None:
     """Entries and bytes do not depend on how it arrives."""
