@@ -48,7 +48,8 @@ def listed_names(names: Sequence[str]) -> str:
 
 
 WAY_ROUND = (
-    "store the folder by a push, and use the id of that push in the pipeline: "
+    "store the folder itself, by a push or by filestore's `pipeline create file` for directories, and use its id in the "
+    "pipeline: "
     "Directory.from_remote(id=...), or Directory(remote_id=...) in later versions of the SDK"
 )
 """What to do in place of an upload of the folder by `upload_pipeline`."""

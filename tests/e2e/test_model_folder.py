@@ -34,7 +34,7 @@ def test_the_real_model_folder(user: Home, tmp_path: Path) -> None:
     assert info["warning"] in shown
     assert f"stored as '{info['name']} ({lost})', cannot be unpacked: several files in it" in failure
     assert "`pipeline create file -r` and `filestore push` store a folder" in info["warning"]
-    assert "store the folder by a push, and use the id of that push" in failure
+    assert "store the folder itself, by a push or by filestore's `pipeline create file` for directories" in failure
     assert "Directory.from_remote(id=...)" in failure
     assert "warning" not in user.result("info", stored["id"], environ={"FILESTORE_URL": str(tmp_path / "root")})
     assert [stored["id"], ["now", "_name_or_path", "pooling_mode_cls_token"]] == [used, read]

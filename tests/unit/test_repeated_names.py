@@ -85,7 +85,7 @@ async def test_a_start_says_what_was_lost(local_repository: Repository, tmp_path
         await adapter.prepare([Directory(id=record.id)])
     assert f"stored as 'tree.zip ({record.id})', cannot be unpacked" in str(refused.value)
     assert "have the same name: 'config.json'. " in str(refused.value)
-    assert "store the folder by a push, and use the id of that push" in str(refused.value)
+    assert "store the folder itself, by a push or by filestore's `pipeline create file` for directories" in str(refused.value)
     assert "Directory.from_remote(id=...), or Directory(remote_id=...)" in str(refused.value)
     with pytest.raises(FoldersLost):
         async with adapter.inputs([{"type": "file", "file_path": record.path}], [Directory]):
