@@ -129,7 +129,6 @@ class LogWriter:
         self._waiting: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
         # A daemon: a log that nobody reads must not keep the server from its end.
         self._thread = threading.Thread(target=self._write_all, name="filestore-printed", daemon=True)
-        logger.setLevel(logging.INFO)
         self._thread.start()
 
     @property

@@ -227,7 +227,7 @@ class Runtime:
             async with self._loaded.acquire(pipeline.id, partial(self._load, run, pipeline, url)) as loaded:
                 if run.start is None:
                     run.start = PipelineStart(was_loaded=True)
-                run.start.report(run.id, pipeline.id)
+                run.start.report(run.id, pipeline.id, self._log_writer)
                 run.enter(State.RUNNING)
                 between_runs = RunLog(self._log_writer, mark=f"{pipeline.id}: ")
                 with loaded.process.printed.into(run.log, otherwise=between_runs):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from time import monotonic
 
 from filestore.runtime.prepare import PrepareResult
+from filestore.runtime.printed import LogWriter
 from filestore.system.metrics import StartTotals, count_start
-
-logger = logging.getLogger("filestore.runtime.starts")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,31 +55,17 @@ class PipelineStart:
         """Return the member `filestore` of a run's answer."""
         return asdict(self)
 
-    def report(self, run_id: str, pipeline_id: str) -> None:
+    def report(self, run_id: str, pipeline_id: str, log: LogWriter) -> None:
         """Add this start to the measurements of the process, and log it unless the pipeline was loaded already."""
-        count_start(
-            StartTotals(
-                times=int(not self.was_loaded),
-                already_loaded=int(self.was_loaded),
-                bytes_received=self.bytes_received,
-                bytes_cached=self.bytes_cached,
-                bytes_reused=self.bytes_reused,
-                process_seconds=self.process_seconds,
-                fetch_seconds=self.fetch_seconds,
-                load_seconds=self.load_seconds,
+        amounts = asdict(self)
+        was_loaded = amounts.pop("was_loaded")
+        count_start(StartTotals(times=int(not was_loaded), already_loaded=int(was_loaded), **amounts))
+        if not was_loaded:
+            seconds = self.process_seconds + self.fetch_seconds + self.load_seconds
+            text = (
+                f"{run_id} started {pipeline_id} in {seconds:.2f} s: process {self.process_seconds:.2f} s, "
+                f"files {self.fetch_seconds:.2f} s, load {self.load_seconds:.2f} s; {self.bytes_received} bytes received, "
+                f"{self.bytes_cached} from the cache, {self.bytes_reused} from other versions"
             )
-        )
-        if not self.was_loaded:
-            logger.info(
-                "%s started %s in %.2f s: process %.2f s, files %.2f s, load %.2f s; "
-                "%d bytes received, %d from the cache, %d from other versions",
-                run_id,
-                pipeline_id,
-                self.process_seconds + self.fetch_seconds + self.load_seconds,
-                self.process_seconds,
-                self.fetch_seconds,
-                self.load_seconds,
-                self.bytes_received,
-                self.bytes_cached,
-                self.bytes_reused,
-            )
+            # By its thread: a log that nobody reads must not stop the event loop.
+            log.write([text])
