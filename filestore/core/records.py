@@ -35,7 +35,7 @@ class Record:
     """A stored file or directory under a name, as a repository lists it.
 
     Times are in microseconds since 1970 in UTC. Several records may have the same name. The newest one is the record
-    with the latest `updated_at`.
+    that was stored last.
 
     id: `file_` and 32 hexadecimal digits. An id is never used again for another file.
     name: The name that the file got when it was pushed. The name of a directory ends in `.zip`.

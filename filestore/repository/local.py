@@ -242,7 +242,7 @@ class LocalRepository:
         """Remove a record. With `updated_at`, raise NotFound, and remove nothing, if somebody has pushed it since."""
         self._check_writable()
         chunks: dict[Digest, None] = {}
-        seen_until = None
+        seen_until = 0
         if with_chunks:
             chunks = await self._chunks_of(await self.record(Reference(id=file_id)))
             seen_until = await self._keep_needed(chunks, without=file_id)
@@ -301,26 +301,21 @@ class LocalRepository:
             raise DamagedRecord(record.id, record.name, f"its manifest {record.digest} is {how}") from error
         return dict.fromkeys(chunk.digest for chunk in manifest.chunks)
 
-    async def _keep_needed(self, chunks: dict[Digest, None], *, without: str, since: int | None = None) -> int | None:
+    async def _keep_needed(self, chunks: dict[Digest, None], *, without: str, since: int = 0) -> int:
         """Remove from `chunks` each chunk that a record needs. The record with the id `without` does not count.
 
-        Return the latest `updated_at` of the records that were read.
-
-        `since` limits the search to records that were updated later.
+        Only records with a position after `since` are read. Return the position of the last record that was read.
         """
-        latest, before = since, None
         while chunks:
-            page = await self._index.records(self._namespace, limit=_RECORDS_AT_ONCE, before=before, with_graphs=True)
-            newer = [record for record in page if since is None or record.updated_at > since]
-            for record in newer:
-                latest = record.updated_at if latest is None else max(latest, record.updated_at)
+            page = await self._index.records_after(self._namespace, since, limit=_RECORDS_AT_ONCE)
+            if not page:
+                break
+            for position, record in page:
+                since = position
                 if record.id != without:
                     for digest in await self._chunks_of(record):
                         chunks.pop(digest, None)
-            if len(newer) < _RECORDS_AT_ONCE:
-                break
-            before = newer[-1].updated_at
-        return latest
+        return since
 
     async def _remove_condemned(self, manifest: Digest, chunks: Sequence[Digest]) -> None:
         """Remove each chunk of `chunks` whose row is condemned. Also remove the manifest if no record needs it."""

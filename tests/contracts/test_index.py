@@ -12,13 +12,14 @@ from filestore.core.digest import Digest, chunk_digest, token_digest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import Busy
-from filestore.repository.index.protocol import ChunkRow, Index, Use
+from filestore.repository.index.protocol import Base, ChunkRow, Index, Policy, Use
 from tests.contracts.conftest import Clock, OpenIndex
 from tests.support.cancels import cancelled_at_every_await
 
 A, B = "a", "b"
 MINUTE = 60
 HOUR = 3600
+DAY = 24 * HOUR
 
 
 def digests(count: int) -> list[Digest]:
@@ -216,8 +217,8 @@ async def test_other_name_kind_or_digest_is_another_record(index: Index) -> None
     assert added[::-1] == await index.records(A, limit=9)
 
 
-async def test_updated_at_always_grows(index: Index, clock: Clock) -> None:
-    """It also grows when the clock stops or is set back, and when the newest record was removed."""
+async def test_the_record_that_was_stored_last_is_the_newest(index: Index, clock: Clock) -> None:
+    """This is also true when the clock stops or is set back, and when the newest record was removed."""
     (digest,) = digests(1)
     first = await record(index, "a", digest)
     second = await record(index, "b", digest)
@@ -226,7 +227,143 @@ async def test_updated_at_always_grows(index: Index, clock: Clock) -> None:
     async with index.transaction() as transaction:
         await transaction.remove_record(A, third.id)
     fourth = await record(index, "c", digest)
-    assert first.updated_at < second.updated_at < third.updated_at < fourth.updated_at
+    assert [fourth, second] == await index.records(A, limit=9)
+    assert first.updated_at < second.updated_at
+    page = await index.records_after(A, 0, limit=9)
+    assert [second, fourth] == [found.record for found in page]
+    assert 0 < page[0].position < page[1].position
+
+
+async def test_a_jump_of_the_clock_stamps_only_what_is_stored_meanwhile(index: Index, clock: Clock) -> None:
+    """Later records have the time of the clock again, and are newer all the same."""
+    (digest,) = digests(1)
+    clock.advance(seconds=9000 * HOUR)
+    early = await record(index, "early", digest)
+    clock.advance(seconds=-9000 * HOUR)
+    late = await record(index, "late", digest)
+    assert (clock.now, clock.now) == (late.created_at, late.updated_at)
+    assert late.updated_at < early.updated_at
+    assert [late, early] == await index.records(A, limit=9)
+    assert late == await index.record(A, Reference(digest=digest))
+    assert [late.id, early.id] == await index.ids_of_content(A, digest)
+
+
+async def test_pages_follow_the_order_in_which_records_were_stored(index: Index, clock: Clock) -> None:
+    """Every record is on one page, whatever the clock said when it was stored."""
+    added = []
+    for number, seconds in enumerate((0, HOUR, -2 * HOUR, MINUTE)):
+        clock.advance(seconds=seconds)
+        added.append(await record(index, f"name{number}", chunk_digest(b"%d" % number)))
+    seen: list[Record] = []
+    while page := await index.records(A, limit=1, before=seen[-1].updated_at if seen else None):
+        seen += page
+    assert added[::-1] == seen
+
+
+async def test_a_reader_by_position_sees_what_is_stored_meanwhile(index: Index) -> None:
+    """A record that is stored again comes at the end again. Graphs are included."""
+    added = [await record(index, f"name{number}", chunk_digest(b"%d" % number)) for number in range(3)]
+    await use(index, Use(added[2].id, "p", "p:v1", is_graph=True))
+    first = await index.records_after(A, 0, limit=2)
+    assert added[:2] == [found.record for found in first]
+    again = await record(index, "name0", chunk_digest(b"0"))
+    rest = await index.records_after(A, first[-1].position, limit=9)
+    assert [added[2], again] == [found.record for found in rest]
+    assert [] == await index.records_after(A, rest[-1].position, limit=9)
+
+
+async def test_chunk_rows_come_in_the_order_of_their_digests(index: Index, clock: Clock) -> None:
+    """Live and condemned ones, in pages, with what a collection needs to know."""
+    many = sorted(digests(5))
+    frame = chunk_digest(b"frame")
+    async with index.transaction() as transaction:
+        await transaction.add_chunks(A, [row(digest)._replace(frame_digest=frame) for digest in many])
+        await transaction.add_chunks(B, [row(many[0])])
+    await mark(index, many[1:2], unseen_since=clock.now + 1)
+    states = await index.chunk_rows(A, limit=2)
+    states += await index.chunk_rows(A, states[-1].row.digest, limit=9)
+    assert [row(digest)._replace(frame_digest=frame) for digest in many] == [state.row for state in states]
+    assert [True, False, True, True, True] == [state.is_live for state in states]
+    assert {clock.now} == {state.last_seen for state in states}
+    assert [] == await index.chunk_rows(A, many[-1], limit=9)
+    assert [A, B] == await index.namespaces()
+
+
+async def test_a_frame_digest_is_set_where_there_is_none(index: Index) -> None:
+    """It belongs to a frame, so rows of other sizes and rows that have one keep what they have."""
+    one, two, three = sorted(digests(3))
+    frame, other = chunk_digest(b"frame"), chunk_digest(b"other")
+    await add(index, [one, two])
+    async with index.transaction() as transaction:
+        await transaction.add_chunks(A, [row(three)._replace(frame_digest=frame)])
+        changed = [row(one), row(two)._replace(stored_size=1), row(three)]
+        await transaction.set_frame_digests(A, [found._replace(frame_digest=other) for found in changed])
+    expected = [other, None, frame]
+    assert expected == [state.row.frame_digest for state in await index.chunk_rows(A, limit=9)]
+
+
+async def test_a_base_is_needed_while_the_chunk_above_has_a_row(index: Index, clock: Clock) -> None:
+    """Also while that row is condemned, because its frame is still there."""
+    base, above, other = digests(3)
+    await add(index, [base, above, other])
+    async with index.transaction() as transaction:
+        await transaction.add_bases(A, [Base(above, base)])
+        await transaction.add_bases(A, [Base(above, base)])
+    await mark(index, [above], unseen_since=clock.now + 1)
+    async with index.transaction() as transaction:
+        assert [base] == await transaction.needed_bases(A, [other, base, above])
+        assert [] == await transaction.needed_bases(B, [base])
+        await transaction.forget_chunks(A, [above])
+        await transaction.add_chunks(A, [row(above)])
+        assert [] == await transaction.needed_bases(A, [base])
+
+
+async def test_policies_and_states_are_kept_for_each_namespace(index: Index) -> None:
+    """The last one counts. None, and a policy without limits, remove them."""
+    async with index.transaction() as transaction:
+        for number in (1, 2):
+            await transaction.set_task_state(A, "check", {"cursor": number})
+            await transaction.set_policy(A, Policy(keep_last=number, older_than_seconds=DAY))
+        await transaction.set_task_state(A, "collect", {})
+    assert ({"cursor": 2}, {}, None) == (
+        await index.task_state(A, "check"),
+        await index.task_state(A, "collect"),
+        await index.task_state(B, "check"),
+    )
+    assert (Policy(2, DAY), Policy()) == (await index.policy(A), await index.policy(B))
+    async with index.transaction() as transaction:
+        await transaction.set_task_state(A, "check", None)
+        await transaction.set_policy(A, Policy())
+    assert (None, Policy()) == (await index.task_state(A, "check"), await index.policy(A))
+
+
+async def test_one_block_has_a_lock(open_shared: OpenIndex) -> None:
+    """Of one process or of several, until it ends. Locks of other names are free."""
+    index, other = await open_shared(), await open_shared()
+    async with (
+        index.try_lock("task") as first,
+        other.try_lock("task") as second,
+        index.try_lock("task") as third,
+        other.try_lock("another") as fourth,
+    ):
+        assert [True, False, False, True] == [first, second, third, fourth]
+    async with other.try_lock("task") as again:
+        assert again
+
+
+async def test_an_index_counts_the_records_that_are_stored(open_shared: OpenIndex) -> None:
+    """Its id stays. The count grows when a record is stored, also again, and not when one is removed."""
+    index = await open_shared()
+    before = await index.version()
+    (digest,) = digests(1)
+    for _ in range(2):
+        kept = await record(index, "name", digest)
+    async with index.transaction() as transaction:
+        await transaction.remove_record(A, kept.id)
+        await transaction.add_chunks(A, [row(digest)])
+    after = await (await open_shared()).version()
+    assert before is not None
+    assert before._replace(commits=before.commits + 2) == after
 
 
 async def test_reference_means_the_newest_record(index: Index) -> None:

@@ -31,7 +31,7 @@ from tests.support.server import SECONDS
 from tests.support.trees import Folder, Planted, Script, plant, standing
 
 ARCHIVES = Path(__file__).parents[1] / "golden/earlier"
-SCHEMA_VERSIONS = {"1423cff": 2}
+SCHEMA_VERSIONS = {"1423cff": 2, "495f52f": 3}
 """The commit that wrote each archive, and the schema version of its index."""
 
 

@@ -22,7 +22,7 @@ from filestore import Cache
 from filestore.cache import cache as resolve
 from filestore.core.digest import Digest
 from filestore.http.client import repository as client
-from filestore.repository.index import sqlite
+from filestore.repository.index import connections
 from filestore.repository.protocol import Repository
 from filestore.system import threads as aio
 from filestore.system.locks import FileLock
@@ -226,8 +226,8 @@ def test_push_cache_that_is_open_is_an_empty_one_in_a_forked_child(tmp_path: Pat
         (aio, lambda _: aio.ProcessLock()),
         (resolve, lambda folder: Cache(folder, client.RemoteRepository("http://store.test", token=None))),
         (client, lambda _: client.RemoteRepository("http://store.test", token=None)),
-        (sqlite, lambda folder: sqlite._Connection(folder / "index.sqlite", timeout_seconds=1)),
-        (sqlite, lambda folder: sqlite._ReadingConnection(folder / "index.sqlite", timeout_seconds=1)),
+        (connections, lambda folder: connections.Connection(folder / "index.sqlite", timeout_seconds=1)),
+        (connections, lambda folder: connections.ReadingConnection(folder / "index.sqlite", timeout_seconds=1)),
         (push_cache, lambda folder: push_cache.PushCache(folder / "push_cache")),
     ],
     ids=["lock", "cache", "client", "index", "index for reading", "push_cache"],

@@ -1,4 +1,4 @@
-"""An index that an earlier version of filestore made is migrated in one transaction."""
+"""An index that an earlier version of filestore made is migrated in one transaction for each version."""
 
 from __future__ import annotations
 
@@ -9,39 +9,67 @@ from pathlib import Path
 
 import pytest
 
-from filestore.repository.index.protocol import Use
+from filestore.core.digest import chunk_digest
+from filestore.core.records import Kind
+from filestore.core.references import Reference
+from filestore.repository.index.protocol import ChunkRow, Policy, Use
 from filestore.repository.index.sqlite import open_index, open_index_for_reading
 from tests.support.commands import start_module
-from tests.support.migration_crashes import NAME, NAMESPACE, make_older_index
+from tests.support.migration_crashes import NAME, NAMESPACE, OLDER_VERSIONS, make_older_index
+
+FIRST, SECOND = (f"file_{number:032x}" for number in range(2))
+CHUNK = chunk_digest(b"chunk")
+ROW = ChunkRow(CHUNK, 1, 9)
 
 
 async def check_migrated(path: Path) -> None:
-    """Check that the record is there and can be used."""
+    """Check that the records are there in their order, and that every table can be used."""
     index = await open_index(path)
-    (record,) = await index.records(NAMESPACE, limit=10)
-    assert NAME == record.name
-    used = Use(record.id, "p", "p:v1", is_graph=False)
+    assert [SECOND, FIRST] == [record.id for record in await index.records(NAMESPACE, limit=10)]
+    assert [ROW] == [state.row for state in await index.chunk_rows(NAMESPACE, limit=10)]
+    used = Use(FIRST, "p", "p:v1", is_graph=False)
     async with index.transaction() as transaction:
         await transaction.add_uses(NAMESPACE, [used])
+        stored = await transaction.add_record(NAMESPACE, name=NAME, digest=chunk_digest(b""), size=0, kind=Kind.FILE)
+        await transaction.set_task_state(NAMESPACE, "task", {"cursor": 1})
+        await transaction.set_policy(NAMESPACE, Policy(keep_last=1))
     assert [used] == await index.uses(NAMESPACE)
+    positions = [(found.position, found.record.id) for found in await index.records_after(NAMESPACE, 0, limit=10)]
+    assert [(1_000_000, FIRST), (2_000_000, SECOND)] == positions[:2]
+    assert stored.id == positions[2][1]
+    version = await index.version()
+    assert (32, 1) == (len(version.index_id), version.commits) if version else None
     await index.close()
 
 
-async def test_an_older_index_is_read_without_a_migration(tmp_path: Path) -> None:
-    """A reader writes nothing: it finds the records, and no uses."""
-    await make_older_index(tmp_path / "index")
+@pytest.mark.parametrize("version", OLDER_VERSIONS)
+async def test_an_older_index_is_read_without_a_migration(tmp_path: Path, version: int) -> None:
+    """A reader writes nothing: it finds the records in their order, and nothing of what the version did not have."""
+    make_older_index(tmp_path / "index", version)
 
     index = await open_index_for_reading(tmp_path / "index")
-    assert [NAME] == [record.name for record in await index.records(NAMESPACE, limit=10)]
-    assert [] == await index.uses(NAMESPACE)
+    assert [SECOND, FIRST] == [record.id for record in await index.records(NAMESPACE, limit=10)]
+    assert [FIRST] == [record.id for record in await index.records(NAMESPACE, limit=10, before=2_000_000)]
+    assert [FIRST, SECOND] == [found.record.id for found in await index.records_after(NAMESPACE, 0, limit=10)]
+    newest = await index.record(NAMESPACE, Reference(name=NAME))
+    assert SECOND == (newest.id if newest else None)
+    assert [ROW] == [state.row for state in await index.chunk_rows(NAMESPACE, limit=10)]
+    assert [NAMESPACE] == await index.namespaces()
+    assert ([], None, None, Policy()) == (
+        await index.uses(NAMESPACE),
+        await index.task_state(NAMESPACE, "task"),
+        await index.version(),
+        await index.policy(NAMESPACE),
+    )
     await index.close()
     with closing(sqlite3.connect(tmp_path / "index")) as connection:
-        assert (2,) == connection.execute("PRAGMA user_version").fetchone()
+        assert (version,) == connection.execute("PRAGMA user_version").fetchone()
 
 
-async def test_two_processes_migrate_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", OLDER_VERSIONS)
+async def test_two_processes_migrate_at_once(tmp_path: Path, version: int) -> None:
     """One of them does it, and the other finds it done."""
-    await make_older_index(tmp_path / "index")
+    make_older_index(tmp_path / "index", version)
 
     for index in await asyncio.gather(*(open_index(tmp_path / "index") for _ in range(4))):
         await index.close()
@@ -49,9 +77,10 @@ async def test_two_processes_migrate_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_migration_is_killed_at_any_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", OLDER_VERSIONS)
+async def test_a_migration_is_killed_at_any_call(tmp_path: Path, version: int) -> None:
     """The next program that writes to the index completes it. Nothing is lost."""
-    with start_module("tests.support.migration_crashes", tmp_path) as process:
+    with start_module("tests.support.migration_crashes", tmp_path, str(version)) as process:
         killed = int(process.communicate()[0])
 
     assert (0, True) == (process.returncode, killed > 10)

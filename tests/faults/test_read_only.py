@@ -256,14 +256,14 @@ _TORN = """
 import asyncio, os, sys
 from pathlib import Path
 from filestore.errors import FilestoreError
-from filestore.repository.index import sqlite
+from filestore.repository.index import records, sqlite
 
 async def main():
     index = await sqlite.open_index_for_reading(Path(sys.argv[1]))
 
     def read(connection):
         try:
-            return sqlite._select_records(connection, "default", 10, None)
+            return records.select_records(connection, "default", 10, None)
         except FilestoreError:
             print("torn", flush=True)
             sys.stdin.readline()

@@ -1,7 +1,7 @@
 """Kill the migration of an index at its n-th system call or SQL statement, for every n.
 
-`python -m tests.support.migration_crashes FOLDER` works on FOLDER/<n>, and prints the number of runs. The last run is
-not killed.
+`python -m tests.support.migration_crashes FOLDER VERSION` works on FOLDER/<n>, each of which has that version of the
+tables, and prints the number of runs. The last run is not killed.
 """
 
 from __future__ import annotations
@@ -13,33 +13,56 @@ from contextlib import closing
 from pathlib import Path
 
 from filestore.core.digest import chunk_digest
-from filestore.core.records import Kind
 from filestore.repository.index.sqlite import open_index
 from tests.support.crashes import Fuse, kill_at_every_call, light
 
 NAMESPACE = "a"
 NAME = "kept"
+OLDER_VERSIONS = (2, 3)
+
+_VERSION_2 = """
+    CREATE TABLE chunks (namespace TEXT NOT NULL, digest BLOB NOT NULL, size INTEGER NOT NULL, stored_size INTEGER NOT NULL,
+        last_seen INTEGER NOT NULL, going INTEGER NOT NULL, PRIMARY KEY (namespace, digest)) WITHOUT ROWID;
+    CREATE TABLE records (namespace TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL,
+        digest BLOB NOT NULL, size INTEGER NOT NULL, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
+        PRIMARY KEY (namespace, id), UNIQUE (namespace, name, kind, digest)) WITHOUT ROWID;
+    CREATE UNIQUE INDEX records_by_time ON records (namespace, updated_at);
+    CREATE INDEX records_by_name ON records (namespace, name, updated_at);
+    CREATE INDEX records_by_digest ON records (namespace, digest, updated_at);
+    CREATE TABLE clocks (namespace TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE tokens (digest BLOB NOT NULL PRIMARY KEY, namespace TEXT NOT NULL, label TEXT NOT NULL,
+        created_at INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE secrets (secret BLOB NOT NULL);
+    PRAGMA user_version = 2;
+"""
+_VERSION_3 = """
+    CREATE TABLE uses (namespace TEXT NOT NULL, file_id TEXT NOT NULL, pipeline_id TEXT NOT NULL, pipeline_name TEXT NOT NULL,
+        is_graph INTEGER NOT NULL, PRIMARY KEY (namespace, file_id, pipeline_id)) WITHOUT ROWID;
+    CREATE INDEX uses_by_pipeline ON uses (namespace, pipeline_id);
+    PRAGMA user_version = 3;
+"""
 
 
-async def make_older_index(path: Path) -> None:
-    """Make an index as version 2 of its tables has it, with one record."""
-    index = await open_index(path)
-    async with index.transaction() as transaction:
-        await transaction.add_record(NAMESPACE, name=NAME, digest=chunk_digest(b""), size=0, kind=Kind.FILE)
-    await index.close()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TABLE uses")
-        connection.execute("PRAGMA user_version = 2")
+def make_older_index(path: Path, version: int) -> None:
+    """Make an index as an older version of its tables has it, with a row and two versions of one name."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(_VERSION_2 if version == 2 else _VERSION_2 + _VERSION_3)
+        for number, moment in enumerate((1_000_000, 2_000_000)):
+            values = (NAMESPACE, f"file_{number:032x}", NAME, "file", chunk_digest(b"%d" % number), 1, moment, moment)
+            connection.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        connection.execute("INSERT INTO clocks VALUES (?, ?)", (NAMESPACE, 3_000_000))
+        connection.execute("INSERT INTO chunks VALUES (?, ?, 1, 9, 1000000, 0)", (NAMESPACE, chunk_digest(b"chunk")))
 
 
 async def _migrate(path: Path) -> None:
     await (await open_index(path)).close()
 
 
-def _main(folder: Path) -> None:
+def _main(folder: Path, version: int) -> None:
     def attempt(place: int, fuse: Fuse) -> None:
         path = folder / str(place)
-        asyncio.run(make_older_index(path))
+        make_older_index(path, version)
         light(fuse)
         asyncio.run(_migrate(path))
 
@@ -47,4 +70,4 @@ def _main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    _main(Path(sys.argv[1]), int(sys.argv[2]))

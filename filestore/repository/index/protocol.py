@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
@@ -22,6 +22,48 @@ class ChunkRow(NamedTuple):
     digest: Digest
     size: int
     stored_size: int
+    frame_digest: Digest | None = None
+    """BLAKE3 of the frame. None where nobody has computed it yet."""
+
+
+class ChunkState(NamedTuple):
+    """The row of a chunk, and what collection needs to know about it."""
+
+    row: ChunkRow
+    is_live: bool
+    last_seen: int
+
+
+class Base(NamedTuple):
+    """An edge: the frame of the chunk `digest` can be decoded only together with the chunk `base`."""
+
+    digest: Digest
+    base: Digest
+
+
+class PositionedRecord(NamedTuple):
+    """A record, and its position in the order in which the records of a namespace were stored."""
+
+    position: int
+    record: Record
+
+
+class Policy(NamedTuple):
+    """Which versions of a name collection removes by itself. Without limits, it removes none."""
+
+    keep_last: int | None = None
+    """How many versions of each name stay, the newest ones."""
+    older_than_seconds: int | None = None
+    """The age from which on a version is removed, if it is not the newest one of its name."""
+
+
+class IndexVersion(NamedTuple):
+    """What tells an index from others, and from an earlier copy of itself."""
+
+    index_id: str
+    """32 hexadecimal digits. They are random, and made together with the index."""
+    commits: int
+    """How many records were stored. It only grows."""
 
 
 class Use(NamedTuple):
@@ -56,13 +98,23 @@ class Transaction(Protocol):
     async def condemn(self, namespace: str, digests: Sequence[Digest], *, unseen_since: int) -> list[Digest]:
         """Condemn each live row of `digests` that was last seen before `unseen_since`. Return their digests."""
 
+    async def set_frame_digests(self, namespace: str, rows: Sequence[ChunkRow]) -> None:
+        """Set the digest of the frame in the live rows that have none, and whose sizes are those of `rows`."""
+
+    async def add_bases(self, namespace: str, bases: Sequence[Base]) -> None:
+        """Add edges. They are removed together with the row of their `digest`."""
+
+    async def needed_bases(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
+        """Return the digests that are the base of a chunk that has a row, live or condemned, in order."""
+
     async def condemned(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests whose row is condemned, in the order of `digests`."""
 
     async def add_record(self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
         """Insert a record and return it. If a record with this name, kind and digest exists, only update its time.
 
-        The `updated_at` of the returned record is later than the `updated_at` of all other records of the namespace.
+        It is now the newest record of the namespace: its position is larger than that of every other one, whatever the
+        clock says. Its `updated_at` is the time of the clock, or a moment later if another record has this time.
         """
 
     async def remove_record(self, namespace: str, file_id: str) -> Record | None:
@@ -82,6 +134,12 @@ class Transaction(Protocol):
 
     async def remove_token(self, token_digest: Digest) -> bool:
         """Remove a token. Return whether it existed."""
+
+    async def set_policy(self, namespace: str, policy: Policy) -> None:
+        """Set the policy of a namespace."""
+
+    async def set_task_state(self, namespace: str, task: str, state: dict[str, Any] | None) -> None:
+        """Keep the state of a maintenance task, which must be valid JSON. None removes it."""
 
 
 class TokenRow(NamedTuple):
@@ -123,9 +181,42 @@ class Index(Protocol):
         """Return the ids of all records with a digest, the newest first."""
 
     async def records(self, namespace: str, *, limit: int, before: int | None = None, with_graphs: bool = False) -> list[Record]:
-        """Return at most `limit` records, the newest first. With `before`, return only records updated before it.
+        """Return at most `limit` records, the newest first, which is the one with the largest position.
+
+        With `before`, return only the records that follow the record that was updated at this time. If this record
+        does not exist any more, return only records updated before it.
 
         The graphs of pipelines are left out, unless `with_graphs` is set.
+        """
+
+    async def records_after(self, namespace: str, position: int, *, limit: int) -> list[PositionedRecord]:
+        """Return at most `limit` records whose position is larger than `position`, in the order of their positions.
+
+        The graphs of pipelines are included. A record that is stored again gets a larger position. So a reader who goes
+        on until nothing follows has seen every record that existed all the time, and every one that was stored since.
+        Positions are larger than 0.
+        """
+
+    async def namespaces(self) -> list[str]:
+        """Return the namespaces that have a record, a row or a token, in their order."""
+
+    async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
+        """Return at most `limit` rows whose digest is larger than `after`, live and condemned ones, in order of digests."""
+
+    async def policy(self, namespace: str) -> Policy:
+        """Return the policy of a namespace."""
+
+    async def task_state(self, namespace: str, task: str) -> dict[str, Any] | None:
+        """Return the state of a maintenance task, as it was last set, or None."""
+
+    async def version(self) -> IndexVersion | None:
+        """Return what identifies the index. None if an earlier version of filestore made it and nobody has written since."""
+
+    def try_lock(self, name: str) -> AbstractAsyncContextManager[bool]:
+        """Try to take the lock `name` for a block, without waiting. The block learns whether it has the lock.
+
+        One process has it at a time, and one block of that process. It is released when its process ends. Where the
+        file system has no locks, every block has it: it may only save work, and nothing may depend on it.
         """
 
     async def uses(self, namespace: str) -> list[Use]:

@@ -1,9 +1,10 @@
-"""Make `1423cff.tar.gz`: what the code of commit 1423cff (2026-11-24) wrote. Its index has the schema version 2.
+"""Make `COMMIT.tar.gz`: what the code of an earlier commit wrote. The index of each archive has another schema version.
 
-    git worktree add --detach ../old 1423cff && python3 -m venv ../old/.venv && ../old/.venv/bin/pip install ../old
-    python tests/golden/earlier/make.py ../old/.venv/bin ../old-runtime/bin tests/golden/earlier/1423cff.tar.gz
+    git worktree add --detach ../old COMMIT && python3 -m venv ../old/.venv && ../old/.venv/bin/pip install ../old
+    python tests/golden/earlier/make.py ../old/.venv/bin ../old-runtime/bin tests/golden/earlier/COMMIT.tar.gz
 
-The second environment has the old code with its extra `runtime`. The archive was made once, and is not made again: it is a
+The archives are of 1423cff (2026-11-24, version 2) and 495f52f (2026-11-28, version 3).
+The second environment has the old code with its extra `runtime`. Each archive was made once, and is not made again: it is a
 witness of what users have on their disks. It contains `root` (a repository that `serve` and `runtime serve` served), `cache`,
 `journal.sqlite` (a push cache), and `facts.json` (tokens, ids, and where the files lay that were pushed).
 
@@ -97,10 +98,14 @@ def make(scripts: Path, runtime_scripts: Path, archive: Path) -> None:
         "LANG": "C.UTF-8",
         "FILESTORE_CACHE": str(WORK / "cache"),
         "FILESTORE_JOURNAL": str(WORK / "journal.sqlite"),
+        "FILESTORE_PUSH_CACHE": str(WORK / "journal.sqlite"),  # its name in later commits
     }
     filestore = scripts / "filestore"
     facts: dict[str, Any] = {"source": str(source), "records": {}}
-    with _served([filestore, "serve"], environ) as said:
+    # Later commits make a repository only if they are asked to.
+    makes = subprocess.run([filestore, "serve", "--help"], check=True, capture_output=True, text=True).stdout
+    create = ["--create"] if "--create" in makes else []
+    with _served([filestore, "serve", *create], environ) as said:
         facts |= {"url": said["url"], "token": said["token"]}
         environ |= {"FILESTORE_URL": said["url"], "FILESTORE_TOKEN": said["token"]}
         for name in FILES:

@@ -1,0 +1,148 @@
+"""Records in an index in SQLite."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from filestore.core.digest import Digest
+from filestore.core.records import Kind, Record, checked_record
+from filestore.core.references import Reference
+from filestore.errors import FilestoreError, StorageError
+from filestore.repository.index import tasks, uses
+from filestore.repository.index.protocol import PositionedRecord
+from filestore.repository.index.schema import is_current
+
+# `{}` is the column that orders records, see `_position`.
+_INSERT = (
+    "INSERT INTO records (namespace, id, name, kind, digest, size, created_at, updated_at, position)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, name, kind, digest)"
+    " DO UPDATE SET updated_at = excluded.updated_at, position = excluded.position"
+)
+_NEWEST_RECORDS = (
+    "SELECT id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
+    " WHERE namespace = ?{} ORDER BY {}{} DESC LIMIT ?"
+)
+_RECORDS_AFTER = (
+    "SELECT {0}, id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
+    " WHERE namespace = ? AND {0} > ? ORDER BY {0} LIMIT ?"
+)
+_IDS_OF_CONTENT = "SELECT id FROM records WHERE namespace = ? AND digest = ? ORDER BY {} DESC"
+_POSITION_AT = "SELECT min({}) FROM records WHERE namespace = ? AND updated_at = ?"
+_SECOND = 1_000_000
+
+
+def insert_record(connection: sqlite3.Connection, record: Record, now: int) -> Record:
+    """Insert a record that is stored at `now`. If it exists, update its time and its position. Return it."""
+    connection.execute(
+        "INSERT INTO clocks (namespace, last) VALUES (?, ?)"
+        " ON CONFLICT (namespace) DO UPDATE SET last = max(excluded.last, clocks.last + 1)",
+        (record.namespace, now),
+    )
+    (position,) = connection.execute("SELECT last FROM clocks WHERE namespace = ?", (record.namespace,)).fetchone()
+    moment = _free_moment(connection, record.namespace, now)
+    values = (record.id, record.name, record.kind.value, record.digest, record.size)
+    connection.execute(_INSERT, (record.namespace, *values, moment, moment, position))
+    tasks.count_commit(connection)
+    # The record with the largest position is the one that was just inserted or updated.
+    return select_records(connection, record.namespace, 1, None, with_graphs=True)[0]
+
+
+def delete_record(connection: sqlite3.Connection, namespace: str, file_id: str) -> Record | None:
+    """Delete a record and its uses, and return it. Return None if it does not exist."""
+    record = select_record(connection, namespace, Reference(id=file_id))
+    if record is not None:
+        connection.execute("DELETE FROM records WHERE namespace = ? AND id = ?", (namespace, file_id))
+        uses.delete_uses_of(connection, namespace, file_id)
+    return record
+
+
+def select_record(connection: sqlite3.Connection, namespace: str, reference: Reference) -> Record | None:
+    """Return the newest record that a reference names, or None."""
+    given = {"id = ?": reference.id, "digest = ?": reference.digest, "name = ?": reference.name}
+    conditions = {condition: value for condition, value in given.items() if value is not None}
+    is_by_digest = reference.digest is not None and reference.id is None
+    first = f"kind = '{Kind.DIRECTORY.value}' DESC, " if is_by_digest else ""
+    records = _newest_records(connection, namespace, conditions, limit=1, first=first)
+    return records[0] if records else None
+
+
+def select_ids_of_content(connection: sqlite3.Connection, namespace: str, digest: Digest) -> list[str]:
+    """Return the ids of all records with a digest, the newest first."""
+    rows = connection.execute(_IDS_OF_CONTENT.format(_position(connection)), (namespace, digest))
+    return [record_id for (record_id,) in rows]
+
+
+def select_records(
+    connection: sqlite3.Connection, namespace: str, limit: int, before: int | None, *, with_graphs: bool = False
+) -> list[Record]:
+    """Return the newest records. With `before`, return those that follow the record that was updated at this time."""
+    conditions: dict[str, object] = {}
+    if before is not None:
+        position = _position(connection)
+        (start,) = connection.execute(_POSITION_AT.format(position), (namespace, before)).fetchone()
+        # That record may have been removed or stored again since.
+        conditions = {"updated_at < ?": before} if start is None else {f"{position} < ?": start}
+    more = "" if with_graphs or not uses.has_uses(connection) else f" AND {uses.IS_LISTED}"
+    return _newest_records(connection, namespace, conditions, limit=limit, more=more)
+
+
+def select_records_after(connection: sqlite3.Connection, namespace: str, position: int, limit: int) -> list[PositionedRecord]:
+    """Return the records with a larger position than `position`, in this order, with all graphs."""
+    rows = connection.execute(_RECORDS_AFTER.format(_position(connection)), (namespace, position, limit))
+    return [PositionedRecord(found, _record(connection, tuple(row))) for found, *row in rows]
+
+
+def _position(connection: sqlite3.Connection) -> str:
+    """Return the column that orders records. Before version 4, their times did that."""
+    return "position" if is_current(connection) else "updated_at"
+
+
+def _free_moment(connection: sqlite3.Connection, namespace: str, now: int) -> int:
+    """Return `now`, or the next microsecond at which no record was stored: a listing finds its page by this time."""
+    statement = "SELECT max(updated_at) FROM records WHERE namespace = ? AND updated_at >= ? AND updated_at < ?"
+    (taken,) = connection.execute(statement, (namespace, now, now + _SECOND)).fetchone()
+    return now if taken is None else int(taken) + 1
+
+
+def _newest_records(
+    connection: sqlite3.Connection,
+    namespace: str,
+    conditions: Mapping[str, object],
+    *,
+    limit: int,
+    first: str = "",
+    more: str = "",
+) -> list[Record]:
+    """Return the newest records that meet `conditions` and the conditions of the SQL text `more`.
+
+    `first` is an SQL order with priority over the position.
+    """
+    where = "".join(f" AND {condition}" for condition in conditions) + more
+    statement = _NEWEST_RECORDS.format(where, first, _position(connection))
+    return [_record(connection, row) for row in connection.execute(statement, (namespace, *conditions.values(), limit))]
+
+
+def _record(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Record:
+    """Convert a row to a record, and check it. Raises StorageError if it is not valid.
+
+    It is checked because the folder may belong to another user, and names become parts of paths (I4).
+    """
+    file_id, name, digest, size, kind, namespace, created_at, updated_at = row
+    try:
+        return checked_record(
+            Record(
+                id=file_id,
+                name=name,
+                digest=Digest(digest),
+                size=size,
+                kind=Kind(kind),
+                namespace=namespace,
+                created_at=created_at,
+                updated_at=updated_at,
+            )
+        )
+    except (TypeError, ValueError, AttributeError, FilestoreError) as error:
+        _, _, path = connection.execute("PRAGMA database_list").fetchone()
+        raise StorageError(path, f"its record {file_id!r} is not valid ({error}); restore the index from a backup") from None

@@ -1,0 +1,131 @@
+"""The tables of an index in SQLite, and the statements that bring those of an older version to this one."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from filestore.errors import StorageError, UnknownFormat
+from filestore.repository.index import tasks, uses
+
+SCHEMA_VERSION = 4
+_OLDEST_VERSION = 2
+
+_RECORD_INDEXES = (
+    "CREATE UNIQUE INDEX records_by_position ON records (namespace, position)",
+    "CREATE INDEX records_by_time ON records (namespace, updated_at)",
+    "CREATE INDEX records_by_name ON records (namespace, name, position)",
+    "CREATE INDEX records_by_digest ON records (namespace, digest, position)",
+)
+_BASES = (
+    # The frame of `digest` can be decoded only together with the chunk `base`.
+    """CREATE TABLE bases (
+        namespace TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        base BLOB NOT NULL,
+        PRIMARY KEY (namespace, digest, base)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX bases_by_base ON bases (namespace, base)",
+)
+_SCHEMA = (
+    # `going` is 1 for a condemned row. `frame_digest` is BLAKE3 of the frame, or NULL where nobody has computed it yet.
+    """CREATE TABLE chunks (
+        namespace TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        size INTEGER NOT NULL,
+        stored_size INTEGER NOT NULL,
+        last_seen INTEGER NOT NULL,
+        going INTEGER NOT NULL,
+        frame_digest BLOB,
+        PRIMARY KEY (namespace, digest)
+    ) WITHOUT ROWID""",
+    # `position` is the order of the records of a namespace: the record that was stored last has the largest one.
+    """CREATE TABLE records (
+        namespace TEXT NOT NULL,
+        id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        size INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        position INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (namespace, id),
+        UNIQUE (namespace, name, kind, digest)
+    ) WITHOUT ROWID""",
+    *_RECORD_INDEXES,
+    # The last position. Later ones are larger, even if the clock is set back or that record is removed.
+    "CREATE TABLE clocks (namespace TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE tokens (
+        digest BLOB NOT NULL PRIMARY KEY,
+        namespace TEXT NOT NULL,
+        label TEXT NOT NULL,
+        created_at INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+    # At most one row.
+    "CREATE TABLE secrets (secret BLOB NOT NULL)",
+    *uses.TABLE,
+    *_BASES,
+    *tasks.TABLES,
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+_MIGRATIONS = {
+    2: (*uses.TABLE, "PRAGMA user_version = 3"),
+    3: (
+        "ALTER TABLE chunks ADD COLUMN frame_digest BLOB",
+        "ALTER TABLE records ADD COLUMN position INTEGER NOT NULL DEFAULT 0",
+        "DROP INDEX records_by_time",
+        "DROP INDEX records_by_name",
+        "DROP INDEX records_by_digest",
+        "UPDATE records SET position = updated_at",
+        *_RECORD_INDEXES,
+        *_BASES,
+        *tasks.TABLES,
+        "PRAGMA user_version = 4",
+    ),
+}
+"""The statements that lead from each older version to the next one, in one transaction."""
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Make the tables if they do not exist, or bring those of an older version to this one.
+
+    If the file has another version or belongs to another program, raise UnknownFormat and change nothing.
+    """
+    _, _, path = connection.execute("PRAGMA database_list").fetchone()
+    has_tables(connection, path)
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StorageError(path, "its file system cannot share memory between processes, which SQLite's log needs")
+    while (version := _version(connection, path)) != SCHEMA_VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if version == _version(connection, path):  # another process may have been faster
+                for statement in _MIGRATIONS[version] if version else _SCHEMA:
+                    connection.execute(statement)
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+
+def has_tables(connection: sqlite3.Connection, path: str) -> bool:
+    """Return whether the file has the tables of an index. Raises UnknownFormat if it has others."""
+    return _version(connection, path) != 0
+
+
+def is_current(connection: sqlite3.Connection) -> bool:
+    """Return whether the tables have this version. An index of an older one that is only read is not migrated."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return bool(version >= SCHEMA_VERSION)
+
+
+def _version(connection: sqlite3.Connection, path: str) -> int:
+    """Return the version of the tables, or 0 if there are none. Raises UnknownFormat."""
+    # In this order, because another process may make the tables, and with them the version, in between.
+    (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0 and count == 0:
+        return 0
+    if not _OLDEST_VERSION <= version <= SCHEMA_VERSION:
+        raise UnknownFormat(path, str(version), str(SCHEMA_VERSION))
+    return int(version)

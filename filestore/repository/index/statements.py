@@ -1,0 +1,33 @@
+"""Statements of SQLite about any number of digests."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from filestore.core.digest import Digest
+
+_PARAMETERS = 500
+"""The largest number of digests in one statement. SQLite before 3.32 allows 999 parameters."""
+
+
+def read(
+    connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...], digests: Iterable[Digest]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of `statement` for all `digests`. The digests replace `{}` in it, and follow `parameters`."""
+    for batch in _batches(digests):
+        yield from connection.execute(statement.format(",".join("?" * len(batch))), (*parameters, *batch))
+
+
+def write(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...], digests: Iterable[Digest]) -> None:
+    """Execute `statement` for all `digests`, as `read` does."""
+    for batch in _batches(digests):
+        connection.execute(statement.format(",".join("?" * len(batch))), (*parameters, *batch))
+
+
+def _batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
+    # In the order of the table, so that each page is visited once, even with many millions of rows.
+    ordered = sorted(digests)
+    for start in range(0, len(ordered), _PARAMETERS):
+        yield ordered[start : start + _PARAMETERS]

@@ -1,0 +1,80 @@
+"""The tables of an index in SQLite for maintenance: states of tasks, policies, and what identifies the index."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any
+
+from filestore.repository.index.protocol import IndexVersion, Policy
+
+TABLES = (
+    """CREATE TABLE policies (
+        namespace TEXT NOT NULL PRIMARY KEY,
+        keep_last INTEGER,
+        older_than_seconds INTEGER
+    ) WITHOUT ROWID""",
+    """CREATE TABLE tasks (
+        namespace TEXT NOT NULL,
+        task TEXT NOT NULL,
+        state TEXT NOT NULL,
+        PRIMARY KEY (namespace, task)
+    ) WITHOUT ROWID""",
+    "CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
+    "INSERT INTO meta (key, value) VALUES ('index_id', lower(hex(randomblob(16)))), ('commits', 0)",
+)
+
+
+def has_tables(connection: sqlite3.Connection) -> bool:
+    """Return whether the tables exist. They do not if an earlier version made the index and nobody has written since."""
+    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is not None
+
+
+def select_version(connection: sqlite3.Connection) -> IndexVersion | None:
+    """Return the id of the index and its number of commits. Return None if an earlier version made it."""
+    if not has_tables(connection):
+        return None
+    values = dict(connection.execute("SELECT key, value FROM meta"))
+    return IndexVersion(str(values["index_id"]), int(values["commits"]))
+
+
+def count_commit(connection: sqlite3.Connection) -> None:
+    """Add 1 to the number of commits."""
+    connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'commits'")
+
+
+def select_state(connection: sqlite3.Connection, namespace: str, task: str) -> dict[str, Any] | None:
+    """Return the state of a task. A state that is no JSON object counts as absent."""
+    if not has_tables(connection):
+        return None
+    row = connection.execute("SELECT state FROM tasks WHERE namespace = ? AND task = ?", (namespace, task)).fetchone()
+    try:
+        state = None if row is None else json.loads(row[0])
+    except (TypeError, ValueError):
+        return None
+    return state if isinstance(state, dict) else None
+
+
+def replace_state(connection: sqlite3.Connection, namespace: str, task: str, state: dict[str, Any] | None) -> None:
+    """Replace the state of a task, or delete it if `state` is None."""
+    connection.execute("DELETE FROM tasks WHERE namespace = ? AND task = ?", (namespace, task))
+    if state is not None:
+        connection.execute("INSERT INTO tasks (namespace, task, state) VALUES (?, ?, ?)", (namespace, task, json.dumps(state)))
+
+
+def select_policy(connection: sqlite3.Connection, namespace: str) -> Policy:
+    """Return the policy of a namespace."""
+    if not has_tables(connection):
+        return Policy()
+    statement = "SELECT keep_last, older_than_seconds FROM policies WHERE namespace = ?"
+    row = connection.execute(statement, (namespace,)).fetchone()
+    return Policy() if row is None else Policy(*row)
+
+
+def replace_policy(connection: sqlite3.Connection, namespace: str, policy: Policy) -> None:
+    """Replace the policy of a namespace."""
+    connection.execute("DELETE FROM policies WHERE namespace = ?", (namespace,))
+    if policy != Policy():
+        connection.execute(
+            "INSERT INTO policies (namespace, keep_last, older_than_seconds) VALUES (?, ?, ?)", (namespace, *policy)
+        )
