@@ -44,7 +44,7 @@ def count_commit(connection: sqlite3.Connection) -> None:
 
 
 def select_state(connection: sqlite3.Connection, namespace: str, task: str) -> dict[str, Any] | None:
-    """Return the state of a task. A state that is no JSON object counts as absent."""
+    """Return the state of a task. A state that is not a JSON object counts as absent."""
     if not has_tables(connection):
         return None
     row = connection.execute("SELECT state FROM tasks WHERE namespace = ? AND task = ?", (namespace, task)).fetchone()
