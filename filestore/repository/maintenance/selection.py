@@ -1,0 +1,44 @@
+"""Select the versions of a name that may be removed. `rm` and the policy of a namespace use the same rule. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+
+from filestore.core.records import Record
+from filestore.errors import InvalidInput
+
+_SECOND = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRule:
+    """Which versions of a name may be removed. If both limits are given, a version must be outside both of them.
+
+    The newest version is never selected.
+
+    keep_last: How many of the newest versions are kept, at least 1.
+    older_than_seconds: Versions that were stored later than this time ago are kept.
+    """
+
+    keep_last: int | None = None
+    older_than_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_last is not None and self.keep_last < 1:
+            raise InvalidInput(f"{self.keep_last} versions cannot be kept; at least the newest one is")
+        if self.older_than_seconds is not None and not self.older_than_seconds >= 0:
+            raise InvalidInput(f"an age of {self.older_than_seconds} seconds is not possible; give a number from 0")
+
+    def select(self, versions: Iterable[Record], *, now: int, kept: Container[str] = ()) -> Iterator[Record]:
+        """Yield the versions that may be removed, in the order of `versions`: all versions of one name, the newest first.
+
+        `now` is the time of the repository's clock in microseconds since 1970. `kept` has the ids of records that are
+        kept in any case. They count as versions.
+        """
+        keep_last = self.keep_last or 1
+        limit = None if self.older_than_seconds is None else now - int(self.older_than_seconds * _SECOND)
+        for place, version in enumerate(versions):
+            is_old = limit is None or version.updated_at < limit
+            if place >= keep_last and is_old and version.id not in kept:
+                yield version
