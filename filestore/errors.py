@@ -45,6 +45,8 @@ FilestoreError
 ├── StorageError              the disk under a repository, a cache or a target
 │   ├── NotPermitted
 │   ├── IndexUnreadable
+│   ├── IndexDamaged
+│   ├── IndexReplaced
 │   └── StorageFull
 │       └── CacheFull
 ├── Busy
@@ -519,6 +521,23 @@ class IndexUnreadable(StorageError):
     slug = "index-unreadable"
     facts = ("path", "reason", "advice")
     sentence = "{path} cannot be read: {reason}; {advice}"
+
+
+class IndexDamaged(StorageError):
+    """The index of a repository is damaged, empty, or older than the content beside it."""
+
+    slug = "index-damaged"
+    sentence = "{path} cannot be used: {reason}; restore it from a backup, or repair the repository"
+
+
+class IndexReplaced(StorageError):
+    """A file of an index was replaced or removed while this process had it open."""
+
+    slug = "index-replaced"
+    sentence = (
+        "{path} is not written to any more: {reason}, so that a write would be lost or damage the new file; "
+        "stop this process, check that the right file is in its place, and start again"
+    )
 
 
 class StorageFull(StorageError):

@@ -11,10 +11,11 @@ from filestore.system.files import storage_errors
 
 
 @contextmanager
-def sqlite_errors(path: str) -> Iterator[None]:
+def sqlite_errors(path: str, *, damaged: type[StorageError] = StorageError) -> Iterator[None]:
     """Raise each sqlite3.Error and OSError of the block as a FilestoreError about the SQLite file at `path`.
 
-    The errors are Busy, StorageFull and StorageError.
+    The errors are Busy, StorageFull and StorageError. If the file is not a SQLite database, or is malformed, the error
+    has the class `damaged`.
     """
     try:
         with storage_errors(path):
@@ -23,5 +24,9 @@ def sqlite_errors(path: str) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the low byte: the primary code
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise Busy(path, "another process is writing to it") from error
-        kind = StorageFull if code == sqlite3.SQLITE_FULL else StorageError
-        raise kind(path, str(error)) from error
+        kinds: dict[int, type[StorageError]] = {
+            sqlite3.SQLITE_FULL: StorageFull,
+            sqlite3.SQLITE_CORRUPT: damaged,
+            sqlite3.SQLITE_NOTADB: damaged,
+        }
+        raise kinds.get(code, StorageError)(path, str(error)) from error

@@ -63,9 +63,9 @@ os.register_at_fork(after_in_child=_begin_child)
 
 
 def abandon(item: object) -> None:
-    """Keep an object of the parent for ever in a forked child, so that it is never closed.
+    """Keep an object for ever, so that it is never closed: one of the parent in a forked child, or one whose file is gone.
 
-    To close it in the child could harm the parent.
+    To close it could harm the parent, or another process.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
 

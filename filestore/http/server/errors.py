@@ -16,6 +16,8 @@ from filestore.errors import (
     DamagedChunk,
     DamagedRecord,
     FilestoreError,
+    IndexDamaged,
+    IndexReplaced,
     Interrupted,
     InvalidRange,
     Stalled,
@@ -86,6 +88,10 @@ def _without_secrets(error: Exception, correlation_id: str) -> FilestoreError:
         return error
     if isinstance(error, StorageFull):
         return StorageFull("the server's disk", "no space is left")
+    if isinstance(error, IndexDamaged):
+        return IndexDamaged("the server's index", "it is damaged")
+    if isinstance(error, IndexReplaced):
+        return IndexReplaced("the server's index", "a file of it was replaced or removed")
     if isinstance(error, Busy):
         return Busy("the server's repository", "another process holds it")
     return FilestoreError(f"the server failed; its log says why, under {correlation_id}")

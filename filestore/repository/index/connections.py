@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from filestore.errors import Busy, IndexUnreadable, UsedAfterFork
-from filestore.repository.index.reading import State, in_use_elsewhere, open_for_reading, state_of
+from filestore.errors import Busy, IndexDamaged, IndexUnreadable, UsedAfterFork
+from filestore.repository.index.reading import State, connect_to_existing, in_use_elsewhere, open_for_reading, state_of
+from filestore.repository.index.replaced import OpenFiles
 from filestore.system.metrics import Stage, span
 from filestore.system.sqlite_errors import sqlite_errors
 from filestore.system.threads import abandon, in_thread, tell_of_forks
@@ -34,13 +35,15 @@ _inherited: dict[tuple[int, int], int] = {}
 class Connection:
     """A connection with its own thread. It is opened at its first use."""
 
-    def __init__(self, path: Path, *, timeout_seconds: float) -> None:
+    def __init__(self, path: Path, *, timeout_seconds: float, makes_file: bool = False) -> None:
         self.path = str(path)
         self.closed = False
+        self._makes_file = makes_file
         self._pid = os.getpid()
         self._timeout_seconds = timeout_seconds
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="filestore-index")
         self._connection: sqlite3.Connection | None = None
+        self._files: OpenFiles | None = None
         self._may_be_open = False
         """True from just before the connection is opened until it is closed."""
         tell_of_forks(self)
@@ -58,17 +61,46 @@ class Connection:
             await in_thread(self._thread, self._close)
             self._thread.shutdown(wait=False)
 
+    def begin(self, connection: sqlite3.Connection) -> None:
+        """Begin a transaction that excludes all other writers. Call it by `run`.
+
+        Raises IndexReplaced if another program has replaced a file of the index.
+        """
+        connection.execute("BEGIN IMMEDIATE")
+        self._check_files()
+
+    def commit(self, connection: sqlite3.Connection) -> None:
+        """Commit the transaction. Call it by `run`. Raises IndexReplaced as `begin` does."""
+        self._check_files()
+        connection.execute("COMMIT")
+
+    def _check_files(self) -> None:
+        assert self._files is not None  # noqa: S101  # the connection is open
+        self._files.check()
+
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with sqlite_errors(self.path), span(Stage.COMMIT):
+        with sqlite_errors(self.path, damaged=IndexDamaged), span(Stage.COMMIT):
             if self._connection is None:
                 self._may_be_open = True
+                if self._makes_file:
+                    _make_file(self.path)
                 self._connection = _connect(self.path, self._timeout_seconds)
+                self._files = OpenFiles(self.path)
             return function(self._connection)
 
     def _close(self) -> None:
         if self._connection is not None:
-            self._connection.close()
+            if self._is_replaced():
+                # The last connection to close removes the log by its name, and this is now the log of the new index.
+                abandon(self._connection)
+            else:
+                self._connection.close()
         self._may_be_open = False
+
+    def _is_replaced(self) -> bool:
+        with suppress(OSError):
+            return self._files is not None and self._files.is_index_replaced()
+        return False
 
     def after_fork(self) -> None:
         """Keep the parent's connection open in a child, even at the end of the child.
@@ -92,7 +124,7 @@ class ReadingConnection(Connection):
         super().__init__(path.absolute(), timeout_seconds=timeout_seconds)
 
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with sqlite_errors(self.path), span(Stage.COMMIT):
+        with sqlite_errors(self.path, damaged=IndexDamaged), span(Stage.COMMIT):
             for attempt in range(1, _READ_ATTEMPTS + 1):
                 before = state_of(self.path)
                 try:
@@ -124,6 +156,7 @@ class ReadingConnection(Connection):
             _check_process(self.path)
             self._may_be_open = True
             self._connection, self._state = open_for_reading(self.path, timeout_seconds=self._timeout_seconds)
+            self._files = OpenFiles(self.path)
             self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
         return self._connection
 
@@ -184,9 +217,8 @@ def _check_process(path: str) -> None:
 
 
 def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
-    _make_file(path)
     _check_process(path)
-    connection = sqlite3.connect(path, timeout=timeout_seconds, isolation_level=None)
+    connection = connect_to_existing(path, "mode=rw", timeout_seconds)
     try:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA fullfsync = ON")  # macOS only: its fsync leaves the bytes in the drive's own memory
@@ -196,16 +228,6 @@ def _connect(path: str, timeout_seconds: float) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-def begin(connection: sqlite3.Connection) -> None:
-    """Begin a transaction that excludes all other writers."""
-    connection.execute("BEGIN IMMEDIATE")
-
-
-def commit(connection: sqlite3.Connection) -> None:
-    """Commit the transaction."""
-    connection.execute("COMMIT")
 
 
 def roll_back(connection: sqlite3.Connection) -> None:

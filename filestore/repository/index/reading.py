@@ -73,14 +73,14 @@ def open_for_reading(path: str, *, timeout_seconds: float) -> ReadConnection:
     if not is_fixed and _may_write(path):
         # `mode=ro` is wrong here: if such a connection is the last one to close, it leaves its shared memory, and a log
         # that writers have filled meanwhile.
-        connection = _connect(path, "mode=rw", timeout_seconds)
+        connection = connect_to_existing(path, "mode=rw", timeout_seconds)
         connection.execute("PRAGMA query_only = ON")
         return ReadConnection(connection, None)
     if state.log_size and (is_fixed or not state.is_open):
         raise _unfinished(path, is_fixed=is_fixed)
     if state.is_open and not is_fixed:
-        return ReadConnection(_connect(path, "mode=ro", timeout_seconds), None)
-    return ReadConnection(_connect(path, "mode=ro&immutable=1", timeout_seconds), state)
+        return ReadConnection(connect_to_existing(path, "mode=ro", timeout_seconds), None)
+    return ReadConnection(connect_to_existing(path, "mode=ro&immutable=1", timeout_seconds), state)
 
 
 def in_use_elsewhere(path: str, error: Exception) -> IndexUnreadable | None:
@@ -106,9 +106,10 @@ def _unfinished(path: str, *, is_fixed: bool) -> IndexUnreadable:
     )
 
 
-def _connect(path: str, how: str, timeout_seconds: float) -> sqlite3.Connection:
+def connect_to_existing(path: str, how: str, timeout_seconds: float) -> sqlite3.Connection:
+    """Open a SQLite file. It is not made if it does not exist."""
     # In bytes, because a path may not be UTF-8, or may hold characters with a meaning in a URL.
-    url = f"file://{quote(os.fsencode(path))}?{how}"
+    url = f"file://{quote(os.fsencode(Path(path).absolute()))}?{how}"
     return sqlite3.connect(url, uri=True, timeout=timeout_seconds, isolation_level=None)
 
 

@@ -21,7 +21,7 @@ from filestore.core.references import Reference
 from filestore.errors import Busy, ReadOnly, StorageError
 from filestore.repository.index import chunks, records, tasks, tokens, uses
 from filestore.repository.index.chunks import REFRESH_MICROSECONDS
-from filestore.repository.index.connections import Connection, ReadingConnection, begin, commit, roll_back, run_when_free
+from filestore.repository.index.connections import Connection, ReadingConnection, roll_back, run_when_free
 from filestore.repository.index.protocol import (
     Base,
     ChunkRow,
@@ -72,9 +72,9 @@ class SqliteIndex:
         deadline = asyncio.get_running_loop().time() + self._busy_seconds
         await self._acquire(deadline)
         try:
-            await run_when_free(self._writer, begin, deadline)
+            await run_when_free(self._writer, self._writer.begin, deadline)
             yield SqliteTransaction(self._writer, self._now)
-            await shield_until_done(self._writer.run(commit))
+            await shield_until_done(self._writer.run(self._writer.commit))
         except BaseException:
             # Also after a cancel during BEGIN, which may have begun, or during COMMIT, which may have committed.
             if not self._writer.closed:
@@ -251,12 +251,14 @@ async def open_index(path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Cal
     """
     # The connection for writing waits in slices, see `run_when_free`. The other waits only while SQLite recovers from
     # a crash.
-    writer = Connection(path, timeout_seconds=_SLICE_SECONDS)
+    writer = Connection(path, timeout_seconds=_SLICE_SECONDS, makes_file=True)
     reader = Connection(path, timeout_seconds=busy_seconds)
     index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now)
     try:
         deadline = asyncio.get_running_loop().time() + busy_seconds
         await run_when_free(writer, prepare, deadline)
+        # Now, so that both connections have the same files open, whatever happens to the names.
+        await reader.run(has_tables, str(path))
     except BaseException:
         await index.close()
         raise
