@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -374,17 +373,27 @@ def test_abandoned_uploads_are_dropped(tmp_path: Path) -> None:
         abandoned, kept = PartsUpload(server, "abandoned.bin"), PartsUpload(server, "kept.bin")
         url = abandoned.url(1).json["upload_url"]
         part = abandoned.put(1, octets(1, 100_000))
-        folder = kept.folder.parent
-        a_day_ago = time.time() - 86401
-        for upload in (abandoned, kept):
-            os.utime(folder / upload.id, (a_day_ago, a_day_ago))
-        (folder / kept.id / "incoming-x").write_bytes(b"a part is arriving")
+        folder, port = kept.folder.parent, server.port
+    with running_server(root):
+        eventually(lambda: {abandoned.id, kept.id} == set(observed(folder)["uses"]))
+    # A server observed that nothing happened for more than a day, and then a part arrived.
+    values = observed(folder)
+    values["seconds"] += 86_500
+    (folder / "state.json").write_text(json.dumps(values))
+    (folder / kept.id / "incoming-x").write_bytes(b"a part is arriving")
+    with running_server(root, port=port) as server:
+        abandoned.server = kept.server = server
+        eventually(lambda: [folder / kept.id] == [path for path in folder.iterdir() if path.is_dir()])
         for answer in (abandoned.url(1), abandoned.finish([part]), put(url, b"x")):
             assert (404, "upload-not-found") == (answer.status, answer.slug)
         assert 200 == kept.url(1).status
         assert [] == listed(server)
-    with running_server(root) as server:
-        eventually(lambda: [folder / kept.id] == list(folder.iterdir()))
+
+
+def observed(folder: Path) -> Any:
+    """Return what servers observed of the uploads in a folder."""
+    path = folder / "state.json"
+    return json.loads(path.read_bytes()) if path.exists() else {"uses": {}}
 
 
 HARD_NAMES = ['a"b.txt', r"a\b.txt", r"a\\b.txt", 'a"b\\c";d;e.txt', "100%.txt", "a%20b.txt", "\\"]

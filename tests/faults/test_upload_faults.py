@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,8 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from filestore.http.server.routes.sdk.uploads import Cut, begin, find
+from filestore.errors import UploadNotFound
+from filestore.http.server.routes.sdk import upload_state
+from filestore.http.server.routes.sdk.upload_state import FinishedUpload
+from filestore.http.server.routes.sdk.uploads import Cut, Upload, begin, expire, find
 from filestore.transfer.sources.file import WINDOW_SIZE, unpacked
+from tests.support.clock import Clock
 from tests.support.disks import small_disk
 from tests.support.generator import octets
 from tests.support.models import tensor, torch_file
@@ -35,7 +40,7 @@ def part(number: int) -> bytes:
 
 def cut_of(upload: PartsUpload) -> Cut:
     """Return the saved cut of an upload."""
-    return find(upload.folder.parent, upload.id, namespace="default", idle_seconds=1000).cut()
+    return find(upload.folder.parent, upload.id, namespace="default").cut()
 
 
 def is_cut_ahead(upload: PartsUpload, size: int) -> bool:
@@ -189,8 +194,8 @@ def test_a_part_that_stalls_is_dropped(tmp_path: Path) -> None:
         assert 201 == upload.finish([upload.put(1, b"x" * 400_000)]).status
 
 
-def test_a_part_that_is_kept_while_its_upload_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file of the arriving part is renamed meanwhile. The upload is found all the same."""
+def test_a_part_that_is_kept_while_abandoned_uploads_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of the arriving part is renamed meanwhile. The upload stays all the same."""
     upload = begin(tmp_path / "uploads", name="a", namespace="default")
     incoming = upload.receive()
     look = os.scandir
@@ -203,9 +208,113 @@ def test_a_part_that_is_kept_while_its_upload_is_looked_for(tmp_path: Path, monk
         yield found
 
     monkeypatch.setattr(os, "scandir", look_and_lose)
-    found = find(tmp_path / "uploads", upload.id, namespace="default", idle_seconds=60)
+    expire(tmp_path / "uploads", idle_seconds=60)
+    found = find(tmp_path / "uploads", upload.id, namespace="default")
     incoming.discard()
     assert upload.folder == found.folder
+
+
+def is_kept(upload: Upload) -> bool:
+    """Return whether an upload is found."""
+    try:
+        return find(upload.folder.parent, upload.id, namespace=upload.namespace).id == upload.id
+    except UploadNotFound:
+        return False
+
+
+@pytest.mark.parametrize("jump", [-366 * 86400, 366 * 86400])
+def test_upload_does_not_expire_by_a_jump_of_the_clock(tmp_path: Path, jump: float) -> None:
+    """What the server has observed counts. Here the times of the files are those of a clock that was wrong."""
+    upload = begin(tmp_path / "uploads", name="a", namespace="default")
+    clock = Clock()
+    for _ in range(3):
+        os.utime(upload.folder, (time.time() + jump,) * 2)
+        expire(upload.folder.parent, idle_seconds=60, monotonic=clock)
+        clock.now += 59
+        expire(upload.folder.parent, idle_seconds=60, monotonic=clock)
+    assert upload.folder.exists()
+    clock.now += 2
+    expire(upload.folder.parent, idle_seconds=60, monotonic=clock)
+    assert not is_kept(upload)
+
+
+def test_upload_stays_while_a_part_of_it_arrives(tmp_path: Path) -> None:
+    """A write to the arriving part is a use of the upload, also where the clock was set back."""
+    upload = begin(tmp_path / "uploads", name="a", namespace="default")
+    clock = Clock()
+    incoming = upload.receive()
+    for moment in (2_000_000_000, 1_000_000_000):
+        expire(upload.folder.parent, idle_seconds=60, monotonic=clock)
+        clock.now += 59
+        os.utime(incoming.path, (moment, moment))
+        expire(upload.folder.parent, idle_seconds=60, monotonic=clock)
+        clock.now += 59
+        expire(upload.folder.parent, idle_seconds=60, monotonic=clock)
+    incoming.discard()
+    assert upload.folder.exists()
+
+
+def test_restart_of_the_machine_adds_only_the_time_since(tmp_path: Path) -> None:
+    """The monotonic clock begins at zero again."""
+    upload = begin(tmp_path / "uploads", name="a", namespace="default")
+    for now in (100_000.0, 30.0, 61.0):
+        expire(upload.folder.parent, idle_seconds=60, monotonic=lambda now=now: now)  # type: ignore[misc]  # called at once
+        assert upload.folder.exists() is (now != 61.0)
+
+
+def test_upload_that_a_killed_process_finished_leaves_no_folder(tmp_path: Path) -> None:
+    """The next search removes the folder. How the upload was finished is remembered, and for a limited time."""
+    upload = begin(tmp_path / "uploads", name="a", namespace="default")
+    finished = FinishedUpload.of(["tag"], "file_x")
+    upload.save_finished(finished)
+    clock = Clock()
+    expire(upload.folder.parent, idle_seconds=60, monotonic=clock)
+    remembered = find(upload.folder.parent, upload.id, namespace="default")
+    assert (False, finished, "a") == (upload.folder.exists(), remembered.finished(), remembered.name)
+    with pytest.raises(UploadNotFound):
+        find(upload.folder.parent, upload.id, namespace="other")
+    clock.now += 10_000_000
+    expire(upload.folder.parent, idle_seconds=60, monotonic=clock)
+    assert not is_kept(upload)
+
+
+def test_number_of_remembered_uploads_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest ones are forgotten."""
+    monkeypatch.setattr(upload_state, "FINISHED_LIMIT", 2)
+    made = [begin(tmp_path / "uploads", name="a", namespace="default") for _ in range(3)]
+    for upload in made:
+        upload.save_finished(FinishedUpload.of([], "file_x"))
+        upload.retire()
+    assert [False, True, True] == [is_kept(upload) for upload in made]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"uses": {"a": 1}, "finished": []}'])
+def test_damaged_state_of_uploads_begins_again(tmp_path: Path, damage: bytes) -> None:
+    """No upload in progress is lost by it."""
+    upload = begin(tmp_path / "uploads", name="a", namespace="default")
+    (upload.folder.parent / "state.json").write_bytes(damage)
+    expire(upload.folder.parent, idle_seconds=60)
+    assert is_kept(upload)
+
+
+@pytest.mark.slow
+def test_finished_upload_leaves_no_folder(tmp_path: Path) -> None:
+    """Its client may ask again for the same result, also after a restart. Another list of parts is refused."""
+    root = tmp_path / "root"
+    with running_server(root) as server:
+        upload = PartsUpload(server, "done.bin")
+        folder = upload.folder
+        one = upload.put(1, b"x" * 100)
+        record = upload.finish([one]).json
+        eventually(lambda: not list(folder.parent.glob(f"*{upload.id}")))
+        assert record == upload.finish([one]).json
+    with running_server(root) as server:
+        upload.server = server
+        assert record == upload.finish([one]).json
+        other = upload.finish([Sent(1, "another")])
+        assert (400, "invalid-parts") == (other.status, other.slug)
+        assert 400 == upload.url(1).status
+    assert [] == [path for path in folder.parent.iterdir() if path.is_dir()]
 
 
 @pytest.mark.slow
@@ -284,4 +393,4 @@ def test_parts_are_told_apart_by_number_and_tag(tmp_path: Path) -> None:
         new = upload.put(1, b"new")
         shutil.copy(tmp_path / "old", old)
         assert b"new" == downloaded(server, upload.finish([new]).json)
-        eventually(lambda: not list(upload.folder.glob("part-*")))
+        eventually(lambda: not list((server.root / "tmp").glob(f"uploads-*/*{upload.id}")))

@@ -14,13 +14,24 @@ from aiohttp import web
 
 from filestore.core.records import Record
 from filestore.core.references import Reference
-from filestore.errors import Busy, ChunksMissing, InvalidManifest, InvalidParts, InvalidReference, SourceChanged, UploadNotFound
+from filestore.errors import (
+    Busy,
+    ChunksMissing,
+    FilestoreError,
+    InvalidManifest,
+    InvalidParts,
+    InvalidReference,
+    SourceChanged,
+    StorageError,
+    UploadNotFound,
+)
 from filestore.format.chunking import Chunker
 from filestore.http.server.errors import log_failure
 from filestore.http.server.pushes import push_memory
 from filestore.http.server.routes.sdk import uploads
 from filestore.http.server.routes.sdk.parts import PartsContent, UploadPart, unbroken
-from filestore.http.server.routes.sdk.uploads import FinishedUpload, Upload
+from filestore.http.server.routes.sdk.upload_state import FinishedUpload
+from filestore.http.server.routes.sdk.uploads import Upload
 from filestore.repository.local import LocalRepository
 from filestore.system.buffers import Budget
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
@@ -84,7 +95,7 @@ class Assembly:
 
     async def find(self, upload_id: str, *, namespace: str) -> Upload:
         """Return an upload that is in progress, or was finished a short time ago. Raises UploadNotFound."""
-        return await in_disk_thread(uploads.find, self._folders, upload_id, namespace=namespace, idle_seconds=self.idle_seconds)
+        return await in_disk_thread(uploads.find, self._folders, upload_id, namespace=namespace)
 
     def cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
         """Cut and store the parts that arrived, in the background, unless this is being done already."""
@@ -96,19 +107,24 @@ class Assembly:
         A second call with the same parts returns the same record. Raises InvalidParts, UploadNotFound, Busy, and
         NotFound if the record was removed.
         """
+        tags = [listed[number] for number in sorted(listed)]
         async with self.waited_for(upload):
             finished = await in_disk_thread(upload.finished)
             if finished is None:
                 parts = _chosen(await in_disk_thread(upload.parts), listed)
                 record = await self._record(upload, repository, parts)
-                await in_disk_thread(upload.save_finished, FinishedUpload([part.tag for part in parts], record.id))
+                await in_disk_thread(upload.save_finished, FinishedUpload.of(tags, record.id))
                 self._kept.pop(upload.id, None)
-                # This runs in the background: a disk may need a long time to free gigabytes.
-                self._start(self._free(upload))
-                return record
-        if finished.tags != [listed[number] for number in sorted(listed)]:
+        if finished is None:
+            self.retire(upload)
+            return record
+        if finished.tags_digest != FinishedUpload.of(tags, "").tags_digest:
             raise InvalidParts("it was already finished with other parts")
         return await repository.record(Reference(id=finished.record_id))
+
+    def retire(self, upload: Upload) -> None:
+        """Remove the folder of a finished upload in the background: a disk may need a long time to free gigabytes."""
+        self._start(self._retire(upload))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         """Run `work` in the background. If this process is ending, do nothing: another process can do the work."""
@@ -124,8 +140,8 @@ class Assembly:
         while True:
             try:
                 await in_disk_thread(uploads.expire, self._folders, idle_seconds=self.idle_seconds)
-            except OSError as error:
-                logger.error("abandoned uploads cannot be removed: %s", error)  # noqa: TRY400  # the traceback says nothing more
+            except (OSError, FilestoreError) as error:
+                log_failure("abandoned uploads cannot be removed", error)
             await asyncio.sleep(min(self.idle_seconds / 4, SWEEP_SECONDS))
 
     async def _cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
@@ -144,10 +160,12 @@ class Assembly:
         except Exception as error:  # noqa: BLE001  # finishing does it again, and answers with the error
             log_failure(f"upload {upload.id} is not cut ahead", error, level=logging.WARNING)
 
-    async def _free(self, upload: Upload) -> None:
-        """Free the space of a finished upload's parts. The rest of the upload is removed when it expires."""
-        with suppress(UploadNotFound, OSError):
-            await in_disk_thread(upload.free)
+    async def _retire(self, upload: Upload) -> None:
+        # If this fails, the next search for abandoned uploads does it.
+        with suppress(UploadNotFound, OSError, StorageError, Busy):
+            async with _locked(upload, limit_seconds=FINISH_SECONDS) as is_held:
+                if is_held:
+                    await in_disk_thread(upload.retire)
 
     async def _record(self, upload: Upload, repository: LocalRepository, parts: Sequence[UploadPart]) -> Record:
         content = await self._resumed(upload, parts, is_whole=True)
@@ -186,9 +204,19 @@ class Assembly:
 
     @asynccontextmanager
     async def waited_for(self, upload: Upload) -> AsyncIterator[None]:
-        """Hold the lock for cutting and finishing during the block. Raises Busy."""
-        async with _locked(upload, limit_seconds=FINISH_SECONDS) as is_held:
-            if not is_held:
+        """Hold the lock for cutting and finishing during the block. Raises Busy, UploadNotFound.
+
+        A finished upload may have no lock any more. It does not change, so the block runs without one.
+        """
+        try:
+            lock = await in_disk_thread(upload.lock)
+        except UploadNotFound:
+            if await in_disk_thread(upload.finished) is None:
+                raise
+            yield
+            return
+        with lock:
+            if not await lock.acquire_soon(limit_seconds=FINISH_SECONDS):
                 raise Busy(f"the upload {upload.id}", "a process of the server is storing what arrived of it")
             yield
 

@@ -24,7 +24,8 @@ from filestore.http.server.routes.content import send_content
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.files import upload_json
 from filestore.http.server.routes.sdk.multipart import json_body
-from filestore.http.server.routes.sdk.uploads import FinishedUpload, Upload
+from filestore.http.server.routes.sdk.upload_state import FinishedUpload
+from filestore.http.server.routes.sdk.uploads import Upload
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_disk_thread
 
@@ -80,8 +81,9 @@ async def take_post(context: RequestContext, repository: LocalRepository) -> web
         async with context.request.app[ASSEMBLY].waited_for(upload):
             _check_unused(upload, await in_disk_thread(upload.finished), record=None)
             record = await push_spool(context, repository, spool, size=form.size, name=upload.name)
-            finished = await in_disk_thread(upload.save_first, FinishedUpload([], record.id))
+            finished = await in_disk_thread(upload.save_first, FinishedUpload.of([], record.id))
             _check_unused(upload, finished, record=record)
+    context.request.app[ASSEMBLY].retire(upload)
     return web.json_response(await upload_json(repository, record), status=201)
 
 

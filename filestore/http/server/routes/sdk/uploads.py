@@ -4,9 +4,10 @@
     ID/part-NUMBER-SIZE-TAG     a part that arrived whole; TAG identifies its bytes
     ID/incoming-RANDOM          a part that is arriving
     ID/cut                      the chunks that are cut and stored so far
-    ID/finished.json            the record of the finished upload; the parts are removed after that
+    ID/finished.json            the record of the finished upload; the folder is removed soon after that
     ID/lock                     the lock of the process that cuts or finishes
     gone-ID                     an upload that is being removed
+    state.json, state.lock      when uploads were used, and how the last ones were finished (`upload_state`)
 
 These are in a folder of the spool folder. Each repository has such a folder, since its servers may share the spool
 folder with those of other repositories. Every file gets its name by a rename, when it is whole. A process that changes
@@ -25,7 +26,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -37,15 +38,13 @@ from filestore.core.signing import sign
 from filestore.errors import Busy, LimitExceeded, UploadNotFound
 from filestore.http.server.context import spooling
 from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.upload_state import BUSY_SECONDS, FinishedUpload, UploadState, use_of
 from filestore.system.files import remove_if_possible, remove_in_place, sync_descriptor, sync_path, write_all, write_atomic
 from filestore.system.locks import FileLock
 from filestore.transfer.sources.file import PACKED_SIZE
 
 PART_LIMIT = 10_000
 """Parts that an upload may have. S3 has the same limit."""
-
-BUSY_SECONDS = 30.0
-"""How long a process that changes the parts of an upload waits for others that do. Each needs only a moment."""
 
 _ID = re.compile(r"[0-9a-f]{32}\Z")
 _PART = re.compile(r"part-([0-9]{5})-([0-9]+)-([0-9a-f]{64})\Z")
@@ -60,13 +59,6 @@ class Cut(NamedTuple):
     """The tags of the parts from which these chunks were cut, from the first part on."""
     chunks: bytearray
     """The chunks, packed."""
-
-
-class FinishedUpload(NamedTuple):
-    """The tags of the parts of a finished upload, and the id of its record."""
-
-    tags: list[str]
-    record_id: str
 
 
 class Upload:
@@ -131,28 +123,33 @@ class Upload:
     def finished(self) -> FinishedUpload | None:
         """Return how the upload was finished, or None while it is in progress."""
         try:
-            return FinishedUpload(*json.loads(self._path(_FINISHED).read_bytes()))
+            return FinishedUpload.parse(self._path(_FINISHED).read_bytes())
         except FileNotFoundError:
-            return None
+            if self.folder.exists():
+                return None
+        known = self._state.find(self.id)
+        return None if known is None else FinishedUpload(known.tags_digest, known.record_id)
 
     def save_finished(self, finished: FinishedUpload) -> None:
         """Save how the upload was finished. No part is accepted after that."""
         with self._standing(), _locked_folder(self.folder):
-            self._save(_FINISHED, json.dumps(finished).encode())
+            self._save(_FINISHED, finished.encode())
 
     def save_first(self, finished: FinishedUpload) -> FinishedUpload:
         """Save how the upload was finished, unless it was finished before. Return what is saved."""
         with self._standing(), _locked_folder(self.folder):
             before = self.finished()
             if before is None:
-                self._save(_FINISHED, json.dumps(finished).encode())
+                self._save(_FINISHED, finished.encode())
             return before or finished
 
-    def free(self) -> None:
-        """Remove the parts of a finished upload. Raises UploadNotFound."""
-        for part in self.parts():
-            part.path.unlink(missing_ok=True)
-        self._path(_CUT).unlink(missing_ok=True)
+    def retire(self, *, state: UploadState | None = None) -> None:
+        """Remove the folder of a finished upload. How it was finished is remembered. The caller holds the lock."""
+        finished = self.finished()
+        if finished is not None and self.folder.exists():
+            (state or self._state).remember(self.id, finished, file_id=self.file_id, name=self.name, namespace=self.namespace)
+            with spooling():
+                _take_away(self.folder)
 
     def lock(self) -> FileLock:
         """Return the lock for cutting and finishing, which all processes share. The caller acquires and releases it.
@@ -166,6 +163,10 @@ class Upload:
         """Record that the upload is in use, so that it does not expire."""
         with suppress(OSError):
             os.utime(self.folder)
+
+    @property
+    def _state(self) -> UploadState:
+        return UploadState(self.folder.parent)
 
     def _path(self, name: str) -> Path:
         return self.folder / name
@@ -229,6 +230,8 @@ def begin(folders: Path, *, name: str | None, namespace: str) -> Upload:
     file_id = f"file_{upload_id}"
     description = {"file_id": file_id, "name": name or file_id, "namespace": namespace}
     with spooling():
+        # Somebody may have removed the spool folder since the server started.
+        folder.parent.parent.mkdir(mode=0o700, exist_ok=True)
         folder.parent.mkdir(mode=0o700, exist_ok=True)
         folder.mkdir(mode=0o700)
         write_atomic(folder / _DESCRIPTION, json.dumps(description).encode())
@@ -236,56 +239,86 @@ def begin(folders: Path, *, name: str | None, namespace: str) -> Upload:
     return Upload(folder, **description)
 
 
-def find(folders: Path, upload_id: str, *, namespace: str, idle_seconds: float) -> Upload:
-    """Return the upload with this id in a namespace, and record that it is in use. Raises UploadNotFound."""
+def find(folders: Path, upload_id: str, *, namespace: str) -> Upload:
+    """Return the upload with this id in a namespace, and record that it is in use. Raises UploadNotFound.
+
+    An upload that was finished is found while it is remembered.
+    """
     folder = folders / upload_id
     if not _ID.match(upload_id):
         raise UploadNotFound(upload_id)
-    try:
-        upload = Upload(folder, **json.loads((folder / _DESCRIPTION).read_bytes()))
-        idle = _idle(folder)
-    except (FileNotFoundError, ValueError):
-        raise UploadNotFound(upload_id) from None
+    upload = _described(folder) or _remembered(folder)
     # The same answer as for an unknown id: a token of another namespace must not learn that the upload exists.
-    if upload.namespace != namespace or idle > idle_seconds:
+    if upload is None or upload.namespace != namespace:
         raise UploadNotFound(upload_id)
     upload.touch()
     return upload
 
 
-def expire(folders: Path, *, idle_seconds: float) -> None:
-    """Remove all uploads that were not used for longer than this, except those that are locked. Raises OSError."""
-    for folder in list(folders.iterdir()) if folders.is_dir() else ():
+def expire(folders: Path, *, idle_seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+    """Remove all uploads that were not used for longer than this, except those that are locked, and all finished ones.
+
+    `monotonic` is the clock of the machine that never jumps. Raises OSError, StorageError, StorageFull, Busy.
+    """
+    if not folders.is_dir():
+        return
+    state = UploadState(folders, monotonic=monotonic)
+    for folder in list(folders.iterdir()):
         with suppress(OSError):  # another process may remove it at the same time
             if folder.name.startswith(_GONE):
                 # The process that removed it ended too early.
                 remove_if_possible(folder)
-            elif _ID.match(folder.name) and _idle(folder) > idle_seconds:
-                _remove(folder)
+            elif _ID.match(folder.name) and (folder / _FINISHED).exists():
+                # The process that finished it ended too early.
+                _retire(folder, state)
+    for upload_id in state.unused(lambda: _uses(folders), idle_seconds=idle_seconds):
+        with suppress(OSError):
+            _remove(folders / upload_id)
+
+
+def _described(folder: Path) -> Upload | None:
+    with suppress(FileNotFoundError, ValueError):
+        return Upload(folder, **json.loads((folder / _DESCRIPTION).read_bytes()))
+    return None
+
+
+def _remembered(folder: Path) -> Upload | None:
+    known = UploadState(folder.parent).find(folder.name)
+    return None if known is None else Upload(folder, file_id=known.file_id, name=known.name, namespace=known.namespace)
+
+
+def _uses(folders: Path) -> dict[str, str]:
+    uses = {}
+    for folder in folders.iterdir():
+        if _ID.match(folder.name):
+            with suppress(OSError), os.scandir(folder) as entries:  # another process may remove it at the same time
+                uses[folder.name] = use_of(folder, [entry for entry in entries if entry.name.startswith(_INCOMING)])
+    return uses
+
+
+def _retire(folder: Path, state: UploadState) -> None:
+    upload = _described(folder)
+    if upload is not None:
+        with upload.lock() as lock:
+            if lock.try_acquire():
+                upload.retire(state=state)
 
 
 def _remove(folder: Path) -> None:
     with FileLock.of_file(folder / _LOCK, is_required=False) as lock:
         if lock.try_acquire():
-            gone = folder.with_name(_GONE + folder.name)
-            try:
-                folder.rename(gone)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                remove_in_place(folder)  # it came with a container image
-            remove_if_possible(gone)
+            _take_away(folder)
 
 
-def _idle(folder: Path) -> float:
-    """Return the seconds since the last write to an arriving part, or the last change of the folder. Raises OSError."""
-    last = 0.0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(_INCOMING):
-                with suppress(FileNotFoundError):  # it was renamed meanwhile, so the folder's own time is newer
-                    last = max(last, entry.stat().st_mtime)
-    return time.time() - max(last, folder.stat().st_mtime)
+def _take_away(folder: Path) -> None:
+    gone = folder.with_name(_GONE + folder.name)
+    try:
+        folder.rename(gone)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        remove_in_place(folder)  # it came with a container image
+    remove_if_possible(gone)
 
 
 @contextmanager
