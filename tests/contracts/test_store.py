@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from filestore.core.digest import Digest, chunk_digest
-from filestore.repository.stores.protocol import ChunkStore, Staging
+from filestore.format.codec import FRAME_LIMIT
+from filestore.repository.stores.protocol import ChunkStore, FrameProblem, FrameState, Staging
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import contents
 
@@ -280,3 +281,31 @@ async def test_close_discards_what_is_staged(store: ChunkStore, tmp_path: Path) 
     for _ in range(2):
         await store.close()
         assert [] == [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+async def test_inspect_gives_the_size_of_each_frame_in_order(store: ChunkStore) -> None:
+    """A check looks at sizes without opening frames; an absent frame is a result."""
+    one, two = await publish(store, b"one", b"three")
+    absent = chunk_digest(b"absent")
+    states = await store.inspect(A, [two, absent, one])
+    assert [5, 0, 3] == [state.size for state in states]
+    assert [None, FrameProblem.MISSING, None] == [state.problem for state in states]
+    assert [FrameProblem.MISSING] == [state.problem for state in await store.inspect(B, [one])]
+
+
+async def test_read_each_visits_each_frame_in_order(store: ChunkStore) -> None:
+    """`visit` gets every byte of each frame that is there, with its digest."""
+    one, empty = await publish(store, b"one", b"")
+    absent = chunk_digest(b"absent")
+    buffer = memoryview(bytearray(FRAME_LIMIT))
+    results = await store.read_each(A, [absent, one, empty], buffer, lambda digest, data: (digest, bytes(data)))
+    assert isinstance(results[0], FrameState)
+    assert FrameProblem.MISSING is results[0].problem
+    assert [(one, b"one"), (empty, b"")] == results[1:]
+
+
+async def test_read_each_does_not_read_what_no_frame_can_be(store: ChunkStore) -> None:
+    """What is larger than any frame is reported by its size, so that memory is bounded (I6)."""
+    (large,) = await publish(store, bytes(FRAME_LIMIT + 1))
+    results = await store.read_each(A, [large], memoryview(bytearray(FRAME_LIMIT)), lambda _, data: bytes(data))
+    assert [FrameState(FRAME_LIMIT + 1)] == results

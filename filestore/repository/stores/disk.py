@@ -17,22 +17,25 @@ import os
 import secrets
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from filestore.core.digest import Buffer, Digest
 from filestore.core.paths import chunk_key, manifest_key, unhashed
 from filestore.errors import InvalidReference, ReadOnly, StorageError, UsedAfterFork
 from filestore.format.codec import FRAME_LIMIT
-from filestore.repository.stores.protocol import Staging
+from filestore.repository.stores.inspection import inspect_file, read_file
+from filestore.repository.stores.protocol import FrameState, Staging
 from filestore.system.files import access_error, read_at, remove_if_possible, storage_errors, sync_path, write_all
 from filestore.system.locks import FileLock
 from filestore.system.metrics import Stage, async_span, span
 from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
+
+T = TypeVar("T")
 
 _OWN_BYTES = 16
 _OWN_PATTERN = "[0-9a-f]" * 2 * _OWN_BYTES
@@ -164,6 +167,14 @@ class DiskStore:
     async def read_into(self, namespace: str, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
         return await in_disk_thread(self._read_into, namespace, digests, buffer)
 
+    async def inspect(self, namespace: str, digests: Sequence[Digest]) -> list[FrameState]:
+        return await in_disk_thread(self._inspect, namespace, digests)
+
+    async def read_each(
+        self, namespace: str, digests: Sequence[Digest], buffer: memoryview, visit: Callable[[Digest, memoryview], T]
+    ) -> list[T | FrameState]:
+        return await in_disk_thread(self._read_each, namespace, digests, buffer, visit)
+
     async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
         # Not synced: a frame that is back after a power cut has no row, so it is only garbage.
         await in_disk_thread(self._unlink, [chunk_key(namespace, digest) for digest in digests])
@@ -253,6 +264,16 @@ class DiskStore:
                 parts.append(buffer[start : start + size] if size else None)
                 start += size
         return parts
+
+    def _inspect(self, namespace: str, digests: Sequence[Digest]) -> list[FrameState]:
+        with _translated(self._root):
+            return [inspect_file(self._root / chunk_key(namespace, digest)) for digest in digests]
+
+    def _read_each(
+        self, namespace: str, digests: Sequence[Digest], buffer: memoryview, visit: Callable[[Digest, memoryview], T]
+    ) -> list[T | FrameState]:
+        with _translated(self._root):
+            return [read_file(self._root / chunk_key(namespace, digest), digest, buffer, visit) for digest in digests]
 
     def _unlink(self, keys: list[str]) -> None:
         with _translated(self._root):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from io import BytesIO
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from filestore.core.digest import Buffer, Digest
-from filestore.repository.stores.protocol import Staging
+from filestore.format.codec import FRAME_LIMIT
+from filestore.repository.stores.protocol import FrameProblem, FrameState, Staging
+from filestore.system.threads import in_cpu_thread
+
+T = TypeVar("T")
 
 _Key = tuple[str, Digest]
 
@@ -83,6 +87,31 @@ class MemoryStore:
             parts.append(part)
             start += len(frame)
         return parts
+
+    async def inspect(self, namespace: str, digests: Sequence[Digest]) -> list[FrameState]:
+        return [self._state(namespace, digest) for digest in digests]
+
+    async def read_each(
+        self,
+        namespace: str,
+        digests: Sequence[Digest],
+        buffer: memoryview,  # noqa: ARG002  # frames are in memory already
+        visit: Callable[[Digest, memoryview], T],
+    ) -> list[T | FrameState]:
+        results: list[T | FrameState] = []
+        for digest in digests:
+            frame = self._frames.get((namespace, digest))
+            if frame is None or len(frame) > FRAME_LIMIT:
+                results.append(self._state(namespace, digest))
+            else:
+                results.append(await in_cpu_thread(visit, digest, memoryview(frame)))
+        return results
+
+    def _state(self, namespace: str, digest: Digest) -> FrameState:
+        frame = self._frames.get((namespace, digest))
+        if frame is None:
+            return FrameState(0, FrameProblem.MISSING, "it is missing")
+        return FrameState(len(frame))
 
     async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
         for digest in digests:

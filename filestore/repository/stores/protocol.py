@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import BinaryIO, Protocol
+from collections.abc import AsyncIterator, Callable, Sequence
+from enum import StrEnum
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from filestore.core.digest import Buffer, Digest
+
+T = TypeVar("T")
+
+
+class FrameProblem(StrEnum):
+    """Why a frame cannot be read.
+
+    MISSING: There is nothing under its digest.
+    NO_FILE: Something else is in its place: a folder, a device, or a link that leads nowhere.
+    UNREADABLE: The disk cannot read it.
+    """
+
+    MISSING = "missing"
+    NO_FILE = "no-file"
+    UNREADABLE = "unreadable"
+
+
+class FrameState(NamedTuple):
+    """What a store has under the digest of a chunk."""
+
+    size: int
+    """Its size in bytes. 0 if there is a problem."""
+    problem: FrameProblem | None = None
+    reason: str = ""
+    """The problem as a clause, such as `a folder is in its place`."""
 
 
 class Staging(Protocol):
@@ -76,6 +102,22 @@ class ChunkStore(Protocol):
 
         The result has None for an absent frame. `buffer` must have space for all frames. A frame is at most 8 bytes
         larger than its chunk. Raises ValueError if `buffer` is too small, and StorageError if a disk fails.
+        """
+
+    async def inspect(self, namespace: str, digests: Sequence[Digest]) -> list[FrameState]:
+        """Return the state of each frame, in the order of `digests`. Frames are not opened.
+
+        Damage is a result here, and not an error. Raises StorageError for a fault that is not the frame's.
+        """
+
+    async def read_each(
+        self, namespace: str, digests: Sequence[Digest], buffer: memoryview, visit: Callable[[Digest, memoryview], T]
+    ) -> list[T | FrameState]:
+        """Read frames one after the other into `buffer`, and return `visit(digest, frame)` for each.
+
+        For a frame that cannot be read or has more than FRAME_LIMIT bytes, its state is in the result instead. `buffer`
+        has FRAME_LIMIT bytes. `visit` is called in a thread, and `frame` is valid until it returns. The bytes are those
+        of the disk, if the store can tell. Damage is not an error, as in `inspect`.
         """
 
     async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
