@@ -636,3 +636,22 @@ async def test_the_secret_is_made_once(open_shared: OpenIndex) -> None:
     assert [secret, secret] == others
     assert 32 == len(secret)
     assert secret == await (await open_shared()).secret()
+
+
+async def test_sizes_of_live_rows_are_read_without_refreshing_them(index: Index, clock: Clock) -> None:
+    """A check must not keep chunks alive: it reads sizes, and the last-seen times stay."""
+    live, condemned, absent = digests(3)
+    await add(index, [live, condemned])
+    clock.advance(seconds=HOUR + MINUTE)
+    await mark(index, [condemned], unseen_since=clock.now)
+    assert {live: row(live).size} == await index.sizes(A, [live, condemned, absent])
+    assert [live] == await mark(index, [live], unseen_since=clock.now)
+
+
+async def test_a_sound_index_has_no_problems(index: Index) -> None:
+    """What this program writes is valid, in every table."""
+    (digest,) = digests(1)
+    async with index.transaction() as transaction:
+        await transaction.add_chunks(A, [ChunkRow(digest, 9, 7, digest), ChunkRow(chunk_digest(b"raw"), 9, 17)])
+    await record(index, "a name", digest)
+    assert [] == await index.problems()

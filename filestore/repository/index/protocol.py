@@ -66,6 +66,16 @@ class IndexVersion(NamedTuple):
     """How many records were stored. It only grows."""
 
 
+class IndexProblem(NamedTuple):
+    """Something that is wrong in an index."""
+
+    namespace: str | None
+    """None if it concerns more than one namespace."""
+    detail: str
+    is_record: bool = False
+    """Whether a record has values that are not valid. All other problems concern the file or the rows of chunks."""
+
+
 class Use(NamedTuple):
     """The use of a record by a pipeline."""
 
@@ -189,8 +199,13 @@ class Index(Protocol):
         The graphs of pipelines are left out, unless `with_graphs` is set.
         """
 
-    async def records_after(self, namespace: str, position: int, *, limit: int) -> list[PositionedRecord]:
+    async def records_after(
+        self, namespace: str, position: int, *, limit: int, only_valid: bool = False
+    ) -> list[PositionedRecord]:
         """Return at most `limit` records whose position is larger than `position`, in the order of their positions.
+
+        A record that is not valid is an error. With `only_valid`, it is left out, for a reader that also asks for
+        `problems`.
 
         The graphs of pipelines are included. A record that is stored again gets a larger position. So a reader who goes
         on until nothing follows has seen every record that existed all the time, and every one that was stored since.
@@ -202,6 +217,18 @@ class Index(Protocol):
 
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         """Return at most `limit` rows whose digest is larger than `after`, live and condemned ones, in order of digests."""
+
+    async def sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
+        """Return the decoded size of each of `digests` that has a live row, as `Transaction.sizes` does.
+
+        The last-seen times stay as they are, so this does not protect a chunk from collection.
+        """
+
+    async def problems(self) -> list[IndexProblem]:
+        """Check the index itself, and the values in it. Return what is wrong, at most 100 problems of each kind.
+
+        This reads the whole index. Other reads and writes go on meanwhile. Raises StorageError if it cannot be read.
+        """
 
     async def policy(self, namespace: str) -> Policy:
         """Return the policy of a namespace."""

@@ -88,10 +88,20 @@ def select_records(
     return _newest_records(connection, namespace, conditions, limit=limit, more=more)
 
 
-def select_records_after(connection: sqlite3.Connection, namespace: str, position: int, limit: int) -> list[PositionedRecord]:
+def select_records_after(
+    connection: sqlite3.Connection, namespace: str, position: int, limit: int, *, only_valid: bool = False
+) -> list[PositionedRecord]:
     """Return the records with a larger position than `position`, in this order, with all graphs."""
-    rows = connection.execute(_RECORDS_AFTER.format(_position(connection)), (namespace, position, limit))
-    return [PositionedRecord(found, _record(connection, tuple(row))) for found, *row in rows]
+    found: list[PositionedRecord] = []
+    # Not only the first `limit` rows, because rows that are not valid are left out.
+    rows = connection.execute(_RECORDS_AFTER.format(_position(connection)), (namespace, position, -1 if only_valid else limit))
+    for place, *row in rows:
+        if not only_valid or invalid_reason(tuple(row)) is None:
+            found.append(PositionedRecord(place, _record(connection, tuple(row))))
+        if len(found) == limit:
+            break
+    rows.close()
+    return found
 
 
 def _position(connection: sqlite3.Connection) -> str:
@@ -124,25 +134,38 @@ def _newest_records(
     return [_record(connection, row) for row in connection.execute(statement, (namespace, *conditions.values(), limit))]
 
 
+def invalid_reason(row: tuple[Any, ...]) -> str | None:
+    """Return why the values of a row of records are not valid, or None if they are."""
+    try:
+        _parse(row)
+    except (TypeError, ValueError, AttributeError, FilestoreError) as error:
+        return str(error)
+    return None
+
+
 def _record(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Record:
     """Convert a row to a record, and check it. Raises StorageError if it is not valid.
 
     It is checked because the folder may belong to another user, and names become parts of paths (I4).
     """
-    file_id, name, digest, size, kind, namespace, created_at, updated_at = row
     try:
-        return checked_record(
-            Record(
-                id=file_id,
-                name=name,
-                digest=Digest(digest),
-                size=size,
-                kind=Kind(kind),
-                namespace=namespace,
-                created_at=created_at,
-                updated_at=updated_at,
-            )
-        )
+        return _parse(row)
     except (TypeError, ValueError, AttributeError, FilestoreError) as error:
         _, _, path = connection.execute("PRAGMA database_list").fetchone()
-        raise StorageError(path, f"its record {file_id!r} is not valid ({error}); restore the index from a backup") from None
+        raise StorageError(path, f"its record {row[0]!r} is not valid ({error}); restore the index from a backup") from None
+
+
+def _parse(row: tuple[Any, ...]) -> Record:
+    file_id, name, digest, size, kind, namespace, created_at, updated_at = row
+    return checked_record(
+        Record(
+            id=file_id,
+            name=name,
+            digest=Digest(digest),
+            size=size,
+            kind=Kind(kind),
+            namespace=namespace,
+            created_at=created_at,
+            updated_at=updated_at,
+        )
+    )

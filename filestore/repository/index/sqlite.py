@@ -22,10 +22,12 @@ from filestore.errors import Busy, ReadOnly, StorageError
 from filestore.repository.index import chunks, records, tasks, tokens, uses
 from filestore.repository.index.chunks import REFRESH_MICROSECONDS
 from filestore.repository.index.connections import Connection, ReadingConnection, roll_back, run_when_free
+from filestore.repository.index.integrity import find_problems
 from filestore.repository.index.protocol import (
     Base,
     ChunkRow,
     ChunkState,
+    IndexProblem,
     IndexVersion,
     Policy,
     PositionedRecord,
@@ -110,14 +112,27 @@ class SqliteIndex:
     async def records(self, namespace: str, *, limit: int, before: int | None = None, with_graphs: bool = False) -> list[Record]:
         return await self._reader.run(records.select_records, namespace, limit, before, with_graphs=with_graphs)
 
-    async def records_after(self, namespace: str, position: int, *, limit: int) -> list[PositionedRecord]:
-        return await self._reader.run(records.select_records_after, namespace, position, limit)
+    async def records_after(
+        self, namespace: str, position: int, *, limit: int, only_valid: bool = False
+    ) -> list[PositionedRecord]:
+        return await self._reader.run(records.select_records_after, namespace, position, limit, only_valid=only_valid)
 
     async def namespaces(self) -> list[str]:
         return await self._reader.run(chunks.select_namespaces)
 
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         return await self._reader.run(chunks.select_rows, namespace, after, limit)
+
+    async def sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
+        return await self._reader.run(chunks.select_sizes, namespace, digests)
+
+    async def problems(self) -> list[IndexProblem]:
+        # On a connection of its own, because it takes long, and other reads wait for the one of this object.
+        connection = ReadingConnection(Path(self._writer.path), timeout_seconds=self._busy_seconds)
+        try:
+            return await connection.run(find_problems)
+        finally:
+            await shield_until_done(connection.close())
 
     async def policy(self, namespace: str) -> Policy:
         return await self._reader.run(tasks.select_policy, namespace)

@@ -1,0 +1,69 @@
+"""Check the file of an index in SQLite, and the values in its rows."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+from filestore.core.digest import DIGEST_SIZE
+from filestore.core.manifest import CHUNK_LIMIT
+from filestore.core.names import checked_namespace
+from filestore.errors import FilestoreError
+from filestore.format.codec import FRAME_LIMIT
+from filestore.repository.index.chunks import select_namespaces
+from filestore.repository.index.protocol import IndexProblem
+from filestore.repository.index.records import invalid_reason
+from filestore.repository.index.schema import is_current
+
+_LIMIT = 100
+"""The most problems that are named of each kind."""
+_VALID_ROW = (
+    f"typeof(digest) = 'blob' AND length(digest) = {DIGEST_SIZE}"
+    f" AND typeof(size) = 'integer' AND size BETWEEN 1 AND {CHUNK_LIMIT}"
+    f" AND typeof(stored_size) = 'integer' AND stored_size BETWEEN 1 AND {FRAME_LIMIT}"
+    " AND typeof(last_seen) = 'integer' AND going IN (0, 1)"
+)
+_VALID_FRAME_DIGEST = f" AND (frame_digest IS NULL OR (typeof(frame_digest) = 'blob' AND length(frame_digest) = {DIGEST_SIZE}))"
+_FOREIGN_ROWS = "SELECT namespace, quote(digest) FROM chunks WHERE NOT ({}) LIMIT ?"
+_RECORDS = "SELECT id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
+
+
+def find_problems(connection: sqlite3.Connection) -> list[IndexProblem]:
+    """Return what is wrong in the index, at most 100 problems of each kind. Reads the whole file."""
+    problems: list[IndexProblem] = []
+    try:
+        for (line,) in connection.execute(f"PRAGMA integrity_check({_LIMIT})"):
+            problems += [IndexProblem(None, each) for each in str(line).splitlines() if each != "ok"]
+        problems += _namespace_problems(connection)
+        problems += _foreign_rows(connection)
+        problems += _invalid_records(connection)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and not problems:
+            raise
+        problems.append(IndexProblem(None, str(error)))
+    return problems
+
+
+def _namespace_problems(connection: sqlite3.Connection) -> Iterator[IndexProblem]:
+    for namespace in select_namespaces(connection):
+        try:
+            checked_namespace(namespace)
+        except (FilestoreError, TypeError, AttributeError):
+            yield IndexProblem(None, f"it has rows of {namespace!r}, which cannot be a namespace")
+
+
+def _foreign_rows(connection: sqlite3.Connection) -> Iterator[IndexProblem]:
+    valid = _VALID_ROW + (_VALID_FRAME_DIGEST if is_current(connection) else "")
+    for namespace, digest in connection.execute(_FOREIGN_ROWS.format(valid), (_LIMIT,)):
+        yield IndexProblem(str(namespace), f"its row of the chunk {digest} has values that no chunk has")
+
+
+def _invalid_records(connection: sqlite3.Connection) -> Iterator[IndexProblem]:
+    count = 0
+    for row in connection.execute(_RECORDS):
+        reason = invalid_reason(row)
+        if reason is not None:
+            count += 1
+            yield IndexProblem(str(row[5]), f"its record {row[0]!r} is not valid ({reason})", is_record=True)
+            if count == _LIMIT:
+                return
