@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from blake3 import blake3
+
 from filestore.core.digest import Buffer, Digest
 from filestore.core.manifest import CHUNK_LIMIT
 from filestore.errors import (
     InvalidFrame,
 )
-from filestore.format.codec import FRAME_LIMIT, HEADER_SIZE, Decoder, Frame, decoded_size
+from filestore.format.codec import FRAME_LIMIT, HEADER_SIZE, Codec, Decoder, Frame, decoded_size
 from filestore.repository.index.protocol import ChunkRow, Index
 from filestore.repository.stores.protocol import ChunkStore, Staging
 from filestore.system.buffers import Budget
@@ -222,7 +224,15 @@ def _verify(incoming: _IncomingFrame, data: Buffer | None) -> None:
             incoming.refusal = refusal
         else:
             verifying.add(len(content))
-            incoming.row = ChunkRow(incoming.digest, len(content), incoming.stored_size)
+            incoming.row = ChunkRow(incoming.digest, len(content), incoming.stored_size, frame_digest(data))
+
+
+def frame_digest(data: Buffer) -> Digest | None:
+    """Return the BLAKE3 of an intact frame, by which a check verifies it later without decoding it.
+
+    Return None for a raw frame: to verify its content costs as much as to hash the frame.
+    """
+    return None if data[0] == Codec.RAW else Digest(blake3(data).digest())
 
 
 def is_intact(frame: Frame) -> bool:

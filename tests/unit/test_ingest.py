@@ -7,18 +7,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from filestore.backends import open_backend
 from filestore.core.digest import chunk_digest
 from filestore.errors import InvalidFrame, StorageFull
-from filestore.format.codec import Frame
+from filestore.format.codec import Codec, Frame
+from filestore.repository.index.sqlite import open_index_for_reading
 from filestore.repository.ingest import Ingest
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.disk import DiskStaging
 from filestore.system.buffers import Budget
 from filestore.system.threads import in_disk_thread
 from tests.support.cancels import cancelled_at_every_await
-from tests.support.frames import buffer_for, frames
+from tests.support.frames import buffer_for, encoded, frames
 
 
 @pytest.fixture
@@ -146,6 +148,19 @@ async def test_a_frame_that_comes_in_one_piece_is_verified_at_once(repository: L
             await ingest.commit()
     assert [lie.digest] == await repository.missing([good.digest, lie.digest])
     assert [] == staging_files(root)
+
+
+@pytest.mark.parametrize("piece", [100, 1 << 20], ids=["in pieces", "in one piece"])
+async def test_rows_keep_the_digest_of_each_encoded_frame(repository: LocalRepository, root: Path, piece: int) -> None:
+    """A check verifies a frame by this digest. A raw frame has none, because its content is as fast to verify."""
+    compressed, raw = encoded(b"text " * 1000), encoded(b"text " * 1000 + b"x", codec=Codec.RAW)
+    async with repository.ingest() as ingest:
+        await send(ingest, [compressed, raw], piece=piece)
+        await ingest.commit()
+    index = await open_index_for_reading(root / "index.sqlite")
+    found = {row.digest: row.frame_digest for row, *_ in await index.chunk_rows("default", limit=2)}
+    assert {compressed.digest: blake3(compressed.data).digest(), raw.digest: None} == found
+    await index.close()
 
 
 async def test_slow_peer_holds_nothing_of_the_budget(repository: LocalRepository) -> None:
