@@ -18,6 +18,7 @@ from filestore_cli.version import print_version
 _COMMANDS = {
     "bench": "bench.command:bench",
     "cache": "caching:cache",
+    "check": "check:check",
     "create": "transfer:create",
     "fetch": "transfer:fetch",
     "hash": "transfer:hash_path",
