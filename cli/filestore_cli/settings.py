@@ -369,6 +369,22 @@ class Settings:
             "How long everyone who has a signed URL can read its file", unit="seconds", parse=_whole(1, 31_622_400)
         ),
     )
+    scrub_rate: int = field(
+        default=DEFAULT_SERVER_LIMITS.scrub_rate,
+        metadata=_setting(
+            "The most bytes per second that a server reads to check stored content for damage; 0 turns this off",
+            unit=_SIZE_UNIT,
+            parse=_size(0),
+        ),
+    )
+    scrub_days: int = field(
+        default=DEFAULT_SERVER_LIMITS.scrub_days,
+        metadata=_setting(
+            "In how many days a server reads all stored content once to find damage, if scrub_rate allows it",
+            unit="days",
+            parse=_whole(1, 3650),
+        ),
+    )
     run_seconds: float = field(
         default=300.0,
         metadata=_setting(

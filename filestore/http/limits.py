@@ -25,6 +25,10 @@ class ServerLimits:
     """How long requests in progress may continue after a stop signal."""
     signed_seconds: int = SIGNED_SECONDS
     """How long a signed URL of a file is valid."""
+    scrub_rate: int = 10_000_000
+    """The most bytes per second that a scrub of stored content reads. 0 means that there is none."""
+    scrub_days: int = 30
+    """In how many days a scrub reads everything once, if its rate allows it."""
 
 
 DEFAULT_SERVER_LIMITS = ServerLimits()

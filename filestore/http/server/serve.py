@@ -71,8 +71,10 @@ def serve(
     )
     _allow_many_files()
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
-    # What a runtime does is worth a line. All other parts, and other libraries, only warn.
+    # What a runtime does is worth a line, and so is the result of work that takes days. All other parts, and other
+    # libraries, only warn.
     logging.getLogger("filestore.runtime").setLevel(logging.INFO)
+    logging.getLogger("filestore.maintenance").setLevel(logging.INFO)
     # A client may write any name in a form, and gets an answer.
     for warning in (BadContentDispositionHeader, BadContentDispositionParam):
         warnings.simplefilter("ignore", warning)

@@ -16,6 +16,7 @@ from filestore.core.digest import Digest
 from filestore.http.limits import ServerLimits
 from filestore.http.server.app import Route, Traffic, make_app
 from filestore.http.server.auth import Tokens
+from filestore.http.server.background import background_work
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.metrics import SharedTimes
@@ -93,7 +94,7 @@ async def _serve_until(
     store, index = await service.open_backend()
     traffic = Traffic()
     try:
-        async with service.extension(store, index) as more_routes:
+        async with background_work(store, index, service.limits), service.extension(store, index) as more_routes:
             app = make_app(
                 store,
                 index,
