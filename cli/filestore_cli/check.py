@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.progress import Progress
 from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext, takes
+from filestore_cli.progress import CHECK, TICK_SECONDS, show_progress
 from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
 from filestore_cli.text import for_display, in_units
@@ -97,12 +101,34 @@ async def _check(context: CommandContext, folder: Path, fraction: Fraction | Non
         raise context.advised(error) from None
     try:
         plan = None if fraction is None else ReadPlan(fraction=fraction, rate=rate)
-        async for each in find(store, index, read=plan, counts=report.counts, writes=fraction is not None):
-            report.add(each)
+        async with _progress(context, report, folder, fraction):
+            async for each in find(store, index, read=plan, counts=report.counts, writes=fraction is not None):
+                report.add(each)
     finally:
         await index.close()
         await store.close()
     return report
+
+
+@asynccontextmanager
+async def _progress(context: CommandContext, report: Report, folder: Path, fraction: Fraction | None) -> AsyncIterator[None]:
+    """Show during the block how much of the data was read."""
+    import asyncio  # heavy
+
+    async def tell(show: Callable[[Progress], None], share: Fraction) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            done = report.counts.read_size
+            show(Progress(max(done, int(report.counts.stored_size * share)), done, moved=0, shared=0, read=0))
+
+    async with show_progress(CHECK, folder.name, enabled=context.shows_progress and fraction is not None) as show:
+        telling = None if show is None or fraction is None else asyncio.create_task(tell(show, fraction))
+        try:
+            yield
+        finally:
+            if telling is not None:
+                telling.cancel()
+                await asyncio.wait([telling])
 
 
 class Report:

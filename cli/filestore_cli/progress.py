@@ -39,6 +39,7 @@ PUSH = Activity("push", read="read", moved="sent", shared="shared")
 PLAN = Activity("look at", read="read", shared="shared")
 FETCH = Activity("fetch", moved="received", shared="reused")
 HASH = Activity("hash")
+CHECK = Activity("check")
 
 
 class ProgressMeter:
