@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from fractions import Fraction
@@ -94,15 +95,16 @@ async def _check(context: CommandContext, folder: Path, fraction: Fraction | Non
     from filestore.repository.maintenance.check import check as find
 
     report = Report(folder)
+    # Only the place of a read and digests of frames are written, so it also works on a folder that cannot be written.
+    writes = fraction is not None and os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
     try:
-        # Only what was read is remembered. Everything else works on a folder that cannot be written.
-        store, index = await open_backend(folder, read_only=fraction is None)
+        store, index = await open_backend(folder, read_only=not writes)
     except NotARepository as error:
         raise context.advised(error) from None
     try:
         plan = None if fraction is None else ReadPlan(fraction=fraction, rate=rate)
         async with _progress(context, report, folder, fraction):
-            async for each in find(store, index, read=plan, counts=report.counts, writes=fraction is not None):
+            async for each in find(store, index, read=plan, counts=report.counts, writes=writes):
                 report.add(each)
     finally:
         await index.close()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.commands import Home
+from tests.support.commands import AS_ANY_USER, SCRIPTS, Home
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +79,18 @@ def test_check_beside_a_server_that_receives_a_push(home: Home, root: Path, tmp_
         home.result("push", source, environ=environ)
         status, result = checked(home, root, "--read-data", "1/2")
         assert (0, 2) == (status, result["record_count"])
+
+
+def test_folder_that_cannot_be_written_is_checked(home: Home, root: Path) -> None:
+    """Nothing is kept there, and the data is read."""
+    before = sorted(root.rglob("*"))
+    subprocess.run(["chmod", "-R", "a-w", root], check=True)
+    arguments: list[str | Path] = [*AS_ANY_USER[1:], SCRIPTS / "filestore", "check", "--root", root, "--read-data"]
+    done = home.run(*arguments, program=AS_ANY_USER[0]) if AS_ANY_USER else home.run(*arguments[1:])
+    subprocess.run(["chmod", "-R", "u+w", root], check=True)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert "; read " in done.stdout
+    assert before == sorted(root.rglob("*"))
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ class NamespaceCheck:
         """Read what is left of a pass, or up to the place `until`, and save its state now and then and at the end."""
         saved_at = asyncio.get_running_loop().time()
         has_read = False
-        async for window in state.windows(self._index, self._namespace, until=until):
+        async for window in state.windows(self._index, self._namespace, size=reader.window_size, until=until):
             verdicts = await reader.read(self._namespace, window.rows)
             self._counts.read_count += len(window.rows)
             self._counts.read_size += sum(verdict.stored_size for verdict in verdicts)

@@ -22,6 +22,7 @@ from filestore.repository.index.protocol import ChunkRow
 from filestore.repository.ingest import frame_digest
 from filestore.repository.maintenance.findings import FindingKind
 from filestore.repository.maintenance.pace import Pace
+from filestore.repository.maintenance.passes import WINDOW_SIZE
 from filestore.repository.stores.protocol import ChunkStore, FrameProblem, FrameState
 from filestore.system.threads import task_group
 
@@ -92,6 +93,8 @@ class FrameReader:
 
     def __init__(self, store: ChunkStore, *, count: int = READERS, rate: float | None = None) -> None:
         """`rate` limits the bytes per second."""
+        self.window_size = WINDOW_SIZE if not rate else int(min(WINDOW_SIZE, max(_GROUP_SIZE, rate)))
+        """The bytes that are read between two saves of the place: about a second at a low rate."""
         self._store = store
         self._pace = Pace(rate)
         self._benches: asyncio.LifoQueue[_Bench] = asyncio.LifoQueue()

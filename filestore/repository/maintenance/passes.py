@@ -22,7 +22,7 @@ DAMAGED_LIMIT = 1000
 _NUMBERS = ("begun_at", "read_count", "read_size", "damaged_count", "ended_at")
 _DAY = 86_400_000_000
 _PAGE = 1024
-_WINDOW_SIZE = 64 << 20
+WINDOW_SIZE = 64 << 20
 """A pass can go on after each window of about so many bytes."""
 
 
@@ -140,8 +140,10 @@ class Pass:
         if len(self.damaged) < DAMAGED_LIMIT:
             self.damaged[digest] = None
 
-    async def windows(self, index: Index, namespace: str, *, until: int | None = None) -> AsyncIterator[Window]:
-        """Yield windows of rows until nothing is left, or the place `until` is reached.
+    async def windows(
+        self, index: Index, namespace: str, *, size: int = WINDOW_SIZE, until: int | None = None
+    ) -> AsyncIterator[Window]:
+        """Yield windows of rows with about `size` bytes until nothing is left, or the place `until` is reached.
 
         The caller calls `advance` for each before it takes the next.
         """
@@ -149,10 +151,10 @@ class Pass:
             start, end = self.left[0]
             if until is not None and start >= until:
                 return
-            yield await _window(index, namespace, start, end if until is None else min(end, until))
+            yield await _window(index, namespace, start, end if until is None else min(end, until), size)
 
 
-async def _window(index: Index, namespace: str, start: int, end: int) -> Window:
+async def _window(index: Index, namespace: str, start: int, end: int, limit: int) -> Window:
     page = await index.chunk_rows(namespace, digest_at(start - 1), limit=_PAGE)
     rows: list[ChunkRow] = []
     size = 0
@@ -160,7 +162,7 @@ async def _window(index: Index, namespace: str, start: int, end: int) -> Window:
         place = int.from_bytes(row.digest, "big")
         if place >= end:
             return Window(rows, end)
-        if size >= _WINDOW_SIZE:
+        if size >= limit:
             return Window(rows, place)
         if is_live:
             rows.append(row)
