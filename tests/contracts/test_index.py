@@ -154,6 +154,28 @@ async def test_refresh_protects_live_rows(index: Index, clock: Clock) -> None:
     assert [condemned] == await index.missing(A, [live, condemned])
 
 
+async def test_refresh_corrects_times_in_the_future(index: Index, clock: Clock) -> None:
+    """After a clock was wrong, rows get a time with which a collection can work."""
+    (digest,) = digests(1)
+    clock.advance(seconds=9000 * HOUR)
+    await add(index, [digest])
+    clock.advance(seconds=-9000 * HOUR)
+    assert [] == await mark(index, [digest], unseen_since=clock.now + 1)
+    async with index.transaction() as transaction:
+        await transaction.refresh(A, [digest])
+    assert [digest] == await mark(index, [digest], unseen_since=clock.now + 1)
+
+
+async def test_unknown_digests_have_no_row(index: Index, clock: Clock) -> None:
+    """A condemned row is a row. The question changes nothing."""
+    live, condemned, one, two = digests(4)
+    await add(index, [live, condemned])
+    await mark(index, [condemned], unseen_since=clock.now + 1)
+    clock.advance(seconds=2 * HOUR)
+    assert [two, one] == await index.unknown(A, [two, condemned, one, live])
+    assert [live] == await mark(index, [live], unseen_since=clock.now)
+
+
 async def test_more_digests_than_a_statement_takes(index: Index, clock: Clock) -> None:
     """Every verb takes any number of digests."""
     many = digests(2500)

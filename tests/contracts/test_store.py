@@ -9,7 +9,7 @@ import pytest
 
 from filestore.core.digest import Digest, chunk_digest
 from filestore.format.codec import FRAME_LIMIT
-from filestore.repository.stores.protocol import ChunkStore, FrameProblem, FrameState, Staging
+from filestore.repository.stores.protocol import ChunkStore, FrameProblem, FrameState, Removed, Staging
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import contents
 
@@ -254,6 +254,18 @@ async def test_cancelled_manifest_is_whole_or_absent(store: ChunkStore) -> None:
     async for _ in cancelled_at_every_await(lambda: store.put_manifest(A, digest, b"manifest")):
         assert await store.manifest(A, digest) in (None, b"manifest")
     assert b"manifest" == await store.manifest(A, digest)
+
+
+async def test_nothing_of_a_running_process_is_abandoned(store: ChunkStore) -> None:
+    """What is being received stays, also in a dry run."""
+    staging = store.new_staging()
+    staging.write(b"received")
+    for dry_run in (True, False):
+        assert Removed(0, 0) == await store.remove_abandoned(dry_run=dry_run)
+    buffer = memoryview(bytearray(8))
+    staging.read_into(buffer)
+    assert b"received" == bytes(buffer)
+    staging.discard()
 
 
 async def test_removed_manifest_is_gone(store: ChunkStore) -> None:

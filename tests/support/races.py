@@ -10,18 +10,14 @@ import sys
 from pathlib import Path
 
 from filestore.backends import open_backend
-from filestore.core.digest import Digest
-from filestore.core.manifest import Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.errors import ChunksMissing
-from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
-from filestore.repository.stores.protocol import ChunkStore
+from filestore.repository.maintenance.collect import Collection
 from tests.support.frames import buffer_for, contents, decoded, encoded, manifest
 
 PUSHES = 15
 COLLECTIONS = 60
-_FAR_FUTURE = 1 << 62
 
 
 async def push_again_and_again(number: int, root: Path) -> None:
@@ -56,29 +52,9 @@ async def collect_again_and_again(root: Path) -> None:
     """
     store, index = await open_backend(root, create=True)
     for _ in range(COLLECTIONS):
-        await _collect(store, index, DEFAULT_NAMESPACE)
+        await Collection(store, index, DEFAULT_NAMESPACE, grace_seconds=0).run()
     await store.close()
     await index.close()
-
-
-async def _collect(store: ChunkStore, index: Index, namespace: str) -> None:
-    present = [digest async for digest in store.digests(namespace)]
-    manifests = [digest async for digest in store.manifests(namespace)]
-    async with index.transaction() as transaction:
-        needed: set[Digest] = set()
-        for record in await index.records(namespace, limit=1000):
-            encoded_manifest = await store.manifest(namespace, record.digest)
-            assert encoded_manifest is not None, "a record has lost its manifest"
-            needed.update(chunk.digest for chunk in Manifest.parse(encoded_manifest).chunks)
-            manifests = [digest for digest in manifests if digest != record.digest]
-        for digest in manifests:
-            await store.remove_manifest(namespace, digest)
-        unneeded = [digest for digest in present if digest not in needed]
-        await transaction.condemn(namespace, unneeded, unseen_since=_FAR_FUTURE)
-    async with index.transaction() as transaction:
-        condemned = await transaction.condemned(namespace, present)
-        await store.remove(namespace, condemned)
-        await transaction.forget_chunks(namespace, condemned)
 
 
 if __name__ == "__main__":

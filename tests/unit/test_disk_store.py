@@ -17,6 +17,7 @@ from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores import disk
 from filestore.repository.stores.disk import DiskStaging, DiskStore, open_store
+from filestore.repository.stores.protocol import Removed
 from tests.support.disks import refuse_locks
 
 DIGEST = chunk_digest(b"content")
@@ -116,6 +117,13 @@ def open_descriptors() -> int:
     return len(list(Path("/dev/fd").iterdir()))
 
 
+def leave_staging(root: Path) -> None:
+    """Leave what a killed process leaves: a folder without a lock."""
+    dead = root / "tmp" / ("0" * 32)
+    dead.mkdir(parents=True)
+    (dead / "0").write_bytes(b"8 bytes.")
+
+
 async def test_files_of_a_dead_process_are_swept(root: Path) -> None:
     """A folder in `tmp` without a lock is what a killed process left."""
     dead = root / "tmp" / ("0" * 32)
@@ -123,6 +131,33 @@ async def test_files_of_a_dead_process_are_swept(root: Path) -> None:
     (dead / "0").write_bytes(b"a torn frame")
     store = await open_store(root)
     assert not dead.exists()
+    await store.close()
+
+
+async def test_what_dead_processes_left_is_counted_once(root: Path) -> None:
+    """What the opening removed, and what was left since. A dry run removes nothing."""
+    leave_staging(root)
+    store = await open_store(root)
+    assert Removed(1, 8) == await store.remove_abandoned()
+    leave_staging(root)
+    assert Removed(1, 8) == await store.remove_abandoned(dry_run=True)
+    assert Removed(1, 8) == await store.remove_abandoned()
+    assert Removed(0, 0) == await store.remove_abandoned()
+    await store.close()
+
+
+async def test_damage_in_the_place_of_a_frame_is_removed(root: Path) -> None:
+    """A folder, a link that leads nowhere, and a file in the place of the folder."""
+    store = await open_store(root)
+    digests = [chunk_digest(b"%d" % number) for number in range(3)]
+    folder, link, above = [root / chunk_key("a", digest) for digest in digests]
+    (folder / "inner").mkdir(parents=True)
+    link.parent.mkdir(parents=True)
+    link.symlink_to("nowhere")
+    above.parent.parent.mkdir(parents=True)
+    above.parent.write_bytes(b"")
+    await store.remove("a", digests)
+    assert [above.parent.parent, above.parent] == sorted(root.glob("chunks/a/**/*"))
     await store.close()
 
 

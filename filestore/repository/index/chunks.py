@@ -43,10 +43,12 @@ def insert_chunks(connection: sqlite3.Connection, namespace: str, rows: Sequence
 
 
 def update_last_seen(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest], now: int) -> None:
-    """Set the last-seen time of live rows to `now`, if it is old enough."""
-    statement = "UPDATE chunks SET last_seen = ? WHERE namespace = ? AND going = 0 AND last_seen < ? AND digest IN ({})"
-    parameters = (now, namespace, now - REFRESH_MICROSECONDS)
-    write(connection, statement, parameters, digests)
+    """Set the last-seen time of live rows to `now`, if it is old enough, or in the future."""
+    statement = (
+        "UPDATE chunks SET last_seen = ?"
+        " WHERE namespace = ? AND going = 0 AND (last_seen < ? OR last_seen > ?) AND digest IN ({})"
+    )
+    write(connection, statement, (now, namespace, now - REFRESH_MICROSECONDS, now), digests)
 
 
 def delete_chunks(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> None:
@@ -96,6 +98,13 @@ def update_frame_digests(connection: sqlite3.Connection, namespace: str, rows: S
     )
 
 
+def select_unknown(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
+    """Return the digests without a row, in order."""
+    statement = "SELECT digest FROM chunks WHERE namespace = ? AND digest IN ({})"
+    known = {digest for (digest,) in read(connection, statement, (namespace,), digests)}
+    return [digest for digest in digests if digest not in known]
+
+
 def insert_bases(connection: sqlite3.Connection, namespace: str, bases: Sequence[Base]) -> None:
     """Insert edges. Existing ones stay."""
     connection.executemany(
@@ -114,8 +123,11 @@ def select_needed_bases(connection: sqlite3.Connection, namespace: str, digests:
 
 
 def select_namespaces(connection: sqlite3.Connection) -> list[str]:
-    """Return the namespaces with a row, a record or a token, in their order."""
-    found = {namespace for (namespace,) in connection.execute("SELECT DISTINCT namespace FROM tokens")}
+    """Return the namespaces with a row, a record, a token, a policy or a state, in their order."""
+    small = "SELECT namespace FROM tokens"
+    if is_current(connection):
+        small += " UNION SELECT namespace FROM policies UNION SELECT namespace FROM tasks"
+    found = {namespace for (namespace,) in connection.execute(small)}
     # One look-up for each namespace: DISTINCT would read every row of these tables.
     for table in ("chunks", "records"):
         statement, namespace = _NEXT_NAMESPACE.format(table), ""

@@ -100,7 +100,10 @@ class Transaction(Protocol):
         """Add live rows, and set their last-seen time to now. Existing rows are replaced, also condemned ones."""
 
     async def refresh(self, namespace: str, digests: Sequence[Digest]) -> None:
-        """Set the last-seen time of live rows to now. Skip rows whose time is less than an hour ago."""
+        """Set the last-seen time of live rows to now. Skip rows whose time is less than an hour ago.
+
+        A time in the future, from a clock that was wrong, is also set to now.
+        """
 
     async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
         """Remove the rows of `digests`, both live and condemned ones."""
@@ -212,8 +215,17 @@ class Index(Protocol):
         Positions are larger than 0.
         """
 
+    async def superseded(
+        self, namespace: str, position: int, *, newer_count: int, updated_before: int | None, limit: int
+    ) -> list[PositionedRecord]:
+        """Return at most `limit` records that have at least `newer_count` newer versions of their name.
+
+        They come in the order of their positions, from `position` on as in `records_after`. With `updated_before`, only
+        records that were updated before this time. Records that pipelines use are left out, and count as versions.
+        """
+
     async def namespaces(self) -> list[str]:
-        """Return the namespaces that have a record, a row or a token, in their order."""
+        """Return the namespaces that have a record, a row, a token, a policy or the state of a task, in their order."""
 
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         """Return at most `limit` rows whose digest is larger than `after`, live and condemned ones, in order of digests."""
@@ -229,6 +241,9 @@ class Index(Protocol):
 
         This reads the whole index. Other reads and writes go on meanwhile. Raises StorageError if it cannot be read.
         """
+
+    async def unknown(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
+        """Return the digests without a row, live or condemned, in order. Unlike `missing`, this changes nothing."""
 
     async def policy(self, namespace: str) -> Policy:
         """Return the policy of a namespace."""

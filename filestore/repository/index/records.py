@@ -29,8 +29,15 @@ _RECORDS_AFTER = (
     " WHERE namespace = ? AND {0} > ? ORDER BY {0} LIMIT ?"
 )
 _IDS_OF_CONTENT = "SELECT id FROM records WHERE namespace = ? AND digest = ? ORDER BY {} DESC"
+_SUPERSEDED = (
+    "SELECT {0}, id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
+    " WHERE namespace = ? AND {0} > ? AND updated_at < ? AND ? <= (SELECT count(*) FROM (SELECT 1 FROM records AS newer"
+    " WHERE newer.namespace = records.namespace AND newer.name = records.name AND newer.{0} > records.{0} LIMIT ?)){1}"
+    " ORDER BY {0} LIMIT ?"
+)
 _POSITION_AT = "SELECT min({}) FROM records WHERE namespace = ? AND updated_at = ?"
 _SECOND = 1_000_000
+_FAR_FUTURE = 1 << 62
 
 
 def insert_record(connection: sqlite3.Connection, record: Record, now: int) -> Record:
@@ -102,6 +109,17 @@ def select_records_after(
             break
     rows.close()
     return found
+
+
+def select_superseded(
+    connection: sqlite3.Connection, namespace: str, position: int, *, newer_count: int, before: int | None, limit: int
+) -> list[PositionedRecord]:
+    """Return records after `position` that have at least `newer_count` newer versions of their name, and no uses."""
+    more = f" AND {uses.IS_UNUSED}" if uses.has_uses(connection) else ""
+    before = _FAR_FUTURE if before is None else before
+    parameters = (namespace, position, before, newer_count, newer_count, limit)
+    rows = connection.execute(_SUPERSEDED.format(_position(connection), more), parameters)
+    return [PositionedRecord(found, _record(connection, tuple(row))) for found, *row in rows]
 
 
 def _position(connection: sqlite3.Connection) -> str:

@@ -117,6 +117,13 @@ class SqliteIndex:
     ) -> list[PositionedRecord]:
         return await self._reader.run(records.select_records_after, namespace, position, limit, only_valid=only_valid)
 
+    async def superseded(
+        self, namespace: str, position: int, *, newer_count: int, updated_before: int | None, limit: int
+    ) -> list[PositionedRecord]:
+        return await self._reader.run(
+            records.select_superseded, namespace, position, newer_count=newer_count, before=updated_before, limit=limit
+        )
+
     async def namespaces(self) -> list[str]:
         return await self._reader.run(chunks.select_namespaces)
 
@@ -133,6 +140,9 @@ class SqliteIndex:
             return await connection.run(find_problems)
         finally:
             await shield_until_done(connection.close())
+
+    async def unknown(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
+        return await self._reader.run(chunks.select_unknown, namespace, digests)
 
     async def policy(self, namespace: str) -> Policy:
         return await self._reader.run(tasks.select_policy, namespace)

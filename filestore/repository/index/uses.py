@@ -22,6 +22,9 @@ TABLE = (
 IS_LISTED = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.namespace = records.namespace AND uses.file_id = records.id AND is_graph)"
 """The condition for records that are no graphs."""
 
+IS_UNUSED = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.namespace = records.namespace AND uses.file_id = records.id)"
+"""The condition for records that no pipeline uses."""
+
 _SELECT = "SELECT file_id, pipeline_id, pipeline_name, is_graph FROM uses WHERE namespace = ?"
 
 

@@ -29,8 +29,8 @@ from filestore.core.paths import chunk_key, manifest_key, unhashed
 from filestore.errors import InvalidReference, ReadOnly, StorageError, UsedAfterFork
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores.inspection import inspect_file, read_file
-from filestore.repository.stores.protocol import FrameState, Staging
-from filestore.system.files import access_error, read_at, remove_if_possible, storage_errors, sync_path, write_all
+from filestore.repository.stores.protocol import NOTHING_REMOVED, FrameState, Removed, Staging
+from filestore.system.files import access_error, read_at, remove, remove_if_possible, storage_errors, sync_path, write_all
 from filestore.system.locks import FileLock
 from filestore.system.metrics import Stage, async_span, span
 from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 _OWN_BYTES = 16
 _OWN_PATTERN = "[0-9a-f]" * 2 * _OWN_BYTES
+_PLACE_ATTEMPTS = 100
 
 _translated = partial(storage_errors, translate=access_error)
 
@@ -115,8 +116,10 @@ class DiskStore:
     such a file removes the row of the chunk from the index. The next push then sends the chunk again.
     """
 
-    def __init__(self, root: Path, own: Path | None, lock: FileLock | None) -> None:
+    def __init__(self, root: Path, own: Path | None, lock: FileLock | None, *, abandoned: Removed = NOTHING_REMOVED) -> None:
         """Make a store. `own` is its folder for staging files, and `lock` is the lock of that folder.
+
+        `abandoned` says what staging files of ended processes were removed when the store was opened.
 
         Both are None for a store that is only read.
         """
@@ -125,6 +128,7 @@ class DiskStore:
         self._lock = lock
         self._pid = os.getpid()
         self._numbers = count()
+        self._abandoned = abandoned
         self._format: bytes | None = None
         """The content of the format file. None until this process knows that the file is durable."""
 
@@ -196,6 +200,10 @@ class DiskStore:
     def manifests(self, namespace: str) -> AsyncIterator[Digest]:
         return self._walk(self._root / "manifests" / namespace)
 
+    async def remove_abandoned(self, *, dry_run: bool = False) -> Removed:
+        """Remove the staging folders of processes that have ended. The first result also has what the opening removed."""
+        return await in_disk_thread(self._remove_abandoned, dry_run)
+
     async def close(self) -> None:
         """Remove the staging files of this process, and release the lock of their folder."""
         lock, self._lock = self._lock, None
@@ -206,6 +214,12 @@ class DiskStore:
             lock.release()
             return
         await shield_until_done(in_disk_thread(_release, self._own, lock))
+
+    def _remove_abandoned(self, dry_run: bool) -> Removed:  # noqa: FBT001  # through a thread
+        with _translated(self._root):
+            found = _sweep_all(self._root / "tmp", is_dry=dry_run)
+        earlier, self._abandoned = self._abandoned, NOTHING_REMOVED
+        return Removed(found.count + earlier.count, found.size + earlier.size)
 
     def _initialise(self, text: bytes) -> bytes:
         if self._format is not None:
@@ -235,12 +249,21 @@ class DiskStore:
         """Rename staging files to their final paths, which must all be in one folder. Make the folder if needed."""
         folder = places[0][1].parent
         with _translated(self._root):
-            _make_folder(folder)
-            for staging, path in places:
-                # I3: the bytes were verified at the door and synced. I1: what is replaced has the same content.
-                staging.move_to(path)
-            # I2: a name is durable with its folder; only then may the caller commit its row.
-            sync_path(folder)
+            for attempt in range(_PLACE_ATTEMPTS):
+                try:
+                    _make_folder(folder)
+                    while places:
+                        staging, path = places[0]
+                        # I3: the bytes were verified at the door and synced. I1: what is replaced has the same content.
+                        staging.move_to(path)
+                        del places[0]
+                    # I2: a name is durable with its folder; only then may the caller commit its row.
+                    sync_path(folder)
+                    break
+                except FileNotFoundError:
+                    # A collection may have removed the folder while it was empty.
+                    if folder.exists() or attempt == _PLACE_ATTEMPTS - 1:
+                        raise
 
     def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
         with _translated(self._root), span(Stage.READ):
@@ -276,9 +299,15 @@ class DiskStore:
             return [read_file(self._root / chunk_key(namespace, digest), digest, buffer, visit) for digest in digests]
 
     def _unlink(self, keys: list[str]) -> None:
+        paths = [self._root / key for key in keys]
         with _translated(self._root):
-            for key in keys:
-                (self._root / key).unlink(missing_ok=True)
+            for path in paths:
+                _unlink(path)
+            for folder in {path.parent for path in paths}:
+                # Empty folders take a block each: with small chunks, that is a good part of what was removed.
+                with suppress(OSError):
+                    folder.rmdir()
+                    folder.parent.rmdir()
 
     async def _walk(self, top: Path) -> AsyncIterator[Digest]:
         for folder in await in_disk_thread(self._listed, top):
@@ -349,9 +378,8 @@ def _enter(root: Path, opened: list[DiskStore]) -> None:
         _make_root(root)
         tmp = root / "tmp"
         tmp.mkdir(0o700, exist_ok=True)
-        for folder in tmp.glob(_OWN_PATTERN):
-            _sweep(folder)
-        opened.append(DiskStore(root, *_claim(tmp)))
+        abandoned = _sweep_all(tmp)
+        opened.append(DiskStore(root, *_claim(tmp), abandoned=abandoned))
 
 
 def _make_root(root: Path) -> None:
@@ -376,11 +404,24 @@ def _claim(tmp: Path) -> tuple[Path, FileLock]:
             return folder, lock
 
 
-def _sweep(folder: Path) -> None:
-    """Remove a folder in `tmp` if no running process has its lock."""
-    lock = _locked(folder)
-    if lock is not None:
-        _release(folder, lock)
+def _sweep_all(tmp: Path, *, is_dry: bool = False) -> Removed:
+    """Remove the folders in `tmp` whose lock no running process has. Return how many files they have, and their bytes.
+
+    Raises OSError.
+    """
+    count = size = 0
+    for folder in tmp.glob(_OWN_PATTERN):
+        lock = _locked(folder)
+        if lock is None:
+            continue
+        with suppress(OSError):
+            sizes = [path.lstat().st_size for path in folder.iterdir()]
+            count, size = count + len(sizes), size + sum(sizes)
+        if is_dry:
+            lock.release()
+        else:
+            _release(folder, lock)
+    return Removed(count, size)
 
 
 def _locked(folder: Path) -> FileLock | None:
@@ -423,6 +464,18 @@ def _make_folder(folder: Path) -> None:
     folder.mkdir(0o700, exist_ok=True)
     # Also where another process made the folder: it may not have come here yet, or have died before.
     sync_path(folder.parent)
+
+
+def _unlink(path: Path) -> None:
+    """Remove what is at `path`: a file or, after damage, something else. Raises OSError."""
+    try:
+        path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        return  # a file is in the place of its folder
+    except OSError:
+        if not path.is_dir():
+            raise
+        remove(path)
 
 
 def _holds_something(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from filestore.core.digest import Buffer, Digest
 from filestore.format.codec import FRAME_LIMIT
-from filestore.repository.stores.protocol import FrameProblem, FrameState, Staging
+from filestore.repository.stores.protocol import NOTHING_REMOVED, FrameProblem, FrameState, Removed, Staging
 from filestore.system.threads import in_cpu_thread
 
 T = TypeVar("T")
@@ -137,6 +137,10 @@ class MemoryStore:
         for kept, digest in list(self._manifests):
             if kept == namespace:
                 yield digest
+
+    async def remove_abandoned(self, *, dry_run: bool = False) -> Removed:  # noqa: ARG002  # of the protocol
+        """Do nothing, because staging ends with its process."""
+        return NOTHING_REMOVED
 
     async def close(self) -> None:
         self._frames.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
@@ -32,6 +33,18 @@ class FrameState(NamedTuple):
     problem: FrameProblem | None = None
     reason: str = ""
     """The problem as a clause, such as `a folder is in its place`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """How much was removed."""
+
+    count: int
+    size: int
+    """Bytes of the files."""
+
+
+NOTHING_REMOVED = Removed(0, 0)
 
 
 class Staging(Protocol):
@@ -121,7 +134,10 @@ class ChunkStore(Protocol):
         """
 
     async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
-        """Remove frames. An absent frame is not an error."""
+        """Remove frames. An absent frame is not an error.
+
+        Call this inside a write transaction of the index (I2), so that no push publishes frames at the same time.
+        """
 
     def digests(self, namespace: str) -> AsyncIterator[Digest]:
         """Yield the digests of all frames of a namespace, in any order.
@@ -140,6 +156,9 @@ class ChunkStore(Protocol):
 
     def manifests(self, namespace: str) -> AsyncIterator[Digest]:
         """Yield the digests of all manifests of a namespace, as `digests` does."""
+
+    async def remove_abandoned(self, *, dry_run: bool = False) -> Removed:
+        """Remove what processes that have ended left in staging. With `dry_run`, only return how much that is."""
 
     async def close(self) -> None:
         """Free the resources of the store. Frames that were not published are discarded."""
