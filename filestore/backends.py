@@ -7,11 +7,22 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from filestore.errors import InvalidUrl, NotARepository
+from filestore.repository.folder import (
+    FORMAT_NAME,
+    INDEX_NAME,
+    INDEX_STAGING,
+    LAST_COMMIT_NAME,
+    LOG_NAMES,
+    RESTORING_NAME,
+    TMP_NAME,
+    has_content,
+)
 from filestore.repository.format_file import read_format
 from filestore.repository.index.protocol import Index
 from filestore.repository.index.sqlite import open_index, open_index_for_reading
@@ -29,12 +40,8 @@ if TYPE_CHECKING:
 CONNECTIONS = 4
 STALL_SECONDS = 30.0
 
-_FORMAT_NAME = "format"
-_INDEX_NAME = "index.sqlite"
-_BEGUN_NAME = re.compile(rf"tmp|{re.escape(_INDEX_NAME)}(?:-wal|-shm|-journal|\.[0-9a-f]{{16}})?")
+_BEGUN_NAMES = frozenset({TMP_NAME, INDEX_NAME, LAST_COMMIT_NAME, *LOG_NAMES})
 """What is in a repository before its format file is, which comes last."""
-_LOG_NAMES = frozenset(f"{_INDEX_NAME}-{part}" for part in ("wal", "shm", "journal"))
-"""What SQLite has beside an index, and never without one."""
 _FILE_SYSTEM_NAMES = frozenset({"lost+found"})
 """What an empty file system holds."""
 _SHOWN_NAMES = 3
@@ -134,10 +141,16 @@ def _proxy(url: str, given: str | None) -> Proxy | None:
         return None  # the URL is malformed, and whoever takes it says so
 
 
-async def open_backend(root: Path, *, create: bool = False, read_only: bool = False) -> tuple[ChunkStore, Index]:
+async def open_backend(
+    root: Path, *, create: bool = False, read_only: bool = False, accepts_index: bool = False
+) -> tuple[ChunkStore, Index]:
     """The disk store and the SQLite index in `root`. The caller closes both. `create` and `read_only`: as in `connect`.
 
-    Raises NotARepository, UnknownFormat, StorageError, StorageFull, Busy.
+    With `accepts_index`, which is for a repair, an index is accepted that is empty or older than the content, and made
+    if it is missing. Other processes then accept it too.
+
+    Raises NotARepository, UnknownFormat, StorageError, StorageFull, Busy. Raises IndexDamaged if the index is malformed,
+    is empty although content is there, or is not the one with which the repository was last written.
     """
     if create:
         await create_repository(root)
@@ -145,12 +158,20 @@ async def open_backend(root: Path, *, create: bool = False, read_only: bool = Fa
     reading = store_for_reading(root)
     # First, so that nothing is made in, or read from, a repository of another version.
     await read_format(reading, location=str(root))
-    await in_disk_thread(_check_index, root)
+    index, last_commit = root / INDEX_NAME, root / LAST_COMMIT_NAME
+    if accepts_index:
+        with storage_errors(root, translate=access_error):
+            await in_disk_thread(partial(last_commit.unlink, missing_ok=True))
+    else:
+        await in_disk_thread(_check_index, root)
     if read_only:
-        return reading, await open_index_for_reading(root / _INDEX_NAME)
+        return reading, await open_index_for_reading(index, last_commit=last_commit)
     store = await open_store(root)
     try:
-        return store, await open_index(root / _INDEX_NAME)
+        # Again, now that a restore sees the staging folder of this process, and ends before it changes anything.
+        await in_disk_thread(_check_repository, root)
+        makes_tables = accepts_index or await in_disk_thread(_may_make_tables, root)
+        return store, await open_index(index, last_commit=last_commit, makes_tables=makes_tables)
     except BaseException:
         await shield_until_done(store.close())
         raise
@@ -171,8 +192,13 @@ async def create_repository(root: Path) -> bool:
         if await in_disk_thread(_has_index, root):
             return False
     store = await open_store(root)
+    last_commit = root / LAST_COMMIT_NAME
     try:
-        index = await open_index(root / _INDEX_NAME)
+        if not await in_disk_thread((root / INDEX_NAME).exists):
+            # That of an index that is lost, in a repository without content.
+            with storage_errors(root, translate=access_error):
+                await in_disk_thread(partial(last_commit.unlink, missing_ok=True))
+        index = await open_index(root / INDEX_NAME, last_commit=last_commit)
         await index.close()
         # Last: what has a format file is a repository, and what has none can be made one.
         new_id = secrets.token_hex(16)
@@ -232,7 +258,10 @@ def _refuse_torn_url(text: str) -> None:
 
 
 def _check_repository(root: Path) -> None:
-    """Raise NotARepository if `root` is not a repository. Also raises StorageError."""
+    """Raise NotARepository if `root` is not a repository, or if a restore of it was interrupted. Also raises StorageError."""
+    with storage_errors(root, translate=access_error):
+        if (root / RESTORING_NAME).exists():
+            raise NotARepository(str(root), "a restore of it has not ended", "wait until it ends, or do the restore again")
     if not _has_format(root):
         raise _not_a_repository(root, _names_in(root))
 
@@ -242,7 +271,7 @@ def _check_index(root: Path) -> None:
     if not _has_index(root):
         raise NotARepository(
             str(root),
-            f"its index {_INDEX_NAME} is missing",
+            f"its index {INDEX_NAME} is missing",
             f"restore it from a backup; to begin with an empty one, {_HOW_TO_MAKE}",
             hint="create-repository",
         )
@@ -256,21 +285,28 @@ def _has_index(root: Path) -> bool:
     Today the index is made before the format file. Earlier versions made it after the format file, but before anything
     else. So if there is nothing else yet, making the repository was interrupted, and no record is lost.
     """
-    index = root / _INDEX_NAME
+    index = root / INDEX_NAME
     if index.exists():
         return True
     names = set(_names_in(root) or ())
-    is_used = bool({*_strange(names), *(names & _LOG_NAMES)} - {_FORMAT_NAME})
+    is_used = bool({*_strange(names), *(names & {*LOG_NAMES})} - {FORMAT_NAME})
     # Another process may have made it in between.
     if not is_used or index.exists():
         return False
     raise NotARepository(
         str(root),
-        f"its index {_INDEX_NAME} is missing, which holds the records and tokens of what is stored there",
-        f"restore {_INDEX_NAME} from a backup; without one, move the folder away, make a new repository"
+        f"its index {INDEX_NAME} is missing, which holds the records and tokens of what is stored there",
+        f"restore {INDEX_NAME} from a backup; without one, move the folder away, make a new repository"
         f" ({_HOW_TO_MAKE}), and push the files again",
         hint="create-repository",
     )
+
+
+def _may_make_tables(root: Path) -> bool:
+    """Return whether an index without tables may get some: not if it is an empty file in the place of a lost index."""
+    with storage_errors(root, translate=access_error):
+        # What a push or a migration was killed in has tables, perhaps only in the log.
+        return (root / INDEX_NAME).stat().st_size > 0 or not has_content(root)
 
 
 def _check_can_become_one(root: Path) -> bool:
@@ -307,7 +343,7 @@ def _not_a_repository(root: Path, names: list[str] | None) -> NotARepository:
             f"the folder holds other things ({shown}{more})",
             "give the folder of a repository; a new one is made in a new or an empty folder only",
         )
-    if any(_BEGUN_NAME.fullmatch(name) for name in names):
+    if any(map(_is_begun, names)):
         return NotARepository(
             str(root),
             "making one there was cut off before the end",
@@ -324,12 +360,16 @@ def _not_a_repository(root: Path, names: list[str] | None) -> NotARepository:
 
 def _strange(names: Iterable[str]) -> list[str]:
     """Return the names that belong neither to an unfinished repository nor to the file system."""
-    return sorted(name for name in names if name not in _FILE_SYSTEM_NAMES and not _BEGUN_NAME.fullmatch(name))
+    return sorted(name for name in names if name not in _FILE_SYSTEM_NAMES and not _is_begun(name))
+
+
+def _is_begun(name: str) -> bool:
+    return name in _BEGUN_NAMES or INDEX_STAGING.fullmatch(name) is not None
 
 
 def _has_format(root: Path) -> bool:
     with storage_errors(root, translate=access_error):
-        return (root / _FORMAT_NAME).is_file()
+        return (root / FORMAT_NAME).is_file()
 
 
 def _names_in(root: Path) -> list[str] | None:

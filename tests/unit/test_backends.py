@@ -195,7 +195,7 @@ async def test_new_or_empty_folder_becomes_a_repository_once(tmp_path: Path, fil
     first = await identity_id(str(folder))
     assert not await create_repository(folder)
     assert first == await identity_id(str(folder), create=True)
-    assert {"format", "index.sqlite", "tmp"} == tree(folder) - {"lost+found", f"index.sqlite.{'0' * 16}"}
+    assert {"format", "index.sqlite", "last-commit", "tmp"} == tree(folder) - {"lost+found", f"index.sqlite.{'0' * 16}"}
 
 
 async def test_folder_that_holds_other_things_never_becomes_a_repository(tmp_path: Path) -> None:

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
-from filestore.errors import Busy, ReadOnly, StorageError
+from filestore.errors import Busy, IndexDamaged, ReadOnly
 from filestore.repository.index import chunks, records, tasks, tokens, uses
 from filestore.repository.index.chunks import REFRESH_MICROSECONDS
 from filestore.repository.index.connections import Connection, ReadingConnection, roll_back, run_when_free
 from filestore.repository.index.integrity import find_problems
+from filestore.repository.index.last_commit import LastCommit, check_version
 from filestore.repository.index.protocol import (
     Base,
     ChunkRow,
@@ -45,6 +48,7 @@ BUSY_SECONDS = 60.0
 SECRET_SIZE = 32
 
 _SLICE_SECONDS = 0.1
+_EMPTY = "it is empty: it has no tables"
 
 
 def system_now() -> int:
@@ -59,12 +63,20 @@ class SqliteIndex:
     """
 
     def __init__(
-        self, writer: Connection, reader: Connection, *, busy_seconds: float, now: Callable[[], int], read_only: bool = False
+        self,
+        writer: Connection,
+        reader: Connection,
+        *,
+        busy_seconds: float,
+        now: Callable[[], int],
+        last_commit: LastCommit | None,
+        read_only: bool = False,
     ) -> None:
         self._writer = writer
         self._reader = reader
         self._busy_seconds = busy_seconds
         self._now = now
+        self._last_commit = last_commit
         self._read_only = read_only
         self._writing = asyncio.Lock()
 
@@ -75,8 +87,9 @@ class SqliteIndex:
         await self._acquire(deadline)
         try:
             await run_when_free(self._writer, self._writer.begin, deadline)
-            yield SqliteTransaction(self._writer, self._now)
-            await shield_until_done(self._writer.run(self._writer.commit))
+            transaction = SqliteTransaction(self._writer, self._now)
+            yield transaction
+            await shield_until_done(self._writer.run(self._commit, has_record=transaction.has_record))
         except BaseException:
             # Also after a cancel during BEGIN, which may have begun, or during COMMIT, which may have committed.
             if not self._writer.closed:
@@ -189,6 +202,12 @@ class SqliteIndex:
         await shield_until_done(self._writer.close())
         await shield_until_done(self._reader.close())
 
+    def _commit(self, connection: sqlite3.Connection, *, has_record: bool) -> None:
+        version = tasks.select_version(connection) if has_record else None
+        self._writer.commit(connection)
+        if version is not None and self._last_commit is not None:
+            self._last_commit.write(version)
+
     async def _acquire(self, deadline: float) -> None:
         try:
             async with asyncio.timeout_at(deadline):
@@ -203,6 +222,8 @@ class SqliteTransaction:
     def __init__(self, writer: Connection, now: Callable[[], int]) -> None:
         self._writer = writer
         self._now = now
+        self.has_record = False
+        """Whether a record was added."""
 
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
         return await self._writer.run(chunks.select_sizes, namespace, digests)
@@ -242,6 +263,7 @@ class SqliteTransaction:
             created_at=0,
             updated_at=0,
         )
+        self.has_record = True
         return await self._writer.run(records.insert_record, record, self._now())
 
     async def remove_record(self, namespace: str, file_id: str) -> Record | None:
@@ -269,19 +291,31 @@ class SqliteTransaction:
         await self._writer.run(tasks.replace_state, namespace, task, state)
 
 
-async def open_index(path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Callable[[], int] = system_now) -> SqliteIndex:
+async def open_index(
+    path: Path,
+    *,
+    busy_seconds: float = BUSY_SECONDS,
+    now: Callable[[], int] = system_now,
+    last_commit: Path | None = None,
+    makes_tables: bool = True,
+) -> SqliteIndex:
     """Open the index in the file `path`, and make the file if it does not exist. Its folder must exist.
 
-    `busy_seconds` is how long a write waits for other writers. Raises UnknownFormat, StorageError, StorageFull, Busy.
+    `busy_seconds` is how long a write waits for other writers. `last_commit` is a file that remembers the last commit.
+    Without `makes_tables`, neither the file nor its tables are made.
+
+    Raises IndexDamaged if the index is empty and `makes_tables` is false, or if it is not the index that `last_commit`
+    names, or an older copy of it. Also raises UnknownFormat, StorageError, StorageFull, Busy.
     """
     # The connection for writing waits in slices, see `run_when_free`. The other waits only while SQLite recovers from
     # a crash.
-    writer = Connection(path, timeout_seconds=_SLICE_SECONDS, makes_file=True)
+    writer = Connection(path, timeout_seconds=_SLICE_SECONDS, makes_file=makes_tables)
     reader = Connection(path, timeout_seconds=busy_seconds)
-    index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now)
+    kept = None if last_commit is None else LastCommit(last_commit)
+    index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now, last_commit=kept)
     try:
         deadline = asyncio.get_running_loop().time() + busy_seconds
-        await run_when_free(writer, prepare, deadline)
+        await run_when_free(writer, partial(_open_tables, path=str(path), last_commit=kept, makes_tables=makes_tables), deadline)
         # Now, so that both connections have the same files open, whatever happens to the names.
         await reader.run(has_tables, str(path))
     except BaseException:
@@ -291,20 +325,45 @@ async def open_index(path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Cal
 
 
 async def open_index_for_reading(
-    path: Path, *, busy_seconds: float = BUSY_SECONDS, now: Callable[[], int] = system_now
+    path: Path,
+    *,
+    busy_seconds: float = BUSY_SECONDS,
+    now: Callable[[], int] = system_now,
+    last_commit: Path | None = None,
 ) -> SqliteIndex:
     """Open the existing index in the file `path` for reading. No file is made.
 
     Only `transaction` writes, so that a reader can report damage. It fails if this user may not write. Raises
-    UnknownFormat, StorageError, Busy.
+    IndexDamaged as `open_index` does, UnknownFormat, StorageError, Busy.
     """
     writer = Connection(path, timeout_seconds=_SLICE_SECONDS)
     reader = ReadingConnection(path, timeout_seconds=busy_seconds)
-    index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now, read_only=True)
+    index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now, last_commit=None, read_only=True)
+    kept = None if last_commit is None else LastCommit(last_commit)
     try:
-        if not await reader.run(has_tables, str(path)):
-            raise StorageError(str(path), "it is empty, because its making was interrupted")
+        await reader.run(_check_tables, path=str(path), known=None if kept is None else await in_disk_thread(kept.read))
     except BaseException:
         await index.close()
         raise
     return index
+
+
+def _open_tables(connection: sqlite3.Connection, *, path: str, last_commit: LastCommit | None, makes_tables: bool) -> None:
+    """Make or migrate the tables, and check that this is the index that was last written."""
+    known = None if last_commit is None else last_commit.read()
+    if makes_tables or has_tables(connection, path):
+        if known is not None:
+            # Before a migration: an older index that was put here stays as it is.
+            check_version(path, tasks.select_version(connection), known)
+        prepare(connection)
+    else:
+        raise IndexDamaged(path, _EMPTY)
+    version = tasks.select_version(connection)
+    if last_commit is not None and version is not None and known is None:
+        last_commit.write(version)
+
+
+def _check_tables(connection: sqlite3.Connection, *, path: str, known: IndexVersion | None) -> None:
+    if not has_tables(connection, path):
+        raise IndexDamaged(path, _EMPTY)
+    check_version(path, tasks.select_version(connection), known)
