@@ -6,10 +6,11 @@ cd "$(dirname "$0")/.."
 bash tests/make_venv.sh .venv
 # Where Debian keeps nginx, which is not on every user's path.
 export PATH="$PATH:/usr/sbin"
-# Programs whose archives, and whose reading of ours, the tests compare; curl speaks to the server, and nginx is an origin of URLs.
-for program in curl unzip 7z bsdtar nginx; do
+# Programs whose archives, and whose reading of ours, the tests compare; curl speaks to the server, nginx is an origin of URLs,
+# and gcc compiles what makes sectors of a disk bad.
+for program in curl unzip 7z bsdtar nginx gcc; do
     command -v "$program" >/dev/null || {
-        bash tests/install.sh curl unzip p7zip-full libarchive-tools nginx
+        bash tests/install.sh curl unzip p7zip-full libarchive-tools nginx gcc libc6-dev
         break
     }
 done

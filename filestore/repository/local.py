@@ -147,9 +147,19 @@ class LocalRepository:
     async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
         """Read frames.
 
-        If the frame of a live row is missing in the store, the row is removed, so that the next push sends it.
+        If the frame of a live row is missing in the store, or cannot be read, the row is removed, so that the next push
+        sends it.
         """
-        frames = await self._store.read_into(self._namespace, digests, buffer)
+        try:
+            frames = await self._store.read_into(self._namespace, digests, buffer)
+        except ValueError:
+            # The frame of another chunk may be in the place of a smaller one, and take the space of those that follow.
+            wrong = set(await self._damaged(digests))
+            if not wrong:
+                raise
+            intact = [digest for digest in digests if digest not in wrong]
+            found = iter(await self._store.read_into(self._namespace, intact, buffer))
+            frames = [None if digest in wrong else next(found) for digest in digests]
         await self._forget_lost(digest for digest, frame in zip(digests, frames, strict=True) if frame is None)
         if moved is not None:
             moved(sum(len(frame) for frame in frames if frame is not None))
@@ -175,20 +185,9 @@ class LocalRepository:
         return sizes
 
     async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
-        suspects = await self._damaged(digests)
-        if not suspects:
-            return []
-        try:
-            async with self._index.transaction() as transaction:
-                # Another push may have repaired it since. During a write transaction none can.
-                live = await transaction.sizes(self._namespace, suspects)
-                damaged = await self._damaged(list(live))
-                await transaction.forget_chunks(self._namespace, damaged)
-        except (StorageError, Busy):
-            if not self._read_only:
-                raise
-            return suspects
-        return damaged
+        async with self._budget.take(FRAME_LIMIT + CHUNK_LIMIT):
+            suspects = await self._damaged(digests)
+        return await self._forget_damaged(suspects)
 
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
         self._check_writable()
@@ -363,41 +362,42 @@ class LocalRepository:
             raise ChunksMissing(*map(str, absent))
 
     async def _forget_lost(self, absent: Iterable[Digest]) -> None:
-        """Remove the rows of chunks whose frames are missing in the store."""
+        """Remove the rows of chunks whose frames are missing in the store, or cannot be read."""
         asked = list(dict.fromkeys(absent))
         if not asked:
             return
         without_row = set(await self._index.missing(self._namespace, asked))
-        lost = [digest for digest in asked if digest not in without_row]
-        if not lost:
-            return
+        await self._forget_damaged([digest for digest in asked if digest not in without_row])
+
+    async def _forget_damaged(self, suspects: Sequence[Digest]) -> list[Digest]:
+        """Remove the rows of those chunks whose frames are absent or damaged. Return their digests.
+
+        A repository that was opened for reading removes them only if this process may write. Otherwise it returns
+        `suspects`.
+        """
+        if not suspects:
+            return []
         try:
             async with self._index.transaction() as transaction:
-                # A frame may have been put since. During a write transaction none is put, so an absent frame stays
-                # absent.
-                live = await transaction.sizes(self._namespace, lost)
-                still_lost = [digest for digest in live if not await self._has_frame(digest)]
-                await transaction.forget_chunks(self._namespace, still_lost)
+                # Another push may have repaired it since. During a write transaction none can.
+                live = await transaction.sizes(self._namespace, suspects)
+                damaged = await self._damaged(list(live))
+                await transaction.forget_chunks(self._namespace, damaged)
         except (StorageError, Busy):
-            # A reader, perhaps of a read-only disk, learns that the chunk is absent. It need not learn that a row
-            # remains.
             if not self._read_only:
                 raise
-
-    async def _damaged(self, digests: Sequence[Digest]) -> list[Digest]:
-        """Return the digests whose frames are absent or damaged."""
-        damaged = []
-        for digest in dict.fromkeys(digests):
-            async with self._budget.take(FRAME_LIMIT + CHUNK_LIMIT):
-                (frame,) = await self._store.read_into(self._namespace, [digest], memoryview(bytearray(FRAME_LIMIT)))
-                if frame is None or not await in_cpu_thread(is_intact, Frame(digest, frame)):
-                    damaged.append(digest)
+            return list(suspects)
         return damaged
 
-    async def _has_frame(self, digest: Digest) -> bool:
-        files = await self._store.open(self._namespace, [digest])
-        _close(files)
-        return files != [None]
+    async def _damaged(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Return the digests whose frames are absent or damaged. This needs memory for one frame and one chunk."""
+        buffer = memoryview(bytearray(FRAME_LIMIT)) if digests else memoryview(b"")
+        damaged = []
+        for digest in dict.fromkeys(digests):
+            (frame,) = await self._store.read_into(self._namespace, [digest], buffer)
+            if frame is None or not await in_cpu_thread(is_intact, Frame(digest, frame)):
+                damaged.append(digest)
+        return damaged
 
 
 def _summary(names: Sequence[str]) -> str:

@@ -14,6 +14,9 @@ from filestore.format.codec import Frame
 SIGNED_SECONDS = 86400
 """The number of seconds for which a signed path is valid by default."""
 
+VERIFY_LIMIT = 4096
+"""The largest number of digests in one call of `Repository.verify_chunks`."""
+
 Moved = Callable[[int], None]
 """A callback that a transfer calls with the number of encoded bytes that were just sent or received."""
 

@@ -34,6 +34,16 @@ EMPTY_PATH = "the path is empty, as from a variable that is not set; give '.' fo
 _SYNC_THREADS = 16
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+_UNREADABLE = frozenset(
+    getattr(errno, name)
+    for name in (
+        # Nothing is there, or something that is not a file.
+        *("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENXIO", "ENODEV"),
+        # A bad sector, and damage that a file system or a disk found by its own checksums.
+        *("EIO", "ENODATA", "EREMOTEIO", "EILSEQ", "EUCLEAN", "EBADMSG"),
+    )
+    if hasattr(errno, name)
+)
 BLOCK_SIZE = 4096
 """File systems round sizes up to a multiple of this."""
 
@@ -98,6 +108,14 @@ def read_at(descriptor: int, memory: memoryview, offset: int) -> int:
             break
         done += size
     return done
+
+
+def is_unreadable(error: OSError) -> bool:
+    """Return whether an error says that one file is lost: it is gone, is not a file, or is on a bad part of a disk.
+
+    Other errors say something about this process or the whole disk, such as too few descriptors or permissions.
+    """
+    return error.errno in _UNREADABLE
 
 
 def write_at(descriptor: int, content: Buffer, offset: int) -> int:

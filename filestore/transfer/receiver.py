@@ -14,12 +14,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
-from filestore.core.digest import chunk_digest
+from filestore.core.digest import Digest, chunk_digest
 from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
 from filestore.core.progress import Progress, Report, without_repeats
-from filestore.errors import ChunksMissing, DamagedChunk, FilestoreError, InvalidFrame, SourceError
+from filestore.errors import ChunksMissing, DamagedChunk, FilestoreError, InvalidBatch, InvalidFrame, SourceError
 from filestore.format.codec import Decoder, Frame, decoded_size
-from filestore.repository.protocol import Repository
+from filestore.repository.protocol import VERIFY_LIMIT, Repository
 from filestore.system.buffers import BufferPool
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread, task_group
@@ -325,7 +325,9 @@ class Receiver:
             return []
         digests = [place.chunk.digest for place in places]
         frames = []
-        for digest, frame in zip(digests, await self._repository.get(digests, buffer, moved=self._count_moved), strict=True):
+        async with self._mending(places):
+            received = await self._repository.get(digests, buffer, moved=self._count_moved)
+        for digest, frame in zip(digests, received, strict=True):
             if frame is None:
                 raise ChunksMissing(str(digest))
             frames.append(frame)
@@ -333,17 +335,22 @@ class Receiver:
 
     @asynccontextmanager
     async def _mending(self, places: list[Place]) -> AsyncIterator[None]:
-        """If the block raises DamagedChunk, ask the repository to verify the chunks of `places`.
+        """If the block raises DamagedChunk or InvalidBatch, ask the repository to verify the chunks of `places`.
 
-        The error is raised all the same.
-
-        The repository then treats damaged chunks as missing, so that the next push of the file sends them again.
+        The repository then treats damaged chunks as missing, so that the next push of the file sends them again. The
+        error is raised all the same. InvalidBatch becomes DamagedChunk if the repository finds damage: a frame may have
+        grown, so that the batch is larger than its chunks can be.
         """
         try:
             yield
-        except DamagedChunk:
+        except (DamagedChunk, InvalidBatch) as error:
+            damaged: list[Digest] = []
+            digests = [place.chunk.digest for place in places]
             with suppress(FilestoreError):
-                await self._repository.verify_chunks([place.chunk.digest for place in places])
+                for start in range(0, len(digests), VERIFY_LIMIT):
+                    damaged += await self._repository.verify_chunks(digests[start : start + VERIFY_LIMIT])
+            if damaged and isinstance(error, InvalidBatch):
+                raise DamagedChunk(str(damaged[0]), "its frame is not that of this chunk") from error
             raise
 
     def _note_reused(self, places: list[Place]) -> None:

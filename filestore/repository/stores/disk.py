@@ -4,6 +4,7 @@
     ROOT/chunks/<namespace>/ab/cd/    frames
     ROOT/manifests/<namespace>/ab/cd/ manifests
     ROOT/tmp/<random>/                staging files of one process, which holds a lock on the folder until it ends
+    ROOT/damaged/<key>.<random>       what was set aside because it is not the frame or manifest that its key names
 
 A durable write has three steps. The bytes are written to a staging file and synced. The staging file is renamed to its
 final name (I3). The folder is synced, which makes the name durable. The name of a new folder is synced before a file is
@@ -15,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,15 +24,23 @@ from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from filestore.core.digest import Buffer, Digest
 from filestore.core.paths import chunk_key, manifest_key, unhashed
-from filestore.errors import InvalidReference, ReadOnly, StorageError, UsedAfterFork
-from filestore.format.codec import FRAME_LIMIT
+from filestore.errors import InvalidFrame, InvalidReference, ReadOnly, StorageError, UsedAfterFork
+from filestore.format.codec import FRAME_LIMIT, HEADER_SIZE, decoded_size, frame_limit
 from filestore.repository.stores.inspection import inspect_file, read_file
 from filestore.repository.stores.protocol import NOTHING_REMOVED, FrameState, Removed, Staging
-from filestore.system.files import access_error, read_at, remove, remove_if_possible, storage_errors, sync_path, write_all
+from filestore.system.files import (
+    access_error,
+    is_unreadable,
+    read_at,
+    remove_if_possible,
+    storage_errors,
+    sync_path,
+    write_all,
+)
 from filestore.system.locks import FileLock
 from filestore.system.metrics import Stage, async_span, span
 from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
@@ -42,6 +52,12 @@ _OWN_PATTERN = "[0-9a-f]" * 2 * _OWN_BYTES
 _PLACE_ATTEMPTS = 100
 
 _translated = partial(storage_errors, translate=access_error)
+
+_READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+"""With O_NONBLOCK, an open does not wait for the writer of a pipe that is in the place of a frame."""
+_DAMAGED = "damaged"
+_ANY = Digest(bytes(32))
+"""The digest in an error that no one sees."""
 
 _Place = tuple["DiskStaging", Path]
 """A staging file, and its final path."""
@@ -112,8 +128,9 @@ class DiskStaging:
 class DiskStore:
     """Stores frames and manifests in files below `root`. Make it with `open_store` or `store_for_reading`.
 
-    If the file of a frame is empty, or larger than any frame can be, the frame counts as absent. A reader that finds
-    such a file removes the row of the chunk from the index. The next push then sends the chunk again.
+    Whatever cannot be read as a frame counts as absent: a file on a bad sector, one that is empty or has more bytes than
+    a frame can have, a folder, a pipe, a link that leads nowhere. A reader that finds it removes the row of the chunk
+    from the index. The next push then sends the chunk again. The same holds for manifests.
     """
 
     def __init__(self, root: Path, own: Path | None, lock: FileLock | None, *, abandoned: Removed = NOTHING_REMOVED) -> None:
@@ -192,7 +209,7 @@ class DiskStore:
         await in_disk_thread(self._put_manifest, self._root / manifest_key(namespace, digest), encoded)
 
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
-        return await in_disk_thread(self._read_small, self._root / manifest_key(namespace, digest))
+        return await in_disk_thread(self._read_manifest, self._root / manifest_key(namespace, digest))
 
     async def remove_manifest(self, namespace: str, digest: Digest) -> None:
         await in_disk_thread(self._unlink, [manifest_key(namespace, digest)])
@@ -225,7 +242,7 @@ class DiskStore:
         if self._format is not None:
             return self._format
         path = self._root / "format"
-        kept = self._read_small(path)
+        kept = self._read_format(path)
         if kept is None:
             staging = self.new_staging()
             try:
@@ -235,7 +252,7 @@ class DiskStore:
                     staging.link_to(path)
             finally:
                 staging.discard()
-            kept = self._read_small(path)
+            kept = self._read_format(path)
         if self._own is not None:
             with _translated(self._root):
                 # Also for the one who came second: the first may have died before this.
@@ -251,11 +268,15 @@ class DiskStore:
         with _translated(self._root):
             for attempt in range(_PLACE_ATTEMPTS):
                 try:
-                    _make_folder(folder)
+                    self._make_folder(folder)
                     while places:
                         staging, path = places[0]
                         # I3: the bytes were verified at the door and synced. I1: what is replaced has the same content.
-                        staging.move_to(path)
+                        try:
+                            staging.move_to(path)
+                        except IsADirectoryError:
+                            self._set_aside(path)
+                            staging.move_to(path)
                         del places[0]
                     # I2: a name is durable with its folder; only then may the caller commit its row.
                     sync_path(folder)
@@ -268,7 +289,8 @@ class DiskStore:
     def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
         with _translated(self._root), span(Stage.READ):
             for digest in digests:
-                file = _open_frame(self._root / chunk_key(namespace, digest))
+                frame = _open_frame(self._root / chunk_key(namespace, digest))
+                file = None if frame is None else os.fdopen(frame.descriptor, "rb", buffering=0)
                 opened.append(file)
                 if file is not None and sys.platform == "linux":
                     # `sendfile` waits for the disk in the event loop: let the kernel read ahead now.
@@ -302,7 +324,14 @@ class DiskStore:
         paths = [self._root / key for key in keys]
         with _translated(self._root):
             for path in paths:
-                _unlink(path)
+                try:
+                    path.unlink()
+                except (FileNotFoundError, NotADirectoryError):
+                    pass
+                except (IsADirectoryError, PermissionError):  # the second one on macOS
+                    if not path.is_dir():
+                        raise
+                    self._set_aside(path)
             for folder in {path.parent for path in paths}:
                 # Empty folders take a block each: with small chunks, that is a good part of what was removed.
                 with suppress(OSError):
@@ -330,7 +359,7 @@ class DiskStore:
         return digests
 
     def _put_manifest(self, path: Path, encoded: Buffer) -> None:
-        if self._read_small(path) == encoded:
+        if self._read_manifest(path) == encoded:
             with _translated(self._root):
                 # Who wrote it may have died between its rename and this.
                 sync_path(path.parent)
@@ -344,12 +373,51 @@ class DiskStore:
         finally:
             staging.discard()
 
-    def _read_small(self, path: Path) -> bytes | None:
+    def _read_manifest(self, path: Path) -> bytes | None:
+        """Return the content of a manifest. Return None if nothing is there, and b"" if it cannot be read."""
+        with _translated(self._root):
+            try:
+                return _read_file(path)
+            except FileNotFoundError:
+                return b"" if path.is_symlink() else None
+            except OSError as error:
+                if is_unreadable(error):
+                    return b""
+                raise
+
+    def _read_format(self, path: Path) -> bytes | None:
         with _translated(self._root):
             try:
                 return path.read_bytes()
             except FileNotFoundError:
                 return None
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make `folder` and its parent folders, and make their names durable. Set aside what is in their place.
+
+        If `folder` is not empty, this returns at once: the names were made durable before the first file was put into it.
+        """
+        if _holds_something(folder):
+            return
+        self._make_folder(folder.parent)
+        try:
+            folder.mkdir(0o700, exist_ok=True)
+        except FileExistsError:
+            self._set_aside(folder)
+            folder.mkdir(0o700, exist_ok=True)
+        # Also where another process made the folder: it may not have come here yet, or have died before.
+        sync_path(folder.parent)
+
+    def _set_aside(self, path: Path) -> Path:
+        """Move what is at `path`, which is not a frame or manifest of ours, to the folder for damaged ones.
+
+        Return where it is now. Nothing is removed, because it may be the only copy of something.
+        """
+        aside = self._root / _DAMAGED / f"{path.relative_to(self._root).as_posix().replace('/', '.')}.{secrets.token_hex(4)}"
+        aside.parent.mkdir(0o700, exist_ok=True)
+        path.rename(aside)
+        sync_path(aside.parent)
+        return aside
 
 
 async def open_store(root: Path) -> DiskStore:
@@ -453,70 +521,93 @@ def _release(folder: Path, lock: FileLock) -> None:
     lock.release()
 
 
-def _make_folder(folder: Path) -> None:
-    """Make `folder` and its parent folders, and make their names durable.
-
-    If `folder` is not empty, this returns at once: the names were made durable before the first file was put into it.
-    """
-    if _holds_something(folder):
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(0o700, exist_ok=True)
-    # Also where another process made the folder: it may not have come here yet, or have died before.
-    sync_path(folder.parent)
-
-
-def _unlink(path: Path) -> None:
-    """Remove what is at `path`: a file or, after damage, something else. Raises OSError."""
-    try:
-        path.unlink(missing_ok=True)
-    except NotADirectoryError:
-        return  # a file is in the place of its folder
-    except OSError:
-        if not path.is_dir():
-            raise
-        remove(path)
-
-
 def _holds_something(folder: Path) -> bool:
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is not None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
-def _open_frame(path: Path) -> BinaryIO | None:
-    """Open the frame at `path` for reading. Return None if the file does not exist, is empty or is too large."""
+def _read_file(path: Path) -> bytes:
+    """Return the content of a file. Return b"" for anything that is not a file. Raises OSError."""
+    descriptor = os.open(path, _READING)
     try:
-        file = path.open("rb", buffering=0)
-    except FileNotFoundError:
-        return None
-    if 0 < os.fstat(file.fileno()).st_size <= FRAME_LIMIT:
-        return file
-    file.close()
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return b""
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+class _OpenFrame(NamedTuple):
+    descriptor: int
+    size: int
+
+
+def _open_frame(path: Path) -> _OpenFrame | None:
+    """Open the frame at `path` for reading. Return None if there is no file that can be a frame. Raises OSError."""
+    try:
+        descriptor = os.open(path, _READING)
+    except OSError as error:
+        if is_unreadable(error):
+            return None
+        raise
+    try:
+        size = _size_of(os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if size:
+        return _OpenFrame(descriptor, size)
+    os.close(descriptor)
     return None
 
 
 def _frame_size(path: Path) -> int:
     """Return the size of the frame at `path`. Return 0 if `_open_frame` would return None. Raises OSError."""
     try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        return 0
-    return size if size <= FRAME_LIMIT else 0
+        return _size_of(path.stat())
+    except OSError as error:
+        if is_unreadable(error):
+            return 0
+        raise
+
+
+def _size_of(found: os.stat_result) -> int:
+    return found.st_size if stat.S_ISREG(found.st_mode) and found.st_size <= FRAME_LIMIT else 0
 
 
 def _read_frame(path: Path, buffer: memoryview) -> int:
     """Read the frame at `path` to the start of `buffer`, and return its size.
 
-    Return 0 if `_open_frame` would return None. Raises ValueError if `buffer` is too small.
+    Return 0 if it cannot be read, or if it has more bytes than the frame of its chunk can have. Raises ValueError if
+    `buffer` is too small.
     """
-    file = _open_frame(path)
-    if file is None:
+    frame = _open_frame(path)
+    if frame is None:
         return 0
-    with file:
-        size = os.fstat(file.fileno()).st_size
-        if size > len(buffer):
-            raise ValueError(f"the buffer has {len(buffer)} bytes left, but the frame has {size}")
-        return read_at(file.fileno(), buffer[:size], 0)
+    try:
+        memory = buffer if frame.size <= len(buffer) else memoryview(bytearray(HEADER_SIZE))
+        read = read_at(frame.descriptor, memory[: frame.size], 0)
+    except OSError as error:
+        if is_unreadable(error):
+            return 0
+        raise
+    finally:
+        os.close(frame.descriptor)
+    # A frame that has grown would take the space of those that follow.
+    if _has_grown(memory[:read], frame.size):
+        return 0
+    if memory is not buffer:
+        raise ValueError(f"the buffer has {len(buffer)} bytes left, but the frame has {frame.size}")
+    return read
+
+
+def _has_grown(frame: memoryview, size: int) -> bool:
+    """Return whether `size` is larger than the header of a frame permits. A header that is not valid permits any size."""
+    try:
+        return size > frame_limit(decoded_size(frame, digest=_ANY))
+    except InvalidFrame:
+        return False

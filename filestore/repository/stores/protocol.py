@@ -80,6 +80,8 @@ class ChunkStore(Protocol):
 
     Every method may be repeated without harm, and may be cancelled at any await. A store does not verify frames:
     `Ingest` verifies them before it passes them to the store, and a reader verifies them when it decodes them.
+
+    A frame that cannot be read counts as absent, whatever the reason is: a bad sector, or something else in its place.
     """
 
     async def initialise(self, text: bytes) -> bytes:
@@ -149,7 +151,7 @@ class ChunkStore(Protocol):
         """Store a manifest durably. If it is already stored, do nothing."""
 
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
-        """Return the bytes of a manifest. Return None if it is absent."""
+        """Return the bytes of a manifest. Return None if it is absent, and b"" if it is there and cannot be read."""
 
     async def remove_manifest(self, namespace: str, digest: Digest) -> None:
         """Remove a manifest. An absent manifest is not an error."""

@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 from filestore.core.digest import Buffer
 from filestore.errors import Stalled
 from filestore.http.server.body.connection import PATIENCE_MILLISECONDS, PEER, PIECE, writable
+from filestore.system.files import is_unreadable
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_disk_thread
 
@@ -19,6 +20,7 @@ SLICE_SIZE = 8 << 20
 """Bytes of files that a thread sends in one slice, if the client takes them without a pause."""
 OFFER_SIZE = 1 << 20
 """Bytes that the event loop copies to the kernel in one call, which takes 0.2 ms."""
+_ZEROS = memoryview(bytes(PIECE))
 PATIENCE_SECONDS = 0.25
 """How long decoded bytes wait for a client. After that, their memory is given to other requests."""
 
@@ -63,8 +65,8 @@ class BodyWriter:
     async def send_files(self, parts: Sequence[FilePart]) -> int:
         """Send files one after the other, by `sendfile` where possible. Return the number of bytes.
 
-        The number is smaller than the sum of `parts` if a file is shorter than its part. The files after that one are
-        not sent. Raises Stalled, ConnectionError.
+        If a part of a file cannot be read, zeros are sent in its place. The receiver then finds out that the frame is
+        damaged, and receives the other frames. Raises Stalled, ConnectionError.
         """
         socket_writer = _SocketWriter(self._connection, parts)
         while not await in_disk_thread(socket_writer.write_timed_slice):
@@ -90,6 +92,7 @@ class _SocketWriter:
         self._parts = [part for part in parts if part.size]
         self._place = 0
         self._offset = 0
+        self._is_unreadable = False
 
     def write_timed_slice(self) -> bool:
         """Call `write_slice`, measured as a stage."""
@@ -118,19 +121,32 @@ class _SocketWriter:
                     continue
                 self.is_held_up = True
                 return False
-            if not sent:
-                break
             self.sent += sent
             self._offset += sent
             if self._offset == self._parts[self._place].size:
-                self._place, self._offset = self._place + 1, 0
+                self._place, self._offset, self._is_unreadable = self._place + 1, 0, False
         return True
 
     def _send(self, part: FilePart) -> int:
         size = part.size - self._offset
+        if not self._is_unreadable:
+            try:
+                sent = self._send_content(part, size)
+            except OSError as error:
+                if not is_unreadable(error):
+                    raise
+                sent = 0
+            if sent:
+                return sent
+            # The rest of the file is on a bad sector, or the file has become shorter.
+            self._is_unreadable = True
+        return self._connection.send(_ZEROS[:size])
+
+    def _send_content(self, part: FilePart, size: int) -> int:
         try:
             descriptor = part.file.fileno()
         except io.UnsupportedOperation:
             part.file.seek(self._offset)
-            return self._connection.send(part.file.read(min(size, PIECE)))
+            content = part.file.read(min(size, PIECE))
+            return self._connection.send(content) if content else 0
         return os.sendfile(self._connection.fileno(), descriptor, self._offset, size)

@@ -199,7 +199,7 @@ def _decoded(load: _Load, frames: list[memoryview | None], memory: memoryview) -
     offset = place = 0
     for chunk, data in zip(load.chunks, frames, strict=True):
         if data is None:
-            raise DamagedChunk(str(chunk.digest), "its frame is gone")
+            raise DamagedChunk(str(chunk.digest), "its frame is gone or cannot be read")
         content = verified(chunk, data, memory[place : place + chunk.size])
         place += _rounded(chunk.size)
         parts.append(content[max(0, load.wanted.start - offset) : load.wanted.stop - offset])
