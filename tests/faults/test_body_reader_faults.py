@@ -169,13 +169,13 @@ async def test_each_frame_of_a_large_batch_is_opened_once(tmp_path: Path, monkey
     sent = frames(2 * OPEN_TOGETHER + 1, size=100)
     await repository.put(sent)
     opened: list[Path] = []
-    open_frame = disk._open_frame
+    open_frame = disk.open_frame
 
     def note(path: Path) -> object:
         opened.append(path)
         return open_frame(path)
 
-    monkeypatch.setattr(disk, "_open_frame", note)
+    monkeypatch.setattr(disk, "open_frame", note)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(0)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import stat
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -24,12 +23,12 @@ from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar, cast
+from typing import BinaryIO, TypeVar, cast
 
 from filestore.core.digest import Buffer, Digest
 from filestore.core.paths import chunk_key, manifest_key, unhashed
-from filestore.errors import InvalidFrame, InvalidReference, ReadOnly, StorageError, UsedAfterFork
-from filestore.format.codec import FRAME_LIMIT, HEADER_SIZE, decoded_size, frame_limit
+from filestore.errors import InvalidReference, ReadOnly, StorageError, UsedAfterFork
+from filestore.repository.stores.frame_files import frame_size, open_frame, read_frame, read_small_file
 from filestore.repository.stores.inspection import inspect_file, read_file
 from filestore.repository.stores.protocol import NOTHING_REMOVED, FrameState, Removed, Staging
 from filestore.system.files import (
@@ -53,11 +52,7 @@ _PLACE_ATTEMPTS = 100
 
 _translated = partial(storage_errors, translate=access_error)
 
-_READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-"""With O_NONBLOCK, an open does not wait for the writer of a pipe that is in the place of a frame."""
 _DAMAGED = "damaged"
-_ANY = Digest(bytes(32))
-"""The digest in an error that no one sees."""
 
 _Place = tuple["DiskStaging", Path]
 """A staging file, and its final path."""
@@ -289,7 +284,7 @@ class DiskStore:
     def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
         with _translated(self._root), span(Stage.READ):
             for digest in digests:
-                frame = _open_frame(self._root / chunk_key(namespace, digest))
+                frame = open_frame(self._root / chunk_key(namespace, digest))
                 file = None if frame is None else os.fdopen(frame.descriptor, "rb", buffering=0)
                 opened.append(file)
                 if file is not None and sys.platform == "linux":
@@ -298,14 +293,14 @@ class DiskStore:
 
     def _sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
         with _translated(self._root), span(Stage.READ):
-            return [_frame_size(self._root / chunk_key(namespace, digest)) for digest in digests]
+            return [frame_size(self._root / chunk_key(namespace, digest)) for digest in digests]
 
     def _read_into(self, namespace: str, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
         parts: list[memoryview | None] = []
         start = 0
         with _translated(self._root):
             for digest in digests:
-                size = _read_frame(self._root / chunk_key(namespace, digest), buffer[start:])
+                size = read_frame(self._root / chunk_key(namespace, digest), buffer[start:])
                 parts.append(buffer[start : start + size] if size else None)
                 start += size
         return parts
@@ -377,7 +372,7 @@ class DiskStore:
         """Return the content of a manifest. Return None if nothing is there, and b"" if it cannot be read."""
         with _translated(self._root):
             try:
-                return _read_file(path)
+                return read_small_file(path)
             except FileNotFoundError:
                 return b"" if path.is_symlink() else None
             except OSError as error:
@@ -526,88 +521,4 @@ def _holds_something(folder: Path) -> bool:
         with os.scandir(folder) as entries:
             return next(entries, None) is not None
     except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def _read_file(path: Path) -> bytes:
-    """Return the content of a file. Return b"" for anything that is not a file. Raises OSError."""
-    descriptor = os.open(path, _READING)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return b""
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(descriptor)
-
-
-class _OpenFrame(NamedTuple):
-    descriptor: int
-    size: int
-
-
-def _open_frame(path: Path) -> _OpenFrame | None:
-    """Open the frame at `path` for reading. Return None if there is no file that can be a frame. Raises OSError."""
-    try:
-        descriptor = os.open(path, _READING)
-    except OSError as error:
-        if is_unreadable(error):
-            return None
-        raise
-    try:
-        size = _size_of(os.fstat(descriptor))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    if size:
-        return _OpenFrame(descriptor, size)
-    os.close(descriptor)
-    return None
-
-
-def _frame_size(path: Path) -> int:
-    """Return the size of the frame at `path`. Return 0 if `_open_frame` would return None. Raises OSError."""
-    try:
-        return _size_of(path.stat())
-    except OSError as error:
-        if is_unreadable(error):
-            return 0
-        raise
-
-
-def _size_of(found: os.stat_result) -> int:
-    return found.st_size if stat.S_ISREG(found.st_mode) and found.st_size <= FRAME_LIMIT else 0
-
-
-def _read_frame(path: Path, buffer: memoryview) -> int:
-    """Read the frame at `path` to the start of `buffer`, and return its size.
-
-    Return 0 if it cannot be read, or if it has more bytes than the frame of its chunk can have. Raises ValueError if
-    `buffer` is too small.
-    """
-    frame = _open_frame(path)
-    if frame is None:
-        return 0
-    try:
-        memory = buffer if frame.size <= len(buffer) else memoryview(bytearray(HEADER_SIZE))
-        read = read_at(frame.descriptor, memory[: frame.size], 0)
-    except OSError as error:
-        if is_unreadable(error):
-            return 0
-        raise
-    finally:
-        os.close(frame.descriptor)
-    # A frame that has grown would take the space of those that follow.
-    if _has_grown(memory[:read], frame.size):
-        return 0
-    if memory is not buffer:
-        raise ValueError(f"the buffer has {len(buffer)} bytes left, but the frame has {frame.size}")
-    return read
-
-
-def _has_grown(frame: memoryview, size: int) -> bool:
-    """Return whether `size` is larger than the header of a frame permits. A header that is not valid permits any size."""
-    try:
-        return size > frame_limit(decoded_size(frame, digest=_ANY))
-    except InvalidFrame:
         return False
