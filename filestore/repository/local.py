@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -33,7 +34,7 @@ from filestore.errors import (
 )
 from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.format_file import read_format
-from filestore.repository.index.protocol import Index, Transaction, Use
+from filestore.repository.index.protocol import ChunkRow, Index, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all, is_intact
 from filestore.repository.protocol import SIGNED_SECONDS, Identity, Moved, Wanted, closed_error, reference_of
 from filestore.repository.stores.protocol import ChunkStore, Staging
@@ -42,7 +43,11 @@ from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until
 
 IN_FLIGHT_LIMIT = 64 << 20
 """The default limit for the bytes that a repository decodes at the same time."""
+READ_ONE_IN = 100
+"""One frame of so many is read when a push asks whether its chunk is missing."""
 _COMMIT_SLICE = 8192
+_VERIFY_SLICE = 256
+"""The most frames that are read in one write transaction."""
 _RECORDS_AT_ONCE = 1000
 _FAR_FUTURE = 1 << 62
 """A time in microseconds since 1970 that is later than the last-seen time of any chunk."""
@@ -115,7 +120,38 @@ class LocalRepository:
         return self._identity
 
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
-        return await self._index.missing(self._namespace, digests)
+        """Return the chunks that must be sent. Look at the frames of the others, so that a push repairs what is lost.
+
+        The kind and size of each of these frames is checked, and one in a hundred is read.
+        """
+        absent = set(await self._index.missing(self._namespace, digests))
+        present = await self._index.rows(self._namespace, [digest for digest in digests if digest not in absent])
+        absent.update(await self._forget_damaged(await self._suspects(present)))
+        return [digest for digest in dict.fromkeys(digests) if digest in absent]
+
+    async def _suspects(self, rows: Sequence[ChunkRow]) -> list[Digest]:
+        """Return the chunks whose frames have another size than their rows state, or were read and are not intact."""
+        sizes = await self._store.sizes(self._namespace, [row.digest for row in rows])
+        suspects = [row.digest for row, size in zip(rows, sizes, strict=True) if size != row.stored_size]
+        if len(suspects) < len(rows):
+            suspects += await self._damaged_sample(set(suspects), rows)
+        return suspects
+
+    async def _damaged_sample(self, known: set[Digest], rows: Sequence[ChunkRow]) -> list[Digest]:
+        sample = {row.digest: row for row in rows if random.random() * READ_ONE_IN < 1 and row.digest not in known}  # noqa: S311
+        if not sample:
+            return []
+        damaged = []
+        async with self._budget.take(FRAME_LIMIT + CHUNK_LIMIT):
+            buffer = memoryview(bytearray(max(row.stored_size for row in sample.values())))
+            for digest, row in sample.items():
+                try:
+                    (frame,) = await self._store.read_into(self._namespace, [digest], buffer)
+                except ValueError:  # it has grown since
+                    frame = None
+                if frame is None or not await in_cpu_thread(_is_intact, row, frame):
+                    damaged.append(digest)
+        return damaged
 
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
         async with self.ingest() as ingest:
@@ -375,18 +411,20 @@ class LocalRepository:
         A repository that was opened for reading removes them only if this process may write. Otherwise it returns
         `suspects`.
         """
-        if not suspects:
-            return []
-        try:
-            async with self._index.transaction() as transaction:
-                # Another push may have repaired it since. During a write transaction none can.
-                live = await transaction.sizes(self._namespace, suspects)
-                damaged = await self._damaged(list(live))
-                await transaction.forget_chunks(self._namespace, damaged)
-        except (StorageError, Busy):
-            if not self._read_only:
-                raise
-            return list(suspects)
+        damaged: list[Digest] = []
+        for start in range(0, len(suspects), _VERIFY_SLICE):
+            part = suspects[start : start + _VERIFY_SLICE]
+            try:
+                async with self._index.transaction() as transaction:
+                    # Another push may have repaired it since. During a write transaction none can.
+                    live = await transaction.sizes(self._namespace, part)
+                    found = await self._damaged(list(live))
+                    await transaction.forget_chunks(self._namespace, found)
+                    damaged += found
+            except (StorageError, Busy):
+                if not self._read_only:
+                    raise
+                damaged += part
         return damaged
 
     async def _damaged(self, digests: Sequence[Digest]) -> list[Digest]:
@@ -398,6 +436,12 @@ class LocalRepository:
             if frame is None or not await in_cpu_thread(is_intact, Frame(digest, frame)):
                 damaged.append(digest)
         return damaged
+
+
+def _is_intact(row: ChunkRow, frame: memoryview) -> bool:
+    if row.frame_digest is not None and blake3(frame).digest() == row.frame_digest:
+        return True
+    return is_intact(Frame(row.digest, frame))
 
 
 def _summary(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +42,8 @@ ASKED_LIMIT = 1 << 18
 """The number of chunks that a push remembers as asked for. To ask again costs less than to remember more of them
 (I6)."""
 COMMIT_ATTEMPTS = 3
+_ASKED_AT_ONCE = 1 << 16
+"""Chunks of an unchanged file that the repository is asked about in one request."""
 
 _FRAMES_SIZE = WINDOW_SIZE + (64 << 10)
 """Bytes for all frames of a window. The window of a tree may contain many small segments."""
@@ -169,6 +171,8 @@ async def push(
         sending = _Sender(repository, source, codec=chosen, report=report)
         await sending.send_all()
         manifest = await in_cpu_thread(source.manifest)
+        if source.cached_size:
+            await sending.send_lost(manifest)
         kind = Kind.DIRECTORY if isinstance(source, TreeSource) else Kind.FILE
         record = await _commit(sending, manifest, kept_name, kind)
         if push_cache is not None:
@@ -416,6 +420,18 @@ class _Sender:
                 self.read_again += size
                 self.shared = max(0, self.shared - size)
                 await self._send_chunks(pieces)
+
+    async def send_lost(self, manifest: Manifest) -> None:
+        """Ask about the chunks that were not read because the push cache knows them, and send those that are missing.
+
+        The repository looks at the frames of the others. A commit looks only at their rows.
+        """
+        chunks = iter(manifest.chunks)
+        while part := list(islice(chunks, _ASKED_AT_ONCE)):
+            unasked = dict.fromkeys(chunk.digest for chunk in part if chunk.digest not in self._asked)
+            missing = await self.repository.missing(list(unasked)) if unasked else []
+            if missing:
+                await self.send_again(manifest, set(missing))
 
     def report_progress(self) -> None:
         """Call `report` with the progress of the push."""

@@ -17,7 +17,7 @@ from filestore.http.server.body.frames import OPEN_TOGETHER, Frames
 from filestore.http.server.body.writer import BodyWriter
 from filestore.http.wire import API
 from filestore.repository.local import LocalRepository
-from filestore.repository.stores import disk
+from filestore.repository.stores import disk, frame_files
 from filestore.system.threads import DISK_THREADS
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import encoded, frames
@@ -169,7 +169,7 @@ async def test_each_frame_of_a_large_batch_is_opened_once(tmp_path: Path, monkey
     sent = frames(2 * OPEN_TOGETHER + 1, size=100)
     await repository.put(sent)
     opened: list[Path] = []
-    open_frame = disk.open_frame
+    open_frame = frame_files.open_frame
 
     def note(path: Path) -> object:
         opened.append(path)

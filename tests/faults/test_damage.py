@@ -6,6 +6,7 @@ import filecmp
 import random
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.paths import chunk_key, manifest_key
 from filestore.errors import ChunksMissing, DamagedChunk, InvalidManifest
 from filestore.http.server.body.frames import OPEN_TOGETHER
+from filestore.repository import local
 from filestore.repository.protocol import Repository
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
+from filestore.transfer.sources.push_cache import PushCache
 from tests.support.commands import Home, Server
 from tests.support.damage import DAMAGES, BadSectors
 from tests.support.frames import contents, encoded
@@ -189,6 +192,46 @@ async def test_fetch_reports_a_damaged_manifest_and_the_next_push_sends_it(
         await push(repository, source)
         await fetch(repository, "source", target=tmp_path / "target")
     assert filecmp.cmp(source, tmp_path / "target", shallow=False)
+
+
+SAME_SIZE = {"zeroed", "flipped", "bad-content"}
+"""The kinds of damage after which a frame has the size that its row states."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [kind for kind in DAMAGES if kind not in SAME_SIZE])
+async def test_push_looks_at_the_frames_that_it_shares(
+    server: RunningServer, bad_sectors: BadSectors, tmp_path: Path, damage: str
+) -> None:
+    """A push sends a lost chunk again that nobody has read since, also if the push cache says that nothing has changed."""
+    source = make_source(tmp_path, f"{damage} shared")
+    stack = ExitStack()
+    push_cache = stack.enter_context(PushCache(tmp_path / "pushes"))
+    async with connect(server.url, token=server.token) as repository:
+        frame = await first_chunk(repository, source, server.root)
+        for cache in (None, push_cache):
+            await push(repository, source, push_cache=push_cache)
+            size = frame.stat().st_size
+            DAMAGES[damage](frame, bad_sectors)
+            assert size == (await push(repository, source, push_cache=cache)).bytes_sent
+            assert 0 == (await push(repository, source, push_cache=cache)).bytes_sent
+        await fetch(repository, "source", target=tmp_path / "target")
+    stack.close()
+
+
+@pytest.mark.parametrize("damage", ["zeroed", "flipped"])
+async def test_push_reads_some_of_the_frames_that_it_shares(
+    local_repository: Repository, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame that is read, and has its size but other bytes, is sent again."""
+    source = make_source(tmp_path, damage)
+    frame = await first_chunk(local_repository, source, Path(local_repository.location))
+    DAMAGES[damage](frame, BadSectors(tmp_path))
+    monkeypatch.setattr(local, "READ_ONE_IN", 1e9)
+    assert 0 == (await push(local_repository, source)).bytes_sent
+    monkeypatch.setattr(local, "READ_ONE_IN", 1)
+    assert frame.stat().st_size == (await push(local_repository, source)).bytes_sent
+    assert 0 == (await push(local_repository, source)).bytes_sent
 
 
 @pytest.mark.parametrize("damage", ["folder", "dangling-link", "loop", "pipe"])

@@ -17,6 +17,7 @@ _ROWS = (
     "SELECT digest, size, stored_size, {}, going, last_seen FROM chunks"
     " WHERE namespace = ? AND digest > ? ORDER BY digest LIMIT ?"
 )
+_LIVE_ROWS = "SELECT digest, size, stored_size, {} FROM chunks WHERE namespace = ? AND going = 0 AND digest IN ({{}})"
 _NEXT_NAMESPACE = "SELECT min(namespace) FROM {} WHERE namespace > ?"
 
 
@@ -86,6 +87,15 @@ def select_rows(connection: sqlite3.Connection, namespace: str, after: Digest | 
             ChunkRow(Digest(digest), size, stored_size, Digest(frame) if frame else None), is_live=not going, last_seen=seen
         )
         for digest, size, stored_size, frame, going, seen in rows
+    ]
+
+
+def select_live_rows(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
+    """Return the live rows of `digests`."""
+    frame_digest = "frame_digest" if is_current(connection) else "NULL"
+    return [
+        ChunkRow(Digest(digest), size, stored_size, Digest(frame) if frame else None)
+        for digest, size, stored_size, frame in read(connection, _LIVE_ROWS.format(frame_digest), (namespace,), digests)
     ]
 
 

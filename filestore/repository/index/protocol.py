@@ -236,6 +236,9 @@ class Index(Protocol):
         The last-seen times stay as they are, so this does not protect a chunk from collection.
         """
 
+    async def rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
+        """Return the live rows of `digests`, in any order. The last-seen times stay as they are."""
+
     async def problems(self) -> list[IndexProblem]:
         """Check the index itself, and the values in it. Return what is wrong, at most 100 problems of each kind.
 

@@ -146,6 +146,9 @@ class SqliteIndex:
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
         return await self._reader.run(chunks.select_sizes, namespace, digests)
 
+    async def rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
+        return await self._reader.run(chunks.select_live_rows, namespace, digests)
+
     async def problems(self) -> list[IndexProblem]:
         # On a connection of its own, because it takes long, and other reads wait for the one of this object.
         connection = ReadingConnection(Path(self._writer.path), timeout_seconds=self._busy_seconds)

@@ -40,7 +40,9 @@ async def describe_repository(_: RequestContext, repository: LocalRepository) ->
 async def missing_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with the digests whose chunks the repository does not have."""
     async with context.whole_body(what="the size of the request body in bytes", limit=wire.DIGESTS_LIMIT * DIGEST_SIZE) as body:
-        missing = await repository.missing(parse_digests(body))
+        digests = parse_digests(body)
+    # Without the budget of the body, because `missing` takes budget for the frames that it reads.
+    missing = await repository.missing(digests)
     return web.Response(body=b"".join(missing), content_type=wire.OCTETS)
 
 
