@@ -19,11 +19,13 @@ from filestore.repository.folder import (
     INDEX_STAGING,
     LAST_COMMIT_NAME,
     LOG_NAMES,
+    RESERVE_NAME,
     RESTORING_NAME,
     TMP_NAME,
     has_content,
 )
 from filestore.repository.format_file import read_format
+from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import Index
 from filestore.repository.index.sqlite import open_index, open_index_for_reading
 from filestore.repository.local import LocalRepository
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 CONNECTIONS = 4
 STALL_SECONDS = 30.0
 
-_BEGUN_NAMES = frozenset({TMP_NAME, INDEX_NAME, LAST_COMMIT_NAME, *LOG_NAMES})
+_BEGUN_NAMES = frozenset({TMP_NAME, RESERVE_NAME, INDEX_NAME, LAST_COMMIT_NAME, *LOG_NAMES})
 """What is in a repository before its format file is, which comes last."""
 _FILE_SYSTEM_NAMES = frozenset({"lost+found"})
 """What an empty file system holds."""
@@ -61,6 +63,7 @@ def connect(
     create: bool = False,
     read_only: bool = False,
     proxy: str | None = None,
+    min_free: int | None = None,
 ) -> AbstractAsyncContextManager[Repository]:
     """Open the repository at `url`, a server or a folder of this machine, for the length of an `async with` block.
 
@@ -77,8 +80,9 @@ def connect(
         ReadOnly.
     proxy: the URL of an HTTP proxy that leads to the server. By default HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY of the
         environment decide; "" means that there is none.
+    min_free: how many bytes of the folder's disk stay free. By default 1 % of the disk, and at most 256 MiB.
 
-    `create` and `read_only` are for folders; `token`, `connections`, `stall_seconds` and `proxy` are for servers.
+    `create`, `read_only` and `min_free` are for folders; `token`, `connections`, `stall_seconds` and `proxy` are for servers.
 
     Cost: a folder is opened, which takes some file operations. A server is not asked before the first verb. Any number of
     transfers may use one repository at the same time, in one event loop.
@@ -97,6 +101,7 @@ def connect(
         create=create,
         read_only=read_only,
         proxy=proxy,
+        min_free=min_free,
     )
     return AsyncBlock(block, kind=Repository, how="filestore.connect(...) as repository")
 
@@ -111,6 +116,7 @@ async def _connected(
     create: bool,
     read_only: bool,
     proxy: str | None,
+    min_free: int | None,
 ) -> AsyncIterator[Repository]:
     folder = home_path(url) if isinstance(url, Path) else repository_folder(url)
     repository: Repository
@@ -122,7 +128,7 @@ async def _connected(
             url, token=token, connections=connections, stall_seconds=stall_seconds, proxy=_proxy(url, proxy)
         )
     else:
-        store, index = await open_backend(folder, create=create, read_only=read_only)
+        store, index = await open_backend(folder, create=create, read_only=read_only, min_free=min_free)
         repository = LocalRepository(store, index, location=str(folder), read_only=read_only)
     try:
         yield repository
@@ -142,9 +148,9 @@ def _proxy(url: str, given: str | None) -> Proxy | None:
 
 
 async def open_backend(
-    root: Path, *, create: bool = False, read_only: bool = False, accepts_index: bool = False
+    root: Path, *, create: bool = False, read_only: bool = False, accepts_index: bool = False, min_free: int | None = None
 ) -> tuple[ChunkStore, Index]:
-    """The disk store and the SQLite index in `root`. The caller closes both. `create` and `read_only`: as in `connect`.
+    """The disk store and the SQLite index in `root`. The caller closes both. The options: as in `connect`.
 
     With `accepts_index`, which is for a repair, an index is accepted that is empty or older than the content, and made
     if it is missing. Other processes then accept it too.
@@ -165,13 +171,14 @@ async def open_backend(
     else:
         await in_disk_thread(_check_index, root)
     if read_only:
-        return reading, await open_index_for_reading(index, last_commit=last_commit)
-    store = await open_store(root)
+        return reading, await with_reserve(reading, lambda: open_index_for_reading(index, last_commit=last_commit))
+    store = await open_store(root, min_free=min_free)
     try:
         # Again, now that a restore sees the staging folder of this process, and ends before it changes anything.
         await in_disk_thread(_check_repository, root)
         makes_tables = accepts_index or await in_disk_thread(_may_make_tables, root)
-        return store, await open_index(index, last_commit=last_commit, makes_tables=makes_tables)
+        # On a full disk, the files of SQLite's log cannot be made, and nobody could remove anything.
+        return store, await with_reserve(store, lambda: open_index(index, last_commit=last_commit, makes_tables=makes_tables))
     except BaseException:
         await shield_until_done(store.close())
         raise

@@ -104,6 +104,7 @@ def connect(
     create: bool = False,
     read_only: bool = False,
     proxy: str | None = None,
+    min_free: int | None = None,
 ) -> Repository:
     """Open the repository at `url`, a server or a folder of this machine.
 
@@ -126,6 +127,7 @@ def connect(
                 create=create,
                 read_only=read_only,
                 proxy=proxy,
+                min_free=min_free,
             )
         )
     )

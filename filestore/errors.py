@@ -48,6 +48,7 @@ FilestoreError
 │   ├── IndexDamaged
 │   ├── IndexReplaced
 │   └── StorageFull
+│       ├── MinFreeReached
 │       └── CacheFull
 ├── Busy
 ├── AddressError              where a server listens
@@ -545,6 +546,23 @@ class StorageFull(StorageError):
 
     slug = "storage-full"
     sentence = "{path} is full: {reason}; free some space and try again, what is there already is not sent again"
+
+
+class MinFreeReached(StorageFull):
+    """A write that would leave less space free than the setting `setting` demands."""
+
+    slug = "min-free-reached"
+    facts = ("path", "needed", "free", "limit", "setting")
+    sentence = (
+        "{path} is full: {needed} bytes are needed, {free} are free, and {limit} of these stay free by the"
+        " setting {setting}; remove files, which works on a full disk, or lower that setting; what is there already is not sent"
+        " again"
+    )
+    hint = "free-repository"
+    needed: int
+    free: int
+    limit: int
+    setting: str = "min_free"
 
 
 class CacheFull(StorageFull):

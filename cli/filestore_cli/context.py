@@ -69,6 +69,7 @@ class CommandContext:
             connections=settings.connections,
             stall_seconds=settings.stall_seconds,
             read_only=read_only,
+            min_free=settings.min_free,
         )
         async with AsyncExitStack() as stack:
             try:

@@ -99,7 +99,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
 
     limits = ProcessLimits(seconds=settings.run_seconds, memory=settings.run_memory_limit)
     serve_forever(
-        lambda: open_backend(root),
+        lambda: open_backend(root, min_free=settings.min_free),
         tokens={token_digest(settings.token): DEFAULT_NAMESPACE},
         # The tokens of the folder were made to read and store files, and not to run code.
         knows_tokens=False,

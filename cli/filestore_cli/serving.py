@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TOKEN_BYTES = 32
-SERVER_SETTINGS = ("spool_folder", *(limit.name for limit in fields(ServerLimits)))
+SERVER_SETTINGS = ("spool_folder", "min_free", *(limit.name for limit in fields(ServerLimits)))
 """The names of the settings that every server has, without its address."""
 NOT_SERVED = "nothing is served, because the start cannot be reported on standard output"
 
@@ -87,7 +87,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
         )
 
     serve_forever(
-        lambda: open_backend(root),
+        lambda: open_backend(root, min_free=settings.min_free),
         workers=settings.workers,
         tokens={} if settings.token is None else {token_digest(settings.token): DEFAULT_NAMESPACE},
         announce=announce,

@@ -357,6 +357,15 @@ class Settings:
             parse=_seconds(30 * 86400),
         ),
     )
+    min_free: int | None = field(
+        default=None,
+        metadata=_setting(
+            "Bytes of a repository's disk that stay free; nothing new is stored below that, and reading and removing go on",
+            unit=_SIZE_UNIT,
+            parse=_size(0),
+            default="1 % of the disk, at most 256MiB",
+        ),
+    )
     drain_seconds: float = field(
         default=DEFAULT_SERVER_LIMITS.drain_seconds,
         metadata=_setting(

@@ -98,7 +98,7 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--dry-run", is_flag=True, help="Send and record nothing; show what would be sent, entry by entry.")
 @_selects
 @creates
-@takes(*_CONNECTION, "codec", "push_cache")
+@takes(*_CONNECTION, "codec", "push_cache", "min_free")
 def push(
     context: CommandContext, path: Path, name: str | None, *, rehash: bool, dry_run: bool, create: bool, selection: Selection
 ) -> None:

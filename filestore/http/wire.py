@@ -245,6 +245,9 @@ def _made_again(kind: type[errors.FilestoreError], document: Mapping[str, object
         else:
             return None
     error = kind(*facts)
+    if isinstance(error, errors.StorageFull):
+        # The disk of a server is that of its repository.
+        error.hint = "free-repository"
     try:
         str(error)
     except (OverflowError, ValueError):  # a number that cannot be shown

@@ -12,6 +12,8 @@ RESTORING_NAME = "restoring"
 """The file that exists while a restore changes the folder. Without its end, the folder is not opened."""
 RUNTIME_DATABASES = "runtime/*/runtime.sqlite"
 """The databases of runtimes, one for each namespace."""
+RESERVE_NAME = "reserve"
+"""Space for the removal of files from a full disk."""
 CONTENT_NAMES = ("chunks", "manifests")
 TMP_NAME = "tmp"
 LOG_NAMES = tuple(f"{INDEX_NAME}-{part}" for part in ("wal", "shm", "journal"))

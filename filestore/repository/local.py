@@ -9,7 +9,9 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import BinaryIO, Never
 
 from blake3 import blake3
@@ -34,10 +36,11 @@ from filestore.errors import (
 )
 from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.format_file import read_format
+from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import ChunkRow, Index, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all, is_intact
 from filestore.repository.protocol import SIGNED_SECONDS, Identity, Moved, Wanted, closed_error, reference_of
-from filestore.repository.stores.protocol import ChunkStore, Staging
+from filestore.repository.stores.protocol import ChunkStore, SpaceClaim, Staging
 from filestore.system.buffers import Budget
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group
 
@@ -154,12 +157,17 @@ class LocalRepository:
         return damaged
 
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
-        async with self.ingest() as ingest:
+        async with self.space_for(sum(len(frame.data) for frame in frames)), self.ingest() as ingest:
             for frame in frames:
                 ingest.add(frame)
             await ingest.commit()
         if moved is not None:
             moved(sum(len(frame.data) for frame in frames))
+
+    def space_for(self, size: int, *, place: Path | None = None) -> AbstractAsyncContextManager[SpaceClaim]:
+        """Promise space for `size` bytes during an `async with` block, as `ChunkStore.space_for` does."""
+        self._check_writable()
+        return self._store.space_for(size, place=place)
 
     @asynccontextmanager
     async def ingest(self) -> AsyncIterator[Ingest]:
@@ -234,7 +242,7 @@ class LocalRepository:
             raise InvalidManifest(
                 f"its cutting version is {parsed.chunking_version}, but this repository's is {identity.chunking_version}"
             )
-        async with self._index.transaction() as transaction:
+        async with self.space_for(len(parsed.encoded)), self._index.transaction() as transaction:
             await self._check_chunks(transaction, parsed.chunks)
             # I2: the manifest is durable before its record, and in the same transaction, so that no collection removes
             # it in between.
@@ -276,6 +284,13 @@ class LocalRepository:
     ) -> Record:
         """Remove a record. With `updated_at`, raise NotFound, and remove nothing, if somebody has pushed it since."""
         self._check_writable()
+
+        async def removed() -> Record:
+            return await self._remove(file_id, with_chunks=with_chunks, force=force, updated_at=updated_at)
+
+        return await with_reserve(self._store, removed)
+
+    async def _remove(self, file_id: str, *, with_chunks: bool, force: bool, updated_at: int | None) -> Record:
         chunks: dict[Digest, None] = {}
         seen_until = 0
         if with_chunks:
@@ -298,7 +313,8 @@ class LocalRepository:
             # I2: first the record, then the rows are condemned, then frame and row are removed.
             await transaction.condemn(self._namespace, list(chunks), unseen_since=_FAR_FUTURE)
         if with_chunks:
-            await self._remove_condemned(record.digest, list(chunks))
+            # The record is gone, so this part alone is repeated on a full disk.
+            await with_reserve(self._store, partial(self._remove_condemned, record.digest, list(chunks)))
         return record
 
     async def uses(self) -> list[Use]:
@@ -316,10 +332,14 @@ class LocalRepository:
 
     async def remove_uses(self, pipeline_id: str, *, graph_ids: Sequence[str]) -> None:
         """Remove the graphs of a pipeline and all its uses of records, in one transaction. Missing ones do not matter."""
-        async with self._index.transaction() as transaction:
-            for graph_id in graph_ids:
-                await transaction.remove_record(self._namespace, graph_id)
-            await transaction.remove_uses(self._namespace, pipeline_id)
+
+        async def removed() -> None:
+            async with self._index.transaction() as transaction:
+                for graph_id in graph_ids:
+                    await transaction.remove_record(self._namespace, graph_id)
+                await transaction.remove_uses(self._namespace, pipeline_id)
+
+        await with_reserve(self._store, removed)
 
     async def _chunks_of(self, record: Record) -> dict[Digest, None]:
         """Return the chunks that a record needs. Return no chunks if the record was removed meanwhile.

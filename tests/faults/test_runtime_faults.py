@@ -186,7 +186,7 @@ def test_a_full_disk_fails_what_needs_space(user: Home, graphs: Path, tmp_path: 
         refused = runtime.upload(octets(1, 32 << 20))
         failure = runtime.failure(misbehaving, "large file")
 
-        assert (507, "storage-full") == (refused.status, refused.slug)
+        assert (507, "min-free-reached") == (refused.status, refused.slug)
         assert failure.endswith("its disk is full")
         assert isinstance(runtime.value(misbehaving, "pid"), int)
         assert [] == runtime.ask("GET", "/native/v1/files").json["files"]

@@ -8,24 +8,26 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from aiofiles.tempfile import SpooledTemporaryFile
-from aiofiles.threadpool.binary import AsyncBufferedReader
+from aiofiles.tempfile import SpooledTemporaryFile, TemporaryFile
+from aiofiles.threadpool.binary import AsyncBufferedReader, AsyncFileIO
 from aiohttp import web
 
 from filestore.core.signing import signed_path
 from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled
 from filestore.http.server.body.connection import PEER, PIECE, duplicate
 from filestore.http.server.body.writer import BodyWriter
+from filestore.repository.local import LocalRepository
 from filestore.system.buffers import Budget
 from filestore.system.connection_errors import failure_reason
 from filestore.system.files import storage_errors
 from filestore.system.metrics import SharedTimes
+from filestore.system.threads import in_disk_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,23 @@ class RequestContext:
 
         The file has no name. It disappears at the end of the block, or of the process.
         """
+        await in_disk_thread(make_spool_folder, self.spool_folder)
         async with SpooledTemporaryFile(max_size=PIECE, dir=self.spool_folder) as file:
             yield Spool(file)
+
+    @asynccontextmanager
+    async def form_spool(self, repository: LocalRepository) -> AsyncIterator[tuple[AsyncFileIO, Callable[[int], None]]]:
+        """Give a file for the content of a form, and a function to call with the size of each piece written to it.
+
+        Space for the announced size of the request is promised first. The file has no name in its folder, so nothing is
+        left of it when this process ends, in whichever way. Raises MinFreeReached, StorageFull, StorageError.
+        """
+        await in_disk_thread(make_spool_folder, self.spool_folder)
+        size = self.request.content_length or 0
+        async with repository.space_for(size, place=self.spool_folder) as space, AsyncExitStack() as stack:
+            with spooling():
+                file = await stack.enter_async_context(TemporaryFile("w+b", buffering=0, dir=self.spool_folder))
+            yield file, space.written
 
     async def finish(self, response: web.StreamResponse) -> web.StreamResponse:
         """Send the rest of the answer that a handler returned. Cut the connection if the client is gone or too slow."""
@@ -188,6 +205,12 @@ class Spool:
         """Return the next bytes, at most `size`. The result is empty at the end."""
         with spooling():
             return await self._file.read(size)
+
+
+def make_spool_folder(folder: Path) -> None:
+    """Make the spool folder again if somebody removed it since the server started. Raises StorageFull, StorageError."""
+    with spooling():
+        folder.mkdir(0o700, exist_ok=True)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from filestore.errors import (
     IndexReplaced,
     Interrupted,
     InvalidRange,
+    MinFreeReached,
     Stalled,
     StorageFull,
     Unauthorized,
@@ -84,17 +85,22 @@ def _headers_of(error: Exception) -> Mapping[str, str]:
 
 def _without_secrets(error: Exception, correlation_id: str) -> FilestoreError:
     """Return an error without paths and other facts about this machine. Keep the kind if the client can act on it."""
-    if isinstance(error, DamagedChunk | DamagedRecord):
-        return error
-    if isinstance(error, StorageFull):
-        return StorageFull("the server's disk", "no space is left")
-    if isinstance(error, IndexDamaged):
-        return IndexDamaged("the server's index", "it is damaged")
-    if isinstance(error, IndexReplaced):
-        return IndexReplaced("the server's index", "a file of it was replaced or removed")
-    if isinstance(error, Busy):
-        return Busy("the server's repository", "another process holds it")
-    return FilestoreError(f"the server failed; its log says why, under {correlation_id}")
+    match error:
+        case DamagedChunk() | DamagedRecord():
+            safe: FilestoreError = error
+        case MinFreeReached():
+            safe = MinFreeReached("the server's disk", error.needed, error.free, error.limit)
+        case StorageFull():
+            safe = StorageFull("the server's disk", "no space is left")
+        case IndexDamaged():
+            safe = IndexDamaged("the server's index", "it is damaged")
+        case IndexReplaced():
+            safe = IndexReplaced("the server's index", "a file of it was replaced or removed")
+        case Busy():
+            safe = Busy("the server's repository", "another process holds it")
+        case _:
+            safe = FilestoreError(f"the server failed; its log says why, under {correlation_id}")
+    return safe
 
 
 def _protocol_problem(error: web.HTTPException) -> wire.Problem:

@@ -79,7 +79,7 @@ class Connection:
         self._files.check()
 
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with sqlite_errors(self.path, damaged=IndexDamaged), span(Stage.COMMIT):
+        with sqlite_errors(self.path, full_hint="free-repository", damaged=IndexDamaged), span(Stage.COMMIT):
             if self._connection is None:
                 self._may_be_open = True
                 if self._makes_file:
@@ -124,7 +124,7 @@ class ReadingConnection(Connection):
         super().__init__(path.absolute(), timeout_seconds=timeout_seconds)
 
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with sqlite_errors(self.path, damaged=IndexDamaged), span(Stage.COMMIT):
+        with sqlite_errors(self.path, full_hint="free-repository", damaged=IndexDamaged), span(Stage.COMMIT):
             for attempt in range(1, _READ_ATTEMPTS + 1):
                 before = state_of(self.path)
                 try:

@@ -3,7 +3,8 @@
     ROOT/format                       the repository's format file
     ROOT/chunks/<namespace>/ab/cd/    frames
     ROOT/manifests/<namespace>/ab/cd/ manifests
-    ROOT/tmp/<random>/                staging files of one process, which holds a lock on the folder until it ends
+    ROOT/tmp/<random>/                staging files of one process (`staging_folder`)
+    ROOT/reserve                      space for the removal of files (`disk_space`)
     ROOT/damaged/<key>.<random>       what was set aside because it is not the frame or manifest that its key names
 
 A durable write has three steps. The bytes are written to a staging file and synced. The staging file is renamed to its
@@ -13,44 +14,41 @@ put into it. So the name of a folder that is not empty is always durable, in eve
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
 from filestore.core.digest import Buffer, Digest
 from filestore.core.paths import chunk_key, manifest_key, unhashed
-from filestore.errors import InvalidReference, ReadOnly, StorageError, UsedAfterFork
+from filestore.errors import Busy, InvalidReference, ReadOnly, StorageError, StorageFull, UsedAfterFork
+from filestore.repository.stores.disk_space import DiskSpace, SpaceClaim
 from filestore.repository.stores.frame_files import frame_size, open_frame, read_frame, read_small_file
 from filestore.repository.stores.inspection import inspect_file, read_file
-from filestore.repository.stores.protocol import NOTHING_REMOVED, FrameState, Removed, Staging
-from filestore.system.files import (
-    access_error,
-    is_unreadable,
-    read_at,
-    remove_if_possible,
-    storage_errors,
-    sync_path,
-    write_all,
-)
-from filestore.system.locks import FileLock
+from filestore.repository.stores.protocol import FrameState, Removed, Staging
+from filestore.repository.stores.staging_folder import StagingFolder, sweep
+from filestore.system.files import access_error, is_unreadable, read_at, storage_errors, sync_path, write_all
 from filestore.system.metrics import Stage, async_span, span
 from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
 
 T = TypeVar("T")
 
-_OWN_BYTES = 16
-_OWN_PATTERN = "[0-9a-f]" * 2 * _OWN_BYTES
 _PLACE_ATTEMPTS = 100
 
-_translated = partial(storage_errors, translate=access_error)
+
+def _repository_error(where: str, error: OSError) -> StorageError:
+    translated = access_error(where, error)
+    if isinstance(translated, StorageFull):
+        translated.hint = "free-repository"
+    return translated
+
+
+_translated = partial(storage_errors, translate=_repository_error)
 
 _DAMAGED = "damaged"
 
@@ -61,9 +59,10 @@ _Place = tuple["DiskStaging", Path]
 class DiskStaging:
     """A staging file: a frame that is being received. The file is made by the first write."""
 
-    def __init__(self, path: Path, root: Path) -> None:
+    def __init__(self, folder: StagingFolder, root: Path) -> None:
         self.size = 0
-        self._path = path
+        self._folder = folder
+        self._path = root  # until the file exists
         self._root = root
         self._exists = False
         self._writing: int | None = None
@@ -71,9 +70,12 @@ class DiskStaging:
     def write(self, data: Buffer) -> None:
         with _translated(self._root):
             if self._writing is None:
-                flags = os.O_WRONLY | os.O_APPEND if self._exists else os.O_WRONLY | os.O_CREAT | os.O_EXCL
-                self._writing = os.open(self._path, flags, 0o600)
-                self._exists = True
+                if self._exists:
+                    with self._standing():
+                        self._writing = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                else:
+                    self._writing, self._path = self._folder.open_new()
+                    self._exists = True
             write_all(self._writing, data)
             self.size += len(data)
 
@@ -86,7 +88,7 @@ class DiskStaging:
     def read_into(self, buffer: memoryview) -> None:
         if not self._exists:
             return
-        with _translated(self._root):
+        with _translated(self._root), self._standing():
             descriptor = os.open(self._path, os.O_RDONLY)
             try:
                 size = read_at(descriptor, buffer[: self.size], 0)
@@ -98,7 +100,7 @@ class DiskStaging:
     def sync(self) -> None:
         self.rest()
         if self._exists:
-            with _translated(self._root):
+            with _translated(self._root), self._standing():
                 # A new descriptor reports write errors of the earlier ones, because none of them has reported any.
                 sync_path(self._path)
 
@@ -111,13 +113,22 @@ class DiskStaging:
 
     def link_to(self, path: Path) -> None:
         """Give the file the second name `path`. If that name already exists, do nothing. Raises OSError."""
-        with suppress(FileExistsError):
+        with suppress(FileExistsError), self._standing():
             os.link(self._path, path)
 
     def move_to(self, path: Path) -> None:
         """Rename the file to `path`. It is then no longer a staging file: `discard` does nothing. Raises OSError."""
-        self._path.rename(path)
+        with self._standing():
+            self._path.rename(path)
         self._exists = False
+
+    @contextmanager
+    def _standing(self) -> Iterator[None]:
+        """Raise Busy if somebody has removed the file. Another attempt writes it again."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise Busy(str(self._root), "somebody removed the staging files in its folder tmp while they were written") from None
 
 
 class DiskStore:
@@ -128,19 +139,12 @@ class DiskStore:
     from the index. The next push then sends the chunk again. The same holds for manifests.
     """
 
-    def __init__(self, root: Path, own: Path | None, lock: FileLock | None, *, abandoned: Removed = NOTHING_REMOVED) -> None:
-        """Make a store. `own` is its folder for staging files, and `lock` is the lock of that folder.
-
-        `abandoned` says what staging files of ended processes were removed when the store was opened.
-
-        Both are None for a store that is only read.
-        """
+    def __init__(self, root: Path, own: StagingFolder | None, *, min_free: int | None = None) -> None:
+        """Make a store. `own` is its folder for staging files. It is None for a store that is only read."""
         self._root = root
         self._own = own
-        self._lock = lock
+        self._space = DiskSpace(root, min_free=min_free)
         self._pid = os.getpid()
-        self._numbers = count()
-        self._abandoned = abandoned
         self._format: bytes | None = None
         """The content of the format file. None until this process knows that the file is durable."""
 
@@ -153,8 +157,27 @@ class DiskStore:
             raise ReadOnly(str(self._root))
         if self._pid != os.getpid():
             raise UsedAfterFork(str(self._root), self._pid)
-        # The folder has a random name and only its owner can use it, so a number is enough inside.
-        return DiskStaging(self._own / str(next(self._numbers)), self._root)
+        return DiskStaging(self._own, self._root)
+
+    @asynccontextmanager
+    async def space_for(self, size: int, *, place: Path | None = None) -> AsyncIterator[SpaceClaim]:
+        claims: list[SpaceClaim] = []
+        try:
+            await in_disk_thread(self._claim_space, size, place, claims)
+            yield claims[0]
+        finally:
+            for claim in claims:
+                claim.end()
+
+    async def release_reserve(self) -> bool:
+        return await in_disk_thread(self._release_reserve)
+
+    async def make_reserve(self) -> bool:
+        return await in_disk_thread(self._make_reserve)
+
+    async def sweep(self) -> None:
+        if self._own is not None:
+            await in_disk_thread(self._sweep)
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
         """Rename staging files to their final names, and sync their folders. The folders are processed in parallel."""
@@ -218,19 +241,35 @@ class DiskStore:
 
     async def close(self) -> None:
         """Remove the staging files of this process, and release the lock of their folder."""
-        lock, self._lock = self._lock, None
-        if self._own is None or lock is None:
+        if self._own is None:
             return
         if self._pid != os.getpid():
-            # The folder, and what is being written in it, is the parent's.
-            lock.release()
+            self._own.close()
             return
-        await shield_until_done(in_disk_thread(_release, self._own, lock))
+        await shield_until_done(in_disk_thread(self._own.close))
+
+    def _claim_space(self, size: int, place: Path | None, claims: list[SpaceClaim]) -> None:
+        with _translated(self._root):
+            claims.append(self._space.claim(size, place=place))
+
+    def _release_reserve(self) -> bool:
+        with _translated(self._root):
+            return self._space.release_reserve()
+
+    def _make_reserve(self) -> bool:
+        with _translated(self._root):
+            return self._space.make_reserve()
+
+    def _sweep(self) -> None:
+        with _translated(self._root):
+            sweep(self._root / "tmp")
 
     def _remove_abandoned(self, dry_run: bool) -> Removed:  # noqa: FBT001  # through a thread
         with _translated(self._root):
-            found = _sweep_all(self._root / "tmp", is_dry=dry_run)
-        earlier, self._abandoned = self._abandoned, NOTHING_REMOVED
+            found = sweep(self._root / "tmp", is_dry=dry_run)
+        if self._own is None:
+            return found
+        earlier = self._own.take_swept()
         return Removed(found.count + earlier.count, found.size + earlier.size)
 
     def _initialise(self, text: bytes) -> bytes:
@@ -415,14 +454,16 @@ class DiskStore:
         return aside
 
 
-async def open_store(root: Path) -> DiskStore:
+async def open_store(root: Path, *, min_free: int | None = None) -> DiskStore:
     """Open the store in the folder `root`. Make the folder if it does not exist.
+
+    `min_free` is how many bytes of its disk stay free. None means 1 % of the disk, and at most 256 MiB.
 
     Folders in `tmp` that belonged to processes that have ended are removed. Raises StorageError, StorageFull.
     """
     opened: list[DiskStore] = []
     try:
-        await in_disk_thread(_enter, root, opened)
+        await in_disk_thread(_enter, root, min_free, opened)
     except BaseException:
         for store in opened:
             await store.close()
@@ -432,17 +473,17 @@ async def open_store(root: Path) -> DiskStore:
 
 def store_for_reading(root: Path) -> DiskStore:
     """Open the store in `root` for reading only: nothing is made, locked or written. Methods that write raise ReadOnly."""
-    return DiskStore(root.absolute(), None, None)
+    return DiskStore(root.absolute(), None)
 
 
-def _enter(root: Path, opened: list[DiskStore]) -> None:
+def _enter(root: Path, min_free: int | None, opened: list[DiskStore]) -> None:
     root = root.absolute()
     with _translated(root):
         _make_root(root)
-        tmp = root / "tmp"
-        tmp.mkdir(0o700, exist_ok=True)
-        abandoned = _sweep_all(tmp)
-        opened.append(DiskStore(root, *_claim(tmp), abandoned=abandoned))
+        (root / "tmp").mkdir(0o700, exist_ok=True)
+        own = StagingFolder(root / "tmp")
+        own.enter()
+        opened.append(DiskStore(root, own, min_free=min_free))
 
 
 def _make_root(root: Path) -> None:
@@ -450,70 +491,6 @@ def _make_root(root: Path) -> None:
     root.mkdir(0o700, parents=True, exist_ok=True)
     for folder in new:
         sync_path(folder.parent)
-
-
-def _claim(tmp: Path) -> tuple[Path, FileLock]:
-    """Make a new folder for the staging files of this process, and lock it. Return the folder and the lock.
-
-    The lock shows other processes that this process is running. A process id would be less reliable. The kernel
-    releases the lock whenever the process ends. The lock also works between containers that share the folder. A process
-    id may belong to another process after a restart.
-    """
-    while True:
-        folder = tmp / secrets.token_hex(_OWN_BYTES)
-        folder.mkdir(0o700)
-        lock = _locked(folder)
-        if lock is not None:
-            return folder, lock
-
-
-def _sweep_all(tmp: Path, *, is_dry: bool = False) -> Removed:
-    """Remove the folders in `tmp` whose lock no running process has. Return how many files they have, and their bytes.
-
-    Raises OSError.
-    """
-    count = size = 0
-    for folder in tmp.glob(_OWN_PATTERN):
-        lock = _locked(folder)
-        if lock is None:
-            continue
-        with suppress(OSError):
-            sizes = [path.lstat().st_size for path in folder.iterdir()]
-            count, size = count + len(sizes), size + sum(sizes)
-        if is_dry:
-            lock.release()
-        else:
-            _release(folder, lock)
-    return Removed(count, size)
-
-
-def _locked(folder: Path) -> FileLock | None:
-    """Lock `folder`, and return its lock. Return None if another process has the lock, or if it is not a folder.
-
-    Raises StorageError if the file system has no locks. A store needs them: each process that opens the store removes
-    the staging folders that are not locked.
-    """
-    try:
-        lock = FileLock.of_folder(folder, is_required=True)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return None
-        raise
-    try:
-        # Another process may have swept the folder away after it was made or opened, before it was locked.
-        if lock.try_acquire() and folder.exists():
-            return lock
-    except StorageError:
-        lock.release()
-        raise
-    lock.release()
-    return None
-
-
-def _release(folder: Path, lock: FileLock) -> None:
-    # In this order: a folder without a lock is swept by others at the same time.
-    remove_if_possible(folder)
-    lock.release()
 
 
 def _holds_something(folder: Path) -> bool:

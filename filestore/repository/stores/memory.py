@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
 from filestore.core.digest import Buffer, Digest
@@ -46,6 +48,13 @@ class MemoryStaging:
         return data
 
 
+class NoSpaceClaim:
+    """Space that nobody counts."""
+
+    def written(self, size: int) -> None:
+        """Do nothing."""
+
+
 class MemoryStore:
     """Stores frames and manifests in dictionaries. They are lost when the store is closed."""
 
@@ -61,6 +70,25 @@ class MemoryStore:
 
     def new_staging(self) -> MemoryStaging:
         return MemoryStaging()
+
+    @asynccontextmanager
+    async def space_for(
+        self,
+        size: int,  # noqa: ARG002  # nothing is counted
+        *,
+        place: Path | None = None,  # noqa: ARG002  # as above
+    ) -> AsyncIterator[NoSpaceClaim]:
+        """Promise everything: the memory of this process has no limit here."""
+        yield NoSpaceClaim()
+
+    async def release_reserve(self) -> bool:
+        return False
+
+    async def make_reserve(self) -> bool:
+        return True
+
+    async def sweep(self) -> None:
+        """Do nothing, because nothing is left of another process."""
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
         for digest, staging in staged:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from filestore.core.digest import Buffer, Digest
@@ -75,6 +77,13 @@ class Staging(Protocol):
         """Discard the frame, and free its space. After `publish` or a second time, do nothing. This never raises."""
 
 
+class SpaceClaim(Protocol):
+    """Space that was promised to a write, less what was written since."""
+
+    def written(self, size: int) -> None:
+        """Say that `size` more bytes were written, so that they are not counted twice. Any thread may call it."""
+
+
 class ChunkStore(Protocol):
     """Stores frames and manifests by namespace and digest.
 
@@ -92,6 +101,24 @@ class ChunkStore(Protocol):
 
     def new_staging(self) -> Staging:
         """Return an object for a new frame. It needs no resources until the first write."""
+
+    def space_for(self, size: int, *, place: Path | None = None) -> AbstractAsyncContextManager[SpaceClaim]:
+        """Promise space for `size` bytes during an `async with` block, before anything of them is written.
+
+        `place` is the folder that they are written to, if it is not the one of the store.
+
+        Raises MinFreeReached if less than the limit would stay free. Raises StorageFull if the disk is so full that the
+        reserve cannot be made, which is there for removals; StorageError.
+        """
+
+    async def release_reserve(self) -> bool:
+        """Give the space of the reserve to a removal that found the disk full. Return False if it does not exist."""
+
+    async def make_reserve(self) -> bool:
+        """Make the reserve if there is none. Return False if the disk has too little space for it."""
+
+    async def sweep(self) -> None:
+        """Remove the staging files of processes that have ended."""
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
         """Make synced frames readable under their digests, durably.

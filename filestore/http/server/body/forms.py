@@ -43,9 +43,16 @@ class Form(NamedTuple):
 
 
 async def receive_form(
-    context: RequestContext, spool: AsyncFileIO, *, file_part: str, check_name: Callable[[str], object]
+    context: RequestContext,
+    spool: AsyncFileIO,
+    *,
+    file_part: str,
+    check_name: Callable[[str], object],
+    written: Callable[[int], None] = lambda _: None,
 ) -> Form:
     """Write the part `file_part` of a form to `spool`, and return the rest of the form.
+
+    `written` is called with the size of each piece that was written.
 
     `check_name` is called with the file's name before the content is received, so that a bad name costs no transfer.
 
@@ -63,7 +70,7 @@ async def receive_form(
             # Some clients send a whole path of their machine.
             file_name = last_part(path)
             check_name(file_name)
-            size = await _spool(context, part, spool)
+            size = await _spool(context, part, spool, written)
         elif part.filename is not None:
             raise InvalidInput(f"the form has a file in the part {part.name!r}; send the file in the part {file_part!r}")
         else:
@@ -124,7 +131,7 @@ async def _parts(context: RequestContext) -> AsyncIterator[BodyPartReader]:
         yield part
 
 
-async def _spool(context: RequestContext, part: BodyPartReader, spool: AsyncFileIO) -> int:
+async def _spool(context: RequestContext, part: BodyPartReader, spool: AsyncFileIO, written: Callable[[int], None]) -> int:
     """Write a part to `spool`, and return its size. Raises LimitExceeded if the file is too large."""
     buffer = memoryview(bytearray(WRITE_SIZE + _READ_SIZE))
     filled = size = 0
@@ -136,8 +143,10 @@ async def _spool(context: RequestContext, part: BodyPartReader, spool: AsyncFile
         filled += len(piece)
         if filled >= WRITE_SIZE:
             await _write(spool, buffer[:filled])
+            written(filled)
             filled = 0
     await _write(spool, buffer[:filled])
+    written(filled)
     return size
 
 

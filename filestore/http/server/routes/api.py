@@ -54,9 +54,10 @@ async def put_chunks(context: RequestContext, repository: LocalRepository) -> we
     if size > wire.BATCH_LIMIT:
         raise LimitExceeded("the batch's size in bytes", size, wire.BATCH_LIMIT)
     batch = wire.BatchParser(size=size)
-    async with repository.ingest() as ingest:
+    async with repository.space_for(size) as space, repository.ingest() as ingest:
 
         def ingest_piece(piece: memoryview) -> None:
+            space.written(len(piece))
             for part in batch.feed(piece):
                 if isinstance(part, wire.BatchEntry):
                     ingest.start(part.digest, part.stored_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from aiofiles.tempfile import TemporaryFile
 from aiohttp import web
 
 from filestore.core.names import checked_new_name
@@ -49,9 +48,8 @@ async def _store(context: RequestContext, repository: LocalRepository) -> _Store
         if file_name or alias is None:
             checked_new_name(file_name)
 
-    # The file has no name in its folder, so nothing of it is left when this process ends, in whichever way.
-    async with TemporaryFile("w+b", buffering=0, dir=context.spool_folder) as spool:
-        form = await receive_form(context, spool, file_part="pfile", check_name=check)
+    async with context.form_spool(repository) as (spool, written):
+        form = await receive_form(context, spool, file_part="pfile", check_name=check, written=written)
         if form.file_name is None:
             raise InvalidInput("the form has no part pfile with a file; send one, for example with: curl -F pfile=@FILE")
         alias = checked_new_name(alias or form.fields.get("name", [""])[-1] or form.file_name)

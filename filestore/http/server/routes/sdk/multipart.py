@@ -15,8 +15,10 @@ from filestore.http.server.body.reader import reading_body
 from filestore.http.server.context import RequestContext, arriving
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.files import upload_json
+from filestore.http.server.routes.sdk.parts import UploadPart
 from filestore.http.server.routes.sdk.uploads import PART_LIMIT, IncomingPart, Upload
 from filestore.repository.local import LocalRepository
+from filestore.repository.stores.protocol import SpaceClaim
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
 BODY_LIMIT = 2 << 20
@@ -56,14 +58,20 @@ async def put_part(context: RequestContext, repository: LocalRepository) -> web.
     upload = await _upload(context, repository, found["upload_id"])
     text = found["number"]
     number = _part_number(int(text) if _NUMBER.fullmatch(text) else text, key="the part's number")
-    incoming = await in_disk_thread(upload.receive)
-    try:
-        await _receive(context, incoming)
-        part = await in_disk_thread(upload.keep, incoming, number, limit=context.upload_limit)
-    finally:
-        await shield_until_done(in_disk_thread(incoming.discard))
+    size = context.request.content_length or 0
+    async with repository.space_for(size, place=context.spool_folder) as space:
+        part = await _stored(context, upload, number, space)
     context.request.app[ASSEMBLY].cut_ahead(upload, repository)
     return web.Response(headers={"ETag": f'"{part.tag}"'})
+
+
+async def _stored(context: RequestContext, upload: Upload, number: int, space: SpaceClaim) -> UploadPart:
+    incoming = await in_disk_thread(upload.receive)
+    try:
+        await _receive(context, incoming, space)
+        return await in_disk_thread(upload.keep, incoming, number, limit=context.upload_limit)
+    finally:
+        await shield_until_done(in_disk_thread(incoming.discard))
 
 
 async def finish_upload(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -74,12 +82,13 @@ async def finish_upload(context: RequestContext, repository: LocalRepository) ->
     return web.json_response(await upload_json(repository, record), status=201)
 
 
-async def _receive(context: RequestContext, incoming: IncomingPart) -> None:
+async def _receive(context: RequestContext, incoming: IncomingPart, space: SpaceClaim) -> None:
     """Write the body of a request to a part. Raises Interrupted, Stalled, LimitExceeded, StorageFull, StorageError."""
     limit = context.upload_limit
 
     def write_piece(piece: memoryview) -> None:
         incoming.write(piece, limit=limit)
+        space.written(len(piece))
 
     size = context.request.content_length
     if size is not None:

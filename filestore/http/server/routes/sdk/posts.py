@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from aiofiles.tempfile import TemporaryFile
 from aiohttp import web
 
 from filestore.core.names import checked_new_name, shortened
@@ -71,8 +70,10 @@ async def take_post(context: RequestContext, repository: LocalRepository) -> web
         raise InvalidInput(f"the size limit in the URL is {text!r}; a number of bytes is expected")
     allowed = int(text)
     limit = allowed if context.upload_limit is None else min(allowed, context.upload_limit)
-    async with TemporaryFile("w+b", buffering=0, dir=context.spool_folder) as spool:
-        form = await receive_form(replace(context, upload_limit=limit), spool, file_part="file", check_name=lambda _: None)
+    async with context.form_spool(repository) as (spool, written):
+        form = await receive_form(
+            replace(context, upload_limit=limit), spool, file_part="file", check_name=lambda _: None, written=written
+        )
         if form.file_name is None:
             raise InvalidInput("the form has no part file with a file; send the fields first, and then the part file")
         if form.fields.get(_KEY) != [upload.name]:
