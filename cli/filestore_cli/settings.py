@@ -35,6 +35,10 @@ _SIZE_UNITS = {"": 1, "B": 1} | {
 }
 _SIZE_UNIT = "bytes, or a size such as 10GB, 10G or 1.5GiB"
 SIZE_WORDS = "kB, MB, GB, TB, PB (also k, M, G, T, P) are powers of 1000, KiB to PiB (also Ki to Pi) of 1024"
+_AGE = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(s|min|h|d|w)\s*\Z")
+AGES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+AGE_UNIT = "time such as 24h (units s, min, h, d, w)"
+_HOURS = re.compile(r"([0-9]{1,2})-([0-9]{1,2})\Z")
 _NOWHERE = Path("/dev/null/filestore")
 """A path at which nothing can be made. It is used in the place of a folder that is not known."""
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
@@ -154,6 +158,25 @@ def _seconds(maximum: int) -> Callable[[object], float]:
         return seconds
 
     return parse
+
+
+def parse_age(value: object) -> float:
+    """Return the seconds of a time such as 24h, 90min or 0s. A number is returned unchanged. Raises ValueError."""
+    if isinstance(value, float):
+        return value
+    match = None if isinstance(value, bool) else _AGE.match(str(value))
+    if match is None:
+        raise ValueError(f"{value!r} is not a time such as 24h: a number and one of {', '.join(AGES)}")
+    return float(match[1]) * AGES[match[2]]
+
+
+def _hours(value: object) -> tuple[int, int]:
+    if isinstance(value, tuple):
+        return value
+    match = _HOURS.match(str(value))
+    if match is None or int(match[1]) > 23 or not 0 < int(match[2]) <= 24 or match[1] == match[2]:
+        raise ValueError(f"{value!r} is not a pair of hours such as 22-6: the first is 0 to 23, the end is 1 to 24")
+    return int(match[1]), int(match[2])
 
 
 def _claim(value: object) -> bool:
@@ -370,6 +393,32 @@ class Settings:
         default=DEFAULT_SERVER_LIMITS.drain_seconds,
         metadata=_setting(
             "How long a server that is stopping waits for current transfers", unit="seconds", parse=_seconds(86400)
+        ),
+    )
+    gc_grace: float = field(
+        default=DEFAULT_SERVER_LIMITS.gc_grace,
+        metadata=_setting(
+            "How long `filestore gc` and a server keep content that no stored file needs, after a push last used it",
+            unit=AGE_UNIT,
+            parse=parse_age,
+            default="24h",
+        ),
+    )
+    gc_rate: int = field(
+        default=DEFAULT_SERVER_LIMITS.gc_rate,
+        metadata=_setting(
+            "How many chunks a second a server looks at to remove content that nothing needs; 0: it removes none by itself",
+            unit="count",
+            parse=_whole(0, 1_000_000_000),
+        ),
+    )
+    gc_hours: tuple[int, int] | None = field(
+        default=None,
+        metadata=_setting(
+            "The hours of the day in which a server removes content that nothing needs, in local time",
+            unit="hours such as 22-6",
+            parse=_hours,
+            default="none: any time",
         ),
     )
     signed_seconds: int = field(

@@ -23,6 +23,12 @@ class ServerLimits:
     """After this time without a new part or another request, an upload in parts is removed."""
     drain_seconds: float = 30.0
     """How long requests in progress may continue after a stop signal."""
+    gc_grace: float = 86400.0
+    """Seconds for which collection keeps a chunk that no record needs, after a push last used it."""
+    gc_rate: int = 20_000
+    """How many chunks a second the collection of a server looks at. 0 means that it does not collect."""
+    gc_hours: tuple[int, int] | None = None
+    """The hours of the day, in local time, in which a server collects: the first one, and the end. None means any."""
     signed_seconds: int = SIGNED_SECONDS
     """How long a signed URL of a file is valid."""
     scrub_rate: int = 10_000_000

@@ -284,7 +284,12 @@ def test_server_limits() -> None:
     """Every limit of a server is a setting, without which the library's own default holds."""
     assert settings().server_limits == DEFAULT_SERVER_LIMITS == inspect.signature(serve).parameters["limits"].default
     for number, limit in enumerate(fields(ServerLimits), start=1 << 24):
-        options: dict[str, object] = {limit.name: number if limit.name.endswith("limit") else number - (1 << 24) + 1}
+        value: object = number if limit.name.endswith("limit") else number - (1 << 24) + 1
+        if limit.name == "gc_grace":
+            value = float(number)
+        if limit.name == "gc_hours":
+            value = (22, 6)
+        options: dict[str, object] = {limit.name: value}
         assert settings(options=options).server_limits == replace(DEFAULT_SERVER_LIMITS, **options)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""The work that a server process does between requests: a scrub of what is stored."""
+"""The work that a server process does between requests: a scrub of what is stored, and a collection."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from filestore.http.limits import ServerLimits
 from filestore.repository.index.protocol import Index
+from filestore.repository.maintenance.collection_plan import CollectionPlan, collect_for_ever
 from filestore.repository.maintenance.scrub import ScrubPlan, scrub_for_ever
 from filestore.repository.stores.protocol import ChunkStore
 
@@ -21,6 +22,9 @@ async def background_work(store: ChunkStore, index: Index, limits: ServerLimits)
     work: list[Coroutine[None, None, None]] = []
     if limits.scrub_rate:
         work.append(scrub_for_ever(store, index, ScrubPlan(rate=limits.scrub_rate, days=limits.scrub_days)))
+    if limits.gc_rate:
+        plan = CollectionPlan(limits.gc_grace, limits.gc_rate, limits.gc_hours)
+        work.append(collect_for_ever(store, index, plan))
     tasks = [asyncio.create_task(_logged(each)) for each in work]
     try:
         yield

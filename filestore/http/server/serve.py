@@ -71,7 +71,7 @@ def serve(
     )
     _allow_many_files()
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
-    # What a runtime does is worth a line, and so is the result of work that takes days. All other parts, and other
+    # What a runtime does is worth a line, and so is the result of work between requests. All other parts, and other
     # libraries, only warn.
     logging.getLogger("filestore.runtime").setLevel(logging.INFO)
     logging.getLogger("filestore.maintenance").setLevel(logging.INFO)

@@ -215,6 +215,9 @@ class Index(Protocol):
         Positions are larger than 0.
         """
 
+    async def record_count(self, namespace: str) -> int:
+        """Return the number of records, with those of graphs."""
+
     async def superseded(
         self, namespace: str, position: int, *, newer_count: int, updated_before: int | None, limit: int
     ) -> list[PositionedRecord]:

@@ -111,6 +111,12 @@ def select_records_after(
     return found
 
 
+def select_count(connection: sqlite3.Connection, namespace: str) -> int:
+    """Return the number of records."""
+    (count,) = connection.execute("SELECT count(*) FROM records WHERE namespace = ?", (namespace,)).fetchone()
+    return int(count)
+
+
 def select_superseded(
     connection: sqlite3.Connection, namespace: str, position: int, *, newer_count: int, before: int | None, limit: int
 ) -> list[PositionedRecord]:

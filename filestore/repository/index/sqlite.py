@@ -130,6 +130,9 @@ class SqliteIndex:
     ) -> list[PositionedRecord]:
         return await self._reader.run(records.select_records_after, namespace, position, limit, only_valid=only_valid)
 
+    async def record_count(self, namespace: str) -> int:
+        return await self._reader.run(records.select_count, namespace)
+
     async def superseded(
         self, namespace: str, position: int, *, newer_count: int, updated_before: int | None, limit: int
     ) -> list[PositionedRecord]:

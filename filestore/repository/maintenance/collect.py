@@ -93,6 +93,19 @@ class CollectionReport:
         parts = (self.removed_files, self.abandoned_pushes, self.frames_without_rows, self.manifests)
         return Freed(sum(part.count for part in parts), sum(part.size for part in parts))
 
+    def summary(self) -> str:
+        """Return what was removed, in one line."""
+        parts = {
+            "chunks of removed files": self.removed_files,
+            "chunks of abandoned pushes": self.abandoned_pushes,
+            "frames without a row": self.frames_without_rows,
+            "manifests of removed files": self.manifests,
+        }
+        words = [f"{part.count} {name}" for name, part in parts.items() if part.count]
+        if self.old_versions:
+            words.append(f"{self.old_versions} old versions")
+        return f"{', '.join(words) or 'nothing'}; {self.freed.size} bytes"
+
     def as_json(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
         return {**asdict(self), "freed": asdict(self.freed)}

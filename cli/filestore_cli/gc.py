@@ -1,0 +1,117 @@
+"""The command gc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from filestore.errors import DamagedRecord, FilestoreError, NotARepository
+from filestore_cli.context import CommandContext, takes
+from filestore_cli.folders import maintained_folder
+from filestore_cli.hints import explained
+from filestore_cli.settings import parse_age
+from filestore_cli.start import run_to_end
+from filestore_cli.text import for_display, in_units, table
+
+if TYPE_CHECKING:
+    # Heavy: the command imports it when it runs.
+    from filestore.repository.maintenance.collect import CollectionReport, Freed
+    from filestore.repository.stores.protocol import Removed
+
+
+class Age(click.ParamType):  # type: ignore[type-arg]  # older versions of click have no argument
+    """A time such as 24h or 7d."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return parse_age(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command(short_help="Remove content that nothing needs.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing, and say what would be removed.")
+@click.option(
+    "--grace",
+    type=Age(),
+    metavar="AGE",
+    help="Keep chunks that a push has used within this time, such as 24h or 0s.  [default: the setting gc_grace]",
+)
+@takes("url", "root")
+def gc(context: CommandContext, grace: float | None, *, dry_run: bool) -> None:
+    """Remove the content that no stored file needs any more, and say why each part of it goes.
+
+    That is content of removed files, of pushes that were abandoned, and what crashes have left. The folder may be in use
+    by servers and pushes meanwhile. A server does the same by itself.
+    """
+    folder = maintained_folder(context, "gc")
+    grace_seconds = context.settings.gc_grace if grace is None else grace
+    reports, failures, staging = run_to_end(_collect(context, folder, grace_seconds, dry_run=dry_run))
+    total = sum(report.freed.size for report in reports) + staging.size
+    verb = "would be freed" if dry_run else "freed"
+    lines = [line for report in reports for line in _report_lines(report)]
+    if staging.count:
+        lines += table(staging_of_ended_processes=_words(staging))
+    context.show(
+        {
+            "root": str(folder),
+            "dry_run": dry_run,
+            "grace_seconds": grace_seconds,
+            "namespaces": [report.as_json() for report in reports],
+            "staging": {"count": staging.count, "size": staging.size},
+            "freed_size": total,
+            "failures": [{"namespace": namespace, "reason": str(error)} for namespace, error in failures],
+        },
+        *lines,
+        f"{in_units(total)} {verb} in {for_display(folder)}",
+    )
+    for namespace, error in failures:
+        raise click.ClickException(for_display(f"nothing is removed from the namespace {namespace}: {explained(error)}"))
+
+
+async def _collect(
+    context: CommandContext, folder: Path, grace_seconds: float, *, dry_run: bool
+) -> tuple[list[CollectionReport], list[tuple[str, FilestoreError]], Removed]:
+    from filestore.backends import open_backend  # heavy
+    from filestore.repository.maintenance.collect import Collection  # heavy
+
+    reports: list[CollectionReport] = []
+    failures: list[tuple[str, FilestoreError]] = []
+    try:
+        store, index = await open_backend(folder, read_only=dry_run)
+    except NotARepository as error:
+        raise context.advised(error) from None
+    try:
+        staging = await store.remove_abandoned(dry_run=dry_run)
+        for namespace in await index.namespaces():
+            collection = Collection(store, index, namespace, grace_seconds=grace_seconds, dry_run=dry_run)
+            try:
+                reports.append(await collection.run())
+            except DamagedRecord as error:
+                failures.append((namespace, error))
+    finally:
+        await index.close()
+        await store.close()
+    return reports, failures, staging
+
+
+def _report_lines(report: CollectionReport) -> list[str]:
+    parts: dict[str, Freed] = {
+        "content of removed files": report.removed_files,
+        "content of abandoned pushes": report.abandoned_pushes,
+        "frames without a row": report.frames_without_rows,
+        "manifests of removed files": report.manifests,
+        "kept for the grace period": report.waiting,
+    }
+    rows = {name: _words(part) for name, part in parts.items() if part.count}
+    if report.old_versions:
+        rows = {"old versions": f"{report.old_versions} by the policy of the namespace"} | rows
+    return [f"namespace {report.namespace}", *(f"  {line}" for line in table(**rows))] if rows else []
+
+
+def _words(part: Freed | Removed) -> str:
+    return f"{part.count}, {in_units(part.size)}"
