@@ -50,7 +50,7 @@ from filestore.errors import BlockingCallRefused, FilestoreError
 from filestore.format.codec import Codec
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.repository import protocol
-from filestore.repository.protocol import Wanted, find_record
+from filestore.repository.protocol import FreedContent, Usage, VersionPage, Wanted, find_record
 from filestore.system.loop_thread import Block, close_at_end, has_ended, run
 from filestore.transfer import fetch as _fetch
 from filestore.transfer import fetch_tree as _fetch_tree
@@ -309,15 +309,65 @@ class Repository:
         inner = self.inner
         return run(lambda: inner.sign(file_id))
 
-    def remove(self, file_id: str, *, with_chunks: bool = False, force: bool = False) -> Record:
-        """Remove a record, and return it. `with_chunks` also removes its chunks that no other record needs.
+    def versions(
+        self,
+        wanted: Wanted,
+        *,
+        limit: int = 1000,
+        before: int | None = None,
+        keep_last: int | None = None,
+        older_than_seconds: float | None = None,
+    ) -> VersionPage:
+        """Return all versions of a name, or all records of a digest, from the newest down.
 
-        `force` removes it also if a pipeline needs it.
+        With `before`, return those that follow the record with this `updated_at`, for the next page. With `keep_last` or
+        `older_than_seconds`, return only the versions that are neither among the newest nor too young.
 
-        Raises NotFound, FileInUse, DamagedRecord, StorageError, TransferError, BlockingCallRefused.
+        Raises InvalidReference, NotFound, StorageError, TransferError, BlockingCallRefused.
         """
         inner = self.inner
-        return run(lambda: inner.remove(file_id, with_chunks=with_chunks, force=force))
+        return run(
+            lambda: inner.versions(wanted, limit=limit, before=before, keep_last=keep_last, older_than_seconds=older_than_seconds)
+        )
+
+    def freed_by(self, file_ids: Sequence[str]) -> FreedContent:
+        """Return what a collection can free after the removal of these records.
+
+        Raises DamagedRecord, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.freed_by(file_ids))
+
+    def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
+        """Measure what the repository takes on disk, and which names take the most.
+
+        Raises StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.usage(grace_seconds=grace_seconds, name_limit=name_limit))
+
+    def remove(
+        self,
+        file_id: str,
+        *,
+        with_chunks: bool = False,
+        force: bool = False,
+        updated_at: int | None = None,
+        unless_newest: bool = False,
+    ) -> Record:
+        """Remove a record, and return it. `with_chunks` also removes its chunks that no other record needs.
+
+        `force` removes it also if a pipeline needs it. With `updated_at`, it is removed only if nobody has stored it again
+        since that time, and with `unless_newest` only if a newer version of its name exists.
+
+        Raises NotFound, RecordChanged, FileInUse, DamagedRecord, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(
+            lambda: inner.remove(
+                file_id, with_chunks=with_chunks, force=force, updated_at=updated_at, unless_newest=unless_newest
+            )
+        )
 
     def close(self) -> None:
         """Close files and connections. Another call does nothing. No other method may be called afterwards.

@@ -22,6 +22,7 @@ FilestoreError
 │   └── UnexpectedContent
 │       └── UnexpectedRecord
 ├── NotFound
+│   ├── RecordChanged         a record that is not removed, because it has changed since it was chosen
 │   └── UploadNotFound
 ├── ChunksMissing
 ├── FileInUse                 a file that pipelines need is not removed
@@ -314,9 +315,18 @@ class NotFound(FilestoreError):
     """Nothing is stored under a reference."""
 
     slug = "not-found"
-    facts = ("reference",)
+    facts: ClassVar[Names] = ("reference",)
     sentence = "nothing is stored under {reference!r}"
     hint = "list-files"
+
+
+class RecordChanged(NotFound):
+    """A record is not removed, because it is not in the state in which it was chosen for the removal."""
+
+    slug = "record-changed"
+    facts = ("reference", "reason")
+    sentence = "{reference} was not removed: {reason}; look at it again, and then remove it if that is still right"
+    hint = ""
 
 
 class UploadNotFound(NotFound):

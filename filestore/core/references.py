@@ -25,6 +25,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _REVISION_LIMIT = 255
 """The largest size of a revision in bytes."""
 _SHA256 = re.compile(r"sha256:[0-9a-fA-F]{64}\Z")
+_VERSIONS_BACK = re.compile(r"~(0|[1-9][0-9]{0,8})\Z")
+_DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}\Z")
 _USER = re.compile(r"\A([a-z]+://)[^/]*@", re.IGNORECASE)
 
 
@@ -91,11 +93,11 @@ class ReferenceParts:
         return cls(owner=owner if slash else None, name=name, revision=revision, entry_path=entry_path)
 
     def check_supported(self) -> None:
-        """Raise InvalidReference if the reference has an owner, a revision or a path, which are not supported yet.
+        """Raise InvalidReference if the reference has an owner, a label as its revision, or a path, which are not supported yet.
 
         The error names the part that is not supported.
         """
-        parts = {"owner": self.owner, "revision": self.revision, "path": self.entry_path}
+        parts = {"owner": self.owner, "revision": label_in(self.revision), "path": self.entry_path}
         for part, value in parts.items():
             if value is not None:
                 reason = f"the {part} {value!r} in it is not supported yet"
@@ -120,6 +122,8 @@ class Reference:
     digest: The digest of the content.
     name: The name, which means the newest file with that name. If `digest` is also given, the name in a stored
         path.
+    revision: Which version of `name` is meant, if it is not the newest one: `~N` is N versions before the newest one, and
+        at least 8 hexadecimal digits are the beginning of the digest of one version. Only for a name without a digest.
     name_otherwise: The name to look for if no file has this `id` or `digest`. A file name may look like an id or a
         digest.
     """
@@ -128,7 +132,27 @@ class Reference:
     digest: Digest | None = None
     name: str | None = None
     _: KW_ONLY
+    revision: str | None = None
     name_otherwise: str | None = data_field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.revision is None:
+            return
+        if self.name is None or self.digest is not None or self.id is not None:
+            raise InvalidReference(str(self), "a revision can only follow a name")
+        if label_in(self.revision) is not None:
+            raise InvalidReference(str(self), f"the revision {self.revision!r} in it is not supported yet")
+
+    @property
+    def versions_back(self) -> int | None:
+        """How many versions before the newest one the revision `~N` means. None for another revision."""
+        found = _VERSIONS_BACK.match(self.revision or "")
+        return None if found is None else int(found[1])
+
+    @property
+    def digest_prefix(self) -> str | None:
+        """The first digits of the digest of the version that is meant. None if the revision is not of this kind."""
+        return self.revision if self.revision is not None and _DIGEST_PREFIX.match(self.revision) else None
 
     @classmethod
     def parse(cls, text: str) -> Reference:
@@ -136,12 +160,18 @@ class Reference:
 
         A text that looks like an id or a digest may also be the name of a file, as in the caches of some model hubs:
         `name_otherwise` keeps it. Raises InvalidReference if the text is not a reference, or if it has an owner, a
-        revision or a path inside a directory. These belong to the grammar, but are not supported yet.
+        label as its revision, or a path inside a directory. These belong to the grammar, but are not supported yet.
         """
         parts = ReferenceParts.parse(text)
         parts.check_supported()
         may_be_name = parts.name is None and "/" not in text
-        return cls(id=parts.id, digest=parts.digest, name=parts.name, name_otherwise=text if may_be_name else None)
+        return cls(
+            id=parts.id,
+            digest=parts.digest,
+            name=parts.name,
+            revision=parts.revision,
+            name_otherwise=text if may_be_name else None,
+        )
 
     @classmethod
     def parse_path(cls, path: str) -> Reference:
@@ -161,16 +191,23 @@ class Reference:
             raise InvalidReference(path, str(error)) from None
 
     def means(self, record: Record) -> bool:
-        """Return whether `record` has the id, the digest and the name that this reference gives.
+        """Return whether `record` has the id, the digest, the name and the digits of a digest that this reference gives.
 
-        `name_otherwise` is not compared.
+        `name_otherwise` and the revision `~N` are not compared.
         """
-        return self.id in {None, record.id} and self.digest in {None, record.digest} and self.name in {None, record.name}
+        is_version = str(record.digest).startswith(self.digest_prefix or "")
+        return (
+            self.id in {None, record.id}
+            and self.digest in {None, record.digest}
+            and self.name in {None, record.name}
+            and is_version
+        )
 
     def __str__(self) -> str:
         if self.digest is not None and self.name is not None:
             return file_path(self.digest, self.name)
-        return str(self.id or self.digest or self.name)
+        revision = "" if self.revision is None else f"@{self.revision}"
+        return f"{self.id or self.digest or self.name}{revision}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -392,6 +429,13 @@ def _digest(text: str) -> Digest | None:
         return Digest.parse(text)
     except InvalidDigest:
         return None
+
+
+def label_in(revision: str | None) -> str | None:
+    """Return `revision` if it is a label: neither `~N` nor the first digits of a digest. Return None otherwise."""
+    if revision is None or _VERSIONS_BACK.match(revision) or _DIGEST_PREFIX.match(revision):
+        return None
+    return revision
 
 
 def _checked_revision(revision: str, text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from filestore.errors import (
     InvalidManifest,
     NotFound,
     ReadOnly,
+    RecordChanged,
     StorageError,
     UsedAfterFork,
 )
@@ -39,7 +40,19 @@ from filestore.repository.format_file import read_format
 from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import ChunkRow, Index, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all, is_intact
-from filestore.repository.protocol import SIGNED_SECONDS, Identity, Moved, Wanted, closed_error, reference_of
+from filestore.repository.maintenance.selection import VersionRule
+from filestore.repository.protocol import (
+    GRACE_SECONDS,
+    SIGNED_SECONDS,
+    FreedContent,
+    Identity,
+    Moved,
+    Usage,
+    VersionPage,
+    Wanted,
+    closed_error,
+    reference_of,
+)
 from filestore.repository.stores.protocol import ChunkStore, SpaceClaim, Staging
 from filestore.system.buffers import Budget
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group
@@ -272,6 +285,69 @@ class LocalRepository:
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         return await self._index.records(self._namespace, limit=limit, before=before)
 
+    async def versions(
+        self,
+        wanted: Wanted,
+        *,
+        limit: int = 1000,
+        before: int | None = None,
+        keep_last: int | None = None,
+        older_than_seconds: float | None = None,
+    ) -> VersionPage:
+        reference = reference_of(wanted)
+        first = await self.record(reference)
+        if not reference.means(first):
+            reference = Reference(name=first.name)  # `name_otherwise`
+        if reference.id is not None or reference.revision is not None:
+            found, counted = [first], Reference(name=first.name)
+        elif keep_last is None and older_than_seconds is None:
+            found, counted = await self._index.versions(self._namespace, reference, limit=limit, before=before), reference
+        else:
+            rule = VersionRule(keep_last=keep_last, older_than_seconds=older_than_seconds)
+            found, counted = await self._selected(reference, rule, limit=limit, before=before), reference
+        total = await self._index.version_count(self._namespace, counted)
+        return VersionPage(found, total, await self._users({record.id for record in found}))
+
+    async def _selected(self, reference: Reference, rule: VersionRule, *, limit: int, before: int | None) -> list[Record]:
+        now = time.time_ns() // 1000
+        newer_count = 0
+        if before is not None:
+            newer_count = await self._index.version_count(self._namespace, reference)
+            newer_count -= await self._index.version_count(self._namespace, reference, before=before)
+        selected: list[Record] = []
+        while len(selected) < limit:
+            page = await self._index.versions(self._namespace, reference, limit=_RECORDS_AT_ONCE, before=before)
+            if not page:
+                break
+            selected += rule.select(page, now=now, newer_count=newer_count)
+            newer_count += len(page)
+            before = page[-1].updated_at
+        return selected[:limit]
+
+    async def _users(self, file_ids: Container[str]) -> dict[str, str]:
+        users: dict[str, list[str]] = {}
+        for use in await self._index.uses(self._namespace):
+            if use.file_id in file_ids:
+                users.setdefault(use.file_id, []).append(use.pipeline_name)
+        return {file_id: _summary(sorted(names)) for file_id, names in users.items()}
+
+    async def freed_by(self, file_ids: Sequence[str]) -> FreedContent:
+        from filestore.repository.maintenance.usage import measure_freed  # noqa: PLC0415  # heavy: numpy
+
+        return await measure_freed(self._store, self._index, self._namespace, file_ids)
+
+    async def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
+        from filestore.repository.maintenance.usage import measure_usage  # noqa: PLC0415  # heavy: numpy
+
+        return await measure_usage(
+            self._store,
+            self._index,
+            self._namespace,
+            now=time.time_ns() // 1000,
+            grace_seconds=GRACE_SECONDS if grace_seconds is None else grace_seconds,
+            name_limit=name_limit,
+        )
+
     async def sign(self, file_id: str) -> str:
         record = await self.record(Reference(id=file_id))
         path = f"/{run_path(record.id, shortened(record.name))}"
@@ -280,17 +356,26 @@ class LocalRepository:
         return signed_path(secret, "GET", path, namespace=self._namespace, expires_at=expires_at).removeprefix("/")
 
     async def remove(
-        self, file_id: str, *, with_chunks: bool = False, force: bool = False, updated_at: int | None = None
+        self,
+        file_id: str,
+        *,
+        with_chunks: bool = False,
+        force: bool = False,
+        updated_at: int | None = None,
+        unless_newest: bool = False,
     ) -> Record:
-        """Remove a record. With `updated_at`, raise NotFound, and remove nothing, if somebody has pushed it since."""
         self._check_writable()
 
         async def removed() -> Record:
-            return await self._remove(file_id, with_chunks=with_chunks, force=force, updated_at=updated_at)
+            return await self._remove(
+                file_id, with_chunks=with_chunks, force=force, updated_at=updated_at, unless_newest=unless_newest
+            )
 
         return await with_reserve(self._store, removed)
 
-    async def _remove(self, file_id: str, *, with_chunks: bool, force: bool, updated_at: int | None) -> Record:
+    async def _remove(
+        self, file_id: str, *, with_chunks: bool, force: bool, updated_at: int | None, unless_newest: bool
+    ) -> Record:
         chunks: dict[Digest, None] = {}
         seen_until = 0
         if with_chunks:
@@ -300,10 +385,7 @@ class LocalRepository:
             if with_chunks:
                 # Check the records that were committed since. During this transaction none is committed.
                 await self._keep_needed(chunks, without=file_id, since=seen_until)
-            if updated_at is not None:
-                current = await self._index.record(self._namespace, Reference(id=file_id))
-                if current is None or current.updated_at != updated_at:
-                    raise NotFound(file_id)
+            await self._check_unchanged(file_id, updated_at=updated_at, unless_newest=unless_newest)
             users = [] if force else await transaction.uses_of(self._namespace, file_id)
             if users:
                 raise FileInUse(file_id, _summary([use.pipeline_name for use in users]))
@@ -316,6 +398,17 @@ class LocalRepository:
             # The record is gone, so this part alone is repeated on a full disk.
             await with_reserve(self._store, partial(self._remove_condemned, record.digest, list(chunks)))
         return record
+
+    async def _check_unchanged(self, file_id: str, *, updated_at: int | None, unless_newest: bool) -> None:
+        """Check a record before its removal. Call this during a write transaction, so that nobody changes it afterwards."""
+        record = await self._index.record(self._namespace, Reference(id=file_id))
+        if record is None:
+            raise NotFound(file_id)
+        if updated_at not in {None, record.updated_at}:
+            raise RecordChanged(file_id, "it was stored again since")
+        newest = await self._index.record(self._namespace, Reference(name=record.name))
+        if unless_newest and newest == record:
+            raise RecordChanged(file_id, f"it is now the newest version of {record.name!r}")
 
     async def uses(self) -> list[Use]:
         """Return all uses of records by pipelines."""

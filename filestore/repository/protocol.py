@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
@@ -16,6 +16,9 @@ SIGNED_SECONDS = 86400
 
 VERIFY_LIMIT = 4096
 """The largest number of digests in one call of `Repository.verify_chunks`."""
+
+GRACE_SECONDS = 86400.0
+"""The default grace period of collection: chunks that a push has used within this time are kept."""
 
 Moved = Callable[[int], None]
 """A callback that a transfer calls with the number of encoded bytes that were just sent or received."""
@@ -32,6 +35,87 @@ class Identity(NamedTuple):
     namespace: str
     chunking_version: int
     """The cutting version that a push must use."""
+
+
+class VersionPage(NamedTuple):
+    """Records of one reference, the newest first."""
+
+    records: list[Record]
+    total: int
+    """How many records the reference covers in all, on all pages and whatever rule selects some of them."""
+    users: dict[str, str]
+    """By the ids of those `records` that pipelines need: the names of these pipelines."""
+
+
+class FreedContent(NamedTuple):
+    """Content that collection can remove."""
+
+    chunk_count: int
+    stored_size: int
+    """Bytes of the frames and manifests."""
+
+
+class NameUsage(NamedTuple):
+    """What the records of one name take."""
+
+    name: str
+    version_count: int
+    logical_size: int
+    """Bytes of the content of all versions together."""
+    own_size: int
+    """Bytes of the frames that no other name needs."""
+    shared_size: int
+    """Bytes of the frames that other names need too."""
+
+
+class Usage(NamedTuple):
+    """What a namespace takes on disk. Sizes of frames and manifests are those of their files.
+
+    `needed_size`, `free_size`, `waiting_size` and `manifests_size` together are the bytes of all these files.
+    """
+
+    namespace: str
+    record_count: int
+    logical_size: int
+    """Bytes of the content of all records. The difference to `distinct_size` is what sharing saves."""
+    distinct_size: int
+    """Bytes of the chunks that records need, each counted once. The difference to `needed_size` is what encoding saves."""
+    frame_count: int
+    needed_size: int
+    """Bytes of the frames that records need."""
+    free_size: int
+    """Bytes of the frames and manifests that a collection removes now."""
+    waiting_size: int
+    """Bytes of the frames that no record needs, and that a push has used within the grace period."""
+    manifests_size: int
+    """Bytes of the manifests of records."""
+    grace_seconds: float
+    """The grace period for which the result holds."""
+    damaged: tuple[str, ...]
+    """Names of records whose manifests are missing or damaged. If there is one, nothing is known about its chunks, and a
+    collection removes nothing.
+    """
+    name_count: int
+    names: tuple[NameUsage, ...]
+    """The names that take the most, the largest first."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the form in which it is sent and printed. `usage_from_json` is the inverse."""
+        return self._asdict() | {"names": [name._asdict() for name in self.names]}
+
+
+def usage_from_json(values: dict[str, Any]) -> Usage:
+    """Make a `Usage` from its JSON form, an object of its members. Raises KeyError, TypeError, ValueError."""
+    texts, lists = {"namespace"}, {"damaged", "names"}
+    members = {name: values[name] for name in Usage._fields}
+    names = [NameUsage(**{name: entry[name] for name in NameUsage._fields}) for entry in members["names"]]
+    numbers = [members[name] for name in members.keys() - texts - lists] + [number for name in names for number in name[1:]]
+    words = [members["namespace"], *members["damaged"], *(name.name for name in names)]
+    if not all(type(number) in {int, float} and number >= 0 for number in numbers) or not all(
+        type(word) is str for word in words
+    ):
+        raise ValueError("a number or a text has a wrong type")
+    return Usage(**members | {"damaged": tuple(members["damaged"]), "names": tuple(names)})
 
 
 class Repository(Protocol):
@@ -107,12 +191,49 @@ class Repository(Protocol):
 
         A `Record` means its id, so that the answer is what the repository knows now.
 
-        Raises InvalidReference for a text that cannot name a stored file, a local path and a URL; NotFound if there is no such
+        Raises InvalidReference for a text that cannot name a stored file, a local path, a URL, and the first digits of the
+        digests of several versions; NotFound if there is no such
         record, and UnexpectedRecord if a server answers with another record.
         """
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         """Return at most `limit` records, the newest first. With `before`, return only records updated before it.
+
+        Raises StorageError, TransferError.
+        """
+
+    async def versions(
+        self,
+        wanted: Wanted,
+        *,
+        limit: int = 1000,
+        before: int | None = None,
+        keep_last: int | None = None,
+        older_than_seconds: float | None = None,
+    ) -> VersionPage:
+        """Return records that `wanted` covers, the newest first: all versions of a name, or all records of a digest.
+
+        An id, and a name with a revision, cover one record. `total` is then the number of versions of the name. With
+        `before`, return only the records that follow the record that was updated at this time. With `keep_last` or
+        `older_than_seconds`, return only the records that a `VersionRule` with these limits selects, by the clock of the
+        repository. `limit` is at most 1000.
+
+        Raises InvalidReference as `record` does; NotFound if `wanted` covers no record.
+        """
+
+    async def freed_by(self, file_ids: Sequence[str]) -> FreedContent:
+        """Return what collection can free after the removal of these records: what no other record needs.
+
+        Ids that do not exist are skipped. At most 65536 ids. It reads the manifests of all records of the namespace.
+
+        Raises DamagedRecord if one of these manifests is missing or damaged, because nobody knows what its record needs.
+        """
+
+    async def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
+        """Measure what the namespace takes on disk, and which names take the most. `name_limit` is at most 1000.
+
+        Without `grace_seconds`, the grace period is that of the repository. It lists all frames, which takes about a minute
+        for each million of them on a cold disk.
 
         Raises StorageError, TransferError.
         """
@@ -125,16 +246,27 @@ class Repository(Protocol):
         Raises NotFound.
         """
 
-    async def remove(self, file_id: str, *, with_chunks: bool = False, force: bool = False) -> Record:
+    async def remove(
+        self,
+        file_id: str,
+        *,
+        with_chunks: bool = False,
+        force: bool = False,
+        updated_at: int | None = None,
+        unless_newest: bool = False,
+    ) -> Record:
         """Remove a record. `force` removes it also if a pipeline needs it.
+
+        With `updated_at`, the record is removed only if nobody has stored it again since that time. With `unless_newest`, it
+        is removed only if a newer version of its name exists. This is checked in the transaction that removes it.
 
         Its chunks stay, unless `with_chunks` is set: then chunks that no other record needs are removed too.
 
         Removing chunks reads the manifest of every record of the namespace. A push in progress may have learned that
         such a chunk is present. Its commit reports the chunk as missing, and the push sends it.
 
-        Raises NotFound; FileInUse if a pipeline needs the file. Raises DamagedRecord, and removes nothing, if one of
-        these manifests is missing or damaged.
+        Raises NotFound; RecordChanged if `updated_at` or `unless_newest` forbids it; FileInUse if a pipeline needs the file.
+        Raises DamagedRecord, and removes nothing, if one of these manifests is missing or damaged.
         """
 
     async def close(self) -> None:

@@ -31,6 +31,8 @@ RAISES_NOTHING = {
     "File.origin",
     "Directory.origin",
     "Reference.means",
+    "Reference.versions_back",
+    "Reference.digest_prefix",
     "Record.path",
     "Record.run_path",
     "Record.as_json",

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
 from filestore.format.codec import Frame
-from filestore.repository.protocol import Identity, Moved, Repository, Wanted
+from filestore.repository.protocol import FreedContent, Identity, Moved, Repository, Usage, VersionPage, Wanted
 
 
 async def _nothing(_: str) -> None:
@@ -75,9 +75,41 @@ class WatchedRepository:
         await self._note("sign")
         return await self.inner.sign(file_id)
 
-    async def remove(self, file_id: str, *, with_chunks: bool = False, force: bool = False) -> Record:
+    async def versions(
+        self,
+        wanted: Wanted,
+        *,
+        limit: int = 1000,
+        before: int | None = None,
+        keep_last: int | None = None,
+        older_than_seconds: float | None = None,
+    ) -> VersionPage:
+        await self._note("versions")
+        return await self.inner.versions(
+            wanted, limit=limit, before=before, keep_last=keep_last, older_than_seconds=older_than_seconds
+        )
+
+    async def freed_by(self, file_ids: Sequence[str]) -> FreedContent:
+        await self._note("freed_by")
+        return await self.inner.freed_by(file_ids)
+
+    async def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
+        await self._note("usage")
+        return await self.inner.usage(grace_seconds=grace_seconds, name_limit=name_limit)
+
+    async def remove(
+        self,
+        file_id: str,
+        *,
+        with_chunks: bool = False,
+        force: bool = False,
+        updated_at: int | None = None,
+        unless_newest: bool = False,
+    ) -> Record:
         await self._note("remove")
-        return await self.inner.remove(file_id, with_chunks=with_chunks, force=force)
+        return await self.inner.remove(
+            file_id, with_chunks=with_chunks, force=force, updated_at=updated_at, unless_newest=unless_newest
+        )
 
     async def close(self) -> None:
         await self.inner.close()

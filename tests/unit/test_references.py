@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from filestore.core.digest import Digest
 from filestore.core.names import checked_name, checked_new_name, replace_separators
 from filestore.core.references import PipelineReference, Reference, ReferenceParts
 from filestore.errors import InvalidInput, InvalidName, InvalidReference
@@ -53,7 +55,7 @@ PIPELINES = rows("| pipeline | is read as |")
 
 def test_the_page_has_examples() -> None:
     """Every table of the page is found."""
-    assert [9, 10, 20, 5] == [len(FILES), len(rows("| reference | is read as | ref")), len(rows("| text |")), len(PIPELINES)]
+    assert [13, 11, 20, 5] == [len(FILES), len(rows("| reference | is read as | ref")), len(rows("| text |")), len(PIPELINES)]
 
 
 @pytest.mark.parametrize(("text", "parts"), FILES)
@@ -61,7 +63,7 @@ def test_examples_that_are_read(text: str, parts: str) -> None:
     """A reference is read as the page says, and repositories understand it."""
     assert example(parts) == parts_of(text_of(text))
     reference = Reference.parse(text_of(text))
-    assert example(parts) == described(id=reference.id, digest=reference.digest, name=reference.name)
+    assert example(parts) == described(id=reference.id, digest=reference.digest, name=reference.name, revision=reference.revision)
 
 
 @pytest.mark.parametrize(("text", "parts", "unsupported"), rows("| reference | is read as | refused for its |"))
@@ -70,6 +72,33 @@ def test_examples_that_are_not_supported_yet(text: str, parts: str, unsupported:
     assert example(parts) == parts_of(text_of(text))
     with pytest.raises(InvalidReference, match=rf"the {unsupported} '.*' in it is not supported yet; give a name without it"):
         Reference.parse(text_of(text))
+
+
+@pytest.mark.parametrize(
+    ("revision", "back", "prefix"),
+    [("~0", 0, None), ("~12", 12, None), ("0" * 8, None, "0" * 8), (DIGEST, None, DIGEST), (None, None, None)],
+)
+def test_a_revision_is_a_number_of_versions_or_digits(revision: str | None, back: int | None, prefix: str | None) -> None:
+    """The text of a reference with a revision is parsed to an equal reference."""
+    reference = Reference(name="model", revision=revision)
+    assert (back, prefix) == (reference.versions_back, reference.digest_prefix)
+    assert reference == Reference.parse(str(reference))
+
+
+@pytest.mark.parametrize(
+    "given", [{"id": ID}, {"digest": Digest.parse(DIGEST)}, {"digest": Digest.parse(DIGEST), "name": "a"}, {}]
+)
+def test_a_revision_needs_a_name(given: dict[str, Any]) -> None:
+    """An id, a digest and a stored path mean one state of a file."""
+    with pytest.raises(InvalidReference, match="a revision can only follow a name"):
+        Reference(**given, revision="~1")
+
+
+@pytest.mark.parametrize("revision", ["v2", "~", "~01", "~1 ", "~1234567890", "abababa", "ABABABAB", "ab" * 32 + "a", ""])
+def test_labels_are_not_supported_yet(revision: str) -> None:
+    """A revision that is neither a number of versions nor digits is refused, however the reference is made."""
+    with pytest.raises(InvalidReference, match="is not supported yet"):
+        Reference(name="model", revision=revision)
 
 
 @pytest.mark.parametrize(("text", "reason"), rows("| text | is refused, because |"))

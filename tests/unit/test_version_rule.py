@@ -50,6 +50,13 @@ def test_the_newest_version_is_never_selected(rule: VersionRule) -> None:
     assert [] == list(rule.select([], now=NOW))
 
 
+def test_versions_may_come_in_pages() -> None:
+    """A rule selects the same versions if it is told how many came before."""
+    rule = VersionRule(keep_last=3)
+    whole = list(rule.select(VERSIONS, now=NOW))
+    assert whole == [*rule.select(VERSIONS[:2], now=NOW), *rule.select(VERSIONS[2:], now=NOW, newer_count=2)]
+
+
 def test_kept_records_count_as_versions() -> None:
     """A record that is kept in any case does not make the rule keep another one."""
     kept = {VERSIONS[2].id, VERSIONS[0].id}

@@ -6,6 +6,7 @@ Routes and shapes are described in `docs/http-api.md`. `transport` says how requ
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -47,7 +48,17 @@ from filestore.http.client.byte_counter import ByteCounter
 from filestore.http.client.channel_transport import ChannelTransport
 from filestore.http.client.transport import Request, Transport
 from filestore.repository.format_file import check_versions, checked_identity
-from filestore.repository.protocol import Identity, Moved, Wanted, closed_error, reference_of
+from filestore.repository.protocol import (
+    FreedContent,
+    Identity,
+    Moved,
+    Usage,
+    VersionPage,
+    Wanted,
+    closed_error,
+    reference_of,
+    usage_from_json,
+)
 from filestore.system.http_answers import may_try_again, pause_seconds
 from filestore.system.metrics import Stage
 from filestore.system.proxies import Proxy
@@ -225,6 +236,8 @@ class RemoteRepository:
         return self._checked(await self._find(by_name), by_name)
 
     async def _find(self, reference: Reference) -> Record:
+        if reference.revision is not None:
+            return (await self._versions(reference, limit=1)).records[0]
         if reference.id is not None:
             return self._record(await self._json("GET", f"/files/{quote(reference.id, safe='')}"))
         asked = [f"digest={reference.digest}"] if reference.digest is not None else []
@@ -243,6 +256,62 @@ class RemoteRepository:
             raise ServerError(self.location, HTTPStatus.OK, "its list of files is not in order")
         return found
 
+    async def versions(
+        self,
+        wanted: Wanted,
+        *,
+        limit: int = 1000,
+        before: int | None = None,
+        keep_last: int | None = None,
+        older_than_seconds: float | None = None,
+    ) -> VersionPage:
+        reference = reference_of(wanted)
+        more = {"before": before, "keep_last": keep_last, "older_than_seconds": older_than_seconds}
+        try:
+            return await self._versions(reference, limit=limit, **more)
+        except NotFound:
+            if reference.name_otherwise is None:
+                raise
+        return await self._versions(Reference(name=reference.name_otherwise), limit=limit, **more)
+
+    async def _versions(self, reference: Reference, *, limit: int, **more: float | None) -> VersionPage:
+        given = {
+            "id": reference.id,
+            "digest": reference.digest,
+            "name": reference.name,
+            "revision": reference.revision,
+            "limit": limit,
+            **more,
+        }
+        query = "&".join(f"{key}={quote(str(value), safe='')}" for key, value in given.items() if value is not None)
+        answer = await self._json("GET", f"/versions?{query}")
+        files, total = answer.get("files"), answer.get("total")
+        if not isinstance(files, list) or len(files) > limit or type(total) is not int or total < len(files):
+            raise ServerError(self.location, HTTPStatus.OK, "its list of versions is malformed")
+        records = [self._checked(self._record(values), reference) for values in files]
+        users = {record.id: values["pipelines"] for record, values in zip(records, files, strict=True) if "pipelines" in values}
+        if not all(isinstance(names, str) for names in users.values()):
+            raise ServerError(self.location, HTTPStatus.OK, "its list of versions is malformed")
+        if reference.revision is not None and len(records) != 1:
+            raise NotFound(str(reference))
+        return VersionPage(records, total, users)
+
+    async def freed_by(self, file_ids: Sequence[str]) -> FreedContent:
+        body = json.dumps({"ids": list(file_ids)}).encode()
+        answer = await self._slow("POST", "/files/freed", body=body)
+        freed = FreedContent(*(answer.get(name) for name in FreedContent._fields))  # type: ignore[arg-type]  # checked below
+        if not all(type(number) is int and number >= 0 for number in freed):
+            raise ServerError(self.location, HTTPStatus.OK, "what it says about freed content is malformed")
+        return freed
+
+    async def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
+        grace = "" if grace_seconds is None else f"&grace_seconds={grace_seconds}"
+        answer = await self._slow("GET", f"/usage?names={name_limit}{grace}")
+        try:
+            return usage_from_json(answer)
+        except (KeyError, TypeError, ValueError):
+            raise ServerError(self.location, HTTPStatus.OK, "its report on disk usage is malformed") from None
+
     async def sign(self, file_id: str) -> str:
         answer = await self._json("POST", f"/files/{quote(file_id, safe='')}/sign")
         path = answer.get("path")
@@ -258,28 +327,51 @@ class RemoteRepository:
             raise UnexpectedRecord(self.location, f"a path of {found!r}", f"one of {file_id!r}")
         return path
 
-    async def remove(self, file_id: str, *, with_chunks: bool = False, force: bool = False) -> Record:
+    async def remove(
+        self,
+        file_id: str,
+        *,
+        with_chunks: bool = False,
+        force: bool = False,
+        updated_at: int | None = None,
+        unless_newest: bool = False,
+    ) -> Record:
         # Read it first: once it is removed and the answer was lost, the record cannot be had any more.
         record = await self.record(Reference(id=file_id))
-        query = "&".join(f"{key}=true" for key, value in {"chunks": with_chunks, "force": force}.items() if value)
-        path = f"/files/{quote(file_id, safe='')}{query and '?'}{query}"
+        asked = {"chunks": with_chunks, "force": force, "unless_newest": unless_newest}
+        given = [f"{key}=true" for key, value in asked.items() if value]
+        given += [] if updated_at is None else [f"updated_at={updated_at}"]
+        path = f"/files/{quote(file_id, safe='')}{(given and '?') or ''}{'&'.join(given)}"
         tries = count(1)
 
         async def ask() -> Record:
             is_again = next(tries) > 1
             try:
-                document = self._document(await self._octets_once("DELETE", path, limit=PROBLEM_LIMIT))
+                document = self._whole_document(await self._octets_once("DELETE", path, limit=PROBLEM_LIMIT))
             except NotFound as error:
-                if is_again and error.args == (file_id,):
+                if is_again and type(error) is NotFound and error.args == (file_id,):
                     return record
                 raise
-            # A slow removal may fail after the server has sent the status of a success.
-            if "type" in document:
-                status = document.get("status")
-                raise wire.decode_problem(self.location, status if type(status) is int else 500, document)
             return self._checked(self._record(document), Reference(id=file_id))
 
         return await self._retried(ask)
+
+    async def _slow(self, method: str, path: str, *, body: bytes | None = None) -> dict[str, Any]:
+        """Return a document whose making may take long. The server sends blanks before it."""
+
+        async def ask() -> dict[str, Any]:
+            return self._whole_document(await self._octets_once(method, path, body=body, limit=PROBLEM_LIMIT))
+
+        return await self._retried(ask)
+
+    def _whole_document(self, answer: bytes) -> dict[str, Any]:
+        """Parse a document that may have come after blanks. Raises the error that it describes, if it is a problem."""
+        document = self._document(answer)
+        # The work may fail after the server has sent the status of a success.
+        if "type" in document:
+            status = document.get("status")
+            raise wire.decode_problem(self.location, status if type(status) is int else 500, document)
+        return document
 
     async def status(self) -> dict[str, Any]:
         """Return the report of the server about its work.

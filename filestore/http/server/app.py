@@ -23,6 +23,7 @@ from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
+from filestore.http.server.routes import versions
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.uploads import uploads_folder
@@ -61,6 +62,9 @@ ROUTES = (
     Route("GET", f"{API}/files/{{id}}", native.get_file),
     Route("DELETE", f"{API}/files/{{id}}", native.remove_file),
     Route("POST", f"{API}/files/{{id}}/sign", native.sign_file),
+    Route("POST", f"{API}/files/freed", versions.measure_freed),
+    Route("GET", f"{API}/versions", versions.list_versions),
+    Route("GET", f"{API}/usage", versions.measure_usage),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest),
     Route("GET", f"{API}/status", native.describe_status),
     Route("GET", "/v3/validate", files.validate_token),

@@ -16,15 +16,19 @@ from filestore.system.threads import task_group
 
 BLANK_SECONDS = 1.0
 """Seconds between two bytes. Timeouts are longer: a client's is a setting, a proxy's is often 60 seconds."""
-SLOW_SIZE = 64 << 10
-"""Bytes of a slow answer. The head announces this size long before the document is ready. Blanks fill the rest."""
+BLANKS_SIZE = 48 << 10
+"""Bytes of a slow answer that are kept for blanks. They last for 13 hours."""
 DOCUMENT_SIZE = 16 << 10
-"""Bytes of a slow answer that are kept for the document, a record or a problem. The other bytes last for 13 hours of
-blanks."""
+"""Bytes of a slow answer that are kept for the document, a record or a problem."""
 
 
-async def answer_slowly(context: RequestContext, work: Coroutine[Any, Any, web.Response]) -> web.StreamResponse:
+async def answer_slowly(
+    context: RequestContext, work: Coroutine[Any, Any, web.Response], *, document_size: int = DOCUMENT_SIZE
+) -> web.StreamResponse:
     """Return the answer that `work` makes, a JSON document. The work is finished even if the client disconnects.
+
+    The document has at most `document_size` bytes. The head announces the size of the answer long before the document is
+    ready, and blanks fill the rest.
 
     If the work takes longer than a second, the head is sent first, with the status 200. Then a blank is sent every
     second, and then the document. If the work failed, the document is a problem. Raises Stalled, ConnectionError.
@@ -35,8 +39,8 @@ async def answer_slowly(context: RequestContext, work: Coroutine[Any, Any, web.R
             return working.result()
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         try:
-            async with context.answering(response, size=SLOW_SIZE) as answer:
-                left = SLOW_SIZE - await _send_blanks(answer, working)
+            async with context.answering(response, size=BLANKS_SIZE + document_size) as answer:
+                left = BLANKS_SIZE + document_size - await _send_blanks(answer, working)
                 body = working.result().body
                 assert isinstance(body, bytes)  # noqa: S101  # a JSON document is bytes
                 await answer.send(body.ljust(left))
@@ -64,7 +68,7 @@ async def _send_blanks(answer: BodyWriter, working: asyncio.Task[web.Response]) 
     """Send a blank now and one every second until the work is done. Return their number."""
     count = 0
     while not working.done():
-        if count < SLOW_SIZE - DOCUMENT_SIZE:
+        if count < BLANKS_SIZE:
             await answer.send(b" ")
             count += 1
         await _is_done(working)

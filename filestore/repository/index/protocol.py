@@ -187,8 +187,19 @@ class Index(Protocol):
         """Return the record to which a reference points, or None. If there are several, return the newest one.
 
         If only a digest is given, a directory has priority over a file. So a stored directory is still found after its
-        zip was pushed as a file. `name_otherwise` is ignored.
+        zip was pushed as a file. `name_otherwise` is ignored. Raises InvalidReference if several versions have digests that
+        begin with the digits of the revision.
         """
+
+    async def versions(self, namespace: str, reference: Reference, *, limit: int, before: int | None = None) -> list[Record]:
+        """Return at most `limit` records that have the id, the digest and the name of a reference, the newest first.
+
+        With `before`, return only the records that follow the record that was updated at this time, as `records` does. The
+        revision and `name_otherwise` are ignored.
+        """
+
+    async def version_count(self, namespace: str, reference: Reference, *, before: int | None = None) -> int:
+        """Return how many records `versions` returns without a limit."""
 
     async def ids_of_content(self, namespace: str, digest: Digest) -> list[str]:
         """Return the ids of all records with a digest, the newest first."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from filestore.core.digest import Digest
+from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.records import Kind, Record, checked_record
 from filestore.core.references import Reference
-from filestore.errors import FilestoreError, StorageError
+from filestore.errors import FilestoreError, InvalidReference, StorageError
 from filestore.repository.index import tasks, uses
 from filestore.repository.index.protocol import PositionedRecord
 from filestore.repository.index.schema import is_current
@@ -22,8 +22,10 @@ _INSERT = (
 )
 _NEWEST_RECORDS = (
     "SELECT id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
-    " WHERE namespace = ?{} ORDER BY {}{} DESC LIMIT ?"
+    " WHERE namespace = ?{} ORDER BY {}{} DESC LIMIT ? OFFSET ?"
 )
+_COUNT = "SELECT count(*) FROM records WHERE namespace = ?{}"
+_TWO_DIGESTS = "SELECT DISTINCT digest FROM records WHERE namespace = ?{} LIMIT 2"
 _RECORDS_AFTER = (
     "SELECT {0}, id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
     " WHERE namespace = ? AND {0} > ? ORDER BY {0} LIMIT ?"
@@ -66,13 +68,36 @@ def delete_record(connection: sqlite3.Connection, namespace: str, file_id: str) 
 
 
 def select_record(connection: sqlite3.Connection, namespace: str, reference: Reference) -> Record | None:
-    """Return the newest record that a reference names, or None."""
-    given = {"id = ?": reference.id, "digest = ?": reference.digest, "name = ?": reference.name}
-    conditions = {condition: value for condition, value in given.items() if value is not None}
-    is_by_digest = reference.digest is not None and reference.id is None
-    first = f"kind = '{Kind.DIRECTORY.value}' DESC, " if is_by_digest else ""
-    records = _newest_records(connection, namespace, conditions, limit=1, first=first)
+    """Return the record that a reference names, or None. Raises InvalidReference if a revision means several versions."""
+    conditions = _conditions(reference)
+    prefix = reference.digest_prefix
+    if prefix is not None:
+        first, last = (Digest.parse(prefix.ljust(2 * DIGEST_SIZE, digit)) for digit in "0f")
+        conditions |= {"digest >= ?": first, "digest <= ?": last}
+        statement = _TWO_DIGESTS.format(_where(conditions))
+        if len(connection.execute(statement, (namespace, *conditions.values())).fetchall()) > 1:
+            reason = "the digests of several versions begin with these digits; give more of them"
+            raise InvalidReference(str(reference), reason)
+    is_by_digest = reference.id is None and (reference.digest is not None or prefix is not None)
+    order = f"kind = '{Kind.DIRECTORY.value}' DESC, " if is_by_digest else ""
+    skip = reference.versions_back or 0
+    records = _newest_records(connection, namespace, conditions, limit=1, skip=skip, first=order)
     return records[0] if records else None
+
+
+def select_versions(
+    connection: sqlite3.Connection, namespace: str, reference: Reference, limit: int, before: int | None
+) -> list[Record]:
+    """Return records of a reference, the newest first. With `before`, return those that follow the one of this time."""
+    conditions = _conditions(reference) | _start(connection, namespace, before)
+    return _newest_records(connection, namespace, conditions, limit=limit)
+
+
+def count_versions(connection: sqlite3.Connection, namespace: str, reference: Reference, before: int | None) -> int:
+    """Return the number of records of a reference, or of those that follow the one that was updated at `before`."""
+    conditions = _conditions(reference) | _start(connection, namespace, before)
+    (count,) = connection.execute(_COUNT.format(_where(conditions)), (namespace, *conditions.values())).fetchone()
+    return int(count)
 
 
 def select_ids_of_content(connection: sqlite3.Connection, namespace: str, digest: Digest) -> list[str]:
@@ -85,12 +110,7 @@ def select_records(
     connection: sqlite3.Connection, namespace: str, limit: int, before: int | None, *, with_graphs: bool = False
 ) -> list[Record]:
     """Return the newest records. With `before`, return those that follow the record that was updated at this time."""
-    conditions: dict[str, object] = {}
-    if before is not None:
-        position = _position(connection)
-        (start,) = connection.execute(_POSITION_AT.format(position), (namespace, before)).fetchone()
-        # That record may have been removed or stored again since.
-        conditions = {"updated_at < ?": before} if start is None else {f"{position} < ?": start}
+    conditions = _start(connection, namespace, before)
     more = "" if with_graphs or not uses.has_uses(connection) else f" AND {uses.IS_LISTED}"
     return _newest_records(connection, namespace, conditions, limit=limit, more=more)
 
@@ -128,6 +148,26 @@ def select_superseded(
     return [PositionedRecord(found, _record(connection, tuple(row))) for found, *row in rows]
 
 
+def _conditions(reference: Reference) -> dict[str, object]:
+    """Return the conditions for the id, the digest and the name of a reference, with their parameters."""
+    given = {"id = ?": reference.id, "digest = ?": reference.digest, "name = ?": reference.name}
+    return {condition: value for condition, value in given.items() if value is not None}
+
+
+def _start(connection: sqlite3.Connection, namespace: str, before: int | None) -> dict[str, object]:
+    """Return the condition for the records that follow the record that was updated at `before`, with its parameter."""
+    if before is None:
+        return {}
+    position = _position(connection)
+    (start,) = connection.execute(_POSITION_AT.format(position), (namespace, before)).fetchone()
+    # That record may have been removed or stored again since.
+    return {"updated_at < ?": before} if start is None else {f"{position} < ?": start}
+
+
+def _where(conditions: Iterable[str]) -> str:
+    return "".join(f" AND {condition}" for condition in conditions)
+
+
 def _position(connection: sqlite3.Connection) -> str:
     """Return the column that orders records. Before version 4, their times did that."""
     return "position" if is_current(connection) else "updated_at"
@@ -146,16 +186,17 @@ def _newest_records(
     conditions: Mapping[str, object],
     *,
     limit: int,
+    skip: int = 0,
     first: str = "",
     more: str = "",
 ) -> list[Record]:
-    """Return the newest records that meet `conditions` and the conditions of the SQL text `more`.
+    """Return the newest records that meet `conditions` and the conditions of the SQL text `more`, without the first `skip`.
 
     `first` is an SQL order with priority over the position.
     """
-    where = "".join(f" AND {condition}" for condition in conditions) + more
-    statement = _NEWEST_RECORDS.format(where, first, _position(connection))
-    return [_record(connection, row) for row in connection.execute(statement, (namespace, *conditions.values(), limit))]
+    statement = _NEWEST_RECORDS.format(_where(conditions) + more, first, _position(connection))
+    parameters = (namespace, *conditions.values(), limit, skip)
+    return [_record(connection, row) for row in connection.execute(statement, parameters)]
 
 
 def invalid_reason(row: tuple[Any, ...]) -> str | None:

@@ -119,6 +119,12 @@ class SqliteIndex:
     async def record(self, namespace: str, reference: Reference) -> Record | None:
         return await self._reader.run(records.select_record, namespace, reference)
 
+    async def versions(self, namespace: str, reference: Reference, *, limit: int, before: int | None = None) -> list[Record]:
+        return await self._reader.run(records.select_versions, namespace, reference, limit, before)
+
+    async def version_count(self, namespace: str, reference: Reference, *, before: int | None = None) -> int:
+        return await self._reader.run(records.count_versions, namespace, reference, before)
+
     async def ids_of_content(self, namespace: str, digest: Digest) -> list[str]:
         return await self._reader.run(records.select_ids_of_content, namespace, digest)
 

@@ -30,15 +30,18 @@ class VersionRule:
         if self.older_than_seconds is not None and not self.older_than_seconds >= 0:
             raise InvalidInput(f"an age of {self.older_than_seconds} seconds is not possible; give a number from 0")
 
-    def select(self, versions: Iterable[Record], *, now: int, kept: Container[str] = ()) -> Iterator[Record]:
-        """Yield the versions that may be removed, in the order of `versions`: all versions of one name, the newest first.
+    def select(
+        self, versions: Iterable[Record], *, now: int, newer_count: int = 0, kept: Container[str] = ()
+    ) -> Iterator[Record]:
+        """Yield the versions that may be removed, in the order of `versions`: versions of one name, the newest first.
 
-        `now` is the time of the repository's clock in microseconds since 1970. `kept` has the ids of records that are
-        kept in any case. They count as versions.
+        `now` is the time of the repository's clock in microseconds since 1970. `newer_count` says how many versions of the
+        name are newer than the first one of `versions`. `kept` has the ids of records that are kept in any case. They
+        count as versions.
         """
         keep_last = self.keep_last or 1
         limit = None if self.older_than_seconds is None else now - int(self.older_than_seconds * _SECOND)
-        for place, version in enumerate(versions):
+        for place, version in enumerate(versions, newer_count):
             is_old = limit is None or version.updated_at < limit
             if place >= keep_last and is_old and version.id not in kept:
                 yield version

@@ -222,6 +222,10 @@ class DiskStore:
         """Yield the digests of all frames of a namespace. About 1/256 of them are in memory at a time."""
         return self._walk(self._root / "chunks" / namespace)
 
+    def frame_pages(self, namespace: str) -> AsyncIterator[list[tuple[Digest, int]]]:
+        """Yield digests and sizes of all frames of a namespace. A page has about 1/256 of them."""
+        return self._sized(self._root / "chunks" / namespace)
+
     async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
         """Write, sync and rename the file. An existing file is replaced only if it is damaged (has other bytes)."""
         await in_disk_thread(self._put_manifest, self._root / manifest_key(namespace, digest), encoded)
@@ -238,6 +242,9 @@ class DiskStore:
     async def remove_abandoned(self, *, dry_run: bool = False) -> Removed:
         """Remove the staging folders of processes that have ended. The first result also has what the opening removed."""
         return await in_disk_thread(self._remove_abandoned, dry_run)
+
+    def manifest_pages(self, namespace: str) -> AsyncIterator[list[tuple[Digest, int]]]:
+        return self._sized(self._root / "manifests" / namespace)
 
     async def close(self) -> None:
         """Remove the staging files of this process, and release the lock of their folder."""
@@ -377,6 +384,17 @@ class DiskStore:
             for digest in await in_disk_thread(self._digests_below, folder):
                 yield digest
 
+    async def _sized(self, top: Path) -> AsyncIterator[list[tuple[Digest, int]]]:
+        for folder in sorted(await in_disk_thread(self._listed, top)):
+            yield await in_disk_thread(self._sizes_below, folder)
+
+    def _sizes_below(self, folder: Path) -> list[tuple[Digest, int]]:
+        found = []
+        with _translated(self._root):
+            for inner in self._listed(folder):
+                found += _sizes_in(inner)
+        return sorted(found)
+
     def _listed(self, folder: Path) -> list[Path]:
         with _translated(self._root):
             try:
@@ -499,3 +517,14 @@ def _holds_something(folder: Path) -> bool:
             return next(entries, None) is not None
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def _sizes_in(folder: Path) -> list[tuple[Digest, int]]:
+    """Return the digests that the names of the files in `folder` have, and the sizes of the files. Raises OSError."""
+    found = []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(InvalidReference, FileNotFoundError):  # a stranger's file, or one that was removed meanwhile
+                digest = unhashed("/".join((*folder.parts[-2:], entry.name)))
+                found.append((digest, entry.stat(follow_symlinks=False).st_size))
+    return found

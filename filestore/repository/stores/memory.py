@@ -151,6 +151,10 @@ class MemoryStore:
             if kept == namespace:
                 yield digest
 
+    async def frame_pages(self, namespace: str) -> AsyncIterator[list[tuple[Digest, int]]]:
+        """Yield digests and sizes of all frames at the time of the call, in one page."""
+        yield _page(self._frames, namespace)
+
     async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
         self._manifests[namespace, digest] = bytes(encoded)
 
@@ -170,6 +174,14 @@ class MemoryStore:
         """Do nothing, because staging ends with its process."""
         return NOTHING_REMOVED
 
+    async def manifest_pages(self, namespace: str) -> AsyncIterator[list[tuple[Digest, int]]]:
+        """Yield digests and sizes of all manifests at the time of the call, in one page."""
+        yield _page(self._manifests, namespace)
+
     async def close(self) -> None:
         self._frames.clear()
         self._manifests.clear()
+
+
+def _page(stored: dict[_Key, bytes], namespace: str) -> list[tuple[Digest, int]]:
+    return sorted((digest, len(content)) for (kept, digest), content in stored.items() if kept == namespace)

@@ -174,6 +174,12 @@ class ChunkStore(Protocol):
         If a frame is published or removed at the same time, it may be included or not.
         """
 
+    def frame_pages(self, namespace: str) -> AsyncIterator[list[tuple[Digest, int]]]:
+        """Yield digest and size in bytes of all frames of a namespace, in pages, in the order of the digests.
+
+        Frames are not opened. If a frame is published or removed at the same time, it may be included or not.
+        """
+
     async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
         """Store a manifest durably. If it is already stored, do nothing."""
 
@@ -188,6 +194,9 @@ class ChunkStore(Protocol):
 
     async def remove_abandoned(self, *, dry_run: bool = False) -> Removed:
         """Remove what processes that have ended left in staging. With `dry_run`, only return how much that is."""
+
+    def manifest_pages(self, namespace: str) -> AsyncIterator[list[tuple[Digest, int]]]:
+        """Yield digest and size in bytes of all manifests of a namespace, as `frame_pages` does."""
 
     async def close(self) -> None:
         """Free the resources of the store. Frames that were not published are discarded."""

@@ -138,8 +138,8 @@ async def list_files(context: RequestContext, repository: LocalRepository) -> we
 
 async def records_asked_for(request: web.Request, repository: LocalRepository) -> list[Record]:
     """Return the records that a query's `limit` and `before` select, the newest first. Raises InvalidInput."""
-    limit = _number(request, "limit")
-    before = _number(request, "before")
+    limit = number_in(request, "limit")
+    before = number_in(request, "before")
     if limit is not None and not 1 <= limit <= RECORDS_LIMIT:
         raise InvalidInput(f"limit is {limit}; allowed are 1 to {RECORDS_LIMIT}")
     return await repository.records(limit=RECORDS_LIMIT if limit is None else limit, before=before)
@@ -162,15 +162,18 @@ async def get_file(context: RequestContext, repository: LocalRepository) -> web.
 
 async def remove_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Remove a record, with its chunks if the query says so. Answer with the removed record."""
-    with_chunks, force = _truth(context.request, "chunks"), _truth(context.request, "force")
-    file_id = context.request.match_info["id"]
-    if not with_chunks:
-        return _answer(await repository.remove(file_id, force=force))
+    request = context.request
+    file_id, with_chunks = request.match_info["id"], _truth(request, "chunks")
+    force, unless_newest = _truth(request, "force"), _truth(request, "unless_newest")
+    updated_at = number_in(request, "updated_at")
 
     async def removed() -> web.Response:
-        return _answer(await repository.remove(file_id, with_chunks=True, force=force))
+        record = await repository.remove(
+            file_id, with_chunks=with_chunks, force=force, updated_at=updated_at, unless_newest=unless_newest
+        )
+        return _answer(record)
 
-    return await answer_slowly(context, removed())
+    return await answer_slowly(context, removed()) if with_chunks else await removed()
 
 
 async def sign_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -239,7 +242,8 @@ def _kind(request: web.Request) -> Kind:
         raise InvalidInput(f"the kind is {text!r}; allowed are {', '.join(Kind)}") from None
 
 
-def _number(request: web.Request, key: str) -> int | None:
+def number_in(request: web.Request, key: str) -> int | None:
+    """Return the whole number that a query gives for `key`, or None. Raises InvalidInput."""
     text = request.query.get(key)
     if text is None:
         return None

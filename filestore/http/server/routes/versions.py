@@ -1,0 +1,105 @@
+"""Answer questions about the versions of names, about what a removal frees, and about disk usage.
+
+Source: `docs/http-api.md`, which is the specification.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from filestore.core.digest import Digest
+from filestore.core.records import checked_file_id, parse_json
+from filestore.core.references import Reference
+from filestore.errors import InvalidInput
+from filestore.http.server.context import RequestContext
+from filestore.http.server.routes.api import RECORDS_LIMIT, number_in
+from filestore.http.server.slow import answer_slowly
+from filestore.repository.local import LocalRepository
+
+IDS_LIMIT = 65536
+"""The largest number of ids in one request."""
+_ID_SIZE = 48
+"""Bytes of an id in JSON, with what may be around it."""
+NAMES_LIMIT = 1000
+"""The largest number of names in a report on disk usage."""
+_NAME_SIZE = 2048
+"""Bytes of a name and its figures in JSON, at most, and once more as the name of a damaged record."""
+
+
+async def list_versions(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Answer with the records that an id, a digest or a name covers, the newest first."""
+    request = context.request
+    query = request.query
+    file_id, digest, name = (query.get(key) for key in ("id", "digest", "name"))
+    if (file_id is None) == (digest is None and name is None):
+        raise InvalidInput("give an id, a digest, a name, or a digest and a name")
+    reference = Reference(
+        id=file_id,
+        digest=Digest.parse(digest) if digest is not None else None,
+        name=name,
+        revision=query.get("revision"),
+    )
+    page = await repository.versions(
+        reference,
+        limit=_limited(request, "limit", RECORDS_LIMIT),
+        before=number_in(request, "before"),
+        keep_last=number_in(request, "keep_last"),
+        older_than_seconds=_seconds(request, "older_than_seconds"),
+    )
+    files = [
+        record.as_json() | ({"pipelines": page.users[record.id]} if record.id in page.users else {}) for record in page.records
+    ]
+    return web.json_response({"files": files, "total": page.total})
+
+
+async def measure_freed(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Answer with what a collection can free after the removal of records."""
+    async with context.whole_body(what="the size of the request body in bytes", limit=IDS_LIMIT * _ID_SIZE) as body:
+        ids = _ids(body)
+
+    async def measured() -> web.Response:
+        return web.json_response((await repository.freed_by(ids))._asdict())
+
+    return await answer_slowly(context, measured())
+
+
+async def measure_usage(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Answer with what the namespace of the token takes on disk."""
+    limit = _limited(context.request, "names", NAMES_LIMIT)
+    grace_seconds = _seconds(context.request, "grace_seconds")
+
+    async def measured() -> web.Response:
+        usage = await repository.usage(grace_seconds=grace_seconds, name_limit=limit)
+        return web.json_response(usage.as_json())
+
+    return await answer_slowly(context, measured(), document_size=(NAMES_LIMIT + 1) * _NAME_SIZE)
+
+
+def _ids(body: bytes) -> list[str]:
+    try:
+        ids = parse_json(body)["ids"]
+    except (ValueError, KeyError, TypeError):
+        ids = None
+    if not isinstance(ids, list) or len(ids) > IDS_LIMIT or not all(isinstance(each, str) for each in ids):
+        raise InvalidInput(f"the body is not a JSON object whose member ids lists at most {IDS_LIMIT} ids")
+    return [checked_file_id(each) for each in ids]
+
+
+def _limited(request: web.Request, key: str, limit: int) -> int:
+    number = number_in(request, key)
+    if number is not None and not 1 <= number <= limit:
+        raise InvalidInput(f"{key} is {number}; allowed are 1 to {limit}")
+    return limit if number is None else number
+
+
+def _seconds(request: web.Request, key: str) -> float | None:
+    text = request.query.get(key)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e12:
+        raise InvalidInput(f"{key} is {text!r}; a number of seconds is expected")
+    return seconds
