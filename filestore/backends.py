@@ -6,14 +6,15 @@ import os
 import re
 import secrets
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from filestore.errors import InvalidUrl, NotARepository
 from filestore.repository.folder import (
+    CONTENT_NAMES,
     FORMAT_NAME,
     INDEX_NAME,
     INDEX_STAGING,
@@ -27,6 +28,7 @@ from filestore.repository.folder import (
 from filestore.repository.format_file import read_format
 from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import Index
+from filestore.repository.index.reading import SHARED_MEMORY
 from filestore.repository.index.sqlite import open_index, open_index_for_reading
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
@@ -213,6 +215,40 @@ async def create_repository(root: Path) -> bool:
     finally:
         await shield_until_done(store.close())
     return repository_id == new_id
+
+
+class OtherFiles(NamedTuple):
+    """Bytes of the files in the folder of a repository that are neither frames nor manifests of one namespace."""
+
+    index_size: int
+    """The index, its log and what else SQLite has with it."""
+    other_namespaces_size: int
+    temporary_size: int
+    """Data that is being received, or that a process left when it was killed."""
+    rest_size: int
+
+
+async def other_files(root: Path, namespace: str) -> OtherFiles:
+    """Return what the folder of a repository has besides the frames and manifests of `namespace`. Raises StorageError."""
+    return await in_disk_thread(_other_files, root, namespace)
+
+
+def _other_files(root: Path, namespace: str) -> OtherFiles:
+    sizes = {"index": 0, "namespaces": 0, "tmp": 0, "rest": 0}
+    with storage_errors(root, translate=access_error):
+        for folder, folders, files in os.walk(root):
+            parts = Path(folder).relative_to(root).parts
+            top = parts[0] if parts else ""
+            if top in CONTENT_NAMES and len(parts) == 1:
+                folders[:] = [name for name in folders if name != namespace]
+            for name in files:
+                if not parts and name.endswith(SHARED_MEMORY):
+                    continue  # it is there only while this or another process has the index open
+                is_index = not parts and name.startswith(INDEX_NAME)
+                kind = "index" if is_index else "namespaces" if top in CONTENT_NAMES else "tmp" if top == "tmp" else "rest"
+                with suppress(FileNotFoundError):
+                    sizes[kind] += os.lstat(f"{folder}/{name}").st_size
+    return OtherFiles(sizes["index"], sizes["namespaces"], sizes["tmp"], sizes["rest"])
 
 
 def repository_folder(url: str) -> Path | None:

@@ -17,7 +17,16 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
 }
-_AGES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_AGE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*\Z")
+AGES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def parse_age(text: str) -> float:
+    """Return the seconds of an age such as 30d, 12h or 90min. Raises ValueError."""
+    match = _AGE.match(text)
+    if match is None or match[2] not in AGES:
+        raise ValueError(f"{text!r} is not an age, such as 30d or 12h: a number and one of {', '.join(AGES)}")
+    return float(match[1]) * AGES[match[2]]
 
 
 class Filter(NamedTuple):
@@ -35,10 +44,10 @@ class Filter(NamedTuple):
         if match is not None and match[1] == "size":
             with suppress(ValueError):
                 return cls("size", match[2], parse_size(match[3], minimum=0))
-        if match is None or match[1] == "size" or match[5] not in _AGES:
-            expected = f"size>1GB ({SIZE_WORDS}) or accessed>7d (units {', '.join(_AGES)})"
+        if match is None or match[1] == "size" or match[5] not in AGES:
+            expected = f"size>1GB ({SIZE_WORDS}) or accessed>7d (units {', '.join(AGES)})"
             raise ValueError(f"{text!r} is not a filter; write one such as {expected}, with >, <, >= or <=")
-        return cls("accessed", match[2], float(match[4]) * _AGES[match[5]])
+        return cls("accessed", match[2], float(match[4]) * AGES[match[5]])
 
     def takes(self, *, stored_size: int, age: float) -> bool:
         """Return whether an entry of this size matches, if it was last used `age` seconds ago."""

@@ -24,11 +24,23 @@ async def record_of(repository: Repository, reference: Reference) -> Record:
     except NotFound as error:
         if reference.name is None or reference.digest is not None:
             raise
-        advice = await _advice(repository, reference.name)
-        raise click.ClickException(for_display(f"{explained(error)}{advice}")) from error
+        raise click.ClickException(for_display(await not_found(repository, reference, error))) from error
 
 
-async def _advice(repository: Repository, name: str) -> str:
+async def not_found(repository: Repository, reference: Reference, error: NotFound) -> str:
+    """Return the message of `error`, with what the user may have meant by `reference`."""
+    if reference.name is None or reference.digest is not None:
+        return explained(error)
+    return f"{explained(error)}{await _advice(repository, reference)}"
+
+
+async def _advice(repository: Repository, reference: Reference) -> str:
+    name = reference.name or ""
+    if reference.revision is not None:
+        with suppress(FilestoreError):
+            total = (await repository.versions(Reference(name=name), limit=1)).total
+            return f"; {name!r} has {total} version{'' if total == 1 else 's'}"
+        return ""
     if _DIGEST_IN_ANY_CASE.match(name):
         return "; digests have lower-case letters"
     # A directory is stored as a zip file.

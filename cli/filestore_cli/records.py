@@ -1,4 +1,4 @@
-"""The commands ls, info and rm."""
+"""The commands ls and info."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from filestore_cli.text import exactly, for_display, in_units, minute, table
 _PAGE = 1000
 
 
-class _Count(click.IntRange):
+class Count(click.IntRange):
     """A whole number from 1."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -30,7 +30,7 @@ class _Count(click.IntRange):
 
 
 @click.command(short_help="List stored files and directories.")
-@click.option("--limit", type=_Count(min=1), metavar="COUNT", help="The largest number of files to list.  [default: all]")
+@click.option("--limit", type=Count(min=1), metavar="COUNT", help="The largest number of files to list.  [default: all]")
 @takes("url", "token")
 def ls(context: CommandContext, limit: int | None) -> None:
     """List the stored files and directories, the newest first."""
@@ -40,7 +40,7 @@ def ls(context: CommandContext, limit: int | None) -> None:
             records = await _newest(repository, limit)
             context.show(
                 {"files": [record.as_json() for record in records], "repository": repository.location},
-                *(_line(record) for record in records),
+                *(record_line(record) for record in records),
                 f"{_count(records)} in {context.place(repository)}",
             )
 
@@ -48,7 +48,7 @@ def ls(context: CommandContext, limit: int | None) -> None:
 
 
 @click.command(short_help="Show one stored file or directory.")
-@click.argument("reference", metavar="ID|DIGEST|PATH|NAME")
+@click.argument("reference", metavar="ID|DIGEST|PATH|NAME[@REV]")
 @takes("url", "token")
 def info(context: CommandContext, reference: str) -> None:
     """Show one stored file or directory. A name means the newest record of that name."""
@@ -57,28 +57,6 @@ def info(context: CommandContext, reference: str) -> None:
         async with context.repository(read_only=True) as repository:
             record = await record_of(repository, Reference.parse(reference))
             _show_record(context, repository, record, warning=await _warning(repository, record))
-
-    run_to_end(run())
-
-
-@click.command(short_help="Remove a stored file or directory.")
-@click.argument("file_id", metavar="ID")
-@click.option("--force", is_flag=True, help="Remove it also if a pipeline needs it.")
-@takes("url", "token")
-def rm(context: CommandContext, file_id: str, *, force: bool) -> None:
-    """Remove the record of a stored file or directory. Other records of the same content stay.
-
-    A file that a pipeline needs is not removed without --force.
-    """
-    if Reference.parse(file_id).id is None:
-        raise click.ClickException(
-            f"rm takes an id (file_ and 32 hexadecimal digits), and {file_id!r} is not one; "
-            "`filestore info NAME` prints the id of a file, and `filestore ls` shows all ids"
-        )
-
-    async def run() -> None:
-        async with context.repository() as repository:
-            _show_record(context, repository, await repository.remove(file_id, force=force), removed=True)
 
     run_to_end(run())
 
@@ -106,12 +84,9 @@ async def _warning(repository: Repository, record: Record) -> str | None:
     return None if warning is None else f"{warning}; {HINTS['store-folder']}"
 
 
-def _show_record(
-    context: CommandContext, repository: Repository, record: Record, *, removed: bool = False, warning: str | None = None
-) -> None:
+def _show_record(context: CommandContext, repository: Repository, record: Record, *, warning: str | None = None) -> None:
     context.show(
         {**record.as_json(), "repository": repository.location} | ({} if warning is None else {"warning": warning}),
-        *(["removed"] if removed else []),
         *table(
             id=record.id,
             digest=record.digest,
@@ -128,7 +103,8 @@ def _show_record(
     )
 
 
-def _line(record: Record) -> str:
+def record_line(record: Record) -> str:
+    """Return a record as a line for a person."""
     kind = "  (directory)" if record.kind is Kind.DIRECTORY else ""
     return f"{record.id}  {in_units(record.size):>8}  {minute(record.updated_at)}  {for_display(record.name)}{kind}"
 

@@ -19,7 +19,7 @@ from tests.support.uploads import PARTS
 
 CONTENT = b"what is in the file"
 OLD_NAME = "12:30@noon.png"
-COMMANDS = [("fetch",), ("info",), ("cache", "warm")]
+COMMANDS = [("fetch",), ("info",), ("cache", "warm"), ("rm",)]
 """Those that take a reference."""
 
 
@@ -68,7 +68,7 @@ def check_older_record(home: Home, record: Record, environ: dict[str, str]) -> N
         assert "the path '30@noon.png' in it is not supported yet; give a name without it, or the id or digest" in sentence
     assert [[OLD_NAME]] == [entry["names"] for entry in home.result("cache", "ls")["entries"]]
     assert "removed" in home.run("cache", "rm", OLD_NAME).stdout
-    assert record.id == home.result("rm", record.id, environ=environ)["id"]
+    assert record.id == home.result("rm", record.id, environ=environ)["removed"][0]["id"]
     assert [] == home.result("ls", environ=environ)["files"]
 
 

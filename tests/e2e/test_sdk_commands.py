@@ -149,7 +149,7 @@ def test_a_deleted_pipeline_has_left_its_files(user: User, runtime: RunningRunti
     """Its static file may be removed, in the folder while the server runs. Its graph is gone."""
     folder = {"FILESTORE_URL": str(runtime.server.root)}
 
-    assert user.file_id == user.home.result("rm", user.file_id, environ=folder)["id"]
+    assert user.file_id == user.home.result("rm", user.file_id, environ=folder)["removed"][0]["id"]
     assert 404 == runtime.ask("GET", f"/v3/pipelines/{user.pipeline_id}").status
     graph = user.home.failure("info", f"{user.pipeline_id}.graph", environ=folder)
     assert f"{user.pipeline_id}.graph" in graph

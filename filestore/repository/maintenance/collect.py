@@ -32,12 +32,12 @@ from filestore.errors import DamagedRecord, InvalidDigest, InvalidManifest, Limi
 from filestore.repository.index.protocol import ChunkState, Index, Transaction
 from filestore.repository.maintenance.digest_filter import DigestFilter
 from filestore.repository.maintenance.policy import apply_policy, old_versions
+from filestore.repository.protocol import GRACE_SECONDS
 from filestore.repository.stores.protocol import ChunkStore, Removed
 from filestore.system.threads import in_cpu_thread
 
 TASK = "collect"
 """The name of the state and of the lock."""
-GRACE_SECONDS = 86400.0
 
 _ROWS_AT_ONCE = 2048
 _REMOVED_AT_ONCE = 256

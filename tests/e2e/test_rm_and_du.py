@@ -1,0 +1,167 @@
+"""The commands rm and du, in a folder and at a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.commands import SCRIPTS, Home
+from tests.support.generator import octets
+
+pytestmark = pytest.mark.slow
+
+SIZE = 50_000
+
+
+@pytest.fixture(params=["folder", "server"])
+def environ(request: pytest.FixtureRequest, home: Home) -> Iterator[dict[str, str]]:
+    """The variables for a repository in a folder, or at a server."""
+    if request.param == "folder":
+        yield {}
+        return
+    with home.local_server() as server:
+        yield server.environ
+
+
+def push(home: Home, environ: dict[str, str], number: int, *, name: str = "model.bin") -> Any:
+    """Store content of a number under a name."""
+    (home.folder / "source").write_bytes(octets(number, SIZE))
+    return home.result("push", home.folder / "source", "--name", name, "--quiet", environ=environ)
+
+
+def listed(home: Home, environ: dict[str, str]) -> list[str]:
+    """The ids of all records, the newest first."""
+    return [record["id"] for record in home.result("ls", environ=environ)["files"]]
+
+
+def ids(result: Any) -> list[str]:
+    """The ids of the removed records."""
+    return [record["id"] for record in result["removed"]]
+
+
+def test_rm_chooses_versions(home: Home, environ: dict[str, str]) -> None:
+    """A name means its newest version, a revision one version, a rule those that it does not keep, and --all each."""
+    first, second, third, fourth = [push(home, environ, number)["id"] for number in range(4)]
+    digest = push(home, environ, 1, name="other.bin")["digest"]
+    other = listed(home, environ)[0]
+
+    planned = home.result("rm", "model.bin", "--dry-run", environ=environ)
+    assert ([fourth], True, {"model.bin": 3}) == (ids(planned), planned["dry_run"], planned["remaining"])
+    assert planned["freed_size"] > SIZE
+    assert [other, fourth, third, second, first] == listed(home, environ)
+
+    done = home.run("rm", "model.bin", environ=environ)
+    assert "3 versions of model.bin remain" in done.stdout
+    assert f"({planned['freed_size']} bytes) that no other file needs can be freed" in done.stderr
+    shared = home.result("rm", "model.bin@~1", environ=environ)
+    assert ([second], {"model.bin": 2}) == (ids(shared), shared["remaining"])
+    assert shared["freed_size"] < 1000
+    second = push(home, environ, 1)["id"]
+
+    refused = home.failure("rm", digest, environ=environ)
+    assert f"{digest!r} names no file: 2 records have this content ('model.bin', 'other.bin'); give the id of one" in refused
+    assert "nobody can be asked here; --yes removes them" in home.failure("rm", digest, "--all", environ=environ)
+    assert {second, other} == set(ids(home.result("rm", digest, "--all", "--yes", environ=environ)))
+
+    fifth = push(home, environ, 5)["id"]
+    assert [] == ids(home.result("rm", "model.bin", "--older-than", "1h", environ=environ))
+    assert [third, first] == ids(home.result("rm", "model.bin", "--keep-last", "1", environ=environ))
+    assert [fifth] == ids(home.result("rm", "model.bin", "--all", "--yes", environ=environ))
+    assert [] == listed(home, environ)
+
+
+def test_rm_removes_what_it_can(home: Home) -> None:
+    """Several arguments of every kind; each failure has a message, and the exit status is 1."""
+    records = [push(home, {}, number, name=f"{number}.bin") for number in range(4)]
+    wanted = [records[0]["id"], records[0]["id"], "1.bin", records[2]["digest"], records[3]["path"]]
+    done = home.run("rm", "nothing.bin", *wanted, "a/b/c", "0.bin@~1", "1.bin@v2", "--json")
+    assert 1 == done.returncode
+    result = json.loads(done.stdout)
+    assert [record["id"] for record in records] == ids(result)
+    assert ["nothing.bin", "a/b/c", "0.bin@~1", "1.bin@v2"] == [failed["reference"] for failed in result["failed"]]
+    assert 4 == done.stderr.count("Error: ")
+    assert "nothing is stored under '0.bin@~1'" in done.stderr
+    assert "'0.bin' has 1 version\n" in done.stderr
+    assert [] == listed(home, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--all", "--keep-last", "1"), "give one of them"),
+        (("--keep-last", "0"), "a whole number from 1 is expected"),
+        (("--older-than", "1y"), "'1y' is not an age, such as 30d or 12h"),
+    ],
+)
+def test_rm_refuses_impossible_options(home: Home, arguments: tuple[str, ...], said: str) -> None:
+    """They are wrong usage."""
+    done = home.run("rm", "model.bin", *arguments)
+    assert 2 == done.returncode
+    assert said in " ".join(done.stderr.split())
+
+
+def test_rules_are_for_names(home: Home) -> None:
+    """An id, a digest and a revision mean one version, so no rule can choose among them."""
+    record = push(home, {}, 1)
+    for reference in (record["id"], record["digest"], record["path"], "model.bin@~0"):
+        assert "choose among the versions of a name" in home.failure("rm", reference, "--keep-last", "1")
+    assert "it means one version, and --all means all" in home.failure("rm", "model.bin@~0", "--all", "--yes")
+    assert [record["id"]] == listed(home, {})
+
+
+@pytest.mark.parametrize(("answer", "status", "left"), [("n", 1, 2), ("y", 0, 0)])
+def test_rm_asks_in_a_terminal(home: Home, answer: str, status: int, left: int) -> None:
+    """Before --all. Nothing is removed unless the answer is yes."""
+    for number in range(2):
+        push(home, {}, number)
+    ours, theirs = pty.openpty()
+    command: list[str | Path] = [SCRIPTS / "filestore", "rm", "model.bin", "--all"]
+    with subprocess.Popen(
+        command, env=home.environ, cwd=home.folder, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        os.write(ours, f"{answer}\n".encode())
+        assert status == process.wait(timeout=60)
+    os.close(ours)
+    assert left == len(listed(home, {}))
+
+
+def on_disk(folder: Path) -> int:
+    """The bytes of all files in a folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_du_agrees_with_the_disk(home: Home, environ: dict[str, str]) -> None:
+    """All figures add up to the bytes of the files."""
+    push(home, environ, 1)
+    push(home, environ, 2)
+    push(home, environ, 2, name="twin.bin")
+    push(home, environ, 3, name="gone.bin")
+    home.result("rm", "gone.bin", environ=environ)
+    cache = home.folder / "cache"
+    home.result("cache", "warm", "model.bin", "--cache", cache, "--quiet", environ=environ)
+
+    usage = home.result("du", "--cache", cache, environ=environ)
+    content = sum(on_disk(home.data / kind / "default") for kind in ("chunks", "manifests"))
+    figures = ("needed_size", "manifests_size", "free_size", "waiting_size")
+    assert content == sum(usage[figure] for figure in figures)
+    assert (3 * SIZE, 2 * SIZE) == (usage["logical_size"], usage["distinct_size"])
+    assert usage["waiting_size"] > SIZE
+    by_name = {name["name"]: name for name in usage["names"]}
+    assert usage["needed_size"] == by_name["model.bin"]["own_size"] + by_name["model.bin"]["shared_size"]
+    assert by_name["twin.bin"]["shared_size"] == by_name["model.bin"]["shared_size"] > 0 == by_name["twin.bin"]["own_size"]
+    assert usage["cache"]["stored_size"] >= SIZE
+    if environ:
+        assert usage["other_files"] is None
+    else:
+        assert on_disk(home.data) == content + sum(usage["other_files"].values())
+    printed = home.run("du", "--limit", "1", "--cache", home.folder / "nothing", environ=environ).stdout
+    assert "and 1 more names" in printed
+    assert "cache " not in printed.replace(str(home.folder), "")
