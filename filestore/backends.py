@@ -36,6 +36,7 @@ from filestore.repository.stores.disk import open_store, store_for_reading
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.blocks import AsyncBlock
 from filestore.system.files import access_error, home_path, storage_errors
+from filestore.system.retries import RETRY_SECONDS
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def connect(
     token: str | None = None,
     connections: int = CONNECTIONS,
     stall_seconds: float = STALL_SECONDS,
+    retry_seconds: float = RETRY_SECONDS,
     create: bool = False,
     read_only: bool = False,
     proxy: str | None = None,
@@ -76,7 +78,8 @@ def connect(
         the beginning is the home folder.
     token: what lets this program in at a server; `filestore token new` makes one.
     connections: how many connections a push or a fetch uses at the same time.
-    stall_seconds: how long a server may move no byte before the transfer fails with `Stalled`.
+    stall_seconds: how long a connection may make almost no progress before it is closed. The request is then sent again.
+    retry_seconds: how long a server that has answered before is tried again after its last progress. Then the transfer fails.
     create: make a new or an empty folder a repository. Without it, such a folder is an error.
     read_only: write nothing to the folder. It may be on a read-only disk or belong to another user. Verbs that write raise
         ReadOnly.
@@ -84,7 +87,7 @@ def connect(
         environment decide; "" means that there is none.
     min_free: how many bytes of the folder's disk stay free. By default 1 % of the disk, and at most 256 MiB.
 
-    `create`, `read_only` and `min_free` are for folders; `token`, `connections`, `stall_seconds` and `proxy` are for servers.
+    `create`, `read_only` and `min_free` are for folders; the other arguments are for servers.
 
     Cost: a folder is opened, which takes some file operations. A server is not asked before the first verb. Any number of
     transfers may use one repository at the same time, in one event loop.
@@ -100,6 +103,7 @@ def connect(
         token=token,
         connections=connections,
         stall_seconds=stall_seconds,
+        retry_seconds=retry_seconds,
         create=create,
         read_only=read_only,
         proxy=proxy,
@@ -115,6 +119,7 @@ async def _connected(
     token: str | None,
     connections: int,
     stall_seconds: float,
+    retry_seconds: float,
     create: bool,
     read_only: bool,
     proxy: str | None,
@@ -127,7 +132,12 @@ async def _connected(
 
         url = str(url)
         repository = RemoteRepository(
-            url, token=token, connections=connections, stall_seconds=stall_seconds, proxy=_proxy(url, proxy)
+            url,
+            token=token,
+            connections=connections,
+            stall_seconds=stall_seconds,
+            retry_seconds=retry_seconds,
+            proxy=_proxy(url, proxy),
         )
     else:
         store, index = await open_backend(folder, create=create, read_only=read_only, min_free=min_free)

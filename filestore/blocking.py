@@ -52,6 +52,7 @@ from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.repository import protocol
 from filestore.repository.protocol import FreedContent, Usage, VersionPage, Wanted, find_record
 from filestore.system.loop_thread import Block, close_at_end, has_ended, run
+from filestore.system.retries import RETRY_SECONDS
 from filestore.transfer import fetch as _fetch
 from filestore.transfer import fetch_tree as _fetch_tree
 from filestore.transfer import push as _push
@@ -101,6 +102,7 @@ def connect(
     token: str | None = None,
     connections: int = CONNECTIONS,
     stall_seconds: float = STALL_SECONDS,
+    retry_seconds: float = RETRY_SECONDS,
     create: bool = False,
     read_only: bool = False,
     proxy: str | None = None,
@@ -124,6 +126,7 @@ def connect(
                 token=token,
                 connections=connections,
                 stall_seconds=stall_seconds,
+                retry_seconds=retry_seconds,
                 create=create,
                 read_only=read_only,
                 proxy=proxy,

@@ -42,7 +42,7 @@ def cache() -> None:
 @click.argument("references", metavar="ID|DIGEST|PATH|NAME", nargs=-1, required=True)
 @click.option("--zip", "keeps_zip", is_flag=True, help="Store directories as zip files, which `File(...)` resolves to.")
 @click.option("--unzip", is_flag=True, help="Store the content of zip files, which `Directory(...)` resolves to.")
-@takes("url", "token", "connections", "stall_seconds", "cache", "cache_size_limit", "cache_min_free")
+@takes("url", "token", "connections", "stall_seconds", "retry_seconds", "cache", "cache_size_limit", "cache_min_free")
 def warm(context: CommandContext, references: tuple[str, ...], *, keeps_zip: bool, unzip: bool) -> None:
     """Fetch stored files and directories into the cache ahead of time, so that a later start finds them there."""
     if keeps_zip and unzip:
@@ -179,7 +179,7 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
             for record in records:
                 is_tree = unzip or (record.kind is Kind.DIRECTORY and not keeps_zip)
                 wanted = Directory(id=record.id) if is_tree else File(id=record.id)
-                async with show_progress(FETCH, record.name, enabled=context.shows_progress) as report:
+                async with show_progress(FETCH, record.name, enabled=context.shows_progress, repository=repository) as report:
                     done.append((record, await warmed.resolved(wanted, report=report)))
         received = sum(resolved.bytes_received for _, resolved in done)
         reused = sum(resolved.bytes_reused for _, resolved in done)

@@ -68,6 +68,7 @@ class CommandContext:
             token=settings.token,
             connections=settings.connections,
             stall_seconds=settings.stall_seconds,
+            retry_seconds=settings.retry_seconds,
             read_only=read_only,
             min_free=settings.min_free,
         )

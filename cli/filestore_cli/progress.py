@@ -9,10 +9,14 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple, Protocol, Self, TextIO
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TextIO
 
 from filestore.core.progress import Progress, Report
 from filestore_cli.text import duration, for_display, in_units
+
+if TYPE_CHECKING:
+    # Heavy: a command imports it when it runs.
+    from filestore.repository.protocol import Repository
 
 TICK_SECONDS = 0.125
 RATE_SECONDS = 10.0
@@ -45,8 +49,10 @@ CHECK = Activity("check")
 class ProgressMeter:
     """Compute rates from reports of progress. Reports may come at any time."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, repository: Repository | None = None) -> None:
+        """`repository` is what the work waits for, if it uses one."""
         self._clock = clock
+        self._repository = repository
         self.started = clock()
         self.latest: Progress | None = None
         self._seen: Progress | None = None
@@ -86,6 +92,11 @@ class ProgressMeter:
         return (self.latest.total - self.latest.done) / self.rate
 
     @property
+    def waited_seconds(self) -> float | None:
+        """For how many seconds the work has waited for a server that fails. None if it does not wait."""
+        return None if self._repository is None else self._repository.waited_seconds
+
+    @property
     def still_seconds(self) -> float:
         """Seconds since a byte was moved."""
         return self._samples[-1][0] - self._moved_at
@@ -94,7 +105,10 @@ class ProgressMeter:
 def sentence(activity: Activity, meter: ProgressMeter) -> str:
     """Return the text of a line and of a bar: `45 %, 1.20 GB of 2.70 GB, 0.90 GB sent, ...`."""
     parts = [] if meter.latest is None else _amounts(activity, meter.latest)
-    if meter.still_seconds >= STILL_SECONDS:
+    waited = meter.waited_seconds
+    if waited is not None and waited >= STILL_SECONDS:
+        parts.append(f"waiting for the server for {duration(waited, digits=0)}")
+    elif meter.still_seconds >= STILL_SECONDS:
         parts.append(f"nothing moved for {duration(meter.still_seconds, digits=0)}")
     elif meter.latest is None:
         parts.append("starting")
@@ -190,12 +204,17 @@ class Bar:
 
 
 @asynccontextmanager
-async def show_progress(activity: Activity, name: str, *, enabled: bool) -> AsyncIterator[Report | None]:
-    """Yield a function that receives reports of progress. They are shown on standard error during the block."""
+async def show_progress(
+    activity: Activity, name: str, *, enabled: bool, repository: Repository | None = None
+) -> AsyncIterator[Report | None]:
+    """Yield a function that receives reports of progress. They are shown on standard error during the block.
+
+    If `repository` waits for its server, that is shown too.
+    """
     if not enabled:
         yield None
         return
-    meter = ProgressMeter()
+    meter = ProgressMeter(repository=repository)
     make = Bar if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else PlainLines
     with make(activity, for_display(name), meter, sys.stderr) as display:
         showing = asyncio.create_task(_keep_showing(meter, display))

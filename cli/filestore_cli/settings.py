@@ -21,6 +21,7 @@ from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.system.files import home_path
 from filestore.system.proxies import parse_proxy
+from filestore.system.retries import RETRY_SECONDS
 
 CODEC_CHOICES = ("auto", "raw", "zstd", "planes2+zstd", "planes4+zstd")
 
@@ -321,6 +322,14 @@ class Settings:
             "Abort a connection after this many seconds without progress; a client then retries",
             unit="seconds",
             parse=_seconds(86400),
+        ),
+    )
+    retry_seconds: float = field(
+        default=RETRY_SECONDS,
+        metadata=_setting(
+            "How long a client tries a server again that has answered before, counted since the last progress",
+            unit="seconds",
+            parse=_seconds(7 * 86400),
         ),
     )
     host: str = field(

@@ -38,7 +38,7 @@ SYMLINKS = ("inside", "follow", "keep", "refuse")
 """The values of `filestore.transfer.sources.walk.Symlinks`."""
 
 _PATH = NonemptyPath()
-_CONNECTION = ("url", "token", "connections", "stall_seconds")
+_CONNECTION = ("url", "token", "connections", "stall_seconds", "retry_seconds")
 
 
 class Selection(NamedTuple):
@@ -323,7 +323,7 @@ async def _push(
     with PushCache(settings.push_cache) as push_cache:
         async with (
             context.repository() as repository,
-            show_progress(PUSH, _label(path), enabled=context.shows_progress) as report,
+            show_progress(PUSH, _label(path), enabled=context.shows_progress, repository=repository) as report,
         ):
             pushed = await push_path(
                 repository,
@@ -345,7 +345,7 @@ async def _plan_push(context: CommandContext, path: Path, *, rehash: bool, selec
     with PushCache(context.settings.push_cache) as push_cache:
         async with (
             context.repository(read_only=True) as repository,
-            show_progress(PLAN, _label(path), enabled=context.shows_progress) as report,
+            show_progress(PLAN, _label(path), enabled=context.shows_progress, repository=repository) as report,
         ):
             plan = await plan_push(repository, path, push_cache=push_cache, rehash=rehash, report=report, **selection.arguments())
     return plan, context.place(repository), repository.location
@@ -374,7 +374,7 @@ async def _fetch_file(context: CommandContext, repository: Repository, record: R
     wanted.check_name(record.name)
     is_chosen = wanted.is_chosen(record.name)
     target = target_path(wanted.output, record.name, follows_link=is_chosen)
-    async with show_progress(FETCH, record.name, enabled=context.shows_progress) as report:
+    async with show_progress(FETCH, record.name, enabled=context.shows_progress, repository=repository) as report:
         return await fetch_file(repository, record, target=target, report=report, force=is_chosen)
 
 
@@ -385,7 +385,7 @@ async def _fetch_tree(context: CommandContext, repository: Repository, record: R
     wanted.check_name(name)
     target = Path(name if wanted.output is None else wanted.output)
     limits = context.settings.zip_limits
-    async with show_progress(FETCH, record.name, enabled=context.shows_progress) as report:
+    async with show_progress(FETCH, record.name, enabled=context.shows_progress, repository=repository) as report:
         unpacked = await fetch_tree(repository, record, target=target, force=wanted.force, limits=limits, report=report)
     if not unpacked.is_atomic:
         context.note(f"{for_display(target)} existed, so the new names were moved into it one by one, and not in one step.")

@@ -127,6 +127,10 @@ class LocalRepository:
         """The namespace of this object. Unlike the rest of `identity`, it is known without reading from the disk."""
         return self._namespace
 
+    @property
+    def waited_seconds(self) -> float | None:
+        return None
+
     async def identity(self) -> Identity:
         if self._is_closed:
             raise closed_error(self.location)

@@ -136,6 +136,13 @@ class Repository(Protocol):
     def fingerprint(self) -> str:
         """64 hexadecimal digits, computed from the location and the token without a request. They hide the token."""
 
+    @property
+    def waited_seconds(self) -> float | None:
+        """For how many seconds a verb has waited for a server that fails. None if none waits, and for a folder.
+
+        A verb tries a server that it has reached again and again for a time, and continues when the server is back.
+        """
+
     async def identity(self) -> Identity:
         """Return the identity. It is requested once and then kept. Raises UnknownFormat if its version is unknown."""
 

@@ -381,6 +381,8 @@ async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind) -
                 # I4: a server says this.
                 reason = "it names missing chunks by texts that are not digests"
                 raise ServerError(sending.repository.location, HTTPStatus.CONFLICT, reason) from None
+            if attempt == 1 and not missing <= {chunk.digest for chunk in manifest.chunks}:
+                continue  # a bit may have flipped on the way: ask once more
             await sending.send_again(manifest, missing)
     raise AssertionError
 

@@ -12,13 +12,14 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import NamedTuple
 
 from filestore.core.digest import Digest, chunk_digest
 from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
 from filestore.core.progress import Progress, Report, without_repeats
 from filestore.errors import ChunksMissing, DamagedChunk, FilestoreError, InvalidBatch, InvalidFrame, SourceError
-from filestore.format.codec import Decoder, Frame, decoded_size
+from filestore.format.codec import Decoder, Frame, decoded_size, frame_limit
 from filestore.repository.protocol import VERIFY_LIMIT, Repository
 from filestore.system.buffers import BufferPool
 from filestore.system.metrics import Stage, span
@@ -129,8 +130,8 @@ class Receiver:
             received = [place for place in batch if place.offsets[0] not in kept]
             async with self._buffers.take() as buffer:
                 frames = await self._get(received, buffer)
-                async with self._mending(batch):
-                    pieces = await in_cpu_thread(_contents, batch, frames, kept)
+                pieces: list[bytes] = []
+                await self._use_frames(batch, frames, kept, partial(_append_content, pieces))
             self._under_way -= sum(len(frame) for frame in frames)
             self._ahead.update(place.offsets[0] for place in received)
             for place, piece in zip(batch, pieces, strict=True):
@@ -284,8 +285,7 @@ class Receiver:
                 frames = await self._get([place for place in places if place.offsets[0] not in kept], buffer)
                 if batch.after is not None:
                     await batch.after.wait()
-                async with self._mending(places):
-                    await in_cpu_thread(_write, sink, places, frames, kept)
+                await self._use_frames(places, frames, kept, partial(_write, sink), prepare=sink.check_ours)
                 batch.written.set()
                 self._under_way -= sum(len(frame) for frame in frames)
                 reused = sum(place.size for place in places if place.offsets[0] in kept.keys() - self._ahead)
@@ -332,6 +332,42 @@ class Receiver:
                 raise ChunksMissing(str(digest))
             frames.append(frame)
         return frames
+
+    async def _use_frames(
+        self,
+        places: list[Place],
+        frames: list[memoryview],
+        kept: Mapping[int, bytes],
+        use: Callable[[Place, memoryview], None],
+        *,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Call `use` in threads with each place and its content, in order. The content is verified.
+
+        It is the kept content if there is any, otherwise that of the next frame. `prepare` is called first in each thread.
+
+        A frame that is damaged is received once more, because a bit may have flipped on the way. If it is damaged again, the
+        repository is asked to verify the chunks of `places`. It then treats damaged chunks as missing, so that the next push of
+        the file sends them again. Raises DamagedChunk.
+        """
+        waiting = iter(frames)
+        arrived = [None if place.offsets[0] in kept else next(waiting) for place in places]
+        start, received_again = 0, -1
+        while True:
+            start, damage = await in_cpu_thread(_use_each, places, arrived, kept, use, prepare, start)
+            if damage is None:
+                return
+            if start == received_again:
+                async with self._mending(places):
+                    raise damage
+            received_again = start
+            arrived[start] = await self._get_again(places[start])
+
+    async def _get_again(self, place: Place) -> memoryview:
+        memory = memoryview(bytearray(frame_limit(place.chunk.size)))
+        [frame] = await self._get([place], memory)
+        self._under_way -= len(frame)
+        return frame
 
     @asynccontextmanager
     async def _mending(self, places: list[Place]) -> AsyncIterator[None]:
@@ -431,22 +467,34 @@ def _copied(sink: Sink, seed: Seed, places: list[Place], found: Mapping[int, int
     return copied
 
 
-def _contents(places: list[Place], frames: list[memoryview], kept: Mapping[int, bytes]) -> list[bytes]:
-    """Return the content of each place.
+def _use_each(  # noqa: PLR0917  # it is called in a thread, which takes no names
+    places: list[Place],
+    frames: list[memoryview | None],
+    kept: Mapping[int, bytes],
+    use: Callable[[Place, memoryview], None],
+    prepare: Callable[[], None],
+    start: int,
+) -> tuple[int, DamagedChunk | None]:
+    """Call `use` with the verified content of each place from the number `start` on.
 
-    It is the kept content if there is any, otherwise the verified content of the next frame.
+    Return the number of the first place whose frame is damaged, and its damage.
     """
-    waiting = iter(frames)
-    return [kept.get(place.offsets[0]) or bytes(verified(place.chunk, next(waiting))) for place in places]
+    prepare()
+    for number in range(start, len(places)):
+        place, frame = places[number], frames[number]
+        try:
+            content = memoryview(kept[place.offsets[0]]) if frame is None else verified(place.chunk, frame)
+        except DamagedChunk as error:
+            return number, error
+        use(place, content)
+    return len(places), None
 
 
-def _write(sink: Sink, places: list[Place], frames: list[memoryview], kept: Mapping[int, bytes]) -> None:
-    """Verify and write the content of each place."""
-    sink.check_ours()
-    waiting = iter(frames)
-    for place in places:
-        piece = kept.get(place.offsets[0])
-        content = verified(place.chunk, next(waiting)) if piece is None else memoryview(piece)
-        with span(Stage.WRITE, place.size):
-            for offset in place.offsets:
-                sink.write(content, offset)
+def _append_content(pieces: list[bytes], _: Place, content: memoryview) -> None:
+    pieces.append(bytes(content))
+
+
+def _write(sink: Sink, place: Place, content: memoryview) -> None:
+    with span(Stage.WRITE, place.size):
+        for offset in place.offsets:
+            sink.write(content, offset)

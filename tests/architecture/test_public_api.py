@@ -48,6 +48,7 @@ RAISES_NOTHING = {
     "PushCache.record",
     "Repository.location",
     "Repository.fingerprint",
+    "Repository.waited_seconds",
     "Repository.close",
     "blocking.Repository.location",
     "blocking.StreamingFile.size",

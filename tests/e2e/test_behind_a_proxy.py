@@ -93,7 +93,7 @@ async def test_an_answer_of_another_server_is_told_from_one_of_filestore(
     """The error names the server that answered, and never says that a token or a file is wrong."""
     port = free_port()
     with running_proxy(tmp_path / "nginx", port, f"server {{ listen 127.0.0.1:{port}; location / {{ {rule} }} }}"):
-        repository = RemoteRepository(f"http://127.0.0.1:{port}", token=TOKEN, first_pause_seconds=0.001)
+        repository = RemoteRepository(f"http://127.0.0.1:{port}", token=TOKEN, retry_seconds=0.1, first_pause_seconds=0.001)
         with pytest.raises(ForeignAnswer) as raised:
             await repository.identity()
         await repository.close()

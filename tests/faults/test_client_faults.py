@@ -15,7 +15,6 @@ from filestore.backends import connect
 from filestore.core.digest import chunk_digest
 from filestore.errors import Unauthorized
 from filestore.format.codec import Codec, Frame
-from filestore.http.client import repository as client_module
 from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.server import TOKEN, running_server
@@ -84,12 +83,11 @@ async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str, sche
 
 
 @pytest.mark.slow
-async def test_connections_of_a_server_that_was_restarted_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_of_a_server_that_was_restarted_are_left(tmp_path: Path) -> None:
     """A connection that is found closed does not count as an attempt."""
-    monkeypatch.setattr(client_module, "ATTEMPTS", 1)
     frame = encoded(b"content")
     with running_server(tmp_path / "root", check=False) as first:
-        async with connect(first.url, token=TOKEN) as repository:
+        async with connect(first.url, token=TOKEN, retry_seconds=0) as repository:
             await asyncio.gather(*(repository.put([frame]) for _ in range(4)))
             assert (0, "") == first.stop()
             with running_server(tmp_path / "root", port=first.port):

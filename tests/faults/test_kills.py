@@ -26,11 +26,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(home: Home, server: Server, *arguments: str | Path) -> subprocess.Popen[bytes]:
+def start(home: Home, server: Server, *arguments: str | Path, retry_seconds: str = "300") -> subprocess.Popen[bytes]:
     """Start a command."""
     return subprocess.Popen(
         [SCRIPTS / "filestore", *arguments],
-        env=home.environ | server.environ,
+        env=home.environ | server.environ | {"FILESTORE_RETRY_SECONDS": retry_seconds},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         stdin=subprocess.DEVNULL,
@@ -94,7 +94,7 @@ def test_the_server_is_killed_in_the_middle_of_a_push(home: Home, source: Path, 
     root = tmp_path / "root"
     with home.server(root=root, is_killed=True) as server:
         environ = server.environ
-        command = start(home, server, "push", source)
+        command = start(home, server, "push", source, retry_seconds="1")
         kill_when(lambda: stored(root) >= 8, server.process.pid, command)
         server.process.wait()
         assert 1 == command.wait(60)
@@ -133,7 +133,7 @@ def test_the_server_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path,
     with home.server(root=root, is_killed=True) as server:
         environ = server.environ
         pushed = home.result("push", source, environ=environ)
-        command = start(home, server, "fetch", pushed["id"], "-o", target)
+        command = start(home, server, "fetch", pushed["id"], "-o", target, retry_seconds="1")
         kill_when(lambda: held(target.parent) >= 16 << 20, server.process.pid, command)
         server.process.wait()
         assert 1 == command.wait(60)

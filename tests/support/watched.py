@@ -32,6 +32,10 @@ class WatchedRepository:
     def fingerprint(self) -> str:
         return self.inner.fingerprint
 
+    @property
+    def waited_seconds(self) -> float | None:
+        return self.inner.waited_seconds
+
     async def identity(self) -> Identity:
         await self._note("identity")
         return await self.inner.identity()

@@ -9,15 +9,27 @@ from filestore.system.metrics import Stage, StageTotals
 from filestore_cli.bench import plot as plot_module
 from filestore_cli.bench.plot import check_plot, plot
 from filestore_cli.bench.report import as_json, lines
-from filestore_cli.bench.run import BenchResult, Measurement, Plan, Side
+from filestore_cli.bench.run import BenchResult, Link, Measurement, Plan, Side
 
 CEILINGS = {"memory_copy": 1e10, "blake3": 4e9, "loopback": 2e9, "disk_write_sync": 1e9}
 SIDE = Side(1.0, 1 << 26, {Stage.SEND: StageTotals(1, 10, 2.0, 1.0)})
+LINK: Link = {"connections": 4, "stall_seconds": 30.0, "retry_seconds": 300.0}
 
 
 def plan(path: Path) -> Plan:
     """One of a user's own content."""
-    return Plan("upload", str(path), path, [0], [1], None, 1, path.parent, "auto", {"connections": 4, "stall_seconds": 30.0})
+    return Plan(
+        "upload",
+        str(path),
+        path,
+        [0],
+        [1],
+        None,
+        1,
+        path.parent,
+        "auto",
+        LINK,
+    )
 
 
 def test_what_brings_matplotlib_is_said_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_every_setting_has_a_definition() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("codec", "connections", "stall_seconds", "host", "port", "workers", "memory_limit", "drain_seconds"),
+        *("codec", "connections", "stall_seconds", "retry_seconds", "host", "port", "workers", "memory_limit", "drain_seconds"),
         *(f"zip_{limit.name}" for limit in fields(ZipLimits)),
     ],
 )
@@ -269,7 +269,7 @@ def test_codec_choices() -> None:
 @pytest.mark.parametrize(
     ("function", "names"),
     [
-        (RemoteRepository.__init__, ["connections", "stall_seconds"]),
+        (RemoteRepository.__init__, ["connections", "stall_seconds", "retry_seconds"]),
         (serve, ["workers", "spool_folder"]),
     ],
 )

@@ -84,7 +84,7 @@ def bench() -> None:
 
 @bench.command("upload", short_help="Measure uploads.")
 @_asks
-@takes("token", "codec", "connections", "stall_seconds", "workers")
+@takes("token", "codec", "connections", "stall_seconds", "retry_seconds", "workers")
 def bench_upload(context: CommandContext, asked: BenchOptions) -> None:
     """Measure uploads: each client sends content of its own."""
     _bench(context, "upload", asked)
@@ -92,7 +92,7 @@ def bench_upload(context: CommandContext, asked: BenchOptions) -> None:
 
 @bench.command("fetch", short_help="Measure fetches.")
 @_asks
-@takes("token", "codec", "connections", "stall_seconds", "workers")
+@takes("token", "codec", "connections", "stall_seconds", "retry_seconds", "workers")
 def bench_fetch(context: CommandContext, asked: BenchOptions) -> None:
     """Measure fetches: all clients fetch the same content, and verify every byte."""
     _bench(context, "fetch", asked)
@@ -120,7 +120,11 @@ def _bench(context: CommandContext, verb: str, asked: BenchOptions) -> None:
         workers=settings.workers,
         folder=_folder(asked.folder),
         codec=settings.codec,
-        link={"connections": settings.connections, "stall_seconds": settings.stall_seconds},
+        link={
+            "connections": settings.connections,
+            "stall_seconds": settings.stall_seconds,
+            "retry_seconds": settings.retry_seconds,
+        },
     )
     check_space(plan)
     found = run_to_end(measure(plan, shows_progress=context.shows_progress))

@@ -35,6 +35,7 @@ class Link(TypedDict):
 
     connections: int
     stall_seconds: float
+    retry_seconds: float
 
 
 class Plan(NamedTuple):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -32,6 +31,7 @@ from filestore.errors import (
     FilestoreError,
     ForeignAnswer,
     InvalidBatch,
+    InvalidFrame,
     InvalidManifest,
     InvalidName,
     InvalidReference,
@@ -59,26 +59,28 @@ from filestore.repository.protocol import (
     reference_of,
     usage_from_json,
 )
-from filestore.system.http_answers import may_try_again, pause_seconds
 from filestore.system.metrics import Stage
 from filestore.system.proxies import Proxy
+from filestore.system.retries import FIRST_PAUSE_SECONDS, RETRY_SECONDS, Retries
 from filestore.system.threads import abandon, tell_of_forks
 
 T = TypeVar("T")
 
-ATTEMPTS = 6
-FIRST_PAUSE_SECONDS = 0.2
-"""The pause before the second attempt, about. Each later pause is twice as long."""
 BATCH_SECONDS = 5.0
 FIRST_BATCH = 4 << 20
 """Bytes of the first batch, which is sent before a rate has been measured."""
 _TOKEN = re.compile(r"[\x21-\x7e]+")
+_GARBLED = (InvalidBatch, InvalidFrame, InvalidManifest)
+"""Errors for bytes that one of the two ends could not verify. The checksum of TCP misses some flipped bits, so such a request is
+sent once more. An error of the content itself comes again.
+Source: J. Stone, C. Partridge, "When the CRC and TCP Checksum Disagree", SIGCOMM 2000."""
 
 
 class RemoteRepository:
     """The repository of a server. Its verbs retry after errors that are retryable; callers do not retry.
 
-    Use it in one event loop. It uses a proxy only if one is given; `filestore.backends.connect` takes one from the environment.
+    A server that has ever answered is tried again for `retry_seconds` since its last progress. Use the object in one event loop.
+    It uses a proxy only if one is given; `filestore.backends.connect` takes one from the environment.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class RemoteRepository:
         token: str | None,
         connections: int = 4,
         stall_seconds: float = 30,
+        retry_seconds: float = RETRY_SECONDS,
         proxy: Proxy | None = None,
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
     ) -> None:
@@ -110,7 +113,7 @@ class RemoteRepository:
         self._connections = connections
         self._stall_seconds = stall_seconds
         self._proxy = proxy
-        self._first_pause_seconds = first_pause_seconds
+        self._retries = Retries(retry_seconds=retry_seconds, first_pause_seconds=first_pause_seconds)
         self._transport = self._open_transport()
         self._was_reached = False
         self._identity: Identity | None = None
@@ -127,7 +130,8 @@ class RemoteRepository:
             connections=self._connections,
             stall_seconds=self._stall_seconds,
             proxy=self._proxy,
-            first_pause_seconds=self._first_pause_seconds,
+            retry_seconds=self._retries.retry_seconds,
+            first_pause_seconds=self._retries.first_pause_seconds,
         )
         return make, ()
 
@@ -135,6 +139,7 @@ class RemoteRepository:
         """Leave connections and threads to the parent. The child opens new ones."""
         abandon(self._transport)
         self._was_reached = self._is_reached
+        self._retries = Retries(retry_seconds=self._retries.retry_seconds, first_pause_seconds=self._retries.first_pause_seconds)
         self._transport = self._open_transport()
 
     def _open_transport(self) -> Transport:
@@ -154,6 +159,10 @@ class RemoteRepository:
     def _is_reached(self) -> bool:
         """Whether the server has ever answered this process, or its parent before a fork."""
         return self._was_reached or self._transport.has_answered
+
+    @property
+    def waited_seconds(self) -> float | None:
+        return self._retries.waited_seconds
 
     async def identity(self) -> Identity:
         if self._is_closed:
@@ -179,9 +188,7 @@ class RemoteRepository:
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
         found: list[Digest] = []
         for start in range(0, len(digests), wire.DIGESTS_LIMIT):
-            asked = digests[start : start + wire.DIGESTS_LIMIT]
-            answer = await self._octets("POST", "/chunks/missing", body=b"".join(asked), limit=len(asked) * DIGEST_SIZE)
-            found += self._among(asked, answer)
+            found += await self._retried(partial(self._missing_once, digests[start : start + wire.DIGESTS_LIMIT]))
         return list(dict.fromkeys(found))
 
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
@@ -190,7 +197,7 @@ class RemoteRepository:
             # The limit follows the rate of the batches before it.
             batch = next(batched_by_size(waiting, _frame_size, limit=self._batch_limit(), count_limit=wire.BATCH_COUNT_LIMIT))
             del waiting[: len(batch)]
-            await self._retried(lambda batch=batch: self._put_batch(batch, moved))  # type: ignore[misc]  # bound at once
+            await self._put_retried(batch, moved)
 
     async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
         found: list[memoryview | None] = []
@@ -206,8 +213,11 @@ class RemoteRepository:
         return found
 
     async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
-        limit = len(digests) * DIGEST_SIZE
-        return self._among(digests, await self._octets("POST", "/chunks/verify", body=b"".join(digests), limit=limit))
+        async def ask() -> list[Digest]:
+            limit = len(digests) * DIGEST_SIZE
+            return self._among(digests, await self._octets_once("POST", "/chunks/verify", body=b"".join(digests), limit=limit))
+
+        return await self._retried(ask)
 
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
         headers = {wire.NAME_HEADER: quote(name, safe="")}
@@ -220,10 +230,13 @@ class RemoteRepository:
         return self._checked(record, committed)
 
     async def manifest(self, digest: Digest) -> bytes:
-        encoded = await self._octets("GET", f"/manifests/{digest}", limit=MANIFEST_LIMIT)
-        if manifest_digest(encoded) != digest:
-            raise InvalidManifest(f"what {self.location} gives for {digest} has another digest")
-        return encoded
+        async def ask() -> bytes:
+            encoded = await self._octets_once("GET", f"/manifests/{digest}", limit=MANIFEST_LIMIT)
+            if manifest_digest(encoded) != digest:
+                raise InvalidManifest(f"what {self.location} gives for {digest} has another digest")
+            return encoded
+
+        return await self._retried(ask)
 
     async def record(self, wanted: Wanted) -> Record:
         reference = reference_of(wanted)
@@ -387,22 +400,29 @@ class RemoteRepository:
     # Below: requests. Each is idempotent, so that `_retried` may repeat it.
 
     async def _retried(self, request: Callable[[], Awaitable[T]]) -> T:
-        for attempt in count(1):
-            if self._is_closed:
-                raise closed_error(self.location)
-            try:
-                return await request()
-            except FilestoreError as error:
-                if isinstance(error, ForeignAnswer) and self._proxy is not None:
-                    error.through = f"the proxy {self._proxy.url}, which {self._proxy.source} names"
-                # If the server has never answered, retries would only delay the error.
-                if not may_try_again(error) or attempt == ATTEMPTS or not self._is_reached:
-                    raise
-                pause = self._first_pause_seconds * 2 ** (attempt - 1)
-                pause *= random.uniform(0.5, 1.5)  # noqa: S311  # no secret
-                pause = pause_seconds(error, pause)
-            await asyncio.sleep(pause)
-        raise AssertionError
+        is_garbled = False
+        with self._retries.request() as retries:
+            while True:
+                if self._is_closed:
+                    raise closed_error(self.location)
+                try:
+                    answer = await request()
+                except _GARBLED:
+                    if is_garbled:
+                        raise
+                    is_garbled = True
+                    continue
+                except FilestoreError as error:
+                    if isinstance(error, ForeignAnswer) and self._proxy is not None:
+                        error.through = f"the proxy {self._proxy.url}, which {self._proxy.source} names"
+                    pause = retries.next_pause(error)
+                    # If the server has never answered, retries would only delay the error.
+                    if pause is None or not self._is_reached:
+                        raise
+                else:
+                    self._retries.note_progress()
+                    return answer
+                await asyncio.sleep(pause)
 
     async def _json(
         self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
@@ -430,6 +450,30 @@ class RemoteRepository:
         answer = SmallAnswer(self.location, limit=limit)
         await self._transport.exchange(request, answer)
         return answer.content
+
+    async def _put_retried(self, batch: Sequence[Frame], moved: Moved | None) -> None:
+        """Send a batch. After a failure, send only those of its frames that have not arrived."""
+        waiting = list(batch)
+        tries = count(1)
+
+        async def send() -> None:
+            if next(tries) > 1:
+                missing = set(await self._missing_once([frame.digest for frame in waiting]))
+                arrived = sum(len(frame.data) for frame in waiting if frame.digest not in missing)
+                waiting[:] = [frame for frame in waiting if frame.digest in missing]
+                if arrived:
+                    self._retries.note_progress()
+                    if moved is not None:
+                        # The failed attempt took back what it had counted.
+                        moved(arrived)
+            if waiting:
+                await self._put_batch(waiting, moved)
+
+        await self._retried(send)
+
+    async def _missing_once(self, digests: Sequence[Digest]) -> list[Digest]:
+        limit = len(digests) * DIGEST_SIZE
+        return self._among(digests, await self._octets_once("POST", "/chunks/missing", body=b"".join(digests), limit=limit))
 
     async def _put_batch(self, frames: Sequence[Frame], moved: Moved | None) -> None:
         entries = [wire.BatchEntry(frame.digest, len(frame.data)) for frame in frames]
@@ -464,6 +508,8 @@ class RemoteRepository:
         finally:
             frames = list(batch.frames())
             found.extend(frames)
+            if frames:
+                self._retries.note_progress()
             meter.settle(sum(len(frame) for frame in frames if frame is not None))
 
     def _batch_limit(self) -> int:

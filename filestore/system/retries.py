@@ -1,0 +1,102 @@
+"""Decide whether a failed request is sent again, and after which pause.
+
+Attempts are not counted. What counts is the time since the last progress: a server that restarts does not end a transfer, and a
+link that fails again and again does not either, as long as bytes arrive in between.
+
+Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015, for the pauses ("decorrelated jitter").
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from filestore.errors import FilestoreError, ForeignAnswer
+from filestore.system.http_answers import pause_seconds
+
+RETRY_SECONDS = 300.0
+"""How long a server is tried again. A restart of a server, or of its machine, takes less."""
+FIRST_PAUSE_SECONDS = 0.2
+LONGEST_PAUSE_SECONDS = 15.0
+"""The longest pause that the server has not asked for. A server that is back is noticed after this time at the latest."""
+STRANGER_SECONDS = 10.0
+"""How long a proxy is tried again that has never led to the server. Its URL may be wrong."""
+_GROWTH = 3
+
+Clock = Callable[[], float]
+
+
+class Retries:
+    """The failures of one server. Its requests share them, so the progress of one request gives all others more time."""
+
+    def __init__(
+        self,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+        first_pause_seconds: float = FIRST_PAUSE_SECONDS,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """`clock` returns monotonic seconds."""
+        self.retry_seconds = retry_seconds
+        self.first_pause_seconds = first_pause_seconds
+        self.clock = clock
+        self.progress_at = clock()
+        self.has_succeeded = False
+        """Whether the server has ever made progress. Until then, the answers of others may all be from a wrong address."""
+        self._failing: list[RequestRetries] = []
+
+    @property
+    def waited_seconds(self) -> float | None:
+        """For how long a request has failed again and again without progress. None if no request waits for another try."""
+        since = [request.failing_since for request in self._failing if request.failing_since is not None]
+        return self.clock() - min(since) if since else None
+
+    def note_progress(self) -> None:
+        """Note that a request succeeded, or that bytes arrived for good before it failed."""
+        self.progress_at = self.clock()
+        self.has_succeeded = True
+
+    @contextmanager
+    def request(self) -> Iterator[RequestRetries]:
+        """Yield what decides about the retries of one request, which is made in the block."""
+        request = RequestRetries(self)
+        self._failing.append(request)
+        try:
+            yield request
+        finally:
+            self._failing.remove(request)
+
+
+class RequestRetries:
+    """The failures of one request. `Retries.request` makes it."""
+
+    def __init__(self, retries: Retries) -> None:
+        self._retries = retries
+        self._failed_at: float | None = None
+        self._pause = retries.first_pause_seconds
+
+    @property
+    def failing_since(self) -> float | None:
+        """When the request failed for the first time since the last progress of the server. None if it has not failed."""
+        return None if self._failed_at is None else max(self._failed_at, self._retries.progress_at)
+
+    def next_pause(self, error: FilestoreError) -> float | None:
+        """Note a failure. Return how many seconds to wait before the next try, or None if there is none.
+
+        The pause is at least as long as the server asks for. If that is more than the time that is left, there is no next try.
+        """
+        limit = self._retries.retry_seconds
+        if isinstance(error, ForeignAnswer) and not self._retries.has_succeeded:
+            limit = min(limit, STRANGER_SECONDS)
+        now = self._retries.clock()
+        if self._failed_at is None or self._failed_at < self._retries.progress_at:
+            self._failed_at, self._pause = now, self._retries.first_pause_seconds
+        left = self._failed_at + limit - now
+        if not error.retryable or left <= 0 or (error.retry_after_seconds or 0.0) > left:
+            return None
+        first = self._retries.first_pause_seconds
+        self._pause = min(LONGEST_PAUSE_SECONDS, random.uniform(first, self._pause * _GROWTH))  # noqa: S311  # no secret
+        # The last try comes at the end of the time, not after it.
+        return pause_seconds(error, min(self._pause, left))

@@ -1,0 +1,149 @@
+"""The link between client and server flips bits, cuts connections, and is slow. A transfer continues, and sends nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from filestore.backends import connect
+from filestore.core.manifest import Chunk, Manifest
+from filestore.core.progress import Progress
+from filestore.errors import InvalidFrame, InvalidManifest
+from filestore.format.chunking import CHUNKING_VERSION
+from filestore.format.codec import Codec, Frame
+from filestore.transfer.fetch import fetch
+from filestore.transfer.push import push
+from tests.support.frames import buffer_for, encoded
+from tests.support.generator import octets
+from tests.support.links import cut_once, flip_once, running_link
+from tests.support.server import SECONDS, TOKEN, RunningServer, running_server
+
+FRAME_SIZE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Return a server that the tests share. Each test has content of its own."""
+    with running_server(tmp_path_factory.mktemp("served") / "root") as running:
+        yield running
+
+
+def frames(seed: int) -> list[Frame]:
+    """Return eight frames that are as large as their content."""
+    return [encoded(octets(100 * seed + number, FRAME_SIZE), codec=Codec.RAW) for number in range(8)]
+
+
+def is_large(piece: bytes) -> bool:
+    """Return whether a piece is a part of frames."""
+    return len(piece) > 10_000
+
+
+async def test_bit_that_flips_in_a_push_costs_one_frame(server: RunningServer) -> None:
+    """The server refuses the frame. The client sends this one again, and no other one."""
+    sent = frames(1)
+    moved: list[int] = []
+    async with running_link(server.port) as link:
+        link.up = flip_once(is_large)
+        async with connect(f"http://127.0.0.1:{link.port}", token=TOKEN) as repository:
+            await repository.put(sent, moved=moved.append)
+            assert [] == await repository.missing([frame.digest for frame in sent])
+        assert link.up_size < 9.1 * FRAME_SIZE
+    assert sum(len(frame.data) for frame in sent) == sum(moved)
+
+
+async def test_frame_that_is_wrong_at_its_source_is_refused(server: RunningServer) -> None:
+    """A second try tells a flipped bit from a frame that was wrong before it was sent."""
+    wrong = Frame(frames(2)[0].digest, frames(2)[1].data)
+    async with connect(server.url, token=TOKEN) as repository:
+        with pytest.raises(InvalidFrame):
+            await repository.put([wrong])
+
+
+async def test_bit_that_flips_in_a_fetch_costs_one_frame(server: RunningServer, tmp_path: Path) -> None:
+    """The frame is received once more. The store is not accused of damage, and the fetch succeeds."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(octets(300, 8 * FRAME_SIZE))
+    async with running_link(server.port) as link:
+        link.down = flip_once(is_large)
+        async with connect(f"http://127.0.0.1:{link.port}", token=TOKEN) as repository:
+            pushed = await push(repository, source, codec="raw")
+            fetched = await fetch(repository, pushed.record, target=target)
+    assert source.read_bytes() == target.read_bytes()
+    assert 8 * FRAME_SIZE < fetched.bytes_received < 13 * FRAME_SIZE
+
+
+async def test_bit_that_flips_in_a_manifest_is_not_an_error(server: RunningServer) -> None:
+    """In both directions, the manifest is transferred once more."""
+    frame = frames(4)[0]
+    manifest = Manifest.build([Chunk(frame.digest, FRAME_SIZE)], chunking_version=CHUNKING_VERSION)
+    async with running_link(server.port) as link, connect(f"http://127.0.0.1:{link.port}", token=TOKEN) as repository:
+        await repository.put([frame])
+        link.up = flip_once(lambda piece: piece.endswith(manifest.encoded))
+        record = await repository.commit(manifest.encoded, name="flipped")
+        link.down = flip_once(lambda piece: piece.endswith(manifest.encoded))
+        assert manifest.encoded == await repository.manifest(record.digest)
+
+
+async def test_manifest_that_is_wrong_at_its_source_is_refused(server: RunningServer) -> None:
+    """It is refused a second time."""
+    async with connect(server.url, token=TOKEN) as repository:
+        with pytest.raises(InvalidManifest):
+            await repository.commit(b"not a manifest", name="wrong")
+
+
+@pytest.mark.parametrize("verb", ["put", "get"])
+async def test_frames_that_arrived_before_a_cut_are_not_transferred_again(server: RunningServer, verb: str) -> None:
+    """Only the frame in which the connection was cut is transferred twice."""
+    sent = frames(5 if verb == "put" else 6)
+    digests = [frame.digest for frame in sent]
+    moved: list[int] = []
+    async with running_link(server.port) as link, connect(f"http://127.0.0.1:{link.port}", token=TOKEN) as repository:
+        if verb == "put":
+            assert digests == await repository.missing(digests)
+            link.up = cut_once(3 * FRAME_SIZE + FRAME_SIZE // 2)
+            await repository.put(sent, moved=moved.append)
+            size = link.up_size
+            assert [] == await repository.missing(digests)
+        else:
+            await repository.put(sent)
+            link.down = cut_once(3 * FRAME_SIZE + FRAME_SIZE // 2)
+            got = await repository.get(digests, buffer_for(8), moved=moved.append)
+            size = link.down_size
+            assert [frame.data for frame in sent] == got
+    assert size < 9.1 * FRAME_SIZE + 500_000
+    assert 8 * len(sent[0].data) == sum(moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["push", "fetch"])
+async def test_server_that_is_killed_and_started_again_is_waited_for(tmp_path: Path, verb: str) -> None:
+    """The transfer continues at the next server without any action of the user."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(octets(700, 40 * FRAME_SIZE))
+    with running_server(tmp_path / "root", check=False) as first:
+        async with connect(first.url, token=TOKEN) as repository:
+            record = (await push(repository, source, codec="raw")).record if verb == "fetch" else None
+            is_killed = False
+
+            def kill(progress: Progress) -> None:
+                nonlocal is_killed
+                if progress.moved > 10 * FRAME_SIZE and not is_killed:
+                    is_killed = True
+                    first.process.kill()
+
+            if record is None:
+                moving: asyncio.Task[object] = asyncio.create_task(push(repository, source, codec="raw", report=kill))
+            else:
+                moving = asyncio.create_task(fetch(repository, record, target=target, report=kill))
+            async with asyncio.timeout(SECONDS):
+                while repository.waited_seconds is None:
+                    await asyncio.sleep(0.01)
+            first.process.wait()
+            with running_server(tmp_path / "root", port=first.port):
+                await moving
+                if verb == "push":
+                    await fetch(repository, (await repository.records())[0], target=target)
+    assert source.read_bytes() == target.read_bytes()
