@@ -627,6 +627,19 @@ async def test_what_was_committed_is_there_when_opened_again(open_shared: OpenIn
     assert ([], kept) == (await again.missing(A, [digest]), await again.record(A, Reference(name="name")))
 
 
+async def test_compacting_loses_nothing(open_shared: OpenIndex) -> None:
+    """Also while another process has the index open."""
+    index, other = await open_shared(), await open_shared()
+    many = digests(3000)
+    await add(index, many)
+    kept = await record(index, "name", many[0])
+    async with index.transaction() as transaction:
+        await transaction.forget_chunks(A, many[1:])
+    await index.compact()
+    await other.compact()
+    assert (many[1:], kept) == (await other.missing(A, many), await other.record(A, Reference(id=kept.id)))
+
+
 async def test_close_rolls_back_an_open_transaction(open_shared: OpenIndex) -> None:
     """A transaction that is open when the index is closed fails, and leaves nothing."""
     index, other = await open_shared(), await open_shared()

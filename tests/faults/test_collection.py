@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ from filestore.repository.maintenance.collect import TASK, Collection, Collectio
 from filestore.repository.stores.disk import open_store
 from filestore.repository.stores.memory import MemoryStore
 from filestore.repository.stores.protocol import ChunkStore
+from filestore.transfer.fetch import fetch
+from filestore.transfer.push import push
 from tests.contracts.conftest import Clock
 from tests.support.collection_crashes import KEPT, NEW, SHARED, collect, prepare
 from tests.support.commands import start_module
@@ -27,6 +31,7 @@ from tests.support.frames import buffer_for, contents, decoded, encoded, manifes
 
 DAY = 86400
 NAMESPACE = DEFAULT_NAMESPACE
+VERSION_SIZE = 8 << 20
 
 
 class Opened:
@@ -344,6 +349,43 @@ async def test_removal_leaves_no_empty_folders(tmp_path: Path) -> None:
     assert 6 == report.freed.count
     assert [root / "chunks/default", root / "manifests/default"] == sorted(root.glob("*/default"))
     assert [] == [*root.glob("chunks/default/*"), *root.glob("manifests/default/*")]
+
+
+def size_on_disk(root: Path) -> int:
+    """Return the bytes that a folder takes, with the blocks of folders."""
+    return sum(path.lstat().st_blocks * 512 for path in (root, *root.rglob("*")))
+
+
+async def push_file(root: Path, content: bytes) -> None:
+    """Store a version of a file."""
+    path = root.parent / "model.bin"
+    path.write_bytes(content)
+    async with connect(root, create=True) as repository:
+        await push(repository, path)
+
+
+@pytest.mark.slow
+async def test_one_version_of_twenty_takes_as_much_as_in_a_new_store(tmp_path: Path) -> None:
+    """After 19 are removed, and a collection, at most 3 % more. Half of each version is that of the one before."""
+    generator = random.Random(1)
+    halves = [generator.randbytes(VERSION_SIZE // 2) for _ in range(21)]
+    for first, second in pairwise(halves):
+        await push_file(tmp_path / "used", first + second)
+    await push_file(tmp_path / "new", halves[-2] + halves[-1])
+    store, index = await open_backend(tmp_path / "used")
+    async with index.transaction() as transaction:
+        await transaction.set_policy(NAMESPACE, Policy(keep_last=1))
+    full = size_on_disk(tmp_path / "used")
+    report = await Collection(store, index, NAMESPACE, grace_seconds=0).run()
+    await index.close()
+    await store.close()
+
+    used, new = (size_on_disk(tmp_path / name) for name in ("used", "new"))
+    assert (19, True) == (report.old_versions, full > 9 * new)
+    assert used <= 1.03 * new
+    async with connect(tmp_path / "used") as repository:
+        await fetch(repository, "model.bin", target=tmp_path / "fetched.bin")
+    assert halves[-2] + halves[-1] == (tmp_path / "fetched.bin").read_bytes()
 
 
 @pytest.mark.slow

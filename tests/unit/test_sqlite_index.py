@@ -153,3 +153,21 @@ async def test_record_that_cannot_be_one_is_an_error_of_the_index(tmp_path: Path
         with pytest.raises(StorageError, match=str(path)):
             await index.record("a", Reference(id=record.id))
     await index.close()
+
+
+async def test_the_file_becomes_smaller(tmp_path: Path) -> None:
+    """What removed rows took is returned to the file system."""
+    path = tmp_path / "index.sqlite"
+    index = await open_index(path)
+    digests = [chunk_digest(b"%d" % number) for number in range(5000)]
+    async with index.transaction() as transaction:
+        await transaction.add_chunks("a", [ChunkRow(digest, 1, 1) for digest in digests])
+    await index.close()
+    before = path.stat().st_size
+
+    index = await open_index(path)
+    async with index.transaction() as transaction:
+        await transaction.forget_chunks("a", digests)
+    await index.compact()
+    await index.close()
+    assert path.stat().st_size < before / 4

@@ -293,5 +293,11 @@ class Index(Protocol):
         Raises ReadOnly if they do not exist and the index was opened for reading.
         """
 
+    async def compact(self) -> None:
+        """Return the space of removed rows to the file system, in small steps between which others can write.
+
+        Raises Busy, StorageError, StorageFull.
+        """
+
     async def close(self) -> None:
         """Close the connections. An open transaction is rolled back."""

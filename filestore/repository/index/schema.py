@@ -92,7 +92,9 @@ def prepare(connection: sqlite3.Connection) -> None:
     If the file has another version or belongs to another program, raise UnknownFormat and change nothing.
     """
     _, _, path = connection.execute("PRAGMA database_list").fetchone()
-    has_tables(connection, path)
+    if not has_tables(connection, path):
+        # Before anything is written: only then `free_pages` can make the file smaller.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StorageError(path, "its file system cannot share memory between processes, which SQLite's log needs")
@@ -106,6 +108,14 @@ def prepare(connection: sqlite3.Connection) -> None:
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+
+
+def free_pages(connection: sqlite3.Connection, limit: int) -> bool:
+    """Remove at most `limit` unused pages from the end of the file. Return whether none can be removed any more."""
+    (before,) = connection.execute("PRAGMA freelist_count").fetchone()
+    connection.execute(f"PRAGMA incremental_vacuum({limit:d})").fetchall()
+    (after,) = connection.execute("PRAGMA freelist_count").fetchone()
+    return bool(after in (0, before))
 
 
 def has_tables(connection: sqlite3.Connection, path: str) -> bool:

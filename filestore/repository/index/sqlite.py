@@ -37,7 +37,7 @@ from filestore.repository.index.protocol import (
     TokenRow,
     Use,
 )
-from filestore.repository.index.schema import SCHEMA_VERSION, has_tables, prepare
+from filestore.repository.index.schema import SCHEMA_VERSION, free_pages, has_tables, prepare
 from filestore.system.files import storage_errors
 from filestore.system.locks import FileLock
 from filestore.system.threads import in_disk_thread, shield_until_done
@@ -47,6 +47,8 @@ __all__ = ["REFRESH_MICROSECONDS", "SCHEMA_VERSION", "SqliteIndex", "open_index"
 BUSY_SECONDS = 60.0
 SECRET_SIZE = 32
 
+_FREED_PAGES = 500
+"""How many pages of 4 KiB one transaction of `compact` moves."""
 _SLICE_SECONDS = 0.1
 _EMPTY = "it is empty: it has no tables"
 
@@ -208,6 +210,14 @@ class SqliteIndex:
                 await self._writer.run(tokens.insert_secret, secrets.token_bytes(SECRET_SIZE))
                 kept = await self._writer.run(tokens.select_secrets)
         return kept[0]
+
+    async def compact(self) -> None:
+        """Free pages at the end of the file. An index that an earlier version made keeps them for its next rows."""
+        is_done = False
+        while not is_done:
+            async with self.transaction():
+                is_done = await self._writer.run(free_pages, _FREED_PAGES)
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Close both connections. SQLite rolls back an open transaction."""

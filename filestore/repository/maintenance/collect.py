@@ -206,6 +206,8 @@ class Collection:
         state = {"started_at": started_at, "ended_at": self._now(), "report": self.report.as_json()}
         async with self._index.transaction() as transaction:
             await transaction.set_task_state(self._namespace, TASK, None if is_empty else state)
+        if self.report.freed.count:
+            await self._index.compact()
 
     # Mark.
 
