@@ -44,19 +44,20 @@ class DigestSet:
 
     def count_in(self, entries: memoryview) -> int:
         """Return how many different chunks of a manifest are in this set. `entries` is `Chunks.encoded`."""
+        if not self:
+            return 0
         import numpy as np  # noqa: PLC0415  # on first use
 
         self._merge()
-        if self._sorted is None:
-            return 0
+        assert self._sorted is not None  # noqa: S101  # it has merged something
         prefixes = np.unique(np.frombuffer(entries, dtype=_ENTRY)["prefix"])
         return int(np.isin(prefixes, self._sorted).sum())
 
     def _merge(self) -> None:
-        import numpy as np  # noqa: PLC0415  # on first use
-
         if not self._new:
             return
+        import numpy as np  # noqa: PLC0415  # on first use
+
         new = np.fromiter(self._new, dtype=np.uint64, count=len(self._new))
         self._new = set()
         self._sorted = np.unique(new if self._sorted is None else np.concatenate((self._sorted, new)))

@@ -78,7 +78,7 @@ def judge_frame(row: ChunkRow, data: memoryview, decoder: Decoder, scratch: memo
             return _wrong_size(row, size)
         reason = "all its bytes are zero" if size and not any(data) else error.reason
         return Verdict(row, FindingKind.FRAME_CHANGED, reason, size)
-    right = ChunkRow(row.digest, content_size, size, _frame_digest(data, row))
+    right = ChunkRow(row.digest, content_size, size, row.frame_digest if is_known else _frame_digest(data, row))
     if (right.size, right.stored_size) != (row.size, row.stored_size):
         states = f"{row.size} bytes of content in {row.stored_size} bytes"
         detail = f"its row states {states}, and its frame has {content_size} in {size}"
