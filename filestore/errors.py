@@ -52,6 +52,7 @@ FilestoreError
 │       ├── MinFreeReached
 │       └── CacheFull
 ├── Busy
+├── Unhealthy                 a part of a server failed its own check
 ├── AddressError              where a server listens
 │   └── AddressInUse
 └── TransferError          the way to a server
@@ -589,6 +590,14 @@ class Busy(FilestoreError):
     facts = ("where", "reason")
     retryable = True
     sentence = "{where} is busy: {reason}; try again"
+
+
+class Unhealthy(FilestoreError):
+    """A part of a server does not work, by its own check."""
+
+    slug = "unhealthy"
+    facts = ("part", "reason")
+    sentence = "the {part} of the server failed its check: {reason}; the log of the server may say more"
 
 
 class AddressError(FilestoreError):

@@ -161,6 +161,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.Forbidden: 403,
     errors.StorageFull: 507,
     errors.Busy: 503,
+    errors.Unhealthy: 503,
 }
 
 

@@ -20,6 +20,7 @@ from filestore.http.limits import ServerLimits
 from filestore.http.server.auth import Tokens
 from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import as_problems, problem
+from filestore.http.server.health import Health
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
@@ -27,6 +28,7 @@ from filestore.http.server.routes import versions
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.uploads import uploads_folder
+from filestore.http.server.upkeep import upkeep
 from filestore.http.wire import API
 from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
@@ -161,9 +163,15 @@ def make_app(
 
     app = web.Application(middlewares=[finished, as_problems])
     app[ASSEMBLY] = assembly
-    app.cleanup_ctx.append(assembling)
+    health = Health(store, index, spool_folder)
+
+    async def tending(_: web.Application) -> AsyncIterator[None]:
+        async with health.running(), upkeep(store):
+            yield
+
+    app.cleanup_ctx.extend([assembling, tending])
     app.on_response_prepare.append(complete_head)
-    app.router.add_get(_any_slashes("/healthz"), _healthz)
+    app.router.add_get(_any_slashes("/healthz"), health.answer)
     # An extension may answer some requests in place of a route below it.
     for route in (*more_routes, *ROUTES):
         for path in (route.path, SIGNED_PREFIX + route.path) if route.can_be_signed else (route.path,):
@@ -178,10 +186,6 @@ def make_app(
 def _any_slashes(path: str) -> str:
     """Return the pattern of `path` with any number of leading slashes. A base URL that ends in a slash adds one."""
     return "/{slashes:/*}" + path.removeprefix("/")
-
-
-async def _healthz(_: web.Request) -> web.StreamResponse:
-    return web.json_response({"status": "ok"})
 
 
 class RequestAuthenticator:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Mapping
+from http import HTTPStatus
 from uuid import uuid4
 
 from aiohttp import web
@@ -32,6 +34,8 @@ from filestore.http.server.auth import CHALLENGE
 logger = logging.getLogger("filestore.server")
 
 CORRELATION_HEADER = "x-correlation-id"
+RETRY_AFTER_SECONDS = "1"
+OUT_OF_DESCRIPTORS = "it has as many open files as its limit permits"
 
 
 @web.middleware
@@ -59,9 +63,12 @@ def problem(request: web.Request, error: Exception) -> web.Response:
         described = wire.encode_problem(error)
         if described.status < 500:
             return _answer(described, _headers_of(error))
+    if _is_out_of_descriptors(error):
+        return problem_answer(Busy("the server", OUT_OF_DESCRIPTORS))
     correlation_id = uuid4().hex
     log_failure(f"{request.method} {redact_signature(request.path)!r} failed, {correlation_id}", error)
-    return _answer(wire.encode_problem(_without_secrets(error, correlation_id)), {CORRELATION_HEADER: correlation_id})
+    told = _without_secrets(error, correlation_id)
+    return _answer(wire.encode_problem(told), {CORRELATION_HEADER: correlation_id, **_headers_of(told)})
 
 
 def log_failure(what: str, error: BaseException, *, level: int = logging.ERROR) -> None:
@@ -75,7 +82,33 @@ def concerns_us(record: logging.LogRecord) -> bool:
     return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
 
 
+def problem_answer(error: FilestoreError) -> web.Response:
+    """Return the answer for an error that says nothing secret. It is not logged."""
+    return _answer(wire.encode_problem(error), _headers_of(error))
+
+
+def problem_head_and_body(error: FilestoreError) -> tuple[bytes, bytes]:
+    """Return a whole HTTP/1.1 answer for an error, for a connection that is closed after it."""
+    described = wire.encode_problem(error)
+    body = json.dumps(described.document).encode()
+    headers = {"Content-Type": wire.PROBLEM, "Content-Length": str(len(body)), "Connection": "close", **_headers_of(error)}
+    lines = [f"HTTP/1.1 {described.status} {HTTPStatus(described.status).phrase}", "Server: filestore"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode(), body
+
+
+def _is_out_of_descriptors(error: BaseException | None) -> bool:
+    """Return whether the error, or one that caused it, says that no descriptor is left."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__
+    return False
+
+
 def _headers_of(error: Exception) -> Mapping[str, str]:
+    if isinstance(error, Busy):
+        return {"Retry-After": RETRY_AFTER_SECONDS}
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": CHALLENGE}
     if isinstance(error, InvalidRange):

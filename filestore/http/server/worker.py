@@ -17,6 +17,7 @@ from filestore.http.limits import ServerLimits
 from filestore.http.server.app import Route, Traffic, make_app
 from filestore.http.server.auth import Tokens
 from filestore.http.server.background import background_work
+from filestore.http.server.descriptors import AcceptErrors, LimitedSite
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.metrics import SharedTimes
@@ -169,7 +170,8 @@ async def _accepting(app: web.Application, listener: socket.socket) -> AsyncIter
     )
     await runner.setup()
     try:
-        site = web.SockSite(runner, listener, backlog=BACKLOG)
+        asyncio.get_running_loop().set_exception_handler(AcceptErrors())
+        site = LimitedSite(runner, listener, backlog=BACKLOG)
         await site.start()
         yield site
     finally:

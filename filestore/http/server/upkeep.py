@@ -1,0 +1,36 @@
+"""Do regularly what a long-running server needs: remove what ended processes left, and keep the reserve."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from filestore.errors import FilestoreError
+from filestore.http.server.errors import log_failure
+from filestore.repository.stores.protocol import ChunkStore
+from filestore.system.threads import task_group
+
+UPKEEP_SECONDS = 600.0
+
+
+@asynccontextmanager
+async def upkeep(store: ChunkStore) -> AsyncIterator[None]:
+    """Look after `store` during the block: now, and every ten minutes."""
+    async with task_group() as group:
+        tending = group.create_task(_tend(store))
+        try:
+            yield
+        finally:
+            tending.cancel()
+
+
+async def _tend(store: ChunkStore) -> None:
+    while True:
+        try:
+            await store.sweep()
+            await store.make_reserve()
+        except FilestoreError as error:
+            log_failure("what ended processes left cannot be removed", error, level=logging.WARNING)
+        await asyncio.sleep(UPKEEP_SECONDS)
