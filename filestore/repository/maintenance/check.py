@@ -91,7 +91,7 @@ async def check(
     Raises Busy if another process reads frames for a check, and StorageError if the store as a whole cannot be read.
     """
     counts = CheckCounts() if counts is None else counts
-    async for finding in _index_findings(index):
+    async for finding in index_findings(index):
         yield finding
     try:
         found = sorted(await index.namespaces()) if namespaces is None else namespaces
@@ -389,7 +389,8 @@ class NamespaceCheck:
         return Finding(kind=kind, namespace=self._namespace, digest=record.digest, detail=detail, record=record)
 
 
-async def _index_findings(index: Index) -> AsyncIterator[Finding]:
+async def index_findings(index: Index) -> AsyncIterator[Finding]:
+    """Yield what is wrong with the index itself."""
     try:
         problems = await index.problems()
     except StorageError as error:

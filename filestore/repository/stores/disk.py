@@ -214,6 +214,12 @@ class DiskStore:
     ) -> list[T | FrameState]:
         return await in_disk_thread(self._read_each, namespace, digests, buffer, visit)
 
+    async def set_aside(self, namespace: str, digest: Digest) -> str | None:
+        return await in_disk_thread(self._set_frame_aside, self._root / chunk_key(namespace, digest))
+
+    async def namespaces(self) -> list[str]:
+        return sorted(path.name for path in await in_disk_thread(self._listed, self._root / "chunks"))
+
     async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
         # Not synced: a frame that is back after a power cut has no row, so it is only garbage.
         await in_disk_thread(self._unlink, [chunk_key(namespace, digest) for digest in digests])
@@ -459,6 +465,13 @@ class DiskStore:
             folder.mkdir(0o700, exist_ok=True)
         # Also where another process made the folder: it may not have come here yet, or have died before.
         sync_path(folder.parent)
+
+    def _set_frame_aside(self, path: Path) -> str | None:
+        with _translated(self._root):
+            try:
+                return str(self._set_aside(path))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def _set_aside(self, path: Path) -> Path:
         """Move what is at `path`, which is not a frame or manifest of ours, to the folder for damaged ones.

@@ -62,6 +62,7 @@ class MemoryStore:
         self._format: bytes | None = None
         self._frames: dict[_Key, bytes] = {}
         self._manifests: dict[_Key, bytes] = {}
+        self._set_aside: dict[str, bytes] = {}
 
     async def initialise(self, text: bytes) -> bytes:
         if self._format is None:
@@ -140,6 +141,17 @@ class MemoryStore:
         if frame is None:
             return FrameState(0, FrameProblem.MISSING, "it is missing")
         return FrameState(len(frame))
+
+    async def set_aside(self, namespace: str, digest: Digest) -> str | None:
+        frame = self._frames.pop((namespace, digest), None)
+        if frame is None:
+            return None
+        where = f"{namespace}/{digest}.{len(self._set_aside)}"
+        self._set_aside[where] = frame
+        return where
+
+    async def namespaces(self) -> list[str]:
+        return sorted({namespace for namespace, _ in self._frames})
 
     async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
         for digest in digests:

@@ -162,6 +162,16 @@ class ChunkStore(Protocol):
         of the disk, if the store can tell. Damage is not an error, as in `inspect`.
         """
 
+    async def set_aside(self, namespace: str, digest: Digest) -> str | None:
+        """Move what is in the place of a frame to where no reader finds it, and return where it is now.
+
+        Return None if nothing is there. Call this inside a write transaction of the index, so that a push does not put a
+        frame at the same time.
+        """
+
+    async def namespaces(self) -> list[str]:
+        """Return the namespaces that may have frames, in their order."""
+
     async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
         """Remove frames. An absent frame is not an error.
 
