@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.progress import Progress
 from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext, takes
+from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, number_of
 from filestore_cli.progress import CHECK, TICK_SECONDS, show_progress
 from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
@@ -60,20 +60,47 @@ def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     help="Also read the stored data, or a share of it such as 10% or 1/7. The next read goes on where this one stops.",
 )
 @click.option("--rate", callback=_rate, metavar="SIZE", help="Read at most so many bytes per second.  [default: no limit]")
-@takes("url", "root")
-def check(context: CommandContext, fraction: Fraction | None, rate: int | None) -> None:
+@click.option("--repair", is_flag=True, help="Repair the damage: forget what is lost, so that the next push sends it.")
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="With --repair, take what is lost from a file, a directory, the folder of a repository or a URL; repeatable.",
+)
+@takes("url", "root", "token", "connections", "stall_seconds")
+def check(
+    context: CommandContext, fraction: Fraction | None, rate: int | None, *, repair: bool, sources: tuple[str, ...]
+) -> None:
     """Find damage in the content and the index of a folder, and name the files that it affects.
 
     It may run while servers use the folder. Without --read-data, it checks that everything is there and has its size.
-    If it finds damage, the exit status is 1.
+    If it finds damage, the exit status is 1. With --repair, it is 1 if something is still damaged afterwards.
     """
     if rate is not None and fraction is None:
         raise click.UsageError("--rate limits what --read-data reads; give both")
+    if sources and not repair:
+        raise click.UsageError("--from names good copies for --repair; give both")
     folder = _folder(context)
+    if repair:
+        _repair(context, folder, sources, fraction, rate)
+        return
     report = run_to_end(_check(context, folder, fraction, rate))
     context.show(report.as_json(), *report.lines(), report.summary())
     if report.damage_count:
         raise click.ClickException(for_display(report.failure()))
+
+
+def _repair(context: CommandContext, folder: Path, sources: tuple[str, ...], fraction: Fraction | None, rate: int | None) -> None:
+    from filestore.repository.maintenance.check import ReadPlan  # heavy
+    from filestore_cli.repairing import failure, repair_folder, report_as_json, report_lines
+
+    plan = None if fraction is None else ReadPlan(fraction=fraction, rate=rate)
+    report = run_to_end(repair_folder(context, folder, sources, plan))
+    context.show(report_as_json(folder, report), *report_lines(folder, report))
+    remains = failure(report)
+    if remains is not None:
+        raise click.ClickException(for_display(remains))
 
 
 def _folder(context: CommandContext) -> Path:
@@ -169,9 +196,9 @@ class Report:
         """Return the report as a JSON object."""
         return {
             "repository": str(self._folder),
-            "damage": [_finding_as_json(finding) for finding in self._findings],
+            "damage": [finding_as_json(finding) for finding in self._findings],
             "damage_count": self.damage_count,
-            "files": [_file_as_json(file) for file in self._files],
+            "files": [file_as_json(file) for file in self._files],
             "file_count": self._file_count,
             "reclaimable_count": self._reclaimable_count,
             "reclaimable_size": self._reclaimable_size,
@@ -185,22 +212,24 @@ class Report:
 
     def lines(self) -> list[str]:
         """Return a line for each damage and for each affected file."""
-        lines = [f"damaged   {_words(finding)}" for finding in self._findings]
+        lines = [f"damaged   {finding_words(finding)}" for finding in self._findings]
         if self.damage_count > len(self._findings):
             lines.append(f"damaged   {self.damage_count - len(self._findings)} more")
-        lines += [f"affected  {_file_words(file)}" for file in self._files]
+        lines += [f"affected  {file_words(file)}" for file in self._files]
         if self._file_count > len(self._files):
             lines.append(f"affected  {self._file_count - len(self._files)} more")
         if self._reclaimable_count:
-            unused = f"{_count(self._reclaimable_count, 'frame or manifest', 'frames and manifests')} that no file needs"
+            unused = f"{number_of(self._reclaimable_count, 'frame or manifest', 'frames and manifests')} that no file needs"
             lines.append(f"unused    {unused}, {in_units(self._reclaimable_size)}; this is not damage")
         return lines
 
     def summary(self) -> str:
         """Return the line about what was looked at."""
         counts = self.counts
-        looked = f"{_count(counts.record_count, 'file')}, {_count(counts.chunk_count, 'chunk')}, {in_units(counts.stored_size)}"
-        read = f"; read {_count(counts.read_count, 'chunk')}, {in_units(counts.read_size)}" if counts.read_count else ""
+        looked = (
+            f"{number_of(counts.record_count, 'file')}, {number_of(counts.chunk_count, 'chunk')}, {in_units(counts.stored_size)}"
+        )
+        read = f"; read {number_of(counts.read_count, 'chunk')}, {in_units(counts.read_size)}" if counts.read_count else ""
         since = " (an interrupted read was continued)" if counts.continued else ""
         found = "no damage" if not self.damage_count else self.failure()
         return f"checked {looked}{read}{since} in {for_display(self._folder)}: {found}"
@@ -208,36 +237,5 @@ class Report:
     def failure(self) -> str:
         """Return what is wrong, in one sentence."""
         verb = "is" if self._file_count == 1 else "are"
-        return f"damage was found in {_count(self.damage_count, 'place')}, and {_count(self._file_count, 'file')} {verb} affected"
-
-
-def _words(finding: Finding) -> str:
-    what = finding.kind.value.partition("-")[0]
-    digest = "" if finding.digest is None else f" {finding.digest}"
-    # Almost every repository has one namespace.
-    where = f"[{finding.namespace}] " if finding.namespace not in {None, DEFAULT_NAMESPACE} else ""
-    return for_display(f"{where}{what}{digest}: {finding.detail} ({finding.kind})")
-
-
-def _file_words(file: AffectedFile) -> str:
-    parts = "its manifest" if not file.chunk_count else f"{file.damaged_count} of {_count(file.chunk_count, 'chunk')}"
-    where = f"[{file.record.namespace}] " if file.record.namespace != DEFAULT_NAMESPACE else ""
-    return for_display(f"{where}{file.record.id}  {file.record.name}  ({parts})")
-
-
-def _finding_as_json(finding: Finding) -> dict[str, object]:
-    return {
-        "kind": finding.kind.value,
-        "namespace": finding.namespace,
-        "digest": None if finding.digest is None else str(finding.digest),
-        "detail": finding.detail,
-        "file_id": None if finding.record is None else finding.record.id,
-    }
-
-
-def _file_as_json(file: AffectedFile) -> dict[str, object]:
-    return {**file.record.as_json(), "damaged_count": file.damaged_count, "chunk_count": file.chunk_count}
-
-
-def _count(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or f'{one}s'}"
+        places, files = number_of(self.damage_count, "place"), number_of(self._file_count, "file")
+        return f"damage was found in {places}, and {files} {verb} affected"
