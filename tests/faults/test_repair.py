@@ -22,6 +22,7 @@ from filestore.format.chunking import CHUNKING_VERSION
 from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.check import ReadPlan
+from filestore.repository.maintenance.collect import Collection
 from filestore.repository.maintenance.repair import Donor, RepairReport, RepositoryDonor, repair
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.transfer.donor import PathDonor
@@ -194,6 +195,28 @@ async def test_row_of_a_frame_that_is_there_and_a_row_of_none(stored: Stored) ->
     assert stored.digests[:1] == await stored.repository.missing(stored.digests)
     assert 0 < (await push(stored.repository, stored.source)).bytes_sent
     await stored.check_whole()
+
+
+async def test_collection_keeps_frames_that_a_repair_needs(stored: Stored) -> None:
+    """A row may be lost, or forgotten because its frame could not be read once. The frame may be the only copy."""
+    async with stored.catalog.transaction() as transaction:
+        await transaction.forget_chunks(DEFAULT_NAMESPACE, stored.digests)
+    await Collection(stored.store, stored.catalog, DEFAULT_NAMESPACE, grace_seconds=0).run()
+    assert {} == (await stored.repair(read=False)).lost
+    await stored.check_whole()
+
+
+async def test_index_that_is_gone_gets_the_rows_of_all_frames(stored: Stored) -> None:
+    """I5: names are lost with it. A push of the file sends nothing, and records it again."""
+    await stored.repository.close()
+    for path in stored.root.glob("index.sqlite*"):
+        path.unlink()
+    store, index = await open_backend(stored.root, accepts_index=True)
+    report = await repair(store, index)
+    assert len(stored.digests) == report.rows_written
+    repository = LocalRepository(store, index, location="here")
+    assert 0 == (await push(repository, stored.source)).bytes_sent
+    await repository.close()
 
 
 @pytest.mark.parametrize("damage", ["deleted", "flipped", "folder"])

@@ -350,6 +350,9 @@ class Collection:
             if self._stop():
                 return
             unknown = await self._index.unknown(self._namespace, digests)
+            # A frame that a record needs may have lost its row. It may be the only copy, and a repair gives it a row.
+            contained = self._needed.contained(unknown)
+            unknown = [digest for digest, needed in zip(unknown, contained, strict=True) if not needed]
             for start in range(0, len(unknown), _REMOVED_AT_ONCE):
                 await self._remove_unknown(unknown[start : start + _REMOVED_AT_ONCE])
             await self._keep_rate(len(digests), 0)
