@@ -45,7 +45,7 @@ async def _opened(context: CommandContext, folder: Path, stack: AsyncExitStack) 
     from filestore.backends import open_backend  # heavy
 
     try:
-        store, index = await open_backend(folder)
+        store, index = await open_backend(folder, accepts_index=True)
     except NotARepository as error:
         raise context.advised(error) from None
     stack.push_async_callback(store.close)
