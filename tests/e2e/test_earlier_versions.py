@@ -14,11 +14,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from filestore.backends import connect
+from filestore.backends import connect, open_backend
 from filestore.cache import Cache, verify_cache
 from filestore.core.references import Directory, File
 from filestore.errors import NotFound, Unreachable
 from filestore.repository.index.sqlite import SCHEMA_VERSION
+from filestore.repository.maintenance.check import ReadPlan, check
+from filestore.repository.maintenance.findings import AffectedFile
 from filestore.repository.protocol import Repository
 from filestore.transfer.fetch import fetch
 from filestore.transfer.fetch_tree import fetch_tree
@@ -103,6 +105,20 @@ async def test_every_byte_is_fetched(earlier: Earlier, tmp_path: Path) -> None:
             assert content == (await fetch(repository, name, target=tmp_path / name)).path.read_bytes()
         tree = await fetch_tree(repository, File(id=earlier.id("tree.zip")), target=tmp_path / "tree")
         assert THINGS == standing(tree.path)
+
+
+async def test_a_check_finds_nothing_and_gives_frames_their_digests(earlier: Earlier) -> None:
+    """The index is checked before and after its migration. A read keeps a digest of each frame that is encoded."""
+    store, index = await open_backend(earlier.root, read_only=True)
+    assert [] == [each async for each in check(store, index, writes=False) if isinstance(each, AffectedFile) or each.is_damage]
+    await index.close()
+    await store.close()
+    store, index = await open_backend(earlier.root)
+    assert [] == [each async for each in check(store, index, read=ReadPlan()) if isinstance(each, AffectedFile) or each.is_damage]
+    rows = [state.row for state in await index.chunk_rows("default", limit=1000)]
+    assert {True, False} == {row.frame_digest is None for row in rows}
+    await index.close()
+    await store.close()
 
 
 async def test_a_push_of_the_same_sends_nothing(earlier: Earlier, tmp_path: Path) -> None:

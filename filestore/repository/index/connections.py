@@ -17,7 +17,7 @@ from filestore.repository.index.reading import State, connect_to_existing, in_us
 from filestore.repository.index.replaced import OpenFiles
 from filestore.system.metrics import Stage, span
 from filestore.system.sqlite_errors import sqlite_errors
-from filestore.system.threads import abandon, in_thread, tell_of_forks
+from filestore.system.threads import abandon, in_stoppable_thread, in_thread, tell_of_forks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +53,15 @@ class Connection:
         if self._pid != os.getpid():
             raise UsedAfterFork(self.path, self._pid)
         return await in_thread(self._thread, self._call, lambda connection: function(connection, *args, **kwargs))
+
+    async def run_long(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a function as `run` does. If it is cancelled, SQLite is interrupted, so that the wait is short."""
+        return await in_stoppable_thread(self._thread, self._interrupt, self._call, function)
+
+    def _interrupt(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            connection.interrupt()
 
     async def close(self) -> None:
         """Close the connection. It cannot be used afterwards."""

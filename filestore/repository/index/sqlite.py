@@ -164,7 +164,7 @@ class SqliteIndex:
         # On a connection of its own, because it takes long, and other reads wait for the one of this object.
         connection = ReadingConnection(Path(self._writer.path), timeout_seconds=self._busy_seconds)
         try:
-            return await connection.run(find_problems)
+            return await connection.run_long(find_problems)
         finally:
             await shield_until_done(connection.close())
 
