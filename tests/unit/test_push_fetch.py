@@ -185,7 +185,7 @@ async def test_the_push_cache_saves_reading(watched: WatchedRepository, source: 
         _age_entries(tmp_path / "push_cache")
         asked = len(watched.calls)
         second = await push(watched, source, push_cache=push_cache)
-        assert ["identity", "commit"] == watched.calls[asked:]
+        assert ["identity", "missing", "commit"] == watched.calls[asked:]
         third = await push(watched, source, push_cache=push_cache, rehash=True)
     size = source.stat().st_size
     assert [size, 0, size] == [first.bytes_read, second.bytes_read, third.bytes_read]
