@@ -144,13 +144,15 @@ class LocalRepository:
 
         The kind and size of each of these frames is checked, and one in a hundred is read.
         """
-        absent = set(await self._index.missing(self._namespace, digests))
-        present = await self._index.rows(self._namespace, [digest for digest in digests if digest not in absent])
-        absent.update(await self._forget_damaged(await self._suspects(present)))
-        return [digest for digest in dict.fromkeys(digests) if digest in absent]
+        rows = await self._index.refreshed_rows(self._namespace, digests)
+        lost = await self._forget_damaged(await self._suspects(rows))
+        present = {row.digest for row in rows}.difference(lost)
+        return [digest for digest in dict.fromkeys(digests) if digest not in present]
 
     async def _suspects(self, rows: Sequence[ChunkRow]) -> list[Digest]:
         """Return the chunks whose frames have another size than their rows state, or were read and are not intact."""
+        if not rows:
+            return []
         sizes = await self._store.sizes(self._namespace, [row.digest for row in rows])
         suspects = [row.digest for row, size in zip(rows, sizes, strict=True) if size != row.stored_size]
         if len(suspects) < len(rows):

@@ -692,12 +692,12 @@ async def test_a_sound_index_has_no_problems(index: Index) -> None:
     assert [] == await index.problems()
 
 
-async def test_rows_are_those_that_are_live(index: Index) -> None:
+async def test_refreshed_rows_are_those_that_are_live(index: Index) -> None:
     """A row is returned as it was added. One that is condemned or of another namespace is left out."""
     rows = [ChunkRow(chunk_digest(bytes([number])), 1000 + number, 500, chunk_digest(b"frame")) for number in range(3)]
     async with index.transaction() as transaction:
         await transaction.add_chunks("a", rows)
         await transaction.condemn("a", [rows[2].digest], unseen_since=1 << 62)
     asked = [row.digest for row in rows]
-    assert sorted(rows[:2]) == sorted(await index.rows("a", asked))
-    assert [] == await index.rows("b", asked)
+    assert sorted(rows[:2]) == sorted(await index.refreshed_rows("a", asked))
+    assert [] == await index.refreshed_rows("b", asked)

@@ -20,6 +20,7 @@ from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.paths import chunk_key, hashed, manifest_key
 from filestore.core.records import Record
 from filestore.errors import ChunksMissing, DamagedRecord, StorageFull
+from filestore.repository.index.protocol import PositionedRecord
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
 from tests.support import crashes
@@ -197,7 +198,8 @@ async def test_lost_frame_is_forgotten_and_the_next_push_heals_it(tmp_path: Path
         path.unlink()
     else:
         os.truncate(path, 0 if damage == "truncated" else 5 << 20)
-    assert [] == await repository.missing([lost.digest, other.digest])
+    # The index does not know it yet.
+    assert [] == await index.missing(DEFAULT_NAMESPACE, [lost.digest, other.digest])
     if verb == "get":
         assert [None, other.data] == await repository.get([lost.digest, other.digest], buffer_for(2))
     else:
@@ -221,11 +223,15 @@ async def test_frame_that_came_back_is_not_forgotten(tmp_path: Path, monkeypatch
     (frame,) = frames(1)
     await repository.put([frame])
 
-    async def absent(*_: object) -> list[None]:
-        return [None]
+    read_into = store.read_into
+    asked: list[object] = []
+
+    async def absent_at_first(*arguments: Any) -> list[memoryview | None]:
+        asked.append(arguments)
+        return [None] if len(asked) == 1 else await read_into(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "read_into", absent)
+        patch.setattr(store, "read_into", absent_at_first)
         assert [None] == await repository.get([frame.digest], buffer_for(1))
     assert [] == await repository.missing([frame.digest])
     await repository.close()
@@ -379,16 +385,16 @@ async def test_removal_with_chunks_goes_on_where_another_record_is_removed_meanw
     """It was listed, and is gone when its manifest is read: then it needs no chunk."""
     assert isinstance(local_repository, LocalRepository)
     index = local_repository._opened_index
-    listed = index.records
+    listed = index.records_after
     others = three[1:]
 
-    async def list_and_remove(*arguments: Any, **options: Any) -> list[Record]:
+    async def list_and_remove(*arguments: Any, **options: Any) -> list[PositionedRecord]:
         page = await listed(*arguments, **options)
         if others:
             await local_repository.remove(others.pop().id, with_chunks=True)
         return page
 
-    monkeypatch.setattr(index, "records", list_and_remove)
+    monkeypatch.setattr(index, "records_after", list_and_remove)
     assert three[0] == await local_repository.remove(three[0].id, with_chunks=True)
     monkeypatch.undo()
     assert [] == await local_repository.records()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from typing import Any
 
 from filestore.core.digest import Digest
 from filestore.repository.index.protocol import Base, ChunkRow, ChunkState
@@ -17,14 +18,16 @@ _ROWS = (
     "SELECT digest, size, stored_size, {}, going, last_seen FROM chunks"
     " WHERE namespace = ? AND digest > ? ORDER BY digest LIMIT ?"
 )
-_LIVE_ROWS = "SELECT digest, size, stored_size, {} FROM chunks WHERE namespace = ? AND going = 0 AND digest IN ({{}})"
+_LIVE = (
+    "SELECT digest, size, stored_size, {}, going, last_seen FROM chunks WHERE namespace = ? AND going = 0 AND digest IN ({{}})"
+)
 _NEXT_NAMESPACE = "SELECT min(namespace) FROM {} WHERE namespace > ?"
 
 
-def select_last_seen(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
-    """Return the last-seen time of each of `digests` that has a live row."""
-    statement = "SELECT digest, last_seen FROM chunks WHERE namespace = ? AND going = 0 AND digest IN ({})"
-    return {Digest(digest): seen for digest, seen in read(connection, statement, (namespace,), digests)}
+def select_live(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> list[ChunkState]:
+    """Return the live rows of `digests`."""
+    frame_digest = "frame_digest" if is_current(connection) else "NULL"
+    return [_state(row) for row in read(connection, _LIVE.format(frame_digest), (namespace,), digests)]
 
 
 def select_sizes(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
@@ -82,21 +85,13 @@ def select_rows(connection: sqlite3.Connection, namespace: str, after: Digest | 
     """Return rows with a larger digest than `after`, in the order of their digests."""
     frame_digest = "frame_digest" if is_current(connection) else "NULL"
     rows = connection.execute(_ROWS.format(frame_digest), (namespace, after or b"", limit))
-    return [
-        ChunkState(
-            ChunkRow(Digest(digest), size, stored_size, Digest(frame) if frame else None), is_live=not going, last_seen=seen
-        )
-        for digest, size, stored_size, frame, going, seen in rows
-    ]
+    return [_state(row) for row in rows]
 
 
-def select_live_rows(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
-    """Return the live rows of `digests`."""
-    frame_digest = "frame_digest" if is_current(connection) else "NULL"
-    return [
-        ChunkRow(Digest(digest), size, stored_size, Digest(frame) if frame else None)
-        for digest, size, stored_size, frame in read(connection, _LIVE_ROWS.format(frame_digest), (namespace,), digests)
-    ]
+def _state(row: tuple[Any, ...]) -> ChunkState:
+    digest, size, stored_size, frame, going, seen = row
+    known = Digest(frame) if frame else None
+    return ChunkState(ChunkRow(Digest(digest), size, stored_size, known), is_live=not going, last_seen=seen)
 
 
 def update_frame_digests(connection: sqlite3.Connection, namespace: str, rows: Sequence[ChunkRow]) -> None:

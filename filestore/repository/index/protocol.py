@@ -183,6 +183,9 @@ class Index(Protocol):
         The last-seen time of the other digests is set to now, if it is more than an hour ago (I9).
         """
 
+    async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
+        """Return the live rows of `digests`, in any order, and set their last-seen times as `missing` does."""
+
     async def record(self, namespace: str, reference: Reference) -> Record | None:
         """Return the record to which a reference points, or None. If there are several, return the newest one.
 
@@ -249,9 +252,6 @@ class Index(Protocol):
 
         The last-seen times stay as they are, so this does not protect a chunk from collection.
         """
-
-    async def rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
-        """Return the live rows of `digests`, in any order. The last-seen times stay as they are."""
 
     async def problems(self) -> list[IndexProblem]:
         """Check the index itself, and the values in it. Return what is wrong, at most 100 problems of each kind.

@@ -101,22 +101,21 @@ class SqliteIndex:
             self._writing.release()
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        """Return the digests without a live row. This writes only if a last-seen time is old and writing is allowed."""
-        distinct = list(dict.fromkeys(digests))
-        last_seen = await self._reader.run(chunks.select_last_seen, namespace, distinct)
-        if self._read_only:
-            return [digest for digest in distinct if digest not in last_seen]
+        live = {row.digest for row in await self.refreshed_rows(namespace, digests)}
+        return [digest for digest in dict.fromkeys(digests) if digest not in live]
+
+    async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
+        """Return the live rows. This writes only if a last-seen time is old and writing is allowed."""
+        states = await self._reader.run(chunks.select_live, namespace, list(dict.fromkeys(digests)))
         horizon = self._now() - REFRESH_MICROSECONDS
-        old = [digest for digest, seen in last_seen.items() if seen < horizon]
+        old = [] if self._read_only else [state.row.digest for state in states if state.last_seen < horizon]
+        removed: set[Digest] = set()
         if old:
             async with self.transaction() as transaction:
                 await transaction.refresh(namespace, old)
                 # I9: a chunk that a collection condemned since the read above is reported missing.
-                still_live = await transaction.sizes(namespace, old)
-            for digest in old:
-                if digest not in still_live:
-                    del last_seen[digest]
-        return [digest for digest in distinct if digest not in last_seen]
+                removed = set(old) - set(await transaction.sizes(namespace, old))
+        return [state.row for state in states if state.row.digest not in removed]
 
     async def record(self, namespace: str, reference: Reference) -> Record | None:
         return await self._reader.run(records.select_record, namespace, reference)
@@ -156,9 +155,6 @@ class SqliteIndex:
 
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
         return await self._reader.run(chunks.select_sizes, namespace, digests)
-
-    async def rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
-        return await self._reader.run(chunks.select_live_rows, namespace, digests)
 
     async def problems(self) -> list[IndexProblem]:
         # On a connection of its own, because it takes long, and other reads wait for the one of this object.
