@@ -48,6 +48,7 @@ from filestore.system.connection_errors import failure_reason
 from filestore.system.files import check_space, storage_errors, sync_descriptor, write_at
 from filestore.system.http_answers import may_try_again, pause_seconds, said_by
 from filestore.system.proxies import parse_proxy, proxy_named_in
+from filestore.system.stalls import StallTimer
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 if TYPE_CHECKING:  # aiohttp takes 0.3 s to import
@@ -392,8 +393,9 @@ class _Downloader:
         self._resumed = min(self._resumed, part.start)
         pieces: list[bytes] = []
         waiting = 0
+        timer = StallTimer(self._limits.stall_seconds)
         try:
-            while piece := await self._piece(response):
+            while piece := await self._piece(response, timer):
                 self._received += len(piece)
                 end = staging.size + waiting + len(piece)
                 if part.stop is not None and end > part.stop:
@@ -422,13 +424,17 @@ class _Downloader:
             raise Interrupted(self._redacted_url, f"{staging.size} of {staging.total} bytes have come")
         return _Came.ALL
 
-    async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _piece(self, response: aiohttp.ClientResponse, timer: StallTimer) -> bytes:
         """Wait for bytes of the body, and return them, or no bytes at its end. Raises Stalled after the time limit."""
+        began = timer.began()
         try:
-            async with asyncio.timeout(self._limits.stall_seconds):
-                return await response.content.readany()
+            async with asyncio.timeout(timer.left()):
+                piece = await response.content.readany()
         except TimeoutError:
             raise Stalled(self._redacted_url, self._limits.stall_seconds) from None
+        timer.ended(began)
+        timer.count(len(piece))
+        return piece
 
     async def _reserve_more(self, size: int, *, is_all: bool = False) -> None:
         """Reserve `size` bytes for the file, and more in advance unless `is_all`. Raises LimitExceeded."""

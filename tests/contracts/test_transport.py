@@ -518,6 +518,23 @@ async def test_peer_that_stops_in_the_middle_of_an_answer_is_given_up(kind: Kind
 
 
 @pytest.mark.slow
+async def test_peer_that_sends_frames_byte_by_byte_is_given_up(kind: Kind) -> None:
+    """Each byte comes within the time limit, but all of them together would take hours."""
+    answer, encoded = batch([bytes(1000)], memoryview(bytearray(1000)))
+
+    async def play(peer: Peer) -> None:
+        await peer.take()
+        await peer.give(HEAD % len(encoded))
+        for start in range(len(encoded)):
+            await asyncio.sleep(0.1)
+            await peer.give(encoded[start : start + 1])
+
+    async with kind.facing(play, stall_seconds=0.5) as server:
+        with pytest.raises(Stalled):
+            await server.transport.exchange(receiving(), answer)
+
+
+@pytest.mark.slow
 async def test_slow_peer_is_waited_for(kind: Kind) -> None:
     """An answer may take longer than the time limit where a byte comes now and then, be it before, in or after its head."""
     answer = b"HTTP/1.1 102 Processing\r\n\r\n" + OK

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import aiohttp
@@ -23,11 +25,14 @@ from filestore.system.connection_errors import failure_reason
 from filestore.system.http_answers import said_by
 from filestore.system.metrics import Stage, async_span
 from filestore.system.proxies import Proxy
+from filestore.system.stalls import LEAST_ANSWER_RATE, LEAST_RATE, acknowledged_size
 
 PIECE = 256 << 10
-"""Bytes that are passed to a connection at a time. The stall timer starts again, and progress is reported, for each
-piece.
-"""
+"""Bytes that are passed to a connection at a time. Progress is reported for each piece."""
+_SMALL_ANSWER_SIZE = 64 << 10
+"""The largest answer that a server may send slowly, byte by byte, while it works."""
+
+_current_watch: ContextVar[_Watch] = ContextVar("current_watch")
 
 
 class AiohttpTransport:
@@ -73,8 +78,9 @@ class AiohttpTransport:
     async def _exchange(self, request: Request, body: AnswerBody) -> None:
         """Send the request, and receive the answer. Raises the errors of `Transport.exchange`."""
         with self._translated_errors():
-            async with asyncio.timeout(None) as stall:
-                outgoing = _Outgoing(request, stall, stall_seconds=self._stall_seconds)
+            async with asyncio.timeout(None) as stall, _watching(stall, self._stall_seconds) as watch:
+                outgoing = _Outgoing(request, watch)
+                watch.expect(LEAST_RATE if request.body is not None else LEAST_ANSWER_RATE)
                 # No redirects: the token is for this server alone.
                 async with self._open_session().request(
                     request.method,
@@ -85,27 +91,31 @@ class AiohttpTransport:
                     allow_redirects=False,
                     **self._by_proxy(),
                 ) as response:
-                    stall.reschedule(None)
                     self.has_answered = True
-                    await self._accept(request, response, body, is_sent=outgoing.is_sent)
+                    is_large = (response.content_length or 0) > _SMALL_ANSWER_SIZE
+                    watch.expect(LEAST_RATE if is_large or request.stage is Stage.RECEIVE else LEAST_ANSWER_RATE)
+                    await self._accept(request, response, body, watch, is_sent=outgoing.is_sent)
 
-    async def _accept(self, request: Request, response: aiohttp.ClientResponse, body: AnswerBody, *, is_sent: bool) -> None:
+    async def _accept(
+        self, request: Request, response: aiohttp.ClientResponse, body: AnswerBody, watch: _Watch, *, is_sent: bool
+    ) -> None:
         said = said_by(response.headers)
         if response.status not in SUCCESSES:
             problem = SmallAnswer(self._location)
-            await self._receive(response, problem)
+            await self._receive(response, problem, watch)
             sent, has_token = request.size, self._token is not None
             raise answer_error(self._location, response.status, problem.content, said, sent_size=sent, has_token=has_token)
         if not is_sent:
             raise Interrupted(self._location, "it answered before it had the whole request")
         if said.is_page:
             raise foreign_answer(self._location, response.status, said)
-        await self._receive(response, body)
+        await self._receive(response, body, watch)
 
-    async def _receive(self, response: aiohttp.ClientResponse, body: AnswerBody) -> None:
+    async def _receive(self, response: aiohttp.ClientResponse, body: AnswerBody, watch: _Watch) -> None:
         body.expect(response.content_length)
         # readany: what has arrived, in as few pieces as it came.
         while piece := await response.content.readany():
+            watch.count(len(piece))
             rest = memoryview(piece)
             while rest:
                 memory = body.memory()[: len(rest)]
@@ -137,7 +147,9 @@ class AiohttpTransport:
             self._session = aiohttp.ClientSession(
                 # One for each place, so that no request waits here, where waiting would count as a stall.
                 connector=aiohttp.TCPConnector(limit=2 * self._count, ssl=self._tls or True),
-                timeout=aiohttp.ClientTimeout(total=None, connect=self._stall_seconds, sock_read=self._stall_seconds),
+                # Not `sock_read`: it does not know that a full buffer of the kernel still moves.
+                timeout=aiohttp.ClientTimeout(total=None, connect=self._stall_seconds),
+                request_class=_WatchedRequest,
                 read_bufsize=PIECE,
                 auto_decompress=False,
                 # Frames are encoded already, and a proxy that compresses a small answer gives it an unannounced length.
@@ -173,27 +185,86 @@ class AiohttpTransport:
             raise Interrupted(self._location, failure_reason(error)) from None
 
 
-class _Outgoing:
-    """Give aiohttp the body of a request in pieces. Each piece has the same time limit."""
+class _WatchedRequest(aiohttp.ClientRequest):
+    """A request that tells the watch of its exchange which connection it uses."""
 
-    def __init__(self, request: Request, stall: asyncio.Timeout, *, stall_seconds: float) -> None:
-        self._request = request
+    async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        watch = _current_watch.get(None)
+        if watch is not None and conn.transport is not None:
+            watch.connection = conn.transport.get_extra_info("socket")
+        return await super().send(conn)
+
+
+class _Watch:
+    """End one exchange when its connection has stalled. It looks once in every `seconds`."""
+
+    def __init__(self, stall: asyncio.Timeout, seconds: float) -> None:
+        self.connection: socket.socket | None = None
         self._stall = stall
-        self._stall_seconds = stall_seconds
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._moved = self._acknowledged = 0
+        self._least = 1.0
+        self._next: asyncio.TimerHandle | None = None
+
+    def expect(self, least_rate: float) -> None:
+        """Start over with a time in which this many bytes per second must move."""
+        self.end()
+        self._least = max(1.0, least_rate * self._seconds)
+        self._moved, self._acknowledged = 0, self._read_acknowledged()
+        self._next = self._loop.call_later(self._seconds, self._look)
+
+    def count(self, size: int) -> None:
+        """Count bytes that were received, or that the connection has taken."""
+        self._moved += size
+
+    def end(self) -> None:
+        """Look no more."""
+        if self._next is not None:
+            self._next.cancel()
+
+    def _look(self) -> None:
+        moved = self._moved + self._read_acknowledged() - self._acknowledged
+        if moved < self._least:
+            self._stall.reschedule(self._loop.time())
+        else:
+            self.expect(self._least / self._seconds)
+
+    def _read_acknowledged(self) -> int:
+        return 0 if self.connection is None else acknowledged_size(self.connection)
+
+
+@asynccontextmanager
+async def _watching(stall: asyncio.Timeout, seconds: float) -> AsyncIterator[_Watch]:
+    """Watch the exchange of the block."""
+    watch = _Watch(stall, seconds)
+    token = _current_watch.set(watch)
+    try:
+        yield watch
+    finally:
+        watch.end()
+        _current_watch.reset(token)
+
+
+class _Outgoing:
+    """Give aiohttp the body of a request in pieces."""
+
+    def __init__(self, request: Request, watch: _Watch) -> None:
+        self._request = request
+        self._watch = watch
         self.is_sent = request.body is None
         """Whether the connection has taken the whole body."""
 
     async def pieces(self) -> AsyncIterator[bytes | memoryview]:
         """Yield the body. aiohttp asks for the next piece when the connection has taken the last one."""
-        loop = asyncio.get_running_loop()
         for buffer, moved in self._buffers():
             for start in range(0, len(buffer), PIECE):
-                self._stall.reschedule(loop.time() + self._stall_seconds)
                 piece = memoryview(buffer)[start : start + PIECE]
                 yield piece
                 moved(len(piece))
-        # From here on, the timer of aiohttp limits the wait for the answer.
-        self._stall.reschedule(None)
+                self._watch.count(len(piece))
+        # The wait for the answer begins.
+        self._watch.expect(LEAST_ANSWER_RATE)
         self.is_sent = True
 
     def _buffers(self) -> Iterator[tuple[Buffer, Moved]]:

@@ -34,6 +34,7 @@ from filestore.system.connection_errors import failure_reason
 from filestore.system.http_answers import Said, said_by
 from filestore.system.metrics import Stage, span
 from filestore.system.proxies import Proxy
+from filestore.system.stalls import LEAST_ANSWER_RATE, LEAST_RATE, StallTimer
 from filestore.system.threads import in_stoppable_thread
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ T = TypeVar("T")
 HEAD_LIMIT = 64 << 10
 """Largest head of an answer in bytes, including the interim answers before it."""
 
+SMALL_ANSWER_SIZE = 64 << 10
+"""The largest answer that a server may send slowly, byte by byte, while it works."""
 _HEAD_PIECE = 4096
 _BODY_PIECE = 64 << 10
 _VIEWS_AT_ONCE = 64
@@ -124,6 +127,7 @@ class Channel:
         self._stall_seconds = stall_seconds
         self._poll = select.poll()
         self._poll.register(connected)
+        self._timer = StallTimer(stall_seconds)
         self._ahead = memoryview(b"")
         self.left = 0
         """Bytes of the answer's body that have not been read yet."""
@@ -175,8 +179,11 @@ class Channel:
             # RFC 9110, section 8.6: some proxies refuse a POST that does not say so.
             lines.append("Content-Length: 0")
         request = "\r\n".join([*lines, "", ""]).encode("ascii")
+        self._timer = StallTimer(self._stall_seconds, connection=self._socket)
         with span(Stage.SEND, sum(len(frame) for frame in frames)):
             is_sent = self._send([request + (header or b"")], lambda _: None) and self._send(frames, moved)
+        # What was sent may be in the kernel for minutes if the link is slow, so its progress counts in this wait too.
+        self._timer = StallTimer(self._stall_seconds, connection=self._socket, least_rate=LEAST_ANSWER_RATE)
         with span(Stage.WAIT):
             head = self._receive_head()
         if head.status < HTTPStatus.MULTIPLE_CHOICES:
@@ -189,8 +196,15 @@ class Channel:
                     self._peer.location, head.status, "it does not announce the length of its answer by a single Content-Length"
                 )
         self.left = head.size or 0
+        self._timer = StallTimer(
+            self._stall_seconds, least_rate=LEAST_RATE if self.left > SMALL_ANSWER_SIZE else LEAST_ANSWER_RATE
+        )
         self._keeps_open = is_sent and head.keeps_open and head.size is not None
         return head
+
+    def expect_frames(self) -> None:
+        """Note that the answer's body is frames, which the server does not have to compute."""
+        self._timer = StallTimer(self._stall_seconds)
 
     def receive_into(self, memory: memoryview) -> int:
         """Receive the next bytes of the answer's body into `memory`. Return their number, which is 0 only at the end.
@@ -232,6 +246,7 @@ class Channel:
                 # The server may have sent an answer before it closed the connection, which says why.
                 return False
             moved(sent)
+            self._timer.count(sent)
             while views and sent >= len(views[0]):
                 sent -= len(views.popleft())
             if sent:
@@ -252,6 +267,7 @@ class Channel:
             except ValueError as error:
                 raise Interrupted(self._peer.location, str(error)) from None
             start = end + len(_HEAD_END)
+            self._timer.restart()
             # A server may send interim answers without being asked (RFC 9110, section 15.2); the final one follows.
             if head.status >= HTTPStatus.OK:
                 self._ahead = memoryview(bytes(received[start:]))
@@ -268,13 +284,17 @@ class Channel:
                 raise Interrupted(self._peer.location, failure_reason(error)) from None
             if not size:
                 raise Interrupted(self._peer.location, "its answer ended too early")
+            self._timer.count(size)
             return size
 
     def _wait(self, events: int) -> int:
-        ready = self._ready(events, seconds=self._stall_seconds)
-        if not ready:
-            raise Stalled(self._peer.location, self._stall_seconds)
-        return ready
+        while (left := self._timer.left()) > 0:
+            began = self._timer.began()
+            ready = self._ready(events, seconds=left)
+            self._timer.ended(began)
+            if ready:
+                return ready
+        raise Stalled(self._peer.location, self._stall_seconds)
 
     def _ready(self, events: int, *, seconds: float) -> int:
         self._poll.modify(self._socket, events)

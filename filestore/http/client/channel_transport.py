@@ -43,6 +43,8 @@ class ChannelTransport:
             self._receive(channel, problem)
             sent, has_token = request.size, self._has_token
             raise answer_error(self._location, head.status, problem.content, head.said, sent_size=sent, has_token=has_token)
+        if request.stage is Stage.RECEIVE:
+            channel.expect_frames()
         # The channel has counted the time until here.
         with span(Stage.RECEIVE) if request.stage is Stage.RECEIVE else nullcontext() as receiving:
             self._receive(channel, body)

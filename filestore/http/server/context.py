@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from aiofiles.tempfile import SpooledTemporaryFile, TemporaryFile
 from aiofiles.threadpool.binary import AsyncBufferedReader, AsyncFileIO
@@ -27,7 +28,10 @@ from filestore.system.buffers import Budget
 from filestore.system.connection_errors import failure_reason
 from filestore.system.files import storage_errors
 from filestore.system.metrics import SharedTimes
+from filestore.system.stalls import StallTimer
 from filestore.system.threads import in_disk_thread
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +82,12 @@ class RequestContext:
         if announced is not None and announced > limit:
             raise LimitExceeded(what, announced, limit)
         if announced is not None and announced <= PIECE:
-            body = b"".join([piece async for piece in self._pieces()])
+            body = b"".join([piece async for piece in self.pieces()])
             async with self.budget.take(len(body)):
                 yield body
             return
         async with self.spool() as spool:
-            async for piece in self._pieces():
+            async for piece in self.pieces():
                 if spool.size + len(piece) > limit:
                     raise LimitExceeded(what, spool.size + len(piece), limit)
                 await spool.write(piece)
@@ -164,23 +168,29 @@ class RequestContext:
                 raise
 
     @asynccontextmanager
-    async def moving(self) -> AsyncIterator[None]:
-        """Limit the time of a step that only waits for the client. Raises Stalled when it takes too long."""
+    async def moving(self, seconds: float | None = None) -> AsyncIterator[None]:
+        """Limit the time of a step that only waits for the client, to `stall_seconds` by default. Raises Stalled."""
         try:
-            async with asyncio.timeout(self.stall_seconds):
+            async with asyncio.timeout(self.stall_seconds if seconds is None else seconds):
                 yield
         except TimeoutError:
             raise Stalled(PEER, self.stall_seconds) from None
 
-    async def _pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives. Raises Interrupted, Stalled."""
-        while True:
-            with arriving():
-                async with self.moving():
-                    piece = await self.request.content.readany()
-            if not piece:
-                return
+        timer = StallTimer(self.stall_seconds)
+        while piece := await self.piece(timer, self.request.content.readany()):
             yield piece
+
+    async def piece(self, timer: StallTimer, reading: Awaitable[T]) -> T:
+        """Wait for the next piece of the body, as long as `timer` allows. Raises Interrupted, Stalled."""
+        began = timer.began()
+        with arriving():
+            async with self.moving(timer.left()):
+                piece = await reading
+        timer.ended(began)
+        timer.count(len(piece) if isinstance(piece, bytes | bytearray) else 0)
+        return piece
 
 
 class Spool:

@@ -14,7 +14,8 @@ from aiohttp import BodyPartReader
 from aiohttp.http import HttpProcessingError
 
 from filestore.errors import InvalidInput, LimitExceeded
-from filestore.http.server.context import RequestContext, arriving, spooling
+from filestore.http.server.context import RequestContext, spooling
+from filestore.system.stalls import StallTimer
 
 T = TypeVar("T")
 
@@ -135,7 +136,8 @@ async def _spool(context: RequestContext, part: BodyPartReader, spool: AsyncFile
     """Write a part to `spool`, and return its size. Raises LimitExceeded if the file is too large."""
     buffer = memoryview(bytearray(WRITE_SIZE + _READ_SIZE))
     filled = size = 0
-    while piece := await _step(context, part.read_chunk(_READ_SIZE)):
+    timer = StallTimer(context.stall_seconds)
+    while piece := await _step(context, part.read_chunk(_READ_SIZE), timer):
         size += len(piece)
         if context.upload_limit is not None and size > context.upload_limit:
             raise LimitExceeded("the file's size in bytes", size, context.upload_limit)
@@ -158,18 +160,17 @@ async def _write(spool: AsyncFileIO, content: memoryview) -> None:
 
 async def _field(context: RequestContext, part: BodyPartReader, *, limit: int) -> bytes:
     value = bytearray()
-    while piece := await _step(context, part.read_chunk(_READ_SIZE)):
+    timer = StallTimer(context.stall_seconds)
+    while piece := await _step(context, part.read_chunk(_READ_SIZE), timer):
         value += piece
         if len(value) > limit:
             raise LimitExceeded("the size in bytes of the form's other parts", FIELDS_LIMIT - limit + len(value), FIELDS_LIMIT)
     return bytes(value)
 
 
-async def _step(context: RequestContext, reading: Awaitable[T]) -> T:
+async def _step(context: RequestContext, reading: Awaitable[T], timer: StallTimer | None = None) -> T:
     """Read something of a form. Raises InvalidInput if the form is malformed, Interrupted, Stalled."""
     try:
-        with arriving():
-            async with context.moving():
-                return await reading
+        return await context.piece(timer or StallTimer(context.stall_seconds), reading)
     except (ValueError, AssertionError, HttpProcessingError) as error:
         raise InvalidInput(f"the form is malformed: {error}") from error

@@ -20,6 +20,7 @@ from filestore.http.server.body.connection import PATIENCE_MILLISECONDS, PEER, P
 from filestore.http.server.context import RequestContext, arriving
 from filestore.system.buffers import allocate_pages
 from filestore.system.metrics import Stage, span
+from filestore.system.stalls import StallTimer
 from filestore.system.threads import in_thread, per_thread, thread_pool
 
 SLICE_SIZE = 8 << 20
@@ -71,6 +72,7 @@ class BodyReader:
         self._awaited = 1
         self._unseen = 0
         self._is_dry = False
+        self._timer = StallTimer(context.stall_seconds)
 
     async def read_slice(self, take: Take, *, reach: Reach = _as_large_as_may_be) -> bool:
         """Read the next bytes of the body and pass them to `take`. Return False if the body has ended.
@@ -122,10 +124,22 @@ class BodyReader:
     async def _read_slice(self, take: Take, reach: Reach) -> None:
         if self._connection is None:
             self._connection = duplicate(self._context.transport)
-        is_late = self._is_dry and not await readable(self._connection, seconds=self._context.stall_seconds)
+        is_late = self._is_dry and not await self._is_readable(self._connection)
         taken = await in_thread(_slice_threads(), self._read, self._connection, take, reach)
+        self._timer.count(taken)
         if is_late and not taken:
             raise Stalled(PEER, self._context.stall_seconds)
+
+    async def _is_readable(self, connection: socket.socket) -> bool:
+        """Wait for bytes. Return False if too few have come, so that the next read takes what there is. Raises Stalled."""
+        left = self._timer.left()
+        if left <= 0:
+            raise Stalled(PEER, self._context.stall_seconds)
+        began = self._timer.began()
+        try:
+            return await readable(connection, seconds=left)
+        finally:
+            self._timer.ended(began)
 
     def _read(self, connection: socket.socket, take: Take, reach: Reach) -> int:
         """Read until nothing more arrives or the slice is full. Return the number of bytes."""

@@ -14,6 +14,7 @@ from filestore.errors import Stalled
 from filestore.http.server.body.connection import PATIENCE_MILLISECONDS, PEER, PIECE, writable
 from filestore.system.files import is_unreadable
 from filestore.system.metrics import Stage, span
+from filestore.system.stalls import StallTimer
 from filestore.system.threads import in_disk_thread
 
 SLICE_SIZE = 8 << 20
@@ -38,7 +39,7 @@ class BodyWriter:
     def __init__(self, connection: socket.socket, *, stall_seconds: float) -> None:
         """Write to `connection`, which the caller closes. Nobody else may write to it meanwhile."""
         self._connection = connection
-        self._stall_seconds = stall_seconds
+        self._timer = StallTimer(stall_seconds, connection=connection)
 
     async def send(self, piece: Buffer) -> None:
         """Send a piece of at most 256 KiB (I6). Raises Stalled, ConnectionError."""
@@ -59,8 +60,13 @@ class BodyWriter:
 
     async def wait(self) -> None:
         """Wait until the client takes more. Raises Stalled."""
-        if not await writable(self._connection, seconds=self._stall_seconds):
-            raise Stalled(PEER, self._stall_seconds)
+        while (left := self._timer.left()) > 0:
+            began = self._timer.began()
+            is_writable = await writable(self._connection, seconds=left)
+            self._timer.ended(began)
+            if is_writable:
+                return
+        raise Stalled(PEER, self._timer.seconds)
 
     async def send_files(self, parts: Sequence[FilePart]) -> int:
         """Send files one after the other, by `sendfile` where possible. Return the number of bytes.
@@ -69,7 +75,10 @@ class BodyWriter:
         damaged, and receives the other frames. Raises Stalled, ConnectionError.
         """
         socket_writer = _SocketWriter(self._connection, parts)
+        counted = 0
         while not await in_disk_thread(socket_writer.write_timed_slice):
+            self._timer.count(socket_writer.sent - counted)
+            counted = socket_writer.sent
             if socket_writer.is_held_up:
                 await self.wait()
         return socket_writer.sent
@@ -77,9 +86,11 @@ class BodyWriter:
     def _send(self, view: memoryview) -> int:
         """Send the bytes that the kernel takes without a wait. Return their number."""
         try:
-            return self._connection.send(view)
+            sent = self._connection.send(view)
         except BlockingIOError:
             return 0
+        self._timer.count(sent)
+        return sent
 
 
 class _SocketWriter:

@@ -12,7 +12,7 @@ from filestore.core.names import checked_new_name
 from filestore.errors import InvalidInput, LimitExceeded
 from filestore.http.server.body.forms import last_part
 from filestore.http.server.body.reader import reading_body
-from filestore.http.server.context import RequestContext, arriving
+from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.files import upload_json
 from filestore.http.server.routes.sdk.parts import UploadPart
@@ -98,12 +98,7 @@ async def _receive(context: RequestContext, incoming: IncomingPart, space: Space
             while await body_reader.read_slice(write_piece):
                 pass
         return
-    while True:
-        with arriving():
-            async with context.moving():
-                piece = await context.request.content.readany()
-        if not piece:
-            return
+    async for piece in context.pieces():
         await in_disk_thread(write_piece, memoryview(piece))
 
 
