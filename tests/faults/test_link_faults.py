@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,15 @@ from filestore.core.progress import Progress
 from filestore.errors import InvalidFrame, InvalidManifest
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec, Frame
+from filestore.http.client import concurrency
+from filestore.http.client.repository import RemoteRepository
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
 from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.links import cut_once, flip_once, running_link
 from tests.support.server import SECONDS, TOKEN, RunningServer, running_server
+from tests.support.tls import behind_tls, trusting
 
 FRAME_SIZE = 1_000_000
 
@@ -147,3 +151,65 @@ async def test_server_that_is_killed_and_started_again_is_waited_for(tmp_path: P
                 if verb == "push":
                     await fetch(repository, (await repository.records())[0], target=target)
     assert source.read_bytes() == target.read_bytes()
+
+
+SLOW_SIZE = 1_600_000
+SLOW_RATE = 400_000
+
+
+async def slowly(piece: bytes) -> bytes:
+    """Let bytes pass at `SLOW_RATE`."""
+    await asyncio.sleep(len(piece) / SLOW_RATE)
+    return piece
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_slow_link_with_deep_buffers_does_not_stall(tmp_path: Path, scheme: str) -> None:
+    """The kernel takes a whole batch at once, and the link needs several times the time limit for it. It is sent once."""
+    frame = encoded(octets(900, SLOW_SIZE), codec=Codec.RAW)
+    with running_server(tmp_path / "root", stall_seconds=1) as server:
+        async with AsyncExitStack() as stack:
+            port = server.port
+            if scheme == "https":
+                port = int((await stack.enter_async_context(behind_tls(port))).rpartition(":")[2])
+            link = await stack.enter_async_context(running_link(port, buffer_size=1 << 14))
+            client = connect(f"{scheme}://localhost:{link.port}", token=TOKEN, stall_seconds=1)
+            repository = await stack.enter_async_context(client)
+            assert isinstance(repository, RemoteRepository)
+            if scheme == "https":
+                trusting(repository)
+            assert [frame.digest] == await repository.missing([frame.digest])
+            link.up = slowly
+            await repository.put([frame])
+            assert link.up_size < 1.1 * SLOW_SIZE
+
+
+@pytest.mark.slow
+async def test_link_that_collapses_under_many_connections_is_given_fewer(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most bytes pass while at most two connections share the link, which moves a tenth with more."""
+    monkeypatch.setattr(concurrency, "EPOCH_SECONDS", 0.5)
+    sent = [encoded(octets(2000 + number, FRAME_SIZE), codec=Codec.RAW) for number in range(24)]
+    sharing = 0
+    crowded: list[bool] = []
+
+    async def collapse(piece: bytes) -> bytes:
+        nonlocal sharing
+        if is_large(piece):
+            sharing += 1
+            crowded.append(sharing > 2)
+            await asyncio.sleep(len(piece) / (8e5 if sharing > 2 else 8e6))
+            sharing -= 1
+        return piece
+
+    async with (
+        running_link(server.port, buffer_size=1 << 14) as link,
+        connect(f"http://127.0.0.1:{link.port}", token=TOKEN) as repository,
+    ):
+        await repository.identity()
+        link.up = collapse
+        await asyncio.gather(*(repository.put([frame]) for frame in sent))
+        assert [] == await repository.missing([frame.digest for frame in sent])
+    assert crowded.count(True) < len(crowded) / 2

@@ -46,6 +46,7 @@ from filestore.http import wire
 from filestore.http.client.answers import PROBLEM_LIMIT, BatchAnswer, SmallAnswer
 from filestore.http.client.byte_counter import ByteCounter
 from filestore.http.client.channel_transport import ChannelTransport
+from filestore.http.client.concurrency import Concurrency
 from filestore.http.client.transport import Request, Transport
 from filestore.repository.format_file import check_versions, checked_identity
 from filestore.repository.protocol import (
@@ -114,6 +115,7 @@ class RemoteRepository:
         self._stall_seconds = stall_seconds
         self._proxy = proxy
         self._retries = Retries(retry_seconds=retry_seconds, first_pause_seconds=first_pause_seconds)
+        self._concurrency = Concurrency(connections)
         self._transport = self._open_transport()
         self._was_reached = False
         self._identity: Identity | None = None
@@ -139,6 +141,7 @@ class RemoteRepository:
         """Leave connections and threads to the parent. The child opens new ones."""
         abandon(self._transport)
         self._was_reached = self._is_reached
+        self._concurrency = Concurrency(self._connections)
         self._retries = Retries(retry_seconds=self._retries.retry_seconds, first_pause_seconds=self._retries.first_pause_seconds)
         self._transport = self._open_transport()
 
@@ -478,7 +481,7 @@ class RemoteRepository:
     async def _put_batch(self, frames: Sequence[Frame], moved: Moved | None) -> None:
         entries = [wire.BatchEntry(frame.digest, len(frame.data)) for frame in frames]
         size = sum(entry.stored_size for entry in entries)
-        meter = ByteCounter(moved)
+        meter = ByteCounter(partial(self._count_moved, moved))
         request = Request(
             method="POST",
             path="/chunks",
@@ -489,7 +492,8 @@ class RemoteRepository:
         )
         kept = 0
         try:
-            seconds = await self._transport.exchange(request, SmallAnswer(self.location))
+            async with self._concurrency.place():
+                seconds = await self._transport.exchange(request, SmallAnswer(self.location))
             kept = size
         finally:
             meter.settle(kept)
@@ -500,17 +504,23 @@ class RemoteRepository:
         self, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], moved: Moved | None
     ) -> None:
         """Append to `found` each frame that arrives whole, even if the rest of the batch does not arrive."""
-        meter = ByteCounter(moved)
+        meter = ByteCounter(partial(self._count_moved, moved))
         request = Request(method="POST", path="/chunks/get", body=b"".join(digests), stage=Stage.RECEIVE)
         batch = BatchAnswer(self.location, digests, buffer, moved=meter.add)
         try:
-            await self._transport.exchange(request, batch)
+            async with self._concurrency.place():
+                await self._transport.exchange(request, batch)
         finally:
             frames = list(batch.frames())
             found.extend(frames)
             if frames:
                 self._retries.note_progress()
             meter.settle(sum(len(frame) for frame in frames if frame is not None))
+
+    def _count_moved(self, moved: Moved | None, size: int) -> None:
+        self._concurrency.note_moved(size)
+        if moved is not None:
+            moved(size)
 
     def _batch_limit(self) -> int:
         if self._rate is None:
