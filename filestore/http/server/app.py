@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +27,7 @@ from filestore.http.server.routes import versions
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.uploads import uploads_folder
+from filestore.http.server.traffic import Traffic
 from filestore.http.server.upkeep import upkeep
 from filestore.http.wire import API
 from filestore.repository.index.protocol import Index
@@ -45,6 +45,10 @@ class Route(NamedTuple):
     method: str
     path: str
     answer: _Answer
+    is_transfer: bool = False
+    """Whether the request is a part of a transfer, which may continue while the server stops."""
+    continues: bool = False
+    """Whether the request continues an upload that began earlier. A server that is stopping takes it on any connection."""
     can_be_signed: bool = False
     """Whether a signed URL is accepted instead of a token."""
     public_namespace: Callable[[web.Request], Awaitable[str | None]] | None = None
@@ -53,12 +57,12 @@ class Route(NamedTuple):
 
 ROUTES = (
     Route("GET", f"{API}/repository", native.describe_repository),
-    Route("POST", f"{API}/chunks/missing", native.missing_chunks),
-    Route("POST", f"{API}/chunks", native.put_chunks),
-    Route("POST", f"{API}/chunks/get", native.get_chunks),
-    Route("POST", f"{API}/chunks/verify", native.verify_chunks_route),
-    Route("GET", f"{API}/chunks/{{digest}}", native.get_chunk),
-    Route("POST", f"{API}/files", native.commit_file),
+    Route("POST", f"{API}/chunks/missing", native.missing_chunks, is_transfer=True),
+    Route("POST", f"{API}/chunks", native.put_chunks, is_transfer=True),
+    Route("POST", f"{API}/chunks/get", native.get_chunks, is_transfer=True),
+    Route("POST", f"{API}/chunks/verify", native.verify_chunks_route, is_transfer=True),
+    Route("GET", f"{API}/chunks/{{digest}}", native.get_chunk, is_transfer=True),
+    Route("POST", f"{API}/files", native.commit_file, is_transfer=True),
     Route("GET", f"{API}/files", native.list_files),
     Route("GET", f"{API}/files/find", native.find_file),
     Route("GET", f"{API}/files/{{id}}", native.get_file),
@@ -67,52 +71,26 @@ ROUTES = (
     Route("POST", f"{API}/files/freed", versions.measure_freed),
     Route("GET", f"{API}/versions", versions.list_versions),
     Route("GET", f"{API}/usage", versions.measure_usage),
-    Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest),
+    Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest, is_transfer=True),
     Route("GET", f"{API}/status", native.describe_status),
     Route("GET", "/v3/validate", files.validate_token),
     Route("GET", "/v4/tokens/validate", files.validate_token),
-    Route("POST", "/v3/pipeline_files", forms.create_file),
-    Route("POST", "/v4/files", forms.create_file_with_url),
+    Route("POST", "/v3/pipeline_files", forms.create_file, is_transfer=True),
+    Route("POST", "/v4/files", forms.create_file_with_url, is_transfer=True),
     Route("POST", "/v3/pipeline_files/initiate-multipart-upload", multipart.begin_upload),
-    Route("POST", "/v3/pipeline_files/presigned-url", multipart.sign_part),
-    Route("PUT", multipart.PART_PATH, multipart.put_part, can_be_signed=True),
-    Route("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload),
+    Route("POST", "/v3/pipeline_files/presigned-url", multipart.sign_part, continues=True),
+    Route("PUT", multipart.PART_PATH, multipart.put_part, is_transfer=True, continues=True, can_be_signed=True),
+    Route("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload, is_transfer=True, continues=True),
     Route("POST", "/v4/files/presigned-post", posts.sign_post),
-    Route("POST", posts.POST_PATH, posts.take_post, can_be_signed=True),
-    Route("GET", posts.CONTENT_PATH, posts.read_post, can_be_signed=True),
+    Route("POST", posts.POST_PATH, posts.take_post, is_transfer=True, can_be_signed=True),
+    Route("GET", posts.CONTENT_PATH, posts.read_post, is_transfer=True, can_be_signed=True),
     Route("GET", "/v4/files/posts/{upload_id}", posts.describe_post),
     Route("GET", "/v3/pipeline_files", files.list_files),
     Route("GET", "/v3/pipeline_files/{id}", files.get_file),
     Route("GET", "/v3/pipeline_files/download/{id}", files.download_file),
-    Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content, can_be_signed=True),
-    Route("GET", f"/{{path:{RUN_FILES_PREFIX}/.*}}", plain.get_content, can_be_signed=True),
+    Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content, is_transfer=True, can_be_signed=True),
+    Route("GET", f"/{{path:{RUN_FILES_PREFIX}/.*}}", plain.get_content, is_transfer=True, can_be_signed=True),
 )
-
-
-class Traffic:
-    """Count the requests in progress. After `draining` is set, each connection is closed when its answer ends."""
-
-    def __init__(self) -> None:
-        self.draining = False
-        self._count = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    async def idle(self) -> None:
-        """Wait until no request is in progress."""
-        await self._idle.wait()
-
-    @contextmanager
-    def passing(self) -> Iterator[None]:
-        """Count one request as in progress during the block."""
-        self._count += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._count -= 1
-            if self._count == 0:
-                self._idle.set()
 
 
 def make_app(
@@ -142,18 +120,24 @@ def make_app(
         limits=limits,
         shared_times=shared_times,
         push_budget=push_budget,
+        traffic=traffic,
     )
+
+    continuing: set[web.AbstractRoute] = set()
 
     @web.middleware
     async def finished(request: web.Request, handler: Handler) -> web.StreamResponse:
         with traffic.passing():
-            response = await authenticator.context(request).finish(await handler(request))
+            is_known = request.match_info.route in continuing or traffic.is_known(request)
+            response = traffic.refused(is_known=is_known) or await handler(request)
+            response = await authenticator.context(request).finish(response)
             shared_times.own.note_usage()
             return response
 
-    async def complete_head(_: web.Request, response: web.StreamResponse) -> None:
+    async def complete_head(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = "filestore"
-        if traffic.draining:
+        # The next request of a transfer comes on the same connection.
+        if traffic.draining and not traffic.is_known(request):
             response.headers["Connection"] = "close"
             response.force_close()
 
@@ -177,9 +161,11 @@ def make_app(
         for path in (route.path, SIGNED_PREFIX + route.path) if route.can_be_signed else (route.path,):
             # One handler serves GET and HEAD. It does not send the body of an answer to HEAD.
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
-                app.router.add_route(
+                added = app.router.add_route(
                     method, _any_slashes(path), authenticator.opened_for(route), expect_handler=authenticator.expected
                 )
+                if route.continues:
+                    continuing.add(added)
     return app
 
 
@@ -202,6 +188,7 @@ class RequestAuthenticator:
         limits: ServerLimits,
         shared_times: SharedTimes,
         push_budget: Budget,
+        traffic: Traffic,
     ) -> None:
         self._store = store
         self._index = index
@@ -212,6 +199,7 @@ class RequestAuthenticator:
         self._shared_times = shared_times
         self._budget = Budget(limits.memory_limit)
         self._push_budget = push_budget
+        self._traffic = traffic
 
     def opened_for(self, route: Route) -> Handler:
         """Return a handler that answers only requests with a valid token or a valid signature, or that need neither."""
@@ -220,7 +208,9 @@ class RequestAuthenticator:
             namespace = self._signed_namespace(request)
             if namespace is None and route.public_namespace is not None:
                 namespace = await route.public_namespace(request)
-            return await route.answer(self.context(request), await self._repository(request, namespace))
+            repository = await self._repository(request, namespace)
+            with self._traffic.transferring(request) if route.is_transfer else nullcontext():
+                return await route.answer(self.context(request), repository)
 
         return handler
 

@@ -71,6 +71,11 @@ def problem(request: web.Request, error: Exception) -> web.Response:
     return _answer(wire.encode_problem(told), {CORRELATION_HEADER: correlation_id, **_headers_of(told)})
 
 
+def refusal(where: str, reason: str, *, retry_after_seconds: int) -> web.Response:
+    """Return the answer for a request that is refused for now, although nothing is wrong with it."""
+    return _answer(wire.encode_problem(Busy(where, reason)), {"Retry-After": str(retry_after_seconds)})
+
+
 def log_failure(what: str, error: BaseException, *, level: int = logging.ERROR) -> None:
     """Log in one line what failed and why. Only a fault in our own code is logged with its traceback."""
     is_ours = not isinstance(error, FilestoreError | OSError)

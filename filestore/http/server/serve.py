@@ -52,8 +52,9 @@ def serve(
     `tokens` maps digests of tokens to their namespaces. They are valid until the server ends. The tokens of the index
     are valid too, unless `knows_tokens` is false.
 
-    `limits` hold for each worker. After a stop signal, requests in progress may finish for `limits.drain_seconds`. A
-    second signal ends them at once. Uploads wait in `spool_folder`, which is the system's temporary folder by default.
+    `limits` hold for each worker. After a stop signal, transfers under way may continue for `limits.drain_seconds`;
+    what is new is refused. A second signal ends them at once. Uploads wait in `spool_folder`, which is the system's
+    temporary folder by default.
 
     Each worker enters `extension` for the routes that it serves in addition to those of files, and leaves it before it
     ends.

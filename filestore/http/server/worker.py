@@ -14,10 +14,11 @@ from aiohttp import web
 
 from filestore.core.digest import Digest
 from filestore.http.limits import ServerLimits
-from filestore.http.server.app import Route, Traffic, make_app
+from filestore.http.server.app import Route, make_app
 from filestore.http.server.auth import Tokens
 from filestore.http.server.background import background_work
 from filestore.http.server.descriptors import AcceptErrors, LimitedSite
+from filestore.http.server.traffic import Traffic
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.metrics import SharedTimes
@@ -63,7 +64,7 @@ async def run_worker(
 ) -> None:
     """Serve until a stop signal or, in a worker, until the parent ends. The parent holds the other end of `lifeline`.
 
-    `ready` is called when connections are accepted, and `announce_stop` when no more of them are.
+    `ready` is called when connections are accepted, and `announce_stop` when no new transfers are.
     """
     loop = asyncio.get_running_loop()
     stopping, at_once = asyncio.Event(), asyncio.Event()
@@ -91,7 +92,10 @@ async def _serve_until(
     ready: Callable[[], None],
     announce_stop: Callable[[], None],
 ) -> None:
-    """Serve until `stopping`, then let requests in progress finish, for `drain_seconds` or until `at_once`."""
+    """Serve until `stopping`, then let transfers under way finish, for `drain_seconds` or until `at_once`.
+
+    The port stays open until then, since a transfer may need another connection and because new ones get an answer.
+    """
     store, index = await service.open_backend()
     traffic = Traffic()
     try:
@@ -110,10 +114,11 @@ async def _serve_until(
             async with _accepting(app, listener) as site:
                 ready()
                 await stopping.wait()
-                traffic.draining = True
-                await site.stop()
                 announce_stop()
-                await _first(traffic.idle(), at_once.wait(), within=service.limits.drain_seconds)
+                traffic.drain()
+                await _first(traffic.drained(), at_once.wait(), within=service.limits.drain_seconds)
+                traffic.note_end()
+                await site.stop()
             # Cancelled requests still clean up after themselves, and need the store and the index for that.
             await _first(traffic.idle(), within=CLEANUP_SECONDS)
     finally:
