@@ -85,7 +85,8 @@ class RequestRetries:
     def next_pause(self, error: FilestoreError) -> float | None:
         """Note a failure. Return how many seconds to wait before the next try, or None if there is none.
 
-        The pause is at least as long as the server asks for. If that is more than the time that is left, the request is not tried again.
+        The pause is at least as long as the server asks for. If that is more than the time that is left, the request is not
+        tried again.
         """
         limit = self._retries.retry_seconds
         if isinstance(error, ForeignAnswer) and not self._retries.has_succeeded:
