@@ -27,6 +27,7 @@ FilestoreError
 ├── ChunksMissing
 ├── FileInUse                 a file that pipelines need is not removed
 ├── LimitExceeded
+│   └── TooManyUploads
 ├── NotARepository
 ├── ReadOnly
 ├── UsedAfterFork
@@ -381,6 +382,13 @@ class LimitExceeded(FilestoreError):
 
     def __str__(self) -> str:
         return super().__str__() + (f"; if you trust it, raise the setting {self.setting}" if self.setting else "")
+
+
+class TooManyUploads(LimitExceeded):
+    """Another upload would be more than may be in progress."""
+
+    slug = "too-many-uploads"
+    sentence = "{what} is {found}, and the limit is {limit}; finish some, or wait until abandoned ones are removed"
 
 
 class NotARepository(FilestoreError):

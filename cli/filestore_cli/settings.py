@@ -375,10 +375,35 @@ class Settings:
     upload_limit: int | None = field(
         default=DEFAULT_SERVER_LIMITS.upload_limit,
         metadata=_setting(
-            "Bytes of the largest file that a server accepts by form or in parts",
+            "Bytes of the largest file that a server accepts",
             unit=_SIZE_UNIT,
             parse=_size(0),
             default="none: as much as the disk holds",
+        ),
+    )
+    chunks_limit: int | None = field(
+        default=DEFAULT_SERVER_LIMITS.chunks_limit,
+        metadata=_setting(
+            "The most chunks of a file that is pushed to a server",
+            unit="count",
+            parse=_whole(1, 1_000_000_000),
+            default="none: as many as fit into the list of chunks, about 1.8 million",
+        ),
+    )
+    request_limit: int = field(
+        default=DEFAULT_SERVER_LIMITS.request_limit,
+        metadata=_setting(
+            "Bytes of the largest request that a server accepts, apart from files by form or in parts; clients send smaller ones",
+            unit=_SIZE_UNIT,
+            parse=_size(8 << 20),
+        ),
+    )
+    uploads_limit: int = field(
+        default=DEFAULT_SERVER_LIMITS.uploads_limit,
+        metadata=_setting(
+            "The most uploads in parts, and permitted forms, that a server has in progress",
+            unit="count",
+            parse=_whole(1, 1_000_000_000),
         ),
     )
     upload_idle_seconds: float = field(

@@ -170,6 +170,13 @@ def stated_size(header: Buffer) -> int:
     return int(_HEADER.unpack_from(header)[-1])
 
 
+def stated_count(header: Buffer) -> int:
+    """Return the number of chunks that the header of a manifest gives, as `stated_size` does."""
+    if len(header) < HEADER_SIZE:
+        raise InvalidManifest("it is shorter than its header")
+    return int(_HEADER.unpack_from(header)[-2])
+
+
 def _check_size(digest: Digest, size: int) -> None:
     if not 0 < size <= CHUNK_LIMIT:
         raise InvalidManifest(f"chunk {digest} has {size} bytes, allowed are 1 to {CHUNK_LIMIT}")

@@ -18,7 +18,13 @@ class ServerLimits:
     more.
     """
     upload_limit: int | None = None
-    """The largest file in bytes that may be uploaded by form or in parts. None means any size."""
+    """The largest file in bytes that is accepted, in whichever way it comes. None means any size."""
+    chunks_limit: int | None = None
+    """The most chunks of a file that is pushed. None means as many as a manifest of 64 MiB has."""
+    request_limit: int = 64 << 20
+    """The largest body of a request in bytes, apart from files that are uploaded by form or in parts."""
+    uploads_limit: int = 10_000
+    """The most uploads in progress, in all processes together."""
     upload_idle_seconds: float = 86400.0
     """After this time without a new part or another request, an upload in parts is removed."""
     drain_seconds: float = 30.0

@@ -156,6 +156,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.ChunksMissing: 409,
     errors.FileInUse: 409,
     errors.LimitExceeded: 413,
+    errors.TooManyUploads: 429,
     errors.Unauthorized: 401,
     errors.UrlRefused: 403,
     errors.Forbidden: 403,

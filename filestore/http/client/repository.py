@@ -37,6 +37,7 @@ from filestore.errors import (
     InvalidReference,
     InvalidSetting,
     InvalidUrl,
+    LimitExceeded,
     NotFound,
     ServerError,
     UnexpectedRecord,
@@ -70,6 +71,8 @@ T = TypeVar("T")
 BATCH_SECONDS = 5.0
 FIRST_BATCH = 4 << 20
 """Bytes of the first batch, which is sent before a rate has been measured."""
+_LEAST_BATCH = 8 << 20
+"""The smallest limit of a server that batches follow. A frame with its header always fits."""
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _GARBLED = (InvalidBatch, InvalidFrame, InvalidManifest)
 """Errors for bytes that one of the two ends could not verify. The checksum of TCP misses some flipped bits, so such a request is
@@ -121,6 +124,7 @@ class RemoteRepository:
         self._identity: Identity | None = None
         self._is_closed = False
         self._rate: float | None = None
+        self._request_limit = wire.BATCH_LIMIT
         tell_of_forks(self)
 
     def __reduce__(self) -> tuple[Callable[[], RemoteRepository], tuple[()]]:
@@ -199,8 +203,15 @@ class RemoteRepository:
         while waiting:
             # The limit follows the rate of the batches before it.
             batch = next(batched_by_size(waiting, _frame_size, limit=self._batch_limit(), count_limit=wire.BATCH_COUNT_LIMIT))
-            del waiting[: len(batch)]
-            await self._put_retried(batch, moved)
+            try:
+                await self._put_retried(batch, moved)
+            except LimitExceeded as error:
+                # Its administrator chose a smaller limit than that of the protocol: send smaller batches from now on.
+                if error.setting != "request_limit" or not _LEAST_BATCH <= error.limit < self._request_limit:
+                    raise
+                self._request_limit = error.limit
+            else:
+                del waiting[: len(batch)]
 
     async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
         found: list[memoryview | None] = []
@@ -523,9 +534,8 @@ class RemoteRepository:
             moved(size)
 
     def _batch_limit(self) -> int:
-        if self._rate is None:
-            return FIRST_BATCH
-        return int(min(self._rate * BATCH_SECONDS, wire.BATCH_LIMIT - wire.batch_header_size(wire.BATCH_COUNT_LIMIT)))
+        most = self._request_limit - wire.batch_header_size(wire.BATCH_COUNT_LIMIT)
+        return int(min(FIRST_BATCH if self._rate is None else self._rate * BATCH_SECONDS, most))
 
     def _among(self, asked: Sequence[Digest], answer: bytes) -> list[Digest]:
         """Parse the digests of an answer. Raises InvalidBatch if one of them was not asked about."""

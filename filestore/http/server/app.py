@@ -110,7 +110,12 @@ def make_app(
     `secret` signs URLs. `shared_times` holds the measurements of all processes on the port.
     """
     push_budget = Budget(PUSHES_LIMIT)
-    assembly = Assembly(uploads_folder(spool_folder, secret), push_budget=push_budget, idle_seconds=limits.upload_idle_seconds)
+    assembly = Assembly(
+        uploads_folder(spool_folder, secret),
+        push_budget=push_budget,
+        idle_seconds=limits.upload_idle_seconds,
+        uploads_limit=limits.uploads_limit,
+    )
     authenticator = RequestAuthenticator(
         store,
         index,
@@ -237,6 +242,8 @@ class RequestAuthenticator:
             spool_folder=self._spool_folder,
             stall_seconds=self._limits.stall_seconds,
             upload_limit=self._limits.upload_limit,
+            chunks_limit=self._limits.chunks_limit,
+            request_limit=self._limits.request_limit,
             secret=self._secret,
             shared_times=self._shared_times,
         )

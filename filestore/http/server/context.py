@@ -45,9 +45,13 @@ class RequestContext:
     spool_folder: Path
     stall_seconds: float
     upload_limit: int | None
+    chunks_limit: int | None
+    request_limit: int
     shared_times: SharedTimes
     secret: bytes
     """The key that signs URLs."""
+    upload_setting: str = "upload_limit"
+    """The name of the setting that `upload_limit` has its value from. Empty if a caller chose it."""
 
     def signed_url(self, method: str, path: str, *, namespace: str, seconds: float) -> str:
         """Return a URL of this server that permits a request by `method` of `path` without a token, for `seconds`."""
@@ -69,6 +73,11 @@ class RequestContext:
             raise ConnectionResetError("the client is gone")
         return transport
 
+    def check_upload_size(self, size: int) -> None:
+        """Raise LimitExceeded if a file of `size` bytes is too large."""
+        if self.upload_limit is not None and size > self.upload_limit:
+            raise LimitExceeded("the file's size in bytes", size, self.upload_limit, self.upload_setting)
+
     @asynccontextmanager
     async def whole_body(self, *, what: str, limit: int) -> AsyncIterator[bytes]:
         """Receive the whole body, of at most `limit` bytes. `what` names its size in an error.
@@ -79,8 +88,10 @@ class RequestContext:
         Raises LimitExceeded, Interrupted, Stalled, StorageError.
         """
         announced = self.request.content_length
+        setting = "request_limit" if self.request_limit < limit else ""
+        limit = min(limit, self.request_limit)
         if announced is not None and announced > limit:
-            raise LimitExceeded(what, announced, limit)
+            raise LimitExceeded(what, announced, limit, setting)
         if announced is not None and announced <= PIECE:
             body = b"".join([piece async for piece in self.pieces()])
             async with self.budget.take(len(body)):
@@ -89,7 +100,7 @@ class RequestContext:
         async with self.spool() as spool:
             async for piece in self.pieces():
                 if spool.size + len(piece) > limit:
-                    raise LimitExceeded(what, spool.size + len(piece), limit)
+                    raise LimitExceeded(what, spool.size + len(piece), limit, setting)
                 await spool.write(piece)
             async with self.budget.take(spool.size):
                 await spool.rewind()

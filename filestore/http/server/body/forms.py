@@ -139,8 +139,7 @@ async def _spool(context: RequestContext, part: BodyPartReader, spool: AsyncFile
     timer = StallTimer(context.stall_seconds)
     while piece := await _step(context, part.read_chunk(_READ_SIZE), timer):
         size += len(piece)
-        if context.upload_limit is not None and size > context.upload_limit:
-            raise LimitExceeded("the file's size in bytes", size, context.upload_limit)
+        context.check_upload_size(size)
         buffer[filled : filled + len(piece)] = piece
         filled += len(piece)
         if filled >= WRITE_SIZE:

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from filestore.core.digest import DIGEST_SIZE, Digest, parse_digests
-from filestore.core.manifest import MANIFEST_LIMIT
+from filestore.core.manifest import MANIFEST_LIMIT, stated_count, stated_size
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
@@ -51,8 +51,9 @@ async def put_chunks(context: RequestContext, repository: LocalRepository) -> we
     size = context.request.content_length
     if size is None:
         raise web.HTTPLengthRequired(text="a batch of frames needs a Content-Length")
-    if size > wire.BATCH_LIMIT:
-        raise LimitExceeded("the batch's size in bytes", size, wire.BATCH_LIMIT)
+    limit = min(wire.BATCH_LIMIT, context.request_limit)
+    if size > limit:
+        raise LimitExceeded("the batch's size in bytes", size, limit, "request_limit" if limit < wire.BATCH_LIMIT else "")
     batch = wire.BatchParser(size=size)
     async with repository.space_for(size) as space, repository.ingest() as ingest:
 
@@ -126,6 +127,10 @@ async def commit_file(context: RequestContext, repository: LocalRepository) -> w
     name = _name_header(context.request)
     kind = _kind(context.request)
     async with context.whole_body(what="the manifest's size in bytes", limit=MANIFEST_LIMIT) as manifest:
+        context.check_upload_size(stated_size(manifest))
+        count = stated_count(manifest)
+        if context.chunks_limit is not None and count > context.chunks_limit:
+            raise LimitExceeded("the number of the file's chunks", count, context.chunks_limit, "chunks_limit")
         record = await repository.commit(manifest, name=name, kind=kind)
     return _answer(record, status=201)
 

@@ -67,8 +67,9 @@ class Assembly:
     Other processes of the server may too, but only one at a time works on an upload.
     """
 
-    def __init__(self, folders: Path, *, push_budget: Budget, idle_seconds: float) -> None:
+    def __init__(self, folders: Path, *, push_budget: Budget, idle_seconds: float, uploads_limit: int) -> None:
         self._folders = folders
+        self._uploads_limit = uploads_limit
         self._push_budget = push_budget
         self.idle_seconds = idle_seconds
         """How long an upload is kept without a request for it."""
@@ -90,8 +91,8 @@ class Assembly:
                     task.cancel()
 
     async def begin(self, *, name: str | None, namespace: str) -> Upload:
-        """Begin an upload. Raises StorageFull, StorageError."""
-        return await in_disk_thread(uploads.begin, self._folders, name=name, namespace=namespace)
+        """Begin an upload. Raises TooManyUploads, StorageFull, StorageError."""
+        return await in_disk_thread(uploads.begin, self._folders, name=name, namespace=namespace, limit=self._uploads_limit)
 
     async def find(self, upload_id: str, *, namespace: str) -> Upload:
         """Return an upload that is in progress, or was finished a short time ago. Raises UploadNotFound."""

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from filestore.core.names import checked_new_name
-from filestore.errors import InvalidInput, LimitExceeded
+from filestore.errors import InvalidInput
 from filestore.http.server.body.forms import last_part
 from filestore.http.server.body.reader import reading_body
 from filestore.http.server.context import RequestContext
@@ -69,7 +69,7 @@ async def _stored(context: RequestContext, upload: Upload, number: int, space: S
     incoming = await in_disk_thread(upload.receive)
     try:
         await _receive(context, incoming, space)
-        return await in_disk_thread(upload.keep, incoming, number, limit=context.upload_limit)
+        return await in_disk_thread(upload.keep, incoming, number, check_size=context.check_upload_size)
     finally:
         await shield_until_done(in_disk_thread(incoming.discard))
 
@@ -84,16 +84,15 @@ async def finish_upload(context: RequestContext, repository: LocalRepository) ->
 
 async def _receive(context: RequestContext, incoming: IncomingPart, space: SpaceClaim) -> None:
     """Write the body of a request to a part. Raises Interrupted, Stalled, LimitExceeded, StorageFull, StorageError."""
-    limit = context.upload_limit
 
     def write_piece(piece: memoryview) -> None:
-        incoming.write(piece, limit=limit)
+        context.check_upload_size(incoming.size + len(piece))
+        incoming.write(piece)
         space.written(len(piece))
 
     size = context.request.content_length
     if size is not None:
-        if limit is not None and size > limit:
-            raise LimitExceeded("the file's size in bytes", size, limit)
+        context.check_upload_size(size)
         async with reading_body(context, size=size) as body_reader:
             while await body_reader.read_slice(write_piece):
                 pass

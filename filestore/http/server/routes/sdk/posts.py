@@ -72,7 +72,11 @@ async def take_post(context: RequestContext, repository: LocalRepository) -> web
     limit = allowed if context.upload_limit is None else min(allowed, context.upload_limit)
     async with context.form_spool(repository) as (spool, written):
         form = await receive_form(
-            replace(context, upload_limit=limit), spool, file_part="file", check_name=lambda _: None, written=written
+            replace(context, upload_limit=limit, upload_setting="" if limit == allowed else context.upload_setting),
+            spool,
+            file_part="file",
+            check_name=lambda _: None,
+            written=written,
         )
         if form.file_name is None:
             raise InvalidInput("the form has no part file with a file; send the fields first, and then the part file")

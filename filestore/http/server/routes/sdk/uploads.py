@@ -35,7 +35,7 @@ from blake3 import blake3
 
 from filestore.core.digest import Buffer
 from filestore.core.signing import sign
-from filestore.errors import Busy, LimitExceeded, UploadNotFound
+from filestore.errors import Busy, TooManyUploads, UploadNotFound
 from filestore.http.server.context import spooling
 from filestore.http.server.routes.sdk.parts import UploadPart
 from filestore.http.server.routes.sdk.upload_state import BUSY_SECONDS, FinishedUpload, UploadState, use_of
@@ -77,10 +77,10 @@ class Upload:
         with self._standing():
             return IncomingPart(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path)
 
-    def keep(self, incoming: IncomingPart, number: int, *, limit: int | None) -> UploadPart:
+    def keep(self, incoming: IncomingPart, number: int, *, check_size: Callable[[int], None] = lambda _: None) -> UploadPart:
         """Store a part that arrived, durably, and remove an earlier part with the same number.
 
-        Raises UploadNotFound, and LimitExceeded if all parts together would have more than `limit` bytes.
+        `check_size` is called with the size of all parts together, and may raise LimitExceeded. Raises UploadNotFound.
         """
         with spooling():
             sync_descriptor(incoming.descriptor)
@@ -89,9 +89,7 @@ class Upload:
             if self._path(_FINISHED).exists():
                 raise UploadNotFound(self.id)
             parts = self.parts()
-            total = part.size + sum(other.size for other in parts if other.number != number)
-            if limit is not None and total > limit:
-                raise LimitExceeded("the file's size in bytes", total, limit)
+            check_size(part.size + sum(other.size for other in parts if other.number != number))
             incoming.path.rename(part.path)
             for other in parts:
                 if other.number == number and other.tag != part.tag:
@@ -199,11 +197,9 @@ class IncomingPart:
         """64 hexadecimal digits that identify the bytes so far."""
         return self._digest.hexdigest()
 
-    def write(self, piece: Buffer, *, limit: int | None) -> None:
-        """Append the next bytes. Raises LimitExceeded, StorageFull, StorageError."""
+    def write(self, piece: Buffer) -> None:
+        """Append the next bytes. Raises StorageFull, StorageError."""
         self.size += len(piece)
-        if limit is not None and self.size > limit:
-            raise LimitExceeded("the file's size in bytes", self.size, limit)
         self._digest.update(piece)
         with spooling():
             write_all(self.descriptor, piece)
@@ -222,8 +218,11 @@ def uploads_folder(spool_folder: Path, secret: bytes) -> Path:
     return spool_folder / f"uploads-{sign(secret, 'uploads', expires_at=0)[:32]}"
 
 
-def begin(folders: Path, *, name: str | None, namespace: str) -> Upload:
-    """Begin an upload. Its name is its file id if `name` is None. Raises StorageFull, StorageError."""
+def begin(folders: Path, *, name: str | None, namespace: str, limit: int | None = None) -> Upload:
+    """Begin an upload. Its name is its file id if `name` is None.
+
+    Raises TooManyUploads if more than `limit` would be in progress; StorageFull, StorageError.
+    """
     upload_id = secrets.token_hex(16)
     folder = folders / upload_id
     # This has the form of a record's id. The real id is unknown until the content is.
@@ -233,6 +232,9 @@ def begin(folders: Path, *, name: str | None, namespace: str) -> Upload:
         # Somebody may have removed the spool folder since the server started.
         folder.parent.parent.mkdir(mode=0o700, exist_ok=True)
         folder.parent.mkdir(mode=0o700, exist_ok=True)
+        count = 1 + sum(_ID.match(name) is not None for name in os.listdir(folders))  # noqa: PTH208  # quicker
+        if limit is not None and count > limit:
+            raise TooManyUploads("the number of uploads in progress", count, limit, "uploads_limit")
         folder.mkdir(mode=0o700)
         write_atomic(folder / _DESCRIPTION, json.dumps(description).encode())
         sync_path(folder.parent)
