@@ -77,6 +77,7 @@ async def _collect(
     context: CommandContext, folder: Path, grace_seconds: float, *, dry_run: bool
 ) -> tuple[list[CollectionReport], list[tuple[str, FilestoreError]], Removed]:
     from filestore.backends import open_backend  # heavy
+    from filestore.repository.full_disk import with_reserve  # heavy
     from filestore.repository.maintenance.collect import Collection  # heavy
 
     reports: list[CollectionReport] = []
@@ -90,7 +91,7 @@ async def _collect(
         for namespace in await index.namespaces():
             collection = Collection(store, index, namespace, grace_seconds=grace_seconds, dry_run=dry_run)
             try:
-                reports.append(await collection.run())
+                reports.append(await with_reserve(store, collection.run))
             except DamagedRecord as error:
                 failures.append((namespace, error))
     finally:

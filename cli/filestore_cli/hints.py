@@ -18,7 +18,7 @@ HINTS = {
     "create-repository": "on the command line, `filestore serve --create` or `filestore push --create` makes it",
     "exclude": "--exclude does that",
     "finish-repository": "`filestore serve --create` and `filestore push --create` finish it",
-    "free-repository": "`filestore rm` removes files, also on a full disk",
+    "free-repository": "`filestore rm` removes files and `filestore gc` frees their space; both work on a full disk",
     "give-token": "--token or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "
     "the first start of `filestore serve` prints one, and `filestore token new` makes another",
     "list-files": "`filestore ls` shows what is",

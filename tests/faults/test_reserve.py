@@ -17,7 +17,7 @@ from tests.support.commands import Home
 from tests.support.disks import small_disk
 
 MIB = 1 << 20
-ADVICE = "`filestore rm` removes files, also on a full disk"
+ADVICE = "`filestore rm` removes files and `filestore gc` frees their space; both work on a full disk"
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def source(tmp_path: Path, seed: int) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("is_served", [False, True])
 def test_removal_works_on_a_full_disk(home: Home, disk: Path, tmp_path: Path, *, is_served: bool) -> None:
-    """A push fails with advice. Lists and removals work, in the folder and by a server, and with space a push works again."""
+    """A push fails with advice. Lists, removals and a collection work, also beside a server. Then a push works again."""
     root = disk / "root"
     environ = [{"FILESTORE_ROOT": str(root)}]
     with ExitStack() as stack:
@@ -67,7 +67,8 @@ def test_removal_works_on_a_full_disk(home: Home, disk: Path, tmp_path: Path, *,
         for record, way in zip(stored, environ * 2, strict=False):
             fill(disk)
             home.result("rm", record["id"], environ=way)
-        (disk / "other").unlink()
+        fill(disk)
+        assert 2 * 3 * MIB <= home.result("gc", "--grace", "0s", environ=environ[0])["freed_size"]
         home.result("push", source(tmp_path, 7), environ=environ[-1])
         assert ["7.bin"] == [file["name"] for file in home.result("ls", environ=environ[0])["files"]]
         assert (root / "reserve").stat().st_size >= MIB

@@ -29,7 +29,7 @@ async def upkeep(store: ChunkStore) -> AsyncIterator[None]:
 async def _tend(store: ChunkStore) -> None:
     while True:
         try:
-            await store.sweep()
+            await store.remove_abandoned()
             await store.make_reserve()
         except FilestoreError as error:
             log_failure("what ended processes left cannot be removed", error, level=logging.WARNING)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from filestore.errors import FilestoreError
+from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.threads import in_cpu_thread
@@ -90,7 +91,7 @@ async def _collect_what_is_due(store: ChunkStore, index: Index, plan: Collection
             now=now,
         )
         try:
-            report = await collection.run()
+            report = await with_reserve(store, collection.run)
         except FilestoreError as error:
             logger.warning("nothing is removed from the namespace %s: %s", namespace, error)
             continue

@@ -175,10 +175,6 @@ class DiskStore:
     async def make_reserve(self) -> bool:
         return await in_disk_thread(self._make_reserve)
 
-    async def sweep(self) -> None:
-        if self._own is not None:
-            await in_disk_thread(self._sweep)
-
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
         """Rename staging files to their final names, and sync their folders. The folders are processed in parallel."""
         folders: defaultdict[Path, list[_Place]] = defaultdict(list)
@@ -272,10 +268,6 @@ class DiskStore:
     def _make_reserve(self) -> bool:
         with _translated(self._root):
             return self._space.make_reserve()
-
-    def _sweep(self) -> None:
-        with _translated(self._root):
-            sweep(self._root / "tmp")
 
     def _remove_abandoned(self, dry_run: bool) -> Removed:  # noqa: FBT001  # through a thread
         with _translated(self._root):

@@ -88,9 +88,6 @@ class MemoryStore:
     async def make_reserve(self) -> bool:
         return True
 
-    async def sweep(self) -> None:
-        """Do nothing, because nothing is left of another process."""
-
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
         for digest, staging in staged:
             self._frames[namespace, digest] = cast("MemoryStaging", staging).detach()

@@ -117,9 +117,6 @@ class ChunkStore(Protocol):
     async def make_reserve(self) -> bool:
         """Make the reserve if there is none. Return False if the disk has too little space for it."""
 
-    async def sweep(self) -> None:
-        """Remove the staging files of processes that have ended."""
-
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
         """Make synced frames readable under their digests, durably.
 
