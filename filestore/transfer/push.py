@@ -166,8 +166,9 @@ async def push(
     started = time.monotonic()
     kept_name = checked_new_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await checked_repository(repository).identity()
-    known = None if rehash else push_cache
-    async with _opened_source(path, identity, known, symlinks=symlinks, include=include, exclude=exclude) as source:
+    async with _opened_source(
+        path, identity, push_cache, rehash=rehash, symlinks=symlinks, include=include, exclude=exclude
+    ) as source:
         sending = _Sender(repository, source, codec=chosen, report=report)
         await sending.send_all()
         manifest = await in_cpu_thread(source.manifest)
@@ -177,7 +178,8 @@ async def push(
         record = await _commit(sending, manifest, kept_name, kind)
         if push_cache is not None:
             fingerprint = await in_cpu_thread(source.fingerprint)
-            await in_disk_thread(push_cache.record, identity, path, manifest, fingerprint)
+            if fingerprint:
+                await in_disk_thread(push_cache.record, identity, path, manifest, fingerprint, opened_at=source.opened_at)
     read = source.read + sending.read_again
     return PushResult(record, sending.moved, sending.shared, read, source.file_count, time.monotonic() - started)
 
@@ -229,8 +231,9 @@ async def plan_push(
     path = given_path(path)
     started = time.monotonic()
     identity = await checked_repository(repository).identity()
-    known = None if rehash else push_cache
-    async with _opened_source(path, identity, known, symlinks=symlinks, include=include, exclude=exclude) as source:
+    async with _opened_source(
+        path, identity, push_cache, rehash=rehash, symlinks=symlinks, include=include, exclude=exclude
+    ) as source:
         manifest = await _scan_all(source, report)
         missing = set(await repository.missing(list(dict.fromkeys(chunk.digest for chunk in manifest.chunks))))
         entries = await in_cpu_thread(_planned, source, manifest, frozenset(missing))
@@ -254,7 +257,14 @@ async def manifest_of(
     """
     with ExitStack() as stack:
         source = await in_disk_thread(
-            _open_source, stack, path, chunking_version, symlinks=symlinks, include=include, exclude=exclude
+            _open_source,
+            stack,
+            path,
+            chunking_version,
+            is_remembered=False,
+            symlinks=symlinks,
+            include=include,
+            exclude=exclude,
         )
         return await _scan_all(source, report)
 
@@ -264,21 +274,21 @@ def _open_source(
     path: Path,
     chunking_version: int,
     *,
+    is_remembered: bool,
     symlinks: Symlinks | str,
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> FileSource | TreeSource:
     """Open the file or directory to push. `stack` closes it, also if the caller is cancelled and never receives it."""
     if path.is_dir():
-        return stack.enter_context(
-            TreeSource(walk(path, symlinks=symlinks, include=include, exclude=exclude), chunking_version=chunking_version)
-        )
+        walked = walk(path, symlinks=symlinks, include=include, exclude=exclude)
+        return stack.enter_context(TreeSource(walked, chunking_version=chunking_version, is_remembered=is_remembered))
     if path.exists():
         if include or exclude:
             raise InvalidInput(f"{path} is not a directory; include and exclude are only for directories")
         if checked_symlinks(symlinks) is not Symlinks.INSIDE:
             raise InvalidInput(f"{path} is not a directory; symlinks={str(symlinks)!r} is only for directories")
-    return stack.enter_context(FileSource(path, chunking_version=chunking_version))
+    return stack.enter_context(FileSource(path, chunking_version=chunking_version, is_remembered=is_remembered))
 
 
 def _checked_codec(codec: Codec | str | None) -> Codec | None:
@@ -315,19 +325,27 @@ async def _opened_source(
     identity: Identity,
     push_cache: PushCache | None,
     *,
+    rehash: bool,
     symlinks: Symlinks | str,
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> AsyncIterator[FileSource | TreeSource]:
-    """Open the file or directory to push. Content that `push_cache` knows from an earlier push is not read again.
+    """Open the file or directory to push. Content that `push_cache` knows is not read again, unless `rehash` is set.
 
     `identity` is the identity of the repository, which the push cache needs.
     """
     with ExitStack() as stack:
         source = await in_disk_thread(
-            _open_source, stack, path, identity.chunking_version, symlinks=symlinks, include=include, exclude=exclude
+            _open_source,
+            stack,
+            path,
+            identity.chunking_version,
+            is_remembered=push_cache is not None,
+            symlinks=symlinks,
+            include=include,
+            exclude=exclude,
         )
-        cached = None if push_cache is None else await in_disk_thread(push_cache.find, identity, source.path)
+        cached = await in_disk_thread(push_cache.find, identity, source.path) if push_cache is not None and not rehash else None
         if cached is not None:
             await in_cpu_thread(source.load_fingerprint, cached)
         yield source

@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,11 +22,13 @@ from filestore.errors import SourceChanged, SourceUnreadable
 from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD, Chunker
 from filestore.system.files import read_at, source_error, storage_errors
 from filestore.system.metrics import Stage, span
+from filestore.system.writeback import Writeback, write_back, write_back_part, writeback_of
 
 WINDOW_SIZE = 16 << 20
 """Bytes that are read and cut at a time. It is larger than `LOOKAHEAD`, so that each window has at least one cut."""
 SETTLED_NANOSECONDS = 2_000_000_000
-"""If a file changed less than this before it was recorded, a second change may have left its times as they are."""
+"""If a file changed less than this before its state was read, a second change may have left its times as they are: both may
+lie in one tick of its clock, and one long write sets the times only when it begins."""
 
 _COPY_IT = "copy its content to another file (`cat FILE > COPY`) and push that one"
 """What to do with a file that reports a wrong size."""
@@ -37,6 +40,8 @@ MAKE_READABLE = "make it readable with `chmod`"
 """What to do if this user may not read a file or a folder."""
 
 _STATE = struct.Struct("<QqqQQ")
+_WRITTEN_BACK = b"file2"
+"""The beginning of a fingerprint. Those of earlier versions, which wrote nothing back, are without it and not trusted."""
 PACKED_SIZE = DIGEST_AND_NUMBER.size
 """Bytes of a packed chunk."""
 STATE_SIZE = _STATE.size
@@ -76,6 +81,8 @@ class FileState(NamedTuple):
 
     def is_settled(self, recorded_at: int) -> bool:
         """Return whether every change of the file after `recorded_at` gives it another state.
+
+        `recorded_at` must not be later than the moment at which this state was read.
 
         An mtime in the future was set by hand. A later write sets another mtime, and another ctime.
         """
@@ -128,7 +135,7 @@ class CachedPush(NamedTuple):
     fingerprint: bytes
     """What `Source.fingerprint` returned at that push."""
     recorded_at: int
-    """Nanoseconds since 1970."""
+    """The `opened_at` of the source at that push."""
 
 
 class Content(Protocol):
@@ -180,6 +187,9 @@ class Content(Protocol):
 class Source(Content, Protocol):
     """A file, or the zip of a directory, that may be pushed again later."""
 
+    opened_at: int
+    """A time just before the states of its files were read, in nanoseconds since 1970."""
+
     def load_fingerprint(self, cached: CachedPush) -> None:
         """Skip the content that has not changed since an earlier push: it is not read again.
 
@@ -189,7 +199,10 @@ class Source(Content, Protocol):
         """
 
     def fingerprint(self) -> bytes:
-        """Return what `load_fingerprint` needs at a later push. Call it when all windows are hashed."""
+        """Return what `load_fingerprint` needs at a later push. Call it when all windows are hashed.
+
+        It is empty where a later change might go unnoticed.
+        """
 
     def spans(self) -> Iterator[tuple[str, int, int]]:
         """Yield the name, the start and the end of each entry in the content.
@@ -224,12 +237,19 @@ class FileSource(DescriptorOwner):
 
     It is not mapped into memory: mapped pages count as resident memory, and a file that is truncated meanwhile would
     kill the process.
+
+    Another process may have it mapped. Each part is written back *before* it is read (see `filestore/system/writeback.py`).
+    So a store after that moves the mtime, and a store before that is read. A store between a read and a later writeback would
+    be neither read nor noticed. While a part is read, hashed and sent, the next one is written back.
     """
 
     file_count = 1
 
-    def __init__(self, path: Path, *, chunking_version: int = CHUNKING_VERSION) -> None:
-        """Raises SourceUnreadable, UnknownFormat."""
+    def __init__(self, path: Path, *, chunking_version: int = CHUNKING_VERSION, is_remembered: bool = True) -> None:
+        """Open the file. `is_remembered` says that a push cache asks for the fingerprint; nothing is written back without it.
+
+        Raises SourceUnreadable, UnknownFormat.
+        """
         self.path = path
         self.read = self.cached_size = 0
         self._chunking_version = chunking_version
@@ -242,9 +262,14 @@ class FileSource(DescriptorOwner):
             # O_NONBLOCK: opening a FIFO that nobody writes to must not wait.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            found = os.fstat(self._descriptor)
-            if not stat.S_ISREG(found.st_mode):
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
                 raise SourceUnreadable(str(path), "it is not a regular file")
+            self._writeback = writeback_of(self._descriptor) if is_remembered else Writeback.NEVER
+            # Before the state is read: some file systems set the mtime only when they write back.
+            if self._writeback is Writeback.WHOLE and not write_back(self._descriptor):
+                self._writeback = Writeback.NEVER
+            self.opened_at = time.time_ns()
+            found = os.fstat(self._descriptor)
         except BaseException:
             self.close()
             raise
@@ -260,18 +285,20 @@ class FileSource(DescriptorOwner):
         return self._cached is not None or self.read == self.size
 
     def load_fingerprint(self, cached: CachedPush) -> None:
-        same = cached.fingerprint == self.state.pack() and cached.manifest.size == self.size
+        same = cached.fingerprint == _WRITTEN_BACK + self.state.pack() and cached.manifest.size == self.size
         if same and self.state.is_settled(cached.recorded_at):
             self._cached = cached.manifest
             self.cached_size = self.size
 
     def fingerprint(self) -> bytes:
-        return self.state.pack()
+        return b"" if self._writeback is Writeback.NEVER else _WRITTEN_BACK + self.state.pack()
 
     def scan(self, buffer: memoryview) -> list[Window]:
         kept = self._uncut_size
         buffer[:kept] = memoryview(self._uncut)[:kept]
         end = min(len(buffer), kept + self.size - self.read)
+        if self._writeback is Writeback.PARTS and not write_back_part(self._descriptor, self.read, end - kept):
+            self._writeback = Writeback.NEVER
         with span(Stage.READ, end - kept):
             read_exactly(self._descriptor, buffer[kept:end], self.read, self.path)
         self.read += end - kept

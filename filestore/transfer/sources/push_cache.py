@@ -98,14 +98,20 @@ class PushCache:
         except (sqlite3.Error, ZstdError, FilestoreError, TypeError, ValueError):
             return None
 
-    def record(self, identity: Identity, path: Path, manifest: Manifest, fingerprint: bytes) -> None:
-        """Record a push that was committed. The oldest entries beyond `ENTRY_LIMIT` and `SIZE_LIMIT` are removed."""
+    def record(
+        self, identity: Identity, path: Path, manifest: Manifest, fingerprint: bytes, *, opened_at: int | None = None
+    ) -> None:
+        """Record a push that was committed. The oldest entries beyond `ENTRY_LIMIT` and `SIZE_LIMIT` are removed.
+
+        `opened_at` is that of the source; the default is now.
+        """
         if self._connection is None:
             return
+        recorded_at = time.time_ns() if opened_at is None else opened_at
         key = (identity.id, identity.namespace, _key(path))
         # One checksum covers both, so that damage in either is found.
         kept = ZstdCompressor(write_checksum=True).compress(manifest.digest + fingerprint)
-        row = (*key, identity.chunking_version, time.time_ns(), manifest.encoded, kept)
+        row = (*key, identity.chunking_version, recorded_at, manifest.encoded, kept)
         try:
             with self._connection:
                 self._connection.execute("INSERT OR REPLACE INTO pushed VALUES (?, ?, ?, ?, ?, ?, ?)", row)

@@ -6,6 +6,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from itertools import chain
 
@@ -19,6 +20,7 @@ from filestore.format.zip.chunker import TreeChunker
 from filestore.format.zip.virtual import VirtualZip
 from filestore.format.zip.write import Entry
 from filestore.system.metrics import Stage, span
+from filestore.system.writeback import Writeback, begin_write_back, write_back, write_back_part, writeback_of
 from filestore.transfer.sources.file import (
     PACKED_SIZE,
     STATE_SIZE,
@@ -32,7 +34,8 @@ from filestore.transfer.sources.file import (
 )
 from filestore.transfer.sources.walk import LEAVE_OUT, NO_STATE, WalkResult, shown_path, unreadable_reason
 
-_FINGERPRINT_MAGIC = b"tree1"
+_FINGERPRINT_MAGIC = b"tree2"
+"""Files were not written back before a fingerprint with another magic was made, so it is not trusted."""
 _COUNTS = struct.Struct("<II")
 """The number of files, and the number of segments."""
 _FILE = struct.Struct("<HI")
@@ -40,6 +43,14 @@ _FILE = struct.Struct("<HI")
 _SEGMENT = DIGEST_AND_NUMBER
 """The key of a segment, and the number of its chunks."""
 _UNKNOWN = bytes(DIGEST_SIZE)
+
+_SYNCED_SIZE = 1 << 20
+"""A smaller file is not synced by `fdatasync`, which would take longer than to read it."""
+_WRITTEN_BACK_NANOSECONDS = 600_000_000_000
+"""The kernel has written back by itself what was stored before this time. Linux does so after 35 s by default."""
+
+_AHEAD = 256
+"""The number of files that are written back at a time. To wait for one after the other would take 0.1 ms and more for each."""
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
@@ -52,12 +63,21 @@ class TreeSource(DescriptorOwner):
 
     The fingerprint has the name, the state and the checksum of each file. It also has the key of each segment of the
     zip: a digest of everything that the chunks of the segment depend on, except the content of the files. So a segment
-    whose files and headers are the same is not made again.
+    whose files and headers are the same is not made again. Each file is written back before it is read, as in `FileSource`; one
+    that is not is left out of the fingerprint, so that the next push reads it.
     """
 
-    def __init__(self, walked: WalkResult, *, chunking_version: int = CHUNKING_VERSION) -> None:
-        """Plan the zip. No file is read. Raises SourceRefused, LimitExceeded, UnknownFormat."""
+    def __init__(self, walked: WalkResult, *, chunking_version: int = CHUNKING_VERSION, is_remembered: bool = True) -> None:
+        """Plan the zip. No file is read. `is_remembered` is as in `FileSource`.
+
+        Raises SourceRefused, LimitExceeded, UnknownFormat.
+        """
         self.path = walked.root
+        self.opened_at = walked.started_at
+        self._is_remembered = is_remembered
+        self._writebacks: dict[int, Writeback] = {}
+        self._unnoticed: set[int] = set()
+        self._begun = 0
         self.read = self.cached_size = 0
         self._walked = walked
         self._chunking_version = chunking_version
@@ -113,7 +133,7 @@ class TreeSource(DescriptorOwner):
         file_count = 0
         for place, (entry, crc) in enumerate(zip(self._chunker.entries, self._chunker.crcs, strict=True)):
             state = self._walked.states.packed(place)
-            if state != NO_STATE:
+            if state != NO_STATE and place not in self._unnoticed:
                 name = entry.stored_name
                 files += _FILE.pack(len(name), crc or 0) + name + state
                 file_count += 1
@@ -184,6 +204,8 @@ class TreeSource(DescriptorOwner):
         with span(Stage.READ, len(memory)):
             if place != self._opened:
                 self._open(place)
+            if self._is_remembered and not self._is_written_back(place, offset, len(memory)):
+                self._unnoticed.add(place)
             read_exactly(self._descriptor, memory, offset, self._opened_path)
         self.read += len(memory)
         if offset + len(memory) == self._chunker.entries[place].size:
@@ -207,6 +229,39 @@ class TreeSource(DescriptorOwner):
             raise _failed(path, error) from None
         self._opened, self._opened_path = place, path
         self._check(place)
+
+    def _is_written_back(self, place: int, offset: int, size: int) -> bool:
+        """Write a part of the open file back, and return whether each later store to it will move the mtime."""
+        state = self._walked.states[place]
+        if state is None or place in self._unnoticed:
+            return False
+        # A device number may mean another file system at the next push, so it is not remembered for longer.
+        found = self._writebacks.get(state.device) or self._writebacks.setdefault(state.device, writeback_of(self._descriptor))
+        if found is Writeback.PARTS:
+            self._begin_ahead(place)
+            return write_back_part(self._descriptor, offset, size)
+        if found is Writeback.WHOLE and state.size < _SYNCED_SIZE:
+            return not self._is_fresh(state)
+        return found is Writeback.WHOLE and (offset > 0 or write_back(self._descriptor))
+
+    def _begin_ahead(self, place: int) -> None:
+        """Begin to write back the fresh files at the next places, which the disk does meanwhile."""
+        if place < self._begun:
+            return
+        self._begun = min(place + _AHEAD, len(self._walked.states))
+        for ahead in range(place + 1, self._begun):
+            state = self._walked.states[ahead]
+            if state is not None and self._is_fresh(state):
+                with suppress(OSError):  # it is opened again to be read
+                    descriptor = os.open(self._walked.path(ahead), _READ)
+                    try:
+                        begin_write_back(descriptor, 0, min(state.size, _SYNCED_SIZE))
+                    finally:
+                        os.close(descriptor)
+
+    def _is_fresh(self, state: FileState) -> bool:
+        """Return whether the kernel may not have written back the file by itself."""
+        return max(state.mtime, state.ctime) + _WRITTEN_BACK_NANOSECONDS >= self.opened_at
 
     def _check(self, place: int) -> None:
         self._walked.states.check(place, os.fstat(self._descriptor), self._opened_path)

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -113,6 +114,8 @@ class WalkResult(NamedTuple):
     elsewhere: dict[str, str]
     """The path of the content, without links in it, of each entry that was reached through a link. By the entry's
     name."""
+    started_at: int
+    """When the walk began, in nanoseconds since 1970."""
 
     def path(self, place: int) -> str:
         """Return the path of the content of an entry."""
@@ -211,6 +214,7 @@ class _Walker:
         self._include = include
         self._exclude = exclude
         self._folders: list[_Folder] = []
+        self._started_at = time.time_ns()
         self._count = 0
 
     @cached_property
@@ -238,7 +242,9 @@ class _Walker:
         for place, before in enumerate(order):
             state = self._packed[before * STATE_SIZE : (before + 1) * STATE_SIZE]
             packed[place * STATE_SIZE : (place + 1) * STATE_SIZE] = state
-        return WalkResult(self._root, [self.entries[before] for before in order], States(packed), self._elsewhere)
+        return WalkResult(
+            self._root, [self.entries[before] for before in order], States(packed), self._elsewhere, self._started_at
+        )
 
     def _look_into(self, folder: _Folder) -> None:
         is_empty = True
