@@ -17,7 +17,7 @@ from typing import BinaryIO, Never
 from blake3 import blake3
 
 from filestore.core.digest import Digest, manifest_digest
-from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
+from filestore.core.manifest import CHUNK_LIMIT, Manifest
 from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace, checked_new_name, shortened
 from filestore.core.paths import run_path
 from filestore.core.records import Kind, Record
@@ -25,7 +25,6 @@ from filestore.core.references import Reference
 from filestore.core.signing import signed_path
 from filestore.errors import (
     Busy,
-    ChunksMissing,
     DamagedRecord,
     FileInUse,
     InvalidManifest,
@@ -41,6 +40,7 @@ from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import ChunkRow, Index, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all, is_intact
 from filestore.repository.maintenance.selection import VersionRule
+from filestore.repository.manifest_check import check_chunks
 from filestore.repository.protocol import (
     GRACE_SECONDS,
     SIGNED_SECONDS,
@@ -61,6 +61,8 @@ IN_FLIGHT_LIMIT = 64 << 20
 """The default limit for the bytes that a repository decodes at the same time."""
 READ_ONE_IN = 100
 """One frame of so many is read when a push asks whether its chunk is missing."""
+_CHECKS = 3
+"""How often the chunks of a manifest are checked before the transaction that commits it."""
 _COMMIT_SLICE = 8192
 _VERIFY_SLICE = 256
 """The most frames that are read in one write transaction."""
@@ -261,12 +263,36 @@ class LocalRepository:
             raise InvalidManifest(
                 f"its cutting version is {parsed.chunking_version}, but this repository's is {identity.chunking_version}"
             )
-        async with self.space_for(len(parsed.encoded)), self._index.transaction() as transaction:
-            await self._check_chunks(transaction, parsed.chunks)
-            # I2: the manifest is durable before its record, and in the same transaction, so that no collection removes
-            # it in between.
-            await self._store.put_manifest(self._namespace, parsed.digest, parsed.encoded)
+        async with self.space_for(len(parsed.encoded)), self._transaction_for(parsed) as transaction:
             return await self._add_record(transaction, name=name, digest=parsed.digest, size=parsed.size, kind=kind)
+
+    @asynccontextmanager
+    async def _transaction_for(self, manifest: Manifest) -> AsyncIterator[Transaction]:
+        """Give a transaction in which all chunks of a manifest are live, and the manifest is durable (I2).
+
+        They are checked before the transaction, and their last-seen times are set to now (I9), because a huge manifest takes
+        seconds. The transaction checks only whether rows were condemned or removed since. Then it is left, and all is checked
+        again. If that happens at each of a few attempts, the check is a part of the transaction.
+
+        Raises ChunksMissing if rows are missing, and InvalidManifest if a size is wrong.
+        """
+        for _ in range(_CHECKS):
+            removals = await self._index.removals(self._namespace)
+            await check_chunks(manifest, self._refreshed_sizes)
+            await self._store.put_manifest(self._namespace, manifest.digest, manifest.encoded)
+            async with self._index.transaction() as transaction:
+                # A collection may have removed the manifest, which has no record yet. During this transaction it cannot.
+                is_kept = await self._store.has_manifest(self._namespace, manifest.digest)
+                if is_kept and removals == await transaction.removals(self._namespace):
+                    yield transaction
+                    return
+        async with self._index.transaction() as transaction:
+            await check_chunks(manifest, partial(transaction.sizes, self._namespace))
+            await self._store.put_manifest(self._namespace, manifest.digest, manifest.encoded)
+            yield transaction
+
+    async def _refreshed_sizes(self, digests: Sequence[Digest]) -> dict[Digest, int]:
+        return {row.digest: row.size for row in await self._index.refreshed_rows(self._namespace, digests)}
 
     async def _add_record(self, transaction: Transaction, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
         return await transaction.add_record(self._namespace, name=name, digest=digest, size=size, kind=kind)
@@ -496,25 +522,6 @@ class LocalRepository:
     def _check_writable(self) -> None:
         if self._read_only:
             raise ReadOnly(self.location)
-
-    async def _check_chunks(self, transaction: Transaction, chunks: Sequence[Chunk]) -> None:
-        """Check that all chunks have live rows with the right size, and set their last-seen time to now (I9).
-
-        Raises ChunksMissing if rows are missing, and InvalidManifest if a size is wrong.
-        """
-        absent: dict[Digest, None] = {}
-        for start in range(0, len(chunks), _COMMIT_SLICE):
-            part = chunks[start : start + _COMMIT_SLICE]
-            sizes = await transaction.sizes(self._namespace, [chunk.digest for chunk in part])
-            for digest, size in part:
-                found = sizes.get(digest)
-                if found is None:
-                    absent[digest] = None
-                elif found != size:
-                    raise InvalidManifest(f"chunk {digest} has {found} bytes, but the manifest states {size}")
-            await transaction.refresh(self._namespace, list(sizes))
-        if absent:
-            raise ChunksMissing(*map(str, absent))
 
     async def _forget_lost(self, absent: Iterable[Digest]) -> None:
         """Remove the rows of chunks whose frames are missing in the store, or cannot be read."""

@@ -129,6 +129,41 @@ async def test_sizes_are_those_of_live_rows(index: Index, clock: Clock) -> None:
         assert {live: row(live).size} == await transaction.sizes(A, [absent, condemned, live, live])
 
 
+async def test_refreshed_rows_are_live_and_count_as_seen(index: Index, clock: Clock) -> None:
+    """I9: a commit checks its chunks by them before its transaction. A write is open meanwhile if none is old."""
+    live, condemned, absent = digests(3)
+    await add(index, [live, condemned])
+    await mark(index, [condemned], unseen_since=clock.now + 1)
+    async with index.transaction():
+        assert [row(live)] == await index.refreshed_rows(A, [absent, condemned, live, live])
+    clock.advance(seconds=HOUR + MINUTE)
+    assert [row(live)] == await index.refreshed_rows(A, [live, condemned])
+    assert [] == await mark(index, [live], unseen_since=clock.now)
+
+
+async def test_removals_tell_that_rows_were_condemned_or_removed(open_shared: OpenIndex, clock: Clock) -> None:
+    """I2: while the number is the same, what was live is live. It is one number for each namespace and all processes."""
+    index, other = await open_shared(), await open_shared()
+    one, two = digests(2)
+    await add(index, [one, two])
+    seen = [await other.removals(A)]
+    assert [] == await mark(index, [one], unseen_since=clock.now)
+    async with index.transaction() as transaction:
+        await transaction.refresh(A, [one])
+        await transaction.forget_chunks(A, [chunk_digest(b"absent")])
+    seen.append(await other.removals(A))
+    await mark(index, [one], unseen_since=clock.now + 1)
+    seen.append(await other.removals(A))
+    async with index.transaction() as transaction:
+        await transaction.forget_chunks(A, [one])
+        assert seen[-1] < await transaction.removals(A)
+    seen.append(await other.removals(A))
+    await add(index, [one])
+    seen.append(await other.removals(A))
+    assert [0, 0, 1, 2, 2] == seen
+    assert 0 == await other.removals(B)
+
+
 async def test_mark_condemned_spares_what_was_seen(index: Index, clock: Clock) -> None:
     """I9: only chunks that were unseen for the grace period are condemned, once each, in the order of the question."""
     old, older, absent = digests(3)

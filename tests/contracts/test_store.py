@@ -241,11 +241,13 @@ async def test_manifest_is_kept(store: ChunkStore) -> None:
     """It is read as it was put, once or twice, also after the caller reused the memory. Before that it is None."""
     digest = chunk_digest(b"manifest")
     assert await store.manifest(A, digest) is None
+    assert not await store.has_manifest(A, digest)
     for _ in range(2):
         encoded = bytearray(b"manifest")
         await store.put_manifest(A, digest, encoded)
         encoded[:] = bytes(8)
     assert b"manifest" == await store.manifest(A, digest)
+    assert [True, False] == [await store.has_manifest(namespace, digest) for namespace in (A, B)]
 
 
 async def test_cancelled_manifest_is_whole_or_absent(store: ChunkStore) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from filestore.core.digest import Digest
+from filestore.repository.index import tasks
 from filestore.repository.index.protocol import Base, ChunkRow, ChunkState
 from filestore.repository.index.schema import is_current
 from filestore.repository.index.statements import read, write
@@ -57,7 +58,8 @@ def update_last_seen(connection: sqlite3.Connection, namespace: str, digests: Se
 
 def delete_chunks(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> None:
     """Delete rows, and the edges from them to their bases."""
-    write(connection, "DELETE FROM chunks WHERE namespace = ? AND digest IN ({})", (namespace,), digests)
+    with tasks.counted_removals(connection, namespace):
+        write(connection, "DELETE FROM chunks WHERE namespace = ? AND digest IN ({})", (namespace,), digests)
     if is_current(connection):
         write(connection, "DELETE FROM bases WHERE namespace = ? AND digest IN ({})", (namespace,), digests)
 
@@ -70,7 +72,8 @@ def update_condemned(
     writing = "UPDATE chunks SET going = 1 WHERE namespace = ? AND going = 0 AND last_seen < ? AND digest IN ({})"
     parameters = (namespace, unseen_since)
     marked = {digest for (digest,) in read(connection, reading, parameters, digests)}
-    write(connection, writing, parameters, digests)
+    with tasks.counted_removals(connection, namespace):
+        write(connection, writing, parameters, digests)
     return [digest for digest in digests if digest in marked]
 
 

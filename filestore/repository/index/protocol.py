@@ -120,6 +120,12 @@ class Transaction(Protocol):
     async def needed_bases(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests that are the base of a chunk that has a row, live or condemned, in order."""
 
+    async def removals(self, namespace: str) -> int:
+        """Return how often rows of a namespace were condemned or removed. The number only grows.
+
+        While it stays the same, every row that was live is live.
+        """
+
     async def condemned(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests whose row is condemned, in the order of `digests`."""
 
@@ -185,6 +191,9 @@ class Index(Protocol):
 
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
         """Return the live rows of `digests`, in any order, and set their last-seen times as `missing` does."""
+
+    async def removals(self, namespace: str) -> int:
+        """Return what `Transaction.removals` returns, without a transaction."""
 
     async def record(self, namespace: str, reference: Reference) -> Record | None:
         """Return the record to which a reference points, or None. If there are several, return the newest one.

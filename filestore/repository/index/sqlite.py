@@ -117,6 +117,9 @@ class SqliteIndex:
                 removed = set(old) - set(await transaction.sizes(namespace, old))
         return [state.row for state in states if state.row.digest not in removed]
 
+    async def removals(self, namespace: str) -> int:
+        return await self._reader.run(tasks.select_removals, namespace)
+
     async def record(self, namespace: str, reference: Reference) -> Record | None:
         return await self._reader.run(records.select_record, namespace, reference)
 
@@ -266,6 +269,9 @@ class SqliteTransaction:
 
     async def needed_bases(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         return await self._writer.run(chunks.select_needed_bases, namespace, digests)
+
+    async def removals(self, namespace: str) -> int:
+        return await self._writer.run(tasks.select_removals, namespace)
 
     async def condemned(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         return await self._writer.run(chunks.select_condemned, namespace, digests)

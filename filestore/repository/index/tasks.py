@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from filestore.repository.index.protocol import IndexVersion, Policy
@@ -24,6 +26,9 @@ TABLES = (
     "INSERT INTO meta (key, value) VALUES ('index_id', lower(hex(randomblob(16)))), ('commits', 0)",
 )
 
+_REMOVALS = "removals:"
+"""The beginning of the key of a namespace's number of removals."""
+
 
 def has_tables(connection: sqlite3.Connection) -> bool:
     """Return whether the tables exist. They do not if an earlier version made the index and nobody has written since."""
@@ -41,6 +46,26 @@ def select_version(connection: sqlite3.Connection) -> IndexVersion | None:
 def count_commit(connection: sqlite3.Connection) -> None:
     """Add 1 to the number of commits."""
     connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'commits'")
+
+
+def select_removals(connection: sqlite3.Connection, namespace: str) -> int:
+    """Return how many statements condemned or removed rows of a namespace."""
+    if not has_tables(connection):
+        return 0
+    row = connection.execute("SELECT value FROM meta WHERE key = ?", (_REMOVALS + namespace,)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+@contextmanager
+def counted_removals(connection: sqlite3.Connection, namespace: str) -> Iterator[None]:
+    """Count the block as a removal if it changes a row."""
+    before = connection.total_changes
+    yield
+    if connection.total_changes != before and has_tables(connection):
+        connection.execute(
+            "INSERT INTO meta (key, value) VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET value = value + 1",
+            (_REMOVALS + namespace,),
+        )
 
 
 def select_state(connection: sqlite3.Connection, namespace: str, task: str) -> dict[str, Any] | None:

@@ -232,6 +232,10 @@ class DiskStore:
         """Write, sync and rename the file. An existing file is replaced only if it is damaged (has other bytes)."""
         await in_disk_thread(self._put_manifest, self._root / manifest_key(namespace, digest), encoded)
 
+    async def has_manifest(self, namespace: str, digest: Digest) -> bool:
+        with _translated(self._root):
+            return await in_disk_thread((self._root / manifest_key(namespace, digest)).is_file)
+
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
         return await in_disk_thread(self._read_manifest, self._root / manifest_key(namespace, digest))
 

@@ -167,6 +167,9 @@ class MemoryStore:
     async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
         self._manifests[namespace, digest] = bytes(encoded)
 
+    async def has_manifest(self, namespace: str, digest: Digest) -> bool:
+        return (namespace, digest) in self._manifests
+
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
         return self._manifests.get((namespace, digest))
 

@@ -190,6 +190,9 @@ class ChunkStore(Protocol):
     async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
         """Store a manifest durably. If it is already stored, do nothing."""
 
+    async def has_manifest(self, namespace: str, digest: Digest) -> bool:
+        """Return whether a manifest is stored. It is not read."""
+
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
         """Return the bytes of a manifest. Return None if it is absent, and b"" if it is there and cannot be read."""
 

@@ -1,0 +1,171 @@
+"""A commit checks its chunks before its transaction. What changes between both does not go unnoticed, and others can write."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from filestore.core.digest import Buffer, Digest, chunk_digest
+from filestore.core.manifest import Chunk, Manifest
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.errors import ChunksMissing, InvalidManifest
+from filestore.repository import manifest_check
+from filestore.repository.index.protocol import ChunkRow, Index
+from filestore.repository.index.sqlite import open_index
+from filestore.repository.local import LocalRepository
+from filestore.repository.stores.memory import MemoryStore
+from tests.support.frames import contents, frames, manifest
+
+LATER = 1 << 62
+CONTENTS = contents(5)
+
+
+class InterruptedStore(MemoryStore):
+    """A store that calls a function after it stored a manifest: after the check of a commit, and before its transaction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.then: Callable[[], Awaitable[None]] | None = None
+        self.count = 0
+
+    async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
+        await super().put_manifest(namespace, digest, encoded)
+        self.count += 1
+        if self.then is not None:
+            await self.then()
+
+
+@pytest.fixture
+async def store() -> InterruptedStore:
+    """The store of the repository."""
+    return InterruptedStore()
+
+
+@pytest.fixture
+async def index(tmp_path: Path) -> AsyncIterator[Index]:
+    """An index as another process has it open. A write that has to wait fails soon."""
+    opened = await open_index(tmp_path / "index.sqlite", busy_seconds=1)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def repository(store: InterruptedStore, index: Index, tmp_path: Path) -> AsyncIterator[LocalRepository]:
+    """A repository with the chunks of `CONTENTS` and one more."""
+    opened = LocalRepository(store, await open_index(tmp_path / "index.sqlite"), location="memory")
+    await opened.put([*frames(5), *frames(1, seed=9)])
+    yield opened
+    await opened.close()
+
+
+async def test_a_chunk_that_is_condemned_after_the_check_is_missing(
+    repository: LocalRepository, store: InterruptedStore, index: Index
+) -> None:
+    """I9: the commit names it, and records nothing. The client sends it, and commits again."""
+    lost = chunk_digest(CONTENTS[3])
+
+    async def condemn() -> None:
+        store.then = None
+        async with index.transaction() as transaction:
+            await transaction.condemn(DEFAULT_NAMESPACE, [lost], unseen_since=LATER)
+
+    store.then = condemn
+    with pytest.raises(ChunksMissing) as caught:
+        await repository.commit(manifest(CONTENTS).encoded, name="model.bin")
+    assert (str(lost),) == caught.value.digests
+    assert [] == await repository.records()
+    await repository.put(frames(5)[3:4])
+    record = await repository.commit(manifest(CONTENTS).encoded, name="model.bin")
+    assert [record] == await repository.records()
+
+
+async def test_a_chunk_that_is_forgotten_after_the_check_is_missing(
+    repository: LocalRepository, store: InterruptedStore, index: Index
+) -> None:
+    """A reader that found its frame damaged removes the row at any time."""
+    lost = chunk_digest(CONTENTS[0])
+
+    async def forget() -> None:
+        store.then = None
+        async with index.transaction() as transaction:
+            await transaction.forget_chunks(DEFAULT_NAMESPACE, [lost])
+
+    store.then = forget
+    with pytest.raises(ChunksMissing):
+        await repository.commit(manifest(CONTENTS).encoded, name="model.bin")
+    assert [] == await repository.records()
+
+
+async def test_a_manifest_that_is_removed_before_its_record_is_stored_again(
+    repository: LocalRepository, store: InterruptedStore
+) -> None:
+    """A collection removes manifests without a record, also the one of a commit in progress."""
+    stored = manifest(CONTENTS)
+
+    async def remove() -> None:
+        store.then = None
+        await store.remove_manifest(DEFAULT_NAMESPACE, stored.digest)
+
+    store.then = remove
+    record = await repository.commit(stored.encoded, name="model.bin")
+    assert stored.encoded == await repository.manifest(record.digest)
+    assert 2 == store.count
+
+
+async def test_a_commit_beside_endless_removals_ends(repository: LocalRepository, store: InterruptedStore, index: Index) -> None:
+    """If other chunks are condemned at each attempt, the last check is a part of the transaction."""
+    other = frames(1, seed=9)
+
+    async def condemn() -> None:
+        if store.count <= 3:  # after that, the transaction of the commit excludes this
+            async with index.transaction() as transaction:
+                await transaction.add_chunks(DEFAULT_NAMESPACE, [ChunkRow(other[0].digest, 1000, 1000)])
+                await transaction.condemn(DEFAULT_NAMESPACE, [other[0].digest], unseen_since=LATER)
+
+    store.then = condemn
+    record = await repository.commit(manifest(CONTENTS).encoded, name="model.bin")
+    assert [record] == await repository.records()
+    assert 4 == store.count
+
+
+async def test_others_write_while_a_manifest_of_many_slices_is_checked(
+    repository: LocalRepository, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two slices no transaction is open, so that another process can write."""
+    monkeypatch.setattr(manifest_check, "SLICE", 2)
+    looked_up: list[int] = []
+    refreshed_rows = index.refreshed_rows
+
+    async def seen(namespace: str, digests: list[Digest]) -> list[ChunkRow]:
+        async with index.transaction() as transaction:
+            await transaction.set_task_state(namespace, "other", {"number": len(looked_up)})
+        looked_up.append(len(digests))
+        return await refreshed_rows(namespace, digests)
+
+    monkeypatch.setattr(repository._index, "refreshed_rows", seen)  # in the middle of the check
+    record = await repository.commit(manifest(CONTENTS).encoded, name="model.bin")
+    assert [record] == await repository.records()
+    assert [2, 2, 1] == looked_up
+
+
+async def test_all_missing_chunks_are_named_in_the_order_of_the_file(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks are looked up in another order than that of the manifest, and each is named once."""
+    monkeypatch.setattr(manifest_check, "SLICE", 3)
+    absent = contents(20, seed=4)
+    with pytest.raises(ChunksMissing) as caught:
+        await repository.commit(manifest([*absent, *CONTENTS, *absent]).encoded, name="model.bin")
+    assert tuple(str(chunk_digest(content)) for content in absent) == caught.value.digests
+
+
+async def test_a_wrong_size_in_any_slice_is_refused(repository: LocalRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I4: a manifest must state the sizes of its chunks, also where one chunk comes twice."""
+    monkeypatch.setattr(manifest_check, "SLICE", 2)
+    chunks = [Chunk(chunk_digest(content), len(content)) for content in CONTENTS]
+    wrong = Manifest.build([*chunks, Chunk(chunks[1].digest, 1)], chunking_version=manifest(CONTENTS).chunking_version)
+    with pytest.raises(InvalidManifest, match="1000 bytes"):
+        await repository.commit(wrong.encoded, name="model.bin")
+    assert [] == await repository.records()
