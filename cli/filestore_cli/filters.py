@@ -17,16 +17,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
 }
-_AGE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*\Z")
 AGES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-def parse_age(text: str) -> float:
-    """Return the seconds of an age such as 30d, 12h or 90min. Raises ValueError."""
-    match = _AGE.match(text)
-    if match is None or match[2] not in AGES:
-        raise ValueError(f"{text!r} is not an age, such as 30d or 12h: a number and one of {', '.join(AGES)}")
-    return float(match[1]) * AGES[match[2]]
 
 
 class Filter(NamedTuple):

@@ -13,7 +13,7 @@ from filestore.core.references import Reference
 from filestore.errors import FileInUse, FilestoreError, InvalidReference, NotFound, RecordChanged
 from filestore.repository.protocol import FreedContent, Repository
 from filestore_cli.context import CommandContext, takes
-from filestore_cli.filters import parse_age
+from filestore_cli.gc import Age
 from filestore_cli.hints import explained
 from filestore_cli.lookup import not_found
 from filestore_cli.records import Count, record_line
@@ -24,18 +24,6 @@ _PAGE = 1000
 _FREED_LIMIT = 65536
 """The largest number of records for which a repository says what their removal frees."""
 _SHOWN_NAMES = 5
-
-
-class _Age(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
-    """An age, as seconds."""
-
-    name = "AGE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return parse_age(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +65,7 @@ class _Plan:
 @click.argument("references", metavar="ID|DIGEST|PATH|NAME[@REV]", nargs=-1, required=True)
 @click.option("--all", "every", is_flag=True, help="Remove all versions of each name, and all records of each digest.")
 @click.option("--keep-last", type=Count(min=1), metavar="COUNT", help="Keep this many of the newest versions of each name.")
-@click.option("--older-than", type=_Age(), help="Remove only versions that were stored longer ago, such as 30d or 12h.")
+@click.option("--older-than", type=Age(), help="Remove only versions that were stored longer ago, such as 30d or 12h.")
 @click.option("--yes", is_flag=True, help="Do not ask before --all.")
 @click.option("--force", is_flag=True, help="Remove also what a pipeline needs.")
 @click.option("--dry-run", is_flag=True, help="Remove nothing; show what would be removed.")
@@ -229,7 +217,7 @@ def _show(
     if removed and size:
         context.note(
             f"{exactly(size)} that no other file needs can be freed: by a server with collection after its grace period,"
-            " or by the command `gc`. Chunks that were used in the grace period, 24 hours by default, are freed later."
+            " or by `filestore gc`. Chunks that were used in the grace period, 24 hours by default, are freed later."
         )
     elif removed and size == 0:
         context.note("This frees no disk space, because other files need the same content.")

@@ -40,8 +40,10 @@ async def _du(context: CommandContext, limit: int) -> None:
     from filestore.backends import other_files, repository_folder  # heavy
 
     async with context.repository(read_only=True) as repository:
-        usage = await repository.usage(name_limit=limit)
         folder = repository_folder(repository.location)
+        # A server has a setting of its own.
+        grace_seconds = None if folder is None else context.settings.gc_grace
+        usage = await repository.usage(name_limit=limit, grace_seconds=grace_seconds)
         others = None if folder is None else await other_files(folder, usage.namespace)
         cached = _cached(context.settings.cache)
         result = usage.as_json() | {
@@ -86,7 +88,7 @@ def _totals(usage: Usage, others: OtherFiles | None) -> dict[str, str]:
 
 
 def _cached(root: Path) -> int | None:
-    """Return the bytes of disk that a cache takes. None if there is no cache."""
+    """Return the bytes of disk that a cache takes. None if nobody has made it yet."""
     from filestore.cache.cache import check_cache  # heavy
     from filestore.cache.inventory import entries, staged  # heavy
 

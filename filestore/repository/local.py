@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Container, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import ChunkRow, Index, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all, is_intact
 from filestore.repository.maintenance.selection import VersionRule
+from filestore.repository.maintenance.versions import list_versions, summary
 from filestore.repository.manifest_check import check_chunks
 from filestore.repository.protocol import (
     GRACE_SECONDS,
@@ -328,40 +329,10 @@ class LocalRepository:
     ) -> VersionPage:
         reference = reference_of(wanted)
         first = await self.record(reference)
-        if not reference.means(first):
-            reference = Reference(name=first.name)  # `name_otherwise`
-        if reference.id is not None or reference.revision is not None:
-            found, counted = [first], Reference(name=first.name)
-        elif keep_last is None and older_than_seconds is None:
-            found, counted = await self._index.versions(self._namespace, reference, limit=limit, before=before), reference
-        else:
+        rule = None
+        if keep_last is not None or older_than_seconds is not None:
             rule = VersionRule(keep_last=keep_last, older_than_seconds=older_than_seconds)
-            found, counted = await self._selected(reference, rule, limit=limit, before=before), reference
-        total = await self._index.version_count(self._namespace, counted)
-        return VersionPage(found, total, await self._users({record.id for record in found}))
-
-    async def _selected(self, reference: Reference, rule: VersionRule, *, limit: int, before: int | None) -> list[Record]:
-        now = time.time_ns() // 1000
-        newer_count = 0
-        if before is not None:
-            newer_count = await self._index.version_count(self._namespace, reference)
-            newer_count -= await self._index.version_count(self._namespace, reference, before=before)
-        selected: list[Record] = []
-        while len(selected) < limit:
-            page = await self._index.versions(self._namespace, reference, limit=_RECORDS_AT_ONCE, before=before)
-            if not page:
-                break
-            selected += rule.select(page, now=now, newer_count=newer_count)
-            newer_count += len(page)
-            before = page[-1].updated_at
-        return selected[:limit]
-
-    async def _users(self, file_ids: Container[str]) -> dict[str, str]:
-        users: dict[str, list[str]] = {}
-        for use in await self._index.uses(self._namespace):
-            if use.file_id in file_ids:
-                users.setdefault(use.file_id, []).append(use.pipeline_name)
-        return {file_id: _summary(sorted(names)) for file_id, names in users.items()}
+        return await list_versions(self._index, self._namespace, reference, first=first, rule=rule, limit=limit, before=before)
 
     async def freed_by(self, file_ids: Sequence[str]) -> FreedContent:
         from filestore.repository.maintenance.usage import measure_freed  # noqa: PLC0415  # heavy: numpy
@@ -420,7 +391,7 @@ class LocalRepository:
             await self._check_unchanged(file_id, updated_at=updated_at, unless_newest=unless_newest)
             users = [] if force else await transaction.uses_of(self._namespace, file_id)
             if users:
-                raise FileInUse(file_id, _summary([use.pipeline_name for use in users]))
+                raise FileInUse(file_id, summary([use.pipeline_name for use in users]))
             record = await transaction.remove_record(self._namespace, file_id)
             if record is None:
                 raise NotFound(file_id)
@@ -568,12 +539,6 @@ def _is_intact(row: ChunkRow, frame: memoryview) -> bool:
     if row.frame_digest is not None and blake3(frame).digest() == row.frame_digest:
         return True
     return is_intact(Frame(row.digest, frame))
-
-
-def _summary(names: Sequence[str]) -> str:
-    """Return names for an error, at most ten of them."""
-    more = f" and {len(names) - 10} others" if len(names) > 10 else ""
-    return f"{', '.join(names[:10])}{more}"
 
 
 def _close(files: Iterable[BinaryIO | None]) -> None:

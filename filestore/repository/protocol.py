@@ -86,7 +86,7 @@ class Usage(NamedTuple):
     free_size: int
     """Bytes of the frames and manifests that a collection removes now."""
     waiting_size: int
-    """Bytes of the frames that no record needs, and that a push has used within the grace period."""
+    """Bytes of the frames that no record needs, and that a push has used within the grace period, and of their manifests."""
     manifests_size: int
     """Bytes of the manifests of records."""
     grace_seconds: float

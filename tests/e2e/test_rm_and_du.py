@@ -162,6 +162,10 @@ def test_du_agrees_with_the_disk(home: Home, environ: dict[str, str]) -> None:
         assert usage["other_files"] is None
     else:
         assert on_disk(home.data) == content + sum(usage["other_files"].values())
+        at_once = environ | {"FILESTORE_GC_GRACE": "0s"}
+        free = home.result("du", environ=at_once)["free_size"]
+        assert SIZE < free == home.result("gc", environ=at_once)["freed_size"]
+        assert on_disk(home.data / "chunks") + on_disk(home.data / "manifests") == content - free
     printed = home.run("du", "--limit", "1", "--cache", home.folder / "nothing", environ=environ).stdout
     assert "and 1 more names" in printed
     assert "cache " not in printed.replace(str(home.folder), "")

@@ -244,6 +244,7 @@ class RequestAuthenticator:
             upload_limit=self._limits.upload_limit,
             chunks_limit=self._limits.chunks_limit,
             request_limit=self._limits.request_limit,
+            grace_seconds=self._limits.gc_grace,
             secret=self._secret,
             shared_times=self._shared_times,
         )

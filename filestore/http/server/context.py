@@ -47,6 +47,9 @@ class RequestContext:
     upload_limit: int | None
     chunks_limit: int | None
     request_limit: int
+
+    grace_seconds: float
+    """The grace period of the collection in this server."""
     shared_times: SharedTimes
     secret: bytes
     """The key that signs URLs."""

@@ -44,7 +44,8 @@ class _Version(NamedTuple):
 
     name: str
     digest: Digest
-    record: Record
+    record: Record | None
+    """None for a manifest that no record has."""
 
 
 class _Part:
@@ -79,6 +80,11 @@ class _Part:
         self.name[new] = number
         self.sizes[new] = entries["size"][first][is_here][is_new]
         return int(self.stored[new].sum())
+
+    def has_waiting(self, entries: npt.NDArray[np.void]) -> bool:
+        """Return whether a manifest has a chunk that no record needs, and that collection keeps for now."""
+        places, _ = self._places(entries["key"].astype(np.uint64))
+        return bool(np.any((self.name[places] == _NONE) & ~self.is_free[places]))
 
     def sums_by_name(self, count: int) -> npt.NDArray[np.int64]:
         """Return, for each of `count` names, the bytes of the frames that only this name needs."""
@@ -136,7 +142,8 @@ async def measure_usage(
     versions = sorted(await _versions(index, namespace), key=lambda version: version[:2])
     names = list(dict.fromkeys(version.name for version in versions))
     numbers = {name: number for number, name in enumerate(names)}
-    sums, damaged = _Sums(), dict[str, None]()
+    manifests_size, left = await _manifest_sizes(store, namespace, {version.digest for version in versions})
+    sums, damaged, waiting = _Sums(), dict[str, None](), set[Digest]()
     own, all_of_name = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
     unseen_since = now - int((grace_seconds + min(grace_seconds, _HOUR)) * _SECOND)
     async for part in _parts(store, namespace, part_count):
@@ -146,20 +153,26 @@ async def measure_usage(
             number = numbers[version.name]
             all_of_name[number] += part.note_name(number, entries)
 
+        def note_left(version: _Version, entries: npt.NDArray[np.void], part: _Part = part) -> None:
+            if part.has_waiting(entries):
+                waiting.add(version.digest)
+
         damaged |= dict.fromkeys(await _read_manifests(store, index, namespace, versions, note))
+        await _read_manifests(store, index, namespace, [_Version("", digest, None) for digest in left], note_left)
         own += await in_cpu_thread(part.sums_by_name, len(names))
         sums.add(part)
-    manifests = await _manifest_sizes(store, namespace, {version.digest for version in versions})
+    # Collection removes a manifest after its chunks.
+    waiting_size = sum(left[digest] for digest in waiting)
     return Usage(
         namespace=namespace,
         record_count=len(versions),
-        logical_size=sum(version.record.size for version in versions),
+        logical_size=sum(version.record.size for version in versions if version.record is not None),
         distinct_size=sums.needed_decoded,
         frame_count=sums.frame_count,
         needed_size=sums.needed,
-        free_size=sums.free + manifests[1],
-        waiting_size=sums.waiting,
-        manifests_size=manifests[0],
+        free_size=sums.free + sum(left.values()) - waiting_size,
+        waiting_size=sums.waiting + waiting_size,
+        manifests_size=manifests_size,
         grace_seconds=grace_seconds,
         damaged=tuple(damaged)[:name_limit],
         name_count=len(names),
@@ -177,7 +190,8 @@ async def measure_freed(
     removed, others = list[_Version](), list[_Version]()
     gone = set(file_ids)
     for version in await _versions(index, namespace):
-        (removed if version.record.id in gone else others).append(version)
+        is_removed = version.record is not None and version.record.id in gone
+        (removed if is_removed else others).append(version)
     stays = {version.digest for version in others}
     removed = list({version.digest: version for version in removed if version.digest not in stays}.values())
     others = list({version.digest: version for version in others}.values())
@@ -248,7 +262,7 @@ def _names_usage(
     counts, sizes = [0] * len(numbers), [0] * len(numbers)
     for version in versions:
         counts[numbers[version.name]] += 1
-        sizes[numbers[version.name]] += version.record.size
+        sizes[numbers[version.name]] += 0 if version.record is None else version.record.size
     usages = [
         NameUsage(name, counts[number], sizes[number], int(own[number]), int(all_of_name[number] - own[number]))
         for name, number in numbers.items()
@@ -297,16 +311,14 @@ def _before(key: int) -> Digest | None:
     return Digest((key - 1).to_bytes(8, "big") + b"\xff" * (DIGEST_SIZE - 8)) if key else None
 
 
-async def _manifest_sizes(store: ChunkStore, namespace: str, needed: Collection[Digest]) -> tuple[int, int]:
-    """Return the bytes of the manifests that records need, and of the others."""
-    kept = left = 0
+async def _manifest_sizes(store: ChunkStore, namespace: str, needed: Collection[Digest]) -> tuple[int, dict[Digest, int]]:
+    """Return the bytes of the manifests that records need, and those of each other manifest."""
+    size = 0
+    left = dict[Digest, int]()
     async for page in store.manifest_pages(namespace):
-        for digest, size in page:
-            if digest in needed:
-                kept += size
-            else:
-                left += size
-    return kept, left
+        size += sum(each for digest, each in page if digest in needed)
+        left |= {digest: each for digest, each in page if digest not in needed}
+    return size, left
 
 
 async def _read_whole(
@@ -320,7 +332,8 @@ async def _read_whole(
     damaged = await _read_manifests(store, index, namespace, versions, note)
     if damaged:
         version = next(version for version in versions if version.name == damaged[0])
-        raise DamagedRecord(version.record.id, version.name, f"its manifest {version.digest} is missing or damaged")
+        file_id = "" if version.record is None else version.record.id
+        raise DamagedRecord(file_id, version.name, f"its manifest {version.digest} is missing or damaged")
 
 
 async def _read_manifests(
@@ -350,7 +363,8 @@ async def _read_manifests(
         encoded = await store.manifest(namespace, version.digest)
         if encoded is None:
             # It may have been removed since, and then its manifest too.
-            if await index.record(namespace, Reference(id=version.record.id)) is not None:
+            record = version.record
+            if record is not None and await index.record(namespace, Reference(id=record.id)) is not None:
                 damaged.append(version.name)
             continue
         batch.append((version, encoded))

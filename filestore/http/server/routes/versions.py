@@ -66,7 +66,8 @@ async def measure_freed(context: RequestContext, repository: LocalRepository) ->
 async def measure_usage(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with what the namespace of the token takes on disk."""
     limit = _limited(context.request, "names", NAMES_LIMIT)
-    grace_seconds = _seconds(context.request, "grace_seconds")
+    asked = _seconds(context.request, "grace_seconds")
+    grace_seconds = context.grace_seconds if asked is None else asked
 
     async def measured() -> web.Response:
         usage = await repository.usage(grace_seconds=grace_seconds, name_limit=limit)
