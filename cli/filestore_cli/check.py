@@ -15,6 +15,7 @@ from filestore.core.progress import Progress
 from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, number_of
+from filestore_cli.folders import maintained_folder
 from filestore_cli.progress import CHECK, TICK_SECONDS, show_progress
 from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     # Heavy: the command imports it when it runs.
     from filestore.repository.maintenance.findings import AffectedFile, Finding
 
+_HOW_TO_REPAIR = (
+    "`filestore check --repair` repairs what can be repaired, and lets the next push of such a file send what is lost"
+)
 SHOWN_LIMIT = 1000
 """The most findings and the most files that are printed. All are counted."""
 
@@ -81,14 +85,14 @@ def check(
         raise click.UsageError("--rate limits what --read-data reads; give both")
     if sources and not repair:
         raise click.UsageError("--from names good copies for --repair; give both")
-    folder = _folder(context)
+    folder = maintained_folder(context, "check")
     if repair:
         _repair(context, folder, sources, fraction, rate)
         return
     report = run_to_end(_check(context, folder, fraction, rate))
     context.show(report.as_json(), *report.lines(), report.summary())
     if report.damage_count:
-        raise click.ClickException(for_display(report.failure()))
+        raise click.ClickException(for_display(f"{report.failure()}; {_HOW_TO_REPAIR}"))
 
 
 def _repair(context: CommandContext, folder: Path, sources: tuple[str, ...], fraction: Fraction | None, rate: int | None) -> None:
@@ -101,19 +105,6 @@ def _repair(context: CommandContext, folder: Path, sources: tuple[str, ...], fra
     remains = failure(report)
     if remains is not None:
         raise click.ClickException(for_display(remains))
-
-
-def _folder(context: CommandContext) -> Path:
-    from filestore.backends import repository_folder  # heavy
-
-    url = context.settings.url or str(context.settings.root.absolute())
-    folder = repository_folder(url)
-    if folder is None:
-        raise click.ClickException(
-            f"check works on the folder of a repository, and {for_display(url)} is the URL of a server; "
-            "run it on the machine of that server, with --root and the folder that it serves"
-        )
-    return folder.absolute()
 
 
 async def _check(context: CommandContext, folder: Path, fraction: Fraction | None, rate: int | None) -> Report:

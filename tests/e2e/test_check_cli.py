@@ -66,7 +66,7 @@ def test_damage_gives_status_1_and_the_names_of_files(home: Home, root: Path) ->
     done = home.run("check", "--root", root)
     assert 1 == done.returncode
     assert "model.bin  (1 of " in done.stdout
-    assert "1 file is affected" in done.stderr.splitlines()[-1]
+    assert "1 file is affected; `filestore check --repair`" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
@@ -79,6 +79,12 @@ def test_check_beside_a_server_that_receives_a_push(home: Home, root: Path, tmp_
         home.result("push", source, environ=environ)
         status, result = checked(home, root, "--read-data", "1/2")
         assert (0, 2) == (status, result["record_count"])
+
+
+def test_root_has_priority_over_the_url_of_the_environment(home: Home, root: Path) -> None:
+    """A user who works with a server by FILESTORE_URL can still check a folder."""
+    done = home.run("check", "--root", root, environ={"FILESTORE_URL": "http://127.0.0.1:9"})
+    assert (0, "") == (done.returncode, done.stderr)
 
 
 def test_folder_that_cannot_be_written_is_checked(home: Home, root: Path) -> None:
