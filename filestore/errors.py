@@ -671,11 +671,11 @@ class ProxyUnreachable(Unreachable):
 
 
 class Stalled(TransferError):
-    """A peer moved no byte for too long."""
+    """A peer moved no byte for too long, or too few bytes."""
 
     slug = "stalled"
     facts = ("url", "seconds")
-    sentence = "{url} moved no byte for {seconds:g} seconds; try again"
+    sentence = "{url} moved no byte for {seconds:g} seconds, or too few; try again"
     seconds: float
 
 

@@ -6,6 +6,9 @@ from dataclasses import replace
 import pytest
 
 from filestore.core.progress import Progress
+from filestore.errors import Interrupted
+from filestore.http.client.repository import RemoteRepository
+from filestore.system.retries import Retries
 from filestore_cli.progress import FETCH, HASH, PLAN, PUSH, Activity, Bar, PlainLines, ProgressMeter, sentence
 from tests.support.clock import Clock
 
@@ -52,6 +55,21 @@ def test_a_rate_forgets(meter: ProgressMeter, clock: Clock) -> None:
     assert meter.rate == 0
     assert meter.seconds_left is None
     assert "nothing moved for 12 s" in sentence(PUSH, meter)
+
+
+def test_wait_for_a_server_is_told(clock: Clock) -> None:
+    """It says for how long, and nothing of a rate."""
+    repository = RemoteRepository("http://server", token=None)
+    repository._retries = Retries(clock=clock)
+    meter = ProgressMeter(clock, repository)
+    after(meter, clock, 1, halfway())
+    with repository._retries.request() as request:
+        request.next_pause(Interrupted("http://server", "it was cut"))
+        after(meter, clock, 42)
+
+        assert sentence(PUSH, meter).endswith("20.0 MB shared, waiting for the server for 42 s")
+
+    assert "waiting" not in sentence(PUSH, meter)
 
 
 def test_what_is_taken_back_is_not_a_negative_rate(meter: ProgressMeter, clock: Clock) -> None:

@@ -191,7 +191,7 @@ class _WatchedRequest(aiohttp.ClientRequest):
     async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
         watch = _current_watch.get(None)
         if watch is not None and conn.transport is not None:
-            watch.connection = conn.transport.get_extra_info("socket")
+            watch.use(conn.transport.get_extra_info("socket"))
         return await super().send(conn)
 
 
@@ -199,7 +199,7 @@ class _Watch:
     """End one exchange when its connection has stalled. It looks once in every `seconds`."""
 
     def __init__(self, stall: asyncio.Timeout, seconds: float) -> None:
-        self.connection: socket.socket | None = None
+        self._connection: socket.socket | None = None
         self._stall = stall
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
@@ -213,6 +213,11 @@ class _Watch:
         self._least = max(1.0, least_rate * self._seconds)
         self._moved, self._acknowledged = 0, self._read_acknowledged()
         self._next = self._loop.call_later(self._seconds, self._look)
+
+    def use(self, connection: socket.socket | None) -> None:
+        """Count also what the peer acknowledges on `connection` from now on."""
+        self._connection = connection
+        self._acknowledged = self._read_acknowledged()
 
     def count(self, size: int) -> None:
         """Count bytes that were received, or that the connection has taken."""
@@ -231,7 +236,7 @@ class _Watch:
             self.expect(self._least / self._seconds)
 
     def _read_acknowledged(self) -> int:
-        return 0 if self.connection is None else acknowledged_size(self.connection)
+        return 0 if self._connection is None else acknowledged_size(self._connection)
 
 
 @asynccontextmanager
