@@ -323,3 +323,31 @@ async def test_read_each_does_not_read_what_no_frame_can_be(store: ChunkStore) -
     (large,) = await publish(store, bytes(FRAME_LIMIT + 1))
     results = await store.read_each(A, [large], memoryview(bytearray(FRAME_LIMIT)), lambda _, data: bytes(data))
     assert [FrameState(FRAME_LIMIT + 1)] == results
+
+
+async def test_space_is_promised_and_given_back(store: ChunkStore) -> None:
+    """After the block, also where it failed or was cancelled, the whole space can be promised again."""
+    for size in (0, 1, 10_000):
+        async with store.space_for(size) as claim:
+            claim.written(size // 2)
+            claim.written(2 * size)
+    with pytest.raises(ZeroDivisionError):
+        async with store.space_for(10_000):
+            raise ZeroDivisionError
+
+    async def claim_and_leave() -> None:
+        async with store.space_for(10_000) as claim:
+            claim.written(1)
+
+    async for _ in cancelled_at_every_await(claim_and_leave):
+        pass
+    async with store.space_for(10_000):
+        pass
+
+
+async def test_reserve_can_be_made_again(store: ChunkStore) -> None:
+    """After it was released. A second release finds none."""
+    assert await store.make_reserve()
+    await store.release_reserve()
+    assert False is await store.release_reserve()
+    assert await store.make_reserve()
