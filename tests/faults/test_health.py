@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -169,9 +170,21 @@ def test_connections_have_a_limit_below_that_of_open_files(home: Home, tmp_path:
             assert 200 == reply(connection).status
         refused = server.ask("GET", "/healthz", token=None)
         assert (503, "busy", "1") == (refused.status, refused.slug, refused.headers["Retry-After"])
+        with server.connection() as silent:  # it neither asks nor closes
+            assert b"HTTP/1.1 503" == silent.recv(12)
+            eventually(lambda: is_cut(silent))
         for connection in connections:
             connection.close()
         eventually(lambda: 200 == server.ask("GET", "/healthz", token=None).status)
+
+
+def is_cut(connection: socket.socket) -> bool:
+    """Send a byte, and return whether the other end has closed the connection."""
+    try:
+        connection.sendall(b"x")
+    except ConnectionError:
+        return True
+    return False
 
 
 @pytest.mark.slow

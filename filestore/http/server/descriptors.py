@@ -25,6 +25,8 @@ _KEPT_FREE = 64
 _PER_CONNECTION = 4
 """Descriptors of a connection with a request: its socket, a duplicate, a file, and a share of the frames that are sent."""
 _LEAST_CONNECTIONS = 4
+_REFUSAL_SECONDS = 2.0
+"""How long a refused client has to read its answer."""
 _LOG_SECONDS = 60.0
 _OUT = (errno.EMFILE, errno.ENFILE)
 
@@ -64,6 +66,8 @@ class _Refusal(asyncio.Protocol):
         head, body = problem_head_and_body(Busy("the server", "it has as many connections as its limit of open files permits"))
         transport.write(head + body)
         transport.write_eof()
+        # A client that sends on, or nothing, must not keep a descriptor. A close at once could discard the answer.
+        asyncio.get_running_loop().call_later(_REFUSAL_SECONDS, transport.abort)
 
     def data_received(self, _: bytes) -> None:
         """Ignore the request. The client reads the answer when it has sent it."""
