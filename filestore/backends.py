@@ -349,9 +349,8 @@ def _has_index(root: Path) -> bool:
     raise NotARepository(
         str(root),
         f"its index {INDEX_NAME} is missing, which holds the records and tokens of what is stored there",
-        f"restore {INDEX_NAME} from a backup; without one, move the folder away, make a new repository"
-        f" ({_HOW_TO_MAKE}), and push the files again",
-        hint="create-repository",
+        "restore it from a backup, or repair the repository",
+        hint="repair-index",
     )
 
 

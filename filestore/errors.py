@@ -29,6 +29,7 @@ FilestoreError
 ├── LimitExceeded
 │   └── TooManyUploads
 ├── NotARepository
+├── NotABackup
 ├── ReadOnly
 ├── UsedAfterFork
 ├── BlockingCallRefused       a call of `filestore.blocking`
@@ -401,6 +402,16 @@ class NotARepository(FilestoreError):
     found: str
 
 
+class NotABackup(FilestoreError):
+    """A folder that is not a backup, or that a backup cannot be made in; `found` says what is there, `advice` what to do."""
+
+    slug = "not-a-backup"
+    facts = ("folder", "found", "advice")
+    sentence = "{folder} is not a backup: {found}; {advice}"
+    folder: str
+    found: str
+
+
 class ReadOnly(FilestoreError):
     """A write to a repository that was opened for reading only."""
 
@@ -548,6 +559,7 @@ class IndexDamaged(StorageError):
 
     slug = "index-damaged"
     sentence = "{path} cannot be used: {reason}; restore it from a backup, or repair the repository"
+    hint = "repair-index"
 
 
 class IndexReplaced(StorageError):

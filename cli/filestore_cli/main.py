@@ -16,6 +16,7 @@ from filestore_cli.text import for_display
 from filestore_cli.version import print_version
 
 _COMMANDS = {
+    "backup": "backup:backup",
     "bench": "bench.command:bench",
     "cache": "caching:cache",
     "check": "check:check",
@@ -29,6 +30,7 @@ _COMMANDS = {
     "ls": "records:ls",
     "namespace": "namespaces:namespace",
     "push": "transfer:push",
+    "restore": "backup:restore",
     "rm": "removal:rm",
     "runtime": "runtime:runtime",
     "serve": "serving:serve",

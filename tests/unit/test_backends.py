@@ -221,9 +221,8 @@ async def test_repository_that_lost_a_part_is_not_made_again(tmp_path: Path, los
     if lost == "index.sqlite":
         assert (
             f"{folder} is not a repository: its index index.sqlite is missing, which holds the records and tokens"
-            " of what is stored there; restore index.sqlite from a backup; without one, move the folder away, make a new"
-            " repository (connect with create=True), and push the files again; "
-            "on the command line, `filestore serve --create` or `filestore push --create` makes it"
+            " of what is stored there; restore it from a backup, or repair the repository; `filestore restore` does it from a"
+            " backup, and `filestore check --repair` finds the content again, but no names and tokens"
         ) == explained(caught.value)
     assert before == tree(folder)
 

@@ -1,0 +1,202 @@
+"""The commands backup and restore."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from filestore.errors import InvalidUrl, NotARepository
+from filestore_cli.context import CommandContext, takes
+from filestore_cli.paths import NonemptyPath
+from filestore_cli.progress import LINE_SECONDS
+from filestore_cli.settings import parse_size
+from filestore_cli.start import run_to_end, say
+from filestore_cli.text import exactly, for_display, in_units, table
+
+if TYPE_CHECKING:
+    # Heavy: the commands import it when they run.
+    from filestore.repository.maintenance.content import ContentCounts, DamagedFile
+
+_SHOWN_FILES = 20
+
+
+class _Rate(click.ParamType[int]):
+    """A number of bytes per second."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(value, minimum=1)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_rate = click.option("--rate", type=_Rate(), metavar="SIZE", help="The most bytes to copy per second.  [default: no limit]")
+
+
+@click.command(short_help="Back up a local repository.")
+@click.argument("target", type=NonemptyPath())
+@click.option("--full", is_flag=True, help="Copy content too, as far as TARGET lacks it.")
+@click.option(
+    "--keep", "kept", type=click.IntRange(min=1), default=7, show_default=True, metavar="COUNT", help="How many backups stay."
+)
+@_rate
+@takes("url", "root")
+def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate: int | None) -> None:
+    """Back up names, records, tokens and pipelines to the folder TARGET, while servers run.
+
+    With --full, TARGET also gets the content, and everything can be restored from it.
+    """
+
+    async def run() -> None:
+        from filestore.repository.maintenance.backup import back_up  # heavy
+        from filestore.repository.maintenance.content import ContentCounts  # heavy
+
+        counts = ContentCounts()
+        async with _told(context, "backup", counts):
+            try:
+                made = await back_up(_folder(context), target, full=full, kept=kept, rate=rate, counts=counts)
+            except NotARepository as error:
+                raise context.advised(error) from None
+        content = f"{counts.chunk_count} chunks, {in_units(counts.stored_size)}" if full else "not copied; --full does that"
+        context.show(
+            {
+                "backup": str(made.path),
+                "root": str(_folder(context)),
+                "has_content": full,
+                "records": counts.record_count,
+                "chunks": counts.chunk_count,
+                "stored_size": counts.stored_size,
+                "bytes_copied": counts.copied_size,
+                "damaged": _as_json(made.damaged),
+                "removed": list(made.removed),
+            },
+            *table(
+                backup=for_display(made.path),
+                folder=for_display(_folder(context)),
+                records=counts.record_count,
+                content=content,
+                **({"copied": exactly(counts.copied_size)} if full else {}),
+                **({"removed": f"{len(made.removed)} older backups"} if made.removed else {}),
+            ),
+            *_lines(made.damaged),
+        )
+        if made.damaged:
+            raise click.ClickException(
+                f"the backup was made, but {_how_many(counts)} in it not whole, because the repository has lost some of their"
+                " content; earlier backups may have it"
+            )
+
+    run_to_end(run())
+
+
+@click.command(short_help="Restore a repository from backup.")
+@click.argument("source", type=NonemptyPath())
+@_rate
+@takes("root")
+def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
+    """Restore the newest backup in SOURCE, into a new folder or over a repository that has lost its index.
+
+    No server and no command may have the folder open. Content that is there stays; the old index is renamed.
+    """
+    root = context.settings.root.absolute()
+
+    async def run() -> None:
+        from filestore.repository.maintenance.content import ContentCounts  # heavy
+        from filestore.repository.maintenance.restore import restore as restore_from  # heavy
+
+        counts = ContentCounts()
+        async with _told(context, "restore", counts):
+            restored = await restore_from(source, root, rate=rate, counts=counts)
+        whole = counts.record_count - len(restored.damaged)
+        context.show(
+            {
+                "root": str(root),
+                "backup": str(restored.backup),
+                "has_content": restored.has_content,
+                "records": counts.record_count,
+                "chunks": counts.chunk_count,
+                "stored_size": counts.stored_size,
+                "bytes_copied": counts.copied_size,
+                "damaged": _as_json(restored.damaged),
+                "set_aside": [str(path) for path in restored.set_aside],
+            },
+            *table(
+                folder=for_display(root),
+                backup=for_display(restored.backup),
+                records=f"{counts.record_count}, {whole} of them whole",
+                content=f"{counts.chunk_count} chunks, {in_units(counts.stored_size)}",
+                copied=exactly(counts.copied_size),
+                **({"set_aside": ", ".join(path.name for path in restored.set_aside)} if restored.set_aside else {}),
+            ),
+            *_lines(restored.damaged),
+        )
+        if restored.damaged:
+            why = "" if restored.has_content else ", and the backup was made without --full"
+            raise click.ClickException(
+                f"the repository was restored, but {_how_many(counts)} not whole, because some of their content is not in"
+                f" {for_display(root)}{why}; push these files again, or copy the folders chunks and manifests there and"
+                " restore again"
+            )
+
+    run_to_end(run())
+
+
+def _folder(context: CommandContext) -> Path:
+    from filestore.backends import repository_folder  # heavy
+
+    url = context.settings.url
+    if url is None:
+        return context.settings.root.absolute()
+    folder = repository_folder(url)
+    if folder is None:
+        raise InvalidUrl(url, "a backup is made on the machine of the server; run it there with --root FOLDER")
+    return folder.absolute()
+
+
+@asynccontextmanager
+async def _told(context: CommandContext, verb: str, counts: ContentCounts) -> AsyncIterator[None]:
+    """Print a line every few seconds during the block."""
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(LINE_SECONDS)
+            say(f"{verb}: {counts.chunk_count} chunks, {in_units(counts.copied_size)} copied")
+
+    telling = asyncio.create_task(tell()) if context.shows_progress else None
+    try:
+        yield
+    finally:
+        if telling is not None:
+            telling.cancel()
+            with suppress(asyncio.CancelledError):
+                await telling
+
+
+def _how_many(counts: ContentCounts) -> str:
+    count = len(counts.damaged)
+    return f"{count} of {counts.record_count} {'file is' if count == 1 else 'files are'}"
+
+
+def _lines(damaged: list[DamagedFile]) -> list[str]:
+    lines = [
+        f"not whole  {each.record.id}  {for_display(each.record.name)}  ({_reason(each)})" for each in damaged[:_SHOWN_FILES]
+    ]
+    more = len(damaged) - _SHOWN_FILES
+    return [*lines, *([f"and {more} more; --json lists them all"] if more > 0 else [])]
+
+
+def _reason(damaged: DamagedFile) -> str:
+    if not damaged.missing_count:
+        return "its manifest is missing or damaged"
+    return f"{damaged.missing_count} chunks are missing"
+
+
+def _as_json(damaged: list[DamagedFile]) -> list[dict[str, object]]:
+    return [{**each.record.as_json(), "missing_chunks": each.missing_count} for each in damaged]

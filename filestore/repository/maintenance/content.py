@@ -1,0 +1,266 @@
+"""Bring a store and an index into agreement: copy what the store lacks, and forget what cannot be had.
+
+A backup with content does this with its own store and its copy of the index; a restore does it in the other direction.
+It can be interrupted at any moment and done again: a frame that is there with the right size is not copied again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from filestore.core.digest import Digest, manifest_digest
+from filestore.core.manifest import Manifest
+from filestore.core.records import Record
+from filestore.errors import InvalidManifest, LimitExceeded, StorageError
+from filestore.format.codec import FRAME_LIMIT, Frame
+from filestore.repository.index.protocol import ChunkRow, Index
+from filestore.repository.ingest import discard_all, is_intact
+from filestore.repository.stores.protocol import ChunkStore, Staging
+from filestore.system.threads import in_cpu_thread, in_disk_thread, run_in_parallel, shield_until_done
+
+_PAGE = 1000
+_BATCH_SIZE = 32 << 20
+_BATCH_COUNT = 256
+"""Frames are synced and renamed in batches of at most so many bytes and frames."""
+
+
+class DamagedFile(NamedTuple):
+    """A record that is not whole: its manifest cannot be read, or some of its chunks are missing."""
+
+    record: Record
+    missing_count: int
+    """The number of missing chunks. 0 if the manifest itself is missing or damaged."""
+
+
+@dataclass(slots=True)
+class ContentCounts:
+    """What was done so far."""
+
+    record_count: int = 0
+    chunk_count: int = 0
+    stored_size: int = 0
+    """The chunks that the store has now, and the bytes of their frames."""
+    copied_count: int = 0
+    copied_size: int = 0
+    """The frames and manifests that were copied, and their bytes."""
+    forgotten_count: int = 0
+    """The chunks that are in neither store."""
+    damaged: list[DamagedFile] = field(default_factory=list)
+    on_progress: Callable[[], object] = lambda: None
+
+
+async def complete(
+    store: ChunkStore, index: Index, *, source: ChunkStore | None, counts: ContentCounts, rate: int | None = None
+) -> None:
+    """Give `store` the frames and manifests that `index` names, and make `index` name what `store` has.
+
+    Frames and manifests that `store` lacks are copied from `source`, if it is given. A frame is copied only if it has
+    the digest that its row states, or decodes to its chunk. The rows of chunks that `store` then lacks are removed. A
+    frame without a row gets one, if a record needs it.
+
+    Nobody else may use `store` for writing, or `index`. `source` may change meanwhile. `rate` is the most bytes per
+    second. Memory does not depend on the number of chunks. Raises StorageError, StorageFull.
+    """
+    pace = _Pace(rate)
+    for namespace in await index.namespaces():
+        copy = _NamespaceCopy(store, index, namespace, source=source, counts=counts, pace=pace)
+        await copy.frames()
+        await copy.records()
+
+
+class _Pace:
+    """Keeps copies below a rate."""
+
+    def __init__(self, rate: int | None) -> None:
+        self._rate = rate
+        self._started = time.monotonic()
+        self._size = 0
+
+    async def moved(self, size: int) -> None:
+        self._size += size
+        if self._rate:
+            await asyncio.sleep(max(0.0, self._started + self._size / self._rate - time.monotonic()))
+
+
+class _NamespaceCopy:
+    def __init__(
+        self,
+        store: ChunkStore,
+        index: Index,
+        namespace: str,
+        *,
+        source: ChunkStore | None,
+        counts: ContentCounts,
+        pace: _Pace,
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._namespace = namespace
+        self._source = source
+        self._counts = counts
+        self._pace = pace
+        self._buffer = memoryview(bytearray(FRAME_LIMIT))
+        """The frame that is being looked at."""
+
+    async def frames(self) -> None:
+        """Copy the frames that the store lacks, and correct the rows."""
+        after: Digest | None = None
+        while page := await self._index.chunk_rows(self._namespace, after, limit=_PAGE):
+            after = page[-1].row.digest
+            rows = [state.row for state in page if state.is_live]
+            sizes = await self._store.sizes(self._namespace, [row.digest for row in rows])
+            there = [row for row, size in zip(rows, sizes, strict=True) if size == row.stored_size]
+            self._count(there)
+            lacking = [row for row, size in zip(rows, sizes, strict=True) if size != row.stored_size]
+            # A condemned row means a chunk that no record of this index needs.
+            condemned = [state.row.digest for state in page if not state.is_live]
+            for start in range(0, len(lacking), _BATCH_COUNT):
+                await self._settle(lacking[start : start + _BATCH_COUNT], forget=condemned if not start else [])
+            if condemned and not lacking:
+                await self._settle([], forget=condemned)
+
+    async def records(self) -> None:
+        """Copy the manifests that the store lacks, and find the records that are not whole."""
+        async for record in _records(self._index, self._namespace):
+            self._counts.record_count += 1
+            try:
+                encoded = await self._manifest(record.digest)
+                missing = None if encoded is None else await self._missing(await in_cpu_thread(Manifest.parse, encoded))
+            except (InvalidManifest, LimitExceeded):
+                missing = None
+            if missing is None or missing:
+                self._counts.damaged.append(DamagedFile(record, len(missing or ())))
+
+    async def _settle(self, rows: Sequence[ChunkRow], *, forget: Sequence[Digest]) -> None:
+        """Find a frame for each row. Correct the rows whose frame has another size; forget those without a frame."""
+        changed: list[ChunkRow] = []
+        lost = list(forget)
+        staged: list[tuple[Digest, Staging]] = []
+        try:
+            size = 0
+            for row in rows:
+                found = await self._find(row, staged)
+                if found is None:
+                    lost.append(row.digest)
+                    self._counts.forgotten_count += 1
+                    continue
+                self._count([found])
+                if found != row:
+                    changed.append(found)
+                size += found.stored_size
+                if size >= _BATCH_SIZE:
+                    await self._publish(staged)
+                    size = 0
+            await self._publish(staged)
+        finally:
+            if staged:
+                await shield_until_done(in_disk_thread(discard_all, [staging for _, staging in staged]))
+        if changed or lost:
+            async with self._index.transaction() as transaction:
+                await transaction.add_chunks(self._namespace, changed)
+                await transaction.forget_chunks(self._namespace, lost)
+
+    async def _find(self, row: ChunkRow, staged: list[tuple[Digest, Staging]]) -> ChunkRow | None:
+        """Return the row of the frame that the store has, or that was staged for it. Return None if there is none."""
+        frame = None if self._source is None else await self._read_frame(self._source, row.digest)
+        found = None if frame is None else await in_cpu_thread(_row_of, row, frame)
+        if frame is not None and found is not None:
+            staging = self._store.new_staging()
+            staged.append((row.digest, staging))
+            await in_disk_thread(staging.write, frame)
+            self._counts.copied_count += 1
+            self._counts.copied_size += len(frame)
+            self._counts.on_progress()
+            await self._pace.moved(len(frame))
+            return found
+        # A push may have stored the chunk again with another codec.
+        frame = await self._read_frame(self._store, row.digest)
+        return None if frame is None else await in_cpu_thread(_row_of, row, frame)
+
+    async def _publish(self, staged: list[tuple[Digest, Staging]]) -> None:
+        if not staged:
+            return
+        await in_disk_thread(run_in_parallel, _sync, [staging for _, staging in staged])
+        await self._store.publish(self._namespace, staged)
+        staged.clear()
+
+    async def _manifest(self, digest: Digest) -> bytes | None:
+        """Return the manifest, and copy it if the store has none that is intact. Return None if there is none."""
+        kept = await self._intact_manifest(self._store, digest)
+        if kept is not None or self._source is None:
+            return kept
+        encoded = await self._intact_manifest(self._source, digest)
+        if encoded is not None:
+            await self._store.put_manifest(self._namespace, digest, encoded)
+            self._counts.copied_count += 1
+            self._counts.copied_size += len(encoded)
+            self._counts.on_progress()
+            await self._pace.moved(len(encoded))
+        return encoded
+
+    async def _intact_manifest(self, store: ChunkStore, digest: Digest) -> bytes | None:
+        try:
+            encoded = await store.manifest(self._namespace, digest)
+        except StorageError:
+            return None  # what cannot be read is damaged
+        return encoded if encoded is not None and await in_cpu_thread(manifest_digest, encoded) == digest else None
+
+    async def _missing(self, manifest: Manifest) -> list[Digest]:
+        """Return the chunks of a manifest that the store lacks. Add rows for those that it has without a row."""
+        missing: list[Digest] = []
+        for start in range(0, len(manifest.chunks), _PAGE):
+            part = dict(manifest.chunks[start : start + _PAGE])
+            absent = await self._index.missing(self._namespace, list(part))
+            sizes = await self._store.sizes(self._namespace, absent)
+            found = [digest for digest, size in zip(absent, sizes, strict=True) if size]
+            missing += [digest for digest, size in zip(absent, sizes, strict=True) if not size]
+            if self._source is not None:
+                # The copy of the index has no row, for example because damage was found since. The source may have it.
+                sizes = await self._source.sizes(self._namespace, missing)
+                found += [digest for digest, size in zip(missing, sizes, strict=True) if size]
+                missing = [digest for digest, size in zip(missing, sizes, strict=True) if not size]
+            before = self._counts.forgotten_count
+            await self._settle([ChunkRow(digest, part[digest], -1) for digest in found], forget=[])
+            if self._counts.forgotten_count != before:
+                self._counts.forgotten_count = before
+                missing += await self._index.missing(self._namespace, found)
+        return missing
+
+    async def _read_frame(self, store: ChunkStore, digest: Digest) -> memoryview | None:
+        """Return a frame, until the next one is read. Return None if it is absent, or cannot be read."""
+        try:
+            (frame,) = await store.read_into(self._namespace, [digest], self._buffer)
+        except StorageError:
+            return None  # what cannot be read is damaged
+        return frame
+
+    def _count(self, rows: Sequence[ChunkRow]) -> None:
+        self._counts.chunk_count += len(rows)
+        self._counts.stored_size += sum(row.stored_size for row in rows)
+
+
+async def _records(index: Index, namespace: str) -> AsyncIterator[Record]:
+    position = 0
+    while page := await index.records_after(namespace, position, limit=_PAGE):
+        for found in page:
+            yield found.record
+        position = page[-1].position
+
+
+def _row_of(row: ChunkRow, frame: memoryview) -> ChunkRow | None:
+    """Return the row for a frame of the chunk of `row`. Return None if the frame is damaged."""
+    frame_digest = Digest(blake3(frame).digest())
+    is_known = len(frame) == row.stored_size and row.frame_digest == frame_digest
+    if not is_known and not is_intact(Frame(row.digest, frame)):
+        return None
+    return ChunkRow(row.digest, row.size, len(frame), frame_digest)
+
+
+def _sync(staging: Staging) -> None:
+    staging.sync()
