@@ -436,7 +436,9 @@ def test_a_copy_is_one_snapshot_during_writes(tmp_path: Path) -> None:
     with closing(sqlite3.connect(source, isolation_level=None)) as writer:
         writer.execute("PRAGMA journal_mode = WAL")
         writer.execute("CREATE TABLE t (value)")
+        writer.execute("BEGIN")
         writer.executemany("INSERT INTO t VALUES (?)", [(bytes(2000),)] * 3000)
+        writer.execute("COMMIT")
 
         class Reader(sqlite3.Connection):
             def backup(self, target: sqlite3.Connection, *, pages: int, progress: Callable[[int, int, int], object]) -> None:  # type: ignore[override]
