@@ -131,10 +131,10 @@ def select_needed_bases(connection: sqlite3.Connection, namespace: str, digests:
 
 
 def select_namespaces(connection: sqlite3.Connection) -> list[str]:
-    """Return the namespaces with a row, a record, a token, a policy or a state, in their order."""
+    """Return the namespaces with a row, a record, a token, a policy or the state of a collection, in their order."""
     small = "SELECT namespace FROM tokens"
     if is_current(connection):
-        small += " UNION SELECT namespace FROM policies UNION SELECT namespace FROM tasks"
+        small += " UNION SELECT namespace FROM policies UNION SELECT namespace FROM tasks WHERE task = 'collect'"
     found = {namespace for (namespace,) in connection.execute(small)}
     # One look-up for each namespace: DISTINCT would read every row of these tables.
     for table in ("chunks", "records"):

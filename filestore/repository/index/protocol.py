@@ -251,7 +251,7 @@ class Index(Protocol):
         """
 
     async def namespaces(self) -> list[str]:
-        """Return the namespaces that have a record, a row, a token, a policy or the state of a task, in their order."""
+        """Return the namespaces that have a record, a row, a token, a policy or the state of a collection, in their order."""
 
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         """Return at most `limit` rows whose digest is larger than `after`, live and condemned ones, in order of digests."""
