@@ -239,8 +239,8 @@ class Repository(Protocol):
     async def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
         """Measure what the namespace takes on disk, and which names take the most. `name_limit` is at most 1000.
 
-        Without `grace_seconds`, the grace period is that of the repository. It lists all frames, which takes about a minute
-        for each million of them on a cold disk.
+        Without `grace_seconds`, the grace period is that of the repository. It lists all frames and reads the
+        manifests of all records.
 
         Raises StorageError, TransferError.
         """

@@ -97,7 +97,7 @@ def test_rm_removes_what_it_can(home: Home) -> None:
     [
         (("--all", "--keep-last", "1"), "give one of them"),
         (("--keep-last", "0"), "a whole number from 1 is expected"),
-        (("--older-than", "1y"), "'1y' is not an age, such as 30d or 12h"),
+        (("--older-than", "1y"), "'1y' is not a time such as 24h"),
     ],
 )
 def test_rm_refuses_impossible_options(home: Home, arguments: tuple[str, ...], said: str) -> None:

@@ -134,8 +134,8 @@ async def measure_usage(
     """Measure what a namespace takes on disk. Pushes and removals may run meanwhile.
 
     `now` is the time in microseconds since 1970, and `grace_seconds` the grace period of collection. The sizes are those
-    of the files in the store. `name_limit` is the largest number of names in the result. It takes about a minute for each
-    million chunks of a cold disk, and memory for `part_count` chunks and for the names of all records.
+    of the files in the store. `name_limit` is the largest number of names in the result. It lists all frames, and reads
+    the manifests of all records once for each part. It takes memory for `part_count` chunks and for all records.
 
     Raises StorageError.
     """
