@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -60,18 +61,27 @@ def report(root: Path, rounds: int) -> None:
         "check --read-data": lambda: run([FILESTORE, "check", "--root", root, "--read-data", "--quiet"]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    processor: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         forget_digests(root)
         for name, way in ways.items():
             drop(files)
-            started = time.perf_counter()
+            started, used = time.perf_counter(), processor_seconds()
             way()
             seconds[name].append(time.perf_counter() - started)
+            processor[name].append(processor_seconds() - used)
     print(f"{len(files)} frames, {size / 1e9:.2f} GB; medians of {rounds} rounds, with the start of the process\n")
-    print("| way | seconds | GB/s | times cat |\n|---|---|---|---|")
+    print("| way | seconds | GB/s | times cat | processor seconds |\n|---|---|---|---|---|")
     cat = median(seconds["cat of all frames"])
     for name, taken in seconds.items():
-        print(f"| {name} | {median(taken):.2f} | {size / median(taken) / 1e9:.2f} | {median(taken) / cat:.2f} |")
+        wall, used = median(taken), median(processor[name])
+        print(f"| {name} | {wall:.2f} | {size / wall / 1e9:.2f} | {wall / cat:.2f} | {used:.2f} |")
+
+
+def processor_seconds() -> float:
+    """Return the processor time of all commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def forget_digests(root: Path) -> None:
