@@ -103,7 +103,7 @@ def test_folder_that_cannot_be_written_is_checked(home: Home, root: Path) -> Non
     ("arguments", "words"),
     [
         (["--url", "http://127.0.0.1:9"], "run it on the machine of that server"),
-        (["--url", "nowhere"], "there is no such folder"),
+        (["--url", "nowhere"], "no such folder; check the path"),
     ],
     ids=["server", "no folder"],
 )
