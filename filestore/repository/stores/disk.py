@@ -341,7 +341,7 @@ class DiskStore:
 
     def _sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
         with _translated(self._root), span(Stage.READ):
-            return [frame_size(self._root / chunk_key(namespace, digest)) for digest in digests]
+            return [frame_size(f"{self._root}/{chunk_key(namespace, digest)}") for digest in digests]
 
     def _read_into(self, namespace: str, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
         parts: list[memoryview | None] = []
