@@ -26,7 +26,7 @@ class OpenFrame(NamedTuple):
 
 
 def open_frame(path: Path) -> OpenFrame | None:
-    """Open the frame at `path` for reading. Return None if there is no file that can be a frame. Raises OSError."""
+    """Open the frame at `path` for reading. Return None if nothing there can be a frame. Raises OSError."""
     try:
         descriptor = os.open(path, _READING)
     except OSError as error:
