@@ -18,7 +18,6 @@ from filestore.http.server.health import Health
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.stores.disk import DiskStaging, open_store
 from filestore.repository.stores.memory import MemoryStaging, MemoryStore
-from filestore.system.files import remove
 from tests.support.commands import SCRIPTS, Home
 from tests.support.disks import small_disk
 from tests.support.frames import frames
@@ -33,21 +32,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield server
 
 
+def remove_all(folder: Path) -> None:
+    """Remove a folder that a server may be writing to."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.slow
 def test_folders_that_somebody_removed_are_made_again(server: RunningServer) -> None:
     """Every kind of upload succeeds, and the server is healthy."""
     tmp = server.root / "tmp"
     (own,) = [path for path in tmp.iterdir() if len(path.name) == 32]
-    remove(own)
+    remove_all(own)
     assert 200 == server.put(frames(1)).status
-    remove(tmp)
+    remove_all(tmp)
     assert 201 == server.upload("form.bin", b"x" * 300_000).status
-    remove(tmp)
+    remove_all(tmp)
     upload = PartsUpload(server, "parts.bin")
     assert 201 == upload.finish([upload.put(1, b"y" * 300_000)]).status
-    remove(tmp)
+    remove_all(tmp)
     assert 200 == server.ask("POST", "/native/v1/chunks/missing", b"x" * 320_000).status
-    remove(tmp)
+    remove_all(tmp)
     assert 200 == server.ask("GET", "/healthz", token=None).status
 
 
