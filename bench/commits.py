@@ -5,7 +5,8 @@ python bench/commits.py --chunks 27000 --records 10000 --folder /var/tmp
 
 A second process makes one small transaction after the other, and notes how long the longest one took, with its wait. The manifest
 is committed three times: first all its rows are new; then their last-seen time is fresh; then it is a day old, so that all rows
-are written to. No content is stored: only the rows and the manifest exist.
+are written to. No content is stored: only the rows and the manifest exist. Then `filestore ls` lists many records, of the
+folder and of a server.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from filestore.backends import connect  # noqa: E402  # a script finds its neighbours only now
+from bench.run import FILESTORE, run, serving, unwind_when_told_to_end  # noqa: E402  # a script finds its neighbours only now
+from filestore.backends import connect  # noqa: E402
 from filestore.core.digest import Digest  # noqa: E402
 from filestore.core.manifest import Chunk, Manifest  # noqa: E402
 from filestore.core.names import DEFAULT_NAMESPACE  # noqa: E402
+from filestore.core.records import Kind  # noqa: E402
 from filestore.repository.index.protocol import ChunkRow  # noqa: E402
 from filestore.repository.index.sqlite import open_index  # noqa: E402
 
@@ -70,10 +73,16 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chunks", type=int, default=270_000, help="of the manifest (default %(default)s)")
+    parser.add_argument("--records", type=int, default=100_000, help="of the listing (default %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to work (default: the temporary folder)")
     options = parser.parse_args()
+    unwind_when_told_to_end()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="filestore-commits-") as name:
-        asyncio.run(_measure_commits(Path(name) / "commits", options.chunks))
+        if options.chunks:
+            asyncio.run(_measure_commits(Path(name) / "commits", options.chunks))
+        if options.records:
+            asyncio.run(_add_records(Path(name) / "records", options.records))
+            _measure_listings(Path(name) / "records", options.records)
 
 
 async def _measure_commits(root: Path, count: int) -> None:
@@ -98,6 +107,31 @@ async def _measure_commits(root: Path, count: int) -> None:
             connection.close()
         seconds, waits = await _commit(root, manifest)
         print(f"{what} | {seconds:.2f} | {waits.number} | {waits.longest:.2f} s | {waits.mean * 1000:.0f} ms", flush=True)
+
+
+async def _add_records(root: Path, count: int) -> None:
+    async with connect(root, create=True):
+        pass
+    index = await open_index(root / "index.sqlite")
+    for start in range(0, count, _ROWS_AT_ONCE):
+        async with index.transaction() as transaction:
+            for number in range(start, min(start + _ROWS_AT_ONCE, count)):
+                digest = Digest(number.to_bytes(32, "big"))
+                await transaction.add_record(DEFAULT_NAMESPACE, name=f"{number}.bin", digest=digest, size=number, kind=Kind.FILE)
+    await index.close()
+
+
+def _measure_listings(root: Path, count: int) -> None:
+    print(f"\nlisting of {count:,} records | seconds | peak MiB | peak MiB of the server")
+    print("---|---|---|---")
+    with serving(root) as server:
+        for what, environment in (("folder", {"FILESTORE_URL": str(root)}), ("server", server.environment)):
+            for options in (["--limit", "1"], [], ["--json"]):
+                done = run([*FILESTORE, "ls", *options], environment=environment)
+                peak = f"{server.peak_memory() / 2**20:.0f}" if what == "server" else ""
+                print(
+                    f"{what}, ls {' '.join(options)} | {done.seconds:.2f} | {done.peak_memory / 2**20:.0f} | {peak}", flush=True
+                )
 
 
 async def _commit(root: Path, manifest: Manifest) -> tuple[float, Waits]:

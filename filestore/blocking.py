@@ -95,6 +95,9 @@ __all__ = [
     "push",
 ]
 
+_RECORDS_AT_ONCE = 500
+"""Records that are taken from the event loop together."""
+
 
 def connect(
     url: str | Path,
@@ -301,6 +304,29 @@ class Repository:
         """
         inner = self.inner
         return run(lambda: inner.records(limit=limit, before=before))
+
+    def iter_records(self) -> Iterator[Record]:
+        """Yield all records, the newest first, as they are at the first step, also if some are stored again meanwhile.
+
+        Memory does not grow with their number.
+
+        Raises StorageError, StorageFull, TransferError, BlockingCallRefused.
+        """
+        records = self.inner.iter_records()
+
+        async def some() -> list[Record]:
+            found: list[Record] = []
+            async for record in records:
+                found.append(record)
+                if len(found) == _RECORDS_AT_ONCE:
+                    break
+            return found
+
+        try:
+            while found := run(some):
+                yield from found
+        finally:
+            run(records.aclose)
 
     def sign(self, file_id: str) -> str:
         """Return a path below the server's URL at which any HTTP client can read a record's bytes without a token.

@@ -131,8 +131,12 @@ class CommandContext:
 
         If it cannot be printed, the error message begins with `otherwise`, which says what was done.
         """
+        self.write(json.dumps(result) if self.json else "\n".join(lines), otherwise=otherwise)
+
+    def write(self, text: str, *, otherwise: str = _NOT_TAKEN) -> None:
+        """Print a part of a result, and a line end. `otherwise` is as in `show`."""
         try:
-            click.echo(json.dumps(result) if self.json else "\n".join(lines))
+            click.echo(text)
         except BrokenPipeError:
             # The program that read the output has ended. `Commands.invoke` exits without a message.
             raise

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import click
@@ -37,12 +40,20 @@ def ls(context: CommandContext, limit: int | None) -> None:
 
     async def run() -> None:
         async with context.repository(read_only=True) as repository:
-            records = await _newest(repository, limit)
-            context.show(
-                {"files": [record.as_json() for record in records], "repository": repository.location},
-                *(record_line(record) for record in records),
-                f"{_count(records)} in {context.place(repository)}",
-            )
+            count = size = 0
+            before = '{"files": ['
+            async for records in _pages(repository, limit):
+                count += len(records)
+                size += sum(record.size for record in records)
+                if context.json:
+                    context.write(before + ",\n".join(json.dumps(record.as_json()) for record in records))
+                    before = ","
+                else:
+                    context.write("\n".join(map(record_line, records)))
+            if context.json:
+                context.write(f'{before if not count else ""}], "repository": {json.dumps(repository.location)}}}')
+            else:
+                context.write(f"{_count(count, size)} in {context.place(repository)}")
 
     run_to_end(run())
 
@@ -61,15 +72,24 @@ def info(context: CommandContext, reference: str) -> None:
     run_to_end(run())
 
 
-async def _newest(repository: Repository, limit: int | None) -> list[Record]:
-    records: list[Record] = []
-    while limit is None or len(records) < limit:
-        wanted = _PAGE if limit is None else min(_PAGE, limit - len(records))
-        page = await repository.records(limit=wanted, before=records[-1].updated_at if records else None)
-        records += page
-        if len(page) < wanted:
-            break
-    return records
+async def _pages(repository: Repository, limit: int | None) -> AsyncIterator[list[Record]]:
+    """Yield the newest records, as they were at one moment, some at a time."""
+    if limit is not None and limit <= _PAGE:
+        if records := await repository.records(limit=limit):
+            yield records
+        return
+    records, count = [], 0
+    async with aclosing(repository.iter_records()) as found:
+        async for record in found:
+            records.append(record)
+            count += 1
+            if len(records) == _PAGE or count == limit:
+                yield records
+                records = []
+            if count == limit:
+                break
+    if records:
+        yield records
 
 
 async def _warning(repository: Repository, record: Record) -> str | None:
@@ -109,6 +129,5 @@ def record_line(record: Record) -> str:
     return f"{record.id}  {in_units(record.size):>8}  {minute(record.updated_at)}  {for_display(record.name)}{kind}"
 
 
-def _count(records: list[Record]) -> str:
-    size = in_units(sum(record.size for record in records))
-    return f"{len(records)} file{'' if len(records) == 1 else 's'}, {size}"
+def _count(count: int, size: int) -> str:
+    return f"{count} file{'' if count == 1 else 's'}, {in_units(size)}"

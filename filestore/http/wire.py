@@ -26,6 +26,8 @@ DIGESTS_LIMIT = 65536
 """The largest number of digests in one request."""
 NAME_HEADER = "filestore-name"
 OCTETS = "application/octet-stream"
+LINES = "application/x-ndjson"
+"""The media type of a listing: one JSON object in each line."""
 PROBLEM = "application/problem+json"
 
 _COUNT = struct.Struct("<I")

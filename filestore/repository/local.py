@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from filestore.repository.format_file import read_format
 from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import ChunkRow, Index, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all, is_intact
+from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.maintenance.selection import VersionRule
 from filestore.repository.maintenance.versions import list_versions, summary
 from filestore.repository.manifest_check import check_chunks
@@ -317,6 +318,19 @@ class LocalRepository:
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         return await self._index.records(self._namespace, limit=limit, before=before)
+
+    async def iter_records(self) -> AsyncGenerator[Record, None]:
+        with listing_file() as file:
+            await self.write_listing(file)
+            try:
+                async for record in read_lines(file):
+                    yield record
+            except ValueError as error:
+                raise StorageError(self.location, str(error)) from None
+
+    async def write_listing(self, file: BinaryIO) -> None:
+        """Replace the content of `file` by the listing of all records that `filestore.repository.listing` describes."""
+        await self._index.write_listing(self._namespace, file)
 
     async def versions(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from filestore.core.digest import Digest
@@ -243,6 +243,15 @@ class Repository(Protocol):
         manifests of all records.
 
         Raises StorageError, TransferError.
+        """
+
+    def iter_records(self) -> AsyncGenerator[Record, None]:
+        """Yield all records, the newest first, as they are at the first step.
+
+        A record that is stored again meanwhile is neither left out nor yielded twice, and memory does not grow with their number:
+        they are first written to a temporary file.
+
+        Raises StorageError, StorageFull, TransferError.
         """
 
     async def sign(self, file_id: str) -> str:

@@ -40,6 +40,7 @@ from filestore.errors import (
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.http import wire
+from filestore.http.client import repository as remote
 from filestore.http.client.repository import RemoteRepository
 from filestore.repository.protocol import Repository
 from filestore.transfer.push import push
@@ -555,6 +556,43 @@ async def test_list_without_end() -> None:
             await repository.records(limit=1, before=RECORD.updated_at)
         with pytest.raises(ServerError):
             await repository.records(limit=0)
+
+
+def _line(position: object, **changes: object) -> bytes:
+    return json.dumps({"position": position, **RECORD.as_json(), **changes}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        pytest.param(_line(2) + _line(2), id="repeated"),
+        pytest.param(_line(2) + _line(3), id="other order"),
+        pytest.param(_line(2) + _line(1)[:-30], id="torn line"),
+        pytest.param(_line(2) + _line(1)[:-1], id="no line end"),
+        pytest.param(_line(2) + b"\n", id="empty line"),
+        pytest.param(_line(2) + b"[" * 100_000, id="endless line"),
+        pytest.param(_line(2) + _line("1"), id="position"),
+        pytest.param(_line(2) + _line(1, name="../name"), id="name"),
+        pytest.param(_line(2) + b"\xff\n", id="no text"),
+        pytest.param(json.dumps({"files": []}).encode(), id="a page"),
+    ],
+)
+async def test_listing_that_cannot_be_right(listing: bytes) -> None:
+    """A listing with a wrong line or a wrong order ends in an error at that line, and takes little memory."""
+    async with facing(answering(listing)) as repository:
+        found = []
+        with pytest.raises(ServerError, match="its list of files is"):
+            async for record in repository.iter_records():
+                found.append(record)  # noqa: PERF401  # it fails in between
+        assert len(found) <= 1
+
+
+async def test_listing_larger_than_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing has a limit. It is not written to the disk without end."""
+    monkeypatch.setattr(remote, "LISTING_LIMIT", 1000)
+    async with facing(answering(_line(2) * 10)) as repository:
+        with pytest.raises(LimitExceeded):
+            await anext(repository.iter_records())
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,21 @@ async def test_commit_again_is_the_same_record_now_the_newest(repository: Reposi
 
 
 @pytest.mark.slow
+async def test_all_records_are_yielded_as_they_were_at_the_first_step(repository: Repository) -> None:
+    """The newest first. What is stored again or removed meanwhile is neither left out nor yielded twice."""
+    assert [] == [record async for record in repository.iter_records()]
+    records = [await push(repository, contents(1), name=f"{number}") for number in range(5)][::-1]
+    found = []
+    async for record in repository.iter_records():
+        found.append(record)
+        if len(found) == 2:
+            again = await push(repository, contents(1), name=records[4].name)
+            await repository.remove(records[3].id)
+    assert records == found
+    assert [again, *records[:3]] == [record async for record in repository.iter_records()]
+
+
+@pytest.mark.slow
 async def test_a_name_means_its_newest_record(repository: Repository) -> None:
     """Older ones are still found by id."""
     older = await push(repository, contents(1, seed=1))

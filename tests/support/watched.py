@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
@@ -74,6 +74,11 @@ class WatchedRepository:
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         await self._note("records")
         return await self.inner.records(limit=limit, before=before)
+
+    async def iter_records(self) -> AsyncGenerator[Record, None]:
+        await self._note("iter_records")
+        async for record in self.inner.iter_records():
+            yield record
 
     async def sign(self, file_id: str) -> str:
         await self._note("sign")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
+from typing import BinaryIO
 
 from filestore.core.digest import Digest
 from filestore.core.manifest import MANIFEST_LIMIT
@@ -20,6 +21,7 @@ from filestore.errors import (
 )
 from filestore.http import wire
 from filestore.http.client.foreign import error_of
+from filestore.repository.listing import listing_errors
 from filestore.repository.protocol import Moved
 from filestore.system.connection_errors import failure_reason, is_host_unknown
 from filestore.system.http_answers import Said
@@ -63,6 +65,44 @@ class SmallAnswer:
 
     def end(self) -> None:
         pass
+
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            raise LimitExceeded(f"the answer of {self._location} in bytes", size, self._limit)
+
+
+class FileAnswer:
+    """An `AnswerBody` that writes an answer of any size to a file, whose earlier content it replaces."""
+
+    def __init__(self, location: str, file: BinaryIO, *, limit: int) -> None:
+        """`limit` is the largest accepted size in bytes. Blocks. Raises StorageFull, StorageError."""
+        self._location = location
+        self._file = file
+        self._limit = limit
+        self._announced: int | None = None
+        self._piece = memoryview(bytearray(_PIECE))
+        self.size = 0
+        with listing_errors():
+            file.seek(0)
+            file.truncate()
+
+    def expect(self, size: int | None) -> None:
+        self._announced = size
+        self._check(size or 0)
+
+    def memory(self) -> memoryview:
+        return self._piece
+
+    def add(self, size: int) -> None:
+        self.size += size
+        self._check(self.size)
+        with listing_errors():
+            # It goes to the memory of the kernel, so it does not block for long.
+            self._file.write(self._piece[:size])
+
+    def end(self) -> None:
+        if self._announced is not None and self.size < self._announced:
+            raise Interrupted(self._location, "the answer is shorter than it said")
 
     def _check(self, size: int) -> None:
         if size > self._limit:

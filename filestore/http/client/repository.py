@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
 from http import HTTPStatus
 from itertools import count
@@ -44,12 +44,13 @@ from filestore.errors import (
 )
 from filestore.format.codec import Frame
 from filestore.http import wire
-from filestore.http.client.answers import PROBLEM_LIMIT, BatchAnswer, SmallAnswer
+from filestore.http.client.answers import PROBLEM_LIMIT, BatchAnswer, FileAnswer, SmallAnswer
 from filestore.http.client.byte_counter import ByteCounter
 from filestore.http.client.channel_transport import ChannelTransport
 from filestore.http.client.concurrency import Concurrency
 from filestore.http.client.transport import Request, Transport
 from filestore.repository.format_file import check_versions, checked_identity
+from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.protocol import (
     FreedContent,
     Identity,
@@ -73,6 +74,8 @@ FIRST_BATCH = 4 << 20
 """Bytes of the first batch, which is sent before a rate has been measured."""
 _LEAST_BATCH = 8 << 20
 """The smallest limit of a server that batches follow. A frame with its header always fits."""
+LISTING_LIMIT = 4 << 30
+"""Bytes of the largest listing that is accepted: about ten million records."""
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _GARBLED = (InvalidBatch, InvalidFrame, InvalidManifest)
 """Errors for bytes that one of the two ends could not verify. The checksum of TCP misses some flipped bits, so such a request is
@@ -282,6 +285,21 @@ class RemoteRepository:
         if len({record.id for record in found}) < len(found) or (before is not None and before in {r.updated_at for r in found}):
             raise ServerError(self.location, HTTPStatus.OK, "its list of files is not in order")
         return found
+
+    async def iter_records(self) -> AsyncGenerator[Record, None]:
+        request = Request(method="GET", path="/files", fields={"Accept": wire.LINES})
+        with listing_file() as file:
+
+            async def receive() -> None:
+                await self._transport.exchange(request, FileAnswer(self.location, file, limit=LISTING_LIMIT))
+
+            await self._retried(receive)
+            try:
+                async for record in read_lines(file):
+                    yield record
+            except ValueError as error:
+                # I4: a server says this.
+                raise ServerError(self.location, HTTPStatus.OK, str(error)) from None
 
     async def versions(
         self,

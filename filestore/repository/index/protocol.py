@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
@@ -248,6 +248,13 @@ class Index(Protocol):
 
         They come in the order of their positions, from `position` on as in `records_after`. With `updated_before`, only
         records that were updated before this time. Records that pipelines use are left out, and count as versions.
+        """
+
+    async def write_listing(self, namespace: str, file: BinaryIO) -> None:
+        """Replace the content of `file` by a listing of a namespace: all records, as they are at one moment.
+
+        `filestore.repository.listing` says what is in it. The graphs of pipelines are left out. Neither other reads nor writes
+        wait for it.
         """
 
     async def namespaces(self) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.records import Kind, Record, checked_record
@@ -13,6 +13,7 @@ from filestore.errors import FilestoreError, InvalidReference, StorageError
 from filestore.repository.index import tasks, uses
 from filestore.repository.index.protocol import PositionedRecord
 from filestore.repository.index.schema import is_current
+from filestore.repository.listing import write_lines
 
 # `{}` is the column that orders records, see `_position`.
 _INSERT = (
@@ -29,6 +30,10 @@ _TWO_DIGESTS = "SELECT DISTINCT digest FROM records WHERE namespace = ?{} LIMIT 
 _RECORDS_AFTER = (
     "SELECT {0}, id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
     " WHERE namespace = ? AND {0} > ? ORDER BY {0} LIMIT ?"
+)
+_LISTING = (
+    "SELECT {0}, id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
+    " WHERE namespace = ?{1} ORDER BY {0} DESC"
 )
 _IDS_OF_CONTENT = "SELECT id FROM records WHERE namespace = ? AND digest = ? ORDER BY {} DESC"
 _SUPERSEDED = (
@@ -166,6 +171,13 @@ def _start(connection: sqlite3.Connection, namespace: str, before: int | None) -
 
 def _where(conditions: Iterable[str]) -> str:
     return "".join(f" AND {condition}" for condition in conditions)
+
+
+def write_listing(connection: sqlite3.Connection, namespace: str, file: BinaryIO) -> None:
+    """Write a listing of all records to `file`. One statement reads them, so that all are of the same moment."""
+    listed = f" AND {uses.IS_LISTED}" if uses.has_uses(connection) else ""
+    rows = connection.execute(_LISTING.format(_position(connection), listed), (namespace,))
+    write_lines(file, (PositionedRecord(found, _record(connection, tuple(row))) for found, *row in rows))
 
 
 def _position(connection: sqlite3.Connection) -> str:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
@@ -149,6 +149,13 @@ class SqliteIndex:
         return await self._reader.run(
             records.select_superseded, namespace, position, newer_count=newer_count, before=updated_before, limit=limit
         )
+
+    async def write_listing(self, namespace: str, file: BinaryIO) -> None:
+        connection = type(self._reader)(Path(self._reader.path), timeout_seconds=self._busy_seconds)
+        try:
+            await connection.run(records.write_listing, namespace, file)
+        finally:
+            await shield_until_done(connection.close())
 
     async def namespaces(self) -> list[str]:
         return await self._reader.run(chunks.select_namespaces)

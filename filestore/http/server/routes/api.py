@@ -17,14 +17,17 @@ from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import Forbidden, Interrupted, InvalidBatch, InvalidInput, InvalidName, LimitExceeded, NotFound, Stalled
 from filestore.http import wire
+from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.frames import Frames
 from filestore.http.server.body.reader import reading_body
-from filestore.http.server.context import RequestContext
+from filestore.http.server.context import RequestContext, make_spool_folder
 from filestore.http.server.slow import answer_slowly
 from filestore.http.server.validators import IMMUTABLE, matches_any
 from filestore.repository.format_file import REPOSITORY_VERSION
+from filestore.repository.listing import listing_file
 from filestore.repository.local import LocalRepository
 from filestore.system.metrics import added, added_starts
+from filestore.system.threads import in_disk_thread
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -136,9 +139,25 @@ async def commit_file(context: RequestContext, repository: LocalRepository) -> w
 
 
 async def list_files(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Answer with records, the newest first."""
+    """Answer with records, the newest first: with a page of them, or with all if the request accepts lines of JSON."""
+    if wire.LINES in context.request.headers.get("Accept", ""):
+        return await _list_all(context, repository)
     records = await records_asked_for(context.request, repository)
     return web.json_response({"files": [record.as_json() for record in records]})
+
+
+async def _list_all(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    await in_disk_thread(make_spool_folder, context.spool_folder)
+    with listing_file(context.spool_folder) as file:
+        await repository.write_listing(file)
+        response = web.StreamResponse(headers={"Content-Type": wire.LINES})
+        size = await in_disk_thread(file.tell)
+        async with context.answering(response, size=size) as answer:
+            if context.request.method != "HEAD":
+                await in_disk_thread(file.seek, 0)
+                while piece := await in_disk_thread(file.read, PIECE):
+                    await answer.send(piece)
+    return response
 
 
 async def records_asked_for(request: web.Request, repository: LocalRepository) -> list[Record]:

@@ -1,0 +1,87 @@
+"""A listing: all records of a namespace as they were at one moment, the newest first, as lines of JSON in a file.
+
+So memory does not grow with the number of records, and no record is left out or comes twice because it is stored again
+meanwhile. A slow reader holds no transaction of the index open.
+
+A line is `Record.as_json` with the position of the record, by which a reader checks the order.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from filestore.core.records import Record, parse_json, record_from_json
+from filestore.errors import FilestoreError
+from filestore.repository.index.protocol import PositionedRecord
+from filestore.system.files import storage_errors
+from filestore.system.threads import in_disk_thread
+
+LINE_LIMIT = 16 << 10
+"""Bytes of the longest line that a reader accepts."""
+_LINES_AT_ONCE = 500
+
+listing_errors = partial(storage_errors, "the folder for temporary files")
+"""A block that uses the file of a listing. Errors of the operating system are raised as StorageFull or StorageError."""
+
+
+@contextmanager
+def listing_file(folder: Path | None = None) -> Iterator[BinaryIO]:
+    """Make an empty file without a name for a block, in `folder` or in the folder for temporary files of this system."""
+    with listing_errors():
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed below
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def write_lines(file: BinaryIO, records: Iterator[PositionedRecord]) -> None:
+    """Replace the content of `file` by the lines of `records`. Blocks. Raises StorageFull, StorageError."""
+    with listing_errors():
+        file.seek(0)
+        file.truncate()
+        file.writelines(json.dumps({"position": position, **record.as_json()}).encode() + b"\n" for position, record in records)
+        file.flush()
+
+
+async def read_lines(file: BinaryIO) -> AsyncIterator[Record]:
+    """Yield the records of a listing, from its beginning.
+
+    Raises ValueError if a line is not one of a record, or if they are not in order.
+    """
+    with listing_errors():
+        await in_disk_thread(file.seek, 0)
+    last: int | None = None
+    while found := await in_disk_thread(_next_records, file):
+        for position, record in found:
+            if last is not None and position >= last:
+                raise ValueError("its list of files is not in order")
+            last = position
+            yield record
+
+
+def _next_records(file: BinaryIO) -> list[PositionedRecord]:
+    records: list[PositionedRecord] = []
+    while len(records) < _LINES_AT_ONCE:
+        with listing_errors():
+            line = file.readline(LINE_LIMIT)
+        if not line:
+            break
+        records.append(_record(line))
+    return records
+
+
+def _record(line: bytes) -> PositionedRecord:
+    try:
+        values = parse_json(line)
+        if line.endswith(b"\n") and isinstance(values, dict) and type(values.get("position")) is int:
+            return PositionedRecord(values["position"], record_from_json(values))
+    except (FilestoreError, ValueError, KeyError, TypeError):
+        pass
+    raise ValueError("its list of files is malformed")
