@@ -99,7 +99,7 @@ async def test_files_arrive_in_order(line: Line, parts: list[FilePart], monkeypa
 async def test_zeros_take_the_place_of_what_a_file_does_not_have(line: Line, parts: list[FilePart]) -> None:
     """The receiver refuses that frame. The bytes of the files that follow are at their places."""
     short = [parts[0], FilePart(parts[2].file, 400_000), parts[0]]
-    expected = content_of(parts[:1]) + content_of(parts[2:]) + bytes(400_000 - parts[2].size) + content_of(parts[:1])
+    expected = content_of(parts[:1]) + content_of(parts[2:3]) + bytes(400_000 - parts[2].size) + content_of(parts[:1])
     sent, received = await asyncio.gather(line.answer().send_files(short), line.received(len(expected)))
     assert (len(expected), expected) == (sent, received)
 

@@ -62,7 +62,7 @@ async def test_format_file_is_read_and_synced_once(root: Path, monkeypatch: pyte
     identities = {await LocalRepository(store, index, location="here", namespace="a").identity()}
     synced: list[Path] = []
     monkeypatch.setattr(disk, "sync_path", synced.append)
-    monkeypatch.setattr(store, "_read_small", synced.append)
+    monkeypatch.setattr(store, "_read_format", synced.append)
     for _ in range(3):
         identities.add(await LocalRepository(store, index, location="here", namespace="a").identity())
     assert [] == synced
