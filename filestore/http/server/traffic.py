@@ -131,7 +131,8 @@ class Traffic:
 
     def _report(self, what: str) -> None:
         """Log how many transfers there are, how long the oldest one takes, and how much they have moved."""
-        transfers = self._under_way()
+        # Those between two requests are not worth a line: the client may have ended, and only kept its connection.
+        transfers = {connection: transfer for connection, transfer in self._under_way().items() if transfer.running}
         if not transfers:
             return
         oldest = time.monotonic() - min(transfer.began for transfer in transfers.values())
