@@ -24,6 +24,8 @@ logger = logging.getLogger("filestore.server")
 LULL_SECONDS = 3.0
 """How long a transfer may do other work between two requests, such as hashing 16 MiB."""
 RETRY_AFTER_SECONDS = 2
+FIRST_REPORT_SECONDS = 1.0
+"""Most requests end sooner, and need no line in the log."""
 REPORT_SECONDS = 10.0
 _LOOK_SECONDS = 0.1
 
@@ -53,9 +55,8 @@ class Traffic:
         return self._draining_since is not None
 
     def drain(self) -> None:
-        """Refuse new transfers from now on, and say in the log what the server waits for."""
+        """Refuse new transfers from now on."""
         self._draining_since = time.monotonic()
-        self._report("waiting for")
 
     def note_end(self) -> None:
         """Say in the log which transfers the server does not wait for any longer."""
@@ -66,8 +67,8 @@ class Traffic:
         await self._idle.wait()
 
     async def drained(self) -> None:
-        """Wait until no request is in progress and no transfer is under way. Say now and then what is waited for."""
-        report_at = time.monotonic() + REPORT_SECONDS
+        """Wait until no request is in progress and no transfer is under way. Say in the log what is waited for."""
+        report_at = time.monotonic() + FIRST_REPORT_SECONDS
         while self._count or self._under_way():
             await asyncio.sleep(_LOOK_SECONDS)
             if time.monotonic() >= report_at:
