@@ -65,7 +65,8 @@ READ_ONE_IN = 100
 """One frame of so many is read when a push asks whether its chunk is missing."""
 _CHECKS = 3
 """How often the chunks of a manifest are checked before the transaction that commits it."""
-_COMMIT_SLICE = 8192
+_REMOVAL_SLICE = 1024
+"""The most chunks that are condemned, or removed, in one write transaction."""
 _VERIFY_SLICE = 256
 """The most frames that are read in one write transaction."""
 _RECORDS_AT_ONCE = 1000
@@ -409,12 +410,27 @@ class LocalRepository:
             record = await transaction.remove_record(self._namespace, file_id)
             if record is None:
                 raise NotFound(file_id)
-            # I2: first the record, then the rows are condemned, then frame and row are removed.
-            await transaction.condemn(self._namespace, list(chunks), unseen_since=_FAR_FUTURE)
         if with_chunks:
             # The record is gone, so this part alone is repeated on a full disk.
-            await with_reserve(self._store, partial(self._remove_condemned, record.digest, list(chunks)))
+            await with_reserve(self._store, partial(self._remove_unneeded, record, chunks, since=seen_until))
         return record
+
+    async def _remove_unneeded(self, removed: Record, chunks: dict[Digest, None], *, since: int) -> None:
+        """Remove those of `chunks` that no record needs, in slices, so that others can write meanwhile.
+
+        Only records with a position after `since` are read: those that were stored since the search began. If this is
+        interrupted, a collection removes the rest.
+        """
+        # I2: first the record, then the rows are condemned, then frame and row are removed.
+        waiting = sorted(chunks)
+        for start in range(0, len(waiting), _REMOVAL_SLICE):
+            since = await self._keep_needed(chunks, without=removed.id, since=since)
+            async with self._index.transaction() as transaction:
+                # During this transaction no record is stored.
+                since = await self._keep_needed(chunks, without=removed.id, since=since)
+                unneeded = [digest for digest in waiting[start : start + _REMOVAL_SLICE] if digest in chunks]
+                await transaction.condemn(self._namespace, unneeded, unseen_since=_FAR_FUTURE)
+        await self._remove_condemned(removed.digest, list(chunks))
 
     async def _check_unchanged(self, file_id: str, *, updated_at: int | None, unless_newest: bool) -> None:
         """Check a record before its removal. Call this during a write transaction, so that nobody changes it afterwards."""
@@ -484,9 +500,9 @@ class LocalRepository:
 
     async def _remove_condemned(self, manifest: Digest, chunks: Sequence[Digest]) -> None:
         """Remove each chunk of `chunks` whose row is condemned. Also remove the manifest if no record needs it."""
-        for start in range(0, len(chunks), _COMMIT_SLICE):
+        for start in range(0, len(chunks), _REMOVAL_SLICE):
             async with self._index.transaction() as transaction:
-                condemned = await transaction.condemned(self._namespace, chunks[start : start + _COMMIT_SLICE])
+                condemned = await transaction.condemned(self._namespace, chunks[start : start + _REMOVAL_SLICE])
                 await self._store.remove(self._namespace, condemned)
                 await transaction.forget_chunks(self._namespace, condemned)
         async with self._index.transaction():
