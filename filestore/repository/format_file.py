@@ -37,7 +37,9 @@ async def read_format(store: ChunkStore, *, location: str, new_id: str | None = 
     return repository_id, CHUNKING_VERSION
 
 
-def checked_identity(repository_id: object, namespace: object, chunking_version: object) -> Identity:
+def checked_identity(
+    repository_id: object, namespace: object, chunking_version: object, *, upload_limit: object = None
+) -> Identity:
     """Make the identity of a repository from values that a server sent, and check them.
 
     They are checked because caches use them in paths (I4). Raises ValueError or InvalidName if a value is not valid.
@@ -46,7 +48,9 @@ def checked_identity(repository_id: object, namespace: object, chunking_version:
         raise ValueError("its id is not 32 hexadecimal digits")
     if not isinstance(namespace, str) or type(chunking_version) is not int:
         raise ValueError("its namespace is not a text, or its cutting version is not a number")
-    return Identity(repository_id, checked_namespace(namespace), chunking_version)
+    if upload_limit is not None and type(upload_limit) is not int:
+        raise ValueError("its limit of uploads is not a number")
+    return Identity(repository_id, checked_namespace(namespace), chunking_version, upload_limit)
 
 
 def check_versions(location: str, *, version: object, chunking_version: object) -> None:

@@ -35,6 +35,8 @@ class Identity(NamedTuple):
     namespace: str
     chunking_version: int
     """The cutting version that a push must use."""
+    upload_limit: int | None = None
+    """Bytes of the largest file that the repository accepts. None if it has no such limit."""
 
 
 class VersionPage(NamedTuple):

@@ -22,7 +22,16 @@ from filestore.core.manifest import Manifest
 from filestore.core.names import archive_name, checked_new_name
 from filestore.core.progress import Progress, Report, without_repeats
 from filestore.core.records import Kind, Record
-from filestore.errors import ChunksMissing, InvalidDigest, InvalidInput, InvalidName, InvalidReference, ServerError, SourceChanged
+from filestore.errors import (
+    ChunksMissing,
+    InvalidDigest,
+    InvalidInput,
+    InvalidName,
+    InvalidReference,
+    LimitExceeded,
+    ServerError,
+    SourceChanged,
+)
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec, Encoder, Frame, frame_limit
 from filestore.repository.protocol import Identity, Repository, checked_repository
@@ -169,6 +178,7 @@ async def push(
     async with _opened_source(
         path, identity, push_cache, rehash=rehash, symlinks=symlinks, include=include, exclude=exclude
     ) as source:
+        _check_size(source, identity)
         sending = _Sender(repository, source, codec=chosen, report=report)
         await sending.send_all()
         manifest = await in_cpu_thread(source.manifest)
@@ -234,12 +244,19 @@ async def plan_push(
     async with _opened_source(
         path, identity, push_cache, rehash=rehash, symlinks=symlinks, include=include, exclude=exclude
     ) as source:
+        _check_size(source, identity)
         manifest = await _scan_all(source, report)
         missing = set(await repository.missing(list(dict.fromkeys(chunk.digest for chunk in manifest.chunks))))
         entries = await in_cpu_thread(_planned, source, manifest, frozenset(missing))
     new = sum({chunk.digest: chunk.size for chunk in manifest.chunks if chunk.digest in missing}.values())
     seconds = time.monotonic() - started
     return PushPlan(manifest.digest, manifest.size, tuple(entries), new, manifest.size - new, source.read, seconds)
+
+
+def _check_size(source: FileSource | TreeSource, identity: Identity) -> None:
+    """Raise LimitExceeded before anything is sent, if the repository would refuse the file at the end."""
+    if identity.upload_limit is not None and source.size > identity.upload_limit:
+        raise LimitExceeded("the file's size in bytes", source.size, identity.upload_limit, "upload_limit")
 
 
 async def manifest_of(

@@ -177,7 +177,16 @@ async def test_an_answer_without_end(plane: str, size: int | None, expected: typ
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b"{}", b'{"id": 1, "namespace": "../x", "chunking_version": 0, "format": 1}', b"{" * 10_000]
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"{}",
+        b'{"id": 1, "namespace": "../x", "chunking_version": 0, "format": 1}',
+        b'{"id": "%s", "namespace": "x", "chunking_version": 1, "format": 1, "upload_limit": "1"}' % (b"0a" * 16),
+        b"{" * 10_000,
+    ],
 )
 async def test_what_is_not_a_filestore_server(body: bytes) -> None:
     """A web server that answers 200 to everything gives one sentence, and no traceback."""

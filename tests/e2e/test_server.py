@@ -77,7 +77,13 @@ def test_repository_says_what_it_is(server: RunningServer) -> None:
     """Its id is that of the folder, its namespace the token's."""
     answer = server.ask("GET", f"{API}/repository").json
     kept = json.loads((server.root / "format").read_text())
-    assert {"id": kept["id"], "namespace": "default", "chunking_version": kept["cutting"], "format": kept["format"]} == answer
+    assert {
+        "id": kept["id"],
+        "namespace": "default",
+        "chunking_version": kept["cutting"],
+        "format": kept["format"],
+        "upload_limit": None,
+    } == answer
     assert "other" == server.ask("GET", f"{API}/repository", token=OTHER_TOKEN).json["namespace"]
 
 

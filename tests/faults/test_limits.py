@@ -29,13 +29,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 async def test_size_of_a_file(server: RunningServer, tmp_path: Path) -> None:
-    """It is the same limit for a push and for a form."""
+    """It is the same limit for a push and for a form. A push is refused before it sends anything."""
     source = tmp_path / "large.bin"
     source.write_bytes(bytes(21 * MIB))
     async with connect(server.url, token=server.token) as repository:
         with pytest.raises(LimitExceeded) as caught:
             await push(repository, source)
     assert (21 * MIB, 20 * MIB, "upload_limit") == (caught.value.found, caught.value.limit, caught.value.setting)
+    assert not any((server.root / "chunks").rglob("*"))
     answer = server.upload("large.bin", bytes(21 * MIB))
     assert (413, "limit-exceeded", "upload_limit") == (answer.status, answer.slug, answer.json["setting"])
     assert [] == [

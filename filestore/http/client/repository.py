@@ -189,7 +189,9 @@ class RemoteRepository:
             # This comes first, because another version may write the other values in another way.
             check_versions(self.location, version=version, chunking_version=chunking_version)
             try:
-                found = checked_identity(answer["id"], answer["namespace"], chunking_version)
+                found = checked_identity(
+                    answer["id"], answer["namespace"], chunking_version, upload_limit=answer.get("upload_limit")
+                )
             except (KeyError, ValueError, FilestoreError):
                 raise ServerError(self.location, HTTPStatus.OK, "this is not an answer of a filestore server") from None
             self._identity = found

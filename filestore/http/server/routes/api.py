@@ -34,9 +34,9 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 RECORDS_LIMIT = 1000
 
 
-async def describe_repository(_: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Answer with the repository's identity and the version of its format."""
-    identity = await repository.identity()
+async def describe_repository(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Answer with the repository's identity, the version of its format, and the size of the largest file."""
+    identity = (await repository.identity())._replace(upload_limit=context.upload_limit)
     return web.json_response({**identity._asdict(), "format": REPOSITORY_VERSION})
 
 
