@@ -326,6 +326,20 @@ async def test_a_collection_goes_on_where_an_earlier_one_was_interrupted(opened:
     assert None is state, "nothing of the namespace is left"
 
 
+async def test_a_second_attempt_of_a_collection_removes_nothing_that_records_need(opened: Opened) -> None:
+    """A collection that failed on a full disk is run again with the space of the reserve. It marks all records again."""
+    chunks = contents(40, size=500)
+    record = await opened.push(chunks, "kept")
+    opened.clock.now += DAY * 1_000_000
+    collection = opened.collection()
+    await collection.run()
+
+    report = await collection.run()
+
+    assert Freed() == report.freed
+    await opened.check(chunks, record)
+
+
 async def test_a_namespace_is_collected_for_itself(opened: Opened) -> None:
     """The same content in another namespace stays."""
     chunks = contents(2)

@@ -112,7 +112,7 @@ class CollectionReport:
 
 
 class Collection:
-    """One pass over one namespace. Make an object for each pass."""
+    """One pass over one namespace. Make an object for each pass. A pass that failed may be run again."""
 
     def __init__(
         self,
@@ -161,6 +161,8 @@ class Collection:
         what the record needs. Raises StorageError, Busy.
         """
         started_at = self._now()
+        # An earlier attempt may have failed on a full disk. The new filters have none of what it marked.
+        self._position, self._old = 0, set()
         self._state = await self._index.task_state(self._namespace, TASK) or {}
         async for found in old_versions(self._index, self._namespace, now=started_at):
             self._old.update(each.record.id for each in found)
@@ -189,7 +191,7 @@ class Collection:
     async def _remove_old_versions(self, now: int) -> None:
         """Remove the records that the policy removes. Mark those of them that stay, because they changed since."""
         removed = self._old if self._dry_run else await apply_policy(self._index, self._namespace, now=now)
-        self.report.old_versions = len(removed)
+        self.report.old_versions += len(removed)
         for file_id in self._old - removed:
             record = await self._index.record(self._namespace, Reference(id=file_id))
             if record is not None:
@@ -286,8 +288,10 @@ class Collection:
         if self._dry_run:
             self._count_page(unneeded)
             return
+        # What was stored since the mark: most of it before the transaction, for which all writers wait.
+        await self._mark_new_records()
         async with self._writing() as transaction:
-            # What was stored since the mark. During this transaction nothing is stored.
+            # During this transaction nothing is stored.
             await self._mark_new_records()
             contained = self._needed.contained(unneeded)
             unneeded = {digest: unneeded[digest] for digest, found in zip(unneeded, contained, strict=True) if not found}
