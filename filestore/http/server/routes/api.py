@@ -12,7 +12,7 @@ from aiohttp import web
 
 from filestore.core.digest import DIGEST_SIZE, Digest, parse_digests
 from filestore.core.manifest import MANIFEST_LIMIT, stated_count, stated_size
-from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.names import DEFAULT_NAMESPACE, checked_new_name
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import Forbidden, Interrupted, InvalidBatch, InvalidInput, InvalidName, LimitExceeded, NotFound, Stalled
@@ -127,7 +127,7 @@ async def get_chunk(context: RequestContext, repository: LocalRepository) -> web
 
 async def commit_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Record a file whose chunks are in the repository."""
-    name = _name_header(context.request)
+    name = checked_new_name(_name_header(context.request))
     kind = _kind(context.request)
     async with context.whole_body(what="the manifest's size in bytes", limit=MANIFEST_LIMIT) as manifest:
         context.check_upload_size(stated_size(manifest))
