@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from filestore.errors import InvalidUrl, NotARepository
+from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext, takes
+from filestore_cli.folders import maintained_folder
 from filestore_cli.paths import NonemptyPath
 from filestore_cli.progress import LINE_SECONDS
 from filestore_cli.settings import parse_size
@@ -53,6 +54,7 @@ def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate
 
     With --full, TARGET also gets the content, and everything can be restored from it.
     """
+    folder = maintained_folder(context, "backup")
 
     async def run() -> None:
         from filestore.repository.maintenance.backup import back_up  # heavy
@@ -61,14 +63,14 @@ def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate
         counts = ContentCounts()
         async with _told(context, "backup", counts):
             try:
-                made = await back_up(_folder(context), target, full=full, kept=kept, rate=rate, counts=counts)
+                made = await back_up(folder, target, full=full, kept=kept, rate=rate, counts=counts)
             except NotARepository as error:
                 raise context.advised(error) from None
         content = f"{counts.chunk_count} chunks, {in_units(counts.stored_size)}" if full else "not copied; --full does that"
         context.show(
             {
                 "backup": str(made.path),
-                "root": str(_folder(context)),
+                "root": str(folder),
                 "has_content": full,
                 "records": counts.record_count,
                 "chunks": counts.chunk_count,
@@ -79,7 +81,7 @@ def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate
             },
             *table(
                 backup=for_display(made.path),
-                folder=for_display(_folder(context)),
+                folder=for_display(folder),
                 records=counts.record_count,
                 content=content,
                 **({"copied": exactly(counts.copied_size)} if full else {}),
@@ -146,18 +148,6 @@ def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
             )
 
     run_to_end(run())
-
-
-def _folder(context: CommandContext) -> Path:
-    from filestore.backends import repository_folder  # heavy
-
-    url = context.settings.url
-    if url is None:
-        return context.settings.root.absolute()
-    folder = repository_folder(url)
-    if folder is None:
-        raise InvalidUrl(url, "a backup is made on the machine of the server; run it there with --root FOLDER")
-    return folder.absolute()
 
 
 @asynccontextmanager

@@ -416,7 +416,7 @@ def test_the_commands_say_what_they_did(home: Home, tmp_path: Path) -> None:
         made = home.result("backup", target, "--full", "--root", root)
         assert (1, 1, True, []) == (made["records"], made["chunks"], made["has_content"], made["damaged"])
         assert f"{root} is busy: process" in home.failure("restore", target, "--root", root)
-        assert "run it there with --root FOLDER" in home.failure("backup", target, "--url", server.url)
+        assert "run it on the machine of that server, with --root" in home.failure("backup", target, "--url", server.url)
     restored = home.result("restore", target, "--root", tmp_path / "new")
     assert (1, 7, []) == (restored["records"], restored["stored_size"] - 8, restored["damaged"])
     home.result("fetch", "file.txt", "--url", tmp_path / "new", "-o", tmp_path / "back.txt")
@@ -428,6 +428,13 @@ def test_the_commands_say_what_they_did(home: Home, tmp_path: Path) -> None:
     assert "1 of 1 file is not whole" in done.stderr
     (root / "index.sqlite").unlink()
     assert "; `filestore restore` does it from a backup, and `filestore check --repair`" in home.failure("ls", "--url", root)
+
+
+def test_root_has_priority_over_the_url_of_the_environment(home: Home, root: Path, tmp_path: Path) -> None:
+    """A user who works with a server by FILESTORE_URL can still back up a folder, and the right one."""
+    for url in ("http://127.0.0.1:9", str(tmp_path / "another")):
+        done = home.run("backup", tmp_path / "target", "--root", root, environ={"FILESTORE_URL": url})
+        assert (0, "") == (done.returncode, done.stderr)
 
 
 def test_a_copy_is_one_snapshot_during_writes(tmp_path: Path) -> None:
