@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Self
 
-from filestore_cli.settings import SIZE_WORDS, parse_size
+from filestore_cli.settings import AGES, SIZE_WORDS, parse_size
 
 _FILTER = re.compile(r"\s*(size|accessed)\s*(>=|<=|>|<)\s*(([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*))\s*\Z")
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -17,7 +17,6 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
 }
-AGES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 class Filter(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from filestore.repository.protocol import SIGNED_SECONDS
+from filestore.repository.protocol import GRACE_SECONDS, SIGNED_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class ServerLimits:
     """After this time without a new part or another request, an upload in parts is removed."""
     drain_seconds: float = 30.0
     """How long requests in progress may continue after a stop signal."""
-    gc_grace: float = 86400.0
+    gc_grace: float = GRACE_SECONDS
     """Seconds for which collection keeps a chunk that no record needs, after a push last used it."""
     gc_rate: int = 20_000
     """How many chunks a second the collection of a server looks at. 0 means that it does not collect."""
