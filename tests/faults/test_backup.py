@@ -430,6 +430,28 @@ def test_the_commands_say_what_they_did(home: Home, tmp_path: Path) -> None:
     assert "; `filestore restore` does it from a backup, and `filestore check --repair`" in home.failure("ls", "--url", root)
 
 
+async def test_a_restore_makes_the_file_of_the_last_commit_again(root: Path, tmp_path: Path) -> None:
+    """It is not synced. After a power cut, the text of the old index in the same file would refuse the new index."""
+    await back_up(root, tmp_path / "target", full=True)
+    old = tmp_path / "old"
+    old.hardlink_to(root / "last-commit")
+    before = old.read_bytes()
+    await restore(tmp_path / "target", root)
+    assert before == old.read_bytes()
+    assert before != (root / "last-commit").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "facts", [b'{"version": 1, "repository_id": "a"}', b'{"version": 1, "repository_id": "a", "has_content": 1}', b"\xff"]
+)
+async def test_damaged_facts_of_a_backup_are_refused(root: Path, tmp_path: Path, facts: bytes) -> None:
+    """They are read from a folder that anybody may have changed."""
+    made = await back_up(root, tmp_path / "target")
+    (made.path / "backup.json").write_bytes(facts)
+    with pytest.raises(NotABackup, match="is damaged"):
+        await restore(tmp_path / "target", tmp_path / "new")
+
+
 def test_root_has_priority_over_the_url_of_the_environment(home: Home, root: Path, tmp_path: Path) -> None:
     """A user who works with a server by FILESTORE_URL can still back up a folder, and the right one."""
     for url in ("http://127.0.0.1:9", str(tmp_path / "another")):

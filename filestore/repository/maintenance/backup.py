@@ -146,13 +146,16 @@ def backups_in(target: Path) -> list[Path]:
 def read_facts(backup: Path) -> dict[str, Any]:
     """Return what `backup.json` says. Blocks. Raises NotABackup, StorageError."""
     with storage_errors(backup):
-        text = (backup / FACTS_NAME).read_text()
+        text = (backup / FACTS_NAME).read_bytes()
     try:
         facts = json.loads(text)
-        version, repository_id = facts["version"], facts["repository_id"]
+        version = facts["version"]
+        # A later version may have other facts.
+        if version == BACKUP_VERSION and not (isinstance(facts["repository_id"], str) and type(facts["has_content"]) is bool):
+            raise TypeError("its facts have other types")
     except (ValueError, KeyError, TypeError):
         raise NotABackup(str(backup), f"its {FACTS_NAME} is damaged", "give another backup") from None
-    if version != BACKUP_VERSION or not isinstance(repository_id, str):
+    if version != BACKUP_VERSION:
         raise NotABackup(str(backup), f"it has version {version!r}", "use a newer version of filestore")
     return dict(facts)
 

@@ -301,6 +301,8 @@ def _put_in_place(backup: Path, root: Path, index: Path, stamp: str) -> list[Pat
             finally:
                 staging.unlink(missing_ok=True)
             sync_path(database.parent.parent)
+        # Not in place: the file is not synced, and after a power cut its old text would refuse the new index.
+        (root / LAST_COMMIT_NAME).unlink(missing_ok=True)
         LastCommit(root / LAST_COMMIT_NAME).write(version)
         if not (root / FORMAT_NAME).exists():
             write_atomic(root / FORMAT_NAME, (backup / FORMAT_NAME).read_bytes())
