@@ -34,16 +34,14 @@ EMPTY_PATH = "the path is empty, as from a variable that is not set; give '.' fo
 _SYNC_THREADS = 16
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-_UNREADABLE = frozenset(
-    getattr(errno, name)
-    for name in (
-        # Nothing is there, or something that is not a file.
-        *("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENXIO", "ENODEV"),
-        # A bad sector, and damage that a file system or a disk found by its own checksums.
-        *("EIO", "ENODATA", "EREMOTEIO", "EILSEQ", "EUCLEAN", "EBADMSG"),
-    )
-    if hasattr(errno, name)
+ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
+"""Nothing is there."""
+BAD_DISK = frozenset(
+    getattr(errno, name) for name in ("EIO", "ENODATA", "EREMOTEIO", "EILSEQ", "EUCLEAN", "EBADMSG") if hasattr(errno, name)
 )
+"""A bad sector, and damage that a file system or a disk found by its own checksums."""
+_NO_FILE = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV})
+"""Something that is not a file: a folder, a link to itself, a socket, and a device without a driver."""
 BLOCK_SIZE = 4096
 """File systems round sizes up to a multiple of this."""
 
@@ -115,7 +113,7 @@ def is_unreadable(error: OSError) -> bool:
 
     Other errors say something about this process or the whole disk, such as too few descriptors or permissions.
     """
-    return error.errno in _UNREADABLE
+    return error.errno in ABSENT | _NO_FILE | BAD_DISK
 
 
 def write_at(descriptor: int, content: Buffer, offset: int) -> int:

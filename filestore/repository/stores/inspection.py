@@ -6,7 +6,6 @@ raised.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
@@ -17,17 +16,9 @@ from typing import TypeVar
 from filestore.core.digest import Digest
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores.protocol import FrameProblem, FrameState
-from filestore.system.files import read_at
+from filestore.system.files import ABSENT, BAD_DISK, is_unreadable, read_at
 
 T = TypeVar("T")
-
-_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
-_BAD_LINK = frozenset({errno.ELOOP, errno.ENXIO})
-"""A link to itself, and a socket or a device without a driver."""
-_BAD_DISK = frozenset(
-    getattr(errno, name) for name in ("EIO", "EUCLEAN", "EBADMSG", "ENODATA", "EREMOTEIO", "EILSEQ") if hasattr(errno, name)
-)
-"""Bad sectors, and file systems that notice damage of their own."""
 
 
 def inspect_file(path: Path) -> FrameState:
@@ -70,14 +61,14 @@ def _state(found: os.stat_result) -> FrameState:
 
 
 def _state_of_error(path: Path, error: OSError) -> FrameState:
-    if error.errno in _ABSENT:
+    if error.errno in ABSENT:
         if path.is_symlink():
             return FrameState(0, FrameProblem.NO_FILE, "a link that leads nowhere is in its place")
         return FrameState(0, FrameProblem.MISSING, "it is missing")
-    if error.errno in _BAD_LINK:
-        return FrameState(0, FrameProblem.NO_FILE, f"what is in its place cannot be opened ({error.strerror})")
-    if error.errno in _BAD_DISK:
+    if error.errno in BAD_DISK:
         return FrameState(0, FrameProblem.UNREADABLE, f"the disk cannot read it ({error.strerror})")
+    if is_unreadable(error):
+        return FrameState(0, FrameProblem.NO_FILE, f"what is in its place cannot be opened ({error.strerror})")
     raise error
 
 
