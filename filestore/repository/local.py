@@ -416,7 +416,7 @@ class LocalRepository:
         return record
 
     async def _remove_unneeded(self, removed: Record, chunks: dict[Digest, None], *, since: int) -> None:
-        """Remove those of `chunks` that no record needs, in slices, so that others can write meanwhile.
+        """Remove those of `chunks` that no record and no other chunk needs, in slices, so that others can write meanwhile.
 
         Only records with a position after `since` are read: those that were stored since the search began. If this is
         interrupted, a collection removes the rest.
@@ -429,6 +429,9 @@ class LocalRepository:
                 # During this transaction no record is stored.
                 since = await self._keep_needed(chunks, without=removed.id, since=since)
                 unneeded = [digest for digest in waiting[start : start + _REMOVAL_SLICE] if digest in chunks]
+                for base in await transaction.needed_bases(self._namespace, unneeded):
+                    chunks.pop(base)
+                    unneeded.remove(base)
                 await transaction.condemn(self._namespace, unneeded, unseen_since=_FAR_FUTURE)
         await self._remove_condemned(removed.digest, list(chunks))
 
@@ -503,6 +506,9 @@ class LocalRepository:
         for start in range(0, len(chunks), _REMOVAL_SLICE):
             async with self._index.transaction() as transaction:
                 condemned = await transaction.condemned(self._namespace, chunks[start : start + _REMOVAL_SLICE])
+                # Another chunk may have come that needs one of them.
+                needed_bases = set(await transaction.needed_bases(self._namespace, condemned))
+                condemned = [digest for digest in condemned if digest not in needed_bases]
                 await self._store.remove(self._namespace, condemned)
                 await transaction.forget_chunks(self._namespace, condemned)
         async with self._index.transaction():

@@ -276,6 +276,21 @@ async def test_a_base_stays_while_a_chunk_needs_it(opened: Opened) -> None:
     assert set() == await opened.frames()
 
 
+async def test_a_removal_with_chunks_keeps_a_base_that_a_chunk_needs(opened: Opened) -> None:
+    """`rm` with chunks follows the edges as a collection does: the other file could not be decoded without the base."""
+    base, above = contents(2)
+    removed = await opened.push([base], "removed")
+    kept = await opened.push([above], "kept")
+    async with opened.index.transaction() as transaction:
+        await transaction.add_bases(NAMESPACE, [Base(chunk_digest(above), chunk_digest(base))])
+
+    await opened.repository.remove(removed.id, with_chunks=True)
+
+    assert digests_of(base, above) == await opened.frames()
+    assert [] == await opened.index.missing(NAMESPACE, [chunk_digest(base)])
+    await opened.check([above], kept)
+
+
 async def test_a_policy_keeps_the_newest_versions_and_what_pipelines_use(opened: Opened) -> None:
     """The others go, with their chunks, in the same collection. Without a policy all versions stay."""
     files = [contents(1, seed=seed) for seed in range(5)]
