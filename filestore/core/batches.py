@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -25,5 +25,17 @@ def batched_by_size(
             batch, held = [], 0
         batch.append(item)
         held += item_size
+    if batch:
+        yield batch
+
+
+async def in_batches(items: AsyncIterator[T], count: int) -> AsyncIterator[list[T]]:
+    """Yield all items in lists of `count`. The last one may be shorter."""
+    batch: list[T] = []
+    async for item in items:
+        batch.append(item)
+        if len(batch) == count:
+            yield batch
+            batch = []
     if batch:
         yield batch

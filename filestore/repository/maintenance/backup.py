@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filestore.core.batches import in_batches
 from filestore.core.digest import Digest
 from filestore.core.references import Reference
 from filestore.errors import Busy, InvalidInput, NotABackup, NotARepository, StorageError
@@ -340,9 +341,9 @@ async def _remove_unneeded(target: Path, store: DiskStore) -> None:
         with storage_errors(target):
             namespaces = await in_disk_thread(_names_in, [target / name for name in CONTENT_NAMES])
         for namespace in namespaces:
-            async for digests in _batched(store.digests(namespace)):
+            async for digests in in_batches(store.digests(namespace), _DIGESTS_AT_ONCE):
                 await store.remove(namespace, await _unknown(indexes, namespace, digests))
-            async for digests in _batched(store.manifests(namespace)):
+            async for digests in in_batches(store.manifests(namespace), _DIGESTS_AT_ONCE):
                 for digest in digests:
                     if not await _is_recorded(indexes, namespace, digest):
                         await store.remove_manifest(namespace, digest)
@@ -360,17 +361,6 @@ async def _is_recorded(indexes: Sequence[Index], namespace: str, digest: Digest)
         if await index.record(namespace, Reference(digest=digest)) is not None:
             return True
     return False
-
-
-async def _batched(digests: AsyncIterator[Digest]) -> AsyncIterator[list[Digest]]:
-    batch = []
-    async for digest in digests:
-        batch.append(digest)
-        if len(batch) == _DIGESTS_AT_ONCE:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _names_in(folders: Sequence[Path]) -> list[str]:

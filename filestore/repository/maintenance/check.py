@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
+from filestore.core.batches import in_batches
 from filestore.core.digest import Digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.core.records import Record
@@ -157,7 +158,7 @@ class NamespaceCheck:
 
     async def frames(self) -> AsyncIterator[Finding]:
         """Find frames without a row."""
-        async for digests in _batched(self._store.digests(self._namespace)):
+        async for digests in in_batches(self._store.digests(self._namespace), _PAGE):
             unknown = await self._without_row(digests)
             if not unknown:
                 continue
@@ -416,14 +417,3 @@ def _reason(error: FilestoreError) -> str:
 
 def _now() -> int:
     return time.time_ns() // 1000
-
-
-async def _batched(digests: AsyncIterator[Digest]) -> AsyncIterator[list[Digest]]:
-    batch: list[Digest] = []
-    async for digest in digests:
-        batch.append(digest)
-        if len(batch) == _PAGE:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

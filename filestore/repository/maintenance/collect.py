@@ -24,6 +24,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from filestore.core.batches import in_batches
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.records import Record
@@ -220,7 +221,7 @@ class Collection:
         self._removed = DigestFilter(count, size_limit=_SMALL_FILTER)
         self._waiting = DigestFilter(count, size_limit=_SMALL_FILTER)
         await self._mark_new_records()
-        async for digests in _in_pages(self._store.manifests(self._namespace)):
+        async for digests in in_batches(self._store.manifests(self._namespace), _ROWS_AT_ONCE):
             contained = self._needed.contained(digests)
             for digest in [digest for digest, found in zip(digests, contained, strict=True) if not found]:
                 manifest = await self._manifest(digest)
@@ -350,7 +351,7 @@ class Collection:
     # What has no row or no record.
 
     async def _remove_unknown_frames(self) -> None:
-        async for digests in _in_pages(self._store.digests(self._namespace)):
+        async for digests in in_batches(self._store.digests(self._namespace), _ROWS_AT_ONCE):
             if self._stop():
                 return
             unknown = await self._index.unknown(self._namespace, digests)
@@ -375,7 +376,7 @@ class Collection:
             self.report.frames_without_rows.add(size)
 
     async def _remove_manifests(self) -> None:
-        async for digests in _in_pages(self._store.manifests(self._namespace)):
+        async for digests in in_batches(self._store.manifests(self._namespace), _ROWS_AT_ONCE):
             if self._stop():
                 return
             contained = self._needed.contained(digests)
@@ -414,17 +415,6 @@ class Collection:
 async def remove_abandoned_staging(store: ChunkStore, *, dry_run: bool = False) -> Removed:
     """Remove what processes that have ended left in staging. Return how many files that were, and their bytes."""
     return await store.remove_abandoned(dry_run=dry_run)
-
-
-async def _in_pages(digests: AsyncIterator[Digest]) -> AsyncIterator[list[Digest]]:
-    page: list[Digest] = []
-    async for digest in digests:
-        page.append(digest)
-        if len(page) == _ROWS_AT_ONCE:
-            yield page
-            page = []
-    if page:
-        yield page
 
 
 def _digest(text: object) -> Digest | None:

@@ -173,7 +173,7 @@ class _NamespaceCopy:
         if frame is not None and found is not None:
             staging = self._store.new_staging()
             staged.append((row.digest, staging))
-            await in_disk_thread(staging.write, frame)
+            await in_disk_thread(_write, staging, frame)
             self._counts.copied_count += 1
             self._counts.copied_size += len(frame)
             self._counts.on_progress()
@@ -260,6 +260,11 @@ def _row_of(row: ChunkRow, frame: memoryview) -> ChunkRow | None:
     if not is_known and not is_intact(Frame(row.digest, frame)):
         return None
     return ChunkRow(row.digest, row.size, len(frame), frame_digest)
+
+
+def _write(staging: Staging, frame: memoryview) -> None:
+    staging.write(frame)
+    staging.rest()
 
 
 def _sync(staging: Staging) -> None:
