@@ -70,7 +70,7 @@ def _name_line(usage: NameUsage) -> str:
 def _totals(usage: Usage, others: OtherFiles | None) -> dict[str, str]:
     frames_size = usage.needed_size + usage.free_size + usage.waiting_size + usage.manifests_size
     totals = {
-        "files": f"{usage.record_count} of {usage.name_count} names",
+        "files": f"{usage.record_count}, under {usage.name_count} name{'' if usage.name_count == 1 else 's'}",
         "content": exactly(usage.logical_size),
         "saved_by_sharing": in_units(usage.logical_size - usage.distinct_size),
         "saved_by_encoding": in_units(usage.distinct_size - usage.needed_size),
