@@ -128,6 +128,9 @@ async def _remove(index: Index, name: str, *, force: bool) -> RemovedNamespace:
 
 
 async def _set_policy(index: Index, name: str, policy: Policy) -> Policy:
+    from filestore.repository.maintenance.policy import checked_policy  # heavy
+
+    checked_policy(policy)
     async with index.transaction() as transaction:
         await transaction.set_policy(name, policy)
     return policy

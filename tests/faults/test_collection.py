@@ -14,7 +14,7 @@ from filestore.backends import connect, open_backend
 from filestore.core.digest import Digest, chunk_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
-from filestore.errors import ChunksMissing, DamagedRecord, NotFound
+from filestore.errors import ChunksMissing, DamagedRecord, InvalidInput, NotFound
 from filestore.repository.index.protocol import Base, Index, Policy, Use
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
@@ -274,6 +274,17 @@ async def test_a_base_stays_while_a_chunk_needs_it(opened: Opened) -> None:
     await opened.repository.remove(kept.id)
     await opened.collect()
     assert set() == await opened.frames()
+
+
+@pytest.mark.parametrize("policy", [Policy(-1, None), Policy(None, -DAY)])
+async def test_a_policy_that_is_not_valid_removes_nothing(opened: Opened, policy: Policy) -> None:
+    """The index may have come from elsewhere. Such a policy would remove the newest version of each name."""
+    record = await opened.push(contents(1), "kept")
+    async with opened.index.transaction() as transaction:
+        await transaction.set_policy(NAMESPACE, policy)
+    with pytest.raises(InvalidInput, match="policy cannot"):
+        await opened.collect()
+    assert [record] == await opened.repository.records()
 
 
 async def test_a_removal_with_chunks_keeps_a_base_that_a_chunk_needs(opened: Opened) -> None:

@@ -34,7 +34,7 @@ from filestore.repository.index.protocol import ChunkState, Index, Transaction
 from filestore.repository.maintenance.digest_filter import DigestFilter
 from filestore.repository.maintenance.policy import apply_policy, old_versions
 from filestore.repository.protocol import GRACE_SECONDS
-from filestore.repository.stores.protocol import ChunkStore, Removed
+from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.threads import in_cpu_thread
 
 TASK = "collect"
@@ -159,7 +159,7 @@ class Collection:
         """Collect. What an interrupted collection had left to do is done first.
 
         Raises DamagedRecord, and removes nothing more, if the manifest of a record is missing or damaged: nobody knows
-        what the record needs. Raises StorageError, Busy.
+        what the record needs. Raises InvalidInput if the policy of the namespace is not valid; StorageError, Busy.
         """
         started_at = self._now()
         # An earlier attempt may have failed on a full disk. The new filters have none of what it marked.
@@ -410,11 +410,6 @@ class Collection:
     async def _keep_rate(self, count: int, taken_seconds: float) -> None:
         """Wait until the rate allows the next page."""
         await asyncio.sleep(max(0.0, count / self._rate - taken_seconds) if self._rate else 0)
-
-
-async def remove_abandoned_staging(store: ChunkStore, *, dry_run: bool = False) -> Removed:
-    """Remove what processes that have ended left in staging. Return how many files that were, and their bytes."""
-    return await store.remove_abandoned(dry_run=dry_run)
 
 
 def _digest(text: object) -> Digest | None:

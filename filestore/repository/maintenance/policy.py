@@ -24,9 +24,9 @@ async def old_versions(index: Index, namespace: str, *, now: int) -> AsyncIterat
     """Yield the records that the policy of a namespace removes, in lists, the oldest first.
 
     A record with as many newer versions of its name as the policy keeps, at least one, is old. If the policy has an age,
-    the record must also be of this age. What pipelines use is never old.
+    the record must also be of this age. What pipelines use is never old. Raises InvalidInput for a policy that is not valid.
     """
-    policy = await index.policy(namespace)
+    policy = checked_policy(await index.policy(namespace))
     if policy == Policy():
         return
     before = None if policy.older_than_seconds is None else now - policy.older_than_seconds * _SECOND
@@ -45,7 +45,7 @@ async def apply_policy(index: Index, namespace: str, *, now: int) -> set[str]:
         async with index.transaction() as transaction:
             # A newer version may have been removed since, or a pipeline may use a record now. So the question is asked
             # again, about these records.
-            policy = await index.policy(namespace)
+            policy = checked_policy(await index.policy(namespace))
             still_old = await index.superseded(
                 namespace,
                 found[0].position - 1,
