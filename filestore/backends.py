@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from filestore.errors import InvalidUrl, NotARepository
+from filestore.errors import IndexDamaged, InvalidUrl, NotARepository
 from filestore.repository.folder import (
     CONTENT_NAMES,
     FORMAT_NAME,
@@ -165,7 +165,8 @@ async def open_backend(
     """The disk store and the SQLite index in `root`. The caller closes both. The options: as in `connect`.
 
     With `accepts_index`, which is for a repair, an index is accepted that is empty or older than the content, and made
-    if it is missing. Other processes then accept it too.
+    if it is missing. Other processes then accept it too. Before that, collection is held in the namespaces whose files
+    have lost their records.
 
     Raises NotARepository, UnknownFormat, StorageError, StorageFull, Busy. Raises IndexDamaged if the index is malformed,
     is empty although content is there, or is not the one with which the repository was last written.
@@ -178,22 +179,45 @@ async def open_backend(
     await read_format(reading, location=str(root))
     index, last_commit = root / INDEX_NAME, root / LAST_COMMIT_NAME
     if accepts_index:
-        with storage_errors(root, translate=access_error):
-            await in_disk_thread(partial(last_commit.unlink, missing_ok=True))
-    else:
-        await in_disk_thread(_check_index, root)
+        try:
+            return await open_backend(root, min_free=min_free)
+        except (IndexDamaged, NotARepository) as error:
+            await _accept_index(root, error, min_free=min_free)
+    await in_disk_thread(_check_index, root)
     if read_only:
         return reading, await with_reserve(reading, lambda: open_index_for_reading(index, last_commit=last_commit))
     store = await open_store(root, min_free=min_free)
     try:
         # Again, now that a restore sees the staging folder of this process, and ends before it changes anything.
         await in_disk_thread(_check_repository, root)
-        makes_tables = accepts_index or await in_disk_thread(_may_make_tables, root)
+        makes_tables = await in_disk_thread(_may_make_tables, root)
         # On a full disk, the files of SQLite's log cannot be made, and nobody could remove anything.
         return store, await with_reserve(store, lambda: open_index(index, last_commit=last_commit, makes_tables=makes_tables))
     except BaseException:
         await shield_until_done(store.close())
         raise
+
+
+async def _accept_index(root: Path, error: IndexDamaged | NotARepository, *, min_free: int | None) -> None:
+    """Accept an index that was refused with `error`, and make it if it is missing.
+
+    Everybody refuses it until the end, so nobody removes content before the collection is held.
+    """
+    from filestore.repository.maintenance.hold import hold_collection  # noqa: PLC0415  # only for a repair
+
+    store = await open_store(root, min_free=min_free)
+    try:
+        index = await with_reserve(store, lambda: open_index(root / INDEX_NAME))
+        try:
+            facts = error.named_facts()
+            why = facts.get("found") or facts["reason"]
+            await hold_collection(store, index, reason=f"a repair accepted an index that was refused ({why})")
+        finally:
+            await index.close()
+        with storage_errors(root, translate=access_error):
+            await in_disk_thread(partial((root / LAST_COMMIT_NAME).unlink, missing_ok=True))
+    finally:
+        await shield_until_done(store.close())
 
 
 async def create_repository(root: Path) -> bool:

@@ -53,6 +53,7 @@ FilestoreError
 │   └── StorageFull
 │       ├── MinFreeReached
 │       └── CacheFull
+├── CollectionHeld            files lost their names, and their content may be the only copy
 ├── Busy
 ├── Unhealthy                 a part of a server failed its own check
 ├── AddressError              where a server listens
@@ -552,6 +553,19 @@ class IndexUnreadable(StorageError):
     slug = "index-unreadable"
     facts = ("path", "reason", "advice")
     sentence = "{path} cannot be read: {reason}; {advice}"
+
+
+class CollectionHeld(FilestoreError):
+    """Nothing may be removed from a namespace, because its content may be the only copy of files that lost their names."""
+
+    slug = "collection-held"
+    facts = ("namespace", "reason", "manifest_count")
+    manifest_count: int
+    sentence = (
+        "the collection of the namespace {namespace} is held: {reason}, so that {manifest_count} manifests without a name may be"
+        " those of the only copies of files; push these files again or restore a newer backup, and then end the hold"
+    )
+    hint = "end-hold"
 
 
 class IndexDamaged(StorageError):

@@ -12,6 +12,7 @@ import click
 
 from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext, takes
+from filestore_cli.findings import hold_lines
 from filestore_cli.folders import maintained_folder
 from filestore_cli.paths import NonemptyPath
 from filestore_cli.progress import LINE_SECONDS
@@ -128,6 +129,7 @@ def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
                 "bytes_copied": counts.copied_size,
                 "damaged": _as_json(restored.damaged),
                 "set_aside": [str(path) for path in restored.set_aside],
+                "held": [hold.as_json() for hold in restored.holds],
             },
             *table(
                 folder=for_display(root),
@@ -138,6 +140,7 @@ def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
                 **({"set_aside": ", ".join(path.name for path in restored.set_aside)} if restored.set_aside else {}),
             ),
             *_lines(restored.damaged),
+            *hold_lines(restored.holds),
         )
         if restored.damaged:
             why = "" if restored.has_content else ", and the backup was made without --full"

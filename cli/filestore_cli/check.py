@@ -14,7 +14,7 @@ import click
 from filestore.core.progress import Progress
 from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext, takes
-from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, number_of
+from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, hold_lines, number_of
 from filestore_cli.folders import maintained_folder
 from filestore_cli.progress import CHECK, TICK_SECONDS, show_progress
 from filestore_cli.settings import parse_size
@@ -24,6 +24,7 @@ from filestore_cli.text import for_display, in_units
 if TYPE_CHECKING:
     # Heavy: the command imports it when it runs.
     from filestore.repository.maintenance.findings import AffectedFile, Finding
+    from filestore.repository.maintenance.hold import Hold
 
 _HOW_TO_REPAIR = (
     "`filestore check --repair` repairs what can be repaired, and lets the next push of such a file send what is lost"
@@ -111,6 +112,7 @@ async def _check(context: CommandContext, folder: Path, fraction: Fraction | Non
     from filestore.backends import open_backend  # heavy
     from filestore.repository.maintenance.check import ReadPlan  # heavy
     from filestore.repository.maintenance.check import check as find
+    from filestore.repository.maintenance.hold import holds  # heavy
 
     report = Report(folder)
     # Only the place of a read and digests of frames are written, so it also works on a folder that cannot be written.
@@ -124,6 +126,7 @@ async def _check(context: CommandContext, folder: Path, fraction: Fraction | Non
         async with _progress(context, report, folder, fraction):
             async for each in find(store, index, read=plan, counts=report.counts, writes=writes):
                 report.add(each)
+        report.holds = [hold async for hold in holds(store, index)]
     finally:
         await index.close()
         await store.close()
@@ -159,6 +162,7 @@ class Report:
 
         self.counts = CheckCounts()
         self.damage_count = 0
+        self.holds: list[Hold] = []
         self._folder = folder
         self._findings: list[Finding] = []
         self._files: list[AffectedFile] = []
@@ -193,6 +197,7 @@ class Report:
             "file_count": self._file_count,
             "reclaimable_count": self._reclaimable_count,
             "reclaimable_size": self._reclaimable_size,
+            "held": [hold.as_json() for hold in self.holds],
             "record_count": self.counts.record_count,
             "chunk_count": self.counts.chunk_count,
             "stored_size": self.counts.stored_size,
@@ -212,7 +217,7 @@ class Report:
         if self._reclaimable_count:
             unused = f"{number_of(self._reclaimable_count, 'frame or manifest', 'frames and manifests')} that no file needs"
             lines.append(f"unused    {unused}, {in_units(self._reclaimable_size)}; this is not damage")
-        return lines
+        return [*lines, *hold_lines(self.holds)]
 
     def summary(self) -> str:
         """Return the line about what was looked at."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from filestore.core.names import DEFAULT_NAMESPACE
@@ -10,6 +11,7 @@ from filestore_cli.text import for_display
 if TYPE_CHECKING:
     # Heavy: the command imports it when it runs.
     from filestore.repository.maintenance.findings import AffectedFile, Finding
+    from filestore.repository.maintenance.hold import Hold
 
 
 def finding_words(finding: Finding) -> str:
@@ -26,6 +28,19 @@ def file_words(file: AffectedFile) -> str:
     parts = "its manifest" if not file.chunk_count else f"{file.damaged_count} of {number_of(file.chunk_count, 'chunk')}"
     where = f"[{file.record.namespace}] " if file.record.namespace != DEFAULT_NAMESPACE else ""
     return for_display(f"{where}{file.record.id}  {file.record.name}  ({parts})")
+
+
+def hold_lines(holds: Iterable[Hold], *, ended: bool = False) -> list[str]:
+    """Return a line about each namespace whose collection is held, or was until now."""
+    if ended:
+        return [for_display(f"ended     the hold of the namespace {hold.namespace}") for hold in holds]
+    return [
+        for_display(
+            f"held      [{hold.namespace}] {number_of(hold.manifest_count, 'manifest')} had no record, because {hold.reason};"
+            " nothing is removed until `filestore gc --end-hold`. Before that, push the files again or restore a newer backup"
+        )
+        for hold in holds
+    ]
 
 
 def finding_as_json(finding: Finding) -> dict[str, object]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from filestore.errors import DamagedRecord, FilestoreError, NotARepository
+from filestore.errors import CollectionHeld, DamagedRecord, FilestoreError, NotARepository
 from filestore_cli.context import CommandContext, takes
+from filestore_cli.findings import hold_lines
 from filestore_cli.folders import maintained_folder
 from filestore_cli.hints import explained
 from filestore_cli.settings import parse_age
@@ -18,6 +19,7 @@ from filestore_cli.text import for_display, in_units, table
 if TYPE_CHECKING:
     # Heavy: the command imports it when it runs.
     from filestore.repository.maintenance.collect import CollectionReport, Freed
+    from filestore.repository.maintenance.hold import Hold
     from filestore.repository.stores.protocol import Removed
 
 
@@ -41,16 +43,22 @@ class Age(click.ParamType):  # type: ignore[type-arg]  # older versions of click
     metavar="AGE",
     help="Keep chunks that a push has used within this time, such as 24h or 0s.  [default: the setting gc_grace]",
 )
+@click.option(
+    "--end-hold", is_flag=True, help="First end the hold of a repair or a restore: what has no name may then be removed."
+)
 @takes("url", "root")
-def gc(context: CommandContext, grace: float | None, *, dry_run: bool) -> None:
+def gc(context: CommandContext, grace: float | None, *, dry_run: bool, end_hold: bool) -> None:
     """Remove the content that no stored file needs any more, and say why each part of it goes.
 
     That is content of removed files, of pushes that were abandoned, and what crashes have left. The folder may be in use
     by servers and pushes meanwhile. A server does the same by itself.
     """
+    if end_hold and dry_run:
+        raise click.UsageError("--end-hold changes the folder, and --dry-run does not; give one of them")
     folder = maintained_folder(context, "gc")
     grace_seconds = context.settings.gc_grace if grace is None else grace
-    reports, failures, staging = run_to_end(_collect(context, folder, grace_seconds, dry_run=dry_run))
+    collected = run_to_end(_collect(context, folder, grace_seconds, dry_run=dry_run, end_hold=end_hold))
+    reports, failures, staging, held = collected
     total = sum(report.freed.size for report in reports) + staging.size
     verb = "would be freed" if dry_run else "freed"
     lines = [line for report in reports for line in _report_lines(report)]
@@ -64,9 +72,12 @@ def gc(context: CommandContext, grace: float | None, *, dry_run: bool) -> None:
             "namespaces": [report.as_json() for report in reports],
             "staging": {"count": staging.count, "size": staging.size},
             "freed_size": total,
+            "held": [hold.as_json() for hold in held],
+            "holds_ended": end_hold,
             "failures": [{"namespace": namespace, "reason": str(error)} for namespace, error in failures],
         },
         *lines,
+        *(hold_lines(held, ended=end_hold) if dry_run or end_hold else ()),
         f"{in_units(total)} {verb} in {for_display(folder)}",
     )
     for namespace, error in failures:
@@ -74,11 +85,12 @@ def gc(context: CommandContext, grace: float | None, *, dry_run: bool) -> None:
 
 
 async def _collect(
-    context: CommandContext, folder: Path, grace_seconds: float, *, dry_run: bool
-) -> tuple[list[CollectionReport], list[tuple[str, FilestoreError]], Removed]:
+    context: CommandContext, folder: Path, grace_seconds: float, *, dry_run: bool, end_hold: bool
+) -> tuple[list[CollectionReport], list[tuple[str, FilestoreError]], Removed, list[Hold]]:
     from filestore.backends import open_backend  # heavy
     from filestore.repository.full_disk import with_reserve  # heavy
     from filestore.repository.maintenance.collect import Collection  # heavy
+    from filestore.repository.maintenance.hold import end_holds, holds  # heavy
 
     reports: list[CollectionReport] = []
     failures: list[tuple[str, FilestoreError]] = []
@@ -87,17 +99,21 @@ async def _collect(
     except NotARepository as error:
         raise context.advised(error) from None
     try:
+        if end_hold:
+            held = await with_reserve(store, lambda: end_holds(store, index))
+        else:
+            held = [hold async for hold in holds(store, index)]
         staging = await store.remove_abandoned(dry_run=dry_run)
         for namespace in await index.namespaces():
             collection = Collection(store, index, namespace, grace_seconds=grace_seconds, dry_run=dry_run)
             try:
                 reports.append(await with_reserve(store, collection.run))
-            except DamagedRecord as error:
+            except (DamagedRecord, CollectionHeld) as error:
                 failures.append((namespace, error))
     finally:
         await index.close()
         await store.close()
-    return reports, failures, staging
+    return reports, failures, staging, held
 
 
 def _report_lines(report: CollectionReport) -> list[str]:

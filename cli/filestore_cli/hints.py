@@ -16,6 +16,7 @@ HINTS = {
     "choose-port": "--port sets it",
     "choose-target": "-o and --force do that",
     "create-repository": "on the command line, `filestore serve --create` or `filestore push --create` makes it",
+    "end-hold": "`filestore gc --end-hold` ends it",
     "exclude": "--exclude does that",
     "finish-repository": "`filestore serve --create` and `filestore push --create` finish it",
     "free-repository": "`filestore rm` removes files and `filestore gc` frees their space; both work on a full disk",

@@ -11,7 +11,7 @@ import click
 
 from filestore.errors import FilestoreError, NotARepository
 from filestore_cli.context import CommandContext
-from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, number_of
+from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, hold_lines, number_of
 from filestore_cli.text import for_display, in_units
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def report_as_json(folder: Path, report: RepairReport) -> dict[str, object]:
         "lost_count": len(report.lost),
         "remaining": [finding_as_json(finding) for finding in report.remaining],
         "remaining_count": report.remaining_count,
+        "held": [hold.as_json() for hold in report.holds],
     }
 
 
@@ -108,6 +109,7 @@ def report_lines(folder: Path, report: RepairReport) -> list[str]:
     lines += _files("lost", list(report.lost.values()))
     lines += [f"remains   {finding_words(finding)}" for finding in report.remaining]
     lines += _more("remains", report.remaining_count, len(report.remaining))
+    lines += hold_lines(report.holds)
     return [*lines, _summary(folder, report)]
 
 

@@ -99,6 +99,32 @@ def test_the_url_of_a_server_is_refused(home: Home, server: Server) -> None:
     assert 2 == home.run("gc", "--grace", "soon", "--root", server.root).returncode
 
 
+def test_what_has_lost_its_name_is_held(home: Home, tmp_path: Path) -> None:
+    """Repair, check and a dry run say so; gc refuses, says why and what to do, and ends the hold only if it is told to."""
+    root = tmp_path / "root"
+    home.create_repository(root)
+    path = tmp_path / "only.bin"
+    path.write_bytes(content(7))
+    home.result("push", path, environ={"FILESTORE_URL": str(root)})
+    before = frames(root)
+    for index in root.glob("index.sqlite*"):
+        index.unlink()
+    in_root = ("--grace", "0s", "--root", root)
+
+    assert "1 manifest had no record" in home.run("check", "--repair", "--root", root).stdout
+    assert "filestore gc --end-hold" in home.run("check", "--root", root).stdout
+    (held,) = home.result("gc", "--dry-run", *in_root)["held"]
+    assert ("default", 1) == (held["namespace"], held["manifest_count"])
+    refused = home.run("gc", *in_root)
+    said = refused.stderr
+    assert 1 == refused.returncode
+    assert "its index index.sqlite is missing" in said
+    assert "`filestore gc --end-hold` ends it" in said
+    assert before == frames(root)
+    assert home.result("gc", "--end-hold", *in_root)["holds_ended"]
+    assert [] == frames(root)
+
+
 def test_a_damaged_manifest_is_named(home: Home, tmp_path: Path) -> None:
     """Nothing is removed from its namespace, and the exit status says so."""
     root = tmp_path / "root"

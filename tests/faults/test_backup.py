@@ -17,6 +17,7 @@ from filestore.backends import connect, open_backend
 from filestore.core.manifest import Manifest
 from filestore.errors import (
     Busy,
+    CollectionHeld,
     IndexDamaged,
     InvalidInput,
     NotABackup,
@@ -27,6 +28,7 @@ from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance import backup as backups
 from filestore.repository.maintenance import content
 from filestore.repository.maintenance.backup import back_up, backups_in
+from filestore.repository.maintenance.collect import Collection
 from filestore.repository.maintenance.restore import restore
 from filestore.repository.protocol import Repository
 from filestore.runtime.database import open_database
@@ -105,6 +107,20 @@ async def test_names_are_restored_over_a_store(root: Path, tmp_path: Path) -> No
     async with connect(root) as repository:
         assert 2 == len(await read(repository, "first"))
         assert 2 == len(await read(repository, "second"))
+
+
+async def test_files_stored_after_the_backup_are_not_collected(root: Path, tmp_path: Path) -> None:
+    """The restored index has no names for them. How many manifests have none is told, and collection is held."""
+    await back_up(root, tmp_path / "backup")
+    async with connect(root) as repository:
+        await push(repository, "third", CHUNKS)
+    restored = await restore(tmp_path / "backup", root)
+    assert [("default", 1)] == [(hold.namespace, hold.manifest_count) for hold in restored.holds]
+    store, index = await open_backend(root)
+    with pytest.raises(CollectionHeld, match=r"a backup of .* was restored"):
+        await Collection(store, index, "default", grace_seconds=0).run()
+    await index.close()
+    await store.close()
 
 
 async def test_a_restored_repository_hands_out_only_what_it_has(root: Path, tmp_path: Path) -> None:

@@ -15,9 +15,13 @@ import pytest
 
 from filestore.backends import connect, create_repository, open_backend
 from filestore.core.digest import chunk_digest
-from filestore.errors import IndexDamaged, NotARepository
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.errors import CollectionHeld, IndexDamaged, NotARepository
 from filestore.repository.index.last_commit import LastCommit
 from filestore.repository.index.protocol import IndexVersion
+from filestore.repository.maintenance.collect import Collection
+from filestore.repository.maintenance.hold import end_holds
+from filestore.repository.maintenance.repair import repair
 from filestore.repository.protocol import Repository
 from tests.support.frames import contents, encoded, manifest
 
@@ -124,6 +128,43 @@ async def test_a_repair_accepts_the_index(root: Path, harm: Callable[[Path], Non
         await push(repository, "third")
     async with connect(root, read_only=True) as repository:
         assert "third" == (await repository.record("third")).name
+
+
+@pytest.mark.parametrize("harm", [remove, empty, put_older])
+async def test_what_has_lost_its_name_is_not_collected(root: Path, harm: Callable[[Path], None]) -> None:
+    """It may be the only copy. A hold stays through collections of everybody until a person ends it."""
+    async with connect(root) as repository:
+        chunks = contents(2, size=700)
+        await repository.put([encoded(content) for content in chunks])
+        await repository.commit(manifest(chunks).encoded, name="third")
+    harm(root)
+    before = sorted((*root.glob("chunks/*/*/*/*"), *root.glob("manifests/*/*/*/*")))
+    store, index = await open_backend(root, accepts_index=True)
+    (hold,) = (await repair(store, index)).holds
+    with pytest.raises(CollectionHeld, match="a repair accepted an index that was refused"):
+        await Collection(store, index, DEFAULT_NAMESPACE, grace_seconds=0).run()
+    await index.close()
+    await store.close()
+
+    # A second repair finds an index that nobody refuses, and leaves the hold.
+    store, index = await open_backend(root, accepts_index=True)
+    assert [hold] == (await repair(store, index)).holds
+    assert before == sorted((*root.glob("chunks/*/*/*/*"), *root.glob("manifests/*/*/*/*")))
+    assert [hold] == await end_holds(store, index)
+    assert (await Collection(store, index, DEFAULT_NAMESPACE, grace_seconds=0).run()).freed.count
+    await index.close()
+    await store.close()
+
+
+async def test_a_repair_of_a_healthy_index_holds_nothing(root: Path) -> None:
+    """Content of a file that a user removed is collected as before."""
+    async with connect(root) as repository:
+        for record in await repository.records():
+            await repository.remove(record.id)
+    store, index = await open_backend(root, accepts_index=True)
+    assert [] == (await repair(store, index)).holds
+    await index.close()
+    await store.close()
 
 
 @pytest.mark.parametrize("text", [b"", b"\0" * 71, b"f" * 71, None])

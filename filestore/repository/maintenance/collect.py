@@ -32,6 +32,7 @@ from filestore.core.references import Reference
 from filestore.errors import DamagedRecord, InvalidDigest, InvalidManifest, LimitExceeded, StorageError
 from filestore.repository.index.protocol import ChunkState, Index, Transaction
 from filestore.repository.maintenance.digest_filter import DigestFilter
+from filestore.repository.maintenance.hold import hold_of
 from filestore.repository.maintenance.policy import apply_policy, old_versions
 from filestore.repository.protocol import GRACE_SECONDS
 from filestore.repository.stores.protocol import ChunkStore
@@ -159,9 +160,13 @@ class Collection:
         """Collect. What an interrupted collection had left to do is done first.
 
         Raises DamagedRecord, and removes nothing more, if the manifest of a record is missing or damaged: nobody knows
-        what the record needs. Raises InvalidInput if the policy of the namespace is not valid; StorageError, Busy.
+        what the record needs. Raises CollectionHeld, and removes nothing, if the collection is held; a dry run goes on.
+        Raises InvalidInput if the policy of the namespace is not valid; StorageError, Busy.
         """
         started_at = self._now()
+        hold = None if self._dry_run else await hold_of(self._index, self._namespace)
+        if hold is not None:
+            raise hold.error()
         # An earlier attempt may have failed on a full disk. The new filters have none of what it marked.
         self._position, self._old = 0, set()
         self._state = await self._index.task_state(self._namespace, TASK) or {}

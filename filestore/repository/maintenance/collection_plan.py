@@ -59,6 +59,7 @@ async def collect_for_ever(
     step_seconds = min(_STEP_SECONDS, plan.interval_seconds)
     # In a thread, because it imports numpy, which takes 0.15 s.
     collect = await in_cpu_thread(importlib.import_module, "filestore.repository.maintenance.collect")
+    failed_at: dict[str, int] = {}
     while True:
         await asyncio.sleep(step_seconds * random.uniform(0.5, 1))  # noqa: S311  # so that processes do not meet
         if not _is_permitted_now(plan):
@@ -66,12 +67,15 @@ async def collect_for_ever(
         try:
             async with index.try_lock(collect.TASK) as is_ours:
                 if is_ours:
-                    await _collect_what_is_due(store, index, plan, now)
+                    await _collect_what_is_due(store, index, plan, now, failed_at)
         except Exception as error:  # noqa: BLE001  # the server goes on, and tries again
             logger.warning("what is no longer needed could not be removed, and is tried again later: %s", error)
 
 
-async def _collect_what_is_due(store: ChunkStore, index: Index, plan: CollectionPlan, now: Callable[[], int]) -> None:
+async def _collect_what_is_due(
+    store: ChunkStore, index: Index, plan: CollectionPlan, now: Callable[[], int], failed_at: dict[str, int]
+) -> None:
+    """Collect where it is time. `failed_at` has the times of failures, which are not repeated at each look at the clock."""
     from filestore.repository.maintenance.collect import TASK, Collection  # noqa: PLC0415  # heavy
 
     await store.remove_abandoned()
@@ -79,6 +83,8 @@ async def _collect_what_is_due(store: ChunkStore, index: Index, plan: Collection
         state = await index.task_state(namespace, TASK) or {}
         ended_at = state.get("ended_at")
         # A time in the future is from a clock that was wrong.
+        if 0 <= now() - failed_at.get(namespace, -1 << 62) < plan.interval_seconds * _SECOND:
+            continue
         if isinstance(ended_at, int) and 0 <= now() - ended_at < plan.interval_seconds * _SECOND and "cursor" not in state:
             continue
         collection = Collection(
@@ -93,6 +99,7 @@ async def _collect_what_is_due(store: ChunkStore, index: Index, plan: Collection
         try:
             report = await with_reserve(store, collection.run)
         except FilestoreError as error:
+            failed_at[namespace] = now()
             logger.warning("nothing is removed from the namespace %s: %s", namespace, error)
             continue
         if report.freed.count or report.old_versions:

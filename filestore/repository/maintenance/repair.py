@@ -22,6 +22,7 @@ from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.check import CheckCounts, NamespaceCheck, ReadPlan, index_findings
 from filestore.repository.maintenance.findings import FRAME_LOST, AffectedFile, Finding, FindingKind
 from filestore.repository.maintenance.frames import judge_frame
+from filestore.repository.maintenance.hold import Hold, holds
 from filestore.repository.protocol import Repository
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.threads import in_cpu_thread
@@ -93,6 +94,8 @@ class RepairReport:
     manifests_restored: int = 0
     failed_donors: dict[str, str] = field(default_factory=dict)
     """Why donors could not be used, by their names."""
+    holds: list[Hold] = field(default_factory=list)
+    """The namespaces whose collection is held."""
     remaining: list[Finding] = field(default_factory=list)
     remaining_count: int = 0
     lost: dict[str, AffectedFile] = field(default_factory=dict)
@@ -155,6 +158,7 @@ async def repair(
         await _NamespaceRepair(store, index, namespace, donors, report).run(read)
     async for problem in index_findings(index):
         report.note_remaining(problem)
+    report.holds = [hold async for hold in holds(store, index)]
     return report
 
 

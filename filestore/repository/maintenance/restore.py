@@ -44,6 +44,7 @@ from filestore.repository.maintenance.backup import (
     read_facts,
 )
 from filestore.repository.maintenance.content import ContentCounts, DamagedFile, complete
+from filestore.repository.maintenance.hold import Hold, hold_collection
 from filestore.repository.stores.disk import open_store, store_for_reading
 from filestore.system.files import remove_if_possible, storage_errors, sync_path, write_atomic, write_error
 from filestore.system.locks import FileLock
@@ -86,6 +87,9 @@ class Restored:
     set_aside: tuple[Path, ...]
     """The old files of the index, and of the databases of runtimes, under their new names."""
 
+    holds: tuple[Hold, ...]
+    """Where the folder has manifests without a record. Files that were stored after the backup are among them."""
+
     @property
     def damaged(self) -> list[DamagedFile]:
         """The records that are not whole: the folder has not all of their chunks."""
@@ -117,6 +121,8 @@ async def restore(source: Path, root: Path, *, rate: int | None = None, counts: 
                 index = await open_index(path)
                 try:
                     await complete(store, index, source=content, counts=counts, rate=rate)
+                    moment = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(facts["made_at"] / 1_000_000))
+                    held_namespaces = await hold_collection(store, index, reason=f"a backup of {moment} was restored")
                 finally:
                     await index.close()
             finally:
@@ -127,7 +133,14 @@ async def restore(source: Path, root: Path, *, rate: int | None = None, counts: 
                 await in_disk_thread(remove_if_possible, root / part)
     finally:
         held.release()
-    return Restored(root=root, backup=backup, has_content=bool(facts["has_content"]), counts=counts, set_aside=tuple(set_aside))
+    return Restored(
+        root=root,
+        backup=backup,
+        has_content=bool(facts["has_content"]),
+        counts=counts,
+        set_aside=tuple(set_aside),
+        holds=tuple(held_namespaces),
+    )
 
 
 class _Held:
@@ -314,10 +327,10 @@ def _put_in_place(backup: Path, root: Path, index: Path, stamp: str) -> list[Pat
 
 
 def _renew(path: Path) -> IndexVersion:
-    """Give an index another id, because the commits after the backup are not in it. Forget the states of tasks."""
+    """Give an index another id, because the commits after the backup are not in it. Forget the states of tasks, but not holds."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE meta SET value = lower(hex(randomblob(16))) WHERE key = 'index_id'")
-        connection.execute("DELETE FROM tasks")
+        connection.execute("DELETE FROM tasks WHERE task != 'hold'")
         version = select_version(connection)
     assert version is not None  # noqa: S101  # it was migrated
     return version
