@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -32,6 +33,7 @@ from filestore.errors import (
 
 EMPTY_PATH = "the path is empty, as from a variable that is not set; give '.' for the current folder"
 _SYNC_THREADS = 16
+_ATOMIC_STAGING = re.compile(r"\.[0-9a-f]{32}")
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
@@ -272,6 +274,11 @@ def write_atomic(path: Path, content: Buffer) -> None:
     finally:
         staging.unlink(missing_ok=True)
     sync_path(path.parent)
+
+
+def is_atomic_staging(name: str) -> bool:
+    """Return whether a file with this name may be what `write_atomic` left when its process was killed."""
+    return _ATOMIC_STAGING.fullmatch(name) is not None
 
 
 def move_aside(folder: Path, aside: Path) -> bool:

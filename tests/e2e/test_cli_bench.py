@@ -290,7 +290,7 @@ def under_way(home: Home, sign: str) -> Iterator[subprocess.Popen[str]]:
     # Content whose making is interrupted is so large that it is never done before that.
     size = "1GiB" if sign == MAKING else "128MiB"
     process = subprocess.Popen(
-        [SCRIPTS / "filestore", "bench", "upload", "--size", size, "--folder", work, "--quiet"],
+        [SCRIPTS / "filestore", "bench", "upload", "--size", size, "--folder", work, "--retry-seconds", "1", "--quiet"],
         env=home.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -46,7 +46,7 @@ from filestore.repository.maintenance.backup import (
 from filestore.repository.maintenance.content import ContentCounts, DamagedFile, complete
 from filestore.repository.maintenance.hold import Hold, hold_collection
 from filestore.repository.stores.disk import open_store, store_for_reading
-from filestore.system.files import remove_if_possible, storage_errors, sync_path, write_atomic, write_error
+from filestore.system.files import is_atomic_staging, remove_if_possible, storage_errors, sync_path, write_atomic, write_error
 from filestore.system.locks import FileLock
 from filestore.system.sqlite_errors import sqlite_errors
 from filestore.system.threads import in_disk_thread, shield_until_done
@@ -226,7 +226,7 @@ def _check_root(root: Path, repository_id: str) -> None:
 
 def _is_known(name: str) -> bool:
     is_of_index = INDEX_STAGING.fullmatch(name) is not None or name.startswith(f"{INDEX_NAME}.")
-    return name in _KNOWN_NAMES or is_of_index or name.startswith(_UPLOADS)
+    return name in _KNOWN_NAMES or is_of_index or name.startswith(_UPLOADS) or is_atomic_staging(name)
 
 
 def _lock_users(stack: ExitStack, root: Path) -> None:

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aiofiles.tempfile import TemporaryFile
 from aiohttp import web
 
 from filestore.core.names import checked_pipeline_name
@@ -61,8 +60,8 @@ class PipelineRoutes:
         It becomes the newest version of its name.
         """
         pipeline_id = f"pipeline_{uuid.uuid4().hex}"
-        async with TemporaryFile("w+b", buffering=0, dir=context.spool_folder) as spool:
-            form = await receive_form(context, spool, file_part="graph", check_name=lambda _: None)
+        async with context.form_spool(repository) as (spool, written):
+            form = await receive_form(context, spool, file_part="graph", check_name=lambda _: None, written=written)
             if form.file_name is None:
                 raise InvalidInput(
                     "the form has no part graph with the pickled pipeline; upload_pipeline of the Pipeline SDK sends one"
