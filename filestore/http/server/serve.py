@@ -20,6 +20,7 @@ from filestore.core.digest import Digest
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.http.server.errors import concerns_us
 from filestore.http.server.listener import address_error, bind, hold_port, resolve_address, server_url
+from filestore.http.server.log import DirectHandler, log_by_thread
 from filestore.http.server.supervisor import Supervisor
 from filestore.http.server.worker import BACKLOG, Extension, OpenBackend, Service, no_extension, run_worker
 from filestore.system.metrics import SharedTimes
@@ -79,7 +80,7 @@ def serve(
     # A client may write any name in a form, and gets an answer.
     for warning in (BadContentDispositionHeader, BadContentDispositionParam):
         warnings.simplefilter("ignore", warning)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, handlers=[DirectHandler()])
     if workers > 1:
         with hold_port(host, port) as holder:
             prepare()
@@ -92,9 +93,10 @@ def serve(
         except OSError as error:
             raise address_error(listener.getsockname(), error) from error
         prepare()
-        asyncio.run(
-            run_worker(service, listener, ready=lambda: announce(server_url(host, listener)), announce_stop=announce_stop)
-        )
+        with log_by_thread():
+            asyncio.run(
+                run_worker(service, listener, ready=lambda: announce(server_url(host, listener)), announce_stop=announce_stop)
+            )
 
 
 def _allow_many_files() -> None:

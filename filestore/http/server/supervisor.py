@@ -21,6 +21,7 @@ from filestore.errors import FilestoreError
 from filestore.http import wire
 from filestore.http.server.errors import log_failure
 from filestore.http.server.listener import bind
+from filestore.http.server.log import log_by_thread
 from filestore.http.server.worker import CLEANUP_SECONDS, STOP_SIGNALS, Service, run_worker, stop_signals
 
 logger = logging.getLogger("filestore.server")
@@ -134,7 +135,8 @@ class Supervisor:
             self._service.shared_times.join(worker.place)
             with bind(self._holder.family, self._holder.getsockname(), is_shared=True) as listener:
                 self._holder.close()
-                asyncio.run(run_worker(self._service, listener, ready=ready, lifeline=self._lifeline[0]))
+                with log_by_thread():
+                    asyncio.run(run_worker(self._service, listener, ready=ready, lifeline=self._lifeline[0]))
             status = 0
         except FilestoreError as error:
             if is_ready:
