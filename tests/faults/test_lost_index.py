@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from filestore.errors import CollectionHeld, IndexDamaged, NotARepository
 from filestore.repository.index.last_commit import LastCommit
 from filestore.repository.index.protocol import IndexVersion
 from filestore.repository.maintenance.collect import Collection
+from filestore.repository.maintenance.collection_plan import CollectionPlan, _collect_what_is_due
 from filestore.repository.maintenance.hold import end_holds
 from filestore.repository.maintenance.repair import repair
 from filestore.repository.protocol import Repository
@@ -152,6 +154,22 @@ async def test_what_has_lost_its_name_is_not_collected(root: Path, harm: Callabl
     assert before == sorted((*root.glob("chunks/*/*/*/*"), *root.glob("manifests/*/*/*/*")))
     assert [hold] == await end_holds(store, index)
     assert (await Collection(store, index, DEFAULT_NAMESPACE, grace_seconds=0).run()).freed.count
+    await index.close()
+    await store.close()
+
+
+async def test_a_server_logs_a_hold_once_per_pass(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It looks at the clock more often than that."""
+    remove(root)
+    store, index = await open_backend(root, accepts_index=True)
+    await repair(store, index)
+    plan = CollectionPlan(grace_seconds=0, rate=1_000_000)
+    failed_at: dict[str, int] = {}
+    moment = 1_000_000_000
+    for later in (0, 1_000_000, 3_000_000):
+        await _collect_what_is_due(store, index, plan, partial(int, moment + later), failed_at)
+    assert 2 == caplog.text.count("the collection of the namespace default is held")
+    assert await index.sizes(DEFAULT_NAMESPACE, [chunk_digest(content) for content in CHUNKS])
     await index.close()
     await store.close()
 
