@@ -446,6 +446,17 @@ def test_the_commands_say_what_they_did(home: Home, tmp_path: Path) -> None:
     assert "; `filestore restore` does it from a backup, and `filestore check --repair`" in home.failure("ls", "--url", root)
 
 
+async def test_a_restore_that_was_killed_at_the_format_file_is_completed(root: Path, tmp_path: Path) -> None:
+    """The folder then has the staging file of the format file, and no format file."""
+    await back_up(root, tmp_path / "target", full=True)
+    staging = tmp_path / f"new/.{'5c' * 16}"
+    staging.parent.mkdir()
+    staging.touch()
+    (tmp_path / "new/restoring").touch()
+    await restore(tmp_path / "target", tmp_path / "new")
+    assert not staging.exists()
+
+
 async def test_a_restore_makes_the_file_of_the_last_commit_again(root: Path, tmp_path: Path) -> None:
     """It is not synced. After a power cut, the text of the old index in the same file would refuse the new index."""
     await back_up(root, tmp_path / "target", full=True)

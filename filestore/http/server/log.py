@@ -48,7 +48,7 @@ class DirectHandler(logging.Handler):
 
 
 class WaitingHandler(QueueHandler):
-    """Hands records to a thread, and counts those for which there is no place."""
+    """Hands records to a thread, and counts those that do not fit into its queue."""
 
     def __init__(self) -> None:
         self._waiting: queue.Queue[logging.LogRecord | None] = queue.Queue(WAITING_LIMIT)

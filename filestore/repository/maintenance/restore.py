@@ -249,7 +249,10 @@ def _acquire(stack: ExitStack, lock: FileLock, root: Path) -> None:
 
 
 def _remove_staging(root: Path) -> None:
-    """Remove the copies of databases that an interrupted restore has left."""
+    """Remove the copies of databases, and the new format file, that an interrupted restore has left."""
+    for path in root.iterdir():
+        if is_atomic_staging(path.name) and path.is_file():
+            path.unlink()
     for path in (*root.glob(f"{INDEX_NAME}.*"), *root.glob(f"{RUNTIME_DATABASES}.*")):
         if _STAGING.search(path.name):
             path.unlink()
