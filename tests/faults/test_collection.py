@@ -14,6 +14,7 @@ from filestore.backends import connect, open_backend
 from filestore.core.digest import Digest, chunk_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
+from filestore.core.references import Reference
 from filestore.errors import ChunksMissing, DamagedRecord, InvalidInput, NotFound
 from filestore.repository.index.protocol import Base, Index, Policy, Use
 from filestore.repository.index.sqlite import open_index
@@ -237,6 +238,28 @@ async def test_a_damaged_manifest_stops_a_collection(opened: Opened) -> None:
     assert 3 == len(await opened.repository.records())
     await opened.repository.remove(record.id)
     assert 5 == (await opened.collect()).freed.count - 1
+
+
+async def test_a_damaged_manifest_stops_a_collection_while_one_of_its_records_is_removed(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another record with the same manifest stays, and its chunks with it."""
+    kept = await opened.push(contents(2), "kept")
+    removed = await opened.push(contents(2), "removed")
+    await opened.store.remove_manifest(NAMESPACE, kept.digest)
+    read = opened.store.manifest
+
+    async def read_while_removed(namespace: str, digest: Digest) -> bytes | None:
+        if await opened.index.record(namespace, Reference(id=removed.id)) is not None:
+            await opened.repository.remove(removed.id)
+        return await read(namespace, digest)
+
+    monkeypatch.setattr(opened.store, "manifest", read_while_removed)
+    with pytest.raises(DamagedRecord) as caught:
+        await opened.collect()
+
+    assert kept.id == caught.value.named_facts()["file_id"]
+    assert digests_of(*contents(2)) == await opened.frames()
 
 
 @pytest.mark.parametrize("seconds", [10_000 * DAY, -10_000 * DAY], ids=["forward", "backward"])

@@ -255,9 +255,11 @@ class Collection:
                 self._needed.add([record.digest])
                 await in_cpu_thread(self._needed.add_chunks, manifest.chunks)
                 return
-            # I2: a record is removed before its manifest. It may also have been stored again since.
-            if await self._index.record(self._namespace, Reference(id=record.id)) is None:
+            # I2: a record is removed before its manifest. It may also have been stored again since, and others may need it.
+            user = await self._index.record(self._namespace, Reference(digest=record.digest))
+            if user is None:
                 return
+            record = user
         raise DamagedRecord(record.id, record.name, f"its manifest {record.digest} is missing or damaged")
 
     async def _manifest(self, digest: Digest) -> Manifest | None:
