@@ -386,8 +386,9 @@ class Repository:
     ) -> Record:
         """Remove a record, and return it. `with_chunks` also removes its chunks that no other record needs.
 
-        `force` removes it also if a pipeline needs it. With `updated_at`, it is removed only if nobody has stored it again
-        since that time, and with `unless_newest` only if a newer version of its name exists.
+        They stay while the collection of the namespace is held. `force` removes the record also if a pipeline needs it. With
+        `updated_at`, it is removed only if nobody has stored it again since that time, and with `unless_newest` only if a
+        newer version of its name exists.
 
         Raises NotFound, RecordChanged, FileInUse, DamagedRecord, StorageError, TransferError, BlockingCallRefused.
         """

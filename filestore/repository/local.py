@@ -40,6 +40,7 @@ from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import ChunkRow, Index, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all, is_intact
 from filestore.repository.listing import listing_file, read_lines
+from filestore.repository.maintenance.hold import hold_of
 from filestore.repository.maintenance.selection import VersionRule
 from filestore.repository.maintenance.versions import list_versions, summary
 from filestore.repository.manifest_check import check_chunks
@@ -396,6 +397,8 @@ class LocalRepository:
     ) -> Record:
         chunks: dict[Digest, None] = {}
         seen_until = 0
+        # Files without a name may need the chunks. A collection removes them after the hold.
+        with_chunks = with_chunks and await hold_of(self._index, self._namespace) is None
         if with_chunks:
             chunks = await self._chunks_of(await self.record(Reference(id=file_id)))
             seen_until = await self._keep_needed(chunks, without=file_id)

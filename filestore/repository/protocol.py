@@ -279,6 +279,7 @@ class Repository(Protocol):
         is removed only if a newer version of its name exists. This is checked in the transaction that removes it.
 
         Its chunks stay, unless `with_chunks` is set: then chunks that no other record needs are removed too.
+        They also stay while the collection of the namespace is held.
 
         Removing chunks reads the manifest of every record of the namespace. A push in progress may have learned that
         such a chunk is present. Its commit reports the chunk as missing, and the push sends it.

@@ -123,6 +123,20 @@ async def test_files_stored_after_the_backup_are_not_collected(root: Path, tmp_p
     await store.close()
 
 
+async def test_a_removal_keeps_the_chunks_of_a_held_namespace(root: Path, tmp_path: Path) -> None:
+    """A file that was stored after the backup has no name, and may need these chunks. Only the record is removed."""
+    await back_up(root, tmp_path / "backup")
+    async with connect(root) as repository:
+        await push(repository, "third", CHUNKS)
+    await restore(tmp_path / "backup", root)
+    before = sorted((*root.glob("chunks/*/*/*/*"), *root.glob("manifests/*/*/*/*")))
+    async with connect(root) as repository:
+        await repository.remove((await repository.record("first")).id, with_chunks=True)
+        assert ["second"] == [record.name for record in await repository.records()]
+        assert before == sorted((*root.glob("chunks/*/*/*/*"), *root.glob("manifests/*/*/*/*")))
+        assert [] == await repository.missing([encoded(chunk).digest for chunk in CHUNKS])
+
+
 async def test_a_restored_repository_hands_out_only_what_it_has(root: Path, tmp_path: Path) -> None:
     """Rows without frames are removed, files that are not whole are named, and a push makes them whole."""
     await back_up(root, tmp_path / "backup")
