@@ -12,8 +12,9 @@ import pytest
 from filestore.core.digest import chunk_digest
 from filestore.core.records import Kind
 from filestore.core.references import Reference
+from filestore.errors import UnknownFormat
 from filestore.repository.index.protocol import ChunkRow, Policy, Use
-from filestore.repository.index.sqlite import open_index, open_index_for_reading
+from filestore.repository.index.sqlite import SCHEMA_VERSION, open_index, open_index_for_reading
 from tests.support.commands import start_module
 from tests.support.migration_crashes import NAME, NAMESPACE, OLDER_VERSIONS, make_older_index
 
@@ -74,6 +75,43 @@ async def test_two_processes_migrate_at_once(tmp_path: Path, version: int) -> No
     for index in await asyncio.gather(*(open_index(tmp_path / "index") for _ in range(4))):
         await index.close()
     await check_migrated(tmp_path / "index")
+
+
+@pytest.mark.parametrize("version", OLDER_VERSIONS)
+async def test_a_process_of_an_older_version_adds_no_record_after_a_migration(tmp_path: Path, version: int) -> None:
+    """It had the index open. A record without a position would be in no mark, and a collection would remove its content."""
+    path = tmp_path / "index"
+    make_older_index(path, version)
+    with closing(sqlite3.connect(path)) as older:
+        older.execute("SELECT * FROM records").fetchall()
+        await check_migrated(path)
+        index = await open_index(path)
+        before = await index.records(NAMESPACE, limit=10)
+        for name, digest in (("new", CHUNK), (NAME, chunk_digest(b"0"))):  # and the first version again
+            values = (NAMESPACE, f"file_{2:032x}", name, "file", digest, 1, 4_000_000, 4_000_000)
+            with pytest.raises(sqlite3.IntegrityError, match="newer version of filestore"), older:
+                older.execute(
+                    "INSERT INTO records (namespace, id, name, kind, digest, size, created_at, updated_at)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+                    " ON CONFLICT (namespace, name, kind, digest) DO UPDATE SET updated_at = excluded.updated_at",
+                    values,
+                )
+        assert before == await index.records(NAMESPACE, limit=10)
+        await index.close()
+
+
+async def test_a_newer_version_migrates_an_open_index(tmp_path: Path) -> None:
+    """From then on this process writes nothing: it does not know what the new tables need."""
+    path = tmp_path / "index"
+    index = await open_index(path)
+    with closing(sqlite3.connect(path)) as newer, newer:
+        newer.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+
+    with pytest.raises(UnknownFormat, match=f"format {SCHEMA_VERSION + 1}, this program knows {SCHEMA_VERSION}"):
+        async with index.transaction() as transaction:
+            await transaction.add_chunks(NAMESPACE, [ROW])
+    assert [] == await index.chunk_rows(NAMESPACE, limit=10)
+    await index.close()
 
 
 @pytest.mark.slow

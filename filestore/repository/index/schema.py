@@ -16,6 +16,13 @@ _RECORD_INDEXES = (
     "CREATE INDEX records_by_name ON records (namespace, name, position)",
     "CREATE INDEX records_by_digest ON records (namespace, digest, position)",
 )
+_POSITION_CHECK = """CREATE TRIGGER records_have_position BEFORE INSERT ON records WHEN NEW.position <= 0 BEGIN
+    SELECT RAISE(ABORT, 'a newer version of filestore has migrated this index; stop this process, and start that version');
+END"""
+"""Refuses the records of a process that has had the index open since before the migration to version 4.
+
+It knows no positions. A collection would not see such a record, and would remove its content.
+"""
 _BASES = (
     # The frame of `digest` can be decoded only together with the chunk `base`.
     """CREATE TABLE bases (
@@ -53,6 +60,7 @@ _SCHEMA = (
         UNIQUE (namespace, name, kind, digest)
     ) WITHOUT ROWID""",
     *_RECORD_INDEXES,
+    _POSITION_CHECK,
     # The last position. Later ones are larger, even if the clock is set back or that record is removed.
     "CREATE TABLE clocks (namespace TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID",
     """CREATE TABLE tokens (
@@ -78,6 +86,7 @@ _MIGRATIONS = {
         "DROP INDEX records_by_digest",
         "UPDATE records SET position = updated_at",
         *_RECORD_INDEXES,
+        _POSITION_CHECK,
         *_BASES,
         *tasks.TABLES,
         "PRAGMA user_version = 4",
@@ -121,6 +130,13 @@ def free_pages(connection: sqlite3.Connection, limit: int) -> bool:
 def has_tables(connection: sqlite3.Connection, path: str) -> bool:
     """Return whether the file has the tables of an index. Raises UnknownFormat if it has others."""
     return _version(connection, path) != 0
+
+
+def check_not_newer(connection: sqlite3.Connection, path: str) -> None:
+    """Raise UnknownFormat if a newer version of filestore has migrated the index. Call this in a write transaction."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise UnknownFormat(path, str(version), str(SCHEMA_VERSION))
 
 
 def is_current(connection: sqlite3.Connection) -> bool:

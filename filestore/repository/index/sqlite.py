@@ -37,7 +37,7 @@ from filestore.repository.index.protocol import (
     TokenRow,
     Use,
 )
-from filestore.repository.index.schema import SCHEMA_VERSION, free_pages, has_tables, prepare
+from filestore.repository.index.schema import SCHEMA_VERSION, check_not_newer, free_pages, has_tables, prepare
 from filestore.system.files import storage_errors
 from filestore.system.locks import FileLock
 from filestore.system.threads import in_disk_thread, shield_until_done
@@ -88,7 +88,7 @@ class SqliteIndex:
         deadline = asyncio.get_running_loop().time() + self._busy_seconds
         await self._acquire(deadline)
         try:
-            await run_when_free(self._writer, self._writer.begin, deadline)
+            await run_when_free(self._writer, self._begin, deadline)
             transaction = SqliteTransaction(self._writer, self._now)
             yield transaction
             await shield_until_done(self._writer.run(self._commit, has_record=transaction.has_record))
@@ -229,6 +229,10 @@ class SqliteIndex:
         """Close both connections. SQLite rolls back an open transaction."""
         await shield_until_done(self._writer.close())
         await shield_until_done(self._reader.close())
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        self._writer.begin(connection)
+        check_not_newer(connection, self._writer.path)
 
     def _commit(self, connection: sqlite3.Connection, *, has_record: bool) -> None:
         version = tasks.select_version(connection) if has_record else None
