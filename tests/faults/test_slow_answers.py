@@ -1,4 +1,4 @@
-"""A removal with chunks reads the manifests of all records.
+"""A removal with chunks may take long: it reads the manifests of all records, and waits for other writers.
 
 The server sends bytes meanwhile, and the client reads them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -43,30 +43,37 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
 
 
 class Slow(NamedTuple):
-    """A server with two records. Reading the manifest of the other record takes until a test gives its bytes."""
+    """A server with two records. A removal takes until a test ends the write transaction of another process."""
 
     record: Record
     """The record to remove."""
     other: Record
-    pipe: Path
-    """The pipe in place of the other record's manifest."""
+    writer: sqlite3.Connection
+    """The test's own connection to the index, in a write transaction."""
+    manifest: Path
+    """The file of the other record's manifest."""
 
-    def give(self, encoded: bytes) -> None:
-        """Make the server read this as the manifest; wait until it has."""
-        self.pipe.write_bytes(encoded)
+    def end(self) -> None:
+        """Let the removal go on."""
+        self.writer.execute("COMMIT")
+
+    def fail(self) -> None:
+        """Let the removal go on, and find that the other record was stored again meanwhile, and that its manifest is damaged."""
+        self.manifest.write_bytes(b"damaged")
+        self.writer.execute("UPDATE records SET position = position + 1 WHERE id = ?", (self.other.id,))
+        self.end()
 
 
 @pytest.fixture
-def slow(server: RunningServer) -> Slow:
+def slow(server: RunningServer) -> Iterator[Slow]:
     """Makes a removal from `server` slow."""
     records = []
     for name, chunks in (("own", OWN), ("other", OTHERS)):
         server.put([encoded(content) for content in chunks])
         records.append(record_from_json(server.commit(manifest(chunks).encoded, name=name).json))
-    pipe = server.root / manifest_key(DEFAULT_NAMESPACE, records[1].digest)
-    pipe.unlink()
-    os.mkfifo(pipe)
-    return Slow(records[0], records[1], pipe)
+    with closing(sqlite3.connect(server.root / "index.sqlite", isolation_level=None)) as index:
+        index.execute("BEGIN IMMEDIATE")
+        yield Slow(records[0], records[1], index, server.root / manifest_key(DEFAULT_NAMESPACE, records[1].digest))
 
 
 @pytest.fixture(params=["plain", "nginx"])
@@ -91,7 +98,7 @@ def test_a_slow_removal_sends_bytes_before_its_end(reached: RunningServer, slow:
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
         assert f"Content-Length: {SLOW_SIZE}\r\n".encode() in head
         assert b"  " == answer.read(2)
-        slow.give(manifest(OTHERS).encoded)
+        slow.end()
         assert slow.record == record_from_json(json.loads(answer.read(SLOW_SIZE - 2)))
         # The connection can be used again.
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: server\r\n\r\n")
@@ -107,7 +114,7 @@ def test_a_slow_removal_ends_although_its_client_is_gone(server: RunningServer, 
         assert b"HTTP" == connection.recv(4)
     eventually(lambda: sockets_of(server) <= before)
     assert 200 == server.ask("GET", f"{API}/files/{slow.record.id}").status
-    slow.give(manifest(OTHERS).encoded)
+    slow.end()
     eventually(lambda: 404 == server.ask("GET", f"{API}/files/{slow.record.id}").status)
     digests = [chunk_digest(content) for content in OWN]
     eventually(lambda: digests == server.missing(digests))
@@ -187,7 +194,7 @@ async def test_a_client_waits_for_a_slow_removal(server: RunningServer, slow: Sl
     """It asks once, and gets the record."""
     async with relay(server, scheme) as between, client_of(between) as repository:
         removing = await begin_removal(repository, slow, between)
-        await asyncio.to_thread(slow.give, manifest(OTHERS).encoded)
+        slow.end()
         assert slow.record == await removing
         assert [b"GET", b"DELETE"] == between.asked
 
@@ -197,7 +204,7 @@ async def test_a_slow_removal_that_fails_is_an_error(server: RunningServer, slow
     """The error comes after a status that says success."""
     async with relay(server, scheme) as between, client_of(between) as repository:
         removing = await begin_removal(repository, slow, between)
-        await asyncio.to_thread(slow.give, b"damaged")
+        slow.fail()
         with pytest.raises(DamagedRecord) as caught:
             await removing
         assert (slow.other.id, "other", f"its manifest {slow.other.digest} is damaged") == caught.value.args
