@@ -140,7 +140,9 @@ def running_server(root: Path, *, check: bool = True, **settings: str | float) -
         server = RunningServer(line.split()[-1], TOKEN, root, process)
         yield server
         if check:
-            assert (0, "") == server.stop()
+            status, log = server.stop()
+            # On a busy machine, a request whose client has just gone may be in progress for a second longer.
+            assert (0, "") == (status, "".join(line for line in log.splitlines(keepends=True) if "stopping: " not in line))
     finally:
         process.kill()
         process.communicate()
