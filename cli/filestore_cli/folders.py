@@ -1,13 +1,22 @@
-"""Find the folder that a maintenance command works on."""
+"""Find the folder that a command works on, and open its index."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext
 from filestore_cli.text import for_display
+
+if TYPE_CHECKING:
+    # Heavy: the commands import it when they run.
+    from filestore.repository.index.protocol import Index
+
+T = TypeVar("T")
 
 
 def maintained_folder(context: CommandContext, command: str) -> Path:
@@ -26,3 +35,20 @@ def maintained_folder(context: CommandContext, command: str) -> Path:
             "run it on the machine of that server, with --root and the folder that it serves"
         )
     return folder.absolute()
+
+
+async def with_index(
+    context: CommandContext, folder: Path, use: Callable[[Index], Awaitable[T]], *, read_only: bool = False
+) -> T:
+    """Return what `use` returns for the index of the repository in `folder`. The repository is closed afterwards."""
+    from filestore.backends import open_backend  # heavy
+
+    try:
+        store, index = await open_backend(folder, read_only=read_only)
+    except NotARepository as error:
+        raise context.advised(error) from None
+    try:
+        return await use(index)
+    finally:
+        await index.close()
+        await store.close()

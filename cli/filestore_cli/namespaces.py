@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from filestore.core.names import checked_namespace
-from filestore.errors import NotARepository
 from filestore.repository.index.protocol import Policy
 from filestore_cli.context import CommandContext, takes
-from filestore_cli.folders import maintained_folder
+from filestore_cli.folders import maintained_folder, with_index
 from filestore_cli.gc import Age
 from filestore_cli.start import run_to_end
 from filestore_cli.text import duration, for_display
@@ -22,8 +19,6 @@ if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
     from filestore.repository.index.protocol import Index
     from filestore.repository.maintenance.namespaces import RemovedNamespace
-
-T = TypeVar("T")
 
 
 @click.group(short_help="List, limit and remove namespaces.")
@@ -36,7 +31,7 @@ def namespace() -> None:
 def list_namespaces(context: CommandContext) -> None:
     """List the namespaces of a folder, with the number of their records and tokens, and their policies."""
     folder = maintained_folder(context, "namespace ls")
-    rows = run_to_end(_with_index(context, folder, _list, read_only=True))
+    rows = run_to_end(with_index(context, folder, _list, read_only=True))
     context.show(
         {"namespaces": [_row_result(*row) for row in rows], "root": str(folder)},
         *(
@@ -59,7 +54,7 @@ def remove(context: CommandContext, name: str, *, yes: bool, force: bool) -> Non
     """
     checked_namespace(name)
     folder = maintained_folder(context, "namespace rm")
-    counts = {row[0]: row for row in run_to_end(_with_index(context, folder, _list, read_only=True))}
+    counts = {row[0]: row for row in run_to_end(with_index(context, folder, _list, read_only=True))}
     if name not in counts:
         raise click.ClickException(
             f"the namespace {name} does not exist in {for_display(folder)}; `filestore namespace ls` shows those that do"
@@ -70,7 +65,7 @@ def remove(context: CommandContext, name: str, *, yes: bool, force: bool) -> Non
         if context.json or not sys.stdin.isatty():
             raise click.ClickException(f"nothing was removed; to remove {what}, give --yes")
         click.confirm(f"Remove {what}?", abort=True, err=True)
-    removed = run_to_end(_with_index(context, folder, lambda index: _remove(index, name, force=force)))
+    removed = run_to_end(with_index(context, folder, lambda index: _remove(index, name, force=force)))
     context.show(
         {"namespace": name, "records": removed.record_count, "tokens": removed.token_count, "root": str(folder)},
         f"removed {removed.record_count} record{_s(removed.record_count)} and {removed.token_count}"
@@ -98,9 +93,9 @@ def set_policy(context: CommandContext, name: str, keep_last: int | None, older_
     folder = maintained_folder(context, "namespace policy")
     is_read = not off and given == Policy()
     policy = run_to_end(
-        _with_index(context, folder, lambda index: index.policy(name), read_only=True)
+        with_index(context, folder, lambda index: index.policy(name), read_only=True)
         if is_read
-        else _with_index(context, folder, lambda index: _set_policy(index, name, given))
+        else with_index(context, folder, lambda index: _set_policy(index, name, given))
     )
     result = {"namespace": name, "keep_last": policy.keep_last, "older_than_seconds": policy.older_than_seconds}
     context.show({**result, "root": str(folder)}, f"{name}  {policy_words(policy)}")
@@ -134,22 +129,6 @@ async def _set_policy(index: Index, name: str, policy: Policy) -> Policy:
     async with index.transaction() as transaction:
         await transaction.set_policy(name, policy)
     return policy
-
-
-async def _with_index(
-    context: CommandContext, folder: Path, use: Callable[[Index], Awaitable[T]], *, read_only: bool = False
-) -> T:
-    from filestore.backends import open_backend  # heavy
-
-    try:
-        store, index = await open_backend(folder, read_only=read_only)
-    except NotARepository as error:
-        raise context.advised(error) from None
-    try:
-        return await use(index)
-    finally:
-        await index.close()
-        await store.close()
 
 
 def _row_result(name: str, records: int, tokens: int, policy: Policy) -> dict[str, object]:

@@ -9,7 +9,7 @@ import re
 import secrets
 import shlex
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from multiprocessing.connection import Connection
@@ -22,9 +22,9 @@ import click
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace
 from filestore.core.timestamps import format_timestamp
-from filestore.errors import NotARepository
 from filestore.http.limits import ServerLimits
 from filestore_cli.context import CommandContext, creates, takes
+from filestore_cli.folders import with_index
 from filestore_cli.settings import Settings, parse_setting
 from filestore_cli.start import run_to_end, say
 from filestore_cli.text import for_display, minute, table
@@ -123,7 +123,7 @@ def open_served(context: CommandContext, root: Path, *, create: bool, with_token
 
     async def opened() -> tuple[bool, str | None]:
         created = await _create(root) if may_create else False
-        return created, await _with_index(context, root, _first_token if with_token else _no_token)
+        return created, await with_index(context, root, _first_token if with_token else _no_token)
 
     return in_child(lambda: run_to_end(opened()))
 
@@ -175,7 +175,7 @@ def new_token(context: CommandContext, namespace: str, label: str, *, create: bo
         raise click.BadParameter("a label is one line of printable text", param_hint="--label")
     root = context.settings.root.absolute()
     created = create and run_to_end(_create(root))
-    made = run_to_end(_with_index(context, root, lambda index: _add_token(index, namespace=namespace, label=label)))
+    made = run_to_end(with_index(context, root, lambda index: _add_token(index, namespace=namespace, label=label)))
     context.show(
         {
             "token": made,
@@ -200,7 +200,7 @@ def new_token(context: CommandContext, namespace: str, label: str, *, create: bo
 def list_tokens(context: CommandContext) -> None:
     """List the valid tokens, the oldest first, by the beginning of their digests."""
     root = context.settings.root.absolute()
-    rows = run_to_end(_with_index(context, root, lambda index: index.tokens(), read_only=True))
+    rows = run_to_end(with_index(context, root, lambda index: index.tokens(), read_only=True))
     context.show(
         {"tokens": [_row_result(row) for row in rows], "root": str(root)},
         *map(_row_line, rows),
@@ -214,7 +214,7 @@ def list_tokens(context: CommandContext) -> None:
 def remove_token(context: CommandContext, which: str) -> None:
     """Revoke a token. Give the token itself, its digest, or the first 8 or more digits of the digest."""
     root = context.settings.root.absolute()
-    row = run_to_end(_with_index(context, root, lambda index: _remove_token(index, which)))
+    row = run_to_end(with_index(context, root, lambda index: _remove_token(index, which)))
     context.show({**_row_result(row), "root": str(root)}, f"Token {row.digest} revoked")
 
 
@@ -254,20 +254,6 @@ async def _create(root: Path) -> bool:
     from filestore.backends import create_repository  # heavy
 
     return await create_repository(root)
-
-
-async def _with_index(context: CommandContext, root: Path, use: Callable[[Index], Awaitable[T]], *, read_only: bool = False) -> T:
-    from filestore.backends import open_backend  # heavy
-
-    try:
-        store, index = await open_backend(root, read_only=read_only)
-    except NotARepository as error:
-        raise context.advised(error) from None
-    try:
-        return await use(index)
-    finally:
-        await index.close()
-        await store.close()
 
 
 async def _no_token(_: Index) -> None:
