@@ -162,9 +162,11 @@ def _seconds(maximum: int) -> Callable[[object], float]:
 
 
 def parse_age(value: object) -> float:
-    """Return the seconds of a time such as 24h, 90min or 0s. A number is returned unchanged. Raises ValueError."""
+    """Return the seconds of a time such as 24h or 90min. 0 needs no unit. A float is returned unchanged. Raises ValueError."""
     if isinstance(value, float):
         return value
+    if str(value).strip() == "0":
+        return 0.0
     match = None if isinstance(value, bool) else _AGE.match(str(value))
     if match is None:
         raise ValueError(f"{value!r} is not a time such as 24h: a number and one of {', '.join(AGES)}")

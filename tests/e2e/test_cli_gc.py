@@ -64,7 +64,7 @@ def test_space_of_removed_files_is_freed_while_a_server_serves(home: Home, serve
 
     planned = home.result("gc", "--dry-run", "--grace", "0s", "--root", server.root)
     assert before == frames(server.root)
-    done = home.result("gc", "--grace", "0s", "--root", server.root)
+    done = home.result("gc", "--grace", "0", "--root", server.root)
 
     assert (True, False) == (planned.pop("dry_run"), done.pop("dry_run"))
     assert planned == done
