@@ -16,8 +16,9 @@ from filestore.errors import Busy
 from filestore.http.server import health
 from filestore.http.server.health import Health
 from filestore.repository.index.sqlite import open_index
-from filestore.repository.stores.disk import DiskStaging, open_store
+from filestore.repository.stores.disk import open_store
 from filestore.repository.stores.memory import MemoryStaging, MemoryStore
+from filestore.repository.stores.staging_file import DiskStaging
 from tests.support.commands import SCRIPTS, Home
 from tests.support.disks import small_disk
 from tests.support.frames import frames

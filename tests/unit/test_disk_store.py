@@ -16,8 +16,9 @@ from filestore.errors import StorageError, StorageFull
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores import disk
-from filestore.repository.stores.disk import DiskStaging, DiskStore, open_store
+from filestore.repository.stores.disk import DiskStore, open_store
 from filestore.repository.stores.protocol import Removed
+from filestore.repository.stores.staging_file import DiskStaging
 from tests.support.disks import refuse_locks
 
 DIGEST = chunk_digest(b"content")

@@ -16,7 +16,7 @@ from filestore.format.codec import Codec, Frame
 from filestore.repository.index.sqlite import open_index_for_reading
 from filestore.repository.ingest import Ingest
 from filestore.repository.local import LocalRepository
-from filestore.repository.stores.disk import DiskStaging
+from filestore.repository.stores.staging_file import DiskStaging
 from filestore.system.buffers import Budget
 from filestore.system.threads import in_disk_thread
 from tests.support.cancels import cancelled_at_every_await

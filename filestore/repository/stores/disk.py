@@ -18,117 +18,32 @@ import os
 import secrets
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
 from filestore.core.digest import Buffer, Digest
-from filestore.core.paths import chunk_key, manifest_key, unhashed
-from filestore.errors import Busy, InvalidReference, ReadOnly, StorageError, StorageFull, UsedAfterFork
+from filestore.core.paths import chunk_key, manifest_key
+from filestore.errors import ReadOnly, StorageError, UsedAfterFork
+from filestore.repository.stores.disk_errors import translated
+from filestore.repository.stores.disk_listing import contents_of, digests_below, size_pages
 from filestore.repository.stores.disk_space import DiskSpace, SpaceClaim
 from filestore.repository.stores.frame_files import frame_size, open_frame, read_frame, read_small_file
 from filestore.repository.stores.inspection import inspect_file, read_file
 from filestore.repository.stores.protocol import FrameState, Removed, Staging
+from filestore.repository.stores.staging_file import DiskStaging
 from filestore.repository.stores.staging_folder import StagingFolder, sweep
-from filestore.system.files import access_error, is_unreadable, read_at, storage_errors, sync_path, write_all
+from filestore.system.files import is_unreadable, sync_path
 from filestore.system.metrics import Stage, async_span, span
 from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
 
 T = TypeVar("T")
 
 _PLACE_ATTEMPTS = 100
-
-
-def _repository_error(where: str, error: OSError) -> StorageError:
-    translated = access_error(where, error)
-    if isinstance(translated, StorageFull):
-        translated.hint = "free-repository"
-    return translated
-
-
-_translated = partial(storage_errors, translate=_repository_error)
-
 _DAMAGED = "damaged"
-
-_Place = tuple["DiskStaging", Path]
+_Place = tuple[DiskStaging, Path]
 """A staging file, and its final path."""
-
-
-class DiskStaging:
-    """A staging file: a frame that is being received. The file is made by the first write."""
-
-    def __init__(self, folder: StagingFolder, root: Path) -> None:
-        self.size = 0
-        self._folder = folder
-        self._path = root  # until the file exists
-        self._root = root
-        self._exists = False
-        self._writing: int | None = None
-
-    def write(self, data: Buffer) -> None:
-        with _translated(self._root):
-            if self._writing is None:
-                if self._exists:
-                    with self._standing():
-                        self._writing = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-                else:
-                    self._writing, self._path = self._folder.open_new()
-                    self._exists = True
-            write_all(self._writing, data)
-            self.size += len(data)
-
-    def rest(self) -> None:
-        """Close the file until the next write. A batch may have more frames than a process may have open files."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            os.close(writing)
-
-    def read_into(self, buffer: memoryview) -> None:
-        if not self._exists:
-            return
-        with _translated(self._root), self._standing():
-            descriptor = os.open(self._path, os.O_RDONLY)
-            try:
-                size = read_at(descriptor, buffer[: self.size], 0)
-            finally:
-                os.close(descriptor)
-        if size != self.size:
-            raise StorageError(str(self._path), "it is shorter than what was written to it")
-
-    def sync(self) -> None:
-        self.rest()
-        if self._exists:
-            with _translated(self._root), self._standing():
-                # A new descriptor reports write errors of the earlier ones, because none of them has reported any.
-                sync_path(self._path)
-
-    def discard(self) -> None:
-        self.rest()
-        if self._exists:
-            self._exists = False
-            with suppress(OSError):
-                self._path.unlink()
-
-    def link_to(self, path: Path) -> None:
-        """Give the file the second name `path`. If that name already exists, do nothing. Raises OSError."""
-        with suppress(FileExistsError), self._standing():
-            os.link(self._path, path)
-
-    def move_to(self, path: Path) -> None:
-        """Rename the file to `path`. It is then no longer a staging file: `discard` does nothing. Raises OSError."""
-        with self._standing():
-            self._path.rename(path)
-        self._exists = False
-
-    @contextmanager
-    def _standing(self) -> Iterator[None]:
-        """Raise Busy if somebody has removed the file. Another attempt writes it again."""
-        try:
-            yield
-        except FileNotFoundError:
-            raise Busy(str(self._root), "somebody removed the staging files in its folder tmp while they were written") from None
 
 
 class DiskStore:
@@ -214,26 +129,24 @@ class DiskStore:
         return await in_disk_thread(self._set_frame_aside, self._root / chunk_key(namespace, digest))
 
     async def namespaces(self) -> list[str]:
-        return sorted(path.name for path in await in_disk_thread(self._listed, self._root / "chunks"))
+        return sorted(path.name for path in await in_disk_thread(contents_of, self._root / "chunks", self._root))
 
     async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
         # Not synced: a frame that is back after a power cut has no row, so it is only garbage.
         await in_disk_thread(self._unlink, [chunk_key(namespace, digest) for digest in digests])
 
     def digests(self, namespace: str) -> AsyncIterator[Digest]:
-        """Yield the digests of all frames of a namespace. About 1/256 of them are in memory at a time."""
-        return self._walk(self._root / "chunks" / namespace)
+        return digests_below(self._root / "chunks" / namespace, root=self._root)
 
     def frame_pages(self, namespace: str) -> AsyncIterator[list[tuple[Digest, int]]]:
-        """Yield digests and sizes of all frames of a namespace. A page has about 1/256 of them."""
-        return self._sized(self._root / "chunks" / namespace)
+        return size_pages(self._root / "chunks" / namespace, root=self._root)
 
     async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
         """Write, sync and rename the file. An existing file is replaced only if it is damaged (has other bytes)."""
         await in_disk_thread(self._put_manifest, self._root / manifest_key(namespace, digest), encoded)
 
     async def has_manifest(self, namespace: str, digest: Digest) -> bool:
-        with _translated(self._root):
+        with translated(self._root):
             return await in_disk_thread((self._root / manifest_key(namespace, digest)).is_file)
 
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
@@ -243,14 +156,14 @@ class DiskStore:
         await in_disk_thread(self._unlink, [manifest_key(namespace, digest)])
 
     def manifests(self, namespace: str) -> AsyncIterator[Digest]:
-        return self._walk(self._root / "manifests" / namespace)
+        return digests_below(self._root / "manifests" / namespace, root=self._root)
+
+    def manifest_pages(self, namespace: str) -> AsyncIterator[list[tuple[Digest, int]]]:
+        return size_pages(self._root / "manifests" / namespace, root=self._root)
 
     async def remove_abandoned(self, *, dry_run: bool = False) -> Removed:
         """Remove the staging folders of processes that have ended. The first result also has what the opening removed."""
         return await in_disk_thread(self._remove_abandoned, dry_run)
-
-    def manifest_pages(self, namespace: str) -> AsyncIterator[list[tuple[Digest, int]]]:
-        return self._sized(self._root / "manifests" / namespace)
 
     async def close(self) -> None:
         """Remove the staging files of this process, and release the lock of their folder."""
@@ -262,19 +175,19 @@ class DiskStore:
         await shield_until_done(in_disk_thread(self._own.close))
 
     def _claim_space(self, size: int, place: Path | None, claims: list[SpaceClaim]) -> None:
-        with _translated(self._root):
+        with translated(self._root):
             claims.append(self._space.claim(size, place=place))
 
     def _release_reserve(self) -> bool:
-        with _translated(self._root):
+        with translated(self._root):
             return self._space.release_reserve()
 
     def _make_reserve(self) -> bool:
-        with _translated(self._root):
+        with translated(self._root):
             return self._space.make_reserve()
 
     def _remove_abandoned(self, dry_run: bool) -> Removed:  # noqa: FBT001  # through a thread
-        with _translated(self._root):
+        with translated(self._root):
             found = sweep(self._root / "tmp", is_dry=dry_run)
         if self._own is None:
             return found
@@ -291,13 +204,13 @@ class DiskStore:
             try:
                 staging.write(text)
                 staging.sync()
-                with _translated(self._root):
+                with translated(self._root):
                     staging.link_to(path)
             finally:
                 staging.discard()
             kept = self._read_format(path)
         if self._own is not None:
-            with _translated(self._root):
+            with translated(self._root):
                 # Also for the one who came second: the first may have died before this.
                 sync_path(self._root)
         if kept is None:
@@ -308,7 +221,7 @@ class DiskStore:
     def _place(self, places: list[_Place]) -> None:
         """Rename staging files to their final paths, which must all be in one folder. Make the folder if needed."""
         folder = places[0][1].parent
-        with _translated(self._root):
+        with translated(self._root):
             for attempt in range(_PLACE_ATTEMPTS):
                 try:
                     self._make_folder(folder)
@@ -330,7 +243,7 @@ class DiskStore:
                         raise
 
     def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
-        with _translated(self._root), span(Stage.READ):
+        with translated(self._root), span(Stage.READ):
             for digest in digests:
                 frame = open_frame(self._root / chunk_key(namespace, digest))
                 file = None if frame is None else os.fdopen(frame.descriptor, "rb", buffering=0)
@@ -340,13 +253,13 @@ class DiskStore:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def _sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
-        with _translated(self._root), span(Stage.READ):
+        with translated(self._root), span(Stage.READ):
             return [frame_size(f"{self._root}/{chunk_key(namespace, digest)}") for digest in digests]
 
     def _read_into(self, namespace: str, digests: Sequence[Digest], buffer: memoryview) -> list[memoryview | None]:
         parts: list[memoryview | None] = []
         start = 0
-        with _translated(self._root):
+        with translated(self._root):
             for digest in digests:
                 size = read_frame(self._root / chunk_key(namespace, digest), buffer[start:])
                 parts.append(buffer[start : start + size] if size else None)
@@ -354,18 +267,18 @@ class DiskStore:
         return parts
 
     def _inspect(self, namespace: str, digests: Sequence[Digest]) -> list[FrameState]:
-        with _translated(self._root):
+        with translated(self._root):
             return [inspect_file(self._root / chunk_key(namespace, digest)) for digest in digests]
 
     def _read_each(
         self, namespace: str, digests: Sequence[Digest], buffer: memoryview, visit: Callable[[Digest, memoryview], T]
     ) -> list[T | FrameState]:
-        with _translated(self._root):
+        with translated(self._root):
             return [read_file(self._root / chunk_key(namespace, digest), digest, buffer, visit) for digest in digests]
 
     def _unlink(self, keys: list[str]) -> None:
         paths = [self._root / key for key in keys]
-        with _translated(self._root):
+        with translated(self._root):
             for path in paths:
                 try:
                     path.unlink()
@@ -381,40 +294,9 @@ class DiskStore:
                     folder.rmdir()
                     folder.parent.rmdir()
 
-    async def _walk(self, top: Path) -> AsyncIterator[Digest]:
-        for folder in await in_disk_thread(self._listed, top):
-            for digest in await in_disk_thread(self._digests_below, folder):
-                yield digest
-
-    async def _sized(self, top: Path) -> AsyncIterator[list[tuple[Digest, int]]]:
-        for folder in sorted(await in_disk_thread(self._listed, top)):
-            yield await in_disk_thread(self._sizes_below, folder)
-
-    def _sizes_below(self, folder: Path) -> list[tuple[Digest, int]]:
-        found = []
-        with _translated(self._root):
-            for inner in self._listed(folder):
-                found += _sizes_in(inner)
-        return sorted(found)
-
-    def _listed(self, folder: Path) -> list[Path]:
-        with _translated(self._root):
-            try:
-                return list(folder.iterdir())
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-
-    def _digests_below(self, folder: Path) -> list[Digest]:
-        digests = []
-        for inner in self._listed(folder):
-            for path in self._listed(inner):
-                with suppress(InvalidReference):  # a stranger's file
-                    digests.append(unhashed("/".join(path.parts[-3:])))
-        return digests
-
     def _put_manifest(self, path: Path, encoded: Buffer) -> None:
         if self._read_manifest(path) == encoded:
-            with _translated(self._root):
+            with translated(self._root):
                 # Who wrote it may have died between its rename and this.
                 sync_path(path.parent)
             return
@@ -429,7 +311,7 @@ class DiskStore:
 
     def _read_manifest(self, path: Path) -> bytes | None:
         """Return the content of a manifest. Return None if nothing is there, and b"" if it cannot be read."""
-        with _translated(self._root):
+        with translated(self._root):
             try:
                 return read_small_file(path)
             except FileNotFoundError:
@@ -440,7 +322,7 @@ class DiskStore:
                 raise
 
     def _read_format(self, path: Path) -> bytes | None:
-        with _translated(self._root):
+        with translated(self._root):
             try:
                 return path.read_bytes()
             except FileNotFoundError:
@@ -463,7 +345,7 @@ class DiskStore:
         sync_path(folder.parent)
 
     def _set_frame_aside(self, path: Path) -> str | None:
-        with _translated(self._root):
+        with translated(self._root):
             try:
                 return str(self._set_aside(path))
             except (FileNotFoundError, NotADirectoryError):
@@ -505,7 +387,7 @@ def store_for_reading(root: Path) -> DiskStore:
 
 def _enter(root: Path, min_free: int | None, opened: list[DiskStore]) -> None:
     root = root.absolute()
-    with _translated(root):
+    with translated(root):
         _make_root(root)
         (root / "tmp").mkdir(0o700, exist_ok=True)
         own = StagingFolder(root / "tmp")
@@ -526,14 +408,3 @@ def _holds_something(folder: Path) -> bool:
             return next(entries, None) is not None
     except (FileNotFoundError, NotADirectoryError):
         return False
-
-
-def _sizes_in(folder: Path) -> list[tuple[Digest, int]]:
-    """Return the digests that the names of the files in `folder` have, and the sizes of the files. Raises OSError."""
-    found = []
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(InvalidReference, FileNotFoundError):  # a stranger's file, or one that was removed meanwhile
-                digest = unhashed("/".join((*folder.parts[-2:], entry.name)))
-                found.append((digest, entry.stat(follow_symlinks=False).st_size))
-    return found
