@@ -1,12 +1,13 @@
-"""Check that all chunks of a manifest are there, in slices, so that no write waits for a huge manifest."""
+"""Check manifests: that one is intact, and that all its chunks are there."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest
+from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest, manifest_digest
 from filestore.core.manifest import Chunk, Manifest
-from filestore.errors import ChunksMissing, InvalidManifest
+from filestore.errors import ChunksMissing, InvalidManifest, NotFound
+from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.threads import in_cpu_thread
 
 SLICE = 2048
@@ -18,8 +19,18 @@ Sizes = Callable[[Sequence[Digest]], Awaitable[Mapping[Digest, int]]]
 """A function that returns the decoded size of each digest that has a live row."""
 
 
+async def read_manifest(store: ChunkStore, namespace: str, digest: Digest) -> bytes:
+    """Return the canonical form of a manifest. Raises NotFound, StorageError, and InvalidManifest if it is damaged."""
+    encoded = await store.manifest(namespace, digest)
+    if encoded is None:
+        raise NotFound(str(digest))
+    if await in_cpu_thread(manifest_digest, encoded) != digest:
+        raise InvalidManifest(f"the stored manifest {digest} is damaged; push the file again")
+    return encoded
+
+
 async def check_chunks(manifest: Manifest, sizes: Sizes) -> None:
-    """Check that all chunks of a manifest have live rows with the right size.
+    """Check that all chunks of a manifest have live rows with the right size. They are looked up in slices.
 
     Raises ChunksMissing if rows are missing, and InvalidManifest if a size is wrong.
     """

@@ -17,7 +17,7 @@ from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.paths import chunk_key, manifest_key
 from filestore.errors import ChunksMissing, DamagedChunk, InvalidManifest
 from filestore.http.server.body.frames import OPEN_TOGETHER
-from filestore.repository import local
+from filestore.repository import lost_frames
 from filestore.repository.protocol import Repository
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
@@ -227,9 +227,9 @@ async def test_push_reads_some_of_the_frames_that_it_shares(
     source = make_source(tmp_path, damage)
     frame = await first_chunk(local_repository, source, Path(local_repository.location))
     DAMAGES[damage](frame, BadSectors(tmp_path))
-    monkeypatch.setattr(local, "READ_ONE_IN", 1e9)
+    monkeypatch.setattr(lost_frames, "READ_ONE_IN", 1e9)
     assert 0 == (await push(local_repository, source)).bytes_sent
-    monkeypatch.setattr(local, "READ_ONE_IN", 1)
+    monkeypatch.setattr(lost_frames, "READ_ONE_IN", 1)
     assert frame.stat().st_size == (await push(local_repository, source)).bytes_sent
     assert 0 == (await push(local_repository, source)).bytes_sent
 

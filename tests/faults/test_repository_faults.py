@@ -23,6 +23,7 @@ from filestore.errors import ChunksMissing, DamagedRecord, StorageFull
 from filestore.repository.index.protocol import PositionedRecord
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
+from filestore.repository.removal import UnneededChunks
 from tests.support import crashes
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import buffer_for, contents, decoded, encoded, frames, manifest
@@ -354,15 +355,13 @@ async def test_record_that_is_committed_while_chunks_are_looked_through_keeps_it
     chunks = contents(3)
     await local_repository.put([encoded(content) for content in chunks])
     first = await local_repository.commit(manifest(chunks).encoded, name="first")
-    look = local_repository._keep_needed
+    find = UnneededChunks.find
 
-    async def look_and_commit(*arguments: Any, **options: Any) -> int | None:
-        looked = await look(*arguments, **options)
-        if options.get("since") is None:
-            await local_repository.commit(manifest(chunks[:2]).encoded, name="second")
-        return looked
+    async def find_and_commit(unneeded: UnneededChunks) -> None:
+        await find(unneeded)
+        await local_repository.commit(manifest(chunks[:2]).encoded, name="second")
 
-    monkeypatch.setattr(local_repository, "_keep_needed", look_and_commit)
+    monkeypatch.setattr(UnneededChunks, "find", find_and_commit)
     await local_repository.remove(first.id, with_chunks=True)
     digests = [chunk_digest(content) for content in chunks]
     assert digests[2:] == await local_repository.missing(digests)

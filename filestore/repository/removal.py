@@ -1,0 +1,155 @@
+"""Remove a record, and at once the chunks that only this record needs. Without the second, a collection removes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from filestore.core.digest import Digest
+from filestore.core.manifest import Manifest
+from filestore.core.records import Record
+from filestore.core.references import Reference
+from filestore.errors import DamagedRecord, FileInUse, InvalidManifest, NotFound, RecordChanged
+from filestore.repository.full_disk import with_reserve
+from filestore.repository.index.protocol import Index
+from filestore.repository.maintenance.hold import hold_of
+from filestore.repository.maintenance.versions import summary
+from filestore.repository.manifest_check import read_manifest
+from filestore.repository.stores.protocol import ChunkStore
+from filestore.system.threads import in_cpu_thread
+
+_SLICE = 1024
+"""The most chunks that are condemned, or removed, in one write transaction."""
+_RECORDS_AT_ONCE = 1000
+_FAR_FUTURE = 1 << 62
+"""A time in microseconds since 1970 that is later than the last-seen time of any chunk."""
+
+
+async def remove_record(
+    store: ChunkStore,
+    index: Index,
+    namespace: str,
+    file_id: str,
+    *,
+    with_chunks: bool,
+    force: bool,
+    updated_at: int | None,
+    unless_newest: bool,
+) -> Record:
+    """Do what `Repository.remove` does. Call it again if it raises StorageFull: nothing was removed then."""
+    chunks = UnneededChunks(store, index, namespace, without=file_id)
+    # Files without a name may need the chunks. A collection removes them after the hold.
+    with_chunks = with_chunks and await hold_of(index, namespace) is None
+    if with_chunks:
+        await chunks.find()
+    async with index.transaction() as transaction:
+        if with_chunks:
+            # Check the records that were committed since. During this transaction none is committed.
+            await chunks.leave_out_needed()
+        await _check_unchanged(index, namespace, file_id, updated_at=updated_at, unless_newest=unless_newest)
+        users = [] if force else await transaction.uses_of(namespace, file_id)
+        if users:
+            raise FileInUse(file_id, summary([use.pipeline_name for use in users]))
+        record = await transaction.remove_record(namespace, file_id)
+        if record is None:
+            raise NotFound(file_id)
+    if with_chunks:
+        # The record is gone, so this part alone is repeated on a full disk.
+        await with_reserve(store, partial(chunks.remove, record.digest))
+    return record
+
+
+async def _check_unchanged(index: Index, namespace: str, file_id: str, *, updated_at: int | None, unless_newest: bool) -> None:
+    """Check a record before its removal. Call this during a write transaction, so that nobody changes it afterwards."""
+    record = await index.record(namespace, Reference(id=file_id))
+    if record is None:
+        raise NotFound(file_id)
+    if updated_at not in {None, record.updated_at}:
+        raise RecordChanged(file_id, "it was stored again since")
+    newest = await index.record(namespace, Reference(name=record.name))
+    if unless_newest and newest == record:
+        raise RecordChanged(file_id, f"it is now the newest version of {record.name!r}")
+
+
+class UnneededChunks:
+    """The chunks of one record that no other record needs."""
+
+    def __init__(self, store: ChunkStore, index: Index, namespace: str, *, without: str) -> None:
+        """`without` is the id of the record."""
+        self._store = store
+        self._index = index
+        self._namespace = namespace
+        self._without = without
+        self._chunks: dict[Digest, None] = {}
+        self._since = 0
+        """The position of the last record that was read."""
+
+    async def find(self) -> None:
+        """Find the chunks. Raises NotFound if the record does not exist, DamagedRecord and StorageError."""
+        record = await self._index.record(self._namespace, Reference(id=self._without))
+        if record is None:
+            raise NotFound(self._without)
+        self._chunks = await self._chunks_of(record)
+        await self.leave_out_needed()
+
+    async def leave_out_needed(self) -> None:
+        """Leave out the chunks that records need. Only records that were stored since the last call are read."""
+        while self._chunks:
+            page = await self._index.records_after(self._namespace, self._since, limit=_RECORDS_AT_ONCE)
+            if not page:
+                break
+            for position, record in page:
+                if record.id != self._without:
+                    for digest in await self._chunks_of(record):
+                        self._chunks.pop(digest, None)
+                # Last: after an error, this record is read again.
+                self._since = position
+
+    async def remove(self, manifest: Digest) -> None:
+        """Remove the chunks, in slices, so that others can write meanwhile. Also remove the manifest if no record needs it.
+
+        Call this after the record was removed. If this is interrupted, a collection removes the rest.
+        """
+        # I2: first the record, then the rows are condemned, then frame and row are removed.
+        waiting = sorted(self._chunks)
+        for start in range(0, len(waiting), _SLICE):
+            await self.leave_out_needed()
+            async with self._index.transaction() as transaction:
+                # During this transaction no record is stored.
+                await self.leave_out_needed()
+                unneeded = [digest for digest in waiting[start : start + _SLICE] if digest in self._chunks]
+                for base in await transaction.needed_bases(self._namespace, unneeded):
+                    self._chunks.pop(base)
+                    unneeded.remove(base)
+                await transaction.condemn(self._namespace, unneeded, unseen_since=_FAR_FUTURE)
+        await self._remove_condemned(list(self._chunks))
+        async with self._index.transaction():
+            if await self._index.record(self._namespace, Reference(digest=manifest)) is None:
+                await self._store.remove_manifest(self._namespace, manifest)
+
+    async def _remove_condemned(self, chunks: Sequence[Digest]) -> None:
+        """Remove each chunk of `chunks` whose row is condemned."""
+        for start in range(0, len(chunks), _SLICE):
+            async with self._index.transaction() as transaction:
+                condemned = await transaction.condemned(self._namespace, chunks[start : start + _SLICE])
+                # Another chunk may have come that needs one of them.
+                needed_bases = set(await transaction.needed_bases(self._namespace, condemned))
+                condemned = [digest for digest in condemned if digest not in needed_bases]
+                await self._store.remove(self._namespace, condemned)
+                await transaction.forget_chunks(self._namespace, condemned)
+
+    async def _chunks_of(self, record: Record) -> dict[Digest, None]:
+        """Return the chunks that a record needs. Return no chunks if the record was removed meanwhile.
+
+        Raises DamagedRecord if its manifest is missing or damaged, and StorageError.
+        """
+        try:
+            encoded = await read_manifest(self._store, self._namespace, record.digest)
+            manifest = await in_cpu_thread(Manifest.parse, encoded)
+        except (NotFound, InvalidManifest) as error:
+            # A record is removed before its manifest (I2), and an id is never used again.
+            if await self._index.record(self._namespace, Reference(id=record.id)) is None:
+                return {}
+            how = "missing" if isinstance(error, NotFound) else "damaged"
+            raise DamagedRecord(record.id, record.name, f"its manifest {record.digest} is {how}") from error
+        return dict.fromkeys(chunk.digest for chunk in manifest.chunks)
