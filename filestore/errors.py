@@ -50,6 +50,7 @@ FilestoreError
 │   ├── IndexUnreadable
 │   ├── IndexDamaged
 │   ├── IndexReplaced
+│   ├── LinkedDatabase
 │   └── StorageFull
 │       ├── MinFreeReached
 │       └── CacheFull
@@ -584,6 +585,20 @@ class IndexReplaced(StorageError):
         "{path} is not written to any more: {reason}, so that a write would be lost or damage the new file; "
         "stop this process, check that the right file is in its place, and start again"
     )
+
+
+class LinkedDatabase(StorageError):
+    """The file of an index or of a runtime has more than one name, so that it would have more than one log."""
+
+    slug = "linked-database"
+    facts = ("path", "count")
+    sentence = (
+        "{path} is not opened: its file has {count} names (hard links, as after `cp -l`), and processes that use different ones"
+        " lose what the others write; remove the other names, or end all processes that use it, copy the file, and rename the"
+        " copy to this name"
+    )
+    hint = "copy-repository"
+    count: int
 
 
 class StorageFull(StorageError):

@@ -15,6 +15,7 @@ HINTS = {
     "choose-name": "--name sets it",
     "choose-port": "--port sets it",
     "choose-target": "-o and --force do that",
+    "copy-repository": "`filestore backup --full` and `filestore restore` make a copy that shares no file",
     "create-repository": "on the command line, `filestore serve --create` or `filestore push --create` makes it",
     "end-hold": "`filestore gc --end-hold` ends it",
     "exclude": "--exclude does that",

@@ -19,6 +19,7 @@ from pathlib import Path
 from filestore.errors import UnknownFormat
 from filestore.system.files import storage_errors, write_error
 from filestore.system.sqlite_errors import sqlite_errors
+from filestore.system.sqlite_links import check_links
 
 FILE_NAME = "runtime.sqlite"
 BUSY_SECONDS = 60.0
@@ -126,11 +127,13 @@ class Database:
 def open_database(folder: Path, *, migrations: Sequence[Migration] = MIGRATIONS) -> Database:
     """Open the SQLite file in `folder`, which must exist. Make the file, and bring its tables to the newest version.
 
-    Raises UnknownFormat if a newer version of filestore has used the file, StorageError, StorageFull, Busy.
+    Raises UnknownFormat if a newer version of filestore has used the file, LinkedDatabase if the file has another name,
+    StorageError, StorageFull, Busy.
     """
     path = folder / FILE_NAME
     with storage_errors(path, translate=write_error):
         # SQLite alone would make a file that everyone can read.
+        check_links(path)
         if not path.exists():
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
     with sqlite_errors(str(path)):

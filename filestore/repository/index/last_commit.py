@@ -42,6 +42,10 @@ class LastCommit:
         """Write the file. A failure is ignored: the commit is done, and a file with an older commit does no harm."""
         text = b"%s %020d" % (version.index_id.encode(), version.commits)
         with suppress(OSError):
+            with suppress(FileNotFoundError):
+                if self._path.stat().st_nlink > 1:
+                    # Another folder has the same file, as after `cp -l`, and another index.
+                    self._path.unlink()
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 os.pwrite(descriptor, b"%s %s\n" % (text, _checksum(text)), 0)

@@ -113,6 +113,11 @@ def connect_to_existing(path: str, how: str, timeout_seconds: float) -> sqlite3.
     return sqlite3.connect(url, uri=True, timeout=timeout_seconds, isolation_level=None)
 
 
+def may_be_written(path: str) -> bool:
+    """Return whether this process may write to the SQLite file at `path`, or another process has it open. Blocks."""
+    return _may_write(path) or Path(path + SHARED_MEMORY).exists()
+
+
 def _may_write(path: str) -> bool:
     """Return whether this process may write to the SQLite file and may make files in its folder."""
     return _may(path, os.W_OK) and _may(Path(path).parent, os.W_OK | os.X_OK)

@@ -37,9 +37,11 @@ from filestore.repository.index.protocol import (
     TokenRow,
     Use,
 )
+from filestore.repository.index.reading import may_be_written
 from filestore.repository.index.schema import SCHEMA_VERSION, check_not_newer, free_pages, has_tables, prepare
 from filestore.system.files import storage_errors
 from filestore.system.locks import FileLock
+from filestore.system.sqlite_links import check_links
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 __all__ = ["REFRESH_MICROSECONDS", "SCHEMA_VERSION", "SqliteIndex", "open_index", "open_index_for_reading", "system_now"]
@@ -340,8 +342,10 @@ async def open_index(
     Without `makes_tables`, neither the file nor its tables are made.
 
     Raises IndexDamaged if the index is empty and `makes_tables` is false, or if it is not the index that `last_commit`
-    names, or an older copy of it. Also raises UnknownFormat, StorageError, StorageFull, Busy.
+    names, or an older copy of it. Raises LinkedDatabase if its file has another name. Also raises UnknownFormat, StorageError,
+    StorageFull, Busy.
     """
+    await in_disk_thread(_check_links, path)
     # The connection for writing waits in slices, see `run_when_free`. The other waits only while SQLite recovers from
     # a crash.
     writer = Connection(path, timeout_seconds=_SLICE_SECONDS, makes_file=makes_tables)
@@ -369,8 +373,11 @@ async def open_index_for_reading(
     """Open the existing index in the file `path` for reading. No file is made.
 
     Only `transaction` writes, so that a reader can report damage. It fails if this user may not write. Raises
-    IndexDamaged as `open_index` does, UnknownFormat, StorageError, Busy.
+    IndexDamaged and LinkedDatabase as `open_index` does, UnknownFormat, StorageError, Busy. A file that nobody writes to, because
+    this user may not and nobody else has it open, may have another name.
     """
+    if await in_disk_thread(may_be_written, str(path)):
+        await in_disk_thread(_check_links, path)
     writer = Connection(path, timeout_seconds=_SLICE_SECONDS)
     reader = ReadingConnection(path, timeout_seconds=busy_seconds)
     index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now, last_commit=None, read_only=True)
@@ -381,6 +388,11 @@ async def open_index_for_reading(
         await index.close()
         raise
     return index
+
+
+def _check_links(path: Path) -> None:
+    with storage_errors(path):
+        check_links(path)
 
 
 def _open_tables(connection: sqlite3.Connection, *, path: str, last_commit: LastCommit | None, makes_tables: bool) -> None:

@@ -113,10 +113,14 @@ class DiskSpace:
         found = os.statvfs(self._root)
         free = found.f_bavail * found.f_frsize
         wanted = max(_SMALL_RESERVE_SIZE, min(_RESERVE_SIZE, found.f_blocks * found.f_frsize // _RESERVE_SHARE))
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            size = 0
+        size = 0
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            if status.st_nlink == 1:
+                size = status.st_size
+            else:
+                # A copy of the folder by hard links keeps the space, so a removal would free nothing.
+                path.unlink()
         if size >= wanted or (size and free < 2 * wanted):
             return True
         # What was released is taken back as far as possible. A new reserve takes half of the free space at most.
