@@ -204,6 +204,7 @@ def _show(
         "failed": [{"reference": reference, "error": sentence} for reference, sentence in plan.failed],
         "remaining": left,
         "freed_size": size,
+        "is_held": freed is not None and freed.is_held,
         "dry_run": dry_run,
         "repository": repository.location,
     }
@@ -214,7 +215,12 @@ def _show(
     if removed or context.json or not plan.failed:
         lines.append(f"{verb} {_count(len(removed))} in {context.place(repository)}")
         context.show(result, *lines)
-    if removed and size:
+    if removed and size and freed is not None and freed.is_held:
+        context.note(
+            f"{exactly(size)} that no other file needs can be freed later: the collection is held, as `filestore du` says, and"
+            " nothing is freed before `filestore gc --end-hold`."
+        )
+    elif removed and size:
         context.note(
             f"{exactly(size)} that no other file needs can be freed: by a server with collection after its grace period,"
             " or by `filestore gc`. Chunks that were used in the grace period, 24 hours by default, are freed later."

@@ -9,6 +9,7 @@ import click
 
 from filestore.errors import InvalidInput
 from filestore_cli.context import CommandContext, takes
+from filestore_cli.findings import hold_lines
 from filestore_cli.records import Count
 from filestore_cli.start import run_to_end
 from filestore_cli.text import exactly, for_display, in_units, table
@@ -55,6 +56,7 @@ async def _du(context: CommandContext, limit: int) -> None:
         if usage.name_count > len(usage.names):
             lines.append(f"and {usage.name_count - len(usage.names)} more names; --limit sets how many are shown")
         lines += table(**_totals(usage, others), **({} if cached is None else {"cache": exactly(cached)}))
+        lines += hold_lines([] if usage.hold is None else [usage.hold])
         context.show(result, *lines, f"in {context.place(repository)}")
         if usage.damaged:
             names = ", ".join(map(for_display, usage.damaged[:_SHOWN_NAMES]))
@@ -75,7 +77,7 @@ def _totals(usage: Usage, others: OtherFiles | None) -> dict[str, str]:
         "saved_by_sharing": in_units(usage.logical_size - usage.distinct_size),
         "saved_by_encoding": in_units(usage.distinct_size - usage.needed_size),
         "needed": f"{exactly(usage.needed_size)}, and {in_units(usage.manifests_size)} of manifests",
-        "can_be_freed": exactly(usage.free_size),
+        "can_be_freed": exactly(usage.free_size) + ("" if usage.hold is None else ", after the end of the hold"),
         "freed_later": f"{exactly(usage.waiting_size)}, used within {usage.grace_seconds / 3600:g} hours",
     }
     if others is not None:

@@ -10,6 +10,7 @@ from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, Reference
 from filestore.errors import InvalidInput
 from filestore.format.codec import Frame
+from filestore.repository.maintenance.hold import Hold, hold_from_json
 
 SIGNED_SECONDS = 86400
 """The number of seconds for which a signed path is valid by default."""
@@ -55,6 +56,8 @@ class FreedContent(NamedTuple):
     chunk_count: int
     stored_size: int
     """Bytes of the frames and manifests."""
+    is_held: bool = False
+    """Whether collection removes nothing, because the collection of the namespace is held."""
 
 
 class NameUsage(NamedTuple):
@@ -100,16 +103,22 @@ class Usage(NamedTuple):
     name_count: int
     names: tuple[NameUsage, ...]
     """The names that take the most, the largest first."""
+    hold: Hold | None = None
+    """Why the collection of the namespace is held. Then it removes nothing before the hold has ended."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the form in which it is sent and printed. `usage_from_json` is the inverse."""
-        return self._asdict() | {"names": [name._asdict() for name in self.names]}
+        hold = None if self.hold is None else self.hold.as_json()
+        return self._asdict() | {"names": [name._asdict() for name in self.names], "hold": hold}
 
 
 def usage_from_json(values: dict[str, Any]) -> Usage:
-    """Make a `Usage` from its JSON form, an object of its members. Raises KeyError, TypeError, ValueError."""
+    """Make a `Usage` from its JSON form, an object of its members. Raises KeyError, TypeError, ValueError.
+
+    An earlier version of filestore does not say whether there is a hold.
+    """
     texts, lists = {"namespace"}, {"damaged", "names"}
-    members = {name: values[name] for name in Usage._fields}
+    members = {name: values[name] for name in Usage._fields if name != "hold"}
     names = [NameUsage(**{name: entry[name] for name in NameUsage._fields}) for entry in members["names"]]
     numbers = [members[name] for name in members.keys() - texts - lists] + [number for name in names for number in name[1:]]
     words = [members["namespace"], *members["damaged"], *(name.name for name in names)]
@@ -117,7 +126,9 @@ def usage_from_json(values: dict[str, Any]) -> Usage:
         type(word) is str for word in words
     ):
         raise ValueError("a number or a text has a wrong type")
-    return Usage(**members | {"damaged": tuple(members["damaged"]), "names": tuple(names)})
+    found = values.get("hold")
+    hold = hold_from_json(members["namespace"], found) if isinstance(found, dict) else None
+    return Usage(**members | {"damaged": tuple(members["damaged"]), "names": tuple(names), "hold": hold})
 
 
 class Repository(Protocol):

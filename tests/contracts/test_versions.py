@@ -12,7 +12,7 @@ from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import InvalidInput, InvalidReference, NotFound, RecordChanged
 from filestore.repository.index.protocol import Index
-from filestore.repository.protocol import Repository
+from filestore.repository.protocol import FreedContent, Repository
 from tests.contracts.conftest import Clock
 from tests.support.frames import encoded, manifest
 from tests.support.generator import octets
@@ -103,14 +103,18 @@ async def test_freed_by_is_what_no_other_record_needs(repository: Repository) ->
     first, second = await push(repository, one, two), await push(repository, two, three)
     other = await push(repository, three, name="other")
     sizes = {record: len(await repository.manifest(record.digest)) for record in (first, second, other)}
-    assert (1, frames[one] + sizes[first]) == await repository.freed_by([first.id])
-    assert (0, sizes[second]) == await repository.freed_by([second.id])
-    assert (2, frames[one] + frames[two] + sizes[first] + sizes[second]) == await repository.freed_by([first.id, second.id])
-    assert (3, sum(frames.values()) + sum(sizes.values())) == await repository.freed_by([first.id, second.id, other.id])
+    assert FreedContent(1, frames[one] + sizes[first]) == await repository.freed_by([first.id])
+    assert FreedContent(0, sizes[second]) == await repository.freed_by([second.id])
+    assert FreedContent(2, frames[one] + frames[two] + sizes[first] + sizes[second]) == await repository.freed_by(
+        [first.id, second.id]
+    )
+    assert FreedContent(3, sum(frames.values()) + sum(sizes.values())) == await repository.freed_by(
+        [first.id, second.id, other.id]
+    )
     twin = await push(repository, one, two, name="twin")
     assert twin.digest == first.digest
     assert (
-        (0, 0)
+        FreedContent(0, 0)
         == await repository.freed_by([first.id])
         == await repository.freed_by([])
         == await repository.freed_by(["file_" + "0" * 32])

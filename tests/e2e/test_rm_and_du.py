@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pty
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,25 @@ def test_rm_asks_in_a_terminal(home: Home, answer: str, status: int, left: int) 
 def on_disk(folder: Path) -> int:
     """The bytes of all files in a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_du_and_rm_say_that_a_collection_is_held(home: Home, environ: dict[str, str]) -> None:
+    """What they say can be freed is not freed before the hold has ended."""
+    push(home, environ, 1)
+    assert (None, False) == (
+        home.result("du", environ=environ)["hold"],
+        home.result("rm", "model.bin", "--dry-run", environ=environ)["is_held"],
+    )
+    hold = {"reason": "a backup was restored", "since": 1, "manifest_count": 2}
+    with closing(sqlite3.connect(home.data / "index.sqlite")) as index:
+        index.execute("INSERT INTO tasks (namespace, task, state) VALUES ('default', 'hold', ?)", (json.dumps(hold),))
+        index.commit()
+    assert hold | {"namespace": "default"} == home.result("du", environ=environ)["hold"]
+    assert (
+        "held      [default] 2 manifests had no record, because a backup was restored" in home.run("du", environ=environ).stdout
+    )
+    assert home.result("rm", "model.bin", "--dry-run", environ=environ)["is_held"]
+    assert "nothing is freed before `filestore gc --end-hold`" in home.run("rm", "model.bin", environ=environ).stderr
 
 
 def test_du_agrees_with_the_disk(home: Home, environ: dict[str, str]) -> None:

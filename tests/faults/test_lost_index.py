@@ -158,6 +158,21 @@ async def test_what_has_lost_its_name_is_not_collected(root: Path, harm: Callabl
     await store.close()
 
 
+@pytest.mark.parametrize("text", ["no JSON", "[]", "", b"\xff", "[" * 100_000])
+async def test_a_hold_that_cannot_be_read_is_a_hold(root: Path, text: object) -> None:
+    """A damaged state does not free what may be the only copy."""
+    with closing(sqlite3.connect(root / "index.sqlite")) as connection:
+        connection.execute("INSERT INTO tasks (namespace, task, state) VALUES ('default', 'hold', ?)", (text,))
+        connection.commit()
+    store, index = await open_backend(root)
+    with pytest.raises(CollectionHeld, match="the reason is not known"):
+        await Collection(store, index, DEFAULT_NAMESPACE, grace_seconds=0).run()
+    assert 1 == len(await end_holds(store, index))
+    await Collection(store, index, DEFAULT_NAMESPACE, grace_seconds=0).run()
+    await index.close()
+    await store.close()
+
+
 async def test_a_server_logs_a_hold_once_per_pass(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It looks at the clock more often than that."""
     remove(root)

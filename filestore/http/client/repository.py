@@ -346,10 +346,11 @@ class RemoteRepository:
     async def freed_by(self, file_ids: Sequence[str]) -> FreedContent:
         body = json.dumps({"ids": list(file_ids)}).encode()
         answer = await self._slow("POST", "/files/freed", body=body)
-        freed = FreedContent(*(answer.get(name) for name in FreedContent._fields))  # type: ignore[arg-type]  # checked below
-        if not all(type(number) is int and number >= 0 for number in freed):
+        # An earlier version of the server does not say whether there is a hold.
+        count, size, is_held = answer.get("chunk_count"), answer.get("stored_size"), answer.get("is_held", False)
+        if not all(type(number) is int and number >= 0 for number in (count, size)) or type(is_held) is not bool:
             raise ServerError(self.location, HTTPStatus.OK, "what it says about freed content is malformed")
-        return freed
+        return FreedContent(count, size, is_held)  # type: ignore[arg-type]  # checked above
 
     async def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
         grace = "" if grace_seconds is None else f"&grace_seconds={grace_seconds}"

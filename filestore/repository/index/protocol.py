@@ -282,7 +282,7 @@ class Index(Protocol):
         """Return the policy of a namespace."""
 
     async def task_state(self, namespace: str, task: str) -> dict[str, Any] | None:
-        """Return the state of a maintenance task, as it was last set, or None."""
+        """Return the state of a maintenance task, as it was last set, or None. A state that cannot be read is an empty one."""
 
     async def version(self) -> IndexVersion | None:
         """Return what identifies the index. None if an earlier version of filestore made it and nobody has written since."""

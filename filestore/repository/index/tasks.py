@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from filestore.core.records import parse_json
 from filestore.repository.index.protocol import IndexVersion, Policy
 
 TABLES = (
@@ -69,15 +70,17 @@ def counted_removals(connection: sqlite3.Connection, namespace: str) -> Iterator
 
 
 def select_state(connection: sqlite3.Connection, namespace: str, task: str) -> dict[str, Any] | None:
-    """Return the state of a task. A state that is not a JSON object counts as absent."""
+    """Return the state of a task. A state that is not a JSON object counts as an empty one."""
     if not has_tables(connection):
         return None
     row = connection.execute("SELECT state FROM tasks WHERE namespace = ? AND task = ?", (namespace, task)).fetchone()
-    try:
-        state = None if row is None else json.loads(row[0])
-    except (TypeError, ValueError):
+    if row is None:
         return None
-    return state if isinstance(state, dict) else None
+    try:
+        state = parse_json(row[0])
+    except (TypeError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def replace_state(connection: sqlite3.Connection, namespace: str, task: str, state: dict[str, Any] | None) -> None:

@@ -65,12 +65,15 @@ async def hold_collection(store: ChunkStore, index: Index, *, reason: str) -> li
 async def hold_of(index: Index, namespace: str) -> Hold | None:
     """Return the hold of a namespace, if there is one. A state that cannot be understood is a hold too."""
     state = await index.task_state(namespace, TASK)
-    if state is None:
-        return None
-    since, count = state.get("since"), state.get("manifest_count")
+    return None if state is None else hold_from_json(namespace, state)
+
+
+def hold_from_json(namespace: str, values: dict[str, Any]) -> Hold:
+    """Make a hold from what `Hold.as_json` returns. Values that are missing or not valid are replaced."""
+    since, count = values.get("since"), values.get("manifest_count")
     return Hold(
         namespace=namespace,
-        reason=str(state.get("reason", "the reason is not known")),
+        reason=str(values.get("reason", "the reason is not known")),
         since=since if isinstance(since, int) else 0,
         manifest_count=count if isinstance(count, int) else 0,
     )

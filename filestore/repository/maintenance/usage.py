@@ -19,6 +19,7 @@ from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import DamagedRecord, InvalidManifest, LimitExceeded
 from filestore.repository.index.protocol import Index
+from filestore.repository.maintenance.hold import hold_of
 from filestore.repository.protocol import FreedContent, NameUsage, Usage
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.threads import in_cpu_thread
@@ -177,6 +178,7 @@ async def measure_usage(
         damaged=tuple(damaged)[:name_limit],
         name_count=len(names),
         names=_names_usage(versions, numbers, own, all_of_name)[:name_limit],
+        hold=await hold_of(index, namespace),
     )
 
 
@@ -207,7 +209,7 @@ async def measure_freed(
         for start in range(0, len(chunks), _ROWS):
             sizes = await store.sizes(namespace, chunks.free(start, start + _ROWS))
             freed = FreedContent(freed.chunk_count + sum(map(bool, sizes)), freed.stored_size + sum(sizes))
-    return freed
+    return freed._replace(is_held=await hold_of(index, namespace) is not None)
 
 
 class _Candidates:
