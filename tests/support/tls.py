@@ -34,8 +34,8 @@ def trusting(repository: RemoteRepository) -> RemoteRepository:
 
     In a process of its own, SSL_CERT_FILE does so; here aiohttp was imported before the test.
     """
-    assert isinstance(repository._transport, AiohttpTransport)
-    repository._transport._tls = client_tls()
+    assert isinstance(repository._requests.transport, AiohttpTransport)
+    repository._requests.transport._tls = client_tls()
     return repository
 
 

@@ -60,10 +60,10 @@ def test_a_rate_forgets(meter: ProgressMeter, clock: Clock) -> None:
 def test_wait_for_a_server_is_told(clock: Clock) -> None:
     """It says for how long, and nothing of a rate."""
     repository = RemoteRepository("http://server", token=None)
-    repository._retries = Retries(clock=clock)
+    repository._requests.retries = Retries(clock=clock)
     meter = ProgressMeter(clock, repository)
     after(meter, clock, 1, halfway())
-    with repository._retries.request() as request:
+    with repository._requests.retries.request() as request:
         request.next_pause(Interrupted("http://server", "it was cut"))
         after(meter, clock, 42)
 

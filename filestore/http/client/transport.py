@@ -97,7 +97,7 @@ class Transport(Protocol):
     Every transport keeps these rules:
 
     - Every request has the token. It is for one server only, so redirects are not followed, and over HTTPS no proxy sees it.
-    - A request is sent once; only `RemoteRepository` retries.
+    - A request is sent once; only `Requests` retries.
     - Up to `count` batches run at a time, and as many short requests in addition. Further requests wait without a time limit.
     - A connection is kept and used again, unless the server has closed it.
     - The time limit applies to a connection that moves no byte in either direction; a whole exchange has no time limit.
