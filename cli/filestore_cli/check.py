@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from filestore.core.progress import Progress
-from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, hold_lines, number_of
-from filestore_cli.folders import maintained_folder
+from filestore_cli.folders import maintained_folder, opened_folder
 from filestore_cli.progress import CHECK, TICK_SECONDS, show_progress
 from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
@@ -109,7 +108,6 @@ def _repair(context: CommandContext, folder: Path, sources: tuple[str, ...], fra
 
 
 async def _check(context: CommandContext, folder: Path, fraction: Fraction | None, rate: int | None) -> Report:
-    from filestore.backends import open_backend  # heavy
     from filestore.repository.maintenance.check import ReadPlan  # heavy
     from filestore.repository.maintenance.check import check as find
     from filestore.repository.maintenance.hold import holds  # heavy
@@ -117,19 +115,12 @@ async def _check(context: CommandContext, folder: Path, fraction: Fraction | Non
     report = Report(folder)
     # Only the place of a read and digests of frames are written, so it also works on a folder that cannot be written.
     writes = fraction is not None and os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-    try:
-        store, index = await open_backend(folder, read_only=not writes)
-    except NotARepository as error:
-        raise context.advised(error) from None
-    try:
+    async with opened_folder(context, folder, read_only=not writes) as (store, index):
         plan = None if fraction is None else ReadPlan(fraction=fraction, rate=rate)
         async with _progress(context, report, folder, fraction):
             async for each in find(store, index, read=plan, counts=report.counts, writes=writes):
                 report.add(each)
         report.holds = [hold async for hold in holds(store, index)]
-    finally:
-        await index.close()
-        await store.close()
     return report
 
 

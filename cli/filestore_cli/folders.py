@@ -1,8 +1,9 @@
-"""Find the folder that a command works on, and open its index."""
+"""Find the folder that a command works on, and open its store and its index."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,6 +16,7 @@ from filestore_cli.text import for_display
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
     from filestore.repository.index.protocol import Index
+    from filestore.repository.stores.protocol import ChunkStore
 
 T = TypeVar("T")
 
@@ -37,18 +39,27 @@ def maintained_folder(context: CommandContext, command: str) -> Path:
     return folder.absolute()
 
 
+@asynccontextmanager
+async def opened_folder(
+    context: CommandContext, folder: Path, *, read_only: bool = False, accepts_index: bool = False
+) -> AsyncIterator[tuple[ChunkStore, Index]]:
+    """Give the store and the index of the repository in `folder` for a block. `open_backend` describes the options."""
+    from filestore.backends import open_backend  # heavy
+
+    try:
+        store, index = await open_backend(folder, read_only=read_only, accepts_index=accepts_index)
+    except NotARepository as error:
+        raise context.advised(error) from None
+    try:
+        yield store, index
+    finally:
+        await index.close()
+        await store.close()
+
+
 async def with_index(
     context: CommandContext, folder: Path, use: Callable[[Index], Awaitable[T]], *, read_only: bool = False
 ) -> T:
     """Return what `use` returns for the index of the repository in `folder`. The repository is closed afterwards."""
-    from filestore.backends import open_backend  # heavy
-
-    try:
-        store, index = await open_backend(folder, read_only=read_only)
-    except NotARepository as error:
-        raise context.advised(error) from None
-    try:
+    async with opened_folder(context, folder, read_only=read_only) as (_, index):
         return await use(index)
-    finally:
-        await index.close()
-        await store.close()

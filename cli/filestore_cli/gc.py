@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from filestore.errors import CollectionHeld, DamagedRecord, FilestoreError, NotARepository
+from filestore.errors import CollectionHeld, DamagedRecord, FilestoreError
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.findings import hold_lines
-from filestore_cli.folders import maintained_folder
+from filestore_cli.folders import maintained_folder, opened_folder
 from filestore_cli.hints import explained
 from filestore_cli.settings import parse_age
 from filestore_cli.start import run_to_end
@@ -87,18 +87,13 @@ def gc(context: CommandContext, grace: float | None, *, dry_run: bool, end_hold:
 async def _collect(
     context: CommandContext, folder: Path, grace_seconds: float, *, dry_run: bool, end_hold: bool
 ) -> tuple[list[CollectionReport], list[tuple[str, FilestoreError]], Removed, list[Hold]]:
-    from filestore.backends import open_backend  # heavy
     from filestore.repository.full_disk import with_reserve  # heavy
     from filestore.repository.maintenance.collect import Collection  # heavy
     from filestore.repository.maintenance.hold import end_holds, holds  # heavy
 
     reports: list[CollectionReport] = []
     failures: list[tuple[str, FilestoreError]] = []
-    try:
-        store, index = await open_backend(folder, read_only=dry_run)
-    except NotARepository as error:
-        raise context.advised(error) from None
-    try:
+    async with opened_folder(context, folder, read_only=dry_run) as (store, index):
         if end_hold:
             held = await with_reserve(store, lambda: end_holds(store, index))
         else:
@@ -110,9 +105,6 @@ async def _collect(
                 reports.append(await with_reserve(store, collection.run))
             except (DamagedRecord, CollectionHeld) as error:
                 failures.append((namespace, error))
-    finally:
-        await index.close()
-        await store.close()
     return reports, failures, staging, held
 
 

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from filestore.errors import FilestoreError, NotARepository
+from filestore.errors import FilestoreError
 from filestore_cli.context import CommandContext
 from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, hold_lines, number_of
+from filestore_cli.folders import opened_folder
 from filestore_cli.text import for_display, in_units
 
 if TYPE_CHECKING:
     # Heavy: the command imports it when it runs.
-    from filestore.repository.index.protocol import Index
     from filestore.repository.maintenance.check import ReadPlan
     from filestore.repository.maintenance.findings import AffectedFile
     from filestore.repository.maintenance.repair import Donor, RepairReport
-    from filestore.repository.stores.protocol import ChunkStore
 
 _SHOWN_LIMIT = 1000
 
@@ -31,7 +30,7 @@ async def repair_folder(context: CommandContext, folder: Path, sources: Sequence
 
     report = RepairReport()
     async with AsyncExitStack() as stack:
-        store, index = await _opened(context, folder, stack)
+        store, index = await stack.enter_async_context(opened_folder(context, folder, accepts_index=True))
         donors = []
         for source in sources:
             try:
@@ -39,18 +38,6 @@ async def repair_folder(context: CommandContext, folder: Path, sources: Sequence
             except FilestoreError as error:
                 report.failed_donors[source] = str(error)
         return await repair(store, index, donors=donors, read=plan, report=report)
-
-
-async def _opened(context: CommandContext, folder: Path, stack: AsyncExitStack) -> tuple[ChunkStore, Index]:
-    from filestore.backends import open_backend  # heavy
-
-    try:
-        store, index = await open_backend(folder, accepts_index=True)
-    except NotARepository as error:
-        raise context.advised(error) from None
-    stack.push_async_callback(store.close)
-    stack.push_async_callback(index.close)
-    return store, index
 
 
 async def _donor(context: CommandContext, source: str, stack: AsyncExitStack) -> Donor:
