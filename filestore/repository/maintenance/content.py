@@ -6,21 +6,21 @@ It can be interrupted at any moment and done again: a frame that is there with t
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from blake3 import blake3
 
-from filestore.core.digest import Digest, manifest_digest
+from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.records import Record
-from filestore.errors import InvalidManifest, LimitExceeded, StorageError
+from filestore.errors import InvalidManifest, LimitExceeded, NotFound, StorageError
 from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.index.protocol import ChunkRow, Index
 from filestore.repository.ingest import discard_all, is_intact
+from filestore.repository.maintenance.pace import Pace
+from filestore.repository.manifest_check import read_manifest
 from filestore.repository.stores.protocol import ChunkStore, Staging
 from filestore.system.threads import in_cpu_thread, in_disk_thread, run_in_parallel, shield_until_done
 
@@ -67,25 +67,11 @@ async def complete(
     Nobody else may use `store` for writing, or `index`. `source` may change meanwhile. `rate` is the most bytes per
     second. Memory does not depend on the number of chunks. Raises StorageError, StorageFull.
     """
-    pace = _Pace(rate)
+    pace = Pace(rate)
     for namespace in await index.namespaces():
         copy = _NamespaceCopy(store, index, namespace, source=source, counts=counts, pace=pace)
         await copy.frames()
         await copy.records()
-
-
-class _Pace:
-    """Keeps copies below a rate."""
-
-    def __init__(self, rate: int | None) -> None:
-        self._rate = rate
-        self._started = time.monotonic()
-        self._size = 0
-
-    async def moved(self, size: int) -> None:
-        self._size += size
-        if self._rate:
-            await asyncio.sleep(max(0.0, self._started + self._size / self._rate - time.monotonic()))
 
 
 class _NamespaceCopy:
@@ -97,7 +83,7 @@ class _NamespaceCopy:
         *,
         source: ChunkStore | None,
         counts: ContentCounts,
-        pace: _Pace,
+        pace: Pace,
     ) -> None:
         self._store = store
         self._index = index
@@ -171,13 +157,13 @@ class _NamespaceCopy:
         frame = None if self._source is None else await self._read_frame(self._source, row.digest)
         found = None if frame is None else await in_cpu_thread(_row_of, row, frame)
         if frame is not None and found is not None:
+            await self._pace.take(len(frame))
             staging = self._store.new_staging()
             staged.append((row.digest, staging))
             await in_disk_thread(_write, staging, frame)
             self._counts.copied_count += 1
             self._counts.copied_size += len(frame)
             self._counts.on_progress()
-            await self._pace.moved(len(frame))
             return found
         # A push may have stored the chunk again with another codec.
         frame = await self._read_frame(self._store, row.digest)
@@ -197,19 +183,18 @@ class _NamespaceCopy:
             return kept
         encoded = await self._intact_manifest(self._source, digest)
         if encoded is not None:
+            await self._pace.take(len(encoded))
             await self._store.put_manifest(self._namespace, digest, encoded)
             self._counts.copied_count += 1
             self._counts.copied_size += len(encoded)
             self._counts.on_progress()
-            await self._pace.moved(len(encoded))
         return encoded
 
     async def _intact_manifest(self, store: ChunkStore, digest: Digest) -> bytes | None:
         try:
-            encoded = await store.manifest(self._namespace, digest)
-        except StorageError:
+            return await read_manifest(store, self._namespace, digest)
+        except (NotFound, InvalidManifest, StorageError):
             return None  # what cannot be read is damaged
-        return encoded if encoded is not None and await in_cpu_thread(manifest_digest, encoded) == digest else None
 
     async def _missing(self, manifest: Manifest) -> list[Digest]:
         """Return the chunks of a manifest that the store lacks. Add rows for those that it has without a row."""

@@ -6,7 +6,7 @@ import asyncio
 
 
 class Pace:
-    """Limits the bytes per second that one or more tasks read. Without a rate, it limits nothing."""
+    """Limits the bytes per second that one or more tasks read or copy. Without a rate, it limits nothing."""
 
     def __init__(self, rate: float | None) -> None:
         """`rate` is in bytes per second."""
@@ -14,7 +14,7 @@ class Pace:
         self._free_at = 0.0
 
     async def take(self, size: int) -> None:
-        """Wait until `size` more bytes may be read. An unused second is not saved for later."""
+        """Wait until `size` more bytes may be moved. An unused second is not saved for later."""
         if not self._rate:
             return
         now = asyncio.get_running_loop().time()
