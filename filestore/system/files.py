@@ -150,6 +150,17 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder that only its owner can use, and its parent folders, and make their names durable.
+
+    Folders that exist stay as they are. Blocks. Raises OSError.
+    """
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(0o700, parents=True, exist_ok=True)
+    for folder in new:
+        sync_path(folder.parent)
+
+
 def sync_tree(root: Path) -> None:
     """Sync a folder and everything in it to the disk. Links are not followed. Blocks. Raises OSError.
 

@@ -290,6 +290,17 @@ async def test_an_interrupted_restore_is_not_used(root: Path, tmp_path: Path) ->
         assert 2 == len(await repository.records())
 
 
+async def test_the_first_backup_was_cut_off_before_its_mark_had_a_name(root: Path, tmp_path: Path) -> None:
+    """The next backup uses the folder, and removes what is left there."""
+    left = tmp_path / "backup" / f".{'0123456789abcdef' * 2}"
+    left.parent.mkdir()
+    left.write_bytes(b'{"version"')
+
+    await back_up(root, tmp_path / "backup")
+
+    assert not left.exists()
+
+
 async def test_wrong_folders_are_refused(root: Path, tmp_path: Path) -> None:
     """Backups do not go among other files or those of another repository, and are not restored over them."""
     await back_up(root, tmp_path / "backup")

@@ -47,7 +47,15 @@ from filestore.repository.index.sqlite import open_index, open_index_for_reading
 from filestore.repository.maintenance.content import ContentCounts, DamagedFile, complete
 from filestore.repository.stores.disk import DiskStore, open_store, store_for_reading
 from filestore.repository.stores.protocol import ChunkStore
-from filestore.system.files import remove_if_possible, storage_errors, sync_path, write_atomic, write_error
+from filestore.system.files import (
+    is_atomic_staging,
+    make_folder,
+    remove_if_possible,
+    storage_errors,
+    sync_path,
+    write_atomic,
+    write_error,
+)
 from filestore.system.locks import FileLock
 from filestore.system.sqlite_copy import copy_database
 from filestore.system.sqlite_errors import sqlite_errors
@@ -200,9 +208,9 @@ async def _open_target(target: Path, repository_id: str) -> AsyncIterator[DiskSt
 
 def _claim(target: Path, repository_id: str) -> FileLock:
     with storage_errors(target, translate=write_error):
-        target.mkdir(0o700, parents=True, exist_ok=True)
+        make_folder(target)
         mark = target / MARK_NAME
-        strange = sorted(path.name for path in target.iterdir() if path.name not in _OWN_NAMES)
+        strange = sorted(path.name for path in target.iterdir() if not _is_own(path.name))
         if strange and not mark.exists():
             found = f"the folder holds other things ({', '.join(map(repr, strange[:3]))})"
             raise NotABackup(str(target), found, "give a new or an empty folder, or one with earlier backups")
@@ -210,6 +218,9 @@ def _claim(target: Path, repository_id: str) -> FileLock:
         try:
             if not lock.try_acquire():
                 raise Busy(str(target), f"{lock.holder()} makes a backup there")
+            for path in target.iterdir():
+                if is_atomic_staging(path.name):  # a mark that was being written when its process was killed
+                    path.unlink()
             _check_mark(mark, target, repository_id)
             for folder in (target / BACKUPS_NAME).glob(f"{_STAGING}*"):
                 remove_if_possible(folder)
@@ -217,6 +228,10 @@ def _claim(target: Path, repository_id: str) -> FileLock:
             lock.release()
             raise
     return lock
+
+
+def _is_own(name: str) -> bool:
+    return name in _OWN_NAMES or is_atomic_staging(name)
 
 
 def _check_mark(mark: Path, target: Path, repository_id: str) -> None:

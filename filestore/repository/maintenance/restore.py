@@ -46,7 +46,15 @@ from filestore.repository.maintenance.backup import (
 from filestore.repository.maintenance.content import ContentCounts, DamagedFile, complete
 from filestore.repository.maintenance.hold import Hold, hold_collection
 from filestore.repository.stores.disk import open_store, store_for_reading
-from filestore.system.files import is_atomic_staging, remove_if_possible, storage_errors, sync_path, write_atomic, write_error
+from filestore.system.files import (
+    is_atomic_staging,
+    make_folder,
+    remove_if_possible,
+    storage_errors,
+    sync_path,
+    write_atomic,
+    write_error,
+)
 from filestore.system.locks import FileLock
 from filestore.system.sqlite_errors import sqlite_errors
 from filestore.system.threads import in_disk_thread, shield_until_done
@@ -182,7 +190,7 @@ def _enter(root: Path, repository_id: str) -> _Held:
     """
     with ExitStack() as stack, storage_errors(root, translate=write_error):
         _check_root(root, repository_id)
-        root.mkdir(0o700, parents=True, exist_ok=True)
+        make_folder(root)
         is_continued = (root / RESTORING_NAME).exists()
         _acquire(stack, FileLock.of_file(root / RESTORING_NAME, is_required=True), root)
         try:

@@ -34,7 +34,7 @@ from filestore.repository.stores.inspection import inspect_file, read_file
 from filestore.repository.stores.protocol import FrameState, Removed, Staging
 from filestore.repository.stores.staging_file import DiskStaging
 from filestore.repository.stores.staging_folder import StagingFolder, sweep
-from filestore.system.files import is_unreadable, sync_path
+from filestore.system.files import is_unreadable, make_folder, sync_path
 from filestore.system.metrics import Stage, async_span, span
 from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
 
@@ -388,18 +388,11 @@ def store_for_reading(root: Path) -> DiskStore:
 def _enter(root: Path, min_free: int | None, opened: list[DiskStore]) -> None:
     root = root.absolute()
     with translated(root):
-        _make_root(root)
+        make_folder(root)
         (root / "tmp").mkdir(0o700, exist_ok=True)
         own = StagingFolder(root / "tmp")
         own.enter()
         opened.append(DiskStore(root, own, min_free=min_free))
-
-
-def _make_root(root: Path) -> None:
-    new = [folder for folder in (root, *root.parents) if not folder.exists()]
-    root.mkdir(0o700, parents=True, exist_ok=True)
-    for folder in new:
-        sync_path(folder.parent)
 
 
 def _holds_something(folder: Path) -> bool:
