@@ -196,7 +196,7 @@ class Soak:
     def _finish(self) -> None:
         """After the last collection, exactly what records need is left."""
         self._home.result("gc", "--grace", "0s", "--root", self._root)
-        needed, found = asyncio.run(_needed_and_found(self._root))
+        needed, found = asyncio.run(needed_and_found(self._root))
         if needed != found:
             self.failures.append(f"{len(needed - found)} frames are lost, and {len(found - needed)} were not removed")
         if any(path.is_file() for path in self._root.glob("tmp/**/*")):
@@ -214,7 +214,8 @@ def _sizes(folder: Path) -> Iterator[int]:
                 yield Path(parent, name).lstat().st_blocks * 512
 
 
-async def _needed_and_found(root: Path) -> tuple[set[Digest], set[Digest]]:
+async def needed_and_found(root: Path) -> tuple[set[Digest], set[Digest]]:
+    """Return the chunks that the records of a repository need, and those whose frames are there."""
     store, index = await open_backend(root, read_only=True)
     try:
         needed: set[Digest] = set()
