@@ -1,7 +1,7 @@
 """Kill servers, clients, collections and ordinary commands that work on one folder, and look for what was lost.
 
     python -m tests.kills --seconds 3600 FOLDER             # an hour, with another seed each time
-    python -m tests.kills --workers 2 --seed 7 FOLDER       # each step once, as CI does it
+    python -m tests.kills --workers 2 --seed 7 FOLDER       # at least once at each step
 
 FOLDER must not exist. Trials with one and with two server workers take turns until the time is over. The last line is a
 JSON object with what was done; the exit status is 1 if something was lost or a rule was broken, and FOLDER then stays.
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from tests.kills.harness import new_seed, report_line
-from tests.kills.scenarios import run_servers_and_commands
+from tests.kills.scenarios import Options, run_servers_and_commands
 
 _TRIAL_SECONDS = 600.0
 """The length of one trial of a long run, so that a failure does not need an hour to be seen again."""
@@ -30,6 +30,7 @@ def _main() -> None:
     parser.add_argument("--seed", type=int, default=None, help="which plan; by default another one each time")
     parser.add_argument("--workers", type=int, choices=(1, 2), default=None, help="only servers with so many workers")
     parser.add_argument("--random", type=int, default=3, help="how often each command is killed at a random moment in a plan")
+    parser.add_argument("--half", type=int, choices=(0, 1), default=None, help="only one half of the steps")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     options = parser.parse_args()
     options.folder.mkdir()
@@ -40,7 +41,8 @@ def _main() -> None:
         workers = options.workers or 1 + turn % 2
         left = max(0.0, min(_TRIAL_SECONDS, end - time.monotonic()))
         folder = options.folder / str(turn)
-        trial = run_servers_and_commands(folder, seed=seed + turn, workers=workers, random_count=options.random, seconds=left)
+        chosen = Options(seed=seed + turn, workers=workers, random_count=options.random, half=options.half, seconds=left)
+        trial = run_servers_and_commands(folder, chosen)
         sys.stdout.write(report_line(trial) + "\n")
         sys.stdout.flush()
         if trial.failures:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import threading
 import time
 import traceback
@@ -53,6 +54,10 @@ def around(*calls: str) -> list[str]:
 def never(_: Outcome) -> bool:
     """Allow no failure."""
     return False
+
+
+class Stopped(Exception):
+    """The trial has failed, so that actors end in the middle of what they do."""
 
 
 class Trial:
@@ -104,23 +109,24 @@ class Trial:
         self.stopping.set()
 
     def run(self, actors: Sequence[Actor]) -> None:
-        """Let all actors work at once until every plan is done and the time is over."""
+        """Let all actors work at once until every plan is done and the time is over. Then end them, the first one last."""
         self._busy = {actor.name for actor in actors}
         threads = [threading.Thread(target=self._act, args=[actor], name=actor.name) for actor in actors]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        for actor in reversed(actors):
+            actor.close()
 
     def _act(self, actor: Actor) -> None:
         try:
-            try:
-                while not self.is_over:
-                    actor.act()
-                    if actor.is_done:
-                        self._end_of_plan(actor)
-            finally:
-                actor.close()
+            while not self.is_over:
+                actor.act()
+                if actor.is_done:
+                    self._end_of_plan(actor)
+        except Stopped:
+            pass
         except Exception:  # noqa: BLE001  # whatever it is, the trial has failed, and says why
             self.fail(f"{actor.name}: {traceback.format_exc()}")
 
@@ -146,6 +152,7 @@ class Trial:
         return {
             "seed": self.seed,
             "seconds": round(time.monotonic() - self._started, 1),
+            "processor_seconds": round(_processor_seconds(), 1),
             "kills": self.kills.total(),
             "kills_by_command": dict(sorted(by_command.items())),
             "steps": len([step for _, step in self.kills if step != "at random"]),
@@ -222,6 +229,8 @@ class Actor(ABC):
 
     def command(self, command: str, *arguments: str | Path, may_fail: Callable[[Outcome], bool] = never) -> Outcome:
         """Run a command, which is killed if the plan has a kill of it next. Otherwise it must succeed, or be allowed to fail."""
+        if self.trial.stopping.is_set():
+            raise Stopped
         planned = self.planned(command)
         outcome = self.forker.run(*arguments, kill=None if planned is None else self.kill_of(planned))
         if planned is not None:
@@ -233,6 +242,17 @@ class Actor(ABC):
                 said = f"status {outcome.status}\n{outcome.output}{outcome.error}"
                 raise AssertionError(f"`filestore {' '.join(map(str, arguments))}` failed after kills: {said}")
         return outcome
+
+
+def part_of(plan: Sequence[PlannedKill], part: int, count: int) -> list[PlannedKill]:
+    """Return a part of the steps of a plan, and all of its kills at random moments. `part` is less than `count`."""
+    return [planned for place, planned in enumerate(plan) if planned.step is None or place % count == part]
+
+
+def _processor_seconds() -> float:
+    """The processor time of this process, and of all its processes that have ended."""
+    found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in found)
 
 
 def report_line(trial: Trial) -> str:

@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.kills.harness import Trial
+from tests.kills.harness import PlannedKill, Trial, part_of
 from tests.kills.maintenance import Collector, Keeper, collector_plan, keeper_plan
 from tests.kills.model import Model, check_bytes
-from tests.kills.servers import ServerKiller
+from tests.kills.servers import ServerKiller, server_plan
 from tests.kills.transfers import User, plan_by_server, plan_in_folder
 from tests.support.soak import needed_and_found
 
 
-def run_servers_and_commands(folder: Path, *, seed: int, workers: int, random_count: int, seconds: float = 0.0) -> Trial:
-    """Kill servers with so many workers, clients, the collector and ordinary commands on one folder.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a trial of servers and commands does."""
 
-    `folder` is new or empty. Each command is killed at all of its steps, and so many times at random.
-    """
-    folder.mkdir(exist_ok=True)
-    options = f"--seed {seed} --workers {workers} --random {random_count} --seconds {seconds:g}"
-    trial = Trial(folder, seed=seed, seconds=seconds, repeat=f"python -m tests.kills {options} FOLDER")
+    seed: int
+    workers: int
+    """The number of worker processes of its server."""
+    random_count: int = 3
+    """How often each command is killed at a random moment, in addition to all steps."""
+    half: int | None = None
+    """0 and 1 are the two halves of all steps. None means all of them."""
+    seconds: float = 0.0
+    """How long it works at least."""
+
+    @property
+    def command(self) -> str:
+        """The command that does the same."""
+        half = "" if self.half is None else f"--half {self.half} "
+        options = f"--seed {self.seed} --workers {self.workers} --random {self.random_count} {half}--seconds {self.seconds:g}"
+        return f"python -m tests.kills {options} FOLDER"
+
+    def planned(self, plan: Sequence[PlannedKill]) -> list[PlannedKill]:
+        """Return the part of a plan that it does."""
+        return list(plan) if self.half is None else part_of(plan, self.half, 2)
+
+
+def run_servers_and_commands(folder: Path, options: Options) -> Trial:
+    """Kill a server, its clients, the collector and ordinary commands on one folder, which is new."""
+    folder.mkdir()
+    trial = Trial(folder, seed=options.seed, seconds=options.seconds, repeat=options.command)
     model = Model()
     trial.home.create_repository(trial.root)
-    server = ServerKiller(trial, "server", workers=workers, random_count=random_count)
+    count, planned = options.random_count, options.planned
+    server = ServerKiller(trial, "server", planned(server_plan(options.workers, count)), workers=options.workers)
     server.start()
-    in_folder = {"FILESTORE_URL": str(trial.root)}
     actors = [
         server,
-        User(trial, model, "remote", plan_by_server(random_count), how=" by HTTP", **server.environ),
-        User(trial, model, "local", plan_in_folder(random_count), **in_folder),
-        Collector(trial, "collector", collector_plan(random_count)),
-        Keeper(trial, "keeper", keeper_plan(random_count)),
+        User(trial, model, "remote", planned(plan_by_server(count)), how=" by HTTP", **server.environ),
+        User(trial, model, "local", planned(plan_in_folder(count)), FILESTORE_URL=str(trial.root)),
+        Collector(trial, "collector", planned(collector_plan(count))),
+        Keeper(trial, "keeper", planned(keeper_plan(count))),
     ]
     trial.run(actors)
     if not trial.failures:

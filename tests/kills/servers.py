@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import threading
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -64,13 +65,12 @@ def free_port() -> int:
 class ServerKiller(Actor):
     """Runs a server, kills it, and starts it again on the same port."""
 
-    def __init__(self, trial: Trial, name: str, *, workers: int, random_count: int) -> None:
-        super().__init__(trial, name, server_plan(workers, random_count))
+    def __init__(self, trial: Trial, name: str, plan: Sequence[PlannedKill], *, workers: int) -> None:
+        super().__init__(trial, name, plan)
         self._workers = workers
         self._port = free_port()
         self._first_starts = trial.forker(f"{name}-first")
         self._server: Running | None = None
-        self.has_started = threading.Event()
 
     @property
     def environ(self) -> dict[str, str]:
