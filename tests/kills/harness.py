@@ -29,6 +29,8 @@ _LAST_SHOWN = 30
 """How many of the last kills a failure names."""
 _ATTEMPTS = 40
 """How often a command is run until it comes to a step. What it does depends on what others do."""
+_REST_SECONDS = 0.3
+"""How long an actor rests after each thing that it does, when its own plan is done."""
 _USUAL_SECONDS = 0.4
 """How long a command takes, before one of its kind has run."""
 
@@ -125,6 +127,9 @@ class Trial:
                 actor.act()
                 if actor.is_done:
                     self._end_of_plan(actor)
+                if actor.name not in self._busy and not self._seconds:
+                    # It goes on for the others, who need its work and also the processor.
+                    self.stopping.wait(_REST_SECONDS)
         except Stopped:
             pass
         except Exception:  # noqa: BLE001  # whatever it is, the trial has failed, and says why
@@ -180,6 +185,8 @@ class Actor(ABC):
         self._todo: list[PlannedKill] = []
         self._attempts: Counter[PlannedKill] = Counter()
         self._seconds: dict[str, float] = {}
+        self.killed_at: str | None = None
+        """The step at which the last command that was killed at a step was killed."""
         self.plan_again()
 
     @abstractmethod
@@ -219,6 +226,7 @@ class Actor(ABC):
         """Note whether a planned kill has happened. Otherwise it is tried again later, but not for ever."""
         self._todo.remove(planned)
         if did:
+            self.killed_at = planned.step
             self.trial.note_kill(self.name, planned.command, planned.step)
             self._attempts.pop(planned, None)
             return

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.kills.forking import Outcome
 from tests.kills.harness import Actor, PlannedKill, Trial, around, plan_of
-from tests.kills.model import Content, Model, check_bytes, content_of
+from tests.kills.model import Model, check_bytes, content_of
 
 _MOST_KEPT = 5
 """How many files each user keeps, so that the content that is needed at the same time has a limit."""
@@ -88,20 +89,18 @@ class User(Actor):
         content = content_of(self.random, self.trial.seed, number=self._number if self.random.random() < 0.8 else 0)
         path = self._folder / f"{self.name}-{self.random.randrange(3)}.bin"
         path.write_bytes(content.data)
-        outcome = self._until_done("push", path, "--json")
-        self._note_pushed(outcome, content)
-
-    def _note_pushed(self, file_id: str, content: Content) -> None:
+        file_id = self._until_done("push", path, "--json")["id"]
         self._model.acknowledge(file_id, content)
         if file_id not in self._mine:
             self._mine.append(file_id)
 
-    def _until_done(self, command: str, *arguments: str | Path) -> str:
-        """Run a command again after each kill, until it has ended well. Return the id that it prints."""
+    def _until_done(self, command: str, *arguments: str | Path) -> dict[str, Any]:
+        """Run a command again after each kill, until it has ended well. Return the object that it prints."""
+        self.killed_at = None
         while True:
             outcome = self.command(f"{command}{self._how}", command, *arguments, may_fail=self._met_no_server)
             if outcome.status == 0:
-                return str(outcome.result["id"])
+                return dict(outcome.result)
 
     def _was_cut(self, outcome: Outcome) -> bool:
         """Whether a second removal may have failed: the first one may have been done just before its process was killed."""
@@ -118,7 +117,9 @@ class User(Actor):
     def _fetch(self, file_id: str) -> None:
         target = self._out / "fetched"
         target.unlink(missing_ok=True)
-        self._until_done("fetch", file_id, "-o", target, "--json")
+        fetched = self._until_done("fetch", file_id, "-o", target, "--json")
+        if self.killed_at in {"after sync out", "before rename out"} and not fetched["bytes_reused"]:
+            raise AssertionError(f"a fetch of {file_id} used nothing of one that was killed {self.killed_at}")
         check_bytes(target, self._model.kept[file_id], file_id)
         left = sorted(path.name for path in self._out.iterdir())
         if left != ["fetched"]:
