@@ -34,6 +34,7 @@ from filestore.system.files import (
     write_durably,
     write_error,
 )
+from filestore.transfer.fetch import staging_file
 from filestore.transfer.target import staging_folder
 
 FOLDERS = {Kind.FILE: "files", Kind.DIRECTORY: "trees"}
@@ -352,23 +353,27 @@ def _has_all(root: Path, members: Iterable[Member]) -> bool:
 
 def _salvage(folder: Path, target: Path, wanted: WantedEntry) -> None:
     """Move the content of an entry that is not visible any more to where a fetch reuses it, and remove the rest."""
-    for path in [each for each in contents(folder) if not each.is_symlink()][:1]:
+    found = [each for each in contents(folder) if not each.is_symlink()]
+    for path in found[1:]:
+        remove_if_possible(path)  # another name of the same file
+    for path in found[:1]:
         _reuse(path, target, wanted)
     remove_if_possible(folder)
 
 
 def _reuse(path: Path, target: Path, wanted: WantedEntry) -> None:
-    """Move content to the place where a fetch to `target` looks for data to reuse.
+    """Move content to the place where a fetch to `target` continues, so that it takes no more space than its entry.
 
-    Remove the content if that place is taken.
+    Remove the content if that place is taken, and a file that has a name outside the cache: the fetch would write to it.
     """
     with suppress(FileNotFoundError):
         try:
             if wanted.kind is Kind.DIRECTORY:
                 unseal(path)
                 path.rename(staging_folder(target, wanted.digest))
-            elif path.is_file() and not target.exists():
-                path.rename(target)
+            elif path.is_file() and path.stat().st_nlink == 1 and not staging_file(target, wanted.digest).exists():
+                path.chmod(0o644)
+                path.rename(staging_file(target, wanted.digest))
             else:
                 remove(path)
         except FileNotFoundError:

@@ -21,6 +21,7 @@ from typing import Self
 
 from blake3 import blake3
 
+from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.progress import Report
 from filestore.core.records import Record
@@ -185,6 +186,17 @@ async def _scan(target: Path, manifest: Manifest, receiving: Receiver) -> Manife
         return None
 
 
+def staging_file(target: Path, digest: Digest) -> Path:
+    """Return the file in which the content with this digest is staged for `target`.
+
+    The next fetch treats a file there like the rest of an interrupted fetch: what is right in it is kept, and the file
+    becomes the target.
+    """
+    # A name of fixed length, since the target's own may have 255 bytes already.
+    label = blake3(os.fsencode(target.name)).hexdigest()[:16]
+    return target.with_name(f".{digest.hex()[:32]}-{label}.filestore-partial")
+
+
 class _PartialFile:
     """The staging file that becomes the target: a `Sink`. Its methods block: call them in a thread.
 
@@ -202,9 +214,7 @@ class _PartialFile:
         self.held = False
         """Whether an earlier fetch left content in the staging file."""
         self._target = target
-        # A name of fixed length, since the target's own may have 255 bytes already.
-        label = blake3(os.fsencode(target.name)).hexdigest()[:16]
-        self._path = target.with_name(f".{manifest.digest.hex()[:32]}-{label}.filestore-partial")
+        self._path = staging_file(target, manifest.digest)
         self._write_errors = partial(storage_errors, target, translate=_write_error)
         self._descriptor = -1
         self._lock: FileLock | None = None

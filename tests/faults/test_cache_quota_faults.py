@@ -24,7 +24,7 @@ from filestore.repository.protocol import Repository
 from filestore.transfer.push import push
 from tests.support.disks import small_disk
 from tests.support.trees import plant, standing
-from tests.support.usage import sampled
+from tests.support.usage import disk_usage, sampled
 from tests.support.watched import WatchedRepository
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +145,37 @@ async def test_processes_that_share_a_limit_keep_it(local_repository: Repository
     assert (0, -9) == (other.returncode, killed.returncode)
     assert 2 * STORED_SIZE < max(samples) < limit + WORKERS * 4 * MIB
     assert 4 >= len(kept(tmp_path / "cache"))
+
+
+async def test_a_damaged_entry_is_fetched_again_within_the_limit(
+    local_repository: Repository, records: list[Record], tmp_path: Path
+) -> None:
+    """A cache with space for one entry repairs it in place. It never takes the space of two."""
+    cache = Cache(tmp_path / "cache", local_repository, size_limit=STORED_SIZE)
+    async with cache.lease(File(id=records[0].id)) as path:
+        expected = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(expected[:-1] + bytes([expected[-1] ^ 1]))
+    used: list[int] = []
+
+    async with cache.lease(File(id=records[0].id), report=lambda _: used.append(disk_usage(tmp_path / "cache"))) as path:
+        assert expected == path.read_bytes()
+    assert max(used) < STORED_SIZE + MIB
+
+
+async def test_a_damaged_entry_with_a_name_outside_the_cache(
+    local_repository: Repository, records: list[Record], tmp_path: Path
+) -> None:
+    """A user has given a file of the cache another name, and has written to it. What was written stays."""
+    cache = Cache(tmp_path / "cache", local_repository)
+    async with cache.lease(File(id=records[0].id)) as path:
+        expected = path.read_bytes()
+        os.link(path, tmp_path / "mine")
+    (tmp_path / "mine").chmod(0o644)
+    (tmp_path / "mine").write_bytes(b"mine")
+    async with cache.lease(File(id=records[0].id)) as path:
+        assert expected == path.read_bytes()
+    assert b"mine" == (tmp_path / "mine").read_bytes()
 
 
 @pytest.fixture
