@@ -1,4 +1,4 @@
-"""What an earlier version wrote is used by this one. `tests/golden/earlier/make.py` says how each archive was made."""
+"""What an earlier version wrote is used by this one. `tests/golden/repositories/make.py` says how each archive was made."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from filestore.transfer.fetch import fetch
 from filestore.transfer.fetch_tree import fetch_tree
 from filestore.transfer.push import push
 from filestore.transfer.sources.push_cache import PushCache
-from tests.golden.earlier.make import FILES, PARTS, RUNTIME_TOKEN, TREE
+from tests.golden.repositories.make import FILES, PARTS, RUNTIME_TOKEN, TREE
 from tests.support.commands import Home
 from tests.support.runtimes import running_runtime
 from tests.support.server import SECONDS
 from tests.support.trees import Folder, Planted, Script, plant, standing
 
-ARCHIVES = Path(__file__).parents[1] / "golden/earlier"
-SCHEMA_VERSIONS = {"1423cff": 2, "495f52f": 3}
+ARCHIVES = Path(__file__).parents[1] / "golden/repositories"
+SCHEMA_VERSIONS = {"1423cff": 2, "495f52f": 3, "bcc56b1": 4}
 """The commit that wrote each archive, and the schema version of its index."""
 
 
