@@ -123,9 +123,9 @@ async def _remove(index: Index, name: str, *, force: bool) -> RemovedNamespace:
 
 
 async def _set_policy(index: Index, name: str, policy: Policy) -> Policy:
-    from filestore.repository.maintenance.policy import checked_policy  # heavy
+    from filestore.repository.maintenance.policy import rule_of  # heavy
 
-    checked_policy(policy)
+    rule_of(policy)  # refuses what is not valid
     async with index.transaction() as transaction:
         await transaction.set_policy(name, policy)
     return policy

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
+from filestore.core.references import Reference
 from filestore.errors import InvalidInput
+from filestore.repository.index.protocol import Policy
+from filestore.repository.index.sqlite import open_index
+from filestore.repository.maintenance.policy import apply_policy, old_versions
 from filestore.repository.maintenance.selection import VersionRule
 
 NOW = 1_800_000_000_000_000
@@ -76,3 +82,27 @@ def test_impossible_rules(limits: dict[str, int]) -> None:
     """Nobody can keep no version, or versions of a negative age."""
     with pytest.raises(InvalidInput):
         VersionRule(**limits)
+
+
+@pytest.mark.parametrize("keep_last", [None, 1, 2, 4])
+@pytest.mark.parametrize("older_than_seconds", [None, 0, 3, 100])
+async def test_policy_removes_what_the_rule_selects(
+    tmp_path: Path, keep_last: int | None, older_than_seconds: int | None
+) -> None:
+    """The index finds old versions of all names in one statement, by the same rule. The clock may have been set back."""
+    moments = iter([5, 1, 9, 3, 7, 2, 8, 4, 6, 0])
+    index = await open_index(tmp_path / "index.sqlite", now=lambda: NOW - next(moments) * 1_000_000)
+    async with index.transaction() as transaction:
+        for number, name in enumerate("aabacbbaba"):
+            digest = Digest(number.to_bytes(32, "big"))
+            await transaction.add_record("default", name=name, digest=digest, size=1, kind=Kind.FILE)
+        await transaction.set_policy("default", Policy(keep_last, older_than_seconds))
+    rule = VersionRule(keep_last=keep_last, older_than_seconds=older_than_seconds)
+    selected: set[str] = set()
+    if keep_last is not None or older_than_seconds is not None:
+        for name in "abc":
+            versions = await index.versions("default", Reference(name=name), limit=10)
+            selected.update(record.id for record in rule.select(versions, now=NOW))
+    assert selected == {each.record.id async for found in old_versions(index, "default", now=NOW) for each in found}
+    assert selected == await apply_policy(index, "default", now=NOW)
+    await index.close()

@@ -1,4 +1,4 @@
-"""Remove old versions of names by the policy of their namespace, as `VersionRule` describes it for one name."""
+"""Remove old versions of names by the policy of their namespace, which is a `VersionRule` for each name."""
 
 from __future__ import annotations
 
@@ -6,34 +6,32 @@ from collections.abc import AsyncIterator
 
 from filestore.errors import InvalidInput
 from filestore.repository.index.protocol import Index, Policy, PositionedRecord
+from filestore.repository.maintenance.selection import VersionRule
 
 _AT_ONCE = 500
-_SECOND = 1_000_000
 
 
-def checked_policy(policy: Policy) -> Policy:
-    """Return `policy`. Raises InvalidInput if it would keep no version of a name, or has a negative age."""
-    if policy.keep_last is not None and policy.keep_last < 1:
-        raise InvalidInput(f"a policy cannot keep {policy.keep_last} versions of a name; the least is 1")
-    if policy.older_than_seconds is not None and policy.older_than_seconds < 0:
-        raise InvalidInput(f"a policy cannot have the age {policy.older_than_seconds} s; the least is 0")
-    return policy
+def rule_of(policy: Policy) -> VersionRule | None:
+    """Return the rule of a policy, or None if it removes nothing. Raises InvalidInput for a policy that is not valid."""
+    if policy == Policy():
+        return None
+    try:
+        return VersionRule(keep_last=policy.keep_last, older_than_seconds=policy.older_than_seconds)
+    except InvalidInput as error:
+        raise InvalidInput(f"this policy cannot be used: {error}") from None
 
 
 async def old_versions(index: Index, namespace: str, *, now: int) -> AsyncIterator[list[PositionedRecord]]:
     """Yield the records that the policy of a namespace removes, in lists, the oldest first.
 
-    A record with as many newer versions of its name as the policy keeps, at least one, is old. If the policy has an age,
-    the record must also be of this age. What pipelines use is never old. Raises InvalidInput for a policy that is not valid.
+    What pipelines use is never removed. Raises InvalidInput for a policy that is not valid.
     """
-    policy = checked_policy(await index.policy(namespace))
-    if policy == Policy():
-        return
-    before = None if policy.older_than_seconds is None else now - policy.older_than_seconds * _SECOND
+    rule = rule_of(await index.policy(namespace))
     position = 0
-    while found := await index.superseded(
-        namespace, position, newer_count=policy.keep_last or 1, updated_before=before, limit=_AT_ONCE
-    ):
+    while rule is not None:
+        found = await _superseded(index, namespace, position, rule=rule, now=now, limit=_AT_ONCE)
+        if not found:
+            break
         yield found
         position = found[-1].position
 
@@ -45,17 +43,20 @@ async def apply_policy(index: Index, namespace: str, *, now: int) -> set[str]:
         async with index.transaction() as transaction:
             # A newer version may have been removed since, or a pipeline may use a record now. So the question is asked
             # again, about these records.
-            policy = checked_policy(await index.policy(namespace))
-            still_old = await index.superseded(
-                namespace,
-                found[0].position - 1,
-                newer_count=policy.keep_last or 1,
-                updated_before=None if policy.older_than_seconds is None else now - policy.older_than_seconds * _SECOND,
-                limit=len(found),
-            )
-            if policy == Policy():
+            rule = rule_of(await index.policy(namespace))
+            if rule is None:
                 return removed
+            still_old = await _superseded(index, namespace, found[0].position - 1, rule=rule, now=now, limit=len(found))
             for each in still_old:
                 await transaction.remove_record(namespace, each.record.id)
             removed.update(each.record.id for each in still_old)
     return removed
+
+
+async def _superseded(
+    index: Index, namespace: str, position: int, *, rule: VersionRule, now: int, limit: int
+) -> list[PositionedRecord]:
+    """Return what `VersionRule.select` would of each name, without what pipelines use. One statement asks about all names."""
+    return await index.superseded(
+        namespace, position, newer_count=rule.kept_count, updated_before=rule.updated_before(now), limit=limit
+    )

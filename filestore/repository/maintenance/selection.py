@@ -30,18 +30,28 @@ class VersionRule:
         if self.older_than_seconds is not None and not self.older_than_seconds >= 0:
             raise InvalidInput(f"an age of {self.older_than_seconds} seconds is not possible; give a number from 0")
 
+    @property
+    def kept_count(self) -> int:
+        """How many of the newest versions are kept in any case."""
+        return self.keep_last or 1
+
+    def updated_before(self, now: int) -> int | None:
+        """Return the time before which a version was stored that may be removed. None if it may be of any time.
+
+        `now` is the time of the repository's clock. Both are in microseconds since 1970.
+        """
+        return None if self.older_than_seconds is None else now - int(self.older_than_seconds * _SECOND)
+
     def select(
         self, versions: Iterable[Record], *, now: int, newer_count: int = 0, kept: Container[str] = ()
     ) -> Iterator[Record]:
         """Yield the versions that may be removed, in the order of `versions`: versions of one name, the newest first.
 
-        `now` is the time of the repository's clock in microseconds since 1970. `newer_count` says how many versions of the
-        name are newer than the first one of `versions`. `kept` has the ids of records that are kept in any case. They
-        count as versions.
+        `now` is the time of the repository's clock. `newer_count` says how many versions of the name are newer than the
+        first one of `versions`. `kept` has the ids of records that are kept in any case. They count as versions.
         """
-        keep_last = self.keep_last or 1
-        limit = None if self.older_than_seconds is None else now - int(self.older_than_seconds * _SECOND)
+        limit = self.updated_before(now)
         for place, version in enumerate(versions, newer_count):
             is_old = limit is None or version.updated_at < limit
-            if place >= keep_last and is_old and version.id not in kept:
+            if place >= self.kept_count and is_old and version.id not in kept:
                 yield version
