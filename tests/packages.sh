@@ -28,4 +28,10 @@ bash tests/make_venv.sh .venv-lowest
 .venv-lowest/bin/python tests/lowest.py >"$work/lowest.txt"
 .venv-lowest/bin/pip install --quiet --constraint "$work/lowest.txt" --group pytest --editable .
 echo "lowest versions: $(paste -sd' ' "$work/lowest.txt")"
+# A class of a command may need a newer click, and each command is imported only when it is called.
+.venv-lowest/bin/python -c '
+import importlib, pkgutil, filestore_cli
+for module in pkgutil.walk_packages(filestore_cli.__path__, "filestore_cli."):
+    importlib.import_module(module.name)
+'
 .venv-lowest/bin/pytest -n "${JOBS:-2}" -m 'not slow' tests/contracts tests/golden

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,9 +14,8 @@ from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.findings import hold_lines
 from filestore_cli.folders import maintained_folder
-from filestore_cli.paths import NonemptyPath
+from filestore_cli.parameters import NonemptyPath, Rate
 from filestore_cli.progress import LINE_SECONDS
-from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end, say
 from filestore_cli.text import exactly, for_display, in_units, table
 
@@ -27,19 +26,7 @@ if TYPE_CHECKING:
 _SHOWN_FILES = 20
 
 
-class _Rate(click.ParamType[int]):
-    """A number of bytes per second."""
-
-    name = "rate"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_size(value, minimum=1)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-_rate = click.option("--rate", type=_Rate(), metavar="SIZE", help="The most bytes to copy per second.  [default: no limit]")
+_rate = click.option("--rate", type=Rate(), metavar="SIZE", help="The most bytes to copy per second.  [default: no limit]")
 
 
 @click.command(short_help="Back up a local repository.")

@@ -16,7 +16,7 @@ from filestore.errors import InvalidInput, InvalidReference, StorageError
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.filters import Filter
 from filestore_cli.lookup import record_of
-from filestore_cli.paths import NonemptyPath
+from filestore_cli.parameters import NonemptyPath
 from filestore_cli.progress import FETCH, show_progress
 from filestore_cli.start import RESUMES, run_to_end
 from filestore_cli.text import age, duration, exactly, for_display, in_units, table

@@ -15,8 +15,8 @@ from filestore.core.progress import Progress
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, hold_lines, number_of
 from filestore_cli.folders import maintained_folder, opened_folder
+from filestore_cli.parameters import Rate
 from filestore_cli.progress import CHECK, TICK_SECONDS, show_progress
-from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
 from filestore_cli.text import for_display, in_units
 
@@ -46,13 +46,6 @@ def _fraction(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return share.limit_denominator(1_000_000)
 
 
-def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    try:
-        return None if value is None else parse_size(value, minimum=1)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
-
-
 @click.command(short_help="Find damage in a folder.")
 @click.option(
     "--read-data",
@@ -63,7 +56,7 @@ def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     metavar="[FRACTION]",
     help="Also read the stored data, or a share of it such as 10% or 1/7. The next read goes on where this one stops.",
 )
-@click.option("--rate", callback=_rate, metavar="SIZE", help="Read at most so many bytes per second.  [default: no limit]")
+@click.option("--rate", type=Rate(), metavar="SIZE", help="Read at most so many bytes per second.  [default: no limit]")
 @click.option("--repair", is_flag=True, help="Repair the damage: forget what is lost, so that the next push sends it.")
 @click.option(
     "--from",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +12,7 @@ from filestore_cli.context import CommandContext, takes
 from filestore_cli.findings import hold_lines
 from filestore_cli.folders import maintained_folder, opened_folder
 from filestore_cli.hints import explained
-from filestore_cli.settings import parse_age
+from filestore_cli.parameters import Age
 from filestore_cli.start import run_to_end
 from filestore_cli.text import for_display, in_units, table
 
@@ -21,18 +21,6 @@ if TYPE_CHECKING:
     from filestore.repository.maintenance.collect import CollectionReport, Freed
     from filestore.repository.maintenance.hold import Hold
     from filestore.repository.stores.protocol import Removed
-
-
-class Age(click.ParamType):  # type: ignore[type-arg]  # older versions of click have no argument
-    """A time such as 24h or 7d."""
-
-    name = "age"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return parse_age(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command(short_help="Remove content that nothing needs.")

@@ -11,7 +11,7 @@ import click
 from filestore.core.timestamps import format_seconds
 from filestore.errors import StorageError
 from filestore_cli.context import CommandContext, takes
-from filestore_cli.paths import NonemptyPath
+from filestore_cli.parameters import NonemptyPath
 from filestore_cli.text import age, for_display, in_units
 
 if TYPE_CHECKING:

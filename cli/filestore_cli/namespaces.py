@@ -11,7 +11,7 @@ from filestore.core.names import checked_namespace
 from filestore.repository.index.protocol import Policy
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.folders import maintained_folder, with_index
-from filestore_cli.gc import Age
+from filestore_cli.parameters import Age
 from filestore_cli.start import run_to_end
 from filestore_cli.text import duration, for_display
 

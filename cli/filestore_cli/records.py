@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
 
 import click
 
@@ -16,20 +15,11 @@ from filestore.repository.protocol import Repository
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.hints import HINTS
 from filestore_cli.lookup import record_of
+from filestore_cli.parameters import Count
 from filestore_cli.start import run_to_end
 from filestore_cli.text import exactly, for_display, in_units, minute, table
 
 _PAGE = 1000
-
-
-class Count(click.IntRange):
-    """A whole number from 1."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter:
-            self.fail(f"{value!r} cannot be used; a whole number from 1 is expected", param, ctx)
 
 
 @click.command(short_help="List stored files and directories.")

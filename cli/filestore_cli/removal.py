@@ -13,10 +13,10 @@ from filestore.core.references import Reference
 from filestore.errors import FileInUse, FilestoreError, InvalidReference, NotFound, RecordChanged
 from filestore.repository.protocol import FreedContent, Repository
 from filestore_cli.context import CommandContext, takes
-from filestore_cli.gc import Age
 from filestore_cli.hints import explained
 from filestore_cli.lookup import not_found
-from filestore_cli.records import Count, record_line
+from filestore_cli.parameters import Age, Count
+from filestore_cli.records import record_line
 from filestore_cli.start import run_to_end, say
 from filestore_cli.text import exactly, for_display
 

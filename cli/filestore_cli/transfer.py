@@ -18,7 +18,7 @@ from filestore.errors import TargetError, TransferError, Unauthorized
 from filestore.system.files import EMPTY_PATH
 from filestore_cli.context import CommandContext, creates, is_pipeline, takes
 from filestore_cli.lookup import record_of
-from filestore_cli.paths import NonemptyPath
+from filestore_cli.parameters import NonemptyPath
 from filestore_cli.progress import FETCH, HASH, PLAN, PUSH, show_progress
 from filestore_cli.start import run_to_end
 from filestore_cli.text import duration, exactly, for_display, in_units, table

@@ -10,7 +10,7 @@ import click
 from filestore.errors import InvalidInput
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.findings import hold_lines
-from filestore_cli.records import Count
+from filestore_cli.parameters import Count
 from filestore_cli.start import run_to_end
 from filestore_cli.text import exactly, for_display, in_units, table
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import click
 
 from filestore_cli.context import CommandContext, takes
-from filestore_cli.paths import NonemptyPath
+from filestore_cli.parameters import NonemptyPath
 from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
 from filestore_cli.text import for_display

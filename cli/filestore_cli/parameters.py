@@ -1,0 +1,59 @@
+"""The types of what a user gives on the command line."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import click
+
+from filestore.system.files import EMPTY_PATH
+from filestore_cli.settings import parse_age, parse_size
+
+
+class NonemptyPath(click.Path):
+    """A path. An empty text is refused: it would mean the current folder, and comes from a variable that is not set."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: str | PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert as `click.Path` does. An empty text is wrong usage."""
+        if value == "":
+            self.fail(EMPTY_PATH, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Age(click.ParamType):  # type: ignore[type-arg]  # older versions of click have no argument
+    """A time such as 24h or 7d."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return parse_age(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Rate(click.ParamType):  # type: ignore[type-arg]  # as above
+    """A number of bytes per second."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(value, minimum=1)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Count(click.IntRange):
+    """A whole number from 1."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} cannot be used; a whole number from 1 is expected", param, ctx)
