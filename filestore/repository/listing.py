@@ -3,13 +3,14 @@
 So memory does not grow with the number of records, and no record is left out or comes twice because it is stored again
 meanwhile. A slow reader holds no transaction of the index open.
 
-A line is `Record.as_json` with the position of the record, by which a reader checks the order.
+A line is `Record.as_json` with the position of the record, by which a reader checks the order. A line of blanks says nothing.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,13 +19,15 @@ from typing import BinaryIO
 
 from filestore.core.records import Record, parse_json, record_from_json
 from filestore.errors import FilestoreError
-from filestore.repository.index.protocol import PositionedRecord
+from filestore.repository.index.protocol import ListingGrowth, PositionedRecord
 from filestore.system.files import storage_errors
 from filestore.system.threads import in_disk_thread
 
 LINE_LIMIT = 16 << 10
 """Bytes of the longest line that a reader accepts."""
 _LINES_AT_ONCE = 500
+_SECONDS_AT_ONCE = 1.0
+"""Lines wait in memory for at most this time, if another line comes."""
 
 listing_errors = partial(storage_errors, "the folder for temporary files")
 """A block that uses the file of a listing. Errors of the operating system are raised as StorageFull or StorageError."""
@@ -41,13 +44,33 @@ def listing_file(folder: Path | None = None) -> Iterator[BinaryIO]:
         file.close()
 
 
-def write_lines(file: BinaryIO, records: Iterator[PositionedRecord]) -> None:
+def line(position: int, record: Record) -> bytes:
+    """Return the line of a record."""
+    return json.dumps({"position": position, **record.as_json()}).encode() + b"\n"
+
+
+def write_lines(file: BinaryIO, records: Iterator[PositionedRecord], growth: ListingGrowth) -> None:
     """Replace the content of `file` by the lines of `records`. Blocks. Raises StorageFull, StorageError."""
+    lines: list[bytes] = []
+    due = 0.0
+
+    def write() -> None:
+        with listing_errors():
+            file.write(b"".join(lines))
+            file.flush()
+        growth.size += sum(map(len, lines))
+        lines.clear()
+
     with listing_errors():
         file.seek(0)
         file.truncate()
-        file.writelines(json.dumps({"position": position, **record.as_json()}).encode() + b"\n" for position, record in records)
-        file.flush()
+    growth.size = 0
+    for position, record in records:
+        lines.append(line(position, record))
+        if len(lines) == _LINES_AT_ONCE or time.monotonic() >= due:
+            write()
+            due = time.monotonic() + _SECONDS_AT_ONCE
+    write()
 
 
 async def read_lines(file: BinaryIO) -> AsyncIterator[Record]:
@@ -70,17 +93,18 @@ def _next_records(file: BinaryIO) -> list[PositionedRecord]:
     records: list[PositionedRecord] = []
     while len(records) < _LINES_AT_ONCE:
         with listing_errors():
-            line = file.readline(LINE_LIMIT)
-        if not line:
+            found = file.readline(LINE_LIMIT)
+        if not found:
             break
-        records.append(_record(line))
+        if not (found.startswith(b" ") and found.isspace()):
+            records.append(_record(found))
     return records
 
 
-def _record(line: bytes) -> PositionedRecord:
+def _record(found: bytes) -> PositionedRecord:
     try:
-        values = parse_json(line)
-        if line.endswith(b"\n") and isinstance(values, dict) and type(values.get("position")) is int:
+        values = parse_json(found)
+        if found.endswith(b"\n") and isinstance(values, dict) and type(values.get("position")) is int:
             return PositionedRecord(values["position"], record_from_json(values))
     except (FilestoreError, ValueError, KeyError, TypeError):
         pass

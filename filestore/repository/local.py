@@ -32,7 +32,7 @@ from filestore.errors import (
 from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.format_file import read_format
 from filestore.repository.full_disk import with_reserve
-from filestore.repository.index.protocol import Index, Transaction, Use
+from filestore.repository.index.protocol import Index, ListingGrowth, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all
 from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.lost_frames import LostFrames
@@ -280,16 +280,16 @@ class LocalRepository:
 
     async def iter_records(self) -> AsyncGenerator[Record, None]:
         with listing_file() as file:
-            await self.write_listing(file)
+            await self.write_listing(file, ListingGrowth())
             try:
                 async for record in read_lines(file):
                     yield record
             except ValueError as error:
                 raise StorageError(self.location, str(error)) from None
 
-    async def write_listing(self, file: BinaryIO) -> None:
-        """Replace the content of `file` by the listing of all records that `filestore.repository.listing` describes."""
-        await self._index.write_listing(self._namespace, file)
+    async def write_listing(self, file: BinaryIO, growth: ListingGrowth) -> None:
+        """Replace the content of `file` by the listing of all records, as `Index.write_listing` does."""
+        await self._index.write_listing(self._namespace, file, growth)
 
     async def versions(
         self,

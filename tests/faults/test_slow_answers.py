@@ -1,4 +1,4 @@
-"""A removal with chunks may take long: it reads the manifests of all records, and waits for other writers.
+"""A removal with chunks may take long: it reads the manifests of all records, and waits for other writers. So may a listing.
 
 The server sends bytes meanwhile, and the client reads them.
 """
@@ -22,7 +22,7 @@ from filestore.core.paths import manifest_key
 from filestore.core.records import Record, record_from_json
 from filestore.errors import DamagedRecord, NotFound
 from filestore.http.client.repository import RemoteRepository
-from filestore.http.wire import API
+from filestore.http.wire import API, LINES
 from filestore.repository.protocol import Repository
 from tests.support.frames import contents, encoded, manifest
 from tests.support.listening import listening
@@ -226,3 +226,47 @@ async def test_a_removal_whose_answer_is_lost_is_done(server: RunningServer, sch
         assert [b"GET", b"DELETE", b"DELETE"] == between.asked
         with pytest.raises(NotFound):
             await repository.remove(record.id, with_chunks=with_chunks)
+
+
+FOR_EVER, A_WHILE = 10**15, 4 * 10**6
+SLOW_INDEX = """
+ALTER TABLE records RENAME TO stored;
+CREATE VIEW records AS SELECT namespace, id, name, digest, size, created_at, updated_at, position,
+    CASE WHEN name = 'oldest' AND 0 = (
+        WITH RECURSIVE steps(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM steps WHERE number < stored.size + {})
+        SELECT count(*) FROM steps
+    ) THEN '' ELSE kind END AS kind
+    FROM stored;
+"""
+"""Makes SQLite count to a number before it gives the record `oldest`."""
+
+
+def three_records(server: RunningServer, *, steps: int) -> None:
+    """Store three records, and make the index give the oldest one slowly. Python reads one row ahead."""
+    server.put([encoded(content) for content in OWN])
+    for name in ("oldest", "older", "newest"):
+        server.commit(manifest(OWN).encoded, name=name)
+    with closing(sqlite3.connect(server.root / "index.sqlite")) as index:
+        index.executescript(SLOW_INDEX.format(steps))
+
+
+@pytest.mark.slow
+def test_a_slow_listing_sends_records_before_its_end(server: RunningServer) -> None:
+    """A record goes out when it was read, and then lines of blanks. A server whose client goes away ends the work."""
+    three_records(server, steps=FOR_EVER)
+    with server.begin("GET", f"{API}/files", f"Accept: {LINES}") as connection, connection.makefile("rb") as answer:
+        assert b"HTTP/1.1 200 OK\r\n" == answer.readline()
+        while answer.readline() != b"\r\n":
+            pass
+        # On a busy machine, blanks may come before the first record too.
+        found = next(found for found in answer if not found.isspace())
+        assert "newest" == record_from_json(json.loads(found)).name
+        assert answer.readline().isspace()
+
+
+@pytest.mark.slow
+async def test_a_slow_listing_is_complete(server: RunningServer) -> None:
+    """The client takes the blanks for nothing."""
+    three_records(server, steps=A_WHILE)
+    async with connect(server.url, token=TOKEN) as repository:
+        assert ["newest", "older", "oldest"] == [record.name async for record in repository.iter_records()]

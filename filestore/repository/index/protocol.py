@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from filestore.core.digest import Digest
@@ -46,6 +47,16 @@ class PositionedRecord(NamedTuple):
 
     position: int
     record: Record
+
+
+@dataclass(slots=True)
+class ListingGrowth:
+    """How far a listing is. The thread that writes it sets this, and others read it meanwhile."""
+
+    limit: int | None = None
+    """The largest number of bytes that the listing can have. None until it is known."""
+    size: int = 0
+    """Bytes of the whole lines that are in the file."""
 
 
 class Policy(NamedTuple):
@@ -250,11 +261,11 @@ class Index(Protocol):
         records that were updated before this time. Records that pipelines use are left out, and count as versions.
         """
 
-    async def write_listing(self, namespace: str, file: BinaryIO) -> None:
+    async def write_listing(self, namespace: str, file: BinaryIO, growth: ListingGrowth) -> None:
         """Replace the content of `file` by a listing of a namespace: all records, as they are at one moment.
 
         `filestore.repository.listing` says what is in it. The graphs of pipelines are left out. Neither other reads nor writes
-        wait for it.
+        wait for it. `growth` says meanwhile how far it is, so that the lines can be sent before the end.
         """
 
     async def namespaces(self) -> list[str]:

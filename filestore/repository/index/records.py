@@ -11,9 +11,9 @@ from filestore.core.records import Kind, Record, checked_record
 from filestore.core.references import Reference
 from filestore.errors import FilestoreError, InvalidReference, StorageError
 from filestore.repository.index import tasks, uses
-from filestore.repository.index.protocol import PositionedRecord
+from filestore.repository.index.protocol import ListingGrowth, PositionedRecord
 from filestore.repository.index.schema import is_current
-from filestore.repository.listing import write_lines
+from filestore.repository.listing import line, write_lines
 
 # `{}` is the column that orders records, see `_position`.
 _INSERT = (
@@ -34,6 +34,11 @@ _RECORDS_AFTER = (
 _LISTING = (
     "SELECT {0}, id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
     " WHERE namespace = ?{1} ORDER BY {0} DESC"
+)
+# JSON writes most names as they are, and a byte of any other one as six characters at most. A line has the name twice.
+_NAMES_SIZE = (
+    "SELECT count(*), total(CASE WHEN name GLOB '*[^-a-zA-Z0-9._/ ]*' THEN 6 * length(CAST(name AS BLOB)) ELSE length(name) END)"
+    " FROM records WHERE namespace = ?"
 )
 _IDS_OF_CONTENT = "SELECT id FROM records WHERE namespace = ? AND digest = ? ORDER BY {} DESC"
 _SUPERSEDED = (
@@ -173,11 +178,32 @@ def _where(conditions: Iterable[str]) -> str:
     return "".join(f" AND {condition}" for condition in conditions)
 
 
-def write_listing(connection: sqlite3.Connection, namespace: str, file: BinaryIO) -> None:
-    """Write a listing of all records to `file`. One statement reads them, so that all are of the same moment."""
-    listed = f" AND {uses.IS_LISTED}" if uses.has_uses(connection) else ""
-    rows = connection.execute(_LISTING.format(_position(connection), listed), (namespace,))
-    write_lines(file, (PositionedRecord(found, _record(connection, tuple(row))) for found, *row in rows))
+def write_listing(connection: sqlite3.Connection, namespace: str, file: BinaryIO, growth: ListingGrowth) -> None:
+    """Write a listing of all records to `file`. One transaction reads them, so that all are of the same moment."""
+    connection.execute("BEGIN")
+    try:
+        listed = f" AND {uses.IS_LISTED}" if uses.has_uses(connection) else ""
+        count, names_size = connection.execute(_NAMES_SIZE, (namespace,)).fetchone()
+        growth.limit = count * len(line(_FAR_FUTURE, _longest_record(namespace))) + 2 * int(names_size)
+        rows = connection.execute(_LISTING.format(_position(connection), listed), (namespace,))
+        write_lines(file, (PositionedRecord(found, _record(connection, tuple(row))) for found, *row in rows), growth)
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _longest_record(namespace: str) -> Record:
+    """Return a record that is in no other value shorter than any other, and whose name is empty."""
+    return Record(
+        id="file_" + 32 * "0",
+        name="",
+        digest=Digest(bytes(DIGEST_SIZE)),
+        size=_FAR_FUTURE,
+        kind=Kind.DIRECTORY,
+        namespace=namespace,
+        created_at=1,
+        updated_at=1,
+    )
 
 
 def _position(connection: sqlite3.Connection) -> str:

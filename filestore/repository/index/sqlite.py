@@ -32,6 +32,7 @@ from filestore.repository.index.protocol import (
     ChunkState,
     IndexProblem,
     IndexVersion,
+    ListingGrowth,
     Policy,
     PositionedRecord,
     TokenRow,
@@ -152,10 +153,10 @@ class SqliteIndex:
             records.select_superseded, namespace, position, newer_count=newer_count, before=updated_before, limit=limit
         )
 
-    async def write_listing(self, namespace: str, file: BinaryIO) -> None:
+    async def write_listing(self, namespace: str, file: BinaryIO, growth: ListingGrowth) -> None:
         connection = type(self._reader)(Path(self._reader.path), timeout_seconds=self._busy_seconds)
         try:
-            await connection.run(records.write_listing, namespace, file)
+            await connection.run_long(lambda opened: records.write_listing(opened, namespace, file, growth))
         finally:
             await shield_until_done(connection.close())
 

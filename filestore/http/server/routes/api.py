@@ -17,13 +17,13 @@ from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import Forbidden, Interrupted, InvalidBatch, InvalidInput, InvalidName, LimitExceeded, NotFound, Stalled
 from filestore.http import wire
-from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.frames import Frames
 from filestore.http.server.body.reader import reading_body
 from filestore.http.server.context import RequestContext, make_spool_folder
-from filestore.http.server.slow import answer_slowly
+from filestore.http.server.slow import answer_slowly, answer_while_it_grows
 from filestore.http.server.validators import IMMUTABLE, matches_any
 from filestore.repository.format_file import REPOSITORY_VERSION
+from filestore.repository.index.protocol import ListingGrowth
 from filestore.repository.listing import listing_file
 from filestore.repository.local import LocalRepository
 from filestore.system.metrics import added, added_starts
@@ -149,14 +149,9 @@ async def list_files(context: RequestContext, repository: LocalRepository) -> we
 async def _list_all(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     await in_disk_thread(make_spool_folder, context.spool_folder)
     with listing_file(context.spool_folder) as file:
-        await repository.write_listing(file)
+        growth = ListingGrowth()
         response = web.StreamResponse(headers={"Content-Type": wire.LINES})
-        size = await in_disk_thread(file.tell)
-        async with context.answering(response, size=size) as answer:
-            if context.request.method != "HEAD":
-                await in_disk_thread(file.seek, 0)
-                while piece := await in_disk_thread(file.read, PIECE):
-                    await answer.send(piece)
+        await answer_while_it_grows(context, response, file, growth, repository.write_listing(file, growth))
     return response
 
 
