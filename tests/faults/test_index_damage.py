@@ -5,10 +5,13 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from filestore.core.digest import chunk_digest
 from filestore.core.records import Kind
+from filestore.errors import IndexDamaged
 from filestore.repository.index.protocol import ChunkRow, IndexProblem
-from filestore.repository.index.sqlite import open_index
+from filestore.repository.index.sqlite import open_index, open_index_for_reading
 
 A = "a"
 
@@ -40,6 +43,19 @@ def change(path: Path, statement: str) -> None:
     with connection:
         connection.execute(statement)
     connection.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["DELETE FROM meta", "DELETE FROM meta WHERE key = 'commits'", "UPDATE meta SET value = 'x' WHERE key = 'commits'"],
+)
+async def test_an_index_without_its_id_is_damaged(tmp_path: Path, statement: str) -> None:
+    """It is refused, whoever opens it."""
+    path = await filled(tmp_path / "index.sqlite")
+    change(path, statement)
+    for opening in (open_index, open_index_for_reading):
+        with pytest.raises(IndexDamaged, match="it has lost its id or its number of commits"):
+            await opening(path)
 
 
 async def test_foreign_rows_are_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from filestore.core.records import parse_json
+from filestore.errors import IndexDamaged
 from filestore.repository.index.protocol import IndexVersion, Policy
 
 TABLES = (
@@ -37,11 +38,15 @@ def has_tables(connection: sqlite3.Connection) -> bool:
 
 
 def select_version(connection: sqlite3.Connection) -> IndexVersion | None:
-    """Return the id of the index and its number of commits. Return None if an earlier version made it."""
+    """Return the id of the index and its number of commits. Return None if an earlier version made it. Raises IndexDamaged."""
     if not has_tables(connection):
         return None
-    values = dict(connection.execute("SELECT key, value FROM meta"))
-    return IndexVersion(str(values["index_id"]), int(values["commits"]))
+    values = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('index_id', 'commits')"))
+    try:
+        return IndexVersion(str(values["index_id"]), int(values["commits"]))
+    except (KeyError, TypeError, ValueError):
+        _, _, path = connection.execute("PRAGMA database_list").fetchone()
+        raise IndexDamaged(path, "it has lost its id or its number of commits") from None
 
 
 def count_commit(connection: sqlite3.Connection) -> None:
