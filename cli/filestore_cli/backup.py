@@ -12,7 +12,7 @@ import click
 
 from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext, takes
-from filestore_cli.findings import hold_lines
+from filestore_cli.findings import hold_lines, number_of
 from filestore_cli.folders import maintained_folder
 from filestore_cli.parameters import NonemptyPath, Rate
 from filestore_cli.progress import LINE_SECONDS
@@ -175,7 +175,7 @@ def _lines(damaged: list[DamagedFile]) -> list[str]:
 def _reason(damaged: DamagedFile) -> str:
     if not damaged.missing_count:
         return "its manifest is missing or damaged"
-    return f"{damaged.missing_count} chunks are missing"
+    return f"{number_of(damaged.missing_count, 'chunk is', 'chunks are')} missing"
 
 
 def _as_json(damaged: list[DamagedFile]) -> list[dict[str, object]]:
