@@ -29,7 +29,7 @@ def _main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="how long; by default until each step was killed once")
     parser.add_argument("--seed", type=int, default=None, help="which plan; by default another one each time")
     parser.add_argument("--workers", type=int, choices=(1, 2), default=None, help="only servers with so many workers")
-    parser.add_argument("--random", type=int, default=3, help="how often each command is killed at a random moment in a plan")
+    parser.add_argument("--random", type=int, default=2, help="how often each command is killed at a random moment in a plan")
     parser.add_argument("--half", type=int, choices=(0, 1), default=None, help="only one half of the steps")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     options = parser.parse_args()

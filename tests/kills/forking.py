@@ -7,6 +7,7 @@ own arguments, environment, folder and output. The parent of them has no threads
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -48,6 +49,7 @@ _MODULES = (
     "filestore.transfer.fetch_tree",
     "filestore.transfer.push",
 )
+_PR_SET_PDEATHSIG = 1
 _SECONDS = 120.0
 """How long any command may take on a busy machine. A command that takes longer hangs."""
 
@@ -201,8 +203,14 @@ class Forker:
         return int(line)
 
 
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, so that nothing is left of a trial that was killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _become(request: Mapping[str, Any]) -> None:
     """Give this process, a fork, what a started process has."""
+    _end_with_parent()
     os.setsid()
     descriptors = [os.open(os.devnull, os.O_RDONLY)]
     descriptors += [os.open(path, os.O_WRONLY) for path in request["files"]]
@@ -242,6 +250,7 @@ def _say(number: int) -> None:
 
 
 def _main(arguments: Sequence[str]) -> None:
+    _end_with_parent()
     folder = Path(arguments[0])
     for name in _MODULES:
         importlib.import_module(name)

@@ -29,7 +29,7 @@ _LAST_SHOWN = 30
 """How many of the last kills a failure names."""
 _ATTEMPTS = 40
 """How often a command is run until it comes to a step. What it does depends on what others do."""
-_REST_SECONDS = 0.3
+_REST_SECONDS = 1.0
 """How long an actor rests after each thing that it does, when its own plan is done."""
 _USUAL_SECONDS = 0.4
 """How long a command takes, before one of its kind has run."""

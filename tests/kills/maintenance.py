@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from contextlib import suppress
@@ -11,10 +12,13 @@ from filestore.core.digest import chunk_digest
 from filestore.core.paths import chunk_key
 from filestore.format.codec import HEADER_SIZE, Codec, Encoder
 from tests.kills.harness import Actor, PlannedKill, around, plan_of
+from tests.kills.model import Content, check_bytes
 
 GRACE = "1s"
+_FIRST_NUMBER = 1_000_000
+"""The contents of files that are damaged have numbers from here on, which no user has."""
 COLLECT_STEPS = around("begin index", "commit index", "unlink chunks", "unlink manifests", "rmdir chunks", "rmdir manifests")
-REPAIR_STEPS = around("begin index", "commit index", "mkdir damaged", "rename damaged")
+REPAIR_STEPS = around("begin index", "commit index", "mkdir damaged", "rename damaged", "rename chunks")
 BACKUP_STEPS = around(
     "rename backup filestore-backup",
     "create backup backups",
@@ -65,6 +69,8 @@ class Collector(Actor):
 class Keeper(Actor):
     """Checks, repairs, backs up, measures and lists the folder."""
 
+    _number = 0
+
     def act(self) -> None:
         """Do what the plan has next."""
         wanted = self.next_command() or self.random.choice(sorted(READERS))
@@ -84,11 +90,22 @@ class Keeper(Actor):
         return ("--root" if which.startswith(("token", "check")) else "--url"), self.trial.root
 
     def _repair(self) -> None:
-        """Repair after a part of the index is lost and a disk has damaged what nobody needs."""
+        """Repair after a disk has damaged the frame of a file, and frames that nobody needs have no rows."""
+        self._number += 1
+        content = Content(self.trial.seed, (), number=_FIRST_NUMBER + self._number)
+        path, target = self.trial.folder / "good-copy", self.trial.folder / "out" / "repaired"
+        path.write_bytes(content.data)
+        url = ("--url", self.trial.root)
+        file_id = self.command("push of a file that is damaged", "push", path, *url, "--json").result["id"]
+        os.truncate(self.trial.root / chunk_key("default", chunk_digest(content.data)), 100)
         for is_intact in (True, False):
             plant_frame(self.trial.root, self.random, is_intact=is_intact)
-        while self.command("check --repair", "check", "--repair", "--root", self.trial.root, "--json").was_killed:
+        repair = ("check", "--repair", "--from", path, "--root", self.trial.root, "--json")
+        while self.command("check --repair", *repair).was_killed:
             pass
+        self.command("fetch of a file that was repaired", "fetch", file_id, "-o", target, "--force", *url)
+        check_bytes(target, content, file_id)
+        self.command("rm of a file that was repaired", "rm", file_id, *url)
         shutil.rmtree(self.trial.root / "damaged", ignore_errors=True)
 
     def _back_up(self) -> None:

@@ -22,7 +22,7 @@ class Options:
     seed: int
     workers: int
     """The number of worker processes of its server."""
-    random_count: int = 3
+    random_count: int = 2
     """How often each command is killed at a random moment, in addition to all steps."""
     half: int | None = None
     """0 and 1 are the two halves of all steps. None means all of them."""

@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from tests.kills.forking import Outcome, Running
-from tests.kills.harness import Actor, PlannedKill, Trial, plan_of, wait_until
+from tests.kills.harness import Actor, PlannedKill, Stopped, Trial, plan_of, wait_until
 from tests.kills.maintenance import COLLECT_STEPS, GRACE
 from tests.kills.transfers import PUSH_STEPS, SEND_STEPS
 
@@ -146,6 +146,8 @@ class ServerKiller(Actor):
                 raise AssertionError(f"process {victim} of the server was killed, and process {server.pid} has not ended")
             self.start()
         elif not wait_until(lambda: self._is_complete_without(victim), _START_SECONDS, self.trial.stopping):
+            if self.trial.stopping.is_set():
+                raise Stopped
             raise AssertionError(f"the supervisor has not replaced the worker {victim}: {self._serving()}\n{server.output()}")
 
     def _kill_parent(self, planned: PlannedKill) -> None:
