@@ -154,7 +154,9 @@ class Receiver:
         self._kept = {offset: piece for offset, piece in self._kept.items() if offset in self._missing}
         self.report_progress()
         if resume:
-            await self._reuse_each(batches_by_size(self._reusable(), self._options), lambda batch: _held(sink, batch))
+            # The sink can give only content that may be written in any order, so no chunk here waits for the one before it.
+            staged = [place for place in self._missing.values() if place.order is not Ordering.AFTER]
+            await self._reuse_each(batches_by_size(staged, self._options), lambda batch: _held(sink, batch))
         for seed in seeds:
             with suppress(SourceError):
                 await self._reuse_seed(sink, seed)

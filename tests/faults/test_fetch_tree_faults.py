@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,17 +18,19 @@ from filestore.core.digest import chunk_digest
 from filestore.core.manifest import Manifest
 from filestore.core.paths import chunk_key
 from filestore.errors import DamagedChunk, InvalidArchive, StorageFull, TargetError
+from filestore.format.zip.read import TAIL_SIZE
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
 from filestore.transfer.fetch_tree import fetch_record_tree, fetch_tree
 from filestore.transfer.push import push
 from filestore.transfer.schedule import TransferOptions
+from filestore.transfer.target import staging_folder
 from tests.support.archives import Forged, forged
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.disks import small_disk
-from tests.support.fetching_trees import cut_off, seen, staging_in, stored, things_in
+from tests.support.fetching_trees import JumbledRepository, cut_off, seen, staging_in, stored, things_in
 from tests.support.generator import octets, prose
-from tests.support.trees import plant, standing
+from tests.support.trees import Folder, Link, Planted, plant, standing
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -188,6 +191,24 @@ async def test_two_unpacks_to_one_target(repository: LocalRepository, place: Pat
     assert published == seen(target)
     assert things_in(ARCHIVE) == standing(target)
     assert [target] == list(place.iterdir())
+
+
+async def test_a_staged_link_is_not_received_again(local_repository: Repository, place: Path, tmp_path: Path) -> None:
+    """A fetch ended when all was staged. The next one receives only the end of the zip, also if links and folders are before it."""
+    things: dict[str, Planted] = {"a.txt": b"a" * 500, "link": Link("a.txt"), "logs": Folder(), "z.bin": octets(1, 2 * MIB)}
+    record = (await push(local_repository, plant(tmp_path / "tree", things), symlinks="keep")).record
+    (await fetch_tree(local_repository, record, target=place / "first")).path.rename(
+        staging_folder(place / "target", record.digest)
+    )
+    watched = JumbledRepository(local_repository, random.Random(1))
+    found = await fetch_tree(watched, record, target=place / "target")
+    end = {
+        chunk.digest
+        for chunk, offset in zip(found.manifest.chunks, found.manifest.offsets(), strict=True)
+        if offset + chunk.size > found.size - TAIL_SIZE
+    }
+    assert end == set(watched.received)
+    assert things == standing(place / "target")
 
 
 @pytest.mark.parametrize("way", ["new", "inside"])
