@@ -2,9 +2,11 @@
 
     python -m tests.kills --seconds 3600 FOLDER             # an hour, with another seed each time
     python -m tests.kills --workers 2 --seed 7 FOLDER       # at least once at each step
+    python -m tests.kills --only cache,trees FOLDER         # processes that share a cache, fetches and pushes of directories
 
-FOLDER must not exist. Trials with one and with two server workers take turns until the time is over. The last line is a
-JSON object with what was done; the exit status is 1 if something was lost or a rule was broken, and FOLDER then stays.
+FOLDER must not exist. The kinds of trials take turns until the time is over, and those of servers have one worker and two
+in turn. Each trial prints a JSON object with what was done; the exit status is 1 if something was lost or a rule was
+broken, and FOLDER then stays.
 """
 
 from __future__ import annotations
@@ -15,11 +17,30 @@ import sys
 import time
 from pathlib import Path
 
-from tests.kills.harness import new_seed, report_line
+from tests.kills.caches import run_caches
+from tests.kills.harness import Trial, new_seed, report_line
 from tests.kills.scenarios import Options, run_servers_and_commands
+from tests.kills.trees import run_trees
 
 _TRIAL_SECONDS = 600.0
 """The length of one trial of a long run, so that a failure does not need an hour to be seen again."""
+
+
+_KINDS = ("servers", "cache", "trees")
+
+
+def _kinds(text: str) -> list[str]:
+    kinds = text.split(",")
+    if set(kinds) - set(_KINDS):
+        raise argparse.ArgumentTypeError(f"give some of {', '.join(_KINDS)}")
+    return kinds
+
+
+def _run(kind: str, folder: Path, options: Options) -> Trial:
+    if kind == "servers":
+        return run_servers_and_commands(folder, options)
+    run = run_caches if kind == "cache" else run_trees
+    return run(folder, seed=options.seed, random_count=options.random_count, seconds=options.seconds)
 
 
 def _main() -> None:
@@ -31,18 +52,22 @@ def _main() -> None:
     parser.add_argument("--workers", type=int, choices=(1, 2), default=None, help="only servers with so many workers")
     parser.add_argument("--random", type=int, default=2, help="how often each command is killed at a random moment in a plan")
     parser.add_argument("--half", type=int, choices=(0, 1), default=None, help="only one half of the steps")
+    parser.add_argument(
+        "--only", type=_kinds, default=_KINDS, metavar="KINDS", help="some of servers,cache,trees; by default all"
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     options = parser.parse_args()
     options.folder.mkdir()
     end = time.monotonic() + options.seconds
     seed = new_seed() if options.seed is None else options.seed
     turn = 0
-    while turn == 0 or time.monotonic() < end:
-        workers = options.workers or 1 + turn % 2
-        left = max(0.0, min(_TRIAL_SECONDS, end - time.monotonic()))
+    while turn < len(options.only) or time.monotonic() < end:
+        kind = options.only[turn % len(options.only)]
+        workers = options.workers or 1 + turn // len(options.only) % 2
+        left = max(0.0, min(_TRIAL_SECONDS, options.seconds / len(options.only), end - time.monotonic()))
         folder = options.folder / str(turn)
         chosen = Options(seed=seed + turn, workers=workers, random_count=options.random, half=options.half, seconds=left)
-        trial = run_servers_and_commands(folder, chosen)
+        trial = _run(kind, folder, chosen)
         sys.stdout.write(report_line(trial) + "\n")
         sys.stdout.flush()
         if trial.failures:

@@ -1,0 +1,314 @@
+"""Kill processes that share a cache, one in each round, and check after each kill what they promise to each other.
+
+In each round, one process is killed: at a named moment, or at random. Meanwhile another process holds a lease, one or
+two more use the cache, and often one of them waits for the same download. After the kill, the processes that are left
+must reach their end with right bytes; the size limit must hold at the moment of the kill and at the end of the round; and
+the next process that wants the same must get it whole, and must leave nothing in staging.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.kills.cache_checks import broken_rules, entry_folders, leftovers, over_limit, staged_labels
+from tests.kills.cache_processes import keeping, using
+from tests.kills.cache_world import Item, World, make_world
+from tests.kills.children import Channel, Child, Work, command, frozen, preload
+from tests.kills.harness import Trial
+from tests.kills.moments import Moment, arm, arm_calls
+from tests.support.nginx import running_nginx
+
+_STORE = "filestore.cache.entry_store:EntryStore."
+_LEASES = "filestore.cache.leases:"
+_EVICT = "filestore.cache.inventory:"
+_URLS = "filestore.cache.urls:Urls."
+_DISCARD = "filestore.cache.quota:discard"
+
+EVERY_FETCH = (
+    Moment("before the record is asked for", "filestore.cache.cache:Cache._fill"),
+    Moment("before a lease is written", f"{_LEASES}Leases._write"),
+    Moment("after a lease is written", f"{_LEASES}Leases._write", is_after=True),
+    Moment("before space is reserved", f"{_LEASES}LeaseSet.reserve"),
+    Moment("after space is reserved", f"{_LEASES}LeaseSet.reserve", is_after=True),
+    Moment("before an eviction", _DISCARD),
+    Moment("after an entry is moved aside for its eviction", f"{_EVICT}move_aside", is_after=True),
+    Moment("in the middle of the removal of an evicted entry", "os:rmdir"),
+    Moment("after an eviction", _DISCARD, is_after=True),
+    Moment("after the staging folder is made", f"{_STORE}new_staging_folder", is_after=True),
+    Moment("before a batch is received", "filestore.transfer.receiver:Receiver._get"),
+    Moment("after a batch is received", "filestore.transfer.receiver:Receiver._get", is_after=True),
+    Moment("after a chunk is written", "filestore.transfer.receiver:_write", is_after=True),
+    Moment("before the content is published", f"{_STORE}publish"),
+    Moment("after the content is moved out of its staging folder", f"{_STORE}clear"),
+    Moment("after the staging folder is removed", f"{_STORE}clear", is_after=True),
+    Moment("after the content is sealed", "filestore.cache.entry_store:encode_entry"),
+    Moment("before the entry appears", f"{_STORE}_appear"),
+    Moment("after the entry has appeared", f"{_STORE}_appear", is_after=True),
+    Moment("after the content is published", f"{_STORE}publish", is_after=True),
+    Moment("before the record is kept", f"{_STORE}remember"),
+    Moment("before the lease is handed over", f"{_LEASES}LeaseSet.hand_over"),
+    Moment("after the lease is handed over", f"{_LEASES}LeaseSet.hand_over", is_after=True),
+    Moment("before a lease is ended", f"{_LEASES}Leases.unpin"),
+    Moment("after a lease is ended", f"{_LEASES}Leases.unpin", is_after=True),
+    Moment("before the leases of a process are removed", f"{_LEASES}Leases.close"),
+)
+HITS = (
+    Moment("before a hit is leased", f"{_LEASES}Leases._write"),
+    Moment("after a hit is found", f"{_STORE}_look", is_after=True),
+)
+OPENS = (
+    Moment("before a range is read of a file that is being fetched", "filestore.cache.streaming:StreamingFile.read"),
+    Moment(
+        "after a range is read of a file that is being fetched", "filestore.cache.streaming:StreamingFile.read", is_after=True
+    ),
+    Moment("after a file that was read is whole", "filestore.cache.streaming:StreamingFile.complete", is_after=True),
+)
+TREES = (
+    Moment("before a tree is published in its staging folder", "filestore.transfer.target:Target.publish"),
+    Moment("after a tree is published in its staging folder", "filestore.transfer.target:Target.publish", is_after=True),
+    Moment("before a tree is sealed", "filestore.cache.entries:TreeEntry.seal"),
+    Moment("after a tree is sealed", "filestore.cache.entries:TreeEntry.seal", is_after=True),
+)
+URLS = (
+    Moment("before the origin of a URL is asked", f"{_URLS}_ask"),
+    Moment("after the staging folder of a URL is made", f"{_URLS}_stage", is_after=True),
+    Moment("after a URL is downloaded", f"{_URLS}_keep"),
+    Moment("after the content of a URL is hashed", f"{_URLS}_publish"),
+    Moment("after the content of a URL is published", f"{_URLS}_publish", is_after=True),
+    Moment("before it is kept what a URL gave", f"{_URLS}_remember"),
+    Moment("after it is kept what a URL gave", f"{_URLS}_remember", is_after=True),
+)
+VERIFIES = (
+    Moment("before an entry is verified", "filestore.cache.verify:_damaged"),
+    Moment("after an entry is verified", "filestore.cache.verify:_damaged", is_after=True),
+    Moment("before a damaged entry is removed", "filestore.cache.verify:remove_damaged"),
+    Moment("after a damaged entry is moved aside", f"{_EVICT}take_away", is_after=True),
+    Moment("after a damaged entry is removed", "filestore.cache.verify:remove_damaged", is_after=True),
+)
+REMOVALS = (
+    Moment("before an entry is moved aside by a command", f"{_EVICT}move_aside"),
+    Moment("after an entry is moved aside by a command", f"{_EVICT}move_aside", is_after=True),
+    Moment("in the middle of the removal of an entry by a command", "os:rmdir"),
+)
+
+
+_COMMANDS = frozenset({"verify", "prune", "rm"})
+_ATTEMPTS = 5
+"""How many rounds a process has to come to its moment. What it does depends on what others do."""
+
+
+class Plan(NamedTuple):
+    """What is killed in one round, and when."""
+
+    victim: str
+    """The kind of process: `fetch`, `hit`, `open`, `tree`, `url`, `verify`, `prune`, `rm`, `ls` or `warm`."""
+    moment: Moment | None
+    """None means at random."""
+
+    @property
+    def step(self) -> str | None:
+        """The name of the moment in the figures."""
+        return None if self.moment is None else self.moment.name
+
+
+def plans(random_count: int) -> list[Plan]:
+    """Return each named moment once, and each kind of process so many times at random."""
+    named = {
+        "fetch": EVERY_FETCH,
+        "hit": HITS,
+        "open": OPENS,
+        "tree": TREES,
+        "url": URLS,
+        "verify": VERIFIES,
+        "prune": REMOVALS,
+        "rm": REMOVALS,
+    }
+    found = [Plan(victim, moment) for victim, moments in named.items() for moment in moments]
+    return found + [Plan(victim, None) for victim in (*named, "ls", "warm")] * random_count
+
+
+class CacheKills:
+    """One world, and one round after the other in it. The cache is never made new."""
+
+    def __init__(self, world: World, trial: Trial) -> None:
+        self._world = world
+        self._trial = trial
+        self._random = trial.random("cache")
+        self._environ = {
+            "HOME": str(world.folder),
+            "PATH": os.environ["PATH"],
+            "FILESTORE_CACHE": str(world.cache),
+            "FILESTORE_ROOT": str(world.root),
+            "FILESTORE_CACHE_SIZE_LIMIT": str(world.size_limit),
+        }
+        self._started = 0
+
+    def fill(self) -> None:
+        """Use everything once, so that the cache is full."""
+        self._done(self._start("first user", using(self._world, sorted(self._world.items), "lease")))
+
+    def kill_each(self, plans: list[Plan]) -> None:
+        """Do the rounds of all plans, in an order by chance, until a rule is broken."""
+        for plan in self._random.sample(plans, len(plans)):
+            if not any(self.round(plan) for _ in range(_ATTEMPTS)) and plan.moment is not None:
+                self._trial.fail(f"{plan.victim} did not come to the moment `{plan.step}` in {_ATTEMPTS} rounds")
+            if self._trial.failures:
+                return
+        self.prune()
+
+    def round(self, plan: Plan) -> bool:
+        """Kill one process and check everything. Return whether it came to its moment."""
+        with ExitStack() as stack:
+            kept = self._some(self._is_file_or_tree)
+            keeper = self._start("keeper", keeping(self._world, kept.name), stack)
+            keeper.line()
+            wanted = self._wanted(plan, but=kept)
+            victim = self._start(f"victim ({plan.victim})", self._victim(plan, wanted), stack)
+            others = [self._start(*other, stack) for other in self._others(plan, wanted)]
+            if plan.moment is None and self._random.random() < 0.5:
+                victim.wait(self._random.uniform(0, 0.15))
+                victim.kill()
+            victim.wait()
+            if not victim.was_killed and victim.status not in {0, 1}:
+                self._trial.fail(f"{victim.name} ended with {victim.status}: {victim.error()}")
+            with frozen([keeper, *others]):
+                self._note(over_limit(self._world), plan)
+            for other in others:
+                self._done(other)
+            if keeper.ask("look") != "is right":
+                self._trial.fail(f"{kept.name}: wrong bytes after {plan.victim}, {plan.step}")
+            self._done(self._start("next user", using(self._world, [wanted.name], "lease"), stack))
+            self._note(broken_rules(self._world, is_keeping=True), plan)
+            self._note(self._left_of(wanted), plan)
+            if keeper.ask("end") != "is right":
+                self._trial.fail(f"{kept.name}: wrong bytes at the end of a round, {plan.victim}, {plan.step}")
+            self._done(keeper)
+            self._note(broken_rules(self._world, is_keeping=False), plan)
+            if victim.was_killed:
+                self._trial.note_kill("cache", plan.victim, plan.step)
+        return victim.was_killed
+
+    def prune(self) -> None:
+        """Remove what all killed processes have left, by the command for it. Nothing may stay."""
+        self._done(self._start("prune", command(["cache", "prune"], self._environ)))
+        left = leftovers(self._world)
+        if left:
+            self._trial.fail(f"`filestore cache prune` leaves {left}")
+
+    def _others(self, plan: Plan, wanted: Item) -> Iterator[tuple[str, Work]]:
+        if plan.victim in _COMMANDS:
+            return  # they would use or evict the entry that the command is to find
+        if self._random.random() < 0.6:
+            yield "waiter", using(self._world, [wanted.name], "lease")
+        if self._random.random() < 0.6:
+            names = [self._some(lambda _: True).name for _ in range(2)]
+            yield "other user", using(self._world, names, "lease")
+
+    def _victim(self, plan: Plan, wanted: Item) -> Work:
+        prepare = self._fuse(plan)
+        commands = {
+            "verify": ["verify"],
+            "prune": ["prune", "--cache-size-limit", str(self._world.size_limit // 3)],
+            "rm": ["rm", wanted.name],
+            "ls": ["ls"],
+            "warm": ["warm", wanted.name],
+        }
+        if plan.victim in commands:
+            return self._command(prepare, "cache", *commands[plan.victim])
+        if plan.victim == "open":
+            return using(self._world, [wanted.name], "open", prepare=prepare)
+        way = self._random.choice(["resolve", "lease"])
+        return using(self._world, [wanted.name], way, prepare=prepare)
+
+    def _command(self, prepare: Callable[[], None], *arguments: str) -> Work:
+        run = command(arguments, self._environ)
+
+        def run_killed(channel: Channel) -> None:
+            prepare()
+            run(channel)
+
+        return run_killed
+
+    def _fuse(self, plan: Plan) -> Callable[[], None]:
+        if plan.moment is None:
+            return partial(arm_calls, self._random.randrange(1, 120))
+        return partial(arm, plan.moment, 1)
+
+    def _wanted(self, plan: Plan, *, but: Item) -> Item:
+        """Return an item on which the victim comes to its moment, if there is one."""
+        names = {name for names in entry_folders(self._world).values() for name in names}
+        is_hit = plan.victim in {"hit", "rm", "verify"}
+        if plan.victim in {"open", "warm"}:
+            return self._some(lambda item: item.name.startswith("file") and item.name not in names and item != but)
+        if plan.victim == "url":
+            return self._some(lambda item: item.name.startswith("url") and item.name not in names)
+        if plan.victim == "tree":
+            return self._some(lambda item: item.is_tree and item.name not in names)
+        wanted = self._some(lambda item: self._is_file_or_tree(item) and item != but and (item.name in names) == is_hit)
+        if plan.victim == "verify":
+            self._damage(wanted)
+        return wanted
+
+    def _damage(self, item: Item) -> None:
+        """Change a byte of an entry that nobody uses, as a program does that writes to it by mistake."""
+        for folder, names in entry_folders(self._world).items():
+            if item.name in names:
+                path = folder / "content" / item.name
+                path = path if path.is_file() else path / "weights.bin"
+                path.chmod(0o644)
+                content = bytearray(path.read_bytes())
+                content[-1] ^= 1
+                path.write_bytes(content)
+
+    def _left_of(self, wanted: Item) -> Iterator[str]:
+        labels = staged_labels(self._world)
+        digests = {folder.name for folder, names in entry_folders(self._world).items() if wanted.name in names}
+        for label in labels:
+            if label.partition("-tree")[0] in digests:
+                yield f"the next use of {wanted.name} leaves staged data"
+
+    def _is_file_or_tree(self, item: Item) -> bool:
+        return not item.name.startswith("url")
+
+    def _some(self, fits: Callable[[Item], bool]) -> Item:
+        found = [item for item in self._world.items.values() if fits(item)]
+        return self._random.choice(found or [item for item in self._world.items.values() if self._is_file_or_tree(item)])
+
+    def _start(self, name: str, work: Work, stack: ExitStack | None = None) -> Child:
+        self._started += 1
+        child = Child(name, work, self._world.folder / f"{self._started % 50}.err")
+        if stack is not None:
+            stack.callback(child.close)
+        return child
+
+    def _done(self, child: Child) -> None:
+        if child.wait() != 0:
+            self._trial.fail(f"{child.name} ended with {child.status}: {child.error()}")
+
+    def _note(self, broken: Iterator[str], plan: Plan) -> None:
+        for rule in broken:
+            self._trial.fail(f"{plan.victim}, {plan.step}: {rule}")
+
+
+def run_caches(folder: Path, *, seed: int, random_count: int, seconds: float = 0.0) -> Trial:
+    """Kill processes that share a cache at each named moment, and each kind of process so many times at random.
+
+    `folder` is new or empty. After one pass, further passes follow until the time is over.
+    """
+    folder.mkdir(exist_ok=True)
+    options = f"--only cache --seed {seed} --random {random_count} --seconds {seconds:g}"
+    trial = Trial(folder, seed=seed, seconds=seconds, repeat=f"python -m tests.kills {options} FOLDER")
+    preload()
+    with running_nginx(trial.folder / "origin") as origin:
+        kills = CacheKills(make_world(trial.folder, origin, seed=seed), trial)
+        kills.fill()
+        passes = 0
+        while not trial.failures and (passes == 0 or not trial.is_over):
+            kills.kill_each(plans(random_count))
+            passes += 1
+    return trial
