@@ -6,7 +6,6 @@ import asyncio
 import socket
 import weakref
 from collections.abc import Callable, Coroutine, Generator
-from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 from tests.simulation.kernel.primitives import Pool
@@ -15,14 +14,12 @@ from tests.simulation.kernel.sockets import SimulatedSelector, SocketTable
 if TYPE_CHECKING:
     from tests.simulation.kernel.process import Process
 
-_numbers = count(1)
-
 
 class SimulatedTask(asyncio.Task[Any]):
     """A task whose place in a set does not depend on its address."""
 
     def __init__(self, coro: Generator[Any, None, Any] | Coroutine[Any, Any, Any], **options: Any) -> None:
-        self.number = next(_numbers)
+        self.number = options["loop"].new_number()
         super().__init__(coro, **options)
 
     def __hash__(self) -> int:
@@ -32,8 +29,8 @@ class SimulatedTask(asyncio.Task[Any]):
 class SimulatedFuture(asyncio.Future[Any]):
     """A future whose place in a set does not depend on its address."""
 
-    def __init__(self, *, loop: asyncio.AbstractEventLoop) -> None:
-        self.number = next(_numbers)
+    def __init__(self, *, loop: SimulatedLoop) -> None:
+        self.number = loop.new_number()
         super().__init__(loop=loop)
 
     def __hash__(self) -> int:
@@ -59,6 +56,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return the virtual monotonic clock."""
         return self._table.scheduler.now
+
+    def new_number(self) -> int:
+        """Return a number that no other task or future has."""
+        return self._table.scheduler.new_number()
 
     def tasks(self) -> list[SimulatedTask]:
         """Return the tasks that have not ended, in the order in which they were made."""

@@ -117,6 +117,10 @@ class Scheduler:
         self._next_speeds = 0
         self._processes: list[Process] = []
 
+    def new_number(self) -> int:
+        """Return the next number, counted from the start of the simulation."""
+        return next(self._numbers)
+
     def add_process(self, process: Process) -> None:
         """Let a process have a speed of its own."""
         self._processes.append(process)
