@@ -64,6 +64,7 @@ def _digest(seed: int, folder: Path) -> str:
         return world.trace_digest
 
 
+@pytest.mark.slow
 def test_a_seed_gives_one_trace(folder: Path) -> None:
     """The same seed gives the same steps, and another seed gives others."""
     first = _digest(1, folder / "1")

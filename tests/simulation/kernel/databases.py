@@ -77,12 +77,13 @@ class Databases:
 
     def check_locks(self) -> None:
         """Note each database whose locks the kernel does not hold, although SQLite has it open."""
-        for connection in self.connections:
-            if not connection.has_read or not _exists(f"{connection.path}-shm"):
-                continue
-            if not self._is_locked(connection.path, _SHARED_FIRST, _SHARED_SIZE):
+        # SQLite holds the locks of all connections of a database together.
+        for connection in {each.path: each for each in self.connections if each.has_read}.values():
+            is_shared = _exists(f"{connection.path}-shm")
+            if is_shared and not self._is_locked(connection.path, _SHARED_FIRST, _SHARED_SIZE):
                 self.lost_locks.append(f"{connection.process.name} has {Path(connection.path).name} open without a lock")
-            is_writing = connection.in_transaction and connection.is_writing
+        for connection in self.connections:
+            is_writing = connection.is_writing and connection.in_transaction
             if is_writing and not self._is_locked(f"{connection.path}-shm", _WRITE_LOCK, 1):
                 self.lost_locks.append(f"{connection.process.name} writes to {Path(connection.path).name} without a lock")
 

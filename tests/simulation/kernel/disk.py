@@ -98,10 +98,6 @@ class Disk:
         """Let the next `count` calls fail with the error number `code`: those with a name in `calls`, or any."""
         self._faults.append(Fault(code, None if calls is None else frozenset(calls), count))
 
-    def forget_faults(self) -> None:
-        """Let no call fail that `fail_next` has asked for."""
-        self._faults.clear()
-
     def check_fault(self, call: str) -> None:
         """Raise OSError if a call is to fail."""
         for fault in self._faults:

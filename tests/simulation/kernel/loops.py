@@ -19,7 +19,7 @@ class SimulatedTask(asyncio.Task[Any]):
     """A task whose place in a set does not depend on its address."""
 
     def __init__(self, coro: Generator[Any, None, Any] | Coroutine[Any, Any, Any], **options: Any) -> None:
-        self.number = options["loop"].new_number()
+        self.number: int = options["loop"].new_number()
         super().__init__(coro, **options)
 
     def __hash__(self) -> int:

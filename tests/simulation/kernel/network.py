@@ -178,10 +178,6 @@ class Network:
         endpoint.backlog = deque()
         self._listeners.setdefault(endpoint.local, []).append(endpoint)
 
-    def is_bound(self, address: Address) -> bool:
-        """Return whether a socket listens at an address."""
-        return bool(self._listeners.get(address))
-
     def new_port(self) -> int:
         """Return a free port."""
         self._ports += 1

@@ -6,7 +6,6 @@ a wait: nothing else runs then.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
@@ -308,6 +307,3 @@ class PerProcess:
 
     def __exit__(self, *failure: object) -> None:
         self._own().__exit__(*failure)
-
-
-REAL_LOCK = threading.Lock

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.simulation.kernel.disk import Disk
 from tests.simulation.kernel.loops import SimulatedLoop, close_coroutines
-from tests.simulation.kernel.scheduler import Killed, Thread
+from tests.simulation.kernel.scheduler import Thread
 
 if TYPE_CHECKING:
     from tests.simulation.kernel.world import World
@@ -195,6 +195,3 @@ async def _ended(loop: SimulatedLoop) -> None:
     others = [task for task in loop.tasks() if task is not current]
     if others:
         await asyncio.wait(others)
-
-
-__all__ = ["Killed", "Machine", "Main", "Process"]

@@ -19,6 +19,8 @@ from tests.simulation.kernel.process import Machine, Main, Process
 from tests.simulation.kernel.scheduler import Killed, Scheduler
 from tests.simulation.kernel.sockets import SocketTable
 
+__all__ = ["Killed", "Machine", "Process", "SimulationFailure", "World"]
+
 T = TypeVar("T")
 
 _COLLECT_STEPS = 20_000
