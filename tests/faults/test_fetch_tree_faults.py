@@ -194,7 +194,7 @@ async def test_two_unpacks_to_one_target(repository: LocalRepository, place: Pat
 
 
 async def test_a_staged_link_is_not_received_again(local_repository: Repository, place: Path, tmp_path: Path) -> None:
-    """A fetch ended when all was staged. The next one receives only the end of the zip, also if links and folders are before it."""
+    """A fetch ended when all was staged. The next one receives only the end of the zip, also with links and folders before it."""
     things: dict[str, Planted] = {"a.txt": b"a" * 500, "link": Link("a.txt"), "logs": Folder(), "z.bin": octets(1, 2 * MIB)}
     record = (await push(local_repository, plant(tmp_path / "tree", things), symlinks="keep")).record
     (await fetch_tree(local_repository, record, target=place / "first")).path.rename(
