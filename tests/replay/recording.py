@@ -6,6 +6,8 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,18 +42,38 @@ def build_recorder(folder: Path) -> Path:
     return library
 
 
+class IncompleteRecordingError(Exception):
+    """All recorded calls together do not lead to what is on the disk, so a call was not recorded."""
+
+
 def record(scenario: str, folder: Path, *, recorder: Path, fault: str = "") -> Recording:
-    """Prepare a scenario in `folder`, an empty folder, run it, and return its calls."""
+    """Prepare a scenario in `folder`, an empty folder, run it, and return its calls.
+
+    Raises IncompleteRecordingError.
+    """
     asyncio.run(SCENARIOS[scenario].prepare(folder))  # type: ignore[arg-type]  # an Awaitable that is a coroutine
     disk = Disk(folder / DISK)
     log = folder / "log"
     environ = {**os.environ, "LD_PRELOAD": str(recorder), "TEST_REPLAY_LOG": str(log), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "tests.replay.driver", scenario, str(folder), *([fault] if fault else [])]
     subprocess.run(command, check=True, env=environ, cwd=_REPOSITORY)
-    return Recording(scenario, folder, disk, list(parse_log(log.read_bytes())))
+    events = list(parse_log(log.read_bytes()))
+    _check_complete(deepcopy(disk), events, folder / DISK)
+    return Recording(scenario, folder, disk, events)
 
 
-def standing(root: Path) -> dict[str, bytes | str | None]:
+def _check_complete(disk: Disk, events: Iterable[Event], root: Path) -> None:
+    for event in events:
+        disk.apply(event)
+    image = disk.image()
+    expected = {**image.files, **image.links, **dict.fromkeys(image.folders)}
+    found = _standing(root)
+    wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path, b"") != found.get(path, b""))
+    if wrong or expected.keys() != found.keys():
+        raise IncompleteRecordingError(f"these differ: {wrong}")
+
+
+def _standing(root: Path) -> dict[str, bytes | str | None]:
     """Return what is below a folder: bytes of files, targets of links, and None for folders."""
     found: dict[str, bytes | str | None] = {}
     for path in root.rglob("*"):
