@@ -214,7 +214,7 @@ def _install_sockets(world: World, patches: Patches) -> None:
         """A simulated socket in a simulated thread, and a real one elsewhere."""
 
         def __new__(cls, *arguments: Any, **options: Any) -> Any:
-            if world.scheduler.current is None:
+            if not world.descriptors.is_simulated():
                 return real_socket(*arguments, **options)
             return SimulatedSocket(table, *arguments, **options)
 
