@@ -27,6 +27,7 @@ from filestore.errors import (
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance import backup as backups
 from filestore.repository.maintenance import content
+from filestore.repository.maintenance import restore as restores
 from filestore.repository.maintenance.backup import back_up, backups_in
 from filestore.repository.maintenance.collect import Collection
 from filestore.repository.maintenance.restore import restore
@@ -339,6 +340,28 @@ async def test_two_backups_at_once_are_refused(root: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(backups, "complete", back_up_again)
     assert [(await back_up(root, tmp_path / "backup", full=True)).path] == backups_in(tmp_path / "backup")
+
+
+async def test_a_backup_does_not_change_its_target_during_a_restore(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup that keeps one would remove the content that the restore reads. A restore does not begin during a backup."""
+    target = tmp_path / "backup"
+    first = (await back_up(root, target, full=True)).path
+    complete = content.complete
+
+    async def back_up_meanwhile(*arguments: object, **named: object) -> None:
+        with pytest.raises(Busy, match="makes a backup there, or restores one"):
+            await back_up(root, target, full=True, kept=1)
+        await complete(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(restores, "complete", back_up_meanwhile)
+    for number, source in enumerate((target, first)):
+        assert [] == (await restore(source, tmp_path / f"new{number}")).damaged
+    with FileLock.of_file(target / "lock", is_required=True) as lock:
+        assert lock.try_acquire()
+        with pytest.raises(Busy, match="makes a backup there; wait until it ends"):
+            await restore(target, tmp_path / "late")
 
 
 @pytest.mark.parametrize("harm", ["empty", "malformed"])

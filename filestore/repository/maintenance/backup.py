@@ -1,7 +1,7 @@
 """Back up a repository in a folder: names, records, tokens, the secret and the databases of runtimes, or also content.
 
     TARGET/filestore-backup                   says that this is a target of backups, and of which repository
-    TARGET/lock                               held while a backup is made
+    TARGET/lock                               held while a backup is made, and shared by restores
     TARGET/backups/000001-20261128T205733Z/   one backup: `backup.json`, `format`, `index.sqlite`, databases of runtimes
     TARGET/chunks, TARGET/manifests           content, which all backups share
     TARGET/tmp                                staging
@@ -217,7 +217,7 @@ def _claim(target: Path, repository_id: str) -> FileLock:
         lock = FileLock.of_file(target / _LOCK_NAME, is_required=True)
         try:
             if not lock.try_acquire():
-                raise Busy(str(target), f"{lock.holder()} makes a backup there")
+                raise Busy(str(target), f"{lock.holder()} makes a backup there, or restores one")
             for path in target.iterdir():
                 if is_atomic_staging(path.name):  # a mark that was being written when its process was killed
                     path.unlink()
@@ -232,6 +232,27 @@ def _claim(target: Path, repository_id: str) -> FileLock:
 
 def _is_own(name: str) -> bool:
     return name in _OWN_NAMES or is_atomic_staging(name)
+
+
+def lock_for_restore(source: Path) -> FileLock | None:
+    """Keep backups from changing a target, and removing older ones, while a backup in it is read. Blocks. Raises Busy.
+
+    `source` is the target, or a backup in it. A backup that was copied alone, or that this user may not write beside, needs no
+    lock and gets none.
+    """
+    source = source.absolute()
+    target = source if (source / MARK_NAME).is_file() else source.parent.parent
+    if not (target / MARK_NAME).is_file():
+        return None
+    try:
+        lock = FileLock.of_file(target / _LOCK_NAME, is_required=False)
+    except OSError:
+        return None
+    if not lock.try_acquire(is_shared=True):
+        holder = lock.holder()
+        lock.release()
+        raise Busy(str(target), f"{holder} makes a backup there; wait until it ends")
+    return lock
 
 
 def _check_mark(mark: Path, target: Path, repository_id: str) -> None:

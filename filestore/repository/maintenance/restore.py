@@ -41,6 +41,7 @@ from filestore.repository.maintenance.backup import (
     MARK_NAME,
     backups_in,
     copy_sqlite_file,
+    lock_for_restore,
     read_facts,
 )
 from filestore.repository.maintenance.content import ContentCounts, DamagedFile, complete
@@ -111,9 +112,18 @@ async def restore(source: Path, root: Path, *, rate: int | None = None, counts: 
     folder, or the folder of the same repository. Content that is there stays and is used. Content that is missing there
     is copied, if the backup has it; the rows of other chunks are removed, so that a push sends these chunks.
 
-    Raises NotABackup, NotARepository if `root` is the folder of something else, Busy if a process has it open,
-    StorageError, StorageFull.
+    Raises NotABackup, NotARepository if `root` is the folder of something else, Busy if a process has it open or makes a
+    backup to `source`, StorageError, StorageFull.
     """
+    lock = await in_disk_thread(lock_for_restore, source)
+    try:
+        return await _restore(source, root, rate=rate, counts=counts)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+async def _restore(source: Path, root: Path, *, rate: int | None, counts: ContentCounts | None) -> Restored:
     backup = await in_disk_thread(_find_backup, source)
     root = await in_disk_thread(root.absolute)
     facts = await in_disk_thread(read_facts, backup)
