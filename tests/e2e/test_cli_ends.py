@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -15,8 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import SCRIPTS, Home
+from tests.support.generator import octets
+from tests.support.links import running_link
 from tests.support.server import eventually
 
+SIZE = 24 << 20
 ENDINGS = [(signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 GOES_ON = "run the same command again to continue: what was transferred already is not transferred again.\n"
 
@@ -83,6 +87,50 @@ def test_an_interrupted_fetch_into_the_cache_says_how_to_go_on(home: Home, comma
     """Under both names of the command."""
     done = ended(home, [SCRIPTS / "filestore", *command, "model.bin"], signal.SIGTERM)
     assert (143, "", f"Interrupted by SIGTERM; {GOES_ON}") == done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["push", "fetch"])
+async def test_an_interrupt_ends_the_wait_for_another_try(home: Home, tmp_path: Path, verb: str) -> None:
+    """While a server is tried again, an interrupt ends the command at once, and the same command goes on where it stopped."""
+    file = tmp_path / "model.bin"
+    file.write_bytes(octets(1, SIZE))
+    is_cut, has_tried = asyncio.Event(), asyncio.Event()
+    passed = 0
+
+    async def cut(piece: bytes) -> bytes:
+        nonlocal passed
+        if is_cut.is_set():
+            has_tried.set()
+            raise ConnectionResetError
+        passed += len(piece)
+        if passed > SIZE * 3 // 4:
+            is_cut.set()
+        return piece
+
+    with home.server(root=tmp_path / "root", complains=None) as server:
+        if verb == "fetch":
+            await asyncio.to_thread(home.result, "push", file, "--quiet", environ=server.environ)
+        async with running_link(int(server.url.rpartition(":")[2])) as link:
+            link.up, link.down = (cut, link.down) if verb == "push" else (link.up, cut)
+            command: list[str | Path] = ["push", file] if verb == "push" else ["fetch", "model.bin", "-o", tmp_path / "back.bin"]
+            environ = server.environ | {"FILESTORE_URL": f"http://127.0.0.1:{link.port}", "FILESTORE_RETRY_SECONDS": "86400"}
+            with subprocess.Popen(
+                [SCRIPTS / "filestore", *command, "--quiet", "--connections", "1"],
+                env=home.environ | environ,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as process:
+                await has_tried.wait()
+                process.send_signal(signal.SIGINT)
+                output, errors = await asyncio.to_thread(process.communicate, timeout=60)
+            assert (130, "", f"Interrupted; {GOES_ON}") == (process.returncode, output, errors)
+            is_cut.clear()
+            passed = -4 * SIZE
+            link.up_size = link.down_size = 0
+            await asyncio.to_thread(home.result, *command, "--quiet", environ=environ)
+            assert max(link.up_size, link.down_size) < SIZE
 
 
 def test_a_signal_ends_a_command_whose_interrupt_is_ignored(home: Home, model: Path) -> None:
