@@ -10,12 +10,16 @@ import pytest
 from filestore.core.digest import Buffer, Digest, chunk_digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.paths import manifest_key
 from filestore.errors import ChunksMissing, InvalidManifest
 from filestore.repository import manifest_check
 from filestore.repository.index.protocol import ChunkRow, Index
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
+from filestore.repository.stores import disk
+from filestore.repository.stores.disk import open_store
 from filestore.repository.stores.memory import MemoryStore
+from filestore.system.files import sync_path
 from tests.support.frames import contents, frames, manifest
 
 LATER = 1 << 62
@@ -169,3 +173,25 @@ async def test_a_wrong_size_in_any_slice_is_refused(repository: LocalRepository,
     with pytest.raises(InvalidManifest, match="1000 bytes"):
         await repository.commit(wrong.encoded, name="model.bin")
     assert [] == await repository.records()
+
+
+async def test_a_manifest_whose_folder_a_collection_removes_at_this_moment_is_stored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest of a push that did not end may go, with its empty folder, while a commit makes its name durable."""
+    store = await open_store(tmp_path)
+    encoded, digest = manifest(CONTENTS).encoded, manifest(CONTENTS).digest
+    await store.put_manifest(DEFAULT_NAMESPACE, digest, encoded)
+    path = tmp_path / manifest_key(DEFAULT_NAMESPACE, digest)
+
+    def removed_first(folder: Path) -> None:
+        if path.exists():
+            monkeypatch.undo()
+            path.unlink()
+            path.parent.rmdir()
+        sync_path(folder)
+
+    monkeypatch.setattr(disk, "sync_path", removed_first)
+    await store.put_manifest(DEFAULT_NAMESPACE, digest, encoded)
+    assert encoded == path.read_bytes()
+    await store.close()

@@ -296,10 +296,11 @@ class DiskStore:
 
     def _put_manifest(self, path: Path, encoded: Buffer) -> None:
         if self._read_manifest(path) == encoded:
-            with translated(self._root):
+            # A collection may remove it, and its empty folder, at this moment. Then it is written again.
+            with translated(self._root), suppress(FileNotFoundError):
                 # Who wrote it may have died between its rename and this.
                 sync_path(path.parent)
-            return
+                return
         staging = self.new_staging()
         try:
             with span(Stage.WRITE, len(encoded)):
