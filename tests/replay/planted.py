@@ -14,7 +14,7 @@ from filestore.core.digest import Digest
 from filestore.repository import ingest
 from filestore.repository.index import connections, sqlite
 from filestore.repository.maintenance import backup
-from filestore.repository.stores import disk
+from filestore.repository.stores import disk, staging_file
 from filestore.system import files
 from filestore.transfer import target
 
@@ -38,7 +38,7 @@ def _do_nothing(*_: object) -> None:
 
 def _leave_frames_unsynced() -> None:
     """Rename a staging file without a sync of its bytes."""
-    _replace(disk.DiskStaging, "sync", disk.DiskStaging.rest)
+    _replace(staging_file.DiskStaging, "sync", staging_file.DiskStaging.rest)
 
 
 def _leave_folders_unsynced() -> None:
