@@ -108,4 +108,6 @@ def _record(found: bytes) -> PositionedRecord:
             return PositionedRecord(values["position"], record_from_json(values))
     except (FilestoreError, ValueError, KeyError, TypeError):
         pass
-    raise ValueError("its list of files is malformed")
+    raise ValueError(
+        "its list of files is not in a form that is known here; if it is an older version of filestore, update the server"
+    )

@@ -14,6 +14,7 @@ from filestore.core.records import Record, parse_json, record_from_json
 from filestore.core.signing import is_signed_path, unsigned_path
 from filestore.errors import FilestoreError, InvalidBatch, InvalidName, InvalidReference, ServerError, UnexpectedRecord
 from filestore.http import wire
+from filestore.http.client.foreign import EARLIER_SERVER
 from filestore.repository.format_file import check_versions, checked_identity
 from filestore.repository.protocol import FreedContent, Identity, Usage, VersionPage, usage_from_json
 
@@ -43,6 +44,8 @@ def parse_late_document(location: str, answer: bytes) -> dict[str, Any]:
 
 def parse_identity(location: str, document: dict[str, Any]) -> Identity:
     """Parse the identity of a repository. Also raises UnknownFormat."""
+    if "format" in document and "cutting" in document:  # the name before the first release
+        raise _malformed(location, EARLIER_SERVER)
     try:
         version, chunking_version = document["format"], document["chunking_version"]
         if type(version) is not int or type(chunking_version) is not int:

@@ -38,6 +38,9 @@ _ADVICE: dict[int, str] = {
     HTTPStatus.TOO_MANY_REQUESTS: _TOO_MANY,
     HTTPStatus.SERVICE_UNAVAILABLE: _TOO_MANY,
 }
+_NO_ROUTE = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+_WRONG_PATH = "this is not the address of a filestore server; give the URL without its path"
+EARLIER_SERVER = "it does not know what this program asks, so it is an older version of filestore; update the server"
 _SHOWN_SIZE = 100
 
 
@@ -47,8 +50,8 @@ def error_of(url: str, status: int, document: object, said: Said, *, sent_size: 
     Otherwise it is the error that the server reports. `sent_size` is the number of bytes in the request's body.
     """
     is_ours = isinstance(document, dict) and "type" in document and not said.is_page
-    if is_ours and status == HTTPStatus.NOT_FOUND and _has_no_such_route(document) and urlsplit(url).path.strip("/"):
-        return ServerError(url, status, "this is not the address of a filestore server; give the URL without its path")
+    if is_ours and status in _NO_ROUTE and _has_no_such_route(document):
+        return ServerError(url, status, _WRONG_PATH if urlsplit(url).path.strip("/") else EARLIER_SERVER)
     error = wire.decode_problem(url, status, document) if is_ours else foreign_answer(url, status, said, sent_size=sent_size)
     error.retry_after_seconds = said.retry_after_seconds
     return error
