@@ -563,14 +563,14 @@ class CollectionHeld(FilestoreError):
     facts = ("namespace", "reason", "manifest_count")
     manifest_count: int
     sentence = (
-        "the collection of the namespace {namespace} is held: {reason}, so that {manifest_count} manifests without a name may be"
-        " those of the only copies of files; push these files again or restore a newer backup, and then end the hold"
+        "the collection of the namespace {namespace} is held: {reason}, so that manifests without a name ({manifest_count}) may"
+        " be those of the only copies of files; push these files again or restore a newer backup, and then end the hold"
     )
     hint = "end-hold"
 
 
 class IndexDamaged(StorageError):
-    """The index of a repository is damaged, empty, or older than the content beside it."""
+    """The index of a repository is damaged, empty, older than the last commit to the repository, or that of another one."""
 
     slug = "index-damaged"
     sentence = "{path} cannot be used: {reason}; restore it from a backup, or repair the repository"

@@ -28,8 +28,8 @@ HINTS = {
     "remove-anyway": "`pipeline delete pipelines NAME:vN` deletes a pipeline; --force removes the file, "
     "and the pipeline then works only where the file is in a cache",
     "remove-record": "`filestore rm {file_id}` removes the record",
-    "repair-index": "`filestore restore` does it from a backup, and `filestore check --repair` finds the content again, "
-    "but no names and tokens",
+    "repair-index": "`filestore restore` does it from a backup; without one, move the file away if it is damaged, and "
+    "`filestore check --repair` finds the content again, but no names and tokens",
     "replace": "--force does that",
     "start-server": "`filestore serve` starts one",
     "store-folder": "`pipeline create file -r` and `filestore push` store a folder with its folders",

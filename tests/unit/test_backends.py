@@ -222,7 +222,8 @@ async def test_repository_that_lost_a_part_is_not_made_again(tmp_path: Path, los
         assert (
             f"{folder} is not a repository: its index index.sqlite is missing, which holds the records and tokens"
             " of what is stored there; restore it from a backup, or repair the repository; `filestore restore` does it from a"
-            " backup, and `filestore check --repair` finds the content again, but no names and tokens"
+            " backup; without one, move the file away if it is damaged, and `filestore check --repair` finds the content again,"
+            " but no names and tokens"
         ) == explained(caught.value)
     assert before == tree(folder)
 
