@@ -20,7 +20,7 @@ from filestore.repository.maintenance.findings import Finding
 from filestore.repository.maintenance.restore import restore
 from filestore.repository.protocol import Repository
 from tests.replay.promises import Promises, digest_of, digest_of_path
-from tests.replay.scenarios import FETCHES, fetch_to, repair_index
+from tests.replay.scenarios import FETCHES, cached_contents, fetch_to, repair_index, resolve_all
 from tests.support.frames import contents, encoded, manifest
 
 _CHUNKS = contents(2, size=2000, seed=9)
@@ -69,14 +69,22 @@ async def check_repository(left: Left) -> None:
 
 async def check_fetched(left: Left) -> None:
     """Whatever is at the path of a fetch is whole, and a fetch again succeeds."""
-    for path, allowed in left.promises.paths.items():
-        if digest_of_path(left.root / path) not in allowed:
-            raise ViolationError(f"{path} is not whole")
+    _check_paths(left)
     if left.is_used:
         async with connect(left.beside / "repository", read_only=True) as repository:
             for path in FETCHES:
                 with violations(f"{path} cannot be fetched again"):
                     await fetch_to(repository, left.root, path)
+
+
+async def check_cached(left: Left) -> None:
+    """What is left of an entry of the cache is whole, or gone, and a resolve gives the right bytes."""
+    _check_paths(left)
+    async with connect(left.beside / "repository", read_only=True) as repository:
+        with violations("nothing can be resolved"):
+            paths = await resolve_all(repository, left.root)
+    if [digest_of_path(path) for path in paths] != cached_contents(left.beside):
+        raise ViolationError("the cache gives other bytes")
 
 
 async def check_backup(left: Left) -> None:
@@ -117,10 +125,11 @@ async def check_lost_index(left: Left) -> None:
 
 
 CHECKS: dict[str, Check] = {
-    "fetch": check_fetched,
     "backup": check_backup,
-    "restore": check_restore,
+    "cache": check_cached,
+    "fetch": check_fetched,
     "lost-index": check_lost_index,
+    "restore": check_restore,
 }
 """The checks of scenarios. The others work on a repository."""
 
@@ -132,6 +141,12 @@ def violations(what: str) -> Iterator[None]:
         yield
     except FilestoreError as error:
         raise ViolationError(f"{what}: {error}") from error
+
+
+def _check_paths(left: Left) -> None:
+    for path, allowed in left.promises.paths.items():
+        if digest_of_path(left.root / path) not in allowed:
+            raise ViolationError(f"{path} is not whole")
 
 
 async def _check_records(repository: Repository, promises: Promises) -> None:

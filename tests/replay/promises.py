@@ -41,15 +41,14 @@ class Promises:
             self.stored.pop(values["id"], None)
         elif what == "removed":
             self.removed.add(values["id"])
-        elif what == "fetching":
-            # A tree that is replaced is moved aside first, and the next fetch moves it back.
-            allowed = {values["content"], None} if values["is_tree"] else {values["content"]}
-            self.paths.setdefault(values["path"], {None}).update(allowed)
-        elif what == "fetched":
-            self.paths[values["path"]] = {values["content"]}
+        elif what in {"fetching", "fetched", "cached"}:
+            self._take_path(what, values["path"], values["content"])
         elif what == "opening":
             self.is_clean = values["is_clean"]
             self.is_made = values["is_made"]
+        elif what == "replacing-tree":
+            # It is moved aside first, and the next fetch moves it back.
+            self.paths[values["path"]].add(None)
         elif what == "made":
             self.is_made = True
         elif what == "clean":
@@ -58,6 +57,14 @@ class Promises:
             self.is_backed_up = True
         else:
             raise ValueError(mark)
+
+    def _take_path(self, what: str, path: str, content: str) -> None:
+        if what == "fetching":
+            self.paths.setdefault(path, {None}).add(content)
+        elif what == "fetched":
+            self.paths[path] = {content}
+        else:
+            self.paths[path] = {content, None}  # a cache may lose entries
 
     @property
     def key(self) -> bytes:

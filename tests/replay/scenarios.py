@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filestore.backends import connect, open_backend
+from filestore.cache.cache import Cache
 from filestore.core.digest import chunk_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.paths import chunk_key
 from filestore.core.records import Record
+from filestore.core.references import Directory, File
 from filestore.repository.maintenance.backup import back_up
 from filestore.repository.maintenance.check import ReadPlan
 from filestore.repository.maintenance.collect import Collection
@@ -228,9 +230,36 @@ async def _fetch(folder: Path) -> None:
     async with connect(folder / BESIDE / "repository", read_only=True) as repository:
         for path, name in FETCHES.items():
             content = digest_of(FIRST + SECOND + TEXT) if name == "file" else tree
-            mark("fetching", path=path, content=content, is_tree=name != "file")
+            mark("fetching", path=path, content=content)
+            if path == "forced":
+                mark("replacing-tree", path=path)
             await fetch_to(repository, folder / DISK, path)
             mark("fetched", path=path, content=content)
+
+
+async def _make_cached(folder: Path) -> None:
+    await _make_fetched(folder)
+    shutil.rmtree(folder / DISK)
+    (folder / DISK).mkdir()
+
+
+async def resolve_all(repository: Repository, root: Path) -> list[Path]:
+    """Resolve the file and the tree by a cache. Return their paths."""
+    file, tree = await repository.record("file"), await repository.record("tree.zip")
+    async with Cache(root / "cache", repository) as cache:
+        return [await cache.resolve(File(id=file.id)), await cache.resolve(Directory(id=tree.id))]
+
+
+async def _resolve(folder: Path) -> None:
+    async with connect(folder / BESIDE / "repository", read_only=True) as repository:
+        for path in await resolve_all(repository, folder / DISK):
+            mark("cached", path=path.relative_to(folder / DISK).as_posix(), content=digest_of_path(path))
+        await resolve_all(repository, folder / DISK)
+
+
+def cached_contents(beside: Path) -> list[str | None]:
+    """Return the digests of the file and the tree."""
+    return [digest_of(FIRST + SECOND + TEXT), digest_of_path(beside / "tree")]
 
 
 async def _make_source(folder: Path) -> None:
@@ -300,6 +329,7 @@ SCENARIOS = {
     "lost-index": Scenario(_lose_index, _repair_index),
     "migrate": Scenario(_make_older, _migrate),
     "fetch": Scenario(_make_fetched, _fetch),
+    "cache": Scenario(_make_cached, _resolve),
     "backup": Scenario(_make_source, _back_up),
     "restore": Scenario(_make_backup, _restore),
 }
