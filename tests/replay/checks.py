@@ -116,6 +116,8 @@ async def check_lost_index(left: Left) -> None:
         try:
             store, index = await open_backend(left.root, min_free=0)
         except (IndexDamaged, NotARepository):
+            if not left.is_used:
+                return
             with violations("the index cannot be repaired again"):
                 await repair_index(left.root)
         else:
