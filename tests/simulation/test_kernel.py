@@ -196,6 +196,21 @@ def test_a_process_can_be_started_again(folder: Path) -> None:
     assert 2 == len(set(pids))
 
 
+def test_steps_go_on_without_a_process(folder: Path) -> None:
+    """What is called between steps can start a process again after all were killed."""
+
+    async def sleep(process: Process) -> None:
+        await asyncio.sleep(1e9)
+
+    with World(1, folder) as world:
+        process = world.process("one", sleep, on=world.machine("one"))
+        world.run(until_steps=5)
+        process.kill()
+        world.each(50, lambda _: process.restart() if not process.is_running else None)
+        world.run(until_steps=60)
+        assert process.is_running
+
+
 def _after_power_cut(seed: int, folder: Path, *, is_synced: bool) -> bytes | None:
     """Return what a file has that was renamed before a power cut. Return None if it is not there."""
     with World(seed, folder) as world:

@@ -222,6 +222,12 @@ class Scheduler:
             raise failure
         return True
 
+    def idle(self) -> None:
+        """Make a step while there is no process."""
+        self.steps += 1
+        self.now += STEP_SECONDS
+        self.trace.add(f"{self.steps} nobody")
+
     def stop(self, thread: Thread) -> None:
         """End a thread of a process that was killed. Its cleanup has no effects."""
         if thread.greenlet is not None and thread.greenlet:

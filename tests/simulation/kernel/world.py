@@ -127,7 +127,7 @@ class World:
     def run(self, *, until_steps: int, until: Callable[[], bool] = lambda: False) -> None:
         """Let processes make steps until there are `until_steps` in all, until a condition holds, or until all have ended.
 
-        Raises SimulationFailure.
+        Where functions are called between steps, the steps go on without a process. Raises SimulationFailure.
         """
         scheduler = self.scheduler
         while scheduler.steps < until_steps and not until():
@@ -141,7 +141,9 @@ class World:
             if not has_moved:
                 if any(process.is_running for process in self.processes):
                     self.fail("deadlock: nobody can run, and no timer is pending\n" + "\n".join(scheduler.waiting()))
-                return
+                if not self._each:
+                    return
+                scheduler.idle()  # who is called between steps may start a process
             if self.databases.lost_locks:
                 self.fail(self.databases.lost_locks[0])
             if scheduler.steps != before:
