@@ -103,6 +103,12 @@ class Databases:
                 keeper.close()
             self.changed(path)
 
+    def close_probes(self, path: str) -> None:
+        """Close what asks for the locks of a database, if nobody has it open. While somebody has, that would drop them."""
+        if not any(connection.path == path for connection in self.connections):
+            for place in [place for place in self._probes if place[0] in {path, f"{path}-shm"}]:
+                real.close(self._probes.pop(place))
+
     def changed(self, path: str) -> None:
         """Wake those who wait for a database."""
         self.scheduler.wake_all(self.waiters.setdefault(path, []))
@@ -122,7 +128,7 @@ class Databases:
             return True
         probe = self._probes.get((path, found.st_ino))
         if probe is None:
-            # It stays open until the end: closing it would drop the locks.
+            # It stays open: to close it would drop the locks.
             probe = self._probes[path, found.st_ino] = real.os_open(path, os.O_RDWR | os.O_CLOEXEC)
         question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, size, 0)
         return bool(_FLOCK.unpack(fcntl.fcntl(probe, F_OFD_GETLK, question))[0] != fcntl.F_UNLCK)
@@ -179,6 +185,7 @@ class SimulatedConnection(sqlite3.Connection):
         super().close()
         if databases is not None:
             databases.connections.remove(self)
+            databases.close_probes(self.path)
             databases.changed(self.path)
 
     def _run(self, sql: str, call: Callable[[], T]) -> T:
