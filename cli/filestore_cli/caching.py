@@ -123,7 +123,9 @@ def cache_prune(context: CommandContext, filters: list[Filter], *, dry_run: bool
 
     With --filter, remove all entries that match instead. Entries in use stay.
     """
+    from filestore.cache.inventory import unfinished  # heavy
     from filestore.cache.quota import Quota  # heavy
+    from filestore.system.files import remove_if_possible  # heavy
 
     settings = context.settings
     stock = _Stock.of(settings.cache)
@@ -132,6 +134,9 @@ def cache_prune(context: CommandContext, filters: list[Filter], *, dry_run: bool
     else:
         quota = Quota(stock.root, stock.leases, size_limit=settings.cache_size_limit, min_free=settings.cache_min_free)
         found = quota.surplus()
+        if not dry_run:
+            for path in unfinished(stock.root):
+                remove_if_possible(path)
     _remove(context, stock, found, dry_run=dry_run)
 
 

@@ -5,6 +5,7 @@ All functions block: call them in a thread.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +20,7 @@ from filestore.system.files import (
     BLOCK_SIZE,
     CannotMoveError,
     in_blocks,
+    is_atomic_staging,
     move_aside,
     remove_if_possible,
     remove_in_place,
@@ -30,6 +32,9 @@ from filestore.system.files import (
 
 ENTRY_SIZE = 4 * BLOCK_SIZE
 """Bytes of disk that an entry takes in addition to content, manifest and tail: its folders and its `entry.json`."""
+
+
+_UNFINISHED_SECONDS = 3600
 
 
 class CachedEntry(NamedTuple):
@@ -78,6 +83,21 @@ def staged(root: Path) -> Iterator[StagedEntry]:
         with suppress(FileNotFoundError):
             size, used_at = stored_size_of(folder)
             yield StagedEntry(_key(folder.parents[1], label), folder, size, used_at)
+
+
+def unfinished(root: Path) -> list[Path]:
+    """Return the small files of the cache at `root` that a process was writing when it ended.
+
+    They are beside the records and what URLs gave. To write one takes less than a second, so a file of the last hour is left
+    out: its process may still run.
+    """
+    folders = (".", "repositories", "*/*/records", "*/*/urls", "*/*/sha256")
+    found = []
+    for path in (path for folder in folders for path in root.glob(f"{folder}/.*") if is_atomic_staging(path.name)):
+        with suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > _UNFINISHED_SECONDS:
+                found.append(path)
+    return found
 
 
 def discard(leases: Leases, item: CachedEntry | StagedEntry) -> bool:

@@ -174,6 +174,21 @@ async def test_rm_of_what_is_not_there_or_in_use(home: Home, files: list[dict[st
 
 
 @pytest.mark.slow
+def test_prune_removes_small_files_that_were_never_finished(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
+    """A process was killed while it wrote down a record. What another process writes right now stays."""
+    home.result("cache", "warm", files[0]["id"])
+    (records,) = cache.glob("*/*/records")
+    left, written_now = records / f".{'a' * 32}", records / f".{'b' * 32}"
+    for path in (left, written_now):
+        path.write_bytes(b"{")
+    os.utime(left, (1, 1))
+    home.result("cache", "prune", "--dry-run")
+    assert left.exists()
+    home.result("cache", "prune")
+    assert (False, True) == (left.exists(), written_now.exists())
+
+
+@pytest.mark.slow
 async def test_prune_removes_what_is_too_much(home: Home, files: list[dict[str, Any]], cache: Path) -> None:
     """Without a filter it removes leftovers and enforces the limits; with one, it removes all that match."""
     await fill(home, cache, files)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.kills.cache_checks import broken_rules, entry_folders, leftovers, over_limit, staged_labels
+from tests.kills.cache_checks import broken_rules, entry_folders, leftovers, let_time_pass, over_limit, staged_labels
 from tests.kills.cache_processes import keeping, using
 from tests.kills.cache_world import Item, World, make_world
 from tests.kills.children import Channel, Child, Work, command, frozen, preload
@@ -195,6 +195,7 @@ class CacheKills:
 
     def prune(self) -> None:
         """Remove what all killed processes have left, by the command for it. Nothing may stay."""
+        let_time_pass(self._world)
         self._done(self._start("prune", command(["cache", "prune"], self._environ)))
         left = leftovers(self._world)
         if left:
