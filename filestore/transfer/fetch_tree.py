@@ -218,6 +218,7 @@ async def _attempt(
 ) -> None:
     older = await _older(receiving, manifest, place)
     if isinstance(older, TreeSeed) and older.manifest.digest == manifest.digest:
+        await in_disk_thread(place.discard)
         receiving.note_whole()
         return
     found = [] if older is None else [older]

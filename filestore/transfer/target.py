@@ -147,15 +147,19 @@ class Target:
             os.close(descriptor)
 
     def discard(self) -> None:
-        """Remove the staging folder. It is renamed first, since another process may work in it."""
-        discarded = self._home / self._discarded_name
-        remove_if_possible(discarded)
-        try:
-            self.staging.rename(discarded)
-        except OSError as error:
-            if error.errno == errno.EXDEV:  # it came with a container image, and cannot be renamed
-                remove_if_possible(self.staging)
-        remove_if_possible(discarded)
+        """Remove the staging folder. It is renamed first, since another process may work in it.
+
+        A folder to which two processes fetched may have one in it, too.
+        """
+        for home in {self._home, self.path}:
+            staging, discarded = home / self._staging_name, home / self._discarded_name
+            remove_if_possible(discarded)
+            try:
+                staging.rename(discarded)
+            except OSError as error:
+                if error.errno == errno.EXDEV:  # it came with a container image, and cannot be renamed
+                    remove_if_possible(staging)
+            remove_if_possible(discarded)
 
     def publish(self, staging: TreeStaging) -> None:
         """Make the tree durable, then let it appear (I3). Raises TargetError, Busy, StorageError, StorageFull."""
@@ -362,7 +366,13 @@ class Target:
         # Removed last: while it exists, the old content is not moved back.
         if self.left != aside:
             with suppress(FileNotFoundError):
-                moving.rmdir()
+                try:
+                    moving.rmdir()
+                except OSError as error:
+                    if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                        raise
+                    self._move_out(moving)
+                    moving.rmdir()
 
     def _remove_stuck(self, names: set[str]) -> None:
         for name in sorted(names):
@@ -393,6 +403,10 @@ class Target:
             half_moved = _names(halfway) if halfway.is_dir() else set()
             for name in names | half_moved:
                 if os.path.lexists(self.path / name) and os.path.lexists(moving / name):
+                    if _is_same_link(self.path / name, moving / name):
+                        # A slower process, which has the staging folder open, made its links after they were moved out.
+                        (moving / name).unlink()
+                        continue
                     raise TargetError(str(self.path), f"{name!r} was put there meanwhile; remove it")
                 with suppress(FileNotFoundError):
                     if name not in half_moved and _is_moved(moving / name, self.path / name):
@@ -451,6 +465,10 @@ def tree_label(name: str) -> str:
 
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def _is_same_link(path: Path, other: Path) -> bool:
+    return path.is_symlink() and other.is_symlink() and path.readlink() == other.readlink()
 
 
 def _is_folder(path: Path) -> bool:

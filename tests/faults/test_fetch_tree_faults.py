@@ -194,7 +194,7 @@ async def test_two_unpacks_to_one_target(repository: LocalRepository, place: Pat
 
 
 async def test_a_staged_link_is_not_received_again(local_repository: Repository, place: Path, tmp_path: Path) -> None:
-    """A fetch ended when all was staged. The next one receives only the end of the zip, also with links and folders before it."""
+    """A fetch ended when all was staged. The next one receives only the end of the zip, also with links and folders."""
     things: dict[str, Planted] = {"a.txt": b"a" * 500, "link": Link("a.txt"), "logs": Folder(), "z.bin": octets(1, 2 * MIB)}
     record = (await push(local_repository, plant(tmp_path / "tree", things), symlinks="keep")).record
     (await fetch_tree(local_repository, record, target=place / "first")).path.rename(
@@ -209,6 +209,33 @@ async def test_a_staged_link_is_not_received_again(local_repository: Repository,
     }
     assert end == set(watched.received)
     assert things == standing(place / "target")
+
+
+async def test_another_process_makes_a_link_that_was_moved_out(local_repository: Repository, place: Path, tmp_path: Path) -> None:
+    """It had the staging folder open while its names were moved into the target. The next fetch completes."""
+    things: dict[str, Planted] = {"a.txt": b"a", "link": Link("a.txt"), "z.txt": b"z"}
+    record = (await push(local_repository, plant(tmp_path / "tree", things), symlinks="keep")).record
+    target = place / "target"
+    target.mkdir()
+    staging = staging_folder(target, record.digest).name
+    (await fetch_tree(local_repository, record, target=place / "first")).path.rename(
+        target / staging.replace(".filestore-partial", ".filestore-moving")
+    )
+    (target / "link").symlink_to("a.txt")
+    await fetch_tree(local_repository, record, target=target)
+    assert things == standing(target)
+    assert sorted(things) == sorted(path.name for path in target.iterdir())
+
+
+async def test_a_staging_folder_in_a_whole_tree_is_removed(local_repository: Repository, place: Path, tmp_path: Path) -> None:
+    """A process staged the tree a second time, in the folder in which another one published it, and was killed."""
+    things: dict[str, Planted] = {"a.txt": b"a", "z.txt": b"z"}
+    record = (await push(local_repository, plant(tmp_path / "tree", things))).record
+    target = plant(place / "target", things)
+    plant(target / staging_folder(target, record.digest).name, {"a.txt": b"a"})
+    found = await fetch_tree(local_repository, record, target=target, force=True)
+    assert found.size == found.bytes_reused
+    assert sorted(things) == sorted(path.name for path in target.iterdir())
 
 
 @pytest.mark.parametrize("way", ["new", "inside"])
