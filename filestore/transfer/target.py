@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import stat
 from collections.abc import Iterator
@@ -403,9 +404,9 @@ class Target:
             half_moved = _names(halfway) if halfway.is_dir() else set()
             for name in names | half_moved:
                 if os.path.lexists(self.path / name) and os.path.lexists(moving / name):
-                    if _is_same_link(self.path / name, moving / name):
-                        # A slower process, which has the staging folder open, made its links after they were moved out.
-                        (moving / name).unlink()
+                    if _has_all_of(self.path / name, moving / name):
+                        # A slower process staged it again, or wrote to the staging folder that it has open.
+                        remove(moving / name)
                         continue
                     raise TargetError(str(self.path), f"{name!r} was put there meanwhile; remove it")
                 with suppress(FileNotFoundError):
@@ -467,8 +468,13 @@ def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def _is_same_link(path: Path, other: Path) -> bool:
-    return path.is_symlink() and other.is_symlink() and path.readlink() == other.readlink()
+def _has_all_of(path: Path, other: Path) -> bool:
+    """Return whether `path` has the same content as `other`. A folder may have more."""
+    if path.is_symlink() or other.is_symlink():
+        return path.is_symlink() and other.is_symlink() and path.readlink() == other.readlink()
+    if path.is_dir() and other.is_dir():
+        return all(_has_all_of(path / name, other / name) for name in _names(other))
+    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
 
 
 def _is_folder(path: Path) -> bool:

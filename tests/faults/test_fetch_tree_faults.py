@@ -211,9 +211,12 @@ async def test_a_staged_link_is_not_received_again(local_repository: Repository,
     assert things == standing(place / "target")
 
 
-async def test_another_process_makes_a_link_that_was_moved_out(local_repository: Repository, place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [{"link": Link("a.txt")}, {"a.txt": b"a", "link": Link("a.txt"), "deep/b": b"b"}])
+async def test_another_process_makes_again_what_was_moved_out(
+    local_repository: Repository, place: Path, tmp_path: Path, again: dict[str, Planted]
+) -> None:
     """It had the staging folder open while its names were moved into the target. The next fetch completes."""
-    things: dict[str, Planted] = {"a.txt": b"a", "link": Link("a.txt"), "z.txt": b"z"}
+    things: dict[str, Planted] = {"a.txt": b"a", "deep/b": b"b", "link": Link("a.txt"), "z.txt": b"z"}
     record = (await push(local_repository, plant(tmp_path / "tree", things), symlinks="keep")).record
     target = place / "target"
     target.mkdir()
@@ -221,10 +224,10 @@ async def test_another_process_makes_a_link_that_was_moved_out(local_repository:
     (await fetch_tree(local_repository, record, target=place / "first")).path.rename(
         target / staging.replace(".filestore-partial", ".filestore-moving")
     )
-    (target / "link").symlink_to("a.txt")
+    plant(target, again)
     await fetch_tree(local_repository, record, target=target)
     assert things == standing(target)
-    assert sorted(things) == sorted(path.name for path in target.iterdir())
+    assert ["a.txt", "deep", "link", "z.txt"] == sorted(path.name for path in target.iterdir())
 
 
 async def test_a_staging_folder_in_a_whole_tree_is_removed(local_repository: Repository, place: Path, tmp_path: Path) -> None:
