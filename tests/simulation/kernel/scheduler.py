@@ -223,7 +223,7 @@ class Scheduler:
         return True
 
     def idle(self) -> None:
-        """Make a step while there is no process."""
+        """Make a step while no process exists."""
         self.steps += 1
         self.now += STEP_SECONDS
         self.trace.add(f"{self.steps} nobody")
