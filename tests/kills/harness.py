@@ -81,6 +81,7 @@ class Trial:
         self._seconds = seconds
         self._repeat = repeat
         self._started = time.monotonic()
+        self._processor_started = _processor_seconds()
         self._last: deque[str] = deque(maxlen=_LAST_SHOWN)
         self._lock = threading.Lock()
         self._busy: set[str] = set()
@@ -157,7 +158,7 @@ class Trial:
         return {
             "seed": self.seed,
             "seconds": round(time.monotonic() - self._started, 1),
-            "processor_seconds": round(_processor_seconds(), 1),
+            "processor_seconds": round(_processor_seconds() - self._processor_started, 1),
             "kills": self.kills.total(),
             "kills_by_command": dict(sorted(by_command.items())),
             "steps": len([step for _, step in self.kills if step != "at random"]),
