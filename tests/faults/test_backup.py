@@ -491,7 +491,9 @@ def test_the_commands_say_what_they_did(home: Home, tmp_path: Path) -> None:
     assert "file.txt  (its manifest is missing or damaged)" in done.stdout
     assert "1 of 1 file is not whole" in done.stderr
     (root / "index.sqlite").unlink()
-    assert "; `filestore restore` does it from a backup, and `filestore check --repair`" in home.failure("ls", "--url", root)
+    said = home.failure("ls", "--url", root)
+    assert "; `filestore restore` does it from a backup; without one, move the file away if it is damaged, and " in said
+    assert "`filestore check --repair` finds the content again, but no names and tokens" in said
 
 
 async def test_a_restore_that_was_killed_at_the_format_file_is_completed(root: Path, tmp_path: Path) -> None:

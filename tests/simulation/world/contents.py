@@ -11,7 +11,7 @@ from unittest.mock import patch
 from filestore.core.digest import Digest, chunk_digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.format.chunking import CHUNKING_VERSION, chunker
-from filestore.repository import local
+from filestore.repository import removal
 from filestore.repository.maintenance import collect
 from filestore.system import retries
 from filestore.transfer.schedule import TransferOptions
@@ -30,8 +30,8 @@ _SIZES = (
     (collect, "_ROWS_AT_ONCE", 64),
     (collect, "_REMOVED_AT_ONCE", 1),
     (collect, "_RECORDS_AT_ONCE", 4),
-    (local, "_REMOVAL_SLICE", 3),
-    (local, "_RECORDS_AT_ONCE", 4),
+    (removal, "_SLICE", 3),
+    (removal, "_RECORDS_AT_ONCE", 4),
     (retries, "LONGEST_PAUSE_SECONDS", 0.05),
 )
 """Sizes and pauses of the product that are made small, so that a few KiB and milliseconds take the ways of GiB and hours."""
