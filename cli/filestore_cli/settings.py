@@ -329,7 +329,7 @@ class Settings:
     retry_seconds: float = field(
         default=RETRY_SECONDS,
         metadata=_setting(
-            "How long a client tries a server again that has answered before, counted since the last progress",
+            "How long a server that has answered is tried again, also that of a URL, counted since the last progress",
             unit="seconds",
             parse=_seconds(7 * 86400),
         ),
@@ -633,12 +633,13 @@ class Settings:
 
     @property
     def download_limits(self) -> DownloadLimits:
-        """The limits of a download from a URL: all settings whose names begin with `url_`, and `stall_seconds`."""
+        """The limits of a download from a URL: the settings `url_*`, `stall_seconds` and `retry_seconds`."""
         return DownloadLimits(
             size=self.url_size_limit,
             redirects=self.url_redirects,
             first_byte_seconds=self.url_first_byte_seconds,
             stall_seconds=self.stall_seconds,
+            retry_seconds=self.retry_seconds,
             private_allowed=self.url_private_allowed,
             proxy=self.url_proxy,
         )

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,8 @@ from filestore.system.locks import Lock, locked
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 from filestore.transfer.push import manifest_of
 
+STALE_SECONDS = 10.0
+"""How long an origin is tried again before the last copy is used, where that is allowed."""
 ATTEMPTS = 3
 
 
@@ -173,12 +176,15 @@ class Urls:
             await self._quota.reserve(hold, self._entry_store.key(_label(origin)), in_blocks(size) + ENTRY_SIZE)
 
         validators = None if known is None else known.validators
+        limits = self._limits
+        if known is not None and origin.stale_ok:
+            limits = replace(limits, retry_seconds=min(limits.retry_seconds, STALE_SECONDS))
         downloaded = None
         try:
             downloaded = await download(
                 origin,
                 folder,
-                limits=self._limits,
+                limits=limits,
                 known=validators,
                 report=report,
                 reserve=reserve,

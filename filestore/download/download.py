@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -46,8 +46,9 @@ from filestore.errors import (
 )
 from filestore.system.connection_errors import failure_reason
 from filestore.system.files import check_space, storage_errors, sync_descriptor, write_at
-from filestore.system.http_answers import may_try_again, pause_seconds, said_by
+from filestore.system.http_answers import may_try_again, said_by
 from filestore.system.proxies import parse_proxy, proxy_named_in
+from filestore.system.retries import FIRST_PAUSE_SECONDS, RETRY_SECONDS, Retries
 from filestore.system.stalls import StallTimer
 from filestore.system.threads import in_disk_thread, shield_until_done
 
@@ -55,8 +56,6 @@ if TYPE_CHECKING:  # aiohttp takes 0.3 s to import
     import aiohttp
     from yarl import URL
 
-ATTEMPTS = 6
-"""After this many failures in a row without 1 MiB of progress, the download fails."""
 PIECE = 1 << 20
 """How many bytes are collected before they are written to the file."""
 SYNC_SIZE = 32 << 20
@@ -82,6 +81,7 @@ class DownloadLimits:
     first_byte_seconds: How many seconds the server may take before it answers.
     stall_seconds: How many seconds may pass without a new byte while the server sends the file.
     private_allowed: Allow addresses that are not public, such as addresses in a local network.
+    retry_seconds: How many seconds an origin that has answered before is tried again, counted since the last MiB that arrived.
     proxy: The URL of an HTTP proxy for all downloads. The proxy resolves host names. So the proxy, and not this
         program, must refuse addresses that are not public.
     """
@@ -90,6 +90,7 @@ class DownloadLimits:
     redirects: int = 10
     first_byte_seconds: float = 30
     stall_seconds: float = 30
+    retry_seconds: float = RETRY_SECONDS
     private_allowed: bool = False
     proxy: str | None = field(default=None, repr=False)
 
@@ -101,8 +102,10 @@ DEFAULT_DOWNLOAD_LIMITS = DownloadLimits()
 class DownloadOptions:
     """Internal. What a download uses as it is, without a setting."""
 
-    first_pause_seconds: float = 0.2
-    """The pause before the second attempt, about. Each later pause is twice as long."""
+    first_pause_seconds: float = FIRST_PAUSE_SECONDS
+    """The least pause before another attempt."""
+    clock: Callable[[], float] = time.monotonic
+    """Returns monotonic seconds. It decides for how long attempts are repeated."""
     reserved_size: int = 16 << 20
     """Most bytes that are reserved in advance while the size of the file is unknown."""
     is_public: Callable[[str], bool] = is_public
@@ -238,32 +241,38 @@ class _Downloader:
 
     async def run(self) -> DownloadResult | None:
         """Send requests until the file is complete. Raise the last error when another request would not help."""
-        failures, furthest = 0, self._staging.size
+        furthest = self._staging.size
+        retries = Retries(
+            retry_seconds=self._limits.retry_seconds,
+            first_pause_seconds=self._options.first_pause_seconds,
+            clock=self._options.clock,
+        )
         async with self._session() as session:
-            while True:
-                try:
-                    came = await self._try(session)
-                    if came is _Came.NOTHING_NEW:
-                        return None
-                    if came is _Came.ALL:
-                        break
-                    if self._staging.size > furthest:
-                        # A whole part is a success, however small it is: ask for the next one at once.
-                        furthest = self._staging.size
-                        continue
-                    raise Interrupted(self._redacted_url, "it sends the same part again and again")
-                except TransferError as error:
-                    # A download that starts again each time makes no progress.
-                    failures = 0 if self._staging.size - furthest >= PIECE else failures + 1
-                    furthest = max(furthest, self._staging.size)
-                    # If the host has never answered, retries would only delay the error.
-                    is_there = self._was_reached or isinstance(error, Interrupted)
-                    if not may_try_again(error) or not is_there or failures == ATTEMPTS:
-                        raise
-                    pause = self._options.first_pause_seconds * 2**failures
-                    pause *= random.uniform(0.5, 1.5)  # noqa: S311  # no secret
-                    pause = pause_seconds(error, pause)
-                await asyncio.sleep(pause)
+            with retries.request() as request:
+                while True:
+                    try:
+                        came = await self._try(session)
+                        if came is _Came.NOTHING_NEW:
+                            return None
+                        if came is _Came.ALL:
+                            break
+                        if self._staging.size > furthest:
+                            # A whole part is a success, however small it is: ask for the next one at once.
+                            furthest = self._staging.size
+                            retries.note_progress()
+                            continue
+                        raise Interrupted(self._redacted_url, "it sends the same part again and again")
+                    except TransferError as error:
+                        # A download that starts again each time makes no progress.
+                        if self._staging.size - furthest >= PIECE:
+                            retries.note_progress()
+                        furthest = max(furthest, self._staging.size)
+                        # If the host has never answered, retries would only delay the error.
+                        is_there = self._was_reached or isinstance(error, Interrupted)
+                        pause = request.next_pause(error) if is_there and may_try_again(error) else None
+                        if pause is None:
+                            raise
+                    await asyncio.sleep(pause)
         await in_disk_thread(self._staging.note)
         return DownloadResult(self._staging.path, self._staging.size, self._received, self._resumed, self._staging.validators)
 

@@ -15,7 +15,7 @@ from filestore.cache.options import CacheOptions
 from filestore.core.references import Directory, FileURL
 from filestore.download import download as downloads
 from filestore.download.addresses import is_public
-from filestore.download.download import ATTEMPTS, DownloadLimits, DownloadOptions, _Downloader, _PartialDownload
+from filestore.download.download import DownloadLimits, DownloadOptions, _Downloader, _PartialDownload
 from filestore.errors import (
     DownloadRefused,
     FilestoreError,
@@ -31,15 +31,14 @@ from filestore.repository.protocol import Repository
 from tests.support.archives import Forged, forged
 from tests.support.generator import octets
 from tests.support.nginx import running_nginx
-from tests.support.origins import Asked, Origin, answers, hanging, head, running_origin, whole
+from tests.support.origins import ATTEMPTS, Asked, Origin, answers, hanging, head, options_without_pause, running_origin, whole
 
 LOOPBACK = DownloadLimits(private_allowed=True, size=10 << 20)
 IMPATIENT = DownloadLimits(private_allowed=True, size=10 << 20, stall_seconds=0.1)
-NO_PAUSE = DownloadOptions(first_pause_seconds=0)
-"""Make attempts follow each other at once."""
+NO_PAUSE = options_without_pause()
 CACHE_OPTIONS = CacheOptions(download=NO_PAUSE)
 download = partial(downloads.download, options=NO_PAUSE)
-ONE_PUBLIC = DownloadOptions(first_pause_seconds=0, is_public=lambda address: address == "127.0.0.1")
+ONE_PUBLIC = options_without_pause(is_public=lambda address: address == "127.0.0.1")
 """Make 127.0.0.1 the only public address."""
 CONTENT = octets(1, 3_000_000)
 

@@ -21,11 +21,12 @@ from filestore.core.progress import Progress
 from filestore.core.records import Kind
 from filestore.core.references import FileURL
 from filestore.download import download as downloads
-from filestore.download.download import ATTEMPTS, DownloadLimits, DownloadOptions, DownloadResult, Validators, _PartialDownload
+from filestore.download.download import DownloadLimits, DownloadResult, Validators, _PartialDownload
 from filestore.errors import (
     CacheFull,
     Interrupted,
     LimitExceeded,
+    ServerError,
     Stalled,
     StorageError,
     StorageFull,
@@ -40,14 +41,13 @@ from tests.support.disks import small_disk
 from tests.support.downloads import ResolveResult
 from tests.support.generator import octets
 from tests.support.nginx import Nginx
-from tests.support.origins import Answer, Asked, answers, hanging, head, running_origin, whole
+from tests.support.origins import ATTEMPTS, Answer, Asked, answers, hanging, head, options_without_pause, running_origin, whole
 
 MIB = 1 << 20
 CONTENT = octets(1, 4 * MIB)
 LOOPBACK = DownloadLimits(private_allowed=True)
 IMPATIENT = DownloadLimits(private_allowed=True, stall_seconds=0.1, first_byte_seconds=5)
-NO_PAUSE = DownloadOptions(first_pause_seconds=0)
-"""Make attempts follow each other at once."""
+NO_PAUSE = options_without_pause()
 CACHE_OPTIONS = CacheOptions(download=NO_PAUSE)
 download = partial(downloads.download, options=NO_PAUSE)
 BEGUN = head("200 OK", f"Content-Length: {len(CONTENT)}", 'ETag: "a"', "Last-Modified: Mon, 01 Jan 2024 00:00:00 GMT")
@@ -116,6 +116,30 @@ async def test_an_origin_that_hangs_up_without_an_answer_is_asked_once_for_each_
         with pytest.raises(Interrupted):
             await download(FileURL(f"{origin.url}/file"), folder, limits=LOOPBACK)
         assert ATTEMPTS == len(origin.asked)
+
+
+async def test_an_origin_that_is_away_for_minutes(folder: Path) -> None:
+    """Attempts are not counted. An origin that has answered is tried for the time of the setting since its last MiB."""
+    away = head("503 Service Unavailable", "Content-Length: 0")
+    options = options_without_pause(attempt_seconds=30)
+
+    async def twice_away(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if asked.number not in {10, 20}:
+            writer.write(away)
+        elif asked.number == 10:
+            writer.write(BEGUN + CONTENT[: 3 * MIB])
+        else:
+            writer.write(part(int(asked.headers["range"].removeprefix("bytes=").removesuffix("-"))))
+        await writer.drain()
+
+    async with running_origin(twice_away) as origin:
+        done = await downloads.download(FileURL(f"{origin.url}/a"), folder, limits=LOOPBACK, options=options)
+    assert done is not None
+    assert CONTENT == done.path.read_bytes()
+    async with running_origin(answers(away)) as origin:
+        with pytest.raises(ServerError):
+            await downloads.download(FileURL(f"{origin.url}/b"), folder, limits=LOOPBACK, options=options)
+        assert 11 == len(origin.asked)
 
 
 async def test_an_origin_that_never_answers(folder: Path) -> None:

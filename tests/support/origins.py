@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from filestore.download.download import DownloadOptions
+from filestore.system.retries import RETRY_SECONDS
 from tests.support.listening import listening
+
+ATTEMPTS = 6
+"""The attempts of a download with `options_without_pause` that makes no progress."""
+
+
+def options_without_pause(*, attempt_seconds: float = RETRY_SECONDS / (ATTEMPTS - 1), **others: Any) -> DownloadOptions:
+    """Make attempts follow each other at once. By the clock of the download, each one takes `attempt_seconds`."""
+    return DownloadOptions(first_pause_seconds=0, clock=itertools.count(step=attempt_seconds).__next__, **others)
 
 
 class Asked(NamedTuple):

@@ -11,13 +11,13 @@ import pytest
 from filestore.cache import Cache, CachedPath
 from filestore.cache.options import CacheOptions
 from filestore.core.references import Directory, File, FileURL
-from filestore.download.download import DownloadLimits, DownloadOptions
+from filestore.download.download import DownloadLimits
 from filestore.errors import LimitExceeded, NotAnArchive, OriginUnreachable, ServerError, UnexpectedContent
 from filestore.repository.protocol import Repository
 from filestore.transfer.push import manifest_of, push
 from tests.support.generator import octets, prose
 from tests.support.nginx import Nginx
-from tests.support.origins import answers, head, running_origin, whole
+from tests.support.origins import answers, head, options_without_pause, running_origin, whole
 from tests.support.watched import WatchedRepository
 
 LOOPBACK = DownloadLimits(private_allowed=True)
@@ -200,7 +200,7 @@ async def test_a_damaged_file_is_downloaded_again(cache: Cache, nginx: Nginx) ->
 @pytest.mark.parametrize("how", ["gone", "busy"])
 async def test_a_stale_copy_where_it_is_allowed(watched: WatchedRepository, tmp_path: Path, how: str) -> None:
     """If the origin cannot be reached, the last copy is used where that is allowed. Without a copy it is an error."""
-    options = CacheOptions(download=DownloadOptions(first_pause_seconds=0))
+    options = CacheOptions(download=options_without_pause())
     cache = Cache(tmp_path / "cache", watched, downloads=LOOPBACK, options=options)
     busy = head("503 Service Unavailable", "Content-Length: 0")
     async with running_origin(answers(whole(CONTENT), busy)) as origin:
@@ -210,6 +210,18 @@ async def test_a_stale_copy_where_it_is_allowed(watched: WatchedRepository, tmp_
             await expect_stale(cache, url, path, ServerError)
     if how == "gone":
         await expect_stale(cache, url, path, OriginUnreachable)
+
+
+async def test_a_stale_copy_is_used_soon(watched: WatchedRepository, tmp_path: Path) -> None:
+    """With a copy that may be used, a busy origin is not tried for minutes."""
+    options = CacheOptions(download=options_without_pause(attempt_seconds=4))
+    cache = Cache(tmp_path / "cache", watched, downloads=LOOPBACK, options=options)
+    busy = head("503 Service Unavailable", "Content-Length: 0")
+    async with running_origin(answers(whole(CONTENT), busy)) as origin:
+        url = f"{origin.url}/model.bin"
+        path = await cache.resolve(FileURL(url))
+        assert path == await cache.resolve(FileURL(url, stale_ok=True))
+        assert 1 + 4 == len(origin.asked)
 
 
 async def expect_stale(cache: Cache, url: str, path: Path, error: type[Exception]) -> None:

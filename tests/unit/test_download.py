@@ -13,7 +13,7 @@ from filestore.download.download import DownloadLimits, DownloadOptions, Downloa
 from filestore.errors import DownloadRefused, FilestoreError, OriginUnreachable, ServerError
 from tests.support.generator import octets
 from tests.support.nginx import Nginx
-from tests.support.origins import answers, head, running_origin
+from tests.support.origins import answers, head, options_without_pause, running_origin
 
 LOOPBACK = DownloadLimits(private_allowed=True)
 CONTENT = octets(1, 5_000_000)
@@ -156,7 +156,7 @@ async def test_an_answer_that_is_not_a_file(folder: Path, status: str, asked: in
 
 async def test_a_server_that_is_busy_is_asked_again(folder: Path) -> None:
     """An answer that says so is not the last word."""
-    options = DownloadOptions(first_pause_seconds=0)
+    options = options_without_pause()
     busy = head("503 Service Unavailable", "Content-Length: 0")
 
     async with running_origin(answers(busy, busy, head("200 OK", "Content-Length: 0"))) as origin:
