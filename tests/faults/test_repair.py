@@ -154,6 +154,23 @@ def test_command_repairs_from_a_path_while_a_server_runs(template: Path, home: H
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("what", ["chunks", "manifests"])
+def test_a_check_goes_on_after_a_folder_that_the_disk_cannot_list(template: Path, home: Home, tmp_path: Path, what: str) -> None:
+    """It is damage, and what the other steps find is reported too."""
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    root = tmp_path / "root"
+    bad_sectors = BadSectors(tmp_path)
+    bad_sectors.add(next((root / what / "default").iterdir()), "read")
+    empty(max(root.glob("chunks/*/*/*/*"), key=lambda path: path.stat().st_size), bad_sectors)
+    done = home.run("check", "--root", root, environ=bad_sectors.environ)
+    assert 1 == done.returncode
+    assert "(frame-short)" in done.stdout
+    assert "affected  file_" in done.stdout
+    assert f"the disk cannot list all folders of {'frames' if what == 'chunks' else what}, such as {root / what}" in done.stdout
+    assert "damage was found in 2 places" in done.stdout
+
+
+@pytest.mark.slow
 def test_command_repairs_from_a_server_and_goes_on_after_a_source_that_fails(template: Path, home: Home, tmp_path: Path) -> None:
     """A source that cannot be reached or has other content is named. The next source gives the copy."""
     shutil.copytree(template, tmp_path, dirs_exist_ok=True)

@@ -1,10 +1,12 @@
 /* Have chosen files fail with EIO, as files on bad sectors do. It is loaded by LD_PRELOAD.
  *
  * The file that TEST_BAD_SECTORS names has a line for each bad file: `KIND DEVICE INODE`. KIND is `read` if
- * only its content cannot be read, and `open` if it cannot be opened or looked at either. A file is known by its
- * inode: a good file that is renamed over a bad one is good.
+ * only its content cannot be read, and `open` if it cannot be opened or looked at either. It may be a folder,
+ * whose content is the names in it. A file is known by its inode: a good file that is renamed over a bad one
+ * is good.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -103,6 +105,15 @@ DEFINE_STAT(lstat, struct stat, AT_SYMLINK_NOFOLLOW)
 DEFINE_STAT(lstat64, struct stat64, AT_SYMLINK_NOFOLLOW)
 DEFINE_FSTATAT(fstatat, struct stat)
 DEFINE_FSTATAT(fstatat64, struct stat64)
+
+DIR *opendir(const char *path)
+{
+    if (is_bad(AT_FDCWD, path, 0, 1)) {
+        errno = EIO;
+        return NULL;
+    }
+    return NEXT(opendir)(path);
+}
 
 ssize_t read(int file, void *memory, size_t size)
 {

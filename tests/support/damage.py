@@ -25,10 +25,11 @@ class BadSectors:
         self.environ = {"LD_PRELOAD": str(library), "TEST_BAD_SECTORS": str(self._list)}
 
     def add(self, path: Path, kind: str) -> None:
-        """Have the content of a file be unreadable, or with the kind `open` its inode too."""
+        """Have the content of a file or folder be unreadable, or with the kind `open` its inode too."""
         found = path.stat()
-        # As long as this name exists, no other file gets the number of the inode.
-        (self._folder / f"bad-{found.st_ino}").hardlink_to(path)
+        if not path.is_dir():
+            # As long as this name exists, no other file gets the number of the inode.
+            (self._folder / f"bad-{found.st_ino}").hardlink_to(path)
         with self._list.open("a") as file:
             file.write(f"{kind} {found.st_dev} {found.st_ino}\n")
 

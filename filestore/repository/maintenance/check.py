@@ -27,6 +27,7 @@ from filestore.repository.maintenance.findings import AffectedFile, Finding, Fin
 from filestore.repository.maintenance.frames import READERS, FrameReader, Verdict
 from filestore.repository.maintenance.passes import Pass, digest_at
 from filestore.repository.stores.protocol import ChunkStore, FrameState
+from filestore.system.files import BAD_DISK
 from filestore.system.threads import in_cpu_thread, task_group
 
 CHECK_TASK = "check"
@@ -158,6 +159,13 @@ class NamespaceCheck:
 
     async def frames(self) -> AsyncIterator[Finding]:
         """Find frames without a row."""
+        try:
+            async for finding in self._frames_without_row():
+                yield finding
+        except StorageError as error:
+            yield self._unlisted(error, "frames")
+
+    async def _frames_without_row(self) -> AsyncIterator[Finding]:
         async for digests in in_batches(self._store.digests(self._namespace), _PAGE):
             unknown = await self._without_row(digests)
             if not unknown:
@@ -259,6 +267,25 @@ class NamespaceCheck:
 
     async def manifests(self) -> AsyncIterator[Finding]:
         """Find manifests without a record."""
+        try:
+            async for finding in self._manifests_without_record():
+                yield finding
+        except StorageError as error:
+            yield self._unlisted(error, "manifests")
+
+    def _unlisted(self, error: StorageError, what: str) -> Finding:
+        """Return what is found if a folder of the store cannot be listed. Raise `error` if the disk is not the reason."""
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in BAD_DISK:
+            raise error
+        where = "" if cause.filename is None else f", such as {cause.filename}"
+        return Finding(
+            kind=FindingKind.FOLDER_UNREADABLE,
+            namespace=self._namespace,
+            detail=f"the disk cannot list all folders of {what}{where} ({cause.strerror})",
+        )
+
+    async def _manifests_without_record(self) -> AsyncIterator[Finding]:
         async for digest in self._store.manifests(self._namespace):
             if not await self._index.ids_of_content(self._namespace, digest):
                 yield Finding(

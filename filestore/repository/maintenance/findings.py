@@ -26,6 +26,7 @@ class FindingKind(StrEnum):
     MANIFEST_WITHOUT_RECORD: No record needs a manifest. This is not damage.
     RECORD_INVALID: A record of the index has values that no program of ours writes.
     INDEX_DAMAGED: The file of the index is damaged, or has rows that no program of ours writes.
+    FOLDER_UNREADABLE: The disk cannot list a folder of frames or manifests.
     """
 
     FRAME_MISSING = "frame-missing"
@@ -42,6 +43,7 @@ class FindingKind(StrEnum):
     MANIFEST_WITHOUT_RECORD = "manifest-without-record"
     RECORD_INVALID = "record-invalid"
     INDEX_DAMAGED = "index-damaged"
+    FOLDER_UNREADABLE = "folder-unreadable"
 
 
 RECLAIMABLE = frozenset({FindingKind.FRAME_WITHOUT_ROW, FindingKind.MANIFEST_WITHOUT_RECORD})
