@@ -15,11 +15,13 @@ STEPS = 12_000
 FOUND = {
     "collection_without_second_look": (1, 7, 13),
     "index_opened_beside_sqlite": (1,),
+    "lease_without_process": (3, 12, 21),
+    "lost_last_seen": (7, 16, 25),
     "rename_without_sync": (2, 8, 14),
     "retry_that_doubles": (4, 10, 16),
     "row_before_frame": (2, 8, 14),
     "seed_trusted": (1, 7, 13),
-    "staging_published_by_size": (3, 9, 15),
+    "staging_published_by_size": (6, 15, 24),
 }
 """The seeds that are tried for each fault until one finds it. The kernel finds the one of the index, a check of the product or
 of the model the others: damage, a record that cannot be read, a cache with other bytes than were pushed."""

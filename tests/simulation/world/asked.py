@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
@@ -16,16 +16,19 @@ from tests.support.watched import WatchedRepository
 class AskedRepository(WatchedRepository):
     """Fails the simulation if a chunk that `missing` reported as present is gone within the grace period (I9)."""
 
-    def __init__(self, inner: Repository, model: Model, now: Callable[[], float]) -> None:
+    def __init__(self, inner: Repository, model: Model, now: Callable[[], float], pause: Callable[[], Awaitable[None]]) -> None:
+        """`pause` is awaited after each answer of `missing`: the caller may be slow."""
         super().__init__(inner)
         self._model = model
         self._now = now
+        self._pause = pause
         self._asked_at: dict[str, float] = {}
 
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
         asked_at = self._now()
         found = await super().missing(digests)
         self._remember(set(digests).difference(found), asked_at)
+        await self._pause()
         return found
 
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:

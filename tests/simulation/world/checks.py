@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from filestore.backends import connect
+from filestore.cache.inventory import CachedEntry, StagedEntry, discard, entries, staged
+from filestore.cache.leases import Leases
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
@@ -74,6 +76,17 @@ def _files(*folders: Path) -> Iterable[Path]:
     for top in folders:
         for folder, _, names in os.walk(top):
             yield from (Path(folder, name) for name in names)
+
+
+def empty_cache(cache: Path, model: Model) -> None:
+    """Remove all entries of a cache that nobody uses. None may be kept by a process that has ended. Blocks."""
+    leases = Leases(cache)
+    items: list[CachedEntry | StagedEntry] = [*staged(cache), *entries(cache)]
+    for item in items:
+        if not discard(leases, item):
+            model.fail(f"the cache entry {item.key} counts as in use, although all processes that used it have ended")
+    if list(entries(cache)):
+        model.fail("a cache that was emptied still has entries")
 
 
 def check_left_over(root: Path, cache: Path, size_limit: int, model: Model) -> None:

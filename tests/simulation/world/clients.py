@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from contextlib import suppress
 from pathlib import Path
 
 from filestore.core.records import Record
@@ -17,6 +18,7 @@ from tests.simulation.kernel.process import Process
 from tests.simulation.kernel.world import World
 from tests.simulation.world.asked import AskedRepository
 from tests.simulation.world.contents import BLOCK_COUNT, OPTIONS, content_of, file_digest, manifest_of_content
+from tests.simulation.world.mixes import Mix
 from tests.simulation.world.model import Fate, Model, Version
 from tests.simulation.world.servers import reached
 
@@ -24,6 +26,10 @@ _NAME_COUNT = 3
 """How many names a client has, and how many targets. So its files get several versions."""
 _KEPT_LIMIT = 6
 _PAUSE_SECONDS = 0.02
+_CANCEL_SECONDS = 0.05
+"""A fetch is cancelled within this time."""
+_SLOW_SECONDS = 0.2
+"""How long a slow push does nothing. A collection ends in less."""
 _PASSING = (TransferError, StorageFull, Busy)
 """Errors that a kill, a cut connection, a full disk or another writer may cause."""
 
@@ -35,12 +41,12 @@ class DiskFullError(Exception):
 class Client:
     """Does one thing after another until the simulation is over."""
 
-    def __init__(self, world: World, model: Model, *, name: str, location: str | Path, repeats: float = 0) -> None:
+    def __init__(self, world: World, model: Model, *, mix: Mix, name: str, location: str | Path) -> None:
         self._world = world
         self._model = model
         self._name = name
         self._location = location
-        self._repeats = repeats
+        self._mix = mix
         self._pushed = 0
         self._interrupted: tuple[Version, Path] | None = None
         """The fetch that was under way when this client was killed."""
@@ -53,7 +59,7 @@ class Client:
         folder.mkdir(exist_ok=True)
         with PushCache(folder / "push-cache.sqlite") as push_cache:
             async with reached(self._location) as inner:
-                repository = AskedRepository(inner, self._model, lambda: self._world.now)
+                repository = AskedRepository(inner, self._model, lambda: self._world.now, self._pause_push)
                 while self._model.goes_on():
                     try:
                         await self._step(process, repository, push_cache, folder)
@@ -72,8 +78,11 @@ class Client:
                 await self._fetch(repository, version, version.record, target, folder)
             self._interrupted = None
         kept = self._model.of(self._name, Fate.KEPT)
-        if kept and self._repeats and self._world.chance(self._repeats):
+        if kept and self._mix.repeats and self._world.chance(self._mix.repeats):
             await self._repeat(repository, kept, push_cache, folder)
+            return
+        if kept and self._mix.fetches and self._world.chance(self._mix.fetches):
+            await self._fetch_one(process, repository, self._world.pick(kept), folder)
             return
         choice = self._world.choose(10)
         if not kept or choice < 4:
@@ -81,10 +90,7 @@ class Client:
         elif choice == 4:
             await self._push(repository, self._world.pick(kept + self._model.of(self._name, Fate.GONE)), push_cache, folder)
         elif choice < 8:
-            version = self._world.pick(kept)
-            if version.record is not None:
-                target = process.machine.folder / f"{self._name}-target-{self._world.choose(_NAME_COUNT)}"
-                await self._fetch(repository, version, version.record, target, folder)
+            await self._fetch_one(process, repository, self._world.pick(kept), folder)
         if kept and (choice >= 8 or len(kept) > _KEPT_LIMIT):
             await self._remove(repository, self._world.pick(kept), with_chunks=self._world.chance(0.3))
 
@@ -125,12 +131,23 @@ class Client:
         if same != [version.record.id if version.record is not None else None]:
             self._model.fail(f"a push of {version.name} was acknowledged as {version.record}, and its versions are {same}")
 
+    async def _pause_push(self) -> None:
+        if self._mix.slow_pushes and self._world.chance(self._mix.slow_pushes):
+            await asyncio.sleep(self._world.random.uniform(0, _SLOW_SECONDS))
+
     # Fetch.
+
+    async def _fetch_one(self, process: Process, repository: Repository, version: Version, folder: Path) -> None:
+        if version.record is not None:
+            target = process.machine.folder / f"{self._name}-target-{self._world.choose(_NAME_COUNT)}"
+            await self._fetch(repository, version, version.record, target, folder)
 
     async def _fetch(self, repository: Repository, version: Version, record: Record, target: Path, folder: Path) -> None:
         allowed = self._model.targets.setdefault(target, {None})
         allowed.add(version.content)
         self._interrupted = version, target
+        if self._mix.cancels and self._world.chance(self._mix.cancels):
+            await self._cancelled_fetch(repository, record, target, allowed)
         seeds = [self._changed_seed(version, folder)] if self._world.chance(0.3) else []
         await fetch_record(repository, record, target=target, force=True, seeds=seeds, options=OPTIONS)
         self._interrupted = None
@@ -138,6 +155,16 @@ class Client:
             self._model.fail(f"{self._name} fetched {version.name} ({record.id}), and the file has other bytes than were pushed")
         self._model.targets[target] = {version.content}
         self._model.counts["fetches"] += 1
+
+    async def _cancelled_fetch(self, repository: Repository, record: Record, target: Path, allowed: set[bytes | None]) -> None:
+        """Cancel a fetch to a new target at any moment. What it has received stays in its staging file for the next fetch."""
+        allowed.add(None)
+        target.unlink(missing_ok=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._world.random.uniform(0, _CANCEL_SECONDS)):
+                await fetch_record(repository, record, target=target, force=True, options=OPTIONS)
+                return
+        self._model.counts["cancelled fetches"] += 1
 
     def _changed_seed(self, version: Version, folder: Path) -> FileSeed:
         """Return a seed whose file was changed after its manifest was made."""

@@ -28,6 +28,14 @@ class Mix:
     nights: int = 0
     full_disks: int = 0
     pauses: int = 0
+    collection_pause_seconds: float = 0.02
+    """How long a process waits at most between two collections."""
+    fetches: float = 0
+    """The chance that a client that has files fetches one, instead of anything else."""
+    cancels: float = 0
+    """The chance that a fetch is cancelled at any moment, and then done again."""
+    slow_pushes: float = 0
+    """The chance that a push does nothing for a while after it has asked which chunks are missing."""
     repeats: float = 0
     """The chance that a client removes a file, or pushes a removed one again, instead of anything else."""
     killed: frozenset[str] = field(default=frozenset())
@@ -57,6 +65,17 @@ MIXES = (
     Mix(name="caches", local_clients=1, cache_users=3, kills=35, desk_power_cuts=2, killed=frozenset({"cache"})),
     Mix(name="clients", servers=2, remote_clients=3, kills=20, cuts=20, desk_power_cuts=3, full_disks=4),
     Mix(name="repeats", servers=0, local_clients=3, collections=1, nights=45, repeats=0.8),
+    Mix(name="cancels", servers=0, local_clients=2, kills=8, fetches=0.8, cancels=0.7),
+    Mix(
+        name="slow pushes",
+        servers=0,
+        local_clients=3,
+        collections=1,
+        nights=12,
+        collection_pause_seconds=0.1,
+        repeats=0.8,
+        slow_pushes=0.8,
+    ),
 )
 """The mixes. A seed has the one whose number is the rest of its division by their count."""
 

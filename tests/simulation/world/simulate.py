@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 from filestore.backends import create_repository
 from filestore.cache.cache import Cache
+from filestore.cache.leases import STALE_SECONDS
 from filestore.core.references import File
+from filestore.system.threads import in_disk_thread
 from tests.simulation.kernel.process import Machine, Main, Process
 from tests.simulation.kernel.world import World
 from tests.simulation.world.caches import SIZE_LIMIT, CacheUser
-from tests.simulation.world.checks import check_left_over, compare_all, compare_at_end
+from tests.simulation.world.checks import check_left_over, compare_all, compare_at_end, empty_cache
 from tests.simulation.world.clients import Client
 from tests.simulation.world.contents import small_sizes
 from tests.simulation.world.mixes import mix_of
@@ -78,6 +80,8 @@ class _Simulation:
         if self._mix.cache_users:
             self._run_alone("open-cache-at-end", self._use_cache, on=self._desk)
         check_left_over(self._root, self._cache, SIZE_LIMIT, self._model)
+        if self._mix.cache_users:
+            self._run_alone("empty-cache", self._empty_cache, on=self._desk)
         return Outcome(self._world.steps, self._model.counts, self._world.trace_digest)
 
     def _start(self) -> None:
@@ -86,15 +90,16 @@ class _Simulation:
         for number in range(mix.servers):
             self._servers.append(world.process(f"server-{number}", server(root), on=self._store))
         for number in range(mix.remote_clients):
-            self._begin(self._desk, f"remote-{number}", Client(world, model, name=f"remote-{number}", location=self._url).main)
+            client = Client(world, model, mix=mix, name=f"remote-{number}", location=self._url)
+            self._begin(self._desk, f"remote-{number}", client.main)
         for number in range(mix.local_clients):
-            client = Client(world, model, name=f"local-{number}", location=root, repeats=mix.repeats)
+            client = Client(world, model, mix=mix, name=f"local-{number}", location=root)
             self._begin(self._store, f"local-{number}", client.main)
         for number in range(mix.cache_users):
             user = CacheUser(world, model, location=self._url, root=self._cache)
             self._begin(self._desk, f"cache-{number}", user.main)
         for count, name, work, pause_seconds in (
-            (mix.collections, "collect", collecting(), 0.02),
+            (mix.collections, "collect", collecting(), mix.collection_pause_seconds),
             (mix.checks, "check", checking(model), 2.0),
             (mix.repairs, "repair", repairing(model), 4.0),
         ):
@@ -129,8 +134,15 @@ class _Simulation:
     async def _compare_at_end(self, _: Process) -> None:
         await compare_at_end(self._root, self._model)
 
+    async def _empty_cache(self, _: Process) -> None:
+        # A process that was killed by a power cut counts as one of another machine for so long.
+        await asyncio.sleep(STALE_SECONDS)
+        await in_disk_thread(empty_cache, self._cache, self._model)
+
     async def _use_cache(self, _: Process) -> None:
         """Use each entry once more, so that what ended processes left is removed."""
+        if not list((self._cache / "repositories").glob("*.json")):
+            return  # a power cut took all, also which repository it is, and no server can be asked any more
         async with reached(self._url) as repository, Cache(self._cache, repository, size_limit=SIZE_LIMIT) as cache:
             for version in self._model.kept():
                 if version.record is not None and await cache.cached(File(id=version.record.id)) is not None:
