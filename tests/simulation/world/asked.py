@@ -9,7 +9,7 @@ from filestore.core.records import Kind, Record
 from filestore.errors import ChunksMissing
 from filestore.format.codec import Frame
 from filestore.repository.protocol import Moved, Repository
-from tests.simulation.world.model import GRACE_SECONDS, Model
+from tests.simulation.world.model import Model
 from tests.support.watched import WatchedRepository
 
 
@@ -53,5 +53,5 @@ class AskedRepository(WatchedRepository):
         self._asked_at |= dict.fromkeys(map(str, digests), moment)
 
     def _must_be_there(self, asked_at: float) -> bool:
-        is_recent = self._now() - asked_at < GRACE_SECONDS
+        is_recent = self._now() - asked_at < self._model.grace_seconds
         return is_recent and not self._model.removing_chunks and self._model.chunks_removed_at < asked_at

@@ -24,7 +24,6 @@ from tests.simulation.world.servers import reached
 
 _NAME_COUNT = 3
 """How many names a client has, and how many targets. So its files get several versions."""
-_KEPT_LIMIT = 6
 _PAUSE_SECONDS = 0.02
 _CANCEL_SECONDS = 0.05
 """A fetch is cancelled within this time."""
@@ -79,7 +78,7 @@ class Client:
             self._interrupted = None
         kept = self._model.of(self._name, Fate.KEPT)
         if kept and self._mix.repeats and self._world.chance(self._mix.repeats):
-            await self._repeat(repository, kept, push_cache, folder)
+            await self._repeat(process, repository, kept, push_cache, folder)
             return
         if kept and self._mix.fetches and self._world.chance(self._mix.fetches):
             await self._fetch_one(process, repository, self._world.pick(kept), folder)
@@ -91,16 +90,21 @@ class Client:
             await self._push(repository, self._world.pick(kept + self._model.of(self._name, Fate.GONE)), push_cache, folder)
         elif choice < 8:
             await self._fetch_one(process, repository, self._world.pick(kept), folder)
-        if kept and (choice >= 8 or len(kept) > _KEPT_LIMIT):
+        if kept and (choice >= 8 or len(kept) > self._mix.kept_limit):
             await self._remove(repository, self._world.pick(kept), with_chunks=self._world.chance(0.3))
 
-    async def _repeat(self, repository: Repository, kept: list[Version], push_cache: PushCache, folder: Path) -> None:
+    async def _repeat(
+        self, process: Process, repository: Repository, kept: list[Version], push_cache: PushCache, folder: Path
+    ) -> None:
         """Push a version again that was removed, whose chunks a collection may take at this moment, or remove one."""
         gone = self._model.of(self._name, Fate.GONE)
-        if gone and len(kept) <= _NAME_COUNT:
+        if gone and len(kept) <= self._mix.kept_limit // 2:
             await self._push(repository, self._world.pick(gone), push_cache, folder)
         else:
-            await self._remove(repository, self._world.pick(kept), with_chunks=False)
+            version = self._world.pick(kept)
+            if self._mix.moves:
+                await self._fetch_one(process, repository, version, folder)
+            await self._remove(repository, version, with_chunks=False)
 
     # Push.
 

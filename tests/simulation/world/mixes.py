@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tests.simulation.world.model import GRACE_SECONDS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mix:
@@ -30,6 +32,12 @@ class Mix:
     pauses: int = 0
     collection_pause_seconds: float = 0.02
     """How long a process waits at most between two collections."""
+    collection_slowness_seconds: float = 0
+    """How long a collection waits at most after each of its writes. Others can write meanwhile."""
+    grace_seconds: float = GRACE_SECONDS
+    """The grace period of collections."""
+    kept_limit: int = 6
+    """A client that has more files removes one."""
     fetches: float = 0
     """The chance that a client that has files fetches one, instead of anything else."""
     cancels: float = 0
@@ -38,6 +46,8 @@ class Mix:
     """The chance that a push does nothing for a while after it has asked which chunks are missing."""
     repeats: float = 0
     """The chance that a client removes a file, or pushes a removed one again, instead of anything else."""
+    moves: bool = False
+    """Each of these removals comes after a fetch of the file."""
     killed: frozenset[str] = field(default=frozenset())
     """The beginnings of the names of the processes that are killed. None means all."""
 
@@ -75,6 +85,17 @@ MIXES = (
         collection_pause_seconds=0.1,
         repeats=0.8,
         slow_pushes=0.8,
+    ),
+    Mix(
+        name="slow collections",
+        servers=0,
+        local_clients=2,
+        collections=2,
+        grace_seconds=0,
+        collection_slowness_seconds=0.05,
+        kept_limit=2,
+        repeats=0.8,
+        moves=True,
     ),
 )
 """The mixes. A seed has the one whose number is the rest of its division by their count."""

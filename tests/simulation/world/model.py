@@ -13,7 +13,7 @@ from filestore.core.digest import Digest
 from filestore.core.records import Record
 
 GRACE_SECONDS = 3600.0
-"""The grace period of collections. A chunk that was asked for stays at least this long."""
+"""The usual grace period of collections. A chunk that was asked for stays at least this long."""
 
 
 class Fate(Enum):
@@ -50,6 +50,8 @@ class Model:
 
     fail: Callable[[str], Never]
     """Ends the simulation, with what is wrong."""
+    grace_seconds: float = GRACE_SECONDS
+    """The grace period of collections in this simulation."""
     versions: dict[tuple[str, Digest], Version] = field(default_factory=dict)
     targets: dict[Path, set[bytes | None]] = field(default_factory=dict)
     """What may be at the target of a fetch. None stands for no file."""

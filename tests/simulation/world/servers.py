@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from filestore.backends import connect, open_backend
 from filestore.core.digest import token_digest
@@ -13,7 +14,7 @@ from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.errors import Busy, FilestoreError, StorageFull
 from filestore.http.client.repository import RemoteRepository
 from filestore.http.limits import ServerLimits
-from filestore.repository.index.protocol import Index
+from filestore.repository.index.protocol import Index, Transaction
 from filestore.repository.maintenance.check import ReadPlan, check
 from filestore.repository.maintenance.collect import Collection
 from filestore.repository.maintenance.findings import Finding
@@ -101,6 +102,32 @@ def collecting(grace_seconds: float = GRACE_SECONDS) -> Work:
         await Collection(store, index, DEFAULT_NAMESPACE, grace_seconds=grace_seconds).run()
 
     return work
+
+
+class SlowIndex:
+    """An index whose user waits after each write transaction, as a process does that gets no processor."""
+
+    def __init__(self, inner: Index, seconds: Callable[[], float]) -> None:
+        self._inner = inner
+        self._seconds = seconds
+
+    def __getattr__(self, name: str) -> Any:  # the other verbs are those of the index
+        return getattr(self._inner, name)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        async with self._inner.transaction() as transaction:
+            yield transaction
+        await asyncio.sleep(self._seconds())
+
+
+def slowed(work: Work, seconds: Callable[[], float]) -> Work:
+    """Return work that waits for `seconds()` after each of its writes."""
+
+    async def slow_work(store: ChunkStore, index: Index) -> None:
+        await work(store, cast("Index", SlowIndex(index, seconds)))
+
+    return slow_work
 
 
 def checking(model: Model) -> Work:

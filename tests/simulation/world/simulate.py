@@ -21,7 +21,7 @@ from tests.simulation.world.clients import Client
 from tests.simulation.world.contents import small_sizes
 from tests.simulation.world.mixes import mix_of
 from tests.simulation.world.model import Model
-from tests.simulation.world.servers import checking, collecting, keeper, reached, repairing, server
+from tests.simulation.world.servers import Work, checking, collecting, keeper, reached, repairing, server, slowed
 from tests.simulation.world.trouble import STEPS, Trouble
 
 _ENDING_STEPS = 200_000
@@ -46,7 +46,7 @@ class _Simulation:
     def __init__(self, world: World) -> None:
         self._world = world
         self._mix = mix_of(world.seed)
-        self._model = Model(world.fail)
+        self._model = Model(world.fail, grace_seconds=self._mix.grace_seconds)
         self._store = world.machine("store")
         self._desk = world.machine("desk")
         self._root = self._store.folder / "repository"
@@ -99,12 +99,16 @@ class _Simulation:
             user = CacheUser(world, model, location=self._url, root=self._cache)
             self._begin(self._desk, f"cache-{number}", user.main)
         for count, name, work, pause_seconds in (
-            (mix.collections, "collect", collecting(), mix.collection_pause_seconds),
+            (mix.collections, "collect", self._collecting(), mix.collection_pause_seconds),
             (mix.checks, "check", checking(model), 2.0),
             (mix.repairs, "repair", repairing(model), 4.0),
         ):
             for number in range(count):
                 self._begin(self._store, f"{name}-{number}", keeper(world, model, root, work, pause_seconds=pause_seconds))
+
+    def _collecting(self) -> Work:
+        work, slowness = collecting(self._mix.grace_seconds), self._mix.collection_slowness_seconds
+        return slowed(work, lambda: self._world.random.uniform(0, slowness)) if slowness else work
 
     def _begin(self, machine: Machine, name: str, main: Main) -> None:
         self._others.append(self._world.process(name, main, on=machine))
