@@ -8,24 +8,24 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.planted import FAULTS
+from tests.simulation.world.mixes import MIXES
 
 STEPS = 12_000
 
 
 FOUND = {
-    "collection_without_second_look": (1, 8, 17),
-    "index_opened_beside_sqlite": (1,),
-    "lease_without_process": (3, 12, 21),
-    "lost_last_seen": (7, 16, 25),
-    "rename_without_sync": (2, 11, 20),
-    "retry_that_doubles": (4, 13, 22),
-    "row_before_frame": (2, 11, 20),
-    "seed_trusted": (6, 15, 24),
-    "staging_published_by_size": (6, 15, 24),
-    "tombstone_ignored": (8, 17, 26),
+    "collection_without_second_look": (1, 8, 18),
+    "index_opened_beside_sqlite": (1, 2, 3),
+    "lease_without_process": (3, 13, 23),
+    "lost_last_seen": (7, 17, 27),
+    "rename_without_sync": (19, 29, 39),
+    "retry_that_doubles": (4, 14, 24),
+    "row_before_frame": (9, 29, 39),
+    "seed_trusted": (6, 16, 26),
+    "staging_published_by_size": (6, 16, 26),
+    "tombstone_ignored": (8, 18, 28),
 }
-"""The seeds that are tried for each fault until one finds it. They have the mix in which the fault shows itself most often."""
-SEEDS = sorted({seeds[0] for seeds in FOUND.values()})
+"""The seeds that are tried for each fault until one finds it: those of the mix in which it shows itself most often."""
 
 
 def _simulate(fault: str, seed: int, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -58,8 +58,8 @@ def test_the_simulation_finds_a_planted_fault(name: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(len(MIXES)))
 def test_the_simulation_finds_nothing_without_a_fault(seed: int, folder: Path) -> None:
-    """The product itself breaks no rule with the same seeds and steps."""
+    """The product itself breaks no rule, in any mix, within as many steps."""
     done = _simulate("nothing", seed, folder)
     assert done.returncode == 0, done.stdout + done.stderr

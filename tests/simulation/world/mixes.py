@@ -81,10 +81,10 @@ MIXES = (
         servers=0,
         local_clients=3,
         collections=1,
-        nights=12,
+        nights=18,
         collection_pause_seconds=0.1,
         repeats=0.8,
-        slow_pushes=0.8,
+        slow_pushes=0.95,
     ),
     Mix(
         name="slow collections",
@@ -97,6 +97,7 @@ MIXES = (
         repeats=0.8,
         moves=True,
     ),
+    Mix(name="power alone", servers=0, local_clients=4, store_power_cuts=40),
 )
 """The mixes. A seed has the one whose number is the rest of its division by their count."""
 

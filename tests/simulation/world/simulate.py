@@ -69,9 +69,9 @@ class _Simulation:
         )
         self._world.each(STEPS, trouble)
         self._world.run(until_steps=steps)
-        trouble.stop()
+        unfinished = trouble.stop()
         self._model.is_over = True
-        self._wait_for(self._others)
+        self._wait_for([*self._others, *unfinished])
         for process in self._servers:
             if process.is_running:
                 process.signal(signal.SIGTERM)

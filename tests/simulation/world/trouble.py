@@ -64,9 +64,10 @@ class Trouble:
         if not self._is_stopped:
             self._make(world, world.choose(100))
 
-    def stop(self) -> None:
-        """End the trouble: what was killed stays so, and disks get their space back."""
+    def stop(self) -> list[Process]:
+        """End the trouble: what was killed stays so, and disks get their space back. Return the quiet check that still runs."""
         self._is_stopped = True
+        return [] if self._checking is None else [self._checking]
 
     def _make(self, world: World, choice: int) -> None:
         running = [process for process in self._processes if process.is_running]
