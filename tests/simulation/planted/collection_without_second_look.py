@@ -4,6 +4,9 @@ A push may have put such a chunk again, and its record may be committed since.
 
 What prevents it: `Collection._remove_condemned` reads in its write transaction which rows are condemned, and removes
 the frames of these only (I2).
+
+What finds it: a push that is refused because of missing chunks, or by the check that a chunk stays during its grace
+period.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ process then believes that nobody uses the index, and removes its log.
 
 What prevents it: `filestore/repository/index/replaced.py` compares the files of the index by `stat`, before and after
 each write, and never opens them.
+
+What finds it: the kernel, which sees that a process has the file of the index open without its lock.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 The entry then takes space for ever, and the cache says that it is full although nobody uses it.
 
 What prevents it: `Leases._is_alive` looks whether the process that the name of a lease folder identifies is running.
+
+What finds it: the check that each entry of a cache can be removed when all processes that used it have ended.
 """
 
 from __future__ import annotations

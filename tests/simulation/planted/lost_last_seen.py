@@ -5,6 +5,8 @@ but it sends these chunks twice.
 
 What prevents it: `SqliteIndex.refreshed_rows` refreshes the rows that it reports and that nobody has asked for during
 the last hour (I9).
+
+What finds it: the check that a chunk that a push was told to be present stays during its grace period.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 What prevents it: a namespace has one row for a name, a kind and a digest (the UNIQUE constraint of `records`), and
 `insert_record` updates it if it exists.
+
+What finds it: the check that a version has one record, after a push and in a listing.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ A process that ends in between leaves a row without a frame: pushes do not send 
 
 What prevents it: `Ingest._publish` renames the frames and adds their rows inside one write transaction (I2), so the
 commit of the rows comes after the frames are durable.
+
+What finds it: the check after each power cut, which reports a frame that is missing.
 """
 
 from __future__ import annotations

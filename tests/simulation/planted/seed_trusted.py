@@ -2,6 +2,8 @@
 
 What prevents it: `_copied` in `filestore/transfer/receiver.py` computes the digest of each chunk that it reads from a
 seed (I4), and receives the chunk if it is another one.
+
+What finds it: the check that a fetched file has the bytes that were pushed.
 """
 
 from __future__ import annotations

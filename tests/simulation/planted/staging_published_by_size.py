@@ -4,6 +4,8 @@ A staging file has its full size from its first moment, and its content arrives 
 
 What prevents it: `_fetch` in `filestore/transfer/fetch.py` lets the receiver verify what a staging file holds, chunk by
 chunk (I3), and receive the rest.
+
+What finds it: the check that a fetched file has the bytes that were pushed.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ The collection that condemned it removes its frame after the record was committe
 
 What prevents it: `select_live`, by which `commit` and `missing` look for the chunks of a file, reads only rows with
 `going = 0` (I2).
+
+What finds it: a fetch or a push of a file whose chunks are missing, or the check that each file is read back at the
+end.
 """
 
 from __future__ import annotations
