@@ -247,7 +247,9 @@ class SimulatedSocket:
         self._table.scheduler.step("send", str(len(data)))
         while True:
             try:
-                return self._table.send(self._descriptor, memoryview(data).cast("B"))
+                # Released in any case: a caller may change the size of its buffer afterwards.
+                with memoryview(data) as whole, whole.cast("B") as view:
+                    return self._table.send(self._descriptor, view)
             except BlockingIOError:
                 self._wait(select.POLLOUT, "send")
 
