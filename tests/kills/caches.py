@@ -8,19 +8,17 @@ the next process that wants the same must get it whole, and must leave nothing i
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from tests.kills.cache_checks import broken_rules, entry_folders, leftovers, let_time_pass, over_limit, staged_labels
 from tests.kills.cache_processes import keeping, using
 from tests.kills.cache_world import Item, World, make_world
-from tests.kills.children import Channel, Child, Work, command, frozen, preload
+from tests.kills.children import Work, command, frozen
 from tests.kills.harness import Trial
-from tests.kills.moments import Moment, arm, arm_calls
+from tests.kills.moments import Moment
+from tests.kills.rounds import Plan, Rounds, plans_of, run_passes, start_trial
 from tests.support.nginx import running_nginx
 
 _STORE = "filestore.cache.entry_store:EntryStore."
@@ -98,22 +96,6 @@ REMOVALS = (
 
 
 _COMMANDS = frozenset({"verify", "prune", "rm"})
-_ATTEMPTS = 5
-"""How many rounds a process has to come to its moment. What it does depends on what others do."""
-
-
-class Plan(NamedTuple):
-    """What is killed in one round, and when."""
-
-    victim: str
-    """The kind of process: `fetch`, `hit`, `open`, `tree`, `url`, `verify`, `prune`, `rm`, `ls` or `warm`."""
-    moment: Moment | None
-    """None means at random."""
-
-    @property
-    def step(self) -> str | None:
-        """The name of the moment in the figures."""
-        return None if self.moment is None else self.moment.name
 
 
 def plans(random_count: int) -> list[Plan]:
@@ -128,90 +110,84 @@ def plans(random_count: int) -> list[Plan]:
         "prune": REMOVALS,
         "rm": REMOVALS,
     }
-    found = [Plan(victim, moment) for victim, moments in named.items() for moment in moments]
-    return found + [Plan(victim, None) for victim in (*named, "ls", "warm")] * random_count
+    return plans_of(named, random_count, "ls", "warm")
 
 
-class CacheKills:
-    """One world, and one round after the other in it. The cache is never made new."""
+class CacheKills(Rounds):
+    """A cache that is never made new."""
+
+    name = "cache"
+    work = "a process"
+    calls = 120
 
     def __init__(self, world: World, trial: Trial) -> None:
+        super().__init__(trial)
         self._world = world
-        self._trial = trial
-        self._random = trial.random("cache")
-        self._environ = {
-            "HOME": str(world.folder),
-            "PATH": os.environ["PATH"],
+        self.environ |= {
             "FILESTORE_CACHE": str(world.cache),
             "FILESTORE_ROOT": str(world.root),
             "FILESTORE_CACHE_SIZE_LIMIT": str(world.size_limit),
         }
-        self._started = 0
 
     def fill(self) -> None:
         """Use everything once, so that the cache is full."""
-        self._done(self._start("first user", using(self._world, sorted(self._world.items), "lease")))
+        with ExitStack() as stack:
+            self.must_succeed(self.start("first user", using(self._world, sorted(self._world.items), "lease"), stack))
 
-    def kill_each(self, plans: list[Plan]) -> None:
-        """Do the rounds of all plans, in an order by chance, until a rule is broken."""
-        for plan in self._random.sample(plans, len(plans)):
-            if not any(self.round(plan) for _ in range(_ATTEMPTS)) and plan.moment is not None:
-                self._trial.fail(f"{plan.victim} did not come to the moment `{plan.step}` in {_ATTEMPTS} rounds")
-            if self._trial.failures:
-                return
-        self.prune()
+    def kill_each(self, plans: Sequence[Plan]) -> None:
+        """Do the rounds of all plans, and then remove what all killed processes have left."""
+        super().kill_each(plans)
+        if not self.trial.failures:
+            self.prune()
 
     def round(self, plan: Plan) -> bool:
         """Kill one process and check everything. Return whether it came to its moment."""
         with ExitStack() as stack:
             kept = self._some(self._is_file_or_tree)
-            keeper = self._start("keeper", keeping(self._world, kept.name), stack)
+            keeper = self.start("keeper", keeping(self._world, kept.name), stack)
             keeper.line()
             wanted = self._wanted(plan, but=kept)
-            victim = self._start(f"victim ({plan.victim})", self._victim(plan, wanted), stack)
-            others = [self._start(*other, stack) for other in self._others(plan, wanted)]
-            if plan.moment is None and self._random.random() < 0.5:
-                victim.wait(self._random.uniform(0, 0.15))
-                victim.kill()
-            victim.wait()
-            if not victim.was_killed and victim.status not in {0, 1}:
-                self._trial.fail(f"{victim.name} ended with {victim.status}: {victim.error()}")
+            victim = self.start(f"victim ({plan.victim})", self._victim(plan, wanted), stack)
+            others = [self.start(*other, stack) for other in self._others(plan, wanted)]
+            self.kill_sometimes(victim, plan, longest=0.15)
+            self.end_victim(victim)
             with frozen([keeper, *others]):
                 self._note(over_limit(self._world), plan)
             for other in others:
-                self._done(other)
+                self.must_succeed(other)
             if keeper.ask("look") != "is right":
-                self._trial.fail(f"{kept.name}: wrong bytes after {plan.victim}, {plan.step}")
-            self._done(self._start("next user", using(self._world, [wanted.name], "lease"), stack))
+                self.trial.fail(f"{kept.name}: wrong bytes after {plan.victim}, {plan.step}")
+            self.must_succeed(self.start("next user", using(self._world, [wanted.name], "lease"), stack))
             self._note(broken_rules(self._world, is_keeping=True), plan)
             self._note(self._left_of(wanted), plan)
             if keeper.ask("end") != "is right":
-                self._trial.fail(f"{kept.name}: wrong bytes at the end of a round, {plan.victim}, {plan.step}")
-            self._done(keeper)
+                self.trial.fail(f"{kept.name}: wrong bytes at the end of a round, {plan.victim}, {plan.step}")
+            self.must_succeed(keeper)
             self._note(broken_rules(self._world, is_keeping=False), plan)
             if victim.was_killed:
-                self._trial.note_kill("cache", plan.victim, plan.step)
+                self.trial.note_kill("cache", plan.victim, plan.step)
         return victim.was_killed
 
     def prune(self) -> None:
         """Remove what all killed processes have left, by the command for it. Nothing may stay."""
         let_time_pass(self._world)
-        self._done(self._start("prune", command(["cache", "prune"], self._environ)))
+        with ExitStack() as stack:
+            self.must_succeed(self.start("prune", command(["cache", "prune"], self.environ), stack))
         left = leftovers(self._world)
         if left:
-            self._trial.fail(f"`filestore cache prune` leaves {left}")
+            self.trial.fail(f"`filestore cache prune` leaves {left}")
 
     def _others(self, plan: Plan, wanted: Item) -> Iterator[tuple[str, Work]]:
         if plan.victim in _COMMANDS:
             return  # they would use or evict the entry that the command is to find
-        if self._random.random() < 0.6:
+        if self.random.random() < 0.6:
             yield "waiter", using(self._world, [wanted.name], "lease")
-        if self._random.random() < 0.6:
+        if self.random.random() < 0.6:
             names = [self._some(lambda _: True).name for _ in range(2)]
             yield "other user", using(self._world, names, "lease")
 
     def _victim(self, plan: Plan, wanted: Item) -> Work:
-        prepare = self._fuse(plan)
+        fuse = self.fuse(plan)
         commands = {
             "verify": ["verify"],
             "prune": ["prune", "--cache-size-limit", str(self._world.size_limit // 3)],
@@ -220,25 +196,11 @@ class CacheKills:
             "warm": ["warm", wanted.name],
         }
         if plan.victim in commands:
-            return self._command(prepare, "cache", *commands[plan.victim])
+            return self.killed_command(fuse, "cache", *commands[plan.victim])
         if plan.victim == "open":
-            return using(self._world, [wanted.name], "open", prepare=prepare)
-        way = self._random.choice(["resolve", "lease"])
-        return using(self._world, [wanted.name], way, prepare=prepare)
-
-    def _command(self, prepare: Callable[[], None], *arguments: str) -> Work:
-        run = command(arguments, self._environ)
-
-        def run_killed(channel: Channel) -> None:
-            prepare()
-            run(channel)
-
-        return run_killed
-
-    def _fuse(self, plan: Plan) -> Callable[[], None]:
-        if plan.moment is None:
-            return partial(arm_calls, self._random.randrange(1, 120))
-        return partial(arm, plan.moment, 1)
+            return using(self._world, [wanted.name], "open", prepare=fuse)
+        way = self.random.choice(["resolve", "lease"])
+        return using(self._world, [wanted.name], way, prepare=fuse)
 
     def _wanted(self, plan: Plan, *, but: Item) -> Item:
         """Return an item on which the victim comes to its moment, if there is one."""
@@ -278,22 +240,11 @@ class CacheKills:
 
     def _some(self, fits: Callable[[Item], bool]) -> Item:
         found = [item for item in self._world.items.values() if fits(item)]
-        return self._random.choice(found or [item for item in self._world.items.values() if self._is_file_or_tree(item)])
-
-    def _start(self, name: str, work: Work, stack: ExitStack | None = None) -> Child:
-        self._started += 1
-        child = Child(name, work, self._world.folder / f"{self._started % 50}.err")
-        if stack is not None:
-            stack.callback(child.close)
-        return child
-
-    def _done(self, child: Child) -> None:
-        if child.wait() != 0:
-            self._trial.fail(f"{child.name} ended with {child.status}: {child.error()}")
+        return self.random.choice(found or [item for item in self._world.items.values() if self._is_file_or_tree(item)])
 
     def _note(self, broken: Iterator[str], plan: Plan) -> None:
         for rule in broken:
-            self._trial.fail(f"{plan.victim}, {plan.step}: {rule}")
+            self.trial.fail(f"{plan.victim}, {plan.step}: {rule}")
 
 
 def run_caches(folder: Path, *, seed: int, random_count: int, seconds: float = 0.0) -> Trial:
@@ -301,15 +252,9 @@ def run_caches(folder: Path, *, seed: int, random_count: int, seconds: float = 0
 
     `folder` is new or empty. After one pass, further passes follow until the time is over.
     """
-    folder.mkdir(exist_ok=True)
-    options = f"--only cache --seed {seed} --random {random_count} --seconds {seconds:g}"
-    trial = Trial(folder, seed=seed, seconds=seconds, repeat=f"python -m tests.kills {options} FOLDER")
-    preload()
+    trial = start_trial(folder, "cache", seed=seed, random_count=random_count, seconds=seconds)
     with running_nginx(trial.folder / "origin") as origin:
         kills = CacheKills(make_world(trial.folder, origin, seed=seed), trial)
         kills.fill()
-        passes = 0
-        while not trial.failures and (passes == 0 or not trial.is_over):
-            kills.kill_each(plans(random_count))
-            passes += 1
+        run_passes(trial, (kills, plans(random_count)))
     return trial

@@ -8,12 +8,10 @@ collection leaves exactly the chunks that records need, and no staging. The next
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 from filestore.backends import connect
 from filestore.core.digest import Digest
@@ -21,9 +19,10 @@ from filestore.core.references import Reference
 from filestore.transfer.fetch_tree import fetch_tree
 from filestore.transfer.push import push
 from filestore.transfer.sources.push_cache import PushCache
-from tests.kills.children import Channel, Child, Work, command
+from tests.kills.children import Channel, Work, command
 from tests.kills.harness import Trial
-from tests.kills.moments import Moment, arm, arm_calls
+from tests.kills.moments import Moment
+from tests.kills.rounds import Plan, Rounds
 from tests.kills.tree_model import things
 from tests.support.server import TOKEN, RunningServer, eventually
 from tests.support.soak import needed_and_found
@@ -31,7 +30,6 @@ from tests.support.trees import plant, standing
 
 _PUSH = "filestore.transfer.push:"
 _CACHE = "filestore.transfer.sources.push_cache:PushCache."
-_ATTEMPTS = 3
 MOMENTS = (
     Moment("before the directory is walked", f"{_PUSH}walk"),
     Moment("after the directory is walked", f"{_PUSH}walk", is_after=True),
@@ -45,79 +43,49 @@ MOMENTS = (
 )
 
 
-class Plan(NamedTuple):
-    """Which push is killed in one round, and when."""
-
-    way: str
-    """`server` or `folder`."""
-    moment: Moment | None
-    """None means at random."""
-
-    @property
-    def step(self) -> str | None:
-        """The name of the moment in the figures."""
-        return None if self.moment is None else self.moment.name
-
-
 def plans(random_count: int) -> list[Plan]:
     """Return each named moment once, and both ways so many times at random."""
     named = [Plan("folder" if number % 3 == 2 else "server", moment) for number, moment in enumerate(MOMENTS)]
     return named + [Plan(way, None) for way in ("server", "folder")] * random_count
 
 
-class PushKills:
-    """A directory that is pushed again and again, and one round after the other."""
+class PushKills(Rounds):
+    """A directory that is pushed again and again, to a `server` or to its `folder`."""
+
+    name = "pushes"
+    work = "a push"
+    attempts = 3
+    calls = 60
 
     def __init__(self, server: RunningServer, trial: Trial) -> None:
+        super().__init__(trial)
         self._server = server
-        self._trial = trial
-        self._random = trial.random("pushes")
         self._source = plant(trial.folder / "pushed", things(2))
         self._push_cache = trial.folder / "push-cache.sqlite"
-        self._started = 0
-
-    def kill_each(self, plans: list[Plan]) -> None:
-        """Do the rounds of all plans, in an order by chance, until a rule is broken."""
-        for plan in self._random.sample(plans, len(plans)):
-            if not any(self.round(plan) for _ in range(_ATTEMPTS)) and plan.moment is not None:
-                self._trial.fail(f"a push ({plan.way}) did not come to the moment `{plan.step}` in {_ATTEMPTS} rounds")
-            if self._trial.failures:
-                return
 
     def round(self, plan: Plan) -> bool:
         """Kill one push and check everything. Return whether it came to its moment."""
-        changed = self._source / "weights" / f"{self._random.randrange(4)}.bin"
-        changed.write_bytes(self._random.randbytes(400_000))
+        changed = self._source / "weights" / f"{self.random.randrange(4)}.bin"
+        changed.write_bytes(self.random.randbytes(400_000))
         before = _state(self._source)
         with ExitStack() as stack:
-            victim = self._start(f"victim ({plan.way})", self._pushing(plan.way, self._fuse(plan)), stack)
-            if plan.moment is None and self._random.random() < 0.5:
-                victim.wait(self._random.uniform(0, 0.2))
-                victim.kill()
+            victim = self.start(f"victim ({plan.victim})", self._pushing(plan.victim, self.fuse(plan)), stack)
+            self.kill_sometimes(victim, plan, longest=0.2)
             if victim.wait() not in {0, -9}:
-                self._trial.fail(f"{victim.name} ended with {victim.status}: {victim.error()}")
+                self.trial.fail(f"{victim.name} ended with {victim.status}: {victim.error()}")
             if _state(self._source) != before:
-                self._trial.fail(f"the pushed directory has changed: {plan}")
-            self._done(self._start("look at the push cache", self._look, stack), plan)
-            collecting = command(["gc", "--grace", "0s", "--root", self._server.root], self._environ)
-            self._done(self._start("collection", collecting, stack), plan)
+                self.trial.fail(f"the pushed directory has changed: {plan}")
+            self.must_succeed(self.start("look at the push cache", self._look, stack), plan)
+            collecting = command(["gc", "--grace", "0s", "--root", self._server.root], self.environ)
+            self.must_succeed(self.start("collection", collecting, stack), plan)
             # The server removes what it has received of a request when its client has gone.
             eventually(lambda: not any(path.is_file() for path in self._server.root.glob("tmp/**/*")))
-            self._done(self._start("look at the repository", self._compare, stack), plan)
-            self._done(self._start("next push", self._pushing("server", lambda: None), stack), plan)
-            self._done(self._start("fetch", self._fetch_back, stack), plan)
+            self.must_succeed(self.start("look at the repository", self._compare, stack), plan)
+            self.must_succeed(self.start("next push", self._pushing("server", lambda: None), stack), plan)
+            self.must_succeed(self.start("fetch", self._fetch_back, stack), plan)
         if victim.was_killed:
-            self._trial.note_kill("pushes", f"push of a directory ({plan.way})", plan.step)
+            self.trial.note_kill("pushes", f"push of a directory ({plan.victim})", plan.step)
         return victim.was_killed
-
-    @property
-    def _environ(self) -> dict[str, str]:
-        return {"HOME": str(self._trial.folder), "PATH": os.environ["PATH"]}
-
-    def _fuse(self, plan: Plan) -> Callable[[], None]:
-        calls = self._random.randrange(1, 60)
-        moment = plan.moment
-        return (lambda: arm_calls(calls)) if moment is None else (lambda: arm(moment, 1))
 
     def _pushing(self, way: str, prepare: Callable[[], None]) -> Work:
         location, token = (self._server.url, TOKEN) if way == "server" else (str(self._server.root), None)
@@ -157,7 +125,7 @@ class PushKills:
 
     def _fetch_back(self, _: Channel) -> None:
         """The newest version is the directory as it is."""
-        target = self._trial.folder / "back"
+        target = self.trial.folder / "back"
 
         async def fetch_back() -> None:
             async with connect(self._server.url, token=TOKEN) as repository:
@@ -167,16 +135,6 @@ class PushKills:
         if standing(target) != standing(self._source):
             raise AssertionError("the tree that was fetched is not the one that was pushed")
         shutil.rmtree(target)
-
-    def _start(self, name: str, work: Work, stack: ExitStack) -> Child:
-        self._started += 1
-        child = Child(name, work, self._trial.folder / f"push-{self._started % 50}.err")
-        stack.callback(child.close)
-        return child
-
-    def _done(self, child: Child, plan: Plan) -> None:
-        if child.wait() != 0:
-            self._trial.fail(f"{child.name} after {plan.way}, {plan.step} ended with {child.status}: {child.error()}")
 
 
 def _state(root: Path) -> dict[str, tuple[int, int, int]]:

@@ -9,21 +9,20 @@ whole on the disk at the kill, and leaves nothing beside the target.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 from filestore.backends import connect
 from filestore.core.digest import Digest
 from filestore.repository.protocol import Moved
 from filestore.transfer.fetch_tree import fetch_record_tree
 from filestore.transfer.tree_seed import TreeSeed
-from tests.kills.children import Channel, Child, Work, command, preload
+from tests.kills.children import Channel, Child, Work
 from tests.kills.harness import Trial
-from tests.kills.moments import Moment, arm, arm_calls
+from tests.kills.moments import Moment
+from tests.kills.rounds import Plan, Rounds, plans_of, run_passes, start_trial
 from tests.kills.tree_model import chunks_on_disk, store_trees
 from tests.kills.tree_pushes import PushKills
 from tests.kills.tree_pushes import plans as push_plans
@@ -35,8 +34,6 @@ _FETCH = "filestore.transfer.fetch_tree:"
 _RECEIVE = "filestore.transfer.receiver:"
 _STAGE = "filestore.transfer.sinks.tree:TreeStaging."
 _TARGET = "filestore.transfer.target:"
-_ATTEMPTS = 5
-"""How many rounds a fetch has to come to its moment. Two processes share the work in some."""
 
 EVERY_WAY = (
     Moment("before the target is looked at", f"{_TARGET}Target.look"),
@@ -69,30 +66,16 @@ SEEDED = (
 )  # fmt: skip
 
 
-class Plan(NamedTuple):
-    """Which fetch is killed in one round, and when."""
-
-    way: str
-    """`new`, `inside`, `force`, `seeded`, or `command`, which replaces an older tree."""
-    moment: Moment | None
-    """None means at random."""
-
-    @property
-    def step(self) -> str | None:
-        """The name of the moment in the figures."""
-        return None if self.moment is None else self.moment.name
-
-    @property
-    def is_over_older(self) -> bool:
-        """Whether an older tree is at the target."""
-        return self.way in {"force", "command"}
+_OVER_OLDER = frozenset({"force", "command"})
+"""The ways in which an older tree is at the target."""
 
 
 def plans(random_count: int) -> list[Plan]:
-    """Return each named moment once, and each way so many times at random."""
-    named = {"new": EVERY_WAY, "inside": INSIDE, "force": FORCE, "seeded": SEEDED}
-    found = [Plan(way, moment) for way, moments in named.items() for moment in moments]
-    return found + [Plan(way, None) for way in (*named, "command")] * random_count
+    """Return each named moment once, and each way so many times at random.
+
+    The ways are `new`, `inside`, `force`, `seeded`, and `command`, which replaces an older tree.
+    """
+    return plans_of({"new": EVERY_WAY, "inside": INSIDE, "force": FORCE, "seeded": SEEDED}, random_count, "command")
 
 
 class _Recorder(WatchedRepository):
@@ -108,66 +91,57 @@ class _Recorder(WatchedRepository):
         return frames
 
 
-class TreeKills:
-    """A server with two versions of a directory, and one round after the other."""
+class TreeKills(Rounds):
+    """A server with two versions of a directory."""
+
+    name = "trees"
+    work = "a fetch"
+    calls = 80
 
     def __init__(self, server: RunningServer, trial: Trial) -> None:
-        self._server = server
-        self._trial = trial
-        self._random = trial.random("trees")
+        super().__init__(trial)
         self._old, self._new = asyncio.run(store_trees(trial.folder, server.url))
-        self._started = 0
-
-    def kill_each(self, plans: list[Plan]) -> None:
-        """Do the rounds of all plans, in an order by chance, until a rule is broken."""
-        for plan in self._random.sample(plans, len(plans)):
-            if not any(self.round(plan) for _ in range(_ATTEMPTS)) and plan.moment is not None:
-                self._trial.fail(f"a fetch ({plan.way}) did not come to the moment `{plan.step}` in {_ATTEMPTS} rounds")
-            if self._trial.failures:
-                return
+        self._server = server
+        self.environ |= {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": TOKEN}
 
     def round(self, plan: Plan) -> bool:
         """Kill one fetch and check everything. Return whether it came to its moment."""
-        place = self._trial.folder / "place"
+        place = self.trial.folder / "place"
         target = place / "model"
         place.mkdir()
-        if plan.is_over_older:
+        if plan.victim in _OVER_OLDER:
             plant(target, self._old.things)
-        elif plan.way == "inside":
+        elif plan.victim == "inside":
             target.mkdir()
         with ExitStack() as stack:
             victim = self._kill_one(plan, target, stack)
             self._check_target(plan, target)
             held = chunks_on_disk(place, self._new)
-            following = self._start("next fetch", self._fetching(plan.way, target, force=target.exists()), stack)
+            following = self.start("next fetch", self._fetching(plan.victim, target, force=target.exists()), stack)
             received = set(following.lines())
             if following.status:
-                self._trial.fail(f"the next fetch after a kill {plan.step} ({plan.way}) failed: {following.error()}")
+                self.trial.fail(f"the next fetch after a kill {plan.step} ({plan.victim}) failed: {following.error()}")
             if again := held & received:
-                self._trial.fail(f"{len(again)} of {len(held)} chunks on the disk were received again: {plan}")
+                self.trial.fail(f"{len(again)} of {len(held)} chunks on the disk were received again: {plan}")
             if standing(target) != self._new.things:
-                self._trial.fail(f"the next fetch made another tree: {plan}")
+                self.trial.fail(f"the next fetch made another tree: {plan}")
             if left := [path.name for path in place.iterdir() if path != target]:
-                self._trial.fail(f"the next fetch leaves {left}: {plan}")
+                self.trial.fail(f"the next fetch leaves {left}: {plan}")
         if victim.was_killed:
-            self._trial.note_kill("trees", f"fetch ({plan.way})", plan.step)
-            self._trial.note("chunks kept by kills", len(held))
+            self.trial.note_kill("trees", f"fetch ({plan.victim})", plan.step)
+            self.trial.note("chunks kept by kills", len(held))
         shutil.rmtree(place)
         return victim.was_killed
 
     def _kill_one(self, plan: Plan, target: Path, stack: ExitStack) -> Child:
         """Start a fetch and often another one to the same target, and wait until the first was killed and both have ended."""
-        victim = self._start(f"victim ({plan.way})", self._victim(plan, target), stack)
-        if plan.moment is None and self._random.random() < 0.5:
-            victim.wait(self._random.uniform(0, 0.2))
-            victim.kill()
-        is_alone = self._random.random() < 0.7
-        other = None if is_alone else self._start("other", self._fetching(plan.way, target), stack)
-        victim.wait()
-        if not victim.was_killed and victim.status not in {0, 1}:
-            self._trial.fail(f"{victim.name} ended with {victim.status}: {victim.error()}")
+        victim = self.start(f"victim ({plan.victim})", self._victim(plan, target), stack)
+        self.kill_sometimes(victim, plan, longest=0.2)
+        is_alone = self.random.random() < 0.7
+        other = None if is_alone else self.start("other", self._fetching(plan.victim, target), stack)
+        self.end_victim(victim)
         if other is not None and other.wait() != 0 and not self._is_published(plan, target):
-            self._trial.fail(f"another fetch to the same target ended with {other.status}: {other.error()}")
+            self.trial.fail(f"another fetch to the same target ended with {other.status}: {other.error()}")
         return victim
 
     def _check_target(self, plan: Plan, target: Path) -> None:
@@ -175,40 +149,25 @@ class TreeKills:
         if not target.exists():
             return
         found = {name: thing for name, thing in standing(target).items() if ".filestore-" not in name}
-        if plan.way == "inside":
+        if plan.victim == "inside":
             tops = {name.partition("/")[0] for name in found}
             is_right = found == {name: thing for name, thing in self._new.things.items() if name.partition("/")[0] in tops}
         else:
-            allowed = [self._new.things, self._old.things] if plan.is_over_older else [self._new.things]
+            allowed = [self._new.things, self._old.things] if plan.victim in _OVER_OLDER else [self._new.things]
             is_right = found in allowed
         if not is_right:
-            self._trial.fail(f"a part of a tree is at the target after a kill: {plan}: {sorted(found)}")
+            self.trial.fail(f"a part of a tree is at the target after a kill: {plan}: {sorted(found)}")
 
     def _is_published(self, plan: Plan, target: Path) -> bool:
         """Whether a fetch without `force` finds the tree there and is right to refuse it."""
-        return not plan.is_over_older and target.exists() and standing(target) == self._new.things
+        return plan.victim not in _OVER_OLDER and target.exists() and standing(target) == self._new.things
 
     def _victim(self, plan: Plan, target: Path) -> Work:
-        calls = self._random.randrange(1, 80)
         count = 2 if plan.moment is not None and "in the middle" in plan.moment.name else 1
-
-        def prepare() -> None:
-            if plan.moment is None:
-                arm_calls(calls)
-            else:
-                arm(plan.moment, count)
-
-        if plan.way != "command":
-            return self._fetching(plan.way, target, prepare=prepare)
-        environ = {"HOME": str(self._trial.folder), "PATH": os.environ["PATH"]}
-        environ |= {"FILESTORE_URL": self._server.url, "FILESTORE_TOKEN": TOKEN}
-        run = command(["fetch", self._new.record.id, "-o", target, "--force"], environ)
-
-        def run_killed(channel: Channel) -> None:
-            prepare()
-            run(channel)
-
-        return run_killed
+        fuse = self.fuse(plan, count=count)
+        if plan.victim != "command":
+            return self._fetching(plan.victim, target, prepare=fuse)
+        return self.killed_command(fuse, "fetch", self._new.record.id, "-o", target, "--force")
 
     def _fetching(self, way: str, target: Path, *, force: bool = False, prepare: Callable[[], None] = lambda: None) -> Work:
         """Return the work of a process that fetches the new tree. It says the digest of each chunk that it receives."""
@@ -218,9 +177,7 @@ class TreeKills:
             async with connect(self._server.url, token=TOKEN) as repository:
                 recorder = _Recorder(WatchedRepository(repository))
                 seeds = [TreeSeed(old.path, old.manifest, old.tail)] if way == "seeded" else []
-                await fetch_record_tree(
-                    recorder, self._new.record, target=target, force=force or way in {"force", "command"}, seeds=seeds
-                )
+                await fetch_record_tree(recorder, self._new.record, target=target, force=force or way in _OVER_OLDER, seeds=seeds)
                 for digest in recorder.received:
                     channel.say(str(digest))
 
@@ -230,27 +187,14 @@ class TreeKills:
 
         return run
 
-    def _start(self, name: str, work: Work, stack: ExitStack) -> Child:
-        self._started += 1
-        child = Child(name, work, self._trial.folder / f"{self._started % 50}.err")
-        stack.callback(child.close)
-        return child
-
 
 def run_trees(folder: Path, *, seed: int, random_count: int, seconds: float = 0.0) -> Trial:
     """Kill fetches and pushes of a directory at each named moment, and each way so many times at random.
 
     `folder` is new or empty. After one pass, further passes follow until the time is over.
     """
-    folder.mkdir(exist_ok=True)
-    options = f"--only trees --seed {seed} --random {random_count} --seconds {seconds:g}"
-    trial = Trial(folder, seed=seed, seconds=seconds, repeat=f"python -m tests.kills {options} FOLDER")
-    preload()
+    trial = start_trial(folder, "trees", seed=seed, random_count=random_count, seconds=seconds)
     with running_server(trial.folder / "repository") as server:
-        fetches, pushes = TreeKills(server, trial), PushKills(server, trial)
-        passes = 0
-        while not trial.failures and (passes == 0 or not trial.is_over):
-            fetches.kill_each(plans(random_count))
-            pushes.kill_each(push_plans(random_count))
-            passes += 1
+        fetches = (TreeKills(server, trial), plans(random_count))
+        run_passes(trial, fetches, (PushKills(server, trial), push_plans(random_count)))
     return trial
