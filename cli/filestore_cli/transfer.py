@@ -196,8 +196,8 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
     of the new file. For a directory, TARGET is the path of the directory itself; only an empty folder may be there.
     Content of an older version and of an interrupted fetch is not transferred again.
 
-    Without -o, the file gets its stored name. If you gave an id or a digest, you did not see that name: then an
-    existing file is not replaced, and a name that begins with a dot is refused. --force allows both.
+    Without -o, and in a folder, the file gets its stored name. If you gave an id or a digest, you did not see that
+    name: then an existing file is not replaced, and a name that begins with a dot is refused. --force allows both.
     """
     if keeps_zip and unzip:
         raise click.UsageError("--zip writes a zip file and --unzip writes its content; give one of them")
@@ -268,8 +268,16 @@ class FetchRequest(NamedTuple):
         return self.unzip or (record.kind is Kind.DIRECTORY and not self.keeps_zip)
 
     def is_chosen(self, name: str) -> bool:
-        """Return whether the user chose to write to `name`: by a target, by --force, or by typing this name."""
-        return self.output is not None or self.force or self.reference.rpartition("/")[2] == name
+        """Return whether the user chose to write to `name`: by a target, by --force, or by typing this name.
+
+        A folder as the target of a file does not choose the name in it.
+        """
+        return self.force or self.reference.rpartition("/")[2] == name or (self.output is not None and not self.names_folder)
+
+    @property
+    def names_folder(self) -> bool:
+        """Whether the target is a folder, in which a file gets its stored name, as with cp."""
+        return self.output is not None and (self.output.endswith(os.sep) or Path(self.output).is_dir())
 
     def check_name(self, name: str) -> None:
         """Raise TargetError if the user did not choose the name and it begins with a dot, such as `.bashrc` or `.ssh`.
@@ -278,7 +286,7 @@ class FetchRequest(NamedTuple):
         """
         if name.startswith(".") and not self.is_chosen(name):
             reason = "you did not type this name, and it begins with a dot, like the names of settings and keys"
-            raise TargetError(name, f"{reason}; give a target with -o, or --force to write under this name")
+            raise TargetError(name, f"{reason}; give a target with its name with -o, or --force to write under this name")
 
 
 class Done(NamedTuple):
@@ -291,10 +299,14 @@ class Done(NamedTuple):
     location: str
 
 
-def target_path(output: str | None, name: str, *, follows_link: bool = True) -> Path:
-    """Return the path that a fetch of the file `name` writes to, by the rules of cp. Raises TargetError."""
+def target_path(wanted: FetchRequest, name: str) -> Path:
+    """Return the path that a fetch of the file `name` writes to, by the rules of cp. Raises TargetError.
+
+    A link is followed only if the user chose the name.
+    """
+    output, follows_link = wanted.output, wanted.is_chosen(name)
     path = Path(name if output is None else output)
-    if output is not None and (path.is_dir() or output.endswith(os.sep)):
+    if output is not None and wanted.names_folder:
         if not path.is_dir():
             raise TargetError(output, "there is no such folder; make it first")
         path /= name
@@ -372,17 +384,17 @@ async def _fetch_file(context: CommandContext, repository: Repository, record: R
     from filestore.transfer.fetch import fetch as fetch_file  # heavy
 
     wanted.check_name(record.name)
-    is_chosen = wanted.is_chosen(record.name)
-    target = target_path(wanted.output, record.name, follows_link=is_chosen)
+    target = target_path(wanted, record.name)
     async with show_progress(FETCH, record.name, enabled=context.shows_progress, repository=repository) as report:
-        return await fetch_file(repository, record, target=target, report=report, force=is_chosen)
+        return await fetch_file(repository, record, target=target, report=report, force=wanted.is_chosen(record.name))
 
 
 async def _fetch_tree(context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest) -> FetchTreeResult:
     from filestore.transfer.fetch_tree import fetch_tree  # heavy
 
     name = tree_name(record.name)
-    wanted.check_name(name)
+    if wanted.output is None:
+        wanted.check_name(name)
     target = Path(name if wanted.output is None else wanted.output)
     limits = context.settings.zip_limits
     async with show_progress(FETCH, record.name, enabled=context.shows_progress, repository=repository) as report:

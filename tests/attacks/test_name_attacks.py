@@ -87,6 +87,41 @@ def test_a_name_with_a_dot_is_not_written(home: Home, tmp_path: Path, here: Path
     assert {".bashrc": CONTENT, "theirs": CONTENT} == standing(here)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", [".", "inner", "inner/"])
+def test_a_folder_as_the_target_does_not_choose_the_name(home: Home, tmp_path: Path, here: Path, folder: str) -> None:
+    """`-o FOLDER` names a folder, and the name in it is still another person's: the same rules hold."""
+    inside = here / folder
+    inside.mkdir(exist_ok=True)
+    (inside / "run.sh").write_bytes(b"mine")
+    pushed = stored(home, tmp_path, "run.sh")
+    sentence = home.failure("fetch", pushed["id"], "-o", folder, cwd=here)
+    assert "another file is there" in sentence
+    assert {"run.sh": b"mine"} == standing(inside)
+    home.result("fetch", pushed["id"], "-o", folder, "--force", cwd=here)
+    assert {"run.sh": CONTENT} == standing(inside)
+    (inside / "run.sh").write_bytes(b"mine")
+    home.result("fetch", "run.sh", "-o", folder, cwd=here)
+    home.result("fetch", pushed["id"], "-o", f"{folder.rstrip('/')}/run.sh", cwd=here)
+    assert {"run.sh": CONTENT} == standing(inside)
+
+
+@pytest.mark.slow
+def test_a_name_with_a_dot_is_not_written_in_a_folder(home: Home, tmp_path: Path, here: Path) -> None:
+    """Also a link by that name is neither followed nor replaced, with the folder given as the target."""
+    pushed = stored(home, tmp_path, ".bashrc")
+    for key in ("id", "digest"):
+        assert "it begins with a dot" in home.failure("fetch", pushed[key], "-o", here, cwd=tmp_path)
+    assert [] == list(here.iterdir())
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"mine")
+    plain = stored(home, tmp_path, "plain")
+    (here / "plain").symlink_to(outside)
+    home.failure("fetch", plain["id"], "-o", here, cwd=tmp_path)
+    assert (here / "plain").is_symlink()
+    assert b"mine" == outside.read_bytes()
+
+
 def _uuid(file_id: str) -> str:
     digits = file_id.removeprefix("file_")
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
