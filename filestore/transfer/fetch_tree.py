@@ -156,6 +156,7 @@ async def fetch_record_tree(
         receiving = Receiver(repository, manifest, report, seeds=seeds, options=options)
         try:
             archive = await read_structure(receiving, record.name, manifest.size, limits, offset_space=options.offset_space)
+            place.check_names(archive)
             if is_moved and await in_disk_thread(place.holds, archive):
                 receiving.note_whole()
             else:

@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from filestore.core.digest import Digest
 from filestore.errors import Busy, FilestoreError, StorageError, TargetError, storage_error
+from filestore.format.zip.tree import for_display
 from filestore.system.files import (
     move,
     remove,
@@ -146,6 +147,19 @@ class Target:
             return matches_disk(descriptor, archive.members, ignored=self._ours)
         finally:
             os.close(descriptor)
+
+    def check_names(self, archive: Zip) -> None:
+        """Raise TargetError if the tree has a name that this fetch, or a later one to the same target, takes for its own.
+
+        Such a name at the top of the target would be moved or removed like the rest of an interrupted fetch.
+        """
+        ours = {name.lower() for name in self._ours}
+        for member in archive.members:
+            name = member.path.partition("/")[0]
+            # Some file systems do not keep upper and lower case apart.
+            if name.lower() in ours or name.lower().endswith(self._decided_ends):
+                reason = f"the tree has the name {for_display(name)!r}, which a fetch to this target uses itself"
+                raise TargetError(str(self.path), f"{reason}; give a target with another name, or write it as a zip file")
 
     def discard(self) -> None:
         """Remove the staging folder. It is renamed first, since another process may work in it.
