@@ -1,6 +1,7 @@
 """Start, use and end the process of a pipeline, from the side of the server. Each request has a time limit.
 
-When a process is ended, all processes that it started are ended too.
+When a process is ended, all processes that it started are ended too, also those in sessions of their own. `worker.py`
+says how.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ from filestore.runtime import worker
 from filestore.runtime import worker_protocol as messages
 from filestore.runtime.environments import OWN, Environment
 from filestore.runtime.errors import PipelineEnded, RunFailed, RunTimedOut
-from filestore.runtime.printed import PrintReader, RunLog
+from filestore.runtime.printed import PrintReader, RunLog, readable_text
 from filestore.system.files import remove_if_possible
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
+
+_END_SECONDS = 10.0
+"""How long the keeper of a process has to end everything. Then this process does so."""
+_END_ATTEMPTS, _END_PAUSE_SECONDS = 1000, 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,20 +92,37 @@ class PipelineProcess:
         self._is_dead = bool(answer.get("is_spent"))
         failed = answer.get("error")
         if isinstance(failed, dict):
-            raise RunFailed(str(failed.get("exception")), str(failed.get("traceback") or ""))
+            raise RunFailed(_readable(failed.get("exception")), _readable(failed.get("traceback") or ""))
         return answer
 
     async def end(self) -> None:
         """Kill the process and all processes that it started, and remove its folder. A second call does nothing."""
         self._is_dead = True
         self._connection.close()
-        # The group exists longer than its leader if user code left processes.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        await shield_until_done(self._process.wait())
-        # After the process, so that its last lines are kept. A process that left its group may still have the pipe open.
+        await shield_until_done(self._end_all())
+        # After the process, so that its last lines are kept.
         self.printed.close()
         await shield_until_done(in_disk_thread(remove_if_possible, self.folder))
+
+    async def _end_all(self) -> None:
+        """End the keeper, and everything below it. The keeper ends the rest first."""
+        pid = self._process.pid
+        self._signal(signal.SIGTERM)
+        self._signal(signal.SIGCONT)  # user code may have stopped it
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                await self._process.wait()
+        for _ in range(_END_ATTEMPTS):
+            if self._process.returncode is not None or not await in_disk_thread(worker.end_descendants, pid):
+                break
+            await asyncio.sleep(_END_PAUSE_SECONDS)
+        self._signal(signal.SIGKILL)
+        await self._process.wait()
+        await in_disk_thread(worker.end_marked, f"PIPELINE_DIR={_sdk_folder(self.folder)}")
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)
 
     async def _request(self, message: bytes) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
@@ -156,16 +178,26 @@ async def start_process(
             env={
                 **environ,
                 "TMPDIR": str(folder),
-                "PIPELINE_DIR": str(folder / ".pipeline"),
+                "PIPELINE_DIR": str(_sdk_folder(folder)),
                 # What a run prints must be in the pipe before its answer is sent.
                 "PYTHONUNBUFFERED": "1",
             },
             pass_fds=[theirs.fileno()],
-            # A group of its own, so that all processes that it starts can be ended with it.
+            # The keys of a terminal end the server, and the server ends the process.
             start_new_session=True,
         )
         failed.pop_all()
     return PipelineProcess(process, ours, printed, folder, seconds=limits.seconds)
+
+
+def _sdk_folder(folder: Path) -> Path:
+    """Return the folder that the SDK uses. Its name is new, so the variable that has it marks the processes of a pipeline."""
+    return folder / ".pipeline"
+
+
+def _readable(text: object) -> str:
+    """Return text of user code without characters that control a terminal. Its lines stay."""
+    return "\n".join(readable_text(line.encode(errors="backslashreplace")) for line in str(text).split("\n"))
 
 
 def _how(returncode: int | None) -> str:

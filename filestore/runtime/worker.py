@@ -7,6 +7,9 @@ Python that has a supported version of the SDK, also where filestore is not inst
 What user code prints goes to a pipe of its own, so it is never mixed with the messages. `python PATH/worker.py
 --describe` prints the versions of Python and of the SDK as JSON.
 
+It is two processes. The first one, the keeper, runs no user code. It adopts what user code leaves behind, such as a
+process in a session of its own, and ends all of that when the second one or the server has ended.
+
 A server and this process exchange JSON messages, each preceded by its length. Pickles are never used: the answers of
 user code are data, and are checked (I4). Outputs are JSON values, or files by their paths.
 
@@ -30,6 +33,7 @@ when all of them have ended, or with `close`.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import inspect
 import io
@@ -38,6 +42,7 @@ import os
 import platform
 import queue
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -45,12 +50,13 @@ import struct
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HEADER_SIZE = 4
 MESSAGE_LIMIT = 16 << 20
@@ -68,6 +74,10 @@ _BATCH_SIZE = 1 << 20
 """Bytes of JSON after which `next` asks a generator for no further value."""
 
 _HEADER = struct.Struct("<I")
+_SET_PARENT_DEATH_SIGNAL, _SET_CHILD_SUBREAPER = 1, 36
+"""Options of `prctl`. Source: prctl(2)."""
+_WAKING = (signal.SIGCHLD, signal.SIGTERM)
+_END_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.1
 
 
 class MissingOutput(Exception):
@@ -164,6 +174,7 @@ def main() -> None:
         return
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
+    _keep(connection)
     _limit(memory=int(sys.argv[2]))
     received: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     # Listen in a thread, so that the end of the server is noticed while user code runs.
@@ -171,6 +182,132 @@ def main() -> None:
     work = _Work()
     while True:
         connection.sendall(_answer(work, received.get()))
+
+
+def _keep(connection: socket.socket) -> None:
+    """Return in a new process, in a session of its own. The process that called this becomes its keeper.
+
+    The keeper ends when that process or the server has ended, in the same way, and before that it ends everything else
+    that user code has started.
+    """
+    _prctl(_SET_CHILD_SUBREAPER, 1)
+    woken, waking = os.pipe()
+    for descriptor in (woken, waking):
+        os.set_blocking(descriptor, False)
+    keeper = os.getpid()
+    for number in _WAKING:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+    pid = os.fork()
+    if pid:
+        # The server must notice when user code closes the connection.
+        connection.close()
+        _end_with(_await_end(pid, woken))
+    signal.set_wakeup_fd(-1)
+    for number in _WAKING:
+        signal.signal(number, signal.SIG_DFL)
+    for descriptor in (woken, waking):
+        os.close(descriptor)
+    _prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != keeper:  # it ended before the line above
+        os._exit(1)
+    os.setsid()
+
+
+def _await_end(pid: int, woken: int) -> int:
+    """Wait until the process `pid` or the server has ended, or for SIGTERM. Then end all that is left.
+
+    Return how the process ended.
+    """
+    status: int | None = None
+    poll = select.poll()
+    # The pipe to which user code prints has an error when the server, which reads it, is gone.
+    poll.register(sys.stdout.fileno(), 0)
+    poll.register(woken, select.POLLIN)
+    while status is None:
+        found = dict(poll.poll())
+        signals = os.read(woken, 4096) if woken in found else b""
+        status = _reap(pid, status)
+        if signal.SIGTERM in signals or sys.stdout.fileno() in found:
+            break
+    pause = _END_PAUSE_SECONDS
+    while end_descendants(os.getpid()):
+        status = _reap(pid, status)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+    status = _reap(pid, status)
+    return os.waitstatus_to_exitcode(signal.SIGKILL if status is None else status)
+
+
+def _reap(pid: int, status: int | None) -> int | None:
+    """Remove all ended children from the table of processes. Return how `pid` ended, if it did, or else `status`."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == pid:
+                status = ended[1]
+    return status
+
+
+def _end_with(code: int) -> NoReturn:
+    """End this process with a status, or by a signal if `code` is negative."""
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with suppress(OSError, ValueError):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code if code >= 0 else 1)
+
+
+def end_descendants(pid: int) -> bool:
+    """Kill all processes that `pid` started, and those that they started. Return whether there were any.
+
+    A process whose parent has ended has the keeper as its parent, so it is found too. Those of another user, such as a
+    program that runs as root, cannot be killed.
+    """
+    children: dict[int, list[int]] = {}
+    for child, parent in _living():
+        children.setdefault(parent, []).append(child)
+    waiting, has_ended = list(children.get(pid, ())), False
+    while waiting:
+        found = waiting.pop()
+        waiting += children.get(found, ())
+        with suppress(OSError):
+            os.kill(found, signal.SIGKILL)
+            has_ended = True
+    return has_ended
+
+
+def _living() -> Iterator[tuple[int, int]]:
+    """Yield each process that runs, and its parent. Without `/proc`, nothing is known."""
+    try:
+        names = os.listdir("/proc")  # noqa: PTH208  # names are enough
+    except OSError:
+        return
+    for name in names:
+        if name.isdecimal():
+            with suppress(OSError, ValueError):
+                described = Path("/proc", name, "stat").read_bytes()
+                # The name of the program is in parentheses, and may have any character.
+                state, parent = described[described.rindex(b")") + 1 :].split()[:2]
+                if state not in {b"Z", b"X"}:
+                    yield int(name), int(parent)
+
+
+def end_marked(mark: str) -> None:
+    """Kill all processes of this user that were started with the variable `mark` in their environment.
+
+    It finds what a process has left that killed its keeper.
+    """
+    for pid, _ in _living():
+        with suppress(OSError):
+            if mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and pid != os.getpid():
+                os.kill(pid, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Set an attribute of this process. It does nothing where the operating system is not Linux."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _limit(*, memory: int) -> None:

@@ -6,6 +6,7 @@ For an environment with the Pipeline SDK. There are no lazy annotations, because
 import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -119,6 +120,26 @@ def garbled() -> str:
     return "garbled"
 
 
+def left(how: str) -> list[int]:
+    """Leave processes in sessions of their own. Return their process ids."""
+    if how == "keeper":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(3600)
+    if how == "stopped keeper":
+        os.kill(os.getppid(), signal.SIGSTOP)
+    if how == "session":
+        return [subprocess.Popen(["sleep", "1000"], start_new_session=True).pid]
+    # A daemon: its parent ends, and it prints nothing.
+    program = "import os, time; pid = os.fork(); pid or os.close(1); pid or os.setsid(); print(pid) if pid else time.sleep(1000)"
+    return [int(subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True).stdout)]
+
+
+def raised_with_escapes() -> None:
+    """Print and raise what would control a terminal that shows it."""
+    print("\x1b[2J\x1b]0;title\x07\x1b[1;1Hforged\r\x9b2J")  # noqa: T201  # what is tested
+    raise ValueError("a\x1b[2Jb\x07c\x9bd\u202ee\nf")
+
+
 WAYS: dict[str, Callable[[], Any]] = {
     "pid": os.getpid,
     "threads": lambda: "OPENBLAS_NUM_THREADS" in os.environ,
@@ -147,6 +168,11 @@ WAYS: dict[str, Callable[[], Any]] = {
     "half": half,
     "children": lambda: subprocess.Popen(["sleep", "1000"]).pid,  # any program
     "garble": garbled,
+    "session": lambda: left("session"),
+    "daemon": lambda: left("daemon"),
+    "stopped keeper": lambda: left("stopped keeper"),
+    "killed keeper": lambda: left("keeper"),
+    "escapes": raised_with_escapes,
 }
 
 
