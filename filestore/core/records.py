@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,12 +12,12 @@ from typing import Any
 from filestore.core.digest import Digest
 from filestore.core.names import checked_name, checked_namespace
 from filestore.core.paths import file_path, run_path
-from filestore.core.timestamps import format_timestamp, parse_timestamp
+from filestore.core.timestamps import LAST_MOMENT, format_timestamp, parse_timestamp
 from filestore.errors import InvalidReference
 
 FILE_ID_PATTERN = re.compile(r"file_[0-9a-f]{32}\Z")
-_LAST_MOMENT = 253_402_300_800_000_000
-"""The first time that is not allowed: the start of the year 10000, in microseconds since 1970."""
+_DIGITS_LIMIT = 300
+"""The most digits of a whole number in JSON. Such a number can be converted to a float, and printed, without an error."""
 
 
 class Kind(StrEnum):
@@ -115,17 +116,41 @@ def checked_record(record: Record) -> Record:
     checked_namespace(record.namespace)
     if not 0 <= record.size < 1 << 63:
         raise ValueError("its size is not a number of bytes")
-    if not all(0 <= moment < _LAST_MOMENT for moment in (record.created_at, record.updated_at)):
+    if not all(0 <= moment < LAST_MOMENT for moment in (record.created_at, record.updated_at)):
         raise ValueError("its times are out of range")
     return record
 
 
-def parse_json(text: bytes | str) -> Any:
-    """Parse a JSON text. Raises ValueError if it is not JSON, or if it is nested too deep."""
+def parse_json(text: bytes | str, *, any_number: bool = False) -> Any:
+    """Parse a JSON text from outside (I4).
+
+    Raises ValueError if it is not JSON, if it is nested too deep, or if it has a number that is not finite or out of the
+    range of a double. Python itself accepts NaN, reads 1e400 as infinity, and makes integers of thousands of digits, which
+    fail where they are used. With `any_number`, they are accepted: the inputs of a run may be such.
+    """
     try:
-        return json.loads(text)
+        if any_number:
+            return json.loads(text)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("it has a number that is too large")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > _DIGITS_LIMIT:
+        raise ValueError("it has a number that is too large")
+    return int(text)
 
 
 def checked_file_id(text: str) -> str:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+LAST_MOMENT = 253_402_300_800_000_000
+"""The first time that is not allowed: the start of the year 10000, in microseconds since 1970."""
+
 
 def format_timestamp(microseconds: int) -> str:
     """Return a time in microseconds since 1970 as text. All times in JSON have this form."""

@@ -29,6 +29,8 @@ OCTETS = "application/octet-stream"
 LINES = "application/x-ndjson"
 """The media type of a listing: one JSON object in each line."""
 PROBLEM = "application/problem+json"
+TEXT_LIMIT = 4096
+"""The most characters of a text in a problem document. It is shown to a user as one line."""
 
 _COUNT = struct.Struct("<I")
 
@@ -225,7 +227,10 @@ def decode_problem(url: str, status: int, document: object) -> errors.FilestoreE
         return errors.ServerError(url, status, "no explanation")
     kind = _kind_of(document.get("type"))
     made = None if kind is None else _made_again(kind, document)
-    return errors.ServerError(url, status, str(document.get("detail", ""))) if made is None else made
+    if made is not None:
+        return made
+    detail = document.get("detail", "")
+    return errors.ServerError(url, status, detail[:TEXT_LIMIT] if isinstance(detail, str) else "no explanation")
 
 
 def _kind_of(problem_type: object) -> type[errors.FilestoreError] | None:
@@ -244,7 +249,7 @@ def _made_again(kind: type[errors.FilestoreError], document: Mapping[str, object
             if not isinstance(fact, list) or not fact or not all(isinstance(part, str) for part in fact):
                 return None
             facts += fact
-        elif type(fact) in _FACT_TYPES[types.get(name, str)]:
+        elif type(fact) in _FACT_TYPES[types.get(name, str)] and not (isinstance(fact, str) and len(fact) > TEXT_LIMIT):
             facts.append(fact)
         else:
             return None

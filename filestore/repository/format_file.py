@@ -48,7 +48,7 @@ def checked_identity(
         raise ValueError("its id is not 32 hexadecimal digits")
     if not isinstance(namespace, str) or type(chunking_version) is not int:
         raise ValueError("its namespace is not a text, or its cutting version is not a number")
-    if upload_limit is not None and type(upload_limit) is not int:
+    if upload_limit is not None and not (type(upload_limit) is int and 0 <= upload_limit < 1 << 63):
         raise ValueError("its limit of uploads is not a number")
     return Identity(repository_id, checked_namespace(namespace), chunking_version, upload_limit)
 

@@ -80,12 +80,14 @@ async def read_lines(file: BinaryIO) -> AsyncIterator[Record]:
     """
     with listing_errors():
         await in_disk_thread(file.seek, 0)
-    last: int | None = None
+    last, namespace = 1 << 63, None
     while found := await in_disk_thread(_next_records, file):
         for position, record in found:
-            if last is not None and position >= last:
+            if not 0 <= position < last:
                 raise ValueError("its list of files is not in order")
-            last = position
+            if namespace not in {None, record.namespace}:
+                raise ValueError("its list of files is of several namespaces")
+            last, namespace = position, record.namespace
             yield record
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from filestore.core.digest import Digest
+from filestore.core.names import checked_name, checked_namespace
 from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, Reference
 from filestore.errors import InvalidInput
@@ -113,21 +114,27 @@ class Usage(NamedTuple):
 
 
 def usage_from_json(values: dict[str, Any]) -> Usage:
-    """Make a `Usage` from its JSON form, an object of its members. Raises KeyError, TypeError, ValueError.
+    """Make a `Usage` from its JSON form, an object of its members.
 
-    An earlier version of filestore does not say whether there is a hold.
+    Raises KeyError, TypeError, ValueError or a FilestoreError if a value is missing or not valid. An earlier version of
+    filestore does not say whether there is a hold.
     """
-    texts, lists = {"namespace"}, {"damaged", "names"}
     members = {name: values[name] for name in Usage._fields if name != "hold"}
     names = [NameUsage(**{name: entry[name] for name in NameUsage._fields}) for entry in members["names"]]
-    numbers = [members[name] for name in members.keys() - texts - lists] + [number for name in names for number in name[1:]]
+    counts = members.keys() - {"namespace", "grace_seconds", "damaged", "names"}
+    numbers = [members[name] for name in counts] + [number for name in names for number in name[1:]]
     words = [members["namespace"], *members["damaged"], *(name.name for name in names)]
-    if not all(type(number) in {int, float} and number >= 0 for number in numbers) or not all(
-        type(word) is str for word in words
-    ):
-        raise ValueError("a number or a text has a wrong type")
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
+        raise ValueError("a count or a size is not a number")
+    if type(members["grace_seconds"]) not in {int, float} or not 0 <= members["grace_seconds"] < 1 << 63:
+        raise ValueError("the grace period is not a number of seconds")
+    if not all(type(word) is str for word in words):
+        raise TypeError("a name is not a text")
+    namespace = checked_namespace(members["namespace"])
+    for name in names:
+        checked_name(name.name)
     found = values.get("hold")
-    hold = hold_from_json(members["namespace"], found) if isinstance(found, dict) else None
+    hold = hold_from_json(namespace, found) if isinstance(found, dict) else None
     return Usage(**members | {"damaged": tuple(members["damaged"]), "names": tuple(names), "hold": hold})
 
 

@@ -17,7 +17,15 @@ from yarl import URL
 from filestore.core.digest import Buffer
 from filestore.errors import Interrupted, InvalidUrl, ProxyUnreachable, Stalled
 from filestore.http import wire
-from filestore.http.client.answers import SUCCESSES, SmallAnswer, answer_error, longer_than_announced, no_connection
+from filestore.http.client.answers import (
+    LATE_SIZE,
+    PROBLEM_LIMIT,
+    SUCCESSES,
+    SmallAnswer,
+    answer_error,
+    longer_than_announced,
+    no_connection,
+)
 from filestore.http.client.foreign import foreign_answer
 from filestore.http.client.transport import AnswerBody, Request
 from filestore.repository.protocol import Moved
@@ -29,8 +37,6 @@ from filestore.system.stalls import LEAST_ANSWER_RATE, LEAST_RATE, acknowledged_
 
 PIECE = 256 << 10
 """Bytes that are passed to a connection at a time. Progress is reported for each piece."""
-_SMALL_ANSWER_SIZE = 64 << 10
-"""The largest answer that a server may send slowly, byte by byte, while it works."""
 
 _current_watch: ContextVar[_Watch] = ContextVar("current_watch")
 
@@ -92,30 +98,37 @@ class AiohttpTransport:
                     **self._by_proxy(),
                 ) as response:
                     self.has_answered = True
-                    is_large = (response.content_length or 0) > _SMALL_ANSWER_SIZE
-                    watch.expect(LEAST_RATE if is_large or request.stage is Stage.RECEIVE else LEAST_ANSWER_RATE)
-                    await self._accept(request, response, body, watch, is_sent=outgoing.is_sent)
+                    watch.expect(LEAST_ANSWER_RATE if request.is_late else LEAST_RATE)
+                    try:
+                        await self._accept(request, response, body, watch, is_sent=outgoing.is_sent)
+                    except BaseException:
+                        _abort(response)
+                        raise
 
     async def _accept(
         self, request: Request, response: aiohttp.ClientResponse, body: AnswerBody, watch: _Watch, *, is_sent: bool
     ) -> None:
         said = said_by(response.headers)
         if response.status not in SUCCESSES:
-            problem = SmallAnswer(self._location)
-            await self._receive(response, problem, watch)
+            problem = SmallAnswer(self._location, limit=PROBLEM_LIMIT)
+            await self._receive(response, problem, watch, is_late=request.is_late)
             sent, has_token = request.size, self._token is not None
             raise answer_error(self._location, response.status, problem.content, said, sent_size=sent, has_token=has_token)
         if not is_sent:
             raise Interrupted(self._location, "it answered before it had the whole request")
         if said.is_page:
             raise foreign_answer(self._location, response.status, said)
-        await self._receive(response, body, watch)
+        await self._receive(response, body, watch, is_late=request.is_late)
 
-    async def _receive(self, response: aiohttp.ClientResponse, body: AnswerBody, watch: _Watch) -> None:
+    async def _receive(self, response: aiohttp.ClientResponse, body: AnswerBody, watch: _Watch, *, is_late: bool) -> None:
         body.expect(response.content_length)
+        late_left = LATE_SIZE if is_late else 0
         # readany: what has arrived, in as few pieces as it came.
         while piece := await response.content.readany():
             watch.count(len(piece))
+            if 0 < late_left <= len(piece):
+                watch.expect(LEAST_RATE)
+            late_left = max(0, late_left - len(piece))
             rest = memoryview(piece)
             while rest:
                 memory = body.memory()[: len(rest)]
@@ -183,6 +196,15 @@ class AiohttpTransport:
             raise Stalled(self._location, self._stall_seconds) from None
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Interrupted(self._location, failure_reason(error)) from None
+
+
+def _abort(response: aiohttp.ClientResponse) -> None:
+    """Cut the connection of an answer that is not read to its end.
+
+    The end of TLS would wait half a minute for the server to agree.
+    """
+    if response.connection is not None and response.connection.transport is not None:
+        response.connection.transport.abort()
 
 
 class _WatchedRequest(aiohttp.ClientRequest):

@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import BinaryIO
 
 from filestore.core.digest import Digest
-from filestore.core.manifest import MANIFEST_LIMIT
 from filestore.core.records import parse_json
 from filestore.errors import (
     FilestoreError,
@@ -26,8 +25,12 @@ from filestore.repository.protocol import Moved
 from filestore.system.connection_errors import failure_reason, is_host_unknown
 from filestore.system.http_answers import Said
 
-PROBLEM_LIMIT = MANIFEST_LIMIT * 3
-"""Largest problem document in bytes. One may list every chunk of a manifest."""
+DOCUMENT_LIMIT = 4 << 20
+"""Bytes of the largest document that is accepted. A page of 1000 records has at most about 2 MiB."""
+PROBLEM_LIMIT = 1 << 20
+"""Bytes of the largest problem document. One lists up to 4096 chunks; an earlier server lists all, of which 7000 fit."""
+LATE_SIZE = 64 << 10
+"""How much of a late document a server may send slowly, byte by byte, while it works. It sends at most that many blanks."""
 SUCCESSES = frozenset({HTTPStatus.OK, HTTPStatus.CREATED})
 """The statuses with which our server answers a request that succeeded. Any other status is an error."""
 
@@ -37,7 +40,7 @@ _PIECE = 64 << 10
 class SmallAnswer:
     """An `AnswerBody` for a small answer. Its memory grows with what arrives, not with what is announced."""
 
-    def __init__(self, location: str, *, limit: int = PROBLEM_LIMIT) -> None:
+    def __init__(self, location: str, *, limit: int = DOCUMENT_LIMIT) -> None:
         """`location` is the name of the server in errors, `limit` the largest accepted size in bytes."""
         self._location = location
         self._limit = limit

@@ -27,7 +27,7 @@ from yarl import URL
 from filestore.core.digest import Buffer
 from filestore.errors import Interrupted, ProxyUnreachable, ServerError, Stalled, Unreachable
 from filestore.http import wire
-from filestore.http.client.answers import no_connection
+from filestore.http.client.answers import LATE_SIZE, no_connection
 from filestore.http.client.foreign import foreign_answer
 from filestore.repository.protocol import Moved
 from filestore.system.connection_errors import failure_reason
@@ -42,8 +42,8 @@ T = TypeVar("T")
 HEAD_LIMIT = 64 << 10
 """Largest head of an answer in bytes, including the interim answers before it."""
 
-SMALL_ANSWER_SIZE = 64 << 10
-"""The largest answer that a server may send slowly, byte by byte, while it works."""
+INTERIM_LIMIT = 32
+"""The most interim answers before the final one. Each may take as long as an answer."""
 _HEAD_PIECE = 4096
 _BODY_PIECE = 64 << 10
 _VIEWS_AT_ONCE = 64
@@ -131,6 +131,8 @@ class Channel:
         self._ahead = memoryview(b"")
         self.left = 0
         """Bytes of the answer's body that have not been read yet."""
+        self._late_left = 0
+        """How many of them may come slowly, while the server works."""
         self._keeps_open = True
 
     @property
@@ -159,6 +161,7 @@ class Channel:
         method: str = "POST",
         fields: Mapping[str, str] = MappingProxyType({}),
         moved: Moved = lambda _: None,
+        is_late: bool = False,
     ) -> Head:
         """Send a request, and return the head of the answer.
 
@@ -196,15 +199,11 @@ class Channel:
                     self._peer.location, head.status, "it does not announce the length of its answer by a single Content-Length"
                 )
         self.left = head.size or 0
-        self._timer = StallTimer(
-            self._stall_seconds, least_rate=LEAST_RATE if self.left > SMALL_ANSWER_SIZE else LEAST_ANSWER_RATE
-        )
+        # A problem may come late too.
+        self._late_left = LATE_SIZE if is_late else 0
+        self._timer = StallTimer(self._stall_seconds, least_rate=LEAST_ANSWER_RATE if is_late else LEAST_RATE)
         self._keeps_open = is_sent and head.keeps_open and head.size is not None
         return head
-
-    def expect_frames(self) -> None:
-        """Note that the answer's body is frames, which the server does not have to compute."""
-        self._timer = StallTimer(self._stall_seconds)
 
     def receive_into(self, memory: memoryview) -> int:
         """Receive the next bytes of the answer's body into `memory`. Return their number, which is 0 only at the end.
@@ -221,6 +220,9 @@ class Channel:
         else:
             size = self._receive(wanted)
         self.left -= size
+        if 0 < self._late_left <= size:
+            self._timer = StallTimer(self._stall_seconds)
+        self._late_left = max(0, self._late_left - size)
         return size
 
     def read(self, size: int) -> bytes:
@@ -257,21 +259,26 @@ class Channel:
         received = bytearray()
         piece = memoryview(bytearray(_HEAD_PIECE))
         start = 0
-        while True:
+        for _ in range(INTERIM_LIMIT + 1):
             while (end := received.find(_HEAD_END, start)) < 0:
                 if len(received) >= HEAD_LIMIT:
                     raise Interrupted(self._peer.location, f"the head of its answer is larger than {HEAD_LIMIT} bytes")
+                is_first = len(received) == start
                 received += piece[: self._receive(piece)]
+                if is_first:
+                    # A server may work for long before it answers. An answer that has begun must not take for ever.
+                    self._timer = StallTimer(self._stall_seconds)
             try:
                 head = parse_head(bytes(received[start:end]))
             except ValueError as error:
                 raise Interrupted(self._peer.location, str(error)) from None
             start = end + len(_HEAD_END)
-            self._timer.restart()
             # A server may send interim answers without being asked (RFC 9110, section 15.2); the final one follows.
             if head.status >= HTTPStatus.OK:
                 self._ahead = memoryview(bytes(received[start:]))
                 return head
+            self._timer = StallTimer(self._stall_seconds, connection=self._socket, least_rate=LEAST_ANSWER_RATE)
+        raise Interrupted(self._peer.location, f"it sent more than {INTERIM_LIMIT} interim answers")
 
     def _receive(self, memory: memoryview) -> int:
         while True:

@@ -6,7 +6,7 @@ import time
 from contextlib import nullcontext
 from functools import partial
 
-from filestore.http.client.answers import SUCCESSES, SmallAnswer, answer_error, longer_than_announced
+from filestore.http.client.answers import PROBLEM_LIMIT, SUCCESSES, SmallAnswer, answer_error, longer_than_announced
 from filestore.http.client.channel import Channel, Channels
 from filestore.http.client.transport import AnswerBody, Request
 from filestore.system.metrics import Stage, span
@@ -35,16 +35,20 @@ class ChannelTransport:
         """Send the request and receive the answer through `channel`. Return the seconds. It runs in a thread."""
         started = time.monotonic()
         head = channel.ask(
-            request.path, request.body, request.frames, method=request.method, fields=request.fields, moved=request.moved
+            request.path,
+            request.body,
+            request.frames,
+            method=request.method,
+            fields=request.fields,
+            moved=request.moved,
+            is_late=request.is_late,
         )
         self.has_answered = True
         if head.status not in SUCCESSES:
-            problem = SmallAnswer(self._location)
+            problem = SmallAnswer(self._location, limit=PROBLEM_LIMIT)
             self._receive(channel, problem)
             sent, has_token = request.size, self._has_token
             raise answer_error(self._location, head.status, problem.content, head.said, sent_size=sent, has_token=has_token)
-        if request.stage is Stage.RECEIVE:
-            channel.expect_frames()
         # The channel has counted the time until here.
         with span(Stage.RECEIVE) if request.stage is Stage.RECEIVE else nullcontext() as receiving:
             self._receive(channel, body)

@@ -75,22 +75,28 @@ def parse_record(location: str, values: object) -> Record:
 
 def parse_records(location: str, document: dict[str, Any], *, limit: int, before: int | None) -> list[Record]:
     """Parse the records of a page, which was asked for with `limit` and `before`."""
+    return _parse_page(location, document, "files", limit=limit, before=before)
+
+
+def _parse_page(location: str, document: dict[str, Any], what: str, *, limit: int, before: int | None) -> list[Record]:
     files = document.get("files")
     if not isinstance(files, list) or len(files) > limit:
-        raise _malformed(location, "its list of files is malformed")
+        raise _malformed(location, f"its list of {what} is malformed")
     found = [parse_record(location, values) for values in files]
     # Paging ends only if each page goes on. The times may be in any order, because a clock can be set back.
     if len({record.id for record in found}) < len(found) or (before is not None and before in {r.updated_at for r in found}):
-        raise _malformed(location, "its list of files is not in order")
+        raise _malformed(location, f"its list of {what} is not in order")
+    if len({record.namespace for record in found}) > 1:
+        raise _malformed(location, f"its list of {what} is of several namespaces")
     return found
 
 
-def parse_versions(location: str, document: dict[str, Any], *, limit: int) -> VersionPage:
-    """Parse a page of at most `limit` versions."""
-    files, total = document.get("files"), document.get("total")
-    if not isinstance(files, list) or len(files) > limit or type(total) is not int or total < len(files):
+def parse_versions(location: str, document: dict[str, Any], *, limit: int, before: int | None) -> VersionPage:
+    """Parse a page of versions, which was asked for with `limit` and `before`."""
+    records = _parse_page(location, document, "versions", limit=limit, before=before)
+    files, total = document["files"], document.get("total")
+    if type(total) is not int or not len(files) <= total < 1 << 63:
         raise _malformed(location, "its list of versions is malformed")
-    records = [parse_record(location, values) for values in files]
     users = {record.id: values["pipelines"] for record, values in zip(records, files, strict=True) if "pipelines" in values}
     if not all(isinstance(names, str) for names in users.values()):
         raise _malformed(location, "its list of versions is malformed")
@@ -101,7 +107,7 @@ def parse_freed(location: str, document: dict[str, Any]) -> FreedContent:
     """Parse what a removal would free."""
     # An earlier version of the server does not say whether there is a hold.
     count, size, is_held = document.get("chunk_count"), document.get("stored_size"), document.get("is_held", False)
-    if not all(type(number) is int and number >= 0 for number in (count, size)) or type(is_held) is not bool:
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in (count, size)) or type(is_held) is not bool:
         raise _malformed(location, "what it says about freed content is malformed")
     return FreedContent(count, size, is_held)  # type: ignore[arg-type]  # checked above
 
@@ -110,7 +116,7 @@ def parse_usage(location: str, document: dict[str, Any]) -> Usage:
     """Parse a report on disk usage."""
     try:
         return usage_from_json(document)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, FilestoreError):
         raise _malformed(location, "its report on disk usage is malformed") from None
 
 

@@ -71,8 +71,8 @@ FIRST_BATCH = 4 << 20
 """Bytes of the first batch, which is sent before a rate has been measured."""
 _LEAST_BATCH = 8 << 20
 """The smallest limit of a server that batches follow. A frame with its header always fits."""
-LISTING_LIMIT = 4 << 30
-"""Bytes of the largest listing that is accepted: about ten million records."""
+LISTING_LIMIT = 1 << 30
+"""Bytes of the largest listing that is accepted: about two million records. It takes as much of the disk for a time."""
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
@@ -234,7 +234,10 @@ class RemoteRepository:
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         page = f"/files?limit={limit}" + (f"&before={before}" if before is not None else "")
-        return parse_records(self.location, await self._requests.json("GET", page), limit=limit, before=before)
+        found = parse_records(self.location, await self._requests.json("GET", page), limit=limit, before=before)
+        for record in found:
+            self._check_namespace(record, "the list of files")
+        return found
 
     async def iter_records(self) -> AsyncGenerator[Record, None]:
         request = Request(method="GET", path="/files", fields={"Accept": wire.LINES})
@@ -246,6 +249,7 @@ class RemoteRepository:
             await self._requests.retried(receive)
             try:
                 async for record in read_lines(file):
+                    self._check_namespace(record, "the list of files")
                     yield record
             except ValueError as error:
                 # I4: a server says this.
@@ -261,25 +265,29 @@ class RemoteRepository:
         older_than_seconds: float | None = None,
     ) -> VersionPage:
         reference = reference_of(wanted)
-        more = {"before": before, "keep_last": keep_last, "older_than_seconds": older_than_seconds}
+        rule = {"keep_last": keep_last, "older_than_seconds": older_than_seconds}
         try:
-            return await self._versions(reference, limit=limit, **more)
+            return await self._versions(reference, limit=limit, before=before, **rule)
         except NotFound:
             if reference.name_otherwise is None:
                 raise
-        return await self._versions(Reference(name=reference.name_otherwise), limit=limit, **more)
+        return await self._versions(Reference(name=reference.name_otherwise), limit=limit, before=before, **rule)
 
-    async def _versions(self, reference: Reference, *, limit: int, **more: float | None) -> VersionPage:
+    async def _versions(
+        self, reference: Reference, *, limit: int, before: int | None = None, **rule: float | None
+    ) -> VersionPage:
         given = {
             "id": reference.id,
             "digest": reference.digest,
             "name": reference.name,
             "revision": reference.revision,
             "limit": limit,
-            **more,
+            "before": before,
+            **rule,
         }
         query = "&".join(f"{key}={quote(str(value), safe='')}" for key, value in given.items() if value is not None)
-        page = parse_versions(self.location, await self._requests.json("GET", f"/versions?{query}"), limit=limit)
+        answer = await self._requests.json("GET", f"/versions?{query}")
+        page = parse_versions(self.location, answer, limit=limit, before=before)
         for record in page.records:
             self._checked(record, reference)
         if reference.revision is not None and len(page.records) != 1:
@@ -318,7 +326,7 @@ class RemoteRepository:
         async def ask() -> Record:
             is_again = next(tries) > 1
             try:
-                document = parse_late_document(self.location, await self._requests.octets_once("DELETE", path))
+                document = parse_late_document(self.location, await self._requests.octets_once("DELETE", path, is_late=True))
             except NotFound as error:
                 if is_again and type(error) is NotFound and error.args == (file_id,):
                     return record
@@ -415,10 +423,15 @@ class RemoteRepository:
 
     def _checked(self, record: Record, reference: Reference) -> Record:
         """Return the record if it is the one that was asked for. Raises UnexpectedRecord."""
-        is_foreign = self._identity is not None and record.namespace != self._identity.namespace
-        if is_foreign or not reference.means(record):
+        self._check_namespace(record, repr(str(reference)))
+        if not reference.means(record):
             raise UnexpectedRecord(self.location, f"the record of {record.path}", repr(str(reference)))
         return record
+
+    def _check_namespace(self, record: Record, wanted: str) -> None:
+        """Raise UnexpectedRecord if `record` is of another namespace than that of the token, where this is known."""
+        if self._identity is not None and record.namespace != self._identity.namespace:
+            raise UnexpectedRecord(self.location, f"the record of {record.path}", wanted)
 
 
 def _frame_size(frame: Frame) -> int:

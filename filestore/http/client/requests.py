@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from filestore.errors import FilestoreError, ForeignAnswer, InvalidBatch, InvalidFrame, InvalidManifest
-from filestore.http.client.answers import PROBLEM_LIMIT, SmallAnswer
+from filestore.http.client.answers import DOCUMENT_LIMIT, SmallAnswer
 from filestore.http.client.channel_transport import ChannelTransport
 from filestore.http.client.documents import parse_document, parse_late_document
 from filestore.http.client.transport import Request, Transport
@@ -115,7 +115,7 @@ class Requests:
         """Return a document whose making may take long. The server sends blanks before it."""
 
         async def ask() -> dict[str, Any]:
-            return parse_late_document(self.location, await self.octets_once(method, path, body=body))
+            return parse_late_document(self.location, await self.octets_once(method, path, body=body, is_late=True))
 
         return await self.retried(ask)
 
@@ -126,10 +126,11 @@ class Requests:
         *,
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
-        limit: int = PROBLEM_LIMIT,
+        limit: int = DOCUMENT_LIMIT,
+        is_late: bool = False,
     ) -> bytes:
         """Return the body of the answer, of at most `limit` bytes. Call this inside of `retried`."""
-        request = Request(method=method, path=path, fields=headers or {}, body=body)
+        request = Request(method=method, path=path, fields=headers or {}, body=body, is_late=is_late)
         answer = SmallAnswer(self.location, limit=limit)
         await self.transport.exchange(request, answer)
         return answer.content

@@ -35,6 +35,8 @@ class Request:
     """Frames that follow `body` in the body of the request. Their memory belongs to the caller."""
     moved: Moved = _ignore
     """Called with the number of bytes of `frames` that were just sent, possibly in another thread than that of the event loop."""
+    is_late: bool = False
+    """Whether the server may send blanks before the document, one per second, while it works."""
     stage: Stage = Stage.WAIT
     """The stage for which its time is counted. It is SEND for a batch to send, RECEIVE for a batch to receive,
     otherwise WAIT.
@@ -101,6 +103,8 @@ class Transport(Protocol):
     - Up to `count` batches run at a time, and as many short requests in addition. Further requests wait without a time limit.
     - A connection is kept and used again, unless the server has closed it.
     - The time limit applies to a connection that moves no byte in either direction; a whole exchange has no time limit.
+    - An answer that has begun must come with `LEAST_RATE`, its head too. Only the first 64 KiB of a late document may be slower.
+    - A head has at most 64 KiB. Over plain HTTP, at most 32 interim answers come before it; over HTTPS, those of one time limit.
     - A server may answer with an error before it has the whole request: that error is raised. After an early success, Interrupted
       is raised.
     - A cancelled or failed exchange closes its connection. From then on, the transport uses neither the memory of its request nor

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from filestore.core.references import Reference
+from filestore.core.timestamps import LAST_MOMENT
 from filestore.errors import CollectionHeld
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
@@ -70,12 +71,12 @@ async def hold_of(index: Index, namespace: str) -> Hold | None:
 
 def hold_from_json(namespace: str, values: dict[str, Any]) -> Hold:
     """Make a hold from what `Hold.as_json` returns. Values that are missing or not valid are replaced."""
-    since, count = values.get("since"), values.get("manifest_count")
+    since, count, reason = values.get("since"), values.get("manifest_count"), values.get("reason")
     return Hold(
         namespace=namespace,
-        reason=str(values.get("reason", "the reason is not known")),
-        since=since if isinstance(since, int) else 0,
-        manifest_count=count if isinstance(count, int) else 0,
+        reason=reason if isinstance(reason, str) else "the reason is not known",
+        since=since if type(since) is int and 0 <= since < LAST_MOMENT else 0,
+        manifest_count=count if type(count) is int and 0 <= count < 1 << 63 else 0,
     )
 
 

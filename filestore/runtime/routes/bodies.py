@@ -48,7 +48,7 @@ async def receive_object(context: RequestContext, where: str) -> dict[str, Any]:
 def json_object(text: str, where: str) -> dict[str, Any]:
     """Return the JSON object in a text. `where` names it in the error, which says where it breaks. Raises InvalidInput."""
     try:
-        value = parse_json(text)
+        value = parse_json(text, any_number=True)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise InvalidInput(f"{where} is not a JSON object: at {place}, JSON breaks: {error.msg}") from None

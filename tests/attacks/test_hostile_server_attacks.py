@@ -1,0 +1,472 @@
+"""A server answers without end, without measure or with values that no server has.
+
+The client ends, with a named error, with little memory and a few requests; nothing that the server says is printed as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import count, repeat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import Manifest
+from filestore.core.records import Record
+from filestore.core.references import Reference
+from filestore.errors import FilestoreError, ServerError, Stalled, UnexpectedRecord
+from filestore.format.chunking import CHUNKING_VERSION
+from filestore.http import wire
+from filestore.http.client.answers import DOCUMENT_LIMIT, PROBLEM_LIMIT
+from filestore.http.client.channel import HEAD_LIMIT, INTERIM_LIMIT
+from filestore.http.client.repository import RemoteRepository
+from tests.support.hostile_server import (
+    IDENTITY,
+    RECORD,
+    Asked,
+    HostileServer,
+    answering,
+    by_path,
+    document,
+    head,
+    hostile_server,
+)
+from tests.support.tls import trusting
+
+SCHEMES = ["http", "https"]
+MIB = 1 << 20
+_MEASURED = """
+import asyncio, sys
+from pathlib import Path
+from filestore.errors import FilestoreError
+from filestore.http.client.repository import RemoteRepository
+
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) << 10
+
+async def main():
+    repository = RemoteRepository(sys.argv[1], token=None, stall_seconds=30, retry_seconds=0.1, first_pause_seconds=0)
+    ask = {
+        "identity": repository.identity,
+        "records": repository.records,
+        "usage": repository.usage,
+        "missing": lambda: repository.missing([]),
+        "listing": lambda: anext(repository.iter_records()),
+    }[sys.argv[2]]
+    if sys.argv[1].startswith("https"):
+        import filestore.http.client.aiohttp_transport
+    before = peak()
+    try:
+        await ask()
+    except FilestoreError as error:
+        print(type(error).__name__, peak() - before)
+    await repository.close()
+
+asyncio.run(main())
+"""
+
+
+def a_client(server: HostileServer, *, stall_seconds: float = 30) -> RemoteRepository:
+    """Return a client of the server."""
+    repository = RemoteRepository(
+        server.url, token="secret", stall_seconds=stall_seconds, retry_seconds=0.1, first_pause_seconds=0
+    )
+    return trusting(repository) if server.url.startswith("https") else repository
+
+
+def peak_of(server: HostileServer, verb: str) -> tuple[str, int]:
+    """Ask by a process of its own. Return the name of its error, and the bytes that its peak of memory grew by."""
+    certificate = str(Path(__file__).parents[1] / "support/localhost.pem")
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, server.url, verb],
+        env={"SSL_CERT_FILE": certificate, "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    name, size = done.stdout.split()
+    return name, int(size)
+
+
+# Answers without measure.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("start", [b'{"files": [', b"[" * 100, b'{"id": "'], ids=["records", "nested", "text"])
+def test_190_mib_of_json(scheme: str, start: bytes) -> None:
+    """A document that is announced with 190 MiB, or comes without a size, ends after 4 MiB and takes 40 MiB."""
+    answers: list[bytes | Iterable[bytes]] = [
+        _endless(head(190 * MIB), start),
+        _endless(head(None), start),
+        _endless(head(None, fields=b"Transfer-Encoding: chunked\r\n"), start, chunked=True),
+    ]
+    for said in answers:
+        with hostile_server(lambda _, said=said: said, tls=scheme == "https") as server:  # type: ignore[misc]
+            name, size = peak_of(server, "records")
+        assert name in {"LimitExceeded", "ServerError"}
+        assert size < 40 * MIB
+        # The rest is in the buffers of both kernels.
+        assert server.sent < DOCUMENT_LIMIT + 32 * MIB
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_document_of_just_too_many_bytes(scheme: str) -> None:
+    """A document of 4 MiB is read, and one of a byte more is refused; a problem has a quarter of that."""
+    padded = json.dumps(IDENTITY).encode().ljust(DOCUMENT_LIMIT)
+    with hostile_server(lambda _: answering(padded + b" " * (len(server.asked) - 1)), tls=scheme == "https") as server:
+        assert _ask(server, lambda repository: repository.identity()) == ""
+        assert _ask(server, lambda repository: repository.identity()) == "LimitExceeded"
+    problem = json.dumps({"type": "urn:filestore:error:not-found", "reference": "x"}).encode().ljust(PROBLEM_LIMIT)
+    with hostile_server(
+        lambda _: answering(problem + b" " * (len(server.asked) - 1), status="404 X"), tls=scheme == "https"
+    ) as server:
+        assert _ask(server, lambda repository: repository.record(Reference(id=RECORD.id))) == "NotFound"
+        assert _ask(server, lambda repository: repository.record(Reference(id=RECORD.id))) == "LimitExceeded"
+
+
+def test_problem_with_texts_of_any_length() -> None:
+    """The message of an error is at most a few thousand characters long, whatever the server wrote."""
+    long = "x" * 500_000
+    for said in (
+        {"type": "urn:filestore:error:not-found", "reference": long},
+        {"type": "urn:filestore:error:no-such", "detail": long},
+        {"type": "urn:filestore:error:no-such", "detail": [long]},
+        {"type": [long], "detail": {long: long}},
+    ):
+        with hostile_server(lambda _, said=said: document(said, status="404 X")) as server:  # type: ignore[misc]
+            message = _message(server, lambda repository: repository.record(RECORD.id))
+        assert 0 < len(message) < 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("line", [b"X: y\r\n", b"X: " + b"y" * 4000 + b"\r\n", b"X-%d: y\r\n"], ids=["short", "long", "names"])
+def test_head_without_end(scheme: str, line: bytes) -> None:
+    """A head that never ends is refused after 64 KiB, or after as many as the library allows."""
+
+    def endless(_: Asked) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\n"
+        for number in count():
+            yield b"".join(line.replace(b"%d", b"%d" % (number * 100 + part)) for part in range(100))
+
+    with hostile_server(endless, tls=scheme == "https") as server:
+        name, size = peak_of(server, "identity")
+    assert name == "Interrupted"
+    assert size < 24 * MIB
+    assert server.sent < HEAD_LIMIT + 32 * MIB
+
+
+def test_interim_answers_without_end() -> None:
+    """After 32 interim answers the client gives up. It reads no more of them."""
+    interim = b"HTTP/1.1 102 Processing\r\n\r\n"
+    with hostile_server(lambda _: interim * INTERIM_LIMIT + document(IDENTITY)) as server:
+        assert _ask(server, lambda repository: repository.identity()) == ""
+    with hostile_server(lambda _: interim * (INTERIM_LIMIT + 1) + document(IDENTITY)) as server:
+        assert "interim" in _message(server, lambda repository: repository.identity())
+    with hostile_server(lambda _: repeat(interim)) as server:
+        name, size = peak_of(server, "identity")
+    assert (name, size < 16 * MIB) == ("Interrupted", True)
+
+
+# Answers that come slowly. The clock of the client runs: each byte comes as fast as the stall time needs to see it.
+
+
+def _slowly(server: Callable[[], HostileServer], said: bytes, *, seconds: float) -> Iterator[bytes]:
+    for byte in said:
+        if server().is_over.wait(seconds):
+            return
+        yield bytes([byte])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "said",
+    [
+        head(10, fields=b"X: " + b"y" * 1000 + b"\r\n"),
+        b"HTTP/1.1 103 Early Hints\r\nX: " + b"y" * 1000 + b"\r\n\r\n" + document(IDENTITY),
+    ],
+    ids=["head", "interim"],
+)
+async def test_head_that_comes_byte_by_byte(scheme: str, said: bytes) -> None:
+    """A byte now and then does not keep a head going: it ends after the time of a stall."""
+    with hostile_server(lambda _: _slowly(lambda: server, said, seconds=0.2), tls=scheme == "https") as server:
+        repository = a_client(server, stall_seconds=1)
+        with pytest.raises(Stalled):
+            await repository.identity()
+        await repository.close()
+    assert server.sent < 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheme", "fields"),
+    [("http", b""), ("https", b""), ("https", b"Transfer-Encoding: chunked\r\n")],
+    ids=["http", "https", "chunks"],
+)
+async def test_document_that_comes_byte_by_byte(scheme: str, fields: bytes) -> None:
+    """A byte now and then does not keep an answer going, in chunks of a byte with long extensions neither."""
+    body = document(IDENTITY).partition(b"\r\n\r\n")[2]
+
+    def answer(_: Asked) -> Iterator[bytes]:
+        yield head(None if fields else len(body), fields=fields)
+        for byte in body:
+            if server.is_over.wait(0.2):
+                return
+            yield b"1;%b\r\n%c\r\n" % (b"x" * 500, byte) if fields else bytes([byte])
+
+    with hostile_server(answer, tls=scheme == "https") as server:
+        repository = a_client(server, stall_seconds=1)
+        with pytest.raises(Stalled):
+            await repository.identity()
+        await repository.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_late_document_that_goes_on_for_ever(scheme: str) -> None:
+    """Blanks before a late document keep it going, up to 64 KiB of them; after that, it must come as fast as any other."""
+    few = json.dumps({"chunk_count": 1, "stored_size": 1, "is_held": False}).encode()
+
+    def late(__: Asked) -> Iterator[bytes]:
+        yield head(12 + len(few) + 3000)
+        # Longer than the time of a stall.
+        for _ in range(12):
+            if server.is_over.wait(0.25):
+                return
+            yield b" "
+        yield few + b" " * 3000
+
+    def endless(_: Asked) -> Iterator[bytes]:
+        yield head(1 << 20) + b" " * ((64 << 10) - 2)
+        while not server.is_over.wait(0.25):
+            yield b" "
+
+    for said, expected in ((late, ""), (endless, "Stalled")):
+        with hostile_server(said, tls=scheme == "https") as server:
+            repository = a_client(server, stall_seconds=2)
+            try:
+                await repository.freed_by([RECORD.id])
+                found = ""
+            except FilestoreError as error:
+                found = type(error).__name__
+            await repository.close()
+        assert found == expected
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_trailers_without_end(scheme: str) -> None:
+    """Trailers after the last chunk end in an error, and take no memory."""
+
+    def answer(_: Asked) -> Iterator[bytes]:
+        yield head(None, fields=b"Transfer-Encoding: chunked\r\n") + b"2\r\n{}\r\n0\r\n"
+        for number in count():
+            yield b"".join(b"X-%d: y\r\n" % (number * 100 + part) for part in range(100))
+
+    with hostile_server(answer, tls=scheme == "https") as server:
+        name, size = peak_of(server, "identity")
+    assert name in {"ServerError", "Interrupted"}
+    assert size < 24 * MIB
+
+
+# Values that no server has.
+
+NUMBERS = ["1e400", "-1e400", "NaN", "Infinity", "-Infinity", "1" * 400, "1" * 5000, "-1", "true", "1.5", '"1"', "null", "[]"]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_that_no_server_has(number: str) -> None:
+    """A number that is not finite, too large, negative or of another type is refused wherever a size or a count stands."""
+    at = '"@"'
+    counts = "record_count logical_size distinct_size frame_count needed_size free_size waiting_size manifests_size name_count"
+    usage = dict.fromkeys([*counts.split(), "grace_seconds"], "@") | {"namespace": "default", "damaged": [], "names": []}
+    record = RECORD.as_json() | {"size": "@"}
+    documents: dict[str, tuple[Mapping[str, object], Callable[[RemoteRepository], Any]]] = {
+        "record": (record, lambda repository: repository.record(RECORD.id)),
+        "page": ({"files": [record]}, lambda repository: repository.records()),
+        "versions": ({"files": [RECORD.as_json()], "total": "@"}, lambda repository: repository.versions(RECORD.id)),
+        "freed": ({"chunk_count": 1, "stored_size": "@"}, lambda repository: repository.freed_by([RECORD.id])),
+        "identity": (IDENTITY | {"chunking_version": "@"}, lambda repository: repository.identity()),
+        "usage": (usage, lambda repository: repository.usage()),
+    }
+    if number != "null":  # no limit
+        documents["limit"] = (IDENTITY | {"upload_limit": "@"}, lambda repository: repository.identity())
+    for values, verb in documents.values():
+        body = json.dumps(values).replace(at, number).encode()
+        with hostile_server(lambda _, body=body: answering(body)) as server:  # type: ignore[misc]
+            assert _ask(server, verb) in {"ServerError", "UnknownFormat"}
+
+
+@pytest.mark.parametrize("number", ["1e400", "NaN", "1" * 400])
+def test_problem_with_numbers_that_no_server_has(number: str) -> None:
+    """Such a problem is an answer of an unknown program."""
+    body = json.dumps({"type": "urn:filestore:error:limit-exceeded", "what": "x", "found": "@", "limit": 1}).replace(
+        '"@"', number
+    )
+    with hostile_server(lambda _: answering(body.encode(), status="413 X")) as server:
+        assert _ask(server, lambda repository: repository.record(RECORD.id)) == "ForeignAnswer"
+
+
+TEXTS = ["", ".", "..", "../x", "a/b", "a\x00b", "a\nb", "\x1b[2J", "\x7f", "x" * 256, "\ud800", 7, None, ["x"], {"x": 1}, True]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_names_that_no_user_could_give(text: object) -> None:
+    """Each text of a record passes the checks of what a user types."""
+    for field in ("id", "name", "digest", "kind", "namespace", "created_at", "updated_at"):
+        with hostile_server(lambda _, field=field: document(RECORD.as_json() | {field: text})) as server:  # type: ignore[misc]
+            assert _ask(server, lambda repository: repository.record(RECORD.id)) in {"ServerError", "UnexpectedRecord"}
+
+
+@pytest.mark.parametrize("verb", ["missing", "verify_chunks"])
+def test_answers_about_chunks_that_nobody_asked_about(verb: str) -> None:
+    """Digests that were not asked for, half a digest, and more digests than were asked for are refused."""
+    one, two = chunk_digest(b"one"), chunk_digest(b"two")
+    for body in (two, one + two, one + one[:5], one * 3, b"x"):
+        with hostile_server(lambda _, body=body: answering(bytes(body), content_type=wire.OCTETS)) as server:  # type: ignore[misc]
+            assert _ask(server, lambda repository: getattr(repository, verb)([one])) in {
+                "InvalidBatch",
+                "InvalidDigest",
+                "LimitExceeded",
+            }
+            assert len(server.asked) <= 2
+
+
+async def test_every_verb_checks_the_record_that_it_gets() -> None:
+    """Another id, digest, name or namespace than was asked for is an error of its own."""
+    manifest = Manifest.build([], chunking_version=CHUNKING_VERSION)
+    right = replace(RECORD, digest=manifest.digest, size=0)
+    by_id, by_content = Reference(id=right.id), Reference(digest=right.digest, name=right.name)
+
+    async def check(answered: Record, *verbs: Callable[[RemoteRepository], Any]) -> None:
+        said = document(answered.as_json())
+        routes = {"/repository": document(IDENTITY), "/versions": document({"files": [answered.as_json()], "total": 1})}
+        with hostile_server(by_path(routes | {"/files": said})) as server:
+            repository = a_client(server)
+            await repository.identity()
+            for verb in verbs:
+                with pytest.raises(UnexpectedRecord):
+                    await verb(repository)
+            await repository.close()
+
+    for wrong in (replace(right, id="file_" + "0b" * 16), replace(right, namespace="other")):
+        await check(wrong, lambda it: it.record(by_id), lambda it: it.remove(right.id), lambda it: it.versions(by_id))
+    for wrong in (RECORD, replace(right, name="other.bin"), replace(right, namespace="other")):
+        await check(
+            wrong,
+            lambda it: it.record(by_content),
+            lambda it: it.versions(by_content),
+            lambda it: it.commit(manifest.encoded, name=right.name),
+        )
+
+
+# Pages and listings.
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        [RECORD, RECORD],
+        [RECORD, replace(RECORD, id="file_" + "0b" * 16, namespace="other")],
+        [replace(RECORD, namespace="other")],
+    ],
+    ids=["twice", "two namespaces", "another namespace"],
+)
+async def test_pages_that_cannot_be(page: list[Any]) -> None:
+    """A page has each record once, and only records of the namespace of the token."""
+    files = {"files": [record.as_json() for record in page], "total": len(page)}
+    with hostile_server(by_path({"/repository": document(IDENTITY), "/": document(files)})) as server:
+        repository = a_client(server)
+        await repository.identity()
+        for verb in (repository.records, lambda: repository.versions(Reference(name=RECORD.name))):
+            with pytest.raises((ServerError, UnexpectedRecord)):
+                await verb()
+        await repository.close()
+
+
+async def test_pages_that_do_not_advance() -> None:
+    """A page that has the record before it again is an error, for files and for versions."""
+    files = {"files": [RECORD.as_json()], "total": 5}
+    with hostile_server(lambda _: document(files)) as server:
+        repository = a_client(server)
+        with pytest.raises(ServerError, match="not in order"):
+            await repository.records(before=RECORD.updated_at)
+        with pytest.raises(ServerError, match="not in order"):
+            await repository.versions(RECORD.id, before=RECORD.updated_at)
+        await repository.close()
+    assert len(server.asked) == 2
+
+
+def _line(position: int, **changes: object) -> bytes:
+    return json.dumps({"position": position, **RECORD.as_json(), **changes}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (_line(2) + _line(1, namespace="other", id="file_" + "0b" * 16), "namespaces"),
+        (_line(1 << 63), "order"),
+        (_line(-1), "order"),
+        (_line(2).replace(b": 2,", b": 1e400,"), "form"),
+        (_line(2).replace(b": 3,", b": NaN,"), "form"),
+    ],
+)
+async def test_lines_of_a_listing_that_cannot_be(lines: bytes, reason: str) -> None:
+    """A position or a value out of range, and a second namespace, end the listing."""
+    with hostile_server(lambda _: answering(lines, content_type=wire.LINES)) as server:
+        repository = a_client(server)
+        with pytest.raises(ServerError, match=reason):
+            async for _ in repository.iter_records():
+                pass
+        await repository.close()
+
+
+async def test_listing_of_another_namespace() -> None:
+    """A token sees only its own namespace."""
+    listing = answering(_line(1, namespace="other"), content_type=wire.LINES)
+    with hostile_server(by_path({"/repository": document(IDENTITY), "/files": listing})) as server:
+        repository = a_client(server)
+        await repository.identity()
+        with pytest.raises(UnexpectedRecord):
+            await anext(repository.iter_records())
+        await repository.close()
+
+
+def _endless(start: bytes, item: bytes, *, chunked: bool = False) -> Iterator[bytes]:
+    """Yield `start`, and then `item` without end."""
+    yield start
+    piece = item * (100_000 // len(item))
+    while True:
+        yield b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
+
+
+def _ask(server: HostileServer, verb: Callable[[RemoteRepository], Any]) -> str:
+    """Return the name of the error with which a verb of a new client ends. Only errors of the library may leave it."""
+    return _failure(server, verb).partition(" ")[0]
+
+
+def _message(server: HostileServer, verb: Callable[[RemoteRepository], Any]) -> str:
+    return _failure(server, verb).partition(" ")[2]
+
+
+def _failure(server: HostileServer, verb: Callable[[RemoteRepository], Any]) -> str:
+    async def ask() -> str:
+        repository = a_client(server)
+        try:
+            await verb(repository)
+        except FilestoreError as error:
+            return f"{type(error).__name__} {error}"
+        finally:
+            await repository.close()
+        return ""
+
+    return asyncio.run(ask())
