@@ -15,6 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filestore.download.addresses import parse_network
 from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.errors import InvalidSetting
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
@@ -110,6 +111,13 @@ def _proxy(value: object) -> str:
     except InvalidSetting as error:
         raise ValueError(error.reason) from None
     return str(value)
+
+
+def _networks(value: object) -> tuple[str, ...]:
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
+        raise ValueError("networks are expected, such as 203.0.113.0/24,2001:db8::/32")
+    return tuple(str(parse_network(each)) for each in given)
 
 
 def _pythons(value: object) -> tuple[tuple[str, Path], ...]:
@@ -598,6 +606,16 @@ class Settings:
             has_option=False,
         ),
     )
+    url_networks_refused: tuple[str, ...] = field(
+        default=DEFAULT_DOWNLOAD_LIMITS.networks_refused,
+        metadata=_setting(
+            "The networks that a URL may not lead to, with commas between them, also where url_private_allowed is yes",
+            unit="networks such as 203.0.113.0/24",
+            parse=_networks,
+            default="none",
+            has_option=False,
+        ),
+    )
     url_size_limit: int = field(
         default=DEFAULT_DOWNLOAD_LIMITS.size,
         metadata=_setting(
@@ -641,6 +659,7 @@ class Settings:
             stall_seconds=self.stall_seconds,
             retry_seconds=self.retry_seconds,
             private_allowed=self.url_private_allowed,
+            networks_refused=self.url_networks_refused,
             proxy=self.url_proxy,
         )
 

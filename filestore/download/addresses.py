@@ -3,12 +3,17 @@
 The ranges are listed here, because `ipaddress` gives different results in different versions of Python. It also reports
 some addresses as public that are not: 192.0.0.0/24, fec0::/10, multicast, and addresses that contain another address.
 Source: IANA's registries of special-purpose addresses for IPv4 and IPv6, RFC 6890; RFC 6052 (NAT64), 3056 (6to4), 4380 (Teredo).
+168.63.129.16 is in no registry: https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16. The addresses
+at which other clouds keep secrets are in 169.254.0.0/16, 100.64.0.0/10, 192.0.0.0/24 or fd00::/8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TypeAlias
+
+Network: TypeAlias = IPv4Network | IPv6Network
 
 _NOT_PUBLIC = [
     IPv4Network(network)
@@ -17,6 +22,7 @@ _NOT_PUBLIC = [
         "10.0.0.0/8",
         "100.64.0.0/10",
         "127.0.0.0/8",
+        "168.63.129.16/32",  # of Azure: it gives each virtual machine its certificates and secrets
         "169.254.0.0/16",
         "172.16.0.0/12",
         "192.0.0.0/24",
@@ -47,6 +53,15 @@ def is_address(text: str) -> bool:
     return ":" in text or last.isdigit() or last.lower().startswith("0x")
 
 
+def is_plain(text: str) -> bool:
+    """Return whether a text is an address in the form in which `getaddrinfo` returns it."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def is_public(text: str) -> bool:
     """Return whether an address is on the public Internet. Return False for a text that is not an address.
 
@@ -63,6 +78,30 @@ def is_public(text: str) -> bool:
         # Packets to these prefixes reach the embedded addresses only.
         return all(_is_public_4(each) for each in embedded)
     return address in _GLOBAL_UNICAST and not any(address in network for network in _NOT_PUBLIC_6)
+
+
+def parse_network(text: str) -> Network:
+    """Parse a network such as `10.0.0.0/8`, or an address, which means itself alone. Raises ValueError with a reason."""
+    try:
+        network = ip_network(text.strip(), strict=False)
+    except ValueError:
+        raise ValueError(f"{text.strip()!r} is not a network, such as 203.0.113.0/24 or 2001:db8::/32") from None
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        return IPv4Network((network.network_address.packed[12:], network.prefixlen - 96))
+    return network
+
+
+def network_of(text: str, networks: Iterable[Network]) -> Network | None:
+    """Return the first of `networks` that an address leads to, or None. An embedded IPv4 address counts as well.
+
+    The address must have the form in which `getaddrinfo` returns it. None is returned for a text that is not an address.
+    """
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    leads_to = [address, *(_embedded(address) if isinstance(address, IPv6Address) else ())]
+    return next((network for network in networks if any(each in network for each in leads_to)), None)
 
 
 def _is_public_4(address: IPv4Address) -> bool:

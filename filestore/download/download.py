@@ -31,11 +31,12 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 from filestore.core.progress import Progress, Report
 from filestore.core.records import parse_json
 from filestore.core.references import FileURL, redact_url
-from filestore.download.addresses import is_address, is_public
+from filestore.download.addresses import is_address, is_plain, is_public, network_of, parse_network
 from filestore.errors import (
     DownloadRefused,
     Interrupted,
     InvalidReference,
+    InvalidSetting,
     LimitExceeded,
     OriginUnreachable,
     ServerError,
@@ -81,6 +82,8 @@ class DownloadLimits:
     first_byte_seconds: How many seconds the server may take before it answers.
     stall_seconds: How many seconds may pass without a new byte while the server sends the file.
     private_allowed: Allow addresses that are not public, such as addresses in a local network.
+    networks_refused: Networks that are never connected to, such as `("203.0.113.0/24",)`, also if `private_allowed` is set. An
+        address alone is a network too.
     retry_seconds: How many seconds an origin that has answered before is tried again, counted since the last MiB that arrived.
     proxy: The URL of an HTTP proxy for all downloads. The proxy resolves host names. So the proxy, and not this
         program, must refuse addresses that are not public.
@@ -92,7 +95,16 @@ class DownloadLimits:
     stall_seconds: float = 30
     retry_seconds: float = RETRY_SECONDS
     private_allowed: bool = False
+    networks_refused: tuple[str, ...] = ()
     proxy: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raise InvalidSetting for a refused network that is not one."""
+        try:
+            for network in self.networks_refused:
+                parse_network(network)
+        except (AttributeError, ValueError) as error:
+            raise InvalidSetting("networks_refused", str(error)) from None
 
 
 DEFAULT_DOWNLOAD_LIMITS = DownloadLimits()
@@ -235,7 +247,9 @@ class _Downloader:
         self._reserved = 0
         self._received = 0
         self._resumed = staging.size
-        self._refused: set[str] = set()
+        self._refused: dict[str, str] = {}
+        """Why each address that was not connected to is refused."""
+        self._networks = [parse_network(network) for network in limits.networks_refused]
         self._was_reached = False
         self._proxy = parse_proxy(limits.proxy, source="url_proxy") if limits.proxy is not None else None
 
@@ -484,8 +498,7 @@ class _Downloader:
             raise OriginUnreachable(self._redacted_url, failure_reason(error)) from None
         except aiohttp.ClientConnectorError as error:
             if self._refused:
-                reason = f"it leads to {', '.join(sorted(self._refused))}, which is not a public address"
-                raise DownloadRefused(self._redacted_url, f"{reason}; the setting url_private_allowed allows it") from None
+                raise DownloadRefused(self._redacted_url, self._refusal()) from None
             raise self._unreachable(failure_reason(error)) from None
         except aiohttp.ClientHttpProxyError as error:
             raise self._unreachable(f"the proxy answered {error.status}") from None
@@ -526,16 +539,13 @@ class _Downloader:
     def _by_proxy(self, url: str) -> dict[str, Any]:
         """Return the arguments for aiohttp to reach `url` through the proxy, or none without a proxy.
 
-        Raises DownloadRefused if `url` has an address that is not public.
+        Raises DownloadRefused if `url` has an address that may not be connected to. A name is resolved by the proxy.
         """
         if self._proxy is None:
             return {}
         host = urlsplit(url).hostname or ""
-        if not self._limits.private_allowed and is_address(host) and not self._options.is_public(host):
-            raise DownloadRefused(
-                self._redacted_url,
-                f"it leads to {host}, which is not a public address; the setting url_private_allowed allows it",
-            )
+        if is_address(host) and not self._may_connect(host):
+            raise DownloadRefused(self._redacted_url, self._refusal())
         sent = {"Proxy-Authorization": self._proxy.authorization} if self._proxy.authorization is not None else {}
         return {"proxy": self._proxy.url, "proxy_headers": sent}
 
@@ -597,10 +607,28 @@ class _Downloader:
         """Make the socket for an address of the origin or the proxy. Raises OSError if the address is not allowed."""
         family, kind, protocol, _, place = address
         # With a proxy, this machine connects to the proxy alone, which the user has named.
-        if self._proxy is None and not (self._limits.private_allowed or self._options.is_public(place[0])):
-            self._refused.add(str(place[0]))
-            raise OSError(f"{place[0]} is not a public address")
+        if self._proxy is None and not self._may_connect(str(place[0])):
+            raise OSError(f"{place[0]} is refused")
         return socket.socket(family, kind, protocol)
+
+    def _may_connect(self, address: str) -> bool:
+        """Return whether a download may connect to an address. If not, note the reason."""
+        network = network_of(address, self._networks)
+        if network is not None:
+            self._refused[address] = f"which is in {network}; the setting url_networks_refused refuses it"
+        elif not self._limits.private_allowed and not self._options.is_public(address):
+            self._refused[address] = "which is not a public address; the setting url_private_allowed allows it"
+        elif self._networks and not is_plain(address):
+            # Only a host of a URL that a proxy would connect to has such a form.
+            self._refused[address] = "which cannot be compared with url_networks_refused; write it as four numbers or as IPv6"
+        return address not in self._refused
+
+    def _refusal(self) -> str:
+        """Return why nothing was connected to. Addresses with the same reason are named together."""
+        addresses: dict[str, list[str]] = {}
+        for address in sorted(self._refused):
+            addresses.setdefault(self._refused[address], []).append(address)
+        return "; ".join(f"it leads to {', '.join(named)}, {reason}" for reason, named in addresses.items())
 
 
 class _PartialDownload:

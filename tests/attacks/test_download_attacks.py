@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,6 +23,7 @@ from filestore.errors import (
     Interrupted,
     InvalidArchive,
     InvalidReference,
+    InvalidSetting,
     LimitExceeded,
     OriginUnreachable,
     ServerError,
@@ -69,6 +71,7 @@ NOT_PUBLIC = [
     "100.64.0.1",
     "127.0.0.1",
     "127.255.255.254",
+    "168.63.129.16",
     "169.254.169.254",
     "172.16.0.1",
     "172.31.255.255",
@@ -516,3 +519,42 @@ async def test_a_server_of_another_make_behind_an_address_that_is_not_public(fol
     assert "the setting url_private_allowed allows it" in sentence
     with pytest.raises(InvalidReference):
         FileURL("file:///etc/passwd")
+
+
+@pytest.mark.parametrize("network", ["127.0.0.0/8", "127.0.0.1", " 127.0.0.1/32 ", "::ffff:127.0.0.1/128", "0.0.0.0/0"])
+async def test_a_refused_network_is_never_connected_to(folder: Path, network: str) -> None:
+    """It is refused also where private addresses are allowed, and the sentence names the setting."""
+    limits = replace(LOOPBACK, networks_refused=("203.0.113.0/24", network))
+    asked: list[Asked] = []
+
+    async def answer(request: Asked, writer: asyncio.StreamWriter) -> None:
+        asked.append(request)
+        writer.write(whole(CONTENT))
+
+    async with running_origin(answer) as origin:
+        with pytest.raises(DownloadRefused, match="url_networks_refused"):
+            await download(FileURL(f"{origin.url}/a"), folder, limits=limits)
+    assert not asked
+
+
+async def test_a_redirect_into_a_refused_network(folder: Path) -> None:
+    """Each connection is checked, also that of a redirect."""
+    limits = replace(LOOPBACK, networks_refused=("127.0.0.2/32",))
+    paths = []
+
+    async def answer(request: Asked, writer: asyncio.StreamWriter) -> None:
+        paths.append(request.path)
+        location = origin.url.replace("127.0.0.1", "127.0.0.2")
+        writer.write(head("302 Found", "Content-Length: 0", f"Location: {location}/b"))
+
+    async with running_origin(answer) as origin:
+        with pytest.raises(DownloadRefused, match=r"127\.0\.0\.2, which is in 127\.0\.0\.2/32"):
+            await download(FileURL(f"{origin.url}/a"), folder, limits=limits)
+    assert ["/a"] == paths
+
+
+@pytest.mark.parametrize("networks", ["127.0.0.0/8", ("127.0.0",), ("10.0.0.0/33",), ("host",), ("",), (7,)])
+def test_refused_networks_that_are_none(networks: object) -> None:
+    """A mistake is an error, and does not allow an address."""
+    with pytest.raises(InvalidSetting):
+        DownloadLimits(networks_refused=networks)  # type: ignore[arg-type]

@@ -51,6 +51,18 @@ async def test_a_proxy_is_not_a_way_to_an_address_that_is_not_public(tmp_path: P
     assert [] == forwarding.asked
 
 
+@pytest.mark.parametrize("host", ["203.0.113.1", "203.0.113.1.", "0xcb.0x71.1", "3405803777", "[::ffff:203.0.113.1]"])
+async def test_a_proxy_is_not_a_way_to_a_refused_network(tmp_path: Path, host: str) -> None:
+    """A host given as an address of a refused network is refused in any form, before the proxy is asked."""
+    async with running_forwarding() as forwarding:
+        proxy = f"http://127.0.0.1:{forwarding.port}"
+        limits = DownloadLimits(proxy=proxy, private_allowed=True, networks_refused=("203.0.113.0/24",))
+        with pytest.raises(DownloadRefused, match="url_networks_refused"):
+            await download(FileURL(f"http://{host}/latest"), tmp_path, limits=limits)
+
+    assert [] == forwarding.asked
+
+
 async def test_a_redirect_is_not_a_way_either(tmp_path: Path) -> None:
     """A redirect to a private address is refused, also if it comes by the proxy."""
 

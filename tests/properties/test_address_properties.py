@@ -6,10 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filestore.download.addresses import is_public
+from filestore.download.addresses import is_public, network_of, parse_network
 
 EMBEDDING = [IPv6Network(network) for network in ("::ffff:0:0/96", "64:ff9b::/96", "2001::/32", "2002::/16")]
-SPECIAL = ["0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"]
+SPECIAL = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "168.63.129.16/32",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+]
 
 
 @settings(deadline=None)
@@ -42,6 +51,27 @@ def test_an_address_is_as_public_as_what_it_leads_to(inner: IPv4Address) -> None
     number = int(inner)
     for embedding in (0xFFFF << 32 | number, 0x64FF9B << 96 | number, 0x2002 << 112 | number << 80 | 1):
         assert is_public(str(inner)) is is_public(str(IPv6Address(embedding)))
+
+
+@settings(deadline=None)
+@given(st.ip_addresses(v=4), st.integers(0, 32), st.ip_addresses(v=4))
+def test_a_refused_network_is_refused_in_every_form(address: IPv4Address, length: int, other: IPv4Address) -> None:
+    """An address is in a network in each form that leads to it, and in no network that it does not lead to."""
+    network = parse_network(f"{address}/{length}")
+    for inner in (address, other):
+        number = int(inner)
+        teredo = 0x20010000 << 96 | number << 64 | number ^ 0xFFFFFFFF
+        forms = (0xFFFF << 32 | number, 0x64FF9B << 96 | number, 0x2002 << 112 | number << 80 | 1, teredo)
+        for form in (inner, *map(IPv6Address, forms)):
+            assert (network_of(str(form), [network]) is network) is (inner in network)
+
+
+@pytest.mark.parametrize(
+    "address", ["168.63.129.16", "::ffff:168.63.129.16", "64:ff9b::a83f:8110", "2002:a83f:8110::1", "fd00:ec2::254"]
+)
+def test_addresses_at_which_clouds_keep_secrets(address: str) -> None:
+    """They are no places to download from, in whatever form they are written."""
+    assert not is_public(address)
 
 
 @pytest.mark.parametrize("network", SPECIAL)
