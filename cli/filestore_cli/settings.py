@@ -433,6 +433,30 @@ class Settings:
             default="1 % of the disk, at most 256MiB",
         ),
     )
+    connections_limit: int = field(
+        default=DEFAULT_SERVER_LIMITS.connections_limit,
+        metadata=_setting(
+            "The most connections of one server process; further ones get the answer 503",
+            unit="count",
+            parse=_whole(1, 1_000_000_000),
+        ),
+    )
+    address_connections_limit: int = field(
+        default=DEFAULT_SERVER_LIMITS.address_connections_limit,
+        metadata=_setting(
+            "The most connections of one server process from one IPv4 address, or from one network of 64 bits of IPv6",
+            unit="count",
+            parse=_whole(1, 1_000_000_000),
+        ),
+    )
+    head_seconds: float = field(
+        default=DEFAULT_SERVER_LIMITS.head_seconds,
+        metadata=_setting(
+            "How long the head of a request may take, from its first byte, or from the start of a new connection",
+            unit="seconds",
+            parse=_seconds(3600),
+        ),
+    )
     drain_seconds: float = field(
         default=DEFAULT_SERVER_LIMITS.drain_seconds,
         metadata=_setting(

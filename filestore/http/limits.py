@@ -27,6 +27,12 @@ class ServerLimits:
     """The most uploads in progress, in all processes together."""
     upload_idle_seconds: float = 86400.0
     """After this time without a new part or another request, an upload in parts is removed."""
+    connections_limit: int = 4096
+    """The most connections of one server process."""
+    address_connections_limit: int = 2048
+    """The most connections of one server process from one address of the network."""
+    head_seconds: float = 10.0
+    """How long the head of a request may take, from its first byte, or from the start of a new connection."""
     drain_seconds: float = 30.0
     """How long requests in progress may continue after a stop signal."""
     gc_grace: float = GRACE_SECONDS

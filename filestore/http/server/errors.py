@@ -92,14 +92,23 @@ def problem_answer(error: FilestoreError) -> web.Response:
     return _answer(wire.encode_problem(error), _headers_of(error))
 
 
-def problem_head_and_body(error: FilestoreError) -> tuple[bytes, bytes]:
+def closing_problem(error: FilestoreError) -> bytes:
     """Return a whole HTTP/1.1 answer for an error, for a connection that is closed after it."""
-    described = wire.encode_problem(error)
+    return _closing_answer(wire.encode_problem(error), _headers_of(error))
+
+
+def closing_refusal(status: HTTPStatus, detail: str) -> bytes:
+    """Return a whole HTTP/1.1 answer for a request that is not valid HTTP, for a connection that is closed after it."""
+    document: dict[str, object] = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
+    return _closing_answer(wire.Problem(status.value, document), {})
+
+
+def _closing_answer(described: wire.Problem, headers: Mapping[str, str]) -> bytes:
     body = json.dumps(described.document).encode()
-    headers = {"Content-Type": wire.PROBLEM, "Content-Length": str(len(body)), "Connection": "close", **_headers_of(error)}
+    headers = {"Content-Type": wire.PROBLEM, "Content-Length": str(len(body)), "Connection": "close", **headers}
     lines = [f"HTTP/1.1 {described.status} {HTTPStatus(described.status).phrase}", "Server: filestore"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode(), body
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def _is_out_of_descriptors(error: BaseException | None) -> bool:

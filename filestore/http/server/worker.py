@@ -17,15 +17,14 @@ from filestore.http.limits import ServerLimits
 from filestore.http.server.app import Route, make_app
 from filestore.http.server.auth import Tokens
 from filestore.http.server.background import background_work
-from filestore.http.server.descriptors import AcceptErrors, LimitedSite
+from filestore.http.server.connections import ConnectionSite
+from filestore.http.server.descriptors import AcceptErrors
 from filestore.http.server.traffic import Traffic
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.metrics import SharedTimes
 
 BACKLOG = 512
-KEEPALIVE_SECONDS = 75
-"""How long a connection may be idle, or take to send the head of a request."""
 CLEANUP_SECONDS = 5.0
 """How long cancelled requests may take to clean up."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -111,7 +110,7 @@ async def _serve_until(
                 shared_times=service.shared_times,
                 more_routes=more_routes,
             )
-            async with _accepting(app, listener) as site:
+            async with _accepting(app, listener, service.limits) as site:
                 ready()
                 await stopping.wait()
                 announce_stop()
@@ -158,25 +157,16 @@ def stop_signals() -> Sequence[signal.Signals]:
 
 
 @asynccontextmanager
-async def _accepting(app: web.Application, listener: socket.socket) -> AsyncIterator[web.BaseSite]:
+async def _accepting(app: web.Application, listener: socket.socket, limits: ServerLimits) -> AsyncIterator[web.BaseSite]:
     """Answer the connections of `listener` until the site is stopped.
 
     The end of the block cancels requests in progress.
     """
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        auto_decompress=False,
-        keepalive_timeout=KEEPALIVE_SECONDS,
-        # A connection is read only after all earlier bytes were taken. So at most one read of 256 KiB waits (I6). A cut
-        # is noticed by reading, so it is never noticed before the bytes that arrived ahead of it were taken.
-        read_bufsize=1,
-        shutdown_timeout=0.1,
-    )
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
         asyncio.get_running_loop().set_exception_handler(AcceptErrors())
-        site = LimitedSite(runner, listener, backlog=BACKLOG)
+        site = ConnectionSite(runner, listener, limits=limits, backlog=BACKLOG)
         await site.start()
         yield site
     finally:

@@ -1,0 +1,367 @@
+"""The connections of a server process: how many there are, and what each one may hold while its client is slow.
+
+A connection is served one request at a time. While a request is served, at most `READ_SIZE` bytes of the next one are read.
+The next request is begun when the kernel has taken the whole answer to the request before it. So a client that sends requests
+and reads no answers makes the server keep one answer, of at most 256 KiB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
+from ipaddress import IPv6Address, ip_address
+
+from aiohttp import web
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import StreamReader
+
+from filestore.errors import Busy
+from filestore.http.limits import ServerLimits
+from filestore.http.server.descriptors import connections_limit
+from filestore.http.server.errors import closing_problem, closing_refusal
+from filestore.http.server.request_head import FIELD_LIMIT, FIELDS_LIMIT, HeadReader, HeadRefused, UnfinishedHeads
+from filestore.system.stalls import StallTimer
+
+READ_SIZE = 64 << 10
+"""Bytes that are read from a connection at a time."""
+KEEPALIVE_SECONDS = 75
+"""How long a connection may be idle between two requests."""
+LINGER_SECONDS = 2.0
+"""How long a client has to read an answer that refuses it, while it still sends the request."""
+REFUSALS_LIMIT = 256
+"""The most connections that are told at the same time why they are refused. Further ones are closed without an answer."""
+_CHUNKED_END = b"\r\n\r\n"
+
+
+class Connections:
+    """Count the connections of a server process, in all and for each address."""
+
+    def __init__(
+        self, limits: ServerLimits, *, descriptors_limit: int, is_proxy: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        """`is_proxy` returns whether an address is that of a proxy, whose connections are those of many clients."""
+        self.head_seconds = limits.head_seconds
+        self.stall_seconds = limits.stall_seconds
+        self.heads = UnfinishedHeads()
+        self._limits = limits
+        self._descriptors_limit = descriptors_limit
+        self._is_proxy = is_proxy
+        self._count = 0
+        self._counts: Counter[str] = Counter()
+        self._refusals = 0
+
+    def refusal(self, address: str) -> str | None:
+        """Return why a connection from `address` is refused, or None if it is accepted."""
+        if self._count >= self._descriptors_limit:
+            return "it has as many connections as its limit of open files permits"
+        if self._count >= self._limits.connections_limit:
+            return "it has as many connections as the setting connections_limit permits"
+        if self._counts[_network(address)] >= self._limits.address_connections_limit and not self._is_proxy(address):
+            return "it has as many connections of one address as the setting address_connections_limit permits"
+        return None
+
+    def add(self, address: str) -> None:
+        """Count a connection from `address`."""
+        self._count += 1
+        self._counts[_network(address)] += 1
+
+    def remove(self, address: str) -> None:
+        """Count a connection from `address` no longer."""
+        self._count -= 1
+        network = _network(address)
+        self._counts[network] -= 1
+        if not self._counts[network]:
+            del self._counts[network]
+
+    def begin_refusal(self) -> bool:
+        """Count a refused connection, which is told why. Return False if too many others are told at the moment."""
+        if self._refusals >= REFUSALS_LIMIT:
+            return False
+        self._refusals += 1
+        return True
+
+    def end_refusal(self) -> None:
+        """Count a refused connection no longer."""
+        self._refusals -= 1
+
+
+class ConnectionSite(web.SockSite):
+    """Accept the connections of a socket."""
+
+    def __init__(self, runner: web.AppRunner, listener: socket.socket, *, limits: ServerLimits, backlog: int) -> None:
+        super().__init__(runner, listener, backlog=backlog)
+        self._limits = limits
+
+    async def start(self) -> None:
+        """Begin to accept connections."""
+        await web.BaseSite.start(self)
+        server = self._runner.server
+        assert server is not None  # noqa: S101  # the runner is set up
+        connections = Connections(self._limits, descriptors_limit=connections_limit())
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: RequestConnection(server, connections), sock=self._sock, backlog=self._backlog
+        )
+
+
+class RequestConnection(web.RequestHandler):
+    """One connection. It gives the parser of aiohttp one whole head at a time, and then the body that belongs to it."""
+
+    def __init__(self, server: web.Server, connections: Connections) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # none is written
+            auto_decompress=False,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            lingering_time=LINGER_SECONDS,
+            max_line_size=FIELD_LIMIT,
+            max_field_size=FIELD_LIMIT,
+            max_headers=FIELDS_LIMIT,
+            # A connection is read only after all earlier bytes were taken. So at most one read of 64 KiB waits (I6). A cut
+            # is noticed by reading, so it is never noticed before the bytes that arrived ahead of it were taken.
+            read_bufsize=1,
+        )
+        self._connections = connections
+        self._address = ""
+        self._is_counted = False
+        self._is_refusal = False
+        self._connection: asyncio.Transport | None = None
+        self._head = HeadReader(connections.heads, self._evict)
+        self._head_deadline: asyncio.TimerHandle | None = None
+        self._unread = b""
+        self._body: StreamReader | None = None
+        self._body_left: int | None = None
+        self._body_end = b""
+        self._is_body_held = False
+        self._is_held = False
+        self._is_serving = False
+        self._is_over = False
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to read requests, or refuse the connection."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # of a TCP server
+        self._connection = transport
+        peer = transport.get_extra_info("peername")
+        self._address = peer[0] if peer else ""
+        refusal = self._connections.refusal(self._address)
+        if refusal is not None:
+            self._is_refusal = self._connections.begin_refusal()
+            self._refuse(closing_problem(Busy("the server", refusal)) if self._is_refusal else None)
+            return
+        self._connections.add(self._address)
+        self._is_counted = True
+        transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # of each transport of asyncio on a socket
+        # The next request waits until nothing is left here of the answer before it.
+        transport.set_write_buffer_limits(high=0)
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the connection."""
+        self._end()
+        if self._is_counted:
+            self._connections.remove(self._address)
+        if self._is_refusal:
+            self._connections.end_refusal()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes that have arrived, or none, to go on with those that wait."""
+        if self._is_over:
+            return
+        if not data and self._body is not None:
+            self._feed_body(b"")
+        self._unread = self._unread + data if self._unread else bytes(data)
+        self._advance()
+
+    # What aiohttp calls.
+
+    def pause_reading(self) -> None:
+        """Hold the body until the handler of the request has taken what there is."""
+        self._is_body_held = True
+        super().pause_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002  # as in aiohttp
+        """Go on with the body."""
+        self._is_body_held = False
+        super().resume_reading(resume_parser)
+        if self._unread:
+            self._hold()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the answer. Return when the kernel has all of it, or the client is gone or too slow."""
+        finished, is_reset = await super().finish_response(request, resp, start_time)
+        await self._sent(request)
+        self._is_serving = False
+        if finished.keep_alive and not is_reset:
+            self._advance()
+        return finished, is_reset
+
+    # Requests and their bodies.
+
+    def _advance(self) -> None:
+        """Give the parser what may be parsed now. Read on if nothing else waits to be parsed."""
+        while self._unread and not self._is_over:
+            if self._body is not None:
+                if self._is_body_held:
+                    break
+                self._feed_body(self._next_of_body())
+            elif self._is_serving:
+                break
+            else:
+                self._read_head()
+        if self._unread:
+            self._hold()
+        elif self._is_held and not self._is_body_held:
+            self._is_held = False
+            if self.transport is not None:
+                self.transport.resume_reading()
+
+    def _hold(self) -> None:
+        """Read nothing until the bytes that wait are parsed."""
+        self._is_held = True
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def _read_head(self) -> None:
+        data, self._unread = self._unread, b""
+        try:
+            found = self._head.read(data)
+        except HeadRefused as error:
+            self._refuse(closing_refusal(error.status, error.detail))
+            return
+        if self._is_over:
+            return
+        if found is None:
+            self._expect_head()
+            return
+        head, self._unread = found
+        self._forget_deadline()
+        super().data_received(head)
+        if not self._messages:
+            self._end()  # the connection is about to be closed
+            return
+        message, payload = self._messages[-1]
+        self._is_serving = True
+        if not isinstance(message, RawRequestMessage):
+            # The parser has refused the head. aiohttp answers that, and closes the connection.
+            self._end()
+        elif not payload.is_eof():
+            self._body = payload
+            length = message.headers.get("Content-Length")
+            self._body_left = None if length is None else int(length)
+            self._body_end = b""
+
+    def _next_of_body(self) -> bytes:
+        """Take those of the unread bytes that belong to the body, or some of them."""
+        if self._body_left is not None:
+            size = min(self._body_left, len(self._unread))
+            self._body_left -= size
+        else:
+            # Such a body ends with an empty line. The parser tells whether an empty line is the end.
+            before = len(self._body_end)
+            place = (self._body_end + self._unread[: len(_CHUNKED_END) - 1]).find(_CHUNKED_END)
+            if place < 0:
+                place = self._unread.find(_CHUNKED_END)
+                before = 0
+            size = len(self._unread) if place < 0 else place + len(_CHUNKED_END) - before
+            self._body_end = (self._body_end + self._unread[:size])[1 - len(_CHUNKED_END) :]
+        piece, self._unread = self._unread[:size], self._unread[size:]
+        return piece
+
+    def _feed_body(self, piece: bytes) -> None:
+        body, queued = self._body, len(self._messages)
+        assert body is not None  # noqa: S101  # the caller has seen it
+        super().data_received(piece)
+        if len(self._messages) > queued:
+            # The chunked coding is broken. Nothing can be said of the bytes after that.
+            self._messages.pop()
+            body.set_exception(web.RequestPayloadError("the chunked transfer coding is broken"))
+            self._end()
+        elif body.is_eof():
+            self._body = None
+
+    async def _sent(self, request: web.BaseRequest) -> None:
+        """Wait until the kernel has the whole answer. Cut the connection of a client that does not read it."""
+        transport = self.transport
+        if transport is None or not transport.get_write_buffer_size():
+            return
+        timer = StallTimer(self._connections.stall_seconds, connection=transport.get_extra_info("socket"))
+        while not transport.is_closing() and transport.get_write_buffer_size():
+            left = timer.left()
+            if left <= 0:
+                transport.abort()
+                return
+            began = timer.began()
+            with suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(left):
+                    await request.writer.drain()
+            timer.ended(began)
+
+    # The end of a connection.
+
+    def _expect_head(self) -> None:
+        """Wait for the rest of a head, for a limited time."""
+        if self._head_deadline is None:
+            self._head_deadline = asyncio.get_running_loop().call_later(self._connections.head_seconds, self._miss_head)
+
+    def _miss_head(self) -> None:
+        self._head_deadline = None
+        if self._head.size:
+            seconds = self._connections.head_seconds
+            self._refuse(closing_refusal(HTTPStatus.REQUEST_TIMEOUT, f"the head took longer than {seconds:g} seconds"))
+        elif self._connection is not None:
+            self._end()
+            self._connection.close()
+
+    def _evict(self) -> None:
+        self._refuse(closing_problem(Busy("the server", "too many requests have begun whose heads are unfinished")))
+
+    def _refuse(self, answer: bytes | None) -> None:
+        """Send an answer if there is one, and close the connection."""
+        self._end()
+        transport = self._connection
+        assert transport is not None  # noqa: S101  # the connection was made
+        if answer is None:
+            transport.abort()
+            return
+        # A close at once could discard the answer if the client still sends. So its bytes are read and dropped.
+        transport.resume_reading()
+        transport.write(answer)
+        transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER_SECONDS, transport.abort)
+
+    def _end(self) -> None:
+        """Take no more bytes."""
+        self._is_over = True
+        self._unread = b""
+        self._head.clear()
+        self._forget_deadline()
+
+    def _forget_deadline(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
+
+
+def _network(address: str) -> str:
+    """Return what is counted as one address: an IPv4 address, or the 64 bits of an IPv6 address that name a network.
+
+    A single user of IPv6 has all addresses of such a network.
+    """
+    if ":" not in address:
+        return address
+    parsed = ip_address(address.partition("%")[0])
+    if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(IPv6Address(int(parsed) >> 64 << 64))
+    return address
