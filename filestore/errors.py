@@ -343,19 +343,29 @@ class UploadNotFound(NotFound):
 
 
 class ChunksMissing(FilestoreError):
-    """Chunks that a manifest names are not in the repository. `digests` holds them, 64 hex digits each."""
+    """Chunks that a manifest names are not in the repository. `digests` holds them, 64 hex digits each.
+
+    There are at most `limit` of them. If there are as many, `is_full` is true, and more chunks may be missing: ask the
+    repository about all chunks with `missing`.
+    """
 
     slug = "chunks-missing"
     facts = ("digests",)
+    limit: ClassVar[int] = 4096
     digests: tuple[str, ...]
 
     def __init__(self, *digests: str) -> None:
-        Exception.__init__(self, *digests)
-        self.digests = digests
+        self.digests = digests[: self.limit]
+        Exception.__init__(self, *self.digests)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more chunks may be missing than `digests` has."""
+        return len(self.digests) >= self.limit
 
     def __str__(self) -> str:
-        count = len(self.digests)
-        return f"chunks are missing in the repository, {count} in all, the first is {self.digests[0]}; push the file again"
+        count = f"at least {self.limit}" if self.is_full else f"{len(self.digests)} in all"
+        return f"chunks are missing in the repository, {count}, the first is {self.digests[0]}; push the file again"
 
 
 class FileInUse(FilestoreError):
@@ -375,6 +385,7 @@ class LimitExceeded(FilestoreError):
     slug = "limit-exceeded"
     facts = ("what", "found", "limit", "setting")
     sentence = "{what} is {found}, more than the limit of {limit}"
+    what: str
     found: int
     limit: int
     setting: str = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -416,9 +416,13 @@ async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind) -
                 # I4: a server says this.
                 reason = "it names missing chunks by texts that are not digests"
                 raise ServerError(sending.repository.location, HTTPStatus.CONFLICT, reason) from None
-            if attempt == 1 and not missing <= {chunk.digest for chunk in manifest.chunks}:
+            if attempt == 1 and missing.difference(chunk.digest for chunk in manifest.chunks):
                 continue  # a bit may have flipped on the way: ask once more
-            await sending.send_again(manifest, missing)
+            if error.is_full:
+                # Only `missing` names all of them. Otherwise, each commit would bring as many as an error may list.
+                await sending.send_missing(manifest)
+            else:
+                await sending.send_again(manifest, missing)
     raise AssertionError
 
 
@@ -463,9 +467,16 @@ class _Sender:
 
         The repository looks at the frames of the others. A commit looks only at their rows.
         """
+        await self._send_missing(manifest, self._asked)
+
+    async def send_missing(self, manifest: Manifest) -> None:
+        """Ask about all chunks, also those that were asked about before, and send those that are missing."""
+        await self._send_missing(manifest, frozenset())
+
+    async def _send_missing(self, manifest: Manifest, asked: Collection[Digest]) -> None:
         chunks = iter(manifest.chunks)
         while part := list(islice(chunks, _ASKED_AT_ONCE)):
-            unasked = dict.fromkeys(chunk.digest for chunk in part if chunk.digest not in self._asked)
+            unasked = dict.fromkeys(chunk.digest for chunk in part if chunk.digest not in asked)
             missing = await self.repository.missing(list(unasked)) if unasked else []
             if missing:
                 await self.send_again(manifest, set(missing))

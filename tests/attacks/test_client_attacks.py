@@ -17,12 +17,13 @@ import pytest
 from aiohttp import web
 
 from filestore.cache import Cache
-from filestore.core.digest import Digest, chunk_digest, manifest_digest
-from filestore.core.manifest import Manifest
+from filestore.core.digest import DIGEST_SIZE, Digest, chunk_digest, manifest_digest
+from filestore.core.manifest import Chunk, Manifest
 from filestore.core.paths import file_path
 from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, Reference
 from filestore.errors import (
+    ChunksMissing,
     FilestoreError,
     Interrupted,
     InvalidBatch,
@@ -682,6 +683,36 @@ async def test_record_of_another_namespace() -> None:
         await repository.identity()
         with pytest.raises(UnexpectedRecord):
             await repository.record(Reference(id=RECORD.id))
+
+
+@pytest.mark.parametrize("size", [0, 1 << 40], ids=["60,000 digests", "more than is accepted"])
+async def test_an_earlier_server_that_lists_all_missing_chunks(size: int) -> None:
+    """Servers before this limit list every missing chunk of a manifest.
+
+    The client keeps as many as an error may have, and asks about all chunks where the answer is too large to be read.
+    """
+    absent = [chunk_digest(number.to_bytes(4, "little")) for number in range(60_000)]
+    manifest = Manifest.build((Chunk(digest, 4) for digest in absent), chunking_version=CHUNKING_VERSION)
+    asked = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        if request.path.endswith("/missing"):
+            asked.append(len(body) // DIGEST_SIZE)
+            return web.Response(body=body, content_type=wire.OCTETS)
+        if size:
+            response = web.StreamResponse(status=409, headers={"Content-Type": wire.PROBLEM})
+            response.content_length = size
+            await response.prepare(request)
+            return response
+        document = {"type": "urn:filestore:error:chunks-missing", "digests": [str(digest) for digest in absent]}
+        return web.json_response(document, status=409, content_type=wire.PROBLEM)
+
+    async with facing(answer) as repository:
+        with pytest.raises(ChunksMissing) as caught:
+            await repository.commit(manifest.encoded, name="name")
+    assert tuple(str(digest) for digest in absent[: ChunksMissing.limit]) == caught.value.digests
+    assert asked in ([[60_000]] if size else [[], [60_000]])
 
 
 @pytest.mark.parametrize("fact", [7, "../x", "0" * 63])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from filestore.core.digest import chunk_digest
-from filestore.core.manifest import CHUNK_LIMIT, Manifest
+from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
 from filestore.core.references import File, Reference
@@ -291,6 +291,19 @@ async def test_commit_names_all_chunks_that_are_missing(repository: Repository) 
     await repository.put(absent)
     record = await repository.commit(encoded_manifest, name="name")
     assert [record] == await repository.records()
+
+
+async def test_commit_names_at_most_as_many_missing_chunks_as_an_error_may_list(repository: Repository) -> None:
+    """The error says that there may be more. `missing` names all of them."""
+    absent = [Chunk(chunk_digest(number.to_bytes(4, "little")), 4) for number in range(2 * ChunksMissing.limit)]
+    encoded_manifest = Manifest.build(absent, chunking_version=CHUNKING_VERSION).encoded
+    with pytest.raises(ChunksMissing, match=f"at least {ChunksMissing.limit}") as caught:
+        await repository.commit(encoded_manifest, name="name")
+    assert caught.value.is_full
+    assert ChunksMissing.limit == len(set(caught.value.digests))
+    assert set(caught.value.digests) <= {str(chunk.digest) for chunk in absent}
+    assert [] == await repository.records()
+    assert [chunk.digest for chunk in absent] == await repository.missing([chunk.digest for chunk in absent])
 
 
 @pytest.mark.slow

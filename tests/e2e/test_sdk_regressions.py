@@ -16,6 +16,7 @@ import pytest
 import filestore
 from tests.support.commands import SCRIPTS, Home, Server
 from tests.support.generator import octets
+from tests.support.process_memory import peak_growth
 from tests.support.server import RunningServer, running_server
 from tests.support.trees import Folder, Script, plant, standing
 from tests.support.uploads import PARTS, PartsUpload
@@ -55,12 +56,6 @@ def large_file(tmp_path: Path) -> Path:
     return path
 
 
-def memory(pid: int, key: str) -> int:
-    """Bytes of memory of a process, now (VmRSS) or at most since it was last forgotten (VmHWM)."""
-    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(key)]
-    return int(line.split()[1]) << 10
-
-
 def curl(server: RunningServer, *arguments: str | Path) -> None:
     """Run curl to its end, with a token; it must succeed."""
     token = f"Authorization: Bearer {server.token}"
@@ -93,10 +88,9 @@ def test_1_memory_of_a_server(tmp_path: Path, large_file: Path) -> None:
         }
         grown = {}
         for way, go in ways.items():
-            before = memory(server.pid, "VmRSS")
-            Path(f"/proc/{server.pid}/clear_refs").write_text("5")
-            go()
-            grown[way] = memory(server.pid, "VmHWM") - before
+            with peak_growth(server.pid) as growth:
+                go()
+            grown[way] = growth()
         assert 1 == len(server.ask("GET", PARTS).json)
     assert {} == {way: size // MIB for way, size in grown.items() if size > 16 * MIB + PUSHES + REST}
 

@@ -17,6 +17,7 @@ from filestore.core.paths import chunk_key
 from filestore.core.progress import Progress
 from filestore.core.references import Directory, File, Reference
 from filestore.errors import (
+    ChunksMissing,
     DamagedChunk,
     Interrupted,
     InvalidInput,
@@ -30,13 +31,15 @@ from filestore.errors import (
     TargetError,
 )
 from filestore.format.codec import Codec
+from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Wanted
 from filestore.transfer.fetch import fetch, fetch_record
 from filestore.transfer.fetch_tree import fetch_tree
-from filestore.transfer.push import manifest_of, plan_push, push
+from filestore.transfer.push import manifest_of, plan_push, push, send_and_commit
 from filestore.transfer.schedule import TransferOptions
 from filestore.transfer.sources.push_cache import PushCache
 from filestore_cli.hints import explained
+from tests.support.contents import KnownContent
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -536,3 +539,13 @@ async def test_symlinks_are_for_directories(watched: WatchedRepository, source: 
     with pytest.raises(InvalidInput, match="symlinks cannot be 'nonsense'"):
         await push(watched, source, symlinks="nonsense")
     await push(watched, source, symlinks="inside")
+
+
+async def test_a_push_of_which_very_many_chunks_are_missing_commits_twice(repository: LocalRepository) -> None:
+    """An error lists at most 4,096 chunks. The push then asks about all of its chunks, instead of committing again and again."""
+    watched = WatchedRepository(repository)
+    content = KnownContent(3 * ChunksMissing.limit)
+    record = await send_and_commit(watched, content, name="known.bin")
+    assert content.size == record.size
+    assert {"commit": 2, "missing": 1} == {verb: watched.calls.count(verb) for verb in ("commit", "missing")}
+    assert 3 * ChunksMissing.limit == watched.chunks_put

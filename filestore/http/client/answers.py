@@ -37,6 +37,11 @@ SUCCESSES = frozenset({HTTPStatus.OK, HTTPStatus.CREATED})
 _PIECE = 64 << 10
 
 
+def answer_size_of(location: str) -> str:
+    """Return how an error names the size of an answer of this server."""
+    return f"the answer of {location} in bytes"
+
+
 class SmallAnswer:
     """An `AnswerBody` for a small answer. Its memory grows with what arrives, not with what is announced."""
 
@@ -71,7 +76,7 @@ class SmallAnswer:
 
     def _check(self, size: int) -> None:
         if size > self._limit:
-            raise LimitExceeded(f"the answer of {self._location} in bytes", size, self._limit)
+            raise LimitExceeded(answer_size_of(self._location), size, self._limit)
 
 
 class FileAnswer:
@@ -109,7 +114,7 @@ class FileAnswer:
 
     def _check(self, size: int) -> None:
         if size > self._limit:
-            raise LimitExceeded(f"the answer of {self._location} in bytes", size, self._limit)
+            raise LimitExceeded(answer_size_of(self._location), size, self._limit)
 
 
 class BatchAnswer:

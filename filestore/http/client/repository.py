@@ -20,10 +20,11 @@ from yarl import URL
 from filestore.core.batches import batched_by_size
 from filestore.core.digest import DIGEST_SIZE, Digest, manifest_digest, token_digest
 from filestore.core.manifest import HEADER_SIZE as MANIFEST_HEADER_SIZE
-from filestore.core.manifest import MANIFEST_LIMIT, stated_size
+from filestore.core.manifest import MANIFEST_LIMIT, Manifest, stated_size
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import (
+    ChunksMissing,
     InvalidManifest,
     InvalidSetting,
     InvalidUrl,
@@ -34,7 +35,7 @@ from filestore.errors import (
 )
 from filestore.format.codec import Frame
 from filestore.http import wire
-from filestore.http.client.answers import BatchAnswer, FileAnswer, SmallAnswer
+from filestore.http.client.answers import BatchAnswer, FileAnswer, SmallAnswer, answer_size_of
 from filestore.http.client.byte_counter import ByteCounter
 from filestore.http.client.concurrency import Concurrency
 from filestore.http.client.documents import (
@@ -64,7 +65,7 @@ from filestore.repository.protocol import (
 from filestore.system.metrics import Stage
 from filestore.system.proxies import Proxy
 from filestore.system.retries import FIRST_PAUSE_SECONDS, RETRY_SECONDS
-from filestore.system.threads import tell_of_forks
+from filestore.system.threads import in_cpu_thread, tell_of_forks
 
 BATCH_SECONDS = 5.0
 FIRST_BATCH = 4 << 20
@@ -195,7 +196,16 @@ class RemoteRepository:
 
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
         headers = {wire.NAME_HEADER: quote(name, safe="")}
-        answer = await self._requests.json("POST", f"/files?kind={kind.value}", body=manifest, headers=headers)
+        try:
+            answer = await self._requests.json("POST", f"/files?kind={kind.value}", body=manifest, headers=headers)
+        except LimitExceeded as error:
+            if error.what != answer_size_of(self.location):
+                raise
+            # An earlier server lists all missing chunks, and this list may be larger than any accepted answer.
+            absent = await self.missing([chunk.digest for chunk in (await in_cpu_thread(Manifest.parse, manifest)).chunks])
+            if not absent:
+                raise
+            raise ChunksMissing(*map(str, absent[: ChunksMissing.limit])) from None
         record = parse_record(self.location, answer)
         committed = Reference(digest=manifest_digest(manifest), name=name)
         if record.size != stated_size(manifest[:MANIFEST_HEADER_SIZE]):

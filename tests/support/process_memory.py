@@ -1,0 +1,21 @@
+"""Measure the memory of another process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def memory(pid: int, key: str) -> int:
+    """Bytes of memory of a process, now (VmRSS) or at most since it was last forgotten (VmHWM)."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(key)]
+    return int(line.split()[1]) << 10
+
+
+@contextmanager
+def peak_growth(pid: int) -> Iterator[Callable[[], int]]:
+    """Give a function that returns by how many bytes the peak of a process is above what it has now."""
+    before = memory(pid, "VmRSS")
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    yield lambda: memory(pid, "VmHWM") - before
