@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import select
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import count, repeat
+from pathlib import Path
 
 import pytest
 
@@ -11,10 +16,15 @@ from filestore.core.digest import DIGEST_AND_NUMBER, DIGEST_SIZE, Digest
 from filestore.core.manifest import MANIFEST_LIMIT, Chunk, Manifest
 from filestore.errors import ChunksMissing
 from filestore.format.chunking import CHUNKING_VERSION
+from filestore.http.server.body.forms import FAST_LIMIT, FAST_WRITE_SIZE
 from tests.support.process_memory import peak_growth
-from tests.support.server import RunningServer, running_server
+from tests.support.server import FORM, RunningServer, eventually, form, reply, running_server
 
 MIB = 1 << 20
+ENDLESS = "Content-Length: 1073741824"
+FORMS = "/v3/pipeline_files"
+FORM_HEAD = f"Content-Type: {FORM['Content-Type']}"
+PART = b'--boundary-of-tests\r\nContent-Disposition: form-data; name="a"\r\n'
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +32,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server with the default limits, which must log nothing about these attacks."""
     with running_server(tmp_path_factory.mktemp("served") / "root") as server:
         yield server
+
+
+def send_until_answered(connection: socket.socket, pieces: Iterable[bytes], *, pause_seconds: float = 0) -> int:
+    """Send pieces until an answer begins to arrive. Return how many were sent."""
+    sent = 0
+    for piece in pieces:
+        if select.select([connection], [], [], pause_seconds)[0]:
+            break
+        try:
+            connection.sendall(piece)
+        except ConnectionError:
+            break
+        sent += 1
+    return sent
+
+
+def unread(server: RunningServer) -> int:
+    """Return how many bytes the system holds that the server has not read yet."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(line[4].partition(":")[2], 16) for line in lines if line[1].endswith(f":{server.port:04X}"))
 
 
 def manifest_of_absent_chunks() -> bytes:
@@ -43,3 +73,74 @@ def test_a_huge_manifest_of_absent_chunks(server: RunningServer) -> None:
         assert ChunksMissing.limit == len(set(answer.json["digests"]))
         assert len(answer.body) < MIB // 2
         assert grown() < len(encoded) + 64 * MIB
+
+
+@pytest.mark.parametrize(
+    ("begin", "pieces", "status"),
+    [
+        (b"", repeat(b"--boundary-of-tests\r\n\r\n\r\n" * 1000, 150), 413),
+        (b"", repeat(PART + b"\r\n\r\n", 150_000), 413),
+        (b"", (b'%sX: "%s"\r\n\r\n\r\n' % (PART, b"x" * 8000) for _ in count()), 413),
+        (PART, (b"X-%d: %s\r\n" % (number, b"x" * 1000) for number in count()), 400),
+        (PART, (b"X-%d: \r\n" % number for number in count()), 400),
+        (PART + b"X: ", repeat(b"x" * 4096), 400),
+        (PART + b"\r\n", repeat(b"x" * (64 << 10)), 413),
+        (b"", (b"before the first part %d\r\n" % number for number in count()), 413),
+        (b"", repeat(b"before the first part"), 400),
+        (b"", repeat(b"--boundary-of-tests\r\n"), 400),
+        (PART + b"\r\n", repeat(b"\r\n--boundary-of-test" * 1000), 413),
+        (b'--boundary-of-tests\r\nContent-Disposition: form-data; name="_charset_"\r\n\r\n', repeat(b"x" * 64), 400),
+    ],
+    ids=[
+        "150,000 empty parts",
+        "150,000 parts with a name",
+        "endless parts with headers",
+        "endless headers of a part",
+        "endless small headers",
+        "an endless header",
+        "an endless value",
+        "endless lines before the first part",
+        "an endless line",
+        "a boundary again and again",
+        "almost a boundary again and again",
+        "an endless name of a charset",
+    ],
+)
+def test_a_form_without_end(server: RunningServer, begin: bytes, pieces: Iterator[bytes], status: int) -> None:
+    """What is not the file is limited: the headers and values of all parts to 64 KiB, and their number to 1,000."""
+    with (
+        peak_growth(server.pid) as grown,
+        server.begin("POST", FORMS, FORM_HEAD, ENDLESS, body=begin) as connection,
+    ):
+        send_until_answered(connection, pieces)
+        answer = reply(connection)
+    assert (status, "limit-exceeded" if status == 413 else "invalid-input") == (answer.status, answer.slug), answer.body
+    assert grown() < 8 * MIB
+
+
+def test_the_largest_form_is_accepted(server: RunningServer) -> None:
+    """A form of 1,000 parts, and one with almost 64 KiB of values."""
+    for fields in ({str(number): "" for number in range(999)}, {"other": "x" * 65_000}):
+        assert 201 == server.ask("POST", FORMS, form("x", b"y", after=fields), headers=FORM).status
+    answer = server.ask("POST", FORMS, form("x", b"y", after={str(number): "" for number in range(1000)}), headers=FORM)
+    assert (413, "limit-exceeded", 1001) == (answer.status, answer.slug, answer.json["found"])
+
+
+def test_200_slow_forms(server: RunningServer) -> None:
+    """Each has sent almost 1 MiB, and waits. Only a few of them may hold this much in memory (I6)."""
+    head = form("slow.bin", b"").partition(b"\r\n--boundary-of-tests--")[0]
+    with ExitStack() as stack, peak_growth(server.pid) as grown:
+        for _ in range(200):
+            stack.enter_context(server.begin("POST", FORMS, FORM_HEAD, "Content-Length: 2000000", body=head + bytes(1000 << 10)))
+        eventually(lambda: not unread(server))
+        assert 201 == server.upload("small.bin", b"x").status
+        assert grown() < FAST_LIMIT * FAST_WRITE_SIZE + 200 * (384 << 10)
+
+
+@pytest.mark.slow
+def test_a_form_that_arrives_byte_by_byte(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The least rate is that of the whole body: a client does not get the full time again for each part."""
+    with running_server(tmp_path_factory.mktemp("served") / "root", stall_seconds=1) as server:
+        part = b"--boundary-of-tests\r\n\r\n\r\n"
+        with server.begin("POST", FORMS, FORM_HEAD, ENDLESS) as connection:
+            assert send_until_answered(connection, repeat(part, 1000), pause_seconds=0.9) < 30
