@@ -25,9 +25,11 @@ FilestoreError
 │   ├── RecordChanged         a record that is not removed, because it has changed since it was chosen
 │   └── UploadNotFound
 ├── ChunksMissing
+├── PartRefused               a part of an upload that arrived before with other bytes
 ├── FileInUse                 a file that pipelines need is not removed
 ├── LimitExceeded
-│   └── TooManyUploads
+│   ├── TooManyUploads
+│   └── UploadsTooLarge       of one namespace
 ├── NotARepository
 ├── NotABackup
 ├── ReadOnly
@@ -368,6 +370,18 @@ class ChunksMissing(FilestoreError):
         return f"chunks are missing in the repository, {count}, the first is {self.digests[0]}; push the file again"
 
 
+class PartRefused(FilestoreError):
+    """A part of an upload arrived before with other bytes. A part never changes."""
+
+    slug = "part-refused"
+    facts = ("number",)
+    sentence = (
+        "part {number} of the upload arrived before with other bytes, and stays; send the same bytes again, or begin another"
+        " upload"
+    )
+    number: int
+
+
 class FileInUse(FilestoreError):
     """A file is not removed, because pipelines need it. `pipelines` has their names."""
 
@@ -402,6 +416,13 @@ class TooManyUploads(LimitExceeded):
     """Another upload would be more than may be in progress."""
 
     slug = "too-many-uploads"
+    sentence = "{what} is {found}, and the limit is {limit}; finish some, or wait until abandoned ones are removed"
+
+
+class UploadsTooLarge(LimitExceeded):
+    """The unfinished uploads of a namespace would take more of a server's disk than its share."""
+
+    slug = "uploads-too-large"
     sentence = "{what} is {found}, and the limit is {limit}; finish some, or wait until abandoned ones are removed"
 
 

@@ -411,9 +411,18 @@ class Settings:
     uploads_limit: int = field(
         default=DEFAULT_SERVER_LIMITS.uploads_limit,
         metadata=_setting(
-            "The most uploads in parts, and permitted forms, that a server has in progress",
+            "The most uploads in parts, and permitted forms, that a namespace has in progress on a server",
             unit="count",
             parse=_whole(1, 1_000_000_000),
+        ),
+    )
+    uploads_size_limit: int | None = field(
+        default=DEFAULT_SERVER_LIMITS.uploads_size_limit,
+        metadata=_setting(
+            "Bytes of unfinished uploads, by form or in parts, that a namespace may have on a server",
+            unit=_SIZE_UNIT,
+            parse=_size(1),
+            default="half of the disk space that would be free without them",
         ),
     )
     upload_idle_seconds: float = field(
@@ -422,6 +431,14 @@ class Settings:
             "How long an upload in parts may receive nothing before a server removes it and frees its space",
             unit="seconds",
             parse=_seconds(30 * 86400),
+        ),
+    )
+    upload_seconds: float = field(
+        default=DEFAULT_SERVER_LIMITS.upload_seconds,
+        metadata=_setting(
+            "How long an upload in parts may take before a server removes it, whatever arrives",
+            unit="seconds",
+            parse=_seconds(365 * 86400),
         ),
     )
     min_free: int | None = field(

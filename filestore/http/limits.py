@@ -24,9 +24,17 @@ class ServerLimits:
     request_limit: int = 64 << 20
     """The largest body of a request in bytes, apart from files that are uploaded by form or in parts."""
     uploads_limit: int = 10_000
-    """The most uploads in progress, in all processes together."""
+    """The most uploads in progress of each namespace, in all processes together."""
+    uploads_size_limit: int | None = None
+    """The most bytes of unfinished uploads of each namespace, in all processes together. None means half of the space that
+    would be free without them.
+    """
     upload_idle_seconds: float = 86400.0
-    """After this time without a new part or another request, an upload in parts is removed."""
+    """After this time without a new byte, an upload in parts is removed. A question about it, or an empty part, does not
+    count.
+    """
+    upload_seconds: float = 7 * 86400.0
+    """After this time, an upload in parts is removed, whatever arrives."""
     connections_limit: int = 4096
     """The most connections of one server process."""
     address_connections_limit: int = 2048

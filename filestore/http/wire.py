@@ -159,6 +159,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.NotFound: 404,
     errors.ChunksMissing: 409,
     errors.FileInUse: 409,
+    errors.PartRefused: 409,
     errors.LimitExceeded: 413,
     errors.TooManyUploads: 429,
     errors.Unauthorized: 401,

@@ -189,19 +189,20 @@ def test_parts_come_in_any_order(server: RunningServer) -> None:
 
 
 @pytest.mark.slow
-def test_a_part_sent_again_replaces_the_first(server: RunningServer) -> None:
-    """The old ETag is not valid any more, and the part is cut again."""
-    first, second, tail = octets(1, 20_000_000), octets(2, 20_000_000), octets(3, 1000)
-    upload = PartsUpload(server, "replaced.bin")
-    old = upload.put(1, first)
+def test_a_part_sent_again_with_other_bytes_is_refused(server: RunningServer) -> None:
+    """The first one stays, also if the other one has the same size, and the same bytes get the same answer."""
+    first, tail = octets(1, 20_000_000), octets(3, 1000)
+    upload = PartsUpload(server, "refused.bin")
+    one = upload.put(1, first)
     end = upload.put(2, tail)
     eventually((upload.folder / "cut").exists)
-    new = upload.put(1, second)
-
-    refused = upload.finish([old, end])
-    assert (400, "invalid-parts") == (refused.status, refused.slug)
-    record = upload.finish([new, end]).json
-    assert by_form_v3(server, "replaced.bin", second + tail).json["id"] == record["id"]
+    url = upload.url(1).json["upload_url"]
+    for other in (octets(2, 20_000_000), first[:-1], first + b"x", b""):
+        answer = put(url, other)
+        assert (409, "part-refused", 1) == (answer.status, answer.slug, answer.json["number"])
+    assert one == upload.put(1, first)
+    record = upload.finish([one, end]).json
+    assert by_form_v3(server, "refused.bin", first + tail).json["id"] == record["id"]
 
 
 def test_finishing_again_gives_the_same_answer(server: RunningServer) -> None:
@@ -354,12 +355,12 @@ def test_a_request_that_is_too_large(server: RunningServer) -> None:
 
 @pytest.mark.slow
 def test_parts_of_an_upload_have_a_limit_together(tmp_path: Path) -> None:
-    """It is the limit of an upload by form. Replaced parts do not count, and a refused part leaves nothing."""
+    """It is the limit of an upload by form. A part that is sent again counts once, and a refused part leaves nothing."""
     with running_server(tmp_path / "root", upload_limit=100) as server:
         upload = PartsUpload(server, "limited.bin")
         one, _ = upload.put(1, b"x" * 60), upload.put(2, b"y" * 40)
-        two = upload.put(2, b"z" * 40)
-        for number, size in ((2, 41), (3, 1), (3, 101)):
+        two = upload.put(2, b"y" * 40)
+        for number, size in ((3, 1), (3, 101)):
             answer = put(upload.url(number).json["upload_url"], b"x" * size)
             assert (413, "limit-exceeded") == (answer.status, answer.slug)
         assert 100 == upload.finish([one, two]).json["size"]

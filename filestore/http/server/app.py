@@ -29,6 +29,7 @@ from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.uploads import uploads_folder
 from filestore.http.server.traffic import Traffic
 from filestore.http.server.upkeep import upkeep
+from filestore.http.server.upload_quota import UploadQuota
 from filestore.http.wire import API
 from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
@@ -110,11 +111,14 @@ def make_app(
     `secret` signs URLs. `shared_times` holds the measurements of all processes on the port.
     """
     push_budget = Budget(PUSHES_LIMIT)
+    folders = uploads_folder(spool_folder, secret)
+    quota = UploadQuota(folders, size_limit=limits.uploads_size_limit, count_limit=limits.uploads_limit)
     assembly = Assembly(
-        uploads_folder(spool_folder, secret),
+        folders,
         push_budget=push_budget,
         idle_seconds=limits.upload_idle_seconds,
-        uploads_limit=limits.uploads_limit,
+        limit_seconds=limits.upload_seconds,
+        quota=quota,
     )
     authenticator = RequestAuthenticator(
         store,
@@ -126,6 +130,7 @@ def make_app(
         shared_times=shared_times,
         push_budget=push_budget,
         traffic=traffic,
+        upload_quota=quota,
     )
 
     continuing: set[web.AbstractRoute] = set()
@@ -194,6 +199,7 @@ class RequestAuthenticator:
         shared_times: SharedTimes,
         push_budget: Budget,
         traffic: Traffic,
+        upload_quota: UploadQuota,
     ) -> None:
         self._store = store
         self._index = index
@@ -205,6 +211,7 @@ class RequestAuthenticator:
         self._budget = Budget(limits.memory_limit)
         self._push_budget = push_budget
         self._traffic = traffic
+        self._upload_quota = upload_quota
 
     def opened_for(self, route: Route) -> Handler:
         """Return a handler that answers only requests with a valid token or a valid signature, or that need neither."""
@@ -247,6 +254,7 @@ class RequestAuthenticator:
             grace_seconds=self._limits.gc_grace,
             secret=self._secret,
             shared_times=self._shared_times,
+            upload_quota=self._upload_quota,
         )
 
     async def _repository(self, request: web.Request, namespace: str | None) -> LocalRepository:

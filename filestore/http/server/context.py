@@ -23,6 +23,7 @@ from filestore.core.signing import signed_path
 from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled
 from filestore.http.server.body.connection import PEER, PIECE, duplicate
 from filestore.http.server.body.writer import BodyWriter
+from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.local import LocalRepository
 from filestore.system.buffers import Budget
 from filestore.system.connection_errors import failure_reason
@@ -53,6 +54,7 @@ class RequestContext:
     shared_times: SharedTimes
     secret: bytes
     """The key that signs URLs."""
+    upload_quota: UploadQuota
     upload_setting: str = "upload_limit"
     """The name of the setting that `upload_limit` has its value from. Empty if a caller chose it."""
 
@@ -123,15 +125,22 @@ class RequestContext:
     async def form_spool(self, repository: LocalRepository) -> AsyncIterator[tuple[AsyncFileIO, Callable[[int], None]]]:
         """Give a file for the content of a form, and a function to call with the size of each piece written to it.
 
-        Space for the announced size of the request is promised first. The file has no name in its folder, so nothing is
-        left of it when this process ends, in whichever way. Raises MinFreeReached, StorageFull, StorageError.
+        Space for the announced size of the request is promised first, and counts for the namespace. The file has no name in
+        its folder, so nothing is left of it when this process ends, in whichever way. Raises UploadsTooLarge,
+        MinFreeReached, StorageFull, StorageError. The function raises them too.
         """
         await in_disk_thread(make_spool_folder, self.spool_folder)
         size = self.request.content_length or 0
         async with repository.space_for(size, place=self.spool_folder) as space, AsyncExitStack() as stack:
+            claim = await stack.enter_async_context(self.upload_quota.form(repository.namespace, size))
             with spooling():
                 file = await stack.enter_async_context(TemporaryFile("w+b", buffering=0, dir=self.spool_folder))
-            yield file, space.written
+
+            def written(size: int) -> None:
+                claim.written(size)
+                space.written(size)
+
+            yield file, written
 
     async def finish(self, response: web.StreamResponse) -> web.StreamResponse:
         """Send the rest of the answer that a handler returned. Cut the connection if the client is gone or too slow."""

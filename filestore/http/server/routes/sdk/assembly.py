@@ -32,6 +32,7 @@ from filestore.http.server.routes.sdk import uploads
 from filestore.http.server.routes.sdk.parts import PartsContent, UploadPart, unbroken
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.uploads import Upload
+from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.local import LocalRepository
 from filestore.system.buffers import Budget
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
@@ -67,12 +68,15 @@ class Assembly:
     Other processes of the server may too, but only one at a time works on an upload.
     """
 
-    def __init__(self, folders: Path, *, push_budget: Budget, idle_seconds: float, uploads_limit: int) -> None:
+    def __init__(
+        self, folders: Path, *, push_budget: Budget, idle_seconds: float, limit_seconds: float, quota: UploadQuota
+    ) -> None:
         self._folders = folders
-        self._uploads_limit = uploads_limit
+        self.quota = quota
         self._push_budget = push_budget
         self.idle_seconds = idle_seconds
-        """How long an upload is kept without a request for it."""
+        """How long an upload is kept of which no byte arrives."""
+        self._limit_seconds = limit_seconds
         self._kept: OrderedDict[str, _SavedChunker] = OrderedDict()
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,7 +96,7 @@ class Assembly:
 
     async def begin(self, *, name: str | None, namespace: str) -> Upload:
         """Begin an upload. Raises TooManyUploads, StorageFull, StorageError."""
-        return await in_disk_thread(uploads.begin, self._folders, name=name, namespace=namespace, limit=self._uploads_limit)
+        return await in_disk_thread(uploads.begin, self._folders, name=name, namespace=namespace, quota=self.quota)
 
     async def find(self, upload_id: str, *, namespace: str) -> Upload:
         """Return an upload that is in progress, or was finished a short time ago. Raises UploadNotFound."""
@@ -140,10 +144,13 @@ class Assembly:
         """Remove abandoned uploads, at regular intervals."""
         while True:
             try:
-                await in_disk_thread(uploads.expire, self._folders, idle_seconds=self.idle_seconds)
+                await in_disk_thread(
+                    uploads.expire, self._folders, idle_seconds=self.idle_seconds, limit_seconds=self._limit_seconds
+                )
+                await in_disk_thread(self.quota.remove_ended_forms)
             except (OSError, FilestoreError) as error:
                 log_failure("abandoned uploads cannot be removed", error)
-            await asyncio.sleep(min(self.idle_seconds / 4, SWEEP_SECONDS))
+            await asyncio.sleep(min(self.idle_seconds / 4, self._limit_seconds / 4, SWEEP_SECONDS))
 
     async def _cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
         try:

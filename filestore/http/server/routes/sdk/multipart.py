@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
+from blake3 import blake3
 
 from filestore.core.names import checked_new_name
-from filestore.errors import InvalidInput
+from filestore.errors import InvalidInput, PartRefused
 from filestore.http.server.body.forms import last_part
 from filestore.http.server.body.reader import reading_body
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.files import upload_json
 from filestore.http.server.routes.sdk.parts import UploadPart
-from filestore.http.server.routes.sdk.uploads import PART_LIMIT, IncomingPart, Upload
+from filestore.http.server.routes.sdk.uploads import PART_LIMIT, Upload
+from filestore.http.server.upload_quota import STEP_SIZE
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import SpaceClaim
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
@@ -53,22 +56,62 @@ async def sign_part(context: RequestContext, repository: LocalRepository) -> web
 
 
 async def put_part(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Receive a part. Once it is whole, it replaces an earlier part of the same number."""
+    """Receive a part. If it arrived before, the same bytes get the same answer, and other bytes are refused.
+
+    So a client may send a part again when it lost the answer, and nobody else can change the part by its URL.
+    """
     found = context.request.match_info
     upload = await _upload(context, repository, found["upload_id"])
     text = found["number"]
     number = _part_number(int(text) if _NUMBER.fullmatch(text) else text, key="the part's number")
-    size = context.request.content_length or 0
-    async with repository.space_for(size, place=context.spool_folder) as space:
-        part = await _stored(context, upload, number, space)
-    context.request.app[ASSEMBLY].cut_ahead(upload, repository)
+    part = await in_disk_thread(upload.arrived, number)
+    if part is not None:
+        await _compare(context, part)
+    else:
+        size = context.request.content_length or 0
+        async with repository.space_for(size, place=context.spool_folder) as space:
+            part = await _stored(context, upload, number, space)
+        context.request.app[ASSEMBLY].cut_ahead(upload, repository)
     return web.Response(headers={"ETag": f'"{part.tag}"'})
 
 
+async def _compare(context: RequestContext, part: UploadPart) -> None:
+    """Read the body of a request and write nothing. Raises PartRefused unless it has the bytes of `part`."""
+    digest, size = blake3(), 0
+
+    def look_at(piece: memoryview) -> None:
+        nonlocal size
+        size += len(piece)
+        if size > part.size:
+            raise PartRefused(part.number)
+        digest.update(piece)
+
+    if context.request.content_length not in (None, part.size):
+        raise PartRefused(part.number)
+    await _each_piece(context, look_at)
+    if digest.hexdigest() != part.tag:
+        raise PartRefused(part.number)
+
+
 async def _stored(context: RequestContext, upload: Upload, number: int, space: SpaceClaim) -> UploadPart:
-    incoming = await in_disk_thread(upload.receive)
+    size = context.request.content_length
+    if size is not None:
+        context.check_upload_size(size)
+    incoming = await in_disk_thread(upload.receive, size or 0)
+    measured = size or 0
+
+    def write_piece(piece: memoryview) -> None:
+        nonlocal measured
+        context.check_upload_size(incoming.size + len(piece))
+        space.written(len(piece))
+        incoming.write(piece)
+        if incoming.size > measured:
+            measured = incoming.size + STEP_SIZE
+            context.upload_quota.check_size(upload.namespace)
+
     try:
-        await _receive(context, incoming, space)
+        await in_disk_thread(context.upload_quota.check_size, upload.namespace)
+        await _each_piece(context, write_piece)
         return await in_disk_thread(upload.keep, incoming, number, check_size=context.check_upload_size)
     finally:
         await shield_until_done(in_disk_thread(incoming.discard))
@@ -82,23 +125,16 @@ async def finish_upload(context: RequestContext, repository: LocalRepository) ->
     return web.json_response(await upload_json(repository, record), status=201)
 
 
-async def _receive(context: RequestContext, incoming: IncomingPart, space: SpaceClaim) -> None:
-    """Write the body of a request to a part. Raises Interrupted, Stalled, LimitExceeded, StorageFull, StorageError."""
-
-    def write_piece(piece: memoryview) -> None:
-        context.check_upload_size(incoming.size + len(piece))
-        incoming.write(piece)
-        space.written(len(piece))
-
+async def _each_piece(context: RequestContext, use: Callable[[memoryview], None]) -> None:
+    """Call `use` in a thread with each piece of the body of a request. Raises Interrupted, Stalled, and what it raises."""
     size = context.request.content_length
     if size is not None:
-        context.check_upload_size(size)
         async with reading_body(context, size=size) as body_reader:
-            while await body_reader.read_slice(write_piece):
+            while await body_reader.read_slice(use):
                 pass
         return
     async for piece in context.pieces():
-        await in_disk_thread(write_piece, memoryview(piece))
+        await in_disk_thread(use, memoryview(piece))
 
 
 async def json_body(context: RequestContext) -> dict[str, Any]:

@@ -90,10 +90,7 @@ class PartsContent:
             place += 1
 
     def check_unchanged(self) -> None:
-        """Do nothing. A part never changes once it has its name.
-
-        Reading notices a part that was replaced, because its file is gone.
-        """
+        """Do nothing. A part never changes once it has its name."""
 
     def _look_through(self, buffer: memoryview) -> None:
         """Let the chunker read bytes that another chunker has cut already.
@@ -114,7 +111,7 @@ def _read(part: UploadPart, memory: memoryview, offset: int) -> None:
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        raise InvalidParts(f"part {part.number} came again with other bytes while the upload was put together") from None
+        raise InvalidParts(f"part {part.number} was removed while the upload was put together") from None
     except (OSError, SourceError) as error:
         raise InvalidParts(f"part {part.number} cannot be read any more") from error
 

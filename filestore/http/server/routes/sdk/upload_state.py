@@ -12,9 +12,8 @@ the machine's time removes nothing. All functions block.
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -80,6 +79,8 @@ class _Values:
     """The time of the clock here at the last change."""
     uses: dict[str, tuple[str, float]] = field(default_factory=dict)
     """What the last use of each upload left, and when it was first seen."""
+    begun: dict[str, float] = field(default_factory=dict)
+    """When each upload was first seen."""
     finished: list[RememberedUpload] = field(default_factory=list)
 
     def advance(self, monotonic: float) -> None:
@@ -95,10 +96,12 @@ class UploadState:
         self._folders = folders
         self._monotonic = monotonic
 
-    def unused(self, uses: Callable[[], dict[str, str]], *, idle_seconds: float) -> list[str]:
-        """Return the ids of the uploads that were not used for longer than this. Forget old finished uploads.
+    def expired(self, uses: Callable[[], dict[str, str]], *, idle_seconds: float, limit_seconds: float) -> list[str]:
+        """Return the ids of the uploads that expired. Forget old finished uploads.
 
-        `uses` returns, for each upload, a text that every use of the upload changes. It is called under the lock.
+        An upload expires when it was not used for longer than `idle_seconds`, and in any case when it is older than
+        `limit_seconds`. `uses` returns, for each upload, a text that every use of the upload changes. It is called under
+        the lock.
         """
         with self._changed() as values:
             seen = {}
@@ -106,8 +109,13 @@ class UploadState:
                 known = values.uses.get(upload_id)
                 seen[upload_id] = known if known is not None and known[0] == use else (use, values.seconds)
             values.uses = seen
+            values.begun = {upload_id: values.begun.get(upload_id, values.seconds) for upload_id in seen}
             values.finished = [upload for upload in values.finished if values.seconds - upload.at <= idle_seconds]
-            return [upload_id for upload_id, (_, since) in seen.items() if values.seconds - since > idle_seconds]
+            return [
+                upload_id
+                for upload_id, (_, since) in seen.items()
+                if values.seconds - since > idle_seconds or values.seconds - values.begun[upload_id] > limit_seconds
+            ]
 
     def remember(self, upload_id: str, finished: FinishedUpload, *, file_id: str, name: str, namespace: str) -> None:
         """Remember durably how an upload was finished. A second time does nothing. The oldest ones are forgotten."""
@@ -139,18 +147,8 @@ class UploadState:
         with suppress(OSError, ValueError, TypeError, KeyError):
             found = json.loads((self._folders / _STATE).read_bytes())
             uses = {upload_id: (str(use), float(since)) for upload_id, (use, since) in found["uses"].items()}
+            # Earlier versions did not note this.
+            begun = {upload_id: float(since) for upload_id, since in found.get("begun", {}).items()}
             finished = [RememberedUpload(**known) for known in found["finished"]]
-            return _Values(float(found["monotonic"]), float(found["seconds"]), uses, finished)
+            return _Values(float(found["monotonic"]), float(found["seconds"]), uses, begun, finished)
         return _Values(self._monotonic())
-
-
-def use_of(folder: Path, incoming: Sequence[os.DirEntry[str]]) -> str:
-    """Return a text that every use of the upload in `folder` changes: the times of its last writes.
-
-    The times are compared only with themselves, so it does not matter which clock set them. Raises OSError.
-    """
-    times = []
-    for entry in incoming:
-        with suppress(FileNotFoundError):  # it was renamed meanwhile, which changes the folder's own time
-            times.append(f"{entry.name}={entry.stat().st_mtime_ns}")
-    return " ".join([str(folder.stat().st_mtime_ns), *sorted(times)])

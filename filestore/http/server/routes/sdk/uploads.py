@@ -2,28 +2,32 @@
 
     ID/upload.json              the ids, the name and the namespace of the upload
     ID/part-NUMBER-SIZE-TAG     a part that arrived whole; TAG identifies its bytes
-    ID/incoming-RANDOM          a part that is arriving
+    ID/incoming-RANDOM-SIZE     a part that is arriving; SIZE is what its client announced, or 0
     ID/cut                      the chunks that are cut and stored so far
     ID/finished.json            the record of the finished upload; the folder is removed soon after that
     ID/lock                     the lock of the process that cuts or finishes
     gone-ID                     an upload that is being removed
+    form-NAMESPACE.RANDOM       a form that is arriving (`upload_quota`)
     state.json, state.lock      when uploads were used, and how the last ones were finished (`upload_state`)
 
 These are in a folder of the spool folder. Each repository has such a folder, since its servers may share the spool
 folder with those of other repositories. Every file gets its name by a rename, when it is whole. A process that changes
 the set of parts locks the folder of the upload for that time. All functions block, unless they are coroutines.
 
+A part never changes: other bytes for its number are refused. Only bytes that arrive are a use of an upload, so that
+questions about it, or empty parts, do not keep it.
+
 No lock here is required. Without locks, two processes that cut at the same time do the same work and write the same
-result; two that finish at the same time make the same record; a part that replaces another one while it is kept may
-count as the earlier one.
+result; two that finish at the same time make the same record; of two parts with one number that are kept at the same
+time, both stay, and the list of the client says which one counts.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,10 +39,11 @@ from blake3 import blake3
 
 from filestore.core.digest import Buffer
 from filestore.core.signing import sign
-from filestore.errors import Busy, TooManyUploads, UploadNotFound
+from filestore.errors import Busy, PartRefused, UploadNotFound
 from filestore.http.server.context import spooling
 from filestore.http.server.routes.sdk.parts import UploadPart
-from filestore.http.server.routes.sdk.upload_state import BUSY_SECONDS, FinishedUpload, UploadState, use_of
+from filestore.http.server.routes.sdk.upload_state import BUSY_SECONDS, FinishedUpload, UploadState
+from filestore.http.server.upload_quota import DESCRIPTION_NAME, PART_NAME, UPLOAD_ID, UploadQuota
 from filestore.system.files import remove_if_possible, remove_in_place, sync_descriptor, sync_path, write_all, write_atomic
 from filestore.system.locks import FileLock
 from filestore.transfer.sources.file import PACKED_SIZE
@@ -46,10 +51,8 @@ from filestore.transfer.sources.file import PACKED_SIZE
 PART_LIMIT = 10_000
 """Parts that an upload may have. S3 has the same limit."""
 
-_ID = re.compile(r"[0-9a-f]{32}\Z")
-_PART = re.compile(r"part-([0-9]{5})-([0-9]+)-([0-9a-f]{64})\Z")
 _INCOMING, _GONE = "incoming-", "gone-"
-_CUT, _DESCRIPTION, _FINISHED, _LOCK = "cut", "upload.json", "finished.json", "lock"
+_CUT, _FINISHED, _LOCK = "cut", "finished.json", "lock"
 
 
 class Cut(NamedTuple):
@@ -71,16 +74,20 @@ class Upload:
         self.name = name
         self.namespace = namespace
 
-    def receive(self) -> IncomingPart:
-        """Make a file for a part that arrives. The caller must call `discard` on it in any case. Raises UploadNotFound."""
-        path = self._path(f"{_INCOMING}{secrets.token_hex(8)}")
+    def receive(self, size: int = 0) -> IncomingPart:
+        """Make a file for a part that arrives, of which `size` bytes are announced.
+
+        The caller must call `discard` on it in any case. Raises UploadNotFound.
+        """
+        path = self._path(f"{_INCOMING}{secrets.token_hex(8)}-{size}")
         with self._standing():
             return IncomingPart(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path)
 
     def keep(self, incoming: IncomingPart, number: int, *, check_size: Callable[[int], None] = lambda _: None) -> UploadPart:
-        """Store a part that arrived, durably, and remove an earlier part with the same number.
+        """Store a part that arrived, durably.
 
-        `check_size` is called with the size of all parts together, and may raise LimitExceeded. Raises UploadNotFound.
+        `check_size` is called with the size of all parts together, and may raise LimitExceeded. Raises PartRefused if a
+        part of that number is there with other bytes, and UploadNotFound.
         """
         with spooling():
             sync_descriptor(incoming.descriptor)
@@ -89,21 +96,28 @@ class Upload:
             if self._path(_FINISHED).exists():
                 raise UploadNotFound(self.id)
             parts = self.parts()
+            arrived = {other.tag for other in parts if other.number == number}
+            if arrived and part.tag not in arrived:
+                raise PartRefused(number)
             check_size(part.size + sum(other.size for other in parts if other.number != number))
             incoming.path.rename(part.path)
-            for other in parts:
-                if other.number == number and other.tag != part.tag:
-                    other.path.unlink()
             sync_path(self.folder)
         return part
+
+    def arrived(self, number: int) -> UploadPart | None:
+        """Return the part of this number if it arrived and its file is as long as it must be. Raises UploadNotFound."""
+        with self._standing():
+            found = [part for part in self.parts() if part.number == number]
+            # A file that the disk has shortened is written again.
+            return found[0] if len(found) == 1 and found[0].path.stat().st_size == found[0].size else None
 
     def parts(self) -> list[UploadPart]:
         """Return all parts that arrived, in order. Raises UploadNotFound.
 
-        After a crash, there may be two parts of one number.
+        There may be two parts of one number after a crash of an earlier version, which replaced parts.
         """
         with self._standing(), os.scandir(self.folder) as entries:
-            found = [(match, Path(entry.path)) for entry in entries if (match := _PART.match(entry.name))]
+            found = [(match, Path(entry.path)) for entry in entries if (match := PART_NAME.match(entry.name))]
         return sorted(UploadPart(int(match[1]), match[3], int(match[2]), path) for match, path in found)
 
     def cut(self) -> Cut:
@@ -157,11 +171,6 @@ class Upload:
         with self._standing():
             return FileLock.of_file(self._path(_LOCK), is_required=False)
 
-    def touch(self) -> None:
-        """Record that the upload is in use, so that it does not expire."""
-        with suppress(OSError):
-            os.utime(self.folder)
-
     @property
     def _state(self) -> UploadState:
         return UploadState(self.folder.parent)
@@ -198,10 +207,12 @@ class IncomingPart:
         return self._digest.hexdigest()
 
     def write(self, piece: Buffer) -> None:
-        """Append the next bytes. Raises StorageFull, StorageError."""
+        """Append the next bytes. Raises UploadNotFound if the upload was removed meanwhile, StorageFull, StorageError."""
         self.size += len(piece)
         self._digest.update(piece)
         with spooling():
+            if not os.fstat(self.descriptor).st_nlink:
+                raise UploadNotFound(self.path.parent.name)
             write_all(self.descriptor, piece)
 
     def discard(self) -> None:
@@ -218,11 +229,13 @@ def uploads_folder(spool_folder: Path, secret: bytes) -> Path:
     return spool_folder / f"uploads-{sign(secret, 'uploads', expires_at=0)[:32]}"
 
 
-def begin(folders: Path, *, name: str | None, namespace: str, limit: int | None = None) -> Upload:
+def begin(folders: Path, *, name: str | None, namespace: str, quota: UploadQuota | None = None) -> Upload:
     """Begin an upload. Its name is its file id if `name` is None.
 
-    Raises TooManyUploads if more than `limit` would be in progress; StorageFull, StorageError.
+    Raises TooManyUploads if `quota` does not permit one more of its namespace; StorageFull, StorageError.
     """
+    if quota is not None:
+        quota.check_count(namespace)
     upload_id = secrets.token_hex(16)
     folder = folders / upload_id
     # This has the form of a record's id. The real id is unknown until the content is.
@@ -232,35 +245,34 @@ def begin(folders: Path, *, name: str | None, namespace: str, limit: int | None 
         # Somebody may have removed the spool folder since the server started.
         folder.parent.parent.mkdir(mode=0o700, exist_ok=True)
         folder.parent.mkdir(mode=0o700, exist_ok=True)
-        count = 1 + sum(_ID.match(name) is not None for name in os.listdir(folders))  # noqa: PTH208  # quicker
-        if limit is not None and count > limit:
-            raise TooManyUploads("the number of uploads in progress", count, limit, "uploads_limit")
         folder.mkdir(mode=0o700)
-        write_atomic(folder / _DESCRIPTION, json.dumps(description).encode())
+        write_atomic(folder / DESCRIPTION_NAME, json.dumps(description).encode())
         sync_path(folder.parent)
     return Upload(folder, **description)
 
 
 def find(folders: Path, upload_id: str, *, namespace: str) -> Upload:
-    """Return the upload with this id in a namespace, and record that it is in use. Raises UploadNotFound.
+    """Return the upload with this id in a namespace. Raises UploadNotFound.
 
     An upload that was finished is found while it is remembered.
     """
     folder = folders / upload_id
-    if not _ID.match(upload_id):
+    if not UPLOAD_ID.match(upload_id):
         raise UploadNotFound(upload_id)
     upload = _described(folder) or _remembered(folder)
     # The same answer as for an unknown id: a token of another namespace must not learn that the upload exists.
     if upload is None or upload.namespace != namespace:
         raise UploadNotFound(upload_id)
-    upload.touch()
     return upload
 
 
-def expire(folders: Path, *, idle_seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
-    """Remove all uploads that were not used for longer than this, except those that are locked, and all finished ones.
+def expire(
+    folders: Path, *, idle_seconds: float, limit_seconds: float = math.inf, monotonic: Callable[[], float] = time.monotonic
+) -> None:
+    """Remove all uploads of which no byte arrived for `idle_seconds`, or that are older than `limit_seconds`.
 
-    `monotonic` is the clock of the machine that never jumps. Raises OSError, StorageError, StorageFull, Busy.
+    Uploads that are locked stay, and all finished ones are removed. `monotonic` is the clock of the machine that never
+    jumps. Raises OSError, StorageError, StorageFull, Busy.
     """
     if not folders.is_dir():
         return
@@ -270,17 +282,17 @@ def expire(folders: Path, *, idle_seconds: float, monotonic: Callable[[], float]
             if folder.name.startswith(_GONE):
                 # The process that removed it ended too early.
                 remove_if_possible(folder)
-            elif _ID.match(folder.name) and (folder / _FINISHED).exists():
+            elif UPLOAD_ID.match(folder.name) and (folder / _FINISHED).exists():
                 # The process that finished it ended too early.
                 _retire(folder, state)
-    for upload_id in state.unused(lambda: _uses(folders), idle_seconds=idle_seconds):
+    for upload_id in state.expired(lambda: _uses(folders), idle_seconds=idle_seconds, limit_seconds=limit_seconds):
         with suppress(OSError):
             _remove(folders / upload_id)
 
 
 def _described(folder: Path) -> Upload | None:
     with suppress(FileNotFoundError, ValueError):
-        return Upload(folder, **json.loads((folder / _DESCRIPTION).read_bytes()))
+        return Upload(folder, **json.loads((folder / DESCRIPTION_NAME).read_bytes()))
     return None
 
 
@@ -292,10 +304,21 @@ def _remembered(folder: Path) -> Upload | None:
 def _uses(folders: Path) -> dict[str, str]:
     uses = {}
     for folder in folders.iterdir():
-        if _ID.match(folder.name):
+        if UPLOAD_ID.match(folder.name):
             with suppress(OSError), os.scandir(folder) as entries:  # another process may remove it at the same time
-                uses[folder.name] = use_of(folder, [entry for entry in entries if entry.name.startswith(_INCOMING)])
+                uses[folder.name] = _use(list(entries))
     return uses
+
+
+def _use(entries: Sequence[os.DirEntry[str]]) -> str:
+    """Return a text that changes when bytes of an upload arrive, and only then."""
+    arrived = sum(int(match[2]) for entry in entries if (match := PART_NAME.match(entry.name)))
+    arriving = []
+    for entry in entries:
+        if entry.name.startswith(_INCOMING):
+            with suppress(FileNotFoundError):  # it was renamed meanwhile
+                arriving.append((entry.name, entry.stat().st_size))
+    return " ".join([str(arrived), *(f"{name}={size}" for name, size in sorted(arriving) if size)])
 
 
 def _retire(folder: Path, state: UploadState) -> None:

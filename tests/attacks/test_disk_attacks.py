@@ -1,0 +1,202 @@
+"""A tenant tries to fill the disk of a server, or to keep it full. Others go on, and the operator gets the space back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from filestore.errors import UploadNotFound
+from filestore.http.server.routes.sdk.uploads import begin, expire, find
+from filestore.http.server.upload_quota import UploadQuota
+from tests.support.clock import Clock
+from tests.support.disks import small_disk
+from tests.support.generator import octets
+from tests.support.server import FORM, OTHER_TOKEN, eventually, reply, running_server
+from tests.support.uploads import PARTS, PartsUpload, put
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    with small_disk(tmp_path / "disk", "size=64m"):
+        yield tmp_path / "disk"
+
+
+def stored_in(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return the files of an upload by name: each with its number on the disk and its time of modification."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_upload_that_is_kept_alive_by_questions(tmp_path: Path) -> None:
+    """Asking for URLs, asking for the end, and empty parts keep nothing. One byte does."""
+    root = tmp_path / "root"
+    with running_server(root) as server:
+        asked, sent = PartsUpload(server, "asked.bin"), PartsUpload(server, "sent.bin")
+        for upload in (asked, sent):
+            upload.put(1, b"x" * 100_000)
+        folder, port = asked.folder.parent, server.port
+    state = folder / "state.json"
+
+    def pass_half_a_day(look: Callable[[], bool]) -> None:
+        with running_server(root, port=port):
+            eventually(look)
+        values = json.loads(state.read_bytes())
+        state.write_text(json.dumps({**values, "seconds": values["seconds"] + 43_300}))
+
+    pass_half_a_day(lambda: state.exists() and {asked.id, sent.id} == set(json.loads(state.read_bytes())["uses"]))
+    with running_server(root, port=port) as server:
+        asked.server = sent.server = server
+        for number in (1, 2, 3):
+            assert 200 == asked.url(number).status
+        asked.put(4, b"")
+        assert 400 == asked.finish([]).status
+        sent.put(2, b"y")
+    pass_half_a_day(lambda: json.loads(state.read_bytes())["uses"][sent.id][0] == "100001")
+    with running_server(root, port=port):
+        eventually(lambda: [folder / sent.id] == [path for path in folder.iterdir() if path.is_dir()])
+
+
+def test_upload_that_never_ends(tmp_path: Path) -> None:
+    """Bytes that arrive keep it until its absolute end. Then also the part that is arriving is cut off."""
+    upload = begin(tmp_path / "uploads", name="a", namespace="default")
+    clock = Clock()
+    incoming = upload.receive()
+    for _ in range(10):
+        incoming.write(b"x")
+        expire(upload.folder.parent, idle_seconds=60, limit_seconds=540, monotonic=clock)
+        clock.now += 59
+    assert upload.folder.exists()
+    clock.now += 59
+    expire(upload.folder.parent, idle_seconds=60, limit_seconds=540, monotonic=clock)
+    with pytest.raises(UploadNotFound):
+        incoming.write(b"x")
+    incoming.discard()
+    with pytest.raises(UploadNotFound):
+        find(tmp_path / "uploads", upload.id, namespace="default")
+    assert [] == [path for path in upload.folder.parent.iterdir() if path.is_dir()]
+
+
+@pytest.mark.slow
+def test_part_url_that_is_used_again(tmp_path: Path) -> None:
+    """Whoever saw the URL changes nothing by it. The client that lost the answer gets it again, and nothing is written."""
+    content = octets(1, 3 * MIB)
+    with running_server(tmp_path / "root", workers=2) as server:
+        upload = PartsUpload(server, "leaked.bin")
+        url = upload.url(1).json["upload_url"]
+        first = put(url, content)
+        before = stored_in(upload.folder)
+        for other in (b"", b"x", octets(2, 3 * MIB), content + b"x", content[:-1]):
+            refused = put(url, other)
+            assert (409, "part-refused") == (refused.status, refused.slug)
+        again = put(url, content)
+        assert (200, first.headers["ETag"]) == (again.status, again.headers["ETag"])
+        assert before == stored_in(upload.folder)
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content)
+        piped = server.ask("PUT", url.removeprefix(server.url), body, headers={"Transfer-Encoding": "chunked"}, token=None)
+        assert first.headers["ETag"] == piped.headers["ETag"]
+        assert before == stored_in(upload.folder)
+
+
+@pytest.mark.slow
+def test_parts_that_are_never_completed(disk: Path) -> None:
+    """They stop at half of the space. Another namespace uploads all the same, by form and in parts."""
+    with running_server(disk / "root", workers=2) as server:
+        attacker = PartsUpload(server, "filler.bin", token=OTHER_TOKEN)
+        sent = 0
+        # A gap, so that nothing is cut.
+        for number in range(2, 100):
+            answer = put(attacker.url(number).json["upload_url"], bytes(3 * MIB))
+            if answer.status != 200:
+                break
+            sent += 3 * MIB
+        assert (413, "uploads-too-large", "uploads_size_limit") == (answer.status, answer.slug, answer.json["setting"])
+        assert "of the namespace other" in answer.json["detail"]
+        assert 24 * MIB <= sent <= 32 * MIB
+        assert [] == list(attacker.folder.glob("incoming-*"))
+        assert 201 == server.upload("form.bin", octets(1, 8 * MIB)).status
+        upload = PartsUpload(server, "parts.bin")
+        assert 201 == upload.finish([upload.put(1, octets(2, 4 * MIB))]).status
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framing", ["Content-Length: 30000000", "Transfer-Encoding: chunked"])
+def test_forms_and_parts_that_never_end(tmp_path: Path, framing: str) -> None:
+    """What is announced counts at once, and what is not is counted while it arrives. Other namespaces go on."""
+    chunk = b"%x\r\n%s\r\n" % (MIB, bytes(MIB))
+    head = b'--boundary-of-tests\r\nContent-Disposition: form-data; name="pfile"; filename="a"\r\n\r\n'
+    is_chunked = "chunked" in framing
+    with (
+        running_server(tmp_path / "root", workers=2, check=False, uploads_size_limit=50_000_000) as server,
+        ExitStack() as stack,
+    ):
+        attacker = server._replace(token=OTHER_TOKEN)
+        upload = PartsUpload(server, "a", token=OTHER_TOKEN)
+        piece = (b"%x\r\n%s\r\n" % (len(head), head) + 17 * chunk) if is_chunked else head
+        stack.enter_context(
+            attacker.begin("POST", PARTS, framing, *(f"{key}: {value}" for key, value in FORM.items()), body=piece)
+        )
+        forms = upload.folder.parent
+        eventually(lambda: 30_000_000 <= sum(path.stat().st_size for path in forms.glob("form-other.*")))
+        with attacker.begin("PUT", f"{PARTS}/uploads/{upload.id}/parts/1", framing) as connection:
+            if is_chunked:
+                for _ in range(34):
+                    try:
+                        connection.sendall(chunk)
+                    except ConnectionError:
+                        break
+            answer = reply(connection)
+        assert (413, "uploads-too-large") == (answer.status, answer.slug)
+        assert [] == list(upload.folder.glob("part-*"))
+        assert 201 == server.upload("form.bin", octets(1, 30_000_000)).status
+        stack.close()
+        eventually(lambda: not list(forms.glob("form-*")))
+
+
+@pytest.mark.slow
+def test_parts_that_arrive_at_the_same_time(tmp_path: Path) -> None:
+    """Two processes together accept no more than the limit."""
+    with running_server(tmp_path / "root", workers=2, uploads_size_limit=4 * MIB + 100_000) as server:
+        upload = PartsUpload(server, "parallel.bin")
+        urls = [upload.url(number).json["upload_url"] for number in range(1, 17)]
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda url: put(url, bytes(MIB)).status, urls))
+        assert {200, 413} >= set(answers)
+        assert answers.count(200) <= 4
+        while upload.folder.exists() and len(list(upload.folder.glob("part-*"))) < 4:
+            put(urls.pop(), bytes(MIB))
+        assert 413 == put(upload.url(99).json["upload_url"], bytes(MIB)).status
+
+
+@pytest.mark.slow
+def test_uploads_that_are_only_begun(tmp_path: Path) -> None:
+    """They take the number of their namespace only, and empty parts count as blocks of the disk."""
+    with running_server(tmp_path / "root", uploads_limit=5, uploads_size_limit=200_000) as server:
+        begun = [PartsUpload(server, "a", token=OTHER_TOKEN) for _ in range(5)]
+        answer = server.ask("POST", f"{PARTS}/initiate-multipart-upload", b'{"name": "a"}', token=OTHER_TOKEN)
+        assert (429, "too-many-uploads") == (answer.status, answer.slug)
+        statuses = [put(begun[0].url(number).json["upload_url"], b"").status for number in range(1, 60)]
+        assert 413 == statuses[-1]
+        assert statuses.count(200) <= 200_000 // 4096
+        upload = PartsUpload(server, "b")
+        assert 201 == upload.finish([upload.put(1, b"x")]).status
+
+
+def test_form_of_a_process_that_was_killed_does_not_count(tmp_path: Path) -> None:
+    """The next search for abandoned uploads removes its file."""
+    folders = tmp_path / "uploads"
+    folders.mkdir()
+    (folders / f"form-a.{'0' * 16}").write_bytes(bytes(1000))
+    quota = UploadQuota(folders, size_limit=500)
+    quota.check_size("b")
+    with pytest.raises(Exception, match="of the namespace a is 1000"):
+        quota.check_size("a")
+    quota.remove_ended_forms()
+    quota.check_size("a")
