@@ -62,6 +62,21 @@ def manifest_digest(manifest: Buffer) -> Digest:
     return Digest(blake3(manifest, derive_key_context=_MANIFEST_CONTEXT).digest())
 
 
+class ManifestHasher:
+    """Computes the digest of a manifest that is read in pieces, as `manifest_digest` does of a whole one."""
+
+    def __init__(self) -> None:
+        self._hasher = blake3(derive_key_context=_MANIFEST_CONTEXT)
+
+    def update(self, piece: Buffer) -> None:
+        """Add the next bytes of the manifest."""
+        self._hasher.update(piece)
+
+    def digest(self) -> Digest:
+        """Return the digest of all bytes so far."""
+        return Digest(self._hasher.digest())
+
+
 def token_digest(token: str) -> Digest:
     """Return the digest of a token. The repository stores this digest, and never the token itself."""
     # A header may have any bytes. Bytes that are not UTF-8 arrive as lone surrogates: such a token is unknown, and not

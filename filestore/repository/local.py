@@ -38,7 +38,7 @@ from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.lost_frames import LostFrames
 from filestore.repository.maintenance.selection import VersionRule
 from filestore.repository.maintenance.versions import list_versions
-from filestore.repository.manifest_check import check_chunks, read_manifest
+from filestore.repository.manifest_check import check_chunks, open_manifest, read_manifest
 from filestore.repository.protocol import (
     GRACE_SECONDS,
     SIGNED_SECONDS,
@@ -265,6 +265,10 @@ class LocalRepository:
 
     async def manifest(self, digest: Digest) -> bytes:
         return await read_manifest(self._store, self._namespace, digest)
+
+    async def open_manifest(self, digest: Digest, *, is_verified: bool = True) -> BinaryIO:
+        """Open the bytes of a manifest for `sendfile`, and verify them. The caller must close the file."""
+        return await open_manifest(self._store, self._namespace, digest, is_verified=is_verified)
 
     async def record(self, wanted: Wanted) -> Record:
         reference = reference_of(wanted)

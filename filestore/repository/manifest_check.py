@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import BinaryIO
 
-from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest, manifest_digest
+from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest, ManifestHasher, manifest_digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import ChunksMissing, InvalidManifest, NotFound
 from filestore.repository.stores.protocol import ChunkStore
-from filestore.system.threads import in_cpu_thread
+from filestore.system.files import is_unreadable
+from filestore.system.threads import in_cpu_thread, in_disk_thread
 
 SLICE = 2048
 """The number of chunks that are looked up together."""
 _PIECE = 56 * SLICE
 """The number of chunks that are copied together: 4 MiB in packed form."""
+_READ_SIZE = 128 << 10
 _SIZE = DIGEST_AND_NUMBER.size
 _KEY_SIZE = 8
 
@@ -27,8 +30,44 @@ async def read_manifest(store: ChunkStore, namespace: str, digest: Digest) -> by
     if encoded is None:
         raise NotFound(str(digest))
     if await in_cpu_thread(manifest_digest, encoded) != digest:
-        raise InvalidManifest(f"the stored manifest {digest} is damaged; push the file again")
+        raise damaged_manifest(digest)
     return encoded
+
+
+def damaged_manifest(digest: Digest) -> InvalidManifest:
+    """Return the error for a stored manifest whose bytes do not have its digest."""
+    return InvalidManifest(f"the stored manifest {digest} is damaged; push the file again")
+
+
+async def open_manifest(store: ChunkStore, namespace: str, digest: Digest, *, is_verified: bool) -> BinaryIO:
+    """Open the canonical form of a manifest. The caller must close the file.
+
+    With `is_verified`, it is read in small pieces and verified. Raises NotFound, StorageError, and InvalidManifest if it is
+    damaged.
+    """
+    file = await store.open_manifest(namespace, digest)
+    if file is None:
+        raise NotFound(str(digest))
+    try:
+        if is_verified and await in_disk_thread(_digest_of, file) != digest:
+            raise damaged_manifest(digest)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _digest_of(file: BinaryIO) -> Digest | None:
+    """Return the digest of the manifest that a file has. Return None if it cannot be read."""
+    hasher = ManifestHasher()
+    try:
+        while piece := file.read(_READ_SIZE):
+            hasher.update(piece)
+    except OSError as error:
+        if is_unreadable(error):
+            return None
+        raise
+    return hasher.digest()
 
 
 async def check_chunks(manifest: Manifest, sizes: Sizes) -> None:

@@ -57,18 +57,19 @@ class Budget:
     """Limit the number of bytes that are in use at the same time (I6).
 
     `take(n)` waits until `n` more bytes fit under the limit. Callers get their turn in the order of their calls. A
-    request that is larger than the whole limit waits until nothing else is in use.
+    request that is larger than the whole limit waits until nothing else is in use, and nobody else gets any byte until
+    it has ended.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._taken = 0
+        self.taken = 0
+        """Bytes that are in use."""
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
     async def take(self, size: int) -> AsyncIterator[None]:
         """Hold `size` bytes of the budget during the block."""
-        size = min(size, self._limit)
         await self._acquire(size)
         try:
             yield
@@ -76,8 +77,8 @@ class Budget:
             self._release(size)
 
     async def _acquire(self, size: int) -> None:
-        if not self._waiting and self._taken + size <= self._limit:
-            self._taken += size
+        if not self._waiting and self._fits(size):
+            self.taken += size
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         place = (size, waiter)
@@ -94,12 +95,15 @@ class Budget:
             raise
 
     def _release(self, size: int) -> None:
-        self._taken -= size
+        self.taken -= size
         self._wake()
 
     def _wake(self) -> None:
-        while self._waiting and self._taken + self._waiting[0][0] <= self._limit:
+        while self._waiting and self._fits(self._waiting[0][0]):
             size, waiter = self._waiting.popleft()
             if not waiter.done():
-                self._taken += size
+                self.taken += size
                 waiter.set_result(None)
+
+    def _fits(self, size: int) -> bool:
+        return not self.taken or self.taken + size <= self._limit

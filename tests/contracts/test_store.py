@@ -250,6 +250,18 @@ async def test_manifest_is_kept(store: ChunkStore) -> None:
     assert [True, False] == [await store.has_manifest(namespace, digest) for namespace in (A, B)]
 
 
+async def test_manifest_is_opened(store: ChunkStore) -> None:
+    """The file has its bytes. An absent manifest gives no file."""
+    digest = chunk_digest(b"manifest")
+    assert await store.open_manifest(A, digest) is None
+    await store.put_manifest(A, digest, b"manifest")
+    file = await store.open_manifest(A, digest)
+    assert file is not None
+    with file:
+        assert b"manifest" == file.read()
+    assert await store.open_manifest(B, digest) is None
+
+
 async def test_cancelled_manifest_is_whole_or_absent(store: ChunkStore) -> None:
     """After a cancel at any await, the manifest is whole or absent."""
     digest = chunk_digest(b"manifest")

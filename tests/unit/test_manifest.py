@@ -35,6 +35,23 @@ def test_offsets_are_where_chunks_begin() -> None:
     assert [0, 1, 1002, 3003, 6004] == list(Manifest.build(CHUNKS, chunking_version=0).offsets())
 
 
+@pytest.mark.parametrize("count", [0, 1, 5, 20_000])
+def test_offsets_are_kept_as_numbers(count: int) -> None:
+    """The table has the same offsets, for few chunks and for many."""
+    found = Manifest.build((CHUNKS[number % 5] for number in range(count)), chunking_version=0)
+    assert list(found.offsets()) == list(found.offset_table())
+    assert found == Manifest.parse(found.encoded)
+
+
+@pytest.mark.parametrize("size", [0, CHUNK_LIMIT + 1])
+def test_a_wrong_size_among_many_is_found(size: int) -> None:
+    """Also where sizes are checked together."""
+    encoded = bytearray(Manifest.build((CHUNKS[number % 5] for number in range(20_000)), chunking_version=0).encoded)
+    struct.pack_into("<I", encoded, 24 + 36 * 15_000 + 32, size)
+    with pytest.raises(InvalidManifest, match=f"has {size} bytes"):
+        Manifest.parse(encoded)
+
+
 def test_chunks_are_a_sequence() -> None:
     """They are counted, indexed, sliced and compared as a tuple of them would be."""
     chunks = Manifest.build(CHUNKS, chunking_version=0).chunks

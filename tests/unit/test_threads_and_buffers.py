@@ -75,9 +75,10 @@ async def test_budget_lets_what_is_larger_than_the_limit_through_alone() -> None
     budget = Budget(10)
     huge, other = Holder(budget, 1000), Holder(budget, 1)
     await settle()
-    assert [True, False] == [huge.holds, other.holds]
+    assert [True, False, 1000] == [huge.holds, other.holds, budget.taken]
     await huge.let_go()
     await other.let_go()
+    assert 0 == budget.taken
 
 
 async def test_budget_passes_on_what_a_cancelled_waiter_did_not_take() -> None:

@@ -20,6 +20,7 @@ from filestore.http.server.auth import Tokens
 from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.health import Health
+from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
@@ -210,6 +211,7 @@ class RequestAuthenticator:
         self._shared_times = shared_times
         self._budget = Budget(limits.memory_limit)
         self._push_budget = push_budget
+        self._manifests = SharedManifests(wait_seconds=limits.stall_seconds)
         self._traffic = traffic
         self._upload_quota = upload_quota
 
@@ -246,6 +248,7 @@ class RequestAuthenticator:
             request=request,
             budget=self._budget,
             push_budget=self._push_budget,
+            manifests=self._manifests,
             spool_folder=self._spool_folder,
             stall_seconds=self._limits.stall_seconds,
             upload_limit=self._limits.upload_limit,

@@ -18,8 +18,9 @@ import os
 import secrets
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
@@ -29,7 +30,7 @@ from filestore.errors import ReadOnly, StorageError, UsedAfterFork
 from filestore.repository.stores.disk_errors import translated
 from filestore.repository.stores.disk_listing import contents_of, digests_below, size_pages
 from filestore.repository.stores.disk_space import DiskSpace, SpaceClaim
-from filestore.repository.stores.frame_files import frame_size, open_frame, read_frame, read_small_file
+from filestore.repository.stores.frame_files import frame_size, open_frame, open_small_file, read_frame, read_small_file
 from filestore.repository.stores.inspection import inspect_file, read_file
 from filestore.repository.stores.protocol import FrameState, Removed, Staging
 from filestore.repository.stores.staging_file import DiskStaging
@@ -105,9 +106,7 @@ class DiskStore:
             await in_disk_thread(self._open, namespace, digests, opened)
         except BaseException:
             # A cancel arrives after the thread has ended, so `opened` holds all files that must be closed.
-            for file in opened:
-                if file is not None:
-                    file.close()
+            _close(opened)
             raise
         return opened
 
@@ -151,6 +150,15 @@ class DiskStore:
 
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
         return await in_disk_thread(self._read_manifest, self._root / manifest_key(namespace, digest))
+
+    async def open_manifest(self, namespace: str, digest: Digest) -> BinaryIO | None:
+        opened: list[BinaryIO | None] = []
+        try:
+            await in_disk_thread(self._open_manifest, self._root / manifest_key(namespace, digest), opened)
+        except BaseException:
+            _close(opened)
+            raise
+        return opened[0]
 
     async def remove_manifest(self, namespace: str, digest: Digest) -> None:
         await in_disk_thread(self._unlink, [manifest_key(namespace, digest)])
@@ -322,6 +330,18 @@ class DiskStore:
                     return b""
                 raise
 
+    def _open_manifest(self, path: Path, opened: list[BinaryIO | None]) -> None:
+        """Append the open file of a manifest, as `ChunkStore.open_manifest` returns it."""
+        with translated(self._root):
+            try:
+                opened.append(open_small_file(path) or BytesIO())
+            except FileNotFoundError:
+                opened.append(BytesIO() if path.is_symlink() else None)
+            except OSError as error:
+                if not is_unreadable(error):
+                    raise
+                opened.append(BytesIO())
+
     def _read_format(self, path: Path) -> bytes | None:
         with translated(self._root):
             try:
@@ -394,6 +414,12 @@ def _enter(root: Path, min_free: int | None, opened: list[DiskStore]) -> None:
         own = StagingFolder(root / "tmp")
         own.enter()
         opened.append(DiskStore(root, own, min_free=min_free))
+
+
+def _close(files: Iterable[BinaryIO | None]) -> None:
+    for file in files:
+        if file is not None:
+            file.close()
 
 
 def _holds_something(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from filestore.core.digest import Digest
 from filestore.errors import InvalidFrame
@@ -94,11 +94,21 @@ def _has_grown(frame: memoryview, size: int) -> bool:
 
 def read_small_file(path: Path) -> bytes:
     """Return the content of a file. Return b"" for anything that is not a file. Raises OSError."""
+    file = open_small_file(path)
+    if file is None:
+        return b""
+    with file:
+        return file.read()
+
+
+def open_small_file(path: Path) -> BinaryIO | None:
+    """Open a file for reading. Return None for anything that is not a file. Raises OSError."""
     descriptor = os.open(path, _READING)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return b""
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    finally:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.fdopen(descriptor, "rb", buffering=0)
+    except BaseException:
         os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None

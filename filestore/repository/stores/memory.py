@@ -173,6 +173,11 @@ class MemoryStore:
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
         return self._manifests.get((namespace, digest))
 
+    async def open_manifest(self, namespace: str, digest: Digest) -> BinaryIO | None:
+        """Open a manifest for reading. The returned file has no descriptor."""
+        encoded = self._manifests.get((namespace, digest))
+        return None if encoded is None else BytesIO(encoded)
+
     async def remove_manifest(self, namespace: str, digest: Digest) -> None:
         self._manifests.pop((namespace, digest), None)
 

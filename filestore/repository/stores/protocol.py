@@ -196,6 +196,12 @@ class ChunkStore(Protocol):
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
         """Return the bytes of a manifest. Return None if it is absent, and b"" if it is there and cannot be read."""
 
+    async def open_manifest(self, namespace: str, digest: Digest) -> BinaryIO | None:
+        """Open a manifest for reading. Return None if it is absent, and an empty file if it is there and cannot be opened.
+
+        The caller must close the file. It has a descriptor (`fileno`) for `sendfile`, if the store supports it.
+        """
+
     async def remove_manifest(self, namespace: str, digest: Digest) -> None:
         """Remove a manifest. An absent manifest is not an error."""
 

@@ -5,6 +5,7 @@ Source: `docs/http-api.md`, which is the specification.
 
 from __future__ import annotations
 
+import os
 import re
 from urllib.parse import unquote
 
@@ -19,6 +20,7 @@ from filestore.errors import Forbidden, Interrupted, InvalidBatch, InvalidInput,
 from filestore.http import wire
 from filestore.http.server.body.frames import Frames
 from filestore.http.server.body.reader import reading_body
+from filestore.http.server.body.writer import FilePart
 from filestore.http.server.context import RequestContext, make_spool_folder
 from filestore.http.server.slow import answer_slowly, answer_while_it_grows
 from filestore.http.server.validators import IMMUTABLE, matches_any
@@ -204,13 +206,15 @@ async def get_manifest(context: RequestContext, repository: LocalRepository) -> 
     """Answer with the canonical bytes of a manifest."""
     digest = Digest.parse(context.request.match_info["digest"])
     headers = {"Content-Type": wire.OCTETS, "ETag": f'"{digest}"', "Cache-Control": IMMUTABLE}
-    async with context.spool() as spool:
-        # The manifest is in memory only until it is in the spool. So a slow client holds no memory (I6).
-        async with context.budget.take(MANIFEST_LIMIT):
-            await spool.write(await repository.manifest(digest))
+    with await repository.open_manifest(digest) as manifest:
         if matches_any(context.request.if_none_match, str(digest), weak=True):
             return web.Response(status=304, headers=headers)
-        return await context.answer_with(spool, web.StreamResponse(headers=headers))
+        response = web.StreamResponse(headers=headers)
+        size = manifest.seek(0, os.SEEK_END)
+        async with context.answering(response, size=size) as answer:
+            if context.request.method != "HEAD":
+                await answer.send_files([FilePart(manifest, size)])
+    return response
 
 
 async def describe_status(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:

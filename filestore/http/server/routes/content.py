@@ -6,7 +6,7 @@ Source: RFC 9110, sections 13.2.2 (precedence of conditions) and 14 (ranges).
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
@@ -16,14 +16,16 @@ import numpy as np
 from aiohttp import web
 
 from filestore.core.batches import batched_by_size
-from filestore.core.manifest import Chunk, Manifest
+from filestore.core.manifest import Chunk
 from filestore.core.records import Record
 from filestore.core.references import Reference
-from filestore.errors import DamagedChunk, FilestoreError, InvalidDigest, InvalidReference, NotFound
+from filestore.errors import Busy, DamagedChunk, FilestoreError, InvalidDigest, InvalidReference, NotFound
 from filestore.format.codec import frame_limit
 from filestore.http import wire
 from filestore.http.server.body.writer import BodyWriter
 from filestore.http.server.context import RequestContext
+from filestore.http.server.errors import problem_answer
+from filestore.http.server.manifests import Layout
 from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
@@ -31,8 +33,12 @@ from filestore.transfer.receiver import verified
 
 LOAD_SIZE = 2 << 20
 """Decoded bytes that are read and decoded together. A single chunk may be larger."""
+LOAD_COUNT = 256
+"""Chunks that are read and decoded together, if they are tiny."""
 LOADS_AHEAD = 2
 """The number of loads that are in progress while another one is sent."""
+OBJECTS_SIZE = 512
+"""Bytes of the objects of one chunk that is loaded, apart from its content."""
 
 
 async def get_content(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -63,8 +69,11 @@ async def send_content(context: RequestContext, repository: LocalRepository, rec
     if request.method == "HEAD":
         async with context.answering(response, size=len(wanted)):
             return response
-    manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
-    async with _Content(context, repository, manifest, wanted) as content:
+    async with _Content(context, repository, record, wanted) as content:
+        try:
+            await content.begin()
+        except Busy as error:
+            return problem_answer(error)
         # Load before the head is sent: a damaged chunk can still be answered with an error.
         await content.load()
         async with context.answering(response, size=len(wanted)) as answer:
@@ -112,11 +121,14 @@ class _Content:
     The end of the block gives all memory back.
     """
 
-    def __init__(self, context: RequestContext, repository: LocalRepository, manifest: Manifest, wanted: range) -> None:
+    def __init__(self, context: RequestContext, repository: LocalRepository, record: Record, wanted: range) -> None:
         self._budget = context.budget
+        self._manifests = context.manifests
         self._repository = repository
-        self._chunks = manifest.chunks
-        self._offsets = list(manifest.offsets())
+        self._record = record
+        self._layout: Layout | None = None
+        self._reading = AsyncExitStack()
+        """Its end gives up the use of `_layout`."""
         self._stop = wanted.stop
         self._position = self._ahead = wanted.start
         self._loading: deque[asyncio.Task[_LoadedParts]] = deque()
@@ -128,13 +140,20 @@ class _Content:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.forget()
 
+    async def begin(self) -> Layout:
+        """Wait until the manifest is in memory. Raises NotFound, InvalidManifest, StorageError, Busy."""
+        if self._layout is None:
+            reading = self._manifests.reading(self._repository, self._record.digest)
+            self._layout = await self._reading.enter_async_context(reading)
+        return self._layout
+
     async def load(self) -> bool:
-        """Wait until the next bytes can be sent. Return False at the end. Raises DamagedChunk, StorageError."""
+        """Wait until the next bytes can be sent. Return False at the end. Raises Busy, DamagedChunk, StorageError."""
         while self._loaded is None or not self._loaded.parts:
             if self._loaded is not None:
                 stack, self._loaded = self._loaded.stack, None
                 await stack.aclose()
-            self._load_ahead()
+            await self._load_ahead()
             if not self._loading:
                 return False
             self._loaded = await self._loading.popleft()
@@ -154,7 +173,7 @@ class _Content:
         return True
 
     async def forget(self) -> None:
-        """Give up the loaded bytes and their budget. `load` loads them again."""
+        """Give up the loaded bytes, the manifest and the budget. `load` loads them again."""
         for task in self._loading:
             task.cancel()
         for loaded in [self._loaded, *await asyncio.gather(*self._loading, return_exceptions=True)]:
@@ -163,24 +182,27 @@ class _Content:
         self._loading.clear()
         self._loaded = None
         self._ahead = self._position
+        self._layout = None
+        await self._reading.aclose()
 
-    def _load_ahead(self) -> None:
+    async def _load_ahead(self) -> None:
         while len(self._loading) <= LOADS_AHEAD and self._ahead < self._stop:
-            load = self._next_load()
+            load = self._next_load(await self.begin())
             self._ahead += len(load.wanted)
             self._loading.append(asyncio.create_task(self._read(load)))
 
-    def _next_load(self) -> _Load:
-        first = bisect_right(self._offsets, self._ahead) - 1
-        following = (self._chunks[place] for place in range(first, len(self._chunks)))
-        chunks = next(batched_by_size(following, lambda chunk: chunk.size, limit=LOAD_SIZE))
-        start = self._offsets[first]
+    def _next_load(self, layout: Layout) -> _Load:
+        first = bisect_right(layout.offsets, self._ahead) - 1
+        end = bisect_left(layout.offsets, self._stop, first)
+        following = (layout.manifest.chunks[place] for place in range(first, end))
+        chunks = next(batched_by_size(following, lambda chunk: chunk.size, limit=LOAD_SIZE, count_limit=LOAD_COUNT))
+        start = layout.offsets[first]
         return _Load(chunks, range(self._ahead - start, min(sum(chunk.size for chunk in chunks), self._stop - start)))
 
     async def _read(self, load: _Load) -> _LoadedParts:
         space = sum(_rounded(frame_limit(chunk.size)) for chunk in load.chunks)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._budget.take(2 * space))
+            await stack.enter_async_context(self._budget.take(2 * space + OBJECTS_SIZE * len(load.chunks)))
             digests = [chunk.digest for chunk in load.chunks]
             frames = await self._repository.get(digests, _memory(space))
             try:

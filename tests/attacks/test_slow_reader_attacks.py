@@ -1,0 +1,142 @@
+"""Readers that read slowly or not at all, and files that cost a reader much, against real server processes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from filestore.backends import open_backend
+from filestore.core.manifest import MANIFEST_LIMIT, Manifest
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.paths import file_path
+from filestore.core.records import Kind, Record
+from filestore.http.wire import API
+from tests.support.frames import encoded, manifest
+from tests.support.server import RunningServer, reply, running_server
+
+MIB = 1 << 20
+CROWD = 200
+TINY_COUNT = (MANIFEST_LIMIT - 24) // 36
+"""The most chunks that a manifest can have: 1.86 million."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server with one worker, which has answered once."""
+    with running_server(tmp_path / "root", check=False) as server:
+        assert b"content" == server.ask("GET", f"/{server.upload('warm.bin', b'content').json['path']}").body
+        yield server
+        assert 0 == server.stop()[0]
+
+
+def peak(server: RunningServer) -> int:
+    """Return the most memory that the server had so far, in bytes."""
+    lines = Path(f"/proc/{server.pid}/status").read_text("ascii").splitlines()
+    [size] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(size) << 10
+
+
+def descriptors(server: RunningServer) -> list[str]:
+    """Return what the server has open."""
+    found = []
+    for path in Path(f"/proc/{server.pid}/fd").iterdir():
+        try:
+            found.append(str(path.readlink()))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def repeated(content: bytes, count: int) -> Manifest:
+    """Return the manifest of a file that is the same chunk many times."""
+    one = manifest([content]).encoded
+    head = one[:12] + count.to_bytes(4, "little") + (count * len(content)).to_bytes(8, "little")
+    return Manifest.parse(head + one[24:] * count)
+
+
+def planted(server: RunningServer, found: Manifest, name: str) -> Record:
+    """Store a manifest as an earlier version did, which did not look at the number of its chunks."""
+
+    async def plant() -> Record:
+        store, index = await open_backend(server.root, create=False)
+        try:
+            await store.put_manifest(DEFAULT_NAMESPACE, found.digest, found.encoded)
+            async with index.transaction() as transaction:
+                return await transaction.add_record(
+                    DEFAULT_NAMESPACE, name=name, digest=found.digest, size=found.size, kind=Kind.FILE
+                )
+        finally:
+            await index.close()
+            await store.close()
+
+    return asyncio.run(plant())
+
+
+def path_of(record: Record) -> str:
+    """Return where a file can be read."""
+    return f"/{file_path(record.digest, record.name)}"
+
+
+def slow(server: RunningServer, method: str, path: str, *, body: bytes = b"") -> socket.socket:
+    """Return a connection that took the first bytes of an answer, and takes few more."""
+    connection = socket.socket()
+    connection.settimeout(60)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", server.port))
+    lines = [f"{method} {path} HTTP/1.1", "Host: server", f"Authorization: Bearer {server.token}", f"Content-Length: {len(body)}"]
+    connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+    return connection
+
+
+def test_a_byte_of_a_file_of_two_million_chunks_costs_its_manifest_once(server: RunningServer) -> None:
+    """Two ranges of one byte, by a signed URL, read one chunk each, and the manifest once for both."""
+    server.put([encoded(b"x")])
+    record = planted(server, repeated(b"x", TINY_COUNT), "tiny.bin")
+    path = "/" + server.ask("POST", f"{API}/files/{record.id}/sign").json["path"]
+    before = peak(server)
+    with ExitStack() as held:
+        range_of_one = [
+            held.enter_context(server.begin("GET", path, f"Range: bytes={at}-{at}", "Connection: close"))
+            for at in (0, TINY_COUNT - 1)
+        ]
+        assert [b"x", b"x"] == [reply(connection).body for connection in range_of_one]
+    # 64 MiB of manifest, 15 MiB of offsets, and what the allocator rounds up.
+    assert peak(server) - before < 90 * MIB
+    # It is in memory now, and costs nothing more.
+    held_now = peak(server)
+    assert b"x" * 1000 == server.ask("GET", path, headers={"Range": "bytes=1000-1999"}, token=None).body
+    assert peak(server) - held_now < 5 * MIB
+
+
+def test_slow_readers_of_a_huge_file_share_its_manifest(server: RunningServer) -> None:
+    """Sixty slow readers of a file of 200 GB took 18.6 MiB each."""
+    chunk = bytes(768 << 10)
+    server.put([encoded(chunk)])
+    path = path_of(planted(server, repeated(chunk, 260_000), "huge.bin"))
+    before = peak(server)
+    with ExitStack() as held:
+        readers = [held.enter_context(slow(server, "GET", path)) for _ in range(60)]
+        assert [b"HTTP/1.1 200 OK"] * 60 == [connection.recv(15) for connection in readers]
+        assert b"x" == server.ask("GET", f"/{server.upload('other.bin', b'x').json['path']}").body
+        # One manifest of 11 MiB, and what is decoded ahead within the budget until a client is known to be slow.
+        assert peak(server) - before < 170 * MIB
+
+
+def test_slow_readers_of_a_manifest_take_no_memory_and_no_disk(server: RunningServer) -> None:
+    """Each took a copy in the spool folder, here of 18 MiB. Now the kernel sends the stored file."""
+    server.put([encoded(b"x")])
+    record = planted(server, repeated(b"x", 500_000), "tiny.bin")
+    before = peak(server)
+    with ExitStack() as held:
+        path = f"{API}/manifests/{record.digest}"
+        readers = [held.enter_context(slow(server, "GET", path)) for _ in range(CROWD)]
+        assert [b"HTTP/1.1 200 OK"] * CROWD == [connection.recv(15) for connection in readers]
+        assert [] == [path for path in descriptors(server) if path.endswith("(deleted)") and "/tmp/" in path]
+        assert peak(server) - before < 30 * MIB
+        # One descriptor for the file, and two for the connection.
+        assert len(descriptors(server)) < 3 * CROWD + 60
