@@ -15,9 +15,11 @@ from filestore.core.manifest import MANIFEST_LIMIT, Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.paths import file_path
 from filestore.core.records import Kind, Record
+from filestore.format.codec import Codec
 from filestore.http.wire import API
 from tests.support.frames import encoded, manifest
-from tests.support.server import RunningServer, reply, running_server
+from tests.support.generator import octets
+from tests.support.server import RunningServer, eventually, reply, running_server
 
 MIB = 1 << 20
 CROWD = 200
@@ -140,3 +142,30 @@ def test_slow_readers_of_a_manifest_take_no_memory_and_no_disk(server: RunningSe
         assert peak(server) - before < 30 * MIB
         # One descriptor for the file, and two for the connection.
         assert len(descriptors(server)) < 3 * CROWD + 60
+
+
+def test_slow_readers_of_batches_hold_one_frame_each(server: RunningServer) -> None:
+    """Each held 33 descriptors: the frames of two groups, and the connection."""
+    sent = [encoded(octets(number, MIB), codec=Codec.RAW) for number in range(40)]
+    server.put(sent)
+    asked = b"".join(frame.digest for frame in sent)
+    before = len(descriptors(server))
+    with ExitStack() as held:
+        readers = [held.enter_context(slow(server, "POST", f"{API}/chunks/get", body=asked)) for _ in range(CROWD)]
+        assert [b"HTTP/1.1 200 OK"] * CROWD == [connection.recv(15) for connection in readers]
+        # A socket, its duplicate and a frame.
+        eventually(lambda: len(descriptors(server)) - before <= 3 * CROWD + 5)
+        # Others are served, and a slow reader gets everything in the end.
+        assert all(frame.data in server.ask("POST", f"{API}/chunks/get", asked).body for frame in sent[::13])
+        assert rest_of(readers[0]).endswith(b"".join(frame.data for frame in sent))
+    eventually(lambda: len(descriptors(server)) - before <= 5)
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    """Return the body of an answer whose status line was read."""
+    received = bytearray()
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(1)
+    size = int(received.lower().partition(b"content-length: ")[2].split()[0])
+    with connection.makefile("rb") as answer:
+        return answer.read(size)

@@ -18,6 +18,7 @@ from filestore.errors import FilestoreError
 from filestore.http.limits import ServerLimits
 from filestore.http.server.auth import Tokens
 from filestore.http.server.context import RequestContext
+from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.health import Health
 from filestore.http.server.manifests import SharedManifests
@@ -211,6 +212,7 @@ class RequestAuthenticator:
         self._shared_times = shared_times
         self._budget = Budget(limits.memory_limit)
         self._push_budget = push_budget
+        self._open_frames = OpenFrames()
         self._manifests = SharedManifests(wait_seconds=limits.stall_seconds)
         self._traffic = traffic
         self._upload_quota = upload_quota
@@ -249,6 +251,7 @@ class RequestAuthenticator:
             budget=self._budget,
             push_budget=self._push_budget,
             manifests=self._manifests,
+            open_frames=self._open_frames,
             spool_folder=self._spool_folder,
             stall_seconds=self._limits.stall_seconds,
             upload_limit=self._limits.upload_limit,

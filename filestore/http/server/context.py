@@ -23,6 +23,7 @@ from filestore.core.signing import signed_path
 from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled
 from filestore.http.server.body.connection import PEER, PIECE, duplicate
 from filestore.http.server.body.writer import BodyWriter
+from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.local import LocalRepository
@@ -45,6 +46,7 @@ class RequestContext:
     push_budget: Budget
     """Separate budget for pushes. With a shared one a push could deadlock, because it also takes from `budget`."""
     manifests: SharedManifests
+    open_frames: OpenFrames
     spool_folder: Path
     stall_seconds: float
     upload_limit: int | None

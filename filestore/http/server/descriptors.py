@@ -20,7 +20,7 @@ logger = logging.getLogger("filestore.server")
 _KEPT_FREE = 64
 """Descriptors for the index, the log, locks and libraries."""
 _PER_CONNECTION = 4
-"""Descriptors of a connection with a request: its socket, a duplicate, a file, and a share of the frames that are sent."""
+"""Descriptors of a connection with a request: its socket, a duplicate, a file, and a share of `OpenFrames`."""
 _LEAST_CONNECTIONS = 4
 _LOG_SECONDS = 60.0
 _OUT = (errno.EMFILE, errno.ENFILE)
@@ -32,6 +32,24 @@ def connections_limit() -> int:
     if soft == resource.RLIM_INFINITY:
         soft = 1 << 20
     return max(_LEAST_CONNECTIONS, (soft - _KEPT_FREE) // _PER_CONNECTION)
+
+
+class OpenFrames:
+    """Count the frames that connections of one process have open, apart from the one that each may have in any case."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        """Without a limit, there are as many as the connections that this process may have."""
+        self._left = connections_limit() if limit is None else limit
+
+    def take(self, wanted: int) -> int:
+        """Take the right to open up to `wanted` frames. Return how many may be opened, at once and without a wait."""
+        given = min(wanted, self._left)
+        self._left -= given
+        return given
+
+    def give_back(self, count: int) -> None:
+        """Note that so many frames are closed."""
+        self._left += count
 
 
 class AcceptErrors:

@@ -74,14 +74,24 @@ class BodyWriter:
         If a part of a file cannot be read, zeros are sent in its place. The receiver then finds out that the frame is
         damaged, and receives the other frames. Raises Stalled, ConnectionError.
         """
-        socket_writer = _SocketWriter(self._connection, parts)
-        counted = 0
-        while not await in_disk_thread(socket_writer.write_timed_slice):
-            self._timer.count(socket_writer.sent - counted)
-            counted = socket_writer.sent
-            if socket_writer.is_held_up:
-                await self.wait()
-        return socket_writer.sent
+        sending = FileWriter(self._connection, parts)
+        while not await self.offer_files(sending):
+            await self.wait()
+        return sending.sent
+
+    def files(self, parts: Sequence[FilePart]) -> FileWriter:
+        """Return an object that sends files, for `offer_files`."""
+        return FileWriter(self._connection, parts)
+
+    async def offer_files(self, sending: FileWriter) -> bool:
+        """Send as much of files as the client takes soon. Return whether all was sent. Raises ConnectionError."""
+        before = sending.sent
+        while not await in_disk_thread(sending.write_timed_slice):
+            self._timer.count(sending.sent - before)
+            before = sending.sent
+            if sending.is_held_up and not await writable(self._connection, seconds=PATIENCE_SECONDS):
+                return False
+        return True
 
     def _send(self, view: memoryview) -> int:
         """Send the bytes that the kernel takes without a wait. Return their number."""
@@ -93,17 +103,22 @@ class BodyWriter:
         return sent
 
 
-class _SocketWriter:
+class FileWriter:
     """Send files in threads, in one thread at a time."""
 
     def __init__(self, connection: socket.socket, parts: Sequence[FilePart]) -> None:
         self.sent = 0
         self.is_held_up = False
+        self.place = 0
+        """The number of the part that is sent now."""
         self._connection = connection
-        self._parts = [part for part in parts if part.size]
-        self._place = 0
+        self._parts = list(parts)
         self._offset = 0
         self._is_unreadable = False
+
+    def end_after_this_part(self) -> None:
+        """Send no part after the one that is sent now. The caller may close the files of the others."""
+        del self._parts[self.place + 1 :]
 
     def write_timed_slice(self) -> bool:
         """Call `write_slice`, measured as a stage."""
@@ -122,11 +137,14 @@ class _SocketWriter:
         poll.register(self._connection, select.POLLOUT)
         self.is_held_up = False
         end = self.sent + SLICE_SIZE
-        while self._place < len(self._parts):
+        while self.place < len(self._parts):
             if self.sent >= end:
                 return False
+            if self._offset == self._parts[self.place].size:
+                self.place, self._offset, self._is_unreadable = self.place + 1, 0, False
+                continue
             try:
-                sent = self._send(self._parts[self._place])
+                sent = self._send(self._parts[self.place])
             except BlockingIOError:
                 if poll.poll(PATIENCE_MILLISECONDS):
                     continue
@@ -134,8 +152,6 @@ class _SocketWriter:
                 return False
             self.sent += sent
             self._offset += sent
-            if self._offset == self._parts[self._place].size:
-                self._place, self._offset, self._is_unreadable = self._place + 1, 0, False
         return True
 
     def _send(self, part: FilePart) -> int:

@@ -89,13 +89,12 @@ async def get_chunks(context: RequestContext, repository: LocalRepository) -> we
         what="the size of the request body in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE
     ) as body:
         digests = parse_digests(body)
-    async with Frames(repository, digests) as frames:
+    async with Frames(repository, digests, context.open_frames) as frames:
         entries = await frames.entries()
         header = wire.encode_batch_header(entries)
         response = web.StreamResponse(headers={"Content-Type": wire.OCTETS})
         async with context.answering(response, size=len(header) + sum(entry.stored_size for entry in entries)) as answer:
-            await answer.send(header)
-            await frames.send(answer, entries)
+            await frames.send(answer, entries, header=header)
     return response
 
 
@@ -113,7 +112,7 @@ async def get_chunk(context: RequestContext, repository: LocalRepository) -> web
     digest = Digest.parse(context.request.match_info["digest"])
     # The tag is weak, because a chunk that was lost and pushed again may be encoded differently.
     headers = {"Content-Type": wire.OCTETS, "ETag": f'W/"{digest}"', "Cache-Control": IMMUTABLE}
-    async with Frames(repository, [digest]) as frames:
+    async with Frames(repository, [digest], context.open_frames) as frames:
         entries = await frames.entries()
         size = entries[0].stored_size
         if not size:
