@@ -169,3 +169,21 @@ def rest_of(connection: socket.socket) -> bytes:
     size = int(received.lower().partition(b"content-length: ")[2].split()[0])
     with connection.makefile("rb") as answer:
         return answer.read(size)
+
+
+def test_asking_again_to_verify_chunks_reads_nothing(server: RunningServer) -> None:
+    """A request of 128 KiB can mean 16 GiB of reading. Further ones for the same chunks read nothing for a minute."""
+    sent = [encoded(octets(number, MIB), codec=Codec.RAW) for number in range(20)]
+    server.put(sent)
+    asked = b"".join(frame.digest for frame in sent)
+    assert b"" == server.ask("POST", f"{API}/chunks/verify", asked).body
+    before = read_size(server)
+    for _ in range(20):
+        assert b"" == server.ask("POST", f"{API}/chunks/verify", asked * 3).body
+    assert read_size(server) - before < MIB
+
+
+def read_size(server: RunningServer) -> int:
+    """Return how many bytes the server has read from files and connections."""
+    [size] = [line.split()[1] for line in Path(f"/proc/{server.pid}/io").read_text("ascii").splitlines() if "rchar" in line]
+    return int(size)

@@ -23,6 +23,7 @@ from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.health import Health
 from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.pushes import PUSHES_LIMIT
+from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
 from filestore.http.server.routes import versions
@@ -213,6 +214,7 @@ class RequestAuthenticator:
         self._budget = Budget(limits.memory_limit)
         self._push_budget = push_budget
         self._open_frames = OpenFrames()
+        self._rechecks = Rechecks(wait_seconds=limits.stall_seconds / 2)
         self._manifests = SharedManifests(wait_seconds=limits.stall_seconds)
         self._traffic = traffic
         self._upload_quota = upload_quota
@@ -252,6 +254,7 @@ class RequestAuthenticator:
             push_budget=self._push_budget,
             manifests=self._manifests,
             open_frames=self._open_frames,
+            rechecks=self._rechecks,
             spool_folder=self._spool_folder,
             stall_seconds=self._limits.stall_seconds,
             upload_limit=self._limits.upload_limit,

@@ -25,6 +25,7 @@ from filestore.http.server.body.connection import PEER, PIECE, duplicate
 from filestore.http.server.body.writer import BodyWriter
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.manifests import SharedManifests
+from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.local import LocalRepository
 from filestore.system.buffers import Budget
@@ -47,6 +48,7 @@ class RequestContext:
     """Separate budget for pushes. With a shared one a push could deadlock, because it also takes from `budget`."""
     manifests: SharedManifests
     open_frames: OpenFrames
+    rechecks: Rechecks
     spool_folder: Path
     stall_seconds: float
     upload_limit: int | None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import AsyncExitStack
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -16,12 +17,23 @@ from filestore.core.manifest import MANIFEST_LIMIT, stated_count, stated_size
 from filestore.core.names import DEFAULT_NAMESPACE, checked_new_name
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
-from filestore.errors import Forbidden, Interrupted, InvalidBatch, InvalidInput, InvalidName, LimitExceeded, NotFound, Stalled
+from filestore.errors import (
+    Busy,
+    Forbidden,
+    Interrupted,
+    InvalidBatch,
+    InvalidInput,
+    InvalidName,
+    LimitExceeded,
+    NotFound,
+    Stalled,
+)
 from filestore.http import wire
 from filestore.http.server.body.frames import Frames
 from filestore.http.server.body.reader import reading_body
 from filestore.http.server.body.writer import FilePart
 from filestore.http.server.context import RequestContext, make_spool_folder
+from filestore.http.server.errors import problem_answer
 from filestore.http.server.slow import answer_slowly, answer_while_it_grows
 from filestore.http.server.validators import IMMUTABLE, matches_any
 from filestore.repository.format_file import REPOSITORY_VERSION
@@ -104,7 +116,13 @@ async def verify_chunks_route(context: RequestContext, repository: LocalReposito
         what="the size of the request body in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE
     ) as body:
         digests = parse_digests(body)
-    return web.Response(body=b"".join(await repository.verify_chunks(digests)), content_type=wire.OCTETS)
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(context.rechecks.turn(repository.namespace))
+        except Busy as error:
+            return problem_answer(error)
+        damaged = await context.rechecks.damaged(repository, digests, check_client=lambda: context.transport)
+    return web.Response(body=b"".join(damaged), content_type=wire.OCTETS)
 
 
 async def get_chunk(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
