@@ -23,6 +23,7 @@ from filestore.repository.folder import (
     RESERVE_NAME,
     RESTORING_NAME,
     TMP_NAME,
+    TURN_NAMES,
     has_content,
 )
 from filestore.repository.format_file import read_format
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 CONNECTIONS = 4
 STALL_SECONDS = 30.0
 
-_BEGUN_NAMES = frozenset({TMP_NAME, RESERVE_NAME, INDEX_NAME, LAST_COMMIT_NAME, *LOG_NAMES})
+_BEGUN_NAMES = frozenset({TMP_NAME, RESERVE_NAME, INDEX_NAME, LAST_COMMIT_NAME, *LOG_NAMES, *TURN_NAMES})
 """What is in a repository before its format file is, which comes last."""
 _FILE_SYSTEM_NAMES = frozenset({"lost+found"})
 """What an empty file system holds."""
@@ -192,7 +193,8 @@ async def open_backend(
         await in_disk_thread(_check_repository, root)
         makes_tables = await in_disk_thread(_may_make_tables, root)
         # On a full disk, the files of SQLite's log cannot be made, and nobody could remove anything.
-        return store, await with_reserve(store, lambda: open_index(index, last_commit=last_commit, makes_tables=makes_tables))
+        opened = partial(open_index, index, last_commit=last_commit, turnstile=root, makes_tables=makes_tables)
+        return store, await with_reserve(store, opened)
     except BaseException:
         await shield_until_done(store.close())
         raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from filestore.system import turnstile
+
 FORMAT_NAME = "format"
 INDEX_NAME = "index.sqlite"
 LAST_COMMIT_NAME = "last-commit"
@@ -14,6 +16,8 @@ RUNTIME_DATABASES = "runtime/*/runtime.sqlite"
 """The databases of runtimes, one for each namespace."""
 RESERVE_NAME = "reserve"
 """Space for the removal of files from a full disk."""
+TURN_NAMES = turnstile.FILE_NAMES
+"""The lock files by which processes take turns to write to the index. They are empty."""
 CONTENT_NAMES = ("chunks", "manifests")
 TMP_NAME = "tmp"
 LOG_NAMES = tuple(f"{INDEX_NAME}-{part}" for part in ("wal", "shm", "journal"))

@@ -133,6 +133,11 @@ class FileLock:
                     return f"process {found[1]}"
         return "another process"
 
+    def unlock(self) -> None:
+        """Release the lock, and keep the file open. Only the process that opened it may call this."""
+        with suppress(OSError):
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
     def release(self) -> None:
         """Release the lock, and close the file. This may be called more than once.
 

@@ -39,6 +39,7 @@ from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.buffers import Budget
 from filestore.system.metrics import SharedTimes
+from filestore.system.turns import working_for
 
 _Answer = Callable[[RequestContext, LocalRepository], Awaitable[web.StreamResponse]]
 
@@ -227,7 +228,8 @@ class RequestAuthenticator:
             if namespace is None and route.public_namespace is not None:
                 namespace = await route.public_namespace(request)
             repository = await self._repository(request, namespace)
-            with self._traffic.transferring(request) if route.is_transfer else nullcontext():
+            transferring = self._traffic.transferring(request) if route.is_transfer else nullcontext()
+            with transferring, working_for(repository.namespace):
                 return await route.answer(self.context(request), repository)
 
         return handler

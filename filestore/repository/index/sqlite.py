@@ -44,6 +44,8 @@ from filestore.system.files import storage_errors
 from filestore.system.locks import FileLock
 from filestore.system.sqlite_links import check_links
 from filestore.system.threads import in_disk_thread, shield_until_done
+from filestore.system.turns import Turns
+from filestore.system.turnstile import Turnstile
 
 __all__ = ["REFRESH_MICROSECONDS", "SCHEMA_VERSION", "SqliteIndex", "open_index", "open_index_for_reading", "system_now"]
 
@@ -75,6 +77,7 @@ class SqliteIndex:
         busy_seconds: float,
         now: Callable[[], int],
         last_commit: LastCommit | None,
+        turnstile: Turnstile | None = None,
         read_only: bool = False,
     ) -> None:
         self._writer = writer
@@ -82,12 +85,17 @@ class SqliteIndex:
         self._busy_seconds = busy_seconds
         self._now = now
         self._last_commit = last_commit
+        self._turnstile = turnstile
         self._read_only = read_only
-        self._writing = asyncio.Lock()
+        self._writing = Turns()
+        self._looking = Turns()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SqliteTransaction]:
-        """Begin a transaction by BEGIN IMMEDIATE. It waits for other writers in short steps, so that a cancel works."""
+        """Begin a transaction by BEGIN IMMEDIATE. It waits for other writers in short steps, so that a cancel works.
+
+        The namespaces of this process take turns, and then the processes do.
+        """
         deadline = asyncio.get_running_loop().time() + self._busy_seconds
         await self._acquire(deadline)
         try:
@@ -98,7 +106,7 @@ class SqliteIndex:
         except BaseException:
             # Also after a cancel during BEGIN, which may have begun, or during COMMIT, which may have committed.
             if not self._writer.closed:
-                await shield_until_done(self._writer.run(roll_back))
+                await shield_until_done(self._writer.run(self._roll_back))
             raise
         finally:
             self._writing.release()
@@ -109,7 +117,8 @@ class SqliteIndex:
 
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
         """Return the live rows. This writes only if a last-seen time is old and writing is allowed."""
-        states = await self._reader.run(chunks.select_live, namespace, list(dict.fromkeys(digests)))
+        async with self._looking.take():
+            states = await self._reader.run(chunks.select_live, namespace, list(dict.fromkeys(digests)))
         horizon = self._now() - REFRESH_MICROSECONDS
         old = [] if self._read_only else [state.row.digest for state in states if state.last_seen < horizon]
         removed: set[Digest] = set()
@@ -231,9 +240,13 @@ class SqliteIndex:
     async def close(self) -> None:
         """Close both connections. SQLite rolls back an open transaction."""
         await shield_until_done(self._writer.close())
+        if self._turnstile is not None:
+            self._turnstile.close()
         await shield_until_done(self._reader.close())
 
     def _begin(self, connection: sqlite3.Connection) -> None:
+        if self._turnstile is not None and not self._turnstile.try_enter(_SLICE_SECONDS):
+            raise Busy(self._writer.path, "another process is writing to it")
         self._writer.begin(connection)
         check_not_newer(connection, self._writer.path)
 
@@ -242,6 +255,17 @@ class SqliteIndex:
         self._writer.commit(connection)
         if version is not None and self._last_commit is not None:
             self._last_commit.write(version)
+        self._leave()
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        try:
+            roll_back(connection)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._turnstile is not None:
+            self._turnstile.leave()
 
     async def _acquire(self, deadline: float) -> None:
         try:
@@ -335,12 +359,14 @@ async def open_index(
     busy_seconds: float = BUSY_SECONDS,
     now: Callable[[], int] = system_now,
     last_commit: Path | None = None,
+    turnstile: Path | None = None,
     makes_tables: bool = True,
 ) -> SqliteIndex:
     """Open the index in the file `path`, and make the file if it does not exist. Its folder must exist.
 
     `busy_seconds` is how long a write waits for other writers. `last_commit` is a file that remembers the last commit.
-    Without `makes_tables`, neither the file nor its tables are made.
+    `turnstile` is a folder for the files by which processes take turns to write. Without `makes_tables`, neither the file nor
+    its tables are made.
 
     Raises IndexDamaged if the index is empty and `makes_tables` is false, or if it is not the index that `last_commit`
     names, or an older copy of it. Raises LinkedDatabase if its file has another name. Also raises UnknownFormat, StorageError,
@@ -352,7 +378,8 @@ async def open_index(
     writer = Connection(path, timeout_seconds=_SLICE_SECONDS, makes_file=makes_tables)
     reader = Connection(path, timeout_seconds=busy_seconds)
     kept = None if last_commit is None else LastCommit(last_commit)
-    index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now, last_commit=kept)
+    entrance = None if turnstile is None else Turnstile(turnstile)
+    index = SqliteIndex(writer, reader, busy_seconds=busy_seconds, now=now, last_commit=kept, turnstile=entrance)
     try:
         deadline = asyncio.get_running_loop().time() + busy_seconds
         await run_when_free(writer, partial(_open_tables, path=str(path), last_commit=kept, makes_tables=makes_tables), deadline)

@@ -31,6 +31,7 @@ from filestore.repository.folder import (
     RESTORING_NAME,
     RUNTIME_DATABASES,
     TMP_NAME,
+    TURN_NAMES,
 )
 from filestore.repository.index.last_commit import LastCommit
 from filestore.repository.index.protocol import IndexVersion
@@ -72,6 +73,7 @@ _KNOWN_NAMES = frozenset(
         "runtime",
         "lost+found",
         *LOG_NAMES,
+        *TURN_NAMES,
     }
 )
 _UPLOADS = "uploads-"
