@@ -23,6 +23,7 @@ from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.core.signing import signed_path
 from filestore.errors import (
+    Busy,
     InvalidManifest,
     NotFound,
     ReadOnly,
@@ -30,6 +31,7 @@ from filestore.errors import (
     UsedAfterFork,
 )
 from filestore.format.codec import FRAME_LIMIT, Frame
+from filestore.repository.commit_check import CommitCheck
 from filestore.repository.format_file import read_format
 from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import Index, ListingGrowth, Transaction, Use
@@ -38,7 +40,7 @@ from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.lost_frames import LostFrames
 from filestore.repository.maintenance.selection import VersionRule
 from filestore.repository.maintenance.versions import list_versions
-from filestore.repository.manifest_check import check_chunks, open_manifest, read_manifest
+from filestore.repository.manifest_check import SLICE, open_manifest, read_manifest
 from filestore.repository.protocol import (
     GRACE_SECONDS,
     SIGNED_SECONDS,
@@ -58,8 +60,8 @@ from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until
 
 IN_FLIGHT_LIMIT = 64 << 20
 """The default limit for the bytes that a repository decodes at the same time."""
-_CHECKS = 3
-"""How often the chunks of a manifest are checked before the transaction that commits it."""
+_CHECKS = 10
+"""How often the chunks of a manifest are checked for one commit."""
 
 
 class LocalRepository:
@@ -137,11 +139,19 @@ class LocalRepository:
         return self._identity
 
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
-        """Return the chunks that must be sent. Look at the frames of the others, so that a push repairs what is lost."""
-        rows = await self._index.refreshed_rows(self._namespace, digests)
-        lost = await self._lost_frames.forget_among(rows)
-        present = {row.digest for row in rows}.difference(lost)
-        return [digest for digest in dict.fromkeys(digests) if digest not in present]
+        """Return the chunks that must be sent. Look at the frames of the others, so that a push repairs what is lost.
+
+        They are looked at in slices, between which other namespaces have their turn.
+        """
+        asked = list(dict.fromkeys(digests))
+        missing: list[Digest] = []
+        for start in range(0, len(asked), SLICE):
+            part = asked[start : start + SLICE]
+            rows = await self._index.refreshed_rows(self._namespace, part)
+            lost = await self._lost_frames.forget_among(rows)
+            present = {row.digest for row in rows}.difference(lost)
+            missing += [digest for digest in part if digest not in present]
+        return missing
 
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
         async with self.space_for(sum(len(frame.data) for frame in frames)), self.ingest() as ingest:
@@ -237,28 +247,26 @@ class LocalRepository:
         """Give a transaction in which all chunks of a manifest are live, and the manifest is durable (I2).
 
         They are checked before the transaction, and their last-seen times are set to now (I9), because a huge manifest takes
-        seconds. The transaction checks only whether rows were condemned or removed since. Then it is left, and all is checked
-        again. If that happens at each of a few attempts, the check is a part of the transaction.
+        seconds. The transaction checks only those that were removed since. If they are more than a slice, or nobody knows
+        them any more, it is left, and they are checked before another one.
 
-        Raises ChunksMissing if rows are missing, and InvalidManifest if a size is wrong.
+        This ends. Each check needs that chunks which were removed since the last one are there again. That happens again and
+        again only if this namespace removes and pushes the same thousands of chunks all the time. Then the commit fails after
+        a few checks, and the client may repeat it. No other namespace waits for it.
+
+        Raises ChunksMissing if rows are missing, InvalidManifest if a size is wrong, and Busy.
         """
+        check = CommitCheck(self._index, self._namespace, manifest)
         for _ in range(_CHECKS):
-            removals = await self._index.removals(self._namespace)
-            await check_chunks(manifest, self._refreshed_sizes)
+            await check.look()
             await self._store.put_manifest(self._namespace, manifest.digest, manifest.encoded)
             async with self._index.transaction() as transaction:
                 # A collection may have removed the manifest, which has no record yet. During this transaction it cannot.
                 is_kept = await self._store.has_manifest(self._namespace, manifest.digest)
-                if is_kept and removals == await transaction.removals(self._namespace):
+                if is_kept and await check.is_complete(transaction):
                     yield transaction
                     return
-        async with self._index.transaction() as transaction:
-            await check_chunks(manifest, partial(transaction.sizes, self._namespace))
-            await self._store.put_manifest(self._namespace, manifest.digest, manifest.encoded)
-            yield transaction
-
-    async def _refreshed_sizes(self, digests: Sequence[Digest]) -> dict[Digest, int]:
-        return {row.digest: row.size for row in await self._index.refreshed_rows(self._namespace, digests)}
+        raise Busy(self.location, f"chunks of the file were removed and stored again during each of {_CHECKS} checks")
 
     async def _add_record(self, transaction: Transaction, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
         return await transaction.add_record(self._namespace, name=name, digest=digest, size=size, kind=kind)

@@ -727,6 +727,27 @@ async def test_a_sound_index_has_no_problems(index: Index) -> None:
     assert [] == await index.problems()
 
 
+async def test_the_last_removals_are_known(index: Index, clock: Clock) -> None:
+    """A commit looks only at what was removed since it looked. After many removals, nobody knows all of them."""
+    asked = digests(4)
+    await add(index, asked)
+    before, late = await index.removals(A), clock.now + 1
+    assert (before, set()) == await index.removed_since(A, before)
+    async with index.transaction() as transaction:
+        await transaction.condemn(A, asked[:2], unseen_since=late)
+        await transaction.forget_chunks(A, asked[2:3])
+        assert set(asked[:3]) == (await transaction.removed_since(A, before)).digests
+    after, removed = await index.removed_since(A, before)
+    assert (await index.removals(A), set(asked[:3])) == (after, removed)
+    assert set(asked[2:3]) == (await index.removed_since(A, after - 1)).digests
+    assert (0, set()) == await index.removed_since(B, 0)
+    for _ in range(20):
+        await add(index, asked)
+        await mark(index, asked[3:], unseen_since=late)
+    assert (after + 20, None) == await index.removed_since(A, before)
+    assert set(asked[3:]) == (await index.removed_since(A, after + 19)).digests
+
+
 async def test_refreshed_rows_are_those_that_are_live(index: Index) -> None:
     """A row is returned as it was added. One that is condemned or of another namespace is left out."""
     rows = [ChunkRow(chunk_digest(bytes([number])), 1000 + number, 500, chunk_digest(b"frame")) for number in range(3)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from filestore.core.digest import Buffer, Digest, chunk_digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.paths import manifest_key
-from filestore.errors import ChunksMissing, InvalidManifest
+from filestore.errors import Busy, ChunksMissing, InvalidManifest
 from filestore.repository import manifest_check
 from filestore.repository.index.protocol import ChunkRow, Index
-from filestore.repository.index.sqlite import open_index
+from filestore.repository.index.sqlite import SqliteTransaction, open_index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores import disk
 from filestore.repository.stores.disk import open_store
@@ -118,20 +119,99 @@ async def test_a_manifest_that_is_removed_before_its_record_is_stored_again(
     assert 2 == store.count
 
 
-async def test_a_commit_beside_endless_removals_ends(repository: LocalRepository, store: InterruptedStore, index: Index) -> None:
-    """If other chunks are condemned at each attempt, the last check is a part of the transaction."""
-    other = frames(1, seed=9)
+async def _condemn(index: Index, digest: Digest) -> None:
+    async with index.transaction() as transaction:
+        await transaction.add_chunks(DEFAULT_NAMESPACE, [ChunkRow(digest, 1000, 1000)])
+        await transaction.condemn(DEFAULT_NAMESPACE, [digest], unseen_since=LATER)
 
-    async def condemn() -> None:
-        if store.count <= 3:  # after that, the transaction of the commit excludes this
-            async with index.transaction() as transaction:
-                await transaction.add_chunks(DEFAULT_NAMESPACE, [ChunkRow(other[0].digest, 1000, 1000)])
-                await transaction.condemn(DEFAULT_NAMESPACE, [other[0].digest], unseen_since=LATER)
 
-    store.then = condemn
+@pytest.mark.parametrize(("slice_size", "attempts"), [(2048, 1), (2, 2)])
+async def test_a_commit_beside_endless_removals_ends(
+    *,
+    slice_size: int,
+    attempts: int,
+    repository: LocalRepository,
+    store: InterruptedStore,
+    index: Index,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other chunks are condemned at each attempt. The transaction looks only at those of its manifest.
+
+    The first attempt of a large manifest ends without it, because nothing was removed before.
+    """
+    monkeypatch.setattr(manifest_check, "SLICE", slice_size)
+    other = frames(1, seed=9)[0].digest
+    store.then = partial(_condemn, index, other)
     record = await repository.commit(manifest(CONTENTS).encoded, name="model.bin")
     assert [record] == await repository.records()
-    assert 4 == store.count
+    assert attempts == store.count
+
+
+@pytest.mark.parametrize("count", [1, 20])
+async def test_a_transaction_looks_only_at_a_slice_of_what_was_removed(
+    count: int, repository: LocalRepository, store: InterruptedStore, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of the manifest that were removed since its check, and pushed again, are looked at again.
+
+    With more removals than the index keeps, these are all chunks, and this is not done in the transaction.
+    """
+    monkeypatch.setattr(manifest_check, "SLICE", 2)
+    looked_at: list[int] = []
+    sizes = SqliteTransaction.sizes
+
+    async def counted(self: SqliteTransaction, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
+        looked_at.append(len(digests))
+        return await sizes(self, namespace, digests)
+
+    async def replace() -> None:
+        if store.count <= 2:
+            for number in range(count):
+                await _condemn(index, chunk_digest(CONTENTS[number % 5]))
+            await repository.put(frames(5))
+        looked_at.clear()
+
+    monkeypatch.setattr(SqliteTransaction, "sizes", counted)
+    store.then = replace
+    record = await repository.commit(manifest(CONTENTS).encoded, name="model.bin")
+    assert [record] == await repository.records()
+    assert sum(looked_at) <= 2
+    assert (2 if count == 1 else 3) == store.count
+
+
+async def test_a_chunk_of_a_large_manifest_that_is_condemned_after_the_check_is_missing(
+    repository: LocalRepository, store: InterruptedStore, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I9: also where the transaction looks only at what was removed."""
+    monkeypatch.setattr(manifest_check, "SLICE", 2)
+    lost = chunk_digest(CONTENTS[3])
+
+    async def condemn() -> None:
+        async with index.transaction() as transaction:
+            await transaction.condemn(DEFAULT_NAMESPACE, [lost], unseen_since=LATER)
+
+    store.then = condemn
+    with pytest.raises(ChunksMissing) as caught:
+        await repository.commit(manifest(CONTENTS).encoded, name="model.bin")
+    assert (str(lost),) == caught.value.digests
+    assert [] == await repository.records()
+
+
+async def test_a_commit_whose_chunks_are_replaced_at_each_check_may_be_repeated(
+    repository: LocalRepository, store: InterruptedStore, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its namespace alone can do that. The commit ends with an error after a few checks, and nothing is recorded."""
+    monkeypatch.setattr(manifest_check, "SLICE", 2)
+
+    async def replace() -> None:
+        for content in CONTENTS:
+            await _condemn(index, chunk_digest(content))
+        await repository.put(frames(5))
+
+    store.then = replace
+    with pytest.raises(Busy) as caught:
+        await repository.commit(manifest(CONTENTS).encoded, name="model.bin")
+    assert (True, 10) == (caught.value.retryable, store.count)
+    assert [] == await repository.records()
 
 
 async def test_others_write_while_a_manifest_of_many_slices_is_checked(

@@ -58,7 +58,7 @@ def update_last_seen(connection: sqlite3.Connection, namespace: str, digests: Se
 
 def delete_chunks(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> None:
     """Delete rows, and the edges from them to their bases."""
-    with tasks.counted_removals(connection, namespace):
+    with tasks.counted_removals(connection, namespace, digests):
         write(connection, "DELETE FROM chunks WHERE namespace = ? AND digest IN ({})", (namespace,), digests)
     if is_current(connection):
         write(connection, "DELETE FROM bases WHERE namespace = ? AND digest IN ({})", (namespace,), digests)
@@ -72,7 +72,7 @@ def update_condemned(
     writing = "UPDATE chunks SET going = 1 WHERE namespace = ? AND going = 0 AND last_seen < ? AND digest IN ({})"
     parameters = (namespace, unseen_since)
     marked = {digest for (digest,) in read(connection, reading, parameters, digests)}
-    with tasks.counted_removals(connection, namespace):
+    with tasks.counted_removals(connection, namespace, list(marked)):
         write(connection, writing, parameters, digests)
     return [digest for digest in digests if digest in marked]
 

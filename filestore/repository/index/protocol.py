@@ -42,6 +42,15 @@ class Base(NamedTuple):
     base: Digest
 
 
+class RemovedRows(NamedTuple):
+    """What was condemned or removed in a namespace since some moment."""
+
+    number: int
+    """How often rows were condemned or removed so far."""
+    digests: set[Digest] | None
+    """The chunks whose rows were condemned or removed since, and perhaps others. None if nobody knows any more."""
+
+
 class PositionedRecord(NamedTuple):
     """A record, and its position in the order in which the records of a namespace were stored."""
 
@@ -137,6 +146,9 @@ class Transaction(Protocol):
         While it stays the same, every row that was live is live.
         """
 
+    async def removed_since(self, namespace: str, number: int) -> RemovedRows:
+        """Return what was condemned or removed since `removals` returned `number`. Only the last few removals are known."""
+
     async def condemned(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests whose row is condemned, in the order of `digests`."""
 
@@ -205,6 +217,9 @@ class Index(Protocol):
 
     async def removals(self, namespace: str) -> int:
         """Return what `Transaction.removals` returns, without a transaction."""
+
+    async def removed_since(self, namespace: str, number: int) -> RemovedRows:
+        """Return what `Transaction.removed_since` returns, without a transaction."""
 
     async def record(self, namespace: str, reference: Reference) -> Record | None:
         """Return the record to which a reference points, or None. If there are several, return the newest one.

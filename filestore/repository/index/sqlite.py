@@ -35,6 +35,7 @@ from filestore.repository.index.protocol import (
     ListingGrowth,
     Policy,
     PositionedRecord,
+    RemovedRows,
     TokenRow,
     Use,
 )
@@ -131,6 +132,9 @@ class SqliteIndex:
 
     async def removals(self, namespace: str) -> int:
         return await self._reader.run(tasks.select_removals, namespace)
+
+    async def removed_since(self, namespace: str, number: int) -> RemovedRows:
+        return await self._reader.run(tasks.select_removed, namespace, number)
 
     async def record(self, namespace: str, reference: Reference) -> Record | None:
         return await self._reader.run(records.select_record, namespace, reference)
@@ -310,6 +314,9 @@ class SqliteTransaction:
 
     async def removals(self, namespace: str) -> int:
         return await self._writer.run(tasks.select_removals, namespace)
+
+    async def removed_since(self, namespace: str, number: int) -> RemovedRows:
+        return await self._writer.run(tasks.select_removed, namespace, number)
 
     async def condemned(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         return await self._writer.run(chunks.select_condemned, namespace, digests)

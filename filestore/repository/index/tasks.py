@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.records import parse_json
 from filestore.errors import IndexDamaged
-from filestore.repository.index.protocol import IndexVersion, Policy
+from filestore.repository.index.protocol import IndexVersion, Policy, RemovedRows
 
 TABLES = (
     """CREATE TABLE policies (
@@ -30,6 +31,12 @@ TABLES = (
 
 _REMOVALS = "removals:"
 """The beginning of the key of a namespace's number of removals."""
+_REMOVED = "removed:"
+"""The beginning of the keys of the last removals of a namespace: the number of each, and the digests that it named."""
+_KEPT_REMOVALS = 16
+_KEPT_DIGESTS = 4096
+"""The most digests of a removal that is kept. So what is kept of a namespace takes at most 2 MiB."""
+_NUMBER_SIZE = 8
 
 
 def has_tables(connection: sqlite3.Connection) -> bool:
@@ -63,8 +70,8 @@ def select_removals(connection: sqlite3.Connection, namespace: str) -> int:
 
 
 @contextmanager
-def counted_removals(connection: sqlite3.Connection, namespace: str) -> Iterator[None]:
-    """Count the block as a removal if it changes a row."""
+def counted_removals(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> Iterator[None]:
+    """Count the block as a removal of `digests` if it changes a row."""
     before = connection.total_changes
     yield
     if connection.total_changes != before and has_tables(connection):
@@ -72,6 +79,30 @@ def counted_removals(connection: sqlite3.Connection, namespace: str) -> Iterator
             "INSERT INTO meta (key, value) VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET value = value + 1",
             (_REMOVALS + namespace,),
         )
+        if len(digests) <= _KEPT_DIGESTS:
+            number = select_removals(connection, namespace)
+            kept = number.to_bytes(_NUMBER_SIZE, "big") + b"".join(digests)
+            connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (_key(namespace, number), kept))
+
+
+def select_removed(connection: sqlite3.Connection, namespace: str, since: int) -> RemovedRows:
+    """Return what was removed after the removal number `since`."""
+    number = select_removals(connection, namespace)
+    removed: set[Digest] = set()
+    if number - since > _KEPT_REMOVALS:
+        return RemovedRows(number, None)
+    for wanted in range(since + 1, number + 1):
+        row = connection.execute("SELECT value FROM meta WHERE key = ?", (_key(namespace, wanted),)).fetchone()
+        kept = b"" if row is None else bytes(row[0])
+        # A removal by an earlier version of filestore is only counted.
+        if int.from_bytes(kept[:_NUMBER_SIZE], "big") != wanted:
+            return RemovedRows(number, None)
+        removed.update(Digest(kept[start : start + DIGEST_SIZE]) for start in range(_NUMBER_SIZE, len(kept), DIGEST_SIZE))
+    return RemovedRows(number, removed)
+
+
+def _key(namespace: str, number: int) -> str:
+    return f"{_REMOVED}{namespace}:{number % _KEPT_REMOVALS}"
 
 
 def select_state(connection: sqlite3.Connection, namespace: str, task: str) -> dict[str, Any] | None:
