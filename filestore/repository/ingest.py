@@ -24,6 +24,8 @@ from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread
 
 _VERIFY_GROUP_SIZE = 4 << 20
 """Frames are verified and synced in groups of about this many bytes. Encoded and decoded bytes are added."""
+PUBLISHED_AT_ONCE = 64
+"""The most frames of a verify group, and the most that one transaction makes visible."""
 
 
 @dataclass(slots=True, eq=False)
@@ -148,8 +150,10 @@ class Ingest:
             await asyncio.wait(self._tasks)
         incoming_frames, self._incoming_frames = self._incoming_frames, []
         verified = {incoming: incoming.row for incoming in incoming_frames if incoming.row is not None and incoming.is_synced}
-        if verified:
-            await self._publish(verified)
+        waiting = list(verified.items())
+        # In slices, because others wait for each transaction. If one fails, the slices before it stay: they are complete.
+        for start in range(0, len(waiting), PUBLISHED_AT_ONCE):
+            await self._publish(dict(waiting[start : start + PUBLISHED_AT_ONCE]))
         for incoming in incoming_frames:
             if incoming.refusal is not None:
                 raise incoming.refusal
@@ -170,7 +174,7 @@ class Ingest:
         # Collect frames first, because a change of threads costs as much as hashing 200 KiB.
         self._verify_group.append(incoming)
         self._verify_group_weight += incoming.weight
-        if self._verify_group_weight >= _VERIFY_GROUP_SIZE:
+        if self._verify_group_weight >= _VERIFY_GROUP_SIZE or len(self._verify_group) >= PUBLISHED_AT_ONCE:
             self._start_verify_group()
 
     def _start_verify_group(self) -> None:

@@ -19,7 +19,7 @@ from filestore.system.threads import in_cpu_thread
 
 READ_ONE_IN = 100
 """One frame of so many is read when a push asks whether its chunk is missing."""
-_SLICE = 256
+_SLICE = 64
 """The most frames that are read in one write transaction."""
 
 
