@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, get_type_hints
 
 from filestore import errors
@@ -87,17 +88,21 @@ class BatchParser:
         """Whether `feed` has received the whole batch."""
         return self._to_come is not None and not self._to_come and not self._left
 
-    def reach(self, limit: int) -> int:
+    def reach(self, limit: int, *, count: int | None = None) -> int:
         """Return the best size of the next piece, which ends at the end of a frame.
 
-        The piece has as many frames as fit in `limit`, and at least one. Within the header, the result is `limit`.
+        The piece has as many frames as fit in `limit`, and at least one. Within the header, the result is `limit`. With
+        `count`, the piece begins at most so many frames, so it is empty if that is 0. It then also ends with the header.
         """
+        if count is not None and self._to_come is None:
+            size = _COUNT.size if self._count is None else batch_header_size(self._count)
+            return min(size - len(self._header), limit)
         reach = self._left
-        for entry in self._to_come or ():
+        for entry in islice(self._to_come or (), count):
             if reach and reach + entry.stored_size > limit:
                 break
             reach += entry.stored_size
-        return reach or limit
+        return reach or (0 if self._to_come else limit)
 
     def feed(self, piece: Buffer) -> Iterator[BatchEntry | memoryview]:
         """Yield the content of `piece`.

@@ -6,7 +6,10 @@ import asyncio
 import mmap
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+LARGE_SIZE = 4 << 20
+"""A body of more bytes is a large one."""
 
 
 def allocate_pages(size: int) -> memoryview:
@@ -66,6 +69,8 @@ class Budget:
         self.taken = 0
         """Bytes that are in use."""
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._large: Budget | None = None
+        """What all large requests share."""
 
     @asynccontextmanager
     async def take(self, size: int) -> AsyncIterator[None]:
@@ -93,6 +98,17 @@ class Budget:
                     self._waiting.remove(place)
                 self._wake()
             raise
+
+    @asynccontextmanager
+    async def take_for_body(self, size: int) -> AsyncIterator[None]:
+        """Hold `size` bytes during the block. Large bodies share half of the limit, so that a small one never waits for them."""
+        async with AsyncExitStack() as stack:
+            if size > LARGE_SIZE:
+                if self._large is None:
+                    self._large = Budget(self._limit // 2)
+                await stack.enter_async_context(self._large.take(size))
+            await stack.enter_async_context(self.take(size))
+            yield
 
     def _release(self, size: int) -> None:
         self.taken -= size

@@ -8,16 +8,18 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Executor, wait
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
+
+from filestore.system.fair_pool import FairPool
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 DISK_THREADS = 16
 
-_pools: dict[str, ThreadPoolExecutor] = {}
+_pools: dict[str, FairPool] = {}
 _forks = 0
 """How many forks are between the process that loaded this module and this process. Each child adds one."""
 
@@ -88,14 +90,15 @@ class ProcessLock:
         self._lock = threading.RLock()
 
 
-def thread_pool(name: str, count: int) -> ThreadPoolExecutor:
+def thread_pool(name: str, count: int) -> FairPool:
     """Return the pool with this name. If it does not exist, make it, with at most `count` threads.
 
-    A forked child makes new pools.
+    One namespace has at most three quarters of them. A forked child makes new pools.
     """
     pool = _pools.get(name)
     if pool is None:
-        pool = _pools.setdefault(name, ThreadPoolExecutor(max_workers=count, thread_name_prefix=f"filestore-{name}"))
+        share = count - count // 4
+        pool = _pools.setdefault(name, FairPool(f"filestore-{name}", count=count, share=share))
     return pool
 
 
@@ -130,13 +133,13 @@ async def in_disk_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kw
     return await in_thread(thread_pool("disk", DISK_THREADS), function, *args, **kwargs)
 
 
-async def in_thread(pool: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def in_thread(pool: Executor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `function` in a thread of `pool`. If it is cancelled, it waits for the thread as `in_cpu_thread` does."""
     return await in_stoppable_thread(pool, lambda: None, function, *args, **kwargs)
 
 
 async def in_stoppable_thread(
-    pool: ThreadPoolExecutor, stop: Callable[[], None], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    pool: Executor, stop: Callable[[], None], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """Run `function` in a thread of `pool`. Use this if `function` may wait for a long time.
 

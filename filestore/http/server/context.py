@@ -113,7 +113,7 @@ class RequestContext:
                 if spool.size + len(piece) > limit:
                     raise LimitExceeded(what, spool.size + len(piece), limit, setting)
                 await spool.write(piece)
-            async with self.budget.take(spool.size):
+            async with self.budget.take_for_body(spool.size):
                 await spool.rewind()
                 yield await spool.read(spool.size)
 

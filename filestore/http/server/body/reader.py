@@ -11,7 +11,7 @@ import os
 import select
 import socket
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 
 from filestore.errors import Stalled
@@ -37,6 +37,8 @@ Take = Callable[[memoryview], None]
 """
 Reach = Callable[[int], int]
 """A function that returns the best size of the next piece. This is at most the given limit, or the size of one frame.
+
+0 ends the slice, because the receiver has had enough work in it.
 """
 
 
@@ -44,7 +46,7 @@ def _as_large_as_may_be(limit: int) -> int:
     return limit
 
 
-def _slice_threads() -> ThreadPoolExecutor:
+def _slice_threads() -> Executor:
     # These are not the threads of `in_disk_thread`: each thread here keeps the memory of a piece.
     return thread_pool("body", max(4, os.cpu_count() or 1))
 
@@ -68,6 +70,8 @@ class BodyReader:
     def __init__(self, context: RequestContext, *, size: int) -> None:
         self._context = context
         self._left = size
+        self._ahead = memoryview(b"")
+        """What aiohttp has read already."""
         self._connection: socket.socket | None = None
         self._awaited = 1
         self._unseen = 0
@@ -80,11 +84,13 @@ class BodyReader:
         Pieces have the size that `reach` says, as long as bytes keep coming. Raises Interrupted, Stalled, and what
         `take` raises.
         """
-        if not self._left:
+        if not (self._left or self._ahead):
             return False
         with arriving():
-            if self._connection is None and (piece := self._read_ahead()):
-                await in_thread(_slice_threads(), _hand_over, piece, take)
+            if self._connection is None and not self._ahead:
+                self._ahead = memoryview(self._read_ahead())
+            if self._ahead:
+                self._ahead = await in_thread(_slice_threads(), _hand_over, self._ahead, take, reach)
             else:
                 await self._read_slice(take, reach)
         return True
@@ -150,6 +156,8 @@ class BodyReader:
         with span(Stage.RECEIVE) as receiving:
             while taken < SLICE_SIZE and self._left and not self._is_dry:
                 piece = _piece_memory()[: min(self._left, reach(PIECE_SIZE))]
+                if not piece:
+                    break
                 size = self._fill(piece, connection, poll)
                 taken += size
                 if size:
@@ -188,6 +196,11 @@ class BodyReader:
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
 
-def _hand_over(piece: bytes, take: Take) -> None:
-    with span(Stage.RECEIVE, len(piece)):
-        take(memoryview(piece))
+def _hand_over(ahead: memoryview, take: Take, reach: Reach) -> memoryview:
+    """Hand over what was read ahead, up to the end of the slice. Return the rest."""
+    with span(Stage.RECEIVE) as receiving:
+        while ahead and (size := min(len(ahead), reach(PIECE_SIZE))):
+            take(ahead[:size])
+            ahead = ahead[size:]
+            receiving.add(size)
+    return ahead

@@ -38,6 +38,7 @@ from filestore.http.server.slow import answer_slowly, answer_while_it_grows
 from filestore.http.server.validators import IMMUTABLE, matches_any
 from filestore.repository.format_file import REPOSITORY_VERSION
 from filestore.repository.index.protocol import ListingGrowth
+from filestore.repository.ingest import PUBLISHED_AT_ONCE
 from filestore.repository.listing import listing_file
 from filestore.repository.local import LocalRepository
 from filestore.system.metrics import added, added_starts
@@ -72,20 +73,28 @@ async def put_chunks(context: RequestContext, repository: LocalRepository) -> we
     if size > limit:
         raise LimitExceeded("the batch's size in bytes", size, limit, "request_limit" if limit < wire.BATCH_LIMIT else "")
     batch = wire.BatchParser(size=size)
+    begun = 0
     async with repository.space_for(size) as space, repository.ingest() as ingest:
 
+        def reach(limit: int) -> int:
+            # A thread serves other connections after a few frames, because each tiny one makes a file.
+            return batch.reach(limit, count=PUBLISHED_AT_ONCE - begun)
+
         def ingest_piece(piece: memoryview) -> None:
+            nonlocal begun
             space.written(len(piece))
             for part in batch.feed(piece):
                 if isinstance(part, wire.BatchEntry):
+                    begun += 1
                     ingest.start(part.digest, part.stored_size)
                 else:
                     ingest.write(part)
 
         try:
             async with reading_body(context, size=size) as body_reader:
-                while await body_reader.read_slice(ingest_piece, reach=batch.reach):
+                while await body_reader.read_slice(ingest_piece, reach=reach):
                     ingest.submit()
+                    begun = 0
         except (Interrupted, Stalled):
             await ingest.commit()
             raise
