@@ -40,7 +40,7 @@ from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.lost_frames import LostFrames
 from filestore.repository.maintenance.selection import VersionRule
 from filestore.repository.maintenance.versions import list_versions
-from filestore.repository.manifest_check import SLICE, open_manifest, read_manifest
+from filestore.repository.manifest_check import SLICE, check_count, open_manifest, read_manifest
 from filestore.repository.protocol import (
     GRACE_SECONDS,
     SIGNED_SECONDS,
@@ -234,6 +234,7 @@ class LocalRepository:
         self._check_writable()
         checked_new_name(name)
         parsed = await in_cpu_thread(Manifest.parse, manifest)
+        check_count(parsed)
         identity = await self.identity()
         if parsed.chunking_version != identity.chunking_version:
             raise InvalidManifest(

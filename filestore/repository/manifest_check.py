@@ -7,13 +7,15 @@ from typing import BinaryIO
 
 from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest, ManifestHasher, manifest_digest
 from filestore.core.manifest import Chunk, Manifest
-from filestore.errors import ChunksMissing, InvalidManifest, NotFound
+from filestore.errors import ChunksMissing, InvalidManifest, LimitExceeded, NotFound
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.files import is_unreadable
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 
 SLICE = 2048
 """The number of chunks that are looked up together."""
+COUNT_FREE, COUNT_SIZE = 4096, 1024
+"""A file may have so many chunks, and one more for so many bytes."""
 _PIECE = 56 * SLICE
 """The number of chunks that are copied together: 4 MiB in packed form."""
 _READ_SIZE = 128 << 10
@@ -32,6 +34,24 @@ async def read_manifest(store: ChunkStore, namespace: str, digest: Digest) -> by
     if await in_cpu_thread(manifest_digest, encoded) != digest:
         raise damaged_manifest(digest)
     return encoded
+
+
+def count_limit(size: int) -> int:
+    """Return the most chunks that a file of `size` bytes may have.
+
+    No chunker of ours makes as many: it makes at most one for 40 KiB (`docs/format.md`).
+    """
+    return COUNT_FREE + size // COUNT_SIZE
+
+
+def check_count(manifest: Manifest) -> None:
+    """Raise LimitExceeded for a manifest with absurdly many chunks for its size.
+
+    Such a file costs its readers far more than its bytes: an opened file and a hash for each chunk.
+    """
+    limit = count_limit(manifest.size)
+    if len(manifest.chunks) > limit:
+        raise LimitExceeded(f"the number of chunks of a file of {manifest.size} bytes", len(manifest.chunks), limit)
 
 
 def damaged_manifest(digest: Digest) -> InvalidManifest:

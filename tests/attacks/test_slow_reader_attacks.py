@@ -187,3 +187,15 @@ def read_size(server: RunningServer) -> int:
     """Return how many bytes the server has read from files and connections."""
     [size] = [line.split()[1] for line in Path(f"/proc/{server.pid}/io").read_text("ascii").splitlines() if "rchar" in line]
     return int(size)
+
+
+def test_a_manifest_of_absurdly_many_chunks_is_refused(server: RunningServer) -> None:
+    """A file of 5,000 chunks of one byte is not recorded, and one that was recorded before is still read."""
+    server.put([encoded(b"x")])
+    absurd = repeated(b"x", 5000)
+    refused = server.commit(absurd.encoded, name="absurd.bin")
+    assert (413, "limit-exceeded") == (refused.status, refused.slug)
+    assert "the number of chunks of a file of 5000 bytes is 5000, more than the limit of 4100" in refused.json["detail"]
+    assert b"x" * 5000 == server.ask("GET", path_of(planted(server, absurd, "absurd.bin"))).body
+    # As many as are allowed.
+    assert 201 == server.commit(repeated(b"x", 4096).encoded, name="tiny.bin").status

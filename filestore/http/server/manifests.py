@@ -90,7 +90,7 @@ class SharedManifests:
         return entry
 
     async def _new_entry(self, repository: LocalRepository, key: _Key) -> _Entry | None:
-        """Begin to read a manifest. Return None if there is no memory for it now."""
+        """Begin to read a manifest. Return None if it does not fit into the memory now."""
         file = await repository.open_manifest(key[1], is_verified=False)
         size = file.seek(0, os.SEEK_END)
         size += max(size - HEADER_SIZE, 0) // _ENTRY_SIZE * _OFFSET_SIZE + _OBJECTS_SIZE
