@@ -41,6 +41,7 @@ from filestore.repository.protocol import Identity, Repository, checked_reposito
 from filestore.system.blocks import AsyncBlock
 from filestore.system.files import home_path, in_blocks, storage_errors, write_durably
 from filestore.system.locks import Lock, locked
+from filestore.system.owners import tighten, warn_of_others
 from filestore.system.threads import SingleFlight, in_cpu_thread, in_disk_thread, shield_until_done, tell_of_forks
 from filestore.transfer.fetch import fetch_record
 from filestore.transfer.fetch_tree import fetch_record_tree
@@ -54,6 +55,7 @@ Resolvable: TypeAlias = File | Directory | FileURL | Record
 
 CACHE_VERSION = 1
 ATTEMPTS = 3
+
 _WRITING = re.compile(r"\.[0-9a-f]{32}")
 """Matches the name of a small file that is being written."""
 
@@ -572,12 +574,21 @@ def check_format(root: Path) -> None:
             found = parse_json(path.read_bytes())
         except FileNotFoundError:
             _check_can_become_one(root)
+            _make_private(root)
             write_durably(path, known)
             return
         except ValueError as error:
             raise StorageError(str(path), str(error)) from None
     if found != known:
         raise UnknownFormat(str(root), str(found), str(known))
+    _make_private(root)
+
+
+def _make_private(root: Path) -> None:
+    """Take the permissions of other users from the folder of a cache, or warn that they could change what is in it."""
+    with suppress(FileNotFoundError):
+        tighten(root)
+        warn_of_others(root, "the cache")
 
 
 def _check_can_become_one(root: Path) -> None:

@@ -34,6 +34,7 @@ from filestore.system.files import (
     write_durably,
     write_error,
 )
+from filestore.system.owners import PRIVATE_FILE, make_private
 from filestore.transfer.fetch import staging_file
 from filestore.transfer.target import staging_folder
 
@@ -158,7 +159,7 @@ class EntryStore:
         with storage_errors(self.root, translate=write_error):
             if takes_over:
                 take_away(shared, folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_private(target.parent)
             if self.find(wanted.kind, Reference(digest=wanted.digest, name=name)) is None:
                 # A damaged entry is in this place. Most of its bytes may be right.
                 aside = self._aside(wanted.label)
@@ -180,7 +181,7 @@ class EntryStore:
         content = folder / "content" / target.name
         with storage_errors(self.root, translate=write_error), suppress(FileNotFoundError):
             try:
-                content.parent.mkdir(parents=True)
+                make_private(content.parent)
                 # Move first: a read-only folder cannot be moved.
                 target.rename(content)
                 # Clear now. Together with the files below, both folders would take more than the reserved bytes. After
@@ -233,7 +234,7 @@ class EntryStore:
         return self._staging / f".{label}.{uuid.uuid4().hex}"
 
     def _appear(self, folder: Path, place: Path) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_private(place.parent)
         try:
             folder.rename(place)
         except OSError as error:
@@ -372,7 +373,7 @@ def _reuse(path: Path, target: Path, wanted: WantedEntry) -> None:
                 unseal(path)
                 path.rename(staging_folder(target, wanted.digest))
             elif path.is_file() and path.stat().st_nlink == 1 and not staging_file(target, wanted.digest).exists():
-                path.chmod(0o644)
+                path.chmod(PRIVATE_FILE)
                 path.rename(staging_file(target, wanted.digest))
             else:
                 remove(path)

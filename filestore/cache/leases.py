@@ -31,6 +31,7 @@ from typing import TypeVar
 
 from filestore.system.files import remove_if_possible
 from filestore.system.locks import FileLock
+from filestore.system.owners import PRIVATE_FILE, PRIVATE_FOLDER
 from filestore.system.threads import ProcessLock
 
 T = TypeVar("T")
@@ -135,11 +136,11 @@ class Leases:
         is enough.
         """
         path = self._folder / ".taking"
-        open_lock = partial(FileLock.of_file, path, is_required=False, mode=0o666)
+        open_lock = partial(FileLock.of_file, path, is_required=False)
         try:
             lock = open_lock()
         except FileNotFoundError:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(PRIVATE_FOLDER, exist_ok=True)
             lock = open_lock()
         with lock:
             lock.acquire(limit_seconds=self._lock_seconds, is_shared=is_shared)
@@ -183,10 +184,10 @@ class Leases:
             holder = self._holder = self._folder / f"{_identity(self._pid)}-{uuid.uuid4().hex[:8]}"
             _heart.beat_for(self)
         for folder in (self._folder, holder):
-            folder.mkdir(exist_ok=True)
-        (holder / key).touch()
+            folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
+        (holder / key).touch(PRIVATE_FILE)
         if self._reserved.get(key):
-            (holder / f"{key}+{self._reserved[key]}").touch()
+            (holder / f"{key}+{self._reserved[key]}").touch(PRIVATE_FILE)
 
     def _holders(self) -> list[Path]:
         try:
@@ -210,7 +211,7 @@ class Leases:
         """Return the time of the clock that sets mtimes. On a network file system this is the server's clock."""
         clock = self._folder / ".clock"
         try:
-            clock.touch()
+            clock.touch(PRIVATE_FILE)
             return clock.stat().st_mtime
         except OSError:
             return time.time()

@@ -54,6 +54,7 @@ from filestore.errors import (
 )
 from filestore.system.files import in_blocks, remove_if_possible, storage_errors, take_away, write_durably, write_error
 from filestore.system.locks import Lock, locked
+from filestore.system.owners import make_private
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 from filestore.transfer.push import manifest_of
 
@@ -306,7 +307,7 @@ class Urls:
         with storage_errors(self._entry_store.root, translate=write_error):
             if lock.passes_by and is_first:
                 take_away(shared, aside)
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
             if is_alone:
                 for left in shared.parent.glob(f".{label}.*"):
                     remove_if_possible(left)

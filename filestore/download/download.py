@@ -48,6 +48,7 @@ from filestore.errors import (
 from filestore.system.connection_errors import failure_reason
 from filestore.system.files import check_space, storage_errors, sync_descriptor, write_at
 from filestore.system.http_answers import may_try_again, said_by
+from filestore.system.owners import PRIVATE_FILE
 from filestore.system.proxies import parse_proxy, proxy_named_in
 from filestore.system.retries import FIRST_PAUSE_SECONDS, RETRY_SECONDS, Retries
 from filestore.system.stalls import StallTimer
@@ -653,7 +654,7 @@ class _PartialDownload:
         """
         with storage_errors(self.path):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._descriptor = os.open(self.path, flags, 0o666)
+            self._descriptor = os.open(self.path, flags, PRIVATE_FILE)
             there = os.fstat(self._descriptor).st_size
         with suppress(OSError, ValueError, KeyError, TypeError):
             state = parse_json(self._state.read_bytes())
@@ -712,7 +713,7 @@ class _PartialDownload:
     def _write_state(self) -> None:
         state = json.dumps({"size": self.size, "total": self.total, "validators": self.validators}).encode()
         with storage_errors(self.path):
-            descriptor = os.open(self._state, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(self._state, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
             try:
                 # Written in place with a constant size, for which a disk that has just filled up has room. It is not synced:
                 # after a crash of the machine, an older state describes fewer bytes, and a torn one is ignored.

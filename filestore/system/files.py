@@ -30,6 +30,7 @@ from filestore.errors import (
     TargetError,
     storage_error,
 )
+from filestore.system.owners import PRIVATE_FILE, make_private
 
 EMPTY_PATH = "the path is empty, as from a variable that is not set; give '.' for the current folder"
 _SYNC_THREADS = 16
@@ -260,24 +261,25 @@ def source_error(where: str, error: OSError) -> SourceUnreadable:
 
 
 def write_durably(path: Path, values: Mapping[str, object]) -> None:
-    """Write `values` as JSON to a small file, atomically and durably. Folders that do not exist are made.
+    """Write `values` as JSON to a small file, atomically and durably. Folders that do not exist are made, as private ones.
 
     Blocks. Raises StorageError, StorageFull.
     """
     with storage_errors(path.parent, translate=write_error):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         write_atomic(path, json.dumps(values).encode())
 
 
 def write_atomic(path: Path, content: Buffer) -> None:
-    """Write `content` to a small file, atomically and durably.
+    """Write `content` to a small file that only this user can read, atomically and durably.
 
     The bytes are written to another file, which is then renamed. So a reader never finds a part of them. Blocks. Raises
     OSError.
     """
     staging = path.with_name(f".{uuid.uuid4().hex}")
     try:
-        with staging.open("xb") as file:
+        descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_FILE)
+        with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor is not a path
             file.write(content)
             file.flush()
             sync_descriptor(file.fileno())
@@ -298,7 +300,7 @@ def move_aside(folder: Path, aside: Path) -> bool:
     Raises CannotMoveError if the folder is part of a container image, because an overlay file system cannot rename such
     a folder. Raises OSError for other failures.
     """
-    aside.parent.mkdir(parents=True, exist_ok=True)
+    make_private(aside.parent)
     try:
         folder.rename(aside)
     except FileNotFoundError:

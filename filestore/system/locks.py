@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from filestore.errors import StorageError
+from filestore.system.owners import PRIVATE_FILE, make_private, tighten_descriptor
 from filestore.system.threads import in_disk_thread, task_group
 
 STALE_SECONDS = 60
@@ -49,12 +50,15 @@ class FileLock:
         self._pid = os.getpid()
 
     @classmethod
-    def of_file(cls, path: Path, *, is_required: bool, mode: int = 0o600) -> Self:
+    def of_file(cls, path: Path, *, is_required: bool) -> Self:
         """Open the lock file at `path`, and make it if it does not exist. The lock is not taken.
 
-        Blocks. Raises OSError.
+        No other user may open it, because whoever has opened it can take the lock. Blocks. Raises OSError, also if `path`
+        is a link.
         """
-        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode), path, is_required=is_required)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE)
+        tighten_descriptor(descriptor)
+        return cls(descriptor, path, is_required=is_required)
 
     @classmethod
     def of_folder(cls, path: Path, *, is_required: bool) -> Self:
@@ -250,8 +254,8 @@ async def locked(path: Path, is_done: Callable[[], bool], *, beat_seconds: float
 
 def _open(path: Path) -> FileLock | None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock.of_file(path, is_required=True, mode=0o666)
+        make_private(path.parent)
+        return FileLock.of_file(path, is_required=True)
     except OSError:
         return None
 

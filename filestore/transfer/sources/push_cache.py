@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +19,7 @@ from filestore.core.manifest import Manifest
 from filestore.errors import FilestoreError
 from filestore.repository.protocol import Identity
 from filestore.system.files import given_path
+from filestore.system.owners import PRIVATE_FILE, make_private, tighten
 from filestore.system.threads import abandon, tell_of_forks
 from filestore.transfer.sources.file import CachedPush
 
@@ -126,7 +127,9 @@ class PushCache:
 
     def _open(self) -> sqlite3.Connection | None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self._path.parent)
+            if not _is_private(self._path):
+                return None
             # Used from one thread at a time, but not always the same one.
             connection = sqlite3.connect(self._path, timeout=5, check_same_thread=False)
         except (OSError, sqlite3.Error):
@@ -145,6 +148,19 @@ class PushCache:
             connection.close()
             return None
         return connection
+
+
+def _is_private(path: Path) -> bool:
+    """Make the file at `path` if it does not exist, and take the permissions of other users from it. Raises OSError.
+
+    Return whether it belongs to this user. SQLite gives its other files the permissions of this one.
+    """
+    with suppress(FileExistsError):
+        # A file that exists is not opened here, since to close it would release the locks that SQLite has on it.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_FILE))
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm", f"{path.name}-journal"):
+        tighten(path.with_name(name))
+    return path.stat().st_uid == os.geteuid()
 
 
 def _fingerprint(kept: bytes, manifest: Manifest) -> bytes:
