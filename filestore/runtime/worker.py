@@ -230,6 +230,9 @@ def _await_end(pid: int, woken: int) -> int:
         status = _reap(pid, status)
         if signal.SIGTERM in signals or sys.stdout.fileno() in found:
             break
+    with suppress(OSError):
+        # It is all that can be done where there is nothing like `/proc`.
+        os.killpg(pid, signal.SIGKILL)
     pause = _END_PAUSE_SECONDS
     while end_descendants(os.getpid()):
         status = _reap(pid, status)

@@ -30,6 +30,7 @@ from filestore.repository.protocol import Repository, Wanted, find_record
 from filestore.system.files import check_space, given_path, storage_errors, sync_descriptor, sync_path, target_error, write_at
 from filestore.system.locks import FileLock, claim, is_claimed
 from filestore.system.metrics import Stage, span
+from filestore.system.owners import PRIVATE_FILE, is_ours, tighten_descriptor, usual_mode
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.receiver import Receiver
@@ -37,6 +38,7 @@ from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
 from filestore.transfer.seeds import ContentRange, FileSeed, Seed, closing, copy_range, has_data, read_whole
 from filestore.transfer.sinks.protocol import Ordering, OvertakenError
 from filestore.transfer.sources.file import FileSource
+from filestore.transfer.staging_name import STAGING_END, find_staging
 
 ATTEMPTS = 3
 _FOLDER_THERE = "a folder is there, which a single file does not replace, not even by force; give another target"
@@ -151,12 +153,13 @@ async def _fetch(  # each is a part of the call
     *,
     force: bool,
 ) -> None:
+    is_free = not await in_disk_thread(os.path.lexists, target)
     older = await _scan(target, manifest, receiving)
     if older is not None and older.digest == manifest.digest:
         receiving.note_whole()
         return
     if not force:
-        await in_disk_thread(_check_free, target)
+        await in_disk_thread(_check_free, target, was_free=is_free)
     found = [] if older is None else [FileSeed(target, older)]
     with closing(found), _PartialFile(target, manifest, partial_file) as staging:
         await in_disk_thread(staging.open)
@@ -164,12 +167,17 @@ async def _fetch(  # each is a part of the call
         await in_disk_thread(staging.check_space, receiving.missing_size())
         await receiving.download(staging, partial_file=partial_file)
         if not force:
-            await in_disk_thread(_check_free, target)
+            await in_disk_thread(staging.check_first)
         await in_disk_thread(staging.publish)
 
 
-def _check_free(target: Path) -> None:
-    """Raise TargetError if a file, a folder or a link exists at the path of the target."""
+def _check_free(target: Path, *, was_free: bool) -> None:
+    """Raise TargetError if a file, a folder or a link exists at the path of the target.
+
+    If nothing was there before, raise OvertakenError: another fetch may have published the same file.
+    """
+    if was_free and os.path.lexists(target):
+        raise OvertakenError
     if target.is_dir():
         raise TargetError(str(target), _FOLDER_THERE)
     if os.path.lexists(target):
@@ -190,11 +198,11 @@ def staging_file(target: Path, digest: Digest) -> Path:
     """Return the file in which the content with this digest is staged for `target`.
 
     The next fetch treats a file there like the rest of an interrupted fetch: what is right in it is kept, and the file
-    becomes the target.
+    becomes the target. Where another user could have made that file, a fetch chooses another one: `find_staging`.
     """
     # A name of fixed length, since the target's own may have 255 bytes already.
     label = blake3(os.fsencode(target.name)).hexdigest()[:16]
-    return target.with_name(f".{digest.hex()[:32]}-{label}.filestore-partial")
+    return target.with_name(f".{digest.hex()[:32]}-{label}{STAGING_END}")
 
 
 class _PartialFile:
@@ -251,7 +259,8 @@ class _PartialFile:
                     raise TargetError(str(self._target), _FOLDER_THERE)
                 if not stat.S_ISREG(mode):
                     raise TargetError(str(self._target), "it exists and is not a regular file; give another target")
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            self._path = find_staging(self._path)
+            self._descriptor = self._open_private()
         self._lock = FileLock(self._descriptor, self._path, is_required=True)
         claim(self._lock)
         self.check_ours()
@@ -260,6 +269,26 @@ class _PartialFile:
             os.ftruncate(self._descriptor, self._manifest.size)
             if self._partial_file is not None:
                 self._partial_file.begin(self._manifest, self._descriptor)
+
+    def _open_private(self) -> int:
+        """Open the staging file, or make it so that nobody else can open it.
+
+        Raises OvertakenError if another user has put something there meanwhile. Raises OSError.
+        """
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(self._path, flags | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
+        except FileExistsError:
+            pass
+        try:
+            descriptor = os.open(self._path, flags | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise OvertakenError from None
+        if not is_ours(os.fstat(descriptor)):
+            os.close(descriptor)
+            raise OvertakenError
+        tighten_descriptor(descriptor)
+        return descriptor
 
     def order(self, offset: int, size: int) -> Ordering | None:  # noqa: ARG002  # the protocol's
         return Ordering.ANY
@@ -290,11 +319,24 @@ class _PartialFile:
         A file that is published is never written to.
         """
         try:
-            if os.path.samestat(os.fstat(self._descriptor), self._path.stat()):
+            if os.path.samestat(os.fstat(self._descriptor), self._path.lstat()):
                 return
         except FileNotFoundError:
             pass
         raise OvertakenError
+
+    def check_first(self) -> None:
+        """Raise OvertakenError if something is at the target already, which another fetch may have published.
+
+        The staging file is removed, unless another process uses it. The fetch then looks at the target again.
+        """
+        if os.path.lexists(self._target):
+            if self._lock is not None:
+                with suppress(OSError, StorageError):
+                    self.check_ours()
+                    if not is_claimed(self._lock):
+                        self._path.unlink()
+            raise OvertakenError
 
     def check_space(self, size: int) -> None:
         """Raise StorageFull if `size` more bytes do not fit. It is called before any of them is fetched."""
@@ -306,8 +348,11 @@ class _PartialFile:
         So after a crash, the name of the target never means a part of the file (I3).
         """
         with self._write_errors():
+            with suppress(PermissionError):  # some file systems have no permissions
+                os.fchmod(self._descriptor, usual_mode(0o666))
             with span(Stage.SYNC):
                 sync_descriptor(self._descriptor)
+            self.check_ours()
             try:
                 self._path.rename(self._target)
             except FileNotFoundError:

@@ -20,7 +20,9 @@ from filestore.transfer.target import tree_label
 UNLOCKED_SECONDS = 86400
 """Where file locks do not work, a leftover that was written to within this time counts as in use."""
 
-_NAME = re.compile(r"\.(?:[0-9a-f]{32}-)?([0-9a-f]{16})\.filestore-(partial|discarded|replacing|moving|aside|halfway)\Z")
+_NAME = re.compile(
+    r"\.(?:[0-9a-f]{32}-)?([0-9a-f]{16})(?:-[0-9a-f]{32})?\.filestore-(partial|discarded|replacing|moving|aside|halfway)\Z"
+)
 _WHOLE = re.compile(r"\.filestore-(partial|aside|halfway)\Z")
 """Names of folders that are renamed before they are removed, so that a folder that is removed only in part never looks
 complete.

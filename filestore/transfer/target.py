@@ -29,10 +29,12 @@ from filestore.system.files import (
 )
 from filestore.system.locks import FileLock
 from filestore.system.metrics import Stage, span
+from filestore.system.owners import PRIVATE_FOLDER, is_ours, is_shared
 from filestore.transfer.sinks.compare import matches_disk
 from filestore.transfer.sinks.protocol import OvertakenError
 from filestore.transfer.sinks.tree import TreeStaging
 from filestore.transfer.sinks.zip_index import Zip
+from filestore.transfer.staging_name import STAGING_END, find_staging
 
 ATTEMPTS = 3
 LOCK_SECONDS = 60
@@ -60,7 +62,7 @@ class Target:
     These names are next to a target that is new, or that is replaced as a whole. `<digest>` is the beginning of the
     digest of the tree's zip file, and `<label>` is a hash of the target's name:
 
-        .<digest>-<label>.filestore-partial     the staging folder
+        .<digest>-<label>.filestore-partial     the staging folder; its name has a random part where others may write
         .<digest>-<label>.filestore-discarded   a former staging folder that is being removed
         .<label>.filestore-aside                the old tree until the new one is published; moved back after a crash
         .<label>.filestore-halfway              what is moved name by name, because it cannot be renamed
@@ -84,7 +86,7 @@ class Target:
         # fetched file.
         label = tree_label(self.path.name)
         self._stem = f".{digest.hex()[:32]}-{label}"
-        self._staging_name = f"{self._stem}.filestore-partial"
+        self._staging_name = f"{self._stem}{STAGING_END}"
         self._discarded_name = f"{self._stem}.filestore-discarded"
         self._aside_name = f".{label}.filestore-aside"
         self._halfway_name = f".{label}.filestore-halfway"
@@ -110,11 +112,21 @@ class Target:
         return names | {self._stem + _REPLACING, self._stem + _MOVING}
 
     def look(self) -> bool:
-        """Choose how the tree will be published, and repair a publication that a crash interrupted.
+        """Choose how the tree will be published and where it is staged, and repair a publication that a crash interrupted.
 
         Return whether the target holds what an earlier fetch has published. Raises TargetError, and Busy while another
         process replaces what is in it.
         """
+        self._staging_name = f"{self._stem}{STAGING_END}"
+        is_published = self._look()
+        if not self.is_inside:
+            with storage_errors(self.path, translate=target_error):
+                self._staging_name = find_staging(self.path.parent / f"{self._stem}{STAGING_END}").name
+        return is_published
+
+    def _look(self) -> bool:
+        with storage_errors(self.path, translate=target_error), suppress(FileNotFoundError):
+            self._check_owners(self.path.parent)
         for name in (self._discarded_name, self._replaced_name):
             remove_if_possible(self.path.parent / name)
         try:
@@ -188,9 +200,42 @@ class Target:
             if self.is_inside:
                 self._publish_inside(self.staging)
             else:
+                staging.open_to_others()
                 self._publish_beside()
 
+    def _check_owners(self, folder: Path) -> None:
+        """Raise TargetError if another user may have put one of our names in `folder`. Raises OSError.
+
+        What has such a name would be moved to the target, or published in it.
+        """
+        if not is_shared(folder):
+            return
+        for name in sorted(os.listdir(folder)):  # noqa: PTH208  # names are enough
+            is_old = name in {self._aside_name, self._halfway_name}
+            # Beside the target, another name is taken for staging.
+            is_staged = name.endswith(self._decided_ends) or (name == self._staging_name and folder == self.path)
+            with suppress(FileNotFoundError):
+                status = (folder / name).lstat() if is_old or is_staged else None
+                # Old content has the permissions that it had as the target.
+                if status is not None and not (is_ours(status) if is_staged else status.st_uid == os.geteuid()):
+                    raise self._foreign(folder / name)
+
+    def _foreign(self, path: Path) -> TargetError:
+        reason = f"{path} is from another user, or others may write to it; if it is not your old content, remove it"
+        return TargetError(str(self.path), f"{reason}, or else move it back to {self.path}, and fetch again")
+
+    def _make_ours(self, folder: Path) -> None:
+        """Make a folder with one of our names. If it exists, it must be ours. Raises TargetError, OSError."""
+        try:
+            folder.mkdir(PRIVATE_FOLDER)
+        except FileExistsError:
+            if is_shared(folder.parent) and folder.lstat().st_uid != os.geteuid():
+                raise self._foreign(folder) from None
+            if not _is_folder(folder):
+                raise
+
     def _look_into(self) -> bool:
+        self._check_owners(self.path)
         for name in (self._discarded_name, self._replaced_name):
             remove_if_possible(self.path / name)
         if self._put_right():
@@ -340,7 +385,7 @@ class Target:
     def _publish_inside(self, staging: Path) -> None:
         aside = self.path / self._aside_name
         if self.is_replaced:
-            aside.mkdir(exist_ok=True)
+            self._make_ours(aside)
         elif _names(self.path) - self._ours:
             raise OvertakenError
         with self._locked(aside):
@@ -361,7 +406,7 @@ class Target:
 
         Return False if a part of it came with a container image, and could not be moved.
         """
-        aside.mkdir(exist_ok=True)
+        self._make_ours(aside)
         is_clear = True
         for name in _names(self.path) - self._ours:
             is_clear = _is_moved(self.path / name, aside / name) and is_clear
@@ -406,7 +451,7 @@ class Target:
             except OSError as error:
                 if error.errno not in {errno.EXDEV, errno.ENOTEMPTY, errno.EEXIST}:
                     raise
-                moving.mkdir(exist_ok=True)
+                self._make_ours(moving)
                 _move_into(replacing, moving)
                 replacing.rmdir()
 
@@ -426,7 +471,7 @@ class Target:
                 with suppress(FileNotFoundError):
                     if name not in half_moved and _is_moved(moving / name, self.path / name):
                         continue
-                    halfway.mkdir(exist_ok=True)
+                    self._make_ours(halfway)
                     _move_through(halfway / name, moving / name, self.path / name)
             if half_moved or halfway.is_dir():
                 halfway.rmdir()
@@ -515,7 +560,7 @@ def _move_through(half: Path, path: Path, to: Path) -> None:
     Its names are moved one by one to `half`, which is then renamed. So `to` is complete as soon as it exists. A `half`
     that a crash left is completed. Raises OSError.
     """
-    half.mkdir(exist_ok=True)
+    half.mkdir(PRIVATE_FOLDER, exist_ok=True)
     if path.exists():
         mode = stat.S_IMODE(path.stat().st_mode)
         _move_into(path, half)

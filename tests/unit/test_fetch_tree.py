@@ -482,12 +482,14 @@ async def test_a_failing_disk_is_named(repository: LocalRepository, place: Path,
 async def test_staging_that_belongs_to_someone_else(
     repository: LocalRepository, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its owner could change verified content, so it is not used."""
+    """Its owner could change verified content, so it is neither used nor removed."""
     record = await stored(repository, packed(TREE), chunk_size=50_000)
     await cut_off(repository, record, place / "target")
+    (left,) = place.glob(".*.filestore-partial")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    with pytest.raises(TargetError, match="belongs to another user"):
-        await fetch_tree(repository, record, target=place / "target")
+    await fetch_tree(repository, record, target=place / "target")
+    assert [left] == list(place.glob(".*.filestore-partial"))
+    assert (place / "target").stat().st_ino != left.stat().st_ino
 
 
 def test_staging_is_published_only_whole(place: Path) -> None:

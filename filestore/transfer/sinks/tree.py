@@ -17,7 +17,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -34,6 +34,7 @@ from filestore.format.zip.read import (
 from filestore.format.zip.tree import for_display
 from filestore.system.files import check_space, remove, storage_errors, sync_file_system, target_error, write_at
 from filestore.system.locks import FileLock, claim, is_claimed
+from filestore.system.owners import PRIVATE_FOLDER, is_ours, tighten_descriptor, usual_mode
 from filestore.transfer.seeds import ContentRange, copy_range
 from filestore.transfer.sinks.compare import FOLDER_FLAGS, is_whole, walk_folder
 from filestore.transfer.sinks.protocol import Ordering, OvertakenError
@@ -201,6 +202,11 @@ class TreeStaging:
         except (OSError, StorageError, OvertakenError):
             return False
 
+    def open_to_others(self) -> None:
+        """Give the tree the permissions that it must have when it is published. Until then, only this user can enter it."""
+        with suppress(PermissionError):  # some file systems have no permissions
+            os.fchmod(self._root, usual_mode(0o777))
+
     def finish(self) -> None:
         """Make the links. They are made last, so that nothing is written through them."""
         missing = self._done.find(0)
@@ -217,7 +223,7 @@ class TreeStaging:
         try:
             if self._path.is_symlink() or self._path.is_file():
                 self._path.unlink()
-            self._path.mkdir()
+            self._path.mkdir(PRIVATE_FOLDER)
             self.is_fresh = True
         except FileExistsError:
             self._is_shared = True
@@ -227,8 +233,10 @@ class TreeStaging:
             raise target_error(str(self._target), error) from None
         self._claim = FileLock.of_folder(self._path, is_required=True)
         self._root = self._claim.descriptor
-        if os.fstat(self._root).st_uid != os.geteuid():
-            raise TargetError(str(self._target), f"its staging folder {self._path} belongs to another user; remove it")
+        if not self.is_fresh and not is_ours(os.fstat(self._root)):
+            reason = f"its staging folder {self._path} belongs to another user, or others may write to it; remove it"
+            raise TargetError(str(self._target), reason)
+        tighten_descriptor(self._root)
         claim(self._claim)
         self.check_ours()
 
