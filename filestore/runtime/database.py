@@ -135,7 +135,7 @@ def open_database(folder: Path, *, migrations: Sequence[Migration] = MIGRATIONS)
         # SQLite alone would make a file that everyone can read.
         check_links(path)
         if not path.exists():
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
     with sqlite_errors(str(path)):
         # The lock of `Database` lets one thread at a time use the connection.
         connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)

@@ -24,6 +24,7 @@ from filestore.runtime.environments import OWN, Environment
 from filestore.runtime.errors import PipelineEnded, RunFailed, RunTimedOut
 from filestore.runtime.printed import PrintReader, RunLog, readable_text
 from filestore.system.files import remove_if_possible
+from filestore.system.owners import PRIVATE_FOLDER, make_private
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
 _END_SECONDS = 10.0
@@ -160,7 +161,8 @@ async def start_process(
 
     What it prints goes to `log`, until `PipelineProcess.printed` is given another one.
     """
-    await in_disk_thread(folder.mkdir, parents=True)
+    await in_disk_thread(make_private, folder.parent)
+    await in_disk_thread(folder.mkdir, PRIVATE_FOLDER)
     ours, theirs = socket.socketpair()
     with theirs, ExitStack() as always, ExitStack() as failed:
         failed.callback(ours.close)

@@ -42,6 +42,7 @@ from filestore.runtime.uses import Uses
 from filestore.runtime.worker_protocol import UnsupportedValue, encode_value
 from filestore.system.files import remove_if_possible, storage_errors, write_error
 from filestore.system.locks import FileLock
+from filestore.system.owners import PRIVATE_FOLDER, make_private
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
 _REASON_LIMIT = 1000
@@ -380,7 +381,7 @@ def _locked(folder: Path) -> FileLock:
     The lock is required: without it, a runtime would remove the files of another one in the folder.
     """
     with storage_errors(folder, translate=write_error):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         lock = FileLock.of_file(folder / "lock", is_required=True)
     try:
         if not lock.try_acquire():
@@ -395,7 +396,7 @@ def _locked(folder: Path) -> FileLock:
 async def _folder(process: PipelineProcess, run: Run) -> AsyncIterator[Path]:
     """Make the folder in which a run works. It is removed after the run's outputs are stored."""
     folder = process.folder / run.id
-    await in_disk_thread(folder.mkdir)
+    await in_disk_thread(folder.mkdir, PRIVATE_FOLDER)
     try:
         yield folder
     finally:

@@ -46,7 +46,7 @@ class LastCommit:
                 if self._path.stat().st_nlink > 1:
                     # Another folder has the same file, as after `cp -l`, and another index.
                     self._path.unlink()
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 os.pwrite(descriptor, b"%s %s\n" % (text, _checksum(text)), 0)
             finally:

@@ -311,7 +311,7 @@ def _stamp(restoring: Path, repository_id: str) -> str:
         pass  # the first attempt
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     # In place, because the file is locked.
-    descriptor = os.open(restoring, os.O_WRONLY | os.O_TRUNC)
+    descriptor = os.open(restoring, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
     try:
         os.write(descriptor, json.dumps({"repository_id": repository_id, "stamp": stamp}).encode())
         os.fsync(descriptor)

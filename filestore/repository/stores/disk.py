@@ -37,6 +37,7 @@ from filestore.repository.stores.staging_file import DiskStaging
 from filestore.repository.stores.staging_folder import StagingFolder, sweep
 from filestore.system.files import is_unreadable, make_folder, sync_path
 from filestore.system.metrics import Stage, async_span, span
+from filestore.system.owners import warn_of_others
 from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
 
 T = TypeVar("T")
@@ -410,6 +411,7 @@ def _enter(root: Path, min_free: int | None, opened: list[DiskStore]) -> None:
     root = root.absolute()
     with translated(root):
         make_folder(root)
+        warn_of_others(root, "the repository")
         (root / "tmp").mkdir(0o700, exist_ok=True)
         own = StagingFolder(root / "tmp")
         own.enter()

@@ -128,7 +128,7 @@ class DiskSpace:
         if size < _LEAST_SIZE:
             return False
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 _allocate(descriptor, size)
             finally:

@@ -46,6 +46,7 @@ from filestore.http.server.routes.sdk.upload_state import BUSY_SECONDS, Finished
 from filestore.http.server.upload_quota import DESCRIPTION_NAME, PART_NAME, UPLOAD_ID, UploadQuota
 from filestore.system.files import remove_if_possible, remove_in_place, sync_descriptor, sync_path, write_all, write_atomic
 from filestore.system.locks import FileLock
+from filestore.system.owners import make_own
 from filestore.transfer.sources.file import PACKED_SIZE
 
 PART_LIMIT = 10_000
@@ -244,7 +245,7 @@ def begin(folders: Path, *, name: str | None, namespace: str, quota: UploadQuota
     with spooling():
         # Somebody may have removed the spool folder since the server started.
         folder.parent.parent.mkdir(mode=0o700, exist_ok=True)
-        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        make_own(folder.parent)
         folder.mkdir(mode=0o700)
         write_atomic(folder / DESCRIPTION_NAME, json.dumps(description).encode())
         sync_path(folder.parent)
