@@ -295,7 +295,7 @@ async def test_commit_names_all_chunks_that_are_missing(repository: Repository) 
 
 async def test_commit_names_at_most_as_many_missing_chunks_as_an_error_may_list(repository: Repository) -> None:
     """The error says that there may be more. `missing` names all of them."""
-    absent = [Chunk(chunk_digest(number.to_bytes(4, "little")), 4) for number in range(2 * ChunksMissing.limit)]
+    absent = [Chunk(chunk_digest(number.to_bytes(4, "little")), 1024) for number in range(2 * ChunksMissing.limit)]
     encoded_manifest = Manifest.build(absent, chunking_version=CHUNKING_VERSION).encoded
     with pytest.raises(ChunksMissing, match=f"at least {ChunksMissing.limit}") as caught:
         await repository.commit(encoded_manifest, name="name")

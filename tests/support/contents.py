@@ -9,13 +9,13 @@ from filestore.core.manifest import Chunk, Manifest
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.transfer.sources.file import Window
 
-CHUNK_SIZE = 16
+CHUNK_SIZE = 1024
 
 
 class KnownContent:
     """A `Content` whose chunks are all known from an earlier push, so that nothing of it is scanned.
 
-    Each chunk holds its own number, in 16 bytes.
+    Each chunk holds its own number, in 1 KiB.
     """
 
     path = Path("known")

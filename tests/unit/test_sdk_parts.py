@@ -78,7 +78,7 @@ def test_a_part_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidParts, match="part 2 cannot be read any more"):
         content.read_into(memoryview(bytearray(10)), 0)
     parts[1].path.unlink()
-    with pytest.raises(InvalidParts, match="part 2 came again"):
+    with pytest.raises(InvalidParts, match="part 2 was removed"):
         content.read_into(memoryview(bytearray(10)), 0)
 
 

@@ -83,7 +83,7 @@ class UnfinishedHeads:
         self.size = 0
 
     def keep(self, reader: HeadReader) -> None:
-        """Note the size of an unfinished head. If there is no room for it, the largest one is evicted.
+        """Note the size of an unfinished head. If it does not fit, the largest one is evicted.
 
         The head of an ordinary request is small, so that an attacker evicts its own heads.
         """
