@@ -63,6 +63,8 @@ class SlowClient:
         try:
             while self._left:
                 self._left = self._left[self.connection.send(self._left[:_PIECE]) :]
+                if not self._left:
+                    self._left = memoryview(b"")  # the clients of a large test have much to send together
         except BlockingIOError:
             pass
         except OSError:
@@ -133,7 +135,7 @@ class SlowClients:
 
     def open(self, kinds: Sequence[SlowKind], count: int) -> None:
         """Open `count` clients of each kind, in turn, so that all kinds begin at the same time."""
-        sent = [kind.prepare(self._server) for kind in kinds]
+        sent = [kind.prepare(self._server, count) for kind in kinds]
         for number in range(count):
             for kind, of_client in zip(kinds, sent, strict=True):
                 client = SlowClient(self._server, kind, of_client(number))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
 from filestore.format.codec import Codec
 from filestore.http.wire import API
 from tests.support.frames import contents, encoded, manifest
 from tests.support.generator import octets
-from tests.support.server import FORM, RunningServer, batch, form
-from tests.support.uploads import PartsUpload
+from tests.support.server import FORM, SECONDS, RunningServer, batch, form
+from tests.support.uploads import PARTS, PartsUpload
 
 MIB = 1 << 20
 FILE_CHUNKS = 100_000
@@ -26,8 +29,8 @@ class SlowKind:
     """A kind of slow client."""
 
     name: str
-    prepare: Callable[[RunningServer], Bytes]
-    """Stores what the clients ask for, and returns what each of them sends, as fast as the server takes it."""
+    prepare: Callable[[RunningServer, int], Bytes]
+    """Stores what so many clients ask for, and returns what each of them sends, as fast as the server takes it."""
     trickle: bytes = b""
     """What a client sends after that, over and over, a byte a step."""
     is_reader: bool = False
@@ -36,40 +39,40 @@ class SlowKind:
     """The most bytes of the answer that it reads at once."""
 
 
-def _nothing_of_value(_: RunningServer) -> Bytes:
+def _nothing_of_value(_: RunningServer, __: int) -> Bytes:
     return lambda _: b""
 
 
-def _half_heads(_: RunningServer) -> Bytes:
+def _half_heads(_: RunningServer, __: int) -> Bytes:
     head = b"GET /healthz HTTP/1.1\r\nHost: server\r\n" + b"".join(b"X-%d: %s\r\n" % (at, b"x" * 8000) for at in range(126))
     return lambda _: head
 
 
-def _small_half_heads(_: RunningServer) -> Bytes:
+def _small_half_heads(_: RunningServer, __: int) -> Bytes:
     head = b"GET /healthz HTTP/1.1\r\nHost: server\r\n" + b"".join(b"X-%d: %s\r\n" % (at, b"x" * 8000) for at in range(3))
     return lambda _: head
 
 
-def _idle(_: RunningServer) -> Bytes:
+def _idle(_: RunningServer, __: int) -> Bytes:
     return lambda _: b"GET /healthz HTTP/1.1\r\nHost: server\r\n\r\n"
 
 
-def _unread_answers(server: RunningServer) -> Bytes:
+def _unread_answers(server: RunningServer, _: int) -> Bytes:
     record = _repeated_file(server, "unread.bin", 32)
     fields = [f"X-{number}: {'x' * 8000}" for number in range(3)]
     request = _request(server, "GET", f"/{record['path']}") + 64 * _request(server, "GET", "/healthz", *fields)
     return lambda _: request
 
 
-def _slow_forms(server: RunningServer) -> Bytes:
-    body = form("slow.bin", octets(30, 2 * MIB))[: 2 * MIB]
+def _slow_forms(server: RunningServer, _: int) -> Bytes:
+    body = form("slow.bin", octets(30, 2 * MIB))[: MIB + 1000]
     request = _request(
-        server, "POST", "/v3/pipeline_files", f"Content-Length: {1 << 30}", f"Content-Type: {FORM['Content-Type']}"
+        server, "POST", "/v3/pipeline_files", f"Content-Length: {8 * MIB}", f"Content-Type: {FORM['Content-Type']}"
     )
     return lambda _: request + body
 
 
-def _batch_readers(server: RunningServer) -> Bytes:
+def _batch_readers(server: RunningServer, _: int) -> Bytes:
     frames = [encoded(content, codec=Codec.RAW) for content in contents(64, size=MIB // 16, seed=31)]
     assert 200 == server.put(frames).status
     digests = b"".join(frame.digest for frame in frames) * 16
@@ -77,34 +80,36 @@ def _batch_readers(server: RunningServer) -> Bytes:
     return lambda _: request + digests
 
 
-def _file_readers(server: RunningServer) -> Bytes:
+def _file_readers(server: RunningServer, _: int) -> Bytes:
     path = _repeated_file(server, "large.bin", FILE_CHUNKS)["path"]
     request = _request(server, "GET", f"/{path}")
     return lambda _: request
 
 
-def _manifest_readers(server: RunningServer) -> Bytes:
+def _manifest_readers(server: RunningServer, _: int) -> Bytes:
     digest = _repeated_file(server, "large.bin", FILE_CHUNKS)["digest"]
     request = _request(server, "GET", f"{API}/manifests/{digest}")
     return lambda _: request
 
 
-def _batch_senders(server: RunningServer) -> Bytes:
+def _batch_senders(server: RunningServer, _: int) -> Bytes:
     frames = [encoded(content, codec=Codec.RAW) for content in contents(16, size=MIB // 4, seed=32)]
     body = batch(frames)
     request = _request(server, "POST", f"{API}/chunks", f"Content-Length: {len(body)}")
-    return lambda _: request + body[: 2 * MIB + 1000]
+    return lambda _: request + body[: MIB // 2 + 1000]
 
 
-def _part_senders(server: RunningServer) -> Bytes:
+def _part_senders(server: RunningServer, count: int) -> Bytes:
     upload = PartsUpload(server, "slow-parts.bin")
-    content = octets(33, MIB)
-
-    def sent(number: int) -> bytes:
-        url = urlsplit(upload.url(number % 1000 + 1).json["upload_url"])
-        return _request(server, "PUT", url.path, f"Content-Length: {2 * MIB}") + content
-
-    return sent
+    content = octets(33, MIB // 2)
+    paths = []
+    with closing(HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)) as connection:
+        for number in range(count):
+            # No two clients send the same part.
+            question = json.dumps({**upload.ids, "part_num": number + 1})
+            connection.request("POST", f"{PARTS}/presigned-url", question, server.headers)
+            paths.append(urlsplit(json.loads(connection.getresponse().read())["upload_url"]).path)
+    return lambda number: _request(server, "PUT", paths[number], f"Content-Length: {MIB}") + content
 
 
 def _repeated_file(server: RunningServer, name: str, count: int) -> dict[str, str]:
