@@ -11,12 +11,10 @@ from tests.support.slow_clients import peak_memory, slow_clients
 from tests.support.slow_kinds import KINDS, MIB
 
 HEADS = ("large half heads", "half heads", "trickled heads")
-SENDERS = ("senders of batches", "senders of parts")
-KINDS_HERE = (*HEADS, "idle connections", "unread answers", *SENDERS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS_HERE)
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_200_slow_clients_of_a_kind_take_less_than_300_mib(tmp_path: Path, kind: str) -> None:
     """The server answers others meanwhile."""
     assert 300 * MIB > peak(tmp_path, kind, count=200)
@@ -34,10 +32,16 @@ def test_200_half_heads_without_a_token_add_at_most_20_mib(tmp_path: Path, kind:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS_HERE)
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_1000_slow_clients_of_a_kind_take_less_than_500_mib(tmp_path: Path, kind: str) -> None:
     """The server answers others meanwhile."""
     assert 500 * MIB > peak(tmp_path, kind, count=1000)
+
+
+@pytest.mark.slow
+def test_100_slow_clients_of_every_kind_at_once_take_less_than_400_mib(tmp_path: Path) -> None:
+    """The kinds share the budgets of the server."""
+    assert 400 * MIB > peak(tmp_path, *KINDS, count=100)
 
 
 def peak(folder: Path, *kinds: str, count: int) -> int:
