@@ -153,6 +153,14 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def value_count(document: bytes) -> int:
+    """Return a number that a JSON text has at most as many values as, without parsing it.
+
+    An empty list takes 20 times its bytes in memory. So check the count before a text of a client is parsed.
+    """
+    return 1 + document.count(b",") + document.count(b"[") + document.count(b"{")
+
+
 def checked_file_id(text: str) -> str:
     """Return `text` if it has the form of a record's id. Raises InvalidReference otherwise."""
     if not FILE_ID_PATTERN.match(text):

@@ -22,6 +22,7 @@ from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.health import Health
 from filestore.http.server.manifests import SharedManifests
+from filestore.http.server.measuring import MEASURING, Measuring
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.routes import api as native
@@ -161,6 +162,7 @@ def make_app(
 
     app = web.Application(middlewares=[finished, as_problems])
     app[ASSEMBLY] = assembly
+    app[MEASURING] = Measuring()
     health = Health(store, index, spool_folder)
 
     async def tending(_: web.Application) -> AsyncIterator[None]:

@@ -31,9 +31,11 @@ DOCUMENT_SIZE = 16 << 10
 
 
 async def answer_slowly(
-    context: RequestContext, work: Coroutine[Any, Any, web.Response], *, document_size: int = DOCUMENT_SIZE
+    context: RequestContext, work: Coroutine[Any, Any, web.Response], *, document_size: int = DOCUMENT_SIZE, goes_on: bool = True
 ) -> web.StreamResponse:
-    """Return the answer that `work` makes, a JSON document. The work is finished even if the client disconnects.
+    """Return the answer that `work` makes, a JSON document.
+
+    If the client disconnects, the work is finished if `goes_on` is true, and cancelled otherwise.
 
     The document has at most `document_size` bytes. The head announces the size of the answer long before the document is
     ready, and blanks fill the rest.
@@ -53,8 +55,9 @@ async def answer_slowly(
                 assert isinstance(body, bytes)  # noqa: S101  # a JSON document is bytes
                 await answer.send(body.ljust(left))
         except (Stalled, ConnectionError):
-            # Finish the work, as a quick answer does. The client's next attempt then finds less to do.
-            await working
+            # As a quick answer does. The client's next attempt then finds less to do.
+            if goes_on:
+                await working
             raise
     return response
 

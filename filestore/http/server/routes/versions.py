@@ -5,16 +5,20 @@ Source: `docs/http-api.md`, which is the specification.
 
 from __future__ import annotations
 
+from functools import partial
+
 from aiohttp import web
 
 from filestore.core.digest import Digest
-from filestore.core.records import checked_file_id, parse_json
+from filestore.core.records import checked_file_id, parse_json, value_count
 from filestore.core.references import Reference
 from filestore.errors import InvalidInput
 from filestore.http.server.context import RequestContext
+from filestore.http.server.measuring import MEASURING
 from filestore.http.server.routes.api import RECORDS_LIMIT, number_in
 from filestore.http.server.slow import answer_slowly
 from filestore.repository.local import LocalRepository
+from filestore.system.threads import in_cpu_thread
 
 IDS_LIMIT = 65536
 """The largest number of ids in one request."""
@@ -55,12 +59,14 @@ async def list_versions(context: RequestContext, repository: LocalRepository) ->
 async def measure_freed(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with what a collection can free after the removal of records."""
     async with context.whole_body(what="the size of the request body in bytes", limit=IDS_LIMIT * _ID_SIZE) as body:
-        ids = _ids(body)
+        ids = await in_cpu_thread(_ids, body)
 
     async def measured() -> web.Response:
-        return web.json_response((await repository.freed_by(ids))._asdict())
+        measuring = context.request.app[MEASURING]
+        freed = await measuring.run(repository.namespace, partial(repository.freed_by, ids))
+        return web.json_response(freed._asdict())
 
-    return await answer_slowly(context, measured())
+    return await answer_slowly(context, measured(), goes_on=False)
 
 
 async def measure_usage(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -70,18 +76,24 @@ async def measure_usage(context: RequestContext, repository: LocalRepository) ->
     grace_seconds = context.grace_seconds if asked is None else asked
 
     async def measured() -> web.Response:
-        usage = await repository.usage(grace_seconds=grace_seconds, name_limit=limit)
+        measure = partial(repository.usage, grace_seconds=grace_seconds, name_limit=limit)
+        usage = await context.request.app[MEASURING].share(repository.namespace, (grace_seconds, limit), measure)
         return web.json_response(usage.as_json())
 
-    return await answer_slowly(context, measured(), document_size=(NAMES_LIMIT + 1) * _NAME_SIZE)
+    return await answer_slowly(context, measured(), document_size=(NAMES_LIMIT + 1) * _NAME_SIZE, goes_on=False)
 
 
 def _ids(body: bytes) -> list[str]:
     try:
-        ids = parse_json(body)["ids"]
+        # Each id is a text. Of lists and objects, parsing would make many times as many bytes.
+        ids = parse_json(body)["ids"] if value_count(body) <= IDS_LIMIT + 2 else None
     except (ValueError, KeyError, TypeError):
         ids = None
-    if not isinstance(ids, list) or len(ids) > IDS_LIMIT or not all(isinstance(each, str) for each in ids):
+    if (
+        not isinstance(ids, list)
+        or len(ids) > IDS_LIMIT
+        or not all(isinstance(each, str) and len(each) <= _ID_SIZE for each in ids)
+    ):
         raise InvalidInput(f"the body is not a JSON object whose member ids lists at most {IDS_LIMIT} ids")
     return [checked_file_id(each) for each in ids]
 

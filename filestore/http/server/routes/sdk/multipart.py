@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from reprlib import repr as brief
 from typing import Any
 
 from aiohttp import web
 from blake3 import blake3
 
 from filestore.core.names import checked_new_name
-from filestore.errors import InvalidInput, PartRefused
+from filestore.core.records import value_count
+from filestore.errors import InvalidInput, LimitExceeded, PartRefused
 from filestore.http.server.body.forms import last_part
 from filestore.http.server.body.reader import reading_body
 from filestore.http.server.context import RequestContext
@@ -24,8 +26,12 @@ from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import SpaceClaim
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
-BODY_LIMIT = 2 << 20
-"""Bytes of JSON in a request. The list of the largest possible number of parts has half of that."""
+BODY_LIMIT = 64 << 10
+"""Bytes of JSON in a request."""
+LIST_LIMIT = 2 << 20
+"""The same for a list of parts. The list of the largest possible number of parts has half of that."""
+VALUES_LIMIT = 64 << 10
+"""The largest number of values in the JSON of a request. Each part in a list has two, and is one itself."""
 PART_PATH = "/v3/pipeline_files/uploads/{upload_id}/parts/{number}"
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -36,7 +42,7 @@ async def begin_upload(context: RequestContext, repository: LocalRepository) -> 
     message = await json_body(context)
     given = message.get("name")
     if given is not None and not isinstance(given, str):
-        raise InvalidInput(f"name is {given!r}; a text is expected")
+        raise InvalidInput(f"name is {brief(given)}; a text is expected")
     name = checked_new_name(last_part(given)) if given is not None else None
     upload = await context.request.app[ASSEMBLY].begin(name=name, namespace=repository.namespace)
     return web.json_response({"file_id": upload.file_id, "upload_id": upload.id}, status=201)
@@ -119,7 +125,7 @@ async def _stored(context: RequestContext, upload: Upload, number: int, space: S
 
 async def finish_upload(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Record the file that the listed parts make up."""
-    message = await json_body(context)
+    message = await json_body(context, limit=LIST_LIMIT)
     upload = await _upload_asked_for(context, repository, message)
     record = await context.request.app[ASSEMBLY].finish(upload, repository, _listed(message.get("multipart_metadata")))
     return web.json_response(await upload_json(repository, record), status=201)
@@ -137,9 +143,11 @@ async def _each_piece(context: RequestContext, use: Callable[[memoryview], None]
         await in_disk_thread(use, memoryview(piece))
 
 
-async def json_body(context: RequestContext) -> dict[str, Any]:
+async def json_body(context: RequestContext, *, limit: int = BODY_LIMIT) -> dict[str, Any]:
     """Return the JSON object of a request. Raises InvalidInput, LimitExceeded, Interrupted, Stalled."""
-    async with context.whole_body(what="the size of the request body in bytes", limit=BODY_LIMIT) as body:
+    async with context.whole_body(what="the size of the request body in bytes", limit=limit) as body:
+        if value_count(body) > VALUES_LIMIT:
+            raise LimitExceeded("the number of values in the request body", value_count(body), VALUES_LIMIT)
         try:
             # Parse in a thread: a list of all parts takes 10 ms and more.
             message = await in_cpu_thread(json.loads, body)
@@ -166,7 +174,7 @@ async def _upload(context: RequestContext, repository: LocalRepository, upload_i
 
 def _part_number(number: object, *, key: str) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= PART_LIMIT:
-        raise InvalidInput(f"{key} is {number!r}; a whole number from 1 to {PART_LIMIT} is expected")
+        raise InvalidInput(f"{key} is {brief(number)}; a whole number from 1 to {PART_LIMIT} is expected")
     return number
 
 
@@ -178,7 +186,7 @@ def _listed(parts: object) -> dict[int, str]:
     for part in parts:
         number, tag = _part_number(part.get("PartNumber"), key="PartNumber"), part.get("ETag")
         if not isinstance(tag, str):
-            raise InvalidInput(f"the ETag of part {number} is {tag!r}; a text is expected")
+            raise InvalidInput(f"the ETag of part {number} is {brief(tag)}; a text is expected")
         # The header has quotes around the tag. Some clients leave them out.
         tag = tag.strip('"')
         if listed.setdefault(number, tag) != tag:
