@@ -57,6 +57,14 @@ async def opened_folder(
         await store.close()
 
 
+async def removed_from_index(context: CommandContext, folder: Path, remove: Callable[[Index], Awaitable[T]]) -> T:
+    """Return what `remove` returns, as `with_index` does. On a full disk, it is called again with the space of the reserve."""
+    from filestore.repository.full_disk import with_reserve  # heavy
+
+    async with opened_folder(context, folder) as (store, index):
+        return await with_reserve(store, lambda: remove(index))
+
+
 async def with_index(
     context: CommandContext, folder: Path, use: Callable[[Index], Awaitable[T]], *, read_only: bool = False
 ) -> T:

@@ -10,7 +10,7 @@ import click
 from filestore.core.names import checked_namespace
 from filestore.repository.index.protocol import Policy
 from filestore_cli.context import CommandContext, takes
-from filestore_cli.folders import maintained_folder, with_index
+from filestore_cli.folders import maintained_folder, removed_from_index, with_index
 from filestore_cli.parameters import Age
 from filestore_cli.start import run_to_end
 from filestore_cli.text import duration, for_display
@@ -65,7 +65,7 @@ def remove(context: CommandContext, name: str, *, yes: bool, force: bool) -> Non
         if context.json or not sys.stdin.isatty():
             raise click.ClickException(f"nothing was removed; to remove {what}, give --yes")
         click.confirm(f"Remove {what}?", abort=True, err=True)
-    removed = run_to_end(with_index(context, folder, lambda index: _remove(index, name, force=force)))
+    removed = run_to_end(removed_from_index(context, folder, lambda index: _remove(index, name, force=force)))
     context.show(
         {"namespace": name, "records": removed.record_count, "tokens": removed.token_count, "root": str(folder)},
         f"removed {removed.record_count} record{_s(removed.record_count)} and {removed.token_count}"

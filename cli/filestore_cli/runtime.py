@@ -66,6 +66,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
     from filestore.backends import open_backend  # heavy
     from filestore.cache import Cache  # heavy
     from filestore.http.server import serve as serve_forever  # heavy
+    from filestore.repository.stores.disk_space import kept_free  # heavy
     from filestore.runtime.environments import find_environments  # heavy
     from filestore.runtime.process import ProcessLimits  # heavy
     from filestore.runtime.routes import runtime_extension  # heavy
@@ -114,7 +115,8 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
                 limits=settings.zip_limits,
                 downloads=settings.download_limits,
                 size_limit=settings.cache_size_limit,
-                min_free=settings.cache_min_free,
+                # A peer fills the cache by the URLs that its runs name.
+                min_free=max(settings.cache_min_free, kept_free(root, settings.min_free)),
             ),
             environ=environ,
             environments=environments,

@@ -24,7 +24,7 @@ from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace
 from filestore.core.timestamps import format_timestamp
 from filestore.http.limits import ServerLimits
 from filestore_cli.context import CommandContext, creates, takes
-from filestore_cli.folders import with_index
+from filestore_cli.folders import removed_from_index, with_index
 from filestore_cli.settings import Settings, parse_setting
 from filestore_cli.start import run_to_end, say
 from filestore_cli.text import for_display, minute, table
@@ -214,7 +214,7 @@ def list_tokens(context: CommandContext) -> None:
 def remove_token(context: CommandContext, which: str) -> None:
     """Revoke a token. Give the token itself, its digest, or the first 8 or more digits of the digest."""
     root = context.settings.root.absolute()
-    row = run_to_end(with_index(context, root, lambda index: _remove_token(index, which)))
+    row = run_to_end(removed_from_index(context, root, lambda index: _remove_token(index, which)))
     context.show({**_row_result(row), "root": str(root)}, f"Token {row.digest} revoked")
 
 

@@ -12,7 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -41,7 +41,9 @@ def listing_file(folder: Path | None = None) -> Iterator[BinaryIO]:
     try:
         yield file
     finally:
-        file.close()
+        # What could not be written before cannot be written now.
+        with suppress(OSError):
+            file.close()
 
 
 def line(position: int, record: Record) -> bytes:
@@ -55,6 +57,7 @@ def write_lines(file: BinaryIO, records: Iterator[PositionedRecord], growth: Lis
     due = 0.0
 
     def write() -> None:
+        growth.writes(sum(map(len, lines)))
         with listing_errors():
             file.write(b"".join(lines))
             file.flush()

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Never
+from typing import BinaryIO, Never, TypeVar
 
 from blake3 import blake3
 
@@ -56,7 +56,10 @@ from filestore.repository.protocol import (
 from filestore.repository.removal import remove_record
 from filestore.repository.stores.protocol import ChunkStore, SpaceClaim, Staging
 from filestore.system.buffers import Budget
+from filestore.system.files import BLOCK_SIZE
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group
+
+T = TypeVar("T")
 
 IN_FLIGHT_LIMIT = 64 << 20
 """The default limit for the bytes that a repository decodes at the same time."""
@@ -154,7 +157,7 @@ class LocalRepository:
         return missing
 
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
-        async with self.space_for(sum(len(frame.data) for frame in frames)), self.ingest() as ingest:
+        async with self.space_for(sum(len(frame.data) + BLOCK_SIZE for frame in frames)), self.ingest() as ingest:
             for frame in frames:
                 ingest.add(frame)
             await ingest.commit()
@@ -240,7 +243,7 @@ class LocalRepository:
             raise InvalidManifest(
                 f"its cutting version is {parsed.chunking_version}, but this repository's is {identity.chunking_version}"
             )
-        async with self.space_for(len(parsed.encoded)), self._transaction_for(parsed) as transaction:
+        async with self.space_for(len(parsed.encoded) + BLOCK_SIZE), self._transaction_for(parsed) as transaction:
             return await self._add_record(transaction, name=name, digest=parsed.digest, size=parsed.size, kind=kind)
 
     @asynccontextmanager
@@ -366,6 +369,10 @@ class LocalRepository:
             updated_at=updated_at,
             unless_newest=unless_newest,
         )
+        return await with_reserve(self._store, removal)
+
+    async def with_reserve(self, removal: Callable[[], Awaitable[T]]) -> T:
+        """Return what `removal` returns. On a full disk, call it a second time with the space of the reserve."""
         return await with_reserve(self._store, removal)
 
     async def uses(self) -> list[Use]:

@@ -162,7 +162,9 @@ async def remove_expired(
     run_files: RunFiles, repository: LocalRepository, *, expire_seconds: float, in_use: Iterable[str]
 ) -> None:
     """Remove the files that have expired, and their chunks that no other file needs."""
-    marked = await in_disk_thread(lambda: run_files.mark_expired(expire_seconds=expire_seconds, in_use=in_use))
+    marked = await repository.with_reserve(
+        lambda: in_disk_thread(lambda: run_files.mark_expired(expire_seconds=expire_seconds, in_use=in_use))
+    )
     for file_id, pushed_at in marked.items():
         try:
             await repository.remove(file_id, with_chunks=True, updated_at=pushed_at)

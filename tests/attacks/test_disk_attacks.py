@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from http.client import HTTPException
 from pathlib import Path
+from typing import Self
 
 import pytest
 
-from filestore.errors import UploadNotFound
+from filestore.core.digest import chunk_digest
+from filestore.errors import MinFreeReached, StorageFull, UploadNotFound
 from filestore.http.server.routes.sdk.uploads import begin, expire, find
 from filestore.http.server.upload_quota import UploadQuota
+from filestore.repository.index.protocol import ChunkRow
+from filestore.repository.index.sqlite import open_index
+from filestore.repository.stores.disk_space import DiskSpace, kept_free
+from filestore.runtime.database import open_database
+from filestore.system.files import free_space
 from tests.support.clock import Clock
+from tests.support.commands import Home, Server
 from tests.support.disks import small_disk
+from tests.support.frames import encoded
 from tests.support.generator import octets
-from tests.support.server import FORM, OTHER_TOKEN, eventually, reply, running_server
+from tests.support.server import FORM, OTHER_TOKEN, RunningServer, eventually, reply, running_server
 from tests.support.uploads import PARTS, PartsUpload, put
 
 MIB = 1 << 20
@@ -200,3 +211,212 @@ def test_form_of_a_process_that_was_killed_does_not_count(tmp_path: Path) -> Non
         quota.check_size("a")
     quota.remove_ended_forms()
     quota.check_size("a")
+
+
+def fill(disk: Path, *, left: int = 0) -> Path:
+    """Fill a disk except for `left` bytes, as another program does. Return the file that does it."""
+    path = disk / "other"
+    with path.open("ab", buffering=0) as file:
+        for size in (MIB, 4096):
+            with suppress(OSError):
+                while free_space(disk) >= left + size and file.write(bytes(size)) == size:
+                    pass
+    return path
+
+
+class Writer:
+    """Sends parts without end."""
+
+    def __init__(self, upload: PartsUpload) -> None:
+        self.statuses: list[int] = []
+        self._is_ended = threading.Event()
+        self._url = upload.url(2).json["upload_url"]
+        self._thread = threading.Thread(target=self._send)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_ended.set()
+        self._thread.join()
+
+    def _send(self) -> None:
+        while not self._is_ended.is_set():
+            with suppress(OSError, HTTPException):
+                self.statuses.append(put(self._url, bytes(MIB)).status)
+
+
+def as_running(server: Server, token: str) -> RunningServer:
+    """Return a server of the command line, to be asked with a token."""
+    return RunningServer(server.url, token, server.root, server.process)
+
+
+@pytest.mark.slow
+def test_disk_that_a_tenant_filled(home: Home, disk: Path, tmp_path: Path) -> None:
+    """Everything that frees space works on it, from the command line and over HTTP, while the tenant goes on.
+
+    With the tenant's token, its uploads go too, and another tenant pushes again.
+    """
+    root = disk / "root"
+    folder = {"FILESTORE_ROOT": str(root)}
+    sources = []
+    for seed in range(4):
+        sources.append(tmp_path / f"{seed}.bin")
+        sources[-1].write_bytes(octets(seed, 2 * MIB))
+    with home.server("--uploads-size-limit", "1GB", root=root, complains=None) as server:
+        stored = [home.result("push", source, environ=server.environ) for source in sources[:3]]
+        token = home.result("token", "new", "--namespace", "tenant", environ=folder)
+        attacker = as_running(server, token["token"])
+        upload = PartsUpload(attacker, "filler.bin", token=token["token"])
+        floor = kept_free(disk)
+        for number in range(3, 100):
+            answer = put(upload.url(number).json["upload_url"], bytes(MIB))
+            if answer.status != 200:
+                break
+        assert (507, "min-free-reached") == (answer.status, answer.slug)
+        assert free_space(disk) >= floor
+        with Writer(upload) as writer:
+            fill(disk)
+            assert "is full" in home.failure("push", sources[3], environ=server.environ)
+            assert 3 == len(home.result("ls", environ=folder)["files"])
+            assert 3 == len(home.result("ls", environ=server.environ)["files"])
+            home.result("rm", stored[0]["id"], environ=folder)
+            fill(disk)
+            deleted = as_running(server, server.token).ask("DELETE", f"/native/v1/files/{stored[1]['id']}", token=server.token)
+            assert 200 == deleted.status, deleted.body
+            fill(disk)
+            assert 0 < home.result("gc", "--grace", "0s", environ=folder)["freed_size"]
+            fill(disk)
+            home.result("token", "rm", token["digest"], environ=folder)
+            (uploads,) = root.glob("uploads-*")
+            eventually(lambda: not [path for path in uploads.iterdir() if path.is_dir()])
+        assert 507 in writer.statuses
+        assert 200 != writer.statuses[-1]
+        (disk / "other").unlink()
+        home.result("push", sources[3], environ=server.environ)
+        assert ["3.bin", "2.bin"] == [file["name"] for file in home.result("ls", environ=server.environ)["files"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["parts", "forms"])
+def test_content_of_unknown_size_stops_at_the_floor(disk: Path, kind: str) -> None:
+    """Nothing is announced, so the free space is looked at while it arrives, from several connections at once."""
+    chunk = b"%x\r\n%s\r\n" % (MIB, bytes(MIB))
+    head = b'--boundary-of-tests\r\nContent-Disposition: form-data; name="pfile"; filename="a"\r\n\r\n'
+    with running_server(disk / "root", workers=2, check=False, uploads_size_limit=1 << 40) as server:
+        floor = kept_free(disk)
+        fill(disk, left=floor + 10 * MIB)
+        upload = PartsUpload(server, "a")
+        least = [free_space(disk)]
+
+        def send(number: int) -> int:
+            if kind == "parts":
+                connection = server.begin("PUT", f"{PARTS}/uploads/{upload.id}/parts/{number}", "Transfer-Encoding: chunked")
+            else:
+                headers = [f"{key}: {value}" for key, value in FORM.items()]
+                first = b"%x\r\n%s\r\n" % (len(head), head)
+                connection = server.begin("POST", PARTS, "Transfer-Encoding: chunked", *headers, body=first)
+            with connection:
+                for _ in range(20):
+                    with suppress(ConnectionError):
+                        connection.sendall(chunk)
+                    least.append(free_space(disk))
+                return reply(connection).status
+
+        with ThreadPoolExecutor(4) as pool:
+            assert [507] * 4 == list(pool.map(send, range(1, 5)))
+        # Each of the two processes may write a step before it sees what the other one wrote.
+        assert min(least) >= floor - 4 * MIB
+        assert [] == [path for path in upload.folder.glob("*") if path.name.startswith(("part-", "incoming-"))]
+
+
+@pytest.mark.slow
+def test_tiny_frames_stop_at_the_floor(disk: Path) -> None:
+    """Each frame takes a block of the disk, however few bytes it has."""
+    with running_server(disk / "root", check=False) as server:
+        floor = kept_free(disk)
+        fill(disk, left=floor + 8 * MIB)
+        answer = server.put([encoded(b"%d" % number) for number in range(4096)])
+        assert (507, "min-free-reached") == (answer.status, answer.slug)
+        assert free_space(disk) >= floor
+        assert 200 == server.put([encoded(b"%d" % number) for number in range(100)]).status
+
+
+def test_promises_that_another_process_breaks(disk: Path) -> None:
+    """A write that was promised stops at the floor too, before the last byte of the disk is gone."""
+    space = DiskSpace(disk, min_free=8 * MIB)
+    claim = space.claim(40 * MIB)
+    written = 0
+    fill(disk, left=20 * MIB)
+    with (disk / "frames").open("wb") as file, pytest.raises(MinFreeReached):
+        for _ in range(40):
+            claim.written(MIB)
+            file.write(bytes(MIB))
+            file.flush()
+            written += MIB
+    assert 12 * MIB <= written <= 21 * MIB
+    assert free_space(disk) > 0
+    claim.end()
+
+
+def test_answers_use_half_of_the_floor(disk: Path) -> None:
+    """Readers go on below the floor, and cannot fill the disk with large answers either."""
+    space = DiskSpace(disk, min_free=8 * MIB)
+    fill(disk, left=7 * MIB)
+    with pytest.raises(MinFreeReached):
+        space.claim(1)
+    answers = [space.claim(0, for_reader=True) for _ in range(3)]
+    answers[0].written(2 * MIB)
+    (disk / "answer").write_bytes(bytes(2 * MIB))
+    with pytest.raises(MinFreeReached):
+        answers[1].written(2 * MIB)
+    answers[2].written(100_000)
+    for answer in answers:
+        answer.end()
+
+
+@pytest.mark.slow
+async def test_reading_goes_on_below_the_floor(home: Home, disk: Path, tmp_path: Path) -> None:
+    """Lists, manifests and files are answered while nothing new is stored."""
+    source = tmp_path / "a.bin"
+    source.write_bytes(octets(1, 4 * MIB))
+    with home.server(root=disk / "root", complains=None) as server:
+        pushed = home.result("push", source, environ=server.environ)
+        fill(disk, left=100_000)
+        assert "stay free by the setting min_free" in home.failure("push", __file__, environ=server.environ)
+        assert ["a.bin"] == [file["name"] for file in home.result("ls", environ=server.environ)["files"]]
+        home.result("fetch", pushed["id"], "-o", tmp_path / "back", environ=server.environ)
+    assert source.read_bytes() == (tmp_path / "back").read_bytes()
+
+
+@pytest.mark.parametrize("limit", ["size=4m", "size=64m,nr_inodes=12"])
+@pytest.mark.parametrize("kind", ["index", "runtime"])
+async def test_database_on_a_full_disk_says_so(tmp_path: Path, limit: str, kind: str) -> None:
+    """Whichever code SQLite has for it: no space for its log, or no name for a file of its log."""
+    with small_disk(tmp_path / "disk", limit):
+        folder = tmp_path / "disk"
+        if kind == "index":
+            await (await open_index(folder / "index.sqlite")).close()
+        else:
+            open_database(folder).close()
+        for number in range(20):
+            with suppress(OSError):
+                (folder / f"other-{number}").touch()
+        if "nr_inodes" not in limit:
+            fill(folder)
+        with pytest.raises(StorageFull):
+            if kind == "index":
+                index = await open_index(folder / "index.sqlite")
+                try:
+                    async with index.transaction() as transaction:
+                        await transaction.add_chunks("a", [ChunkRow(chunk_digest(b"1"), 1, 1)])
+                finally:
+                    await index.close()
+            else:
+                database = open_database(folder)
+                try:
+                    with database.write() as connection:
+                        connection.execute("INSERT INTO names VALUES ('a', 1)")
+                finally:
+                    database.close()

@@ -120,10 +120,12 @@ def make_app(
     quota = UploadQuota(folders, size_limit=limits.uploads_size_limit, count_limit=limits.uploads_limit)
     assembly = Assembly(
         folders,
+        store,
         push_budget=push_budget,
         idle_seconds=limits.upload_idle_seconds,
         limit_seconds=limits.upload_seconds,
         quota=quota,
+        namespaces=tokens.namespaces,
     )
     authenticator = RequestAuthenticator(
         store,
@@ -268,6 +270,7 @@ class RequestAuthenticator:
             secret=self._secret,
             shared_times=self._shared_times,
             upload_quota=self._upload_quota,
+            store=self._store,
         )
 
     async def _repository(self, request: web.Request, namespace: str | None) -> LocalRepository:

@@ -42,6 +42,11 @@ class Tokens:
             raise Unauthorized("the server")
         return namespace
 
+    async def namespaces(self) -> frozenset[str]:
+        """Return the namespaces that have a valid token."""
+        rows = [] if self._index is None else await self._index.tokens()
+        return frozenset((*self._tokens.values(), *(row.namespace for row in rows)))
+
     async def _ask(self, digest: Digest) -> str | None:
         now = self._clock()
         known = self._known.get(digest)

@@ -28,6 +28,7 @@ from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.local import LocalRepository
+from filestore.repository.stores.protocol import ChunkStore, SpaceClaim
 from filestore.system.buffers import Budget
 from filestore.system.connection_errors import failure_reason
 from filestore.system.files import storage_errors
@@ -61,6 +62,7 @@ class RequestContext:
     secret: bytes
     """The key that signs URLs."""
     upload_quota: UploadQuota
+    store: ChunkStore
     upload_setting: str = "upload_limit"
     """The name of the setting that `upload_limit` has its value from. Empty if a caller chose it."""
 
@@ -124,8 +126,11 @@ class RequestContext:
         The file has no name. It disappears at the end of the block, or of the process.
         """
         await in_disk_thread(make_spool_folder, self.spool_folder)
-        async with SpooledTemporaryFile(max_size=PIECE, dir=self.spool_folder) as file:
-            yield Spool(file)
+        async with (
+            self.store.space_for(0, place=self.spool_folder, for_reader=True) as space,
+            SpooledTemporaryFile(max_size=PIECE, dir=self.spool_folder) as file,
+        ):
+            yield Spool(file, space)
 
     @asynccontextmanager
     async def form_spool(self, repository: LocalRepository) -> AsyncIterator[tuple[AsyncFileIO, Callable[[int], None]]]:
@@ -223,14 +228,16 @@ class RequestContext:
 
 
 class Spool:
-    """A body that passes through the server. Its methods raise StorageFull, StorageError."""
+    """A body that passes through the server. Its methods raise MinFreeReached, StorageFull, StorageError."""
 
-    def __init__(self, file: AsyncBufferedReader) -> None:
+    def __init__(self, file: AsyncBufferedReader, space: SpaceClaim) -> None:
         self.size = 0
         self._file = file
+        self._space = space
 
     async def write(self, content: bytes) -> None:
         """Append `content`."""
+        self._space.written(len(content))
         with spooling():
             await self._file.write(content)
         self.size += len(content)

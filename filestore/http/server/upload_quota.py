@@ -32,6 +32,8 @@ UPLOAD_ID = re.compile(r"[0-9a-f]{32}\Z")
 PART_NAME = re.compile(r"part-([0-9]{5})-([0-9]+)-([0-9a-f]{64})\Z")
 INCOMING_NAME = re.compile(r"incoming-[0-9a-f]+(?:-([0-9]+))?\Z")
 DESCRIPTION_NAME = "upload.json"
+UPLOAD_SIZE = 3 * BLOCK_SIZE
+"""What an upload without any parts takes."""
 STEP_SIZE = 16 << 20
 """Content of unknown size is measured whenever this many more bytes of it have arrived."""
 
@@ -152,7 +154,7 @@ class UploadQuota:
         is_settled = content is not None and content.read_at - content.changed_at > _SETTLED_SECONDS * 10**9
         if content is None or not is_settled or content.changed_at != changed_at:
             content = self._contents[upload_id] = _content_of(folder, changed_at)
-        used, written = 3 * BLOCK_SIZE + content.parts_used, content.parts_size
+        used, written = UPLOAD_SIZE + content.parts_used, content.parts_size
         for name, announced in content.incoming:
             with suppress(FileNotFoundError):  # it is whole now, or was dropped
                 size = os.lstat(f"{folder}/{name}").st_size

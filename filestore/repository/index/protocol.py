@@ -7,7 +7,7 @@ the chunk. Times are in microseconds since 1970 in UTC.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -66,6 +66,8 @@ class ListingGrowth:
     """The largest number of bytes that the listing can have. None until it is known."""
     size: int = 0
     """Bytes of the whole lines that are in the file."""
+    writes: Callable[[int], None] = lambda _: None
+    """Called in the thread with the number of bytes that it writes next. It may raise MinFreeReached, StorageError."""
 
 
 class Policy(NamedTuple):

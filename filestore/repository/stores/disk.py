@@ -77,10 +77,10 @@ class DiskStore:
         return DiskStaging(self._own, self._root)
 
     @asynccontextmanager
-    async def space_for(self, size: int, *, place: Path | None = None) -> AsyncIterator[SpaceClaim]:
+    async def space_for(self, size: int, *, place: Path | None = None, for_reader: bool = False) -> AsyncIterator[SpaceClaim]:
         claims: list[SpaceClaim] = []
         try:
-            await in_disk_thread(self._claim_space, size, place, claims)
+            await in_disk_thread(self._claim_space, size, place, for_reader, claims)
             yield claims[0]
         finally:
             for claim in claims:
@@ -183,9 +183,9 @@ class DiskStore:
             return
         await shield_until_done(in_disk_thread(self._own.close))
 
-    def _claim_space(self, size: int, place: Path | None, claims: list[SpaceClaim]) -> None:
+    def _claim_space(self, size: int, place: Path | None, for_reader: bool, claims: list[SpaceClaim]) -> None:  # noqa: FBT001  # through a thread
         with translated(self._root):
-            claims.append(self._space.claim(size, place=place))
+            claims.append(self._space.claim(size, place=place, for_reader=for_reader))
 
     def _release_reserve(self) -> bool:
         with translated(self._root):

@@ -12,12 +12,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
 from filestore.errors import MinFreeReached, StorageFull
 from filestore.repository.folder import RESERVE_NAME
-from filestore.system.files import write_all
+from filestore.system.files import storage_errors, write_all
 
 MIN_FREE = 256 << 20
 """The default of the space that stays free, for a large disk."""
@@ -27,6 +28,11 @@ _RESERVE_SIZE = 32 << 20
 _SMALL_RESERVE_SIZE = 1 << 20
 _RESERVE_SHARE = 64
 """The reserve of a small disk is this part of its size, and at least 1 MiB."""
+_STEP_SIZE = 1 << 20
+"""Content of unknown size is promised so many bytes at once."""
+_CHECK_SIZE = 8 << 20
+"""A write that goes on looks at the free space after so many bytes."""
+_SMALL_ANSWER_SIZE = 256 << 10
 _LEAST_SIZE = 128 << 10
 """A reserve that is smaller than this would not help."""
 _LEFT_SIZE = 64 << 10
@@ -35,21 +41,43 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SpaceClaim:
-    """Space that was promised to a write, less what was written since."""
+    """Space that was promised to a write, less what was written since. Its methods raise MinFreeReached, StorageError."""
 
-    def __init__(self, space: DiskSpace, size: int) -> None:
+    def __init__(self, space: DiskSpace, place: Path, device: int | None, *, for_reader: bool) -> None:
         self._space = space
-        self._left = size
+        self._place = place
+        self._device = device
+        self._for_reader = for_reader
+        self._left = 0
+        self._written = 0
+        self._checked = 0
+
+    def add(self, size: int) -> None:
+        """Promise `size` more bytes."""
+        self._space.promise(size, self._place, self._device, for_reader=self._for_reader)
+        self._left += size
 
     def written(self, size: int) -> None:
-        """Say that `size` more bytes were written. The file system counts them from now on."""
-        size = min(size, self._left)
+        """Say that `size` more bytes are written. The file system counts them from now on.
+
+        Bytes that were not promised are promised now. The free space is looked at again and again, because other
+        processes write too, and do not know what was promised here.
+        """
+        self._written += size
+        if self._for_reader and self._written <= _SMALL_ANSWER_SIZE:
+            return
+        if size > self._left:
+            self.add(max(size - self._left, _STEP_SIZE))
+        elif self._written - self._checked >= _CHECK_SIZE:
+            self._space.check(size, self._place, for_reader=self._for_reader)
+            self._checked = self._written
         self._left -= size
-        self._space.give_back(size)
+        self._space.give_back(size, self._device)
 
     def end(self) -> None:
         """Give back the rest."""
-        self.written(self._left)
+        left, self._left = self._left, 0
+        self._space.give_back(left, self._device)
 
 
 class DiskSpace:
@@ -62,41 +90,54 @@ class DiskSpace:
         """`min_free` is how many bytes stay free. None means 1 % of the file system, and at most 256 MiB."""
         self._root = root
         self._min_free = min_free
-        self._promised = 0
+        self._promised: defaultdict[int | None, int] = defaultdict(int)
+        """What was promised on each file system, by its device number. None is the one of the repository."""
         self._has_released = False
         self._changing = threading.Lock()
 
-    def claim(self, size: int, *, place: Path | None = None) -> SpaceClaim:
-        """Promise `size` bytes. The caller ends the claim. Raises MinFreeReached, StorageFull, OSError.
+    def claim(self, size: int, *, place: Path | None = None, for_reader: bool = False) -> SpaceClaim:
+        """Promise `size` bytes. The caller ends the claim. Raises MinFreeReached, StorageFull, StorageError, OSError.
 
-        They are for the folder `place`, if it is given. If it is on another file system, the space there is looked at,
-        and nothing is promised.
+        They are for the folder `place`, if it is given, which may be on another file system. With `for_reader`, they are
+        for an answer that is removed soon. Half of the space that stays free may be used for such answers, and a small
+        one needs no promise, because reading goes on when nothing new is stored.
         """
-        if place is not None and place.stat().st_dev != self._root.stat().st_dev:
-            free, limit = self._free(place)
-            if free - size < limit:
-                raise MinFreeReached(str(place), size, free, limit)
-            return SpaceClaim(self, 0)
-        if not self.make_reserve():
+        other = None
+        if place is not None and (device := place.stat().st_dev) != self._root.stat().st_dev:
+            other = device
+        claim = SpaceClaim(self, place or self._root, other, for_reader=for_reader)
+        if not for_reader and other is None and not self.make_reserve():
             raise StorageFull(str(self._root), "No space left on device", hint="free-repository")
-        free, limit = self._free(self._root)
+        if size or not for_reader:
+            claim.add(size)
+        return claim
+
+    def promise(self, size: int, place: Path, device: int | None, *, for_reader: bool) -> None:
+        """Promise `size` bytes of the file system of `place`. Raises MinFreeReached, StorageError."""
+        free, limit = self._free(place, for_reader=for_reader)
         with self._changing:
-            left = free - self._promised
+            left = free - self._promised[device]
             if left - size < limit:
-                raise MinFreeReached(str(self._root), size, max(left, 0), limit)
-            self._promised += size
-        return SpaceClaim(self, size)
+                raise MinFreeReached(str(place), size, max(left, 0), limit)
+            self._promised[device] += size
 
-    def _free(self, place: Path) -> tuple[int, int]:
-        """Return how many bytes are free on the file system of `place`, and how many of them stay free."""
-        found = os.statvfs(place)
-        share = found.f_blocks * found.f_frsize // _MIN_FREE_SHARE
-        return found.f_bavail * found.f_frsize, min(MIN_FREE, share) if self._min_free is None else self._min_free
+    def check(self, size: int, place: Path, *, for_reader: bool) -> None:
+        """Raise MinFreeReached if less than the limit is free, whatever was promised. Raises StorageError."""
+        free, limit = self._free(place, for_reader=for_reader)
+        if free < limit:
+            raise MinFreeReached(str(place), size, free, limit)
 
-    def give_back(self, size: int) -> None:
+    def give_back(self, size: int, device: int | None) -> None:
         """Take back a promise of `size` bytes."""
         with self._changing:
-            self._promised -= size
+            self._promised[device] -= size
+
+    def _free(self, place: Path, *, for_reader: bool) -> tuple[int, int]:
+        """Return how many bytes are free on the file system of `place`, and how many of them stay free."""
+        with storage_errors(place):
+            found = os.statvfs(place)
+        limit = _limit(found) if self._min_free is None else self._min_free
+        return found.f_bavail * found.f_frsize, limit // 2 if for_reader else limit
 
     def release_reserve(self) -> bool:
         """Remove the reserve. Return whether this process removed it now. Raises OSError."""
@@ -141,6 +182,15 @@ class DiskSpace:
             return False
         self._has_released = False
         return True
+
+
+def kept_free(place: Path, min_free: int | None = None) -> int:
+    """Return how many bytes of the file system of `place` stay free. `min_free` is what the user set. Raises OSError."""
+    return _limit(os.statvfs(place)) if min_free is None else min_free
+
+
+def _limit(found: os.statvfs_result) -> int:
+    return min(MIN_FREE, found.f_blocks * found.f_frsize // _MIN_FREE_SHARE)
 
 
 def _allocate(descriptor: int, size: int) -> None:

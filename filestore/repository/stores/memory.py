@@ -51,6 +51,9 @@ class MemoryStaging:
 class NoSpaceClaim:
     """Space that nobody counts."""
 
+    def add(self, size: int) -> None:
+        """Do nothing."""
+
     def written(self, size: int) -> None:
         """Do nothing."""
 
@@ -78,6 +81,7 @@ class MemoryStore:
         size: int,  # noqa: ARG002  # nothing is counted
         *,
         place: Path | None = None,  # noqa: ARG002  # as above
+        for_reader: bool = False,  # noqa: ARG002  # as above
     ) -> AsyncIterator[NoSpaceClaim]:
         """Promise everything: the memory of this process has no limit here."""
         yield NoSpaceClaim()

@@ -78,10 +78,20 @@ class Staging(Protocol):
 
 
 class SpaceClaim(Protocol):
-    """Space that was promised to a write, less what was written since."""
+    """Space that was promised to a write, less what was written since. Any thread may use it.
+
+    The methods raise MinFreeReached, StorageError.
+    """
+
+    def add(self, size: int) -> None:
+        """Promise `size` more bytes."""
 
     def written(self, size: int) -> None:
-        """Say that `size` more bytes were written, so that they are not counted twice. Any thread may call it."""
+        """Say that `size` more bytes are written, so that they are not counted twice. Call it before they are written.
+
+        Bytes that were not promised are promised now. From time to time it raises MinFreeReached also for bytes that were
+        promised, if other processes have used the space.
+        """
 
 
 class ChunkStore(Protocol):
@@ -102,10 +112,13 @@ class ChunkStore(Protocol):
     def new_staging(self) -> Staging:
         """Return an object for a new frame. It needs no resources until the first write."""
 
-    def space_for(self, size: int, *, place: Path | None = None) -> AbstractAsyncContextManager[SpaceClaim]:
+    def space_for(
+        self, size: int, *, place: Path | None = None, for_reader: bool = False
+    ) -> AbstractAsyncContextManager[SpaceClaim]:
         """Promise space for `size` bytes during an `async with` block, before anything of them is written.
 
-        `place` is the folder that they are written to, if it is not the one of the store.
+        `place` is the folder that they are written to, if it is not the one of the store. With `for_reader`, they are for
+        an answer that is removed soon: half of the space that stays free may be used for it.
 
         Raises MinFreeReached if less than the limit would stay free. Raises StorageFull if the disk is so full that the
         reserve cannot be made, which is there for removals; StorageError.

@@ -130,13 +130,13 @@ class PipelineRoutes:
         pipeline = await in_disk_thread(edit, context.request.match_info["id"], checked_requirements(changed))
         return web.json_response(pipeline.as_json())
 
-    async def delete_pipeline(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
+    async def delete_pipeline(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
         """Delete a pipeline and its graph, and answer with what it was."""
-        pipeline = await shield_until_done(self._remove(context.request.match_info["id"]))
+        pipeline = await shield_until_done(self._remove(repository, context.request.match_info["id"]))
         return web.json_response(pipeline.as_json())
 
-    async def _remove(self, reference: str) -> Pipeline:
-        pipeline = await in_disk_thread(self._runtime.pipelines.remove, reference)
+    async def _remove(self, repository: LocalRepository, reference: str) -> Pipeline:
+        pipeline = await repository.with_reserve(partial(in_disk_thread, self._runtime.pipelines.remove, reference))
         await self._runtime.uses.remove(pipeline)
         await self._runtime.unload(pipeline.id)
         return pipeline

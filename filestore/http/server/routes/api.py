@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import BinaryIO
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -27,8 +29,10 @@ from filestore.errors import (
     LimitExceeded,
     NotFound,
     Stalled,
+    StorageFull,
 )
 from filestore.http import wire
+from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.frames import Frames
 from filestore.http.server.body.reader import reading_body
 from filestore.http.server.body.writer import FilePart
@@ -41,6 +45,7 @@ from filestore.repository.index.protocol import ListingGrowth
 from filestore.repository.ingest import PUBLISHED_AT_ONCE
 from filestore.repository.listing import listing_file
 from filestore.repository.local import LocalRepository
+from filestore.system.files import BLOCK_SIZE, free_space
 from filestore.system.metrics import added, added_starts
 from filestore.system.threads import in_disk_thread
 
@@ -86,6 +91,7 @@ async def put_chunks(context: RequestContext, repository: LocalRepository) -> we
             for part in batch.feed(piece):
                 if isinstance(part, wire.BatchEntry):
                     begun += 1
+                    space.add(BLOCK_SIZE)  # a frame takes a block at least
                     ingest.start(part.digest, part.stored_size)
                 else:
                     ingest.write(part)
@@ -175,12 +181,34 @@ async def list_files(context: RequestContext, repository: LocalRepository) -> we
 
 
 async def _list_all(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    await in_disk_thread(make_spool_folder, context.spool_folder)
-    with listing_file(context.spool_folder) as file:
-        growth = ListingGrowth()
+    async with _listing_place(context) as (file, writes):
+        growth = ListingGrowth(writes=writes)
         response = web.StreamResponse(headers={"Content-Type": wire.LINES})
         await answer_while_it_grows(context, response, file, growth, repository.write_listing(file, growth))
     return response
+
+
+@asynccontextmanager
+async def _listing_place(context: RequestContext) -> AsyncIterator[tuple[BinaryIO, Callable[[int], None]]]:
+    """Give a file for a listing, and a function to call before each write. On a full disk, it is a small file in memory."""
+    folder = context.spool_folder
+    await in_disk_thread(make_spool_folder, folder)
+    if hasattr(os, "memfd_create") and await in_disk_thread(free_space, folder) < 2 * PIECE:
+        with os.fdopen(os.memfd_create("listing"), "w+b") as file:
+            yield file, _check_small(file)
+        return
+    async with context.store.space_for(0, place=folder, for_reader=True) as space:
+        with listing_file(folder) as file:
+            yield file, space.written
+
+
+def _check_small(file: BinaryIO) -> Callable[[int], None]:
+    def check(size: int) -> None:
+        # I6: a larger listing needs a disk.
+        if file.tell() + size > PIECE:
+            raise StorageFull("the spool folder of the server", "no space is left for the list of files")
+
+    return check
 
 
 async def records_asked_for(request: web.Request, repository: LocalRepository) -> list[Record]:

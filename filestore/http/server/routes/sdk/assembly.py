@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -26,14 +26,17 @@ from filestore.errors import (
     UploadNotFound,
 )
 from filestore.format.chunking import Chunker
+from filestore.http.server.context import make_spool_folder
 from filestore.http.server.errors import log_failure
 from filestore.http.server.pushes import push_memory
 from filestore.http.server.routes.sdk import uploads
 from filestore.http.server.routes.sdk.parts import PartsContent, UploadPart, unbroken
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.uploads import Upload
-from filestore.http.server.upload_quota import UploadQuota
+from filestore.http.server.upload_quota import UPLOAD_SIZE, UploadQuota
+from filestore.repository.full_disk import with_reserve
 from filestore.repository.local import LocalRepository
+from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.buffers import Budget
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
 from filestore.transfer.push import send, send_and_commit
@@ -50,6 +53,8 @@ CHUNKERS_KEPT = 4
 successor must read all content that was cut before."""
 SWEEP_SECONDS = 600.0
 """Longest time between two searches for abandoned uploads."""
+REVOKED_SECONDS = 5.0
+"""Time between two looks at the tokens. With its last token, a namespace loses its uploads in progress."""
 
 
 class _SavedChunker(NamedTuple):
@@ -69,10 +74,21 @@ class Assembly:
     """
 
     def __init__(
-        self, folders: Path, *, push_budget: Budget, idle_seconds: float, limit_seconds: float, quota: UploadQuota
+        self,
+        folders: Path,
+        store: ChunkStore,
+        *,
+        push_budget: Budget,
+        idle_seconds: float,
+        limit_seconds: float,
+        quota: UploadQuota,
+        namespaces: Callable[[], Awaitable[frozenset[str]]],
     ) -> None:
+        """`namespaces` returns those that have a valid token."""
         self._folders = folders
+        self._store = store
         self.quota = quota
+        self._namespaces = namespaces
         self._push_budget = push_budget
         self.idle_seconds = idle_seconds
         """How long an upload is kept of which no byte arrives."""
@@ -87,6 +103,7 @@ class Assembly:
         async with task_group() as group:
             self._group = group
             self._start(self._sweep())
+            self._start(self._remove_revoked())
             try:
                 yield
             finally:
@@ -94,9 +111,11 @@ class Assembly:
                 for task in self._tasks:
                     task.cancel()
 
-    async def begin(self, *, name: str | None, namespace: str) -> Upload:
-        """Begin an upload. Raises TooManyUploads, StorageFull, StorageError."""
-        return await in_disk_thread(uploads.begin, self._folders, name=name, namespace=namespace, quota=self.quota)
+    async def begin(self, repository: LocalRepository, *, name: str | None) -> Upload:
+        """Begin an upload. Raises TooManyUploads, MinFreeReached, StorageFull, StorageError."""
+        await in_disk_thread(make_spool_folder, self._folders.parent)
+        async with repository.space_for(UPLOAD_SIZE, place=self._folders.parent):
+            return await in_disk_thread(uploads.begin, self._folders, name=name, namespace=repository.namespace, quota=self.quota)
 
     async def find(self, upload_id: str, *, namespace: str) -> Upload:
         """Return an upload that is in progress, or was finished a short time ago. Raises UploadNotFound."""
@@ -144,13 +163,30 @@ class Assembly:
         """Remove abandoned uploads, at regular intervals."""
         while True:
             try:
-                await in_disk_thread(
-                    uploads.expire, self._folders, idle_seconds=self.idle_seconds, limit_seconds=self._limit_seconds
-                )
-                await in_disk_thread(self.quota.remove_ended_forms)
+                # The state of the uploads is written before any of them is removed.
+                await with_reserve(self._store, self._expire)
             except (OSError, FilestoreError) as error:
                 log_failure("abandoned uploads cannot be removed", error)
             await asyncio.sleep(min(self.idle_seconds / 4, self._limit_seconds / 4, SWEEP_SECONDS))
+
+    async def _remove_revoked(self) -> None:
+        """Remove the uploads of each namespace that loses its last token, soon after that."""
+        with_token: frozenset[str] = frozenset()
+        revoked: frozenset[str] = frozenset()
+        while True:
+            try:
+                now = await self._namespaces()
+                revoked = revoked.union(with_token).difference(now)
+                with_token = now
+                if revoked:
+                    await in_disk_thread(uploads.remove_all, self._folders, revoked)
+            except (OSError, FilestoreError) as error:
+                log_failure("uploads of removed tokens cannot be removed", error, level=logging.WARNING)
+            await asyncio.sleep(REVOKED_SECONDS)
+
+    async def _expire(self) -> None:
+        await in_disk_thread(uploads.expire, self._folders, idle_seconds=self.idle_seconds, limit_seconds=self._limit_seconds)
+        await in_disk_thread(self.quota.remove_ended_forms)
 
     async def _cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
         try:
@@ -162,7 +198,8 @@ class Assembly:
                     content = await self._resumed(upload, contiguous, is_whole=False)
                     async with self._push_budget.take(push_memory(content.size - content.cut_size)):
                         await send(repository, content)
-                    await self._save(upload, contiguous, content)
+                    async with repository.space_for(len(content.chunks), place=self._folders):
+                        await self._save(upload, contiguous, content)
         except (UploadNotFound, InvalidParts) as error:
             logger.info("upload %s changed while it was cut: %s", upload.id, error)
         except Exception as error:  # noqa: BLE001  # finishing does it again, and answers with the error

@@ -24,6 +24,7 @@ from filestore.http.server.routes.sdk.uploads import PART_LIMIT, Upload
 from filestore.http.server.upload_quota import STEP_SIZE
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import SpaceClaim
+from filestore.system.files import BLOCK_SIZE
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 
 BODY_LIMIT = 64 << 10
@@ -44,7 +45,7 @@ async def begin_upload(context: RequestContext, repository: LocalRepository) -> 
     if given is not None and not isinstance(given, str):
         raise InvalidInput(f"name is {brief(given)}; a text is expected")
     name = checked_new_name(last_part(given)) if given is not None else None
-    upload = await context.request.app[ASSEMBLY].begin(name=name, namespace=repository.namespace)
+    upload = await context.request.app[ASSEMBLY].begin(repository, name=name)
     return web.json_response({"file_id": upload.file_id, "upload_id": upload.id}, status=201)
 
 
@@ -74,7 +75,7 @@ async def put_part(context: RequestContext, repository: LocalRepository) -> web.
     if part is not None:
         await _compare(context, part)
     else:
-        size = context.request.content_length or 0
+        size = (context.request.content_length or 0) + BLOCK_SIZE
         async with repository.space_for(size, place=context.spool_folder) as space:
             part = await _stored(context, upload, number, space)
         context.request.app[ASSEMBLY].cut_ahead(upload, repository)

@@ -45,7 +45,7 @@ async def sign_post(context: RequestContext, repository: LocalRepository) -> web
         raise InvalidInput(f"size_limit is {size_limit!r}; a number of bytes is expected")
     name = checked_new_name(last_part(given))
     assembly = context.request.app[ASSEMBLY]
-    upload = await assembly.begin(name=name, namespace=repository.namespace)
+    upload = await assembly.begin(repository, name=name)
 
     def url(method: str, path: str) -> str:
         return context.signed_url(method, path, namespace=upload.namespace, seconds=assembly.idle_seconds)

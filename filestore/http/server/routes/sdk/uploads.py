@@ -30,7 +30,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -289,6 +289,16 @@ def expire(
     for upload_id in state.expired(lambda: _uses(folders), idle_seconds=idle_seconds, limit_seconds=limit_seconds):
         with suppress(OSError):
             _remove(folders / upload_id)
+
+
+def remove_all(folders: Path, namespaces: Collection[str]) -> None:
+    """Remove all uploads of these namespaces, except those that are locked. Raises OSError."""
+    if folders.is_dir():
+        for folder in list(folders.iterdir()):
+            upload = _described(folder) if UPLOAD_ID.match(folder.name) else None
+            if upload is not None and upload.namespace in namespaces:
+                with suppress(OSError):  # another process may remove it at the same time
+                    _remove(folder)
 
 
 def _described(folder: Path) -> Upload | None:
