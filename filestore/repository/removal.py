@@ -19,7 +19,9 @@ from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.threads import in_cpu_thread
 
 _SLICE = 1024
-"""The most chunks that are condemned, or removed, in one write transaction."""
+"""The most chunks that are condemned in one write transaction."""
+_REMOVED_AT_ONCE = 256
+"""The most chunks whose frames are removed in one write transaction."""
 _RECORDS_AT_ONCE = 1000
 _FAR_FUTURE = 1 << 62
 """A time in microseconds since 1970 that is later than the last-seen time of any chunk."""
@@ -129,9 +131,9 @@ class UnneededChunks:
 
     async def _remove_condemned(self, chunks: Sequence[Digest]) -> None:
         """Remove each chunk of `chunks` whose row is condemned."""
-        for start in range(0, len(chunks), _SLICE):
+        for start in range(0, len(chunks), _REMOVED_AT_ONCE):
             async with self._index.transaction() as transaction:
-                condemned = await transaction.condemned(self._namespace, chunks[start : start + _SLICE])
+                condemned = await transaction.condemned(self._namespace, chunks[start : start + _REMOVED_AT_ONCE])
                 # Another chunk may have come that needs one of them.
                 needed_bases = set(await transaction.needed_bases(self._namespace, condemned))
                 condemned = [digest for digest in condemned if digest not in needed_bases]

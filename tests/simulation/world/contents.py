@@ -31,6 +31,7 @@ _SIZES = (
     (collect, "_REMOVED_AT_ONCE", 1),
     (collect, "_RECORDS_AT_ONCE", 4),
     (removal, "_SLICE", 3),
+    (removal, "_REMOVED_AT_ONCE", 3),
     (removal, "_RECORDS_AT_ONCE", 4),
     (retries, "LONGEST_PAUSE_SECONDS", 0.05),
 )
