@@ -21,7 +21,7 @@ from filestore.cache.streaming import StreamingFile, opened_while
 from filestore.cache.urls import UrlResult, Urls
 from filestore.core.manifest import Manifest
 from filestore.core.progress import Report
-from filestore.core.records import Kind, Record, parse_json
+from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, FileURL, Reference
 from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.errors import (
@@ -42,6 +42,7 @@ from filestore.system.blocks import AsyncBlock
 from filestore.system.files import home_path, in_blocks, storage_errors, write_durably
 from filestore.system.locks import Lock, locked
 from filestore.system.owners import tighten, warn_of_others
+from filestore.system.small_files import read_json
 from filestore.system.threads import SingleFlight, in_cpu_thread, in_disk_thread, shield_until_done, tell_of_forks
 from filestore.transfer.fetch import fetch_record
 from filestore.transfer.fetch_tree import fetch_record_tree
@@ -571,7 +572,7 @@ def check_format(root: Path) -> None:
     known = {"cache": CACHE_VERSION}
     with storage_errors(path):
         try:
-            found = parse_json(path.read_bytes())
+            found = read_json(path)
         except FileNotFoundError:
             _check_can_become_one(root)
             _make_private(root)
@@ -619,7 +620,9 @@ def _remember(path: Path, identity: Identity) -> None:
 
 def _read_identity(path: Path) -> Identity | None:
     try:
-        found = parse_json(path.read_bytes())
+        found = read_json(path)
+        if found["cutting"] != CHUNKING_VERSION:
+            return None  # the repository says what it is
         return checked_identity(found["id"], found["namespace"], found["cutting"])
     except (OSError, ValueError, KeyError, TypeError, FilestoreError):
         return None

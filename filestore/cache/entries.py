@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import heapq
 import json
 import os
@@ -11,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from filestore.core.records import Kind, parse_json
+from filestore.core.records import Kind
+from filestore.format.chunking import CHUNKING_VERSION
 from filestore.system.files import BLOCK_SIZE, in_blocks
+from filestore.system.small_files import read_json
 
 WATCHED_FILES = 100
 """The number of files of a tree that each use of the cache checks. They are the largest ones. The weights are among
@@ -40,12 +43,15 @@ class FileEntry:
         return cls(found.st_size, found.st_mtime_ns, chunking_version)
 
     def is_intact(self, path: Path) -> bool:
-        """Return whether the file at `path` looks unchanged. Reads no content."""
+        """Return whether the file at `path` looks unchanged. Reads no content.
+
+        `path` may also be a link to such a file beside it.
+        """
         try:
-            found = path.stat()
+            found = _beside(path).lstat()
         except OSError:
             return False
-        return (found.st_size, found.st_mtime_ns) == (self.size, self.mtime)
+        return stat.S_ISREG(found.st_mode) and (found.st_size, found.st_mtime_ns) == (self.size, self.mtime)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +81,10 @@ class TreeEntry:
 
     def is_intact(self, path: Path) -> bool:
         """Return whether the tree at `path` looks unchanged. Reads no content and lists no folder."""
-        root = str(path)
         try:
-            if os.stat(root).st_mtime_ns != self.mtime:  # noqa: PTH116  # a Path for each of 100 files takes longer than the look
+            root = str(_beside(path))
+            top = os.stat(root, follow_symlinks=False)  # noqa: PTH116  # a Path for each of 100 files takes longer than the look
+            if not stat.S_ISDIR(top.st_mode) or top.st_mtime_ns != self.mtime:
                 return False
             for name, known in self.files.items():
                 found = os.stat(f"{root}/{name}", follow_symlinks=False)  # noqa: PTH116  # as above
@@ -102,15 +109,52 @@ def encode_entry(entry: Entry) -> bytes:
 def read_entry(folder: Path, kind: Kind) -> Entry | None:
     """Return the state that `folder` has in its `entry.json`, or None if that file cannot be read or understood."""
     try:
-        values = parse_json((folder / "entry.json").read_bytes())
+        if folder.is_symlink():
+            return None
+        values = read_json(folder / "entry.json")
         if kind is Kind.FILE:
             # Some versions before the first release wrote the name of the field.
             version = values[_STORED_VERSION] if _STORED_VERSION in values else values["chunking_version"]
-            return FileEntry(values["size"], values["mtime"], version)
-        files = {str(name): (int(size), int(mtime)) for name, (size, mtime) in values["files"].items()}
-        return TreeEntry(int(values["mtime"]), int(values["size"]), int(values["stored_size"]), files)
+            if version != CHUNKING_VERSION:
+                return None
+            return FileEntry(_size(values["size"]), _mtime(values["mtime"]), CHUNKING_VERSION)
+        files = {_inner(name): (_size(size), _mtime(mtime)) for name, (size, mtime) in values["files"].items()}
+        return TreeEntry(_mtime(values["mtime"]), _size(values["size"]), _size(values["stored_size"]), files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _size(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError("a size is not a number of bytes")
+    return value
+
+
+def _mtime(value: object) -> int:
+    if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
+        raise ValueError("an mtime is not a number of nanoseconds")
+    return value
+
+
+def _inner(name: object) -> str:
+    """Return the path of a file inside a tree. Raises ValueError for any other value: it is looked up on this machine."""
+    if not isinstance(name, str) or "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise ValueError("a path leads out of its tree")
+    os.fsencode(name)
+    return name
+
+
+def _beside(path: Path) -> Path:
+    """Return the path to which a second name of an entry leads, or `path` for a first name. Raises OSError.
+
+    A second name may be a link, which leads to a name beside it and nowhere else.
+    """
+    if not path.is_symlink():
+        return path
+    target = os.readlink(path)  # noqa: PTH115  # a text, to see its slashes
+    if "/" in target or target in {".", ".."}:
+        raise OSError(errno.ELOOP, "it leads out of its entry", str(path))
+    return path.with_name(target)
 
 
 def unseal(root: Path) -> None:

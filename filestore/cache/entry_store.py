@@ -20,7 +20,7 @@ from filestore.core.digest import Digest
 from filestore.core.manifest import HEADER_SIZE, MANIFEST_LIMIT, Manifest, stated_size
 from filestore.core.names import checked_name, tree_name
 from filestore.core.paths import hashed
-from filestore.core.records import Kind, Record, parse_json, record_from_json
+from filestore.core.records import Kind, Record, record_from_json
 from filestore.core.references import Reference
 from filestore.errors import FilestoreError, StorageError
 from filestore.format.zip.read import TAIL_SIZE, Member, ZipLimits, find_end, parse_central_directory
@@ -35,12 +35,15 @@ from filestore.system.files import (
     write_error,
 )
 from filestore.system.owners import PRIVATE_FILE, make_private
+from filestore.system.small_files import open_regular, read_json, read_small
 from filestore.transfer.fetch import staging_file
 from filestore.transfer.target import staging_folder
 
 FOLDERS = {Kind.FILE: "files", Kind.DIRECTORY: "trees"}
 SUFFIXES = {Kind.FILE: "", Kind.DIRECTORY: "-tree"}
 USE_SECONDS = 60
+_TAIL_LIMIT = 1 << 30
+"""Bytes of the largest tail that is read. It holds the central directory of a zip file with ten million entries."""
 _NO_LIMITS = ZipLimits(*[sys.maxsize] * 6)
 """Limits that allow everything. A tree in the cache was checked by the limits that held when it was unpacked."""
 
@@ -136,7 +139,7 @@ class EntryStore:
         try:
             if kind is Kind.FILE:
                 return path.stat().st_size
-            with (path.parents[1] / "manifest").open("rb") as file:
+            with open_regular(path.parents[1] / "manifest") as file:
                 return stated_size(file.read(HEADER_SIZE))
         except (OSError, FilestoreError):
             return 0  # it was removed meanwhile, or an older program made it
@@ -156,6 +159,7 @@ class EntryStore:
         shared = self._staging / wanted.label
         folder = shared if is_alone else self._aside(wanted.label)
         target = folder / "content" / kept_name(wanted.kind, name)
+        _remove_links(self._staging, shared, shared / "content")
         with storage_errors(self.root, translate=write_error):
             if takes_over:
                 take_away(shared, folder)
@@ -251,16 +255,15 @@ def recall(root: Path, file_id: str) -> list[Record]:
 
 def _read_record(path: Path) -> Record | None:
     try:
-        return record_from_json(parse_json(path.read_bytes()))
+        return record_from_json(read_json(path))
     except (OSError, ValueError, KeyError, TypeError, FilestoreError):
         return None
 
 
 def read_manifest(folder: Path, *, limit: int = MANIFEST_LIMIT) -> Manifest | None:
     """Return the manifest of the entry in `folder`. Return None if it cannot be read or has more than `limit` bytes."""
-    path = folder / "manifest"
     try:
-        return Manifest.parse(path.read_bytes()) if path.stat().st_size <= limit else None
+        return None if folder.is_symlink() else Manifest.parse(read_small(folder / "manifest", limit=limit))
     except (OSError, FilestoreError):
         return None
 
@@ -268,7 +271,7 @@ def read_manifest(folder: Path, *, limit: int = MANIFEST_LIMIT) -> Manifest | No
 def read_tail(folder: Path) -> bytes:
     """Return the tail of the zip from which the tree in `folder` was unpacked. Raises StorageError."""
     with storage_errors(folder):
-        return (folder / "tail").read_bytes()
+        return read_small(folder / "tail", limit=_TAIL_LIMIT)
 
 
 def read_members(tail: bytes, manifest: Manifest) -> Sequence[Member]:
@@ -282,16 +285,24 @@ def note_use(folder: Path) -> None:
     path = folder / "entry.json"
     with suppress(OSError):  # a read-only cache evicts nothing, so it needs no times
         # A time in the future comes from a wrong clock. Left as it is, the entry would be evicted last for ever.
-        if abs(time.time() - path.stat().st_mtime) > USE_SECONDS:
-            os.utime(path)
+        if abs(time.time() - path.lstat().st_mtime) > USE_SECONDS:
+            os.utime(path, follow_symlinks=False)
 
 
 def contents(folder: Path) -> list[Path]:
-    """Return the content of the entry in `folder`, under each of its names."""
+    """Return the content of the entry in `folder`, under each of its names. There is none behind a link to another folder."""
+    content = folder / "content"
     try:
-        return sorted((folder / "content").iterdir())
+        return [] if folder.is_symlink() or content.is_symlink() else sorted(content.iterdir())
     except OSError:
         return []
+
+
+def _remove_links(*folders: Path) -> None:
+    """Remove each of these that is a link: what is written to a folder of the cache must not go elsewhere."""
+    for folder in folders:
+        if folder.is_symlink():
+            remove_if_possible(folder)
 
 
 def _sound(folder: Path, entry: Entry) -> Iterator[Path]:
@@ -369,7 +380,9 @@ def _reuse(path: Path, target: Path, wanted: WantedEntry) -> None:
     """
     with suppress(FileNotFoundError):
         try:
-            if wanted.kind is Kind.DIRECTORY:
+            if path.is_symlink():
+                remove(path)
+            elif wanted.kind is Kind.DIRECTORY:
                 unseal(path)
                 path.rename(staging_folder(target, wanted.digest))
             elif path.is_file() and path.stat().st_nlink == 1 and not staging_file(target, wanted.digest).exists():

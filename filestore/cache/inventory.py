@@ -15,7 +15,9 @@ from typing import NamedTuple
 from filestore.cache.entries import FileEntry, TreeEntry, read_entry
 from filestore.cache.entry_store import FOLDERS, SUFFIXES, contents
 from filestore.cache.leases import Leases
+from filestore.core.names import is_namespace
 from filestore.core.records import Kind
+from filestore.repository.format_file import REPOSITORY_ID_PATTERN
 from filestore.system.files import (
     BLOCK_SIZE,
     CannotMoveError,
@@ -69,20 +71,40 @@ class StagedEntry(NamedTuple):
 
 def entries(root: Path) -> Iterator[CachedEntry]:
     """Yield the entries of the cache at `root`, intact or damaged."""
+    stores = _stores(root)
     for kind, name in FOLDERS.items():
-        for folder in sorted(root.glob(f"*/*/{name}/??/??/*")):
+        for folder in (folder for store in stores for folder in sorted(store.glob(f"{name}/??/??/*"))):
             with suppress(FileNotFoundError):  # it was removed meanwhile
                 yield _kept(folder, kind)
 
 
 def staged(root: Path) -> Iterator[StagedEntry]:
     """Yield the data in staging of the cache at `root`."""
-    for folder in sorted(root.glob("*/*/staging/*")):
+    for folder in (folder for store in _stores(root) for folder in sorted(store.glob("staging/*"))):
         # <label>, or .<label>.<32 hex digits>
         label = folder.name[1:].partition(".")[0] if folder.name.startswith(".") else folder.name
         with suppress(FileNotFoundError):
-            size, used_at = stored_size_of(folder)
+            size, used_at = _stored_size(folder)
             yield StagedEntry(_key(folder.parents[1], label), folder, size, used_at)
+
+
+def _stores(root: Path) -> list[Path]:
+    """Return the folders of the repositories and namespaces of the cache at `root`. Nothing else in it belongs to the cache."""
+    return [
+        folder
+        for folder in sorted(root.glob("*/*"))
+        if REPOSITORY_ID_PATTERN.match(folder.parent.name)
+        and is_namespace(folder.name)
+        and not folder.is_symlink()
+        and not folder.parent.is_symlink()
+    ]
+
+
+def _stored_size(folder: Path) -> tuple[int, float]:
+    """Return what `stored_size_of` does. A link counts itself, and not what it leads to."""
+    if folder.is_symlink():
+        return BLOCK_SIZE, folder.lstat().st_mtime
+    return stored_size_of(folder)
 
 
 def unfinished(root: Path) -> list[Path]:
@@ -164,7 +186,7 @@ def _kept(folder: Path, kind: Kind) -> CachedEntry:
     entry = read_entry(folder, kind)
     paths = contents(folder)
     beside = (folder / "manifest", folder / "tail")
-    stored_size = ENTRY_SIZE + sum(in_blocks(path.stat().st_size) for path in beside if path.exists())
+    stored_size = ENTRY_SIZE + sum(in_blocks(path.lstat().st_size) for path in beside if path.exists())
     if isinstance(entry, TreeEntry):
         size = entry.size
         stored_size += entry.stored_size
@@ -172,11 +194,11 @@ def _kept(folder: Path, kind: Kind) -> CachedEntry:
         # A second name is a link to the first one, and takes no space.
         inodes = {status.st_ino: status.st_size for status in (path.lstat() for path in paths if not path.is_symlink())}
         size = entry.size if isinstance(entry, FileEntry) else 0
-        stored_size += sum(map(in_blocks, inodes.values())) if kind is Kind.FILE else stored_size_of(folder)[0]
+        stored_size += sum(map(in_blocks, inodes.values())) if kind is Kind.FILE else _stored_size(folder)[0]
     used = folder / "entry.json" if entry is not None else folder
     label = folder.name + SUFFIXES[kind]
     names = [path.name for path in paths]
-    return CachedEntry(_key(folder.parents[3], label), folder, kind, folder.name, names, size, stored_size, used.stat().st_mtime)
+    return CachedEntry(_key(folder.parents[3], label), folder, kind, folder.name, names, size, stored_size, used.lstat().st_mtime)
 
 
 def _key(entry_store: Path, label: str) -> str:

@@ -43,7 +43,8 @@ late."""
 LOCK_SECONDS = 1
 """A process that holds the lock for longer is assumed to be suspended, and is not waited for any more."""
 
-_HOLDER = re.compile(r"([0-9a-f]{32}-[0-9]+)-([0-9]+)-([0-9]+)-[0-9a-f]{8}\Z")
+_HOLDER = re.compile(r"([0-9a-f]{32}-[0-9]{1,20})-([1-9][0-9]{0,8})-([0-9]{1,20})-[0-9a-f]{8}\Z")
+_SIZE = re.compile(r"[0-9]{1,18}\Z")
 _NOWHERE = "0" * 32 + "-0"
 
 
@@ -312,7 +313,7 @@ def _leases(holder: Path) -> Iterator[tuple[str, int]]:
     with suppress(OSError):
         for name in os.listdir(holder):  # noqa: PTH208  # names are enough
             key, _, size = name.partition("+")
-            yield key, int(size) if size.isdecimal() else 0
+            yield key, int(size) if _SIZE.match(size) else 0
 
 
 def _identity(pid: int) -> str:

@@ -12,6 +12,7 @@ from filestore.core.digest import DIGEST_SIZE
 from filestore.core.manifest import MANIFEST_LIMIT, Manifest
 from filestore.core.records import Kind
 from filestore.format.zip.read import ZipLimits
+from filestore.system.small_files import read_small
 from filestore.transfer.seeds import FileSeed, Seed
 from filestore.transfer.tree_seed import TreeSeed
 
@@ -135,8 +136,7 @@ def _read_tail(candidate: _Candidate, *, limit: int) -> bytes | None:
     """
     if candidate.kind is Kind.FILE:
         return b""
-    path = candidate.folder / "tail"
     try:
-        return path.read_bytes() if path.stat().st_size <= limit else None
+        return read_small(candidate.folder / "tail", limit=limit)
     except OSError:
         return None

@@ -31,7 +31,7 @@ from filestore.cache.quota import Quota
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.progress import Report
-from filestore.core.records import Kind, parse_json
+from filestore.core.records import Kind
 from filestore.core.references import FileURL, Reference
 from filestore.download.download import (
     DEFAULT_DOWNLOAD_OPTIONS,
@@ -55,6 +55,7 @@ from filestore.errors import (
 from filestore.system.files import in_blocks, remove_if_possible, storage_errors, take_away, write_durably, write_error
 from filestore.system.locks import Lock, locked
 from filestore.system.owners import make_private
+from filestore.system.small_files import read_json
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 from filestore.transfer.push import manifest_of
 
@@ -281,7 +282,10 @@ class Urls:
     def _recall(self, origin: FileURL) -> _UrlState | None:
         values = _read(self._record_path(origin))
         try:
-            return _UrlState(Digest.parse(values["digest"]), validators_from(values["validators"]), float(values["asked_at"]))
+            asked_at = values["asked_at"]
+            if type(asked_at) not in {int, float}:
+                return None
+            return _UrlState(Digest.parse(values["digest"]), validators_from(values["validators"]), asked_at)
         except (KeyError, TypeError, ValueError, FilestoreError):
             return None
 
@@ -303,6 +307,8 @@ class Urls:
         shared = self._entry_store.root / "staging" / label
         aside = shared.with_name(f".{label}.{uuid.uuid4().hex}")
         is_alone = lock.is_held and is_first
+        if shared.is_symlink():
+            remove_if_possible(shared)
         folder = shared if is_alone else aside
         with storage_errors(self._entry_store.root, translate=write_error):
             if lock.passes_by and is_first:
@@ -349,7 +355,7 @@ def _sha256_of(path: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of a small JSON file. It is empty if the file is missing or malformed."""
     try:
-        values = parse_json(path.read_bytes())
+        values = read_json(path)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

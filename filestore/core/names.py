@@ -115,9 +115,14 @@ def tree_name(name: str) -> str:
     return name if stem in ("", ".", "..") else stem
 
 
+def is_namespace(text: str) -> bool:
+    """Return whether a text is a valid namespace."""
+    return _NAMESPACE.match(text) is not None
+
+
 def checked_namespace(namespace: str) -> str:
     """Return `namespace` if it is valid. Raises InvalidName if it is not."""
-    if not _NAMESPACE.match(namespace):
+    if not is_namespace(namespace):
         raise InvalidName(namespace, "a namespace is 1 to 63 lower-case letters, digits, '-' and '_'")
     return namespace
 

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 from filestore.core.progress import Progress, Report
-from filestore.core.records import parse_json
 from filestore.core.references import FileURL, redact_url
 from filestore.download.addresses import is_address, is_plain, is_public, network_of, parse_network
 from filestore.errors import (
@@ -51,6 +50,7 @@ from filestore.system.http_answers import may_try_again, said_by
 from filestore.system.owners import PRIVATE_FILE
 from filestore.system.proxies import parse_proxy, proxy_named_in
 from filestore.system.retries import FIRST_PAUSE_SECONDS, RETRY_SECONDS, Retries
+from filestore.system.small_files import read_json
 from filestore.system.stalls import StallTimer
 from filestore.system.threads import in_disk_thread, shield_until_done
 
@@ -67,6 +67,8 @@ PARTIAL_NAME = "partial"
 """The name of the downloaded file in its folder."""
 _STATE_SIZE = 16 << 10
 """The size of the state file in bytes. The longest headers that are saved fit into it."""
+_VALUE_LIMIT = 4096
+"""The most characters of a header field that is saved."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)\Z")
 _NO_RANGE = re.compile(r"bytes \*/([0-9]{1,18})\Z")
@@ -657,7 +659,7 @@ class _PartialDownload:
             self._descriptor = os.open(self.path, flags, PRIVATE_FILE)
             there = os.fstat(self._descriptor).st_size
         with suppress(OSError, ValueError, KeyError, TypeError):
-            state = parse_json(self._state.read_bytes())
+            state = read_json(self._state)
             size, total, validators = state["size"], state["total"], validators_from(state["validators"])
             is_number = type(size) is int and (total is None or type(total) is int)
             # After a crash of the machine, only bytes that were synced before they were noted are certain.
@@ -733,7 +735,8 @@ def validators_from(values: Any) -> Validators:
 
 def _header_value(value: object) -> str | None:
     """Return `value` if it is a header value that can be sent back unchanged. Return None otherwise."""
-    return value if isinstance(value, str) and value and value.isascii() and value.isprintable() else None
+    is_sendable = isinstance(value, str) and 0 < len(value) <= _VALUE_LIMIT and value.isascii() and value.isprintable()
+    return str(value) if is_sendable else None
 
 
 def _validators(response: aiohttp.ClientResponse) -> Validators:

@@ -1,0 +1,44 @@
+"""Read small files that anyone may have replaced: by a link, a pipe, or a file without end (I4).
+
+A cache reads many such files. Its folder may be shared, or have come from elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filestore.core.records import parse_json
+
+JSON_LIMIT = 4 << 20
+"""Bytes of the largest JSON file that is read."""
+
+
+def read_small(path: Path, *, limit: int) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes. Blocks.
+
+    Raises OSError for a larger file too, and for a link or anything else that is not a regular file.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit} bytes", str(path))
+    return content
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Blocks. Raises OSError, also for a link and for anything else."""
+    # Without O_NONBLOCK, the open of a pipe would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a small JSON file. Blocks. Raises OSError as `read_small` does, and ValueError as `parse_json`."""
+    return parse_json(read_small(path, limit=JSON_LIMIT))
