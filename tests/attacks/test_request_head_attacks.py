@@ -265,6 +265,41 @@ def test_a_client_that_sends_requests_and_reads_nothing_is_held(tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_a_client_that_reads_no_answer_is_ended(impatient: RunningServer) -> None:
+    """The answers are small, so that one of them waits in the process as a whole. The client moves too few bytes in time."""
+    for number in range(200):
+        impatient.upload(f"{number}-{'n' * 200}", b"x")
+    lines = f"Host: server\r\nAuthorization: Bearer {impatient.token}\r\n\r\n"
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", impatient.port))
+        connection.settimeout(0)
+        request = f"GET {API}/files HTTP/1.1\r\n{lines}".encode()
+        unsent = request * 1000
+
+        def is_ended() -> bool:
+            nonlocal unsent
+            try:
+                unsent = unsent[connection.send(unsent) :] or request
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                return True
+            return False
+
+        eventually(is_ended)
+    assert is_served(impatient)
+
+
+@pytest.mark.parametrize("lines", [b"Connection: Upgrade\r\nUpgrade: websocket\r\n", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"])
+def test_requests_after_a_wish_for_another_protocol_are_heads_too(server: RunningServer, lines: bytes) -> None:
+    """The wish is ignored, and the bytes after it are not kept for another protocol."""
+    with server.connection() as connection:
+        connection.sendall(GET + lines + b"\r\n" + REQUEST + GET + b"X: " + b"x" * HEAD_LIMIT)
+        assert [b"200", b"200", b"431"] == statuses(connection, 3)
+
+
+@pytest.mark.slow
 def test_the_body_of_a_stranger_is_not_read_for_long(server: RunningServer) -> None:
     """The answer 401 can be read, and the connection is closed although the client would send for ever."""
     head = f"POST {API}/files HTTP/1.1\r\nHost: server\r\nContent-Length: {1 << 20}\r\n\r\n"

@@ -199,7 +199,7 @@ class RequestConnection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Send the answer. Return when the kernel has all of it, or the client is gone or too slow."""
         finished, is_reset = await super().finish_response(request, resp, start_time)
-        await self._sent(request)
+        is_reset = not await self._sent(request) or is_reset
         self._is_serving = False
         if finished.keep_alive and not is_reset:
             self._advance()
@@ -289,22 +289,28 @@ class RequestConnection(web.RequestHandler):
         elif body.is_eof():
             self._body = None
 
-    async def _sent(self, request: web.BaseRequest) -> None:
-        """Wait until the kernel has the whole answer. Cut the connection of a client that does not read it."""
+    async def _sent(self, request: web.BaseRequest) -> bool:
+        """Wait until the kernel has the whole answer. Cut the connection of a client that does not read it.
+
+        Return False if the connection has ended.
+        """
         transport = self.transport
-        if transport is None or not transport.get_write_buffer_size():
-            return
+        if transport is None:
+            return False
+        if not transport.get_write_buffer_size():
+            return not transport.is_closing()
         timer = StallTimer(self._connections.stall_seconds, connection=transport.get_extra_info("socket"))
         while not transport.is_closing() and transport.get_write_buffer_size():
             left = timer.left()
             if left <= 0:
                 transport.abort()
-                return
+                break
             began = timer.began()
             with suppress(TimeoutError, ConnectionError):
                 async with asyncio.timeout(left):
                     await request.writer.drain()
             timer.ended(began)
+        return not transport.is_closing()
 
     # The end of a connection.
 
