@@ -15,7 +15,6 @@ from filestore.http.server.request_head import FIELD_LIMIT, HEAD_LIMIT, HEADS_LI
 from filestore.http.wire import API
 from tests.support.generator import octets
 from tests.support.server import Reply, RunningServer, eventually, form, reply, running_server
-from tests.support.slow_clients import peak_memory
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: server\r\n"
 REQUEST = GET + b"\r\n"
@@ -239,29 +238,6 @@ def test_a_thousand_pipelined_requests_are_answered(server: RunningServer) -> No
         while received.count(b'{"status": "ok"}') < 1000:
             received += connection.recv(1 << 16)
         assert 1000 == received.count(b"HTTP/1.1 200")
-
-
-@pytest.mark.slow
-def test_a_client_that_sends_requests_and_reads_nothing_is_held(tmp_path: Path) -> None:
-    """The server reads the next request when the client has taken the answer to the one before. So it holds no answers."""
-    with running_server(tmp_path / "root", stall_seconds=600) as server:
-        request = b"GET %s/files HTTP/1.1\r\nHost: server\r\nAuthorization: Bearer %s\r\n" % (API.encode(), server.token.encode())
-        request += b"X: " + b"x" * 10_000 + b"\r\n\r\n"
-        for number in range(300):
-            server.upload(f"{number}-{'n' * 200}", b"x")
-        before = peak_memory(server.pid)
-        with ExitStack() as held:
-            for _ in range(20):
-                connection = held.enter_context(server.connection())
-                connection.settimeout(0)
-                idle = 0
-                while idle < 100:
-                    try:
-                        connection.send(request * 100)
-                    except BlockingIOError:
-                        assert is_served(server)
-                        idle += 1
-            assert peak_memory(server.pid) - before < 40 << 20
 
 
 @pytest.mark.slow
