@@ -1,20 +1,21 @@
-"""Measurements in a server: few at a time, shared, and only while somebody waits for them."""
+"""Measurements and listings in a server: few at a time, shared, and only while somebody waits for them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import cast
 
 import pytest
 from aiohttp import web
 
+from filestore.errors import Busy
 from filestore.http.server import slow
 from filestore.http.server.context import RequestContext
-from filestore.http.server.measuring import MEASUREMENTS_LIMIT, Measuring
+from filestore.http.server.measuring import LISTINGS_LIMIT, MEASUREMENTS_LIMIT, Measuring
 from filestore.http.server.slow import answer_slowly
 
 
@@ -73,6 +74,20 @@ async def test_equal_questions_share_a_measurement() -> None:
     last.cancel()
     await asyncio.gather(last, return_exceptions=True)
     assert 0 == measured.under_way.total()
+
+
+def test_listings_of_a_namespace_are_limited() -> None:
+    """Each has a file as large as the listing. Another namespace can still list."""
+    measuring = Measuring()
+    with ExitStack() as stack:
+        for _ in range(LISTINGS_LIMIT):
+            stack.enter_context(measuring.listing("a"))
+        with pytest.raises(Busy), measuring.listing("a"):
+            pass
+        with measuring.listing("b"):
+            pass
+    with measuring.listing("a"):
+        pass
 
 
 @pytest.mark.parametrize("goes_on", [True, False])

@@ -38,6 +38,7 @@ from filestore.http.server.body.reader import reading_body
 from filestore.http.server.body.writer import FilePart
 from filestore.http.server.context import RequestContext, make_spool_folder
 from filestore.http.server.errors import problem_answer
+from filestore.http.server.measuring import MEASURING
 from filestore.http.server.slow import answer_slowly, answer_while_it_grows
 from filestore.http.server.validators import IMMUTABLE, matches_any
 from filestore.repository.format_file import REPOSITORY_VERSION
@@ -181,10 +182,11 @@ async def list_files(context: RequestContext, repository: LocalRepository) -> we
 
 
 async def _list_all(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    async with _listing_place(context) as (file, writes):
-        growth = ListingGrowth(writes=writes)
-        response = web.StreamResponse(headers={"Content-Type": wire.LINES})
-        await answer_while_it_grows(context, response, file, growth, repository.write_listing(file, growth))
+    with context.request.app[MEASURING].listing(repository.namespace):
+        async with _listing_place(context) as (file, writes):
+            growth = ListingGrowth(writes=writes)
+            response = web.StreamResponse(headers={"Content-Type": wire.LINES})
+            await answer_while_it_grows(context, response, file, growth, repository.write_listing(file, growth))
     return response
 
 
