@@ -14,7 +14,7 @@ from filestore.system.threads import in_cpu_thread, in_disk_thread
 
 SLICE = 2048
 """The number of chunks that are looked up together."""
-COUNT_FREE, COUNT_SIZE = 4096, 1024
+COUNT_FREE, COUNT_SIZE = 16384, 1024
 """A file may have so many chunks, and one more for so many bytes."""
 _PIECE = 56 * SLICE
 """The number of chunks that are copied together: 4 MiB in packed form."""

@@ -7,8 +7,12 @@ import os
 import threading
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Sequence
 
 from filestore.core.manifest import Manifest
+
+_ASKED_TOGETHER = 4096
+"""The most chunks that a reader waits for at a time."""
 
 
 class PartialFile:
@@ -30,8 +34,10 @@ class PartialFile:
         `began` is set.
         """
         self._loop = asyncio.get_running_loop()
-        self._offsets: list[int] = []
+        self._offsets: Sequence[int] = ()
         self._present = bytearray()
+        self._took: deque[int] = deque()
+        """Offsets that a thread has noted, and the event loop has not taken yet."""
         self._waiting: dict[int, asyncio.Event] = {}
         self._asked: deque[int] = deque()
         self._is_whole = False
@@ -50,11 +56,17 @@ class PartialFile:
                 return
             own = os.dup(descriptor)
             self._descriptors.append(own)
+            # What an earlier fetch has noted is of no use to this one.
+            self._took = deque()
         self._loop.call_soon_threadsafe(self._begin, manifest, own)
 
     def took(self, offset: int) -> None:
         """Note that the chunk at `offset` was verified and written."""
-        self._loop.call_soon_threadsafe(self._note, offset)
+        with self._lock:
+            self._took.append(offset)
+            # The event loop is told once for many chunks: its queue would grow faster than it can take tiny ones.
+            if len(self._took) == 1:
+                self._loop.call_soon_threadsafe(self._note_all, self._took)
 
     def next_asked(self) -> int | None:
         """Return the offset of the next chunk that the reader waits for. Each offset is returned once.
@@ -76,13 +88,11 @@ class PartialFile:
         Call it after `began` is set, with a range inside the file.
         """
         while missing := self._missing(start, stop):
-            events = []
             for place in missing:
                 if place not in self._waiting:
                     self._waiting[place] = asyncio.Event()
                     self._asked.append(self._offsets[place])
-                events.append(self._waiting[place])
-            for event in events:
+            for event in [self._waiting[place] for place in missing]:
                 await event.wait()
 
     def close(self) -> None:
@@ -99,23 +109,34 @@ class PartialFile:
             return
         self.descriptor = descriptor
         self.size = manifest.size
-        self._offsets = list(manifest.offsets())
+        self._offsets = manifest.offset_table()
         self._present = bytearray(len(self._offsets))
         # A fetch that starts over has lost the chunks that it was asked for, so they are asked for again.
         self._asked = deque(self._offsets[place] for place in self._waiting)
         self.began.set()
 
-    def _note(self, offset: int) -> None:
-        place = self._place(offset)
-        self._present[place] = 1
-        event = self._waiting.pop(place, None)
-        if event is not None:
-            event.set()
+    def _note_all(self, took: deque[int]) -> None:
+        with self._lock:
+            offsets = list(took)
+            took.clear()
+        for offset in offsets:
+            place = self._place(offset)
+            self._present[place] = 1
+            event = self._waiting.pop(place, None)
+            if event is not None:
+                event.set()
 
     def _missing(self, start: int, stop: int) -> list[int]:
+        """Return the numbers of the first chunks that are missing in a range, at most `_ASKED_TOGETHER`."""
+        missing: list[int] = []
         if self._is_whole or start == stop:
-            return []
-        return [place for place in range(self._place(start), self._place(stop - 1) + 1) if not self._present[place]]
+            return missing
+        end = self._place(stop - 1) + 1
+        place = self._present.find(0, self._place(start), end)
+        while place >= 0 and len(missing) < _ASKED_TOGETHER:
+            missing.append(place)
+            place = self._present.find(0, place + 1, end)
+        return missing
 
     def _place(self, offset: int) -> int:
         """Return the number of the chunk that contains a byte."""

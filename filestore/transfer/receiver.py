@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import NamedTuple
@@ -25,10 +26,10 @@ from filestore.system.buffers import BufferPool
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread, task_group
 from filestore.transfer.partial_file import PartialFile
+from filestore.transfer.places import Matches, Place, Places, PlaceTable, find_matches
 from filestore.transfer.schedule import (
     DEFAULT_OPTIONS,
     Batch,
-    Place,
     TransferOptions,
     asked_first,
     batches_by_size,
@@ -42,6 +43,8 @@ from filestore.transfer.sources.file import WINDOW_SIZE, Source, scan_and_hash
 
 KEPT_LIMIT = 16 << 20
 """Bytes that `content` keeps in memory, so that they are not received twice."""
+KEPT_OBJECT_SIZE = 256
+"""Bytes that a chunk takes there besides its content."""
 
 _decoder = per_thread(Decoder)
 _scratch = per_thread(lambda: memoryview(bytearray(CHUNK_LIMIT)))
@@ -91,11 +94,15 @@ class Receiver:
         self._options = options
         self._buffers = BufferPool(count=options.batches_in_flight, size=options.batch_size)
         self._sink: Sink | None = None
-        self._missing: dict[int, Place] = {}
+        self._chunks = self._table = PlaceTable(manifest)
+        """All chunks, and the places that the sink needs."""
+        self._missing_size = 0
         self._kept: dict[int, bytes] = {}
-        self._ahead: set[int] = set()
+        self._kept_size = 0
+        self._ahead = bytearray(len(manifest.chunks))
+        """Which chunks were received by `content`, by their numbers."""
         self._seeds = seeds
-        self._seeded: dict[int, _SeedMatch] = {}
+        self._seeded: list[_SeedMatches] = []
         self._seed_lock = threading.Lock()
         self._read = self._written = self._under_way = self._done = 0
         self._unsynced = 0
@@ -123,7 +130,7 @@ class Receiver:
         DamagedChunk, ChunksMissing, TransferError.
         """
         memory = bytearray(len(wanted))
-        places = await in_cpu_thread(self._overlapping, wanted)
+        places = self._chunks.overlapping(wanted)
         seeded = await in_cpu_thread(_look_up, places, self._seeds)
         for batch in batches_by_size(places, self._options):
             kept = await self._at_hand(batch, seeded)
@@ -133,13 +140,15 @@ class Receiver:
                 pieces: list[bytes] = []
                 await self._use_frames(batch, frames, kept, partial(_append_content, pieces))
             self._under_way -= sum(len(frame) for frame in frames)
-            self._ahead.update(place.offsets[0] for place in received)
+            for place in received:
+                self._ahead[self._chunks.number_at(place.offsets[0])] = True
             for place, piece in zip(batch, pieces, strict=True):
                 offset = place.offsets[0]
                 start, stop = max(offset, wanted.start), min(offset + len(piece), wanted.stop)
                 memory[start - wanted.start : stop - wanted.start] = memoryview(piece)[start - offset : stop - offset]
-                if sum(map(len, self._kept.values())) + len(piece) <= KEPT_LIMIT:
+                if offset not in self._kept and self._kept_size + len(piece) + KEPT_OBJECT_SIZE <= KEPT_LIMIT:
                     self._kept[offset] = piece
+                    self._kept_size += len(piece) + KEPT_OBJECT_SIZE
         return bytes(memory)
 
     async def reuse(self, sink: Sink, seeds: Sequence[Seed], *, resume: bool) -> None:
@@ -150,27 +159,28 @@ class Receiver:
         """
         self._sink = sink
         self.reused = self._written = self._under_way = 0
-        self._missing = await in_cpu_thread(self._places, sink)
-        self._kept = {offset: piece for offset, piece in self._kept.items() if offset in self._missing}
+        self._table = PlaceTable(self._manifest)
+        await in_cpu_thread(self._table.fill, self._orders(sink))
+        self._kept = {offset: piece for offset, piece in self._kept.items() if self._table.is_missing(offset)}
         self.report_progress()
         if resume:
             # The sink can give only content that may be written in any order, so no chunk here waits for the one before it.
-            staged = [place for place in self._missing.values() if place.order is not Ordering.AFTER]
+            staged = await in_cpu_thread(self._table.missing, Ordering.ANY, Ordering.ONCE)
             await self._reuse_each(batches_by_size(staged, self._options), lambda batch: _held(sink, batch))
         for seed in seeds:
             with suppress(SourceError):
                 await self._reuse_seed(sink, seed)
         # Chunks that have an order are read from seeds when they are next, so these seeds stay open.
-        ordered = [place for place in self._missing.values() if place.order is not Ordering.ANY]
+        ordered = await in_cpu_thread(self._table.missing, Ordering.ONCE, Ordering.AFTER)
         self._seeded = await in_cpu_thread(_look_up, ordered, seeds)
-        needed = {id(seeded.seed) for seeded in self._seeded.values()}
+        needed = {id(seeded.seed) for seeded in self._seeded}
         for seed in seeds:
             if id(seed) not in needed:
                 await in_disk_thread(seed.close)
 
     def missing_size(self) -> int:
         """Return the number of bytes that are not filled yet."""
-        return sum(place.size for place in self._missing.values())
+        return self._missing_size
 
     async def download(self, sink: Sink, *, partial_file: PartialFile | None = None) -> None:
         """Download the missing chunks into `sink`, several batches at a time.
@@ -178,10 +188,11 @@ class Receiver:
         With `partial_file`, the chunks that its reader waits for come first. The sink must then take all chunks in any
         order. Raises DamagedChunk, ChunksMissing, TransferError, and what the sink raises.
         """
+        missing = await in_cpu_thread(self._table.missing, *Ordering)
         if partial_file is None:
-            batches = round_robin(ordered_chains(list(self._missing.values()), self._options), self._options)
+            batches = round_robin(ordered_chains(missing, self._options), self._options)
         else:
-            batches = asked_first(list(self._missing.values()), partial_file, self._options)
+            batches = asked_first(missing, partial_file, self._options)
         async with task_group() as group:
             for _ in range(self._options.batches_in_flight):
                 group.create_task(self._download_batches(batches, sink, group))
@@ -196,67 +207,34 @@ class Receiver:
         count, done = (1, 0) if self._sink is None else (self._sink.file_count, self._sink.files_done)
         self._report(Progress(self._manifest.size, self._done, self.moved, self.reused, self._read, count, done))
 
-    def _overlapping(self, wanted: range) -> list[Place]:
-        return [
-            Place(chunk, [offset])
-            for chunk, offset in zip(self._manifest.chunks, self._manifest.offsets(), strict=True)
-            if offset < wanted.stop and wanted.start < offset + chunk.size
-        ]
-
-    def _places(self, sink: Sink) -> dict[int, Place]:
-        """Return the places that must be filled, in the order of the file. The key of each is its first offset.
-
-        Chunks that the sink does not need are added to the counters.
-        """
-        places: dict[int, Place] = {}
-        anywhere: dict[bytes, Place] = {}
-        for chunk, offset in zip(self._manifest.chunks, self._manifest.offsets(), strict=True):
-            order = sink.order(offset, chunk.size)
-            if order is None:
-                if offset in self._ahead:
-                    self._written += chunk.size
-                else:
-                    self.reused += chunk.size
-                continue
-            if order is Ordering.ANY and chunk.digest in anywhere:
-                anywhere[chunk.digest].offsets.append(offset)
-                continue
-            places[offset] = Place(chunk, [offset], order)
-            if order is Ordering.ANY:
-                anywhere[chunk.digest] = places[offset]
-        return places
-
-    def _reusable(self) -> list[Place]:
-        return [place for place in self._missing.values() if place.order is Ordering.ANY]
+    def _orders(self, sink: Sink) -> Iterator[Ordering | None]:
+        """Yield when the sink can take each chunk, or None. Chunks that it does not need are added to the counters."""
+        self._missing_size = 0
+        for number, (size, offset) in enumerate(zip(self._manifest.chunks.sizes(), self._chunks.offsets, strict=True)):
+            order = sink.order(offset, size)
+            if order is not None:
+                self._missing_size += size
+            elif self._ahead[number]:
+                self._written += size
+            else:
+                self.reused += size
+            yield order
 
     async def _reuse_seed(self, sink: Sink, seed: Seed) -> None:
         """Fill places from a seed.
 
         Long extents are copied, then verified in the sink; other chunks are read one by one.
         """
-        found = await in_cpu_thread(self._found_in, seed.manifest)
-        places = [self._missing[offset] for offset in sorted(found)]
-        for extent in long_extents(places, found, sink, self._options):
+        reusable = await in_cpu_thread(self._table.missing, Ordering.ANY)
+        found = await in_cpu_thread(find_matches, reusable, seed.manifest)
+        for extent in long_extents(found.places, found, sink, self._options):
             if await self._copy_extent(sink, seed, extent, found):
                 await self._reuse_each(batches_by_size(extent, self._options), lambda batch: _held(sink, batch))
-        rest = [place for place in places if place.offsets[0] in self._missing]
+        rest = (place for place in found.places if self._table.is_missing(place.offsets[0]))
         for batch in batches_by_size(rest, self._options):
             self._note_reused(await in_cpu_thread(_copied, sink, seed, batch, found))
 
-    def _found_in(self, other: Manifest) -> dict[int, int]:
-        """Find chunks that are missing here in the manifest `other`.
-
-        Return their offsets there, by the first offset of their place.
-        """
-        wanted = {place.chunk.digest: place.offsets[0] for place in self._reusable()}
-        found = {}
-        for chunk, offset in zip(other.chunks, other.offsets(), strict=True):
-            place = wanted.pop(chunk.digest, None)
-            if place is not None:
-                found[place] = offset
-        return found
-
-    async def _copy_extent(self, sink: Sink, seed: Seed, extent: list[Place], found: dict[int, int]) -> bool:
+    async def _copy_extent(self, sink: Sink, seed: Seed, extent: Places, found: Matches) -> bool:
         first = extent[0].offsets[0]
         size = extent[-1].offsets[0] + extent[-1].chunk.size - first
         for start in range(0, size, self._options.copy_size):
@@ -282,7 +260,7 @@ class Receiver:
     async def _download_batches(self, batches: Iterator[Batch], sink: Sink, group: asyncio.TaskGroup) -> None:
         async with self._buffers.take() as buffer:
             for batch in batches:
-                places = batch.places
+                places = list(batch.places)
                 kept = await self._at_hand(places, self._seeded)
                 frames = await self._get([place for place in places if place.offsets[0] not in kept], buffer)
                 if batch.after is not None:
@@ -290,7 +268,7 @@ class Receiver:
                 await self._use_frames(places, frames, kept, partial(_write, sink), prepare=sink.check_ours)
                 batch.written.set()
                 self._under_way -= sum(len(frame) for frame in frames)
-                reused = sum(place.size for place in places if place.offsets[0] in kept.keys() - self._ahead)
+                reused = sum(place.size for place in places if place.offsets[0] in kept and not self._was_ahead(place))
                 self.reused += reused
                 self._written += sum(place.size for place in places) - reused
                 self._unsynced += sum(place.size for place in places)
@@ -303,21 +281,25 @@ class Receiver:
             self._unsynced = 0
             await in_disk_thread(sink.sync)
 
-    async def _at_hand(self, places: list[Place], seeded: Mapping[int, _SeedMatch]) -> Mapping[int, bytes]:
+    def _was_ahead(self, place: Place) -> bool:
+        """Return whether `content` has received a chunk."""
+        return bool(self._ahead[self._chunks.number_at(place.offsets[0])])
+
+    async def _at_hand(self, places: list[Place], seeded: Sequence[_SeedMatches]) -> Mapping[int, bytes]:
         """Return the content that need not be received: kept chunks, and verified chunks of seeds."""
         # Most fetches have no such seeds, so that they need no thread here.
-        return self._kept | await in_cpu_thread(self._read_seeds, places, seeded) if seeded else self._kept
+        return ChainMap(await in_cpu_thread(self._read_seeds, places, seeded), self._kept) if seeded else self._kept
 
-    def _read_seeds(self, places: list[Place], seeded: Mapping[int, _SeedMatch]) -> dict[int, bytes]:
+    def _read_seeds(self, places: list[Place], seeded: Sequence[_SeedMatches]) -> dict[int, bytes]:
         """Return the content of the places whose chunk could be read from a seed and verified."""
         pieces = {}
         for place in places:
-            found = seeded.get(place.offsets[0])
-            if found is None:
+            offset, seed = _first_match(seeded, place)
+            if seed is None:
                 continue
             memory = bytearray(place.chunk.size)
             with suppress(SourceError), self._seed_lock:
-                if found.seed.read_into(memoryview(memory), found.offset) and chunk_digest(memory) == place.chunk.digest:
+                if seed.read_into(memoryview(memory), offset) and chunk_digest(memory) == place.chunk.digest:
                     pieces[place.offsets[0]] = bytes(memory)
         return pieces
 
@@ -393,7 +375,8 @@ class Receiver:
 
     def _note_reused(self, places: list[Place]) -> None:
         for place in places:
-            del self._missing[place.offsets[0]]
+            self._table.note_filled(place)
+            self._missing_size -= place.size
             self.reused += place.size
         self.report_progress()
 
@@ -403,26 +386,26 @@ class Receiver:
         self.report_progress()
 
 
-class _SeedMatch(NamedTuple):
-    """A seed, and the offset at which it should have a chunk."""
+class _SeedMatches(NamedTuple):
+    """A seed, and the places whose chunks it should have."""
 
     seed: Seed
-    offset: int
+    found: Matches
 
 
-def _look_up(places: Sequence[Place], seeds: Sequence[Seed]) -> dict[int, _SeedMatch]:
-    """Find the chunks of places in the manifests of seeds. Return the matches by the first offset of each place."""
-    wanted: dict[bytes, list[int]] = {}
-    for place in places:
-        wanted.setdefault(place.chunk.digest, []).append(place.offsets[0])
-    found = {}
-    for seed in seeds:
-        if not wanted:
-            break
-        for chunk, offset in zip(seed.manifest.chunks, seed.manifest.offsets(), strict=True):
-            for place_offset in wanted.pop(chunk.digest, ()):
-                found[place_offset] = _SeedMatch(seed, offset)
-    return found
+def _look_up(places: Places, seeds: Sequence[Seed]) -> list[_SeedMatches]:
+    """Find the chunks of places in the manifests of seeds. Return the seeds that have some."""
+    matches = (_SeedMatches(seed, find_matches(places, seed.manifest)) for seed in seeds)
+    return [match for match in matches if match.found.places]
+
+
+def _first_match(seeded: Iterable[_SeedMatches], place: Place) -> tuple[int, Seed | None]:
+    """Return the offset of a chunk in the first seed that should have it, and this seed. It is None if there is not one."""
+    for seed, found in seeded:
+        offset = found.get(place.offsets[0])
+        if offset is not None:
+            return offset, seed
+    return 0, None
 
 
 def _copy(sink: Sink, seed: Seed, seed_offset: int, offset: int, size: int) -> bool:
@@ -448,7 +431,7 @@ def _held(sink: Sink, places: list[Place]) -> list[Place]:
     return found
 
 
-def _copied(sink: Sink, seed: Seed, places: list[Place], found: Mapping[int, int]) -> list[Place]:
+def _copied(sink: Sink, seed: Seed, places: list[Place], found: Matches) -> list[Place]:
     """Read the chunks of `places` from a seed, verify them and write them.
 
     Return the places for which this was possible.

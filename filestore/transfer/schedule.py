@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from filestore.core.batches import batched_by_size
-from filestore.core.manifest import Chunk
 from filestore.format.codec import frame_limit
 from filestore.format.zip.read import OFFSET_SPACE
 from filestore.transfer.partial_file import PartialFile
+from filestore.transfer.places import Matches, Place, Places
 from filestore.transfer.sinks.protocol import Ordering, Sink
 from filestore.transfer.sinks.zip_index import GATHER_LIMIT
 
@@ -25,6 +26,8 @@ class TransferOptions:
     """Number of batches that are received and written at a time."""
     batch_size: int = 8 << 20
     """The size of one batch, decoded."""
+    batch_count: int = 4096
+    """The most chunks of a batch."""
     followed_batch_size: int = 2 << 20
     """The size of a batch for a file that is read while it is fetched. It is small, so that a worker is soon free for
     the chunks that the reader waits for."""
@@ -45,81 +48,79 @@ class TransferOptions:
 DEFAULT_OPTIONS = TransferOptions()
 
 
-class Place(NamedTuple):
-    """A chunk and its offsets in the file."""
-
-    chunk: Chunk
-    offsets: list[int]
-    order: Ordering = Ordering.ANY
-
-    @property
-    def size(self) -> int:
-        """The bytes of the file that this chunk fills."""
-        return self.chunk.size * len(self.offsets)
-
-
 class Batch(NamedTuple):
     """The chunks that one worker receives and writes at a time."""
 
-    places: list[Place]
+    places: Places
     after: asyncio.Event | None
     """The event `written` of the batch that must be written before this one."""
     written: asyncio.Event
 
 
 def batches_by_size(places: Iterable[Place], options: TransferOptions) -> Iterator[list[Place]]:
-    """Yield the places in batches whose frames fit into `batch_size` bytes."""
-    return batched_by_size(list(places), lambda place: frame_limit(place.chunk.size), limit=options.batch_size)
+    """Yield the places in batches whose frames fit into `batch_size` bytes, and of at most `batch_count` places."""
+    return batched_by_size(
+        places, lambda place: frame_limit(place.chunk.size), limit=options.batch_size, count_limit=options.batch_count
+    )
 
 
-def ordered_chains(places: Sequence[Place], options: TransferOptions) -> Iterator[list[Batch]]:
+def ordered_chains(places: Places, options: TransferOptions) -> Iterator[list[Batch]]:
     """Yield chains of batches. The batches of one chain must be written one after the other."""
     chain: list[Batch] = []
     for extent in _unbroken(places):
+        start = 0
         for batch in batches_by_size(extent, options):
             follows = batch[0].order is Ordering.AFTER
             if chain and not follows:
                 yield chain
                 chain = []
-            chain.append(Batch(batch, chain[-1].written if follows and chain else None, asyncio.Event()))
+            after = chain[-1].written if follows and chain else None
+            # The places themselves are made once more when a worker takes the batch: a chain may be the whole file.
+            chain.append(Batch(extent[start : start + len(batch)], after, asyncio.Event()))
+            start += len(batch)
     if chain:
         yield chain
 
 
-def _unbroken(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
+def _unbroken(places: Places) -> Iterator[Places]:
     """Split `places` before each sequence of chunks that must follow each other, so that a batch begins there."""
+    orders = places.orders()
     start = 0
-    for at in range(1, len(places) - 1):
-        if places[at].order is not Ordering.AFTER and places[at + 1].order is Ordering.AFTER:
-            yield places[start:at]
-            start = at
+    after = orders.find(Ordering.AFTER, 2)
+    while after >= 0:
+        if orders[after - 1] != Ordering.AFTER:
+            yield places[start : after - 1]
+            start = after - 1
+        after = orders.find(Ordering.AFTER, after + 1)
     yield places[start:]
 
 
-def asked_first(places: Sequence[Place], partial_file: PartialFile, options: TransferOptions) -> Iterator[Batch]:
+def asked_first(places: Places, partial_file: PartialFile, options: TransferOptions) -> Iterator[Batch]:
     """Yield small batches. A batch has the chunks that the reader waits for, or else the next chunks of the file.
 
     Each place is in one batch only.
     """
-    by_offset = {offset: place for place in places for offset in place.offsets}
-    taken: set[int] = set()
+    table, firsts = places.table, places.table.firsts()
+    waiting = bytearray(len(firsts))
+    for number in places.numbers:
+        waiting[number] = True
 
-    def gathered(candidates: Iterator[Place]) -> list[Place]:
-        batch: list[Place] = []
+    def gathered(candidates: Iterator[int]) -> Places:
+        batch = array("i")
         held = 0
-        for place in candidates:
-            if place.offsets[0] not in taken:
-                taken.add(place.offsets[0])
-                batch.append(place)
-                held += frame_limit(place.chunk.size)
-            if held >= options.followed_batch_size:
+        for number in candidates:
+            if waiting[number]:
+                waiting[number] = False
+                batch.append(number)
+                held += frame_limit(table.chunks[number].size)
+            if held >= options.followed_batch_size or len(batch) == options.batch_count:
                 break
-        return batch
+        return Places(table, batch)
 
-    rest = iter(places)
+    rest = iter(places.numbers)
     while True:
         # The reader is asked again for each batch, since it may wait for other chunks by now.
-        asked = (by_offset[offset] for offset in iter(partial_file.next_asked, None) if offset in by_offset)
+        asked = (firsts[table.number_at(offset)] for offset in iter(partial_file.next_asked, None))
         batch = gathered(asked) or gathered(rest)
         if not batch:
             return
@@ -150,27 +151,24 @@ def _next_round_robin(active: deque[Iterator[Batch]]) -> Iterator[Batch]:
         return
 
 
-def long_extents(
-    places: Sequence[Place], found: Mapping[int, int], sink: Sink, options: TransferOptions
-) -> Iterator[list[Place]]:
+def long_extents(places: Places, found: Matches, sink: Sink, options: TransferOptions) -> Iterator[Places]:
     """Yield the extents that are long enough for a copy by the operating system.
 
     The chunks of an extent are neighbours in one file of the sink, and also in the seed.
     """
-    extent: list[Place] = []
+    start = size = 0
     current: tuple[int, int, int] | None = None  # the file, and the end of the extent in the sink and in the seed
-    for place in places:
+    for number, place in enumerate(places):
         at = place.offsets[0]
         file = sink.file_at(at, place.chunk.size)
         if file is None or (file, at, found[at]) != current:
-            yield from _long(extent, options)
-            extent = []
-        if file is not None:
-            extent.append(place)
+            if size >= options.extent_min:
+                yield places[start:number]
+            start, size = number, 0
+        if file is None:
+            start = number + 1
+        else:
+            size += place.chunk.size
             current = file, at + place.chunk.size, found[at] + place.chunk.size
-    yield from _long(extent, options)
-
-
-def _long(extent: list[Place], options: TransferOptions) -> Iterator[list[Place]]:
-    if sum(place.chunk.size for place in extent) >= options.extent_min:
-        yield extent
+    if size >= options.extent_min:
+        yield places[start:]

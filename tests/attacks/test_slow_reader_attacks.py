@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,21 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from filestore.backends import open_backend
-from filestore.core.manifest import MANIFEST_LIMIT, Manifest
-from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.paths import file_path
-from filestore.core.records import Kind, Record
+from filestore.core.records import Record
 from filestore.format.codec import Codec
 from filestore.http.wire import API
-from tests.support.frames import encoded, manifest
+from tests.support.frames import encoded
 from tests.support.generator import octets
 from tests.support.server import RunningServer, eventually, reply, running_server
+from tests.support.tiny_chunks import TINY_COUNT, planted, repeated
 
 MIB = 1 << 20
 CROWD = 200
-TINY_COUNT = (MANIFEST_LIMIT - 24) // 36
-"""The most chunks that a manifest can have: 1.86 million."""
 
 
 @pytest.fixture
@@ -54,31 +49,6 @@ def descriptors(server: RunningServer) -> list[str]:
     return found
 
 
-def repeated(content: bytes, count: int) -> Manifest:
-    """Return the manifest of a file that is the same chunk many times."""
-    one = manifest([content]).encoded
-    head = one[:12] + count.to_bytes(4, "little") + (count * len(content)).to_bytes(8, "little")
-    return Manifest.parse(head + one[24:] * count)
-
-
-def planted(server: RunningServer, found: Manifest, name: str) -> Record:
-    """Store a manifest as an earlier version did, which did not look at the number of its chunks."""
-
-    async def plant() -> Record:
-        store, index = await open_backend(server.root, create=False)
-        try:
-            await store.put_manifest(DEFAULT_NAMESPACE, found.digest, found.encoded)
-            async with index.transaction() as transaction:
-                return await transaction.add_record(
-                    DEFAULT_NAMESPACE, name=name, digest=found.digest, size=found.size, kind=Kind.FILE
-                )
-        finally:
-            await index.close()
-            await store.close()
-
-    return asyncio.run(plant())
-
-
 def path_of(record: Record) -> str:
     """Return where a file can be read."""
     return f"/{file_path(record.digest, record.name)}"
@@ -98,7 +68,7 @@ def slow(server: RunningServer, method: str, path: str, *, body: bytes = b"") ->
 def test_a_byte_of_a_file_of_two_million_chunks_costs_its_manifest_once(server: RunningServer) -> None:
     """Two ranges of one byte, by a signed URL, read one chunk each, and the manifest once for both."""
     server.put([encoded(b"x")])
-    record = planted(server, repeated(b"x", TINY_COUNT), "tiny.bin")
+    record = planted(server.root, repeated(b"x", TINY_COUNT), "tiny.bin")
     path = "/" + server.ask("POST", f"{API}/files/{record.id}/sign").json["path"]
     before = peak(server)
     with ExitStack() as held:
@@ -119,7 +89,7 @@ def test_slow_readers_of_a_huge_file_share_its_manifest(server: RunningServer) -
     """Sixty slow readers of a file of 200 GB took 18.6 MiB each."""
     chunk = bytes(768 << 10)
     server.put([encoded(chunk)])
-    path = path_of(planted(server, repeated(chunk, 260_000), "huge.bin"))
+    path = path_of(planted(server.root, repeated(chunk, 260_000), "huge.bin"))
     before = peak(server)
     with ExitStack() as held:
         readers = [held.enter_context(slow(server, "GET", path)) for _ in range(60)]
@@ -132,7 +102,7 @@ def test_slow_readers_of_a_huge_file_share_its_manifest(server: RunningServer) -
 def test_slow_readers_of_a_manifest_take_no_memory_and_no_disk(server: RunningServer) -> None:
     """Each took a copy in the spool folder, here of 18 MiB. Now the kernel sends the stored file."""
     server.put([encoded(b"x")])
-    record = planted(server, repeated(b"x", 500_000), "tiny.bin")
+    record = planted(server.root, repeated(b"x", 500_000), "tiny.bin")
     before = peak(server)
     with ExitStack() as held:
         path = f"{API}/manifests/{record.digest}"
@@ -190,12 +160,12 @@ def read_size(server: RunningServer) -> int:
 
 
 def test_a_manifest_of_absurdly_many_chunks_is_refused(server: RunningServer) -> None:
-    """A file of 5,000 chunks of one byte is not recorded, and one that was recorded before is still read."""
+    """A file of 20,000 chunks of one byte is not recorded, and one that was recorded before is still read."""
     server.put([encoded(b"x")])
-    absurd = repeated(b"x", 5000)
+    absurd = repeated(b"x", 20_000)
     refused = server.commit(absurd.encoded, name="absurd.bin")
     assert (413, "limit-exceeded") == (refused.status, refused.slug)
-    assert "the number of chunks of a file of 5000 bytes is 5000, more than the limit of 4100" in refused.json["detail"]
-    assert b"x" * 5000 == server.ask("GET", path_of(planted(server, absurd, "absurd.bin"))).body
+    assert "the number of chunks of a file of 20000 bytes is 20000, more than the limit of 16403" in refused.json["detail"]
+    assert b"x" * 20_000 == server.ask("GET", path_of(planted(server.root, absurd, "absurd.bin"))).body
     # As many as are allowed.
-    assert 201 == server.commit(repeated(b"x", 4096).encoded, name="tiny.bin").status
+    assert 201 == server.commit(repeated(b"x", 16384).encoded, name="tiny.bin").status

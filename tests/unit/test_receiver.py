@@ -15,9 +15,10 @@ from filestore.format.zip.read import TAIL_SIZE
 from filestore.repository.local import LocalRepository
 from filestore.transfer import fetch as fetch_module
 from filestore.transfer.fetch import fetch_record
+from filestore.transfer.places import Places, PlaceTable
 from filestore.transfer.push import manifest_of, push
 from filestore.transfer.receiver import Receiver, verified
-from filestore.transfer.schedule import DEFAULT_OPTIONS, Batch, Place, TransferOptions, ordered_chains, round_robin
+from filestore.transfer.schedule import DEFAULT_OPTIONS, Batch, TransferOptions, ordered_chains, round_robin
 from filestore.transfer.seeds import FileSeed
 from filestore.transfer.sinks.protocol import Ordering
 from tests.support.fetching_trees import stored
@@ -28,13 +29,13 @@ from tests.support.watched import WatchedRepository
 MIB = 1 << 20
 
 
-def places_of(orders: str) -> list[Place]:
+def places_of(orders: str) -> Places:
     """A place of 1 MiB for each letter: a (any time), o (once), f (follows the one before it)."""
     order = {"a": Ordering.ANY, "o": Ordering.ONCE, "f": Ordering.AFTER}
-    return [
-        Place(Chunk(Digest(bytes([number % 256]) * 32), MIB), [number * MIB], order[letter])
-        for number, letter in enumerate(orders)
-    ]
+    chunks = (Chunk(Digest(bytes([number % 256]) * 32), MIB) for number in range(len(orders)))
+    table = PlaceTable(Manifest.build(chunks, chunking_version=1))
+    table.fill(order[letter] for letter in orders)
+    return table.missing(*Ordering)
 
 
 def batches_of(orders: str) -> list[Batch]:
@@ -55,7 +56,7 @@ def test_batches_hold_every_place_once_and_never_wait_for_ever(seed: int) -> Non
     ends: dict[int, int] = {}
     for batch in batches:
         assert sum(place.chunk.size + 8 for place in batch.places) <= DEFAULT_OPTIONS.batch_size
-        assert all(one.offsets < other.offsets for one, other in pairwise(batch.places))
+        assert all(one.offsets[0] < other.offsets[0] for one, other in pairwise(batch.places))
         first = batch.places[0]
         assert (first.order is Ordering.AFTER) == (batch.after is not None)
         if batch.after is not None:
