@@ -18,10 +18,11 @@ import click
 
 from filestore.errors import InvalidSetting, NotARepository
 from filestore.repository.protocol import Repository
+from filestore_cli.plain_http import warn_of_plain_http
 from filestore_cli.sdk_server import SdkServer
 from filestore_cli.settings import Folders, Settings, option_of, parse_setting, setting_definitions, settings_from
 from filestore_cli.start import output_failure, say
-from filestore_cli.text import for_display
+from filestore_cli.text import for_display, lines_for_display
 
 Command: TypeAlias = Callable[..., None]
 Result: TypeAlias = Mapping[str, object]
@@ -63,6 +64,7 @@ class CommandContext:
         from filestore.backends import connect  # heavy: aiohttp
 
         settings = self.settings
+        warn_of_plain_http(settings.url, settings.token)
         connecting = connect(
             self._url,
             token=settings.token,
@@ -131,12 +133,16 @@ class CommandContext:
 
         If it cannot be printed, the error message begins with `otherwise`, which says what was done.
         """
-        self.write(json.dumps(result) if self.json else "\n".join(lines), otherwise=otherwise)
+        self.write(json.dumps(result) if self.json else "\n".join(map(for_display, lines)), otherwise=otherwise)
 
     def write(self, text: str, *, otherwise: str = _NOT_TAKEN) -> None:
-        """Print a part of a result, and a line end. `otherwise` is as in `show`."""
+        """Print a part of a result, and a line end. `otherwise` is as in `show`.
+
+        Whatever is in it, it cannot control a terminal.
+        """
         try:
-            click.echo(text)
+            # `json.dumps` escapes everything but this character.
+            click.echo(text.replace("\x7f", "\\u007f") if self.json else lines_for_display(text))
         except BrokenPipeError:
             # The program that read the output has ended. `Commands.invoke` exits without a message.
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
@@ -12,7 +13,7 @@ import click
 from filestore.errors import FilestoreError, HostUnknown, Interrupted, Stalled, Unreachable
 from filestore_cli.hints import explained
 from filestore_cli.start import OUTPUT_LEFT, RESUMES, how_interrupted, interrupted_status, output_failure, say, sentence
-from filestore_cli.text import for_display
+from filestore_cli.text import for_display, lines_for_display
 from filestore_cli.version import print_version
 
 _COMMANDS = {
@@ -135,8 +136,11 @@ def status_of(program: str) -> int:
     try:
         return int(cli.main(prog_name=program, standalone_mode=False) or 0)
     except click.ClickException as error:
+        # Arguments and a server may have chosen a part of it.
+        shown = io.StringIO()
+        error.show(shown)
         with suppress(OSError):
-            error.show()
+            click.echo(lines_for_display(shown.getvalue()), err=True, nl=False)
         return error.exit_code
     except click.Abort:
         say(f"{how_interrupted()}.")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 import click
 
 from filestore.core.records import Record
 from filestore.core.references import Reference
-from filestore.errors import FileInUse, FilestoreError, InvalidReference, NotFound, RecordChanged
+from filestore.errors import FileInUse, FilestoreError, InvalidReference, LimitExceeded, NotFound, RecordChanged, ServerError
 from filestore.repository.protocol import FreedContent, Repository
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.hints import explained
@@ -21,6 +22,8 @@ from filestore_cli.start import run_to_end, say
 from filestore_cli.text import exactly, for_display
 
 _PAGE = 1000
+_VERSIONS_LIMIT = 1_000_000
+"""The most versions of one argument that are removed at once. A server could list them without end."""
 _FREED_LIMIT = 65536
 """The largest number of records for which a repository says what their removal frees."""
 _SHOWN_NAMES = 5
@@ -129,7 +132,14 @@ async def _choose(repository: Repository, plan: _Plan, reference: Reference, req
         shown = ", ".join(map(repr, names[:_SHOWN_NAMES]))
         reason = f"{page.total} records have this content ({shown}{more}); give the id of one, or --all for all of them"
         raise InvalidReference(str(reference), reason)
+    seen: set[str] = set()
     while page.records:
+        ids = {record.id for record in page.records}
+        if ids <= seen:
+            raise ServerError(repository.location, HTTPStatus.OK, "its list of versions does not end")
+        seen |= ids
+        if len(seen) > _VERSIONS_LIMIT:
+            raise LimitExceeded(f"the number of versions at {repository.location}", len(seen), _VERSIONS_LIMIT)
         for record in page.records:
             if reference.digest is None:
                 plan.totals[record.name] = page.total

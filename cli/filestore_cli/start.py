@@ -88,10 +88,18 @@ def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def say(text: str) -> None:
-    """Print a line to standard error. If that is not possible, only the exit status is left."""
+    """Print a line to standard error, which cannot control a terminal. If that is not possible, only the exit status is left."""
     with suppress(OSError, ValueError):
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{_one_printable_line(text)}\n")
         sys.stderr.flush()
+
+
+def _one_printable_line(text: str) -> str:
+    try:
+        from filestore_cli.text import for_display  # it may be what cannot be loaded
+    except BaseException:  # noqa: BLE001  # what `say` says is more important
+        return ascii(text)[1:-1]
+    return for_display(text)
 
 
 def how_interrupted() -> str:

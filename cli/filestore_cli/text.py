@@ -13,6 +13,11 @@ def for_display(text: str | Path) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 
 
+def lines_for_display(text: str) -> str:
+    """Return `text` with its lines as they are, and everything else as `for_display` returns it."""
+    return "\n".join(map(for_display, text.split("\n")))
+
+
 def in_units(size: float) -> str:
     """Return a number of bytes with three digits and a decimal unit: `90.9 MB`."""
     for unit in _UNITS:

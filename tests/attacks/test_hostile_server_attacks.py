@@ -15,6 +15,7 @@ from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from filestore.core.digest import chunk_digest
@@ -27,9 +28,12 @@ from filestore.http import wire
 from filestore.http.client.answers import DOCUMENT_LIMIT, PROBLEM_LIMIT
 from filestore.http.client.channel import HEAD_LIMIT, INTERIM_LIMIT
 from filestore.http.client.repository import RemoteRepository
+from filestore_cli.plain_http import warn_of_plain_http
+from tests.support.commands import Home
 from tests.support.hostile_server import (
     IDENTITY,
     RECORD,
+    Answer,
     Asked,
     HostileServer,
     answering,
@@ -470,3 +474,144 @@ def _failure(server: HostileServer, verb: Callable[[RemoteRepository], Any]) -> 
         return ""
 
     return asyncio.run(ask())
+
+
+# What is printed.
+
+FORGED = "model\u202ebin\x9b2K\x9b31m\u2028Removed everything.\u0085\ud83d\ude00"
+"""A name that a record may have. Terminals act on some of its characters."""
+FORGED_TEXT = f"\x1b[2J\x1b]0;x\x07{FORGED}\n\rError: forged\x00\x7f"
+
+
+def _printed_by(home: Home, said: Answer, *arguments: str) -> str:
+    """Run a command against a server. Return all that it prints; none of it is there to control a terminal."""
+    with hostile_server(said) as server:
+        done = home.run(*arguments, environ={"FILESTORE_URL": server.url, "FILESTORE_TOKEN": "secret"})
+    printed = done.stdout + done.stderr
+    assert all(letter.isprintable() or letter == "\n" for letter in printed), repr(printed)
+    assert "Traceback" not in printed
+    return printed
+
+
+@pytest.mark.slow
+def test_escape_sequences_in_everything_that_a_server_says(home: Home, tmp_path: Path) -> None:
+    """Names, pipelines, reasons and messages are printed escaped, each in its line, in tables, in JSON and in errors."""
+    forged = FORGED.encode("utf-16", "surrogatepass").decode("utf-16")
+    record = replace(RECORD, name=forged)
+    usage = dict.fromkeys(["record_count", "logical_size", "distinct_size", "frame_count", "needed_size", "free_size"], 1)
+    usage |= dict.fromkeys(["waiting_size", "manifests_size", "grace_seconds", "name_count"], 1)
+    of_name = {"name": forged, "version_count": 1, "logical_size": 1, "own_size": 1, "shared_size": 1}
+    hold = {"reason": FORGED_TEXT, "since": 1, "manifest_count": 1}
+    routes = {
+        "/repository": document(IDENTITY),
+        "/files?": document({"files": [record.as_json()]}),
+        "/files": answering(_line(1, name=forged, path=record.path), content_type=wire.LINES),
+        "/versions": document({"files": [record.as_json() | {"pipelines": FORGED_TEXT}], "total": 1}),
+        "/usage": document(
+            usage | {"namespace": "default", "damaged": [FORGED_TEXT], "names": [of_name], "hold": hold},
+        ),
+    }
+    by_id = document(record.as_json())
+    said = by_path({"/files/find": by_id, "/files/file_": by_id} | routes)
+    for command in (
+        ["ls"],
+        ["ls", "--limit", "1"],
+        ["info", record.id],
+        ["du"],
+        ["rm", "--dry-run", record.id],
+        ["rm", record.id],
+    ):
+        printed = _printed_by(home, said, *command)
+        assert "\\x9b" in printed, command
+        # Each record has a line of its own, and no line was forged.
+        assert not any(line.startswith(("Removed everything", "Error: forged")) for line in printed.split("\n"))
+    for command in (["ls"], ["info", record.id]):
+        assert forged in json.dumps(json.loads(_printed_by(home, said, *command, "--json")), ensure_ascii=False)
+
+
+PROBLEMS = [
+    {"type": "urn:filestore:error:not-found", "reference": FORGED_TEXT},
+    {"type": "urn:filestore:error:no-such", "detail": FORGED_TEXT},
+    {"type": "urn:filestore:error:storage-error", "where": FORGED_TEXT, "reason": FORGED_TEXT},
+    {"type": "urn:filestore:error:file-in-use", "file_id": FORGED_TEXT, "pipelines": FORGED_TEXT},
+    {"type": "urn:filestore:error:chunks-missing", "digests": [FORGED_TEXT]},
+    {"type": FORGED_TEXT, "detail": FORGED_TEXT, "title": FORGED_TEXT},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", PROBLEMS, ids=range(len(PROBLEMS)))
+def test_escape_sequences_in_problems(home: Home, tmp_path: Path, problem: dict[str, object]) -> None:
+    """The message of an error is one line, whatever the server wrote, and for `fetch`, `push` and `rm` too."""
+    source = tmp_path / "model.bin"
+    source.write_bytes(b"content")
+    said = by_path({"/repository": document(IDENTITY), "/": document(problem, status="418 X")})
+    for command in (["info", "x"], ["fetch", RECORD.id, "-o", str(tmp_path / "out")], ["push", str(source)], ["rm", RECORD.id]):
+        printed = _printed_by(home, said, *command)
+        assert [line for line in printed.split("\n") if line.startswith("Error")] == [printed.strip().split("\n")[-1]]
+
+
+@pytest.mark.parametrize("server_field", [b"\x1b[2J", b"x\x9b31m", "\u202e".encode()])
+def test_escape_sequences_in_header_fields(home: Home, server_field: bytes) -> None:
+    """What made an answer is printed without all that is not ASCII."""
+    fields = b"Server: %b\r\nRetry-After: %b\r\nLocation: http://%b/\r\n" % ((server_field,) * 3)
+    for status in ("302 Found", "404 Not Found", "503 X"):
+        _printed_by(home, lambda _, status=status: answering(b"<html>", status=status, fields=fields), "info", "x")  # type: ignore[misc]
+
+
+def test_removal_of_versions_without_end(home: Home) -> None:
+    """A server that lists the same versions again and again does not keep `rm --all` going."""
+    page = [replace(RECORD, id=f"file_{number:032x}", updated_at=RECORD.updated_at + number) for number in range(1000)]
+    pages = [[record.as_json() for record in order] for order in (page, page[::-1])]
+
+    def answer(asked: Asked) -> bytes:
+        if asked.path.startswith("/repository"):
+            return document(IDENTITY)
+        return document({"files": pages["before" in asked.path][: 1000 if "before" not in asked.path else 999], "total": 10**9})
+
+    with hostile_server(answer) as server:
+        done = home.run("rm", "--all", "--dry-run", RECORD.name, environ={"FILESTORE_URL": server.url})
+    assert done.returncode == 1
+    assert "list of versions" in done.stderr
+    assert len(server.asked) <= 4
+
+
+# The token.
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://models.example:8080", "models.example"),
+        ("http://192.0.2.1", "192.0.2.1"),
+        ("http://[2001:db8::1]:8080/x", "2001:db8::1"),
+        ("http://localhost.example", "localhost.example"),
+        ("HTTP://Models.example", "models.example"),
+        ("http://localhost:1", ""),
+        ("http://a.localhost:1", ""),
+        ("http://127.0.0.9:1", ""),
+        ("http://[::1]:1", ""),
+        ("http://[::ffff:127.0.0.1]:1", ""),
+        ("https://models.example", ""),
+        ("/folder", ""),
+    ],
+)
+def test_token_that_is_sent_in_the_open(capsys: pytest.CaptureFixture[str], url: str, host: str) -> None:
+    """A token that leaves this machine without encryption gives one warning in a command, which names the host."""
+    with click.Context(click.Command("x")):
+        for _ in range(3):
+            warn_of_plain_http(url, "secret")
+            warn_of_plain_http(url, None)
+    said = capsys.readouterr().err
+    assert said.count("Warning") == bool(host)
+    assert f"to {host} " in said or not host
+    assert "secret" not in said
+
+
+def test_command_that_sends_its_token_in_the_open(home: Home) -> None:
+    """The command line warns before it sends anything, and goes on."""
+    done = home.run("ls", environ={"FILESTORE_URL": "http://filestore.invalid:1", "FILESTORE_TOKEN": "secret"})
+    assert done.stderr.startswith("Warning: the token is sent to filestore.invalid without encryption")
+    assert done.returncode == 1
+    done = home.run("ls", environ={"FILESTORE_URL": "http://filestore.invalid:1"})
+    assert "Warning" not in done.stderr

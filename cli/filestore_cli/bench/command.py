@@ -14,6 +14,7 @@ import click
 
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.parameters import NonemptyPath
+from filestore_cli.plain_http import warn_of_plain_http
 from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
 from filestore_cli.text import for_display
@@ -105,6 +106,7 @@ def _bench(context: CommandContext, verb: str, asked: BenchOptions) -> None:
     from filestore_cli.bench.run import Plan, check_space, measure  # the same
 
     settings = context.settings
+    warn_of_plain_http(asked.server, settings.token)
     if asked.plot is not None:
         check_plot(asked.plot)
     path = None if asked.kind in KINDS else _given(asked.kind)
