@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 
 from filestore.core.digest import Digest
@@ -11,7 +13,7 @@ from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import DamagedRecord, FileInUse, InvalidManifest, NotFound, RecordChanged
 from filestore.repository.full_disk import with_reserve
-from filestore.repository.index.protocol import Index
+from filestore.repository.index.protocol import Index, Transaction
 from filestore.repository.maintenance.hold import hold_of
 from filestore.repository.maintenance.versions import summary
 from filestore.repository.manifest_check import read_manifest
@@ -23,6 +25,8 @@ _SLICE = 1024
 _REMOVED_AT_ONCE = 256
 """The most chunks whose frames are removed in one write transaction."""
 _RECORDS_AT_ONCE = 1000
+_READ_CHUNKS = 16384
+"""A transaction reads no more records after those that have so many chunks."""
 _FAR_FUTURE = 1 << 62
 """A time in microseconds since 1970 that is later than the last-seen time of any chunk."""
 
@@ -44,10 +48,7 @@ async def remove_record(
     with_chunks = with_chunks and await hold_of(index, namespace) is None
     if with_chunks:
         await chunks.find()
-    async with index.transaction() as transaction:
-        if with_chunks:
-            # Check the records that were committed since. During this transaction none is committed.
-            await chunks.leave_out_needed()
+    async with chunks.transaction() if with_chunks else index.transaction() as transaction:
         await _check_unchanged(index, namespace, file_id, updated_at=updated_at, unless_newest=unless_newest)
         users = [] if force else await transaction.uses_of(namespace, file_id)
         if users:
@@ -94,18 +95,43 @@ class UnneededChunks:
         self._chunks = await self._chunks_of(record)
         await self.leave_out_needed()
 
-    async def leave_out_needed(self) -> None:
-        """Leave out the chunks that records need. Only records that were stored since the last call are read."""
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Begin a transaction in which the chunks that records need are left out.
+
+        It is begun again after records with many chunks were stored meanwhile, since others wait for it. This ends, because
+        such a record is read faster than it is stored.
+        """
+        is_done = False
+        while not is_done:
+            await self.leave_out_needed()
+            async with self._index.transaction() as transaction:
+                # During this transaction no record is stored.
+                is_done = await self.leave_out_needed(chunk_limit=_READ_CHUNKS)
+                if is_done:
+                    yield transaction
+
+    async def leave_out_needed(self, *, chunk_limit: float = math.inf) -> bool:
+        """Leave out the chunks that records need. Only records that were stored since the last call are read.
+
+        Return False if more records follow after those that together have `chunk_limit` chunks.
+        """
+        count = 0
         while self._chunks:
             page = await self._index.records_after(self._namespace, self._since, limit=_RECORDS_AT_ONCE)
             if not page:
                 break
             for position, record in page:
+                if count >= chunk_limit:
+                    return False
                 if record.id != self._without:
-                    for digest in await self._chunks_of(record):
+                    needed = await self._chunks_of(record)
+                    count += len(needed)
+                    for digest in needed:
                         self._chunks.pop(digest, None)
                 # Last: after an error, this record is read again.
                 self._since = position
+        return True
 
     async def remove(self, manifest: Digest) -> None:
         """Remove the chunks, in slices, so that others can write meanwhile. Also remove the manifest if no record needs it.
@@ -115,10 +141,7 @@ class UnneededChunks:
         # I2: first the record, then the rows are condemned, then frame and row are removed.
         waiting = sorted(self._chunks)
         for start in range(0, len(waiting), _SLICE):
-            await self.leave_out_needed()
-            async with self._index.transaction() as transaction:
-                # During this transaction no record is stored.
-                await self.leave_out_needed()
+            async with self.transaction() as transaction:
                 unneeded = [digest for digest in waiting[start : start + _SLICE] if digest in self._chunks]
                 for base in await transaction.needed_bases(self._namespace, unneeded):
                     self._chunks.pop(base)

@@ -10,6 +10,7 @@ import mmap
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ import pytest
 
 from filestore.core.digest import Digest, chunk_digest
 from filestore.core.manifest import Chunk, Manifest
+from filestore.core.records import Record
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.http import wire
+from filestore.repository import removal
 from filestore.repository.index import chunks
 from filestore.repository.index.protocol import ChunkRow, Index
-from filestore.repository.index.sqlite import SqliteIndex, open_index
+from filestore.repository.index.sqlite import SqliteIndex, SqliteTransaction, open_index
 from filestore.repository.ingest import PUBLISHED_AT_ONCE
 from filestore.repository.local import LocalRepository
 from filestore.repository.manifest_check import SLICE
+from filestore.repository.removal import UnneededChunks
 from filestore.repository.stores.memory import MemoryStore
 from filestore.repository.stores.protocol import Staging
 from filestore.system import turnstile
@@ -254,3 +258,37 @@ async def test_another_process_that_writes_all_the_time(tmp_path: Path, monkeypa
 
 def _number(counter: mmap.mmap) -> int:
     return int.from_bytes(counter[:8], "little")
+
+
+async def test_commits_during_a_removal(index: SqliteIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunks that files need which are stored meanwhile stay. A transaction reads few of those files."""
+    monkeypatch.setattr(removal, "_READ_CHUNKS", 4)
+    repository, transaction, chunks_of = _repository(MemoryStore(), index, ATTACKER), index.transaction, UnneededChunks._chunks_of
+    shared, own = contents(10), contents(3, seed=1)
+    await repository.put([encoded(content) for content in [*shared, *own]])
+    removed = await repository.commit(manifest([*shared, *own]).encoded, name="removed")
+    read: list[int] = []
+    waiting = [manifest(shared[start : start + 2]).encoded for start in range(0, 10, 2)]
+
+    async def counted(self: UnneededChunks, record: Record) -> dict[Digest, None]:
+        found = await chunks_of(self, record)
+        if index._writing._holder is not None:
+            read.append(len(found))
+        return found
+
+    @asynccontextmanager
+    async def after_commits() -> AsyncIterator[SqliteTransaction]:
+        stored, waiting[:] = list(waiting), []
+        for each in stored:
+            await repository.commit(each, name="kept")
+        async with transaction() as begun:
+            yield begun
+
+    monkeypatch.setattr(UnneededChunks, "_chunks_of", counted)
+    monkeypatch.setattr(index, "transaction", after_commits)
+    await repository.remove(removed.id, with_chunks=True)
+    # The first transaction is left after two files, and the others are read before the second one.
+    assert [2, 2] == read
+    assert {chunk_digest(content) for content in own} == set(
+        await index.missing(ATTACKER, [chunk_digest(content) for content in [*shared, *own]])
+    )

@@ -18,6 +18,7 @@ Source: Douglis et al., "The Logic of Physical Garbage Collection in Deduplicati
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -45,6 +46,8 @@ _ROWS_AT_ONCE = 2048
 _REMOVED_AT_ONCE = 256
 """How many frames are removed in one transaction, for which all writers wait."""
 _RECORDS_AT_ONCE = 500
+_MARKED_CHUNKS = 16384
+"""A transaction marks no more records after those that have so many chunks."""
 _SMALL_FILTER = 16 << 20
 _MANIFEST_ATTEMPTS = 3
 _SECOND = 1_000_000
@@ -240,25 +243,35 @@ class Collection:
             return len(page)
         return len(page) * _DIGEST_SPACE // (int.from_bytes(page[-1].row.digest[:8], "big") + 1)
 
-    async def _mark_new_records(self) -> None:
-        """Mark what the records need that were stored since the last call. Raises DamagedRecord."""
-        while page := await self._index.records_after(self._namespace, self._position, limit=_RECORDS_AT_ONCE):
-            records = {found.record.digest: found.record for found in page if found.record.id not in self._old}
-            for record in records.values():
-                await self._mark_record(record)
-            self._position = page[-1].position
+    async def _mark_new_records(self, *, chunk_limit: float = math.inf) -> bool:
+        """Mark what the records need that were stored since the last call. Raises DamagedRecord.
 
-    async def _mark_record(self, record: Record) -> None:
+        Return False if more records follow after those that together have `chunk_limit` chunks.
+        """
+        count = 0
+        while page := await self._index.records_after(self._namespace, self._position, limit=_RECORDS_AT_ONCE):
+            marked: set[Digest] = set()
+            for position, record in page:
+                if count >= chunk_limit:
+                    return False
+                if record.id not in self._old and record.digest not in marked:
+                    count += await self._mark_record(record)
+                    marked.add(record.digest)
+                self._position = position
+        return True
+
+    async def _mark_record(self, record: Record) -> int:
+        """Mark the chunks of a record. Return their number."""
         for _ in range(_MANIFEST_ATTEMPTS):
             manifest = await self._manifest(record.digest)
             if manifest is not None:
                 self._needed.add([record.digest])
                 await in_cpu_thread(self._needed.add_chunks, manifest.chunks)
-                return
+                return len(manifest.chunks)
             # I2: a record is removed before its manifest. It may also have been stored again since, and others may need it.
             user = await self._index.record(self._namespace, Reference(digest=record.digest))
             if user is None:
-                return
+                return 0
             record = user
         raise DamagedRecord(record.id, record.name, f"its manifest {record.digest} is missing or damaged")
 
@@ -296,11 +309,7 @@ class Collection:
         if self._dry_run:
             self._count_page(unneeded)
             return
-        # What was stored since the mark: most of it before the transaction, for which all writers wait.
-        await self._mark_new_records()
-        async with self._writing() as transaction:
-            # During this transaction nothing is stored.
-            await self._mark_new_records()
+        async with self._writing_marked() as transaction:
             contained = self._needed.contained(unneeded)
             unneeded = {digest: unneeded[digest] for digest, found in zip(unneeded, contained, strict=True) if not found}
             condemned = await self._condemn(transaction, unneeded)
@@ -405,6 +414,22 @@ class Collection:
 
     def _has_waiting(self, manifest: Manifest) -> bool:
         return any(any(self._waiting.contained(digests)) for digests in self._needed.absent_chunks(manifest.chunks))
+
+    @asynccontextmanager
+    async def _writing_marked(self) -> AsyncIterator[Transaction]:
+        """Begin a transaction in which all that was stored since the mark is marked too.
+
+        Most of it is marked before, since others wait for the transaction. This ends, because a record with many chunks is
+        marked faster than it is stored.
+        """
+        is_done = False
+        while not is_done:
+            await self._mark_new_records()
+            async with self._writing() as transaction:
+                # During this transaction nothing is stored.
+                is_done = await self._mark_new_records(chunk_limit=_MARKED_CHUNKS)
+                if is_done:
+                    yield transaction
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[Transaction]:
