@@ -56,11 +56,11 @@ def unread(server: RunningServer) -> int:
 
 
 def manifest_of_absent_chunks() -> bytes:
-    """Return the largest manifest. Each of its chunks has one byte."""
+    """Return the largest manifest. It is that of a file of 1.8 TiB."""
     count = (MANIFEST_LIMIT - 24) // DIGEST_AND_NUMBER.size
     raw = random.Random(1).randbytes(count * DIGEST_SIZE)
     digests = (Digest(raw[start : start + DIGEST_SIZE]) for start in range(0, len(raw), DIGEST_SIZE))
-    return Manifest.build((Chunk(digest, 1) for digest in digests), chunking_version=CHUNKING_VERSION).encoded
+    return Manifest.build((Chunk(digest, MIB) for digest in digests), chunking_version=CHUNKING_VERSION).encoded
 
 
 @pytest.mark.slow
