@@ -257,8 +257,10 @@ class Server(NamedTuple):
 def start_server(root: Path, *, workers: int = 1, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Server:
     """Start a server of the folder `root` on a free port; `prefix` starts the command, as `ip netns exec NAME` does."""
     root.parent.mkdir(parents=True, exist_ok=True)
-    options = ["--create", "--root", str(root), "--host", host, "--port", "0", "--workers", str(workers), "--token", TOKEN]
-    service = Service(Command([*prefix, *FILESTORE, "serve", *options]), log=root.with_name(f"{root.name}.log"))
+    options = ["--create", "--root", str(root), "--host", host, "--port", "0", "--workers", str(workers)]
+    service = Service(
+        Command([*prefix, *FILESTORE, "serve", *options], {"FILESTORE_TOKEN": TOKEN}), log=root.with_name(f"{root.name}.log")
+    )
     found: list[str] = []
 
     def is_listening() -> bool:

@@ -41,6 +41,7 @@ FilestoreError
 ├── Unauthorized
 │   └── TokenMissing
 ├── UrlRefused
+├── TooManyGuesses
 ├── Forbidden
 ├── SourceError               what is pushed
 │   ├── SourceUnreadable
@@ -101,6 +102,17 @@ def redact_signature(text: str) -> str:
     Who reads an error or a log must not be able to use such a URL.
     """
     return _SIGNATURE.sub(r"\1...", text)
+
+
+_TOKEN = re.compile(r"(\bbearer\s+|token['\"]?\s*[=:]\s*['\"]?)[^\s'\"&;,]+", re.IGNORECASE)
+
+
+def redact_secrets(text: str) -> str:
+    """Return a text without the signatures and the tokens in it.
+
+    A token is recognised by what is before it: `Bearer`, as in the header Authorization, or `token=`.
+    """
+    return _TOKEN.sub(r"\1...", redact_signature(text))
 
 
 class FilestoreError(Exception):
@@ -499,6 +511,18 @@ class UrlRefused(FilestoreError):
 
     slug = "url-refused"
     sentence = "the URL was refused: {reason}; ask for a new one where it came from"
+
+
+class TooManyGuesses(FilestoreError):
+    """A client whose address has sent too many wrong tokens or signatures. With the right one it is not refused."""
+
+    slug = "too-many-guesses"
+    facts = ("where", "limit")
+    sentence = (
+        "{where} refused the token or the signed URL, and answers at most {limit} wrong ones of an address in a minute; "
+        "wait a minute, and use the right one"
+    )
+    limit: int
 
 
 class Forbidden(FilestoreError):

@@ -23,6 +23,7 @@ from filestore_cli.sdk_server import SdkServer
 from filestore_cli.settings import Folders, Settings, option_of, parse_setting, setting_definitions, settings_from
 from filestore_cli.start import output_failure, say
 from filestore_cli.text import for_display, lines_for_display
+from filestore_cli.token_files import warn_of_option, with_token_of_file
 
 Command: TypeAlias = Callable[..., None]
 Result: TypeAlias = Mapping[str, object]
@@ -168,11 +169,15 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
 
     With `in_pipeline`, the console script `pipeline` also has the command, and it uses the server of the Pipeline SDK there.
     """
+    # Every command that takes a token takes it from a file as well.
+    taken = tuple(each for name in names for each in ((name, "token_file") if name == "token" else (name,)))
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def call(*, json: bool, quiet: bool, **arguments: Any) -> None:
-            options = {name: arguments.pop(name) for name in names}
+            options = {name: arguments.pop(name) for name in taken}
+            if options.get("token") is not None:
+                warn_of_option()
             folders = _folders()
             server = _sdk_server(options) if in_pipeline else None
             command(CommandContext(_load(options, folders, server), json, quiet, folders.data, server), **arguments)
@@ -181,7 +186,7 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
         decorated = click.option("--json", is_flag=True, help="Print one JSON object, and nothing else on standard output.")(
             decorated
         )
-        for name in reversed(names):
+        for name in reversed(taken):
             decorated = _setting_option(name)(decorated)
         return decorated
 
@@ -243,10 +248,15 @@ def _load(options: Mapping[str, object], folders: Folders, server: SdkServer | N
     file = {} if path is None else _read(path)
     environ: Mapping[str, str] = os.environ
     if server is not None:
-        options = {**options, "url": server.url, "token": options.get("token") or server.token}
         # A token of another server is not sent to this one.
-        environ = {name: value for name, value in environ.items() if name != setting_definitions()["token"].environment}
-        file = {name: value for name, value in file.items() if name != "token"}
+        others = {"token", "token_file"}
+        variables = {setting_definitions()[name].environment for name in others}
+        environ = {name: value for name, value in environ.items() if name not in variables}
+        file = {name: value for name, value in file.items() if name not in others}
+    if "token" in options:
+        options = with_token_of_file(options, environ, file, file_path=str(path))
+    if server is not None:
+        options = {**options, "url": server.url, "token": options.get("token") or server.token}
     used = set(options)
     if "url" in used and not (options["url"] or os.environ.get("FILESTORE_URL") or file.get("url")):
         used.add("root")

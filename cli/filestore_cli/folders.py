@@ -65,6 +65,13 @@ async def removed_from_index(context: CommandContext, folder: Path, remove: Call
         return await with_reserve(store, lambda: remove(index))
 
 
+async def create_folder(folder: Path) -> bool:
+    """Make a folder a repository. Return False if it was one already."""
+    from filestore.backends import create_repository  # heavy
+
+    return await create_repository(folder)
+
+
 async def with_index(
     context: CommandContext, folder: Path, use: Callable[[Index], Awaitable[T]], *, read_only: bool = False
 ) -> T:

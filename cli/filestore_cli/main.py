@@ -35,7 +35,8 @@ _COMMANDS = {
     "rm": "removal:rm",
     "runtime": "runtime:runtime",
     "serve": "serving:serve",
-    "token": "serving:token",
+    "signing-key": "signing_keys:signing_key",
+    "token": "tokens:token",
 }
 """The module and the function of each command. Only the command that runs is loaded, which saves a fifth of its
 start."""

@@ -20,6 +20,7 @@ from filestore_cli.serving import (
     stop_announcement,
     warn_if_open,
 )
+from filestore_cli.token_files import warn_if_short
 
 
 @click.group(short_help="Run pipelines of the Pipeline SDK.")
@@ -77,12 +78,14 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
     environments = find_environments(dict(settings.environment), environ=environ)
     root = settings.root.absolute()
     created = False
+    given = {token_digest(settings.token): DEFAULT_NAMESPACE}
 
     def prepare() -> None:
         nonlocal created
-        created, _ = open_served(context, root, create=create)
+        created, _ = open_served(context, root, create=create, given=given)
 
     warn_if_open(settings.host)
+    warn_if_short(settings.token)
 
     def announce(url: str) -> None:
         context.show(
@@ -101,7 +104,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
     limits = ProcessLimits(seconds=settings.run_seconds, memory=settings.run_memory_limit)
     serve_forever(
         lambda: open_backend(root, min_free=settings.min_free),
-        tokens={token_digest(settings.token): DEFAULT_NAMESPACE},
+        tokens=given,
         # The tokens of the folder were made to read and store files, and not to run code.
         knows_tokens=False,
         announce=announce,
@@ -128,6 +131,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
                 run_kept_seconds=settings.run_results_seconds,
                 output_seconds=settings.run_files_seconds,
                 public_outputs=settings.public_run_files,
+                public_url=settings.public_url,
             ),
             signed_seconds=settings.signed_seconds,
         ),

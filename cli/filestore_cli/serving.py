@@ -1,17 +1,16 @@
-"""The command serve, and the commands for the tokens of a folder."""
+"""The command serve."""
 
 from __future__ import annotations
 
 import ipaddress
 import multiprocessing
 import os
-import re
-import secrets
 import shlex
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,27 +19,27 @@ from urllib.parse import urlsplit, urlunsplit
 import click
 
 from filestore.core.digest import token_digest
-from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace
-from filestore.core.timestamps import format_timestamp
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.errors import FilestoreError, InvalidSetting
 from filestore.http.limits import ServerLimits
 from filestore_cli.context import CommandContext, creates, takes
-from filestore_cli.folders import removed_from_index, with_index
-from filestore_cli.settings import Settings, parse_setting
+from filestore_cli.folders import create_folder, with_index
+from filestore_cli.settings import Settings
 from filestore_cli.start import run_to_end, say
-from filestore_cli.text import for_display, minute, table
+from filestore_cli.text import for_display, table
+from filestore_cli.token_files import warn_if_short
+from filestore_cli.tokens import add_token
 
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
-    from filestore.repository.index.protocol import Index, TokenRow
+    from filestore.core.digest import Digest
+    from filestore.repository.index.protocol import Index
 
 T = TypeVar("T")
 
-TOKEN_BYTES = 32
 SERVER_SETTINGS = ("spool_folder", "min_free", *(limit.name for limit in fields(ServerLimits)))
 """The names of the settings that every server has, without its address."""
 NOT_SERVED = "nothing is served, because the start cannot be reported on standard output"
-
-_BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
 
 
 @click.command(short_help="Serve a folder over HTTP.")
@@ -61,16 +60,18 @@ def serve(context: CommandContext, *, create: bool) -> None:
     settings = context.settings
     root = settings.root.absolute()
     created, made = False, None
+    given = {} if settings.token is None else {token_digest(settings.token): DEFAULT_NAMESPACE}
 
     def prepare() -> None:
         nonlocal created, made
-        created, made = open_served(context, root, create=create, with_token=settings.token is None)
+        created, made = open_served(context, root, create=create, given=given, with_token=settings.token is None)
         if not context.json:
             # Printed before anything else can fail: a new token is not stored, and not shown again.
             words = table(folder=folder_words(root, created=created), token=_token_words(settings.token, made, root))
             context.show({}, *words, otherwise=NOT_SERVED)
 
     warn_if_open(settings.host)
+    warn_if_short(settings.token)
 
     def announce(url: str) -> None:
         context.show(
@@ -89,7 +90,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
     serve_forever(
         lambda: open_backend(root, min_free=settings.min_free),
         workers=settings.workers,
-        tokens={} if settings.token is None else {token_digest(settings.token): DEFAULT_NAMESPACE},
+        tokens=given,
         announce=announce,
         announce_stop=stop_announcement(context),
         prepare=prepare,
@@ -111,19 +112,22 @@ def stop_announcement(context: CommandContext) -> Callable[[], None]:
     return announce_stop
 
 
-def open_served(context: CommandContext, root: Path, *, create: bool, with_token: bool = False) -> tuple[bool, str | None]:
+def open_served(
+    context: CommandContext, root: Path, *, create: bool, given: Mapping[Digest, str], with_token: bool = False
+) -> tuple[bool, str | None]:
     """Make sure, in a child process, that `root` is a repository.
 
     Return whether the repository was made now, and the token that was made, or None.
 
     The default folder is always made a repository, and any other folder only with `create`. A token is made only if
-    `with_token` is true and the repository has no token yet. Raises FilestoreError.
+    `with_token` is true and the repository has no token yet. The tokens `given` for this run are noted in the index, so
+    that they can be listed and removed. Raises FilestoreError.
     """
     may_create = create or context.has_default_root
 
     async def opened() -> tuple[bool, str | None]:
-        created = await _create(root) if may_create else False
-        return created, await with_index(context, root, _first_token if with_token else _no_token)
+        created = await create_folder(root) if may_create else False
+        return created, await with_index(context, root, partial(_prepared, given=given, with_token=with_token))
 
     return in_child(lambda: run_to_end(opened()))
 
@@ -151,71 +155,6 @@ def warn_if_open(host: str) -> None:
             f"Warning: {for_display(host)} can be reached from other machines, and traffic is not encrypted: "
             "others on the network can read the token and the files. Put a proxy that speaks TLS before the server."
         )
-
-
-@click.group(short_help="Make, list and remove access tokens.")
-def token() -> None:
-    """Make, list and remove the tokens of a folder."""
-
-
-@token.command("new", short_help="Make a token and print it.")
-@click.option(
-    "--namespace",
-    default=DEFAULT_NAMESPACE,
-    show_default=True,
-    help="The namespace that the token sees. Files and chunks are shared only inside it.",
-)
-@click.option("--label", default="", help="What the token is for, in your own words.")
-@creates
-@takes("root")
-def new_token(context: CommandContext, namespace: str, label: str, *, create: bool) -> None:
-    """Make a token and print it once."""
-    checked_namespace(namespace)
-    if not label.isprintable():
-        raise click.BadParameter("a label is one line of printable text", param_hint="--label")
-    root = context.settings.root.absolute()
-    created = create and run_to_end(_create(root))
-    made = run_to_end(with_index(context, root, lambda index: _add_token(index, namespace=namespace, label=label)))
-    context.show(
-        {
-            "token": made,
-            "digest": str(token_digest(made)),
-            "namespace": namespace,
-            "label": label,
-            "root": str(root),
-            "repository_created": created,
-        },
-        made,
-    )
-    if created:
-        context.note_created(root)
-    context.note(
-        f"The token gives access to the namespace {namespace} of {for_display(root)}. "
-        "It is not shown again, because only its digest is stored."
-    )
-
-
-@token.command("ls", short_help="List the tokens.")
-@takes("root")
-def list_tokens(context: CommandContext) -> None:
-    """List the valid tokens, the oldest first, by the beginning of their digests."""
-    root = context.settings.root.absolute()
-    rows = run_to_end(with_index(context, root, lambda index: index.tokens(), read_only=True))
-    context.show(
-        {"tokens": [_row_result(row) for row in rows], "root": str(root)},
-        *map(_row_line, rows),
-        f"{len(rows)} token{'' if len(rows) == 1 else 's'} in {for_display(root)}",
-    )
-
-
-@token.command("rm", short_help="Remove a token.")
-@click.argument("which", metavar="TOKEN|DIGEST")
-@takes("root")
-def remove_token(context: CommandContext, which: str) -> None:
-    """Revoke a token. Give the token itself, its digest, or the first 8 or more digits of the digest."""
-    root = context.settings.root.absolute()
-    row = run_to_end(removed_from_index(context, root, lambda index: _remove_token(index, which)))
-    context.show({**_row_result(row), "root": str(root)}, f"Token {row.digest} revoked")
 
 
 def in_child(function: Callable[[], T]) -> T:
@@ -250,57 +189,34 @@ def _answer(function: Callable[[], object], sender: Connection) -> None:
     sender.send(answer)
 
 
-async def _create(root: Path) -> bool:
-    from filestore.backends import create_repository  # heavy
+async def _prepared(index: Index, *, given: Mapping[Digest, str], with_token: bool) -> str | None:
+    """Note the given tokens. Return the first token of the repository if it is wanted and made now."""
+    if given:
+        await _note_given(index, given)
+    return await _first_token(index) if with_token else None
 
-    return await create_repository(root)
 
+async def _note_given(index: Index, given: Mapping[Digest, str]) -> None:
+    from filestore.repository.given_tokens import note_given  # heavy
 
-async def _no_token(_: Index) -> None:
-    """Return None in place of a token."""
+    try:
+        removed = await note_given(index, given)
+    except FilestoreError as error:
+        # A full disk must not keep a server from its start.
+        say(f"Warning: `filestore token` can neither list nor remove the token of this server: {for_display(str(error))}.")
+        return
+    if removed:
+        raise InvalidSetting(
+            "the token of this server",
+            "it was removed by `filestore token rm`, and no server takes it again; give another one, "
+            "such as the output of `openssl rand -hex 32`",
+        )
 
 
 async def _first_token(index: Index) -> str | None:
     if await index.tokens():
         return None
-    return await _add_token(index, namespace=DEFAULT_NAMESPACE, label="made by the first start of serve")
-
-
-async def _add_token(index: Index, *, namespace: str, label: str) -> str:
-    made = secrets.token_urlsafe(TOKEN_BYTES)
-    while made.startswith("-"):
-        # As an argument, this token would look like an option.
-        made = secrets.token_urlsafe(TOKEN_BYTES)
-    async with index.transaction() as transaction:
-        await transaction.add_token(token_digest(made), namespace=namespace, label=label)
-    return made
-
-
-async def _remove_token(index: Index, which: str) -> TokenRow:
-    digest = token_digest(parse_setting("token", which, source="what was given"))
-    is_beginning = _BEGINNING.match(which) is not None
-    found = [row for row in await index.tokens() if row.digest == digest or (is_beginning and str(row.digest).startswith(which))]
-    if len(found) != 1:
-        # The argument may be the token itself, so it is not repeated.
-        raise click.ClickException(
-            f"{len(found)} tokens match; `filestore token ls` lists the tokens, and `filestore token rm` needs exactly one"
-        )
-    async with index.transaction() as transaction:
-        await transaction.remove_token(found[0].digest)
-    return found[0]
-
-
-def _row_line(row: TokenRow) -> str:
-    return f"{str(row.digest)[:16]}  {minute(row.created_at)}  {row.namespace}  {for_display(row.label)}".rstrip()
-
-
-def _row_result(row: TokenRow) -> dict[str, object]:
-    return {
-        "digest": str(row.digest),
-        "namespace": row.namespace,
-        "label": row.label,
-        "created_at": format_timestamp(row.created_at),
-    }
+    return await add_token(index, namespace=DEFAULT_NAMESPACE, label="made by the first start of serve")
 
 
 def _is_loopback(host: str) -> bool:

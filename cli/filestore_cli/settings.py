@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import cache, partial
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from filestore.download.addresses import parse_network
 from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
@@ -103,6 +105,26 @@ def _path(value: object) -> Path:
         return home_path(value)
     except InvalidSetting as error:
         raise ValueError(error.reason) from None
+
+
+def _public_url(value: object) -> str:
+    parts = urlsplit(_text(value))
+    is_url = parts.scheme in {"http", "https"} and parts.hostname is not None
+    if not is_url or parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("a URL such as https://files.example.org is expected, without a user, a query and a fragment")
+    return str(value).rstrip("/")
+
+
+def _trusted(value: object) -> tuple[IPv4Network | IPv6Network, ...]:
+    if isinstance(value, tuple) and all(isinstance(each, IPv4Network | IPv6Network) for each in value):
+        return value
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list | tuple):
+        raise ValueError("addresses or networks are expected, with commas between them")  # noqa: TRY004  # as for `_pythons`
+    try:
+        return tuple(ip_network(str(each).strip()) for each in given)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a list of addresses or networks, such as 127.0.0.1,10.0.0.0/8") from None
 
 
 def _proxy(value: object) -> str:
@@ -268,6 +290,15 @@ class Settings:
             "The token for the server; with `filestore serve`, a token that is accepted until this server stops",
             unit="text",
             parse=_token,
+            default="none",
+        ),
+    )
+    token_file: Path | None = field(
+        default=None,
+        metadata=_setting(
+            "A file whose only line is the token; other users of the machine cannot see it in the list of processes",
+            unit="path",
+            parse=_path,
             default="none",
         ),
     )
@@ -526,6 +557,33 @@ class Settings:
             "In how many days a server reads all stored content once to find damage, if scrub_rate allows it",
             unit="days",
             parse=_whole(1, 3650),
+        ),
+    )
+    guesses_limit: int = field(
+        default=DEFAULT_SERVER_LIMITS.guesses_limit,
+        metadata=_setting(
+            "How many wrong tokens and signatures of an address a server process answers in a minute before it answers 429",
+            unit="count",
+            parse=_whole(1, 1_000_000_000),
+        ),
+    )
+    public_url: str | None = field(
+        default=None,
+        metadata=_setting(
+            "The URL of a server as its clients know it, for links and signed URLs",
+            unit="URL",
+            parse=_public_url,
+            default="none: the URL that a request names",
+        ),
+    )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = field(
+        default=(),
+        metadata=_setting(
+            "The addresses of the proxies of a server, whose headers X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host "
+            "and Forwarded count",
+            unit="addresses or networks, with commas between them",
+            parse=_trusted,
+            default="none: these headers do not count",
         ),
     )
     run_seconds: float = field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 
 from filestore.repository.protocol import GRACE_SECONDS, SIGNED_SECONDS
 
@@ -55,6 +56,12 @@ class ServerLimits:
     """The most bytes per second that a scrub of stored content reads. 0 means that there is none."""
     scrub_days: int = 30
     """In how many days a scrub reads everything once, if its rate allows it."""
+    guesses_limit: int = 100
+    """How many wrong tokens and signatures of an address are answered as such in a minute."""
+    public_url: str | None = None
+    """The URL of the server as clients know it, for links and signed URLs. None means the one that a request names."""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """The networks of the proxies that say in headers what the address of a client is, and which URL it used."""
 
 
 DEFAULT_SERVER_LIMITS = ServerLimits()

@@ -169,6 +169,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.TooManyUploads: 429,
     errors.Unauthorized: 401,
     errors.UrlRefused: 403,
+    errors.TooManyGuesses: 429,
     errors.Forbidden: 403,
     errors.StorageFull: 507,
     errors.Busy: 503,

@@ -21,7 +21,7 @@ from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace, checked_n
 from filestore.core.paths import run_path
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
-from filestore.core.signing import signed_path
+from filestore.core.signing import NO_ISSUER, signed_path
 from filestore.errors import (
     Busy,
     InvalidManifest,
@@ -82,12 +82,13 @@ class LocalRepository:
         namespace: str = DEFAULT_NAMESPACE,
         budget: Budget | None = None,
         signed_seconds: float = SIGNED_SECONDS,
+        issuer: str = NO_ISSUER,
         read_only: bool = False,
     ) -> None:
         """`budget` limits the bytes in flight (I6). The caller must not hold any of it while it waits for a verb.
 
-        `signed_seconds` is how long a signed path is valid. With `read_only`, verbs that write raise ReadOnly. Raises
-        InvalidName.
+        `signed_seconds` is how long a signed path is valid, unless the token that `issuer` stands for is removed. With
+        `read_only`, verbs that write raise ReadOnly. Raises InvalidName.
         """
         self.location = location
         self.fingerprint = blake3(f"{location}\0{namespace}".encode(errors="surrogateescape")).hexdigest()
@@ -97,6 +98,7 @@ class LocalRepository:
         self._namespace = checked_namespace(namespace)
         self._budget = Budget(IN_FLIGHT_LIMIT) if budget is None else budget
         self._signed_seconds = signed_seconds
+        self._issuer = issuer
         self._read_only = read_only
         self._identity: Identity | None = None
         self._is_closed = False
@@ -344,8 +346,9 @@ class LocalRepository:
         record = await self.record(Reference(id=file_id))
         path = f"/{run_path(record.id, shortened(record.name))}"
         expires_at = int(time.time() + self._signed_seconds)
-        secret = await self._index.secret()
-        return signed_path(secret, "GET", path, namespace=self._namespace, expires_at=expires_at).removeprefix("/")
+        keys = await self._index.signing_keys()
+        signed = signed_path(keys, "GET", path, namespace=self._namespace, expires_at=expires_at, issuer=self._issuer)
+        return signed.removeprefix("/")
 
     async def remove(
         self,

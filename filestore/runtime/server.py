@@ -69,6 +69,8 @@ class RuntimeLimits:
     """How long the result and the log of a run are kept after its end."""
     output_seconds: float | None = None
     """How long a file that runs have returned is kept after its last use. None keeps it for ever."""
+    public_url: str | None = None
+    """The URL of this server as clients know it. None if it is not known."""
     public_outputs: bool = False
     """Whether everyone who knows its path can read a file that a run has returned."""
 
@@ -163,18 +165,21 @@ class Runtime:
             await run.ended.wait()
         return run
 
-    async def outputs_of(self, run: Run, *, url: str) -> bytes | None:
-        """Return the outputs of a run as JSON, with URLs below `url` that were signed now. None if it has no outputs."""
-        return None if run.outputs is None else await self.with_urls(run, run.outputs, url=url)
+    async def outputs_of(self, run: Run, *, url: str, repository: Repository) -> bytes | None:
+        """Return the outputs of a run as JSON, with URLs as `with_urls` puts them. None if it has no outputs."""
+        return None if run.outputs is None else await self.with_urls(run, run.outputs, url=url, repository=repository)
 
-    async def with_urls(self, run: Run, outputs: bytes, *, url: str) -> bytes:
-        """Put URLs below `url` that are signed now in the place of the marks in outputs of a run, which are JSON."""
+    async def with_urls(self, run: Run, outputs: bytes, *, url: str, repository: Repository) -> bytes:
+        """Put URLs below `url` that `repository` signs now in the place of the marks in outputs of a run, which are JSON.
+
+        `repository` is that of the request that is answered, so the URLs are bound to its token.
+        """
         # What a pipeline returns cannot hold the mark, so only places that the adapter filled are found.
         place = re.compile(rb'"path": ("(?:[^"\\]|\\.)*"), "url": "%s:(file_[0-9a-f]{32})"' % run.url_mark.encode())
         urls: dict[bytes, bytes] = {}
         for stored_path, file_id in set(await in_cpu_thread(place.findall, outputs)):
             try:
-                path = await self._repository.sign(file_id.decode())
+                path = await repository.sign(file_id.decode())
             except NotFound:
                 path = quote(json.loads(stored_path))  # the answer there says that the file is gone
             urls[file_id] = json.dumps(f"{url}/{path}").encode()
@@ -225,7 +230,7 @@ class Runtime:
         try:
             run.uses = await in_disk_thread(self.run_files.note_inputs, input_data)
             adapter = _RunAdapter(self._cache, self._repository, url=url, mark=run.url_mark)
-            async with self._loaded.acquire(pipeline.id, partial(self._load, run, pipeline, url)) as loaded:
+            async with self._loaded.acquire(pipeline.id, partial(self._load, run, pipeline)) as loaded:
                 if run.start is None:
                     run.start = PipelineStart(was_loaded=True)
                 run.start.report(run.id, pipeline.id, self._log_writer)
@@ -268,8 +273,12 @@ class Runtime:
                 log_failure("expired outputs are not removed", error)
             await asyncio.sleep(interval_seconds)
 
-    async def _load(self, run: Run, pipeline: Pipeline, url: str) -> LoadedPipeline:
-        """Load the pipeline into a new process and start it. `url` is the URL of this server as the client knows it."""
+    async def _load(self, run: Run, pipeline: Pipeline) -> LoadedPipeline:
+        """Load the pipeline into a new process and start it.
+
+        Later runs use its static files too, so the URL by which the client of the first run knows this server does not
+        count for them.
+        """
         run.enter(State.CACHING_GRAPH)
         # It may have been deleted while the run waited.
         await in_disk_thread(self.pipelines.find, pipeline.id)
@@ -285,7 +294,7 @@ class Runtime:
         try:
             with start.process():
                 await process.ask("import_sdk", {}, what="the start of the process")
-            adapter = Adapter(cache, self._repository, url=url)
+            adapter = Adapter(cache, self._repository, url=self._limits.public_url)
             start.add_files(graph := await adapter.prepare([File(id=pipeline.graph_id)]))
             with start.load():
                 answer = await process.ask("load", {"graph": str(graph.paths[0])}, what="the loading of the pipeline")

@@ -28,7 +28,7 @@ MEMORY_LIMIT = 16 << 20
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server with little memory, which must log nothing about these attacks."""
     root = tmp_path_factory.mktemp("served") / "root"
-    with running_server(root, memory_limit=MEMORY_LIMIT) as server:
+    with running_server(root, memory_limit=MEMORY_LIMIT, guesses_limit=100_000) as server:
         yield server
 
 

@@ -74,7 +74,7 @@ def test_check_beside_a_server_that_receives_a_push(home: Home, root: Path, tmp_
     """A server and a check share a folder, and neither disturbs the other."""
     source = tmp_path / "more.bin"
     source.write_bytes(random.Random(4).randbytes(2 << 20))
-    with home.server("--token", "a-token-of-this-test", root=root) as server:
+    with home.server(root=root, environ={"FILESTORE_TOKEN": "a-token-of-this-test"}) as server:
         environ = {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": "a-token-of-this-test"}
         home.result("push", source, environ=environ)
         status, result = checked(home, root, "--read-data", "1/2")

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from filestore.core.digest import token_digest
 from tests.support.commands import REPOSITORY, SCRIPTS, Home, Server
 
 SIZE = 3_000_000
+PROCESS_LIST = "Warning: other users of this machine can see the token of --token in the list of processes;"
 GOES_ON = "; run the same command again to continue: what was transferred already is not transferred again"
 RECORD_KEYS = {"id", "name", "digest", "path", "size", "kind", "namespace", "created_at", "updated_at"}
 NAMES = [
@@ -707,16 +709,72 @@ def test_later_starts(home: Home, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", ["option", "environment"])
+@pytest.mark.parametrize("by", ["option", "environment", "file"])
 def test_a_given_token(home: Home, tmp_path: Path, by: str) -> None:
-    """--token and FILESTORE_TOKEN let a token in for one run, and none is made."""
-    arguments = ["--token", "given"] if by == "option" else []
-    environ = {"FILESTORE_TOKEN": "given"} if by == "environment" else {}
-    with home.server(*arguments, root=tmp_path / "root", environ=environ) as server:
-        assert home.result("ls", "--url", server.url, "--token", "given")["files"] == []
-    assert home.result("token", "ls", "--root", tmp_path / "root")["tokens"] == []
+    """--token, --token-file and FILESTORE_TOKEN give a server a token for one run, and none is made."""
+    given = "a-token-of-one-run"
+    path = tmp_path / "token"
+    path.touch(mode=0o600)
+    path.write_text(f"{given}\n")
+    arguments = {"option": ["--token", given], "file": ["--token-file", str(path)], "environment": []}[by]
+    environ = {"FILESTORE_TOKEN": given} if by == "environment" else {}
+    with home.server(*arguments, root=tmp_path / "root", environ=environ, complains=by == "option") as server:
+        assert home.result("ls", "--url", server.url, "--token-file", path)["files"] == []
+    (listed,) = home.result("token", "ls", "--root", tmp_path / "root")["tokens"]
+    assert (str(token_digest(given)), "default") == (listed["digest"], listed["namespace"])
     with home.server(root=tmp_path / "root") as server:
-        assert "refused the token" in home.failure("ls", "--url", server.url, "--token", "given")
+        assert "refused the token" in home.failure("ls", "--url", server.url, "--token-file", path)
+
+
+def test_what_the_list_of_processes_shows_is_warned_about(home: Home, tmp_path: Path) -> None:
+    """A token in the arguments and a token file that others can read give a warning; the environment gives none."""
+    home.create_repository()
+    assert PROCESS_LIST in home.run("ls", "--token", "a-token-of-one-run").stderr
+    assert "" == home.run("ls", environ={"FILESTORE_TOKEN": "a-token-of-one-run"}).stderr
+    path = tmp_path / "token"
+    path.touch(mode=0o640)
+    path.write_text("a-token-of-one-run")
+    assert f"Warning: other users of this machine can read the token in {path};" in home.run("ls", "--token-file", path).stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("", "is not a file of one line, the token"),
+        ("one\ntwo\n", "is not a file of one line, the token"),
+        ("x" * 5000, "is not a file of one line, the token"),
+        ("two words", "a token has printable ASCII characters only, and no spaces"),
+    ],
+    ids=["missing", "empty", "two lines", "long", "spaces"],
+)
+def test_a_token_file_that_is_none(home: Home, tmp_path: Path, content: str | None, reason: str) -> None:
+    """The error says what is wrong, and does not repeat the content."""
+    path = tmp_path / "token"
+    if content is not None:
+        path.touch(mode=0o600)
+        path.write_text(content)
+    told = home.failure("ls", "--token-file", path)
+    assert reason in told
+    assert not content or content not in told
+
+
+def test_one_place_gives_one_token(home: Home, tmp_path: Path) -> None:
+    """A token and a token file in one place are an error; a token of an earlier place hides a later file."""
+    path = tmp_path / "absent"
+    both = {"FILESTORE_TOKEN": "a-token-of-one-run", "FILESTORE_TOKEN_FILE": str(path)}
+    assert "FILESTORE_TOKEN gives a token too; give one of them" in home.failure("ls", environ=both)
+    home.create_repository()
+    done = home.run("ls", "--token", "a-token-of-one-run", environ={"FILESTORE_TOKEN_FILE": str(path)})
+    assert (0, 1) == (done.returncode, done.stderr.count("\n"))
+
+
+@pytest.mark.slow
+def test_a_short_token_of_a_server_is_warned_about(home: Home, tmp_path: Path) -> None:
+    """It can be guessed. A client is not warned: it does not choose the token."""
+    with home.server(root=tmp_path / "root", environ={"FILESTORE_TOKEN": "abc"}, complains=True) as server:
+        environ = {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": "abc"}
+        assert [] == home.result("ls", environ=environ)["files"]
 
 
 @pytest.mark.slow
@@ -785,7 +843,7 @@ def test_serve_for_a_program(home: Home, tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     said = json.loads(process.stdout.readline())
-    files = home.result("ls", "--url", said["url"], "--token", said["token"])["files"]
+    files = home.result("ls", environ={"FILESTORE_URL": said["url"], "FILESTORE_TOKEN": said["token"]})["files"]
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=30)
 

@@ -98,7 +98,7 @@ def test_the_server_is_killed_in_the_middle_of_a_push(home: Home, source: Path, 
         kill_when(lambda: stored(root) >= 8, server.process.pid, command)
         server.process.wait()
         assert 1 == command.wait(60)
-    with home.server("--token", environ["FILESTORE_TOKEN"], root=root) as server:
+    with home.server(root=root, environ={"FILESTORE_TOKEN": environ["FILESTORE_TOKEN"]}) as server:
         environ["FILESTORE_URL"] = server.url
         assert [] == home.result("ls", environ=environ)["files"]
         pushed = home.result("push", source, environ=environ)
@@ -138,7 +138,7 @@ def test_the_server_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path,
         server.process.wait()
         assert 1 == command.wait(60)
         assert not target.exists()
-    with home.server("--token", environ["FILESTORE_TOKEN"], root=root) as server:
+    with home.server(root=root, environ={"FILESTORE_TOKEN": environ["FILESTORE_TOKEN"]}) as server:
         environ["FILESTORE_URL"] = server.url
         fetched = home.result("fetch", pushed["id"], "-o", target, environ=environ)
     assert filecmp.cmp(source, target, shallow=False)
@@ -157,7 +157,7 @@ def test_a_server_that_comes_back_is_not_even_noticed(home: Home, source: Path, 
         # On a busy machine, a server may take longer to start than a client waits.
         command.send_signal(signal.SIGSTOP)
         server.process.wait()
-    with home.server("--token", token, "--port", port, root=root) as server:
+    with home.server("--port", port, root=root, environ={"FILESTORE_TOKEN": token}) as server:
         command.send_signal(signal.SIGCONT)
         assert 0 == command.wait(60)
         environ = {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": token}

@@ -113,11 +113,13 @@ async def test_damage_is_logged_by_name_and_kept(
 
 
 SERVE = """
+import os
 import sys
 import filestore.repository.maintenance.scrub as scrub
 scrub.STEP_SECONDS = 0.05
 from filestore_cli.start import main
-sys.argv[1:] = ["serve", "--root", sys.argv[1], "--port", "0", "--workers", "2", "--token", "a-token-of-this-test"]
+sys.argv[1:] = ["serve", "--root", sys.argv[1], "--port", "0", "--workers", "2"]
+os.environ["FILESTORE_TOKEN"] = "a-token-of-this-test"
 main()
 """
 

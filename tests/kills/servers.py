@@ -95,7 +95,8 @@ class ServerKiller(Actor):
         return self.forker.start(
             "serve",
             *("--root", self.trial.root, "--create", "--port", str(self._port), "--workers", str(self._workers)),
-            *("--token", TOKEN, "--gc-grace", GRACE),
+            *("--gc-grace", GRACE),
+            environ={"FILESTORE_TOKEN": TOKEN},
         )
 
     def act(self) -> None:

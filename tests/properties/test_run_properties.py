@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from filestore.core.names import SEGMENT_LIMIT, checked_name, shortened
 from filestore.core.paths import parse_run_path, run_path
 from filestore.core.references import Reference
-from filestore.core.signing import signed_path, unsigned_path, verify_path
+from filestore.core.signing import SigningKeys, signed_path, unsigned_path, verify_path
 from filestore.errors import InvalidName
 from filestore.runtime.inputs import Inputs
 from filestore.runtime.outputs import Outputs
@@ -53,9 +53,13 @@ def test_a_path_of_a_record(file_id: str, name: str) -> None:
     path = run_path(file_id, name)
     assert (file_id, name) == parse_run_path(path)
     assert Reference(id=file_id) == Reference.parse(path)
-    signed = signed_path(b"s" * 32, "GET", f"/{run_path(file_id, shortened(name))}", namespace="team", expires_at=100)
+    signed = signed_path(
+        SigningKeys.first(b"s" * 32), "GET", f"/{run_path(file_id, shortened(name))}", namespace="team", expires_at=100
+    )
     _, _, namespace, expires_at, signature, rest = unquote(signed).split("/", 5)
-    verify_path(b"s" * 32, "GET", f"/{rest}", namespace=namespace, expires_at=expires_at, signature=signature, now=99)
+    verify_path(
+        SigningKeys.first(b"s" * 32), "GET", f"/{rest}", namespace=namespace, expires_at=expires_at, signature=signature, now=99
+    )
     assert file_id == parse_run_path(unsigned_path(unquote(signed)))[0]
 
 

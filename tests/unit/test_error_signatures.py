@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from filestore.core.references import Directory, File, FileURL, redact_url
-from filestore.core.signing import signed_path
+from filestore.core.signing import SigningKeys, signed_path
 from filestore.errors import FilestoreError, InvalidReference
 from filestore.http import wire
 from filestore.runtime.errors import InvalidRun, RunFailed
@@ -16,7 +16,7 @@ from filestore.runtime.inputs import Inputs
 from filestore.runtime.own_urls import OwnUrls
 from tests.support.errors import SAMPLES, classes, fact_types
 
-PATH = signed_path(b"s" * 32, "GET", "/pipeline_files/a", namespace="team", expires_at=1_900_000_000)
+PATH = signed_path(SigningKeys.first(b"s" * 32), "GET", "/pipeline_files/a", namespace="team", expires_at=1_900_000_000)
 SIGNATURE = PATH.split("/")[4]
 URL = f"https://models.example{PATH}"
 

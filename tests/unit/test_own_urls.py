@@ -11,7 +11,7 @@ import pytest
 from filestore.cache import Cache
 from filestore.core.records import Record
 from filestore.core.references import Directory, File, FileURL
-from filestore.core.signing import signed_path
+from filestore.core.signing import SigningKeys, signed_path
 from filestore.download.download import DownloadLimits
 from filestore.errors import DownloadRefused, InvalidReference, NotFound
 from filestore.runtime import Adapter
@@ -51,7 +51,9 @@ async def both(adapter: Adapter, url: str, *, kind: Any = File) -> list[bytes]:
 @pytest.mark.parametrize("base", [URL, "https://models.example:8080", "HTTP://Models.Example:8080", f"{URL}/"])
 async def test_every_form_of_a_url(watched: WatchedRepository, tmp_path: Path, file: Record, base: str) -> None:
     """Signed, expired, with a signature that is not ours, plain, by content or by record: the file, fetched once."""
-    expired = signed_path(b"s" * 32, "GET", f"/{file.run_path}", namespace="default", expires_at=int(time.time()) - 9)
+    expired = signed_path(
+        SigningKeys.first(b"s" * 32), "GET", f"/{file.run_path}", namespace="default", expires_at=int(time.time()) - 9
+    )
     quoted = file.path.replace(" ", "%20").replace("?", "%3F")
     paths = [await watched.sign(file.id), expired, quoted, f"{quoted}?a=b#c", f"v3/pipeline_files/download/{file.id}"]
     paths.append(f"storage/{file.run_path.replace(' ', '%20').replace('?', '%3F')}")

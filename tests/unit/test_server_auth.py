@@ -8,6 +8,7 @@ import pytest
 from filestore.core.digest import token_digest
 from filestore.errors import Unauthorized
 from filestore.http.server.auth import REMEMBER_SECONDS, Tokens
+from filestore.repository.given_tokens import given_tokens, note_given, remove_given
 from filestore.repository.index.protocol import Index
 from filestore.repository.index.sqlite import open_index
 from tests.support.clock import Clock
@@ -47,7 +48,7 @@ def tokens(index: Index, clock: Clock) -> Tokens:
 )
 async def test_a_token_has_a_namespace(tokens: Tokens, authorization: str, namespace: str) -> None:
     """RFC 6750: the scheme's name is written as one likes."""
-    assert namespace == await tokens.namespace(authorization)
+    assert namespace == (await tokens.access(authorization)).namespace
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ async def test_a_token_has_a_namespace(tokens: Tokens, authorization: str, names
 async def test_all_others_are_refused(tokens: Tokens, authorization: str | None) -> None:
     """No token, another token, the SDK's header without a token, and the stored digest are refused."""
     with pytest.raises(Unauthorized):
-        await tokens.namespace(authorization)
+        await tokens.access(authorization)
 
 
 async def test_the_word_none_is_never_a_token(index: Index, tokens: Tokens) -> None:
@@ -79,25 +80,63 @@ async def test_the_word_none_is_never_a_token(index: Index, tokens: Tokens) -> N
     async with index.transaction() as transaction:
         await transaction.add_token(token_digest("None"), namespace="team", label="")
     with pytest.raises(Unauthorized):
-        await tokens.namespace("Bearer None")
+        await tokens.access("Bearer None")
 
 
 async def test_a_removed_token_dies_soon(index: Index, tokens: Tokens, clock: Clock) -> None:
     """An accepted token is remembered for a moment, and requests do not make this longer."""
-    assert "team" == await tokens.namespace("Bearer kept")
+    assert "team" == (await tokens.access("Bearer kept")).namespace
     async with index.transaction() as transaction:
         await transaction.remove_token(token_digest("kept"))
     clock.now += REMEMBER_SECONDS / 2
-    assert "team" == await tokens.namespace("Bearer kept")
+    assert "team" == (await tokens.access("Bearer kept")).namespace
     clock.now += REMEMBER_SECONDS / 2
     with pytest.raises(Unauthorized):
-        await tokens.namespace("Bearer kept")
+        await tokens.access("Bearer kept")
 
 
 async def test_a_new_token_works_at_once(index: Index, tokens: Tokens) -> None:
     """That it was a stranger's before is not remembered."""
     with pytest.raises(Unauthorized):
-        await tokens.namespace("Bearer new")
+        await tokens.access("Bearer new")
     async with index.transaction() as transaction:
         await transaction.add_token(token_digest("new"), namespace="team", label="")
-    assert "team" == await tokens.namespace("Bearer new")
+    assert "team" == (await tokens.access("Bearer new")).namespace
+
+
+async def test_what_a_removed_token_asked_for_dies(index: Index, tokens: Tokens) -> None:
+    """Its accesses are valid until the next look at the index; a token of this run is removed in the same way."""
+    kept, given = await tokens.access("Bearer kept"), await tokens.access("Bearer given")
+    await tokens.refresh()
+    assert tokens.is_valid(kept)
+    assert tokens.is_valid(given)
+    async with index.transaction() as transaction:
+        await transaction.remove_token(token_digest("kept"))
+    await tokens.refresh()
+    assert [False, True] == [tokens.is_valid(kept), tokens.is_valid(given)]
+    async with index.transaction() as transaction:
+        await remove_given(index, transaction, token_digest("given"), namespace="default")
+    await tokens.refresh()
+    assert not tokens.is_valid(given)
+    with pytest.raises(Unauthorized):
+        await tokens.access("Bearer given")
+
+
+async def test_a_token_of_another_namespace_does_not_keep_an_access(index: Index, tokens: Tokens) -> None:
+    """A token that was moved to another namespace ends what it permitted in the one before."""
+    kept = await tokens.access("Bearer kept")
+    async with index.transaction() as transaction:
+        await transaction.add_token(token_digest("kept"), namespace="other", label="")
+    await tokens.refresh()
+    assert not tokens.is_valid(kept)
+
+
+async def test_given_tokens_are_listed_and_removed_for_ever(index: Index) -> None:
+    """A server notes what it was given. It learns at its next start that a token was removed."""
+    first, second = token_digest("first"), token_digest("second")
+    assert [] == await note_given(index, {first: "default", second: "team"})
+    assert {(first, "default"), (second, "team")} == {(token.digest, token.namespace) for token in await given_tokens(index)}
+    async with index.transaction() as transaction:
+        await remove_given(index, transaction, first, namespace="default")
+    assert [first] == await note_given(index, {first: "default", second: "team"})
+    assert {first: True, second: False} == {token.digest: token.is_removed for token in await given_tokens(index)}

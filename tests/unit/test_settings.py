@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields, replace
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -183,7 +184,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cache-size-limit", "there is no such setting; did you mean cache_size_limit?"),
         ("Token", "there is no such setting; did you mean token?"),
         ("host", "only the option --host changes it"),
-        ("qqqq", "there is no such setting; the settings are url, token, root, "),
+        ("qqqq", "there is no such setting; the settings are url, token, token_file, "),
     ],
 )
 def test_a_wrong_key_names_the_nearest_right_one(key: str, sentence: str) -> None:
@@ -289,6 +290,10 @@ def test_server_limits() -> None:
             value = float(number)
         if limit.name == "gc_hours":
             value = (22, 6)
+        if limit.name == "public_url":
+            value = "https://files.example.org"
+        if limit.name == "trusted_proxies":
+            value = (ip_network("10.0.0.0/8"), ip_network("::1"))
         options: dict[str, object] = {limit.name: value}
         assert settings(options=options).server_limits == replace(DEFAULT_SERVER_LIMITS, **options)  # type: ignore[arg-type]
 

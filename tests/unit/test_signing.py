@@ -4,11 +4,14 @@ from urllib.parse import quote
 
 import pytest
 
+from filestore.core.digest import token_digest
 from filestore.core.names import SEGMENT_LIMIT, shortened
-from filestore.core.signing import sign, signed_path, unsigned_path, verify, verify_path
+from filestore.core.signing import NO_ISSUER, SigningKeys, sign, signed_path, unsigned_path, verify_path
 from filestore.errors import UrlRefused
 
-SECRET, OTHER = b"s" * 32, b"o" * 32
+KEYS = SigningKeys.first(b"s" * 32)
+PATH = "/pipeline_files/a b/100%é.bin"
+ISSUER = KEYS.issuer(token_digest("a token"))
 
 
 def parts_of(url: str) -> dict[str, str]:
@@ -17,49 +20,78 @@ def parts_of(url: str) -> dict[str, str]:
     return {"namespace": namespace, "expires_at": expires_at, "signature": signature}
 
 
-def test_a_signature_holds_for_its_own_arguments_only() -> None:
-    """Each of them counts, and so does where one ends and the next begins."""
-    signature = sign(SECRET, "GET", "a", "b", expires_at=100)
-    verify(SECRET, signature, "GET", "a", "b", expires_at=100, now=99)
-    for secret, purpose, parts, expires_at in (
-        (OTHER, "GET", ("a", "b"), 100),
-        (SECRET, "PUT", ("a", "b"), 100),
-        (SECRET, "GET", ("ab",), 100),
-        (SECRET, "GET", ("a", "b", ""), 100),
-        (SECRET, "GET", ("a", "b"), 101),
-    ):
-        with pytest.raises(UrlRefused, match="is not ours"):
-            verify(secret, signature, purpose, *parts, expires_at=expires_at, now=99)
-    with pytest.raises(UrlRefused, match="has expired"):
-        verify(SECRET, signature, "GET", "a", "b", expires_at=100, now=100)
+def signed(keys: SigningKeys = KEYS, *, issuer: str = ISSUER) -> dict[str, str]:
+    """The parts of a path that `keys` sign for GET until the time 100."""
+    return parts_of(signed_path(keys, "GET", PATH, namespace="team", expires_at=100, issuer=issuer))
 
 
 def test_a_signed_path_names_the_path_at_its_end() -> None:
-    """It is percent-encoded, for any name; HEAD is accepted where GET is."""
-    path = "/pipeline_files/a b/100%é.bin"
-    signed = signed_path(SECRET, "GET", path, namespace="team", expires_at=100)
-    assert signed.endswith("/pipeline_files/a%20b/100%25%C3%A9.bin")
+    """It is percent-encoded, for any name; HEAD is accepted where GET is; it tells who asked for it."""
+    path = signed_path(KEYS, "GET", PATH, namespace="team", expires_at=100, issuer=ISSUER)
+    assert path.endswith("/pipeline_files/a%20b/100%25%C3%A9.bin")
     for method in ("GET", "HEAD"):
-        verify_path(SECRET, method, path, **parts_of(signed), now=99)
+        assert ISSUER == verify_path(KEYS, method, PATH, **parts_of(path), now=99)
+
+
+def test_a_signature_holds_for_its_own_arguments_only() -> None:
+    """Each of them counts, and so do the key and the issuer that it names."""
+    signature = signed()["signature"]
     for method, asked, changed in (
-        ("PUT", path, {}),
-        ("GET", path + "x", {}),
-        ("GET", path, {"namespace": "other"}),
-        ("GET", path, {"expires_at": "101"}),
-        ("GET", path, {"expires_at": "0100"}),
-        ("GET", path, {"expires_at": "\uff11\uff10\uff10"}),
-        ("GET", path, {"expires_at": "9" * 400}),
-        ("GET", path, {"expires_at": ""}),
-        ("GET", path, {"signature": "\udcff"}),
+        ("PUT", PATH, {}),
+        ("GET", PATH + "x", {}),
+        ("GET", PATH, {"namespace": "other"}),
+        ("GET", PATH, {"expires_at": "101"}),
+        ("GET", PATH, {"expires_at": "0100"}),
+        ("GET", PATH, {"expires_at": "\uff11\uff10\uff10"}),
+        ("GET", PATH, {"expires_at": "9" * 400}),
+        ("GET", PATH, {"expires_at": ""}),
+        ("GET", PATH, {"signature": "\udcff"}),
+        ("GET", PATH, {"signature": signature.upper()}),
+        ("GET", PATH, {"signature": f"{'0' * 8}{signature[8:]}"}),
+        ("GET", PATH, {"signature": f"{signature[:8]}{NO_ISSUER}{signature[24:]}"}),
+        ("GET", PATH, {"signature": f"{signature[:24]}{'0' * 40}"}),
+        ("GET", PATH, {"signature": sign(KEYS.secret, "GET", "team", PATH, expires_at=100)}),
+        ("GET", PATH, signed(SigningKeys.first(b"o" * 32))),
     ):
         with pytest.raises(UrlRefused, match="is not ours"):
-            verify_path(SECRET, method, asked, **(parts_of(signed) | changed), now=99)
+            verify_path(KEYS, method, asked, **(signed() | changed), now=99)
+    with pytest.raises(UrlRefused, match="has expired"):
+        verify_path(KEYS, "GET", PATH, **signed(), now=100)
+
+
+def test_two_keys_are_accepted() -> None:
+    """The URLs of the previous key are accepted until a time, and those of a revoked one never."""
+    rotated = KEYS.rotated(b"n" * 32, now=50, until=90)
+    assert (
+        ISSUER
+        == verify_path(rotated, "GET", PATH, **signed(), now=89)
+        == verify_path(rotated, "GET", PATH, **signed(rotated), now=99)
+    )
+    revoked = (rotated, 90), (KEYS.rotated(b"n" * 32, now=50, until=50), 51), (rotated.rotated(b"m" * 32, now=60, until=90), 61)
+    for keys, now in revoked:
+        with pytest.raises(UrlRefused, match="is not ours"):
+            verify_path(keys, "GET", PATH, **signed(), now=now)
+
+
+def test_issuers_are_those_of_the_repository() -> None:
+    """They outlive a rotation, differ between tokens and between repositories, and do not tell the digest of a token."""
+    digest = token_digest("a token")
+    assert ISSUER == KEYS.rotated(b"n" * 32, now=50, until=90).issuer(digest)
+    assert 3 == len({ISSUER, KEYS.issuer(token_digest("another")), SigningKeys.first(b"o" * 32).issuer(digest)})
+    assert ISSUER not in str(digest)
+
+
+def test_keys_are_not_shown() -> None:
+    """Not in what a log or a traceback shows of them."""
+    assert "s" * 8 not in repr(KEYS)
+    assert KEYS.current.secret.hex() not in repr(KEYS)
+    assert repr(KEYS.current.secret) not in repr(KEYS)
 
 
 def test_what_a_signed_path_stands_for() -> None:
     """The inner path of a signed path is returned; any other path is returned as it is."""
     path = "/run_files/ab/cd/uuid/name"
-    assert path == unsigned_path(signed_path(SECRET, "GET", path, namespace="team", expires_at=100))
+    assert path == unsigned_path(signed_path(KEYS, "GET", path, namespace="team", expires_at=100))
     for other in (path, "/signed", "/signed/team/100", "/", "/signedness/a/b/c/d"):
         assert other == unsigned_path(other)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,19 +11,23 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from filestore.core.paths import FILES_PREFIX, RUN_FILES_PREFIX
+from filestore.core.signing import NO_ISSUER, NOT_OURS
 from filestore.core.signing import PREFIX as SIGNED_PREFIX
-from filestore.core.signing import verify_path
-from filestore.errors import FilestoreError
+from filestore.errors import FilestoreError, Unauthorized, UrlRefused, redact_secrets
 from filestore.http.limits import ServerLimits
-from filestore.http.server.auth import Tokens
+from filestore.http.server.access import Access
+from filestore.http.server.auth import Tokens, gives_token
 from filestore.http.server.context import RequestContext
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.errors import as_problems, problem
+from filestore.http.server.guesses import Guesses
 from filestore.http.server.health import Health
 from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.measuring import MEASURING, Measuring
+from filestore.http.server.origin import Origin, TrustedProxies, client_group
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.rechecks import Rechecks
+from filestore.http.server.revocation import Revocation
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
 from filestore.http.server.routes import versions
@@ -43,6 +46,9 @@ from filestore.system.metrics import SharedTimes
 from filestore.system.turns import working_for
 
 _Answer = Callable[[RequestContext, LocalRepository], Awaitable[web.StreamResponse]]
+
+PATH_LIMIT = 200
+"""Characters of a path that are written to the log."""
 
 
 class Route(NamedTuple):
@@ -104,6 +110,7 @@ def make_app(
     index: Index,
     *,
     tokens: Tokens,
+    revocation: Revocation,
     secret: bytes,
     spool_folder: Path,
     limits: ServerLimits,
@@ -113,7 +120,7 @@ def make_app(
 ) -> web.Application:
     """Make the application for one store and one index. The caller closes both.
 
-    `secret` signs URLs. `shared_times` holds the measurements of all processes on the port.
+    The name of the folder of uploads depends on `secret`. `shared_times` holds the measurements of all processes on the port.
     """
     push_budget = Budget(PUSHES_LIMIT)
     folders = uploads_folder(spool_folder, secret)
@@ -131,7 +138,7 @@ def make_app(
         store,
         index,
         tokens=tokens,
-        secret=secret,
+        revocation=revocation,
         spool_folder=spool_folder,
         limits=limits,
         shared_times=shared_times,
@@ -145,9 +152,11 @@ def make_app(
     @web.middleware
     async def finished(request: web.Request, handler: Handler) -> web.StreamResponse:
         with traffic.passing():
-            is_known = request.match_info.route in continuing or traffic.is_known(request)
-            response = traffic.refused(is_known=is_known) or await handler(request)
-            response = await authenticator.context(request).finish(response)
+            response: web.StreamResponse = web.Response(status=401)
+            async with revocation.cut_if_removed(request):
+                is_known = request.match_info.route in continuing or traffic.is_known(request)
+                response = traffic.refused(is_known=is_known) or await handler(request)
+                response = await authenticator.finish(request, response)
             shared_times.own.note_usage()
             return response
 
@@ -193,7 +202,7 @@ def _any_slashes(path: str) -> str:
 
 
 class RequestAuthenticator:
-    """Find the repository that a request may use, by the namespace of its token or of its signed URL."""
+    """Find out what the token or the signed URL of a request permits, and the repository that it may use."""
 
     def __init__(
         self,
@@ -201,7 +210,7 @@ class RequestAuthenticator:
         index: Index,
         *,
         tokens: Tokens,
-        secret: bytes,
+        revocation: Revocation,
         spool_folder: Path,
         limits: ServerLimits,
         shared_times: SharedTimes,
@@ -212,7 +221,9 @@ class RequestAuthenticator:
         self._store = store
         self._index = index
         self._tokens = tokens
-        self._secret = secret
+        self._revocation = revocation
+        self._guesses = Guesses(limits.guesses_limit)
+        self._origin = Origin(limits.public_url, TrustedProxies(limits.trusted_proxies))
         self._spool_folder = spool_folder
         self._limits = limits
         self._shared_times = shared_times
@@ -228,13 +239,16 @@ class RequestAuthenticator:
         """Return a handler that answers only requests with a valid token or a valid signature, or that need neither."""
 
         async def handler(request: web.Request) -> web.StreamResponse:
-            namespace = self._signed_namespace(request)
-            if namespace is None and route.public_namespace is not None:
+            self._origin.check(request)
+            namespace = None
+            if route.public_namespace is not None and "signature" not in request.match_info:
                 namespace = await route.public_namespace(request)
-            repository = await self._repository(request, namespace)
+            access = await self._access(request) if namespace is None else Access(namespace)
+            self._revocation.note(request, access)
+            repository = self._repository(access)
             transferring = self._traffic.transferring(request) if route.is_transfer else nullcontext()
             with transferring, working_for(repository.namespace):
-                return await route.answer(self.context(request), repository)
+                return await route.answer(await self._context(request, access), repository)
 
         return handler
 
@@ -245,15 +259,19 @@ class RequestAuthenticator:
         """
         if request.headers["Expect"].lower() == "100-continue":
             try:
-                await self._repository(request, self._signed_namespace(request))
+                self._origin.check(request)
+                access = await self._access(request)
             except FilestoreError as error:
                 return problem(request, error)
-            self.context(request).transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            (await self._context(request, access)).transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # RFC 9110, section 10.1.1: other expectations may be ignored.
         return None
 
-    def context(self, request: web.Request) -> RequestContext:
-        """Return the context of a request."""
+    async def finish(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+        """Send the rest of the answer that a handler returned. Cut the connection if the client is gone or too slow."""
+        return await (await self._context(request, None)).finish(response)
+
+    async def _context(self, request: web.Request, access: Access | None) -> RequestContext:
         return RequestContext(
             request=request,
             budget=self._budget,
@@ -267,32 +285,37 @@ class RequestAuthenticator:
             chunks_limit=self._limits.chunks_limit,
             request_limit=self._limits.request_limit,
             grace_seconds=self._limits.gc_grace,
-            secret=self._secret,
+            keys=await self._tokens.keys(),
+            origin=self._origin,
+            issuer=NO_ISSUER if access is None else access.issuer,
             shared_times=self._shared_times,
             upload_quota=self._upload_quota,
             store=self._store,
         )
 
-    async def _repository(self, request: web.Request, namespace: str | None) -> LocalRepository:
-        """Return the repository of a namespace, or of the namespace of the request's token. Raises Unauthorized."""
-        if namespace is None:
-            namespace = await self._tokens.namespace(request.headers.get("Authorization"))
+    async def _access(self, request: web.Request) -> Access:
+        """Return what a request may use. Raises UrlRefused, Unauthorized, TooManyGuesses."""
+        found, authorization = request.match_info, request.headers.get("Authorization")
+        try:
+            if "signature" not in found:
+                return await self._tokens.access(authorization)
+            signed = {part: found[part] for part in ("namespace", "expires_at", "signature")}
+            # The signature covers the part of the path that follows these three, in decoded form.
+            path = "/" + request.path.lstrip("/").split("/", 4)[4]
+            return await self._tokens.signed(request.method, path, **signed)
+        except (Unauthorized, UrlRefused) as error:
+            if error.args[0] == NOT_OURS or (isinstance(error, Unauthorized) and gives_token(authorization)):
+                client = self._origin.client_address(request)
+                self._guesses.note(client_group(client), f"{request.method} {redact_secrets(request.path)[:PATH_LIMIT]!r}")
+            raise
+
+    def _repository(self, access: Access) -> LocalRepository:
         return LocalRepository(
             self._store,
             self._index,
             location="the server",
-            namespace=namespace,
+            namespace=access.namespace,
             budget=self._budget,
             signed_seconds=self._limits.signed_seconds,
+            issuer=access.issuer,
         )
-
-    def _signed_namespace(self, request: web.Request) -> str | None:
-        """Return the namespace of a signed URL, or None for a URL without a signature. Raises UrlRefused."""
-        found = request.match_info
-        if "signature" not in found:
-            return None
-        signed = {part: found[part] for part in ("namespace", "expires_at", "signature")}
-        # The signature covers the part of the path that follows these three, in decoded form.
-        path = "/" + request.path.lstrip("/").split("/", 4)[4]
-        verify_path(self._secret, request.method, path, **signed, now=time.time())
-        return signed["namespace"]

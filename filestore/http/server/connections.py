@@ -23,6 +23,7 @@ from filestore.errors import Busy
 from filestore.http.limits import ServerLimits
 from filestore.http.server.descriptors import connections_limit
 from filestore.http.server.errors import closing_problem, closing_refusal
+from filestore.http.server.origin import TrustedProxies
 from filestore.http.server.request_head import FIELD_LIMIT, FIELDS_LIMIT, HeadReader, HeadRefused, UnfinishedHeads
 from filestore.system.stalls import StallTimer
 
@@ -101,7 +102,8 @@ class ConnectionSite(web.SockSite):
         await web.BaseSite.start(self)
         server = self._runner.server
         assert server is not None  # noqa: S101  # the runner is set up
-        connections = Connections(self._limits, descriptors_limit=connections_limit())
+        is_proxy = TrustedProxies(self._limits.trusted_proxies).contains
+        connections = Connections(self._limits, descriptors_limit=connections_limit(), is_proxy=is_proxy)
         self._server = await asyncio.get_running_loop().create_server(
             lambda: RequestConnection(server, connections), sock=self._sock, backlog=self._backlog
         )

@@ -19,12 +19,13 @@ from aiofiles.tempfile import SpooledTemporaryFile, TemporaryFile
 from aiofiles.threadpool.binary import AsyncBufferedReader, AsyncFileIO
 from aiohttp import web
 
-from filestore.core.signing import signed_path
+from filestore.core.signing import SigningKeys, signed_path
 from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled
 from filestore.http.server.body.connection import PEER, PIECE, duplicate
 from filestore.http.server.body.writer import BodyWriter
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.manifests import SharedManifests
+from filestore.http.server.origin import Origin
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.local import LocalRepository
@@ -59,8 +60,11 @@ class RequestContext:
     grace_seconds: float
     """The grace period of the collection in this server."""
     shared_times: SharedTimes
-    secret: bytes
-    """The key that signs URLs."""
+    keys: SigningKeys
+    """The keys that sign URLs."""
+    origin: Origin
+    issuer: str
+    """Stands for the token of the request. The URLs that it asks for are bound to it."""
     upload_quota: UploadQuota
     store: ChunkStore
     upload_setting: str = "upload_limit"
@@ -69,14 +73,13 @@ class RequestContext:
     def signed_url(self, method: str, path: str, *, namespace: str, seconds: float) -> str:
         """Return a URL of this server that permits a request by `method` of `path` without a token, for `seconds`."""
         expires_at = math.ceil(time.time() + seconds)
-        return f"{self.base_url}{signed_path(self.secret, method, path, namespace=namespace, expires_at=expires_at)}"
+        signed = signed_path(self.keys, method, path, namespace=namespace, expires_at=expires_at, issuer=self.issuer)
+        return f"{self.base_url}{signed}"
 
     @property
     def base_url(self) -> str:
-        """This server's URL as the client knows it. A proxy says in `X-Forwarded-Proto` whether the client uses TLS."""
-        forwarded = self.request.headers.get("X-Forwarded-Proto", "").lower()
-        scheme = forwarded if forwarded in {"http", "https"} else self.request.scheme
-        return f"{scheme}://{self.request.host}"
+        """This server's URL as the client knows it. Use it only in what goes back to this client."""
+        return self.origin.base_url(self.request)
 
     @property
     def transport(self) -> asyncio.Transport:

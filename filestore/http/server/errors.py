@@ -25,6 +25,7 @@ from filestore.errors import (
     MinFreeReached,
     Stalled,
     StorageFull,
+    TooManyGuesses,
     Unauthorized,
     redact_signature,
 )
@@ -35,6 +36,7 @@ logger = logging.getLogger("filestore.server")
 
 CORRELATION_HEADER = "x-correlation-id"
 RETRY_AFTER_SECONDS = "1"
+GUESSES_RETRY_SECONDS = 60
 OUT_OF_DESCRIPTORS = "it has as many open files as its limit permits"
 
 
@@ -123,6 +125,8 @@ def _is_out_of_descriptors(error: BaseException | None) -> bool:
 def _headers_of(error: Exception) -> Mapping[str, str]:
     if isinstance(error, Busy):
         return {"Retry-After": RETRY_AFTER_SECONDS}
+    if isinstance(error, TooManyGuesses):
+        return {"Retry-After": str(GUESSES_RETRY_SECONDS)}
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": CHALLENGE}
     if isinstance(error, InvalidRange):

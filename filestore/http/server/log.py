@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import QueueHandler
 
+from filestore.errors import redact_secrets
+
 FORMAT = "%(asctime)s %(process)d %(levelname)s %(message)s"
 WAITING_LIMIT = 1000
 """The most records that wait for the thread."""
@@ -27,12 +29,22 @@ _WHOLE = 4096
 """A pipe that can be written to takes so many bytes at once. Source: pipe(7), PIPE_BUF."""
 
 
+class RedactingFormatter(logging.Formatter):
+    """Formats a record, and leaves out the signatures of signed URLs and the tokens in it, also in tracebacks.
+
+    Who reads the log must not be able to use them.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact_secrets(super().format(record))
+
+
 class DirectHandler(logging.Handler):
     """Writes to standard error at once, or not at all. It takes no lock that the end of the process needs."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter(FORMAT))
+        self.setFormatter(RedactingFormatter(FORMAT))
         self.left_out = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -53,7 +65,7 @@ class WaitingHandler(QueueHandler):
     def __init__(self) -> None:
         self._waiting: queue.Queue[logging.LogRecord | None] = queue.Queue(WAITING_LIMIT)
         super().__init__(self._waiting)
-        self.setFormatter(logging.Formatter(FORMAT))
+        self.setFormatter(RedactingFormatter(FORMAT))
         self._direct = DirectHandler()
         self._process = os.getpid()
         self._left_out = 0

@@ -50,8 +50,9 @@ def serve(
     `announce(url)` is called when connections are accepted. `announce_stop()` is called after that, at the first stop
     signal, before the requests in progress end. Port 0 means any free port.
 
-    `tokens` maps digests of tokens to their namespaces. They are valid until the server ends. The tokens of the index
-    are valid too, unless `knows_tokens` is false.
+    `tokens` maps digests of tokens to their namespaces. They are valid until the server ends, or until one is removed in
+    the index (`filestore.repository.given_tokens`). The tokens of the index are valid too, unless `knows_tokens` is
+    false.
 
     `limits` hold for each worker. After a stop signal, transfers under way may continue for `limits.drain_seconds`;
     what is new is refused. A second signal ends them at once. Uploads wait in `spool_folder`, which is the system's
@@ -73,10 +74,11 @@ def serve(
     )
     _allow_many_files()
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
-    # What a runtime does is worth a line, and so is the result of work between requests. All other parts, and other
-    # libraries, only warn.
+    # What a runtime does is worth a line, and so are the result of work between requests and each wrong token. All other
+    # parts, and other libraries, only warn.
     logging.getLogger("filestore.runtime").setLevel(logging.INFO)
     logging.getLogger("filestore.maintenance").setLevel(logging.INFO)
+    logging.getLogger("filestore.access").setLevel(logging.INFO)
     # A client may write any name in a form, and gets an answer.
     for warning in (BadContentDispositionHeader, BadContentDispositionParam):
         warnings.simplefilter("ignore", warning)

@@ -19,6 +19,7 @@ from filestore.http.server.auth import Tokens
 from filestore.http.server.background import background_work
 from filestore.http.server.connections import ConnectionSite
 from filestore.http.server.descriptors import AcceptErrors
+from filestore.http.server.revocation import Revocation
 from filestore.http.server.traffic import Traffic
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
@@ -98,11 +99,18 @@ async def _serve_until(
     store, index = await service.open_backend()
     traffic = Traffic()
     try:
-        async with background_work(store, index, service.limits), service.extension(store, index) as more_routes:
+        tokens = Tokens(index, service.tokens, knows_index=service.knows_tokens)
+        revocation = Revocation(tokens)
+        async with (
+            background_work(store, index, service.limits),
+            revocation.running(),
+            service.extension(store, index) as more_routes,
+        ):
             app = make_app(
                 store,
                 index,
-                tokens=Tokens(index if service.knows_tokens else None, service.tokens),
+                tokens=tokens,
+                revocation=revocation,
                 secret=await index.secret(),
                 spool_folder=service.spool_folder,
                 limits=service.limits,

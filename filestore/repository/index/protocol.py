@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
+from filestore.core.signing import SigningKeys
 
 
 class ChunkRow(NamedTuple):
@@ -179,6 +180,12 @@ class Transaction(Protocol):
     async def remove_token(self, token_digest: Digest) -> bool:
         """Remove a token. Return whether it existed."""
 
+    async def signing_keys(self) -> SigningKeys:
+        """Return the keys that sign URLs, as they are in the transaction. The secret must exist."""
+
+    async def set_signing_keys(self, keys: SigningKeys) -> None:
+        """Replace the keys that sign URLs. The secret stays as it is."""
+
     async def set_policy(self, namespace: str, policy: Policy) -> None:
         """Set the policy of a namespace."""
 
@@ -332,9 +339,15 @@ class Index(Protocol):
         """Return all tokens, the oldest first."""
 
     async def secret(self) -> bytes:
-        """Return 32 random bytes, with which servers sign URLs. They are made at the first call and never change.
+        """Return 32 random bytes that only servers of this repository know. They are made at the first call and never change.
 
         Raises ReadOnly if they do not exist and the index was opened for reading.
+        """
+
+    async def signing_keys(self) -> SigningKeys:
+        """Return the keys that sign URLs. They hold the secret, which is made if it does not exist.
+
+        Raises ReadOnly as `secret` does, IndexDamaged.
         """
 
     async def compact(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
+from filestore.core.signing import SigningKeys
 from filestore.errors import Busy, IndexDamaged, ReadOnly
 from filestore.repository.index import chunks, records, tasks, tokens, uses
 from filestore.repository.index.chunks import REFRESH_MICROSECONDS
@@ -233,6 +234,10 @@ class SqliteIndex:
                 kept = await self._writer.run(tokens.select_secrets)
         return kept[0]
 
+    async def signing_keys(self) -> SigningKeys:
+        await self.secret()
+        return tokens.parse_keys(await self._reader.run(tokens.select_secrets), path=str(self._reader.path))
+
     async def compact(self) -> None:
         """Free pages at the end of the file. An index that an earlier version made keeps them for its next rows."""
         is_done = False
@@ -352,6 +357,12 @@ class SqliteTransaction:
 
     async def remove_token(self, token_digest: Digest) -> bool:
         return await self._writer.run(tokens.delete_token, token_digest)
+
+    async def signing_keys(self) -> SigningKeys:
+        return tokens.parse_keys(await self._writer.run(tokens.select_secrets), path=str(self._writer.path))
+
+    async def set_signing_keys(self, keys: SigningKeys) -> None:
+        await self._writer.run(tokens.replace_keys, keys)
 
     async def set_policy(self, namespace: str, policy: Policy) -> None:
         await self._writer.run(tasks.replace_policy, namespace, policy)

@@ -59,15 +59,15 @@ class RunRoutes:
             Route("GET", f"/storage/{path}", self.get_output, public_namespace=self._public_namespace),
         )
 
-    async def create_run(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
+    async def create_run(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
         """Run a pipeline. The answer is sent when the run has ended, or at once for an asynchronous run."""
         run = await self._run(context, pipeline="pipeline_id_or_pointer", inputs="input_data")
-        return await self._answer(context, run, run.as_json)
+        return await self._answer(context, repository, run, run.as_json)
 
-    async def create_run_v4(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
+    async def create_run_v4(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
         """Run a pipeline, in the format of version 2 of the SDK."""
         run = await self._run(context, pipeline="pipeline", inputs="inputs")
-        return await self._answer(context, run, run.as_json_v4)
+        return await self._answer(context, repository, run, run.as_json_v4)
 
     async def list_runs(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
         """Answer with a page of runs without their results, the newest first."""
@@ -77,40 +77,44 @@ class RunRoutes:
         """Answer with a page of runs, in the format of version 2 of the SDK."""
         return await self._page(context, Run.as_json_v4)
 
-    async def stream_run(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
+    async def stream_run(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
         """Run a pipeline, and send each output in a line of its own as soon as there is one."""
         stream = RunStream()
         try:
             run = await self._run(context, pipeline="pipeline_id_or_pointer", inputs="input_data", stream=stream)
         except FilestoreError as error:
             return _readable_problem(context, error)
-        return await stream_run(context, run, stream, _lines, partial(self._runtime.with_urls, run, url=context.base_url))
+        return await stream_run(
+            context, run, stream, _lines, partial(self._runtime.with_urls, run, url=context.base_url, repository=repository)
+        )
 
-    async def stream_run_v4(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
+    async def stream_run_v4(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
         """Run a pipeline, and send all outputs in a line for each new value, in the format of version 2 of the SDK."""
         stream = RunStream()
         run = await self._run(context, pipeline="pipeline", inputs="inputs", stream=stream)
-        return await stream_run(context, run, stream, _lines_v4, partial(self._runtime.with_urls, run, url=context.base_url))
+        return await stream_run(
+            context, run, stream, _lines_v4, partial(self._runtime.with_urls, run, url=context.base_url, repository=repository)
+        )
 
-    async def get_run(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
+    async def get_run(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
         """Return the state of a run and its outputs, with URLs that were signed now."""
         run = await self._runtime.runs.find(context.request.match_info["id"])
-        return await self._answer(context, run, run.as_json)
+        return await self._answer(context, repository, run, run.as_json)
 
-    async def get_run_v4(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
+    async def get_run_v4(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
         """Return the state of a run, in the format of version 2 of the SDK."""
         run = await self._runtime.runs.find(context.request.match_info["id"])
-        return await self._answer(context, run, run.as_json_v4)
+        return await self._answer(context, repository, run, run.as_json_v4)
 
-    async def cancel_run(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
+    async def cancel_run(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
         """End a run, and answer with it. A run that has ended stays as it is."""
         run = await self._runtime.cancel(context.request.match_info["id"])
-        return await self._answer(context, run, run.as_json)
+        return await self._answer(context, repository, run, run.as_json)
 
-    async def cancel_run_v4(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
+    async def cancel_run_v4(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
         """End a run, in the format of version 2 of the SDK."""
         run = await self._runtime.cancel(context.request.match_info["id"])
-        return await self._answer(context, run, run.as_json_v4)
+        return await self._answer(context, repository, run, run.as_json_v4)
 
     async def get_logs(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:
         """Answer with the lines that a run has printed up to now."""
@@ -146,8 +150,10 @@ class RunRoutes:
             return None
         return None if file_id is None else await in_disk_thread(self._runtime.run_files.expiry, file_id)
 
-    async def _answer(self, context: RequestContext, run: Run, answer: Callable[[bytes | None], dict[str, Any]]) -> web.Response:
-        outputs = await self._runtime.outputs_of(run, url=context.base_url)
+    async def _answer(
+        self, context: RequestContext, repository: LocalRepository, run: Run, answer: Callable[[bytes | None], dict[str, Any]]
+    ) -> web.Response:
+        outputs = await self._runtime.outputs_of(run, url=context.base_url, repository=repository)
         return await json_answer(lambda: answer(outputs))
 
     async def _page(self, context: RequestContext, answer: Callable[[Run], dict[str, Any]]) -> web.Response:

@@ -1,0 +1,102 @@
+"""Notice within about a second that a token was removed, and cut the requests in progress that it permits.
+
+Each process looks at the index at regular intervals, so it does not matter who removed the token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from filestore.errors import FilestoreError
+from filestore.http.server.access import Access
+from filestore.http.server.auth import Tokens
+from filestore.http.server.errors import log_failure
+
+logger = logging.getLogger("filestore.access")
+
+CHECK_SECONDS = 0.5
+"""The time between two looks at the tokens of the index."""
+
+_RESET = struct.pack("ii", 1, 0)
+_DEADLINE = "filestore.deadline"
+"""The key of a request for the timeout that cuts it."""
+
+
+class Revocation:
+    """The requests in progress of one server process, with the tokens that permit them."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+        self._running: dict[asyncio.Timeout, tuple[web.Request, Access]] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Look for removed tokens during the block. Raises what `Tokens.refresh` raises, at the start."""
+        await self._tokens.refresh()
+        looking = asyncio.create_task(self._look())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+    @asynccontextmanager
+    async def cut_if_removed(self, request: web.Request) -> AsyncIterator[None]:
+        """Cut the connection of a request during the block, as soon as the token that permits it is removed.
+
+        The block ends then, as by a cancel. `note` says what permits the request.
+        """
+        try:
+            async with asyncio.timeout(None) as deadline:
+                request[_DEADLINE] = deadline
+                try:
+                    yield
+                finally:
+                    self._running.pop(deadline, None)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            if request.transport is not None:
+                request.transport.abort()
+
+    def note(self, request: web.Request, access: Access) -> None:
+        """Note what permits a request in progress."""
+        self._running[request[_DEADLINE]] = (request, access)
+
+    async def _look(self) -> None:
+        is_failing = False
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            try:
+                await self._tokens.refresh()
+                if self._refused():
+                    # A token that was added during the look above is seen by the next one.
+                    await self._tokens.refresh()
+                is_failing = False
+            except FilestoreError as error:
+                if not is_failing:
+                    log_failure("removed tokens cannot be noticed now", error)
+                is_failing = True
+            self._cut()
+
+    def _refused(self) -> list[asyncio.Timeout]:
+        return [deadline for deadline, (_, access) in self._running.items() if not self._tokens.is_valid(access)]
+
+    def _cut(self) -> None:
+        refused = self._refused()
+        for deadline in refused:
+            request, _ = self._running.pop(deadline)
+            if request.transport is not None:
+                # The end is then a reset, which discards what waits to be sent: the client must not get it.
+                connection = request.transport.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            deadline.reschedule(asyncio.get_running_loop().time())
+        if refused:
+            logger.info("a token was removed, and %d requests that it permitted were cut", len(refused))
