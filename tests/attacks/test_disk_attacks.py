@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -211,6 +212,20 @@ def test_form_of_a_process_that_was_killed_does_not_count(tmp_path: Path) -> Non
         quota.check_size("a")
     quota.remove_ended_forms()
     quota.check_size("a")
+
+
+def test_part_of_a_process_that_was_killed_does_not_count(tmp_path: Path) -> None:
+    """The next search removes it. A part that is arriving stays, however slowly it arrives."""
+    upload = begin(tmp_path / "uploads", name="a", namespace="default")
+    arriving = upload.receive(1000)
+    left = upload.folder / f"incoming-{'0' * 16}-5000"
+    left.write_bytes(b"x")
+    for path in (arriving.path, left):
+        os.utime(path, (0, 0))
+    expire(upload.folder.parent, idle_seconds=60)
+    assert (True, False) == (arriving.path.exists(), left.exists())
+    arriving.write(b"x")
+    arriving.discard()
 
 
 def fill(disk: Path, *, left: int = 0) -> Path:

@@ -2,7 +2,7 @@
 
     ID/upload.json              the ids, the name and the namespace of the upload
     ID/part-NUMBER-SIZE-TAG     a part that arrived whole; TAG identifies its bytes
-    ID/incoming-RANDOM-SIZE     a part that is arriving; SIZE is what its client announced, or 0
+    ID/incoming-RANDOM-SIZE     a part that is arriving, locked; SIZE is what its client announced, or 0
     ID/cut                      the chunks that are cut and stored so far
     ID/finished.json            the record of the finished upload; the folder is removed soon after that
     ID/lock                     the lock of the process that cuts or finishes
@@ -39,7 +39,7 @@ from blake3 import blake3
 
 from filestore.core.digest import Buffer
 from filestore.core.signing import sign
-from filestore.errors import Busy, PartRefused, UploadNotFound
+from filestore.errors import Busy, PartRefused, StorageError, UploadNotFound
 from filestore.http.server.context import spooling
 from filestore.http.server.routes.sdk.parts import UploadPart
 from filestore.http.server.routes.sdk.upload_state import BUSY_SECONDS, FinishedUpload, UploadState
@@ -52,6 +52,7 @@ from filestore.transfer.sources.file import PACKED_SIZE
 PART_LIMIT = 10_000
 """Parts that an upload may have. S3 has the same limit."""
 
+_ABANDONED_SECONDS = 60.0
 _INCOMING, _GONE = "incoming-", "gone-"
 _CUT, _FINISHED, _LOCK = "cut", "finished.json", "lock"
 
@@ -82,7 +83,8 @@ class Upload:
         """
         path = self._path(f"{_INCOMING}{secrets.token_hex(8)}-{size}")
         with self._standing():
-            return IncomingPart(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            return IncomingPart(FileLock(descriptor, path, is_required=False), path)
 
     def keep(self, incoming: IncomingPart, number: int, *, check_size: Callable[[int], None] = lambda _: None) -> UploadPart:
         """Store a part that arrived, durably.
@@ -196,8 +198,10 @@ class Upload:
 class IncomingPart:
     """Write a part that is arriving."""
 
-    def __init__(self, descriptor: int, path: Path) -> None:
-        self.descriptor = descriptor
+    def __init__(self, lock: FileLock, path: Path) -> None:
+        lock.try_acquire()
+        self._lock = lock
+        self.descriptor = lock.descriptor
         self.path = path
         self.size = 0
         self._digest = blake3()
@@ -218,7 +222,7 @@ class IncomingPart:
 
     def discard(self) -> None:
         """Close the file, and remove it unless it was kept."""
-        os.close(self.descriptor)
+        self._lock.release()
         self.path.unlink(missing_ok=True)
 
 
@@ -286,6 +290,8 @@ def expire(
             elif UPLOAD_ID.match(folder.name) and (folder / _FINISHED).exists():
                 # The process that finished it ended too early.
                 _retire(folder, state)
+            elif UPLOAD_ID.match(folder.name):
+                _remove_ended_parts(folder)
     for upload_id in state.expired(lambda: _uses(folders), idle_seconds=idle_seconds, limit_seconds=limit_seconds):
         with suppress(OSError):
             _remove(folders / upload_id)
@@ -330,6 +336,17 @@ def _use(entries: Sequence[os.DirEntry[str]]) -> str:
             with suppress(FileNotFoundError):  # it was renamed meanwhile
                 arriving.append((entry.name, entry.stat().st_size))
     return " ".join([str(arrived), *(f"{name}={size}" for name, size in sorted(arriving) if size)])
+
+
+def _remove_ended_parts(folder: Path) -> None:
+    """Remove parts that were arriving when their process ended. Without locks, they stay as long as their upload."""
+    for path in folder.glob(f"{_INCOMING}*-*"):
+        # A part that has just begun may not be locked yet.
+        with suppress(FileNotFoundError, StorageError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                with FileLock.of_file(path, is_required=True) as lock:
+                    if lock.try_acquire():
+                        path.unlink()
 
 
 def _retire(folder: Path, state: UploadState) -> None:
