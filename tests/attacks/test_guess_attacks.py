@@ -23,7 +23,7 @@ def test_tokens_are_guessed(tmp_path: Path) -> None:
     """After the limit, guesses get 429, whatever they guess. The right token passes from the same address."""
     with running_server(tmp_path / "root", guesses_limit=LIMIT, check=False) as server:
         for number in range(LIMIT):
-            assert 401 == server.ask("GET", PATH, token=None).status  # no token is no guess
+            assert 401 == server.ask("GET", PATH, token=None).status  # a request without a token does not guess
             wrong = f"/signed/default/9999999999/{number:064}/run_files/a"
             answer = server.ask("GET", wrong, token=None) if number % 2 else server.ask("GET", PATH, token=f"guess-{number}")
             assert (403 if number % 2 else 401) == answer.status

@@ -35,7 +35,7 @@ class TrustedProxies:
         self._networks = tuple(networks)
 
     def contains(self, address: str) -> bool:
-        """Return whether an address is that of a trusted proxy. A text that is no address is not."""
+        """Return whether an address is that of a trusted proxy. Any other text is not."""
         parsed = _parsed(address)
         return parsed is not None and any(parsed in network for network in self._networks)
 
