@@ -85,7 +85,7 @@ def test_the_links_of_others(server: RunningServer) -> None:
 
 
 @pytest.mark.slow
-def test_the_headers_of_a_stranger_who_is_no_proxy(tmp_path: Path) -> None:
+def test_the_headers_of_a_stranger_who_is_not_a_proxy(tmp_path: Path) -> None:
     """With a public URL, links begin with it, whatever a request says, also through a trusted proxy."""
     public_url = "https://files.example.org/store"
     with running_server(tmp_path / "root", public_url=public_url, trusted_proxies="127.0.0.1") as server:
