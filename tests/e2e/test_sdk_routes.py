@@ -331,7 +331,7 @@ def test_a_list_that_is_none(server: RunningServer, metadata: object) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("route", ["initiate-multipart-upload", "presigned-url", "finalise-multipart-upload"])
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"\xff", b'{"name": 1}', b'{"name": "a/.."}', b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"\xff", b'{"name": 1}', b'{"name": "a/.."}', b"[" * 50_000])
 def test_bodies_that_are_no_requests(server: RunningServer, route: str, body: bytes) -> None:
     """In one sentence."""
     answer = server.ask("POST", f"{PARTS}/{route}", body)
