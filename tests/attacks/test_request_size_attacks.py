@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 import select
 import socket
-from collections.abc import Iterable, Iterator
+import tracemalloc
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import count, repeat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -16,8 +19,11 @@ from filestore.core.digest import DIGEST_AND_NUMBER, DIGEST_SIZE, Digest
 from filestore.core.manifest import MANIFEST_LIMIT, Chunk, Manifest
 from filestore.errors import ChunksMissing
 from filestore.format.chunking import CHUNKING_VERSION
+from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.forms import FAST_LIMIT, FAST_WRITE_SIZE
+from filestore.http.server.context import RequestContext
 from filestore.http.wire import API
+from filestore.system.buffers import Budget
 from tests.support.process_memory import peak_growth
 from tests.support.server import FORM, RunningServer, eventually, form, reply, running_server
 
@@ -180,3 +186,26 @@ def test_ids_of_records_that_grow(server: RunningServer, ids: bytes) -> None:
         answer = server.ask("POST", f"{API}/files/freed", b'{"ids": [%s]}' % ids)
     assert (400, True) == (answer.status, len(answer.body) < 1000), answer.body[:1000]
     assert grown() < 32 * MIB
+
+
+async def test_a_body_in_pieces_of_two_bytes() -> None:
+    """A small body is collected in one buffer: as objects of their own, its pieces would take 20 times their bytes."""
+
+    class Trickling:
+        """What a request needs to collect its body, which arrives in pieces of two bytes."""
+
+        request = SimpleNamespace(content_length=PIECE)
+        request_limit = MIB
+        budget = Budget(MIB)
+
+        async def pieces(self) -> AsyncIterator[bytes]:
+            for number in range(PIECE // 2):
+                yield number.to_bytes(4, "little")[:2]
+
+    tracemalloc.start()
+    try:
+        async with RequestContext.whole_body(cast(RequestContext, Trickling()), what="the body", limit=MIB) as body:
+            assert PIECE == len(body)
+            assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()

@@ -109,9 +109,12 @@ class RequestContext:
         if announced is not None and announced > limit:
             raise LimitExceeded(what, announced, limit, setting)
         if announced is not None and announced <= PIECE:
-            body = b"".join([piece async for piece in self.pieces()])
+            # In one buffer: the pieces may be of one byte each, and each would be an object.
+            body = bytearray()
+            async for piece in self.pieces():
+                body += piece
             async with self.budget.take(len(body)):
-                yield body
+                yield bytes(body)
             return
         async with self.spool() as spool:
             async for piece in self.pieces():
