@@ -187,8 +187,13 @@ class Manifest:
             return array("q", self.offsets())
         import numpy as np  # noqa: PLC0415  # heavy
 
+        sizes = self.chunks.size_array()
         offsets = np.zeros(len(self.chunks), np.int64)
-        np.cumsum(self.chunks.size_array()[:-1], out=offsets[1:])
+        # In slices, since numpy would make a copy of all sizes with 8 bytes each.
+        for start in range(0, len(offsets) - 1, _MANY):
+            stop = min(start + _MANY, len(offsets) - 1)
+            np.cumsum(sizes[start:stop], out=offsets[start + 1 : stop + 1])
+            offsets[start + 1 : stop + 1] += offsets[start]
         return offsets.data
 
 

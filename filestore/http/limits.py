@@ -16,7 +16,7 @@ class ServerLimits:
     """How long a connection may move no byte. Stalled is raised after that."""
     memory_limit: int = 128 << 20
     """Bytes of request and answer bodies that may be in memory at the same time (I6). Pushes of uploads have 96 MiB
-    more.
+    more, and the manifests of files that are read have 80 MiB more.
     """
     upload_limit: int | None = None
     """The largest file in bytes that is accepted, in whichever way it comes. None means any size."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -15,10 +16,11 @@ from filestore.format.codec import Codec, Frame
 from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.frames import OPEN_TOGETHER, Frames
 from filestore.http.server.body.writer import BodyWriter
+from filestore.http.server.descriptors import OpenFrames
 from filestore.http.wire import API
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores import disk, frame_files
-from filestore.system.threads import DISK_THREADS
+from filestore.system.threads import DISK_THREADS, in_disk_thread
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.frames import encoded, frames
 from tests.support.generator import octets
@@ -188,6 +190,77 @@ async def test_each_frame_of_a_large_batch_is_opened_once(tmp_path: Path, monkey
     await repository.close()
 
 
+@pytest.mark.parametrize("limit", [0, 3, 100])
+async def test_an_answer_opens_few_frames_where_the_process_has_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """It opens one in any case, and as many more as the process permits. The permission is given back."""
+    store, index = await open_backend(tmp_path / "repository", create=True)
+    repository = LocalRepository(store, index, location="here")
+    sent = frames(3 * OPEN_TOGETHER, size=100)
+    await repository.put(sent)
+    most = 0
+    open_frame = frame_files.open_frame
+
+    def note(path: Path) -> object:
+        nonlocal most
+        opened = open_frame(path)
+        most = max(most, len(open_frames(tmp_path)))
+        return opened
+
+    monkeypatch.setattr(disk, "open_frame", note)
+    shared = OpenFrames(limit)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(0)
+        async with Frames(repository, [frame.digest for frame in sent], shared) as answered:
+            await answered.send(BodyWriter(ours, stall_seconds=60), await answered.entries())
+        theirs.settimeout(60)
+        content = b"".join(frame.data for frame in sent)
+        received = b""
+        while len(received) < len(content):
+            received += theirs.recv(1 << 20)
+        assert content == received
+    assert most <= 1 + min(limit, 2 * OPEN_TOGETHER)
+    assert limit == shared.take(1000)
+    await repository.close()
+
+
+async def test_a_client_that_takes_nothing_keeps_one_frame_open(tmp_path: Path) -> None:
+    """The others are closed, and opened again when it goes on. It gets all of them."""
+    store, index = await open_backend(tmp_path / "repository", create=True)
+    repository = LocalRepository(store, index, location="here")
+    sent = [large(number) for number in range(OPEN_TOGETHER + 5)]
+    await repository.put(sent)
+    shared = OpenFrames(100)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(0)
+
+        async def send() -> None:
+            async with Frames(repository, [frame.digest for frame in sent], shared) as answered:
+                await answered.send(BodyWriter(ours, stall_seconds=60), await answered.entries(), header=b"header")
+
+        sending = asyncio.create_task(send())
+        async with asyncio.timeout(60):
+            while len(open_frames(tmp_path)) < 2:
+                await asyncio.sleep(0)
+            while len(open_frames(tmp_path)) > 1:
+                await asyncio.sleep(0.01)
+        content = b"header" + b"".join(frame.data for frame in sent)
+        assert content == await in_disk_thread(received_from, theirs, len(content))
+        await sending
+    assert 100 == shared.take(1000)
+    await repository.close()
+
+
+def received_from(connection: socket.socket, size: int) -> bytes:
+    """Take that many bytes."""
+    connection.settimeout(60)
+    with connection.makefile("rb") as file:
+        return file.read(size)
+
+
 def drain(connection: socket.socket) -> None:
     """Read what has arrived."""
     connection.settimeout(0)
@@ -198,5 +271,8 @@ def drain(connection: socket.socket) -> None:
 
 def open_frames(root: Path) -> list[str]:
     """Return the files of a repository's chunks that this process has open."""
-    targets = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    targets = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # another thread closed it in this moment
+            targets.append(str(path.readlink()))
     return [target for target in targets if target.startswith(f"{root}/repository/chunks")]
