@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from shlex import quote
 
 from filestore.errors import FilestoreError
 
+_SETTING = re.compile(r"[a-z_]{1,40}")
 _SHOW_USED = "`filestore cache ls` shows what is in use"
 HINTS = {
     "cache-min-free": f"FILESTORE_CACHE_MIN_FREE sets the limit, and {_SHOW_USED}",
@@ -50,5 +52,8 @@ def explained(error: FilestoreError) -> str:
         return str(error)
     # A server may have chosen the facts, and a user copies the command.
     facts = {name: quote(fact) if isinstance(fact, str) else fact for name, fact in error.named_facts().items()}
-    variable = f"FILESTORE_{facts.get('setting', '')}".upper()
+    setting = str(facts.get("setting", ""))
+    if "{variable}" in sentence and not _SETTING.fullmatch(setting):
+        return str(error)
+    variable = f"FILESTORE_{setting}".upper()
     return f"{error}; {sentence.format(**facts, variable=variable)}"

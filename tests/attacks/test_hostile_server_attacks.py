@@ -122,6 +122,15 @@ def test_190_mib_of_json(scheme: str, start: bytes) -> None:
         assert server.sent < DOCUMENT_LIMIT + 32 * MIB
 
 
+@pytest.mark.parametrize("item", [b"[]", b"{}", b"0", b'{"a":{}}', b'[""]', b"1.5"])
+def test_document_of_a_million_values(item: bytes) -> None:
+    """A document of 4 MiB that is all small values would take 30 times its size as objects of Python. It is not parsed."""
+    body = b'{"files": [' + b",".join([item] * ((DOCUMENT_LIMIT - 20) // (len(item) + 1))) + b"]}"
+    with hostile_server(lambda _: answering(body)) as server:
+        name, size = peak_of(server, "records")
+    assert (name, size < 40 * MIB) == ("ServerError", True)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_document_of_just_too_many_bytes(scheme: str) -> None:
     """A document of 4 MiB is read, and one of a byte more is refused; a problem has a quarter of that."""
@@ -534,6 +543,7 @@ PROBLEMS = [
     {"type": "urn:filestore:error:no-such", "detail": FORGED_TEXT},
     {"type": "urn:filestore:error:storage-error", "where": FORGED_TEXT, "reason": FORGED_TEXT},
     {"type": "urn:filestore:error:file-in-use", "file_id": FORGED_TEXT, "pipelines": FORGED_TEXT},
+    {"type": "urn:filestore:error:limit-exceeded", "what": "x", "found": 1, "limit": 1, "setting": FORGED_TEXT},
     {"type": "urn:filestore:error:chunks-missing", "digests": [FORGED_TEXT]},
     {"type": FORGED_TEXT, "detail": FORGED_TEXT, "title": FORGED_TEXT},
 ]

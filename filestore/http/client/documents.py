@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from filestore.core.digest import Digest, parse_digests
 from filestore.core.names import checked_name, checked_namespace
 from filestore.core.paths import parse_run_path
-from filestore.core.records import Record, parse_json, record_from_json
+from filestore.core.records import Record, parse_json, record_from_json, value_count
 from filestore.core.signing import is_signed_path, unsigned_path
 from filestore.errors import FilestoreError, InvalidBatch, InvalidName, InvalidReference, ServerError, UnexpectedRecord
 from filestore.http import wire
@@ -18,11 +18,15 @@ from filestore.http.client.foreign import EARLIER_SERVER
 from filestore.repository.format_file import check_versions, checked_identity
 from filestore.repository.protocol import FreedContent, Identity, Usage, VersionPage, usage_from_json
 
+_VALUES_LIMIT = 600_000
+"""The most values in a document. A page of 1000 records has ten thousand, and names full of commas count as many as fit."""
 _FOREIGN = "this is not an answer of a filestore server"
 
 
 def parse_document(location: str, answer: bytes) -> dict[str, Any]:
     """Parse a JSON object. `location` is the name of the server in errors, here and below."""
+    if value_count(answer) > _VALUES_LIMIT:
+        raise _malformed(location, "its answer holds too many values")
     try:
         values = parse_json(answer)
     except ValueError:
