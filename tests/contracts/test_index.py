@@ -11,6 +11,7 @@ import pytest
 from filestore.core.digest import Digest, chunk_digest, token_digest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
+from filestore.core.signing import SigningKeys
 from filestore.errors import Busy
 from filestore.repository.index.protocol import Base, ChunkRow, Index, Policy, Use
 from tests.contracts.conftest import Clock, OpenIndex
@@ -706,6 +707,26 @@ async def test_the_secret_is_made_once(open_shared: OpenIndex) -> None:
     assert [secret, secret] == others
     assert 32 == len(secret)
     assert secret == await (await open_shared()).secret()
+
+
+async def test_signing_keys_are_replaced_and_the_secret_stays(open_shared: OpenIndex) -> None:
+    """The first key is made from the secret. A reader sees the keys of the last transaction, which may be rolled back."""
+    first, second = await open_shared(), await open_shared()
+    keys = await first.signing_keys()
+    assert SigningKeys.first(await second.secret()) == keys
+    for number, until in ((1, 90), (2, 10)):
+        rotated = keys.rotated(bytes([number]) * 32, now=50, until=until)
+        async with first.transaction() as transaction:
+            assert keys == await transaction.signing_keys()
+            await transaction.set_signing_keys(rotated)
+        assert rotated == await second.signing_keys()
+        keys = rotated
+    assert keys.secret == await second.secret()
+    with pytest.raises(KeyError):
+        async with second.transaction() as transaction:
+            await transaction.set_signing_keys(keys.rotated(b"3" * 32, now=50, until=90))
+            raise KeyError
+    assert keys == await first.signing_keys()
 
 
 async def test_sizes_of_live_rows_are_read_without_refreshing_them(index: Index, clock: Clock) -> None:
