@@ -231,6 +231,22 @@ async def test_link_in_the_place_of_a_staging_folder(stand: Stand, kind: str) ->
     await stand.check()
 
 
+async def test_links_in_the_place_of_locks(stand: Stand) -> None:
+    """No lock file is made or opened behind a link. Locks only save work, so the cache can do without."""
+    _replace(stand.entry("files"))
+    links = [stand.store / "locks" / str(stand.file.digest), stand.root / "leases" / ".taking", stand.root / "leases" / ".room"]
+    for link in links:
+        link.parent.mkdir(exist_ok=True)
+        _replace(link)
+        link.symlink_to(stand.victim / "made")
+    before = _snapshot(stand.victim)
+    async with Cache(stand.root, stand.repository, size_limit=GIB) as cache:
+        with suppress(FilestoreError):
+            assert (await cache.resolve(File(id=stand.file.id))).read_bytes() == CONTENT
+    await asyncio.to_thread(stand._use)
+    assert before == _snapshot(stand.victim)
+
+
 async def test_folders_of_no_repository(stand: Stand) -> None:
     """Folders with other names, and links to other folders, are no part of the cache and stay as they are."""
     inner = Path("files/ab/cd") / ("ab" * 32)
