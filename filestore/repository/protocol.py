@@ -277,7 +277,8 @@ class Repository(Protocol):
     async def sign(self, file_id: str) -> str:
         """Return a path below the server's URL at which any HTTP client can read a record's bytes without a token.
 
-        The path is valid for a time that the server sets, a day by default.
+        The path is valid for a time that the server sets, a day by default. It ends earlier if the token is removed by
+        which this repository was opened.
 
         Raises NotFound.
         """

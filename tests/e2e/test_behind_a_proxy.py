@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import subprocess
@@ -144,6 +145,35 @@ def test_the_example_of_the_page_takes_pushes_over_tls(tmp_path: Path, server: R
             assert (0, "") == (done.returncode, done.stderr)
 
     assert source.read_bytes() == target.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_settings_of_the_page_give_links_that_work(tmp_path: Path) -> None:
+    """With the public URL, a signed URL leads through the proxy; with the trusted proxy alone, it says what nginx says."""
+    port = free_port()
+    public_url = f"https://localhost:{port}"
+    for name, settings, expected in (
+        ("public", {"public_url": public_url, "trusted_proxies": "127.0.0.1"}, public_url),
+        ("trusted", {"trusted_proxies": "127.0.0.1"}, "https://localhost"),
+        ("neither", {}, "http://localhost"),
+    ):
+        with running_server(tmp_path / name, **settings) as server:  # type: ignore[arg-type]  # these are texts
+            block = replaced(example(), "listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;")
+            block = replaced(block, "http://127.0.0.1:8080", server.url)
+            for file in ("files.example.org.pem", "files.example.org.key"):
+                block = replaced(block, f"/etc/nginx/{file}", str(CERTIFICATE))
+            with running_proxy(tmp_path / f"nginx-{name}", port, block):
+                send = ["-H", f"Authorization: Bearer {TOKEN}", "-F", f"pfile=@{__file__}", f"{public_url}/v4/files"]
+                url = json.loads(curl(*send))["url"]
+                assert url.startswith(f"{expected}/signed/")
+                if name == "public":
+                    assert Path(__file__).read_bytes() == curl(url)
+
+
+def curl(*arguments: str) -> bytes:
+    """Return what curl receives, by TLS with the certificate of the tests."""
+    command = ["curl", "--silent", "--fail", "--noproxy", "*", "--cacert", str(CERTIFICATE), *arguments]
+    return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def test_the_settings_in_an_error_are_those_of_the_page() -> None:
