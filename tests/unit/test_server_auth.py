@@ -140,3 +140,12 @@ async def test_given_tokens_are_listed_and_removed_for_ever(index: Index) -> Non
         await remove_given(index, transaction, first, namespace="default")
     assert [first] == await note_given(index, {first: "default", second: "team"})
     assert {first: True, second: False} == {token.digest: token.is_removed for token in await given_tokens(index)}
+
+
+async def test_a_runtime_knows_the_namespaces_of_a_server_of_the_same_folder(index: Index) -> None:
+    """It accepts no token of the index, and must not take the uploads of these namespaces for abandoned ones."""
+    runtime = Tokens(index, {token_digest("given"): "default"}, knows_index=False)
+    assert {"default", "team"} == await runtime.namespaces()
+    async with index.transaction() as transaction:
+        await remove_given(index, transaction, token_digest("given"), namespace="default")
+    assert {"team"} == await runtime.namespaces()

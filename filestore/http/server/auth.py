@@ -106,9 +106,13 @@ class Tokens:
             self._namespaces = {self._issuers[digest]: namespace for digest, namespace in valid.items()}
 
     async def namespaces(self) -> frozenset[str]:
-        """Return the namespaces that have a valid token. Raises StorageError, IndexDamaged, Busy."""
+        """Return the namespaces that have a valid token, here or at another server of the folder.
+
+        Raises StorageError, IndexDamaged, Busy.
+        """
         await self.refresh()
-        return frozenset(self._namespaces.values())
+        rows = await self._index.tokens()
+        return frozenset((*self._namespaces.values(), *(row.namespace for row in rows)))
 
     async def _ask(self, digest: Digest) -> str | None:
         now = self._clock()
