@@ -53,7 +53,5 @@ def explained(error: FilestoreError) -> str:
     # A server may have chosen the facts, and a user copies the command.
     facts = {name: quote(fact) if isinstance(fact, str) else fact for name, fact in error.named_facts().items()}
     setting = str(facts.get("setting", ""))
-    if "{variable}" in sentence and not _SETTING.fullmatch(setting):
-        return str(error)
-    variable = f"FILESTORE_{setting}".upper()
+    variable = f"FILESTORE_{setting}".upper() if _SETTING.fullmatch(setting) else "its environment variable"
     return f"{error}; {sentence.format(**facts, variable=variable)}"
