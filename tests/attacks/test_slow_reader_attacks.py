@@ -13,6 +13,7 @@ from filestore.core.paths import file_path
 from filestore.core.records import Record
 from filestore.format.codec import Codec
 from filestore.http.wire import API
+from tests.support.fetch_memory import peak_of
 from tests.support.frames import encoded
 from tests.support.generator import octets
 from tests.support.server import RunningServer, eventually, reply, running_server
@@ -29,13 +30,6 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
         assert b"content" == server.ask("GET", f"/{server.upload('warm.bin', b'content').json['path']}").body
         yield server
         assert 0 == server.stop()[0]
-
-
-def peak(server: RunningServer) -> int:
-    """Return the most memory that the server had so far, in bytes."""
-    lines = Path(f"/proc/{server.pid}/status").read_text("ascii").splitlines()
-    [size] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return int(size) << 10
 
 
 def descriptors(server: RunningServer) -> list[str]:
@@ -70,7 +64,7 @@ def test_a_byte_of_a_file_of_two_million_chunks_costs_its_manifest_once(server: 
     server.put([encoded(b"x")])
     record = planted(server.root, repeated(b"x", TINY_COUNT), "tiny.bin")
     path = "/" + server.ask("POST", f"{API}/files/{record.id}/sign").json["path"]
-    before = peak(server)
+    before = peak_of(server.pid)
     with ExitStack() as held:
         range_of_one = [
             held.enter_context(server.begin("GET", path, f"Range: bytes={at}-{at}", "Connection: close"))
@@ -78,11 +72,11 @@ def test_a_byte_of_a_file_of_two_million_chunks_costs_its_manifest_once(server: 
         ]
         assert [b"x", b"x"] == [reply(connection).body for connection in range_of_one]
     # 64 MiB of manifest, 15 MiB of offsets, and what the allocator rounds up.
-    assert peak(server) - before < 90 * MIB
+    assert peak_of(server.pid) - before < 90 * MIB
     # It is in memory now, and costs nothing more.
-    held_now = peak(server)
+    held_now = peak_of(server.pid)
     assert b"x" * 1000 == server.ask("GET", path, headers={"Range": "bytes=1000-1999"}, token=None).body
-    assert peak(server) - held_now < 5 * MIB
+    assert peak_of(server.pid) - held_now < 5 * MIB
 
 
 def test_slow_readers_of_a_huge_file_share_its_manifest(server: RunningServer) -> None:
@@ -90,26 +84,26 @@ def test_slow_readers_of_a_huge_file_share_its_manifest(server: RunningServer) -
     chunk = bytes(768 << 10)
     server.put([encoded(chunk)])
     path = path_of(planted(server.root, repeated(chunk, 260_000), "huge.bin"))
-    before = peak(server)
+    before = peak_of(server.pid)
     with ExitStack() as held:
         readers = [held.enter_context(slow(server, "GET", path)) for _ in range(60)]
         assert [b"HTTP/1.1 200 OK"] * 60 == [connection.recv(15) for connection in readers]
         assert b"x" == server.ask("GET", f"/{server.upload('other.bin', b'x').json['path']}").body
         # One manifest of 11 MiB, and what is decoded ahead within the budget until a client is known to be slow.
-        assert peak(server) - before < 170 * MIB
+        assert peak_of(server.pid) - before < 170 * MIB
 
 
 def test_slow_readers_of_a_manifest_take_no_memory_and_no_disk(server: RunningServer) -> None:
     """Each took a copy in the spool folder, here of 18 MiB. Now the kernel sends the stored file."""
     server.put([encoded(b"x")])
     record = planted(server.root, repeated(b"x", 500_000), "tiny.bin")
-    before = peak(server)
+    before = peak_of(server.pid)
     with ExitStack() as held:
         path = f"{API}/manifests/{record.digest}"
         readers = [held.enter_context(slow(server, "GET", path)) for _ in range(CROWD)]
         assert [b"HTTP/1.1 200 OK"] * CROWD == [connection.recv(15) for connection in readers]
         assert [] == [path for path in descriptors(server) if path.endswith("(deleted)") and "/tmp/" in path]
-        assert peak(server) - before < 30 * MIB
+        assert peak_of(server.pid) - before < 30 * MIB
         # One descriptor for the file, and two for the connection.
         assert len(descriptors(server)) < 3 * CROWD + 60
 

@@ -89,9 +89,15 @@ class BodyWriter:
         while not await in_disk_thread(sending.write_timed_slice):
             self._timer.count(sending.sent - before)
             before = sending.sent
-            if sending.is_held_up and not await writable(self._connection, seconds=PATIENCE_SECONDS):
+            if sending.is_held_up and not await self._soon_writable():
                 return False
         return True
+
+    async def _soon_writable(self) -> bool:
+        began = self._timer.began()
+        is_writable = await writable(self._connection, seconds=PATIENCE_SECONDS)
+        self._timer.ended(began)
+        return is_writable
 
     def _send(self, view: memoryview) -> int:
         """Send the bytes that the kernel takes without a wait. Return their number."""
