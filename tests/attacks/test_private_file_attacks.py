@@ -17,9 +17,9 @@ UMASKS = ("022", "000", "077")
 
 
 def run(home: Home, umask: str, *arguments: str | Path) -> None:
-    """Run a command with a umask. It must succeed."""
+    """Run a command with a umask. It must succeed without a warning. It is quiet, because a slow one shows its progress."""
     done = subprocess.run(
-        [SCRIPTS / "filestore", *arguments],
+        [SCRIPTS / "filestore", *arguments, "--quiet"],
         env=home.environ,
         cwd=home.folder,
         capture_output=True,
@@ -84,11 +84,11 @@ def test_a_cache_that_others_can_change_is_warned_about(home: Home) -> None:
     """The warning names the folder and the other user. The cache is used all the same, as volumes of containers are."""
     cache, _ = filled(home, "022")
     os.chown(cache, STRANGER, STRANGER)
-    done = home.run("cache", "warm", "file")
+    done = home.run("cache", "warm", "file", "--quiet")
     assert 0 == done.returncode
     assert f"the folder of the cache, {str(cache)!r}, belongs to another user (user id {STRANGER})" in done.stderr
     os.chown(cache, 0, 0)
-    done = home.run("cache", "warm", "file")
+    done = home.run("cache", "warm", "file", "--quiet")
     assert (0, "") == (done.returncode, done.stderr)
 
 

@@ -131,9 +131,9 @@ def test_a_part_url_of_a_removed_token(server: RunningServer) -> None:
     url = upload.url(1).json["upload_url"]
     assert 200 == put(url, b"content").status
     remove(server, THIEF)
-    eventually(lambda: {403} == {answered(lambda: put(url, b"other")) for _ in range(ASKED)})
+    eventually(lambda: {403} == {answered(lambda: put(url, b"content")) for _ in range(ASKED)})
     upload.token = FRIEND
-    part = upload.put(1, b"mended")
+    part = upload.put(1, b"content")
     assert 201 == upload.finish([part]).status
 
 

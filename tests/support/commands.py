@@ -123,12 +123,19 @@ class Home:
             check=False,
         )
 
-    def result(self, *arguments: str | Path, environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> Any:
-        """Return the object that a command prints with --json. The command must succeed and print nothing else."""
+    def result(
+        self, *arguments: str | Path, environ: Mapping[str, str] | None = None, cwd: Path | None = None, warns: bool = False
+    ) -> Any:
+        """Return the object that a command prints with --json. The command must succeed and print nothing else.
+
+        With `warns`, it prints one warning.
+        """
         # After a `--` it would be an argument.
         end = arguments.index("--") if "--" in arguments else len(arguments)
         done = self.run(*arguments[:end], "--json", *arguments[end:], environ=environ, cwd=cwd)
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        assert 0 == done.returncode, done.stderr
+        assert done.stderr.startswith("Warning: ") if warns else done.stderr == "", done.stderr
+        assert done.stderr.count("\n") == warns, done.stderr
         return json.loads(done.stdout)
 
     def failure(self, *arguments: str | Path, environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:

@@ -80,8 +80,8 @@ class BodyWriter:
         return sending.sent
 
     def files(self, parts: Sequence[FilePart]) -> FileWriter:
-        """Return an object that sends files, for `offer_files`."""
-        return FileWriter(self._connection, parts)
+        """Return an object that sends the files of frames, for `offer_files`. What they send is measured."""
+        return FileWriter(self._connection, parts, stage=Stage.SEND)
 
     async def offer_files(self, sending: FileWriter) -> bool:
         """Send as much of files as the client takes soon. Return whether all was sent. Raises ConnectionError."""
@@ -112,12 +112,14 @@ class BodyWriter:
 class FileWriter:
     """Send files in threads, in one thread at a time."""
 
-    def __init__(self, connection: socket.socket, parts: Sequence[FilePart]) -> None:
+    def __init__(self, connection: socket.socket, parts: Sequence[FilePart], *, stage: Stage | None = None) -> None:
+        """`stage` is the one to which the time and the bytes are counted."""
         self.sent = 0
         self.is_held_up = False
         self.place = 0
         """The number of the part that is sent now."""
         self._connection = connection
+        self._stage = stage
         self._parts = list(parts)
         self._offset = 0
         self._is_unreadable = False
@@ -127,9 +129,11 @@ class FileWriter:
         del self._parts[self.place + 1 :]
 
     def write_timed_slice(self) -> bool:
-        """Call `write_slice`, measured as a stage."""
+        """Call `write_slice`, measured if it belongs to a stage."""
+        if self._stage is None:
+            return self.write_slice()
         before = self.sent
-        with span(Stage.SEND) as sending:
+        with span(self._stage) as sending:
             is_whole = self.write_slice()
             sending.add(self.sent - before)
         return is_whole
