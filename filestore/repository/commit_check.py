@@ -1,8 +1,8 @@
 """Check that all chunks of a manifest are live when its record is stored, without a long transaction (I2, I9).
 
 A manifest may have millions of chunks, and others wait for a transaction. So they are looked up before it, in slices.
-The index keeps the digests of the last removals of a namespace. They are read after each slice, and once more in the
-transaction, which looks only at what was removed since.
+The index keeps the digests of the last removals of a namespace. They are read after each slice of a large manifest, and
+once more in the transaction, which looks only at what was removed since.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CommitCheck:
             again, self._again = list(self._again), set()
             for start in range(0, len(again), self._slice_size):
                 await _check_live(again[start : start + self._slice_size], self._sizes)
-        await self._note(await self._index.removed_since(self._namespace, self._number))
+        await self._note_removed()
 
     async def is_complete(self, transaction: Transaction) -> bool:
         """Look at the chunks that were removed since `look` began. Return False if these are too many: then look again.
@@ -79,8 +79,13 @@ class CommitCheck:
     async def _sizes(self, digests: Sequence[Digest]) -> Mapping[Digest, int]:
         rows = await self._index.refreshed_rows(self._namespace, digests)
         # Now, because the index keeps only the last removals.
-        await self._note(await self._index.removed_since(self._namespace, self._number))
+        await self._note_removed()
         return {row.digest: row.size for row in rows}
+
+    async def _note_removed(self) -> None:
+        """Note what was removed meanwhile, outside of a transaction. A transaction can look at all of a small manifest."""
+        if len(self._manifest.chunks) > self._slice_size:
+            await self._note(await self._index.removed_since(self._namespace, self._number))
 
     async def _note(self, removed: RemovedRows) -> None:
         """Note which chunks of the manifest were removed."""

@@ -97,15 +97,24 @@ async def check_chunks(manifest: Manifest, sizes: Sizes) -> None:
 
     Raises ChunksMissing if rows are missing, and InvalidManifest if a size is wrong.
     """
+    if len(manifest.chunks) <= SLICE:
+        # Without a change of threads, because most files are small.
+        absent = await _absent(list(manifest.chunks), sizes)
+    else:
+        absent = await _absent_in_slices(manifest, sizes)
+    if absent:
+        raise ChunksMissing(*await in_cpu_thread(_texts, manifest, absent))
+
+
+async def _absent_in_slices(manifest: Manifest, sizes: Sizes) -> set[Digest]:
     absent: set[Digest] = set()
     pieces = _pieces_in_order_of_digests(manifest)
     while (packed := await in_cpu_thread(next, pieces, None)) is not None:
         for start in range(0, len(packed), SLICE * _SIZE):
             absent |= await _absent(list(_unpacked(packed[start : start + SLICE * _SIZE])), sizes)
             if len(absent) >= ChunksMissing.limit:
-                raise ChunksMissing(*await in_cpu_thread(_texts, manifest, absent))
-    if absent:
-        raise ChunksMissing(*await in_cpu_thread(_texts, manifest, absent))
+                return absent
+    return absent
 
 
 async def _absent(chunks: Sequence[Chunk], sizes: Sizes) -> set[Digest]:
@@ -126,13 +135,9 @@ def _pieces_in_order_of_digests(manifest: Manifest) -> Iterator[memoryview]:
     Then each page of the index is read once, and not once for each slice. The chunks stay packed, because two million
     objects would take 400 MiB (I6). For the same reason, they are copied in pieces.
     """
-    packed = manifest.chunks.encoded
-    if len(packed) <= SLICE * _SIZE:
-        yield packed
-        return
     import numpy as np  # noqa: PLC0415  # on first use
 
-    rows = np.frombuffer(packed, np.uint8).reshape(-1, _SIZE)
+    rows = np.frombuffer(manifest.chunks.encoded, np.uint8).reshape(-1, _SIZE)
     order = np.argsort(np.ascontiguousarray(rows[:, :_KEY_SIZE]).view(">u8").ravel())
     for start in range(0, len(order), _PIECE):
         yield memoryview(rows[order[start : start + _PIECE]].tobytes())
