@@ -10,7 +10,7 @@ import logging
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from aiohttp import web
 
@@ -18,6 +18,7 @@ from filestore.errors import FilestoreError
 from filestore.http.server.access import Access
 from filestore.http.server.auth import Tokens
 from filestore.http.server.errors import log_failure
+from filestore.system.threads import task_group
 
 logger = logging.getLogger("filestore.access")
 
@@ -40,12 +41,13 @@ class Revocation:
     async def running(self) -> AsyncIterator[None]:
         """Look for removed tokens during the block. Raises what `Tokens.refresh` raises, at the start."""
         await self._tokens.refresh()
-        looking = asyncio.create_task(self._look())
-        try:
-            yield
-        finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+        # An error in the group ends the server: without these looks, a removed token would permit requests for ever.
+        async with task_group() as group:
+            looking = group.create_task(self._look())
+            try:
+                yield
+            finally:
+                looking.cancel()
 
     @asynccontextmanager
     async def cut_if_removed(self, request: web.Request) -> AsyncIterator[None]:
@@ -96,7 +98,8 @@ class Revocation:
             if request.transport is not None:
                 # The end is then a reset, which discards what waits to be sent: the client must not get it.
                 connection = request.transport.get_extra_info("socket")
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                with suppress(OSError):  # the client may have ended it
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             deadline.reschedule(asyncio.get_running_loop().time())
         if refused:
             logger.info("a token was removed, and %d requests that it permitted were cut", len(refused))
