@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from filestore.errors import UploadNotFound
-from filestore.http.server.routes.sdk import upload_state
+from filestore.http.server.routes.sdk import multipart, upload_state
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
-from filestore.http.server.routes.sdk.uploads import Cut, Upload, begin, expire, find
+from filestore.http.server.routes.sdk.uploads import Cut, IncomingPart, Upload, begin, expire, find
+from filestore.repository.stores.memory import NoSpaceClaim
 from filestore.transfer.sources.file import WINDOW_SIZE, unpacked
 from tests.support.clock import Clock
 from tests.support.disks import small_disk
 from tests.support.generator import octets
 from tests.support.models import tensor, torch_file
-from tests.support.server import RunningServer, eventually, reply, running_server
+from tests.support.server import SECONDS, RunningServer, eventually, reply, running_server
 from tests.support.uploads import PARTS, PartsUpload, Sent, listed, put
 
 CONTENT = octets(11, 41_000_000)
@@ -216,6 +220,29 @@ def test_a_part_that_is_kept_while_abandoned_uploads_are_searched(tmp_path: Path
     found = find(tmp_path / "uploads", upload.id, namespace="default")
     incoming.discard()
     assert upload.folder == found.folder
+
+
+async def test_a_cancel_while_the_file_of_a_part_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is removed at once. Otherwise the announced size would count for minutes."""
+    upload = begin(tmp_path / "uploads", name="a", namespace="default")
+    is_made, may_end = threading.Event(), threading.Event()
+    receive = upload.receive
+
+    def receive_slowly(size: int) -> IncomingPart:
+        incoming = receive(size)
+        is_made.set()
+        may_end.wait(SECONDS)
+        return incoming
+
+    monkeypatch.setattr(upload, "receive", receive_slowly)
+    context = Mock(request=Mock(content_length=1 << 30))
+    storing = asyncio.create_task(multipart._stored(context, upload, 1, NoSpaceClaim()))
+    await asyncio.to_thread(is_made.wait, SECONDS)
+    storing.cancel()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await storing
+    assert [] == list(upload.folder.glob("incoming-*"))
 
 
 def is_kept(upload: Upload) -> bool:

@@ -20,7 +20,7 @@ from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.files import upload_json
 from filestore.http.server.routes.sdk.parts import UploadPart
-from filestore.http.server.routes.sdk.uploads import PART_LIMIT, Upload
+from filestore.http.server.routes.sdk.uploads import PART_LIMIT, IncomingPart, Upload
 from filestore.http.server.upload_quota import STEP_SIZE
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import SpaceClaim
@@ -104,8 +104,13 @@ async def _stored(context: RequestContext, upload: Upload, number: int, space: S
     size = context.request.content_length
     if size is not None:
         context.check_upload_size(size)
-    incoming = await in_disk_thread(upload.receive, size or 0)
     measured = size or 0
+    begun: list[IncomingPart] = []
+
+    def begin() -> IncomingPart:
+        # In a list, so that a cancel finds it. Its file counts among the unfinished uploads until it is discarded.
+        begun.append(upload.receive(size or 0))
+        return begun[0]
 
     def write_piece(piece: memoryview) -> None:
         nonlocal measured
@@ -117,11 +122,13 @@ async def _stored(context: RequestContext, upload: Upload, number: int, space: S
             context.upload_quota.check_size(upload.namespace)
 
     try:
+        incoming = await in_disk_thread(begin)
         await in_disk_thread(context.upload_quota.check_size, upload.namespace)
         await _each_piece(context, write_piece)
         return await in_disk_thread(upload.keep, incoming, number, check_size=context.check_upload_size)
     finally:
-        await shield_until_done(in_disk_thread(incoming.discard))
+        for part in begun:
+            await shield_until_done(in_disk_thread(part.discard))
 
 
 async def finish_upload(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
