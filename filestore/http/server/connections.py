@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
-from ipaddress import IPv6Address, ip_address
 
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
@@ -23,7 +22,7 @@ from filestore.errors import Busy
 from filestore.http.limits import ServerLimits
 from filestore.http.server.descriptors import connections_limit
 from filestore.http.server.errors import closing_problem, closing_refusal
-from filestore.http.server.origin import TrustedProxies
+from filestore.http.server.origin import TrustedProxies, client_group
 from filestore.http.server.request_head import FIELD_LIMIT, FIELDS_LIMIT, HeadReader, HeadRefused, UnfinishedHeads
 from filestore.system.stalls import StallTimer
 
@@ -39,7 +38,7 @@ _CHUNKED_END = b"\r\n\r\n"
 
 
 class Connections:
-    """Count the connections of a server process, in all and for each address."""
+    """Count the connections of a server process, in all and for each client (`client_group`)."""
 
     def __init__(
         self, limits: ServerLimits, *, descriptors_limit: int, is_proxy: Callable[[str], bool] = lambda _: False
@@ -61,19 +60,19 @@ class Connections:
             return "it has as many connections as its limit of open files permits"
         if self._count >= self._limits.connections_limit:
             return "it has as many connections as the setting connections_limit permits"
-        if self._counts[_network(address)] >= self._limits.address_connections_limit and not self._is_proxy(address):
+        if self._counts[client_group(address)] >= self._limits.address_connections_limit and not self._is_proxy(address):
             return "it has as many connections of one address as the setting address_connections_limit permits"
         return None
 
     def add(self, address: str) -> None:
         """Count a connection from `address`."""
         self._count += 1
-        self._counts[_network(address)] += 1
+        self._counts[client_group(address)] += 1
 
     def remove(self, address: str) -> None:
         """Count a connection from `address` no longer."""
         self._count -= 1
-        network = _network(address)
+        network = client_group(address)
         self._counts[network] -= 1
         if not self._counts[network]:
             del self._counts[network]
@@ -358,18 +357,3 @@ class RequestConnection(web.RequestHandler):
         if self._head_deadline is not None:
             self._head_deadline.cancel()
             self._head_deadline = None
-
-
-def _network(address: str) -> str:
-    """Return what is counted as one address: an IPv4 address, or the 64 bits of an IPv6 address that name a network.
-
-    A single user of IPv6 has all addresses of such a network.
-    """
-    if ":" not in address:
-        return address
-    parsed = ip_address(address.partition("%")[0])
-    if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(IPv6Address(int(parsed) >> 64 << 64))
-    return address
