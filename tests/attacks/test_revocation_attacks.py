@@ -133,8 +133,8 @@ def test_a_part_url_of_a_removed_token(server: RunningServer) -> None:
     remove(server, THIEF)
     eventually(lambda: {403} == {answered(lambda: put(url, b"content")) for _ in range(ASKED)})
     upload.token = FRIEND
-    part = upload.put(1, b"content")
-    assert 201 == upload.finish([part]).status
+    parts = [upload.put(1, b"content"), upload.put(2, b"of a friend")]
+    assert 201 == upload.finish(parts).status
 
 
 @pytest.mark.parametrize("by", ["token", "signed URL"])
