@@ -88,6 +88,11 @@ class BatchParser:
         """Whether `feed` has received the whole batch."""
         return self._to_come is not None and not self._to_come and not self._left
 
+    @property
+    def count(self) -> int:
+        """The number of frames of the batch. 0 as long as it has not arrived."""
+        return self._count or 0
+
     def reach(self, limit: int, *, count: int | None = None) -> int:
         """Return the best size of the next piece, which ends at the end of a frame.
 

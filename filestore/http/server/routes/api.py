@@ -72,14 +72,9 @@ async def missing_chunks(context: RequestContext, repository: LocalRepository) -
 
 async def put_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Store the frames of a batch. If the connection is cut, the frames that arrived completely are stored."""
-    size = context.request.content_length
-    if size is None:
-        raise web.HTTPLengthRequired(text="a batch of frames needs a Content-Length")
-    limit = min(wire.BATCH_LIMIT, context.request_limit)
-    if size > limit:
-        raise LimitExceeded("the batch's size in bytes", size, limit, "request_limit" if limit < wire.BATCH_LIMIT else "")
+    size = _size_of_batch(context)
     batch = wire.BatchParser(size=size)
-    begun = 0
+    begun, is_promised = 0, False
     async with repository.space_for(size) as space, repository.ingest() as ingest:
 
         def reach(limit: int) -> int:
@@ -87,12 +82,15 @@ async def put_chunks(context: RequestContext, repository: LocalRepository) -> we
             return batch.reach(limit, count=PUBLISHED_AT_ONCE - begun)
 
         def ingest_piece(piece: memoryview) -> None:
-            nonlocal begun
+            nonlocal begun, is_promised
             space.written(len(piece))
             for part in batch.feed(piece):
                 if isinstance(part, wire.BatchEntry):
+                    if not is_promised:
+                        # A frame takes a block at least. Once for all, because it asks the file system.
+                        space.add(BLOCK_SIZE * batch.count)
+                        is_promised = True
                     begun += 1
-                    space.add(BLOCK_SIZE)  # a frame takes a block at least
                     ingest.start(part.digest, part.stored_size)
                 else:
                     ingest.write(part)
@@ -294,6 +292,16 @@ async def describe_status(context: RequestContext, repository: LocalRepository) 
 
 def _answer(record: Record, *, status: int = 200) -> web.Response:
     return web.json_response(record.as_json(), status=status)
+
+
+def _size_of_batch(context: RequestContext) -> int:
+    size = context.request.content_length
+    if size is None:
+        raise web.HTTPLengthRequired(text="a batch of frames needs a Content-Length")
+    limit = min(wire.BATCH_LIMIT, context.request_limit)
+    if size > limit:
+        raise LimitExceeded("the batch's size in bytes", size, limit, "request_limit" if limit < wire.BATCH_LIMIT else "")
+    return size
 
 
 def _truth(request: web.Request, key: str) -> bool:
