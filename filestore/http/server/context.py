@@ -140,16 +140,17 @@ class RequestContext:
 
     @asynccontextmanager
     async def form_spool(self, repository: LocalRepository) -> AsyncIterator[tuple[AsyncFileIO, Callable[[int], None]]]:
-        """Give a file for the content of a form, and a function to call with the size of each piece written to it.
+        """Give a file for the content of a form, and a function to call with the size of each piece, before it is written.
 
         Space for the announced size of the request is promised first, and counts for the namespace. The file has no name in
         its folder, so nothing is left of it when this process ends, in whichever way. Raises UploadsTooLarge,
         MinFreeReached, StorageFull, StorageError. The function raises them too.
         """
-        await in_disk_thread(make_spool_folder, self.spool_folder)
         size = self.request.content_length or 0
-        async with repository.space_for(size, place=self.spool_folder) as space, AsyncExitStack() as stack:
+        async with AsyncExitStack() as stack:
+            # First, because it makes the spool folder again if somebody removed it.
             claim = await stack.enter_async_context(self.upload_quota.form(repository.namespace, size))
+            space = await stack.enter_async_context(repository.space_for(size, place=self.spool_folder))
             with spooling():
                 file = await stack.enter_async_context(TemporaryFile("w+b", buffering=0, dir=self.spool_folder))
 

@@ -122,7 +122,8 @@ class UploadQuota:
             path = self._folders / f"form-{namespace}.{secrets.token_hex(8)}"
             claim = FormClaim(self, namespace, FileLock.of_file(path, is_required=False), path)
             claims.append(claim)
-            claim.grow(size)
+            # With a size that is not known, the event loop measures only what comes after the first step.
+            claim.grow(size or STEP_SIZE)
         self.check_size(namespace)
 
     def _measure(self, namespace: str) -> tuple[int, int]:
@@ -199,14 +200,14 @@ class FormClaim:
         self._size = size
 
     def written(self, size: int) -> None:
-        """Say that `size` more bytes were written. Raises UploadsTooLarge, StorageError, StorageFull.
+        """Say that `size` more bytes are written. Raises UploadsTooLarge, StorageError, StorageFull.
 
         What was announced takes no time. Any more is measured at sizes that double, because the event loop calls this.
         """
         self._written += size
         if self._written > self._size:
             with _spooling():
-                self.grow(max(STEP_SIZE, 2 * self._size))
+                self.grow(2 * self._size)
             self._quota.check_size(self._namespace)
 
     def end(self) -> None:

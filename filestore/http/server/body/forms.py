@@ -75,7 +75,7 @@ async def receive_form(
 ) -> Form:
     """Write the part `file_part` of a form to `spool`, and return the rest of the form.
 
-    `written` is called with the size of each piece that was written.
+    `written` is called with the size of each piece before it is written.
 
     `check_name` is called with the file's name before the content is received, so that a bad name costs no transfer.
 
@@ -256,10 +256,10 @@ class _SpoolWriter:
     async def flush(self) -> None:
         """Write what was taken. Raises StorageFull, StorageError."""
         with spooling():
+            self._written(len(self._waiting))
             while self._waiting:
                 size = await self._spool.write(self._waiting)
                 del self._waiting[:size]
-                self._written(size)
 
     def close(self) -> None:
         """Leave large writes to others."""
