@@ -48,7 +48,9 @@ class FileEntry:
         `path` may also be a link to such a file beside it.
         """
         try:
-            found = _beside(path).lstat()
+            found = path.lstat()
+            if stat.S_ISLNK(found.st_mode):
+                found = _beside(path).lstat()
         except OSError:
             return False
         return stat.S_ISREG(found.st_mode) and (found.st_size, found.st_mtime_ns) == (self.size, self.mtime)

@@ -23,7 +23,11 @@ def read_small(path: Path, *, limit: int) -> bytes:
     Raises OSError for a larger file too, and for a link or anything else that is not a regular file.
     """
     with open_regular(path) as file:
-        content = file.read(limit + 1)
+        size = min(os.fstat(file.fileno()).st_size, limit)
+        # `read` first takes as much memory as it may return.
+        content = file.read(size + 1)
+        if size < len(content) <= limit:
+            content += file.read(limit + 1 - len(content))  # the file is growing
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit} bytes", str(path))
     return content
