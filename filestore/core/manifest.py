@@ -36,7 +36,7 @@ _HEADER = struct.Struct("<8sHHIQ")
 HEADER_SIZE = _HEADER.size
 _ENTRY_SIZE = struct.Struct(f"<{DIGEST_SIZE}xI")
 _VERSION_LIMIT = 1 << 16
-_MANY = 8192
+MANY_CHUNKS = 8192
 """From this number of chunks on, arrays are used: these are 50 times faster. Below it, an import of numpy costs more."""
 
 
@@ -98,7 +98,7 @@ class Chunks(Sequence[Chunk]):
 
     def total_size(self) -> int:
         """Return the sum of the sizes. Raises InvalidManifest if the size of a chunk is not allowed."""
-        if len(self) >= _MANY:
+        if len(self) >= MANY_CHUNKS:
             sizes = self.size_array()
             if sizes.min() > 0 and sizes.max() <= CHUNK_LIMIT:
                 return int(sizes.sum(dtype="u8"))
@@ -113,7 +113,13 @@ class Chunks(Sequence[Chunk]):
         """Return the sizes as an array, which is a view of the table."""
         import numpy as np  # noqa: PLC0415  # heavy
 
-        return np.frombuffer(self._entries, [("digest", "V32"), ("size", "<u4")])["size"]
+        return np.frombuffer(self._entries, [("digest", f"V{DIGEST_SIZE}"), ("size", "<u4")])["size"]
+
+    def row_array(self) -> NDArray[np.uint8]:
+        """Return the table as an array of bytes, which is a view of it. A row is a digest, and then the size in 4 bytes."""
+        import numpy as np  # noqa: PLC0415  # heavy
+
+        return np.frombuffer(self._entries, np.uint8).reshape(-1, DIGEST_AND_NUMBER.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +189,15 @@ class Manifest:
 
     def offset_table(self) -> Sequence[int]:
         """Return the offset of each chunk in the file, in order. An offset has 8 bytes, and becomes an object when it is read."""
-        if len(self.chunks) < _MANY:
+        if len(self.chunks) < MANY_CHUNKS:
             return array("q", self.offsets())
         import numpy as np  # noqa: PLC0415  # heavy
 
         sizes = self.chunks.size_array()
         offsets = np.zeros(len(self.chunks), np.int64)
         # In slices, since numpy would make a copy of all sizes with 8 bytes each.
-        for start in range(0, len(offsets) - 1, _MANY):
-            stop = min(start + _MANY, len(offsets) - 1)
+        for start in range(0, len(offsets) - 1, MANY_CHUNKS):
+            stop = min(start + MANY_CHUNKS, len(offsets) - 1)
             np.cumsum(sizes[start:stop], out=offsets[start + 1 : stop + 1])
             offsets[start + 1 : stop + 1] += offsets[start]
         return offsets.data

@@ -11,17 +11,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, overload
 
-from filestore.core.manifest import Chunk, Manifest
+from filestore.core.digest import DIGEST_SIZE
+from filestore.core.manifest import MANY_CHUNKS, Chunk, Manifest
 from filestore.transfer.sinks.protocol import Ordering
 
 _NOT_NEEDED = 255
 """Stands in the array of orders for a chunk that the sink does not need."""
-_MANY = 8192
-"""From this number of chunks on, numpy is used. Below it, an import of numpy costs more."""
 _SLICE = 1 << 16
 """Digests that are compared together."""
 _KEY_SIZE = 8
-_ROW_SIZE = 36
+"""Bytes of a digest by which rows are sorted, as one number."""
 
 
 class Place(NamedTuple):
@@ -111,7 +110,7 @@ class PlaceTable:
         for number, order in enumerate(orders):
             self.orders[number] = _NOT_NEEDED if order is None else order
             self._missing[number] = order is not None
-        if len(self.chunks) < _MANY:
+        if len(self.chunks) < MANY_CHUNKS:
             self._link()
         else:
             self._link_many()
@@ -129,7 +128,7 @@ class PlaceTable:
         import numpy as np  # noqa: PLC0415  # heavy
 
         numbers = np.flatnonzero(np.frombuffer(self.orders, "u1") == Ordering.ANY).astype("i4")
-        rows = np.frombuffer(self.chunks.encoded, "u1").reshape(-1, _ROW_SIZE)
+        rows = self.chunks.row_array()
         keys = rows[numbers, :_KEY_SIZE].view("u8").ravel()
         in_order = np.argsort(keys, kind="stable")
         keys, numbers = keys[in_order], numbers[in_order]
@@ -139,7 +138,7 @@ class PlaceTable:
         del keys
         for start in range(0, len(maybe), _SLICE):
             at = maybe[start : start + _SLICE]
-            equal = at[(rows[numbers[at], :-4] == rows[numbers[at + 1], :-4]).all(axis=1)]
+            equal = at[(rows[numbers[at], :DIGEST_SIZE] == rows[numbers[at + 1], :DIGEST_SIZE]).all(axis=1)]
             np.frombuffer(self._links(), "i4")[numbers[equal]] = numbers[equal + 1]
             np.frombuffer(self._missing, "u1")[numbers[equal + 1]] = 0
 
@@ -198,7 +197,7 @@ def find_matches(places: Places, other: Manifest) -> Matches:
     """Find the chunks of places in another manifest. The first chunk there of each digest counts."""
     if not places or not len(other.chunks):
         return Matches(places[:0], array("q"))
-    return _find(places, other) if len(places) + len(other.chunks) < _MANY else _find_many(places, other)
+    return _find(places, other) if len(places) + len(other.chunks) < MANY_CHUNKS else _find_many(places, other)
 
 
 def _find(places: Places, other: Manifest) -> Matches:
@@ -213,8 +212,8 @@ def _find(places: Places, other: Manifest) -> Matches:
 def _find_many(places: Places, other: Manifest) -> Matches:
     import numpy as np  # noqa: PLC0415  # heavy
 
-    mine = np.frombuffer(places.table.chunks.encoded, "u1").reshape(-1, _ROW_SIZE)
-    theirs = np.frombuffer(other.chunks.encoded, "u1").reshape(-1, _ROW_SIZE)
+    mine = places.table.chunks.row_array()
+    theirs = other.chunks.row_array()
     keys = np.ascontiguousarray(theirs[:, :_KEY_SIZE]).view("u8").ravel()
     in_order = np.argsort(keys, kind="stable").astype("i4")
     keys = keys[in_order]
@@ -226,7 +225,7 @@ def _find_many(places: Places, other: Manifest) -> Matches:
         at = np.searchsorted(keys, mine[part, :_KEY_SIZE].view("u8").ravel())
         found = in_order[np.minimum(at, len(keys) - 1)]
         # A key that two digests share finds one of them. A chunk that is not found is received, which is right too.
-        equal = (mine[part, :-4] == theirs[found, :-4]).all(axis=1)
+        equal = (mine[part, :DIGEST_SIZE] == theirs[found, :DIGEST_SIZE]).all(axis=1)
         numbers.frombytes(part[equal].tobytes())
         offsets.extend(their_offsets[number] for number in found[equal].tolist())
     return Matches(Places(places.table, numbers), offsets)

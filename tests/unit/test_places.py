@@ -46,7 +46,7 @@ def check(found: Manifest, orders: list[Ordering | None], places: list[Place], *
 @pytest.mark.parametrize("seed", range(20))
 def test_equal_chunks_are_one_place(seed: int, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that may be written at any time, in both ways in which they are found."""
-    monkeypatch.setattr(module, "_MANY", limit)
+    monkeypatch.setattr(module, "MANY_CHUNKS", limit)
     rng = random.Random(seed)
     found = made(rng, seed * 10)
     orders = [rng.choice([None, *Ordering, Ordering.ANY]) for _ in found.chunks]
@@ -67,7 +67,7 @@ def test_equal_chunks_are_one_place(seed: int, limit: int, monkeypatch: pytest.M
 @pytest.mark.parametrize("seed", range(20))
 def test_matches_are_where_another_file_has_a_chunk_first(seed: int, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """For places of any order. Where digests begin alike, some may be left out."""
-    monkeypatch.setattr(module, "_MANY", limit)
+    monkeypatch.setattr(module, "MANY_CHUNKS", limit)
     rng = random.Random(seed)
     found, other = made(rng, 60), made(rng, 3 * seed)
     table = PlaceTable(found)
