@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from filestore.core.batches import batched_by_size
 from filestore.format.codec import frame_limit
@@ -16,6 +16,8 @@ from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.places import Matches, Place, Places
 from filestore.transfer.sinks.protocol import Ordering, Sink
 from filestore.transfer.sinks.zip_index import GATHER_LIMIT
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,25 +61,30 @@ class Batch(NamedTuple):
 
 def batches_by_size(places: Iterable[Place], options: TransferOptions) -> Iterator[list[Place]]:
     """Yield the places in batches whose frames fit into `batch_size` bytes, and of at most `batch_count` places."""
+    return _batched(places, lambda place: place.chunk.size, options)
+
+
+def _batched(chunks: Iterable[T], size_of: Callable[[T], int], options: TransferOptions) -> Iterator[list[T]]:
     return batched_by_size(
-        places, lambda place: frame_limit(place.chunk.size), limit=options.batch_size, count_limit=options.batch_count
+        chunks, lambda chunk: frame_limit(size_of(chunk)), limit=options.batch_size, count_limit=options.batch_count
     )
 
 
 def ordered_chains(places: Places, options: TransferOptions) -> Iterator[list[Batch]]:
     """Yield chains of batches. The batches of one chain must be written one after the other."""
+    table = places.table
     chain: list[Batch] = []
     for extent in _unbroken(places):
         start = 0
-        for batch in batches_by_size(extent, options):
-            follows = batch[0].order is Ordering.AFTER
+        # A worker makes the places when it takes their batch: a chain may be the whole file.
+        for numbers in _batched(extent.numbers, table.chunks.size_at, options):
+            follows = table.orders[numbers[0]] == Ordering.AFTER
             if chain and not follows:
                 yield chain
                 chain = []
             after = chain[-1].written if follows and chain else None
-            # The places themselves are made once more when a worker takes the batch: a chain may be the whole file.
-            chain.append(Batch(extent[start : start + len(batch)], after, asyncio.Event()))
-            start += len(batch)
+            chain.append(Batch(extent[start : start + len(numbers)], after, asyncio.Event()))
+            start += len(numbers)
     if chain:
         yield chain
 
@@ -112,7 +119,7 @@ def asked_first(places: Places, partial_file: PartialFile, options: TransferOpti
             if waiting[number]:
                 waiting[number] = False
                 batch.append(number)
-                held += frame_limit(table.chunks[number].size)
+                held += frame_limit(table.chunks.size_at(number))
             if held >= options.followed_batch_size or len(batch) == options.batch_count:
                 break
         return Places(table, batch)
