@@ -275,14 +275,15 @@ async def test_pipes_in_the_place_of_files(stand: Stand, name: str) -> None:
 
 
 _MEASURED = """
-import asyncio, sys
+import asyncio, os, sys
 from pathlib import Path
 from filestore.backends import connect
 from filestore.cache import Cache, verify_cache
 from filestore.core.references import Directory, File
+from tests.support.process_memory import memory
 
 def peak():
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) << 10
+    return memory(os.getpid(), "VmHWM")
 
 async def main():
     root, repository, file_id, tree_id = sys.argv[1:]

@@ -47,13 +47,13 @@ from tests.support.tls import trusting
 SCHEMES = ["http", "https"]
 MIB = 1 << 20
 _MEASURED = """
-import asyncio, sys
-from pathlib import Path
+import asyncio, os, sys
 from filestore.errors import FilestoreError
 from filestore.http.client.repository import RemoteRepository
+from tests.support.process_memory import memory
 
 def peak():
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) << 10
+    return memory(os.getpid(), "VmHWM")
 
 async def main():
     repository = RemoteRepository(sys.argv[1], token=None, stall_seconds=30, retry_seconds=0.1, first_pause_seconds=0)

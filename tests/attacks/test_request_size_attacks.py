@@ -15,8 +15,8 @@ from typing import cast
 
 import pytest
 
-from filestore.core.digest import DIGEST_AND_NUMBER, DIGEST_SIZE, Digest
-from filestore.core.manifest import MANIFEST_LIMIT, Chunk, Manifest
+from filestore.core.digest import DIGEST_SIZE, Digest
+from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import ChunksMissing
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.http.server.body.connection import PIECE
@@ -26,6 +26,7 @@ from filestore.http.wire import API
 from filestore.system.buffers import Budget
 from tests.support.process_memory import peak_growth
 from tests.support.server import FORM, RunningServer, eventually, form, reply, running_server
+from tests.support.tiny_chunks import TINY_COUNT
 
 MIB = 1 << 20
 ENDLESS = "Content-Length: 1073741824"
@@ -63,8 +64,7 @@ def unread(server: RunningServer) -> int:
 
 def manifest_of_absent_chunks() -> bytes:
     """Return the largest manifest. It is that of a file of 1.8 TiB."""
-    count = (MANIFEST_LIMIT - 24) // DIGEST_AND_NUMBER.size
-    raw = random.Random(1).randbytes(count * DIGEST_SIZE)
+    raw = random.Random(1).randbytes(TINY_COUNT * DIGEST_SIZE)
     digests = (Digest(raw[start : start + DIGEST_SIZE]) for start in range(0, len(raw), DIGEST_SIZE))
     return Manifest.build((Chunk(digest, MIB) for digest in digests), chunking_version=CHUNKING_VERSION).encoded
 

@@ -13,9 +13,9 @@ from filestore.core.paths import file_path
 from filestore.core.records import Record
 from filestore.format.codec import Codec
 from filestore.http.wire import API
-from tests.support.fetch_memory import peak_of
 from tests.support.frames import encoded
 from tests.support.generator import octets
+from tests.support.process_memory import peak_growth
 from tests.support.server import RunningServer, eventually, reply, running_server
 from tests.support.tiny_chunks import TINY_COUNT, planted, repeated
 
@@ -64,19 +64,18 @@ def test_a_byte_of_a_file_of_two_million_chunks_costs_its_manifest_once(server: 
     server.put([encoded(b"x")])
     record = planted(server.root, repeated(b"x", TINY_COUNT), "tiny.bin")
     path = "/" + server.ask("POST", f"{API}/files/{record.id}/sign").json["path"]
-    before = peak_of(server.pid)
-    with ExitStack() as held:
+    with ExitStack() as held, peak_growth(server.pid) as grown:
         range_of_one = [
             held.enter_context(server.begin("GET", path, f"Range: bytes={at}-{at}", "Connection: close"))
             for at in (0, TINY_COUNT - 1)
         ]
         assert [b"x", b"x"] == [reply(connection).body for connection in range_of_one]
-    # 64 MiB of manifest, 15 MiB of offsets, and what the allocator rounds up.
-    assert peak_of(server.pid) - before < 90 * MIB
+        # 64 MiB of manifest, 15 MiB of offsets, and what the allocator rounds up.
+        assert grown() < 90 * MIB
     # It is in memory now, and costs nothing more.
-    held_now = peak_of(server.pid)
-    assert b"x" * 1000 == server.ask("GET", path, headers={"Range": "bytes=1000-1999"}, token=None).body
-    assert peak_of(server.pid) - held_now < 5 * MIB
+    with peak_growth(server.pid) as grown:
+        assert b"x" * 1000 == server.ask("GET", path, headers={"Range": "bytes=1000-1999"}, token=None).body
+        assert grown() < 5 * MIB
 
 
 def test_slow_readers_of_a_huge_file_share_its_manifest(server: RunningServer) -> None:
@@ -84,26 +83,24 @@ def test_slow_readers_of_a_huge_file_share_its_manifest(server: RunningServer) -
     chunk = bytes(768 << 10)
     server.put([encoded(chunk)])
     path = path_of(planted(server.root, repeated(chunk, 260_000), "huge.bin"))
-    before = peak_of(server.pid)
-    with ExitStack() as held:
+    with ExitStack() as held, peak_growth(server.pid) as grown:
         readers = [held.enter_context(slow(server, "GET", path)) for _ in range(60)]
         assert [b"HTTP/1.1 200 OK"] * 60 == [connection.recv(15) for connection in readers]
         assert b"x" == server.ask("GET", f"/{server.upload('other.bin', b'x').json['path']}").body
         # One manifest of 11 MiB, and what is decoded ahead within the budget until a client is known to be slow.
-        assert peak_of(server.pid) - before < 170 * MIB
+        assert grown() < 170 * MIB
 
 
 def test_slow_readers_of_a_manifest_take_no_memory_and_no_disk(server: RunningServer) -> None:
     """Each took a copy in the spool folder, here of 18 MiB. Now the kernel sends the stored file."""
     server.put([encoded(b"x")])
     record = planted(server.root, repeated(b"x", 500_000), "tiny.bin")
-    before = peak_of(server.pid)
-    with ExitStack() as held:
+    with ExitStack() as held, peak_growth(server.pid) as grown:
         path = f"{API}/manifests/{record.digest}"
         readers = [held.enter_context(slow(server, "GET", path)) for _ in range(CROWD)]
         assert [b"HTTP/1.1 200 OK"] * CROWD == [connection.recv(15) for connection in readers]
         assert [] == [path for path in descriptors(server) if path.endswith("(deleted)") and "/tmp/" in path]
-        assert peak_of(server.pid) - before < 30 * MIB
+        assert grown() < 30 * MIB
         # One descriptor for the file, and two for the connection.
         assert len(descriptors(server)) < 3 * CROWD + 60
 

@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
-from pathlib import Path
 
 from filestore.backends import connect
 from filestore.errors import FilestoreError
 from filestore.transfer.fetch import fetch
-
-
-def peak_of(process: int | str) -> int:
-    """Return the most memory that a process had so far, in bytes. That of the program before an exec does not count."""
-    lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
-    [size] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return int(size) << 10
+from tests.support.process_memory import memory
 
 
 async def _main(url: str, token: str, file_id: str, target: str) -> None:
@@ -29,7 +23,7 @@ async def _main(url: str, token: str, file_id: str, target: str) -> None:
             await fetch(repository, file_id, target=target)
         except FilestoreError as failed:
             error = type(failed).__name__
-    print(json.dumps({"error": error, "memory": peak_of("self")}))  # noqa: T201  # its parent waits for this line
+    print(json.dumps({"error": error, "memory": memory(os.getpid(), "VmHWM")}))  # noqa: T201  # its parent waits for this line
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure the memory of another process."""
+"""Measure the memory of a process. It imports nothing of the tests, so that a program that is measured can use it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import resource
 import select
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.process_memory import memory
 from tests.support.server import RunningServer, eventually
 from tests.support.slow_kinds import SlowKind
 
@@ -217,24 +217,12 @@ def server_processes(pid: int) -> list[int]:
 
 def peak_memory(pid: int) -> int:
     """Return the bytes of memory that a process and its descendants had at most: the sum of the peak of each of them."""
-    return sum(_status(process, "VmHWM") for process in server_processes(pid))
-
-
-def resident_memory(pid: int) -> int:
-    """Return the bytes of memory that a process and its descendants have now."""
-    return sum(_status(process, "VmRSS") for process in server_processes(pid))
+    return sum(memory(process, "VmHWM") for process in server_processes(pid))
 
 
 def descriptor_count(pid: int) -> int:
     """Return how many descriptors a process and its descendants have open."""
     return sum(len(list(Path(f"/proc/{process}/fd").iterdir())) for process in server_processes(pid))
-
-
-def _status(pid: int, field: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) << 10
-    raise ProcessLookupError(errno.ESRCH, f"the process {pid} has ended")
 
 
 def _unsent(connection: socket.socket) -> int:
