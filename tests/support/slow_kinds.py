@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
-from filestore.core.digest import chunk_digest
-from filestore.core.manifest import Chunk, Manifest
-from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec
 from filestore.http.wire import API
 from tests.support.frames import contents, encoded
 from tests.support.generator import octets
 from tests.support.server import FORM, SECONDS, RunningServer, batch, form
+from tests.support.tiny_chunks import repeated
 from tests.support.uploads import PARTS, PartsUpload
 
 MIB = 1 << 20
@@ -121,8 +119,7 @@ def _repeated_file(server: RunningServer, name: str, count: int) -> dict[str, st
     if found.status != 200:
         chunk = bytes(MIB)
         assert 200 == server.put([encoded(chunk)]).status
-        chunks = [Chunk(chunk_digest(chunk), len(chunk))] * count
-        found = server.commit(Manifest.build(chunks, chunking_version=CHUNKING_VERSION).encoded, name=name)
+        found = server.commit(repeated(chunk, count).encoded, name=name)
         assert found.status in {200, 201}, found.body
     record: dict[str, str] = found.json
     return record
