@@ -142,6 +142,7 @@ class Target:
             raise TargetError(str(self.path), reason)
         if stat.S_ISDIR(status.st_mode):
             with storage_errors(self.path, translate=_publish_error):
+                self._check_owner_of_target(status)
                 return self._look_into()
         if not self._force:
             raise TargetError(str(self.path), "a file is there; give another name, or have it replaced", hint="replace")
@@ -219,6 +220,16 @@ class Target:
                 # Old content has the permissions that it had as the target.
                 if status is not None and not (is_ours(status) if is_staged else status.st_uid == os.geteuid()):
                     raise self._foreign(folder / name)
+
+    def _check_owner_of_target(self, status: os.stat_result) -> None:
+        """Raise TargetError if another user made the folder at the target, in a folder in which both may write.
+
+        That user could later change what the fetch puts in it. A mounted volume may belong to anybody. Raises OSError.
+        """
+        if status.st_uid in {0, os.geteuid()} or not is_shared(self.path.parent) or self.path.is_mount():
+            return
+        reason = f"the folder is there and belongs to another user (user id {status.st_uid}), who could change what is in it"
+        raise TargetError(str(self.path), f"{reason}; give another target, or remove the folder")
 
     def _foreign(self, path: Path) -> TargetError:
         reason = f"{path} is from another user, or others may write to it; if it is not your old content, remove it"

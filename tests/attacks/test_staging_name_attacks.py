@@ -20,7 +20,7 @@ from filestore.transfer.sinks import tree as tree_sink
 from filestore.transfer.target import Target, staging_folder, tree_label
 from tests.support.archives import Forged, forged
 from tests.support.fetching_trees import stored
-from tests.support.strangers import give_away, needs_root
+from tests.support.strangers import STRANGER, give_away, needs_root
 from tests.support.trees import standing
 
 CONTENT = b"as pushed" * 1000
@@ -219,6 +219,27 @@ async def test_a_planted_folder_is_not_published(repository: LocalRepository, sh
     (home / name / "evil").unlink()
     (home / name).rmdir()
     await fetch_tree(repository, record, target=target)
+    assert TREE == standing(target)
+
+
+@needs_root
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("holds", ["nothing", "the same tree"])
+async def test_a_planted_target_is_not_filled(repository: LocalRepository, shared: Path, holds: str, *, force: bool) -> None:
+    """Its owner could change what is fetched. Nothing is put in it. In a private folder, the user knows what is there."""
+    record = await tree_record(repository)
+    target = shared / "target"
+    if holds == "nothing":
+        target.mkdir()
+    else:
+        await fetch_tree(repository, record, target=target)
+    give_away(target)
+    before = standing(target)
+    with pytest.raises(TargetError, match=f"belongs to another user \\(user id {STRANGER}\\)"):
+        await fetch_tree(repository, record, target=target, force=force)
+    assert before == standing(target)
+    shared.chmod(0o755)
+    await fetch_tree(repository, record, target=target, force=True)
     assert TREE == standing(target)
 
 
