@@ -520,8 +520,9 @@ class TooManyGuesses(FilestoreError):
     facts = ("where", "limit")
     sentence = (
         "{where} refused the token or the signed URL, and answers at most {limit} wrong ones of an address in a minute; "
-        "wait a minute, and use the right one"
+        "use the right one, which is accepted at once"
     )
+    hint = "give-token"
     limit: int
 
 

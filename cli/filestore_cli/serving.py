@@ -230,7 +230,7 @@ def _token_words(given: str | None, made: str | None, root: Path) -> str:
     if made is not None:
         return f"{made}  (shown only this once, because only its digest is stored)"
     if given is not None:
-        return "the one of --token, FILESTORE_TOKEN or the configuration file; the tokens of the folder work as well"
+        return "the one that you gave, which is not shown; the tokens of the folder work as well"
     return f"printed at the first start; `filestore token new --root {shlex.quote(for_display(root))}` makes another"
 
 

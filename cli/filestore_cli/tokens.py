@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 TOKEN_BYTES = 32
 
 _BEGINNING = re.compile(r"[0-9a-f]{8,64}\Z")
-_GIVEN = "given to a server by --token, and valid while that server runs"
+_GIVEN = "given to a server, and valid while that server runs"
 
 
 @click.group(short_help="Make, list and remove access tokens.")
@@ -75,7 +76,7 @@ def new_token(context: CommandContext, namespace: str, label: str, *, create: bo
 def list_tokens(context: CommandContext) -> None:
     """List the valid tokens, the oldest first, by the beginning of their digests.
 
-    The tokens that servers were given by --token come last.
+    The tokens that servers were given for their runs come last.
     """
     root = context.settings.root.absolute()
     rows = run_to_end(with_index(context, root, _tokens, read_only=True))
@@ -95,7 +96,7 @@ def remove_token(context: CommandContext, which: str) -> None:
     Servers notice it within about a second. They then cut its transfers, and refuse the signed URLs that it asked for.
     """
     root = context.settings.root.absolute()
-    row = run_to_end(removed_from_index(context, root, lambda index: _remove_token(index, which)))
+    row = run_to_end(removed_from_index(context, root, lambda index: _remove_token(index, which, root=root)))
     context.show({**_row_result(row), "root": str(root)}, f"Token {row.digest} revoked")
 
 
@@ -119,7 +120,7 @@ async def _tokens(index: Index) -> list[TokenRow]:
     return [*kept, *map(_row_of, given)]
 
 
-async def _remove_token(index: Index, which: str) -> TokenRow:
+async def _remove_token(index: Index, which: str, *, root: Path) -> TokenRow:
     from filestore.repository.given_tokens import remove_given  # heavy
 
     digest = token_digest(parse_setting("token", which, source="what was given"))
@@ -129,7 +130,8 @@ async def _remove_token(index: Index, which: str) -> TokenRow:
     if len(found) != 1:
         # The argument may be the token itself, so it is not repeated.
         raise click.ClickException(
-            f"{len(found)} tokens match; `filestore token ls` lists the tokens, and `filestore token rm` needs exactly one"
+            f"{len(found)} tokens match in {for_display(root)}; `filestore token ls` lists the tokens, "
+            "`filestore token rm` needs exactly one, and --root names another folder"
         )
     async with index.transaction() as transaction:
         await transaction.remove_token(found[0].digest)

@@ -573,7 +573,7 @@ def test_a_wrong_token(home: Home, model: Path, server: Server, token: str) -> N
     sentence = home.failure("push", model, environ={"FILESTORE_URL": server.url, "FILESTORE_TOKEN": token})
     assert (
         sentence == f"{server.url} refused the token; give a token of that server; "
-        "--token or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "
+        "--token-file or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "
         "the first start of `filestore serve` prints one, and `filestore token new` makes another"
     )
 
@@ -585,7 +585,7 @@ def test_no_token(home: Home, model: Path, server: Server, token: str | None) ->
     environ = {"FILESTORE_URL": server.url} | ({} if token is None else {"FILESTORE_TOKEN": token})
     assert (
         f"{server.url} needs a token, and none was given; give a token of that server; "
-        "--token or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "
+        "--token-file or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "
         "the first start of `filestore serve` prints one, and `filestore token new` makes another"
     ) == home.failure("push", model, environ=environ)
 
