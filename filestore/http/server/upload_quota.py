@@ -7,7 +7,8 @@ form's size, without any blocks on the disk:
     form-NAMESPACE.RANDOM       locked while the form arrives
 
 Bytes are first made visible here and then measured, so that of two uploads that begin at the same time, none passes
-unseen. All functions block, unless they are coroutines.
+unseen. Each of these files is locked by its process. What a killed process left is removed as soon as it would make a
+limit refuse something. All functions block, unless they are coroutines.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from filestore.errors import TooManyUploads, UploadsTooLarge
+from filestore.errors import StorageError, TooManyUploads, UploadsTooLarge
 from filestore.system.files import BLOCK_SIZE, free_space, storage_errors
 from filestore.system.locks import FileLock
 from filestore.system.threads import in_disk_thread, shield_until_done
@@ -84,10 +85,9 @@ class UploadQuota:
     def check_size(self, namespace: str) -> None:
         """Raise UploadsTooLarge if the unfinished uploads of a namespace are larger than its limit. Raises StorageError."""
         with _spooling():
-            used, written = self._measure(namespace)
-            limit = self._size_limit
-            if limit is None:
-                limit = (free_space(self._folders) + written) // 2
+            used, limit = self._used_and_limit(namespace)
+            if used > limit and self._remove_ended(namespace):
+                used, limit = self._used_and_limit(namespace)
         if used > limit:
             what = f"the size in bytes of the unfinished uploads of the namespace {namespace}"
             raise UploadsTooLarge(what, used, limit, "uploads_size_limit")
@@ -119,12 +119,27 @@ class UploadQuota:
             # Somebody may have removed the folders since the server started.
             self._folders.parent.mkdir(mode=0o700, exist_ok=True)
             self._folders.mkdir(mode=0o700, exist_ok=True)
-            path = self._folders / f"form-{namespace}.{secrets.token_hex(8)}"
-            claim = FormClaim(self, namespace, FileLock.of_file(path, is_required=False), path)
+            lock, path = locked_file(self._folders, f"form-{namespace}.")
+            claim = FormClaim(self, namespace, lock, path)
             claims.append(claim)
             # With a size that is not known, the event loop measures only what comes after the first step.
             claim.grow(size or STEP_SIZE)
         self.check_size(namespace)
+
+    def _used_and_limit(self, namespace: str) -> tuple[int, int]:
+        used, written = self._measure(namespace)
+        if self._size_limit is not None:
+            return used, self._size_limit
+        return used, (free_space(self._folders) + written) // 2
+
+    def _remove_ended(self, namespace: str) -> bool:
+        """Remove what the processes of forms and parts left that were killed. Return whether there was anything."""
+        with self._entries() as entries:
+            paths = [Path(entry.path) for entry in entries if _is_form_of(entry.name, namespace)]
+        for upload_id, content in list(self._contents.items()):
+            if self._namespaces.get(upload_id) == namespace:
+                paths += [self._folders / upload_id / name for name, _ in content.incoming]
+        return sum(map(remove_if_ended, paths)) > 0
 
     def _measure(self, namespace: str) -> tuple[int, int]:
         """Return what the unfinished uploads of a namespace take, and how many bytes of it are on the disk already."""
@@ -132,8 +147,7 @@ class UploadQuota:
         seen = set()
         with self._entries() as entries:
             for entry in entries:
-                form = _FORM_NAME.match(entry.name)
-                if form is not None and form[1] == namespace:
+                if _is_form_of(entry.name, namespace):
                     with suppress(FileNotFoundError):
                         used += entry.stat(follow_symlinks=False).st_size
                 elif UPLOAD_ID.match(entry.name):
@@ -192,7 +206,6 @@ class FormClaim:
         self._path = path
         self._written = 0
         self._size = 0
-        lock.try_acquire()
 
     def grow(self, size: int) -> None:
         """Count `size` bytes. Raises OSError."""
@@ -215,6 +228,40 @@ class FormClaim:
         with suppress(OSError):
             self._path.unlink()
         self._lock.release()
+
+
+def locked_file(folder: Path, before: str, after: str = "") -> tuple[FileLock, Path]:
+    """Make a file that is locked while it exists, for a form or a part that arrives. Its name has random digits.
+
+    Raises OSError.
+    """
+    while True:
+        path = folder / f"{before}{secrets.token_hex(8)}{after}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock = FileLock(os.open(path, flags, 0o600), path, is_required=False)
+        # `remove_if_ended` of another thread or process may have been faster than the lock.
+        if lock.try_acquire() and os.fstat(lock.descriptor).st_nlink:
+            return lock, path
+        lock.release()
+
+
+def remove_if_ended(path: Path) -> bool:
+    """Remove the file of a form or a part that no process has locked. Return whether it was removed.
+
+    Where there are no locks, nobody can know, and it stays. Raises OSError.
+    """
+    with suppress(FileNotFoundError, StorageError):
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with FileLock(descriptor, path, is_required=True) as lock:
+            if lock.try_acquire():
+                path.unlink()
+                return True
+    return False
+
+
+def _is_form_of(name: str, namespace: str) -> bool:
+    form = _FORM_NAME.match(name)
+    return form is not None and form[1] == namespace
 
 
 def _content_of(folder: str, changed_at: int) -> _Content:

@@ -39,11 +39,11 @@ from blake3 import blake3
 
 from filestore.core.digest import Buffer
 from filestore.core.signing import sign
-from filestore.errors import Busy, PartRefused, StorageError, UploadNotFound
+from filestore.errors import Busy, PartRefused, UploadNotFound
 from filestore.http.server.context import spooling
 from filestore.http.server.routes.sdk.parts import UploadPart
 from filestore.http.server.routes.sdk.upload_state import BUSY_SECONDS, FinishedUpload, UploadState
-from filestore.http.server.upload_quota import DESCRIPTION_NAME, PART_NAME, UPLOAD_ID, UploadQuota
+from filestore.http.server.upload_quota import DESCRIPTION_NAME, PART_NAME, UPLOAD_ID, UploadQuota, locked_file, remove_if_ended
 from filestore.system.files import remove_if_possible, remove_in_place, sync_descriptor, sync_path, write_all, write_atomic
 from filestore.system.locks import FileLock
 from filestore.system.owners import make_own
@@ -52,7 +52,6 @@ from filestore.transfer.sources.file import PACKED_SIZE
 PART_LIMIT = 10_000
 """Parts that an upload may have. S3 has the same limit."""
 
-_ABANDONED_SECONDS = 60.0
 _INCOMING, _GONE = "incoming-", "gone-"
 _CUT, _FINISHED, _LOCK = "cut", "finished.json", "lock"
 
@@ -81,10 +80,8 @@ class Upload:
 
         The caller must call `discard` on it in any case. Raises UploadNotFound.
         """
-        path = self._path(f"{_INCOMING}{secrets.token_hex(8)}-{size}")
         with self._standing():
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            return IncomingPart(FileLock(descriptor, path, is_required=False), path)
+            return IncomingPart(*locked_file(self.folder, _INCOMING, f"-{size}"))
 
     def keep(self, incoming: IncomingPart, number: int, *, check_size: Callable[[int], None] = lambda _: None) -> UploadPart:
         """Store a part that arrived, durably.
@@ -199,7 +196,6 @@ class IncomingPart:
     """Write a part that is arriving."""
 
     def __init__(self, lock: FileLock, path: Path) -> None:
-        lock.try_acquire()
         self._lock = lock
         self.descriptor = lock.descriptor
         self.path = path
@@ -341,12 +337,7 @@ def _use(entries: Sequence[os.DirEntry[str]]) -> str:
 def _remove_ended_parts(folder: Path) -> None:
     """Remove parts that were arriving when their process ended. Without locks, they stay as long as their upload."""
     for path in folder.glob(f"{_INCOMING}*-*"):
-        # A part that has just begun may not be locked yet.
-        with suppress(FileNotFoundError, StorageError):
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                with FileLock.of_file(path, is_required=True) as lock:
-                    if lock.try_acquire():
-                        path.unlink()
+        remove_if_ended(path)
 
 
 def _retire(folder: Path, state: UploadState) -> None:
