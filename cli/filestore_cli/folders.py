@@ -58,7 +58,10 @@ async def opened_folder(
 
 
 async def removed_from_index(context: CommandContext, folder: Path, remove: Callable[[Index], Awaitable[T]]) -> T:
-    """Return what `remove` returns, as `with_index` does. On a full disk, it is called again with the space of the reserve."""
+    """Return what `remove` returns, as `with_index` does. On a full disk, it is called again with the space of the reserve.
+
+    It removes something, or revokes it.
+    """
     from filestore.repository.full_disk import with_reserve  # heavy
 
     async with opened_folder(context, folder) as (store, index):

@@ -10,7 +10,7 @@ import click
 
 from filestore.core.timestamps import format_timestamp
 from filestore_cli.context import CommandContext, takes
-from filestore_cli.folders import with_index
+from filestore_cli.folders import removed_from_index, with_index
 from filestore_cli.start import run_to_end
 from filestore_cli.text import for_display
 
@@ -47,7 +47,7 @@ def rotate(context: CommandContext, *, revoke: bool) -> None:
     """
     root = context.settings.root.absolute()
     kept_seconds = 0 if revoke else int(max(context.settings.signed_seconds, context.settings.upload_idle_seconds)) + 1
-    keys = run_to_end(with_index(context, root, lambda index: _rotate(index, kept_seconds=kept_seconds)))
+    keys = run_to_end(removed_from_index(context, root, lambda index: _rotate(index, kept_seconds=kept_seconds)))
     _show(context, keys)
     context.note("Servers that are running sign with the new key within about a second.")
 

@@ -332,6 +332,8 @@ def test_disk_that_a_tenant_filled(home: Home, disk: Path, tmp_path: Path) -> No
             fill(disk)
             assert 0 < home.result("gc", "--grace", "0s", environ=folder)["freed_size"]
             fill(disk)
+            assert 1 == len(home.result("signing-key", "rotate", "--revoke", environ=folder)["keys"])
+            fill(disk)
             home.result("token", "rm", token["digest"], environ=folder)
             (uploads,) = root.glob("uploads-*")
             eventually(lambda: not [path for path in uploads.iterdir() if path.is_dir()])
