@@ -22,12 +22,14 @@ def read_small(path: Path, *, limit: int) -> bytes:
 
     Raises OSError for a larger file too, and for a link or anything else that is not a regular file.
     """
-    with open_regular(path) as file:
-        size = min(os.fstat(file.fileno()).st_size, limit)
-        # `read` first takes as much memory as it may return.
-        content = file.read(size + 1)
-        if size < len(content) <= limit:
-            content += file.read(limit + 1 - len(content))  # the file is growing
+    descriptor, size = _open(path)
+    try:
+        # A read first takes as much memory as it may return.
+        content = os.read(descriptor, min(size, limit) + 1)
+        while len(content) != size and len(content) <= limit and (more := os.read(descriptor, limit + 1 - len(content))):
+            content += more  # the file is growing
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit} bytes", str(path))
     return content
@@ -35,12 +37,19 @@ def read_small(path: Path, *, limit: int) -> bytes:
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading. Blocks. Raises OSError, also for a link and for anything else."""
+    descriptor, _ = _open(path)
+    return os.fdopen(descriptor, "rb")
+
+
+def _open(path: Path) -> tuple[int, int]:
+    """Open a regular file. Return its descriptor and its size."""
     # Without O_NONBLOCK, the open of a pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")
+    return descriptor, status.st_size
 
 
 def read_json(path: Path) -> Any:
