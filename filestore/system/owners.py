@@ -102,7 +102,12 @@ def warn_of_others(folder: Path, what: str) -> None:
         return
     if folder not in _warned:
         _warned.add(folder)
-        logger.warning("the folder of %s, %r, %s: others can change what is in it", what, str(folder), how)
+        logger.warning(
+            "the folder of %s, %r, %s: others can change what is in it; use another one if you do not trust them",
+            what,
+            str(folder),
+            how,
+        )
 
 
 def usual_mode(mode: int) -> int:
