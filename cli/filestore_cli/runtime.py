@@ -94,7 +94,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
             f"URL     {url}",
             "",
             "To run a pipeline, type in another terminal:",
-            f"  export PIPELINE_API_URL={reachable(url)}",
+            f"  export PIPELINE_API_URL={settings.public_url or reachable(url)}",
             "  export PIPELINE_API_TOKEN=...  # the token that this runtime was given",
             "",
             f"listening on {url}",

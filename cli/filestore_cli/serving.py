@@ -79,7 +79,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
             f"URL     {url}",
             "",
             "To push a file, type in another terminal:",
-            f"  export FILESTORE_URL={reachable(url)}",
+            f"  export FILESTORE_URL={settings.public_url or reachable(url)}",
             f"  {_token_line(settings.token, made, root)}",
             "  filestore push model.safetensors",
             "",
