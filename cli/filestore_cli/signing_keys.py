@@ -12,7 +12,7 @@ from filestore.core.timestamps import format_timestamp
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.folders import removed_from_index, with_index
 from filestore_cli.start import run_to_end
-from filestore_cli.text import for_display
+from filestore_cli.text import for_display, minute
 
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
@@ -71,7 +71,7 @@ def _show(context: CommandContext, keys: SigningKeys) -> None:
     lines = [f"{keys.current.id}  signs"]
     if previous is not None:
         results.append({"id": previous.id, "made_at": _made_at(previous.made_at), "signs": False, "accepted_until": until})
-        lines.append(f"{previous.id}  accepted until {until}")
+        lines.append(f"{previous.id}  accepted until {minute(keys.previous_until * 1_000_000)}")
     root = context.settings.root.absolute()
     count = len(results)
     context.show({"keys": results, "root": str(root)}, *lines, f"{count} key{'' if count == 1 else 's'} in {for_display(root)}")
