@@ -689,6 +689,13 @@ def test_first_start(server: Server) -> None:
     assert len(token) == 43
 
 
+def test_a_start_behind_a_proxy(home: Home, tmp_path: Path) -> None:
+    """The line to copy has the URL of the clients. The server still says where it listens."""
+    with home.server("--public-url", "https://files.example.org", root=tmp_path / "root") as server:
+        assert "  export FILESTORE_URL=https://files.example.org" in server.said.splitlines()
+        assert f"listening on {server.url}" == server.said.splitlines()[-1]
+
+
 def test_a_token_is_kept_nowhere(server: Server) -> None:
     """The folder holds the digest of a token only."""
     for path in server.root.rglob("*"):
