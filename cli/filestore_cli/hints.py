@@ -22,7 +22,7 @@ HINTS = {
     "end-hold": "`filestore gc --end-hold` ends it",
     "exclude": "--exclude does that",
     "finish-repository": "`filestore serve --create` and `filestore push --create` finish it",
-    "free-repository": "`filestore rm` removes files, and on the machine of the repository `filestore gc --grace 0s` frees "
+    "free-repository": "`filestore rm` removes files, and on the machine of the repository `filestore gc` with --grace 0s frees "
     "their space at once",
     "give-token": "--token-file or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "
     "the first start of `filestore serve` prints one, and `filestore token new` makes another",

@@ -17,7 +17,9 @@ from tests.support.commands import Home
 from tests.support.disks import small_disk
 
 MIB = 1 << 20
-ADVICE = "`filestore rm` removes files, and on the machine of the repository `filestore gc --grace 0s` frees their space at once"
+ADVICE = (
+    "`filestore rm` removes files, and on the machine of the repository `filestore gc` with --grace 0s frees their space at once"
+)
 
 
 @pytest.fixture
