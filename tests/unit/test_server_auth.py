@@ -142,10 +142,26 @@ async def test_given_tokens_are_listed_and_removed_for_ever(index: Index) -> Non
     assert {first: True, second: False} == {token.digest: token.is_removed for token in await given_tokens(index)}
 
 
-async def test_a_runtime_knows_the_namespaces_of_a_server_of_the_same_folder(index: Index) -> None:
-    """It accepts no token of the index, and must not take the uploads of these namespaces for abandoned ones."""
-    runtime = Tokens(index, {token_digest("given"): "default"}, knows_index=False)
-    assert {"default", "team"} == await runtime.namespaces()
+async def test_a_namespace_is_revoked_with_its_last_token(index: Index, tokens: Tokens) -> None:
+    """Also if it had its tokens only for a moment, between two looks."""
     async with index.transaction() as transaction:
-        await remove_given(index, transaction, token_digest("given"), namespace="default")
-    assert {"team"} == await runtime.namespaces()
+        for token in ("first", "second"):
+            await transaction.add_token(token_digest(token), namespace="guest", label="")
+    await tokens.access("Bearer first")
+    for token, revoked in (("first", set()), ("second", {"guest"})):
+        async with index.transaction() as transaction:
+            await transaction.remove_token(token_digest(token))
+        assert revoked == await tokens.revoked_namespaces()
+
+
+async def test_a_namespace_that_has_a_token_at_another_server_is_not_revoked(index: Index) -> None:
+    """A runtime accepts no token of the index. When its own is removed, others may still upload to the folder."""
+    for namespace in ("team", "default"):
+        runtime = Tokens(index, {token_digest(namespace): namespace}, knows_index=False)
+        await note_given(index, {token_digest(namespace): namespace})
+        await runtime.access(f"Bearer {namespace}")
+        async with index.transaction() as transaction:
+            await remove_given(index, transaction, token_digest(namespace), namespace=namespace)
+        assert ({"default"} if namespace == "default" else set()) == await runtime.revoked_namespaces()
+    await note_given(index, {token_digest("of a file server"): "default"})
+    assert set() == await runtime.revoked_namespaces()

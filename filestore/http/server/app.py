@@ -132,7 +132,7 @@ def make_app(
         idle_seconds=limits.upload_idle_seconds,
         limit_seconds=limits.upload_seconds,
         quota=quota,
-        namespaces=tokens.namespaces,
+        revoked_namespaces=tokens.revoked_namespaces,
     )
     authenticator = RequestAuthenticator(
         store,

@@ -52,6 +52,8 @@ class Tokens:
         """The issuers of all valid tokens."""
         self._namespaces: dict[str, str] = {}
         """The namespace of each issuer."""
+        self._seen: set[str] = set()
+        """The namespaces that had a valid token since this process began."""
         self._keys: SigningKeys | None = None
         self._refreshing = asyncio.Lock()
 
@@ -72,6 +74,7 @@ class Tokens:
         # `is_valid` must know a token that is newer than the last `refresh`.
         self._issuers[digest] = issuer
         self._namespaces[issuer] = namespace
+        self._seen.add(namespace)
         return Access(namespace, issuer)
 
     async def signed(self, method: str, path: str, *, namespace: str, expires_at: str, signature: str) -> Access:
@@ -104,15 +107,17 @@ class Tokens:
             self._keys, self._removed = keys, removed
             self._issuers = {digest: self._issuers.get(digest) or keys.issuer(digest) for digest in valid}
             self._namespaces = {self._issuers[digest]: namespace for digest, namespace in valid.items()}
+            self._seen.update(valid.values())
 
-    async def namespaces(self) -> frozenset[str]:
-        """Return the namespaces that have a valid token, here or at another server of the folder.
+    async def revoked_namespaces(self) -> frozenset[str]:
+        """Return the namespaces that had a valid token here, and have none any more at any server of the folder.
 
         Raises StorageError, IndexDamaged, Busy.
         """
         await self.refresh()
-        rows = await self._index.tokens()
-        return frozenset((*self._namespaces.values(), *(row.namespace for row in rows)))
+        kept = {row.namespace for row in await self._index.tokens()}
+        given = {token.namespace for token in await given_tokens(self._index) if not token.is_removed}
+        return frozenset(self._seen.difference(kept, given, self._namespaces.values()))
 
     async def _ask(self, digest: Digest) -> str | None:
         now = self._clock()

@@ -148,9 +148,11 @@ class RequestContext:
         """
         size = self.request.content_length or 0
         async with AsyncExitStack() as stack:
-            # First, because it makes the spool folder again if somebody removed it.
-            claim = await stack.enter_async_context(self.upload_quota.form(repository.namespace, size))
+            # Somebody may have removed it.
+            await in_disk_thread(make_spool_folder, self.spool_folder)
+            # First, because a file that does not fit on the disk does not fit into any share of it.
             space = await stack.enter_async_context(repository.space_for(size, place=self.spool_folder))
+            claim = await stack.enter_async_context(self.upload_quota.form(repository.namespace, size))
             with spooling():
                 file = await stack.enter_async_context(TemporaryFile("w+b", buffering=0, dir=self.spool_folder))
 

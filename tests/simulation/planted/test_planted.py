@@ -15,7 +15,7 @@ STEPS = 12_000
 
 
 FOUND = {
-    "collection_without_second_look": ("ChunksMissing|in its grace period", (1, 8, 18)),
+    "collection_without_second_look": ("ChunksMissing|in its grace period|read back with other bytes", (1, 8, 18)),
     "index_opened_beside_sqlite": ("open without a lock", (1, 2, 3)),
     "lease_without_process": ("counts as in use", (3, 13, 23)),
     "lost_last_seen": ("in its grace period", (7, 17, 27)),

@@ -82,13 +82,13 @@ class Assembly:
         idle_seconds: float,
         limit_seconds: float,
         quota: UploadQuota,
-        namespaces: Callable[[], Awaitable[frozenset[str]]],
+        revoked_namespaces: Callable[[], Awaitable[frozenset[str]]],
     ) -> None:
-        """`namespaces` returns those that have a valid token."""
+        """`revoked_namespaces` returns those that have lost their last token."""
         self._folders = folders
         self._store = store
         self.quota = quota
-        self._namespaces = namespaces
+        self._revoked_namespaces = revoked_namespaces
         self._push_budget = push_budget
         self.idle_seconds = idle_seconds
         """How long an upload is kept of which no byte arrives."""
@@ -171,13 +171,9 @@ class Assembly:
 
     async def _remove_revoked(self) -> None:
         """Remove the uploads of each namespace that loses its last token, soon after that."""
-        with_token: frozenset[str] = frozenset()
-        revoked: frozenset[str] = frozenset()
         while True:
             try:
-                now = await self._namespaces()
-                revoked = revoked.union(with_token).difference(now)
-                with_token = now
+                revoked = await self._revoked_namespaces()
                 if revoked:
                     await in_disk_thread(uploads.remove_all, self._folders, revoked)
             except (OSError, FilestoreError) as error:
