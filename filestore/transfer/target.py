@@ -42,6 +42,7 @@ LOCK_SECONDS = 60
 
 _REPLACING = ".filestore-replacing"
 _MOVING = ".filestore-moving"
+_DISCARDED = ".filestore-discarded"
 
 OWN_NAMES = ".*.filestore-*"
 """A glob for the names that a fetch makes next to a target, or in it."""
@@ -87,10 +88,10 @@ class Target:
         label = tree_label(self.path.name)
         self._stem = f".{digest.hex()[:32]}-{label}"
         self._staging_name = f"{self._stem}{STAGING_END}"
-        self._discarded_name = f"{self._stem}.filestore-discarded"
+        self._discarded_name = f"{self._stem}{_DISCARDED}"
         self._aside_name = f".{label}.filestore-aside"
         self._halfway_name = f".{label}.filestore-halfway"
-        self._replaced_name = f".{label}.filestore-discarded"
+        self._replaced_name = f".{label}{_DISCARDED}"
         self._decided_ends = f"-{label}{_REPLACING}", f"-{label}{_MOVING}"
         self.is_inside = False
         """The tree is staged in the target itself, or published name by name. The folder of the target stays."""
@@ -180,7 +181,9 @@ class Target:
         A folder to which two processes fetched may have one in it, too.
         """
         for home in {self._home, self.path}:
-            staging, discarded = home / self._staging_name, home / self._discarded_name
+            staging = home / self._staging_name
+            # Of its own staging folder: another fetch to this target may discard its one at the same time.
+            discarded = home / f"{self._staging_name.removesuffix(STAGING_END)}{_DISCARDED}"
             remove_if_possible(discarded)
             try:
                 staging.rename(discarded)
