@@ -78,6 +78,8 @@ _SET_PARENT_DEATH_SIGNAL, _SET_CHILD_SUBREAPER = 1, 36
 """Options of `prctl`. Source: prctl(2)."""
 _WAKING = (signal.SIGCHLD, signal.SIGTERM)
 _END_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.1
+_ATTEMPTS = 5
+"""How often children that cannot be killed are looked at. They are of another user."""
 
 
 class MissingOutput(Exception):
@@ -233,12 +235,15 @@ def _await_end(pid: int, woken: int) -> int:
     with suppress(OSError):
         # It is all that can be done where there is nothing like `/proc`.
         os.killpg(pid, signal.SIGKILL)
-    pause = _END_PAUSE_SECONDS
-    while end_descendants(os.getpid()):
+    pause, attempts_left = _END_PAUSE_SECONDS, _ATTEMPTS
+    while attempts_left:
+        # A list of processes may miss one whose parent ends at that moment. It is a child of this process then.
+        attempts_left = _ATTEMPTS if end_descendants(os.getpid()) else attempts_left - 1
         status = _reap(pid, status)
+        if not _has_children():
+            break
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-    status = _reap(pid, status)
     return os.waitstatus_to_exitcode(signal.SIGKILL if status is None else status)
 
 
@@ -249,6 +254,15 @@ def _reap(pid: int, status: int | None) -> int | None:
             if ended[0] == pid:
                 status = ended[1]
     return status
+
+
+def _has_children() -> bool:
+    """Return whether this process has a child, also one whose parent has ended before it."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _end_with(code: int) -> NoReturn:
