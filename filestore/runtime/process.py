@@ -122,8 +122,10 @@ class PipelineProcess:
         await in_disk_thread(worker.end_marked, f"PIPELINE_DIR={_sdk_folder(self.folder)}")
 
     def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            self._process.send_signal(number)
+        # The method of the process would first wait for it, and then asyncio would not learn how it ended.
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
 
     async def _request(self, message: bytes) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
