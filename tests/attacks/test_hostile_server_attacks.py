@@ -561,6 +561,7 @@ def test_escape_sequences_in_problems(home: Home, tmp_path: Path, problem: dict[
         assert [line for line in printed.split("\n") if line.startswith("Error")] == [printed.strip().split("\n")[-1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server_field", [b"\x1b[2J", b"x\x9b31m", "\u202e".encode()])
 def test_escape_sequences_in_header_fields(home: Home, server_field: bytes) -> None:
     """What made an answer is printed without all that is not ASCII."""

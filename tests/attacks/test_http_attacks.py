@@ -239,7 +239,8 @@ def test_a_head_without_end_is_refused(server: RunningServer) -> None:
     for head in (
         b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 100_000,
         b"GET /" + b"x" * 100_000,
-        b"GET /healthz HTTP/1.1\r\n" + b"".join(b"X-%d: x\r\n" % number for number in range(1000)),
+        b"GET /healthz HTTP/1.1\r\n" + b"".join(b"X-%d: x\r\n" % number for number in range(4000)),
+        b"GET /healthz HTTP/1.1\r\n" + b"".join(b"X-%d: x\r\n" % number for number in range(1000)) + b"\r\n",
     ):
         with server.connection() as connection:
             connection.sendall(head)

@@ -57,6 +57,7 @@ def start(writer: int) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_process_whose_log_nobody_reads_ends(full_pipe: tuple[int, int]) -> None:
     """It neither waits when it writes a line, nor for ever at its end."""
     with start(full_pipe[1]) as process:
@@ -82,6 +83,7 @@ def test_how_many_lines_were_left_out_is_told(full_pipe: tuple[int, int]) -> Non
     assert LINES == int(told.split()[2]) + sum("WARNING line " in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_server_whose_log_is_full_answers(full_pipe: tuple[int, int], tmp_path: Path, workers: str) -> None:
     """Requests that log a line get their answers, and a signal ends the server."""

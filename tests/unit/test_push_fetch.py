@@ -541,6 +541,7 @@ async def test_symlinks_are_for_directories(watched: WatchedRepository, source: 
     await push(watched, source, symlinks="inside")
 
 
+@pytest.mark.slow
 async def test_a_push_of_which_very_many_chunks_are_missing_commits_twice(repository: LocalRepository) -> None:
     """An error lists at most 4,096 chunks. The push then asks about all of its chunks, instead of committing again and again."""
     watched = WatchedRepository(repository)
