@@ -17,6 +17,8 @@ from filestore.format.chunking import CHUNKING_VERSION
 from filestore.system.files import BLOCK_SIZE, in_blocks
 from filestore.system.small_files import read_json
 
+_LINKS_LIMIT = 40
+"""How many links are followed, as by Linux."""
 WATCHED_FILES = 100
 """The number of files of a tree that each use of the cache checks. They are the largest ones. The weights are among
 them, and 100 checks take 0.2 ms.
@@ -149,14 +151,16 @@ def _inner(name: object) -> str:
 def _beside(path: Path) -> Path:
     """Return the path to which a second name of an entry leads, or `path` for a first name. Raises OSError.
 
-    A second name may be a link, which leads to a name beside it and nowhere else.
+    A second name may be a link, which leads to a name beside it and nowhere else. That name may be a link too.
     """
-    if not path.is_symlink():
-        return path
-    target = os.readlink(path)  # noqa: PTH115  # a text, to see its slashes
-    if "/" in target or target in {".", ".."}:
-        raise OSError(errno.ELOOP, "it leads out of its entry", str(path))
-    return path.with_name(target)
+    for _ in range(_LINKS_LIMIT):
+        if not path.is_symlink():
+            return path
+        target = os.readlink(path)  # noqa: PTH115  # a text, to see its slashes
+        if "/" in target or target in {".", ".."}:
+            break
+        path = path.with_name(target)
+    raise OSError(errno.ELOOP, "it leads out of its entry, or in a circle", str(path))
 
 
 def unseal(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -330,3 +331,13 @@ def test_many_refused_connections_are_closed_at_once(tmp_path: Path) -> None:
         assert 200 == reply(first).status
         assert len(list(Path(f"/proc/{server.pid}/fd").iterdir())) - before <= 300
         assert len(refused) == 600
+
+
+def test_refused_connections_that_are_reset_log_nothing(tmp_path: Path) -> None:
+    """The server cannot end its answer on them. The fixture fails if it logs that as an error."""
+    with running_server(tmp_path / "root", connections_limit=1) as server, server.connection() as first:
+        for _ in range(300):
+            with server.connection() as refused:
+                refused.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        first.sendall(REQUEST)
+        assert 200 == reply(first).status

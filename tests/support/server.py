@@ -147,7 +147,8 @@ def running_server(root: Path, *, check: bool = True, **settings: str | float) -
             status, log = server.stop()
             # On a busy machine, a request whose client has just gone may be in progress for a second longer.
             told = (line for line in log.splitlines(keepends=True) if "stopping: " not in line and _REPORT.match(line) is None)
-            assert (0, "") == (status, "".join(told))
+            found = status, "".join(told)
+            assert (0, "") == found, found
     finally:
         process.kill()
         process.communicate()

@@ -313,3 +313,16 @@ async def test_what_is_known_of_a_url_may_be_rubbish(cache: Cache, nginx: Nginx,
         for kept in [*(tmp_path / "cache").glob("*/*/urls/*"), *(tmp_path / "cache").glob("*/*/sha256/*")]:
             kept.write_bytes(rubbish)
         assert path == await cache.resolve(FileURL(url))
+
+
+@pytest.mark.slow
+async def test_a_tree_keeps_each_of_its_names(local_repository: Repository, nginx: Nginx, tmp_path: Path) -> None:
+    """A name may lead to a name that leads to the tree, as where the second name comes first in the alphabet."""
+    content = zipped({"a": CONTENT})
+    cache = Cache(tmp_path / "cache", local_repository, downloads=LOOPBACK)
+    urls = [nginx.put(f"{name}.zip", content) for name in "bac"]
+    paths = [await cache.resolve(Directory(url=url)) for url in urls]
+    again = [await cache.resolved(Directory(url=url)) for url in urls]
+    assert paths == [each.path for each in again]
+    assert [True] * 3 == [each.was_cached for each in again]
+    assert {CONTENT} == {(path / "a").read_bytes() for path in paths}

@@ -343,7 +343,8 @@ class RequestConnection(web.RequestHandler):
         # A close at once could discard the answer if the client still sends. So its bytes are read and dropped.
         transport.resume_reading()
         transport.write(answer)
-        transport.write_eof()
+        with suppress(OSError):  # the client has reset the connection
+            transport.write_eof()
         asyncio.get_running_loop().call_later(LINGER_SECONDS, transport.abort)
 
     def _end(self) -> None:
