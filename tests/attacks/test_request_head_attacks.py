@@ -333,11 +333,12 @@ def test_many_refused_connections_are_closed_at_once(tmp_path: Path) -> None:
         assert len(refused) == 600
 
 
-def test_refused_connections_that_are_reset_log_nothing(tmp_path: Path) -> None:
-    """The server cannot end its answer on them. The fixture fails if it logs that as an error."""
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_refused_connections_whose_clients_have_gone_log_nothing(tmp_path: Path, *, is_reset: bool) -> None:
+    """The server cannot end its answer on them. `running_server` fails if it logs that as an error."""
     with running_server(tmp_path / "root", connections_limit=1) as server, server.connection() as first:
         for _ in range(300):
             with server.connection() as refused:
-                refused.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                refused.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", is_reset, 0))
         first.sendall(REQUEST)
         assert 200 == reply(first).status
