@@ -115,7 +115,7 @@ def _public_url(value: object) -> str:
     return str(value).rstrip("/")
 
 
-def _trusted(value: object) -> tuple[IPv4Network | IPv6Network, ...]:
+def _proxy_networks(value: object) -> tuple[IPv4Network | IPv6Network, ...]:
     if isinstance(value, tuple) and all(isinstance(each, IPv4Network | IPv6Network) for each in value):
         return value
     given = value.split(",") if isinstance(value, str) else value
@@ -582,7 +582,7 @@ class Settings:
             "The addresses of the proxies of a server, whose headers X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host "
             "and Forwarded count",
             unit="addresses or networks, with commas between them",
-            parse=_trusted,
+            parse=_proxy_networks,
             default="none: these headers do not count",
         ),
     )

@@ -54,6 +54,8 @@ class Tokens:
         """The namespace of each issuer."""
         self._seen: set[str] = set()
         """The namespaces that had a valid token since this process began."""
+        self._kept: set[str] = set()
+        """The namespaces that have a token in the index, or one that any server of the folder was given."""
         self._keys: SigningKeys | None = None
         self._refreshing = asyncio.Lock()
 
@@ -100,14 +102,17 @@ class Tokens:
         """Read the tokens and the keys again. Raises StorageError, IndexDamaged, Busy."""
         async with self._refreshing:
             keys = await self._index.signing_keys()
-            removed = {token.digest for token in await given_tokens(self._index) if token.is_removed}
-            valid = {row.digest: row.namespace for row in await self._index.tokens()} if self._knows_index else {}
+            given = await given_tokens(self._index)
+            rows = await self._index.tokens()
+            removed = {token.digest for token in given if token.is_removed}
+            valid = {row.digest: row.namespace for row in rows} if self._knows_index else {}
             self._known = {digest: known for digest, known in self._known.items() if digest in valid}
             valid |= {digest: namespace for digest, namespace in self._given.items() if digest not in removed}
             self._keys, self._removed = keys, removed
             self._issuers = {digest: self._issuers.get(digest) or keys.issuer(digest) for digest in valid}
             self._namespaces = {self._issuers[digest]: namespace for digest, namespace in valid.items()}
             self._seen.update(valid.values())
+            self._kept = {row.namespace for row in rows} | {token.namespace for token in given if not token.is_removed}
 
     async def revoked_namespaces(self) -> frozenset[str]:
         """Return the namespaces that had a valid token here, and have none any more at any server of the folder.
@@ -115,9 +120,7 @@ class Tokens:
         Raises StorageError, IndexDamaged, Busy.
         """
         await self.refresh()
-        kept = {row.namespace for row in await self._index.tokens()}
-        given = {token.namespace for token in await given_tokens(self._index) if not token.is_removed}
-        return frozenset(self._seen.difference(kept, given, self._namespaces.values()))
+        return frozenset(self._seen.difference(self._kept, self._namespaces.values()))
 
     async def _ask(self, digest: Digest) -> str | None:
         now = self._clock()
